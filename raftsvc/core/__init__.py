@@ -1,0 +1,1 @@
+"""The Raft algorithm, pure and deterministic: see `raftsvc.core.raft`."""

@@ -1,0 +1,276 @@
+"""The replicated log in memory: entries, configurations, and what is durable, committed, handed on.
+
+Holds every entry since some time before the last snapshot, so that no entry is
+ever read back from a disk to be sent or applied.  Does no I/O: it hands out what
+is to be written and learns, by token, what was.
+
+Invariants:
+    offset <= snapshot.index <= commit_index <= last_index
+    delivered_index <= min(commit_index, stable_index) once the snapshot is stable
+    entries[i].index == offset + 1 + i                       (no gaps)
+    what is committed is never truncated                     (section 5.4)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
+from raftsvc.core.messages import Entry, EntryKind, MalformedError
+
+
+class ViolationError(Exception):
+    """A peer contradicts what is committed: some node lost or altered its storage.
+
+    Nothing can be done safely but to stop taking part.
+    """
+
+
+class SnapshotMeta(NamedTuple):
+    """What a snapshot covers: everything up to `index`, which has `term`, with `config` in force there."""
+
+    index: int = 0
+    term: int = 0
+    config: Configuration = Configuration()
+
+
+class Log:
+    """Entries after `offset`, and five cursors over them."""
+
+    __slots__ = (
+        "_configs",
+        "_entries",
+        "_in_flight",
+        "commit_index",
+        "delivered_index",
+        "handed_index",
+        "offset",
+        "offset_term",
+        "size_bytes",
+        "snapshot",
+        "stable_index",
+    )
+
+    def __init__(self, snapshot: SnapshotMeta, entries: Sequence[Entry], commit_index: int) -> None:
+        """The log as recovered: all of `entries`, some maybe before the snapshot's end, is durable."""
+        self.snapshot = snapshot
+        self.offset = snapshot.index
+        self.offset_term = snapshot.term
+        self._entries = list(entries)
+        if entries and entries[0].index <= snapshot.index:
+            # The trailing window.  The term before its first entry is unknown, so
+            # that entry serves only as the anchor for those that follow.
+            assert entries[-1].index >= snapshot.index, "the window reaches the snapshot"
+            self.offset, self.offset_term = entries[0].index, entries[0].term
+            del self._entries[0]
+        self.size_bytes = sum(len(entry.frame) for entry in self._entries)
+        self.stable_index = self.handed_index = self.last_index
+        self.commit_index = max(snapshot.index, min(commit_index, self.last_index))
+        self.delivered_index = snapshot.index
+        # (token, last index) of each write that was handed out and is not known to be done.
+        self._in_flight: deque[list[int]] = deque()
+        # The configuration in force from each index on; the first stands for the snapshot.
+        self._configs: list[tuple[int, Configuration]] = [(snapshot.index, snapshot.config)]
+        self._adopt_configs(self._entries[snapshot.index - self.offset :])
+
+    # -- reading
+
+    @property
+    def first_index(self) -> int:
+        """The lowest index whose entry is here."""
+        return self.offset + 1
+
+    @property
+    def last_index(self) -> int:
+        return self.offset + len(self._entries)
+
+    @property
+    def last_term(self) -> int:
+        return self._entries[-1].term if self._entries else self.offset_term
+
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at `index`, or None if it is compacted away or not there yet."""
+        if self.offset < index <= self.last_index:
+            return self._entries[index - self.offset - 1].term
+        if index == self.offset:
+            return self.offset_term
+        return 0 if index == 0 else None
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether the entry at `index` is here and of `term`: then all before it agree too (section 5.3)."""
+        return self.term_at(index) == term
+
+    def is_up_to_date(self, last_index: int, last_term: int) -> bool:
+        """Whether a log that ends so is at least as up to date as this one: term before length (section 5.4.1)."""
+        return (last_term, last_index) >= (self.last_term, self.last_index)
+
+    def entries_from(self, index: int, max_bytes: int) -> list[Entry]:
+        """Entries from `index` on, at least one if there is one, else up to `max_bytes` of frames."""
+        assert index > self.offset, "compacted entries are not asked for"
+        return self._bounded(index - self.offset - 1, len(self._entries), max_bytes)
+
+    def _bounded(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
+        room = max_bytes
+        end = start
+        while end < stop:
+            room -= len(self._entries[end].frame)
+            if room < 0 and end > start:
+                break
+            end += 1
+        return self._entries[start:end]
+
+    def bytes_between(self, after: int, upto: int) -> int:
+        """How many bytes the frames of the entries after `after`, up to `upto`, have."""
+        return sum([len(entry.frame) for entry in self._entries[after - self.offset : upto - self.offset]])
+
+    def agreement_hint(self, index: int, term: int) -> tuple[int, int]:
+        """The highest (index, term) here that is not above `index` and not of a later term than `term`.
+
+        A follower's log and its leader's cannot agree between that point and
+        `index`, so the search skips whole terms at once (section 5.3, end).
+        """
+        index = min(index, self.last_index)
+        while True:
+            found = self.term_at(index)
+            if found is None:  # before the window: the snapshot's end is committed, hence agreed
+                return self.offset, self.offset_term
+            if found <= term:
+                return index, found
+            index -= 1
+
+    @property
+    def config(self) -> Configuration:
+        """The configuration in force: the latest in the log, committed or not (thesis section 4.1)."""
+        return self._configs[-1][1]
+
+    @property
+    def config_index(self) -> int:
+        """Where the configuration in force stands in the log."""
+        return self._configs[-1][0]
+
+    def config_at(self, index: int) -> Configuration:
+        """The configuration as of `index`, at or after the snapshot."""
+        return next(config for start, config in reversed(self._configs) if start <= index)
+
+    # -- growing
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add entries that follow the last one."""
+        assert entries[0].index == self.last_index + 1, "log has no gaps"
+        self._adopt_configs(entries)
+        self._entries.extend(entries)
+        self.size_bytes += sum([len(entry.frame) for entry in entries])
+
+    def merge(self, entries: Sequence[Entry]) -> None:
+        """Take a leader's entries, which follow one that is held here.
+
+        Only a real conflict truncates: an old message that repeats a prefix must
+        not undo what came after it (figure 2, AppendEntries, steps 3 and 4).
+        """
+        for position, entry in enumerate(entries):
+            if not self.holds(entry.index, entry.term):
+                if entry.index <= self.last_index:
+                    self._truncate(entry.index)
+                self.append(entries[position:])
+                return
+
+    def _truncate(self, index: int) -> None:
+        """Drop the entry at `index` and all after it."""
+        if index <= self.commit_index:
+            raise ViolationError(f"a leader contradicts the committed entry {index} (committed up to {self.commit_index})")
+        dropped = self._entries[index - self.offset - 1 :]
+        del self._entries[index - self.offset - 1 :]
+        self.size_bytes -= sum(len(entry.frame) for entry in dropped)
+        while self._configs[-1][0] >= index:
+            self._configs.pop()
+        self._forget_writes_from(index)
+        self.handed_index = min(self.handed_index, index - 1)
+
+    def _adopt_configs(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == EntryKind.CONFIG:
+                try:
+                    config = self.config.changed(ConfChange.decode(entry.data))
+                except (MalformedError, InvalidChangeError) as error:
+                    raise ViolationError(f"the membership change at index {entry.index} is not valid: {error}") from error
+                self._configs.append((entry.index, config))
+
+    # -- durability
+
+    def take_unwritten(self, token: int) -> list[Entry]:
+        """Entries to write next, the write to be known by `token`."""
+        entries = self._entries[self.handed_index - self.offset :] if self.handed_index < self.last_index else []
+        self.handed_index = self.last_index
+        self._in_flight.append([token, self.last_index])
+        return entries
+
+    def written(self, token: int) -> None:
+        """The writes up to `token` are durable.
+
+        A write that was overtaken by a truncation covers only what preceded it,
+        so its late completion marks none of the rewritten entries as durable,
+        even where index and term come back the same.
+        """
+        while self._in_flight and self._in_flight[0][0] <= token:
+            self.stable_index = max(self.stable_index, self._in_flight.popleft()[1])
+
+    def _forget_writes_from(self, index: int) -> None:
+        self.stable_index = min(self.stable_index, index - 1)
+        for write in self._in_flight:
+            write[1] = min(write[1], index - 1)
+
+    # -- commit and delivery
+
+    def take_committed(self, max_bytes: int) -> list[Entry]:
+        """Entries to apply next: committed, durable here, in order, each once."""
+        stop = min(self.commit_index, self.stable_index)
+        if stop <= self.delivered_index:
+            return []
+        entries = self._bounded(self.delivered_index - self.offset, stop - self.offset, max_bytes)
+        self.delivered_index = entries[-1].index
+        return entries
+
+    @property
+    def has_undelivered(self) -> bool:
+        return min(self.commit_index, self.stable_index) > self.delivered_index
+
+    # -- snapshots
+
+    def compact(self, index: int, keep_after: int) -> None:
+        """A durable snapshot covers everything up to `index`; drop entries up to `keep_after`."""
+        assert self.snapshot.index < index <= self.delivered_index, "a snapshot covers what was applied"
+        term = self.term_at(index)
+        assert term is not None, "delivered entries after the snapshot are here"
+        self.snapshot = SnapshotMeta(index, term, self.config_at(index))
+        self._configs = [(index, self.snapshot.config), *(pair for pair in self._configs if pair[0] > index)]
+        keep_after = min(keep_after, index)
+        if keep_after > self.offset:
+            keep_term = self.term_at(keep_after)
+            assert keep_term is not None, "entries up to the last are here"
+            dropped = self._entries[: keep_after - self.offset]
+            del self._entries[: keep_after - self.offset]
+            self.size_bytes -= sum(len(entry.frame) for entry in dropped)
+            self.offset, self.offset_term = keep_after, keep_term
+
+    def trailing_start(self, index: int, max_entries: int, max_bytes: int) -> int:
+        """The index after which a trailing window before `index` of at most that size begins."""
+        start = index
+        while start > self.offset and index - start < max_entries:
+            max_bytes -= len(self._entries[start - self.offset - 1].frame)
+            if max_bytes < 0:
+                break
+            start -= 1
+        return start
+
+    def restore(self, snapshot: SnapshotMeta) -> None:
+        """Start anew after a snapshot that a leader sent; its write is handed out next."""
+        assert snapshot.index > self.commit_index, "a snapshot never takes back what is committed"
+        self._forget_writes_from(self.commit_index + 1)
+        self._entries.clear()
+        self.size_bytes = 0
+        self.snapshot = snapshot
+        self.offset, self.offset_term = snapshot.index, snapshot.term
+        self._configs = [(snapshot.index, snapshot.config)]
+        self.commit_index = self.handed_index = self.delivered_index = snapshot.index

@@ -1,0 +1,173 @@
+"""Who belongs to the cluster, and how one change at a time alters that (thesis chapter 4).
+
+A Configuration is immutable.  It takes effect when its entry is *appended*, not
+when it commits (thesis section 4.1), and is undone if that entry is overwritten.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from enum import IntEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from raftsvc.core.messages import MalformedError
+
+MAX_ADDRESS_BYTES = 1024
+
+
+class Member(NamedTuple):
+    """One member.  `token` is the join token it presented, so that a repeated join finds it."""
+
+    addr: str
+    is_voter: bool
+    token: bytes = b""
+
+
+class ConfOp(IntEnum):
+    """What a membership change does."""
+
+    ADD_VOTER = 1  # only to found a cluster
+    ADD_LEARNER = 2
+    PROMOTE = 3  # a learner becomes a voter
+    REMOVE = 4
+    SET_ADDRESS = 5
+
+
+class InvalidChangeError(ValueError):
+    """The change does not apply to this configuration; the message says why."""
+
+
+_CHANGE_HEAD = struct.Struct(">BQHB")
+
+
+class ConfChange(NamedTuple):
+    """One membership change, the data of a CONFIG entry."""
+
+    op: ConfOp
+    node_id: int
+    addr: str = ""
+    token: bytes = b""
+
+    def encode(self) -> bytes:
+        addr = self.addr.encode()
+        return _CHANGE_HEAD.pack(self.op, self.node_id, len(addr), len(self.token)) + addr + self.token
+
+    @classmethod
+    def decode(cls, data: bytes) -> ConfChange:
+        """The change encoded in `data`; raises MalformedError."""
+        if len(data) < _CHANGE_HEAD.size:
+            raise MalformedError("membership change cut short")
+        op, node_id, addr_length, token_length = _CHANGE_HEAD.unpack_from(data)
+        start = _CHANGE_HEAD.size
+        if len(data) != start + addr_length + token_length or addr_length > MAX_ADDRESS_BYTES:
+            raise MalformedError("membership change of a wrong length")
+        try:
+            return cls(
+                ConfOp(op), node_id, data[start : start + addr_length].decode(), bytes(data[start + addr_length :])
+            )
+        except ValueError as error:  # unknown op, or an address that is not UTF-8
+            raise MalformedError(f"membership change does not decode: {error}") from error
+
+
+_CONFIG_HEAD = struct.Struct(">QH")
+_MEMBER_HEAD = struct.Struct(">QBHB")
+
+
+class Configuration:
+    """The members of a cluster at one point of its log.
+
+    members:    id -> Member, read-only.
+    highest_id: the highest id ever given to a member; ids are never reused, so
+                an id at or below it that is no member was removed.
+    """
+
+    __slots__ = ("highest_id", "learners", "members", "voters")
+
+    def __init__(self, members: Mapping[int, Member] = MappingProxyType({}), highest_id: int = 0) -> None:
+        self.members: Mapping[int, Member] = MappingProxyType(dict(members))
+        self.highest_id = highest_id
+        self.voters = frozenset(i for i, member in members.items() if member.is_voter)
+        self.learners = frozenset(members) - self.voters
+
+    def was_removed(self, node_id: int) -> bool:
+        """Whether `node_id` was a member once and is none any more."""
+        return 0 < node_id <= self.highest_id and node_id not in self.members
+
+    def id_of(self, addr: str) -> int | None:
+        """The member at `addr`, or None."""
+        return next((i for i, member in self.members.items() if member.addr == addr), None)
+
+    def quorum(self) -> int:
+        """How many voters make a majority."""
+        return len(self.voters) // 2 + 1
+
+    def changed(self, change: ConfChange) -> Configuration:
+        """The configuration after `change`; raises InvalidChangeError."""
+        members = dict(self.members)
+        highest_id = self.highest_id
+        node_id = change.node_id
+        if change.op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER):
+            if node_id <= highest_id:
+                raise InvalidChangeError(f"member id {node_id} was given already; ids are never reused")
+            if not change.addr or self.id_of(change.addr) is not None:
+                raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
+            if change.op == ConfOp.ADD_VOTER and members:
+                raise InvalidChangeError("a node joins as a learner")
+            members[node_id] = Member(change.addr, change.op == ConfOp.ADD_VOTER, change.token)
+            highest_id = node_id
+        elif node_id not in members:
+            raise InvalidChangeError(f"{node_id} is no member")
+        elif change.op == ConfOp.PROMOTE:
+            if members[node_id].is_voter:
+                raise InvalidChangeError(f"{node_id} is a voter already")
+            members[node_id] = members[node_id]._replace(is_voter=True)
+        elif change.op == ConfOp.REMOVE:
+            if self.voters == {node_id}:
+                raise InvalidChangeError("the only voter cannot be removed")
+            del members[node_id]
+        else:
+            if not change.addr or self.id_of(change.addr) not in (None, node_id):
+                raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to another member")
+            members[node_id] = members[node_id]._replace(addr=change.addr)
+        return Configuration(members, highest_id)
+
+    def encode(self) -> bytes:
+        parts = [_CONFIG_HEAD.pack(self.highest_id, len(self.members))]
+        for node_id in sorted(self.members):
+            member = self.members[node_id]
+            addr = member.addr.encode()
+            parts += (_MEMBER_HEAD.pack(node_id, member.is_voter, len(addr), len(member.token)), addr, member.token)
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Configuration:
+        """The configuration encoded in `data`; raises MalformedError."""
+        try:
+            highest_id, count = _CONFIG_HEAD.unpack_from(data)
+            offset = _CONFIG_HEAD.size
+            members = {}
+            for _ in range(count):
+                node_id, is_voter, addr_length, token_length = _MEMBER_HEAD.unpack_from(data, offset)
+                offset += _MEMBER_HEAD.size
+                stop = offset + addr_length + token_length
+                if stop > len(data) or is_voter > 1 or not 0 < node_id <= highest_id:
+                    raise MalformedError("configuration does not decode")
+                addr = data[offset : offset + addr_length].decode()
+                members[node_id] = Member(addr, bool(is_voter), bytes(data[offset + addr_length : stop]))
+                offset = stop
+        except (struct.error, UnicodeDecodeError) as error:
+            raise MalformedError("configuration does not decode") from error
+        if offset != len(data) or len(members) != count:
+            raise MalformedError("configuration does not decode")
+        return cls(members, highest_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Configuration) and (self.members, self.highest_id) == (other.members, other.highest_id)
+
+    def __hash__(self) -> int:
+        return hash(self.encode())
+
+    def __repr__(self) -> str:
+        return f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id})"

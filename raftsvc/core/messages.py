@@ -1,0 +1,268 @@
+"""What Raft nodes keep and say: entries, hard state, messages, and their bytes.
+
+Values only: nothing here decides anything.  An entry is framed and checksummed
+once, by the leader that appends it; the same bytes go to its log, over the
+wire, and into the followers' logs, which verify them and do not encode again.
+
+All integers are big-endian.  Bytes that come from a disk or a peer are decoded
+with every length checked before it is used; what does not fit raises
+`MalformedError`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+from zlib import crc32
+
+NO_NODE = 0
+"""The member id that no member has: no leader, no vote, nobody."""
+
+
+class MalformedError(ValueError):
+    """Bytes from outside do not decode."""
+
+
+class EntryKind(IntEnum):
+    """What an entry's data is."""
+
+    EMPTY = 0  # a new leader's first entry (section 8); data is empty
+    NORMAL = 1  # a proposal, opaque to the core
+    CONFIG = 2  # an encoded membership.ConfChange
+
+
+_CRC = struct.Struct(">I")
+_ENTRY_HEAD = struct.Struct(">IQQB")
+ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
+"""Bytes that framing adds to an entry's data."""
+
+_KINDS = {int(kind): kind for kind in EntryKind}
+
+
+class Entry:
+    """One entry of the replicated log, held as its frame.
+
+    Frame: CRC-32 of all that follows (4 bytes), length of data (4), index (8),
+    term (8), kind (1), data.
+    """
+
+    __slots__ = ("frame", "index", "kind", "term")
+
+    def __init__(self, index: int, term: int, kind: EntryKind, frame: bytes) -> None:
+        self.index = index
+        self.term = term
+        self.kind = kind
+        self.frame = frame
+
+    @classmethod
+    def make(cls, index: int, term: int, kind: EntryKind, data: bytes) -> Entry:
+        """Frame `data` as the entry at `index` of `term`."""
+        head = _ENTRY_HEAD.pack(len(data), index, term, kind)
+        crc = crc32(data, crc32(head))
+        return cls(index, term, kind, _CRC.pack(crc) + head + data)
+
+    @property
+    def data(self) -> bytes:
+        """The payload, copied out of the frame."""
+        return self.frame[ENTRY_OVERHEAD_BYTES:]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entry) and self.frame == other.frame
+
+    def __hash__(self) -> int:
+        return hash(self.frame)
+
+    def __repr__(self) -> str:
+        return f"Entry({self.index}@{self.term} {self.kind.name} {len(self.frame)} bytes)"
+
+
+def encode_entries(entries: Sequence[Entry]) -> bytes:
+    """The frames of `entries`, one after the other."""
+    return b"".join([entry.frame for entry in entries])
+
+
+def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> list[Entry]:
+    """The entries framed in `buffer[start:end]`, each verified by its CRC.
+
+    Raises MalformedError if a frame is cut short, damaged, or of no known kind.
+    """
+    if end is None:
+        end = len(buffer)
+    entries = []
+    offset = start
+    while offset < end:
+        if end - offset < ENTRY_OVERHEAD_BYTES:
+            raise MalformedError(f"entry frame cut short at byte {offset}")
+        length, index, term, kind = _ENTRY_HEAD.unpack_from(buffer, offset + _CRC.size)
+        stop = offset + ENTRY_OVERHEAD_BYTES + length
+        if stop > end:
+            raise MalformedError(f"entry at byte {offset} claims {length} bytes of data, beyond its buffer")
+        frame = bytes(buffer[offset:stop])
+        if crc32(memoryview(frame)[_CRC.size :]) != _CRC.unpack_from(frame)[0]:
+            raise MalformedError(f"checksum of the entry at byte {offset} does not match")
+        if kind not in _KINDS:
+            raise MalformedError(f"entry at byte {offset} is of unknown kind {kind}")
+        entries.append(Entry(index, term, _KINDS[kind], frame))
+        offset = stop
+    return entries
+
+
+class HardState(NamedTuple):
+    """What must survive a restart beside the log (figure 2, persistent state).
+
+    `commit` need not be durable; it spares a restarted node some waiting.
+    """
+
+    term: int = 0
+    vote: int = NO_NODE
+    commit: int = 0
+
+
+class MessageKind(IntEnum):
+    """The closed set of what one peer may say to another."""
+
+    APPEND = 1  # AppendEntries, and the heartbeat when it carries no entries
+    APPEND_REPLY = 2
+    PRE_VOTE = 3  # thesis section 9.6
+    PRE_VOTE_REPLY = 4
+    VOTE = 5
+    VOTE_REPLY = 6
+    SNAPSHOT = 7  # the data travels beside it; see transport
+    TIMEOUT_NOW = 8  # thesis section 3.10
+    PROPOSE = 9  # a follower hands proposals to its leader
+    PROPOSE_REPLY = 10
+    READ_INDEX = 11  # thesis section 6.4
+    READ_INDEX_REPLY = 12
+
+
+_MESSAGE_HEAD = struct.Struct(">BBQQQQQQQQI")
+MESSAGE_OVERHEAD_BYTES = _MESSAGE_HEAD.size
+_MESSAGE_KINDS = {int(kind): kind for kind in MessageKind}
+
+
+class Message:
+    """One message between two members.  What the fields mean depends on `kind`:
+
+    | kind            | index           | log_term      | commit        | context       | reject       | hint                    |
+    |-----------------|-----------------|---------------|---------------|---------------|--------------|-------------------------|
+    | APPEND          | prev_index      | prev_term     | leader commit | read round    |              |                         |
+    | APPEND_REPLY    | match, or the   | term of hint  |               | read round    | log differs  | where the leader should |
+    |                 | prev_index refused |            |               |               |              | look for agreement      |
+    | PRE_VOTE, VOTE  | last_index      | last_term     |               | 1: transfer   |              |                         |
+    | *VOTE_REPLY     |                 |               |               |               | vote refused |                         |
+    | SNAPSHOT        | last included   | its term      |               |               |              |                         |
+    | PROPOSE         |                 |               |               | caller's tag  |              |                         |
+    | PROPOSE_REPLY   |                 |               |               | caller's tag  | not appended | reason                  |
+    | READ_INDEX      |                 |               |               | caller's tag  |              |                         |
+    | READ_INDEX_REPLY| read index      |               |               | caller's tag  | not served   |                         |
+
+    `term` is the sender's, save that PRE_VOTE carries the term it would use, and
+    its granting reply the same; PROPOSE, READ_INDEX and their replies carry 0,
+    for they speak for no term.  `entries` of a PROPOSE have index and term 0.
+    `payload` is the encoded configuration of a SNAPSHOT, empty otherwise.
+    """
+
+    __slots__ = ("commit", "context", "entries", "from_id", "hint", "index", "kind", "log_term", "payload", "reject", "term", "to_id")
+
+    def __init__(
+        self,
+        kind: MessageKind,
+        to_id: int,
+        from_id: int = NO_NODE,
+        term: int = 0,
+        index: int = 0,
+        log_term: int = 0,
+        commit: int = 0,
+        context: int = 0,
+        reject: bool = False,
+        hint: int = 0,
+        entries: Sequence[Entry] = (),
+        payload: bytes = b"",
+    ) -> None:
+        self.kind = kind
+        self.to_id = to_id
+        self.from_id = from_id
+        self.term = term
+        self.index = index
+        self.log_term = log_term
+        self.commit = commit
+        self.context = context
+        self.reject = reject
+        self.hint = hint
+        self.entries = entries
+        self.payload = payload
+
+    def encode(self) -> bytes:
+        """The message as bytes: fixed head (70 bytes), then entries or payload."""
+        body = encode_entries(self.entries) if self.entries else self.payload
+        return (
+            _MESSAGE_HEAD.pack(
+                self.kind,
+                self.reject,
+                self.from_id,
+                self.to_id,
+                self.term,
+                self.index,
+                self.log_term,
+                self.commit,
+                self.context,
+                self.hint,
+                len(body),
+            )
+            + body
+        )
+
+    def size_bytes(self) -> int:
+        """How many bytes `encode` will return."""
+        return MESSAGE_OVERHEAD_BYTES + len(self.payload) + sum([len(entry.frame) for entry in self.entries])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.encode() == other.encode()
+
+    def __hash__(self) -> int:
+        return hash(self.encode())
+
+    def __repr__(self) -> str:
+        return (
+            f"Message({self.kind.name} {self.from_id}->{self.to_id} term={self.term} index={self.index} "
+            f"log_term={self.log_term} commit={self.commit} context={self.context} reject={self.reject} "
+            f"hint={self.hint} entries={len(self.entries)})"
+        )
+
+
+def decode_messages(buffer: bytes) -> list[Message]:
+    """Every message in `buffer`, which must hold whole messages and nothing else.
+
+    Raises MalformedError otherwise.  Trusts no length and no kind.
+    """
+    messages = []
+    offset = 0
+    while offset < len(buffer):
+        if len(buffer) - offset < MESSAGE_OVERHEAD_BYTES:
+            raise MalformedError(f"message cut short at byte {offset}")
+        kind, flags, from_id, to_id, term, index, log_term, commit, context, hint, length = _MESSAGE_HEAD.unpack_from(buffer, offset)
+        if kind not in _MESSAGE_KINDS:
+            raise MalformedError(f"unknown message kind {kind}")
+        if flags > 1:
+            raise MalformedError(f"unknown message flags {flags:#x}")
+        offset += MESSAGE_OVERHEAD_BYTES
+        stop = offset + length
+        if stop > len(buffer):
+            raise MalformedError(f"message claims a body of {length} bytes, beyond its buffer")
+        entries: Sequence[Entry] = ()
+        payload = b""
+        if kind in (MessageKind.APPEND, MessageKind.PROPOSE):
+            entries = decode_entries(buffer, offset, stop)
+        elif kind == MessageKind.SNAPSHOT:
+            payload = bytes(buffer[offset:stop])
+        elif length:
+            raise MalformedError(f"a {_MESSAGE_KINDS[kind].name} carries no body")
+        if kind == MessageKind.APPEND and any(e.index != index + 1 + i or e.term > term for i, e in enumerate(entries)):
+            raise MalformedError("entries of an APPEND do not follow its prev_index, or are from a later term")
+        offset = stop
+        messages.append(
+            Message(_MESSAGE_KINDS[kind], to_id, from_id, term, index, log_term, commit, context, bool(flags), hint, entries, payload)
+        )
+    return messages

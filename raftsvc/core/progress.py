@@ -1,0 +1,119 @@
+"""What a leader knows of one follower, and what it may send it next.
+
+A follower is probed with one message at a time until its log is known to agree,
+then entries are streamed to it within a window of messages and bytes; one that
+needs what was compacted away gets a snapshot and nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+
+class ProgressState(Enum):
+    """How a leader sends to a follower."""
+
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class Progress:
+    """A follower's log as its leader sees it (figure 2, volatile state on leaders).
+
+    match_index:   highest entry known to be durable there.
+    next_index:    the entry to send next; always above match_index.
+    recent_active: whether it was heard from since the last quorum check.
+    round_acked:   the latest read round it confirmed (thesis section 6.4).
+    leaving_index: where its removal stands in the log, or 0.
+    """
+
+    __slots__ = (
+        "_inflight",
+        "_inflight_bytes",
+        "commit_sent",
+        "leaving_index",
+        "leaving_ticks",
+        "match_index",
+        "next_index",
+        "probe_sent",
+        "recent_active",
+        "round_acked",
+        "snapshot_index",
+        "state",
+    )
+
+    def __init__(self, next_index: int) -> None:
+        self.match_index = 0
+        self.next_index = next_index
+        self.state = ProgressState.PROBE
+        self.probe_sent = False
+        self.recent_active = False
+        self.round_acked = 0
+        self.snapshot_index = 0
+        self.commit_sent = 0
+        self.leaving_index = 0
+        self.leaving_ticks = 0
+        self._inflight: deque[tuple[int, int]] = deque()
+        self._inflight_bytes = 0
+
+    def has_room(self, max_messages: int, max_bytes: int) -> bool:
+        """Whether another message with entries may be sent now."""
+        if self.state is ProgressState.REPLICATE:
+            return len(self._inflight) < max_messages and self._inflight_bytes < max_bytes
+        return self.state is ProgressState.PROBE and not self.probe_sent
+
+    def sent(self, last_index: int, size_bytes: int) -> None:
+        """A message with entries up to `last_index` is on its way."""
+        if self.state is ProgressState.REPLICATE:
+            self.next_index = last_index + 1
+            self._inflight.append((last_index, size_bytes))
+            self._inflight_bytes += size_bytes
+        else:
+            self.probe_sent = True
+
+    def accepted(self, match_index: int) -> bool:
+        """The follower holds everything up to `match_index`, durably.  Returns whether that is news."""
+        agreed = match_index >= self.next_index - 1
+        is_news = match_index > self.match_index
+        if is_news:
+            self.match_index = match_index
+            self.next_index = max(self.next_index, match_index + 1)
+        while self._inflight and self._inflight[0][0] <= match_index:
+            self._inflight_bytes -= self._inflight.popleft()[1]
+        if self.state is ProgressState.PROBE:
+            if agreed:
+                self.state = ProgressState.REPLICATE
+                self.next_index = self.match_index + 1
+            else:
+                self.probe_sent = False  # it lives, but what it said settles nothing: ask again
+        return is_news
+
+    def rejected(self, refused_index: int, agree_at: int) -> bool:
+        """The follower's log differs at `refused_index`; it may agree at `agree_at`.
+
+        Returns False for the late answer to a message whose outcome is known
+        already: it must not move next_index back, least of all below the match.
+        """
+        if self.state is ProgressState.REPLICATE:
+            if refused_index <= self.match_index:
+                return False
+        elif self.state is ProgressState.SNAPSHOT or refused_index != self.next_index - 1:
+            return False
+        self.probe_from(min(refused_index, agree_at + 1))
+        return True
+
+    def probe_from(self, next_index: int) -> None:
+        """Ask again where the logs agree, from `next_index` on."""
+        self.state = ProgressState.PROBE
+        self.next_index = max(next_index, self.match_index + 1)
+        self.probe_sent = False
+        self._inflight.clear()
+        self._inflight_bytes = 0
+
+    def await_snapshot(self, snapshot_index: int) -> None:
+        """A snapshot is on its way; send nothing else."""
+        self.probe_from(self.next_index)
+        self.state = ProgressState.SNAPSHOT
+        self.snapshot_index = snapshot_index

@@ -1,0 +1,146 @@
+"""Every error that raftsvc raises to its user.
+
+One base class, and under it a class for each thing that a caller can do about
+it.  The two that matter to a caller of `Service.exec` say what is known about
+the outcome: `NotApplied` (it certainly took no effect, resending is safe) and
+`OutcomeUnknown` (it may have been applied, or may still be).
+"""
+
+from __future__ import annotations
+
+
+class RaftError(Exception):
+    """Base class of everything that raftsvc raises on purpose."""
+
+
+class NotApplied(RaftError):
+    """The instruction certainly took no effect and never will; resending it is safe."""
+
+
+class OutcomeUnknown(RaftError):
+    """The instruction may have been applied, or may still be; only reading can tell.
+
+    Raised when time ran out, or the node stopped, after the instruction had
+    left the caller's hands.
+    """
+
+
+class Rejected(RaftError):
+    """A State refuses an instruction.  Raise it from `State.apply`, deterministically.
+
+    The refusal is part of the replicated outcome: every node must reach it for
+    the same reason, the State must be unchanged, and the entry counts as
+    applied.  It reaches the caller of `exec` on whichever node that waits, with
+    the same `reason` (a str; at most 1,024 bytes of its UTF-8 form are kept).
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ExistingClusterError(RaftError):
+    """`init` or `join` was called on a node that already belongs to a cluster."""
+
+
+class UninitializedError(NotApplied):
+    """The node belongs to no cluster yet: call `init` or `join` first."""
+
+
+class AddressNotAllowedError(RaftError):
+    """The cluster does not allow this node's address to join."""
+
+
+class AddressInUseError(RaftError):
+    """The joining address belongs to a member already; evict that member first."""
+
+
+class PeerUninitializedError(RaftError):
+    """The node asked to let us join belongs to no cluster itself."""
+
+
+class JoinFailedError(RaftError):
+    """No member admitted this node before time ran out; calling `join` again is safe."""
+
+
+class UnknownPeerError(RaftError):
+    """No member of the cluster has that address."""
+
+
+class LastMemberError(RaftError):
+    """The only voting member of a cluster cannot be evicted."""
+
+
+class MembershipTimeoutError(RaftError):
+    """A membership change was not seen to commit in time; it may still happen."""
+
+
+class ReadTimeoutError(RaftError, TimeoutError):
+    """No quorum confirmed the read in time; the local state may be stale."""
+
+
+class OverloadedError(NotApplied):
+    """Too many callers wait already; refused at once.  Answer 503 with Retry-After.
+
+    retry_after: seconds after which a new attempt is worthwhile.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class InstructionTooLargeError(NotApplied):
+    """The instruction exceeds `max_instruction_bytes`; nothing was proposed."""
+
+
+class StoppedError(NotApplied):
+    """The Service was stopped before the call began."""
+
+
+class ForkedError(NotApplied):
+    """The Service was started in another process, and its threads are not here.
+
+    Start the Service after the server forks (in `post_worker_init`, in the WSGI
+    entry module without `--preload`, or at the first request).
+    """
+
+
+class EvictedError(NotApplied):
+    """This node was removed from its cluster and takes no further part."""
+
+
+class ApplyHaltedError(NotApplied):
+    """`State.apply` raised something it did not declare; applying stopped at that entry.
+
+    The entry is applied first thing after a restart with repaired code.
+    """
+
+
+class StorageError(RaftError):
+    """The disk refused or failed an operation; the node stopped acknowledging."""
+
+
+class DiskStalledError(RaftError):
+    """A write to the log has not returned in time; the node does not lead meanwhile."""
+
+
+class DamagedStorageError(StorageError):
+    """Stored data is damaged where it cannot be a torn last write; starting is refused.
+
+    path:   the file.
+    offset: of the first damaged byte range, in bytes from the file's start.
+    """
+
+    def __init__(self, path: str, offset: int, what: str, advice: str) -> None:
+        super().__init__(f"{path}: damaged at offset {offset}: {what}. {advice}")
+        self.path = path
+        self.offset = offset
+
+
+class DirectoryInUseError(StorageError):
+    """Another process owns the data directory."""
+
+
+class ConfigurationError(RaftError, ValueError):
+    """An option makes no sense, or would be unsafe; the message says which."""
