@@ -144,3 +144,11 @@ class DirectoryInUseError(StorageError):
 
 class ConfigurationError(RaftError, ValueError):
     """An option makes no sense, or would be unsafe; the message says which."""
+
+
+class NodeFailedError(NotApplied):
+    """The node stopped taking part after a serious error, which `Service.err` returns."""
+
+
+class ConsensusError(RaftError):
+    """A peer contradicts what is committed here: some node lost or altered its storage."""

@@ -24,7 +24,8 @@ class Progress:
 
     match_index:   highest entry known to be durable there.
     next_index:    the entry to send next; always above match_index.
-    recent_active: whether it was heard from since the last quorum check.
+    recent_active: whether it was heard from since the last quorum check;
+    was_active:    in the period before that.
     round_acked:   the latest read round it confirmed (thesis section 6.4).
     leaving_index: where its removal stands in the log, or 0.
     """
@@ -42,6 +43,7 @@ class Progress:
         "round_acked",
         "snapshot_index",
         "state",
+        "was_active",
     )
 
     def __init__(self, next_index: int) -> None:
@@ -50,6 +52,7 @@ class Progress:
         self.state = ProgressState.PROBE
         self.probe_sent = False
         self.recent_active = False
+        self.was_active = False
         self.round_acked = 0
         self.snapshot_index = 0
         self.commit_sent = 0
@@ -57,6 +60,11 @@ class Progress:
         self.leaving_ticks = 0
         self._inflight: deque[tuple[int, int]] = deque()
         self._inflight_bytes = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was heard from within the last one to two election timeouts."""
+        return self.recent_active or self.was_active
 
     def has_room(self, max_messages: int, max_bytes: int) -> bool:
         """Whether another message with entries may be sent now."""

@@ -92,6 +92,7 @@ class Refusal(IntEnum):
     CHANGE_PENDING = 4  # another membership change, or no own-term commit yet
     INVALID_CHANGE = 5
     REMOVED = 6
+    WOULD_LOSE_QUORUM = 7  # the voters that remain are not a live majority
 
 
 class ProposalRefused(Exception):  # noqa: N818 - an outcome, not a fault
@@ -244,7 +245,7 @@ class Raft:
             self._quorum_elapsed = 0
             active = sum(i == self.node_id or self.progress[i].recent_active for i in self.config.voters)
             for progress in self.progress.values():
-                progress.recent_active = False
+                progress.was_active, progress.recent_active = progress.recent_active, False
             if active < self.config.quorum():
                 self._become_follower(self.term, NO_NODE)  # R4
                 return
@@ -584,9 +585,13 @@ class Raft:
             change = ConfChange.decode(data)
             if change.op == ConfOp.ADD_VOTER:
                 raise InvalidChangeError("a node joins as a learner")
-            self.config.changed(change)
+            after = self.config.changed(change)
         except (MalformedError, InvalidChangeError) as error:
             raise ProposalRefused(Refusal.INVALID_CHANGE, str(error)) from error
+        if change.op == ConfOp.REMOVE:
+            alive = sum(i == self.node_id or self.progress[i].is_alive for i in after.voters)
+            if alive < after.quorum():
+                raise ProposalRefused(Refusal.WOULD_LOSE_QUORUM, "the voters that remain are not a live majority")
 
     def _append(self, proposals: Iterable[tuple[EntryKind, bytes]]) -> None:
         index = self.log.last_index

@@ -1,0 +1,247 @@
+"""The replicated machine: a user's State, and what makes each instruction count exactly once.
+
+Everything here is a deterministic function of the log, so it is the same on all
+nodes at the same index and travels in the snapshot: the sessions, the
+configuration applied, and a running digest of all that was applied.
+
+Sessions (section 8; thesis section 6.3).  Each node proposes under a session of
+its own and numbers its instructions.  A session remembers the outcome of every
+number that its node may still ask about, so an instruction that arrives twice
+is answered and not applied again; numbers below `low`, which the node announces
+with each instruction, are settled and are ignored.  A session is opened through
+the log, naming the session that it follows: of two attempts, one of them maybe
+a late message from before a restart, only one can succeed, and what the former
+session still had under way can no longer be applied.  There is one session per
+member, so the table needs neither a limit nor a clock.
+
+Not thread-safe: one thread applies.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp
+from raftsvc.core.messages import Entry, EntryKind, MalformedError
+from raftsvc.errors import Rejected
+from raftsvc.state import State, StreamingState
+
+MAX_REASON_BYTES = 1024
+
+_ENVELOPE = struct.Struct(">BQQQQ")
+ENVELOPE_BYTES = _ENVELOPE.size
+"""Bytes that an envelope adds to an instruction."""
+_INSTRUCTION = 1
+_OPEN_SESSION = 2
+
+_FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
+
+
+def wrap_instruction(node_id: int, session_id: int, number: int, low: int, instruction: bytes) -> bytes:
+    """The data of an entry that carries `instruction` as `number` of a session; lower than `low` is settled."""
+    return _ENVELOPE.pack(_INSTRUCTION, node_id, session_id, number, low) + instruction
+
+
+def wrap_open_session(node_id: int, former_id: int, nonce: int) -> bytes:
+    """The data of an entry that opens a session for a node, if its session is still `former_id` (0: none)."""
+    return _ENVELOPE.pack(_OPEN_SESSION, node_id, former_id, nonce, 0)
+
+
+class Outcome(NamedTuple):
+    """What became of an applied instruction: the State's answer, or why the State refused it."""
+
+    satisfied: bool = False
+    rejection: str | None = None
+
+    def _encode(self) -> bytes:
+        if self.rejection is not None:
+            return _REJECTED + self.rejection.encode()
+        return _TRUE if self.satisfied else _FALSE
+
+    @classmethod
+    def _decode(cls, data: bytes) -> Outcome:
+        if data[:1] == _REJECTED:
+            return cls(False, data[1:].decode())
+        if data not in (_TRUE, _FALSE):
+            raise MalformedError("outcome does not decode")
+        return cls(data == _TRUE)
+
+
+class Answer(NamedTuple):
+    """An outcome and whom it is for."""
+
+    node_id: int
+    session_id: int
+    number: int
+    outcome: Outcome
+
+
+class Session:
+    """The instructions of one node since it opened this session."""
+
+    __slots__ = ("id", "low", "nonce", "outcomes")
+
+    def __init__(self, session_id: int, nonce: int, low: int = 0) -> None:
+        self.id = session_id
+        self.nonce = nonce
+        self.low = low
+        self.outcomes: dict[int, Outcome] = {}
+
+    def settle_below(self, low: int) -> None:
+        """Forget the outcomes of numbers that the node will not ask about again."""
+        if low > self.low:
+            self.low = low
+            for number in [n for n in self.outcomes if n < low]:
+                del self.outcomes[number]
+
+
+_SESSION = struct.Struct(">QQQQI")
+_OUTCOME = struct.Struct(">QH")
+
+
+class Machine:
+    """A State as the log drives it."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.applied_index = 0
+        self.digest = 0
+        self.config = Configuration()
+        self._sessions: dict[int, Session] = {}
+
+    def session_of(self, node_id: int) -> tuple[int, int]:
+        """Id and nonce of the node's session; (0, 0) if it has none."""
+        session = self._sessions.get(node_id)
+        return (session.id, session.nonce) if session else (0, 0)
+
+    def recorded(self, node_id: int, number: int) -> Outcome | None:
+        """The outcome that the node's session remembers of `number`."""
+        session = self._sessions.get(node_id)
+        return session.outcomes.get(number) if session else None
+
+    # -- applying
+
+    def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
+        """Apply `entries` in order; append to `answers` as instructions get their outcomes.
+
+        If the State raises anything but Rejected, it propagates; `applied_index` is
+        then the last entry that took effect, and `answers` holds those before it.
+        """
+        try:
+            for entry in entries:
+                if entry.index <= self.applied_index:
+                    continue  # a snapshot brought it
+                assert entry.index == self.applied_index + 1, "entries are applied without gaps"
+                result = b""
+                if entry.kind == EntryKind.NORMAL:
+                    result = self._apply_normal(entry, answers)
+                elif entry.kind == EntryKind.CONFIG:
+                    self._apply_change(ConfChange.decode(entry.data))
+                self.digest = crc32(result, crc32(entry.frame, self.digest))
+                self.applied_index = entry.index
+        finally:
+            self.state.set_applied_index(self.applied_index)
+
+    def _apply_normal(self, entry: Entry, answers: list[Answer]) -> bytes:
+        data = entry.data
+        if len(data) < ENVELOPE_BYTES:
+            return b""  # no node of this version writes such an entry; all ignore it alike
+        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(data)
+        session = self._sessions.get(node_id)
+        if op == _OPEN_SESSION:
+            if (session.id if session else 0) == session_id and node_id in self.config.members:
+                self._sessions[node_id] = Session(entry.index, nonce=number)
+            return b""
+        if op != _INSTRUCTION or session is None or session.id != session_id or number < session.low:
+            return b""
+        outcome = session.outcomes.get(number)
+        if outcome is None:
+            outcome = self._ask_state(data[ENVELOPE_BYTES:], entry.index)
+            session.settle_below(low)
+            session.outcomes[number] = outcome
+        answers.append(Answer(node_id, session_id, number, outcome))
+        return outcome._encode()
+
+    def _ask_state(self, instruction: bytes, index: int) -> Outcome:
+        try:
+            return Outcome(bool(self.state.apply(instruction, index)))
+        except Rejected as rejected:
+            reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]
+            return Outcome(False, reason.decode(errors="ignore"))
+
+    def _apply_change(self, change: ConfChange) -> None:
+        config = self.config.changed(change)
+        if change.op == ConfOp.REMOVE:
+            self.state.remove_peer_addr(change.node_id)
+            self._sessions.pop(change.node_id, None)
+        else:
+            self.state.set_peer_addr(change.node_id, config.members[change.node_id].addr)
+        self.config = config
+
+    # -- snapshots
+
+    def capture(self) -> Iterable[bytes]:
+        """The State's data as of `applied_index`; may be consumed while applying goes on.
+
+        Raises ValueError if the State answers for another index.
+        """
+        chunks: Iterable[bytes]
+        if isinstance(self.state, StreamingState):
+            chunks, index = self.state.snapshot_chunks()
+        else:
+            data, index = self.state.snapshot()
+            chunks = (data,)
+        if index != self.applied_index:
+            raise ValueError(f"the State's snapshot is of index {index}, not of {self.applied_index}")
+        return chunks
+
+    def restore(
+        self, index: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]
+    ) -> None:
+        """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
+        decoded = _decode_sessions(sessions)
+        if isinstance(self.state, StreamingState):
+            self.state.restore_chunks(chunks, index)
+        else:
+            self.state.restore_snapshot(b"".join(chunks), index)
+        for node_id in set(self.state.peers()) - set(config.members):
+            self.state.remove_peer_addr(node_id)
+        for node_id, member in config.members.items():
+            self.state.set_peer_addr(node_id, member.addr)
+        self.state.set_applied_index(index)
+        self._sessions = decoded
+        self.config = config
+        self.digest = digest
+        self.applied_index = index
+
+    def encode_sessions(self) -> bytes:
+        """The session table for a snapshot's header."""
+        parts = []
+        for node_id in sorted(self._sessions):
+            session = self._sessions[node_id]
+            parts.append(_SESSION.pack(node_id, session.id, session.nonce, session.low, len(session.outcomes)))
+            for number in sorted(session.outcomes):
+                data = session.outcomes[number]._encode()
+                parts += (_OUTCOME.pack(number, len(data)), data)
+        return b"".join(parts)
+
+
+def _decode_sessions(data: bytes) -> dict[int, Session]:
+    sessions = {}
+    offset = 0
+    try:
+        while offset < len(data):
+            node_id, session_id, nonce, low, count = _SESSION.unpack_from(data, offset)
+            offset += _SESSION.size
+            session = sessions[node_id] = Session(session_id, nonce, low)
+            for _ in range(count):
+                number, length = _OUTCOME.unpack_from(data, offset)
+                offset += _OUTCOME.size
+                session.outcomes[number] = Outcome._decode(data[offset : offset + length])
+                offset += length
+    except (struct.error, UnicodeDecodeError) as error:
+        raise MalformedError("session table does not decode") from error
+    return sessions

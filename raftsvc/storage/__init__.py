@@ -1,0 +1,12 @@
+"""All that a node keeps on disk: its id, its snapshot, its write-ahead log, and the lock on their directory.
+
+Knows bytes and records, not roles.  `Store` is the face of this package; every
+operation goes through `Files`, so that tests can make a disk fail or forget.
+"""
+
+from raftsvc.storage.files import Files
+from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
+from raftsvc.storage.store import Loaded, Store
+from raftsvc.storage.wal import Wal
+
+__all__ = ["Files", "IncomingSnapshot", "Loaded", "SnapshotHeader", "Store", "StoredSnapshot", "Wal"]

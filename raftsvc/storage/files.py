@@ -1,0 +1,99 @@
+"""The thin layer over `os` through which all storage passes.
+
+Tests replace it to fill the disk, fail an fsync, cut the power at any operation,
+or forget what was not synced.  What it promises is what POSIX promises: data is
+durable after `sync`, a created, renamed or removed name after `sync_dir`.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class Files:
+    """Operations on files, by path or by descriptor.  All raise OSError."""
+
+    def create(self, path: str) -> int:
+        """Create or empty the file and open it for reading and writing; private to the owner."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def open(self, path: str) -> int:
+        """Open an existing file for reading and writing."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        parts = []
+        while size:
+            part = os.pread(fd, size, offset)
+            if not part:
+                break
+            parts.append(part)
+            size -= len(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):
+            written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def sync(self, fd: int) -> None:
+        """Return once the file's content is durable."""
+        os.fdatasync(fd)
+
+    def sync_dir(self, path: str) -> None:
+        """Return once the names in the directory are durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_dir(self, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def list_dir(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+
+def read_file(files: Files, path: str) -> bytes:
+    """The whole content of a small file."""
+    fd = files.open(path)
+    try:
+        return files.read(fd, files.size(fd), 0)
+    finally:
+        files.close(fd)
+
+
+def write_file(files: Files, path: str, data: bytes) -> None:
+    """Replace the file at `path` durably and atomically."""
+    temporary = path + ".tmp"
+    fd = files.create(temporary)
+    try:
+        files.write(fd, data, 0)
+        files.sync(fd)
+    finally:
+        files.close(fd)
+    files.rename(temporary, path)
+    files.sync_dir(parent_of(path))
+
+
+def parent_of(path: str) -> str:
+    return os.path.dirname(path) or "."

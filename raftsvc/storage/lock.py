@@ -1,0 +1,60 @@
+"""The lock that makes one process the owner of a directory.
+
+An flock is given up by the kernel when its holder dies, so no stale lock can
+remain.  It is inherited by a fork; that a forked child must not use what it
+inherited is the Service's rule, which compares process ids.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+
+from raftsvc.errors import DirectoryInUseError
+
+_POLL_SECONDS = 0.05
+
+
+class DirectoryLock:
+    """Exclusive ownership of `path`'s directory, while held."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+
+    def acquire(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the present owner to end.
+
+        During a reload a server starts the new process while the old one drains.
+        Raises DirectoryInUseError, which names the owner.
+        """
+        deadline = time.monotonic() + timeout
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        owner = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
+                        raise DirectoryInUseError(
+                            f"{os.path.dirname(self._path) or '.'} is in use by {owner}, waited {timeout:g} s. One process owns a "
+                            "directory: run one worker process, and give each node its own directory."
+                        ) from None
+                    time.sleep(_POLL_SECONDS)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let the next owner in; idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.ftruncate(fd, 0)
+            os.close(fd)

@@ -1,0 +1,222 @@
+"""The snapshot file: what the State was at one index, in checked chunks.
+
+    head    magic, length of what follows in it, index, term, cluster id, digest,
+            configuration, session table, CRC-32 of the head
+    chunks  length, CRC-32, data; at most MAX_CHUNK_BYTES each
+    end     length 0, CRC-32 over the CRCs of head and chunks, bytes of data in all
+
+A file is complete only with its end.  It is written beside the name it will
+have and renamed, so that name always holds a complete one.  Nothing here holds
+the whole state as one object.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+from raftsvc.errors import DamagedStorageError
+from raftsvc.storage.files import Files, parent_of
+
+MAX_CHUNK_BYTES = 1024 * 1024
+_MAX_HEAD_BYTES = 64 * 1024 * 1024
+
+_MAGIC = b"raftsnp1"
+_PREFIX = struct.Struct(">8sI")
+_HEAD = struct.Struct(">QQQIII")
+_CRC = struct.Struct(">I")
+_CHUNK = struct.Struct(">II")
+_END = struct.Struct(">IIQ")
+_ADVICE = "Evict this member and join with an empty directory; the other members hold its data."
+
+
+class SnapshotHeader(NamedTuple):
+    """What a snapshot covers, and what the library itself keeps in it."""
+
+    index: int
+    term: int
+    cluster_id: int
+    config: bytes
+    sessions: bytes
+    digest: int
+
+    def _encode(self) -> bytes:
+        body = (
+            _HEAD.pack(self.index, self.term, self.cluster_id, self.digest, len(self.config), len(self.sessions))
+            + self.config
+            + self.sessions
+        )
+        head = _PREFIX.pack(_MAGIC, len(body)) + body
+        return head + _CRC.pack(crc32(head))
+
+
+def write_snapshot(files: Files, path: str, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
+    """Write a complete snapshot to `path` and make its content durable; the name is not synced."""
+    fd = files.create(path)
+    try:
+        head = header._encode()
+        files.write(fd, head, 0)
+        offset = len(head)
+        chain = crc32(head[-_CRC.size :])
+        total = 0
+        for chunk in chunks:
+            for start in range(0, len(chunk), MAX_CHUNK_BYTES):
+                piece = bytes(chunk[start : start + MAX_CHUNK_BYTES])
+                frame = _CHUNK.pack(len(piece), crc32(piece))
+                files.write(fd, frame + piece, offset)
+                offset += len(frame) + len(piece)
+                chain = crc32(frame, chain)
+                total += len(piece)
+        files.write(fd, _END.pack(0, chain, total), offset)
+        files.sync(fd)
+    finally:
+        files.close(fd)
+
+
+class StoredSnapshot:
+    """A snapshot file open for reading; it stays readable when a newer one takes its name.
+
+    header:     verified.
+    size_bytes: of the whole file.
+    crc:        over all its checksums; two files that agree in size and crc hold the same.
+    """
+
+    def __init__(self, files: Files, path: str) -> None:
+        """Raises DamagedStorageError if head or end are damaged, OSError if there is no file."""
+        self._files = files
+        self._path = path
+        self._fd = files.open(path)
+        try:
+            self.size_bytes = files.size(self._fd)
+            self.header, self._start, self._head_crc = self._read_head()
+            end = files.read(self._fd, _END.size, max(0, self.size_bytes - _END.size))
+            if len(end) < _END.size or _END.unpack(end)[0] != 0:
+                raise self._damaged(self.size_bytes, "the end is missing")
+            self.crc = int(_END.unpack(end)[1])
+        except BaseException:
+            files.close(self._fd)
+            raise
+
+    def __enter__(self) -> StoredSnapshot:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Raw bytes of the file, to be sent elsewhere."""
+        return self._files.read(self._fd, size, offset)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The State's data in order, each piece verified; raises DamagedStorageError where it is not whole."""
+        offset = self._start
+        chain = crc32(_CRC.pack(self._head_crc))
+        total = 0
+        while True:
+            frame = self._files.read(self._fd, _CHUNK.size, offset)
+            if len(frame) < _CHUNK.size:
+                raise self._damaged(offset, "cut short")
+            length, crc = _CHUNK.unpack(frame)
+            if length == 0:
+                break
+            if length > MAX_CHUNK_BYTES:
+                raise self._damaged(offset, f"a chunk claims {length} bytes")
+            data = self._files.read(self._fd, length, offset + _CHUNK.size)
+            if len(data) < length or crc32(data) != crc:
+                raise self._damaged(offset, "a chunk's checksum does not match")
+            chain = crc32(frame, chain)
+            total += length
+            offset += _CHUNK.size + length
+            yield data
+        end = self._files.read(self._fd, _END.size, offset)
+        if offset + _END.size != self.size_bytes or len(end) < _END.size or _END.unpack(end) != (0, chain, total):
+            raise self._damaged(offset, "the end does not match what precedes it")
+
+    def verify(self) -> None:
+        """Read everything once; raises DamagedStorageError."""
+        for _ in self.chunks():
+            pass
+
+    def _read_head(self) -> tuple[SnapshotHeader, int, int]:
+        prefix = self._files.read(self._fd, _PREFIX.size, 0)
+        if len(prefix) < _PREFIX.size or prefix[: len(_MAGIC)] != _MAGIC:
+            raise self._damaged(0, "not a snapshot of this format")
+        length = _PREFIX.unpack(prefix)[1]
+        if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes):
+            raise self._damaged(len(_MAGIC), f"the head claims {length} bytes")
+        body = self._files.read(self._fd, length + _CRC.size, _PREFIX.size)
+        if len(body) < length + _CRC.size:
+            raise self._damaged(self.size_bytes, "the head is cut short")
+        crc = _CRC.unpack_from(body, length)[0]
+        if crc32(prefix + body[:length]) != crc:
+            raise self._damaged(0, "the head's checksum does not match")
+        index, term, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
+        if _HEAD.size + config_length + sessions_length != length:
+            raise self._damaged(_PREFIX.size, "the head's lengths do not add up")
+        config_end = _HEAD.size + config_length
+        header = SnapshotHeader(
+            index, term, cluster_id, body[_HEAD.size : config_end], body[config_end:length], digest
+        )
+        return header, _PREFIX.size + length + _CRC.size, crc
+
+    def _damaged(self, offset: int, what: str) -> DamagedStorageError:
+        return DamagedStorageError(self._path, offset, what, _ADVICE)
+
+
+class IncomingSnapshot:
+    """A snapshot being received into a file of its own; what arrived is never trusted until `finish`.
+
+    identity: (index, term, size in bytes, crc) as announced; pieces of another
+              identity belong to another object.
+    """
+
+    def __init__(self, files: Files, path: str, index: int, term: int, size_bytes: int, crc: int) -> None:
+        self.identity = (index, term, size_bytes, crc)
+        self._files = files
+        self._path = path
+        self._size_bytes = size_bytes
+        self._crc = crc
+        self._offset = 0
+        self._fd = files.create(path)
+
+    def append(self, offset: int, data: bytes) -> int:
+        """Take `data` at `offset`; returns the offset wanted next.
+
+        A piece that is not the one wanted changes nothing, so the sender learns
+        from the answer where to go on.  Nothing is written beyond the size announced.
+        """
+        if offset == self._offset and offset + len(data) <= self._size_bytes:
+            self._files.write(self._fd, data, offset)
+            self._offset += len(data)
+        return self._offset
+
+    def finish(self) -> SnapshotHeader:
+        """Verify everything and make it durable under its temporary name; raises DamagedStorageError."""
+        assert self._offset == self._size_bytes, "complete"
+        self._files.sync(self._fd)
+        self.close()
+        with StoredSnapshot(self._files, self._path) as snapshot:
+            if snapshot.crc != self._crc:
+                raise DamagedStorageError(self._path, 0, "not the snapshot that was announced", "It will be sent again.")
+            snapshot.verify()
+            return snapshot.header
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
+
+
+def publish(files: Files, source: str, path: str) -> None:
+    """Give a complete snapshot its name, durably."""
+    files.rename(source, path)
+    files.sync_dir(parent_of(path))
