@@ -29,10 +29,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
-from raftsvc.core.messages import NO_NODE, EntryKind, MalformedError, Message, MessageKind
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
     ProposalRefused,
     Raft,
@@ -54,6 +55,7 @@ from raftsvc.errors import (
     OutcomeUnknown,
     OverloadedError,
     RaftError,
+    StoppedError,
     StorageError,
 )
 from raftsvc.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
@@ -138,14 +140,16 @@ class _ChangeAttempt:
         self.refusal: Refusal | None = None
 
 
-class _SnapshotMark(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _SnapshotMark:
     """To be written to the log: the State's snapshot at `index` is durable."""
 
     index: int
     term: int
 
 
-class _Restore(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Restore:
     """To be done by the apply thread: the State restarts from the stored snapshot, at least at `index`."""
 
     index: int
@@ -211,6 +215,7 @@ class Node:
         self._durable = threading.Condition(self._lock)
 
         self._threads: list[threading.Thread] = []
+        self._essential_threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._failure: RaftError | None = None
         self._halted: ApplyHaltedError | None = None
@@ -271,9 +276,9 @@ class Node:
             self._sync_peers()
             self._drive(inline=False)
         for name, run in (("ticker", self._run_ticker), ("log", self._run_log), ("apply", self._run_apply)):
-            self._spawn(name, run)
+            self._essential_threads.append(self._spawn(name, run))
 
-    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+    def _spawn(self, name: str, run: Callable[[], None]) -> threading.Thread:
         def guarded() -> None:
             try:
                 run()
@@ -286,6 +291,7 @@ class Node:
         self._threads = [t for t in self._threads if t.is_alive()]
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def hand_over(self, timeout: float) -> None:
         """If this node leads, ask the most advanced live voter to take over; wait for that at most `timeout` seconds."""
@@ -351,6 +357,10 @@ class Node:
         if self._core.is_removed:
             return EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster")
         return self._halted or self._stall or self._snapshot_error
+
+    def is_live(self) -> bool:
+        """Whether every thread that the node needs is at work."""
+        return all(thread.is_alive() for thread in self._essential_threads)
 
     def status(self) -> dict[str, object]:
         """A picture of the node for people and monitors."""
@@ -462,7 +472,7 @@ class Node:
         while True:
             self.check_able()
             if self._stopping.is_set():
-                raise NodeFailedError("the node is stopping")
+                raise StoppedError("the Service was stopped")
             if self._session_id:
                 return
             if self._ticks >= self._open_retry_tick:
@@ -619,7 +629,7 @@ class Node:
         with self._lock:
             self.check_able()
             if self._stopping.is_set():
-                raise NodeFailedError("the node is stopping")
+                raise StoppedError("the Service was stopped")
             self._new_reads.append(read)
             self._ask_reads()
             self._drive(inline=False)
@@ -903,8 +913,9 @@ class Node:
         if isinstance(first, _Restore):
             self._restore_state(first.index)
             return
-        self._machine.apply(items, answers)  # type: ignore[arg-type]
-        self._bytes_since_snapshot += sum([len(entry.frame) for entry in items])  # type: ignore[attr-defined]
+        entries = cast(Sequence[Entry], items)
+        self._machine.apply(entries, answers)
+        self._bytes_since_snapshot += sum([len(entry.frame) for entry in entries])
 
     def _restore_state(self, index: int) -> None:
         """Restart the State from the stored snapshot, which covers at least `index`."""

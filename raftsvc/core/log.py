@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
 from raftsvc.core.messages import Entry, EntryKind, MalformedError
@@ -28,7 +28,8 @@ class ViolationError(Exception):
     """
 
 
-class SnapshotMeta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
     """What a snapshot covers: everything up to `index`, which has `term`, with `config` in force there."""
 
     index: int = 0

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum, IntEnum
 from random import Random
 from typing import NamedTuple
@@ -120,7 +121,8 @@ class Settings(NamedTuple):
     trailing_bytes: int = 16 * 1024 * 1024
 
 
-class ReadState(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ReadState:
     """A read asked for with `context` sees every acknowledged write once `index` is applied."""
 
     context: int

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 from zlib import crc32
 
 from raftsvc.errors import DamagedStorageError
@@ -32,7 +32,8 @@ _END = struct.Struct(">IIQ")
 _ADVICE = "Evict this member and join with an empty directory; the other members hold its data."
 
 
-class SnapshotHeader(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SnapshotHeader:
     """What a snapshot covers, and what the library itself keeps in it."""
 
     index: int

@@ -32,6 +32,7 @@ import logging
 import struct
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
@@ -57,7 +58,8 @@ _ADVICE = "Evict this member and join with an empty directory; the other members
 _TEMPORARY = "next.tmp"
 
 
-class Mark(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mark:
     """The snapshot that the log continues from."""
 
     index: int = 0
@@ -168,7 +170,7 @@ class Wal:
             chain = head_crc
             records = [(head + head_crc.to_bytes(4, "big")).ljust(_START, b"\x00")]
             offset = _START
-            for kind, payload in ((_STATE, _HARD_STATE.pack(*self._state)), (_SNAPSHOT_MARK, _MARK.pack(*self._mark))):
+            for kind, payload in ((_STATE, _HARD_STATE.pack(*self._state)), (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term))):
                 record, chain = _encode_record(kind, payload, offset, _START, chain)
                 records.append(record)
                 offset += len(record)
@@ -445,7 +447,7 @@ class Wal:
                 return 0
             if kind == _SNAPSHOT_MARK:
                 self._mark = Mark(*_MARK.unpack(payload))
-                self._forget_unless(*self._mark)
+                self._forget_unless(self._mark.index, self._mark.term)
                 return 0
         except struct.error as error:
             raise MalformedError(f"record of a wrong length: {error}") from error

@@ -1,0 +1,100 @@
+"""What is known of the WSGI server that this process belongs to.
+
+A node must leave some of the server's threads to its peers and should go before
+the server does; so it asks how many threads there are and whether they are being
+wound up.  Nothing is parsed from command lines or environment variables, which a
+configuration file may overrule.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class HostPool(NamedTuple):
+    """A WSGI server and its pool.
+
+    threads:          how many requests it serves at once in this process; None: no fixed number.
+    graceful_timeout: seconds it lets requests end when it shuts down, if known.
+    stopping:         whether it has begun to shut down.
+    """
+
+    server: str
+    threads: int | None
+    graceful_timeout: float | None = None
+    stopping: Callable[[], bool] = lambda: False
+
+
+def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
+    """The server that imports the caller, or that serves `environ`; None if it is not recognized.
+
+    Without `environ` looks only at the frames below, which finds gunicorn while it
+    loads the application.
+    """
+    worker = _gunicorn_worker_below()
+    if worker is None and environ is not None:
+        if "raftsvc.listener" in environ:
+            return None
+        worker = _gunicorn_worker_anywhere()
+    if worker is not None:
+        return _gunicorn_host(worker)
+    if environ is None:
+        return None
+    software = str(environ.get("SERVER_SOFTWARE", "")).lower()
+    if software.startswith("waitress"):
+        count = sum(thread.name.startswith("waitress-") for thread in threading.enumerate())
+        return HostPool("waitress", count or None)
+    if "mod_wsgi.version" in environ:
+        module = sys.modules.get("mod_wsgi")
+        return HostPool("mod_wsgi", _positive(getattr(module, "threads_per_process", None)))
+    if "uwsgi.version" in environ:
+        options = getattr(sys.modules.get("uwsgi"), "opt", {})
+        return HostPool("uWSGI", _positive(options.get("threads", options.get(b"threads"))) or 1)
+    if not environ.get("wsgi.multithread", True):
+        return HostPool("a single-threaded server", 1)
+    if software.startswith("werkzeug"):
+        return HostPool("werkzeug", None)
+    return None
+
+
+def _positive(value: object) -> int | None:
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return None
+    return number if number > 0 else None
+
+
+def _is_gunicorn_worker(candidate: object) -> bool:
+    kind = type(candidate)
+    return any(base.__module__ == "gunicorn.workers.base" and base.__name__ == "Worker" for base in kind.__mro__)
+
+
+def _gunicorn_worker_below() -> Any:
+    if "gunicorn" not in sys.modules:
+        return None
+    frame = sys._getframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if candidate is not None and _is_gunicorn_worker(candidate):
+            return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _gunicorn_worker_anywhere() -> Any:
+    """Where the application was loaded before the worker was made (--preload), its stack says nothing."""
+    if "gunicorn.workers.base" not in sys.modules:
+        return None
+    kind = sys.modules["gunicorn.workers.base"].Worker
+    return next((candidate for candidate in gc.get_objects() if isinstance(candidate, kind)), None)
+
+
+def _gunicorn_host(worker: Any) -> HostPool:
+    name = type(worker).__name__
+    threads = int(worker.cfg.threads) if name == "ThreadWorker" else 1 if name == "SyncWorker" else None
+    return HostPool(f"gunicorn ({name})", threads, float(worker.cfg.graceful_timeout), lambda: not worker.alive)

@@ -1,0 +1,158 @@
+"""What a user of raftsvc writes: the state that is replicated.
+
+`State` is the whole contract, `BaseState` supplies all of it but three methods,
+and `StreamingState` is for states too large to be one bytes object.
+
+The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
+thread at a time; an application reads from any thread, so reads and `apply` must
+be safe beside each other.  `apply` must be deterministic: the same instructions
+in the same order give the same state and answers on every node.  No clock, no
+randomness, no environment, no order of a set.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+
+class State(Protocol):
+    """A replicated state machine."""
+
+    def applied_index(self) -> int:
+        """The index up to which this state reflects the log; 0 at first."""
+
+    def apply(self, data: bytes, index: int) -> bool:
+        """Apply one instruction; returns whether it was satisfied, which is what `exec` returns.
+
+        Raise `raftsvc.Rejected` to refuse it, deterministically and without effect.
+        Anything else that is raised stops applying on this node until it is
+        restarted with repaired code, which applies this same instruction first.
+        """
+
+    def snapshot(self) -> tuple[bytes, int]:
+        """The whole state as bytes, and its applied index."""
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        """Become what `snapshot` returned `data` for, at `index`, whatever the state was before."""
+
+    def set_applied_index(self, index: int) -> None:
+        """Everything up to `index` has been applied."""
+
+    def peers(self) -> Mapping[int, str]:
+        """The members' addresses by id; not to be modified."""
+
+    def set_peer_addr(self, node_id: int, addr: str) -> None:
+        """Member `node_id`, maybe new, is reached at `addr`."""
+
+    def remove_peer_addr(self, node_id: int) -> None:
+        """`node_id` is no member any more."""
+
+    def is_allowed_member(self, addr: str) -> bool:
+        """Whether a node at `addr` may join."""
+
+    def next_node_id(self) -> tuple[int, int]:
+        """An id that no member has had yet, and a version for `increment_next_node_id`."""
+
+    def empty_write(self) -> bytes:
+        """An instruction that changes nothing."""
+
+    def write_file(self, name: str, data: bytes, perm: int) -> None:
+        """Replace a file durably and atomically.
+
+        For files of the application's own.  The library writes its own itself:
+        their durability must not depend on a State.
+        """
+
+    def increment_next_node_id(self, old_id: int, index: int) -> bytes:
+        """An instruction that is satisfied, and makes `next_node_id` move on, if its version is still `index`.
+
+        Empty if none is needed because the id moves on with the new member itself.
+        """
+
+
+@runtime_checkable
+class StreamingState(Protocol):
+    """A State that is also written and restored in pieces; it is then never asked for one bytes object."""
+
+    def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
+        """The state as of now, and its applied index.
+
+        Returns at once; the pieces are consumed on another thread while `apply`
+        goes on, and must all be of this moment.
+        """
+
+    def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
+        """Become the state whose pieces, in order but cut elsewhere maybe, are `chunks`."""
+
+
+class BaseState:
+    """Everything of a State but `apply`, `snapshot` and `restore_snapshot`."""
+
+    def __init__(self) -> None:
+        self._peers_lock = threading.Lock()  # guards the three below
+        self._applied_index = 0
+        self._peers: Mapping[int, str] = MappingProxyType({})
+        self._highest_node_id = 0
+
+    def applied_index(self) -> int:
+        """The index up to which this state reflects the log."""
+        return self._applied_index
+
+    def set_applied_index(self, index: int) -> None:
+        """Everything up to `index` has been applied."""
+        self._applied_index = index
+
+    def peers(self) -> Mapping[int, str]:
+        """The members' addresses by id, as they are now; a later change makes a new mapping."""
+        return self._peers
+
+    def set_peer_addr(self, node_id: int, addr: str) -> None:
+        """Member `node_id` is reached at `addr`."""
+        with self._peers_lock:
+            self._peers = MappingProxyType({**self._peers, node_id: addr})
+            self._highest_node_id = max(self._highest_node_id, node_id)
+
+    def remove_peer_addr(self, node_id: int) -> None:
+        """`node_id` is no member any more; unknown ids are ignored."""
+        with self._peers_lock:
+            self._peers = MappingProxyType({i: addr for i, addr in self._peers.items() if i != node_id})
+
+    def is_allowed_member(self, addr: str) -> bool:
+        """True: whoever has the cluster's secret may join.  Override to restrict."""
+        return True
+
+    def next_node_id(self) -> tuple[int, int]:
+        """One above the highest id seen; the library also knows those of members long gone."""
+        return self._highest_node_id + 1, self._highest_node_id
+
+    def increment_next_node_id(self, old_id: int, index: int) -> bytes:
+        """Empty: the new member's own entry takes the id."""
+        return b""
+
+    def empty_write(self) -> bytes:
+        """An empty instruction; override if that means something to `apply`."""
+        return b""
+
+    def write_file(self, name: str, data: bytes, perm: int = 0o600) -> None:
+        """Replace the file `name`: temporary file, fsync, rename, fsync of the directory.  Raises OSError."""
+        temporary = f"{name}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, perm)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, perm)
+            os.replace(temporary, name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        directory = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -1,0 +1,12 @@
+"""How nodes reach each other: codec, authentication, the WSGI app (in), outboxes and senders (out), the listener.
+
+Knows messages, not roles.
+"""
+
+from raftsvc.transport.app import App
+from raftsvc.transport.auth import Authenticator
+from raftsvc.transport.join import request_join
+from raftsvc.transport.peer import Network, Peer
+from raftsvc.transport.wire import JoinReply, Problem, SnapshotChunk, peer_url
+
+__all__ = ["App", "Authenticator", "JoinReply", "Network", "Peer", "Problem", "SnapshotChunk", "peer_url", "request_join"]

@@ -1,0 +1,281 @@
+"""The way in: the WSGI callable for everything under `/raft/`.
+
+    POST msg        messages from a peer; the answer holds its replies
+    POST snapshot   a piece of a snapshot; the answer says which is wanted next
+    POST join       a node asks for membership
+    GET  status     a picture of the node, for peers and operators
+    GET  livez, readyz   for load balancers; no secret needed, nothing told
+
+Routes on the last word of the path, so it works at the root, under a mount and
+behind a dispatcher.  A body is read to its announced length, which is bounded,
+before anything is answered: an unread one would spoil the connection for the
+next request.  Every error is a problem of RFC 9457 with a stable code.  What is
+refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from raftsvc.core.messages import MalformedError, Message, decode_messages
+from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
+from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
+from raftsvc.transport.wire import (
+    CONTENT_TYPE,
+    MAX_BODY_BYTES,
+    MAX_JOIN_BYTES,
+    PROTOCOL_VERSION,
+    SNAPSHOT_PIECE_BYTES,
+    JoinReply,
+    JoinRequest,
+    Part,
+    Problem,
+    SnapshotChunk,
+    encode_chunk_reply,
+)
+
+logger = logging.getLogger("raftsvc.transport")
+
+StartResponse = Callable[..., object]
+_MAX_PARTIAL_BATCHES = 16
+_MAX_CHALLENGES = 256
+_CHALLENGE_SECONDS = 60.0
+_SNAPSHOT_OVERHEAD_BYTES = 256 * 1024
+
+_METHODS = {"msg": "POST", "snapshot": "POST", "join": "POST", "status": "GET", "livez": "GET", "readyz": "GET"}
+_LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES, "join": MAX_JOIN_BYTES}
+
+
+class Receiver(Protocol):
+    """What the app asks of the Service."""
+
+    def identity(self) -> tuple[int, int] | None:
+        """(cluster id, node id), or None while the node belongs to no cluster."""
+
+    def standing_of(self, node_id: int) -> str:
+        """`member`, `removed` or `unknown`."""
+
+    def addr_of(self, node_id: int) -> str | None:
+        """Where a member is reached."""
+
+    def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
+        """Step messages; replies once what they promise is durable."""
+
+    def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
+        """Take a piece of a snapshot."""
+
+    def admit(self, addr: str, token: bytes) -> JoinReply:
+        """Make the node at `addr` a member; raises Problem."""
+
+    def check_leader(self) -> None:
+        """Raise Problem `not_leader`, which names the leader, if this node does not lead."""
+
+    def status(self) -> dict[str, object]: ...
+    def is_live(self) -> bool: ...
+    def is_ready(self) -> bool: ...
+
+
+class App:
+    """WSGI callable; thread-safe."""
+
+    def __init__(self, receiver: Receiver, auth: Authenticator) -> None:
+        self._receiver = receiver
+        self._auth = auth
+        self._lock = threading.Lock()  # guards the two below
+        self._partial: dict[int, tuple[int, int, bytearray]] = {}
+        self._challenges: dict[str, float] = {}
+
+    def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        secret = b""
+        content_type = CONTENT_TYPE
+        headers: list[tuple[str, str]] = []
+        try:
+            status, content_type, body, secret = self._answer(environ)
+        except _Refused as refused:
+            problem, secret = refused.problem, refused.secret
+            status, content_type, body = problem.status, "application/problem+json", problem.encode()
+            if problem.status == 405:
+                headers.append(("Allow", problem.extra["allow"]))
+            if problem.status == 503:
+                headers.append(("Retry-After", "1"))
+        except Exception:
+            logger.exception("a request under %s failed", environ.get("PATH_INFO"))
+            status, content_type, body = 500, "application/problem+json", Problem(500, "internal").encode()
+        mac = self._auth.sign_answer(secret, str(environ.get("HTTP_RAFT_AUTH", "")), status, body)
+        if mac:
+            headers.append((AUTH_HEADER, mac))
+        headers += [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
+        return [b""] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+    def _answer(self, environ: Mapping[str, Any]) -> tuple[int, str, bytes, bytes]:
+        path = str(environ.get("PATH_INFO", "")).rstrip("/").rpartition("/")[2]
+        method = str(environ.get("REQUEST_METHOD", ""))
+        limit = _LIMITS.get(path, MAX_JOIN_BYTES)
+        body, trouble = _read_body(environ, limit, is_required=method == "POST")
+        if path not in _METHODS:
+            raise _Refused(Problem(404, "not_found", "no such endpoint of raftsvc"))
+        allowed = _METHODS[path]
+        if method != allowed and not (allowed == "GET" and method == "HEAD"):
+            raise _Refused(Problem(405, "method_not_allowed", f"{path} takes {allowed}", allow=allowed))
+        if trouble is not None:
+            raise _Refused(trouble)
+        if path in ("livez", "readyz"):
+            is_good = self._receiver.is_live() if path == "livez" else self._receiver.is_ready()
+            return (200 if is_good else 503), "text/plain; charset=utf-8", (b"ok\n" if is_good else b"not ready\n"), b""
+        envelope = Envelope.from_environ(method, path, environ)
+        secret = self._authenticate(envelope, body, environ)
+        try:
+            return (200, *self._serve(path, envelope, body, environ), secret)
+        except Problem as problem:
+            raise _Refused(problem, secret) from problem
+        except (MalformedError, DamagedStorageError) as error:
+            raise _Refused(Problem(400, "malformed", str(error)), secret) from error
+        except OverloadedError as error:
+            raise _Refused(Problem(503, "overloaded", str(error)), secret) from error
+        except (NotApplied, RaftError, OSError) as error:
+            logger.warning("a %s was not served: %s", path, error)
+            raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error
+
+    def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
+        sender_addr = None
+        if envelope.path == "join":
+            try:
+                sender_addr = JoinRequest.decode(body).addr
+            except MalformedError:
+                sender_addr = None  # refused below, once its sender is known to be one of ours
+        elif envelope.sender.isdigit():
+            sender_addr = self._receiver.addr_of(_number(envelope.sender, "Raft-From"))
+        secret = self._auth.admit(envelope, body, environ, sender_addr)
+        if secret is None:
+            raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
+        return secret
+
+    def _serve(self, path: str, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> tuple[str, bytes]:
+        receiver = self._receiver
+        if path == "status":
+            return "application/json", json.dumps(receiver.status()).encode()
+        if envelope.version != PROTOCOL_VERSION:
+            raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
+        if str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
+            raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
+        identity = receiver.identity()
+        if identity is None:
+            raise Problem(503 if path != "join" else 409, "uninitialized", "this node belongs to no cluster yet")
+        if path == "join":
+            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body))
+        cluster_id, node_id = identity
+        if envelope.cluster != f"{cluster_id:016x}":
+            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+        if _number(envelope.to, "Raft-To") != node_id:
+            raise Problem(412, "wrong_node", f"this is node {node_id}")
+        from_id = _number(envelope.sender, "Raft-From")
+        if from_id in (0, node_id):
+            raise Problem(400, "malformed", "a peer names itself in Raft-From")
+        if receiver.standing_of(from_id) == "removed":
+            raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
+        if path == "msg":
+            return CONTENT_TYPE, self._serve_messages(from_id, node_id, envelope.part, body)
+        chunk = SnapshotChunk.decode(body)
+        _check_ends([chunk.message], from_id, node_id)
+        next_offset, replies = receiver.receive_chunk(from_id, chunk)
+        return CONTENT_TYPE, encode_chunk_reply(next_offset, _encode(replies))
+
+    def _serve_messages(self, from_id: int, node_id: int, part_text: str, body: bytes) -> bytes:
+        if part_text:
+            whole = self._assemble(from_id, Part.decode(part_text), body)
+            if whole is None:
+                return b""
+            body = whole
+        messages = decode_messages(body)
+        _check_ends(messages, from_id, node_id)
+        return _encode(self._receiver.receive(from_id, messages))
+
+    def _assemble(self, from_id: int, part: Part, body: bytes) -> bytes | None:
+        """Put a part behind those before it; the whole once it is complete.  One batch per peer at a time."""
+        if not body or part.offset + len(body) > part.total_bytes:
+            raise MalformedError("a part is out of bounds")
+        with self._lock:
+            batch_id, total, data = self._partial.pop(from_id, (0, 0, bytearray()))
+            if part.offset == 0:
+                if len(self._partial) >= _MAX_PARTIAL_BATCHES:
+                    del self._partial[next(iter(self._partial))]
+                data = bytearray()
+            elif (batch_id, total, len(data)) != (part.batch_id, part.total_bytes, part.offset):
+                raise Problem(409, "wrong_part", "the part does not continue what came before")
+            data += body
+            if len(data) < part.total_bytes:
+                self._partial[from_id] = (part.batch_id, part.total_bytes, data)
+                return None
+        return bytes(data)
+
+    def _serve_join(self, request: JoinRequest) -> bytes:
+        """Admit a node that answers a challenge of ours, so that a recorded request is worth nothing."""
+        self._receiver.check_leader()
+        now = time.monotonic()
+        with self._lock:
+            issued = self._challenges.pop(request.challenge, None)
+            if issued is None or now - issued > _CHALLENGE_SECONDS:
+                challenge = secrets.token_hex(16)
+                while len(self._challenges) >= _MAX_CHALLENGES:
+                    del self._challenges[next(iter(self._challenges))]
+                self._challenges[challenge] = now
+                raise Problem(409, "challenge", "send the request again with this challenge", challenge=challenge)
+        return self._receiver.admit(request.addr, request.token).encode()
+
+
+class _Refused(Exception):  # noqa: N818 - control flow
+    def __init__(self, problem: Problem, secret: bytes = b"") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.secret = secret
+
+
+def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tuple[bytes, Problem | None]:
+    """The body, read to its announced length; some servers hand over a shorter one without an error."""
+    text = str(environ.get("CONTENT_LENGTH") or "")
+    if not text:
+        return b"", Problem(411, "length_required", "send a Content-Length") if is_required else None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        return b"", Problem(400, "malformed", "Content-Length is no number")
+    length = int(text)
+    stream = environ["wsgi.input"]
+    # Drain what is too long, within reason, so that the answer arrives.
+    kept = []
+    left = min(length, 4 * MAX_BODY_BYTES)
+    while left:
+        try:
+            piece = stream.read(min(left, 65536))
+        except (OSError, ValueError):
+            piece = b""
+        if not piece:
+            return b"", Problem(400, "body_cut_short", "the body is shorter than its Content-Length")
+        left -= len(piece)
+        if length <= limit:
+            kept.append(piece)
+    if length > limit:
+        return b"", Problem(413, "too_large", f"a body here has at most {limit} bytes")
+    return b"".join(kept), None
+
+
+def _number(text: str, name: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise Problem(400, "malformed", f"{name} is no member id")
+    return int(text)
+
+
+def _check_ends(messages: Iterable[Message], from_id: int, node_id: int) -> None:
+    """A message is from who sent the request and to this node; no peer speaks for another."""
+    if any(message.from_id != from_id or message.to_id != node_id for message in messages):
+        raise MalformedError("a message is not from its sender to this node")
+
+
+def _encode(messages: Iterable[Message]) -> bytes:
+    return b"".join([message.encode() for message in messages])

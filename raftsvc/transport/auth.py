@@ -1,0 +1,166 @@
+"""Who may speak: a shared secret, mutual TLS, or a judge of the application's own.
+
+With a secret every request carries an HMAC-SHA-256 over all that gives it its
+meaning, and every answer one over the request's and its own content, so neither
+can be altered, addressed to another node, or swapped for another.  There is no
+clock window: a repeated Raft message is harmless by its term and index, what
+could be harmed carries an identity of its own.  Nothing is encrypted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.transport.wire import host_of, is_loopback
+
+MIN_SECRET_BYTES = 16
+Judge = Callable[[Mapping[str, Any]], bool]
+_TRANSLATED = ("Raft-Version", "Raft-Cluster", "Raft-From", "Raft-To", "Raft-Part", "Raft-Nonce")
+AUTH_HEADER = "Raft-Auth"
+
+
+class Envelope(NamedTuple):
+    """The headers of a request that say what it is for.  All text, as on the wire."""
+
+    method: str
+    path: str
+    version: str
+    cluster: str
+    sender: str
+    to: str
+    part: str
+    nonce: str
+
+    def headers(self) -> dict[str, str]:
+        values = (self.version, self.cluster, self.sender, self.to, self.part, self.nonce)
+        return {name: value for name, value in zip(_TRANSLATED, values) if value}
+
+    @classmethod
+    def from_environ(cls, method: str, path: str, environ: Mapping[str, Any]) -> Envelope:
+        """As received; a header that is missing is empty."""
+        values = [str(environ.get("HTTP_" + name.upper().replace("-", "_"), ""))[:100] for name in _TRANSLATED]
+        return cls(method, path, *values)
+
+    def _signed(self, body: bytes) -> bytes:
+        return b"raftsvc request\n" + "\n".join(self).encode(errors="replace") + b"\n" + body
+
+
+class Authenticator:
+    """Signs what this node sends and verifies what it receives."""
+
+    def __init__(
+        self,
+        secret: str | bytes | Sequence[str | bytes] | None,
+        judge: Judge | None,
+        mutual_tls: bool,
+    ) -> None:
+        """secret: one, or several during a rotation: the first signs, any verifies.
+
+        judge:      called with the WSGI environ of each request, says whether its sender is a peer.
+        mutual_tls: the server verified a client certificate, which must be valid for the sender's host.
+        """
+        given = [secret] if isinstance(secret, (str, bytes)) else list(secret or ())
+        self._secrets = [s.encode() if isinstance(s, str) else bytes(s) for s in given]
+        if any(len(s) < MIN_SECRET_BYTES for s in self._secrets):
+            raise ConfigurationError(f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one")
+        self._judge = judge
+        self._mutual_tls = mutual_tls
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody who reaches this node is taken for a peer."""
+        return not self._secrets and self._judge is None and not self._mutual_tls
+
+    def check_exposure(self, addr: str, insecure: bool) -> None:
+        """Refuse to be open to other machines unless that was asked for; raises ConfigurationError."""
+        if self.is_open and not insecure and not is_loopback(addr):
+            raise ConfigurationError(
+                f"{addr} can be reached from other machines: give all nodes the same secret=, or mutual TLS, or an "
+                "authenticate= callable; insecure=True admits everybody who reaches the port"
+            )
+
+    def sign(self, envelope: Envelope, body: bytes) -> str:
+        """The value of AUTH_HEADER for a request; empty without a secret."""
+        if not self._secrets:
+            return ""
+        return _mac(self._secrets[0], envelope._signed(body))
+
+    def admit(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], sender_addr: str | None) -> bytes | None:
+        """Judge a request.  Returns the secret that verified it (empty if none is used), or None.
+
+        sender_addr: where the sender is known to be reached, None if that is unknown.
+        """
+        used = b""
+        if self._secrets:
+            mac = str(environ.get("HTTP_RAFT_AUTH", "")).encode(errors="replace")
+            signed = envelope._signed(body)
+            matching = [s for s in self._secrets if hmac.compare_digest(_mac(s, signed).encode(), mac)]
+            if not matching:
+                return None
+            used = matching[0]
+        if self._mutual_tls:
+            certificate = _peer_certificate(environ)
+            if not certificate or (sender_addr is not None and not certificate_names(certificate, host_of(sender_addr))):
+                return None
+        if self._judge is not None and not self._judge(environ):
+            return None
+        return used
+
+    def sign_answer(self, secret: bytes, request_mac: str, status: int, body: bytes) -> str:
+        """The value of AUTH_HEADER for the answer to a request that `secret` verified."""
+        return _mac(secret, _signed_answer(request_mac, status, body)) if secret else ""
+
+    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str) -> bool:
+        """Whether an answer is a peer's; without a secret TLS or nobody vouches for it."""
+        if not self._secrets:
+            return True
+        # The request was signed with the first secret, so its answer is too.
+        expected = _mac(self._secrets[0], _signed_answer(request_mac, status, body))
+        return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))
+
+
+def fresh_nonce() -> str:
+    """Makes each request, and so its answer, unique."""
+    return secrets.token_hex(8)
+
+
+def _mac(secret: bytes, data: bytes) -> str:
+    return hmac.digest(secret, data, "sha256").hex()
+
+
+def _signed_answer(request_mac: str, status: int, body: bytes) -> bytes:
+    return f"raftsvc answer\n{request_mac}\n{status}\n".encode(errors="replace") + body
+
+
+def _peer_certificate(environ: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The client certificate that the server verified: our own listener's, or gunicorn's."""
+    certificate = environ.get("raftsvc.peer_certificate")
+    if certificate is None:
+        get = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
+        certificate = get() if get is not None else None
+    return certificate or None
+
+
+def certificate_names(certificate: Mapping[str, Any], host: str) -> bool:
+    """Whether a certificate, as `ssl.SSLSocket.getpeercert` gives it, is valid for `host` (RFC 6125, section 6.4)."""
+    try:
+        address: object = ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    for kind, value in certificate.get("subjectAltName", ()):
+        if kind == "IP Address" and address is not None:
+            try:
+                if ipaddress.ip_address(value) == address:
+                    return True
+            except ValueError:
+                continue
+        elif kind == "DNS" and address is None:
+            name, wanted = value.lower().rstrip("."), host.lower().rstrip(".")
+            if name == wanted or (name.startswith("*.") and "." in wanted and name[2:] == wanted.split(".", 1)[1]):
+                return True
+    return False

@@ -1,0 +1,288 @@
+"""A small HTTP/1.1 server of the library's own for one WSGI callable.
+
+It gives peers a port and threads that ordinary views of the application cannot
+starve.  A thread per connection, connections bounded in number, every read
+bounded in time.  Bodies need a Content-Length; responses without one are sent
+chunk by chunk as they come.  The port is bound in the background and retried,
+for during a reload the former process holds it a little longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+from raftsvc.errors import ConfigurationError
+
+logger = logging.getLogger("raftsvc.listener")
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
+MAX_CONNECTIONS = 256
+HANDSHAKE_SECONDS = 10.0
+READ_SECONDS = 60.0
+_MAX_UNREAD_BYTES = 64 * 1024
+
+
+class Listener:
+    """Serves `app` at `address` from `start` to `stop`."""
+
+    def __init__(self, app: WsgiApp, address: str, ssl_context: ssl.SSLContext | None = None) -> None:
+        """address: `host:port`; port 0 takes a free one.  Raises ConfigurationError."""
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigurationError(f"listen={address!r} is not host:port")
+        self._app = app
+        self._host = host.strip("[]")
+        self._port = int(port)
+        self._ssl_context = ssl_context
+        self._stopping = threading.Event()
+        self._bound = threading.Event()
+        self._server: _Server | None = None
+        self._thread = threading.Thread(target=self._run, name="raftsvc-listener", daemon=True)
+
+    def start(self) -> None:
+        """Bind and serve in the background."""
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port once they are bound."""
+        server = self._server
+        return (self._host, server.server_address[1]) if server else None
+
+    def wait_bound(self, timeout: float) -> bool:
+        """Whether the port was bound within `timeout` seconds."""
+        return self._bound.wait(timeout)
+
+    def stop(self) -> None:
+        """Close the port and every connection; bounded, idempotent."""
+        self._stopping.set()
+        server = self._server
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            server.close_connections()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        pause = 0.05
+        while not self._stopping.is_set():
+            try:
+                server = _Server(self._host, self._port, self._app, self._ssl_context)
+            except OSError as error:
+                if pause == 0.05:
+                    logger.warning("%s:%d cannot be bound yet: %s", self._host, self._port, error)
+                self._stopping.wait(pause)
+                pause = min(1.0, pause * 2)
+                continue
+            self._server = server
+            self._bound.set()
+            try:
+                server.serve_forever(poll_interval=0.1)
+            finally:
+                server.server_close()
+            return
+
+
+class _Server(ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, app: WsgiApp, ssl_context: ssl.SSLContext | None) -> None:
+        self.app = app
+        self._ssl_context = ssl_context
+        self._lock = threading.Lock()  # guards _connections
+        self._connections: set[socket.socket] = set()
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self._lock:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                return False
+            self._connections.add(request)
+            return True
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        plain = request
+        try:
+            request.settimeout(HANDSHAKE_SECONDS)
+            if self._ssl_context is not None:
+                # Here and not where connections are accepted: a client that never
+                # finishes its handshake holds up its own thread only.
+                request = self._ssl_context.wrap_socket(request, server_side=True)
+                with self._lock:
+                    self._connections.add(request)
+            request.settimeout(READ_SECONDS)
+            self.finish_request(request, client_address)
+        except (OSError, ValueError) as error:
+            logger.debug("connection from %s ended: %s", client_address, error)
+        except Exception:
+            logger.exception("connection from %s failed", client_address)
+        finally:
+            with self._lock:
+                self._connections -= {plain, request}
+            self.shutdown_request(request)
+
+    def close_connections(self) -> None:
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        logger.exception("connection from %s failed", client_address)
+
+
+class _Body:
+    """The bytes of one request's body and no more."""
+
+    def __init__(self, stream: Any, length: int) -> None:
+        self._stream = stream
+        self.left = length
+
+    def read(self, size: int = -1) -> bytes:
+        size = self.left if size is None or size < 0 else min(size, self.left)
+        data: bytes = self._stream.read(size) if size else b""
+        self.left -= len(data)
+        return data
+
+    def readline(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.readline(self.left if size is None or size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Any:
+        return iter(self.readline, b"")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection: reads requests, calls the app, writes its answers."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+    # With Nagle's algorithm or unbuffered writes each answer would wait 40 ms for an acknowledgement.
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overridden
+        logger.debug("%s " + format, self.client_address, *args)
+
+    def version_string(self) -> str:
+        return "raftsvc"
+
+    def do_GET(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.headers.get("Transfer-Encoding"):
+            self._refuse(411, "send a Content-Length")
+            return
+        if length and not (length.isascii() and length.isdigit() and len(length) < 19):
+            self._refuse(400, "Content-Length is no number")
+            return
+        body = _Body(self.rfile, int(length or 0))
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.wfile.flush()
+        self._call_app(self._environ(body, length))
+        if body.left > _MAX_UNREAD_BYTES:
+            self.close_connection = True
+        elif body.left:
+            body.read()
+        if body.left:
+            self.close_connection = True
+
+    do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815 - names the base class calls
+
+    def _refuse(self, status: int, detail: str) -> None:
+        self.close_connection = True
+        self.send_error(status, explain=detail)
+
+    def _environ(self, body: _Body, length: str) -> dict[str, Any]:
+        path, _, query = self.path.partition("?")
+        host, port = self.server.server_address[:2]
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": self.command,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "SERVER_NAME": str(host),
+            "SERVER_PORT": str(port),
+            "SERVER_PROTOCOL": self.request_version,
+            "SERVER_SOFTWARE": self.version_string(),
+            "REMOTE_ADDR": self.client_address[0],
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "https" if isinstance(self.connection, ssl.SSLSocket) else "http",
+            "wsgi.input": body,
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+            "raftsvc.listener": True,
+        }
+        if length:
+            environ["CONTENT_LENGTH"] = length
+        if self.headers.get("Content-Type"):
+            environ["CONTENT_TYPE"] = self.headers["Content-Type"]
+        for name, value in self.headers.items():
+            if "_" not in name and name.lower() not in ("content-length", "content-type"):
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
+        if isinstance(self.connection, ssl.SSLSocket):
+            environ["raftsvc.peer_certificate"] = self.connection.getpeercert() or None
+        return environ
+
+    def _call_app(self, environ: dict[str, Any]) -> None:
+        answer: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], object]:
+            answer[:] = [status, headers]
+            return self.wfile.write
+
+        chunks = self.server.app(environ, start_response)
+        try:
+            is_chunked: bool | None = None
+            for chunk in chunks:
+                if is_chunked is None:
+                    is_chunked = self._send_head(answer)
+                if chunk and self.command != "HEAD":
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked else chunk)
+                    if is_chunked:
+                        self.wfile.flush()
+            if is_chunked is None:
+                is_chunked = self._send_head(answer)
+            if is_chunked and self.command != "HEAD":
+                self.wfile.write(b"0\r\n\r\n")
+            self.wfile.flush()
+        finally:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+
+    def _send_head(self, answer: list[Any]) -> bool:
+        """Send status and headers; whether the body goes in chunks."""
+        status, headers = answer
+        code, _, phrase = status.partition(" ")
+        self.send_response(int(code), phrase)
+        names = set()
+        for name, value in headers:
+            self.send_header(name, value)
+            names.add(name.lower())
+        is_chunked = "content-length" not in names
+        if is_chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        return is_chunked

@@ -1,0 +1,305 @@
+"""The way out to one peer: an outbox, the thread that empties it, and transfers of snapshots.
+
+Each batch is one POST to the peer's `msg`, and the response carries the peer's
+replies, so that a commit never depends on an inbound request finding a free
+thread.  A peer that does not answer holds up its own thread and no one else.  A
+later streaming drain will empty the same outbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import requests
+
+from raftsvc.core.messages import MalformedError, Message, decode_messages
+from raftsvc.errors import StorageError
+from raftsvc.storage import StoredSnapshot
+from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
+from raftsvc.transport.outbox import Outbox
+from raftsvc.transport.wire import (
+    CONTENT_TYPE,
+    MAX_BODY_BYTES,
+    PROTOCOL_VERSION,
+    SNAPSHOT_PIECE_BYTES,
+    Part,
+    Problem,
+    SnapshotChunk,
+    decode_chunk_reply,
+    decode_problem,
+    peer_url,
+)
+
+logger = logging.getLogger("raftsvc.transport")
+
+_MAX_ANSWER_BYTES = 2 * 1024 * 1024
+_MAX_BACKOFF_SECONDS = 1.0
+_TRANSFER_TRIES = 4
+
+
+class UnreachableError(Exception):
+    """No authentic answer came; whether the request was acted on is unknown."""
+
+
+class Listener(Protocol):
+    """What a peer tells its node."""
+
+    @property
+    def node_id(self) -> int: ...
+    @property
+    def cluster_id(self) -> int: ...
+    def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
+    def report_unreachable(self, peer_id: int) -> None: ...
+    def report_removed(self, peer_id: int) -> None: ...
+    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None: ...
+
+
+def make_session() -> requests.Session:
+    """A Session fit for peers: no proxies or credentials of the environment, no cookies, no retries."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.clear()
+    session.cookies.set_policy(_NoCookies())
+    adapter = requests.adapters.HTTPAdapter(pool_connections=32, pool_maxsize=8, max_retries=0)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]
+    def set_ok(self, cookie: object, request: object) -> bool:
+        return False
+
+
+class Network:
+    """What all requests of this node share: the Session, the authentication, the timeouts."""
+
+    def __init__(
+        self, session: requests.Session | None, auth: Authenticator, connect_timeout: float, read_timeout: float
+    ) -> None:
+        self.auth = auth
+        self._session = session or make_session()
+        self._owns_session = session is None
+        self._timeout = (connect_timeout, read_timeout)
+        self._template = requests.Request("POST", "http://127.0.0.1/").prepare()
+
+    def open_peer(self, node: Listener, peer_id: int, addr: str | None) -> Peer:
+        """A peer with its sender running, or, without an address, one that only gets responses."""
+        return Peer(self, node, peer_id, addr)
+
+    def post(
+        self, base_url: str, path: str, body: bytes, cluster: str, sender: int, to: int, part: str = "", timeout: float | None = None
+    ) -> bytes:
+        """POST `body` and return the authentic answer's body.
+
+        Raises Problem for an authentic error answer, UnreachableError for everything else.
+        """
+        envelope = Envelope("POST", path, PROTOCOL_VERSION, cluster, str(sender), str(to), part, fresh_nonce())
+        mac = self.auth.sign(envelope, body)
+        request = self._template.copy()
+        request.url = f"{base_url}/{path}"
+        request.body = body
+        request.headers = requests.structures.CaseInsensitiveDict(
+            {**envelope.headers(), AUTH_HEADER: mac or "none", "Content-Type": CONTENT_TYPE, "Content-Length": str(len(body))}
+        )
+        options: dict[str, Any] = {"proxies": {}} if self._owns_session else {}
+        if not self._owns_session:
+            options = {"verify": self._session.verify, "cert": self._session.cert, "proxies": self._session.proxies}
+        limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
+        try:
+            # A redirect would take the request, and its meaning, to another node.
+            response = self._session.send(request, timeout=limits, allow_redirects=False, stream=True, **options)
+            answer = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=False)
+            if len(answer) > _MAX_ANSWER_BYTES:
+                response.close()
+                raise UnreachableError("the answer is too long")
+        except (requests.RequestException, OSError, ValueError) as error:
+            raise UnreachableError(str(error)) from error
+        except Exception as error:  # urllib3's own errors pass through when the raw body is read
+            raise UnreachableError(f"{type(error).__name__}: {error}") from error
+        if not self.auth.verify_answer(mac, response.status_code, answer, response.headers.get(AUTH_HEADER, "")):
+            raise UnreachableError(f"status {response.status_code}, and the answer is not signed by a peer")
+        if response.status_code != 200:
+            raise decode_problem(response.status_code, answer)
+        return bytes(answer)
+
+    def close(self) -> None:
+        """Close the Session if it is the library's own."""
+        if self._owns_session:
+            self._session.close()
+
+
+class Peer:
+    """One peer as this node speaks to it."""
+
+    def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
+        self.addr = addr
+        self._network = network
+        self._node = node
+        self._peer_id = peer_id
+        self._outbox = Outbox()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._transfer: threading.Thread | None = None
+        if addr is not None:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"raftsvc-send-{self._peer_id}", daemon=True)
+        self._thread.start()
+
+    def put(self, messages: Sequence[Message]) -> bool:
+        """Queue messages; False if some were lost for want of room."""
+        return self._outbox.put(messages)
+
+    def responding(self) -> AbstractContextManager[None]:
+        """While a request of this peer is served, its replies wait for `take_replies`."""
+        return self._outbox.responding()
+
+    @property
+    def is_responding(self) -> bool:
+        return self._outbox.is_responding
+
+    def take_replies(self) -> list[Message]:
+        """Replies that fit a response."""
+        return self._outbox.take_replies(MAX_BODY_BYTES)
+
+    def move(self, addr: str) -> None:
+        """The peer is reached elsewhere from now on."""
+        self.addr = addr
+        if self._thread is None:
+            self._start()
+
+    def stop(self, wait: bool = True) -> None:
+        """End the sender; waits a moment unless `wait` is false.  A request under way ends by its own timeout."""
+        self._stopping.set()
+        self._outbox.close()
+        for thread in (self._thread, self._transfer):
+            if wait and thread is not None and thread is not threading.current_thread():
+                thread.join(0.5)
+
+    # -- messages
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            batch = self._outbox.take(MAX_BODY_BYTES, 1.0)
+            if not batch or self._stopping.is_set():
+                continue
+            try:
+                self._deliver(batch)
+                failures = 0
+            except Problem as problem:
+                if problem.status == 410:
+                    self._node.report_removed(self._peer_id)
+                failures = self._back_off(failures, str(problem))
+            except (UnreachableError, MalformedError) as error:
+                failures = self._back_off(failures, str(error))
+            except Exception:
+                logger.exception("sending to node %d failed", self._peer_id)
+                failures = self._back_off(failures, "internal error")
+
+    def _back_off(self, failures: int, why: str) -> int:
+        """Say that messages were lost, and wait a moment, longer each time.
+
+        The outbox goes on taking what is put, within its bounds.
+        """
+        if failures == 0:
+            logger.warning("node %d at %s: %s", self._peer_id, self.addr, why)
+        self._node.report_unreachable(self._peer_id)
+        self._stopping.wait(min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+        return failures + 1
+
+    def _deliver(self, batch: Sequence[Message]) -> None:
+        body = b"".join([message.encode() for message in batch])
+        if len(body) <= MAX_BODY_BYTES:
+            answer = self._post("msg", body)
+        else:
+            batch_id = secrets.randbits(63)
+            for offset in range(0, len(body), MAX_BODY_BYTES):
+                part = Part(batch_id, offset, len(body))
+                answer = self._post("msg", body[offset : offset + MAX_BODY_BYTES], part.encode())
+        self._hear(decode_messages(answer))
+
+    def _hear(self, replies: Sequence[Message]) -> None:
+        if replies:
+            self._check(replies)
+            self._node.receive_replies(self._peer_id, replies)
+
+    def _check(self, replies: Sequence[Message]) -> None:
+        """No peer speaks for another."""
+        if any(m.from_id != self._peer_id or m.to_id != self._node.node_id for m in replies):
+            raise MalformedError("the answer holds messages of another node")
+
+    def _post(self, path: str, body: bytes, part: str = "") -> bytes:
+        assert self.addr is not None, "only peers with an address are sent to"
+        return self._network.post(
+            peer_url(self.addr), path, body, f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id, part
+        )
+
+    # -- snapshots
+
+    def send_snapshot(self, message: Message, open_snapshot: Callable[[], StoredSnapshot]) -> bool:
+        """Begin to transfer the stored snapshot; False if one is under way already or there is no address.
+
+        Its end is reported to the node.
+        """
+        if self.addr is None or self._stopping.is_set() or (self._transfer is not None and self._transfer.is_alive()):
+            return False
+
+        def run() -> None:
+            replies: Sequence[Message] = ()
+            succeeded = False
+            try:
+                with open_snapshot() as snapshot:
+                    replies = self._transfer_all(message, snapshot)
+                self._check(replies)
+                succeeded = True
+            except (Problem, UnreachableError, MalformedError, StorageError, OSError) as error:
+                logger.warning("the snapshot for node %d did not arrive: %s", self._peer_id, error)
+            except Exception:
+                logger.exception("the transfer of a snapshot to node %d failed", self._peer_id)
+            self._node.report_snapshot(self._peer_id, succeeded, replies if succeeded else ())
+
+        self._transfer = threading.Thread(target=run, name=f"raftsvc-transfer-{self._peer_id}", daemon=True)
+        self._transfer.start()
+        return True
+
+    def _transfer_all(self, message: Message, snapshot: StoredSnapshot) -> list[Message]:
+        """Send piece after piece from where the peer says; each piece is tried a few times."""
+        header = snapshot.header
+        announced = Message(
+            message.kind,
+            message.to_id,
+            message.from_id,
+            message.term,
+            index=header.index,
+            log_term=header.term,
+            payload=header.config,
+        )
+        offset, size = 0, 0  # an empty piece asks where to go on
+        tries = 0
+        while not self._stopping.is_set():
+            data = snapshot.read(offset, size)
+            chunk = SnapshotChunk(announced, snapshot.size_bytes, snapshot.crc, offset, data)
+            try:
+                wanted, replies = decode_chunk_reply(self._post("snapshot", chunk.encode()))
+            except (Problem, UnreachableError) as error:
+                tries += 1
+                if tries >= _TRANSFER_TRIES or (isinstance(error, Problem) and error.status < 500):
+                    raise
+                self._stopping.wait(0.1 * 2.0**tries)
+                continue
+            if wanted >= snapshot.size_bytes:
+                return replies
+            tries = tries + 1 if wanted <= offset and size else 0
+            if tries >= _TRANSFER_TRIES:
+                raise UnreachableError("the peer keeps asking for the same piece")
+            offset, size = wanted, SNAPSHOT_PIECE_BYTES
+        raise UnreachableError("this node is stopping")

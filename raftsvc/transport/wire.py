@@ -1,0 +1,218 @@
+"""What crosses the network besides the messages themselves: headers, problems, pieces of snapshots, joins.
+
+Every length is checked before it is used.  A body holds at most MAX_BODY_BYTES,
+which proxies let through; a batch that is larger, because one entry is, travels
+in parts, and a snapshot as many pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
+from raftsvc.errors import ConfigurationError
+
+PROTOCOL_VERSION = "1"
+CONTENT_TYPE = "application/x-raftsvc"
+MAX_BODY_BYTES = 512 * 1024
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+"""The most that parts may add up to, hence the largest entry."""
+MAX_JOIN_BYTES = 16 * 1024
+SNAPSHOT_PIECE_BYTES = 256 * 1024
+
+
+def peer_url(addr: str) -> str:
+    """The base URL, without a slash at its end, at which `addr` serves `msg`, `join` and the others.
+
+    addr: `host:port`, which means `http://host:port/raft`, or a URL with scheme
+          and mount prefix.
+    Raises ConfigurationError.
+    """
+    if "://" in addr:
+        url = addr.rstrip("/")
+    else:
+        url = f"http://{addr}/raft"
+    parts = urlsplit(url)
+    try:
+        is_complete = bool(parts.hostname) and (parts.port is not None or "://" in addr)
+    except ValueError:
+        is_complete = False
+    if parts.scheme not in ("http", "https") or not is_complete or parts.query or parts.fragment or parts.username:
+        raise ConfigurationError(f"{addr!r} is neither host:port nor an http(s) URL")
+    return url
+
+
+def host_of(addr: str) -> str:
+    """The host name or address in `addr`."""
+    return urlsplit(peer_url(addr)).hostname or ""
+
+
+def is_loopback(addr: str) -> bool:
+    """Whether `addr` can be reached from this machine only."""
+    host = host_of(addr)
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's name for it
+    """A request is answered by an error.  `code` is stable; see RFC 9457 for the body's form."""
+
+    def __init__(self, status: int, code: str, detail: str = "", **extra: str) -> None:
+        super().__init__(f"{status} {code}: {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.extra = extra
+
+    def encode(self) -> bytes:
+        title = self.code.replace("_", " ").capitalize()
+        body = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail, "code": self.code}
+        return json.dumps({**body, **self.extra}).encode()
+
+
+def decode_problem(status: int, body: bytes) -> Problem:
+    """The problem in an error answer; code `unknown` if there is none."""
+    try:
+        fields = json.loads(body)
+        code, detail = fields["code"], fields["detail"]
+        extra = {key: value for key, value in fields.items() if isinstance(value, str) and key in ("leader", "challenge")}
+        if isinstance(code, str) and isinstance(detail, str):
+            return Problem(status, code, detail, **extra)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return Problem(status, "unknown", "the answer is not one of raftsvc's")
+
+
+class Part(NamedTuple):
+    """Which part of a large batch a body is."""
+
+    batch_id: int
+    offset: int
+    total_bytes: int
+
+    def encode(self) -> str:
+        return f"{self.batch_id} {self.offset} {self.total_bytes}"
+
+    @classmethod
+    def decode(cls, text: str) -> Part:
+        """Raises MalformedError."""
+        fields = text.split(" ")
+        if len(fields) != 3 or not all(field.isascii() and field.isdigit() and len(field) < 20 for field in fields):
+            raise MalformedError("Raft-Part does not decode")
+        part = cls(*map(int, fields))
+        if not part.offset < part.total_bytes <= MAX_BATCH_BYTES:
+            raise MalformedError("Raft-Part is out of bounds")
+        return part
+
+
+_CHUNK = struct.Struct(">QIQI")
+
+
+class SnapshotChunk(NamedTuple):
+    """A piece of a snapshot file, and the message that it is for."""
+
+    message: Message
+    size_bytes: int
+    crc: int
+    offset: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        message = self.message.encode()
+        return _CHUNK.pack(self.size_bytes, self.crc, self.offset, len(message)) + message + self.data
+
+    @classmethod
+    def decode(cls, body: bytes) -> SnapshotChunk:
+        """Raises MalformedError."""
+        if len(body) < _CHUNK.size:
+            raise MalformedError("a snapshot piece is cut short")
+        size_bytes, crc, offset, length = _CHUNK.unpack_from(body)
+        end = _CHUNK.size + length
+        if end > len(body) or offset + len(body) - end > size_bytes:
+            raise MalformedError("a snapshot piece is out of bounds")
+        messages = decode_messages(body[_CHUNK.size : end])
+        if len(messages) != 1 or messages[0].kind is not MessageKind.SNAPSHOT:
+            raise MalformedError("a snapshot piece belongs to one SNAPSHOT message")
+        return cls(messages[0], size_bytes, crc, offset, body[end:])
+
+
+class JoinRequest(NamedTuple):
+    """A node asks to become a member.
+
+    token:     names the node before it has an id; a repeated request finds the same membership.
+    challenge: given by the leader for one request, lest a recorded one be replayed.
+    """
+
+    addr: str
+    token: bytes
+    challenge: str = ""
+
+    def encode(self) -> bytes:
+        return json.dumps({"addr": self.addr, "token": self.token.hex(), "challenge": self.challenge}).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> JoinRequest:
+        """Raises MalformedError."""
+        fields = _decode_object(body)
+        addr, token, challenge = fields.get("addr"), fields.get("token"), fields.get("challenge")
+        if not isinstance(addr, str) or not isinstance(token, str) or not isinstance(challenge, str):
+            raise MalformedError("a join names an address, a token and a challenge")
+        try:
+            peer_url(addr)
+            if len(addr.encode()) > 1024:
+                raise MalformedError("the address is too long")
+            raw = bytes.fromhex(token)
+        except ValueError as error:
+            raise MalformedError(f"a join does not decode: {error}") from error
+        if len(raw) != 16:
+            raise MalformedError("a join token has 16 bytes")
+        return cls(addr, raw, challenge)
+
+
+class JoinReply(NamedTuple):
+    """The leader's answer to a join: the id that was given, and the cluster it is in."""
+
+    node_id: int
+    cluster_id: int
+
+    def encode(self) -> bytes:
+        return json.dumps({"node_id": str(self.node_id), "cluster_id": f"{self.cluster_id:016x}"}).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> JoinReply:
+        """Raises MalformedError."""
+        fields = _decode_object(body)
+        try:
+            reply = cls(int(str(fields["node_id"])), int(str(fields["cluster_id"]), 16))
+        except (KeyError, ValueError) as error:
+            raise MalformedError("the answer to a join does not decode") from error
+        if not 0 < reply.node_id < 2**63 or not 0 < reply.cluster_id < 2**64:
+            raise MalformedError("the answer to a join is out of bounds")
+        return reply
+
+
+def _decode_object(body: bytes) -> dict[str, object]:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError("not JSON") from error
+    if not isinstance(fields, dict):
+        raise MalformedError("not a JSON object")
+    return fields
+
+
+_NEXT = struct.Struct(">Q")
+
+
+def encode_chunk_reply(next_offset: int, replies: bytes) -> bytes:
+    """The answer to a snapshot piece: the offset wanted next, then reply messages."""
+    return _NEXT.pack(next_offset) + replies
+
+
+def decode_chunk_reply(body: bytes) -> tuple[int, list[Message]]:
+    """Raises MalformedError."""
+    if len(body) < _NEXT.size:
+        raise MalformedError("the answer to a snapshot piece is cut short")
+    return int(_NEXT.unpack_from(body)[0]), decode_messages(body[_NEXT.size :])
