@@ -198,9 +198,7 @@ class Machine:
             raise ValueError(f"the State's snapshot is of index {index}, not of {self.applied_index}")
         return chunks
 
-    def restore(
-        self, index: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]
-    ) -> None:
+    def restore(self, index: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]) -> None:
         """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
         decoded = _decode_sessions(sessions)
         if isinstance(self.state, StreamingState):

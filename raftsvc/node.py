@@ -80,7 +80,7 @@ class NodeOptions(NamedTuple):
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
-    clock: Callable[[], float] = lambda: time.monotonic()  # noqa: PLW0108 - looked up late, so that it can be faked
+    clock: Callable[[], float] = lambda: time.monotonic()
 
 
 class Waiter:
@@ -294,7 +294,7 @@ class Node:
         return thread
 
     def hand_over(self, timeout: float) -> None:
-        """If this node leads, ask the most advanced live voter to take over; wait for that at most `timeout` seconds."""
+        """If this node leads, let the most advanced live voter take over, waiting at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with self._lock:
             core = self._core
@@ -335,7 +335,9 @@ class Node:
                 self._durable.wait(0.05)
             is_writing = self._is_writing
         if is_writing:
-            logger.error("a write to the log still hangs; its files and the directory lock stay open until the process ends")
+            logger.error(
+                "a write to the log still hangs; its files and the directory lock stay open until the process ends"
+            )
         else:
             self._store.close()
 
@@ -389,9 +391,12 @@ class Node:
                 "log_bytes": core.log.size_bytes,
                 "waiting_calls": len(self._calls),
                 "waiting_reads": len(self._asked_reads) + len(self._new_reads) + len(self._applying_reads),
-                "members": {str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in sorted(config.members.items())},
+                "members": {
+                    str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in sorted(config.members.items())
+                },
                 "followers": {
-                    str(i): {"state": p.state.value, "match_index": p.match_index} for i, p in sorted(core.progress.items())
+                    str(i): {"state": p.state.value, "match_index": p.match_index}
+                    for i, p in sorted(core.progress.items())
                 },
                 "fsync_count": self._store.wal.fsync_count,
             }
@@ -564,7 +569,9 @@ class Node:
                 continue
             if refusal is Refusal.QUOTA and not call.unsettled:
                 del self._calls[call.number]
-                call.finish(OverloadedError("too much is waiting to be committed; is a majority of the cluster reachable?"))
+                call.finish(
+                    OverloadedError("too much is waiting to be committed; is a majority of the cluster reachable?")
+                )
             else:
                 call.retry_tick = self._ticks + 1
 
@@ -589,7 +596,9 @@ class Node:
 
     # -- membership
 
-    def change_membership(self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float) -> Refusal | None:
+    def change_membership(
+        self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float
+    ) -> Refusal | None:
         """Propose `change`, through the leader, until the applied configuration satisfies `is_done`.
 
         Returns None then, else why it was refused last; NO_LEADER if that is unknown.
@@ -617,7 +626,11 @@ class Node:
                     if attempt.refusal is not None:
                         last = attempt.refusal
                         retry_tick = min(retry_tick, self._ticks + 1)
-                    if remaining <= 0 or self._stopping.is_set() or (last is Refusal.INVALID_CHANGE and attempt.refusal):
+                    if (
+                        remaining <= 0
+                        or self._stopping.is_set()
+                        or (last is Refusal.INVALID_CHANGE and attempt.refusal)
+                    ):
                         return None if is_done(self._applied_config) else last
                     self._changed.wait(min(remaining, self._tick_seconds))
             return None
@@ -797,7 +810,13 @@ class Node:
         view = (core.term, core.leader_id, core.role)
         if view != self._seen_view:
             if view[2] is not self._seen_view[2] or view[1] != self._seen_view[1]:
-                logger.info("node %d is %s in term %d, leader %s", self.node_id, core.role.value, core.term, core.leader_id or "unknown")
+                logger.info(
+                    "node %d is %s in term %d, leader %s",
+                    self.node_id,
+                    core.role.value,
+                    core.term,
+                    core.leader_id or "unknown",
+                )
             self._seen_view = view
             # What was in flight may be lost with the old leader; sessions make repeats harmless.
             self._forwards.clear()
@@ -871,7 +890,10 @@ class Node:
         if self._is_writing:
             self._writing_ticks += 1
             if self._writing_ticks == 2 * self._options.election_ticks:
-                self._stall = DiskStalledError(f"a write to the log of node {self.node_id} has not returned for {2 * self._options.election_timeout:g} s")
+                self._stall = DiskStalledError(
+                    f"a write to the log of node {self.node_id} has not returned "
+                    f"for {2 * self._options.election_timeout:g} s"
+                )
                 logger.error("%s; it does not lead until the disk answers", self._stall)
                 self._core.set_disk_healthy(False)
 
@@ -1178,6 +1200,8 @@ def _decode_config(data: bytes) -> Configuration:
 def _as_raft_error(error: BaseException, what: str) -> RaftError:
     if isinstance(error, RaftError):
         return error
-    wrapped = StorageError(f"{what}: {error!r}") if isinstance(error, OSError) else NodeFailedError(f"{what}: {error!r}")
+    wrapped = (
+        StorageError(f"{what}: {error!r}") if isinstance(error, OSError) else NodeFailedError(f"{what}: {error!r}")
+    )
     wrapped.__cause__ = error
     return wrapped

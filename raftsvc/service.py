@@ -25,7 +25,6 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
-    AddressNotAllowedError,
     ConfigurationError,
     ExistingClusterError,
     ForkedError,
@@ -178,7 +177,9 @@ class Service:
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         self._network = Network(session, auth, options.election_timeout, 2 * options.election_timeout)
         self._node: Node | None = None
-        self._lifecycle = threading.Lock()  # init, join and stop, one at a time; never held by callers or over waits for peers
+        self._lifecycle = (
+            threading.Lock()
+        )  # init, join and stop, one at a time; never held by callers or over waits for peers
         self._is_joining = False
         self._stopped = threading.Event()
         self._admission = _Admission(max_waiting, host, has_listener=listen is not None)
@@ -243,8 +244,8 @@ class Service:
             raise StoppedError("the Service was stopped")
         if not node.applied_config.members and not node.status()["leader_id"]:
             raise JoinFailedError(
-                f"this node is member {node.node_id} now, but no leader reached it at {self._laddr} within {timeout:g} s; "
-                "it takes part as soon as one does"
+                f"this node is member {node.node_id} now, but no leader reached it at {self._laddr} "
+                f"within {timeout:g} s; it takes part as soon as one does"
             )
 
     @contextmanager
@@ -335,7 +336,9 @@ class Service:
         config = node.applied_config
         node_id = config.id_of(node_addr)
         if node_id is None:
-            raise UnknownPeerError(f"no member is at {node_addr}; members are at {sorted(m.addr for m in config.members.values())}")
+            raise UnknownPeerError(
+                f"no member is at {node_addr}; members are at {sorted(m.addr for m in config.members.values())}"
+            )
         if config.voters == {node_id}:
             raise LastMemberError(f"{node_addr} is the only voter; stop it and remove its directory instead")
         with self._admission:
@@ -348,7 +351,9 @@ class Service:
             if node.applied_config.voters == {node_id}:
                 raise LastMemberError(f"{node_addr} is the only voter")
             node.check_able()
-            raise MembershipTimeoutError(f"the removal of {node_addr} was not committed within {timeout:g} s: {refusal.name.lower()}")
+            raise MembershipTimeoutError(
+                f"the removal of {node_addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
+            )
 
     def stop(self) -> None:
         """Stop replicating; afterwards the Service is unusable.  Idempotent, bounded.
@@ -486,8 +491,8 @@ class Service:
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise ForkedError(
-                f"this Service was started in process {self._pid}, and its threads are not in process {os.getpid()}: start it "
-                "after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
+                f"this Service was started in process {self._pid}, and its threads are not in process {os.getpid()}: "
+                "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
             )
 
     def _serving_node(self) -> Node | None:
@@ -550,7 +555,9 @@ class _Admission:
     def __enter__(self) -> None:
         with self._lock:
             if self.limit and self.waiting >= self.limit:
-                raise OverloadedError(f"{self.waiting} callers wait already, the limit of this process; try again, or at another node")
+                raise OverloadedError(
+                    f"{self.waiting} callers wait already, the limit of this process; try again, or at another node"
+                )
             self.waiting += 1
 
     def __exit__(self, *exc_info: object) -> None:

@@ -28,13 +28,16 @@ class ViolationError(Exception):
     """
 
 
+_NOBODY = Configuration()
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotMeta:
     """What a snapshot covers: everything up to `index`, which has `term`, with `config` in force there."""
 
     index: int = 0
     term: int = 0
-    config: Configuration = Configuration()
+    config: Configuration = _NOBODY
 
 
 class Log:
@@ -180,7 +183,9 @@ class Log:
     def _truncate(self, index: int) -> None:
         """Drop the entry at `index` and all after it."""
         if index <= self.commit_index:
-            raise ViolationError(f"a leader contradicts the committed entry {index} (committed up to {self.commit_index})")
+            raise ViolationError(
+                f"a leader contradicts the committed entry {index} (committed up to {self.commit_index})"
+            )
         dropped = self._entries[index - self.offset - 1 :]
         del self._entries[index - self.offset - 1 :]
         self.size_bytes -= sum(len(entry.frame) for entry in dropped)
@@ -195,7 +200,9 @@ class Log:
                 try:
                     config = self.config.changed(ConfChange.decode(entry.data))
                 except (MalformedError, InvalidChangeError) as error:
-                    raise ViolationError(f"the membership change at index {entry.index} is not valid: {error}") from error
+                    raise ViolationError(
+                        f"the membership change at index {entry.index} is not valid: {error}"
+                    ) from error
                 self._configs.append((entry.index, config))
 
     # -- durability

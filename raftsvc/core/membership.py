@@ -170,4 +170,6 @@ class Configuration:
         return hash(self.encode())
 
     def __repr__(self) -> str:
-        return f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id})"
+        return (
+            f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id})"
+        )

@@ -145,26 +145,40 @@ _MESSAGE_KINDS = {int(kind): kind for kind in MessageKind}
 class Message:
     """One message between two members.  What the fields mean depends on `kind`:
 
-    | kind            | index           | log_term      | commit        | context       | reject       | hint                    |
-    |-----------------|-----------------|---------------|---------------|---------------|--------------|-------------------------|
-    | APPEND          | prev_index      | prev_term     | leader commit | read round    |              |                         |
-    | APPEND_REPLY    | match, or the   | term of hint  |               | read round    | log differs  | where the leader should |
-    |                 | prev_index refused |            |               |               |              | look for agreement      |
-    | PRE_VOTE, VOTE  | last_index      | last_term     |               | 1: transfer   |              |                         |
-    | *VOTE_REPLY     |                 |               |               |               | vote refused |                         |
-    | SNAPSHOT        | last included   | its term      |               |               |              |                         |
-    | PROPOSE         |                 |               |               | caller's tag  |              |                         |
-    | PROPOSE_REPLY   |                 |               |               | caller's tag  | not appended | reason                  |
-    | READ_INDEX      |                 |               |               | caller's tag  |              |                         |
-    | READ_INDEX_REPLY| read index      |               |               | caller's tag  | not served   |                         |
+    APPEND           index, log_term: the entry before the first one sent; commit: the
+                     leader's; context: its read round
+    APPEND_REPLY     context: the read round; commit: the follower's.  Accepted: index is
+                     what is verified and durable there.  Rejected: index is the entry
+                     that differs, hint and log_term are where the logs may agree
+    PRE_VOTE, VOTE   index, log_term: the candidate's last entry; context: 1 if it was
+                     asked to take over
+    SNAPSHOT         index, log_term: the last entry included; payload: the encoded
+                     configuration there
+    PROPOSE          entries, of index and term 0; context: the sender's tag
+    PROPOSE_REPLY    context: that tag.  Accepted: index is that of the first entry.
+                     Rejected: hint is a Refusal
+    READ_INDEX       context: the sender's tag
+    READ_INDEX_REPLY context: that tag; index: the read index
 
-    `term` is the sender's, save that PRE_VOTE carries the term it would use, and
-    its granting reply the same; PROPOSE, READ_INDEX and their replies carry 0,
-    for they speak for no term.  `entries` of a PROPOSE have index and term 0.
-    `payload` is the encoded configuration of a SNAPSHOT, empty otherwise.
+    `term` is the sender's, save that PRE_VOTE and a reply that grants it carry the
+    term that the candidate would use; PROPOSE, READ_INDEX and their replies carry
+    0, for they speak for no term.
     """
 
-    __slots__ = ("commit", "context", "entries", "from_id", "hint", "index", "kind", "log_term", "payload", "reject", "term", "to_id")
+    __slots__ = (
+        "commit",
+        "context",
+        "entries",
+        "from_id",
+        "hint",
+        "index",
+        "kind",
+        "log_term",
+        "payload",
+        "reject",
+        "term",
+        "to_id",
+    )
 
     def __init__(
         self,
@@ -242,7 +256,9 @@ def decode_messages(buffer: bytes) -> list[Message]:
     while offset < len(buffer):
         if len(buffer) - offset < MESSAGE_OVERHEAD_BYTES:
             raise MalformedError(f"message cut short at byte {offset}")
-        kind, flags, from_id, to_id, term, index, log_term, commit, context, hint, length = _MESSAGE_HEAD.unpack_from(buffer, offset)
+        kind, flags, from_id, to_id, term, index, log_term, commit, context, hint, length = _MESSAGE_HEAD.unpack_from(
+            buffer, offset
+        )
         if kind not in _MESSAGE_KINDS:
             raise MalformedError(f"unknown message kind {kind}")
         if flags > 1:
@@ -263,6 +279,19 @@ def decode_messages(buffer: bytes) -> list[Message]:
             raise MalformedError("entries of an APPEND do not follow its prev_index, or are from a later term")
         offset = stop
         messages.append(
-            Message(_MESSAGE_KINDS[kind], to_id, from_id, term, index, log_term, commit, context, bool(flags), hint, entries, payload)
+            Message(
+                _MESSAGE_KINDS[kind],
+                to_id,
+                from_id,
+                term,
+                index,
+                log_term,
+                commit,
+                context,
+                bool(flags),
+                hint,
+                entries,
+                payload,
+            )
         )
     return messages

@@ -96,7 +96,7 @@ class Refusal(IntEnum):
     WOULD_LOSE_QUORUM = 7  # the voters that remain are not a live majority
 
 
-class ProposalRefused(Exception):  # noqa: N818 - an outcome, not a fault
+class ProposalRefused(Exception):
     """The proposal was not appended, here or anywhere."""
 
     def __init__(self, refusal: Refusal, detail: str = "") -> None:
@@ -385,9 +385,9 @@ class Raft:
         elif m.kind is MessageKind.VOTE_REPLY:
             if self.role is Role.CANDIDATE:
                 self._record_vote(m.from_id, not m.reject)
-        elif m.kind is MessageKind.TIMEOUT_NOW:
-            if self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
-                self._ask_for_votes(MessageKind.VOTE, _TRANSFER)
+        elif self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
+            assert m.kind is MessageKind.TIMEOUT_NOW, "the last of the closed set"
+            self._ask_for_votes(MessageKind.VOTE, _TRANSFER)
 
     def _hears_leader(self) -> bool:
         """Whether a leader was heard from within the election timeout; a leader hears itself (R3, R4)."""
@@ -673,9 +673,7 @@ class Raft:
             prev = prev_term = 0
         self._send_append(peer, progress, prev, prev_term, ())
 
-    def _send_append(
-        self, peer: int, progress: Progress, prev: int, prev_term: int, entries: Sequence[Entry]
-    ) -> None:
+    def _send_append(self, peer: int, progress: Progress, prev: int, prev_term: int, entries: Sequence[Entry]) -> None:
         progress.commit_sent = self.log.commit_index
         self._send(
             Message(
@@ -820,7 +818,9 @@ class Raft:
         """Answer the round's reads once a majority of voters, learners not counted, confirmed it."""
         if not self._round_reads:
             return False
-        confirmed = sum(i == self.node_id or self.progress[i].round_acked >= self._read_round for i in self.config.voters)
+        confirmed = sum(
+            i == self.node_id or self.progress[i].round_acked >= self._read_round for i in self.config.voters
+        )
         if confirmed < self.config.quorum():
             return False
         reads, self._round_reads = self._round_reads, []
@@ -879,9 +879,7 @@ class Raft:
         hard_state = None
         entries: Sequence[Entry] = ()
         snapshot = self._snapshot_to_persist
-        must_persist = (
-            self._hard_state_dirty or snapshot is not None or log.handed_index < log.last_index
-        )
+        must_persist = self._hard_state_dirty or snapshot is not None or log.handed_index < log.last_index
         if must_persist:
             self._token += 1
             entries = log.take_unwritten(self._token)

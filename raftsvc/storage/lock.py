@@ -41,8 +41,8 @@ class DirectoryLock:
                     if time.monotonic() >= deadline:
                         owner = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
                         raise DirectoryInUseError(
-                            f"{os.path.dirname(self._path) or '.'} is in use by {owner}, waited {timeout:g} s. One process owns a "
-                            "directory: run one worker process, and give each node its own directory."
+                            f"{os.path.dirname(self._path) or '.'} is in use by {owner}, waited {timeout:g} s. "
+                            "One process owns a directory: run one worker process, and give each node its own directory."
                         ) from None
                     time.sleep(_POLL_SECONDS)
             os.ftruncate(fd, 0)

@@ -163,9 +163,7 @@ class StoredSnapshot:
         if _HEAD.size + config_length + sessions_length != length:
             raise self._damaged(_PREFIX.size, "the head's lengths do not add up")
         config_end = _HEAD.size + config_length
-        header = SnapshotHeader(
-            index, term, cluster_id, body[_HEAD.size : config_end], body[config_end:length], digest
-        )
+        header = SnapshotHeader(index, term, cluster_id, body[_HEAD.size : config_end], body[config_end:length], digest)
         return header, _PREFIX.size + length + _CRC.size, crc
 
     def _damaged(self, offset: int, what: str) -> DamagedStorageError:
@@ -206,7 +204,9 @@ class IncomingSnapshot:
         self.close()
         with StoredSnapshot(self._files, self._path) as snapshot:
             if snapshot.crc != self._crc:
-                raise DamagedStorageError(self._path, 0, "not the snapshot that was announced", "It will be sent again.")
+                raise DamagedStorageError(
+                    self._path, 0, "not the snapshot that was announced", "It will be sent again."
+                )
             snapshot.verify()
             return snapshot.header
 

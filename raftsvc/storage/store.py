@@ -55,7 +55,11 @@ class Store:
 
     @classmethod
     def open(
-        cls, path: str, files: Files | None = None, lock_timeout: float = 10.0, segment_bytes: int = DEFAULT_SEGMENT_BYTES
+        cls,
+        path: str,
+        files: Files | None = None,
+        lock_timeout: float = 10.0,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> Store:
         """Own the directory `path`, which is made if it is missing.
 
@@ -87,7 +91,10 @@ class Store:
                     self._files.remove(f"{staged}/{name}")
         if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
             raise DamagedStorageError(
-                f"{self._path}/wal", 0, "there is a snapshot but no log", "Restore the directory whole, or empty it and join anew."
+                f"{self._path}/wal",
+                0,
+                "there is a snapshot but no log",
+                "Restore the directory whole, or empty it and join anew.",
             )
 
     @property
@@ -150,13 +157,18 @@ class Store:
     def _load(self) -> Loaded:
         wal_path = f"{self._path}/wal"
         if not self._files.exists(f"{self._path}/id"):
-            raise DamagedStorageError(f"{self._path}/id", 0, "the id file is missing", "Restore it, or empty the directory and join anew.")
+            raise DamagedStorageError(
+                f"{self._path}/id", 0, "the id file is missing", "Restore it, or empty the directory and join anew."
+            )
         node_id = decode_id(read_file(self._files, f"{self._path}/id"), f"{self._path}/id")
         self._wal = wal = Wal.open(self._files, wal_path, self._segment_bytes)
         recovered = wal.recovered
         if recovered.node_id != node_id:
             raise DamagedStorageError(
-                f"{self._path}/id", 0, f"the id file says {node_id}, the log {recovered.node_id}", "Directories of two nodes were mixed up."
+                f"{self._path}/id",
+                0,
+                f"the id file says {node_id}, the log {recovered.node_id}",
+                "Directories of two nodes were mixed up.",
             )
         header = None
         with suppress(FileNotFoundError), self.open_snapshot() as snapshot:
@@ -165,13 +177,17 @@ class Store:
         self._snapshot_index = snapshot_index
         if recovered.mark.index > snapshot_index:
             raise DamagedStorageError(
-                f"{self._path}/snap", 0, f"the log continues a snapshot at {recovered.mark.index}, which is missing",
+                f"{self._path}/snap",
+                0,
+                f"the log continues a snapshot at {recovered.mark.index}, which is missing",
                 "Restore the directory whole, or evict this member and join with an empty one.",
             )
         entries = recovered.entries
         if header is not None:
             if header.cluster_id != recovered.cluster_id:
-                raise DamagedStorageError(f"{self._path}/snap", 0, "the snapshot is of another cluster", "Directories were mixed up.")
+                raise DamagedStorageError(
+                    f"{self._path}/snap", 0, "the snapshot is of another cluster", "Directories were mixed up."
+                )
             position = header.index - recovered.base - 1
             if header.index > recovered.mark.index and not (
                 position < 0 or (position < len(entries) and entries[position].term == header.term)
@@ -184,12 +200,16 @@ class Store:
                 wal.sync()
         if entries and entries[0].index > snapshot_index + 1:
             raise DamagedStorageError(
-                wal_path, 0, f"the log begins at {entries[0].index}, the snapshot ends at {snapshot_index}",
+                wal_path,
+                0,
+                f"the log begins at {entries[0].index}, the snapshot ends at {snapshot_index}",
                 "Restore the directory whole, or evict this member and join with an empty one.",
             )
         last_index = entries[-1].index if entries else snapshot_index
         if last_index < snapshot_index:
-            raise DamagedStorageError(wal_path, 0, f"the log ends at {last_index}, before its snapshot", "Restore the directory whole.")
+            raise DamagedStorageError(
+                wal_path, 0, f"the log ends at {last_index}, before its snapshot", "Restore the directory whole."
+            )
         state = recovered.hard_state
         state = state._replace(commit=max(snapshot_index, min(state.commit, last_index)))
         return Loaded(node_id, recovered.cluster_id, state, header, entries)

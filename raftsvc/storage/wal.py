@@ -33,6 +33,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
@@ -54,7 +55,10 @@ _MARK = struct.Struct(">QQ")
 _START = -(-_SEGMENT_HEAD.size // 8) * 8
 
 _ENTRIES, _STATE, _SNAPSHOT_MARK = 1, 2, 3
-_ADVICE = "Evict this member and join with an empty directory; the other members hold its data. Do not delete parts of the log."
+_ADVICE = (
+    "Evict this member and join with an empty directory; the other members hold its data. "
+    "Do not delete parts of the log."
+)
 _TEMPORARY = "next.tmp"
 
 
@@ -170,7 +174,10 @@ class Wal:
             chain = head_crc
             records = [(head + head_crc.to_bytes(4, "big")).ljust(_START, b"\x00")]
             offset = _START
-            for kind, payload in ((_STATE, _HARD_STATE.pack(*self._state)), (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term))):
+            for kind, payload in (
+                (_STATE, _HARD_STATE.pack(*self._state)),
+                (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term)),
+            ):
                 record, chain = _encode_record(kind, payload, offset, _START, chain)
                 records.append(record)
                 offset += len(record)
@@ -263,7 +270,8 @@ class Wal:
         self._failure = error
         if isinstance(error, OSError):
             raise StorageError(
-                f"{self._path}: writing the log failed: {error}. This node stops acknowledging; restart it once the disk is repaired."
+                f"{self._path}: writing the log failed: {error}. "
+                "This node stops acknowledging; restart it once the disk is repaired."
             ) from error
         raise error
 
@@ -386,7 +394,9 @@ class Wal:
         if is_last and (problem is not None or len(data) < self._current_size):
             self._clear_tail(offset)
         elif not is_last and len(data) != self._current_size:
-            raise DamagedStorageError(path, len(data), f"a segment of {self._current_size} bytes has {len(data)}", _ADVICE)
+            raise DamagedStorageError(
+                path, len(data), f"a segment of {self._current_size} bytes has {len(data)}", _ADVICE
+            )
         return max_index
 
     def _read_record(self, data: bytes, offset: int) -> tuple[str | None, int, bytes, int, int]:
@@ -431,7 +441,7 @@ class Wal:
         else:  # how far it went is unknown: look at the sectors of its head
             end = -(-(offset + _RECORD_HEAD.size) // _SECTOR_BYTES) * _SECTOR_BYTES
         borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, end, _SECTOR_BYTES), end]
-        return any(_is_zero(data[start:stop]) for start, stop in zip(borders, borders[1:]))
+        return any(_is_zero(data[start:stop]) for start, stop in pairwise(borders))
 
     def _clear_tail(self, offset: int) -> None:
         """Make everything from `offset` on zero again, durably, so that nothing cut comes back."""

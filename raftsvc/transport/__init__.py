@@ -9,4 +9,14 @@ from raftsvc.transport.join import request_join
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.wire import JoinReply, Problem, SnapshotChunk, peer_url
 
-__all__ = ["App", "Authenticator", "JoinReply", "Network", "Peer", "Problem", "SnapshotChunk", "peer_url", "request_join"]
+__all__ = [
+    "App",
+    "Authenticator",
+    "JoinReply",
+    "Network",
+    "Peer",
+    "Problem",
+    "SnapshotChunk",
+    "peer_url",
+    "request_join",
+]

@@ -231,7 +231,7 @@ class App:
         return self._receiver.admit(request.addr, request.token).encode()
 
 
-class _Refused(Exception):  # noqa: N818 - control flow
+class _Refused(Exception):
     def __init__(self, problem: Problem, secret: bytes = b"") -> None:
         super().__init__(problem)
         self.problem = problem

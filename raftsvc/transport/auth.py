@@ -38,7 +38,7 @@ class Envelope(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         values = (self.version, self.cluster, self.sender, self.to, self.part, self.nonce)
-        return {name: value for name, value in zip(_TRANSLATED, values) if value}
+        return {name: value for name, value in zip(_TRANSLATED, values, strict=True) if value}
 
     @classmethod
     def from_environ(cls, method: str, path: str, environ: Mapping[str, Any]) -> Envelope:
@@ -67,7 +67,9 @@ class Authenticator:
         given = [secret] if isinstance(secret, (str, bytes)) else list(secret or ())
         self._secrets = [s.encode() if isinstance(s, str) else bytes(s) for s in given]
         if any(len(s) < MIN_SECRET_BYTES for s in self._secrets):
-            raise ConfigurationError(f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one")
+            raise ConfigurationError(
+                f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one"
+            )
         self._judge = judge
         self._mutual_tls = mutual_tls
 
@@ -90,7 +92,9 @@ class Authenticator:
             return ""
         return _mac(self._secrets[0], envelope._signed(body))
 
-    def admit(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], sender_addr: str | None) -> bytes | None:
+    def admit(
+        self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], sender_addr: str | None
+    ) -> bytes | None:
         """Judge a request.  Returns the secret that verified it (empty if none is used), or None.
 
         sender_addr: where the sender is known to be reached, None if that is unknown.
@@ -105,7 +109,9 @@ class Authenticator:
             used = matching[0]
         if self._mutual_tls:
             certificate = _peer_certificate(environ)
-            if not certificate or (sender_addr is not None and not certificate_names(certificate, host_of(sender_addr))):
+            if not certificate or (
+                sender_addr is not None and not certificate_names(certificate, host_of(sender_addr))
+            ):
                 return None
         if self._judge is not None and not self._judge(environ):
             return None

@@ -143,9 +143,6 @@ class _Server(ThreadingTCPServer):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.exception("connection from %s failed", client_address)
-
 
 class _Body:
     """The bytes of one request's body and no more."""
@@ -182,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - overridden
-        logger.debug("%s " + format, self.client_address, *args)
+        logger.debug("%s: %s", self.client_address, format % args)
 
     def version_string(self) -> str:
         return "raftsvc"
@@ -206,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         if body.left:
             self.close_connection = True
 
-    do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815 - names the base class calls
+    do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
 
     def _refuse(self, status: int, detail: str) -> None:
         self.close_connection = True
@@ -248,7 +245,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _call_app(self, environ: dict[str, Any]) -> None:
         answer: list[Any] = []
 
-        def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[[bytes], object]:
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: object = None
+        ) -> Callable[[bytes], object]:
             answer[:] = [status, headers]
             return self.wfile.write
 

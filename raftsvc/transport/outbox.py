@@ -126,5 +126,11 @@ def _supersedes(new: Message, old: Message) -> bool:
     if new.kind is MessageKind.APPEND:
         return not new.entries and not old.entries
     if new.kind is MessageKind.APPEND_REPLY:
-        return not new.reject and not old.reject and new.term == old.term and new.index >= old.index and new.context >= old.context
+        return (
+            not new.reject
+            and not old.reject
+            and new.term == old.term
+            and new.index >= old.index
+            and new.context >= old.context
+        )
     return new.kind in (MessageKind.PRE_VOTE, MessageKind.VOTE)

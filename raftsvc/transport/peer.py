@@ -94,7 +94,15 @@ class Network:
         return Peer(self, node, peer_id, addr)
 
     def post(
-        self, base_url: str, path: str, body: bytes, cluster: str, sender: int, to: int, part: str = "", timeout: float | None = None
+        self,
+        base_url: str,
+        path: str,
+        body: bytes,
+        cluster: str,
+        sender: int,
+        to: int,
+        part: str = "",
+        timeout: float | None = None,
     ) -> bytes:
         """POST `body` and return the authentic answer's body.
 
@@ -106,7 +114,12 @@ class Network:
         request.url = f"{base_url}/{path}"
         request.body = body
         request.headers = requests.structures.CaseInsensitiveDict(
-            {**envelope.headers(), AUTH_HEADER: mac or "none", "Content-Type": CONTENT_TYPE, "Content-Length": str(len(body))}
+            {
+                **envelope.headers(),
+                AUTH_HEADER: mac or "none",
+                "Content-Type": CONTENT_TYPE,
+                "Content-Length": str(len(body)),
+            }
         )
         options: dict[str, Any] = {"proxies": {}} if self._owns_session else {}
         if not self._owns_session:

@@ -56,7 +56,7 @@ def is_loopback(addr: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457's name for it
+class Problem(Exception):
     """A request is answered by an error.  `code` is stable; see RFC 9457 for the body's form."""
 
     def __init__(self, status: int, code: str, detail: str = "", **extra: str) -> None:
@@ -77,7 +77,9 @@ def decode_problem(status: int, body: bytes) -> Problem:
     try:
         fields = json.loads(body)
         code, detail = fields["code"], fields["detail"]
-        extra = {key: value for key, value in fields.items() if isinstance(value, str) and key in ("leader", "challenge")}
+        extra = {
+            key: value for key, value in fields.items() if isinstance(value, str) and key in ("leader", "challenge")
+        }
         if isinstance(code, str) and isinstance(detail, str):
             return Problem(status, code, detail, **extra)
     except (ValueError, KeyError, TypeError, RecursionError):
