@@ -13,6 +13,7 @@ randomness, no environment, no order of a set.
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -90,13 +91,16 @@ class StreamingState(Protocol):
 
 
 class BaseState:
-    """Everything of a State but `apply`, `snapshot` and `restore_snapshot`."""
+    """Everything of a State but `apply`, `snapshot` and `restore_snapshot`.
+
+    A subclass with an `__init__` of its own calls this one.
+    """
 
     def __init__(self) -> None:
-        self._peers_lock = threading.Lock()  # guards the three below
-        self._applied_index = 0
+        self._peers_lock = threading.Lock()  # guards changes of the two below
         self._peers: Mapping[int, str] = MappingProxyType({})
         self._highest_node_id = 0
+        self._applied_index = 0
 
     def applied_index(self) -> int:
         """The index up to which this state reflects the log."""
@@ -138,20 +142,25 @@ class BaseState:
         return b""
 
     def write_file(self, name: str, data: bytes, perm: int = 0o600) -> None:
-        """Replace the file `name`: temporary file, fsync, rename, fsync of the directory.  Raises OSError."""
-        temporary = f"{name}.tmp"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, perm)
+        """Replace the file `name`: temporary file, fsync, rename, fsync of the directory.  Raises OSError.
+
+        The file has exactly the mode `perm`, whatever the umask.  Of several callers
+        at once, the last to rename wins whole; a crash may leave a `.tmp` file behind.
+        """
+        directory_name, base = os.path.split(name)
+        # A name of its own for each caller: two that shared one could rename a mixture of both.
+        fd, temporary = tempfile.mkstemp(".tmp", f"{base}.", directory_name or ".")
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, perm)
+                os.fchmod(fd, perm)
+                os.fsync(fd)
             os.replace(temporary, name)
         except BaseException:
             os.unlink(temporary)
             raise
-        directory = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(directory_name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:

@@ -1,17 +1,46 @@
-"""A replicated key-value store: `KeyValueState` is what is replicated, `KeyValue` what an application calls."""
+"""A ready-made key-value store on a raftsvc node.
 
-from raftsvc.kv.client import ConflictError, KeyValue
-from raftsvc.kv.state import KeyValueState, Value, allow, delete, disallow, if_not_exists, if_not_modified, set_value
+    state = kv.KeyValueState()
+    service = raftsvc.start(laddr, dir, None, state, secret=...)
+    store = kv.KeyValue(service, state)
+
+    version = store.set("jobs/7", b"todo", kv.if_not_exists("jobs/7"))
+    store.transaction([kv.if_not_modified("jobs/7", version), kv.set("jobs/7", b"mine"), kv.delete("queue/7")])
+    store.get("jobs/7").data
+
+Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must fit
+`max_instruction_bytes`.  Everything is in memory on each node.
+"""
+
+from raftsvc.kv.client import ConflictError, KeyValue, Replication
+from raftsvc.kv.instructions import (
+    Condition,
+    Effect,
+    Operation,
+    allow,
+    delete,
+    disallow,
+    if_not_exists,
+    if_not_modified,
+    set,  # noqa: A004 - read as kv.set
+)
+from raftsvc.kv.pages import Value
+from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
 
 __all__ = [
+    "Condition",
     "ConflictError",
+    "Effect",
     "KeyValue",
     "KeyValueState",
+    "MalformedSnapshotError",
+    "Operation",
+    "Replication",
     "Value",
     "allow",
     "delete",
     "disallow",
     "if_not_exists",
     "if_not_modified",
-    "set_value",
+    "set",
 ]

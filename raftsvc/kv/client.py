@@ -1,119 +1,179 @@
-"""What an application calls: a key-value store that looks local and is replicated.
+"""What an application calls: the key-value store of the whole cluster.
 
-Needs of its node only `exec` and `wait_read`.
+Proposes transactions and waits for their results, reads after `wait_read` or at
+once.  Holds nothing of its own, and needs of the Service no more than `exec` and
+`wait_read`.
+
+A transaction's version is the index of its log entry, which `exec` does not tell.
+Reading it back from the key would be wrong: another writer may have been there
+since, even with the same value.  So each transaction carries a random tag, and the
+State notes what became of the tags that callers of this process wait for.  That
+is no part of the replicated state, costs it nothing, and cannot overflow.  Where it
+fails, because a snapshot brought the transaction together with others, the
+caller is told so rather than given a version that may be another's.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
-import time
+import os
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from raftsvc.errors import RaftError
-from raftsvc.kv.state import KeyValueState, Operation, Value, allow, delete, disallow, encode_transaction, set_value
+from raftsvc.errors import OutcomeUnknown, RaftError
+from raftsvc.kv import instructions
+from raftsvc.kv.instructions import TAG_BYTES, Condition, Operation
+from raftsvc.kv.pages import Value
+from raftsvc.kv.state import KeyValueState, Result
+
+
+class Replication(Protocol):
+    """What KeyValue needs of a Service."""
+
+    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+        """Replicate one instruction and return what the State said of it."""
+
+    def wait_read(self, timeout: float = 30.0) -> None:
+        """Return once reads of the local State see every write that finished before this call."""
 
 
 class ConflictError(RaftError):
-    """A condition of the transaction did not hold; nothing was changed."""
+    """A condition did not hold, so the transaction took no effect.  Read again and decide anew.
 
+    key:     the first key whose condition did not hold; None if it is not known.
+    version: the version that it had instead; 0 if it did not exist.
+    """
 
-class Replica(Protocol):
-    """The part of a Service that the store needs."""
-
-    def exec(self, instruction: bytes, timeout: float = ...) -> bool: ...
-    def wait_read(self, timeout: float = ...) -> None: ...
+    def __init__(self, message: str, key: str | None = None, version: int = 0) -> None:
+        super().__init__(message)
+        self.key = key
+        self.version = version
 
 
 class KeyValue:
-    """The key-value store of one process.  Thread-safe; methods with a timeout block.
+    """A linearizable key-value store.  Every method is thread-safe.
 
-    Whatever `exec` and `wait_read` of the Service raise comes through: a write that
-    raised NotApplied had no effect, one that raised OutcomeUnknown may have.
+    service: a Service, started with
+    state:   this state.
+
+    Writes raise what `Service.exec` raises, linearizable reads what
+    `Service.wait_read` raises; `timeout` is in seconds in all.  The `_stale` forms
+    never wait: they show whole transactions in their order, but maybe not the
+    latest.
     """
 
-    def __init__(self, service: Replica, state: KeyValueState) -> None:
-        """state: the one that `service` was started with."""
+    def __init__(self, service: Replication, state: KeyValueState) -> None:
         self._service = service
         self._state = state
+
+    # -- writing
+
+    def transaction(self, operations: Iterable[Operation], timeout: float = 60.0) -> int:
+        """Do all effects among `operations` if all conditions among them hold; returns the version written.
+
+        Conditions are judged by the state before the transaction, wherever they
+        stand; effects happen in their order.
+
+        Raises ConflictError if a condition does not hold, OutcomeUnknown also in
+        the rare case that it took effect but its version cannot be told, TypeError
+        or ValueError if an operation makes no sense or there are too many.
+        """
+        result = self._execute(operations, timeout)
+        if result is None:
+            raise OutcomeUnknown(
+                "it took effect, but reached this node within a snapshot, so its version cannot be told; read the key"
+            )
+        return result.version
+
+    def _execute(self, operations: Iterable[Operation], timeout: float) -> Result | None:
+        """The result of the transaction, None if it took effect unseen; raises ConflictError."""
+        tag = os.urandom(TAG_BYTES)
+        instruction = instructions.encode(tag, list(operations))
+        self._state.await_result(tag)
+        try:
+            is_satisfied = self._service.exec(instruction, timeout)
+        finally:
+            result = self._state.take_result(tag)
+        if not is_satisfied:
+            raise _conflict_of(result)
+        return result
+
+    def set(self, key: str, value: bytes, *conditions: Condition, timeout: float = 60.0) -> int:
+        """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`."""
+        return self.transaction([*_only_conditions(conditions), instructions.set(key, value)], timeout)
+
+    def set_json(self, key: str, value: object, *conditions: Condition, timeout: float = 60.0) -> int:
+        """Like `set`, of the JSON form of `value`; raises TypeError or ValueError if it has none."""
+        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        return self.set(key, data, *conditions, timeout=timeout)
+
+    def delete(self, key: str, *conditions: Condition, timeout: float = 60.0) -> None:
+        """Have no such key, if the conditions hold; it need not exist.  Raises like `transaction`."""
+        self._execute([*_only_conditions(conditions), instructions.delete(key)], timeout)
 
     # -- reading
 
     def get(self, key: str, timeout: float = 30.0) -> Value | None:
-        """The value of `key`, None if there is none; sees every write that finished before the call."""
+        """The value of `key`, no older than this call; None if it does not exist."""
         self._service.wait_read(timeout)
         return self._state.get(key)
 
     def get_stale(self, key: str) -> Value | None:
-        """The value of `key` as this node has it, without asking anybody; may be out of date."""
+        """The value of `key` as this node knows it."""
         return self._state.get(key)
 
     def get_many(self, keys: Iterable[str], timeout: float = 30.0) -> dict[str, Value]:
-        """Those of `keys` that exist, all of one moment; linearizable."""
+        """The values of those `keys` that exist, all of one moment no earlier than this call."""
         self._service.wait_read(timeout)
         return self._state.get_many(keys)
 
+    def get_many_stale(self, keys: Iterable[str]) -> dict[str, Value]:
+        """The values of those `keys` that exist, all of one moment, as this node knows them."""
+        return self._state.get_many(keys)
+
+    def get_json(self, key: str, default: Any = None, timeout: float = 30.0) -> Any:
+        """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
+
+        `get(key).json()` says the same, and has the version beside it.
+        """
+        value = self.get(key, timeout)
+        return default if value is None else value.json()
+
     def list(self, prefix: str = "", timeout: float = 30.0) -> dict[str, Value]:
-        """All keys that begin with `prefix`, in order, all of one moment; linearizable."""
+        """Every key that starts with `prefix`, in order, all of one moment no earlier than this call."""
         self._service.wait_read(timeout)
         return self._state.list(prefix)
 
     def list_stale(self, prefix: str = "") -> dict[str, Value]:
-        """All keys that begin with `prefix`, as this node has them."""
+        """Every key that starts with `prefix`, in order, all of one moment, as this node knows them."""
         return self._state.list(prefix)
-
-    def get_json(self, key: str, timeout: float = 30.0) -> Any:
-        """The value of `key` decoded from JSON, None if there is none.  Raises ValueError if it is not JSON."""
-        value = self.get(key, timeout)
-        return None if value is None else json.loads(value.data)
-
-    # -- writing
-
-    def transact(self, *operations: Operation, timeout: float = 60.0) -> int:
-        """Do all of `operations` atomically: every condition holds, and every effect happens, or nothing does.
-
-        Returns the version that the keys written have now.  If the effect reached this
-        node in a snapshot that version is not known to it; it is 0 then.  Raises ConflictError.
-        """
-        transaction_id = secrets.token_bytes(16)
-        self._state.expect(transaction_id)
-        try:
-            satisfied = self._service.exec(encode_transaction(transaction_id, operations), timeout)
-        finally:
-            index = self._state.take_index(transaction_id)
-        if not satisfied:
-            raise ConflictError("a condition did not hold; nothing was changed")
-        return index
-
-    def set(self, key: str, data: bytes, *conditions: Operation, timeout: float = 60.0) -> int:
-        """Let `key` hold `data` if every condition holds; returns its new version.  Raises ConflictError."""
-        deadline = time.monotonic() + timeout
-        version = self.transact(*conditions, set_value(key, data), timeout=timeout)
-        if not version:
-            value = self.get(key, max(0.0, deadline - time.monotonic()))
-            version = value.version if value else 0
-        return version
-
-    def set_json(self, key: str, content: Any, *conditions: Operation, timeout: float = 60.0) -> int:
-        """Like `set`, with `content` encoded as JSON."""
-        return self.set(key, json.dumps(content).encode(), *conditions, timeout=timeout)
-
-    def delete(self, key: str, *conditions: Operation, timeout: float = 60.0) -> None:
-        """Remove `key`, if it exists, if every condition holds.  Raises ConflictError."""
-        self.transact(*conditions, delete(key), timeout=timeout)
 
     # -- who may join
 
     def allow(self, addr: str, timeout: float = 60.0) -> None:
-        """Let a node at `addr`, written as it will announce itself, join the cluster."""
-        self.transact(allow(addr), timeout=timeout)
+        """Let the node that advertises exactly `addr` join."""
+        self._execute([instructions.allow(addr)], timeout)
 
     def disallow(self, addr: str, timeout: float = 60.0) -> None:
-        """Let no node at `addr` join; a member stays one until it is evicted."""
-        self.transact(disallow(addr), timeout=timeout)
+        """Let it join no more; evict it too if it is a member."""
+        self._execute([instructions.disallow(addr)], timeout)
 
     def allowed(self, timeout: float = 30.0) -> frozenset[str]:
-        """The addresses that may join; linearizable."""
+        """The addresses that may join.  Empty: none may."""
         self._service.wait_read(timeout)
         return self._state.allowed()
+
+
+def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    for condition in conditions:
+        if not isinstance(condition, Condition):
+            raise TypeError(f"{condition!r} is no condition; `transaction` combines several effects")
+    return conditions
+
+
+def _conflict_of(result: Result | None) -> ConflictError:
+    if result is None or result.conflict_key is None:
+        return ConflictError("a condition did not hold")
+    key, version = result.conflict_key, result.conflict_version
+    has = f"was last written at version {version}" if version else "does not exist"
+    return ConflictError(f"the condition on {key!r} did not hold: it {has}", key, version)

@@ -1,13 +1,15 @@
-"""The replicated part of the key-value store: transactions, the keys, and their snapshot.
+"""The replicated state of the key-value store.
 
-An instruction is one transaction: conditions, which must all hold, and effects,
-which then happen together.  A key's version is the log index of the transaction
-that wrote it last, so it never repeats, not even after a deletion.
+Holds keys and the list of addresses that may join; applies transactions, and
+answers reads of what this node has applied.  What makes a read linearizable, and
+who proposes transactions, is `KeyValue`.
 
-Keys live in shards.  A snapshot takes the shards as they are and marks them
-shared; the next write to a shared shard copies it first.  So a snapshot costs
-nothing at once, and little memory later: the keys and values themselves are
-never copied.
+Invariants:
+- A transaction takes effect within one hold of the lock, and reads take the same
+  lock, or a frozen view made under it: nobody sees half of one.
+- A snapshot depends on the content alone, not on how it came about: keys are in
+  order, and where a piece ends follows from what is before it.
+- A key's version is the index of the entry that wrote it; none has 0.
 """
 
 from __future__ import annotations
@@ -16,281 +18,261 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-from zlib import crc32
 
-from raftsvc.errors import Rejected
+from raftsvc.errors import RaftError
+from raftsvc.kv.instructions import MAX_KEY_BYTES, TAG_BYTES, Code, Condition, Effect, decode, encode
+from raftsvc.kv.pages import Page, PagedMap, Value
 from raftsvc.state import BaseState
 
-MAX_KEY_BYTES = 1024
-_SHARDS = 256
-_CHUNK_BYTES = 256 * 1024
-
-_VERSION = b"\x01"
-_ID_BYTES = 16
-_OP = struct.Struct(">BHQI")
-_IF_ABSENT, _IF_VERSION, _SET, _DELETE, _ALLOW, _DISALLOW = 1, 2, 16, 17, 32, 33
-_CONDITIONS = frozenset({_IF_ABSENT, _IF_VERSION})
-_OPERATIONS = frozenset({*_CONDITIONS, _SET, _DELETE, _ALLOW, _DISALLOW})
+_MAGIC = b"rkv1"
+_ADDRESS_COUNT = struct.Struct(">I")
+_ADDRESS = struct.Struct(">H")
+_RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
+_END = struct.Struct(">HQI")  # 0, how many records, 0
+_CHUNK_BYTES = 64 * 1024
 
 
-class Value(NamedTuple):
-    """What a key holds: `data`, and the `version` of the write that put it there (above 0)."""
+class MalformedSnapshotError(RaftError, ValueError):
+    """The bytes to be restored are no snapshot of a key-value store; the state is as it was."""
 
-    data: bytes
+
+class Result(NamedTuple):
+    """What became of a transaction.
+
+    version:      what its writes have; 0 if a condition did not hold.
+    conflict_key: the first key whose condition did not hold, and
+    conflict_version: the version that it has instead.
+    """
+
     version: int
-
-
-_Shard = dict[str, Value]
-_Shards = list[_Shard]
-
-
-class Operation(NamedTuple):
-    """One condition or effect of a transaction.  Made by the functions below."""
-
-    op: int
-    key: str
-    version: int = 0
-    data: bytes = b""
-
-
-def if_not_exists(key: str) -> Operation:
-    """Condition: there is no such key."""
-    return Operation(_IF_ABSENT, _checked(key))
-
-
-def if_not_modified(key: str, version: int) -> Operation:
-    """Condition: the key's version is still `version`; 0 means that there is no such key."""
-    if not 0 <= version < 2**64:
-        raise ValueError("a version is between 0 and 2**64 - 1")
-    return Operation(_IF_VERSION, _checked(key), version)
-
-
-def set_value(key: str, data: bytes) -> Operation:
-    """Effect: the key holds `data`."""
-    return Operation(_SET, _checked(key), data=bytes(data))
-
-
-def delete(key: str) -> Operation:
-    """Effect: there is no such key; nothing happens if there is none."""
-    return Operation(_DELETE, _checked(key))
-
-
-def allow(addr: str) -> Operation:
-    """Effect: a node at `addr` may join the cluster."""
-    return Operation(_ALLOW, _checked(addr))
-
-
-def disallow(addr: str) -> Operation:
-    """Effect: a node at `addr` may not join; a member stays one."""
-    return Operation(_DISALLOW, _checked(addr))
-
-
-def _checked(key: str) -> str:
-    """Raises ValueError for a key that cannot be stored."""
-    if not 0 < len(key.encode()) <= MAX_KEY_BYTES:
-        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes in UTF-8")
-    return key
-
-
-def encode_transaction(transaction_id: bytes, operations: Iterable[Operation]) -> bytes:
-    """The instruction for a transaction; `transaction_id` has 16 bytes."""
-    parts = [_VERSION, transaction_id]
-    for op, key, version, data in operations:
-        name = key.encode()
-        parts += (_OP.pack(op, len(name), version, len(data)), name, data)
-    return b"".join(parts)
-
-
-def _decode_transaction(instruction: bytes) -> tuple[bytes, list[Operation]]:
-    """Raises ValueError, whatever the bytes are."""
-    start = len(_VERSION) + _ID_BYTES
-    if instruction[: len(_VERSION)] != _VERSION or len(instruction) < start:
-        raise ValueError("not a transaction of this version")
-    operations = []
-    offset = start
-    while offset < len(instruction):
-        if len(instruction) - offset < _OP.size:
-            raise ValueError("an operation is cut short")
-        op, key_length, version, data_length = _OP.unpack_from(instruction, offset)
-        data_start = offset + _OP.size + key_length
-        stop = data_start + data_length
-        if stop > len(instruction) or op not in _OPERATIONS or not 0 < key_length <= MAX_KEY_BYTES:
-            raise ValueError("an operation does not decode")
-        key = instruction[offset + _OP.size : data_start].decode()
-        operations.append(Operation(op, key, version, instruction[data_start:stop]))
-        offset = stop
-    return instruction[len(_VERSION) : start], operations
+    conflict_key: str | None = None
+    conflict_version: int = 0
 
 
 class KeyValueState(BaseState):
-    """The State of a key-value store, safe to read from any thread.
+    """A State of keys and values.  Reads are of this node alone, and may be stale: see KeyValue.
 
-    A node may join only if its address was allowed.
+    A new node may join only if its address is in the allowed list, exactly as it
+    advertises it; the list is empty at first.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()  # guards the shards against a reader who wants several keys of one moment
-        self._shards: _Shards = [{} for _ in range(_SHARDS)]
-        self._is_shared = bytearray(_SHARDS)
+        self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
+        self._map = PagedMap()
         self._allowed: frozenset[str] = frozenset()
-        # Not replicated: transactions of callers here who want to know their index.
-        self._awaited: dict[bytes, int] = {}
-
-    # -- reading
-
-    def get(self, key: str) -> Value | None:
-        """The value of `key` as applied here."""
-        return self._shards[_shard_of(key)].get(key)
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
-        """Those of `keys` that exist, all of one moment."""
-        with self._lock:
-            found = {key: self._shards[_shard_of(key)].get(key) for key in keys}
-        return {key: value for key, value in found.items() if value is not None}
-
-    def list(self, prefix: str = "") -> dict[str, Value]:
-        """All keys that begin with `prefix`, in order, all of one moment."""
-        found = {}
-        for shard in self._freeze()[0]:
-            for key, value in shard.items():
-                if key.startswith(prefix):
-                    found[key] = value
-        return dict(sorted(found.items()))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._shards))
-
-    def allowed(self) -> frozenset[str]:
-        """The addresses that may join."""
-        return self._allowed
-
-    def is_allowed_member(self, addr: str) -> bool:
-        """Whether `addr` was allowed to join."""
-        return addr in self._allowed
+        # Results for callers in this process; no part of the replicated state.
+        self._awaited: dict[bytes, Result | None] = {}
 
     # -- applying
 
     def apply(self, data: bytes, index: int) -> bool:
-        """Apply one transaction; False, and no effect, if a condition does not hold."""
-        try:
-            transaction_id, operations = _decode_transaction(data)
-        except ValueError as error:
-            raise Rejected(f"not a transaction of the key-value store: {error}") from None
-        for op, key, version, _ in operations:
-            if op in _CONDITIONS:
-                value = self.get(key)
-                if (value.version if value else 0) != (version if op == _IF_VERSION else 0):
-                    return False
+        """Apply a transaction; False if one of its conditions does not hold.
+
+        Raises Rejected if `data` is no transaction.
+        """
+        tag, conditions, effects = decode(data)
         with self._lock:
-            for op, key, _, content in operations:
-                if op == _SET:
-                    self._own_shard(key)[key] = Value(content, index)
-                elif op == _DELETE:
-                    if self.get(key) is not None:
-                        del self._own_shard(key)[key]
-                elif op == _ALLOW:
-                    self._allowed |= {key}
-                elif op == _DISALLOW:
-                    self._allowed -= {key}
-        if transaction_id in self._awaited:
-            self._awaited[transaction_id] = index
-        return True
+            result = self._judge(conditions) or Result(index)
+            if result.version:
+                for effect in effects:
+                    self._take_effect(effect, index)
+            if tag in self._awaited:
+                self._awaited[tag] = result
+            self._applied_index = index
+        return result.version != 0
 
-    def _own_shard(self, key: str) -> _Shard:
-        number = _shard_of(key)
-        if self._is_shared[number]:
-            self._shards[number] = dict(self._shards[number])
-            self._is_shared[number] = 0
-        return self._shards[number]
+    def _judge(self, conditions: Iterable[Condition]) -> Result | None:
+        for key, expected in conditions:
+            version = self._map.version(key)
+            if version != expected:
+                return Result(0, key, version)
+        return None
 
-    def expect(self, transaction_id: bytes) -> None:
-        """Note the index at which this transaction will be applied here; see `take_index`."""
-        self._awaited[transaction_id] = 0
+    def _take_effect(self, effect: Effect, index: int) -> None:
+        code, key, data = effect
+        if code == Code.SET:
+            self._map.set(key, data, index)
+        elif code == Code.DELETE:
+            self._map.delete(key)
+        elif code == Code.ALLOW:
+            self._allowed |= {key}
+        else:
+            self._allowed -= {key}
 
-    def take_index(self, transaction_id: bytes) -> int:
-        """The index of an expected transaction; 0 if a snapshot brought its effect, or it had none."""
-        return self._awaited.pop(transaction_id, 0)
+    def empty_write(self) -> bytes:
+        """A transaction without conditions and effects."""
+        return encode(bytes(TAG_BYTES), ())
+
+    def await_result(self, tag: bytes) -> None:
+        """Keep what becomes of the transaction `tag`, until `take_result`."""
+        with self._lock:
+            self._awaited[tag] = None
+
+    def take_result(self, tag: bytes) -> Result | None:
+        """What became of it; None if it was not applied here by itself."""
+        with self._lock:
+            return self._awaited.pop(tag, None)
+
+    # -- reading
+
+    def get(self, key: str) -> Value | None:
+        """The value of `key` here."""
+        with self._lock:
+            return self._map.get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
+        """The values, all of one moment, of those `keys` that exist."""
+        wanted = list(keys)
+        with self._lock:
+            found = [(key, self._map.get(key)) for key in wanted]
+        return {key: value for key, value in found if value is not None}
+
+    def list(self, prefix: str = "") -> dict[str, Value]:
+        """Every key that starts with `prefix`, in order, with its value, all of one moment."""
+        with self._lock:
+            pages = self._map.freeze(prefix)
+        return {
+            key: Value(data, version)
+            for page in pages
+            for key, data, version in zip(page.keys, page.datas, page.versions, strict=True)
+            if key.startswith(prefix)
+        }
+
+    def __len__(self) -> int:
+        """How many keys there are here."""
+        with self._lock:
+            return len(self._map)
+
+    def allowed(self) -> frozenset[str]:
+        """The addresses that may join, as known here."""
+        return self._allowed
+
+    def is_allowed_member(self, addr: str) -> bool:
+        """Whether `addr` is in the allowed list."""
+        return addr in self._allowed
 
     # -- snapshots
 
-    def _freeze(self) -> tuple[_Shards, frozenset[str], int]:
-        """The state as of now, in constant time; later writes leave it as it is."""
-        with self._lock:
-            self._is_shared = bytearray(b"\x01" * _SHARDS)
-            return list(self._shards), self._allowed, self._applied_index
-
     def snapshot(self) -> tuple[bytes, int]:
-        """The whole state as bytes; the library uses `snapshot_chunks`."""
+        """The whole state in one bytes object; `snapshot_chunks` needs less memory."""
         chunks, index = self.snapshot_chunks()
         return b"".join(chunks), index
 
     def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
-        """The state in pieces; the same state gives the same bytes, whatever order it was written in."""
-        shards, allowed, index = self._freeze()
+        """The state as of now, in pieces of about 64 KiB, and its applied index.
 
-        def chunks() -> Iterator[bytes]:
-            parts: list[bytes] = []
-            size = 0
-            for addr in sorted(allowed):
-                parts.append(_encode_record(_ALLOW, addr, Value(b"", 0)))
-            for number in range(_SHARDS):
-                shard, shards[number] = shards[number], {}  # let each go as soon as it is written
-                for key in sorted(shard):
-                    part = _encode_record(_SET, key, shard[key])
-                    parts.append(part)
-                    size += len(part)
-                    if size >= _CHUNK_BYTES:
-                        yield b"".join(parts)
-                        parts, size = [], 0
-            yield b"".join(parts)
-
-        return chunks(), index
+        Copies nothing at first; while the pieces are consumed, pages that are
+        written to are copied, and let go as soon as they have been passed.
+        """
+        with self._lock:
+            pages = self._map.freeze()
+            return _encode_snapshot(self._allowed, pages, len(self._map)), self._applied_index
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
-        """Become the state that `snapshot` wrote."""
+        """Become what `snapshot` returned; raises MalformedSnapshotError and changes nothing if it did not."""
         self.restore_chunks(iter((data,)), index)
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
-        """Become the state that `snapshot_chunks` wrote, all at once at the end.
+        """Become the state whose pieces, cut anywhere, are `chunks`.
 
-        Raises ValueError if they do not decode.
+        Readers see the former state until the new one is complete, so both are
+        held for that time.  Raises MalformedSnapshotError and changes nothing if
+        they are no snapshot, and whatever `chunks` raises.
         """
-        shards: _Shards = [{} for _ in range(_SHARDS)]
-        allowed = set()
-        rest = b""
-        for chunk in chunks:
-            rest += chunk
-            offset = 0
-            while len(rest) - offset >= _OP.size:
-                op, key_length, version, data_length = _OP.unpack_from(rest, offset)
-                data_start = offset + _OP.size + key_length
-                stop = data_start + data_length
-                if stop > len(rest):
-                    break
-                key = rest[offset + _OP.size : data_start].decode()
-                if op == _SET:
-                    shards[_shard_of(key)][key] = Value(rest[data_start:stop], version)
-                elif op == _ALLOW:
-                    allowed.add(key)
-                else:
-                    raise ValueError("the snapshot of the key-value store does not decode")
-                offset = stop
-            rest = rest[offset:]
-        if rest:
-            raise ValueError("the snapshot of the key-value store is cut short")
+        allowed, restored = _decode_snapshot(chunks, index)
         with self._lock:
-            self._shards = shards
-            self._is_shared = bytearray(_SHARDS)
-            self._allowed = frozenset(allowed)
+            self._map = restored
+            self._allowed = allowed
             self._applied_index = index
 
 
-def _encode_record(op: int, key: str, value: Value) -> bytes:
-    name = key.encode()
-    return _OP.pack(op, len(name), value.version, len(value.data)) + name + value.data
+def _encode_snapshot(allowed: frozenset[str], pages: list[Page], count: int) -> Iterator[bytes]:
+    parts = [_MAGIC, _ADDRESS_COUNT.pack(len(allowed))]
+    for addr in sorted(allowed):
+        encoded = addr.encode()
+        parts += (_ADDRESS.pack(len(encoded)), encoded)
+    size_bytes = sum([len(part) for part in parts])
+    pages.reverse()
+    while pages:
+        page = pages.pop()  # the last reference to a page that was replaced meanwhile
+        for key, data, version in zip(page.keys, page.datas, page.versions, strict=True):
+            encoded = key.encode()
+            parts += (_RECORD.pack(len(encoded), version, len(data)), encoded, data)
+            size_bytes += _RECORD.size + len(encoded) + len(data)
+            if size_bytes >= _CHUNK_BYTES:
+                yield b"".join(parts)
+                parts = []
+                size_bytes = 0
+    parts.append(_END.pack(0, count, 0))
+    yield b"".join(parts)
 
 
-def _shard_of(key: str) -> int:
-    """Where a key lives; the same in every process, unlike `hash`."""
-    return crc32(key.encode()) & (_SHARDS - 1)
+def _decode_snapshot(chunks: Iterator[bytes], index: int) -> tuple[frozenset[str], PagedMap]:
+    reader = _Reader(chunks)
+    if reader.take(len(_MAGIC)) != _MAGIC:
+        raise MalformedSnapshotError("no snapshot of a key-value store of this version")
+    (address_count,) = _ADDRESS_COUNT.unpack(reader.take(_ADDRESS_COUNT.size))
+    allowed = frozenset(
+        [reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)]
+    )
+    restored = PagedMap()
+    last_key = ""
+    while True:
+        key_length, version, length = _RECORD.unpack(reader.take(_RECORD.size))
+        if key_length == 0:
+            break
+        key = reader.take_key(key_length)
+        if key <= last_key or not 0 < version <= index:
+            raise MalformedSnapshotError(f"the snapshot has {key!r} out of order, or of a version after {index}")
+        restored.set(key, reader.take(length), version)
+        last_key = key
+    if (version, length) != (len(restored), 0) or not reader.is_at_end():
+        raise MalformedSnapshotError("the snapshot does not end as it should")
+    return allowed, restored
+
+
+class _Reader:
+    """Takes bytes from the front of pieces that are cut anywhere."""
+
+    __slots__ = ("_buffer", "_chunks", "_offset")
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._offset = 0
+
+    def take(self, length: int) -> bytes:
+        stop = self._offset + length
+        if stop > len(self._buffer):
+            self._gather(length)
+            stop = length
+        taken = self._buffer[self._offset : stop]
+        self._offset = stop
+        return taken
+
+    def _gather(self, length: int) -> None:
+        """Have at least `length` bytes ahead.  A length is believed only as far as bytes arrive."""
+        rest = self._buffer[self._offset :]
+        parts = [rest] if rest else []
+        missing = length - len(rest)
+        while missing > 0:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise MalformedSnapshotError("the snapshot is cut short")
+            parts.append(chunk)
+            missing -= len(chunk)
+        # A snapshot that is one piece is not copied.
+        self._buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._offset = 0
+
+    def take_key(self, length: int) -> str:
+        if not 0 < length <= MAX_KEY_BYTES:
+            raise MalformedSnapshotError(f"the snapshot claims a key of {length} bytes")
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError as error:
+            raise MalformedSnapshotError("the snapshot has a key that is not UTF-8") from error
+
+    def is_at_end(self) -> bool:
+        return self._offset == len(self._buffer) and not any(self._chunks)

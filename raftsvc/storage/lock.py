@@ -41,7 +41,7 @@ class DirectoryLock:
                     if time.monotonic() >= deadline:
                         owner = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
                         raise DirectoryInUseError(
-                            f"{os.path.dirname(self._path) or '.'} is in use by {owner}, waited {timeout:g} s. "
+                            f"{os.path.dirname(self._path)} is in use by {owner}, waited {timeout:g} s. "
                             "One process owns a directory: run one worker process, and give each node its own directory."
                         ) from None
                     time.sleep(_POLL_SECONDS)

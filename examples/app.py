@@ -1,0 +1,168 @@
+"""A key-value store over HTTP: what a Flask application built on raftsvc looks like.
+
+    PUT    /kv/<key>          body = value; If-None-Match: * only creates, If-Match: <version> only replaces that
+    GET    /kv/<key>          linearizable; ?stale=1 reads what this node has at once
+    DELETE /kv/<key>
+    GET    /kv?prefix=<text>  every key below a prefix with its value, as JSON; linearizable unless ?stale=1
+    GET    /cluster           what this node knows of itself and its cluster
+    POST   /cluster/init      begin a cluster with this node
+    POST   /cluster/allow     {"addr": ...}  let that address join
+    POST   /cluster/join      {"boot_url": ...}  join the cluster of that member
+    POST   /cluster/evict     {"addr": ...}  take it off the list and remove it
+
+Changes to the cluster need `Authorization: Bearer <admin_token>`.  The routes of
+the peers are not here: wsgi.py mounts them beside the application.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+
+from flask import Blueprint, Flask, Response, abort, request
+from werkzeug.exceptions import HTTPException
+
+from raftsvc import Service, errors
+from raftsvc.kv import ConflictError, KeyValue, if_not_exists, if_not_modified
+
+EXEC_TIMEOUT_SECONDS = 10.0
+
+# What an error tells the client to do.  The first match counts, so the particular stands before the general.
+STATUS_OF_ERROR: tuple[tuple[type[errors.RaftError], int], ...] = (
+    (errors.InstructionTooLargeError, 413),
+    (errors.NotApplied, 503),  # certainly not done: send it again; OverloadedError is one of these
+    (errors.ReadTimeoutError, 503),
+    (errors.JoinFailedError, 503),
+    (errors.PeerUninitializedError, 503),
+    (errors.OutcomeUnknown, 504),  # perhaps done: look before sending it again
+    (errors.MembershipTimeoutError, 504),
+    (ConflictError, 409),
+    (errors.ExistingClusterError, 409),
+    (errors.AddressInUseError, 409),
+    (errors.LastMemberError, 409),
+    (errors.AddressNotAllowedError, 403),
+    (errors.UnknownPeerError, 404),
+    (errors.ConfigurationError, 400),
+    (errors.Rejected, 422),
+    (errors.RaftError, 500),
+)
+
+
+def create_app(service: Service, kv: KeyValue, admin_token: str) -> Flask:
+    """Make the application; it uses the node and neither starts nor stops it."""
+    app = Flask(__name__)
+    app.register_blueprint(_key_value_routes(kv))
+    app.register_blueprint(_cluster_routes(service, kv, admin_token))
+    app.register_error_handler(errors.RaftError, _problem_of_raft_error)
+    app.register_error_handler(HTTPException, _problem_of_http_error)
+    return app
+
+
+def _key_value_routes(kv: KeyValue) -> Blueprint:
+    routes = Blueprint("kv", __name__, url_prefix="/kv")
+    routes.register_error_handler(ValueError, lambda error: _problem(400, "BadKey", str(error)))
+
+    @routes.put("/<path:key>")
+    def put(key: str) -> Response:
+        conditions = []
+        if request.headers.get("If-None-Match") == "*":
+            conditions.append(if_not_exists(key))
+        if "If-Match" in request.headers:
+            conditions.append(if_not_modified(key, _version(request.headers["If-Match"])))
+        version = kv.set(key, request.get_data(), *conditions, timeout=EXEC_TIMEOUT_SECONDS)
+        return _json({"key": key, "version": version})
+
+    @routes.get("/<path:key>")
+    def get(key: str) -> Response:
+        value = kv.get_stale(key) if "stale" in request.args else kv.get(key, timeout=EXEC_TIMEOUT_SECONDS)
+        if value is None:
+            abort(404, f"there is no key {key!r}")
+        return Response(value.data, mimetype="application/octet-stream", headers={"ETag": f'"{value.version}"'})
+
+    @routes.delete("/<path:key>")
+    def delete(key: str) -> Response:
+        kv.delete(key, timeout=EXEC_TIMEOUT_SECONDS)
+        return Response(status=204)
+
+    @routes.get("", strict_slashes=False)
+    def listing() -> Response:
+        prefix = request.args.get("prefix", "")
+        found = kv.list_stale(prefix) if "stale" in request.args else kv.list(prefix, timeout=EXEC_TIMEOUT_SECONDS)
+        return _json({key: value.data.decode("utf-8", "replace") for key, value in found.items()})
+
+    return routes
+
+
+def _cluster_routes(service: Service, kv: KeyValue, admin_token: str) -> Blueprint:
+    routes = Blueprint("cluster", __name__, url_prefix="/cluster")
+
+    @routes.before_request
+    def only_the_operator_changes_the_cluster() -> None:
+        expected = f"Bearer {admin_token}".encode()
+        given = request.headers.get("Authorization", "").encode()
+        if request.method != "GET" and not hmac.compare_digest(given, expected):
+            abort(401, "this needs the header Authorization: Bearer <admin token>")
+
+    @routes.get("")
+    def status() -> Response:
+        return _json(service.status())
+
+    @routes.post("/init")
+    def init() -> Response:
+        service.init()
+        return _json(service.status())
+
+    @routes.post("/allow")
+    def allow() -> Response:
+        kv.allow(_argument("addr"))
+        return _json({"allowed": sorted(kv.allowed())})
+
+    @routes.post("/join")
+    def join() -> Response:
+        service.join(_argument("boot_url"))
+        return _json(service.status())
+
+    @routes.post("/evict")
+    def evict() -> Response:
+        addr = _argument("addr")
+        kv.disallow(addr)  # or it could simply join again
+        service.evict(addr)
+        return _json(service.status())
+
+    return routes
+
+
+def _argument(name: str) -> str:
+    body = request.get_json(force=True)  # whatever type curl claims it has
+    if not isinstance(body, dict) or not isinstance(body.get(name), str):
+        abort(400, f'the body must be a JSON object with the text "{name}"')
+    return str(body[name])
+
+
+def _version(etag: str) -> int:
+    try:
+        return int(etag.strip().strip('"'))
+    except ValueError:
+        abort(400, "If-Match takes one version, as ETag gave it")
+
+
+def _json(content: object, status: int = 200, mimetype: str = "application/json") -> Response:
+    return Response(json.dumps(content) + "\n", status=status, mimetype=mimetype)
+
+
+def _problem(status: int, code: str, detail: str) -> Response:
+    """RFC 9457; `code` is what a program looks at, `detail` is for people."""
+    content = {"type": "about:blank", "title": code, "status": status, "detail": detail, "code": code}
+    return _json(content, status, "application/problem+json")
+
+
+def _problem_of_raft_error(error: errors.RaftError) -> Response:
+    status = next(status for kind, status in STATUS_OF_ERROR if isinstance(error, kind))
+    response = _problem(status, type(error).__name__, str(error))
+    if status == 503:
+        response.headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after", 1.0))))
+    return response
+
+
+def _problem_of_http_error(error: HTTPException) -> Response:
+    return _problem(error.code or 500, error.name, error.description or "")

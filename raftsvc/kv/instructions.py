@@ -1,0 +1,197 @@
+"""What a transaction of the key-value store says, and its bytes.
+
+Conditions and effects are made by the functions below and combined into one
+transaction: every condition is judged by the state before the transaction, and
+either all effects happen or none.  Nothing here applies anything.
+
+Instruction: format (1 byte), tag (16), count of operations (2), then the
+operations: code (1), length of the key's UTF-8 form (2), the key, and what the
+code asks for.  All integers are big-endian.  The count makes every shortened
+instruction recognizable as such.
+
+Invariant: what `encode` makes, `decode` reads; anything else is refused by
+Rejected, with a reason that depends on the bytes alone, since the reason is part
+of the replicated outcome.  The set of codes of a format never grows: a node of an
+older version would refuse what a newer one applies, and they would part ways.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from raftsvc.errors import Rejected
+
+MAX_KEY_BYTES = 1024
+"""Of the UTF-8 form of a key, or of an address in the allowed list."""
+MAX_OPERATIONS = 4096
+"""In one transaction; readers wait while one takes effect."""
+TAG_BYTES = 16
+
+_FORMAT = 1
+_HEAD = struct.Struct(f">B{TAG_BYTES}sH")
+_OPERATION = struct.Struct(">BH")
+_VERSION = struct.Struct(">Q")
+_LENGTH = struct.Struct(">I")
+_MAX_VERSION = 2**64 - 1
+_MAX_VALUE_BYTES = 2**32 - 1
+
+
+class Code(IntEnum):
+    """What one operation does.  Conditions are below 16."""
+
+    IF_NOT_MODIFIED = 1
+    SET = 16
+    DELETE = 17
+    ALLOW = 18
+    DISALLOW = 19
+
+
+class Condition(NamedTuple):
+    """That `key` is at `version`, of which 0 means that there is no such key."""
+
+    key: str
+    version: int
+
+
+class Effect(NamedTuple):
+    """One change.  `data` is the value of a SET, empty otherwise."""
+
+    code: Code
+    key: str
+    data: bytes = b""
+
+
+Operation = Condition | Effect
+
+
+def if_not_exists(key: str) -> Condition:
+    """There is no such key."""
+    return Condition(_checked_key(key), 0)
+
+
+def if_not_modified(key: str, version: int) -> Condition:
+    """The key was last written at `version`; 0: it does not exist."""
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise TypeError(f"a version is an int, not {type(version).__name__}")
+    if not 0 <= version <= _MAX_VERSION:
+        raise ValueError(f"a version is from 0 to {_MAX_VERSION}, not {version}")
+    return Condition(_checked_key(key), version)
+
+
+def set(key: str, value: bytes) -> Effect:  # noqa: A001 - read as kv.set
+    """Give `key` this value; its version becomes that of the transaction."""
+    # bytes(7) would quietly be seven zeros, and bytes of a str would be a guess.
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a value is bytes, not {type(value).__name__}")
+    data = bytes(value)
+    if len(data) > _MAX_VALUE_BYTES:
+        raise ValueError(f"a value has at most {_MAX_VALUE_BYTES} bytes")
+    return Effect(Code.SET, _checked_key(key), data)
+
+
+def delete(key: str) -> Effect:
+    """Have no such key; nothing happens if there is none."""
+    return Effect(Code.DELETE, _checked_key(key))
+
+
+def allow(addr: str) -> Effect:
+    """Let the node at `addr` join."""
+    return Effect(Code.ALLOW, _checked_key(addr))
+
+
+def disallow(addr: str) -> Effect:
+    """Let it join no more; a member remains one."""
+    return Effect(Code.DISALLOW, _checked_key(addr))
+
+
+def _checked_key(key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a str, not {type(key).__name__}")
+    size_bytes = len(key.encode())  # raises UnicodeEncodeError, a ValueError, on half a surrogate pair
+    if not 0 < size_bytes <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes as UTF-8, not {size_bytes}")
+    return key
+
+
+def encode(tag: bytes, operations: Sequence[Operation]) -> bytes:
+    """The instruction for these operations.  `tag` tells this transaction from all others."""
+    if len(tag) != TAG_BYTES:
+        raise ValueError(f"a tag has {TAG_BYTES} bytes")
+    if len(operations) > MAX_OPERATIONS:
+        raise ValueError(f"a transaction has at most {MAX_OPERATIONS} operations, not {len(operations)}")
+    parts = [_HEAD.pack(_FORMAT, tag, len(operations))]
+    for operation in operations:
+        if isinstance(operation, Condition):
+            key = operation.key.encode()
+            parts += (_OPERATION.pack(Code.IF_NOT_MODIFIED, len(key)), key, _VERSION.pack(operation.version))
+        elif isinstance(operation, Effect):
+            key = operation.key.encode()
+            parts += (_OPERATION.pack(operation.code, len(key)), key)
+            if operation.code == Code.SET:
+                parts += (_LENGTH.pack(len(operation.data)), operation.data)
+        else:
+            raise TypeError(f"{operation!r} is neither a condition nor an effect")
+    return b"".join(parts)
+
+
+def decode(data: bytes) -> tuple[bytes, list[Condition], list[Effect]]:
+    """Tag, conditions and effects of an instruction, each in its order; raises Rejected."""
+    if len(data) < _HEAD.size:
+        raise Rejected("not a transaction: cut short")
+    version, tag, count = _HEAD.unpack_from(data)
+    if version != _FORMAT:
+        raise Rejected(f"not a transaction: unknown format {version}")
+    if count > MAX_OPERATIONS:
+        raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
+    reader = _Reader(data, _HEAD.size)
+    conditions = []
+    effects = []
+    for _ in range(count):
+        start = reader.offset
+        code, length = _OPERATION.unpack(reader.take(_OPERATION.size))
+        key = reader.key(length)
+        if code == Code.IF_NOT_MODIFIED:
+            conditions.append(Condition(key, _VERSION.unpack(reader.take(_VERSION.size))[0]))
+        elif code == Code.SET:
+            effects.append(Effect(Code.SET, key, reader.take(_LENGTH.unpack(reader.take(_LENGTH.size))[0])))
+        elif code in _KEY_ONLY:
+            effects.append(Effect(_KEY_ONLY[code], key))
+        else:
+            raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
+    if reader.offset != len(data):
+        raise Rejected(f"not a transaction: {len(data) - reader.offset} bytes too many")
+    return tag, conditions, effects
+
+
+_KEY_ONLY = {int(code): code for code in (Code.DELETE, Code.ALLOW, Code.DISALLOW)}
+
+
+class _Reader:
+    """Takes bytes from the front; no length is trusted."""
+
+    __slots__ = ("_data", "offset")
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data = data
+        self.offset = offset
+
+    def take(self, length: int) -> bytes:
+        stop = self.offset + length
+        if stop > len(self._data):
+            raise Rejected(f"not a transaction: cut short at byte {self.offset}")
+        taken = self._data[self.offset : stop]
+        self.offset = stop
+        return taken
+
+    def key(self, length: int) -> str:
+        start = self.offset
+        if not 0 < length <= MAX_KEY_BYTES:
+            raise Rejected(f"not a transaction: a key of {length} bytes at byte {start}")
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError:
+            # The error's own text is Python's, and may differ between its versions.
+            raise Rejected(f"not a transaction: the key at byte {start} is not UTF-8") from None
