@@ -694,9 +694,7 @@ class Node:
         inline: this thread writes one batch itself if nobody is writing; what
                 comes up meanwhile is left to the log thread.
         """
-        if self._failure is not None:
-            return
-        while True:
+        while self._failure is None and not self._stopping.is_set():
             self._notice_changes()
             self._send_unsent()
             while (ready := self._core.ready()) is not None:
@@ -707,8 +705,6 @@ class Node:
                 self._log_work.notify()
                 return
             self._write_batch()
-            if self._failure is not None:
-                return
             inline = False
 
     def _dispatch(self, ready: Ready) -> None:
@@ -907,7 +903,10 @@ class Node:
             with suppress(ProposalRefused):
                 self._core.propose_change(change)
         else:
-            self._core.forward(((EntryKind.CONFIG, change.encode()),), 0)
+            # A leader that looks for this node at the old address is not known here.
+            known = self._core.leader_id
+            for peer_id in [known] if known else self._core.config.voters - {self.node_id}:
+                self._core.forward(((EntryKind.CONFIG, change.encode()),), 0, peer_id)
 
     # -- applying
 
@@ -1058,6 +1057,8 @@ class Node:
 
     def _sync_peers(self) -> None:
         """Have a sender for each member, for those being told of their removal, and for no one else."""
+        if self._stopping.is_set():
+            return
         wanted: dict[int, Member] = dict(self._core.config.members)
         wanted.pop(self.node_id, None)
         if self._core.is_removed:
@@ -1079,6 +1080,8 @@ class Node:
         Waits, at most an election timeout, until what the replies promise is durable.
         """
         with self._lock:
+            if self._stopping.is_set():
+                return []
             peer = self._peers.get(from_id)
             if peer is None:
                 # A leader that this node has not heard of yet is answered all the same.

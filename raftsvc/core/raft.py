@@ -834,12 +834,17 @@ class Raft:
 
     # -- messages that speak for no term
 
-    def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int) -> bool:
-        """Send `proposals` to the leader; its answer may be lost.  False if none is known."""
-        if self.leader_id in (NO_NODE, self.node_id) or self.is_removed:
+    def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int, to_id: int = NO_NODE) -> bool:
+        """Send `proposals` to the leader; its answer may be lost.  False if none is known.
+
+        to_id: a member to try instead, for a node that no leader reaches; it
+               refuses unless it leads.
+        """
+        target = to_id or self.leader_id
+        if target in (NO_NODE, self.node_id) or self.is_removed:
             return False
         entries = [Entry.make(0, 0, kind, data) for kind, data in proposals]
-        self._send(Message(MessageKind.PROPOSE, self.leader_id, context=context, entries=entries))
+        self._send(Message(MessageKind.PROPOSE, target, context=context, entries=entries))
         return True
 
     def _step_termless(self, m: Message) -> None:

@@ -1,0 +1,165 @@
+"""Transactions as bytes: what is encoded decodes, and all else is refused in the same words everywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftsvc import kv
+from raftsvc.errors import Rejected
+from raftsvc.kv.instructions import MAX_KEY_BYTES, MAX_OPERATIONS, decode, encode
+
+TAG = bytes(range(16))
+EVERYTHING = [
+    kv.if_not_exists("new"),
+    kv.if_not_modified("klüger", 7),
+    kv.set("new", b"value"),
+    kv.set("empty", b""),
+    kv.delete("old"),
+    kv.allow("10.0.0.1:80"),
+    kv.disallow("https://host/raft"),
+]
+
+keys = st.text(min_size=1, max_size=20).filter(lambda key: not any("\ud800" <= c <= "\udfff" for c in key))
+operations = st.one_of(
+    st.builds(kv.if_not_exists, keys),
+    st.builds(kv.if_not_modified, keys, st.integers(0, 2**64 - 1)),
+    st.builds(kv.set, keys, st.binary(max_size=50)),
+    st.builds(kv.delete, keys),
+    st.builds(kv.allow, keys),
+    st.builds(kv.disallow, keys),
+)
+
+
+@given(st.lists(operations, max_size=20))
+def test_what_is_encoded_decodes(transaction: list[Any]) -> None:
+    tag, conditions, effects = decode(encode(TAG, transaction))
+    assert tag == TAG
+    assert conditions == [operation for operation in transaction if isinstance(operation, kv.Condition)]
+    assert effects == [operation for operation in transaction if isinstance(operation, kv.Effect)]
+
+
+def test_every_shortened_instruction_is_refused() -> None:
+    whole = encode(TAG, EVERYTHING)
+    for length in range(len(whole)):
+        with pytest.raises(Rejected):
+            decode(whole[:length])
+    decode(whole)
+
+
+@given(st.binary(max_size=100))
+def test_bytes_from_anywhere_are_decoded_or_refused(data: bytes) -> None:
+    for candidate in (data, b"\x01" + TAG + data):
+        with contextlib.suppress(Rejected):
+            decode(candidate)
+
+
+def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
+    whole = encode(TAG, EVERYTHING)
+    refused = 0
+    for bit in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            decode(bytes(damaged))
+        except Rejected:
+            refused += 1
+    assert refused > len(whole)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "cut short"),
+        (b"\x02" + TAG + b"\x00\x00", "unknown format 2"),
+        (b"\x01" + TAG + b"\x00\x00!", "1 bytes too many"),
+        (b"\x01" + TAG + b"\x00\x01\x63\x00\x01k", "unknown operation 99"),
+        (b"\x01" + TAG + b"\x00\x01\x11\x00\x00", "a key of 0 bytes"),
+        (b"\x01" + TAG + b"\x00\x01\x11\x00\x01\xff", "not UTF-8"),
+        (b"\x01" + TAG + b"\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
+        (b"\x01" + TAG + b"\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
+        (b"\x01" + TAG + b"\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
+        (b"\x01" + TAG + b"\xff\xff", "at most 4096 operations"),
+    ],
+)
+def test_a_refusal_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        decode(data)
+    assert reason in caught.value.reason
+
+
+def test_a_refusal_has_the_same_words_in_every_process() -> None:
+    # The reason is part of the replicated digest.
+    program = (
+        "import random, zlib\n"
+        "from raftsvc.errors import Rejected\n"
+        "from raftsvc.kv.instructions import decode\n"
+        "source = random.Random(5)\n"
+        "digest = 0\n"
+        "for _ in range(3000):\n"
+        "    head = bytes([1]) + source.randbytes(16) + bytes([0, source.randrange(4)])\n"
+        "    data = head + source.randbytes(source.randrange(40))\n"
+        "    try:\n"
+        "        outcome = repr(decode(data))\n"
+        "    except Rejected as rejected:\n"
+        "        outcome = rejected.reason\n"
+        "    digest = zlib.crc32(outcome.encode(), digest)\n"
+        "print(digest)\n"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for seed in ("0", "1", "99")
+    }
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("key", ["", "k" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800"])
+def test_a_key_that_cannot_be_is_refused_at_once(key: str) -> None:
+    for make in (kv.if_not_exists, kv.delete, kv.allow, kv.disallow):
+        with pytest.raises(ValueError):
+            make(key)
+    with pytest.raises(ValueError):
+        kv.set(key, b"")
+
+
+def test_operations_of_the_wrong_type_are_refused_at_once() -> None:
+    wrong: Any = 7
+    with pytest.raises(TypeError, match="a key is a str"):
+        kv.delete(wrong)
+    with pytest.raises(TypeError, match="a value is bytes"):
+        kv.set("k", wrong)  # bytes(7) would be seven zeros
+    with pytest.raises(TypeError, match="a value is bytes"):
+        kv.set("k", "text")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a version is an int"):
+        kv.if_not_modified("k", "7")  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        kv.if_not_modified("k", -1)
+    with pytest.raises(ValueError):
+        kv.if_not_modified("k", 2**64)
+    with pytest.raises(TypeError, match="neither a condition nor an effect"):
+        encode(TAG, [wrong])
+
+
+def test_longest_keys_and_most_operations_fit() -> None:
+    most = [kv.delete("k" * MAX_KEY_BYTES)] * MAX_OPERATIONS
+    assert len(decode(encode(TAG, most))[2]) == MAX_OPERATIONS
+    with pytest.raises(ValueError, match="at most"):
+        encode(TAG, [*most, kv.delete("k")])
+
+
+def test_values_may_be_any_kind_of_bytes() -> None:
+    source = random.Random(1).randbytes(10)
+    assert kv.set("k", bytearray(source)) == kv.set("k", memoryview(source)) == kv.set("k", source)

@@ -1,0 +1,535 @@
+"""The key-value state against a plain dict, its snapshots, and what readers see of it."""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from raftsvc import kv
+from raftsvc.errors import Rejected
+from raftsvc.kv.instructions import Operation, encode
+from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap
+from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from raftsvc.state import State, StreamingState
+
+TAG = bytes(16)
+DEADLINE_SECONDS = 60.0
+
+
+def transaction(*operations: Operation) -> bytes:
+    return encode(TAG, operations)
+
+
+def filled(key_count: int, value: bytes = b"value") -> KeyValueState:
+    state = KeyValueState()
+    for start in range(0, key_count, 1000):
+        keys = range(start, min(key_count, start + 1000))
+        state.apply(transaction(*[kv.set(f"key/{i:07d}", value) for i in keys]), start // 1000 + 1)
+    return state
+
+
+def restored(data: bytes, index: int) -> KeyValueState:
+    state = KeyValueState()
+    state.restore_snapshot(data, index)
+    return state
+
+
+class Model:
+    """What the state should be, as simply as it can be said."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, tuple[bytes, int]] = {}
+        self.allowed: set[str] = set()
+
+    def apply(self, operations: list[Operation], index: int) -> bool:
+        for operation in operations:
+            if isinstance(operation, kv.Condition):
+                has = self.content[operation.key][1] if operation.key in self.content else 0
+                if has != operation.version:
+                    return False
+        for operation in operations:
+            if isinstance(operation, kv.Effect):
+                name = operation.code.name
+                if name == "SET":
+                    self.content[operation.key] = (operation.data, index)
+                elif name == "DELETE":
+                    self.content.pop(operation.key, None)
+                elif name == "ALLOW":
+                    self.allowed.add(operation.key)
+                else:
+                    self.allowed.discard(operation.key)
+        return True
+
+    def listed(self, prefix: str) -> list[tuple[str, tuple[bytes, int]]]:
+        return sorted(item for item in self.content.items() if item[0].startswith(prefix))
+
+
+def random_operation(source: random.Random, model: Model, keys: list[str]) -> Operation:
+    key = source.choice(keys)
+    choice = source.random()
+    if choice < 0.15:
+        return kv.if_not_exists(key)
+    if choice < 0.35:
+        has = model.content.get(key, (b"", 0))[1]
+        return kv.if_not_modified(key, has if source.random() < 0.8 else source.randrange(50))
+    if choice < 0.75:
+        return kv.set(key, source.randbytes(source.randrange(20)))
+    if choice < 0.95:
+        return kv.delete(key)
+    return source.choice([kv.allow, kv.disallow])(f"host{source.randrange(5)}:80")
+
+
+def check_against(state: KeyValueState, model: Model, source: random.Random, keys: list[str]) -> None:
+    prefix = source.choice(["", "a", "a/", "b/1", "ü", "\U0010ffff", "zzz", source.choice(keys)])
+    assert list(state.list(prefix).items()) == model.listed(prefix)
+    wanted = source.sample(keys, 5)
+    assert state.get_many(wanted) == {key: model.content[key] for key in wanted if key in model.content}
+    for key in wanted:
+        assert state.get(key) == model.content.get(key)
+    assert len(state) == len(model.content)
+    assert state.allowed() == model.allowed
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_state_is_what_a_dict_would_be(seed: int) -> None:
+    source = random.Random(seed)
+    keys = [f"{source.choice(['a/', 'b/', 'ü', ''])}{i}" for i in range(source.choice([8, 60, 3000]))]
+    keys.append("\U0010ffff")
+    state, model = KeyValueState(), Model()
+    frozen: list[tuple[Iterator[bytes], int, list[tuple[str, tuple[bytes, int]]]]] = []
+    for index in range(1, 500):
+        most = source.choice([1, 4, 40])
+        operations = [random_operation(source, model, keys) for _ in range(source.randint(0, most))]
+        if most == 40:
+            operations = [operation for operation in operations if isinstance(operation, kv.Effect)]
+        assert state.apply(transaction(*operations), index) == model.apply(operations, index)
+        assert state.applied_index() == index
+        if index % 7 == 0:
+            check_against(state, model, source, keys)
+        if index % 50 == 0:
+            frozen.append((*state.snapshot_chunks(), model.listed("")))
+        if index % 120 == 0:
+            state = restored(*state.snapshot())
+    check_against(state, model, source, keys)
+    # Snapshots taken on the way show their own moment, however late they are read.
+    for chunks, index, content in frozen:
+        assert list(restored(b"".join(chunks), index).list().items()) == content
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "random", "inward"])
+def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None:
+    keys = [f"{i:06d}" for i in range(6000)]
+    if order == "descending":
+        keys.reverse()
+    elif order == "random":
+        random.Random(3).shuffle(keys)
+    elif order == "inward":
+        keys = [key for pair in zip(keys[:3000], reversed(keys[3000:]), strict=True) for key in pair]
+    pages = PagedMap()
+    for version, key in enumerate(keys, 1):
+        pages.set(key, key.encode(), version)
+    listed = [key for page in pages.freeze() for key in page.keys]
+    sizes = [len(page.keys) for page in pages.freeze()]
+    assert listed == sorted(keys)
+    assert max(sizes) <= MAX_PAGE_KEYS
+    assert len(sizes) <= 2 * 6000 // MAX_PAGE_KEYS + 2  # about half full at the least
+    random.Random(4).shuffle(keys)
+    for key in keys[1000:]:
+        pages.delete(key)
+    assert [key for page in pages.freeze() for key in page.keys] == sorted(keys[:1000])
+    for key in keys[:1000]:
+        pages.delete(key)
+    assert len(pages) == 0
+    assert len(pages.freeze()) == 1
+    pages.set("again", b"", 1)
+    assert pages.get("again") == (b"", 1)
+
+
+def test_it_is_a_streaming_state() -> None:
+    state: State = KeyValueState()
+    assert isinstance(state, StreamingState)
+
+
+# -- transactions
+
+
+def test_a_transaction_happens_whole_or_not_at_all() -> None:
+    state = KeyValueState()
+    assert state.apply(transaction(kv.if_not_exists("a"), kv.set("a", b"1"), kv.set("b", b"1")), 5)
+    assert state.get("a") == state.get("b") == (b"1", 5)
+    assert not state.apply(transaction(kv.set("c", b"2"), kv.if_not_exists("a"), kv.delete("b"), kv.allow("x:1")), 6)
+    assert state.list() == {"a": (b"1", 5), "b": (b"1", 5)}
+    assert not state.allowed()
+    assert state.applied_index() == 6
+
+
+def test_conditions_are_judged_by_the_state_before_the_transaction() -> None:
+    state = KeyValueState()
+    assert state.apply(transaction(kv.set("a", b"1"), kv.if_not_exists("a")), 1)
+    assert state.apply(transaction(kv.delete("a"), kv.if_not_modified("a", 1), kv.set("a", b"2")), 2)
+    assert state.get("a") == (b"2", 2)
+
+
+def test_a_key_made_again_has_another_version_even_with_the_same_value() -> None:
+    state = KeyValueState()
+    state.apply(transaction(kv.set("a", b"1")), 1)
+    state.apply(transaction(kv.delete("a")), 2)
+    state.apply(transaction(kv.set("a", b"1")), 3)
+    assert not state.apply(transaction(kv.if_not_modified("a", 1), kv.set("a", b"x")), 4)
+    assert state.apply(transaction(kv.if_not_modified("a", 3), kv.set("a", b"x")), 5)
+
+
+def test_version_zero_means_absent() -> None:
+    state = KeyValueState()
+    assert state.apply(transaction(kv.if_not_modified("a", 0), kv.set("a", b"1")), 1)
+    assert not state.apply(transaction(kv.if_not_modified("a", 0)), 2)
+
+
+def test_a_refused_instruction_changes_nothing() -> None:
+    state = filled(100)
+    state.apply(transaction(kv.allow("a:1")), 9)
+    before = state.snapshot()
+    effects = (kv.set("key/0000001", b"other"), kv.delete("key/0000002"), kv.allow("b:1"))
+    whole = transaction(kv.if_not_exists("new"), *effects)
+    for length in range(len(whole)):
+        reasons = set()
+        for replica in (state, KeyValueState()):
+            with pytest.raises(Rejected) as caught:
+                replica.apply(whole[:length], 10)
+            reasons.add(caught.value.reason)
+        assert len(reasons) == 1, "a refusal depends on the instruction, not on the state"
+    assert state.snapshot() == before
+    assert state.apply(whole, 10)
+
+
+def test_an_empty_write_changes_nothing_and_is_satisfied() -> None:
+    state = filled(10)
+    before = state.list()
+    assert state.apply(state.empty_write(), 2)
+    assert state.list() == before
+
+
+def test_nobody_may_join_until_allowed() -> None:
+    state = KeyValueState()
+    assert not state.is_allowed_member("a:1")
+    state.apply(transaction(kv.allow("a:1"), kv.allow("b:1")), 1)
+    state.apply(transaction(kv.disallow("b:1"), kv.disallow("never:1")), 2)
+    assert state.allowed() == {"a:1"}
+    assert state.is_allowed_member("a:1")
+    assert not state.is_allowed_member("b:1")
+    assert restored(*state.snapshot()).allowed() == {"a:1"}
+
+
+def test_only_results_that_are_awaited_are_kept() -> None:
+    state = KeyValueState()
+    mine, other = bytes(15) + b"m", bytes(15) + b"o"
+    state.await_result(mine)
+    state.apply(encode(mine, [kv.set("a", b"1")]), 4)
+    state.apply(encode(other, [kv.set("a", b"2")]), 5)
+    assert state.take_result(other) is None
+    result = state.take_result(mine)
+    assert result is not None
+    assert result.version == 4
+    assert state.take_result(mine) is None
+
+
+def test_results_are_no_part_of_the_replicated_state() -> None:
+    one, two = KeyValueState(), KeyValueState()
+    one.await_result(TAG)
+    for state in (one, two):
+        state.apply(transaction(kv.set("a", b"1")), 1)
+    assert one.snapshot() == two.snapshot()
+
+
+# -- snapshots
+
+
+def test_a_snapshot_restores_what_it_was_taken_of_however_it_is_cut() -> None:
+    state = filled(3000, b"v" * 100)
+    state.apply(transaction(kv.allow("a:1"), kv.set("big", b"x" * 300_000), kv.set("none", b"")), 7)
+    data, index = state.snapshot()
+    chunks = list(state.snapshot_chunks()[0])
+    assert b"".join(chunks) == data
+    assert index == 7
+    assert len(chunks) > 5
+    for size in (1, 13, 4096, 65536, len(data)):
+        copy = filled(50, b"to be replaced")
+        copy.restore_chunks((data[i : i + size] for i in range(0, len(data), size)), index)
+        assert copy.snapshot() == (data, 7)
+        assert copy.list() == state.list()
+        assert copy.allowed() == {"a:1"}
+        assert copy.apply(transaction(kv.if_not_modified("big", 7), kv.set("big", b"")), 8)
+
+
+def test_an_empty_state_has_a_snapshot_too() -> None:
+    copy = filled(10)
+    copy.restore_snapshot(*KeyValueState().snapshot())
+    assert len(copy) == 0
+    assert copy.applied_index() == 0
+
+
+def test_the_same_content_makes_the_same_pieces_whatever_came_before() -> None:
+    straight = filled(4000, b"v" * 50)
+    devious = KeyValueState()
+    order = list(range(4000))
+    random.Random(8).shuffle(order)
+    index = count(1)
+    for i in order:
+        devious.apply(transaction(kv.set(f"key/{i:07d}", b"first"), kv.set(f"extra{i}", b"")), next(index))
+    devious.apply(transaction(*[kv.delete(f"extra{i}") for i in range(4000)]), next(index))
+    last = next(index)
+    for start in range(0, 4000, 1000):
+        operations = [kv.set(f"key/{i:07d}", b"v" * 50) for i in range(start, start + 1000)]
+        devious.apply(transaction(*operations), last)
+        straight.apply(transaction(*operations), last)
+    assert list(devious.snapshot_chunks()[0]) == list(straight.snapshot_chunks()[0])
+
+
+def test_a_damaged_snapshot_is_refused_and_changes_nothing() -> None:
+    source = filled(3)
+    source.apply(transaction(kv.allow("a:1")), 2)
+    whole, index = source.snapshot()
+    state = filled(20)
+    before = state.snapshot()
+    for length in range(len(whole)):
+        with pytest.raises(MalformedSnapshotError):
+            state.restore_snapshot(whole[:length], index)
+    for extra in (b"\x00", whole):
+        with pytest.raises(MalformedSnapshotError):
+            state.restore_snapshot(whole + extra, index)
+    for bit in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            KeyValueState().restore_snapshot(bytes(damaged), index)
+        except MalformedSnapshotError:
+            continue  # which damage shows depends on what it hit; the file below has checksums for the rest
+    with pytest.raises(MalformedSnapshotError):
+        state.restore_snapshot(whole, 0)  # versions later than the snapshot
+    assert state.snapshot() == before
+
+
+def test_a_failing_source_of_pieces_changes_nothing() -> None:
+    data, index = filled(2000, b"v" * 100).snapshot()
+    state = filled(20)
+    before = state.snapshot()
+
+    def pieces() -> Iterator[bytes]:
+        yield data[:1000]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        state.restore_chunks(pieces(), index)
+
+    def whole_and_then_damage() -> Iterator[bytes]:
+        yield data
+        raise OSError("the checksum at the end does not match")
+
+    with pytest.raises(OSError, match="checksum"):
+        state.restore_chunks(whole_and_then_damage(), index)
+    assert state.snapshot() == before
+
+
+def test_an_abandoned_snapshot_does_no_harm() -> None:
+    state = filled(3000)
+    chunks, _ = state.snapshot_chunks()
+    next(chunks)
+    del chunks
+    never_begun, _ = state.snapshot_chunks()
+    del never_begun
+    state.apply(transaction(kv.set("key/0000001", b"new")), 50)
+    assert state.get("key/0000001") == (b"new", 50)
+    assert len(restored(*state.snapshot())) == 3000
+
+
+_RANDOM_HISTORY = """
+import random, sys, zlib
+from raftsvc import kv
+from raftsvc.errors import Rejected
+from raftsvc.kv.instructions import encode
+source = random.Random(11)
+state = kv.KeyValueState()
+outcomes = 0
+for index in range(1, 3000):
+    key = lambda: f"{source.choice('abc')}/{source.randrange(700)}"
+    operations = [
+        source.choice([
+            lambda: kv.set(key(), source.randbytes(8)), lambda: kv.delete(key()), lambda: kv.if_not_exists(key()),
+            lambda: kv.if_not_modified(key(), source.randrange(index)),
+            lambda: kv.allow(key()), lambda: kv.disallow(key()),
+        ])()
+        for _ in range(source.choice([1, 1, 2, 5]))
+    ]
+    data = encode(source.randbytes(16), operations)
+    if source.random() < 0.1:
+        data = data[: source.randrange(len(data))]
+    try:
+        outcome = str(state.apply(data, index))
+    except Rejected as rejected:
+        outcome = rejected.reason
+    outcomes = zlib.crc32(outcome.encode(), outcomes)
+snapshot, index = state.snapshot()
+sys.stdout.buffer.write(b"%d %d %d " % (outcomes, index, len(state)) + snapshot)
+"""
+
+
+def test_every_hash_seed_gives_the_same_snapshot() -> None:
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", _RANDOM_HISTORY],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for seed in ("0", "1", "4242", "random")
+    ]
+    assert len(set(answers)) == 1
+    assert len(answers[0]) > 10_000
+
+
+def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
+    key_count = 200_000
+    state = KeyValueState()
+    for start in range(0, key_count, 1000):
+        operations = [kv.set(f"key/{i:07d}", b"%0100d" % i) for i in range(start, start + 1000)]
+        state.apply(transaction(*operations), start // 1000 + 1)
+    chunks, index = state.snapshot_chunks()
+    source = random.Random(2)
+    total_bytes = 0
+    writes = 0
+    gc.collect()
+    # From here on only what is allocated anew is counted, and what is freed of the old is not set off
+    # against it; nor is what the writes themselves add taken away.
+    tracemalloc.start()
+    try:
+        for chunk in chunks:
+            total_bytes += len(chunk)
+            for _ in range(10):
+                writes += 1
+                key = f"key/{source.randrange(key_count):07d}"
+                state.apply(transaction(kv.set(key, b"%0100d" % writes), kv.set(f"new/{writes}", b"n")), index + writes)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert writes > 2000
+    assert total_bytes > key_count * 100  # the state itself is larger: each object in it has a head
+    assert peak_bytes < total_bytes / 4, f"a snapshot of {total_bytes} bytes took {peak_bytes}"
+
+
+def test_a_snapshot_does_not_hold_up_writes_and_shows_its_moment() -> None:
+    state = filled(50_000)
+    chunks, index = state.snapshot_chunks()
+    pieces = [next(chunks)]
+    # Half consumed: were a lock held, this would never return.
+    writer = threading.Thread(
+        target=lambda: [
+            state.apply(transaction(*[kv.set(f"key/{i:07d}", b"later") for i in range(start, start + 1000)]), index + 1)
+            for start in range(0, 50_000, 1000)
+        ],
+        daemon=True,
+    )
+    writer.start()
+    writer.join(DEADLINE_SECONDS)
+    assert not writer.is_alive()
+    pieces += chunks
+    assert restored(b"".join(pieces), index).list() == filled(50_000).list()
+    assert all(value.data == b"later" for value in state.list().values())
+
+
+# -- threads
+
+
+def test_readers_see_whole_transactions_only() -> None:
+    """A writer moves an amount between accounts, with real threads; every reader always finds the same sum."""
+    accounts = [f"account/{i:03d}" for i in range(40)]
+    # Neighbours on other pages, so that one transaction changes several.
+    padding = [kv.set(f"account/{i:03d}/{j}", b"0") for i in range(40) for j in range(50)]
+    state = KeyValueState()
+    state.apply(transaction(*padding), 1)
+    state.apply(transaction(*[kv.set(account, b"100") for account in accounts]), 2)
+    stop = threading.Event()
+    failures: list[str] = []
+    looks = [0] * 4
+
+    def read(number: int) -> None:
+        newest = 0
+        while not stop.is_set() and not failures:
+            if number == 0:
+                found = {key: value for key, value in state.list("account/").items() if len(key) == 11}
+            elif number == 1:
+                chunks, index = state.snapshot_chunks()
+                found = {k: v for k, v in restored(b"".join(chunks), index).list("account/").items() if len(k) == 11}
+            else:
+                found = state.get_many(accounts)
+            total = sum(int(value.data) for value in found.values())
+            latest = max(value.version for value in found.values())
+            if total != 4000 or len(found) != 40:
+                failures.append(f"reader {number} saw {total} in {len(found)} accounts")
+            if latest < newest:
+                failures.append(f"reader {number} saw version {latest} after {newest}")
+            newest = latest
+            looks[number] += 1
+
+    threads = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(4)]
+    former_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads meet in the middle of things
+    try:
+        for thread in threads:
+            thread.start()
+        source = random.Random(6)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        index = 2
+        while (index < 2000 or min(looks) < 20) and not failures and time.monotonic() < deadline:
+            index += 1
+            giver, taker = source.sample(accounts, 2)
+            has = {key: int(value.data) for key, value in state.get_many([giver, taker]).items()}
+            operations = [kv.set(giver, b"%d" % (has[giver] - 7)), kv.set(taker, b"%d" % (has[taker] + 7))]
+            state.apply(transaction(*operations, kv.set(f"account/{index:05d}/x", b"0")), index)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        sys.setswitchinterval(former_interval)
+    assert not failures
+    assert min(looks) >= 20
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_one_key_after_another_is_read_in_the_order_of_transactions() -> None:
+    state = KeyValueState()
+    stop = threading.Event()
+    failures: list[str] = []
+    looks = count()
+
+    def read() -> None:
+        while not stop.is_set():
+            first, second = state.get("a"), state.get("b")
+            if first is not None and (second is None or second.version < first.version):
+                failures.append(f"{first} and then {second}")
+            next(looks)
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(3)]
+    former_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for index in range(1, 4000):
+            state.apply(transaction(kv.set("a", b""), kv.set("b", b"")), index)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        sys.setswitchinterval(former_interval)
+    assert not failures
+    assert next(looks) > 0

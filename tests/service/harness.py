@@ -1,0 +1,235 @@
+"""A cluster of real Services in one process, over real sockets, whose disks and links a test can break."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+import raftsvc
+from raftsvc.storage import Files
+from raftsvc.transport.peer import make_session
+
+SECRET = "a secret of the tests, long enough"
+PATIENCE = 60.0
+"""Seconds after which a condition that must come true is taken not to; far more than it ever needs."""
+
+_numbers = itertools.count(1)
+
+
+def eventually(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """Wait until `condition` returns something true, and return it."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.01)
+
+
+def in_background(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Run `function` in a thread; calling the result waits for it, and returns or raises what it did."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def result() -> Any:
+        thread.join(PATIENCE)
+        assert outcome, "the call in the background did not return"
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+    return result
+
+
+class ListState(raftsvc.BaseState):
+    """Remembers every instruction in order; `no...` is rejected, `false...` is not satisfied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[bytes] = []
+        self.refused: set[str] = set()
+
+    def apply(self, data: bytes, index: int) -> bool:
+        if data.startswith(b"no"):
+            raise raftsvc.Rejected(f"no to {data.decode()}")
+        self.items.append(data)
+        return not data.startswith(b"false")
+
+    def snapshot(self) -> tuple[bytes, int]:
+        return b"".join(len(i).to_bytes(4, "big") + i for i in self.items), self.applied_index()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        items, offset = [], 0
+        while offset < len(data):
+            length = int.from_bytes(data[offset : offset + 4], "big")
+            items.append(data[offset + 4 : offset + 4 + length])
+            offset += 4 + length
+        self.items = items
+
+    def is_allowed_member(self, addr: str) -> bool:
+        return addr not in self.refused
+
+
+class FaultyFiles(Files):
+    """A disk that can fail: `error` is raised by every write and sync, `gate` holds syncs while it is cleared."""
+
+    def __init__(self) -> None:
+        self.write_error: int | None = None
+        self.sync_error: int | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.syncs = 0
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        if self.write_error:
+            raise OSError(self.write_error, os.strerror(self.write_error))
+        super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self.gate.wait(PATIENCE)
+        if self.sync_error:
+            raise OSError(self.sync_error, os.strerror(self.sync_error))
+        self.syncs += 1
+        super().sync(fd)
+
+
+class FaultySession(requests.Session):
+    """Refuses connections to some addresses, and loses some answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__.update(make_session().__dict__)
+        self.blocked: set[str] = set()
+        self.lose_answer: Callable[[str], bool] = lambda path: False
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        url = urlsplit(str(request.url))
+        if url.netloc in self.blocked:
+            raise requests.ConnectionError("cut by the test")
+        response = super().send(request, **options)
+        if self.lose_answer(url.path):
+            response.close()
+            raise requests.ReadTimeout("the answer was lost by the test")
+        return response
+
+
+class Member:
+    """A node of the test: its address and directory stay, its Service and State come and go."""
+
+    def __init__(self, addr: str, path: Path, options: dict[str, Any]) -> None:
+        self.addr = addr
+        self.path = path
+        self.options = options
+        self.make_state: Callable[[], ListState] = ListState
+        self.files = FaultyFiles()
+        self.session = FaultySession()
+        self.start()
+
+    def start(self) -> None:
+        self.state = self.make_state()
+        self.service = raftsvc.start(
+            self.addr, self.path, self.session, self.state, secret=SECRET, listen=self.addr, files=self.files, **self.options
+        )
+
+    def restart(self) -> None:
+        self.service.stop()
+        self.start()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.service.status()
+
+    @property
+    def is_leader(self) -> bool:
+        return self.status["role"] == "leader"
+
+    def read(self) -> list[bytes]:
+        self.service.wait_read(PATIENCE)
+        return list(self.state.items)
+
+
+class Cluster:
+    """Members, all made with the same options."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self._directory = directory
+        self._options = options
+        self.members: list[Member] = []
+
+    def add(self, **options: Any) -> Member:
+        """A node that belongs to no cluster yet."""
+        path = self._directory / f"n{len(self.members) + 1}"
+        member = Member(free_address(), path, {**self._options, **options})
+        self.members.append(member)
+        return member
+
+    def form(self, size: int) -> list[Member]:
+        """A cluster of `size` voters."""
+        first = self.add()
+        first.service.init()
+        for _ in range(size - 1):
+            self.add().service.join(first.addr, PATIENCE)
+        eventually(lambda: all(len(voters(m)) == size for m in self.members), "every member sees every voter")
+        return self.members
+
+    def leader(self) -> Member:
+        """The one that leads in the latest term, once there is one."""
+        return eventually(lambda: next((m for m in self.members if m.service.is_ready() and m.is_leader), None), "a leader")
+
+    def follower(self) -> Member:
+        leader = self.leader()
+        return next(m for m in self.members if m is not leader and m.service.is_ready())
+
+    def cut(self, one: Member, others: list[Member]) -> None:
+        """Let no request pass between `one` and `others`, either way."""
+        for other in others:
+            one.session.blocked.add(other.addr)
+            other.session.blocked.add(one.addr)
+
+    def heal(self) -> None:
+        for member in self.members:
+            member.session.blocked.clear()
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.files.gate.set()
+        for member in self.members:
+            member.service.stop()
+
+
+def voters(member: Member) -> list[str]:
+    """The voters' addresses as the member has them."""
+    return [m["addr"] for m in member.status.get("members", {}).values() if m["is_voter"]]
+
+
+def free_address() -> str:
+    """A loopback address of this test's own with a free port: nobody else binds there in between."""
+    host = f"127.{os.getpid() % 250 + 2}.{next(_numbers) % 250 + 1}.{random.randrange(1, 250)}"
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+NO_SPACE = errno.ENOSPC
+IO_ERROR = errno.EIO

@@ -1,0 +1,299 @@
+"""exec and wait_read: outcomes, limits, exactly once, partitions, overload."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+import raftsvc
+from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
+
+
+def test_every_node_writes_and_every_node_sees_it_at_once(cluster: Cluster) -> None:
+    cluster.form(3)
+    written = []
+    for n in range(30):
+        cluster.members[n % 3].service.exec(b"%d" % n)
+        written.append(b"%d" % n)
+        assert cluster.members[(n + 1) % 3].read() == written
+
+
+def test_the_answer_of_the_state_reaches_the_caller_on_any_node(cluster: Cluster) -> None:
+    cluster.form(3)
+    for member in cluster.members:
+        assert member.service.exec(b"true") is True
+        assert member.service.exec(b"false") is False
+        with pytest.raises(raftsvc.Rejected) as caught:
+            member.service.exec(b"no, never")
+        assert caught.value.reason == "no to no, never"
+    assert all(m.read() == [b"true", b"false"] * 3 for m in cluster.members)
+    assert all(m.service.err() is None for m in cluster.members)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1024 * 1024])
+def test_instructions_of_every_allowed_size_pass(cluster: Cluster, size: int) -> None:
+    cluster.form(3)
+    for member in cluster.members:
+        assert member.service.exec(bytes(size), timeout=PATIENCE)
+    assert [len(i) for i in cluster.follower().read()] == [size] * 3
+
+
+def test_an_instruction_over_the_limit_is_refused_and_nothing_proposed(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.exec(b"a")
+    before = node.status["last_index"]
+    with pytest.raises(raftsvc.InstructionTooLargeError):
+        node.service.exec(bytes(1024 * 1024 + 1))
+    assert node.status["last_index"] == before
+
+
+def test_each_instruction_counts_once_though_answers_are_lost(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=0.5)
+    cluster.form(3)
+    generator = random.Random(7)
+    for member in cluster.members:
+        member.session.lose_answer = lambda path: generator.random() < 0.2
+    workers = [
+        in_background(lambda w=w: [cluster.members[w % 3].service.exec(b"%d/%d" % (w, n), PATIENCE) for n in range(15)])
+        for w in range(6)
+    ]
+    for worker in workers:
+        assert worker() == [True] * 15
+    for member in cluster.members:
+        member.session.lose_answer = lambda path: False
+    items = cluster.members[0].read()
+    assert sorted(items) == sorted(b"%d/%d" % (w, n) for w in range(6) for n in range(15))
+    assert cluster.members[1].read() == cluster.members[2].read() == items
+
+
+def test_each_instruction_counts_once_over_leader_changes(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=0.5)
+    cluster.form(3)
+    done = threading.Event()
+    acknowledged: list[bytes] = []
+
+    def write(worker: int) -> None:
+        n = 0
+        while not done.is_set():
+            item = b"%d/%d" % (worker, n)
+            cluster.members[worker % 3].service.exec(item, PATIENCE)
+            acknowledged.append(item)
+            n += 1
+
+    workers = [in_background(lambda w=w: write(w)) for w in range(6)]
+    for _ in range(3):
+        goal = len(acknowledged) + 20
+        eventually(lambda goal=goal: len(acknowledged) > goal, "writes go on")
+        leader = cluster.leader()
+        cluster.cut(leader, [m for m in cluster.members if m is not leader])
+        eventually(lambda leader=leader: any(m.is_leader for m in cluster.members if m is not leader), "another leads")
+        cluster.heal()
+    done.set()
+    for worker in workers:
+        worker()
+    items = cluster.members[0].read()
+    assert len(set(items)) == len(items), "nothing was applied twice"
+    assert set(items) == set(acknowledged), "everything acknowledged is there"
+    assert cluster.members[1].read() == cluster.members[2].read() == items
+
+
+def test_a_leader_that_is_cut_off_serves_no_read_and_says_what_is_known_of_a_write(cluster: Cluster) -> None:
+    cluster.form(3)
+    leader = cluster.leader()
+    leader.service.exec(b"before")
+    rest = [m for m in cluster.members if m is not leader]
+    cluster.cut(leader, rest)
+    with pytest.raises(raftsvc.OutcomeUnknown):
+        leader.service.exec(b"doomed", timeout=0.3)
+    eventually(lambda: any(m.is_leader for m in rest), "the others elect a leader")
+    rest[0].service.exec(b"newer", timeout=PATIENCE)
+    with pytest.raises(raftsvc.ReadTimeoutError):
+        leader.service.wait_read(timeout=0.5)
+    eventually(lambda: not leader.is_leader, "it steps down without a majority")
+    with pytest.raises(raftsvc.NotApplied):
+        leader.service.exec(b"never proposed", timeout=0.3)
+    cluster.heal()
+    assert leader.read() == [b"before", b"newer"]
+
+
+def test_writes_without_a_majority_are_refused_at_the_quota(cluster: Cluster) -> None:
+    cluster.form(2)
+    leader, follower = cluster.leader(), cluster.follower()
+    leader.service.exec(b"a")
+    follower.service.stop()
+    leader.service._node._core.settings = leader.service._node._core.settings._replace(max_uncommitted_bytes=50_000)
+    refused = 0
+    for _ in range(20):
+        with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.OverloadedError)) as caught:
+            leader.service.exec(bytes(10_000), timeout=0.02)
+        refused += caught.type is raftsvc.OverloadedError
+        if not leader.is_leader:
+            break
+    assert refused, "beyond the quota it is refused at once"
+
+
+def test_the_caller_over_the_limit_is_told_at_once(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(max_waiting=2)
+    cluster.form(2)
+    leader, follower = cluster.leader(), cluster.follower()
+    leader.service.exec(b"a")
+    cluster.cut(leader, [follower])
+    blocked = [in_background(lambda: leader.service.exec(b"b", timeout=2.0)) for _ in range(2)]
+    eventually(lambda: leader.status["waiting"] == 2, "two callers wait")
+    started = time.monotonic()
+    with pytest.raises(raftsvc.OverloadedError) as caught:
+        leader.service.exec(b"c")
+    with pytest.raises(raftsvc.OverloadedError):
+        leader.service.wait_read()
+    assert time.monotonic() - started < 1.0
+    assert caught.value.retry_after > 0
+    for call in blocked:
+        with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)):
+            call()
+    assert leader.status["waiting"] == 0
+
+
+def test_stop_wakes_everybody_who_waits(cluster: Cluster) -> None:
+    cluster.form(2)
+    leader, follower = cluster.leader(), cluster.follower()
+    leader.service.exec(b"a")
+    cluster.cut(leader, [follower])
+    writer = in_background(lambda: leader.service.exec(b"b", timeout=PATIENCE))
+    reader = in_background(lambda: leader.service.wait_read(timeout=PATIENCE))
+    eventually(lambda: leader.status["waiting"] == 2, "both wait")
+    leader.service.stop()
+    with pytest.raises(raftsvc.OutcomeUnknown):
+        writer()
+    with pytest.raises(raftsvc.StoppedError):
+        reader()
+
+
+def test_an_exception_of_the_state_stops_applying_there_until_it_is_repaired(cluster: Cluster) -> None:
+    cluster.form(3)
+    broken = cluster.follower()
+
+    class Broken(ListState):
+        def apply(self, data: bytes, index: int) -> bool:
+            if data == b"poison":
+                raise KeyError("a bug in the application")
+            return super().apply(data, index)
+
+    broken.make_state = Broken
+    broken.restart()
+    healthy = next(m for m in cluster.members if m is not broken)
+    healthy.service.exec(b"before", timeout=PATIENCE)
+    healthy.service.exec(b"poison", timeout=PATIENCE)
+    healthy.service.exec(b"after", timeout=PATIENCE)
+    error = eventually(broken.service.err, "the error is reported")
+    assert isinstance(error, raftsvc.ApplyHaltedError)
+    assert isinstance(error.__cause__, KeyError)
+    with pytest.raises(raftsvc.ApplyHaltedError):
+        broken.service.exec(b"x")
+    with pytest.raises(raftsvc.ApplyHaltedError):
+        broken.service.wait_read()
+    assert broken.state.items == [b"before"], "nothing is skipped"
+    assert not broken.service.is_ready()
+    broken.make_state = ListState
+    broken.restart()
+    assert broken.read() == healthy.read() == [b"before", b"poison", b"after"]
+    assert broken.service.err() is None
+
+
+def test_the_caller_whose_instruction_breaks_the_state_is_told(cluster: Cluster) -> None:
+    class Broken(ListState):
+        def apply(self, data: bytes, index: int) -> bool:
+            raise SystemExit("not even this ends the process")
+
+    node = cluster.add()
+    node.service.stop()
+    node.make_state = Broken
+    node.start()
+    node.service.init()
+    with pytest.raises(raftsvc.OutcomeUnknown, match="SystemExit"):
+        node.service.exec(b"a", timeout=PATIENCE)
+    with pytest.raises(raftsvc.ApplyHaltedError):
+        node.service.exec(b"b")
+
+
+def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.exec(b"a")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for call in (lambda: node.service.exec(b"b"), node.service.wait_read, node.service.status):
+                try:
+                    call()
+                except raftsvc.ForkedError:
+                    continue
+                os._exit(2)
+            node.service.stop()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert node.service.exec(b"c"), "the parent goes on"
+
+
+def test_a_service_outlives_the_thread_that_started_it(cluster: Cluster) -> None:
+    made = in_background(cluster.add)
+    node = made()
+    in_background(node.service.init)()
+    assert node.service.exec(b"a")
+
+
+def test_a_peer_that_accepts_and_never_answers_costs_the_others_nothing(cluster: Cluster) -> None:
+    cluster.form(3)
+    silent = cluster.follower()
+    silent.service.stop()
+    host, port = silent.addr.split(":")
+    with socket.create_server((host, int(port))) as hole:
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    accepted.append(hole.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        writer = cluster.leader()
+        for n in range(100):
+            writer.service.exec(bytes(20_000) + b"%d" % n, timeout=PATIENCE)
+        eventually(lambda: accepted, "the silent peer was tried")
+        peer = writer.service._node._peers[int(self_id(silent))]
+        assert peer._outbox.size_bytes <= 16 * 1024 * 1024
+        assert writer.is_leader
+        hole.close()
+        for connection in accepted:
+            connection.close()
+
+
+def self_id(member: object) -> str:
+    return (member.path / "id").read_bytes()[:8].hex().lstrip("0")  # type: ignore[attr-defined]
+
+
+def test_reads_and_writes_of_many_threads_are_all_served(cluster: Cluster) -> None:
+    cluster.form(3)
+
+    def work(worker: int) -> None:
+        member = cluster.members[worker % 3]
+        for n in range(20):
+            item = b"%d/%d" % (worker, n)
+            member.service.exec(item, PATIENCE)
+            assert item in member.read()
+
+    for result in [in_background(lambda w=w: work(w)) for w in range(24)]:
+        result()
+    assert len(cluster.members[0].read()) == 24 * 20

@@ -1,0 +1,268 @@
+"""Restarts, snapshots, disks that fail, directories that are in use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import raftsvc
+from tests.service.harness import (
+    IO_ERROR,
+    NO_SPACE,
+    PATIENCE,
+    SECRET,
+    Cluster,
+    ListState,
+    eventually,
+    free_address,
+    in_background,
+)
+
+
+def test_one_node_restarts_with_all_it_acknowledged(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    for n in range(20):
+        node.service.exec(b"%d" % n)
+    for _ in range(3):
+        node.restart()
+        assert node.read() == [b"%d" % n for n in range(20)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_restarting_some_of_three_loses_nothing(cluster: Cluster, count: int) -> None:
+    cluster.form(3)
+    for n in range(20):
+        cluster.members[n % 3].service.exec(b"%d" % n)
+    for member in cluster.members[:count]:
+        member.service.stop()
+    for member in cluster.members[:count]:
+        member.start()
+    cluster.members[0].service.exec(b"after", timeout=PATIENCE)
+    for member in cluster.members:
+        assert member.read() == [b"%d" % n for n in range(20)] + [b"after"]
+
+
+def test_a_restart_continues_from_snapshot_and_log(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=20, trailing_entries=5)
+    node = cluster.add()
+    node.service.init()
+    for n in range(50):
+        node.service.exec(b"%d" % n)
+    eventually(lambda: node.status["snapshot_index"] > 20, "a snapshot was taken")
+    for n in range(50, 60):
+        node.service.exec(b"%d" % n)
+    node.restart()
+    assert node.status["snapshot_index"] > 20
+    assert node.read() == [b"%d" % n for n in range(60)]
+
+
+def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_bytes=1_000_000)
+    node = cluster.add()
+    node.service.init()
+    for n in range(12):
+        node.service.exec(bytes([n]) * 300_000)
+    eventually(lambda: node.status["snapshot_index"] > 0, "a snapshot was taken")
+    node.restart()
+    assert [item[:1] for item in node.read()] == [bytes([n]) for n in range(12)]
+
+
+def test_a_follower_that_was_away_long_gets_a_snapshot(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=30, trailing_entries=5)
+    cluster.form(3)
+    away = cluster.follower()
+    away.service.stop()
+    writer = cluster.leader()
+    for n in range(80):
+        writer.service.exec(b"%d" % n)
+    writer.service.exec(b"big" * 300_000)
+    eventually(lambda: writer.status["snapshot_index"] > 40, "the log was compacted")
+    away.start()
+    eventually(lambda: away.status["snapshot_index"] > 30, "the snapshot arrived")
+    assert away.read() == writer.read()
+    assert away.service.exec(b"from it", timeout=PATIENCE)
+    away.restart()
+    assert away.read() == writer.read()
+
+
+def test_a_snapshot_survives_a_connection_that_keeps_breaking(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=10, trailing_entries=2)
+    cluster.form(3)
+    away = cluster.follower()
+    away.service.stop()
+    writer = cluster.leader()
+    for n in range(20):
+        writer.service.exec(bytes([n]) * 200_000)
+    eventually(lambda: writer.status["snapshot_index"] > 10, "the log was compacted")
+    pieces = []
+
+    def lose(path: str) -> bool:
+        if path.endswith("/snapshot"):
+            pieces.append(path)
+            return len(pieces) % 3 == 0
+        return False
+
+    writer.session.lose_answer = lose
+    away.start()
+    eventually(lambda: away.status["applied_index"] >= writer.status["applied_index"], "the snapshot arrived")
+    assert len(pieces) > 10
+    assert away.read() == writer.read()
+
+
+def test_a_failed_fsync_stops_the_node_and_not_the_cluster(cluster: Cluster) -> None:
+    cluster.form(3)
+    leader = cluster.leader()
+    leader.service.exec(b"before")
+    leader.files.sync_error = IO_ERROR
+    with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)):
+        leader.service.exec(b"lost or not", timeout=PATIENCE)
+    assert isinstance(leader.service.err(), raftsvc.StorageError)
+    with pytest.raises(raftsvc.NodeFailedError):
+        leader.service.exec(b"refused")
+    with pytest.raises(raftsvc.NodeFailedError):
+        leader.service.wait_read()
+    rest = [m for m in cluster.members if m is not leader]
+    assert rest[0].service.exec(b"after", timeout=PATIENCE)
+    leader.files.sync_error = None
+    with pytest.raises(raftsvc.NodeFailedError):
+        leader.service.exec(b"still refused: the fsync is not repeated")
+    leader.restart()
+    items = leader.read()
+    assert items == rest[0].read()
+    assert items[0] == b"before" and items[-1] == b"after"
+
+
+def test_a_full_disk_stops_a_follower_and_a_restart_heals_it(cluster: Cluster) -> None:
+    cluster.form(3)
+    follower = cluster.follower()
+    follower.files.write_error = NO_SPACE
+    leader = cluster.leader()
+    for n in range(5):
+        assert leader.service.exec(b"%d" % n, timeout=PATIENCE)
+    eventually(lambda: isinstance(follower.service.err(), raftsvc.StorageError), "the full disk is reported")
+    assert not follower.service.is_ready()
+    follower.files.write_error = None
+    follower.restart()
+    assert follower.read() == [b"%d" % n for n in range(5)]
+
+
+def test_a_sole_node_acknowledges_nothing_before_its_fsync(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.exec(b"a")
+    node.files.gate.clear()
+    call = in_background(lambda: node.service.exec(b"b"))
+    other = in_background(lambda: node.service.exec(b"c", timeout=0.3))
+    with pytest.raises((raftsvc.NotApplied, raftsvc.OutcomeUnknown)):
+        other()
+    assert node.state.items == [b"a"]
+    node.files.gate.set()
+    assert call() is True
+
+
+def test_a_leader_whose_disk_hangs_steps_down_and_comes_back(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=0.5)
+    cluster.form(3)
+    leader = cluster.leader()
+    leader.files.gate.clear()
+    stuck = in_background(lambda: leader.service.exec(b"stuck", timeout=PATIENCE))
+    rest = [m for m in cluster.members if m is not leader]
+    eventually(lambda: any(m.is_leader for m in rest), "another leads")
+    assert isinstance(leader.service.err(), raftsvc.DiskStalledError)
+    assert not leader.is_leader
+    assert rest[0].service.exec(b"meanwhile", timeout=PATIENCE)
+    leader.files.gate.set()
+    eventually(lambda: leader.service.err() is None, "the error clears itself")
+    assert stuck() is True
+    items = leader.read()
+    assert sorted(items) == [b"meanwhile", b"stuck"]
+    assert items == rest[0].read() == rest[1].read()
+
+
+def test_two_processes_cannot_own_one_directory(tmp_path: Path) -> None:
+    addr = free_address()
+    first = raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET)
+    try:
+        with pytest.raises(raftsvc.DirectoryInUseError, match=f"process {os.getpid()}"):
+            raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET, lock_timeout=0.2)
+    finally:
+        first.stop()
+
+
+def test_a_second_process_waits_for_the_first_to_leave(tmp_path: Path) -> None:
+    addr = free_address()
+    first = raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET)
+    first.init()
+    first.exec(b"a")
+    second = in_background(
+        lambda: raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET, lock_timeout=PATIENCE)
+    )
+    first.stop()
+    service = second()
+    try:
+        service.wait_read()
+        assert service.exec(b"b")
+    finally:
+        service.stop()
+
+
+def test_a_directory_whose_log_is_damaged_is_refused_with_the_place(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    for n in range(10):
+        node.service.exec(b"%d" % n)
+    node.service.stop()
+    segment = node.path / "wal" / f"{1:016d}.wal"
+    content = bytearray(segment.read_bytes())
+    content[300] ^= 0x10
+    segment.write_bytes(content)
+    with pytest.raises(raftsvc.DamagedStorageError) as caught:
+        node.start()
+    assert caught.value.path == str(segment)
+    assert 0 < caught.value.offset <= 300
+
+
+def test_a_state_that_already_has_entries_and_no_snapshot_is_refused(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.exec(b"a")
+    node.service.stop()
+    used = node.state
+    node.make_state = lambda: used
+    with pytest.raises(raftsvc.StorageError, match="empty State"):
+        node.start()
+
+
+def test_stop_is_idempotent_and_ends_every_thread(cluster: Cluster) -> None:
+    cluster.form(3)
+    for member in cluster.members:
+        member.service.stop()
+        member.service.stop()
+    addresses = {m.addr for m in cluster.members}
+    assert addresses
+    eventually(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("raftsvc-")], "no thread of the library is left"
+    )
+    with pytest.raises(raftsvc.StoppedError):
+        cluster.members[0].service.exec(b"a")
+
+
+def test_no_thread_keeps_the_interpreter_from_exiting(cluster: Cluster) -> None:
+    cluster.form(2)
+    cluster.members[0].service.exec(b"a")
+    named = [t for t in threading.enumerate() if t.name.startswith("raftsvc-")]
+    assert named and all(t.daemon for t in named)
+
+
+def test_a_sole_node_elects_itself_at_once(cluster: Cluster) -> None:
+    node = cluster.add(election_timeout=30.0)
+    started = time.monotonic()
+    node.service.init()
+    node.service.exec(b"a")
+    assert time.monotonic() - started < 15.0
