@@ -98,7 +98,9 @@ class KeyValue:
             raise _conflict_of(result)
         return result
 
-    def set(self, key: str, value: bytes, *conditions: Condition, timeout: float = 60.0) -> int:
+    def set(
+        self, key: str, value: bytes | bytearray | memoryview, *conditions: Condition, timeout: float = 60.0
+    ) -> int:
         """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`."""
         return self.transaction([*_only_conditions(conditions), instructions.set(key, value)], timeout)
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
 from raftsvc.errors import Rejected
 
@@ -49,22 +49,27 @@ class Code(IntEnum):
     DISALLOW = 19
 
 
-class Condition(NamedTuple):
+class Operation:
+    """One part of a transaction: a Condition or an Effect."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition(Operation):
     """That `key` is at `version`, of which 0 means that there is no such key."""
 
     key: str
     version: int
 
 
-class Effect(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Effect(Operation):
     """One change.  `data` is the value of a SET, empty otherwise."""
 
     code: Code
     key: str
     data: bytes = b""
-
-
-Operation = Condition | Effect
 
 
 def if_not_exists(key: str) -> Condition:
@@ -81,7 +86,7 @@ def if_not_modified(key: str, version: int) -> Condition:
     return Condition(_checked_key(key), version)
 
 
-def set(key: str, value: bytes) -> Effect:  # noqa: A001 - read as kv.set
+def set(key: str, value: bytes | bytearray | memoryview) -> Effect:  # noqa: A001 - read as kv.set
     """Give `key` this value; its version becomes that of the transaction."""
     # bytes(7) would quietly be seven zeros, and bytes of a str would be a guess.
     if not isinstance(value, (bytes, bytearray, memoryview)):
@@ -137,8 +142,12 @@ def encode(tag: bytes, operations: Sequence[Operation]) -> bytes:
     return b"".join(parts)
 
 
-def decode(data: bytes) -> tuple[bytes, list[Condition], list[Effect]]:
-    """Tag, conditions and effects of an instruction, each in its order; raises Rejected."""
+def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, str, bytes]]]:
+    """Tag, conditions and effects of an instruction, each in its order; raises Rejected.
+
+    Conditions and effects are tuples here, of the fields of those classes: every node
+    decodes every instruction.
+    """
     if len(data) < _HEAD.size:
         raise Rejected("not a transaction: cut short")
     version, tag, count = _HEAD.unpack_from(data)
@@ -147,18 +156,18 @@ def decode(data: bytes) -> tuple[bytes, list[Condition], list[Effect]]:
     if count > MAX_OPERATIONS:
         raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
     reader = _Reader(data, _HEAD.size)
-    conditions = []
-    effects = []
+    conditions: list[tuple[str, int]] = []
+    effects: list[tuple[int, str, bytes]] = []
     for _ in range(count):
         start = reader.offset
         code, length = _OPERATION.unpack(reader.take(_OPERATION.size))
         key = reader.key(length)
         if code == Code.IF_NOT_MODIFIED:
-            conditions.append(Condition(key, _VERSION.unpack(reader.take(_VERSION.size))[0]))
+            conditions.append((key, _VERSION.unpack(reader.take(_VERSION.size))[0]))
         elif code == Code.SET:
-            effects.append(Effect(Code.SET, key, reader.take(_LENGTH.unpack(reader.take(_LENGTH.size))[0])))
+            effects.append((code, key, reader.take(_LENGTH.unpack(reader.take(_LENGTH.size))[0])))
         elif code in _KEY_ONLY:
-            effects.append(Effect(_KEY_ONLY[code], key))
+            effects.append((code, key, b""))
         else:
             raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
     if reader.offset != len(data):
@@ -166,7 +175,7 @@ def decode(data: bytes) -> tuple[bytes, list[Condition], list[Effect]]:
     return tag, conditions, effects
 
 
-_KEY_ONLY = {int(code): code for code in (Code.DELETE, Code.ALLOW, Code.DISALLOW)}
+_KEY_ONLY = frozenset((Code.DELETE, Code.ALLOW, Code.DISALLOW))
 
 
 class _Reader:

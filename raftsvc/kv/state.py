@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from raftsvc.errors import RaftError
-from raftsvc.kv.instructions import MAX_KEY_BYTES, TAG_BYTES, Code, Condition, Effect, decode, encode
+from raftsvc.kv.instructions import MAX_KEY_BYTES, TAG_BYTES, Code, decode, encode
 from raftsvc.kv.pages import Page, PagedMap, Value
 from raftsvc.state import BaseState
 
@@ -75,24 +75,23 @@ class KeyValueState(BaseState):
         with self._lock:
             result = self._judge(conditions) or Result(index)
             if result.version:
-                for effect in effects:
-                    self._take_effect(effect, index)
+                for code, key, value in effects:
+                    self._take_effect(code, key, value, index)
             if tag in self._awaited:
                 self._awaited[tag] = result
             self._applied_index = index
         return result.version != 0
 
-    def _judge(self, conditions: Iterable[Condition]) -> Result | None:
+    def _judge(self, conditions: Iterable[tuple[str, int]]) -> Result | None:
         for key, expected in conditions:
             version = self._map.version(key)
             if version != expected:
                 return Result(0, key, version)
         return None
 
-    def _take_effect(self, effect: Effect, index: int) -> None:
-        code, key, data = effect
+    def _take_effect(self, code: int, key: str, value: bytes, index: int) -> None:
         if code == Code.SET:
-            self._map.set(key, data, index)
+            self._map.set(key, value, index)
         elif code == Code.DELETE:
             self._map.delete(key)
         elif code == Code.ALLOW:

@@ -8,6 +8,9 @@ durable after `sync`, a created, renamed or removed name after `sync_dir`.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
 class Files:
@@ -47,7 +50,7 @@ class Files:
 
     def sync(self, fd: int) -> None:
         """Return once the file's content is durable."""
-        os.fdatasync(fd)
+        _fdatasync(fd)
 
     def sync_dir(self, path: str) -> None:
         """Return once the names in the directory are durable."""
@@ -70,7 +73,12 @@ class Files:
         return sorted(os.listdir(path))
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(path)
+        """Whether there is such a name; one that cannot be looked at is an error, not absent."""
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def read_file(files: Files, path: str) -> bytes:
@@ -93,6 +101,17 @@ def write_file(files: Files, path: str, data: bytes) -> None:
         files.close(fd)
     files.rename(temporary, path)
     files.sync_dir(parent_of(path))
+
+
+def make_dirs(files: Files, path: str) -> None:
+    """Make the directory and those above it that are missing, durably."""
+    if files.exists(path):
+        return
+    parent = parent_of(path)
+    make_dirs(files, parent)
+    with suppress(FileExistsError):  # another process makes it too
+        files.make_dir(path)
+    files.sync_dir(parent)
 
 
 def parent_of(path: str) -> str:

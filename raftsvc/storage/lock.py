@@ -1,8 +1,9 @@
 """The lock that makes one process the owner of a directory.
 
 An flock is given up by the kernel when its holder dies, so no stale lock can
-remain.  It is inherited by a fork; that a forked child must not use what it
-inherited is the Service's rule, which compares process ids.
+remain.  It is inherited by a fork, and lasts until the last of the family closes
+it or one of them gives it up: so the owner gives it up explicitly, lest a child
+keep it, and a child never does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 
 from raftsvc.errors import DirectoryInUseError
 
@@ -23,6 +25,7 @@ class DirectoryLock:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
+        self._pid = 0
 
     def acquire(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for the present owner to end.
@@ -42,19 +45,25 @@ class DirectoryLock:
                         owner = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
                         raise DirectoryInUseError(
                             f"{os.path.dirname(self._path)} is in use by {owner}, waited {timeout:g} s. "
-                            "One process owns a directory: run one worker process, and give each node its own directory."
+                            "One process owns a directory: run one worker process, and "
+                            "give each node its own directory."
                         ) from None
                     time.sleep(_POLL_SECONDS)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            with suppress(OSError):  # a full disk does not keep the owner out
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+        self._pid = os.getpid()
 
     def release(self) -> None:
         """Let the next owner in; idempotent."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.ftruncate(fd, 0)
+            if os.getpid() == self._pid:
+                with suppress(OSError):
+                    os.ftruncate(fd, 0)
+                fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)

@@ -13,10 +13,11 @@ the whole state as one object.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
+from raftsvc.core.messages import MalformedError
 from raftsvc.errors import DamagedStorageError
 from raftsvc.storage.files import Files, parent_of
 
@@ -177,8 +178,19 @@ class IncomingSnapshot:
               identity belong to another object.
     """
 
-    def __init__(self, files: Files, path: str, index: int, term: int, size_bytes: int, crc: int) -> None:
-        self.identity = (index, term, size_bytes, crc)
+    def __init__(
+        self,
+        files: Files,
+        path: str,
+        cluster_id: int,
+        identity: tuple[int, int, int, int],
+        on_complete: Callable[[], None],
+    ) -> None:
+        """`on_complete` is called by `finish` with the file verified and durable."""
+        index, term, size_bytes, crc = identity
+        self.identity = identity
+        self._announced = (index, term, cluster_id)
+        self._on_complete = on_complete
         self._files = files
         self._path = path
         self._size_bytes = size_bytes
@@ -198,17 +210,25 @@ class IncomingSnapshot:
         return self._offset
 
     def finish(self) -> SnapshotHeader:
-        """Verify everything and make it durable under its temporary name; raises DamagedStorageError."""
+        """Verify everything and make it durable, ready to be installed.
+
+        To be called once `append` wants no more.  Raises MalformedError if it is
+        not what was announced, OSError.
+        """
         assert self._offset == self._size_bytes, "complete"
         self._files.sync(self._fd)
         self.close()
-        with StoredSnapshot(self._files, self._path) as snapshot:
-            if snapshot.crc != self._crc:
-                raise DamagedStorageError(
-                    self._path, 0, "not the snapshot that was announced", "It will be sent again."
-                )
-            snapshot.verify()
-            return snapshot.header
+        try:
+            with StoredSnapshot(self._files, self._path) as snapshot:
+                header = snapshot.header
+                if (snapshot.crc, header.index, header.term, header.cluster_id) != (self._crc, *self._announced):
+                    raise MalformedError(f"the snapshot received is not the one at {self.identity[0]} announced")
+                snapshot.verify()
+        except DamagedStorageError as error:
+            # It was never ours: the sender's storage, or the way, is damaged.
+            raise MalformedError(f"the snapshot received is damaged: {error}") from error
+        self._on_complete()
+        return header
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -6,8 +6,10 @@
     lock    names the process that owns the directory
 
 While a node joins there is also wal.tmp/, which holds its join token until the
-log inside it is complete and takes its name.  A snapshot is durable under its
-name before the log says so, and the log says so before segments are deleted.
+log inside it is complete and takes its name.  Snapshots grow as snap.tmp (our
+own) and snap.part (a leader's, which is snap.new once it is whole); at a start
+all three are leftovers.  A snapshot is durable under its name before the log says
+so, and the log says so before segments are deleted.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from raftsvc.core.messages import Entry, HardState
+from raftsvc.core.messages import NO_NODE, Entry, HardState
 from raftsvc.errors import DamagedStorageError, StorageError
-from raftsvc.storage.files import Files, read_file, write_file
+from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import DirectoryLock
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot, publish, write_snapshot
@@ -49,8 +51,12 @@ class Store:
         self._files = files
         self._segment_bytes = segment_bytes
         self._dir_lock = DirectoryLock(f"{path}/lock")
-        self._snapshot_lock = threading.Lock()  # guards _snapshot_index and the name `snap`
+        # Guards _snapshot_index, _superseded, and the names snap and snap.new; held while these are renamed.
+        self._snapshot_lock = threading.Lock()
         self._snapshot_index = 0
+        self._superseded = 0  # snapshots received whole in whose place a later one came before they were installed
+        self._incoming: IncomingSnapshot | None = None
+        self._cluster_id = 0
         self._wal: Wal | None = None
 
     @classmethod
@@ -64,31 +70,30 @@ class Store:
         """Own the directory `path`, which is made if it is missing.
 
         lock_timeout: seconds to wait for a former owner to end.
-        Raises DirectoryInUseError, StorageError.
+        Raises DirectoryInUseError, DamagedStorageError, StorageError.
         """
+        path = os.path.abspath(path)  # the host may change its working directory
+        files = files or Files()
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            store = cls(path, files or Files(), segment_bytes)
+            make_dirs(files, path)
+            store = cls(path, files, segment_bytes)
             store._dir_lock.acquire(lock_timeout)
+            try:
+                store._clean_up()
+            except BaseException:
+                store._dir_lock.release()
+                raise
         except OSError as error:
             raise StorageError(f"{path}: cannot be used as a data directory: {error}") from error
-        try:
-            store._clean_up()
-        except BaseException:
-            store._dir_lock.release()
-            raise
         return store
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
-        for name in ("snap.tmp", "snap.part", "id.tmp"):
+        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "wal/token"):
             if self._files.exists(f"{self._path}/{name}"):
                 self._files.remove(f"{self._path}/{name}")
-        staged = f"{self._path}/wal.tmp"
-        if self._files.exists(staged):
-            for name in self._files.list_dir(staged):
-                if name != "token":
-                    self._files.remove(f"{staged}/{name}")
+        if self._files.exists(f"{self._path}/wal.tmp"):
+            self._clear_stage()
         if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
             raise DamagedStorageError(
                 f"{self._path}/wal",
@@ -113,19 +118,28 @@ class Store:
     def join_token(self) -> bytes:
         """A random token, the same at each call until the node has joined, restarts included."""
         path = f"{self._path}/wal.tmp/token"
-        if self._files.exists(path):
-            token = read_file(self._files, path)
-            if len(token) == TOKEN_BYTES:
-                return token
-        token = secrets.token_bytes(TOKEN_BYTES)
-        self._make_stage()
-        write_file(self._files, path, token)
-        self._files.sync_dir(self._path)
+        try:
+            token = read_file(self._files, path) if self._files.exists(path) else b""
+            if len(token) != TOKEN_BYTES:
+                token = secrets.token_bytes(TOKEN_BYTES)
+                self._make_stage()
+                write_file(self._files, path, token)
+            # The one found may be as young as the crash.
+            self._files.sync_dir(f"{self._path}/wal.tmp")
+            self._files.sync_dir(self._path)
+        except OSError as error:
+            raise StorageError(f"{self._path}: the join token cannot be kept: {error}") from error
         return token
 
     def _make_stage(self) -> None:
         if not self._files.exists(f"{self._path}/wal.tmp"):
             self._files.make_dir(f"{self._path}/wal.tmp")
+
+    def _clear_stage(self) -> None:
+        staged = f"{self._path}/wal.tmp"
+        for name in self._files.list_dir(staged):
+            if name != "token":
+                self._files.remove(f"{staged}/{name}")
 
     def create(self, node_id: int, cluster_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Make this the directory of member `node_id`: whole, or, if the power goes, not at all.
@@ -136,13 +150,19 @@ class Store:
         staged = f"{self._path}/wal.tmp"
         try:
             self._make_stage()
+            self._clear_stage()
             Wal.create(self._files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
             write_file(self._files, f"{self._path}/id", encode_id(node_id))
             self._files.rename(staged, f"{self._path}/wal")
-            self._files.sync_dir(self._path)
+            try:
+                self._files.sync_dir(self._path)
+            except OSError:
+                # The caller will hear that it failed, so it must have.
+                self._files.rename(f"{self._path}/wal", staged)
+                raise
         except OSError as error:
             raise StorageError(f"{self._path}: cannot be initialized: {error}") from error
-        if self._files.exists(f"{self._path}/wal/token"):
+        with suppress(OSError):  # the next start removes what stays
             self._files.remove(f"{self._path}/wal/token")
 
     # -- starting
@@ -156,13 +176,16 @@ class Store:
 
     def _load(self) -> Loaded:
         wal_path = f"{self._path}/wal"
+        snapshot_path = f"{self._path}/snap"
+        restore = "Restore the directory whole, or evict this member and join with an empty one."
+        # What a process that was killed did last may not be durable, and is acted upon from here on.
+        self._files.sync_dir(self._path)
         if not self._files.exists(f"{self._path}/id"):
             raise DamagedStorageError(
                 f"{self._path}/id", 0, "the id file is missing", "Restore it, or empty the directory and join anew."
             )
         node_id = decode_id(read_file(self._files, f"{self._path}/id"), f"{self._path}/id")
-        self._wal = wal = Wal.open(self._files, wal_path, self._segment_bytes)
-        recovered = wal.recovered
+        self._wal, recovered = Wal.open(self._files, wal_path, self._segment_bytes)
         if recovered.node_id != node_id:
             raise DamagedStorageError(
                 f"{self._path}/id",
@@ -170,47 +193,41 @@ class Store:
                 f"the id file says {node_id}, the log {recovered.node_id}",
                 "Directories of two nodes were mixed up.",
             )
+        self._cluster_id = recovered.cluster_id
         header = None
         with suppress(FileNotFoundError), self.open_snapshot() as snapshot:
             header = snapshot.header
-        snapshot_index = header.index if header else 0
-        self._snapshot_index = snapshot_index
-        if recovered.mark.index > snapshot_index:
-            raise DamagedStorageError(
-                f"{self._path}/snap",
-                0,
-                f"the log continues a snapshot at {recovered.mark.index}, which is missing",
-                "Restore the directory whole, or evict this member and join with an empty one.",
-            )
+        mark = recovered.mark
+        self._snapshot_index = snapshot_index = header.index if header else 0
+        if mark.index > snapshot_index:
+            what = f"the log continues a snapshot at {mark.index}, which is missing"
+            raise DamagedStorageError(snapshot_path, 0, what, restore)
         entries = recovered.entries
         if header is not None:
             if header.cluster_id != recovered.cluster_id:
-                raise DamagedStorageError(
-                    f"{self._path}/snap", 0, "the snapshot is of another cluster", "Directories were mixed up."
-                )
-            position = header.index - recovered.base - 1
-            if header.index > recovered.mark.index and not (
-                position < 0 or (position < len(entries) and entries[position].term == header.term)
-            ):
-                # The power went after a snapshot from the leader got its name and
-                # before the log said so: what it replaced is void (section 7).
+                what = "the snapshot is of another cluster"
+                raise DamagedStorageError(snapshot_path, 0, what, "Directories were mixed up.")
+            if header.index == mark.index and header.term != mark.term:
+                what = f"the snapshot at {header.index} is of term {header.term}, the log says {mark.term}"
+                raise DamagedStorageError(snapshot_path, 0, what, restore)
+        if recovered.base > snapshot_index:
+            what = f"the log begins after {recovered.base}, the snapshot ends at {snapshot_index}"
+            raise DamagedStorageError(wal_path, 0, what, restore)
+        if header is not None and header.index > mark.index:
+            # The power went after a snapshot got its name and before the log said so.
+            # Unless the log holds its last entry, it is void (section 7).
+            if not self._wal.mark_snapshot(header.index, header.term):
                 entries = []
-            if header.index != recovered.mark.index:
-                wal.mark_snapshot(header.index, header.term)
-                wal.sync()
-        if entries and entries[0].index > snapshot_index + 1:
-            raise DamagedStorageError(
-                wal_path,
-                0,
-                f"the log begins at {entries[0].index}, the snapshot ends at {snapshot_index}",
-                "Restore the directory whole, or evict this member and join with an empty one.",
-            )
+            self._wal.sync()
         last_index = entries[-1].index if entries else snapshot_index
         if last_index < snapshot_index:
-            raise DamagedStorageError(
-                wal_path, 0, f"the log ends at {last_index}, before its snapshot", "Restore the directory whole."
-            )
+            what = f"the log ends at {last_index}, before its snapshot at {snapshot_index}"
+            raise DamagedStorageError(wal_path, 0, what, restore)
         state = recovered.hard_state
+        if header is not None and state.term < header.term:
+            # The snapshot was installed and the term of its leader was not yet written:
+            # this node never voted in that term, and no log is of a later term than its node's.
+            state = HardState(header.term, NO_NODE, state.commit)
         state = state._replace(commit=max(snapshot_index, min(state.commit, last_index)))
         return Loaded(node_id, recovered.cluster_id, state, header, entries)
 
@@ -238,18 +255,43 @@ class Store:
             return True
 
     def incoming(self, index: int, term: int, size_bytes: int, crc: int) -> IncomingSnapshot:
-        """Begin to receive a snapshot of that identity, in place of one begun before."""
-        return IncomingSnapshot(self._files, f"{self._path}/snap.part", index, term, size_bytes, crc)
+        """Begin to receive a snapshot of that identity, in place of one begun before.
+
+        One thread at a time receives; what it has received whole stays untouched
+        until it is installed, or a later one is whole.
+        """
+        if self._incoming is not None:
+            self._incoming.close()
+        identity = (index, term, size_bytes, crc)
+        path = f"{self._path}/snap.part"
+        self._incoming = IncomingSnapshot(self._files, path, self._cluster_id, identity, self._complete_incoming)
+        return self._incoming
+
+    def _complete_incoming(self) -> None:
+        complete = f"{self._path}/snap.new"
+        with self._snapshot_lock:
+            if self._files.exists(complete):
+                self._superseded += 1
+            self._files.rename(f"{self._path}/snap.part", complete)
 
     def install_incoming(self) -> None:
-        """Give the snapshot that was received and verified its name, durably."""
+        """Give the last snapshot that was received whole its name, durably.
+
+        Does nothing if that one was installed already in place of the one meant.
+        """
         with self._snapshot_lock:
-            publish(self._files, f"{self._path}/snap.part", f"{self._path}/snap")
+            complete = f"{self._path}/snap.new"
+            if self._superseded and not self._files.exists(complete):
+                self._superseded -= 1
+                return
+            publish(self._files, complete, f"{self._path}/snap")
             with self.open_snapshot() as snapshot:
                 self._snapshot_index = snapshot.header.index
 
     def close(self) -> None:
         """Close the log and let the directory go; idempotent."""
+        if self._incoming is not None:
+            self._incoming.close()
         if self._wal is not None:
             self._wal.close()
         self._dir_lock.release()

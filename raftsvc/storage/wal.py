@@ -5,23 +5,27 @@ changes no metadata, with a head and then records:
 
     head    magic, cluster id, node id, segment number, first index, size of the
             segment, last CRC of the segment before, CRC-32 of the head
-    record  length of the payload (4), type (1), zeros (3), how many bytes of the
-            segment were durable before this write (4), CRC-32 (4), CRC-32 of the
-            fields before, seeded with the record's offset (4); payload; a byte
-            0xA5; zeros up to a multiple of 8
+    record  length of the payload (4), type (1), how many sectors of the payload are
+            all zero (3), how many bytes of the segment were durable before this
+            write (4), CRC-32 (4), CRC-32 of the fields before, seeded with the
+            record's offset (4); payload; a byte 0xA5; zeros up to a multiple of 8
 
 A record's CRC covers its fields and payload and continues that of the record
 before, across segments: nothing can be missing or misplaced unnoticed.  One
-batch of entries is one record, made of the entries' own frames.
+batch of entries is one record, made of the entries' own frames.  Every segment
+begins with the hard state and the mark of its time, durable before it has its name.
 
 What a crash can leave, and what it cannot.  Only the last segment can end in a
 torn record.  Sectors of a write that was not synced reach the disk in any order,
 those that did not are zeros.  So a bad record is a torn tail only if the file is
-short or some sector within the record is zero (its first and last sector never
-are, by header and end mark), and no later record proves that this one had been
-durable.  All else is damage, and the log refuses to open.  A zero sector inside
-the payload of the very last record, together with a flipped bit in it, cannot be
-told from a torn write; it takes an instruction with 512 zeros in a row.
+short or more of the record's sectors are zero than were written so (its first and
+last never are, by header and end mark), and no later record proves that this one
+had been durable.  All else is damage, and the log refuses to open.
+
+What was read is not yet durable: a process that was killed, or whose fsync failed,
+leaves bytes that only the page cache holds, and an fsync need not write them any
+more.  So opening writes again what may never have been synced, and syncs it, before
+anybody can act on it.
 
 One thread at a time appends, marks and syncs; `release_before` may run beside it.
 """
@@ -31,7 +35,9 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, NoReturn
@@ -45,14 +51,27 @@ logger = logging.getLogger("raftsvc.storage")
 
 DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
 _SECTOR_BYTES = 512
+_ZERO_SECTOR = bytes(_SECTOR_BYTES)
 _MAGIC = b"raftwal1"
 _SEGMENT_HEAD = struct.Struct(">8sQQQQIII")
-_FIELDS = struct.Struct(">IB3xII")
-_RECORD_HEAD = struct.Struct(">IB3xIII")
+_FIELDS = struct.Struct(">IIII")
+_RECORD_HEAD = struct.Struct(">IIIII")
 _END_MARK = b"\xa5"
 _HARD_STATE = struct.Struct(">QQQ")
 _MARK = struct.Struct(">QQ")
-_START = -(-_SEGMENT_HEAD.size // 8) * 8
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+def _record_size(payload_size: int) -> int:
+    return _aligned(_RECORD_HEAD.size + payload_size + len(_END_MARK))
+
+
+_START = _aligned(_SEGMENT_HEAD.size)
+_BODY = _START + _record_size(_HARD_STATE.size) + _record_size(_MARK.size)
+"""Offset of a segment's first appended record, behind the two that it begins with."""
 
 _ENTRIES, _STATE, _SNAPSHOT_MARK = 1, 2, 3
 _ADVICE = (
@@ -70,15 +89,50 @@ class Mark:
     term: int = 0
 
 
-class Recovered(NamedTuple):
+@dataclass(slots=True)
+class Recovered:
     """What a log held when it was opened.  `base` is the index before the first entry."""
 
     cluster_id: int
     node_id: int
+    base: int
     hard_state: HardState
     mark: Mark
-    base: int
     entries: list[Entry]
+
+    def _take(self, kind: int, payload: bytes) -> int:
+        """Take in one record; returns the highest index of an entry in it."""
+        try:
+            if kind == _STATE:
+                self.hard_state = HardState(*_HARD_STATE.unpack(payload))
+                return 0
+            if kind == _SNAPSHOT_MARK:
+                self.mark = mark = Mark(*_MARK.unpack(payload))
+                position = mark.index - self.base - 1
+                if position >= len(self.entries) or (position >= 0 and self.entries[position].term != mark.term):
+                    self.base = mark.index  # the rule of _Extent.mark
+                    self.entries = []
+                return 0
+        except struct.error as error:
+            raise MalformedError(f"record of a wrong length: {error}") from error
+        entries = decode_entries(payload)
+        if not entries or any(entry.index != entries[0].index + n for n, entry in enumerate(entries)):
+            raise MalformedError("a batch of entries has gaps")
+        first = entries[0].index
+        if first > self.base + len(self.entries) + 1:
+            raise MalformedError(f"entry {first} follows {self.base + len(self.entries)}")
+        self.base = min(self.base, first - 1)
+        del self.entries[first - self.base - 1 :]
+        self.entries += entries
+        return entries[-1].index
+
+
+class _Record(NamedTuple):
+    kind: int
+    payload: bytes
+    durable: int
+    chain: int
+    end: int
 
 
 class _Segment(NamedTuple):
@@ -95,38 +149,93 @@ def _segment_name(number: int) -> str:
     return f"{number:016d}.wal"
 
 
+def _zero_sectors(data: bytes, offset: int) -> int:
+    """How many whole sectors are all zero in `data`, which lies at `offset` of its file."""
+    if _ZERO_SECTOR not in data:
+        return 0
+    first = -offset % _SECTOR_BYTES
+    return sum(
+        [data.startswith(_ZERO_SECTOR, start) for start in range(first, len(data) - _SECTOR_BYTES + 1, _SECTOR_BYTES)]
+    )
+
+
 def _encode_record(kind: int, payload: bytes, offset: int, durable: int, chain: int) -> tuple[bytes, int]:
     """A record for `offset`, and the chained CRC after it."""
     size = len(payload)
-    chain = crc32(payload, crc32(_FIELDS.pack(size, kind, durable, 0), chain))
-    fields = _FIELDS.pack(size, kind, durable, chain)
+    kind_and_zeros = kind << 24
+    if size >= _SECTOR_BYTES:
+        kind_and_zeros |= _zero_sectors(payload, offset + _RECORD_HEAD.size)
+    chain = crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), chain))
+    fields = _FIELDS.pack(size, kind_and_zeros, durable, chain)
     head_crc = crc32(fields, offset)
-    padding = -(_RECORD_HEAD.size + size + 1) % 8
+    padding = _record_size(size) - _RECORD_HEAD.size - size - len(_END_MARK)
     return b"".join((fields, head_crc.to_bytes(4, "big"), payload, _END_MARK, bytes(padding))), chain
+
+
+class _Extent:
+    """Which entries a log holds: those in (base, last], as runs of one term each."""
+
+    __slots__ = ("_firsts", "_terms", "base", "last")
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.last = base
+        self._firsts: list[int] = []
+        self._terms: list[int] = []
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        """Entries were written; they replace those from their first index on."""
+        first = entries[0].index
+        firsts, terms = self._firsts, self._terms
+        self.base = min(self.base, first - 1)
+        while firsts and firsts[-1] >= first:
+            firsts.pop()
+            terms.pop()
+        if not (terms and terms[-1] == entries[0].term == entries[-1].term):  # terms never fall
+            for entry in entries:
+                if not terms or terms[-1] != entry.term:
+                    firsts.append(entry.index)
+                    terms.append(entry.term)
+        self.last = entries[-1].index
+
+    def mark(self, index: int, term: int) -> bool:
+        """A snapshot covers up to `index` of `term`.  Whether the log goes on; else it starts anew behind that."""
+        if index <= self.base:
+            return True
+        run = bisect_right(self._firsts, index) - 1
+        if index <= self.last and self._terms[run] == term:
+            del self._firsts[:run], self._terms[:run]
+            return True
+        self.base = self.last = index
+        self._firsts.clear()
+        self._terms.clear()
+        return False
 
 
 class Wal:
     """An open log.  Made durable by `create`, opened by `open`."""
 
-    def __init__(self, files: Files, path: str) -> None:
+    def __init__(self, files: Files, path: str, segment_bytes: int) -> None:
+        """Use `create` and `open`."""
         self._files = files
         self._path = path
+        self._segment_bytes = segment_bytes
+        self._cluster_id = 0
+        self._node_id = 0
         self._lock = threading.Lock()  # guards _segments
+        self._release_lock = threading.Lock()  # one release at a time; taken before _lock, held over its removals
         self._segments: list[_Segment] = []
         self._fd = -1
         self._offset = 0
         self._durable = 0
         self._chain = 0
-        self._segment_bytes = DEFAULT_SEGMENT_BYTES
         self._current_size = 0
         self._state = HardState()
         self._mark = Mark()
-        self._base = 0
-        self._entries: list[Entry] = []
-        self._last_index = 0
+        self._durable_mark_index = 0
+        self._extent = _Extent(0)
         self._failure: BaseException | None = None
         self.fsync_count = 0
-        self.recovered: Recovered
 
     # -- making
 
@@ -141,16 +250,21 @@ class Wal:
         entries: Sequence[Entry],
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
     ) -> None:
-        """Make a log in the existing directory `path` that holds `entries`, durably."""
-        wal = cls(files, path)
-        wal._segment_bytes = segment_bytes
-        wal.recovered = Recovered(cluster_id, node_id, hard_state, Mark(), 0, [])
+        """Make a log in the existing directory `path`, which holds no segment, durably.
+
+        Raises OSError or StorageError.
+        """
+        wal = cls(files, path, segment_bytes)
+        wal._cluster_id = cluster_id
+        wal._node_id = node_id
         wal._state = hard_state
-        wal._rotate(0)
-        if entries:
-            wal.append(None, entries)
-            wal.sync()
-        wal.close()
+        try:
+            wal._rotate(0)
+            if entries:
+                wal.append(None, entries)
+                wal.sync()
+        finally:
+            wal.close()
 
     def _rotate(self, need_bytes: int) -> None:
         """Continue in a new segment, which has room for `need_bytes` of records.
@@ -159,16 +273,13 @@ class Wal:
         has its name only once all that is durable.
         """
         number = self._segments[-1].number + 1 if self._segments else 1
-        head_room = _START + 2 * (_RECORD_HEAD.size + _HARD_STATE.size + 16)
-        size = max(self._segment_bytes, head_room + need_bytes)
+        size = max(self._segment_bytes, _BODY + need_bytes)
         temporary = f"{self._path}/{_TEMPORARY}"
         fd = self._files.create(temporary)
         try:
-            for offset in range(0, size, 1 << 20):
-                self._files.write(fd, bytes(min(1 << 20, size - offset)), offset)
-            recovered = self.recovered
+            self._write_zeros(fd, 0, size)
             head = _SEGMENT_HEAD.pack(
-                _MAGIC, recovered.cluster_id, recovered.node_id, number, self._last_index + 1, size, self._chain, 0
+                _MAGIC, self._cluster_id, self._node_id, number, self._extent.last + 1, size, self._chain, 0
             )[:-4]
             head_crc = crc32(head)
             chain = head_crc
@@ -190,6 +301,8 @@ class Wal:
             self._files.sync_dir(self._path)
         except BaseException:
             self._files.close(fd)
+            with suppress(OSError):
+                self._files.remove(temporary)  # give a full disk its space back
             raise
         if self._fd >= 0:
             self._files.close(self._fd)
@@ -197,8 +310,14 @@ class Wal:
         self._offset = self._durable = offset
         self._chain = chain
         self._current_size = size
+        self._durable_mark_index = self._mark.index
         with self._lock:
             self._segments.append(_Segment(number, path, [0]))
+
+    def _write_zeros(self, fd: int, start: int, stop: int) -> None:
+        zeros = bytes(min(1 << 20, stop - start))
+        for offset in range(start, stop, 1 << 20):
+            self._files.write(fd, zeros[: stop - offset], offset)
 
     # -- writing
 
@@ -208,24 +327,38 @@ class Wal:
         Entries that do not follow the last one replace the log from there on.
         Raises StorageError, after which nothing more can be written.
         """
+        self._check()
+        assert not entries or entries[0].index <= self._extent.last + 1, "log has no gaps"
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((_STATE, _HARD_STATE.pack(*hard_state)))
             self._state = hard_state
         if entries:
             records.append((_ENTRIES, encode_entries(entries)))
-        self._write(records, entries[-1].index if entries else 0)
+        self._write(records)
+        if entries:
+            self._extent.put(entries)
+            top = self._segments[-1].max_index
+            top[0] = max(top[0], entries[-1].index)
 
-    def mark_snapshot(self, index: int, term: int) -> None:
-        """Write that a durable snapshot covers everything up to `index` of `term`, not yet durable."""
-        self._mark = Mark(index, term)
-        self._write([(_SNAPSHOT_MARK, _MARK.pack(index, term))], 0)
-        self._last_index = max(self._last_index, index)
+    def mark_snapshot(self, index: int, term: int) -> bool:
+        """Write that a durable snapshot covers everything up to `index` of `term`, not yet durable.
 
-    def _write(self, records: Sequence[tuple[int, bytes]], last_index: int) -> None:
+        The log goes on if it holds that very entry, or began after it; else it
+        starts anew behind `index`, and False is returned.  A snapshot older than
+        the one marked already changes nothing.  Raises StorageError.
+        """
         self._check()
+        if index <= self._mark.index:
+            return True
+        goes_on = self._extent.mark(index, term)
+        self._mark = Mark(index, term)
+        self._write([(_SNAPSHOT_MARK, _MARK.pack(index, term))])
+        return goes_on
+
+    def _write(self, records: Sequence[tuple[int, bytes]]) -> None:
         try:
-            need = sum([_RECORD_HEAD.size + len(payload) + 9 for _, payload in records])
+            need = sum([_record_size(len(payload)) for _, payload in records])
             if self._offset + need > self._current_size:
                 self._rotate(need)
             buffer = []
@@ -240,10 +373,6 @@ class Wal:
             self._poison(error)
         self._offset = offset
         self._chain = chain
-        if last_index:
-            self._last_index = last_index
-            top = self._segments[-1].max_index
-            top[0] = max(top[0], last_index)
 
     def sync(self) -> None:
         """Make everything written durable.  Raises StorageError, after which nothing more can be written.
@@ -257,6 +386,7 @@ class Wal:
         except BaseException as error:
             self._poison(error)
         self._durable = self._offset
+        self._durable_mark_index = self._mark.index
 
     def _sync_fd(self, fd: int) -> None:
         self._files.sync(fd)
@@ -276,16 +406,25 @@ class Wal:
         raise error
 
     def release_before(self, index: int) -> None:
-        """Delete segments that hold nothing above `index`, oldest first; the last one stays."""
-        with self._lock:
-            count = 0
-            while count < len(self._segments) - 1 and self._segments[count].max_index[0] <= index:
-                count += 1
-            released, self._segments = self._segments[:count], self._segments[count:]
-        for segment in released:
-            self._files.remove(segment.path)
-        if released:
-            self._files.sync_dir(self._path)
+        """Delete segments that hold nothing above `index`, oldest first.
+
+        The last one stays, and so does what no durable mark covers.  Raises StorageError.
+        """
+        with self._release_lock:
+            try:
+                while True:
+                    with self._lock:
+                        oldest = self._segments[0]
+                        if len(self._segments) == 1 or oldest.max_index[0] > min(index, self._durable_mark_index):
+                            return
+                    with suppress(FileNotFoundError):  # an earlier attempt got this far
+                        self._files.remove(oldest.path)
+                    # Each before the next: a crash must not leave a gap in the numbers.
+                    self._files.sync_dir(self._path)
+                    with self._lock:
+                        del self._segments[0]
+            except OSError as error:
+                raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
 
     def close(self) -> None:
         """Close the file; idempotent.  What was not synced may be lost."""
@@ -297,21 +436,19 @@ class Wal:
     # -- opening
 
     @classmethod
-    def open(cls, files: Files, path: str, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> Wal:
-        """Open the log in `path` and read it whole into `recovered`; cuts a torn tail.
+    def open(cls, files: Files, path: str, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> tuple[Wal, Recovered]:
+        """Open the log in `path` and read it whole; cuts a torn tail; what is returned is durable.
 
-        Raises DamagedStorageError.
+        Raises DamagedStorageError, OSError.
         """
-        wal = cls(files, path)
-        wal._segment_bytes = segment_bytes
+        wal = cls(files, path, segment_bytes)
         try:
-            wal._recover()
+            return wal, wal._recover()
         except BaseException:
             wal.close()
             raise
-        return wal
 
-    def _recover(self) -> None:
+    def _recover(self) -> Recovered:
         files = self._files
         names = files.list_dir(self._path)
         if _TEMPORARY in names:
@@ -320,41 +457,45 @@ class Wal:
         for name in names:
             stem = name[: -len(".wal")]
             if name.endswith(".wal"):
-                if not stem.isdigit() or name != _segment_name(int(stem)):
+                if not stem.isdecimal() or name != _segment_name(int(stem)):
                     raise DamagedStorageError(f"{self._path}/{name}", 0, "not the name of a segment", _ADVICE)
                 numbers.append(int(stem))
         if not numbers:
             raise DamagedStorageError(self._path, 0, "there is no segment", _ADVICE)
-        identity: tuple[int, int] | None = None
+        files.sync_dir(self._path)  # the name of the last one may be as young as the crash
+        found: Recovered | None = None
         for position, number in enumerate(numbers):
             path = f"{self._path}/{_segment_name(number)}"
             if number != numbers[0] + position:
                 raise DamagedStorageError(path, 0, f"segment {numbers[0] + position} before it is missing", _ADVICE)
-            fd = files.open(path)
-            self._fd = fd
+            self._fd = fd = files.open(path)
             data = files.read(fd, files.size(fd), 0)
-            found = self._read_head(path, data, number, is_first=position == 0)
-            if identity is None:
-                identity = found
-            elif found != identity:
+            cluster_id, node_id, first_index = self._read_head(path, data, number, self._chain if found else None)
+            if found is None:
+                found = Recovered(cluster_id, node_id, first_index - 1, HardState(), Mark(), [])
+            elif (cluster_id, node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", _ADVICE)
             is_last = position == len(numbers) - 1
-            max_index = self._read_records(path, data, is_last)
+            max_index = self._read_records(path, data, found, is_last)
             self._segments.append(_Segment(number, path, [max_index]))
-            if is_last:
-                self._current_size = max(len(data), self._current_size)
-                self._durable = self._offset
-            else:
-                files.close(fd)
+            if not is_last:
                 self._fd = -1
-        assert identity is not None
-        if self._entries and self._entries[-1].term > self._state.term:
+                files.close(fd)
+        assert found is not None
+        if found.entries and found.entries[-1].term > found.hard_state.term:
             raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", _ADVICE)
-        self._last_index = self._base + len(self._entries)
-        self.recovered = Recovered(*identity, self._state, self._mark, self._base, self._entries)
-        self._entries = []
+        self._cluster_id = found.cluster_id
+        self._node_id = found.node_id
+        self._state = found.hard_state
+        self._mark = found.mark
+        self._durable_mark_index = found.mark.index
+        self._extent = _Extent(found.base)
+        if found.entries:
+            self._extent.put(found.entries)
+        return found
 
-    def _read_head(self, path: str, data: bytes, number: int, is_first: bool) -> tuple[int, int]:
+    def _read_head(self, path: str, data: bytes, number: int, previous_chain: int | None) -> tuple[int, int, int]:
+        """(cluster id, node id, first index) of a segment; `previous_chain` is None for the first."""
         head = data[: _SEGMENT_HEAD.size]
         if len(head) < _SEGMENT_HEAD.size:
             raise DamagedStorageError(path, len(data), "the head is cut short", _ADVICE)
@@ -363,121 +504,85 @@ class Wal:
             raise DamagedStorageError(path, 0, "not a log segment of this format", _ADVICE)
         if crc32(head[:-4]) != crc or stored_number != number or any(data[_SEGMENT_HEAD.size : _START]):
             raise DamagedStorageError(path, 0, "the head's checksum or number does not match", _ADVICE)
-        if is_first:
-            self._base = first_index - 1
-        elif previous != self._chain:
+        if previous_chain not in (None, previous):
             raise DamagedStorageError(path, 0, "it does not continue the segment before it", _ADVICE)
         self._chain = crc
         self._current_size = size
-        return cluster_id, node_id
+        return cluster_id, node_id, first_index
 
-    def _read_records(self, path: str, data: bytes, is_last: bool) -> int:
+    def _read_records(self, path: str, data: bytes, found: Recovered, is_last: bool) -> int:
         """Take in every record of a segment; returns the highest index written in it."""
-        offset = _START
+        offset = durable = _START
         max_index = 0
-        while True:
-            problem, kind, payload, end, chain = self._read_record(data, offset)
-            if problem is not None:
-                break
-            if kind == 0:
-                break
+        while isinstance(record := self._read_record(data, offset), _Record):
             try:
-                max_index = max(max_index, self._take(kind, payload))
+                max_index = max(max_index, found._take(record.kind, record.payload))
             except MalformedError as error:
                 raise DamagedStorageError(path, offset, str(error), _ADVICE) from error
-            offset, self._chain = end, chain
-        self._offset = offset
-        if problem is not None:
-            if not is_last or not self._is_torn(data, offset):
-                raise DamagedStorageError(path, offset, problem, _ADVICE)
-            logger.warning("%s: cut a torn last write at offset %d (%s)", path, offset, problem)
-        if is_last and (problem is not None or len(data) < self._current_size):
-            self._clear_tail(offset)
-        elif not is_last and len(data) != self._current_size:
+            offset, durable, self._chain = record.end, record.durable, record.chain
+        if record is None and offset < _BODY:
+            record = "the records that every segment begins with are missing"
+        is_short = len(data) < self._current_size
+        if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):
+            raise DamagedStorageError(path, offset, record, _ADVICE)
+        if is_short and not is_last:
             raise DamagedStorageError(
                 path, len(data), f"a segment of {self._current_size} bytes has {len(data)}", _ADVICE
             )
+        if is_last:
+            if record is not None or is_short:
+                problem = record or f"the file has {len(data)} of {self._current_size} bytes"
+                logger.warning("%s: cut a torn last write at offset %d (%s)", path, offset, problem)
+                # Nothing that was cut may come back behind what is written next.
+                self._write_zeros(self._fd, offset, max(self._current_size, len(data)))
+            self._files.write(self._fd, data[durable:offset], durable)  # may never have been synced
+            self._sync_fd(self._fd)
+            self._offset = self._durable = offset
         return max_index
 
-    def _read_record(self, data: bytes, offset: int) -> tuple[str | None, int, bytes, int, int]:
-        """(problem, type, payload, end, chain) of the record at `offset`; type 0 at the end of the log."""
+    def _read_record(self, data: bytes, offset: int) -> _Record | str | None:
+        """The record at `offset`, or what is wrong with it; None at the end of the log."""
         head = data[offset : offset + _RECORD_HEAD.size]
         if _is_zero(head):
             # Nothing was written here.  If something was behind, it is torn or damaged.
-            if not _is_zero(data[offset:]):
-                return "data behind the end of the log", 0, b"", 0, 0
-            return None, 0, b"", 0, 0
+            return None if _is_zero(data[offset:]) else "data behind the end of the log"
         if len(head) < _RECORD_HEAD.size:
-            return "a record's head is cut short", 0, b"", 0, 0
-        length, kind, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
+            return "a record's head is cut short"
+        size, kind_and_zeros, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
+        kind = kind_and_zeros >> 24
         if head_crc != crc32(head[:-4], offset) or kind not in (_ENTRIES, _STATE, _SNAPSHOT_MARK):
-            return "a record's head does not match its checksum", 0, b"", 0, 0
+            return "a record's head does not match its checksum"
         start = offset + _RECORD_HEAD.size
-        stop = start + length
-        end = stop + 1 + -(_RECORD_HEAD.size + length + 1) % 8
+        stop = start + size
+        end = offset + _record_size(size)
         if end > len(data):
-            return "a record is cut short", 0, b"", 0, 0
+            return "a record is cut short"
         payload = data[start:stop]
-        if crc32(payload, crc32(_FIELDS.pack(length, kind, durable, 0), self._chain)) != crc:
-            return "a record's checksum does not match", 0, b"", 0, 0
+        if crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), self._chain)) != crc:
+            return "a record's checksum does not match"
         if data[stop : stop + 1] != _END_MARK or any(data[stop + 1 : end]):
-            return "a record's end does not match", 0, b"", 0, 0
-        return None, kind, payload, end, crc
+            return "a record's end does not match"
+        return _Record(kind, payload, durable, crc, end)
 
     def _is_torn(self, data: bytes, offset: int) -> bool:
         """Whether a crash before a sync explains the bad record at `offset`."""
-        for later in range(offset + 8, len(data) - _RECORD_HEAD.size, 8):
+        for later in range(offset + 8, len(data.rstrip(b"\x00")) - 4, 8):
             if data[later + 4]:  # a type: perhaps the head of a record
-                head = data[later : later + _RECORD_HEAD.size]
+                head = data[later : later + _RECORD_HEAD.size].ljust(_RECORD_HEAD.size, b"\x00")
                 _, _, durable, _, head_crc = _RECORD_HEAD.unpack(head)
                 if head_crc == crc32(head[:-4], later) and durable > offset:
                     return False  # that write came after this one had been made durable
-        if len(data) < self._current_size:
-            return True
         head = data[offset : offset + _RECORD_HEAD.size]
-        length, _, _, _, head_crc = _RECORD_HEAD.unpack(head)
-        if head_crc == crc32(head[:-4], offset):
-            end = offset + _RECORD_HEAD.size + length + 1
-        else:  # how far it went is unknown: look at the sectors of its head
-            end = -(-(offset + _RECORD_HEAD.size) // _SECTOR_BYTES) * _SECTOR_BYTES
-        borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, end, _SECTOR_BYTES), end]
-        return any(_is_zero(data[start:stop]) for start, stop in pairwise(borders))
-
-    def _clear_tail(self, offset: int) -> None:
-        """Make everything from `offset` on zero again, durably, so that nothing cut comes back."""
-        for start in range(offset, self._current_size, 1 << 20):
-            self._files.write(self._fd, bytes(min(1 << 20, self._current_size - start)), start)
-        self._sync_fd(self._fd)
-
-    def _take(self, kind: int, payload: bytes) -> int:
-        """Apply one record to what is recovered so far; returns the highest index in it."""
-        try:
-            if kind == _STATE:
-                self._state = HardState(*_HARD_STATE.unpack(payload))
-                return 0
-            if kind == _SNAPSHOT_MARK:
-                self._mark = Mark(*_MARK.unpack(payload))
-                self._forget_unless(self._mark.index, self._mark.term)
-                return 0
-        except struct.error as error:
-            raise MalformedError(f"record of a wrong length: {error}") from error
-        entries = decode_entries(payload)
-        if not entries or any(entry.index != entries[0].index + n for n, entry in enumerate(entries)):
-            raise MalformedError("a batch of entries has gaps")
-        first = entries[0].index
-        if first > self._base + len(self._entries) + 1:
-            raise MalformedError(f"entry {first} follows {self._base + len(self._entries)}")
-        if first <= self._base:
-            self._base = first - 1
-        del self._entries[first - self._base - 1 :]
-        self._entries += entries
-        return entries[-1].index
-
-    def _forget_unless(self, index: int, term: int) -> None:
-        """A snapshot up to `index` of `term`: unless the log holds that very entry, it starts anew behind it."""
-        if index <= self._base:
-            return
-        last = self._base + len(self._entries)
-        if index > last or self._entries[index - self._base - 1].term != term:
-            self._base = index
-            self._entries = []
+        stop = offset + _RECORD_HEAD.size
+        written_zeros = 0
+        if len(head) == _RECORD_HEAD.size:
+            size, kind_and_zeros, _, _, head_crc = _RECORD_HEAD.unpack(head)
+            if head_crc == crc32(head[:-4], offset):
+                stop += size + len(_END_MARK)
+                written_zeros = kind_and_zeros & 0xFFFFFF
+            else:  # how far it went is unknown: look at the sectors of its head
+                stop = min(stop + -stop % _SECTOR_BYTES, len(data))
+        if stop > len(data):
+            return len(data) < self._current_size
+        borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, stop, _SECTOR_BYTES), stop]
+        return sum([_is_zero(data[start:end]) for start, end in pairwise(borders)]) > written_zeros

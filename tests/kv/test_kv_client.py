@@ -254,7 +254,12 @@ def test_nothing_is_kept_of_a_write_that_failed(
 
     tags: list[bytes] = []
     real_await = node.state.await_result
-    monkeypatch.setattr(node.state, "await_result", lambda tag: (tags.append(tag), real_await(tag)))
+
+    def note(tag: bytes) -> None:
+        tags.append(tag)
+        real_await(tag)
+
+    monkeypatch.setattr(node.state, "await_result", note)
     monkeypatch.setattr(node, "exec", fail)
     with pytest.raises(OutcomeUnknown):
         store.set("a", b"1")

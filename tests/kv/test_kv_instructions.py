@@ -42,8 +42,8 @@ operations = st.one_of(
 def test_what_is_encoded_decodes(transaction: list[Any]) -> None:
     tag, conditions, effects = decode(encode(TAG, transaction))
     assert tag == TAG
-    assert conditions == [operation for operation in transaction if isinstance(operation, kv.Condition)]
-    assert effects == [operation for operation in transaction if isinstance(operation, kv.Effect)]
+    assert conditions == [(one.key, one.version) for one in transaction if isinstance(one, kv.Condition)]
+    assert effects == [(one.code, one.key, one.data) for one in transaction if isinstance(one, kv.Effect)]
 
 
 def test_every_shortened_instruction_is_refused() -> None:

@@ -17,7 +17,7 @@ import pytest
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv.instructions import Operation, encode
-from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap
+from raftsvc.kv.pages import MAX_PAGE_KEYS, Page, PagedMap
 from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
 from raftsvc.state import State, StreamingState
 
@@ -125,7 +125,7 @@ def test_the_state_is_what_a_dict_would_be(seed: int) -> None:
         assert list(restored(b"".join(chunks), index).list().items()) == content
 
 
-@pytest.mark.parametrize("order", ["ascending", "descending", "random", "inward"])
+@pytest.mark.parametrize("order", ["ascending", "descending", "random", "inward", "down to a full page"])
 def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None:
     keys = [f"{i:06d}" for i in range(6000)]
     if order == "descending":
@@ -134,6 +134,8 @@ def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None
         random.Random(3).shuffle(keys)
     elif order == "inward":
         keys = [key for pair in zip(keys[:3000], reversed(keys[3000:]), strict=True) for key in pair]
+    elif order == "down to a full page":
+        keys = keys[:MAX_PAGE_KEYS] + keys[:MAX_PAGE_KEYS - 1 : -1]
     pages = PagedMap()
     for version, key in enumerate(keys, 1):
         pages.set(key, key.encode(), version)
@@ -299,6 +301,7 @@ def test_a_damaged_snapshot_is_refused_and_changes_nothing() -> None:
     source.apply(transaction(kv.allow("a:1")), 2)
     whole, index = source.snapshot()
     state = filled(20)
+    state.apply(transaction(kv.allow("b:1")), 2)
     before = state.snapshot()
     for length in range(len(whole)):
         with pytest.raises(MalformedSnapshotError):
@@ -321,6 +324,7 @@ def test_a_damaged_snapshot_is_refused_and_changes_nothing() -> None:
 def test_a_failing_source_of_pieces_changes_nothing() -> None:
     data, index = filled(2000, b"v" * 100).snapshot()
     state = filled(20)
+    state.apply(transaction(kv.allow("b:1")), 2)
     before = state.snapshot()
 
     def pieces() -> Iterator[bytes]:
@@ -403,7 +407,6 @@ def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
     for start in range(0, key_count, 1000):
         operations = [kv.set(f"key/{i:07d}", b"%0100d" % i) for i in range(start, start + 1000)]
         state.apply(transaction(*operations), start // 1000 + 1)
-    chunks, index = state.snapshot_chunks()
     source = random.Random(2)
     total_bytes = 0
     writes = 0
@@ -412,6 +415,8 @@ def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
     # against it; nor is what the writes themselves add taken away.
     tracemalloc.start()
     try:
+        chunks, index = state.snapshot_chunks()
+        frozen_bytes = tracemalloc.get_traced_memory()[1]
         for chunk in chunks:
             total_bytes += len(chunk)
             for _ in range(10):
@@ -423,7 +428,28 @@ def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
         tracemalloc.stop()
     assert writes > 2000
     assert total_bytes > key_count * 100  # the state itself is larger: each object in it has a head
+    assert frozen_bytes < total_bytes / 100, "taking it copies nothing yet"
     assert peak_bytes < total_bytes / 4, f"a snapshot of {total_bytes} bytes took {peak_bytes}"
+
+
+def test_a_snapshot_lets_go_of_replaced_pages_as_it_passes_them() -> None:
+    state = filled(20_000, b"v" * 200)
+    chunks, index = state.snapshot_chunks()
+    gc.collect()
+    page_count = _living_pages()
+    for start in range(0, 20_000, 1000):  # every page is replaced
+        state.apply(transaction(*[kv.set(f"key/{i:07d}", b"w") for i in range(start, start + 1000)]), index + 1)
+    assert _living_pages() >= 2 * page_count - 1
+    total_bytes = 20_000 * 200
+    while total_bytes > 400_000:
+        total_bytes -= len(next(chunks))
+    assert _living_pages() < 1.3 * page_count
+    del chunks
+    assert _living_pages() <= page_count + 1
+
+
+def _living_pages() -> int:
+    return sum(isinstance(thing, Page) for thing in gc.get_objects())
 
 
 def test_a_snapshot_does_not_hold_up_writes_and_shows_its_moment() -> None:
