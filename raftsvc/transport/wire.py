@@ -7,6 +7,7 @@ in parts, and a snapshot as many pieces.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import struct
 from typing import NamedTuple
@@ -53,7 +54,10 @@ def host_of(addr: str) -> str:
 def is_loopback(addr: str) -> bool:
     """Whether `addr` can be reached from this machine only."""
     host = host_of(addr)
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Problem(Exception):

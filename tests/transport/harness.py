@@ -1,0 +1,131 @@
+"""A receiver that records, and requests as a peer, a stranger or an enemy makes them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from raftsvc.core.messages import Message, MessageKind
+from raftsvc.transport import App, Authenticator, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport.auth import AUTH_HEADER, Envelope, fresh_nonce
+from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION
+
+SECRET = "a secret of the tests, long enough"
+CLUSTER, NODE, PEER = 0xC1, 1, 2
+
+
+class Recorder:
+    """A Receiver of node 1 in cluster 0xc1, which knows peer 2 and removed 7."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.is_initialized = True
+        self.leads = True
+        self.error: Exception | None = None
+
+    def identity(self) -> tuple[int, int] | None:
+        return (CLUSTER, NODE) if self.is_initialized else None
+
+    def standing_of(self, node_id: int) -> str:
+        return {PEER: "member", 7: "removed"}.get(node_id, "unknown")
+
+    def addr_of(self, node_id: int) -> str | None:
+        return "peer.example:1" if node_id == PEER else None
+
+    def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
+        if self.error is not None:
+            raise self.error
+        self.calls.append((from_id, list(messages)))
+        return [Message(MessageKind.APPEND_REPLY, from_id, NODE, term=1, index=len(messages))]
+
+    def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
+        self.calls.append((from_id, chunk))
+        return chunk.offset + len(chunk.data), []
+
+    def admit(self, addr: str, token: bytes) -> JoinReply:
+        self.calls.append((addr, token))
+        return JoinReply(5, CLUSTER)
+
+    def check_leader(self) -> None:
+        if not self.leads:
+            raise Problem(421, "not_leader", "ask the leader", leader="leader.example:9")
+
+    def status(self) -> dict[str, object]:
+        return {"role": "leader"}
+
+    def is_live(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return self.is_initialized
+
+
+def make_app(recorder: Recorder, secret: Any = SECRET, **options: Any) -> App:
+    return App(recorder, Authenticator(secret, options.get("judge"), options.get("mutual_tls", False)))
+
+
+class Answer:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def code(self) -> str:
+        assert self.headers["Content-Type"] == "application/problem+json"
+        fields = json.loads(self.body)
+        assert fields["status"] == self.status and set(fields) >= {"type", "title", "detail", "code"}
+        return str(fields["code"])
+
+
+def call(app: App, environ: dict[str, Any]) -> Answer:
+    """Call the WSGI callable as a server does, and check that it read its whole body."""
+    got: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+        got[:] = [int(status.split()[0]), dict(headers)]
+
+    body = b"".join(app(environ, start_response))
+    assert got[1]["Content-Length"] == str(len(body)) or environ["REQUEST_METHOD"] == "HEAD"
+    return Answer(got[0], got[1], body)
+
+
+def request(path: str, body: bytes, secret: Any = SECRET, **changes: Any) -> dict[str, Any]:
+    """The environ of a signed request of node 2; `changes` alter it before it is signed, `raw_...` after."""
+    values = {
+        "method": "POST",
+        "path": path,
+        "version": PROTOCOL_VERSION,
+        "cluster": f"{CLUSTER:016x}",
+        "sender": str(PEER),
+        "to": str(NODE),
+        "part": "",
+        "nonce": fresh_nonce(),
+    }
+    raw = {k[4:]: v for k, v in changes.items() if k.startswith("raw_")}
+    values.update({k: v for k, v in changes.items() if k in values})
+    envelope = Envelope(**values)
+    mac = Authenticator(secret, None, False).sign(envelope, body) if secret else ""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": values["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": f"/{path}",
+        "CONTENT_TYPE": CONTENT_TYPE,
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    for name, value in {**envelope.headers(), AUTH_HEADER: mac}.items():
+        environ["HTTP_" + name.upper().replace("-", "_")] = value
+    for name, value in raw.items():
+        if value is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = value
+    return environ
+
+
+def message(**fields: Any) -> Message:
+    values = {"kind": MessageKind.APPEND, "to_id": NODE, "from_id": PEER, "term": 1, **fields}
+    return Message(**values)

@@ -1,0 +1,295 @@
+"""Every way a request can be wrong, on every endpoint: a clear status, and nothing changed."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from typing import Any
+
+import pytest
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
+
+from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, decode_messages
+from raftsvc.errors import NodeFailedError, OverloadedError
+from raftsvc.transport import Authenticator, SnapshotChunk
+from raftsvc.transport.auth import AUTH_HEADER
+from raftsvc.transport.wire import MAX_BODY_BYTES, JoinReply, JoinRequest, Part, decode_chunk_reply
+from tests.transport.harness import CLUSTER, NODE, PEER, Recorder, call, make_app, message, request
+
+SNAPSHOT = Message(MessageKind.SNAPSHOT, NODE, PEER, term=3, index=9, log_term=2, payload=b"config")
+BODIES = {
+    "msg": message().encode(),
+    "snapshot": SnapshotChunk(SNAPSHOT, 100, 5, 0, b"data").encode(),
+    "join": JoinRequest("new.example:1", b"t" * 16).encode(),
+}
+PATHS = sorted(BODIES)
+
+
+def refused(environ: dict[str, Any], status: int, code: str) -> None:
+    recorder = Recorder()
+    answer = call(make_app(recorder), environ)
+    assert (answer.status, answer.code) == (status, code)
+    assert recorder.calls == [], "what is refused changes nothing"
+
+
+def test_messages_are_handed_on_and_their_replies_come_back_signed() -> None:
+    recorder = Recorder()
+    environ = request("msg", message(index=4).encode() + message(index=5).encode())
+    answer = call(make_app(recorder), environ)
+    assert answer.status == 200
+    assert recorder.calls == [(PEER, [message(index=4), message(index=5)])]
+    assert [m.index for m in decode_messages(answer.body)] == [2]
+    auth = Authenticator("a secret of the tests, long enough", None, False)
+    mac = environ["HTTP_RAFT_AUTH"]
+    assert auth.verify_answer(mac, 200, answer.body, answer.headers[AUTH_HEADER])
+    assert not auth.verify_answer(mac, 200, answer.body + b"x", answer.headers[AUTH_HEADER])
+    assert not auth.verify_answer("other", 200, answer.body, answer.headers[AUTH_HEADER])
+    assert not auth.verify_answer(mac, 410, answer.body, answer.headers[AUTH_HEADER])
+
+
+def test_a_piece_of_a_snapshot_is_handed_on() -> None:
+    recorder = Recorder()
+    answer = call(make_app(recorder), request("snapshot", BODIES["snapshot"]))
+    assert decode_chunk_reply(answer.body) == (4, [])
+    assert recorder.calls[0][1].data == b"data"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_wrong_signature_is_refused(path: str) -> None:
+    body = BODIES[path]
+    refused(request(path, body, secret="another secret, long enough too"), 401, "unauthenticated")
+    refused(request(path, body, raw_HTTP_RAFT_AUTH=None), 401, "unauthenticated")
+    refused(request(path, body, raw_HTTP_RAFT_AUTH="\u00e9" * 64), 401, "unauthenticated")
+    refused(request(path, body, raw_HTTP_RAFT_FROM="3"), 401, "unauthenticated")
+    refused(request(path, body, raw_HTTP_RAFT_TO="3"), 401, "unauthenticated")
+    refused(request(path, body, raw_HTTP_RAFT_PART="1 0 2"), 401, "unauthenticated")
+    altered = bytes([body[0] ^ 1]) + body[1:]
+    refused({**request(path, body), "wsgi.input": io.BytesIO(altered)}, 401, "unauthenticated")
+    other = "snapshot" if path == "msg" else "msg"
+    refused(request(path, body, raw_PATH_INFO=f"/{other}"), 401, "unauthenticated")
+
+
+@pytest.mark.parametrize("path", ["msg", "snapshot"])
+def test_requests_for_others_are_refused(path: str) -> None:
+    body = BODIES[path]
+    refused(request(path, body, cluster="0" * 16), 412, "wrong_cluster")
+    refused(request(path, body, cluster=""), 412, "wrong_cluster")
+    refused(request(path, body, to="2"), 412, "wrong_node")
+    refused(request(path, body, to=""), 400, "malformed")
+    refused(request(path, body, to="1 "), 400, "malformed")
+    refused(request(path, body, to="9" * 30), 400, "malformed")
+    refused(request(path, body, sender="7"), 410, "removed")
+    refused(request(path, body, sender="0"), 400, "malformed")
+    refused(request(path, body, sender="1"), 400, "malformed")
+    refused(request(path, body, sender="-2"), 400, "malformed")
+    refused(request(path, body, sender="3"), 400, "malformed")  # the message says 2
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_old_or_missing_version_is_refused(path: str) -> None:
+    refused(request(path, BODIES[path], version="0"), 400, "unsupported_version")
+    refused(request(path, BODIES[path], version=""), 400, "unsupported_version")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bodies_of_the_wrong_kind_or_length_are_refused(path: str) -> None:
+    body = BODIES[path]
+    refused(request(path, body, raw_CONTENT_TYPE="application/json"), 415, "unsupported_media_type")
+    refused(request(path, body, raw_CONTENT_LENGTH=None), 411, "length_required")
+    refused(request(path, body, raw_CONTENT_LENGTH=""), 411, "length_required")
+    for wrong in ("-5", "1e3", "0x10", "9" * 40, "\u0665"):
+        refused(request(path, body, raw_CONTENT_LENGTH=wrong), 400, "malformed")
+    # gunicorn hands over what a client that vanished had sent, without an error.
+    refused(request(path, body, raw_CONTENT_LENGTH=str(len(body) + 1)), 400, "body_cut_short")
+    big = bytes(MAX_BODY_BYTES + 1)
+    refused(request(path, big), 413, "too_large")
+    refused(request(path, b"", raw_CONTENT_LENGTH=str(10**15)), 400, "body_cut_short")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_body_is_drained_before_an_error_is_answered(path: str) -> None:
+    for environ in (
+        request(path, BODIES[path], secret="another secret, long enough too"),
+        request(path, BODIES[path], method="PUT"),
+        request("nowhere", BODIES[path]),
+        request(path, bytes(MAX_BODY_BYTES + 5)),
+    ):
+        call(make_app(Recorder()), environ)
+        assert environ["wsgi.input"].read() == b""
+
+
+def test_unknown_paths_and_methods_are_refused() -> None:
+    refused(request("nowhere", b""), 404, "not_found")
+    refused(request("", b""), 404, "not_found")
+    answer = call(make_app(Recorder()), request("msg", b"", method="GET"))
+    assert (answer.status, answer.code, answer.headers["Allow"]) == (405, "method_not_allowed", "POST")
+    answer = call(make_app(Recorder()), request("status", b"", method="DELETE"))
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+
+
+def test_a_node_without_a_cluster_says_so() -> None:
+    recorder = Recorder()
+    recorder.is_initialized = False
+    app = make_app(recorder)
+    assert call(app, request("msg", BODIES["msg"])).status == 503
+    assert call(app, request("snapshot", BODIES["snapshot"])).code == "uninitialized"
+    assert call(app, request("join", BODIES["join"])).status == 409
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_body_whatever_is_a_server_error(path: str) -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    generator = random.Random(path)
+    for _ in range(400):
+        body = bytearray(BODIES[path])
+        for _ in range(generator.randrange(1, 5)):
+            body[generator.randrange(len(body))] = generator.randrange(256)
+        data = bytes(body[: generator.randrange(len(body) + 1)])
+        answer = call(app, request(path, data))
+        assert answer.status in (200, 400, 409), data
+    headers = ["HTTP_RAFT_TO", "HTTP_RAFT_FROM", "HTTP_RAFT_PART", "HTTP_RAFT_CLUSTER", "CONTENT_LENGTH", "CONTENT_TYPE"]
+    for _ in range(300):
+        environ = request(path, BODIES[path], secret=None)
+        environ[generator.choice(headers)] = "".join(chr(generator.randrange(1, 0x2000)) for _ in range(8))
+        assert call(make_app(recorder, secret=None), environ).status < 500
+
+
+def test_messages_of_others_and_of_local_kinds_are_refused() -> None:
+    refused(request("msg", message(from_id=3).encode()), 400, "malformed")
+    refused(request("msg", message(to_id=3).encode()), 400, "malformed")
+    refused(request("msg", b"\x00" + message().encode()[1:]), 400, "malformed")
+    refused(request("msg", b"\xff" + message().encode()[1:]), 400, "malformed")
+    refused(request("snapshot", SnapshotChunk(message(), 9, 5, 0, b"").encode()), 400, "malformed")
+
+
+def test_a_large_batch_comes_in_parts() -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    big = message(entries=[Entry.make(1, 1, EntryKind.NORMAL, bytes(1_200_000))])
+    body = big.encode()
+    cuts = [*range(0, len(body), MAX_BODY_BYTES), len(body)]
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        assert recorder.calls == []
+        part = Part(77, start, len(body)).encode()
+        answer = call(app, request("msg", body[start:stop], part=part))
+        assert answer.status == 200
+    assert recorder.calls == [(PEER, [big])]
+
+
+def test_parts_that_do_not_continue_are_refused() -> None:
+    app = make_app(Recorder())
+    first = request("msg", b"x" * 10, part=Part(1, 0, 30).encode())
+    assert call(app, first).status == 200
+    for wrong in (Part(1, 20, 30), Part(2, 10, 30), Part(1, 10, 31)):
+        assert call(app, request("msg", b"x" * 10, part=Part(1, 0, 30).encode())).status == 200
+        answer = call(app, request("msg", b"x" * 10, part=wrong.encode()))
+        assert (answer.status, answer.code) == (409, "wrong_part")
+    for text in ("1 2", "a b c", "1 0 999999999", "1 5 5", "-1 0 3", "1 0 " + "9" * 30):
+        assert call(app, request("msg", b"x", part=text)).status == 400
+    assert call(app, request("msg", b"x" * 10, part=Part(1, 0, 5).encode())).status == 400
+    assert call(app, request("msg", b"", part=Part(1, 0, 5).encode())).status == 400
+
+
+def test_unfinished_batches_are_bounded() -> None:
+    app = make_app(Recorder())
+    for sender in range(10, 60):
+        call(app, request("msg", b"x", sender=str(sender), part=Part(1, 0, 30).encode()))
+    assert len(app._partial) <= 16
+
+
+def test_a_join_answers_a_challenge_that_works_once() -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    first = call(app, request("join", BODIES["join"], cluster="", sender="0", to="0"))
+    assert (first.status, first.code) == (409, "challenge")
+    assert recorder.calls == []
+    challenge = json.loads(first.body)["challenge"]
+    body = JoinRequest("new.example:1", b"t" * 16, challenge).encode()
+    environ = request("join", body, cluster="", sender="0", to="0")
+    again = dict(environ, **{"wsgi.input": io.BytesIO(body)})
+    assert JoinReply.decode(call(app, environ).body) == JoinReply(5, CLUSTER)
+    assert recorder.calls == [("new.example:1", b"t" * 16)]
+    replayed = call(app, again)
+    assert (replayed.status, replayed.code) == (409, "challenge")
+    assert len(recorder.calls) == 1, "a recorded request is worth nothing"
+
+
+def test_a_join_at_a_follower_names_the_leader() -> None:
+    recorder = Recorder()
+    recorder.leads = False
+    answer = call(make_app(recorder), request("join", BODIES["join"]))
+    assert (answer.status, answer.code) == (421, "not_leader")
+    assert json.loads(answer.body)["leader"] == "leader.example:9"
+
+
+def test_secrets_are_rotated_without_a_pause() -> None:
+    old, new = "the old secret, long enough", "the new secret, long enough"
+    for accepts, signs in (((old, new), old), ((old, new), new), ((new, old), old), ((new,), new)):
+        assert call(make_app(Recorder(), secret=accepts), request("msg", BODIES["msg"], secret=signs)).status == 200
+    assert call(make_app(Recorder(), secret=new), request("msg", BODIES["msg"], secret=old)).status == 401
+
+
+def test_a_judge_of_the_application_decides() -> None:
+    environ = request("msg", BODIES["msg"], secret=None, raw_HTTP_X_PEER="yes")
+    judge = lambda e: e.get("HTTP_X_PEER") == "yes"  # noqa: E731
+    assert call(make_app(Recorder(), secret=None, judge=judge), environ).status == 200
+    assert call(make_app(Recorder(), secret=None, judge=judge), request("msg", BODIES["msg"], secret=None)).status == 401
+
+
+def test_with_mutual_tls_the_certificate_must_name_the_sender() -> None:
+    def attempt(certificate: object) -> int:
+        environ = request("msg", BODIES["msg"], secret=None)
+        environ["raftsvc.peer_certificate"] = certificate
+        return call(make_app(Recorder(), secret=None, mutual_tls=True), environ).status
+
+    assert attempt({"subjectAltName": (("DNS", "peer.example"),)}) == 200
+    assert attempt({"subjectAltName": (("DNS", "*.example"),)}) == 200
+    assert attempt({"subjectAltName": (("DNS", "other.example"), ("IP Address", "10.0.0.1"))}) == 401
+    assert attempt({"subjectAltName": (("DNS", "a.peer.example"),)}) == 401
+    assert attempt({}) == 401
+    assert attempt(None) == 401
+
+
+def test_status_needs_the_secret_and_health_does_not() -> None:
+    app = make_app(Recorder())
+    assert call(app, request("status", b"", method="GET")).status == 200
+    assert call(app, request("status", b"", method="GET", secret=None)).status == 401
+    for path in ("livez", "readyz"):
+        assert call(app, request(path, b"", method="GET", secret=None)).body == b"ok\n"
+        assert call(app, request(path, b"", method="HEAD", secret=None)).status == 200
+    recorder = Recorder()
+    recorder.is_initialized = False
+    assert call(make_app(recorder), request("readyz", b"", method="GET", secret=None)).status == 503
+    assert call(make_app(Recorder(), secret=None), request("status", b"", method="GET", secret=None)).status == 200
+
+
+@pytest.mark.parametrize(("error", "code"), [(OverloadedError("busy"), "overloaded"), (NodeFailedError("dead"), "unavailable")])
+def test_a_node_that_cannot_serve_answers_503(error: Exception, code: str) -> None:
+    recorder = Recorder()
+    recorder.error = error
+    answer = call(make_app(recorder), request("msg", BODIES["msg"]))
+    assert (answer.status, answer.code, answer.headers["Retry-After"]) == (503, code, "1")
+
+
+def test_an_unexpected_error_is_a_problem_without_details(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    recorder.error = KeyError("a detail")
+    answer = call(make_app(recorder), request("msg", BODIES["msg"]))
+    assert (answer.status, answer.code) == (500, "internal")
+    assert b"detail" not in answer.body.replace(b'"detail": ""', b"")
+    assert "a detail" in caplog.text
+
+
+def test_it_serves_standalone_mounted_and_behind_a_dispatcher() -> None:
+    app = make_app(Recorder())
+    for info, script in (("/msg", ""), ("/msg/", ""), ("/raft/msg", ""), ("/msg", "/raft"), ("/msg/", "/raft")):
+        environ = request("msg", BODIES["msg"], raw_PATH_INFO=info, raw_SCRIPT_NAME=script)
+        assert call(app, environ).status == 200, (info, script)
+    client = Client(DispatcherMiddleware(lambda e, s: (s("404 Not Found", []), [b""])[1], {"/raft": app}))
+    assert client.get("/raft/livez").status_code == 200
+    assert client.get("/raft/nowhere").status_code == 404
+    assert client.get("/raftlivez").status_code == 404

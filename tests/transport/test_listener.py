@@ -1,0 +1,257 @@
+"""The library's own server: correct, bounded, and undisturbed by whatever its clients do."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.validate import validator
+
+import pytest
+
+import raftsvc
+from raftsvc.transport import listener as listener_module
+from raftsvc.transport.listener import Listener
+
+PATIENCE = 60.0
+
+
+def echo(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    if environ["PATH_INFO"] == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return (b"%d." % n for n in range(5))
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(length) if length and environ["PATH_INFO"] != "/unread" else b""
+    subject = environ.get("raftsvc.peer_certificate") or {}
+    answer = b"%s %s %d %s" % (
+        environ["REQUEST_METHOD"].encode(),
+        environ["PATH_INFO"].encode(),
+        len(body),
+        str(subject.get("subject", "")).encode(),
+    )
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Listener]]:
+    made: list[Listener] = []
+
+    def make(app: Any = echo, address: str = "127.0.0.1:0", context: ssl.SSLContext | None = None) -> Listener:
+        listener = Listener(app, address, context)
+        made.append(listener)
+        listener.start()
+        return listener
+
+    yield make
+    for listener in made:
+        listener.stop()
+
+
+def connect(listener: Listener) -> http.client.HTTPConnection:
+    assert listener.wait_bound(PATIENCE)
+    assert listener.address is not None
+    return http.client.HTTPConnection(*listener.address, timeout=PATIENCE)
+
+
+def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    connection.request(method, path, body)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def raw(listener: Listener, data: bytes) -> bytes:
+    """Send bytes, and everything that comes back until the server closes."""
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    with socket.create_connection(listener.address, timeout=PATIENCE) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        parts = []
+        try:
+            while part := connection.recv(65536):
+                parts.append(part)
+        except ConnectionResetError:
+            pass
+        return b"".join(parts)
+
+
+def test_requests_share_a_connection(serve: Callable[..., Listener]) -> None:
+    connection = connect(serve())
+    for n in range(5):
+        assert ask(connection, "POST", "/a", bytes(n * 50_000)) == (200, b"POST /a %d " % (n * 50_000))
+    assert ask(connection, "GET", "/b?c=d") == (200, b"GET /b 0 ")
+    port = connection.sock.getsockname()[1]
+    ask(connection, "GET", "/")
+    assert connection.sock.getsockname()[1] == port, "kept alive"
+
+
+def test_it_follows_the_wsgi_standard(serve: Callable[..., Listener]) -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    assert ask(connect(serve(validator(app))), "POST", "/x", b"content") == (200, b"content")
+
+
+def test_a_response_without_a_length_streams(serve: Callable[..., Listener]) -> None:
+    connection = connect(serve())
+    assert ask(connection, "GET", "/stream") == (200, b"0.1.2.3.4.")
+    assert ask(connection, "GET", "/after")[0] == 200
+
+
+def test_a_body_that_the_app_left_does_not_spoil_the_next_request(serve: Callable[..., Listener]) -> None:
+    connection = connect(serve())
+    assert ask(connection, "POST", "/unread", bytes(1000))[0] == 200
+    assert ask(connection, "POST", "/a", b"xyz") == (200, b"POST /a 3 ")
+
+
+def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener]) -> None:
+    listener = serve()
+    assert b" 411 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert b" 400 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n")
+    assert b" 400 " in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")
+    assert b" 414 " in raw(listener, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
+    assert b" 431 " in raw(listener, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n")
+    raw(listener, b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
+    assert ask(connect(listener), "GET", "/")[0] == 200
+
+
+def test_silent_clients_hold_up_nobody_and_are_bounded(
+    serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 5)
+    listener = serve()
+    connection = connect(listener)
+    assert ask(connection, "GET", "/")[0] == 200
+    assert listener.address is not None
+    silent = [socket.create_connection(listener.address) for _ in range(4)]
+    over = socket.create_connection(listener.address, timeout=PATIENCE)
+    assert over.recv(1) == b"", "over the limit the connection is closed"
+    assert ask(connection, "GET", "/")[0] == 200
+    for one in [*silent, over]:
+        one.close()
+
+
+def test_the_port_is_taken_as_soon_as_it_is_free(serve: Callable[..., Listener]) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        listener = serve(address=f"127.0.0.1:{port}")
+        assert not listener.wait_bound(0.2)
+        assert listener.address is None
+    assert listener.wait_bound(PATIENCE)
+    assert ask(connect(listener), "GET", "/")[0] == 200
+
+
+def test_stop_ends_open_connections(serve: Callable[..., Listener]) -> None:
+    listener = serve()
+    connection = connect(listener)
+    ask(connection, "GET", "/")
+    assert listener.address is not None
+    listener.stop()
+    listener.stop()
+    assert connection.sock.recv(1) == b""
+    with pytest.raises(OSError):
+        socket.create_connection(listener.address, timeout=5.0)
+
+
+def test_a_wrong_address_is_refused() -> None:
+    for address in ("host", ":1", "host:", "host:x"):
+        with pytest.raises(raftsvc.ConfigurationError):
+            Listener(echo, address)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 and localhost that vouches for itself."""
+    path = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=n1 -keyout key.pem -out cert.pem "
+    command += "-addext subjectAltName=IP:127.0.0.1,DNS:localhost"
+    subprocess.run(command.split(), cwd=path, check=True, capture_output=True)
+    return path
+
+
+def contexts(path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context in (server, client):
+        context.load_cert_chain(path / "cert.pem", path / "key.pem")
+        context.load_verify_locations(path / "cert.pem")
+    server.verify_mode = ssl.CERT_REQUIRED
+    return server, client
+
+
+def test_mutual_tls_tells_the_app_who_came(serve: Callable[..., Listener], certificates: Path) -> None:
+    server, client = contexts(certificates)
+    listener = serve(context=server)
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    silent = socket.create_connection(listener.address)  # never begins its handshake
+    connection = http.client.HTTPSConnection(*listener.address, context=client, timeout=PATIENCE)
+    status, answer = ask(connection, "GET", "/")
+    assert status == 200 and b"commonName" in answer
+    nameless = ssl.create_default_context(cafile=str(certificates / "cert.pem"))
+    with pytest.raises((ssl.SSLError, OSError)):
+        ask(http.client.HTTPSConnection(*listener.address, context=nameless, timeout=PATIENCE), "GET", "/")
+    silent.close()
+
+
+def test_a_cluster_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
+    from tests.service.harness import ListState, free_address
+
+    services, states = [], []
+    try:
+        for n in range(2):
+            server, _ = contexts(certificates)
+            session = raftsvc.transport.peer.make_session()
+            session.cert = (str(certificates / "cert.pem"), str(certificates / "key.pem"))
+            session.verify = str(certificates / "cert.pem")
+            port = free_address().rpartition(":")[2]
+            address = f"127.0.0.1:{port}"
+            states.append(ListState())
+            services.append(
+                raftsvc.start(
+                    f"https://{address}/raft",
+                    tmp_path / f"n{n}",
+                    session,
+                    states[-1],
+                    mutual_tls=True,
+                    listen=address,
+                    listen_ssl=server,
+                )
+            )
+        services[0].init()
+        services[1].join(str(services[0].status()["addr"]), PATIENCE)
+        assert services[1].exec(b"over tls", timeout=PATIENCE)
+        services[0].wait_read()
+        assert states[0].items == [b"over tls"]
+    finally:
+        for service in services:
+            service.stop()
+
+
+def test_many_clients_at_once_are_all_served(serve: Callable[..., Listener]) -> None:
+    listener = serve()
+    failures: list[object] = []
+
+    def work() -> None:
+        try:
+            connection = connect(listener)
+            for _ in range(20):
+                assert ask(connection, "POST", "/a", b"x" * 300) == (200, b"POST /a 300 ")
+            connection.close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not failures
