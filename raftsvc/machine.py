@@ -238,6 +238,8 @@ def _decode_sessions(data: bytes) -> dict[int, Session]:
             for _ in range(count):
                 number, length = _OUTCOME.unpack_from(data, offset)
                 offset += _OUTCOME.size
+                if offset + length > len(data):
+                    raise MalformedError("session table is cut short")
                 session.outcomes[number] = Outcome._decode(data[offset : offset + length])
                 offset += length
     except (struct.error, UnicodeDecodeError) as error:

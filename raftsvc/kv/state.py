@@ -212,9 +212,7 @@ def _decode_snapshot(chunks: Iterator[bytes], index: int) -> tuple[frozenset[str
     if reader.take(len(_MAGIC)) != _MAGIC:
         raise MalformedSnapshotError("no snapshot of a key-value store of this version")
     (address_count,) = _ADDRESS_COUNT.unpack(reader.take(_ADDRESS_COUNT.size))
-    allowed = frozenset(
-        [reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)]
-    )
+    allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
     restored = PagedMap()
     last_key = ""
     while True:

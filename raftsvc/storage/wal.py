@@ -578,7 +578,7 @@ class Wal:
         if len(head) == _RECORD_HEAD.size:
             size, kind_and_zeros, _, _, head_crc = _RECORD_HEAD.unpack(head)
             if head_crc == crc32(head[:-4], offset):
-                stop += size + len(_END_MARK)
+                stop = offset + _record_size(size)
                 written_zeros = kind_and_zeros & 0xFFFFFF
             else:  # how far it went is unknown: look at the sectors of its head
                 stop = min(stop + -stop % _SECTOR_BYTES, len(data))

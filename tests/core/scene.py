@@ -32,6 +32,7 @@ outcomes anew; the difference is for a reviewer.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -73,7 +74,10 @@ class _Node:
     def start(self) -> None:
         self.pending = []
         self.raft: Raft | None = Raft(
-            Settings(self.id, Random(self.id), **self.options), self.disk.hard_state, self.disk.snapshot, self.disk.entries
+            Settings(self.id, Random(self.id), **self.options),
+            self.disk.hard_state,
+            self.disk.snapshot,
+            self.disk.entries,
         )
 
     def describe(self) -> str:
@@ -175,8 +179,8 @@ class Scene:
             self._send(ready.messages_after)
         self._collect(node)
 
-    def _send(self, messages: object) -> None:
-        for m in messages:  # type: ignore[attr-defined]
+    def _send(self, messages: Iterable[Message]) -> None:
+        for m in messages:
             if (m.from_id, m.to_id) not in self.cuts and m.to_id in self.nodes:
                 self.wire.append(m)
 
@@ -276,15 +280,18 @@ class Scene:
 
     def do_propose(self, args: list[str], ids: list[int]) -> None:
         proposals = [(EntryKind.NORMAL, a.encode()) for a in args[1:]]
-        self._attempt(ids[0], lambda raft: raft.role is Role.LEADER and raft.propose(proposals) or self._forward(raft, proposals))
 
-    def _forward(self, raft: Raft, proposals: list[tuple[EntryKind, bytes]]) -> None:
-        if raft.role is not Role.LEADER and not raft.forward(proposals, 1):
-            raise ProposalRefused(Refusal.NO_LEADER)
+        def propose(raft: Raft) -> None:
+            if raft.role is Role.LEADER:
+                raft.propose(proposals)
+            elif not raft.forward(proposals, 1):
+                raise ProposalRefused(Refusal.NO_LEADER)
 
-    def _attempt(self, node_id: int, action: object) -> None:
+        self._attempt(ids[0], propose)
+
+    def _attempt(self, node_id: int, action: Callable[[Raft], object]) -> None:
         try:
-            action(self._raft(node_id))  # type: ignore[operator]
+            action(self._raft(node_id))
         except ProposalRefused as refused:
             self.out.append(f"n{node_id} refuses: {refused}")
         self._collect(self.nodes[node_id])

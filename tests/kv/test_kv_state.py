@@ -135,7 +135,7 @@ def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None
     elif order == "inward":
         keys = [key for pair in zip(keys[:3000], reversed(keys[3000:]), strict=True) for key in pair]
     elif order == "down to a full page":
-        keys = keys[:MAX_PAGE_KEYS] + keys[:MAX_PAGE_KEYS - 1 : -1]
+        keys = keys[:MAX_PAGE_KEYS] + keys[: MAX_PAGE_KEYS - 1 : -1]
     pages = PagedMap()
     for version, key in enumerate(keys, 1):
         pages.set(key, key.encode(), version)

@@ -149,7 +149,14 @@ class Member:
     def start(self) -> None:
         self.state = self.make_state()
         self.service = raftsvc.start(
-            self.addr, self.path, self.session, self.state, secret=SECRET, listen=self.addr, files=self.files, **self.options
+            self.addr,
+            self.path,
+            self.session,
+            self.state,
+            secret=SECRET,
+            listen=self.addr,
+            files=self.files,
+            **self.options,
         )
 
     def restart(self) -> None:
@@ -195,7 +202,9 @@ class Cluster:
 
     def leader(self) -> Member:
         """The one that leads in the latest term, once there is one."""
-        return eventually(lambda: next((m for m in self.members if m.service.is_ready() and m.is_leader), None), "a leader")
+        return eventually(
+            lambda: next((m for m in self.members if m.service.is_ready() and m.is_leader), None), "a leader"
+        )
 
     def follower(self) -> Member:
         leader = self.leader()

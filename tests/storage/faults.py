@@ -232,9 +232,11 @@ class Disk(Files):
         target_parent, target_name = self._parent(target)
         assert parent is target_parent, "within one directory"
         if name not in parent.names:
+            self._end(crashes)
             raise FileNotFoundError(errno.ENOENT, "no such file", source)
         replaced = parent.names.get(target_name)
         if replaced is not None and replaced.is_dir and replaced.names:
+            self._end(crashes)
             raise OSError(errno.ENOTEMPTY, "directory not empty", target)
         self._change(parent, (target_name, name, parent.names[name]))
         self._end(crashes)
@@ -243,6 +245,7 @@ class Disk(Files):
         crashes = self._begin("remove", path)
         parent, name = self._parent(path)
         if name not in parent.names:
+            self._end(crashes)
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         self._change(parent, (name, None, None))
         self._end(crashes)
@@ -251,6 +254,7 @@ class Disk(Files):
         crashes = self._begin("make_dir", path)
         parent, name = self._parent(path)
         if name in parent.names:
+            self._end(crashes)
             raise FileExistsError(errno.EEXIST, "file exists", path)
         self._change(parent, (name, None, Inode(is_dir=True)))
         self._end(crashes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -151,7 +152,14 @@ def test_no_body_whatever_is_a_server_error(path: str) -> None:
         data = bytes(body[: generator.randrange(len(body) + 1)])
         answer = call(app, request(path, data))
         assert answer.status in (200, 400, 409), data
-    headers = ["HTTP_RAFT_TO", "HTTP_RAFT_FROM", "HTTP_RAFT_PART", "HTTP_RAFT_CLUSTER", "CONTENT_LENGTH", "CONTENT_TYPE"]
+    headers = [
+        "HTTP_RAFT_TO",
+        "HTTP_RAFT_FROM",
+        "HTTP_RAFT_PART",
+        "HTTP_RAFT_CLUSTER",
+        "CONTENT_LENGTH",
+        "CONTENT_TYPE",
+    ]
     for _ in range(300):
         environ = request(path, BODIES[path], secret=None)
         environ[generator.choice(headers)] = "".join(chr(generator.randrange(1, 0x2000)) for _ in range(8))
@@ -172,7 +180,7 @@ def test_a_large_batch_comes_in_parts() -> None:
     big = message(entries=[Entry.make(1, 1, EntryKind.NORMAL, bytes(1_200_000))])
     body = big.encode()
     cuts = [*range(0, len(body), MAX_BODY_BYTES), len(body)]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         assert recorder.calls == []
         part = Part(77, start, len(body)).encode()
         answer = call(app, request("msg", body[start:stop], part=part))
@@ -237,7 +245,9 @@ def test_a_judge_of_the_application_decides() -> None:
     environ = request("msg", BODIES["msg"], secret=None, raw_HTTP_X_PEER="yes")
     judge = lambda e: e.get("HTTP_X_PEER") == "yes"  # noqa: E731
     assert call(make_app(Recorder(), secret=None, judge=judge), environ).status == 200
-    assert call(make_app(Recorder(), secret=None, judge=judge), request("msg", BODIES["msg"], secret=None)).status == 401
+    assert (
+        call(make_app(Recorder(), secret=None, judge=judge), request("msg", BODIES["msg"], secret=None)).status == 401
+    )
 
 
 def test_with_mutual_tls_the_certificate_must_name_the_sender() -> None:
@@ -267,7 +277,9 @@ def test_status_needs_the_secret_and_health_does_not() -> None:
     assert call(make_app(Recorder(), secret=None), request("status", b"", method="GET", secret=None)).status == 200
 
 
-@pytest.mark.parametrize(("error", "code"), [(OverloadedError("busy"), "overloaded"), (NodeFailedError("dead"), "unavailable")])
+@pytest.mark.parametrize(
+    ("error", "code"), [(OverloadedError("busy"), "overloaded"), (NodeFailedError("dead"), "unavailable")]
+)
 def test_a_node_that_cannot_serve_answers_503(error: Exception, code: str) -> None:
     recorder = Recorder()
     recorder.error = error

@@ -14,7 +14,17 @@ def test_addresses_mean_base_urls() -> None:
     assert peer_url("10.0.0.1:8000") == "http://10.0.0.1:8000/raft"
     assert peer_url("[::1]:8000") == "http://[::1]:8000/raft"
     assert peer_url("https://a.example/deep/raft/") == "https://a.example/deep/raft"
-    for wrong in ("", "host", "host:", "host:port", "ftp://a:1", "http://", "http://a:1/x?y=1", "http://u:p@a:1", "a:99999"):
+    for wrong in (
+        "",
+        "host",
+        "host:",
+        "host:port",
+        "ftp://a:1",
+        "http://",
+        "http://a:1/x?y=1",
+        "http://u:p@a:1",
+        "a:99999",
+    ):
         with pytest.raises(raftsvc.ConfigurationError):
             peer_url(wrong)
 

@@ -1,0 +1,75 @@
+"""The layer over the operating system, on a real directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from raftsvc.storage.files import Files, make_dirs, read_file, write_file
+from tests.storage.faults import Disk, PowerLoss, losses
+
+
+def test_a_file_is_replaced_whole_and_belongs_to_its_owner_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "name")
+    write_file(Files(), path, b"first, and longer")
+    write_file(Files(), path, b"second")
+    assert read_file(Files(), path) == b"second"
+    assert os.listdir(tmp_path) == ["name"]
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+def test_a_file_being_replaced_is_the_old_or_the_new_one_whenever_the_power_goes() -> None:
+    for crash_at in range(1, 6):
+        for _, keep in losses(crash_at):
+            disk = Disk()
+            disk.add_dirs("/d")
+            write_file(disk, "/d/f", b"old")
+            disk.kill_process()
+            disk.crash_at = crash_at
+            with pytest.raises(PowerLoss):
+                write_file(disk, "/d/f", b"new" * 500)
+            disk.lose_power(keep)
+            assert disk.content("/d/f") in (b"old", b"new" * 500)
+    disk.crash_at = 0
+    write_file(disk, "/d/f", b"last")
+    disk.lose_power(lambda: False)
+    assert disk.content("/d/f") == b"last"
+
+
+def test_directories_that_were_made_survive_a_power_loss() -> None:
+    disk = Disk()
+    disk.add_dirs("/srv")
+    make_dirs(disk, "/srv/a/b/c")
+    disk.lose_power(lambda: False)
+    assert disk.exists("/srv/a/b/c")
+    make_dirs(disk, "/srv/a/b/c")
+
+
+def test_a_read_beyond_the_end_is_short_and_a_write_beyond_it_fills_with_zeros(tmp_path: Path) -> None:
+    files = Files()
+    fd = files.create(str(tmp_path / "f"))
+    files.write(fd, b"abc", 5)
+    assert files.read(fd, 100, 0) == b"\x00" * 5 + b"abc"
+    assert files.read(fd, 100, 8) == b""
+    assert files.size(fd) == 8
+    files.close(fd)
+
+
+def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: whole_write(fd, bytes(data)[:3], offset))
+    files = Files()
+    fd = files.create(str(tmp_path / "f"))
+    files.write(fd, b"0123456789", 0)
+    assert files.read(fd, 100, 0) == b"0123456789"
+    files.close(fd)
+
+
+def test_a_name_that_cannot_be_looked_at_is_not_taken_for_absent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert not Files().exists(str(tmp_path / "other"))
+    with pytest.raises(NotADirectoryError):
+        Files().exists(str(tmp_path / "file" / "below"))

@@ -1,0 +1,175 @@
+"""The snapshot file, and a snapshot that arrives in pieces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from raftsvc.core.messages import MalformedError
+from raftsvc.errors import DamagedStorageError
+from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot, write_snapshot
+from tests.storage.faults import Disk
+
+HEADER = SnapshotHeader(index=9, term=3, cluster_id=0xC1, config=b"config", sessions=b"sessions", digest=0xABCD)
+PATH = "/node/snap"
+
+
+def new_disk() -> Disk:
+    disk = Disk()
+    disk.add_dirs("/node")
+    return disk
+
+
+def stored(chunks: list[bytes], header: SnapshotHeader = HEADER) -> Disk:
+    disk = new_disk()
+    write_snapshot(disk, PATH, header, chunks)
+    return disk
+
+
+@pytest.mark.parametrize("chunks", [[], [b"one"], [b"one", b"", b"two" * 1000]], ids=len)
+def test_a_snapshot_is_read_back(chunks: list[bytes]) -> None:
+    with StoredSnapshot(stored(chunks), PATH) as snapshot:
+        assert snapshot.header == HEADER
+        snapshot.verify()
+        assert b"".join(snapshot.chunks()) == b"".join(chunks)
+
+
+def test_an_oversized_chunk_is_split_and_none_is_held_longer_than_it_is_written() -> None:
+    disk = new_disk()
+    pieces = [os.urandom(MAX_CHUNK_BYTES + 1), os.urandom(10)]
+    taken = []
+
+    def chunks() -> Iterator[bytes]:
+        for piece in pieces:
+            taken.append(disk.count("write"))
+            yield piece
+
+    write_snapshot(disk, PATH, HEADER, chunks())
+    assert taken == [1, 3]  # each was written before the next was asked for
+    with StoredSnapshot(disk, PATH) as snapshot:
+        read = list(snapshot.chunks())
+    assert [len(chunk) for chunk in read] == [MAX_CHUNK_BYTES, 1, 10]
+    assert b"".join(read) == b"".join(pieces)
+
+
+def test_a_snapshot_cut_anywhere_or_altered_anywhere_is_refused() -> None:
+    whole = stored([b"some data", b"and more", bytes(40)]).content(PATH)
+    wrong = [whole[:size] for size in range(len(whole))] + [whole + b"\x00"]
+    wrong += [
+        whole[:n] + bytes([whole[n] ^ bit]) + whole[n + 1 :] for n in range(len(whole)) for bit in (1, 0x80, 0xFF)
+    ]
+    disk = new_disk()
+    for data in wrong:
+        disk.put(PATH, data)
+        with pytest.raises(DamagedStorageError) as refusal, StoredSnapshot(disk, PATH) as snapshot:
+            snapshot.verify()
+        assert refusal.value.path == PATH
+
+
+def test_chunks_that_changed_places_are_refused() -> None:
+    disk = stored([b"first", b"other"])
+    content = disk.content(PATH)
+    frames = [content.index(data) - 8 for data in (b"first", b"other")]
+    first, other = (content[start : start + 13] for start in frames)
+    disk.put(PATH, content.replace(first + other, other + first))
+    with pytest.raises(DamagedStorageError), StoredSnapshot(disk, PATH) as snapshot:
+        snapshot.verify()
+
+
+def test_an_open_snapshot_stays_readable_when_a_newer_one_takes_its_name() -> None:
+    disk = stored([b"old"])
+    with StoredSnapshot(disk, PATH) as snapshot:
+        whole = disk.content(PATH)
+        write_snapshot(disk, "/node/snap.tmp", HEADER, [b"new, and longer"])
+        disk.rename("/node/snap.tmp", PATH)
+        assert snapshot.read(0, snapshot.size_bytes) == whole
+        assert list(snapshot.chunks()) == [b"old"]
+
+
+def test_size_and_crc_tell_snapshots_apart() -> None:
+    seen = set()
+    for chunks in ([b"ab"], [b"ac"], [b"a", b"b"]):
+        with StoredSnapshot(stored(chunks), PATH) as snapshot:
+            seen.add((snapshot.size_bytes, snapshot.crc))
+    assert len(seen) == 3
+
+
+# -- receiving
+
+
+class Reception:
+    """What a sender offers, and the file that the receiver makes of it."""
+
+    def __init__(self, announced: SnapshotHeader = HEADER, size_bytes: int | None = None) -> None:
+        source = stored([b"0123456789" * 30, b"tail"])
+        with StoredSnapshot(source, PATH) as snapshot:
+            self.data = snapshot.read(0, snapshot.size_bytes)
+            crc = snapshot.crc
+        self.disk = new_disk()
+        self.completed = 0
+        identity = (announced.index, announced.term, size_bytes or len(self.data), crc)
+        self.incoming = IncomingSnapshot(self.disk, "/node/snap.part", announced.cluster_id, identity, self.complete)
+
+    def complete(self) -> None:
+        self.completed += 1
+
+    def receive(self, data: bytes) -> None:
+        for offset in range(0, len(data), 100):
+            self.incoming.append(offset, data[offset : offset + 100])
+
+
+def test_a_snapshot_received_in_pieces_is_verified_and_durable() -> None:
+    reception = Reception()
+    reception.receive(reception.data)
+    assert reception.incoming.finish() == HEADER
+    assert reception.completed == 1
+    reception.disk.sync_dir("/node")
+    reception.disk.lose_power(lambda: False)
+    assert reception.disk.content("/node/snap.part") == reception.data
+
+
+def test_the_answer_to_any_piece_is_the_offset_wanted_next() -> None:
+    reception = Reception()
+    incoming, data = reception.incoming, reception.data
+    assert incoming.append(0, b"") == 0
+    assert incoming.append(100, data[100:200]) == 0  # a piece that came too early
+    assert incoming.append(0, data[:100]) == 100
+    assert incoming.append(0, data[:100]) == 100  # twice
+    assert incoming.append(100, data[100:]) == len(data)
+    assert incoming.finish() == HEADER
+
+
+def test_nothing_is_written_beyond_the_announced_size() -> None:
+    reception = Reception()
+    reception.incoming.append(0, reception.data + b"more")
+    assert reception.disk.content("/node/snap.part") == b""
+
+
+@pytest.mark.parametrize(
+    "announced",
+    [
+        SnapshotHeader(10, 3, 0xC1, b"", b"", 0),
+        SnapshotHeader(9, 4, 0xC1, b"", b"", 0),
+        SnapshotHeader(9, 3, 0xC2, b"", b"", 0),
+    ],
+    ids=["index", "term", "cluster"],
+)
+def test_a_snapshot_other_than_announced_is_refused(announced: SnapshotHeader) -> None:
+    reception = Reception(announced)
+    reception.receive(reception.data)
+    with pytest.raises(MalformedError, match="not the one"):
+        reception.incoming.finish()
+    assert reception.completed == 0
+
+
+def test_a_snapshot_altered_on_its_way_is_refused() -> None:
+    for offset in range(0, 400, 7):
+        reception = Reception()
+        data = bytearray(reception.data)
+        data[offset % len(data)] ^= 0x10
+        reception.receive(bytes(data))
+        with pytest.raises(MalformedError):
+            reception.incoming.finish()
+        assert reception.completed == 0

@@ -1,0 +1,542 @@
+"""A node's directory: becoming a member, starting again, snapshots; and the power goes at any operation of it."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftsvc.core.messages import HardState
+from raftsvc.errors import DamagedStorageError, DirectoryInUseError, StorageError
+from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
+from raftsvc.storage.identity import encode_id
+from raftsvc.storage.snapshot import write_snapshot
+from tests.storage.faults import Disk, PowerLoss, losses
+from tests.storage.logs import batch, entry
+
+CLUSTER_ID = 0xC1
+SEGMENT_BYTES = 1400
+STATE = HardState(term=1, commit=1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+@pytest.fixture
+def disk(path: str) -> Disk:
+    """In memory, beside the real directory that holds only the lock."""
+    return disk_at(path)
+
+
+def disk_at(path: str) -> Disk:
+    disk = Disk()
+    disk.add_dirs(path)
+    return disk
+
+
+def open_store(path: str, files: Files) -> Store:
+    return Store.open(path, files, lock_timeout=0, segment_bytes=SEGMENT_BYTES)
+
+
+def header(index: int, term: int = 1, cluster_id: int = CLUSTER_ID) -> SnapshotHeader:
+    return SnapshotHeader(index, term, cluster_id, b"config", b"sessions", index)
+
+
+def data_up_to(index: int) -> bytes:
+    return b"".join(e.data for e in batch(1, index))
+
+
+def member(path: str, files: Files, count: int = 0) -> Store:
+    """A loaded store of node 7 whose log holds `count` entries."""
+    store = open_store(path, files)
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1))
+    store.load()
+    if count > 1:
+        store.wal.append(None, batch(2, count - 1))
+        store.wal.sync()
+    return store
+
+
+def restarted(store: Store, path: str, files: Files) -> Store:
+    store.close()
+    if isinstance(files, Disk):
+        files.kill_process()
+    return open_store(path, files)
+
+
+def receive(store: Store, snapshot_header: SnapshotHeader, data: bytes, upto: int | None = None) -> None:
+    """Take a snapshot as a leader would send it; `upto`: stop after so many bytes."""
+    path = "/leader"
+    source = disk_at(path)
+    write_snapshot(source, f"{path}/snap", snapshot_header, [data])
+    with StoredSnapshot(source, f"{path}/snap") as snapshot:
+        incoming = store.incoming(snapshot_header.index, snapshot_header.term, snapshot.size_bytes, snapshot.crc)
+        content = snapshot.read(0, snapshot.size_bytes)
+    if upto is not None:
+        incoming.append(0, content[:upto])
+        return
+    half = incoming.append(0, content[: len(content) // 2])
+    incoming.append(half, content[half:])
+    assert incoming.finish() == snapshot_header
+
+
+# -- becoming a member
+
+
+def test_a_new_directory_is_uninitialized_until_create(path: str) -> None:
+    below = f"{path}/not/there/yet"
+    store = Store.open(below)
+    assert not store.is_initialized
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1))
+    assert store.is_initialized
+    loaded = store.load()
+    assert (loaded.node_id, loaded.cluster_id, loaded.hard_state) == (7, CLUSTER_ID, STATE)
+    assert (loaded.snapshot, list(loaded.entries)) == (None, batch(1, 1))
+    assert sorted(os.listdir(below)) == ["id", "lock", "wal"]
+    assert (Path(below) / "id").read_bytes() == encode_id(7)
+    store.close()
+    store.close()
+
+
+def test_a_join_token_is_the_same_until_the_node_has_joined_and_gone_then(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    token = store.join_token()
+    assert len(token) == 16
+    disk.lose_power(lambda: False)
+    store = restarted(store, path, disk)
+    assert not store.is_initialized
+    assert store.join_token() == token
+    store.create(7, CLUSTER_ID, HardState(), [])
+    assert not disk.exists(f"{path}/wal.tmp")
+    assert not disk.exists(f"{path}/wal/token")
+    assert restarted(store, path, disk).load().entries == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        ("make_dir", "wal.tmp"),
+        ("create", "next.tmp"),
+        ("write", "next.tmp"),
+        ("sync", "next.tmp"),
+        ("sync", "id.tmp"),
+        ("rename", "id"),
+        ("rename", "wal"),
+        ("sync_dir", "wal.tmp"),
+    ],
+)
+def test_a_create_that_fails_leaves_the_directory_uninitialized_and_can_be_repeated(
+    path: str, disk: Disk, operation: str, name: str
+) -> None:
+    store = open_store(path, disk)
+    disk.fail_next(operation, name, errno.ENOSPC)
+    with pytest.raises(StorageError):
+        store.create(7, CLUSTER_ID, STATE, batch(1, 30))
+    assert not store.is_initialized
+    store.create(8, CLUSTER_ID + 1, STATE, batch(1, 2))
+    disk.lose_power(lambda: False)
+    loaded = restarted(store, path, disk).load()
+    assert (loaded.node_id, loaded.cluster_id, list(loaded.entries)) == (8, CLUSTER_ID + 1, batch(1, 2))
+
+
+def test_a_create_whose_last_sync_fails_leaves_the_directory_uninitialized(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    # The first sync of this directory follows the id, the second the log.
+    disk.fail_next("sync_dir", path)
+    with pytest.raises(StorageError):
+        store.create(7, CLUSTER_ID, STATE, [])
+    assert not store.is_initialized
+    real_rename = disk.rename
+
+    def rename(source: str, target: str) -> None:
+        real_rename(source, target)
+        if target.endswith("/wal"):
+            disk.fail_next("sync_dir", path)
+
+    disk.rename = rename  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        store.create(7, CLUSTER_ID, STATE, [])
+    assert not store.is_initialized
+    disk.rename = real_rename  # type: ignore[method-assign]
+    store.create(7, CLUSTER_ID, STATE, [])
+    assert restarted(store, path, disk).load().node_id == 7
+
+
+# -- starting again
+
+
+def test_commit_is_bounded_by_what_is_there(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    store.wal.append(HardState(1, 0, 99), [])
+    store.wal.sync()
+    store = restarted(store, path, disk)
+    assert store.load().hard_state.commit == 5
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.wal.append(HardState(1, 0, 2), [])
+    store.wal.mark_snapshot(4, 1)
+    store.wal.sync()
+    assert restarted(store, path, disk).load().hard_state.commit == 4
+
+
+def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.wal.mark_snapshot(4, 1)
+    store.wal.sync()
+    store.wal.release_before(4)
+    loaded = restarted(store, path, disk).load()
+    assert loaded.snapshot == header(4)
+    assert list(loaded.entries) == batch(1, 5)
+
+
+def test_a_missing_or_foreign_id_is_refused(path: str, disk: Disk) -> None:
+    store = member(path, disk)
+    whole = disk.content(f"{path}/id")
+    disk.delete(f"{path}/id")
+    with pytest.raises(DamagedStorageError, match="missing"):
+        restarted(store, path, disk).load()
+    disk.put(f"{path}/id", encode_id(8))
+    with pytest.raises(DamagedStorageError, match="id file says 8, the log 7"):
+        open_store_again(path, disk).load()
+    disk.put(f"{path}/id", whole[:-1])
+    with pytest.raises(DamagedStorageError, match="12 bytes"):
+        open_store_again(path, disk).load()
+
+
+def open_store_again(path: str, disk: Disk) -> Store:
+    """As another process would after this one died: the lock of a dead process is free."""
+    disk.kill_process()
+    os.unlink(f"{path}/lock")
+    return open_store(path, disk)
+
+
+@pytest.mark.parametrize(
+    ("replace", "what"),
+    [
+        (None, "which is missing"),
+        (header(3), "which is missing"),
+        (header(4, term=2), "is of term 2, the log says 1"),
+        (header(4, cluster_id=5), "another cluster"),
+    ],
+    ids=["none", "older", "of another term", "of another cluster"],
+)
+def test_a_snapshot_that_is_not_the_one_the_log_continues_is_refused(
+    path: str, disk: Disk, replace: SnapshotHeader | None, what: str
+) -> None:
+    store = member(path, disk, 5)
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.wal.mark_snapshot(4, 1)
+    store.wal.sync()
+    store.close()
+    disk.delete(f"{path}/snap")
+    if replace is not None:
+        write_snapshot(disk, f"{path}/snap", replace, [b"data"])
+    with pytest.raises(DamagedStorageError, match=what):
+        open_store(path, disk).load()
+
+
+def test_a_log_whose_first_segments_were_deleted_by_hand_is_refused(path: str, disk: Disk) -> None:
+    store = member(path, disk, 1)
+    for n in range(2, 80):
+        store.wal.append(None, [entry(n)])
+    store.wal.sync()
+    store.close()
+    disk.delete(f"{path}/wal/{1:016d}.wal")
+    with pytest.raises(DamagedStorageError, match="the log begins after"):
+        open_store(path, disk).load()
+
+
+def test_a_snapshot_without_a_log_is_refused_and_not_taken_for_a_new_directory(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.close()
+    disk.rename(f"{path}/wal", f"{path}/elsewhere")
+    with pytest.raises(DamagedStorageError, match="no log"):
+        open_store(path, disk)
+    with pytest.raises(DamagedStorageError):
+        open_store(path, disk)  # and the lock was not kept
+
+
+def test_leftovers_are_removed(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9), data_up_to(9), upto=40)
+    for name in ("snap.tmp", "snap.new", "id.tmp", "wal/token"):
+        disk.put(f"{path}/{name}", b"x")
+    restarted(store, path, disk).load()
+    assert disk.list_dir(path) == ["id", "wal"]
+    assert all(name.endswith(".wal") for name in disk.list_dir(f"{path}/wal"))
+
+
+def test_recovered_entries_are_not_kept_by_the_store(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    store = restarted(store, path, disk)
+    loaded = store.load()
+    entries = loaded.entries
+    assert not [r for r in gc.get_referrers(entries) if r is not loaded and type(r).__module__.startswith("raftsvc")]
+
+
+# -- snapshots
+
+
+def test_an_older_snapshot_never_replaces_a_newer_one(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9))
+    store.install_incoming()
+    assert not store.save_snapshot(header(4), [data_up_to(4)])
+    with store.open_snapshot() as snapshot:
+        assert snapshot.header == header(9, 2)
+    assert not disk.exists(f"{path}/snap.tmp")
+
+
+def test_a_full_disk_fails_the_snapshot_and_keeps_the_old_one(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    store.save_snapshot(header(2), [data_up_to(2)])
+    disk.free_bytes = 300
+    with pytest.raises(OSError, match="No space"):
+        store.save_snapshot(header(4), [bytes(200), bytes(200)])
+    assert not disk.exists(f"{path}/snap.tmp")
+    with store.open_snapshot() as snapshot:
+        assert (snapshot.header, list(snapshot.chunks())) == (header(2), [data_up_to(2)])
+    store.wal.append(None, [entry(6)])
+    store.wal.sync()
+
+
+def test_a_state_that_fails_while_it_is_written_leaves_no_trace(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+
+    def chunks():
+        yield b"half"
+        raise RuntimeError("the State's own")
+
+    with pytest.raises(RuntimeError):
+        store.save_snapshot(header(4), chunks())
+    assert disk.list_dir(path) == ["id", "wal"]
+
+
+def test_a_snapshot_from_a_leader_replaces_a_log_that_differs(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(4, 3), data_up_to(4))
+    store.install_incoming()
+    assert not store.wal.mark_snapshot(4, 3)
+    store.wal.append(HardState(3, 0, 4), [entry(5, term=3)])
+    store.wal.sync()
+    loaded = restarted(store, path, disk).load()
+    assert (loaded.snapshot, list(loaded.entries)) == (header(4, 3), [entry(5, term=3)])
+
+
+def test_a_snapshot_waiting_to_be_installed_is_untouched_by_one_that_is_only_arriving(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9))
+    receive(store, header(12, 3), data_up_to(12), upto=50)
+    store.install_incoming()
+    with store.open_snapshot() as snapshot:
+        snapshot.verify()
+        assert snapshot.header == header(9, 2)
+
+
+def test_a_later_snapshot_is_installed_in_place_of_one_that_waited(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9))
+    receive(store, header(12, 3), data_up_to(12))
+    store.install_incoming()
+    store.wal.mark_snapshot(9, 2)
+    store.wal.sync()
+    store.install_incoming()
+    store.wal.mark_snapshot(12, 3)
+    store.wal.sync()
+    loaded = restarted(store, path, disk).load()
+    assert (loaded.snapshot, list(loaded.entries)) == (header(12, 3), [])
+
+
+def test_nothing_is_installed_that_was_not_received(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9), upto=50)
+    with pytest.raises(FileNotFoundError):
+        store.install_incoming()
+
+
+@pytest.mark.parametrize("term", [1, 5])
+def test_a_crash_between_a_snapshot_and_its_mark_is_made_good(path: str, disk: Disk, term: int) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(4, term), data_up_to(4))
+    store.install_incoming()
+    for _ in range(2):  # the mark is written at the first start
+        store.close()
+        disk.lose_power(lambda: False)
+        store = open_store(path, disk)
+        loaded = store.load()
+        assert loaded.snapshot == header(4, term)
+        assert list(loaded.entries) == (batch(1, 5) if term == 1 else [])
+        # No log is of a later term than its node's, and this node never voted in term 5.
+        assert (loaded.hard_state.term, loaded.hard_state.vote) == (term, 0)
+
+
+# -- processes
+
+
+def test_a_directory_belongs_to_one_process_at_a_time(path: str) -> None:
+    code = (
+        "import sys; from raftsvc.storage import Store; s = Store.open(sys.argv[1]); "
+        "print('open', flush=True); sys.stdin.readline(); s.close(); print('closed', flush=True); sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdin is not None
+            assert owner.stdout.readline() == "open\n"
+            with pytest.raises(DirectoryInUseError, match=f"process {owner.pid}"):
+                Store.open(path, lock_timeout=0)
+            owner.stdin.write("\n")
+            owner.stdin.flush()
+            Store.open(path, lock_timeout=60).close()  # waits until the owner has closed
+            assert owner.stdout.readline() == "closed\n"
+        finally:
+            owner.kill()
+
+
+# -- the power goes
+
+
+class Life:
+    """What a node promised others before the power went, and what it had merely begun."""
+
+    def __init__(self) -> None:
+        self.token: bytes | None = None
+        self.is_member = False
+        self.written = 0  # highest index that was handed to storage
+        self.durable = 0  # highest that was synced, or covered by a durable snapshot
+        self.snapshot_index = 0
+
+    def live(self, path: str, disk: Disk, seed: int) -> None:
+        chance = random.Random(seed)
+        store = open_store(path, disk)
+        try:
+            if chance.random() < 0.7:
+                self.token = store.join_token()
+            self.written = 2
+            store.create(7, CLUSTER_ID, STATE, batch(1, 2))
+            self.is_member = True
+            self.durable = 2
+            store.load()
+            for _ in range(14):
+                self.step(store, chance)
+        finally:
+            store._dir_lock.release()
+
+    def step(self, store: Store, chance: random.Random) -> None:
+        kind = chance.random()
+        wal = store.wal
+        if kind < 0.5:
+            entries = batch(self.written + 1, chance.randrange(1, 9))
+            self.written = entries[-1].index
+            wal.append(HardState(1, 0, self.durable), entries)
+            if chance.random() < 0.7:
+                wal.sync()
+                self.durable = self.written
+        elif kind < 0.8:
+            index = self.durable - chance.randrange(3)
+            if index > self.snapshot_index and store.save_snapshot(header(index), [data_up_to(index)]):
+                self.snapshot_index = index
+                wal.mark_snapshot(index, 1)
+                wal.sync()
+                self.durable = self.written
+                wal.release_before(index - chance.randrange(3))
+        else:
+            index = self.written + chance.randrange(1, 9)
+            receive(store, header(index), data_up_to(index))
+            self.written = index
+            store.install_incoming()
+            wal.mark_snapshot(index, 1)
+            wal.sync()
+            self.durable = self.snapshot_index = index
+
+    def check(self, path: str, disk: Disk) -> None:
+        store = open_store(path, disk)
+        try:
+            if self.is_member:
+                assert store.is_initialized
+            if not store.is_initialized:
+                if self.token is not None:
+                    assert store.join_token() == self.token
+                store.create(7, CLUSTER_ID, STATE, batch(1, 2))
+                self.is_member = True
+                self.written = self.durable = 2
+            loaded = store.load()
+            held = loaded.snapshot.index if loaded.snapshot else 0
+            assert held >= self.snapshot_index
+            if loaded.snapshot:
+                with store.open_snapshot() as snapshot:
+                    assert b"".join(snapshot.chunks()) == data_up_to(held)
+            for e in loaded.entries:
+                assert e == entry(e.index)
+                assert e.index <= held + 1
+                held = max(held, e.index)
+            assert self.durable <= held <= self.written
+            assert loaded.hard_state.commit <= held
+            # And life goes on from there.
+            store.wal.append(None, [entry(held + 1)])
+            store.wal.sync()
+            disk.lose_power(lambda: False)
+        finally:
+            store._dir_lock.release()
+        store = open_store(path, disk)
+        entries = store.load().entries
+        assert entries[-1] == entry(held + 1)
+        store._dir_lock.release()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_power_loss_at_any_operation_keeps_every_promise(path: str, seed: int) -> None:
+    disk = disk_at(path)
+    Life().live(path, disk, seed)
+    operations = len(disk.operations)
+    for crash_at in range(1, operations + 1):
+        for way, (name, _) in enumerate(losses(0)):
+            disk = disk_at(path)
+            disk.crash_at = crash_at
+            life = Life()
+            with pytest.raises(PowerLoss):
+                life.live(path, disk, seed)
+            disk.lose_power(losses(crash_at)[way][1])
+            try:
+                life.check(path, disk)
+            except Exception as error:
+                raise AssertionError(f"power lost at operation {crash_at}, {name} was kept") from error
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_kill_at_any_operation_and_then_a_power_loss_keeps_every_promise(path: str, seed: int) -> None:
+    disk = disk_at(path)
+    Life().live(path, disk, seed)
+    for crash_at in range(1, len(disk.operations) + 1):
+        disk = disk_at(path)
+        disk.crash_at = crash_at
+        life = Life()
+        try:
+            life.live(path, disk, seed)
+        except PowerLoss:
+            pass
+        else:
+            raise AssertionError((crash_at, len(disk.operations), disk.operations[-3:]))
+        disk.kill_process()
+        store = open_store(path, disk)
+        if store.is_initialized:
+            loaded = store.load()
+            life.is_member = True
+            life.durable = loaded.entries[-1].index if loaded.entries else loaded.snapshot.index  # type: ignore[union-attr]
+            life.snapshot_index = loaded.snapshot.index if loaded.snapshot else 0
+        else:
+            life.token = store.join_token()
+        store._dir_lock.release()
+        disk.lose_power(lambda: False)
+        life.check(path, disk)

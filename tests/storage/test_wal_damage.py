@@ -1,0 +1,243 @@
+"""A log that is cut short, altered or torn: it says so, or holds exactly what a crash may leave.
+
+What is allowed:
+  cut       the last segment, anywhere behind the two records that it begins with:
+            opens, with a prefix of whole records.  Anything else: refused.
+  altered   one byte, anywhere in what was written: refused.  In the zeros behind:
+            refused, or opened with everything.
+  torn      any choice of the sectors written since the last sync: opens, with a
+            prefix of whole records that has everything synced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+
+import pytest
+
+from raftsvc.core.messages import HardState
+from raftsvc.errors import DamagedStorageError
+from raftsvc.storage.wal import _BODY, Wal
+from tests.storage.faults import SECTOR_BYTES, Disk
+from tests.storage.logs import DIR, Contents, Model, batch, entry, new_disk, new_log
+
+SEGMENT_BYTES = 1200
+
+
+def small_log(last_data: bytes = b"last") -> tuple[Disk, Model]:
+    """Three segments, everything synced; the model has all states."""
+    disk = new_disk()
+    model = Model()
+    wal = new_log(disk, segment_bytes=SEGMENT_BYTES)
+    index = 0
+
+    def append(state: HardState | None, count: int, data: bytes | None = None, term: int = 1) -> None:
+        nonlocal index
+        entries = batch(index + 1, count, term, data)
+        index += count
+        wal.append(state, entries)
+        wal.sync()
+        model.append(state, entries)
+
+    append(HardState(1, 1, 0), 2)
+    append(None, 3, data=b"")
+    append(HardState(1, 1, 2), 1, data=os.urandom(900))
+    wal.mark_snapshot(3, 1)
+    model.mark(3, 1)
+    append(None, 4)
+    append(HardState(2, 0, 6), 2, data=b"\x00" * 300, term=2)
+    append(None, 1, term=2)
+    append(HardState(2, 3, 8), 1, data=last_data, term=2)
+    disk.kill_process()
+    assert len(disk.list_dir(DIR)) >= 3
+    return disk, model
+
+
+def used_bytes(content: bytes) -> int:
+    return len(content.rstrip(b"\x00"))
+
+
+def open_log(disk: Disk):
+    disk.kill_process()
+    return Wal.open(disk, DIR, SEGMENT_BYTES)
+
+
+def prefixes(model: Model, found) -> list[int]:
+    return [n for n, state in enumerate(model.states) if state.is_shown_by(found)]
+
+
+def test_cut_at_every_byte() -> None:
+    disk, model = small_log()
+    names = disk.list_dir(DIR)
+    for name in names:
+        path = f"{DIR}/{name}"
+        whole = disk.content(path)
+        longest = -1
+        for size in range(len(whole)):
+            disk.put(path, whole[:size])
+            if name != names[-1] or size < _BODY:
+                with pytest.raises(DamagedStorageError) as refusal:
+                    open_log(disk)
+                assert refusal.value.path == path
+                continue
+            wal, found = open_log(disk)
+            lengths = prefixes(model, found)
+            assert lengths, f"cut at {size}: not a prefix of whole records"
+            assert lengths[-1] >= longest, f"cut at {size}: holds less than when it was cut shorter"
+            longest = lengths[-1]
+            assert len(disk.content(path)) == len(whole)
+            last = model.states[longest]
+            wal.append(HardState(9, 9, 0), [entry(last.entries[-1].index + 1, term=9)])
+            wal.sync()
+            wal, again = open_log(disk)
+            assert again.entries == [*found.entries, entry(last.entries[-1].index + 1, term=9)]
+            for extra in set(disk.list_dir(DIR)) - set(names):
+                disk.delete(f"{DIR}/{extra}")
+        if name == names[-1]:
+            assert longest == len(model.states) - 1
+        disk.put(path, whole)
+
+
+@pytest.mark.parametrize("pattern", [0x01, 0x80, 0xFF, 0x5A])
+@pytest.mark.parametrize("last_data", [b"last", b"\x00" * 700], ids=["short", "zero sectors"])
+def test_alter_every_byte(pattern: int, last_data: bytes) -> None:
+    disk, model = small_log(last_data)
+    for name in disk.list_dir(DIR):
+        path = f"{DIR}/{name}"
+        whole = disk.content(path)
+        end = used_bytes(whole)
+        end += -end % 8  # the last record's padding
+        for offset in range(len(whole)):
+            disk.put(path, whole[:offset] + bytes([whole[offset] ^ pattern]) + whole[offset + 1 :])
+            if offset < end:
+                with pytest.raises(DamagedStorageError) as refusal:
+                    open_log(disk)
+                assert refusal.value.path.startswith(DIR)
+                continue
+            try:
+                _, found = open_log(disk)
+            except DamagedStorageError:
+                continue
+            assert model.last.is_shown_by(found), f"{name} altered at {offset}"
+        disk.put(path, whole)
+
+
+def test_every_zeroed_byte_of_a_record_is_noticed() -> None:
+    disk, model = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[-1]}"
+    whole = disk.content(path)
+    for offset in range(used_bytes(whole)):
+        if whole[offset]:
+            disk.put(path, whole[:offset] + b"\x00" + whole[offset + 1 :])
+            with pytest.raises(DamagedStorageError):
+                open_log(disk)
+
+
+def test_a_record_that_a_later_write_proves_durable_is_never_cut() -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 2), segment_bytes=8192)
+    wal.append(None, [entry(3, data=os.urandom(2000))])
+    wal.sync()
+    wal.append(None, [entry(4)])
+    wal.sync()
+    path = f"{DIR}/{1:016d}.wal"
+    content = bytearray(disk.content(path))
+    content[1024:1536] = bytes(512)  # as if that sector had never been written
+    disk.put(path, bytes(content))
+    with pytest.raises(DamagedStorageError, match="checksum"):
+        open_log(disk)
+
+
+def test_the_refusal_names_file_and_offset_and_what_to_do() -> None:
+    disk, _ = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[0]}"
+    content = bytearray(disk.content(path))
+    content[_BODY + 30] ^= 1
+    disk.put(path, bytes(content))
+    with pytest.raises(DamagedStorageError, match=r"join with an empty directory") as refusal:
+        open_log(disk)
+    assert (refusal.value.path, refusal.value.offset) == (path, _BODY)
+    assert path in str(refusal.value)
+
+
+def test_a_cut_is_logged_with_file_and_offset(caplog: pytest.LogCaptureFixture) -> None:
+    disk, _ = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[-1]}"
+    disk.put(path, disk.content(path)[: _BODY + 10])
+    with caplog.at_level(logging.WARNING, "raftsvc.storage"):
+        open_log(disk)
+    assert f"{path}: cut a torn last write at offset {_BODY}" in caplog.text
+
+
+def torn_log(shift: int, data: bytes) -> tuple[Disk, str, bytes, Model, list[int]]:
+    """A log with two unsynced batches: disk, file, its synced content, the model, and the sectors in doubt."""
+    disk = new_disk()
+    model = Model()
+    wal = new_log(disk, segment_bytes=8192)
+    path = f"{DIR}/{1:016d}.wal"
+    first = [entry(1, data=b"s" * shift)]
+    wal.append(None, first)
+    wal.sync()
+    model.append(None, first)
+    model.durable = 1
+    synced = disk.content(path)
+    for state, entries in ((HardState(2, 1, 0), [entry(2, term=2, data=data)]), (None, batch(3, 2, term=2))):
+        wal.append(state, entries)
+        model.append(state, entries)
+    written = disk.content(path)
+    sectors = [
+        n
+        for n in range(len(written) // SECTOR_BYTES)
+        if written[n * SECTOR_BYTES : (n + 1) * SECTOR_BYTES] != synced[n * SECTOR_BYTES : (n + 1) * SECTOR_BYTES]
+    ]
+    return disk, path, synced, model, sectors
+
+
+@pytest.mark.parametrize("shift", range(0, 512, 24))
+@pytest.mark.parametrize(
+    "data",
+    [b"ab" * 600, b"\x00" * 1300, b"x" * 100 + b"\x00" * 1000 + b"y" * 300],
+    ids=["text", "zeros", "zeros within"],
+)
+def test_any_choice_of_unsynced_sectors_leaves_a_prefix(shift: int, data: bytes) -> None:
+    disk, path, synced, model, sectors = torn_log(shift, data)
+    written = disk.content(path)
+    assert 2 <= len(sectors) <= 6
+    for kept in itertools.product((False, True), repeat=len(sectors)):
+        content = bytearray(synced)
+        for is_kept, sector in zip(kept, sectors, strict=True):
+            if is_kept:
+                content[sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES] = written[
+                    sector * SECTOR_BYTES : (sector + 1) * SECTOR_BYTES
+                ]
+        disk.put(path, bytes(content))
+        wal, found = Wal.open(disk, DIR, 8192)
+        assert model.allows(found), (kept, found)
+        if all(kept):
+            assert model.last.is_shown_by(found)
+        after = [*found.entries, entry(found.entries[-1].index + 1, term=found.hard_state.term)]
+        wal.append(None, after[-1:])
+        wal.sync()
+        assert Wal.open(disk, DIR, 8192)[1].entries == after
+
+
+def test_random_bytes_in_place_of_a_segment_never_escape_as_another_error() -> None:
+    chance = random.Random(5)
+    disk, model = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[-1]}"
+    whole = disk.content(path)
+    for _ in range(300):
+        content = bytearray(whole)
+        start = chance.randrange(len(whole))
+        size = chance.randrange(1, 200)
+        content[start : start + size] = chance.randbytes(size)
+        disk.put(path, bytes(content[: len(whole)]))
+        try:
+            _, found = open_log(disk)
+        except DamagedStorageError:
+            continue
+        assert isinstance(model.last, Contents)
+        assert model.last.is_shown_by(found)

@@ -1,0 +1,126 @@
+"""Three nodes in a Flask application behind gunicorn, where peers and callers share one small pool of threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flask")
+pytest.importorskip("gunicorn")
+pytestmark = pytest.mark.processes
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+POOL_THREADS = 4
+PATIENCE = 120.0
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Three running nodes of one cluster, each with a pool of four threads."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    import launcher
+
+    monkeypatch.setattr(launcher, "POOL_THREADS", POOL_THREADS)
+    cluster = launcher.Cluster()
+    try:
+        cluster.start()
+        cluster.form()
+        yield cluster.nodes
+    except launcher.Failure as failure:
+        raise AssertionError(f"{failure}\n{cluster.log_tails()}") from failure
+    finally:
+        for node in cluster.nodes:
+            node.kill()
+            node.close()
+        sys.modules.pop("launcher", None)
+
+
+def test_with_every_thread_in_exec_the_leader_stays_and_the_surplus_is_told_at_once(nodes: list[Any]) -> None:
+    status = nodes[0].status()
+    assert 0 < status["max_waiting"] < POOL_THREADS, "the size of the pool was learnt from the server"
+    terms = {node.status()["term"] for node in nodes}
+    leaders = {node.status()["leader_id"] for node in nodes}
+    acknowledged: list[str] = []
+    refusals: list[float] = []
+    strange: list[object] = []
+
+    def write(node: Any, worker: int) -> None:
+        for n in range(25):
+            key = f"{node.name}-{worker}-{n}"
+            deadline = time.monotonic() + PATIENCE
+            while time.monotonic() < deadline:
+                started = time.monotonic()
+                answer = node.put(f"/kv/{key}", "x")
+                if answer.status == 200:
+                    acknowledged.append(key)
+                    break
+                if answer.status != 503:
+                    strange.append((answer.status, answer.text))
+                    return
+                assert answer.retry_after >= 1
+                refusals.append(time.monotonic() - started)
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=write, args=(node, w)) for node in nodes for w in range(2 * POOL_THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * PATIENCE)
+    assert not strange
+    assert len(acknowledged) == 3 * 2 * POOL_THREADS * 25
+    assert refusals, "more callers than the pool takes were refused"
+    assert {node.status()["term"] for node in nodes} == terms, "nobody had to be elected meanwhile"
+    assert {node.status()["leader_id"] for node in nodes} == leaders
+    for node in nodes:
+        listing = node.get("/kv", prefix="")
+        assert set(acknowledged) <= set(listing.json())
+
+
+def test_a_reload_hands_the_directory_from_one_worker_to_the_next(nodes: list[Any]) -> None:
+    node = nodes[1]
+    assert node.put("/kv/before", "1").status == 200
+    before = node.status()["fsync_count"]
+    assert before > 0
+    os.kill(node.pid, signal.SIGHUP)
+
+    def is_new() -> bool:
+        try:
+            status = node.status()
+        except Exception:  # the connection breaks, or the answer is not the new worker's yet
+            return False
+        return bool(status["role"] in ("leader", "follower") and status["fsync_count"] < before and status["leader_id"])
+
+    deadline = time.monotonic() + PATIENCE
+    while not is_new():
+        assert time.monotonic() < deadline, node.log.read_text()[-3000:]
+        assert nodes[0].put("/kv/meanwhile", "x").status in (200, 503, 504)
+        time.sleep(0.05)
+    assert node.get("/kv/before").text == "1"
+    assert node.put("/kv/after", "2").status == 200
+    assert nodes[2].get("/kv/after").text == "2"
+
+
+def test_a_body_cut_short_on_the_way_changes_nothing(nodes: list[Any]) -> None:
+    node = nodes[0]
+    before = node.status()
+    host, port = node.addr.split(":")
+    head = "POST /raft/msg HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-raftsvc\r\nContent-Length: 1000\r\n\r\n"
+    for length in (0, 10, 999):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(head.encode() + bytes(length))
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(65536)
+            assert b" 400 " in answer.split(b"\r\n")[0]
+    after = node.status()
+    assert (after["term"], after["last_index"]) == (before["term"], before["last_index"])
+    assert node.put("/kv/a", "b").status == 200
