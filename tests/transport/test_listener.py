@@ -115,7 +115,7 @@ def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener
     listener = serve()
     assert b" 411 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
     assert b" 400 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n")
-    assert b" 400 " in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")
+    assert b"400" in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")  # to HTTP/0.9 there is no status line
     assert b" 414 " in raw(listener, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
     assert b" 431 " in raw(listener, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n")
     raw(listener, b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
