@@ -2,7 +2,9 @@
 
 Everything here is a deterministic function of the log, so it is the same on all
 nodes at the same index and travels in the snapshot: the sessions, the
-configuration applied, and a running digest of all that was applied.
+configuration applied, and a running digest of all that was applied.  At each start
+the State is brought to the snapshot and the log is replayed, so what it holds and
+its applied index cannot disagree after a crash, even if it is durable by itself.
 
 Sessions (section 8; thesis section 6.3).  Each node proposes under a session of
 its own and numbers its instructions.  A session remembers the outcome of every

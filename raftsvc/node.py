@@ -67,6 +67,7 @@ logger = logging.getLogger("raftsvc.node")
 
 MAX_FORWARD_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 MAX_STRANGERS = 16
 
 
@@ -254,6 +255,7 @@ class Node:
 
         # Applying
         self._to_apply: deque[Sequence[object]] = deque()
+        self._backlog_bytes = 0
         self._applied_index = self._machine.applied_index
         self._applied_config = self._machine.config
         self._snapshot_running = False
@@ -361,8 +363,8 @@ class Node:
         return self._halted or self._stall or self._snapshot_error
 
     def is_live(self) -> bool:
-        """Whether every thread that the node needs is at work."""
-        return all(thread.is_alive() for thread in self._essential_threads)
+        """Whether every thread that the node needs is at work; halted applying is not mended by a restart."""
+        return all(thread.is_alive() for thread in self._essential_threads) or self._halted is not None
 
     def status(self) -> dict[str, object]:
         """A picture of the node for people and monitors."""
@@ -720,6 +722,7 @@ class Node:
                 self._held.append((ready.token, ready.messages_after))
         if ready.committed:
             self._to_apply.append(ready.committed)
+            self._backlog_bytes += sum([len(entry.frame) for entry in ready.committed])
             self._apply_work.notify()
 
     def _post(self, messages: Iterable[Message]) -> None:
@@ -758,7 +761,7 @@ class Node:
             return
         if self._stall is not None:
             self._stall = None
-            self._core.set_disk_healthy(True)
+            self._judge_fitness()
         for item in batch:
             if isinstance(item, _SnapshotMark):
                 self._release_log(self._core.compact(item.index))
@@ -828,12 +831,17 @@ class Node:
             self._fail_waiters(EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster"))
             self._changed.notify_all()
 
+    def _judge_fitness(self) -> None:
+        """A node that cannot write or cannot apply leaves leading to others."""
+        self._core.set_fit_to_lead(self._failure is None and self._stall is None and self._halted is None)
+        self._changed.notify_all()
+
     def _fail(self, error: RaftError) -> None:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
         if self._failure is None:
             self._failure = error
             logger.error("node %d stops taking part: %s", self.node_id, error, exc_info=error)
-            self._core.set_disk_healthy(False)
+            self._judge_fitness()
             self._writes.clear()
             self._held.clear()
             self._fail_waiters(NodeFailedError(f"this node stopped taking part: {error}"))
@@ -891,7 +899,7 @@ class Node:
                     f"for {2 * self._options.election_timeout:g} s"
                 )
                 logger.error("%s; it does not lead until the disk answers", self._stall)
-                self._core.set_disk_healthy(False)
+                self._judge_fitness()
 
     def _correct_address(self) -> None:
         """Announce that this member is reached at another address than the cluster recorded."""
@@ -918,6 +926,7 @@ class Node:
                 if self._stopping.is_set() or self._failure or self._halted:
                     return
                 work, self._to_apply = self._to_apply, deque()
+                taken_bytes = self._backlog_bytes
             answers: list[Answer] = []
             error: BaseException | None = None
             try:
@@ -926,8 +935,11 @@ class Node:
             except BaseException as caught:  # of the State, whatever it is: applying stops at this entry
                 error = caught
             self._publish(answers, error)
-            if error is None:
-                self._consider_snapshot()
+            if error is not None:
+                return
+            with self._lock:
+                self._backlog_bytes -= taken_bytes
+            self._consider_snapshot()
 
     def _apply_items(self, items: Sequence[object], answers: list[Answer]) -> None:
         first = items[0]
@@ -997,7 +1009,8 @@ class Node:
         self._halted.__cause__ = error
         logger.error("node %d: %s", self.node_id, self._halted, exc_info=error)
         self._fail_waiters(self._halted)
-        self._changed.notify_all()
+        self._judge_fitness()
+        self._drive(inline=False)
 
     # -- snapshots of our own
 
@@ -1105,6 +1118,10 @@ class Node:
             return
         try:
             for message in messages:
+                if message.kind is MessageKind.APPEND and self._backlog_bytes > MAX_BACKLOG_BYTES:
+                    # The State is slower than the cluster: hear the leader, and
+                    # leave its entries to be sent again.
+                    message.entries = ()
                 if message.kind is MessageKind.PROPOSE_REPLY:
                     self._hear_proposal_reply(message)
                 else:

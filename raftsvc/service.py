@@ -184,11 +184,10 @@ class Service:
         self._stopped = threading.Event()
         self._admission = _Admission(max_waiting, host, has_listener=listen is not None)
         self._app = App(self, auth)
+        self._listener = Listener(self.wsgi_app, listen, listen_ssl) if listen is not None else None
         if store.is_initialized:
             self._start_node()
-        self._listener: Listener | None = None
-        if listen is not None:
-            self._listener = Listener(self.wsgi_app, listen, listen_ssl)
+        if self._listener is not None:
             self._listener.start()
         if host is not None:
             threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
@@ -234,7 +233,8 @@ class Service:
         self._check_process()
         deadline = time.monotonic() + timeout
         with self._begin_membership():
-            reply = request_join(self._network, boot_url, self._laddr, self._store.join_token(), timeout)
+            token = self._store.join_token()
+            reply = request_join(self._network, boot_url, self._laddr, token, timeout, self._stopped)
             self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
             self._start_node()
         node = self._require_node()
@@ -263,9 +263,12 @@ class Service:
             with self._lifecycle:
                 self._is_joining = False
                 node = self._node
-                late = self._stopped.is_set()
-        if late and node is not None:
-            node.stop(StoppedError("the Service was stopped"))
+                is_late = self._stopped.is_set()
+            if is_late:  # stop came meanwhile and left what was being made to us
+                if node is not None:
+                    node.stop(StoppedError("the Service was stopped"))
+                else:
+                    self._store.close()
 
     # -- what an application calls
 
@@ -509,10 +512,16 @@ class Service:
         return node
 
     def _watch_host(self, host: hosts.HostPool) -> None:
-        """Leave in good order when the server begins to shut down, before its grace ends."""
+        """Leave in good order when the server begins to shut down, before its grace ends.
+
+        Callers that wait are given half of that grace to be served.
+        """
         while not self._stopped.wait(0.1):
             if host.stopping():
                 logger.info("the server is shutting down; the node leaves first")
+                deadline = time.monotonic() + (host.graceful_timeout or 0.0) / 2
+                while self._admission.waiting and time.monotonic() < deadline:
+                    time.sleep(0.02)
                 self.stop()
 
 

@@ -2,6 +2,8 @@
 
 A Configuration is immutable.  It takes effect when its entry is *appended*, not
 when it commits (thesis section 4.1), and is undone if that entry is overwritten.
+Servers are added and removed one at a time, so there is no joint configuration
+that a crash could leave a cluster in.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      removal commits (T 4.2.2).  The removed node is told, then takes no part.
  R11 A read is served at the commit index that the leader had when it asked for a
      round of heartbeats that a majority answered, in a term in which it has
-     committed an entry (T 6.4).
+     committed an entry (T 6.4).  There are no leases, so no clock is trusted.
  R12 A leader that hands over refuses proposals until the target took over or an
      election timeout passed (T 3.10).
  R13 A snapshot replaces a log only if it is ahead of what is committed there and
@@ -217,7 +217,7 @@ class Raft:
 
     @property
     def is_promotable(self) -> bool:
-        """Whether this node may ask for votes: a voter, as far as it knows, with a disk that works."""
+        """Whether this node may ask for votes: a voter, as far as it knows, and fit to lead."""
         # The configuration is the one appended, not the one applied, so there is
         # no committed change that a campaign could overlook.
         return self.node_id in self.config.voters and self._can_lead and not self.is_removed
@@ -342,10 +342,10 @@ class Raft:
         self._append(((EntryKind.EMPTY, b""),))  # R7
         self._broadcast_append()
 
-    def set_disk_healthy(self, is_healthy: bool) -> None:
-        """Tell whether this node's log can be written in time; if not it neither leads nor campaigns."""
-        self._can_lead = is_healthy
-        if not is_healthy and self.role is not Role.FOLLOWER:
+    def set_fit_to_lead(self, is_fit: bool) -> None:
+        """Tell whether this node's disk and State work; if not it neither leads nor campaigns."""
+        self._can_lead = is_fit
+        if not is_fit and self.role is not Role.FOLLOWER:
             self._become_follower(self.term, NO_NODE)
 
     # -- messages

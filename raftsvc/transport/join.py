@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 
 from raftsvc.core.messages import MalformedError
@@ -12,6 +13,7 @@ from raftsvc.errors import (
     JoinFailedError,
     PeerUninitializedError,
     RaftError,
+    StoppedError,
 )
 from raftsvc.transport.peer import Network, UnreachableError
 from raftsvc.transport.wire import JoinReply, JoinRequest, Problem, peer_url
@@ -23,7 +25,13 @@ _FINAL: dict[str, type[RaftError]] = {
 }
 
 
-def request_join(network: Network, boot_url: str, addr: str, token: bytes, timeout: float) -> JoinReply:
+_ANSWER_SECONDS = 15.0
+"""A leader answers a join within ten seconds; one that does not will not."""
+
+
+def request_join(
+    network: Network, boot_url: str, addr: str, token: bytes, timeout: float, stopped: threading.Event
+) -> JoinReply:
     """Ask for membership at `boot_url`, and at the leader that it names, until admitted or refused.
 
     Safe to repeat: the token makes the cluster give the same id again.  Raises
@@ -39,7 +47,8 @@ def request_join(network: Network, boot_url: str, addr: str, token: bytes, timeo
         left = deadline - time.monotonic()
         try:
             request = JoinRequest(addr, token, challenge)
-            return JoinReply.decode(network.post(url, "join", request.encode(), "", 0, 0, timeout=max(0.1, left)))
+            limit = min(max(0.1, left), _ANSWER_SECONDS)
+            return JoinReply.decode(network.post(url, "join", request.encode(), "", 0, 0, timeout=limit))
         except Problem as problem:
             if problem.code in _FINAL:
                 raise _FINAL[problem.code](f"{url}: {problem.detail}") from problem
@@ -54,8 +63,10 @@ def request_join(network: Network, boot_url: str, addr: str, token: bytes, timeo
         except (UnreachableError, MalformedError) as error:
             why = str(error)
             url, challenge = boot, ""
+        if stopped.is_set():
+            raise StoppedError("the Service was stopped")
         if time.monotonic() >= deadline:
             raise JoinFailedError(f"{boot} did not admit {addr} within {timeout:g} s; the last answer: {why}")
         if not challenge:
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())) * random.uniform(0.5, 1.0))
+            stopped.wait(min(pause, max(0.0, deadline - time.monotonic())) * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 1.5)

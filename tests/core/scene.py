@@ -331,7 +331,7 @@ class Scene:
 
     def do_disk(self, args: list[str], ids: list[int]) -> None:
         """disk n1 bad | good: what the node is told of its disk."""
-        self._raft(ids[0]).set_disk_healthy(args[1] == "good")
+        self._raft(ids[0]).set_fit_to_lead(args[1] == "good")
         self._collect(self.nodes[ids[0]])
 
     def do_crash(self, args: list[str], ids: list[int]) -> None:

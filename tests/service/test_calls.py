@@ -222,6 +222,58 @@ def test_the_caller_whose_instruction_breaks_the_state_is_told(cluster: Cluster)
         node.service.exec(b"b")
 
 
+def test_a_leader_whose_state_halts_leaves_leading_to_others(cluster: Cluster) -> None:
+    cluster.form(3)
+    leader = cluster.leader()
+    sound = leader.state.apply
+
+    def breaks(data: bytes, index: int) -> bool:
+        if data == b"poison":
+            raise MemoryError
+        return sound(data, index)
+
+    leader.state.apply = breaks  # type: ignore[method-assign]
+    rest = [m for m in cluster.members if m is not leader]
+    assert rest[0].service.exec(b"poison", timeout=PATIENCE)
+    eventually(lambda: any(m.is_leader for m in rest), "another leads")
+    assert isinstance(leader.service.err(), raftsvc.ApplyHaltedError)
+    assert leader.service.is_live()
+    assert rest[0].service.exec(b"after", timeout=PATIENCE)
+
+
+def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.form(3)
+    slow = cluster.follower()
+    quick = slow.state.apply
+    gate = threading.Event()
+
+    def waits(data: bytes, index: int) -> bool:
+        gate.wait(PATIENCE)
+        return quick(data, index)
+
+    slow.state.apply = waits  # type: ignore[method-assign]
+    monkeypatch.setattr("raftsvc.node.MAX_BACKLOG_BYTES", 300_000)
+    leader = cluster.leader()
+    for n in range(100):
+        leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)
+    assert leader.is_leader
+    assert slow.status["log_bytes"] < 2_500_000, "it stopped taking entries"
+    gate.set()
+    assert slow.read() == leader.read()
+
+
+def test_stop_ends_a_join_that_waits_and_frees_the_directory(cluster: Cluster) -> None:
+    node = cluster.add()
+    joining = in_background(lambda: node.service.join("127.0.0.1:9", PATIENCE))
+    eventually(lambda: (node.path / "wal.tmp" / "token").exists(), "the join has begun")
+    node.service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        joining()
+    node.start()
+
+
 def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:
     node = cluster.add()
     node.service.init()
