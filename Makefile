@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type demo cluster clean
+.PHONY: help venv test lint type scenes demo cluster clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(STAMP)  ## check style, format and types
 
 type: $(STAMP)  ## check the types only
 	$(PY) -m mypy
+
+scenes: $(STAMP)  ## write the expected outcome of the core's scenes anew; review the difference
+	$(PY) -m tests.core.scene --rewrite
 
 demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost
 	$(PY) examples/demo.py

@@ -279,7 +279,9 @@ class Service:
         is applied exactly once, however often it had to be resent.
 
         instruction: opaque to raftsvc; at most `max_instruction_bytes`.
-        timeout:     seconds to wait in all, queueing and leader changes included.
+        timeout:     seconds to wait in all, queueing and leader changes included.  A caller
+                     that writes to the log itself, as a lone one does, also waits for
+                     that write to return, however long a failing disk takes.
 
         Raises Rejected if the State refused it, NotApplied if it certainly took no
         effect and never will, OutcomeUnknown if time ran out after it may have
