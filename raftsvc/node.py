@@ -15,8 +15,7 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-send-N, raftsvc-transfer-N    see transport
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
-node lock: no disk, no socket, no code of the State.  Waiting callers are woken
-by a lock of their own, each once.
+node lock: no disk, no socket, no code of the State.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+from raftsvc.calls import Call, Calls, Contexts, Read, Reads, refusal_of
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
     ProposalRefused,
     Raft,
-    ReadState,
     Ready,
     Refusal,
     Role,
@@ -52,21 +51,18 @@ from raftsvc.errors import (
     EvictedError,
     NodeFailedError,
     NotApplied,
-    OutcomeUnknown,
     OverloadedError,
     RaftError,
     StoppedError,
     StorageError,
 )
-from raftsvc.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.machine import Answer, Machine
 from raftsvc.state import State
 from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import Network, Peer, SnapshotChunk
 
 logger = logging.getLogger("raftsvc.node")
 
-MAX_FORWARD_BYTES = 256 * 1024
-MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 MAX_STRANGERS = 16
 
@@ -82,54 +78,6 @@ class NodeOptions(NamedTuple):
     trailing_bytes: int = 16 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
     clock: Callable[[], float] = lambda: time.monotonic()
-
-
-class Waiter:
-    """One blocked caller.  Finished exactly once, by whoever takes it off the node's lists."""
-
-    __slots__ = ("_woken", "error")
-
-    def __init__(self) -> None:
-        self._woken = threading.Lock()  # a semaphore: half the cost of an Event
-        self._woken.acquire()
-        self.error: RaftError | None = None
-
-    def finish(self, error: RaftError | None = None) -> None:
-        self.error = error
-        self._woken.release()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether it was finished within `timeout` seconds."""
-        return self._woken.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
-
-
-class Call(Waiter):
-    """An instruction on its way, and its caller.
-
-    unsettled: how many times it was handed to a log, here or at a leader, with no
-               word that it was refused there; above 0 it may yet be applied.
-    """
-
-    __slots__ = ("data", "instruction", "number", "outcome", "retry_tick", "unsettled")
-
-    def __init__(self, instruction: bytes) -> None:
-        super().__init__()
-        self.instruction = instruction
-        self.data = b""
-        self.number = 0
-        self.unsettled = 0
-        self.retry_tick = 0
-        self.outcome: Outcome | None = None
-
-
-class Read(Waiter):
-    """A reader, and the index that must be applied before it goes on."""
-
-    __slots__ = ("index",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.index = 0
 
 
 class _ChangeAttempt:
@@ -226,24 +174,11 @@ class Node:
         self._seen_view = (0, NO_NODE, Role.FOLLOWER)
         self._seen_config: Configuration | None = None
 
-        # Proposals
-        self._calls: dict[int, Call] = {}
-        self._unsent: list[Call] = []
-        self._forwards: dict[int, list[Call] | _ChangeAttempt] = {}
-        self._next_number = 1
-        # Tags of requests differ from those before a restart, whose answers may still come.
-        self._next_context = secrets.randbits(62)
-        self._session_id = 0
-        self._former_session_id = 0
-        self._session_nonce = secrets.randbits(64)
-        self._open_retry_tick = 0
-
-        # Reads: those whose index is being asked for, those that came later, those that wait to be applied.
-        self._asked_reads: list[Read] = []
-        self._asked_context = 0
-        self._asked_tick = 0
-        self._new_reads: list[Read] = []
-        self._applying_reads: list[Read] = []
+        contexts = Contexts()
+        self._contexts = contexts
+        self._calls = Calls(self._core, contexts, self._retry_ticks)
+        self._reads = Reads(self._core, contexts, self._retry_ticks)
+        self._changes: dict[int, _ChangeAttempt] = {}
 
         # The log writer
         self._writes: list[Ready | _SnapshotMark] = []
@@ -261,7 +196,7 @@ class Node:
         self._snapshot_running = False
         self._snapshot_index = meta.index
         self._bytes_since_snapshot = 0
-        self._note_session()
+        self._calls.note_session(*self._machine.session_of(self.node_id))
 
         # Peers
         self._peers: dict[int, Peer] = {}
@@ -392,7 +327,7 @@ class Node:
                 "snapshot_index": core.log.snapshot.index,
                 "log_bytes": core.log.size_bytes,
                 "waiting_calls": len(self._calls),
-                "waiting_reads": len(self._asked_reads) + len(self._new_reads) + len(self._applying_reads),
+                "waiting_reads": len(self._reads),
                 "members": {
                     str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in sorted(config.members.items())
                 },
@@ -443,7 +378,7 @@ class Node:
                 self._changed.wait(min(remaining, self._tick_seconds))
         return True
 
-    # -- proposals
+    # -- what callers wait for; see calls
 
     def submit(self, call: Call, timeout: float) -> None:
         """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first.
@@ -454,147 +389,43 @@ class Node:
         deadline = time.monotonic() + timeout
         with self._lock:
             self._await_session(deadline)
-            call.number = number = self._next_number
-            self._next_number = number + 1
-            low = next(iter(self._calls), number)
-            call.data = wrap_instruction(self.node_id, self._session_id, number, low, call.instruction)
-            self._calls[number] = call
-            self._unsent.append(call)
+            self._calls.add(call)
             self._drive(inline=True)
 
     def withdraw(self, call: Call) -> bool:
-        """Give up on `call`; False if it was finished in the meantime.
-
-        Once a later instruction of this node is applied, the numbers below its
-        `low` can no longer take effect.
-        """
+        """Give up on `call`; False if it was finished in the meantime."""
         with self._lock:
-            if self._calls.pop(call.number, None) is None:
-                return False
-            with suppress(ValueError):
-                self._unsent.remove(call)
-            return True
+            return self._calls.withdraw(call)
 
     def _await_session(self, deadline: float) -> None:
         while True:
-            self.check_able()
-            if self._stopping.is_set():
-                raise StoppedError("the Service was stopped")
-            if self._session_id:
+            self._check_serving()
+            if self._calls.session_id:
                 return
-            if self._ticks >= self._open_retry_tick:
-                data = wrap_open_session(self.node_id, self._former_session_id, self._session_nonce)
-                if self._propose_or_forward(data):
-                    self._open_retry_tick = self._ticks + self._retry_ticks
-                self._drive(inline=True)
-                if self._session_id:
-                    return
+            self._calls.open_session(self._ticks)
+            self._drive(inline=True)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise NotApplied("no leader took this node's first instruction in time; nothing was proposed")
-            self._changed.wait(min(remaining, self._tick_seconds))
+            if not self._calls.session_id:
+                self._changed.wait(min(remaining, self._tick_seconds))
 
-    def _propose_or_forward(self, data: bytes) -> bool:
-        proposals = ((EntryKind.NORMAL, data),)
-        if self._core.role is not Role.LEADER:
-            return self._core.forward(proposals, self._take_context())
-        try:
-            self._core.propose(proposals)
-        except ProposalRefused:
-            return False
-        return True
+    def submit_read(self, read: Read) -> None:
+        """Have `read` finished once what is applied here is current as of now."""
+        with self._lock:
+            self._check_serving()
+            self._reads.add(read, self._ticks)
+            self._drive(inline=False)
 
-    def _take_context(self) -> int:
-        self._next_context += 1
-        return self._next_context
+    def withdraw_read(self, read: Read) -> bool:
+        """Give up on `read`; False if it was finished in the meantime."""
+        with self._lock:
+            return self._reads.withdraw(read)
 
-    def _note_session(self) -> None:
-        """Learn which session this node has, as of what is applied."""
-        session_id, nonce = self._machine.session_of(self.node_id)
-        if nonce == self._session_nonce:
-            self._session_id = session_id
-        else:
-            self._session_id, self._former_session_id = 0, session_id
-
-    def _send_unsent(self) -> None:
-        """Propose, or forward to the leader, what callers brought."""
-        core = self._core
-        if not self._unsent or core.leader_id == NO_NODE:
-            return
-        if core.role is Role.LEADER:
-            # While the disk is busy calls gather into one batch: one record, one
-            # message per peer and one fsync for all of them.
-            if not self._is_writing:
-                self._propose_unsent()
-            return
-        while self._unsent:
-            batch = self._take_batch(MAX_FORWARD_BYTES)
-            context = self._take_context()
-            if not core.forward([(EntryKind.NORMAL, call.data) for call in batch], context):
-                self._unsent = batch + self._unsent
-                return
-            for call in batch:
-                call.unsettled += 1
-                call.retry_tick = self._ticks + self._retry_ticks
-            self._forwards[context] = batch
-        while len(self._forwards) > 1024:
-            del self._forwards[next(iter(self._forwards))]
-
-    def _propose_unsent(self) -> None:
-        while self._unsent:
-            batch = self._take_batch(MAX_BATCH_BYTES)
-            try:
-                self._core.propose([(EntryKind.NORMAL, call.data) for call in batch])
-            except ProposalRefused as refused:
-                self._turn_back(batch, refused.refusal)
-                return
-            for call in batch:
-                call.unsettled += 1
-                # It is in our log: it commits, or leadership is lost, which sends it again.
-                call.retry_tick = self._ticks + 4 * self._options.election_ticks
-
-    def _take_batch(self, max_bytes: int) -> list[Call]:
-        room = max_bytes
-        count = 0
-        for call in self._unsent:
-            room -= len(call.data)
-            if room < 0 and count:
-                break
-            count += 1
-        batch, self._unsent = self._unsent[:count], self._unsent[count:]
-        return batch
-
-    def _turn_back(self, batch: Iterable[Call], refusal: Refusal) -> None:
-        """Calls were refused where they were sent: fail them over the quota, else try again soon."""
-        for call in batch:
-            if call.number not in self._calls:
-                continue
-            if refusal is Refusal.QUOTA and not call.unsettled:
-                del self._calls[call.number]
-                call.finish(
-                    OverloadedError("too much is waiting to be committed; is a majority of the cluster reachable?")
-                )
-            else:
-                call.retry_tick = self._ticks + 1
-
-    def _hear_proposal_reply(self, m: Message) -> None:
-        sent = self._forwards.pop(m.context, None)
-        if sent is None or not m.reject:
-            return
-        refusal = Refusal(m.hint) if m.hint in _REFUSALS else Refusal.NO_LEADER
-        if isinstance(sent, _ChangeAttempt):
-            sent.refusal = refusal
-            self._changed.notify_all()
-            return
-        for call in sent:
-            call.unsettled -= 1
-        self._turn_back(sent, refusal)
-
-    def _retry_calls(self) -> None:
-        waiting = set(map(id, self._unsent))
-        for call in self._calls.values():
-            if call.retry_tick <= self._ticks and id(call) not in waiting:
-                self._unsent.append(call)
+    def _check_serving(self) -> None:
+        self.check_able()
+        if self._stopping.is_set():
+            raise StoppedError("the Service was stopped")
 
     # -- membership
 
@@ -607,86 +438,47 @@ class Node:
         """
         deadline = time.monotonic() + timeout
         last = Refusal.NO_LEADER
+        invalid = 0
         with self._lock:
             while not is_done(self._applied_config):
-                if self._failure or self._halted or self._stopping.is_set():
+                if self._failure or self._halted or self._stopping.is_set() or time.monotonic() >= deadline:
                     return last
-                attempt = _ChangeAttempt()
-                if self._core.role is Role.LEADER:
-                    try:
-                        self._core.propose_change(change)
-                    except ProposalRefused as refused:
-                        attempt.refusal = refused.refusal
-                else:
-                    context = self._take_context()
-                    self._forwards[context] = attempt
-                    self._core.forward(((EntryKind.CONFIG, change.encode()),), context)
-                self._drive(inline=True)
+                context, attempt = self._contexts.take(), _ChangeAttempt()
+                self._changes[context] = attempt
+                self._attempt_change(change, context, attempt)
                 retry_tick = self._ticks + self._retry_ticks
-                while not is_done(self._applied_config) and self._ticks < retry_tick:
+                while not is_done(self._applied_config) and attempt.refusal is None and self._ticks < retry_tick:
                     remaining = deadline - time.monotonic()
-                    if attempt.refusal is not None:
-                        last = attempt.refusal
-                        retry_tick = min(retry_tick, self._ticks + 1)
-                    if (
-                        remaining <= 0
-                        or self._stopping.is_set()
-                        or (last is Refusal.INVALID_CHANGE and attempt.refusal)
-                    ):
-                        return None if is_done(self._applied_config) else last
+                    if remaining <= 0 or self._stopping.is_set():
+                        break
                     self._changed.wait(min(remaining, self._tick_seconds))
+                self._changes.pop(context, None)
+                if attempt.refusal is not None:
+                    last = attempt.refusal
+                    invalid += last is Refusal.INVALID_CHANGE
+                    if invalid > 3:
+                        return last
+                    # An earlier attempt may have had just that effect, and is applied here soon.
+                    self._changed.wait(self._tick_seconds)
             return None
 
-    # -- reads
-
-    def submit_read(self, read: Read) -> None:
-        """Have `read` finished once what is applied here is current as of now."""
-        with self._lock:
-            self.check_able()
-            if self._stopping.is_set():
-                raise StoppedError("the Service was stopped")
-            self._new_reads.append(read)
-            self._ask_reads()
-            self._drive(inline=False)
-
-    def withdraw_read(self, read: Read) -> bool:
-        """Give up on `read`; False if it was finished in the meantime."""
-        with self._lock:
-            for reads in (self._new_reads, self._asked_reads, self._applying_reads):
-                if read in reads:
-                    reads.remove(read)
-                    return True
-            return False
-
-    def _ask_reads(self) -> None:
-        """Ask one index for all readers that came since the last was asked for (R11)."""
-        if self._asked_context or not self._new_reads:
-            return
-        context = self._take_context()
-        if self._core.read_index(context):
-            self._asked_context, self._asked_tick = context, self._ticks
-            self._asked_reads, self._new_reads = self._new_reads, []
-
-    def _ask_reads_again(self) -> None:
-        """The answer may be lost, or its leader deposed: a new request for all who wait."""
-        self._new_reads = self._asked_reads + self._new_reads
-        self._asked_reads = []
-        self._asked_context = 0
-        self._ask_reads()
-
-    def _hear_read_state(self, read_state: ReadState) -> None:
-        if read_state.context != self._asked_context:
-            return
-        reads, self._asked_reads, self._asked_context = self._asked_reads, [], 0
-        # Applied is looked at after the index is known, never before.
-        if self._applied_index >= read_state.index:
-            for read in reads:
-                read.finish()
+    def _attempt_change(self, change: ConfChange, context: int, attempt: _ChangeAttempt) -> None:
+        if self._core.role is Role.LEADER:
+            try:
+                self._core.propose_change(change)
+            except ProposalRefused as refused:
+                attempt.refusal = refused.refusal
         else:
-            for read in reads:
-                read.index = read_state.index
-            self._applying_reads += reads
-        self._ask_reads()
+            self._core.forward(((EntryKind.CONFIG, change.encode()),), context)
+        self._drive(inline=True)
+
+    def _hear_proposal_reply(self, m: Message) -> None:
+        attempt = self._changes.pop(m.context, None)
+        if attempt is None:
+            self._calls.hear_reply(m, self._ticks)
+        elif m.reject:
+            attempt.refusal = refusal_of(m)
+            self._changed.notify_all()
 
     # -- driving the core
 
@@ -698,7 +490,9 @@ class Node:
         """
         while self._failure is None and not self._stopping.is_set():
             self._notice_changes()
-            self._send_unsent()
+            # While the disk is busy calls gather into one batch: one record, one
+            # message per peer and one fsync for all of them.
+            self._calls.send(self._ticks, may_propose=not self._is_writing)
             while (ready := self._core.ready()) is not None:
                 self._dispatch(ready)
             if not self._writes or self._is_writing:
@@ -712,7 +506,7 @@ class Node:
     def _dispatch(self, ready: Ready) -> None:
         self._post(ready.messages)
         for read_state in ready.read_states:
-            self._hear_read_state(read_state)
+            self._reads.hear(read_state, self._applied_index, self._ticks)
         if ready.must_persist:
             self._writes.append(ready)
         elif ready.messages_after:
@@ -817,17 +611,15 @@ class Node:
                     core.leader_id or "unknown",
                 )
             self._seen_view = view
-            # What was in flight may be lost with the old leader; sessions make repeats harmless.
-            self._forwards.clear()
-            self._unsent = list(self._calls.values())
-            self._open_retry_tick = 0
-            self._ask_reads_again()
+            self._calls.send_all_again()
+            self._reads.ask_again(self._ticks)
+            self._changes.clear()
             self._changed.notify_all()
         if core.config is not self._seen_config:
             self._seen_config = core.config
             self._sync_peers()
             self._changed.notify_all()
-        if core.is_removed and (self._calls or self._new_reads or self._asked_reads or self._applying_reads):
+        if core.is_removed and (self._calls or self._reads):
             self._fail_waiters(EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster"))
             self._changed.notify_all()
 
@@ -849,14 +641,8 @@ class Node:
                 condition.notify_all()
 
     def _fail_waiters(self, error: RaftError) -> None:
-        calls, self._calls, self._unsent = list(self._calls.values()), {}, []
-        for call in calls:
-            call.finish(OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error)
-        reads = self._new_reads + self._asked_reads + self._applying_reads
-        self._new_reads, self._asked_reads, self._applying_reads = [], [], []
-        self._asked_context = 0
-        for read in reads:
-            read.finish(error)
+        self._calls.fail(error)
+        self._reads.fail(error)
 
     # -- time
 
@@ -879,11 +665,8 @@ class Node:
         if self._failure is not None:
             return
         self._core.tick()
-        self._retry_calls()
-        if self._asked_context and self._ticks - self._asked_tick >= self._retry_ticks:
-            self._ask_reads_again()
-        else:
-            self._ask_reads()
+        self._calls.retry(self._ticks)
+        self._reads.ask(self._ticks)
         if self._ticks % self._options.election_ticks == 0:
             self._sync_peers()
             self._correct_address()
@@ -968,38 +751,18 @@ class Node:
         machine = self._machine
         with self._lock:
             self._applied_index = applied = machine.applied_index
-            before = (self._session_id, self._applied_config)
-            self._note_session()
+            before = (self._calls.session_id, self._applied_config)
+            self._calls.note_session(*machine.session_of(self.node_id))
             self._applied_config = machine.config
-            if before != (self._session_id, self._applied_config):
+            if before != (self._calls.session_id, self._applied_config):
                 self._changed.notify_all()
-            for answer in answers:
-                if answer.node_id == self.node_id and answer.session_id == self._session_id:
-                    call = self._calls.pop(answer.number, None)
-                    if call is not None:
-                        call.outcome = answer.outcome
-                        call.finish()
+            self._calls.answer(answers)
             if self._was_restored:
                 self._was_restored = False
-                self._answer_from_session()
-            if self._applying_reads:
-                done = [read for read in self._applying_reads if read.index <= applied]
-                if done:
-                    self._applying_reads = [read for read in self._applying_reads if read.index > applied]
-                    for read in done:
-                        read.finish()
+                self._calls.answer_recorded(machine.recorded)
+            self._reads.applied(applied)
             if error is not None:
                 self._halt(applied + 1, error)
-
-    def _answer_from_session(self) -> None:
-        """A snapshot brought the effect of entries that were not applied here one by one."""
-        if self._session_id:
-            for number in list(self._calls):
-                outcome = self._machine.recorded(self.node_id, number)
-                if outcome is not None:
-                    call = self._calls.pop(number)
-                    call.outcome = outcome
-                    call.finish()
 
     def _halt(self, index: int, error: BaseException) -> None:
         self._halted = ApplyHaltedError(
@@ -1205,9 +968,6 @@ class Node:
         if self._incoming_lock.acquire(blocking=False):
             self._incoming = None
             self._incoming_lock.release()
-
-
-_REFUSALS = frozenset(int(refusal) for refusal in Refusal)
 
 
 def _decode_config(data: bytes) -> Configuration:

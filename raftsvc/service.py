@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from raftsvc import hosts
+from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message
 from raftsvc.core.raft import Refusal
@@ -42,7 +43,7 @@ from raftsvc.errors import (
     UninitializedError,
     UnknownPeerError,
 )
-from raftsvc.node import Call, Node, NodeOptions, Read
+from raftsvc.node import Node, NodeOptions
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, JoinReply, Network, Problem, SnapshotChunk, peer_url, request_join

@@ -112,7 +112,8 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
 class HardState(NamedTuple):
     """What must survive a restart beside the log (figure 2, persistent state).
 
-    Kept as one record, so that term and vote never come apart.  `commit` need not be durable; it spares a restarted node some waiting.
+    Kept as one record, so that term and vote never come apart.  `commit` need not be
+    durable; it spares a restarted node some waiting.
     """
 
     term: int = 0

@@ -1,0 +1,338 @@
+"""What callers wait for: instructions on their way through the log, and reads on their way to an index.
+
+`Calls` keeps every instruction until its outcome is known, sends it again where
+it may have been lost, and knows what is certain about it at any time.  `Reads`
+gathers readers so that one round of the leader serves all that wait.
+
+Both belong to a node and are used under its lock only; neither blocks.  A waiting
+caller is woken by a lock of its own, once, by whoever takes it off these lists.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from raftsvc.core.messages import EntryKind, Message
+from raftsvc.core.raft import ProposalRefused, Raft, ReadState, Refusal, Role
+from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
+from raftsvc.machine import Answer, Outcome, wrap_instruction, wrap_open_session
+
+MAX_FORWARD_BYTES = 256 * 1024
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+_MAX_FORWARDS = 1024
+
+
+class Waiter:
+    """One blocked caller.  Finished exactly once."""
+
+    __slots__ = ("_woken", "error")
+
+    def __init__(self) -> None:
+        self._woken = threading.Lock()  # a semaphore: half the cost of an Event
+        self._woken.acquire()
+        self.error: RaftError | None = None
+
+    def finish(self, error: RaftError | None = None) -> None:
+        self.error = error
+        self._woken.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was finished within `timeout` seconds."""
+        return self._woken.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+class Call(Waiter):
+    """An instruction on its way, and its caller.
+
+    unsettled: how many times it was handed to a log, here or at a leader, with no
+               word that it was refused there; above 0 it may yet be applied.
+    """
+
+    __slots__ = ("data", "instruction", "number", "outcome", "retry_tick", "unsettled")
+
+    def __init__(self, instruction: bytes) -> None:
+        super().__init__()
+        self.instruction = instruction
+        self.data = b""
+        self.number = 0
+        self.unsettled = 0
+        self.retry_tick = 0
+        self.outcome: Outcome | None = None
+
+
+class Read(Waiter):
+    """A reader, and the index that must be applied before it goes on."""
+
+    __slots__ = ("index",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = 0
+
+
+class Contexts:
+    """Tags for requests to other nodes.  They differ from those before a restart, whose answers may still come."""
+
+    def __init__(self) -> None:
+        self._last = secrets.randbits(62)
+
+    def take(self) -> int:
+        """A tag that was never used."""
+        self._last += 1
+        return self._last
+
+
+class Calls:
+    """The instructions of this node that have no outcome yet, and the session they run under."""
+
+    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int) -> None:
+        self._core = core
+        self._contexts = contexts
+        self._retry_ticks = retry_ticks
+        self._waiting: dict[int, Call] = {}  # by number, which is also their order
+        self._unsent: list[Call] = []
+        self._forwards: dict[int, list[Call]] = {}
+        self._next_number = 1
+        self.session_id = 0
+        self._former_session_id = 0
+        self._session_nonce = secrets.randbits(64)
+        self._open_tick = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    # -- the session
+
+    def note_session(self, session_id: int, nonce: int) -> None:
+        """Learn which session this node has, as of what is applied."""
+        if nonce == self._session_nonce:
+            self.session_id = session_id
+        else:
+            self.session_id, self._former_session_id = 0, session_id
+
+    def open_session(self, tick: int) -> None:
+        """Have a session opened, asking again now and then until there is one."""
+        if self.session_id or tick < self._open_tick:
+            return
+        data = wrap_open_session(self._core.node_id, self._former_session_id, self._session_nonce)
+        proposals = ((EntryKind.NORMAL, data),)
+        if self._core.role is Role.LEADER:
+            with suppress(ProposalRefused):
+                self._core.propose(proposals)
+                self._open_tick = tick + self._retry_ticks
+        elif self._core.forward(proposals, self._contexts.take()):
+            self._open_tick = tick + self._retry_ticks
+
+    # -- on the way
+
+    def add(self, call: Call) -> None:
+        """Number `call` in the session, which is open, and have it sent."""
+        call.number = number = self._next_number
+        self._next_number = number + 1
+        low = next(iter(self._waiting), number)
+        call.data = wrap_instruction(self._core.node_id, self.session_id, number, low, call.instruction)
+        self._waiting[number] = call
+        self._unsent.append(call)
+
+    def withdraw(self, call: Call) -> bool:
+        """Give up on `call`; False if it was finished in the meantime.
+
+        Once a later instruction of this node is applied, the numbers below its
+        `low` can no longer take effect.
+        """
+        if self._waiting.pop(call.number, None) is None:
+            return False
+        with suppress(ValueError):
+            self._unsent.remove(call)
+        return True
+
+    def send(self, tick: int, may_propose: bool) -> None:
+        """Propose what is unsent, if this node leads and `may_propose`, or forward it to the leader."""
+        if not self._unsent or not self._core.leader_id:
+            return
+        if self._core.role is not Role.LEADER:
+            self._forward(tick)
+        elif may_propose:
+            self._propose(tick)
+
+    def _propose(self, tick: int) -> None:
+        while self._unsent:
+            batch = self._take_batch(MAX_BATCH_BYTES)
+            try:
+                self._core.propose([(EntryKind.NORMAL, call.data) for call in batch])
+            except ProposalRefused as refused:
+                self._turn_back(batch, refused.refusal, tick)
+                return
+            for call in batch:
+                call.unsettled += 1
+                # It is in our log: it commits, or leadership is lost, which sends it again.
+                call.retry_tick = tick + 4 * self._core.settings.election_ticks
+
+    def _forward(self, tick: int) -> None:
+        while self._unsent:
+            batch = self._take_batch(MAX_FORWARD_BYTES)
+            context = self._contexts.take()
+            if not self._core.forward([(EntryKind.NORMAL, call.data) for call in batch], context):
+                self._unsent = batch + self._unsent
+                return
+            for call in batch:
+                call.unsettled += 1
+                call.retry_tick = tick + self._retry_ticks
+            self._forwards[context] = batch
+        while len(self._forwards) > _MAX_FORWARDS:
+            del self._forwards[next(iter(self._forwards))]
+
+    def _take_batch(self, max_bytes: int) -> list[Call]:
+        room = max_bytes
+        count = 0
+        for call in self._unsent:
+            room -= len(call.data)
+            if room < 0 and count:
+                break
+            count += 1
+        batch, self._unsent = self._unsent[:count], self._unsent[count:]
+        return batch
+
+    def hear_reply(self, m: Message, tick: int) -> None:
+        """Take a leader's answer to what was forwarded."""
+        batch = self._forwards.pop(m.context, None)
+        if batch is not None and m.reject:
+            for call in batch:
+                call.unsettled -= 1
+            self._turn_back(batch, refusal_of(m), tick)
+
+    def _turn_back(self, batch: Iterable[Call], refusal: Refusal, tick: int) -> None:
+        """Calls were refused where they were sent: fail them over the quota, else try again soon."""
+        for call in batch:
+            if call.number not in self._waiting:
+                continue
+            if refusal is Refusal.QUOTA and not call.unsettled:
+                del self._waiting[call.number]
+                call.finish(OverloadedError("too much waits to be committed; is a majority of the cluster reachable?"))
+            else:
+                call.retry_tick = tick + 1
+
+    def retry(self, tick: int) -> None:
+        """Send again what was sent long ago; sessions make repeats harmless."""
+        unsent = set(map(id, self._unsent))
+        for call in self._waiting.values():
+            if call.retry_tick <= tick and id(call) not in unsent:
+                self._unsent.append(call)
+
+    def send_all_again(self) -> None:
+        """What was on its way may be lost with its leader."""
+        self._forwards.clear()
+        self._unsent = list(self._waiting.values())
+        self._open_tick = 0
+
+    # -- outcomes
+
+    def answer(self, answers: Iterable[Answer]) -> None:
+        """Finish the calls that `answers` are for."""
+        for answer in answers:
+            if answer.node_id == self._core.node_id and answer.session_id == self.session_id:
+                self._finish(answer.number, answer.outcome)
+
+    def answer_recorded(self, recorded: Callable[[int, int], Outcome | None]) -> None:
+        """Finish calls whose effect a snapshot brought, as the session in it remembers them."""
+        if self.session_id:
+            for number in list(self._waiting):
+                outcome = recorded(self._core.node_id, number)
+                if outcome is not None:
+                    self._finish(number, outcome)
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        call = self._waiting.pop(number, None)
+        if call is not None:
+            call.outcome = outcome
+            call.finish()
+
+    def fail(self, error: RaftError) -> None:
+        """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
+        calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
+        for call in calls:
+            call.finish(OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error)
+
+
+class Reads:
+    """Readers in three stages: those who just came, those whose index is being asked for, those who wait for it."""
+
+    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int) -> None:
+        self._core = core
+        self._contexts = contexts
+        self._retry_ticks = retry_ticks
+        self._new: list[Read] = []
+        self._asked: list[Read] = []
+        self._context = 0
+        self._asked_tick = 0
+        self._applying: list[Read] = []
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._asked) + len(self._applying)
+
+    def add(self, read: Read, tick: int) -> None:
+        """Have `read` finished once what is applied here is current as of now."""
+        self._new.append(read)
+        self.ask(tick)
+
+    def withdraw(self, read: Read) -> bool:
+        """Give up on `read`; False if it was finished in the meantime."""
+        for reads in (self._new, self._asked, self._applying):
+            if read in reads:
+                reads.remove(read)
+                return True
+        return False
+
+    def ask(self, tick: int) -> None:
+        """Ask one index for all readers that came since the last was asked for (R11)."""
+        if self._context and tick - self._asked_tick >= self._retry_ticks:
+            self.ask_again(tick)  # the answer may be lost
+        elif not self._context and self._new:
+            context = self._contexts.take()
+            if self._core.read_index(context):
+                self._context, self._asked_tick = context, tick
+                self._asked, self._new = self._new, []
+
+    def ask_again(self, tick: int) -> None:
+        """The leader that was asked may be deposed: a new request for all who wait."""
+        self._new = self._asked + self._new
+        self._asked, self._context = [], 0
+        self.ask(tick)
+
+    def hear(self, state: ReadState, applied_index: int, tick: int) -> None:
+        """An index was confirmed; a late one, of a request that was given up, says nothing."""
+        if state.context != self._context:
+            return
+        reads, self._asked, self._context = self._asked, [], 0
+        for read in reads:
+            read.index = state.index
+        self._applying += reads
+        # Applied is looked at after the index is known, never before.
+        self.applied(applied_index)
+        self.ask(tick)
+
+    def applied(self, index: int) -> None:
+        """Everything up to `index` is applied."""
+        if self._applying:
+            done = [read for read in self._applying if read.index <= index]
+            self._applying = [read for read in self._applying if read.index > index]
+            for read in done:
+                read.finish()
+
+    def fail(self, error: RaftError) -> None:
+        """Finish every read with `error`."""
+        reads = self._new + self._asked + self._applying
+        self._new, self._asked, self._applying, self._context = [], [], [], 0
+        for read in reads:
+            read.finish(error)
+
+
+_REFUSALS = {int(refusal): refusal for refusal in Refusal}
+
+
+def refusal_of(m: Message) -> Refusal:
+    """Why a PROPOSE was refused, as its reply says."""
+    return _REFUSALS.get(m.hint, Refusal.NO_LEADER)
