@@ -54,27 +54,23 @@ class SnapshotHeader:
         return head + _CRC.pack(crc32(head))
 
 
-def write_snapshot(files: Files, path: str, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
-    """Write a complete snapshot to `path` and make its content durable; the name is not synced."""
-    fd = files.create(path)
-    try:
-        head = header._encode()
-        files.write(fd, head, 0)
-        offset = len(head)
-        chain = crc32(head[-_CRC.size :])
-        total = 0
-        for chunk in chunks:
-            for start in range(0, len(chunk), MAX_CHUNK_BYTES):
-                piece = bytes(chunk[start : start + MAX_CHUNK_BYTES])
-                frame = _CHUNK.pack(len(piece), crc32(piece))
-                files.write(fd, frame + piece, offset)
-                offset += len(frame) + len(piece)
-                chain = crc32(frame, chain)
-                total += len(piece)
-        files.write(fd, _END.pack(0, chain, total), offset)
-        files.sync(fd)
-    finally:
-        files.close(fd)
+def write_snapshot(files: Files, fd: int, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
+    """Write a complete snapshot to the empty file `fd` and make its content durable; its name is not synced."""
+    head = header._encode()
+    files.write(fd, head, 0)
+    offset = len(head)
+    chain = crc32(head[-_CRC.size :])
+    total = 0
+    for chunk in chunks:
+        for start in range(0, len(chunk), MAX_CHUNK_BYTES):
+            piece = bytes(chunk[start : start + MAX_CHUNK_BYTES])
+            frame = _CHUNK.pack(len(piece), crc32(piece))
+            files.write(fd, frame + piece, offset)
+            offset += len(frame) + len(piece)
+            chain = crc32(frame, chain)
+            total += len(piece)
+    files.write(fd, _END.pack(0, chain, total), offset)
+    files.sync(fd)
 
 
 class StoredSnapshot:

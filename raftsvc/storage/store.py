@@ -51,8 +51,9 @@ class Store:
         self._files = files
         self._segment_bytes = segment_bytes
         self._dir_lock = DirectoryLock(f"{path}/lock")
-        # Guards _snapshot_index, _superseded, and the names snap and snap.new; held while these are renamed.
+        # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
+        self._is_closed = False
         self._snapshot_index = 0
         self._superseded = 0  # snapshots received whole in whose place a later one came before they were installed
         self._incoming: IncomingSnapshot | None = None
@@ -238,15 +239,26 @@ class Store:
         return StoredSnapshot(self._files, f"{self._path}/snap")
 
     def save_snapshot(self, header: SnapshotHeader, chunks: Iterable[bytes]) -> bool:
-        """Write a snapshot of this node's own.  False, and no effect, if a newer one came from a leader meanwhile."""
+        """Write a snapshot of this node's own.  False, and no effect, if a newer one came from a leader meanwhile.
+
+        One thread at a time.  Raises OSError, StorageError, and what `chunks` raises.
+        """
         temporary = f"{self._path}/snap.tmp"
+        with self._snapshot_lock:
+            self._check_open()
+            fd = self._files.create(temporary)
         try:
-            write_snapshot(self._files, temporary, header, chunks)
+            try:
+                write_snapshot(self._files, fd, header, chunks)
+            finally:
+                self._files.close(fd)
         except BaseException:
-            with suppress(OSError):
-                self._files.remove(temporary)  # give a full disk its space back
+            with self._snapshot_lock, suppress(OSError):
+                if not self._is_closed:
+                    self._files.remove(temporary)  # give a full disk its space back
             raise
         with self._snapshot_lock:
+            self._check_open()
             if header.index <= self._snapshot_index:
                 self._files.remove(temporary)
                 return False
@@ -254,22 +266,29 @@ class Store:
             self._snapshot_index = header.index
             return True
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StorageError(f"{self._path}: closed; another process may own it by now")
+
     def incoming(self, index: int, term: int, size_bytes: int, crc: int) -> IncomingSnapshot:
         """Begin to receive a snapshot of that identity, in place of one begun before.
 
         One thread at a time receives; what it has received whole stays untouched
         until it is installed, or a later one is whole.
         """
-        if self._incoming is not None:
-            self._incoming.close()
         identity = (index, term, size_bytes, crc)
         path = f"{self._path}/snap.part"
-        self._incoming = IncomingSnapshot(self._files, path, self._cluster_id, identity, self._complete_incoming)
-        return self._incoming
+        with self._snapshot_lock:
+            self._check_open()
+            if self._incoming is not None:
+                self._incoming.close()
+            self._incoming = IncomingSnapshot(self._files, path, self._cluster_id, identity, self._complete_incoming)
+            return self._incoming
 
     def _complete_incoming(self) -> None:
         complete = f"{self._path}/snap.new"
         with self._snapshot_lock:
+            self._check_open()
             if self._files.exists(complete):
                 self._superseded += 1
             self._files.rename(f"{self._path}/snap.part", complete)
@@ -280,6 +299,7 @@ class Store:
         Does nothing if that one was installed already in place of the one meant.
         """
         with self._snapshot_lock:
+            self._check_open()
             complete = f"{self._path}/snap.new"
             if self._superseded and not self._files.exists(complete):
                 self._superseded -= 1
@@ -289,9 +309,16 @@ class Store:
                 self._snapshot_index = snapshot.header.index
 
     def close(self) -> None:
-        """Close the log and let the directory go; idempotent."""
-        if self._incoming is not None:
-            self._incoming.close()
+        """Close the log and let the directory go; idempotent.
+
+        The caller has seen to it that nothing is being appended, synced or received.
+        A snapshot or a release that another thread is busy with ends in an error,
+        and changes nothing that the next owner sees.
+        """
+        with self._snapshot_lock:
+            self._is_closed = True
+            if self._incoming is not None:
+                self._incoming.close()
         if self._wal is not None:
             self._wal.close()
         self._dir_lock.release()

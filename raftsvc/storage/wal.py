@@ -223,7 +223,7 @@ class Wal:
         self._cluster_id = 0
         self._node_id = 0
         self._lock = threading.Lock()  # guards _segments
-        self._release_lock = threading.Lock()  # one release at a time; taken before _lock, held over its removals
+        self._release_lock = threading.Lock()  # one removal at a time, and none after close; taken before _lock
         self._segments: list[_Segment] = []
         self._fd = -1
         self._offset = 0
@@ -408,30 +408,34 @@ class Wal:
     def release_before(self, index: int) -> None:
         """Delete segments that hold nothing above `index`, oldest first.
 
-        The last one stays, and so does what no durable mark covers.  Raises StorageError.
+        The last one stays, and so does what no durable mark covers.  Does nothing
+        once the log has failed or was closed.  Raises StorageError.
         """
-        with self._release_lock:
-            try:
-                while True:
-                    with self._lock:
-                        oldest = self._segments[0]
-                        if len(self._segments) == 1 or oldest.max_index[0] > min(index, self._durable_mark_index):
-                            return
+        while True:
+            with self._release_lock:
+                if self._failure is not None:
+                    return
+                with self._lock:
+                    oldest = self._segments[0]
+                    if len(self._segments) == 1 or oldest.max_index[0] > min(index, self._durable_mark_index):
+                        return
+                try:
                     with suppress(FileNotFoundError):  # an earlier attempt got this far
                         self._files.remove(oldest.path)
                     # Each before the next: a crash must not leave a gap in the numbers.
                     self._files.sync_dir(self._path)
-                    with self._lock:
-                        del self._segments[0]
-            except OSError as error:
-                raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
+                except OSError as error:
+                    raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
+                with self._lock:
+                    del self._segments[0]
 
     def close(self) -> None:
         """Close the file; idempotent.  What was not synced may be lost."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+        with self._release_lock:  # nothing is deleted after this
             self._failure = self._failure or StorageError("closed")
-            self._files.close(fd)
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                self._files.close(fd)
 
     # -- opening
 

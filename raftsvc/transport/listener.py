@@ -65,13 +65,10 @@ class Listener:
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
         self._stopping.set()
-        server = self._server
-        if server is not None:
-            server.shutdown()
-            server.server_close()
-            server.close_connections()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(2.0)
+        if self._server is not None:
+            self._server.close_connections()
 
     def _run(self) -> None:
         pause = 0.05
@@ -86,14 +83,14 @@ class Listener:
                 continue
             self._server = server
             self._bound.set()
-            try:
-                server.serve_forever(poll_interval=0.1)
-            finally:
-                server.server_close()
+            with server:  # closes the port at the end
+                while not self._stopping.is_set():
+                    server.handle_request()
             return
 
 
 class _Server(ThreadingTCPServer):
+    timeout = 0.1  # seconds after which it looks whether it is to stop
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = True

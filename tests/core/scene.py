@@ -13,6 +13,7 @@ link until they are delivered; writes are durable at once unless they are held.
     deliver n1 n2 [count]        deliver what waits from n1 to n2, in order, and nothing it causes
     drop n1 n2                   lose what waits there
     stash n1 n2 / unstash        take what waits there aside; let it arrive after all
+    copy n1 n2                   keep a copy of what waits there, to arrive a second time
     cut n1 [n2] / heal           lose everything from and to n1 (or between the two) / no longer
     propose n1 a b               propose as n1: appended there, or forwarded
     read n1 7                    ask for a read index with tag 7
@@ -262,6 +263,9 @@ class Scene:
         taken = [m for m in self.wire if (m.from_id, m.to_id) == (ids[0], ids[1])]
         self.wire = [m for m in self.wire if m not in taken]
         self.stashed += taken
+
+    def do_copy(self, args: list[str], ids: list[int]) -> None:
+        self.stashed += [m for m in self.wire if (m.from_id, m.to_id) == (ids[0], ids[1])]
 
     def do_unstash(self, args: list[str], ids: list[int]) -> None:
         self.wire, self.stashed = self.stashed + self.wire, []

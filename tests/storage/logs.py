@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from raftsvc.core.messages import Entry, EntryKind, HardState
+from raftsvc.storage.files import Files
+from raftsvc.storage.snapshot import SnapshotHeader, write_snapshot
 from raftsvc.storage.wal import Mark, Recovered, Wal
 from tests.storage.faults import Disk
 
@@ -31,6 +33,12 @@ def new_disk() -> Disk:
 def new_log(disk: Disk, entries: Sequence[Entry] = (), segment_bytes: int = 1536) -> Wal:
     Wal.create(disk, DIR, CLUSTER_ID, NODE_ID, FIRST_STATE, entries, segment_bytes)
     return Wal.open(disk, DIR, segment_bytes)[0]
+
+
+def put_snapshot(files: Files, path: str, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
+    fd = files.create(path)
+    write_snapshot(files, fd, header, chunks)
+    files.close(fd)
 
 
 class Contents(NamedTuple):

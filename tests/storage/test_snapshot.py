@@ -9,8 +9,9 @@ import pytest
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import DamagedStorageError
-from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot, write_snapshot
+from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from tests.storage.faults import Disk
+from tests.storage.logs import put_snapshot
 
 HEADER = SnapshotHeader(index=9, term=3, cluster_id=0xC1, config=b"config", sessions=b"sessions", digest=0xABCD)
 PATH = "/node/snap"
@@ -24,7 +25,7 @@ def new_disk() -> Disk:
 
 def stored(chunks: list[bytes], header: SnapshotHeader = HEADER) -> Disk:
     disk = new_disk()
-    write_snapshot(disk, PATH, header, chunks)
+    put_snapshot(disk, PATH, header, chunks)
     return disk
 
 
@@ -46,7 +47,7 @@ def test_an_oversized_chunk_is_split_and_none_is_held_longer_than_it_is_written(
             taken.append(disk.count("write"))
             yield piece
 
-    write_snapshot(disk, PATH, HEADER, chunks())
+    put_snapshot(disk, PATH, HEADER, chunks())
     assert taken == [1, 3]  # each was written before the next was asked for
     with StoredSnapshot(disk, PATH) as snapshot:
         read = list(snapshot.chunks())
@@ -82,7 +83,7 @@ def test_an_open_snapshot_stays_readable_when_a_newer_one_takes_its_name() -> No
     disk = stored([b"old"])
     with StoredSnapshot(disk, PATH) as snapshot:
         whole = disk.content(PATH)
-        write_snapshot(disk, "/node/snap.tmp", HEADER, [b"new, and longer"])
+        put_snapshot(disk, "/node/snap.tmp", HEADER, [b"new, and longer"])
         disk.rename("/node/snap.tmp", PATH)
         assert snapshot.read(0, snapshot.size_bytes) == whole
         assert list(snapshot.chunks()) == [b"old"]

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,8 @@ from raftsvc.core.messages import HardState
 from raftsvc.errors import DamagedStorageError, DirectoryInUseError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
-from raftsvc.storage.snapshot import write_snapshot
 from tests.storage.faults import Disk, PowerLoss, losses
-from tests.storage.logs import batch, entry
+from tests.storage.logs import batch, entry, put_snapshot
 
 CLUSTER_ID = 0xC1
 SEGMENT_BYTES = 1400
@@ -76,7 +76,7 @@ def receive(store: Store, snapshot_header: SnapshotHeader, data: bytes, upto: in
     """Take a snapshot as a leader would send it; `upto`: stop after so many bytes."""
     path = "/leader"
     source = disk_at(path)
-    write_snapshot(source, f"{path}/snap", snapshot_header, [data])
+    put_snapshot(source, f"{path}/snap", snapshot_header, [data])
     with StoredSnapshot(source, f"{path}/snap") as snapshot:
         incoming = store.incoming(snapshot_header.index, snapshot_header.term, snapshot.size_bytes, snapshot.crc)
         content = snapshot.read(0, snapshot.size_bytes)
@@ -238,7 +238,7 @@ def test_a_snapshot_that_is_not_the_one_the_log_continues_is_refused(
     store.close()
     disk.delete(f"{path}/snap")
     if replace is not None:
-        write_snapshot(disk, f"{path}/snap", replace, [b"data"])
+        put_snapshot(disk, f"{path}/snap", replace, [b"data"])
     with pytest.raises(DamagedStorageError, match=what):
         open_store(path, disk).load()
 
@@ -402,6 +402,29 @@ def test_a_directory_belongs_to_one_process_at_a_time(path: str) -> None:
             assert owner.stdout.readline() == "closed\n"
         finally:
             owner.kill()
+
+
+def test_a_snapshot_that_outlives_its_store_leaves_the_next_owner_alone(path: str) -> None:
+    store = member(path, Files(), 5)
+    late: list[Store] = []
+
+    def chunks() -> Iterator[bytes]:
+        yield b"old"
+        store.close()
+        late.append(open_store(path, Files()))
+        late[0].load()
+        assert late[0].save_snapshot(header(5), [data_up_to(5)])
+        yield b"older"
+
+    with pytest.raises(StorageError, match="closed"):
+        store.save_snapshot(header(4), chunks())
+    for attempt in (lambda: store.incoming(9, 2, 100, 1), store.install_incoming):
+        with pytest.raises(StorageError):
+            attempt()
+    with late[0].open_snapshot() as snapshot:
+        snapshot.verify()
+        assert snapshot.header == header(5)
+    late[0].close()
 
 
 # -- the power goes

@@ -314,6 +314,20 @@ def test_a_closed_log_takes_nothing_more() -> None:
         wal.append(None, [entry(1)])
 
 
+def test_a_closed_log_deletes_nothing_more() -> None:
+    # Its directory may be another process's by then.
+    disk = new_disk()
+    wal = new_log(disk)
+    for n in range(1, 101):
+        wal.append(None, [entry(n)])
+    wal.mark_snapshot(100, 1)
+    wal.sync()
+    names = disk.list_dir(DIR)
+    wal.close()
+    wal.release_before(100)
+    assert disk.list_dir(DIR) == names
+
+
 # -- what does not belong together
 
 
