@@ -9,7 +9,8 @@ While a node joins there is also wal.tmp/, which holds its join token until the
 log inside it is complete and takes its name.  Snapshots grow as snap.tmp (our
 own) and snap.part (a leader's, which is snap.new once it is whole); at a start
 all three are leftovers.  A snapshot is durable under its name before the log says
-so, and the log says so before segments are deleted.
+so, and the log says so before segments are deleted.  One snapshot is kept: a damaged
+one is refused and not replaced by an older, for the other members hold its data.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import requests
 
 import raftsvc
+from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
 
 
@@ -273,6 +276,32 @@ def test_stop_ends_a_join_that_waits_and_frees_the_directory(cluster: Cluster) -
     with pytest.raises(raftsvc.StoppedError):
         joining()
     node.start()
+
+
+def test_recorded_requests_that_are_sent_again_change_nothing(cluster: Cluster) -> None:
+    cluster.form(3)
+    recorded: list[requests.PreparedRequest] = []
+    for member in cluster.members:
+        send = member.session.send
+
+        def record(request: requests.PreparedRequest, send: Any = send, **options: Any) -> requests.Response:
+            recorded.append(request.copy())
+            return send(request, **options)
+
+        member.session.send = record  # type: ignore[method-assign]
+    for n in range(5):
+        for member in cluster.members:
+            member.service.exec(b"%d" % n, timeout=PATIENCE)
+            member.read()
+    items = cluster.members[0].read()
+    before = [(m.status["term"], m.status["leader_id"], m.status["members"]) for m in cluster.members]
+    enemy = make_session()
+    replayed = list(recorded)
+    assert {str(r.url).rpartition("/")[2] for r in replayed} == {"msg"}
+    for request in replayed:
+        assert enemy.send(request, timeout=PATIENCE).status_code == 200
+    assert [m.read() for m in cluster.members] == [items] * 3, "a proposal that comes again is known by its number"
+    assert [(m.status["term"], m.status["leader_id"], m.status["members"]) for m in cluster.members] == before
 
 
 def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:
