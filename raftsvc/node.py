@@ -795,6 +795,9 @@ class Node:
             term = self._core.log.term_at(index)
         if term is None:
             return  # a newer snapshot is on its way in
+        # Whatever comes of it, the next attempt is as far away as after a success.
+        self._snapshot_index = index
+        self._bytes_since_snapshot = 0
         try:
             chunks = machine.capture()
         except Exception as error:
@@ -804,8 +807,6 @@ class Node:
             index, term, self.cluster_id, machine.config.encode(), machine.encode_sessions(), machine.digest
         )
         self._snapshot_running = True
-        self._snapshot_index = index
-        self._bytes_since_snapshot = 0
 
         def write() -> None:
             try:
@@ -827,7 +828,10 @@ class Node:
         """The log goes on without this snapshot, and grows; the next one may succeed and clears the error."""
         logger.error("node %d could not take a snapshot: %r", self.node_id, error, exc_info=error)
         with self._lock:
-            self._snapshot_error = _as_raft_error(error, "taking a snapshot failed")
+            self._snapshot_error = StorageError(
+                f"taking a snapshot failed: {error!r}; the log grows until one succeeds"
+            )
+            self._snapshot_error.__cause__ = error
 
     # -- peers
 

@@ -68,6 +68,24 @@ def test_a_restart_continues_from_snapshot_and_log(make_cluster: Callable[..., C
     assert before[:50] == [b"%d" % n for n in range(50)]
 
 
+def test_a_snapshot_that_fails_is_reported_and_tried_again(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=5)
+    node = cluster.add()
+    node.service.init()
+    sound = node.state.snapshot
+
+    def broken() -> tuple[bytes, int]:
+        raise RuntimeError("cannot")
+
+    node.state.snapshot = broken  # type: ignore[method-assign]
+    for n in range(20):
+        assert node.service.exec(b"%d" % n), "the node goes on"
+    assert isinstance(eventually(node.service.err), raftsvc.StorageError)
+    node.state.snapshot = sound  # type: ignore[method-assign]
+    write_until_compacted(node, 0)
+    eventually(lambda: node.service.err() is None, "the error clears itself")
+
+
 def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_bytes=1_000_000)
     node = cluster.add()
