@@ -106,7 +106,7 @@ class App:
             if problem.status == 503:
                 headers.append(("Retry-After", "1"))
         except Exception:
-            logger.exception("a request under %s failed", environ.get("PATH_INFO"))
+            logger.exception("a request under %.100r failed", environ.get("PATH_INFO"))
             status, content_type, body = 500, "application/problem+json", Problem(500, "internal").encode()
         mac = self._auth.sign_answer(secret, str(environ.get("HTTP_RAFT_AUTH", "")), status, body)
         if mac:
@@ -151,8 +151,8 @@ class App:
                 sender_addr = JoinRequest.decode(body).addr
             except MalformedError:
                 sender_addr = None  # refused below, once its sender is known to be one of ours
-        elif envelope.sender.isdigit():
-            sender_addr = self._receiver.addr_of(_number(envelope.sender, "Raft-From"))
+        elif _is_number(envelope.sender):  # else refused below, as above
+            sender_addr = self._receiver.addr_of(int(envelope.sender))
         secret = self._auth.admit(envelope, body, environ, sender_addr)
         if secret is None:
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
@@ -253,7 +253,7 @@ def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tup
     while left:
         try:
             piece = stream.read(min(left, 65536))
-        except (OSError, ValueError):
+        except Exception:  # that the client is gone each server says with an exception of its own
             piece = b""
         if not piece:
             return b"", Problem(400, "body_cut_short", "the body is shorter than its Content-Length")
@@ -265,8 +265,12 @@ def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tup
     return b"".join(kept), None
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 19
+
+
 def _number(text: str, name: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
+    if not _is_number(text):
         raise Problem(400, "malformed", f"{name} is no member id")
     return int(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,
+    ConfigurationError,
     JoinFailedError,
     PeerUninitializedError,
     RaftError,
@@ -47,26 +49,55 @@ def request_join(
         left = deadline - time.monotonic()
         try:
             request = JoinRequest(addr, token, challenge)
-            limit = min(max(0.1, left), _ANSWER_SECONDS)
-            return JoinReply.decode(network.post(url, "join", request.encode(), "", 0, 0, timeout=limit))
+            return _ask(network, url, request, min(max(0.1, left), _ANSWER_SECONDS))
         except Problem as problem:
             if problem.code in _FINAL:
                 raise _FINAL[problem.code](f"{url}: {problem.detail}") from problem
             why = str(problem)
-            challenge = ""
-            if problem.code == "challenge":
-                challenge = problem.extra.get("challenge", "")
-            elif problem.code == "not_leader" and problem.extra.get("leader"):
-                url = peer_url(problem.extra["leader"])
-            else:
-                url = boot
+            # One challenge is met at once; who answers with another one has to wait.
+            is_met = bool(challenge)
+            challenge = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
+            if not challenge:
+                url = _leader_url(problem) or boot
         except (UnreachableError, MalformedError) as error:
             why = str(error)
-            url, challenge = boot, ""
+            url, challenge, is_met = boot, "", False
         if stopped.is_set():
             raise StoppedError("the Service was stopped")
         if time.monotonic() >= deadline:
             raise JoinFailedError(f"{boot} did not admit {addr} within {timeout:g} s; the last answer: {why}")
-        if not challenge:
+        if not challenge or is_met:
             stopped.wait(min(pause, max(0.0, deadline - time.monotonic())) * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 1.5)
+
+
+def _leader_url(problem: Problem) -> str | None:
+    """Where the leader is, if the answer names a place that makes sense."""
+    try:
+        return peer_url(problem.extra.get("leader", "")) if problem.code == "not_leader" else None
+    except ConfigurationError:
+        return None
+
+
+def _ask(network: Network, url: str, request: JoinRequest, timeout: float) -> JoinReply:
+    """One request, `timeout` seconds in all.
+
+    In a thread of its own: the timeout of a socket begins anew with each byte, so
+    it does not end an answer that comes drop by drop.
+    """
+    outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(network.post(url, "join", request.encode(), "", 0, 0, timeout=timeout))
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, name="raftsvc-join", daemon=True).start()
+    try:
+        answer = outcome.get(timeout=timeout)
+    except queue.Empty:
+        raise UnreachableError(f"no whole answer within {timeout:.3g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return JoinReply.decode(answer)

@@ -32,16 +32,16 @@ def peer_url(addr: str) -> str:
           and mount prefix.
     Raises ConfigurationError.
     """
-    if "://" in addr:
-        url = addr.rstrip("/")
-    else:
-        url = f"http://{addr}/raft"
-    parts = urlsplit(url)
+    is_url = "://" in addr
+    url = addr.rstrip("/") if is_url else f"http://{addr}/raft"
     try:
-        is_complete = bool(parts.hostname) and (parts.port is not None or "://" in addr)
-    except ValueError:
-        is_complete = False
-    if parts.scheme not in ("http", "https") or not is_complete or parts.query or parts.fragment or parts.username:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (is_url or parts.port is not None)
+    except ValueError:  # a port that is no number, brackets that do not match, a host that Unicode rules out
+        is_good = False
+    # The address may come from a node that wants to join: what one parser drops or
+    # takes for the end of the path, or of the host, another does not.
+    if not is_good or not url.isprintable() or any(c in url for c in " ?#@\\") or (not is_url and "/" in addr):
         raise ConfigurationError(f"{addr!r} is neither host:port nor an http(s) URL")
     return url
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
+from werkzeug.wsgi import LimitedStream
 
 from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, decode_messages
 from raftsvc.errors import NodeFailedError, OverloadedError
@@ -85,6 +86,7 @@ def test_requests_for_others_are_refused(path: str) -> None:
     refused(request(path, body, sender="0"), 400, "malformed")
     refused(request(path, body, sender="1"), 400, "malformed")
     refused(request(path, body, sender="-2"), 400, "malformed")
+    refused(request(path, body, sender="9" * 20), 400, "malformed")
     refused(request(path, body, sender="3"), 400, "malformed")  # the message says 2
 
 
@@ -107,6 +109,31 @@ def test_bodies_of_the_wrong_kind_or_length_are_refused(path: str) -> None:
     big = bytes(MAX_BODY_BYTES + 1)
     refused(request(path, big), 413, "too_large")
     refused(request(path, b"", raw_CONTENT_LENGTH=str(10**15)), 400, "body_cut_short")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("closed"), EOFError(), RuntimeError("the server's own")])
+def test_a_body_that_cannot_be_read_is_no_server_error(path: str, error: Exception) -> None:
+    class Broken:
+        def read(self, size: int) -> bytes:
+            raise error
+
+    refused({**request(path, BODIES[path]), "wsgi.input": Broken()}, 400, "body_cut_short")
+    # A middleware that wraps the stream as werkzeug does raises an HTTP exception of its own.
+    stream = LimitedStream(io.BytesIO(BODIES[path]), len(BODIES[path]) + 9)
+    environ = request(path, BODIES[path], raw_CONTENT_LENGTH=str(len(BODIES[path]) + 9))
+    refused({**environ, "wsgi.input": stream}, 400, "body_cut_short")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "status"])
+@pytest.mark.parametrize("sender", ["9" * 20, "9" * 5000, "\u00b2", "\u0663", "-1", " 2", "2\n"])
+def test_a_stranger_with_an_impossible_id_is_a_stranger(
+    path: str, sender: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = "GET" if path == "status" else "POST"
+    body = BODIES.get(path, b"")
+    refused(request(path, body, secret=None, method=method, raw_HTTP_RAFT_FROM=sender), 401, "unauthenticated")
+    assert not caplog.records, "a stranger cannot fill the log"
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import requests
 
 from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
 from raftsvc.transport import App, Authenticator, Network, Peer, Problem
@@ -128,6 +131,127 @@ def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Pe
     node, peer = talk(make_app(Removed()))
     peer.put([heartbeat()])
     assert node.wait_for("removed") == ("removed", NODE)
+
+
+@pytest.mark.parametrize("status", ["410 Gone", "404 Not Found", "502 Bad Gateway"])
+def test_without_a_secret_a_page_of_some_proxy_removes_nobody(
+    talk: Callable[..., tuple[NodeStub, Peer]], status: str
+) -> None:
+    node, peer = talk(answering(status, b"<html>gone</html>"), None)
+    peer.put([heartbeat()])
+    node.wait_for("unreachable")
+    assert {event[0] for event in node.events} == {"unreachable"}
+
+
+def test_without_a_secret_a_peer_can_still_tell_of_a_removal(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
+    class Removed(Recorder):
+        def standing_of(self, node_id: int) -> str:
+            return "removed"
+
+    node, peer = talk(make_app(Removed(), secret=None), None)
+    peer.put([heartbeat()])
+    assert node.wait_for("removed") == ("removed", NODE)
+
+
+def test_trouble_of_the_node_does_not_end_its_sender(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
+    good = make_app(Recorder(), secret=None)
+    answers = iter([answering("410 Gone", Problem(410, "removed").encode()), answering("500 Oops", b"")])
+
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        return next(answers, good)(environ, start_response)
+
+    node, peer = talk(app, None)
+    noted = node._note
+
+    def troubled(*event: Any) -> None:
+        noted(*event)
+        if event[0] != "replies":
+            raise RuntimeError("trouble")
+
+    node._note = troubled  # type: ignore[method-assign]
+    for n in range(3):
+        peer.put([heartbeat(n, [Entry.make(n + 1, 1, EntryKind.NORMAL, b"")])])
+        with node.happened:
+            assert node.happened.wait_for(
+                lambda n=n: sum(e[0] == "unreachable" for e in node.events) > n or n == 2, PATIENCE
+            )
+    node.wait_for("replies")
+
+
+def test_a_given_session_is_used_with_its_headers_and_auth() -> None:
+    seen: list[dict[str, Any]] = []
+    app = make_app(Recorder(), judge=lambda environ: environ.get("HTTP_X_PEER") == "yes")
+
+    def spy(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        seen.append(dict(environ))
+        return app(environ, start_response)
+
+    listener = Listener(spy, "127.0.0.1:0")
+    listener.start()
+    try:
+        assert listener.wait_bound(PATIENCE) and listener.address is not None
+        with requests.Session() as session:
+            session.headers.update({"X-Peer": "yes", "Raft-From": "9", "Content-Type": "text/plain"})
+            session.auth = ("user", "password")
+            network = Network(session, Authenticator(SECRET, None, False), 5.0, 5.0)
+            node = NodeStub()
+            peer = network.open_peer(node, NODE, f"http://127.0.0.1:{listener.address[1]}")
+            peer.put([heartbeat()])
+            node.wait_for("replies")  # the judge agreed, and nothing of the session's displaced what is signed
+            peer.stop()
+        assert seen[0]["HTTP_AUTHORIZATION"].startswith("Basic ")
+    finally:
+        listener.stop()
+
+
+def test_a_peer_that_accepts_and_never_answers_holds_up_nobody_else(
+    talk: Callable[..., tuple[NodeStub, Peer]],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        network = Network(None, Authenticator(SECRET, None, False), 5.0, PATIENCE)
+        stuck = NodeStub()
+        mute = network.open_peer(stuck, 3, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        mute.put([Message(MessageKind.APPEND, 3, PEER, term=1)])
+        connection, _ = silent.accept()
+        with connection:
+            assert connection.recv(1), "the request is under way"
+            for n in range(10_000):
+                mute.put([Message(MessageKind.APPEND, 3, PEER, term=1, index=n)])
+            node, peer = talk(make_app(Recorder()))
+            peer.put([heartbeat()])
+            node.wait_for("replies")
+            assert stuck.events == []
+            started = time.monotonic()
+            mute.stop()
+            assert time.monotonic() - started < PATIENCE / 2, "it does not wait for the answer"
+        network.close()
+
+
+def test_a_peer_that_is_slow_to_answer_counts_as_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        node = NodeStub()
+        network = Network(None, Authenticator(SECRET, None, False), 5.0, 0.2)
+        peer = network.open_peer(node, NODE, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        peer.put([heartbeat()])
+        assert node.wait_for("unreachable") == ("unreachable", NODE)
+        peer.stop()
+        network.close()
+
+
+def test_connections_are_kept_open_whatever_was_answered(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
+    threads: list[str] = []  # the listener has one for each connection
+    good, bad = make_app(Recorder()), answering("503 Service Unavailable", b"later")
+
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        threads.append(threading.current_thread().name)
+        return (bad if len(threads) % 2 else good)(environ, start_response)
+
+    node, peer = talk(app)
+    for n in range(4):
+        peer.put([heartbeat(n)])
+        with node.happened:
+            assert node.happened.wait_for(lambda n=n: len(node.events) > n, PATIENCE)
+    assert len(threads) == 4 and len(set(threads)) == 1
 
 
 def test_replies_in_the_name_of_another_are_dropped(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:

@@ -23,6 +23,18 @@ def test_addresses_mean_base_urls() -> None:
         "http://",
         "http://a:1/x?y=1",
         "http://u:p@a:1",
+        "http://:p@a:1",
+        "http://@a:1",
+        "http://a:1/x?",
+        "http://a:1/x#",
+        "http://a:1/ x",
+        "http://a\\b:1",
+        "http://\u2100/raft",
+        "[::1:80",
+        "a b:80",
+        "a\nb:80",
+        "http://a:1/\n",
+        "a:80/mount",
         "a:99999",
     ):
         with pytest.raises(raftsvc.ConfigurationError):
