@@ -10,10 +10,10 @@ caller is woken by a lock of its own, once, by whoever takes it off these lists.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from random import Random
 
 from raftsvc.core.messages import EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Raft, ReadState, Refusal, Role
@@ -76,8 +76,8 @@ class Read(Waiter):
 class Contexts:
     """Tags for requests to other nodes.  They differ from those before a restart, whose answers may still come."""
 
-    def __init__(self) -> None:
-        self._last = secrets.randbits(62)
+    def __init__(self, random: Random) -> None:
+        self._last = random.getrandbits(62)
 
     def take(self) -> int:
         """A tag that was never used."""
@@ -88,7 +88,8 @@ class Contexts:
 class Calls:
     """The instructions of this node that have no outcome yet, and the session they run under."""
 
-    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int) -> None:
+    def __init__(self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int) -> None:
+        """session_nonce: 64 bits that no other start of this node drew."""
         self._core = core
         self._contexts = contexts
         self._retry_ticks = retry_ticks
@@ -98,7 +99,7 @@ class Calls:
         self._next_number = 1
         self.session_id = 0
         self._former_session_id = 0
-        self._session_nonce = secrets.randbits(64)
+        self._session_nonce = session_nonce
         self._open_tick = 0
 
     def __len__(self) -> int:
@@ -113,9 +114,9 @@ class Calls:
         else:
             self.session_id, self._former_session_id = 0, session_id
 
-    def open_session(self, tick: int) -> None:
+    def _open_session(self, tick: int) -> None:
         """Have a session opened, asking again now and then until there is one."""
-        if self.session_id or tick < self._open_tick:
+        if tick < self._open_tick:
             return
         data = wrap_open_session(self._core.node_id, self._former_session_id, self._session_nonce)
         proposals = ((EntryKind.NORMAL, data),)
@@ -129,12 +130,10 @@ class Calls:
     # -- on the way
 
     def add(self, call: Call) -> None:
-        """Number `call` in the session, which is open, and have it sent."""
-        call.number = number = self._next_number
-        self._next_number = number + 1
-        low = next(iter(self._waiting), number)
-        call.data = wrap_instruction(self._core.node_id, self.session_id, number, low, call.instruction)
-        self._waiting[number] = call
+        """Number `call` and have it sent, once there is a session."""
+        call.number = self._next_number
+        self._next_number += 1
+        self._waiting[call.number] = call
         self._unsent.append(call)
 
     def withdraw(self, call: Call) -> bool:
@@ -153,7 +152,9 @@ class Calls:
         """Propose what is unsent, if this node leads and `may_propose`, or forward it to the leader."""
         if not self._unsent or not self._core.leader_id:
             return
-        if self._core.role is not Role.LEADER:
+        if not self.session_id:
+            self._open_session(tick)
+        elif self._core.role is not Role.LEADER:
             self._forward(tick)
         elif may_propose:
             self._propose(tick)
@@ -188,7 +189,10 @@ class Calls:
     def _take_batch(self, max_bytes: int) -> list[Call]:
         room = max_bytes
         count = 0
+        low = next(iter(self._waiting), 0)  # those sent before have their data
         for call in self._unsent:
+            if not call.data:
+                call.data = wrap_instruction(self._core.node_id, self.session_id, call.number, low, call.instruction)
             room -= len(call.data)
             if room < 0 and count:
                 break

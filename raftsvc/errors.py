@@ -117,6 +117,13 @@ class ApplyHaltedError(NotApplied):
     """
 
 
+class DivergedError(NotApplied):
+    """What this node applied differs from what the others applied; it serves nothing any more.
+
+    Its memory or disk changed, or its State does not apply deterministically.
+    """
+
+
 class StorageError(RaftError):
     """The disk refused or failed an operation; the node stopped acknowledging."""
 

@@ -110,7 +110,9 @@ class Machine:
     def __init__(self, state: State) -> None:
         self.state = state
         self.applied_index = 0
+        self.applied_term = 0
         self.digest = 0
+        self._fresh_digests: list[int] = []
         self.config = Configuration()
         self._sessions: dict[int, Session] = {}
 
@@ -123,6 +125,14 @@ class Machine:
         """The outcome that the node's session remembers of `number`."""
         session = self._sessions.get(node_id)
         return session.outcomes.get(number) if session else None
+
+    def take_digests(self) -> tuple[int, list[int]]:
+        """The digest after each entry applied since the last call, and the index of the first.
+
+        A snapshot that was restored counts as one entry, its last.
+        """
+        fresh, self._fresh_digests = self._fresh_digests, []
+        return self.applied_index + 1 - len(fresh), fresh
 
     # -- applying
 
@@ -143,7 +153,9 @@ class Machine:
                 elif entry.kind == EntryKind.CONFIG:
                     self._apply_change(ConfChange.decode(entry.data))
                 self.digest = crc32(result, crc32(entry.frame, self.digest))
+                self._fresh_digests.append(self.digest)
                 self.applied_index = entry.index
+                self.applied_term = entry.term
         finally:
             self.state.set_applied_index(self.applied_index)
 
@@ -200,7 +212,9 @@ class Machine:
             raise ValueError(f"the State's snapshot is of index {index}, not of {self.applied_index}")
         return chunks
 
-    def restore(self, index: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]) -> None:
+    def restore(
+        self, index: int, term: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]
+    ) -> None:
         """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
         decoded = _decode_sessions(sessions)
         if isinstance(self.state, StreamingState):
@@ -215,7 +229,9 @@ class Machine:
         self._sessions = decoded
         self.config = config
         self.digest = digest
+        self._fresh_digests = [digest]
         self.applied_index = index
+        self.applied_term = term
 
     def encode_sessions(self) -> bytes:
         """The session table for a snapshot's header."""

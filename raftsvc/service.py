@@ -25,6 +25,7 @@ from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message
 from raftsvc.core.raft import Refusal
+from raftsvc.engine import EngineOptions
 from raftsvc.errors import (
     ConfigurationError,
     ExistingClusterError,
@@ -125,17 +126,19 @@ def start(
         raise ConfigurationError("an election_timeout below 0.1 s elects leaders all the time")
     peer_url(laddr)
     auth = Authenticator(secret, authenticate, mutual_tls)
-    auth.check_exposure(laddr, insecure)
+    for addr in (laddr, listen):
+        if addr is not None:
+            auth.check_exposure(addr, insecure)
     host = hosts.find_host()
     if lock_timeout is None:
         lock_timeout = 10.0 if host is None or host.graceful_timeout is None else host.graceful_timeout + 5.0
-    options = NodeOptions(
-        election_timeout=election_timeout,
+    engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
         trailing_entries=trailing_entries,
         max_uncommitted_bytes=max_uncommitted_bytes,
     )
+    options = NodeOptions(election_timeout, engine_options)
     if clock is not None:
         options = options._replace(clock=clock)
     store = Store.open(os.fspath(dir), files, lock_timeout)
@@ -297,7 +300,7 @@ class Service:
         deadline = time.monotonic() + timeout
         with self._admission:
             call = Call(bytes(instruction))
-            node.submit(call, timeout)
+            node.submit(call)
             if not call.wait(deadline - time.monotonic()) and node.withdraw(call):
                 if call.unsettled:
                     raise OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be")

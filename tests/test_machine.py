@@ -111,6 +111,7 @@ def restored(log: Log) -> Machine:
     other = Machine(ListState())
     other.restore(
         machine.applied_index,
+        machine.applied_term,
         Configuration.decode(machine.config.encode()),
         machine.encode_sessions(),
         machine.digest,
@@ -186,7 +187,7 @@ def test_damaged_session_tables_are_refused() -> None:
     data = log.machine.encode_sessions()
     for end in range(1, len(data)):
         with pytest.raises(MalformedError):
-            Machine(ListState()).restore(1, Configuration(), data[:end], 0, iter(()))
+            Machine(ListState()).restore(1, 1, Configuration(), data[:end], 0, iter(()))
 
 
 def test_the_digest_is_the_same_in_every_process() -> None:

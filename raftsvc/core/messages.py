@@ -136,6 +136,8 @@ class MessageKind(IntEnum):
     PROPOSE_REPLY = 10
     READ_INDEX = 11  # thesis section 6.4
     READ_INDEX_REPLY = 12
+    DIGEST = 13  # a leader compares what the members applied; see raftsvc.digests
+    DIGEST_REPLY = 14
 
 
 _MESSAGE_HEAD = struct.Struct(">BBQQQQQQQQI")
@@ -160,6 +162,8 @@ class Message:
                      Rejected: hint is a Refusal
     READ_INDEX       context: the sender's tag
     READ_INDEX_REPLY context: that tag; index: the read index
+    DIGEST           index: tell your digest there; with reject, hint: the one that is right
+    DIGEST_REPLY     index, hint: the digest there
 
     `term` is the sender's, save that PRE_VOTE and a reply that grants it carry the
     term that the candidate would use; PROPOSE, READ_INDEX and their replies carry

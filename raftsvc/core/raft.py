@@ -855,7 +855,7 @@ class Raft:
                 self._read_as_leader(m.from_id, m.context)
         elif m.kind is MessageKind.PROPOSE:
             self._take_forwarded(m)
-        # A PROPOSE_REPLY is for the caller, who looks at it before it steps it.
+        # The others are for the caller of `step`, who looks at them before.
 
     def _take_forwarded(self, m: Message) -> None:
         reply = Message(MessageKind.PROPOSE_REPLY, m.from_id, context=m.context)
@@ -938,5 +938,12 @@ class Raft:
 
 
 _TERMLESS = frozenset(
-    {MessageKind.PROPOSE, MessageKind.PROPOSE_REPLY, MessageKind.READ_INDEX, MessageKind.READ_INDEX_REPLY}
+    {
+        MessageKind.PROPOSE,
+        MessageKind.PROPOSE_REPLY,
+        MessageKind.READ_INDEX,
+        MessageKind.READ_INDEX_REPLY,
+        MessageKind.DIGEST,
+        MessageKind.DIGEST_REPLY,
+    }
 )

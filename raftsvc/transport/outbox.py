@@ -133,4 +133,4 @@ def _supersedes(new: Message, old: Message) -> bool:
             and new.index >= old.index
             and new.context >= old.context
         )
-    return new.kind in (MessageKind.PRE_VOTE, MessageKind.VOTE)
+    return new.kind in (MessageKind.PRE_VOTE, MessageKind.VOTE) or (new.kind is MessageKind.DIGEST and not old.reject)

@@ -131,7 +131,9 @@ def test_writes_without_a_majority_are_refused_at_the_quota(cluster: Cluster) ->
     leader, follower = cluster.leader(), cluster.follower()
     leader.service.exec(b"a")
     follower.service.stop()
-    leader.service._node._core.settings = leader.service._node._core.settings._replace(max_uncommitted_bytes=50_000)
+    leader.service._node._engine.core.settings = leader.service._node._engine.core.settings._replace(
+        max_uncommitted_bytes=50_000
+    )
     refused = 0
     for _ in range(20):
         with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.OverloadedError)) as caught:
@@ -258,7 +260,7 @@ def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
         return quick(data, index)
 
     slow.state.apply = waits  # type: ignore[method-assign]
-    monkeypatch.setattr("raftsvc.node.MAX_BACKLOG_BYTES", 300_000)
+    monkeypatch.setattr("raftsvc.engine.MAX_BACKLOG_BYTES", 300_000)
     leader = cluster.leader()
     for n in range(100):
         leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)

@@ -218,7 +218,9 @@ def test_an_eviction_that_would_leave_no_live_majority_is_refused(cluster: Clust
     dead = next(m for m in cluster.members if m not in (leader, follower))
     dead.service.stop()
     node_id = str(dead.status["node_id"]) if dead.status.get("node_id") else ""
-    eventually(lambda: not leader.service._node._core.progress[int(node_id)].is_alive, "the dead member is noticed")
+    eventually(
+        lambda: not leader.service._node._engine.core.progress[int(node_id)].is_alive, "the dead member is noticed"
+    )
     with pytest.raises(raftsvc.MembershipTimeoutError):
         leader.service.evict(follower.addr, timeout=1.0)
     leader.service.evict(dead.addr)

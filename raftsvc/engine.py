@@ -1,0 +1,713 @@
+"""One node without its threads: what a member of a cluster does, as calls that never wait.
+
+An engine brings core, machine, storage, callers and readers together.  Whoever
+runs it decides when time passes, when a write happens and when it is done, when
+entries are applied, and what becomes of messages: `raftsvc.node` does so with
+threads, locks and sockets, `raftsvc.testing` with a seed.  What both leave to the
+engine is therefore what both test: in which order things become durable, are
+said, are applied, and are told to those who wait.
+
+A runner brings something (`step`, `tick`, `submit`, ...), then calls `advance`, then
+has its three kinds of work done:
+
+    begin_write, write, end_write       the log; `write` alone touches the disk
+    begin_apply, apply, end_apply       the State; `apply` alone runs its code
+    snapshot_due, capture, save, end_snapshot    `save` touches the disk
+
+The methods in the middle of each line are slow, and called without the runner's lock,
+each by one thread at a time; `capture` by the one that applies.  All others are quick
+and called under it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple, Protocol
+
+from raftsvc.calls import Call, Calls, Contexts, Read, Reads, refusal_of
+from raftsvc.core.membership import ConfChange, Configuration, Member
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
+from raftsvc.core.raft import (
+    ProposalRefused,
+    Raft,
+    Ready,
+    Refusal,
+    Role,
+    Settings,
+    SnapshotMeta,
+    ViolationError,
+)
+from raftsvc.digests import DigestCheck
+from raftsvc.errors import (
+    ApplyHaltedError,
+    ConsensusError,
+    DiskStalledError,
+    EvictedError,
+    NodeFailedError,
+    RaftError,
+    StorageError,
+)
+from raftsvc.machine import Answer, Machine
+from raftsvc.state import State
+from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
+from raftsvc.transport import SnapshotChunk
+
+logger = logging.getLogger("raftsvc.node")
+
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+
+
+class EngineOptions(NamedTuple):
+    """What shapes a node, in ticks, entries and bytes; see `raftsvc.start`."""
+
+    election_ticks: int = 10
+    snapshot_entries: int = 50_000
+    snapshot_bytes: int = 64 * 1024 * 1024
+    trailing_entries: int = 10_000
+    trailing_bytes: int = 16 * 1024 * 1024
+    max_uncommitted_bytes: int = 64 * 1024 * 1024
+
+
+class Runner(Protocol):
+    """What an engine asks of whoever runs it.  None of these waits."""
+
+    def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
+        """Send `messages`, in order, if possible; False if some were dropped already."""
+
+    def send_snapshot(self, message: Message) -> bool:
+        """Begin to send the stored snapshot that `message` announces; False if that cannot be."""
+
+    def release_log(self, index: int) -> None:
+        """Have `Store.wal.release_before(index)` called, outside of any lock."""
+
+    def members_changed(self) -> None:
+        """`Engine.peers` changed."""
+
+    def state_changed(self) -> None:
+        """Leader, configuration, session or health changed: wake those who wait for that."""
+
+    def log_work(self) -> None:
+        """There is something to write."""
+
+    def apply_work(self) -> None:
+        """There is something to apply."""
+
+
+class ChangeAttempt:
+    """A membership change on its way to a leader's log, and why it was refused if it was."""
+
+    __slots__ = ("context", "refusal")
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMark:
+    """To be written to the log: the State's snapshot at `index` is durable."""
+
+    index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """To be done instead of applying: the State restarts from the stored snapshot, at least at `index`."""
+
+    index: int
+
+
+class Capture(NamedTuple):
+    """A snapshot of the State to be saved."""
+
+    header: SnapshotHeader
+    chunks: Iterable[bytes]
+
+
+Batch = Sequence[Ready | SnapshotMark]
+Work = Sequence[Sequence[Entry] | Restore]
+
+
+class Engine:
+    """A member of a cluster."""
+
+    def __init__(
+        self, addr: str, store: Store, state: State, options: EngineOptions, random: Random, runner: Runner
+    ) -> None:
+        """Recover from `store`, which is initialized; `runner` is not called before `start`.
+
+        Raises StorageError if what is stored cannot be trusted, and whatever the
+        State raises if it cannot be restored.
+        """
+        loaded = store.load()
+        self.addr = addr
+        self.node_id = loaded.node_id
+        self.cluster_id = loaded.cluster_id
+        self.options = options
+        self._store = store
+        self._runner = runner
+        self.machine = Machine(state)
+        self._was_restored = False
+        header = loaded.snapshot
+        meta = SnapshotMeta()
+        self._snapshot_index = 0
+        self._bytes_since_snapshot = 0
+        if header is not None:
+            meta = SnapshotMeta(header.index, header.term, _decode_config(header.config))
+            self._restore_state(0)
+        elif state.applied_index() != 0:
+            raise StorageError(
+                "the State reports applied entries, but there is no snapshot to start it from: "
+                "give the Service an empty State; the log and the snapshot bring it up to date"
+            )
+        self.core = Raft(
+            Settings(
+                self.node_id,
+                Random(random.getrandbits(64)),
+                election_ticks=options.election_ticks,
+                max_uncommitted_bytes=options.max_uncommitted_bytes,
+                trailing_entries=options.trailing_entries,
+                trailing_bytes=options.trailing_bytes,
+            ),
+            loaded.hard_state,
+            meta,
+            loaded.entries,
+        )
+        self.is_stopped = False
+        self.failure: RaftError | None = None
+        self.halted: RaftError | None = None
+        self._stall: DiskStalledError | None = None
+        self._snapshot_error: RaftError | None = None
+        self.ticks = 0
+        self._seen_view = (0, NO_NODE, Role.FOLLOWER)
+        self._seen_config: Configuration | None = None
+
+        # Repeats wait for several heartbeats: the first try is almost never lost.
+        self.retry_ticks = max(3, options.election_ticks // 2)
+        self._contexts = Contexts(random)
+        self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks)
+        self.reads = Reads(self.core, self._contexts, self.retry_ticks)
+        self._changes: dict[int, ChangeAttempt] = {}
+        self._digests = DigestCheck(self.core, self.machine)
+
+        # The log
+        self._writes: list[Ready | SnapshotMark] = []
+        self._in_write: Batch = ()
+        self.is_writing = False
+        self._writing_ticks = 0
+        self.durable_token = 0
+        self._held: deque[tuple[int, Sequence[Message]]] = deque()
+
+        # Applying
+        self._to_apply: deque[Sequence[Entry] | Restore] = deque()
+        self._backlog_bytes = 0
+        self._taken_bytes = 0
+        self.applied_index = self.machine.applied_index
+        self.applied_config = self.machine.config
+        self._is_saving = False
+        self._incoming: IncomingSnapshot | None = None
+        self.calls.note_session(*self.machine.session_of(self.node_id))
+
+    def start(self) -> None:
+        """Begin to take part; a sole voter elects itself at once."""
+        if self.core.config.voters == {self.node_id}:
+            self.core.campaign()
+        self.advance()
+
+    def stop(self, error: RaftError) -> None:
+        """Do nothing more, and fail every waiter with what is known."""
+        self.is_stopped = True
+        self._fail_waiters(error)
+
+    # -- what is known
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this engine takes no further part, for good."""
+        return self.is_stopped or self.failure is not None
+
+    def check_able(self) -> None:
+        """Raise what keeps this node from serving an application, if anything does."""
+        if self.failure is not None:
+            raise NodeFailedError(f"this node stopped taking part: {self.failure}") from self.failure
+        if self.core.is_removed:
+            raise self._evicted()
+        if self.halted is not None:
+            raise self.halted
+
+    def err(self) -> RaftError | None:
+        """What keeps this node from operating normally, or None."""
+        if self.failure is not None:
+            return self.failure
+        if self.core.is_removed:
+            return self._evicted()
+        return self.halted or self._stall or self._snapshot_error
+
+    def _evicted(self) -> EvictedError:
+        return EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster")
+
+    @property
+    def peers(self) -> Mapping[int, Member]:
+        """The other members, to each of whom there may be something to say."""
+        if self.core.is_removed:
+            return {}
+        return {i: member for i, member in self.core.config.members.items() if i != self.node_id}
+
+    def status(self) -> dict[str, object]:
+        """A picture of the node for people and monitors."""
+        core = self.core
+        config = core.config
+        if core.is_removed:
+            role = "removed"
+        elif self.node_id in config.learners:
+            role = "learner"
+        else:
+            role = core.role.value
+        leader = config.members.get(core.leader_id)
+        return {
+            "node_id": self.node_id,
+            "cluster_id": f"{self.cluster_id:016x}",
+            "addr": self.addr,
+            "role": role,
+            "leader_id": core.leader_id or None,
+            "leader_addr": leader.addr if leader else None,
+            "term": core.term,
+            "commit_index": core.log.commit_index,
+            "applied_index": self.applied_index,
+            "last_index": core.log.last_index,
+            "snapshot_index": core.log.snapshot.index,
+            "log_bytes": core.log.size_bytes,
+            "digest_checked_index": self._digests.agreed_index,
+            "waiting_calls": len(self.calls),
+            "waiting_reads": len(self.reads),
+            "members": {str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in sorted(config.members.items())},
+            "followers": {
+                str(i): {"state": p.state.value, "match_index": p.match_index} for i, p in sorted(core.progress.items())
+            },
+            "fsync_count": self._store.wal.fsync_count,
+        }
+
+    # -- what comes in
+
+    def submit(self, call: Call) -> None:
+        """Have `call` applied; it is finished with an outcome or an error unless withdrawn first."""
+        self.check_able()
+        self.calls.add(call)
+
+    def submit_read(self, read: Read) -> None:
+        """Have `read` finished once what is applied here is current as of now."""
+        self.check_able()
+        self.reads.add(read, self.ticks)
+
+    def attempt_change(self, change: ConfChange) -> ChangeAttempt:
+        """Try once to have `change` appended by the leader; to be ended by `end_attempt`."""
+        attempt = ChangeAttempt(self._contexts.take())
+        self._changes[attempt.context] = attempt
+        if self.core.role is Role.LEADER:
+            try:
+                self.core.propose_change(change)
+            except ProposalRefused as refused:
+                attempt.refusal = refused.refusal
+        else:
+            self.core.forward(((EntryKind.CONFIG, change.encode()),), attempt.context)
+        return attempt
+
+    def end_attempt(self, attempt: ChangeAttempt) -> None:
+        """Hear no more of it."""
+        self._changes.pop(attempt.context, None)
+
+    def step(self, messages: Iterable[Message]) -> None:
+        """Take messages of peers."""
+        try:
+            for message in messages:
+                if self.is_over:
+                    return
+                if message.kind is MessageKind.APPEND and self._backlog_bytes > MAX_BACKLOG_BYTES:
+                    # The State is slower than the cluster: hear the leader, and
+                    # leave its entries to be sent again.
+                    message.entries = ()
+                if message.kind is MessageKind.PROPOSE_REPLY:
+                    self._hear_proposal_reply(message)
+                elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
+                    self._digests.hear(message)
+                else:
+                    self.core.step(message)
+        except ViolationError as violation:
+            self.fail(ConsensusError(str(violation)))
+
+    def _hear_proposal_reply(self, m: Message) -> None:
+        attempt = self._changes.pop(m.context, None)
+        if attempt is None:
+            self.calls.hear_reply(m, self.ticks)
+        elif m.reject:
+            attempt.refusal = refusal_of(m)
+            self._runner.state_changed()
+
+    def report_unreachable(self, peer_id: int) -> None:
+        """Messages to `peer_id` were lost."""
+        self.core.report_unreachable(peer_id)
+
+    def report_removed(self, peer_id: int) -> None:
+        """`peer_id`, a member, says that this node was removed."""
+        if not self.core.is_removed:
+            logger.warning("node %d was removed from its cluster, says node %d", self.node_id, peer_id)
+            self.core.mark_removed()
+
+    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
+        """The transfer of a snapshot to `peer_id` ended."""
+        self.step(replies)
+        self.core.report_snapshot(peer_id, succeeded)
+
+    def tick(self) -> None:
+        """One tick of time passed."""
+        if self.is_over:
+            return
+        self.ticks += 1
+        self._watch_disk()
+        self.core.tick()
+        self.calls.retry(self.ticks)
+        self.reads.ask(self.ticks)
+        for peer_id, message in self._digests.announce():
+            self._runner.post(peer_id, (message,))
+
+    def _watch_disk(self) -> None:
+        """A node whose log cannot be written within two election timeouts neither leads nor campaigns."""
+        if self.is_writing:
+            self._writing_ticks += 1
+            if self._writing_ticks == 2 * self.options.election_ticks:
+                self._stall = DiskStalledError(
+                    f"a write to the log of node {self.node_id} has not returned for two election timeouts"
+                )
+                logger.error("%s; it does not lead until the disk answers", self._stall)
+                self._judge_fitness()
+
+    # -- driving the core
+
+    def advance(self) -> None:
+        """Do what the core has ready, save for the disk and the State."""
+        if self.is_over:
+            return
+        self._notice_changes()
+        # While the disk is busy calls gather into one batch: one record, one
+        # message per peer and one fsync for all of them.
+        self.calls.send(self.ticks, may_propose=not self.is_writing)
+        while (ready := self.core.ready()) is not None:
+            self._dispatch(ready)
+        for peer_id, message in self._digests.take_replies():
+            self._runner.post(peer_id, (message,))
+        if self._digests.mismatch is not None and self.halted is None:
+            self.halt(self._digests.mismatch)
+
+    def _dispatch(self, ready: Ready) -> None:
+        self._post(ready.messages)
+        for read_state in ready.read_states:
+            self.reads.hear(read_state, self.applied_index, self.ticks)
+        if ready.must_persist:
+            self._writes.append(ready)
+            self._runner.log_work()
+        elif ready.messages_after:
+            if ready.token <= self.durable_token:
+                self._post(ready.messages_after)
+            else:
+                self._held.append((ready.token, ready.messages_after))
+        if ready.committed:
+            self._to_apply.append(ready.committed)
+            self._backlog_bytes += sum([len(entry.frame) for entry in ready.committed])
+            self._runner.apply_work()
+
+    def _post(self, messages: Iterable[Message]) -> None:
+        by_peer: dict[int, list[Message]] = {}
+        for message in messages:
+            if message.kind is MessageKind.SNAPSHOT:
+                if not self._runner.send_snapshot(message):
+                    self.core.report_snapshot(message.to_id, False)
+            else:
+                by_peer.setdefault(message.to_id, []).append(message)
+        for peer_id, batch in by_peer.items():
+            if not self._runner.post(peer_id, batch):
+                self.core.report_unreachable(peer_id)
+
+    def _notice_changes(self) -> None:
+        """React to a new leader, term or configuration."""
+        core = self.core
+        view = (core.term, core.leader_id, core.role)
+        if view != self._seen_view:
+            if view[2] is not self._seen_view[2] or view[1] != self._seen_view[1]:
+                logger.info(
+                    "node %d is %s in term %d, leader %s",
+                    self.node_id,
+                    core.role.value,
+                    core.term,
+                    core.leader_id or "unknown",
+                )
+            self._seen_view = view
+            self.calls.send_all_again()
+            self.reads.ask_again(self.ticks)
+            self._changes.clear()
+            self._runner.state_changed()
+        if core.config is not self._seen_config:
+            self._seen_config = core.config
+            self._runner.members_changed()
+            self._runner.state_changed()
+        if core.is_removed and (self.calls or self.reads):
+            self._fail_waiters(self._evicted())
+            self._runner.state_changed()
+
+    # -- the log
+
+    @property
+    def has_writes(self) -> bool:
+        """Whether something waits to be written, and nothing is being written."""
+        return bool(self._writes) and not self.is_writing and not self.is_over
+
+    def begin_write(self) -> Batch:
+        """Take everything that waits to be written."""
+        self._in_write, self._writes = self._writes, []
+        self.is_writing = True
+        self._writing_ticks = 0
+        return self._in_write
+
+    def write(self, batch: Batch) -> None:
+        """Make `batch` durable with one fsync; what it raises is to be given to `end_write`."""
+        wal = self._store.wal
+        for item in batch:
+            if isinstance(item, SnapshotMark):
+                wal.mark_snapshot(item.index, item.term)
+                continue
+            if item.snapshot is not None:
+                # The file first, then the mark, then what follows it.
+                self._store.install_incoming()
+                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)
+            if item.hard_state is not None or item.entries:
+                wal.append(item.hard_state, item.entries)
+        wal.sync()
+
+    def end_write(self, batch: Batch, failure: BaseException | None) -> None:
+        """`batch` is durable, or what became of it is unknown."""
+        self._in_write = ()
+        self.is_writing = False
+        if failure is not None:
+            self.fail(as_raft_error(failure, "writing the log failed"))
+        if self.is_over:
+            return
+        if self._stall is not None:
+            self._stall = None
+            self._judge_fitness()
+        for item in batch:
+            if isinstance(item, SnapshotMark):
+                self._runner.release_log(self.core.compact(item.index))
+                continue
+            self.durable_token = item.token
+            self.core.persisted(item.token)
+            if item.snapshot is not None:
+                self._to_apply.append(Restore(item.snapshot.index))
+                self._runner.apply_work()
+            self._post(item.messages_after)
+        while self._held and self._held[0][0] <= self.durable_token:
+            self._post(self._held.popleft()[1])
+
+    def token_awaited_by(self, peer_id: int) -> int:
+        """The token that must be durable before all that is held back for `peer_id` has left."""
+        token = 0
+        for item in (*self._in_write, *self._writes):
+            if isinstance(item, Ready) and any(m.to_id == peer_id for m in item.messages_after):
+                token = item.token
+        for held_token, messages in self._held:
+            if any(m.to_id == peer_id for m in messages):
+                token = max(token, held_token)
+        return token
+
+    # -- applying
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something waits to be applied."""
+        return bool(self._to_apply) and not self.is_over and self.halted is None
+
+    def begin_apply(self) -> Work:
+        """Take everything that waits to be applied."""
+        work, self._to_apply = self._to_apply, deque()
+        self._taken_bytes = self._backlog_bytes
+        return work
+
+    def apply(self, work: Work) -> tuple[list[Answer], BaseException | None]:
+        """Apply `work`: the answers so far, and what the State raised, at which applying stops."""
+        answers: list[Answer] = []
+        try:
+            for items in work:
+                if isinstance(items, Restore):
+                    self._restore_state(items.index)
+                else:
+                    self.machine.apply(items, answers)
+                    self._bytes_since_snapshot += sum([len(entry.frame) for entry in items])
+        except BaseException as error:  # of the State, whatever it is: applying stops at this entry
+            return answers, error
+        return answers, None
+
+    def _restore_state(self, index: int) -> None:
+        """Restart the State from the stored snapshot, which covers at least `index`."""
+        if index and index <= self.machine.applied_index:
+            return
+        with self._store.open_snapshot() as snapshot:
+            header = snapshot.header
+            self.machine.restore(
+                header.index,
+                header.term,
+                _decode_config(header.config),
+                header.sessions,
+                header.digest,
+                snapshot.chunks(),
+            )
+        self._snapshot_index = header.index
+        self._bytes_since_snapshot = 0
+        self._was_restored = True
+
+    def end_apply(self, answers: Sequence[Answer], error: BaseException | None) -> None:
+        """Tell those who wait how far applying came."""
+        machine = self.machine
+        self.applied_index = applied = machine.applied_index
+        before = (self.calls.session_id, self.applied_config)
+        self.calls.note_session(*machine.session_of(self.node_id))
+        self.applied_config = machine.config
+        if before != (self.calls.session_id, self.applied_config):
+            self._runner.state_changed()
+        self._digests.applied()
+        self.calls.answer(answers)
+        if self._was_restored:
+            self._was_restored = False
+            self.calls.answer_recorded(machine.recorded)
+        self.reads.applied(applied)
+        self._backlog_bytes -= self._taken_bytes
+        if error is not None:
+            halted = ApplyHaltedError(
+                f"applying stopped at entry {applied + 1}, where the State raised {error!r}; "
+                "it resumes at that entry after a restart with repaired code"
+            )
+            halted.__cause__ = error
+            self.halt(halted)
+
+    def halt(self, error: RaftError) -> None:
+        """Apply no more and serve no more; keep voting and storing for the others."""
+        self.halted = error
+        logger.error("node %d: %s", self.node_id, error, exc_info=error.__cause__)
+        self._fail_waiters(error)
+        self._judge_fitness()
+
+    # -- snapshots of our own
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether enough was applied since the last one."""
+        return (
+            self.machine.applied_index - self._snapshot_index >= self.options.snapshot_entries
+            or self._bytes_since_snapshot >= self.options.snapshot_bytes
+        ) and not self._is_saving
+
+    def capture(self) -> Capture:
+        """The State as of now.  Raises what the State raises, to be given to `end_snapshot`."""
+        machine = self.machine
+        # Whatever comes of it, the next attempt is as far away as after a success.
+        self._snapshot_index = machine.applied_index
+        self._bytes_since_snapshot = 0
+        self._is_saving = True
+        header = SnapshotHeader(
+            machine.applied_index,
+            machine.applied_term,
+            self.cluster_id,
+            machine.config.encode(),
+            machine.encode_sessions(),
+            machine.digest,
+        )
+        return Capture(header, machine.capture())
+
+    def save(self, capture: Capture) -> bool:
+        """Make it the stored snapshot, unless a newer one is there; whether it is now."""
+        return self._store.save_snapshot(capture.header, capture.chunks)
+
+    def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
+        """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
+        self._is_saving = False
+        if error is not None:
+            logger.error("node %d could not take a snapshot: %r", self.node_id, error, exc_info=error)
+            self._snapshot_error = StorageError(
+                f"taking a snapshot failed: {error!r}; the log grows until one succeeds"
+            )
+            self._snapshot_error.__cause__ = error
+            return
+        self._snapshot_error = None
+        if saved is not None:
+            self._writes.append(SnapshotMark(saved.header.index, saved.header.term))
+            self._runner.log_work()
+
+    # -- snapshots of a leader's
+
+    def wants(self, message: Message) -> bool:
+        """Whether the snapshot that `message` announces would be installed."""
+        return not self.is_over and self.core.wants_snapshot(message.term, message.index, message.log_term)
+
+    def receive_chunk(self, chunk: SnapshotChunk) -> int:
+        """Take a piece of a snapshot that is wanted; returns the offset wanted next, its size once it is whole.
+
+        Slow, and called by one thread at a time.  Raises MalformedError if the data
+        is not what was announced, OSError.
+        """
+        message = chunk.message
+        identity = (message.index, message.log_term, chunk.size_bytes, chunk.crc)
+        if self._incoming is None or self._incoming.identity != identity:
+            self._incoming = self._store.incoming(*identity)
+        wanted_offset = self._incoming.append(chunk.offset, chunk.data)
+        if wanted_offset < chunk.size_bytes:
+            return wanted_offset
+        incoming, self._incoming = self._incoming, None
+        header = incoming.finish()
+        if (header.index, header.term, header.config) != (message.index, message.log_term, message.payload):
+            raise MalformedError("the snapshot is not what its message announced")
+        return chunk.size_bytes
+
+    def drop_incoming(self) -> None:
+        """What was received so far is not wanted any more."""
+        self._incoming = None
+
+    # -- health
+
+    def _judge_fitness(self) -> None:
+        """A node that cannot write or cannot apply leaves leading to others."""
+        self.core.set_fit_to_lead(self.failure is None and self._stall is None and self.halted is None)
+        self._runner.state_changed()
+
+    def fail(self, error: RaftError) -> None:
+        """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
+        if self.failure is None:
+            self.failure = error
+            logger.error("node %d stops taking part: %s", self.node_id, error, exc_info=error)
+            self._judge_fitness()
+            self._writes.clear()
+            self._held.clear()
+            self._fail_waiters(NodeFailedError(f"this node stopped taking part: {error}"))
+
+    def _fail_waiters(self, error: RaftError) -> None:
+        self.calls.fail(error)
+        self.reads.fail(error)
+
+
+def _decode_config(data: bytes) -> Configuration:
+    try:
+        return Configuration.decode(data)
+    except MalformedError as error:
+        raise StorageError(f"the configuration in the snapshot does not decode: {error}") from error
+
+
+def as_raft_error(error: BaseException, what: str) -> RaftError:
+    """`error` itself, or one of ours that says what happened."""
+    if isinstance(error, RaftError):
+        return error
+    wrapped = (
+        StorageError(f"{what}: {error!r}") if isinstance(error, OSError) else NodeFailedError(f"{what}: {error!r}")
+    )
+    wrapped.__cause__ = error
+    return wrapped
