@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
@@ -82,7 +83,7 @@ class Runner(Protocol):
         """Begin to send the stored snapshot that `message` announces; False if that cannot be."""
 
     def release_log(self, index: int) -> None:
-        """Have `Store.wal.release_before(index)` called, outside of any lock."""
+        """Have `Engine.release(index)` called, outside of any lock."""
 
     def members_changed(self) -> None:
         """`Engine.peers` changed."""
@@ -363,6 +364,11 @@ class Engine:
         self.step(replies)
         self.core.report_snapshot(peer_id, succeeded)
 
+    def hand_over(self, node_id: int) -> None:
+        """Let `node_id` lead instead, if this node leads and can let it."""
+        with suppress(ProposalRefused):
+            self.core.transfer_leadership(node_id)
+
     def tick(self) -> None:
         """One tick of time passed."""
         if self.is_over:
@@ -510,6 +516,10 @@ class Engine:
             self._post(item.messages_after)
         while self._held and self._held[0][0] <= self.durable_token:
             self._post(self._held.popleft()[1])
+
+    def release(self, index: int) -> None:
+        """Delete what the log need not keep up to `index`.  Slow.  Raises StorageError; the log goes on."""
+        self._store.wal.release_before(index)
 
     def token_awaited_by(self, peer_id: int) -> int:
         """The token that must be durable before all that is held back for `peer_id` has left."""

@@ -52,6 +52,12 @@ def wrap_open_session(node_id: int, former_id: int, nonce: int) -> bytes:
     return _ENVELOPE.pack(_OPEN_SESSION, node_id, former_id, nonce, 0)
 
 
+def read_envelope(data: bytes) -> tuple[int, int, int]:
+    """Node, session and number of the instruction that an entry carries."""
+    _, node_id, session_id, number, _ = _ENVELOPE.unpack_from(data)
+    return node_id, session_id, number
+
+
 class Outcome(NamedTuple):
     """What became of an applied instruction: the State's answer, or why the State refused it."""
 

@@ -127,8 +127,7 @@ class Node:
             ]
             if not ready:
                 return
-            with suppress(ProposalRefused):
-                core.transfer_leadership(max(ready)[1])
+            self._engine.hand_over(max(ready)[1])
             self._drive(inline=False)
             while core.role is Role.LEADER and core.transfer_target and not self._engine.is_over:
                 remaining = deadline - time.monotonic()
@@ -343,7 +342,7 @@ class Node:
 
     def release_log(self, index: int) -> None:
         """Delete old segments, on a thread of its own."""
-        self._spawn("release", lambda: self._store.wal.release_before(index))
+        self._spawn("release", lambda: self._engine.release(index))
 
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
@@ -91,6 +91,11 @@ class Log:
         return self.offset + len(self._entries)
 
     @property
+    def last_entry(self) -> Entry | None:
+        """The entry at `last_index`, if it is here."""
+        return self._entries[-1] if self._entries else None
+
+    @property
     def last_term(self) -> int:
         return self._entries[-1].term if self._entries else self.offset_term
 
@@ -124,6 +129,10 @@ class Log:
                 break
             end += 1
         return self._entries[start:end]
+
+    def newest_first(self) -> Iterator[Entry]:
+        """Every entry that is here, from the last one back."""
+        return reversed(self._entries)
 
     def bytes_between(self, after: int, upto: int) -> int:
         """How many bytes the frames of the entries after `after`, up to `upto`, have."""

@@ -90,12 +90,11 @@ class Progress:
             self.next_index = max(self.next_index, match_index + 1)
         while self._inflight and self._inflight[0][0] <= match_index:
             self._inflight_bytes -= self._inflight.popleft()[1]
-        if self.state is ProgressState.PROBE:
-            if agreed:
-                self.state = ProgressState.REPLICATE
-                self.next_index = self.match_index + 1
-            else:
-                self.probe_sent = False  # it lives, but what it said settles nothing: ask again
+        if self.state is ProgressState.PROBE and agreed:
+            self.state = ProgressState.REPLICATE
+            self.next_index = self.match_index + 1
+        # An answer that settles nothing is no reason to ask again at once: the follower's
+        # disk may be slow, and the next heartbeat asks.
         return is_news
 
     def rejected(self, refused_index: int, agree_at: int) -> bool:

@@ -195,6 +195,7 @@ class Raft:
         self._token = 0
         self._hard_state_dirty = False
         self._hard_state_token = 0
+        self._persisted_token = 0
         self._commit_written = self.log.commit_index
         self._snapshot_to_persist: SnapshotMeta | None = None
         self._messages: list[Message] = []
@@ -226,6 +227,11 @@ class Raft:
     def has_own_term_commit(self) -> bool:
         """Whether the leader has committed an entry of its own term (R8, R11)."""
         return self.log.term_at(self.log.commit_index) == self.term
+
+    @property
+    def _term_is_durable(self) -> bool:
+        """Whether the term and the vote in force are on disk: nothing is answered before (figure 2)."""
+        return not self._hard_state_dirty and self._hard_state_token <= self._persisted_token
 
     # -- time
 
@@ -465,7 +471,7 @@ class Raft:
                     reject=True,
                     hint=hint,
                 ),
-                after=self._hard_state_dirty,
+                after=not self._term_is_durable,
             )
             return
         if entries:
@@ -473,7 +479,9 @@ class Raft:
             verified = entries[-1].index
         # Beyond `verified` the log may differ from the leader's (figure 2, AppendEntries, step 5).
         self._advance_commit(min(m.commit, verified))
-        self._accept(m, verified, may_wait=bool(entries))
+        # Also of entries that were here already: an answer that claims less than the
+        # leader asks would only make it ask again.
+        self._accept(m, verified, may_wait=bool(m.entries))
 
     def _accept(self, m: Message, match_index: int, may_wait: bool) -> None:
         """Acknowledge what is verified: after its write, or at once what is durable of it (R5)."""
@@ -487,7 +495,7 @@ class Raft:
                 commit=self.log.commit_index,
                 context=m.context,
             ),
-            after=may_wait or self._hard_state_dirty,
+            after=may_wait or not self._term_is_durable,
         )
         self._notice_removal()
 
@@ -668,6 +676,10 @@ class Raft:
         """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
         prev = progress.next_index - 1
         prev_term = self.log.term_at(prev)
+        if prev < self.log.offset and progress.state is ProgressState.REPLICATE:
+            # What comes next is compacted away, so only a snapshot helps.  Waiting for
+            # room in the window could be for ever: this heartbeat finds no lost message.
+            self._send_snapshot(peer, progress)
         if prev_term is None or progress.state is ProgressState.SNAPSHOT:
             # Every log agrees before its first entry, so this is accepted and proves nothing.
             prev = prev_term = 0
@@ -717,6 +729,8 @@ class Raft:
         is_news = progress.accepted(m.index)
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= self.log.offset:
             progress.probe_from(progress.match_index + 1)
+        if progress.next_index <= self.log.offset and progress.state is ProgressState.PROBE:
+            progress.probe_sent = False  # it lives, and needs a snapshot
         if progress.leaving_index and m.commit >= progress.leaving_index:
             del self.progress[m.from_id]  # it knows (R10)
             return
@@ -916,9 +930,10 @@ class Raft:
     def persisted(self, token: int) -> None:
         """Everything handed out with tokens up to `token` is durable."""
         self.log.written(token)
+        self._persisted_token = token
         if self.role is Role.LEADER:
             self._commit_by_count()
-        elif self.role is Role.CANDIDATE and not self._hard_state_dirty and token >= self._hard_state_token:
+        elif self.role is Role.CANDIDATE and self._term_is_durable:
             self._record_vote(self.node_id, True)
 
     def compact(self, index: int) -> int:

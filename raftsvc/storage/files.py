@@ -10,11 +10,17 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from raftsvc.storage.lock import DirectoryLock
+
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
 class Files:
     """Operations on files, by path or by descriptor.  All raise OSError."""
+
+    def owner_lock(self, path: str) -> DirectoryLock:
+        """The lock, not yet acquired, of whoever owns the directory that the file `path` is in."""
+        return DirectoryLock(path)
 
     def create(self, path: str) -> int:
         """Create or empty the file and open it for reading and writing; private to the owner."""

@@ -26,7 +26,6 @@ from raftsvc.core.messages import NO_NODE, Entry, HardState
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
-from raftsvc.storage.lock import DirectoryLock
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot, publish, write_snapshot
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
@@ -51,7 +50,7 @@ class Store:
         self._path = path
         self._files = files
         self._segment_bytes = segment_bytes
-        self._dir_lock = DirectoryLock(f"{path}/lock")
+        self._dir_lock = files.owner_lock(f"{path}/lock")
         # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False

@@ -50,13 +50,15 @@ def test_the_window_bounds_messages_and_bytes_and_opens_with_acknowledgements() 
     assert progress.next_index == 9
 
 
-def test_a_probe_is_one_message_until_something_is_heard() -> None:
+def test_a_probe_is_not_repeated_for_an_answer_that_settles_nothing() -> None:
     progress = Progress(10)
     progress.sent(12, 100)
     assert not progress.has_room(10, 10_000)
     assert not progress.accepted(0)
-    assert progress.state is ProgressState.PROBE, "that settles nothing"
-    assert progress.has_room(10, 10_000), "but it lives"
+    assert progress.state is ProgressState.PROBE
+    assert not progress.has_room(10, 10_000), "the next heartbeat asks"
+    assert progress.accepted(9)
+    assert progress.state is ProgressState.REPLICATE
 
 
 def test_nothing_is_streamed_while_a_snapshot_is_awaited() -> None:

@@ -1,0 +1,254 @@
+"""What must be true of a cluster at every moment, checked after every step of a simulation.
+
+The names are those of figure 3 of the paper: election safety, leader append-only,
+log matching, leader completeness, state machine safety; and beside them that commit
+and term never go back, that nothing promised to others is forgotten by a crash, that
+no node votes twice, and that no instruction takes effect twice.
+
+All of it is known from outside: the watch sees every node at once, which no node can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, Message, MessageKind
+from raftsvc.core.raft import Role
+from raftsvc.machine import ENVELOPE_BYTES, read_envelope
+
+if TYPE_CHECKING:
+    from raftsvc.engine import Engine
+
+
+class Violation(AssertionError):
+    """Something that must never be was."""
+
+
+class Known:
+    """What the watch remembers of one node."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.commit_index = 0
+        self.term = 0
+        self.led_term = 0
+        self.led_last: Entry | None = None
+        self.promised_index = 0
+        self.promised_entry_term = 0
+        self.promised_term = 0
+
+
+class Watch:
+    """Sees all nodes, remembers what they said and did, and raises Violation."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Known] = {}
+        self._leaders: dict[int, int] = {}
+        self._votes: dict[tuple[int, int], int] = {}
+        self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self.committed: dict[int, Entry] = {}
+        self.last_committed = 0
+        self._committed_in: dict[int, int] = {}
+        self._digests: dict[int, int] = {}
+        self.executed: dict[tuple[int, int, int], int] = {}
+
+    def _require(self, condition: bool, what: str) -> None:
+        if not condition:
+            raise Violation(what)
+
+    # -- a node starts
+
+    def started(self, engine: Engine) -> None:
+        """A node recovered; nothing it said before may be forgotten."""
+        core = engine.core
+        known = self._known.setdefault(engine.node_id, Known())
+        log = core.log
+        self._require(
+            core.term >= known.promised_term,
+            f"durability: node {engine.node_id} spoke in term {known.promised_term}, and recovered term {core.term}",
+        )
+        index = known.promised_index
+        self._require(
+            log.offset >= index or log.term_at(index) == known.promised_entry_term,
+            f"durability: node {engine.node_id} acknowledged entry {index} of term {known.promised_entry_term}, "
+            f"and recovered a log up to {log.last_index} with term {log.term_at(index)} there",
+        )
+        known.entries = {}
+        known.commit_index = 0
+        known.term = core.term
+        known.led_term = 0
+        known.led_last = None
+        self.look(engine)
+
+    def lost(self, node_id: int) -> None:
+        """The storage of a node is gone for good, and so is the node."""
+        self._known.pop(node_id, None)
+
+    # -- a node did something
+
+    def look(self, engine: Engine) -> None:
+        """Check one node after a step of it."""
+        core = engine.core
+        log = core.log
+        known = self._known[engine.node_id]
+        if core.term != known.term:
+            self._require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
+            known.term = core.term
+        last = log.last_entry
+        if last is not known.entries.get(log.last_index):
+            self._look_at_log(engine, known)
+        if log.commit_index != known.commit_index:
+            self._look_at_commit(engine, known)
+        if core.role is Role.LEADER:
+            self._look_at_leader(engine, known, last)
+
+    def _look_at_log(self, engine: Engine, known: Known) -> None:
+        """Log matching (5.3): an entry of one index and term is the same everywhere, and follows the same."""
+        log = engine.core.log
+        for entry in log.newest_first():
+            before = known.entries.get(entry.index)
+            if before is entry:
+                break
+            if before is not None and before.term != entry.term:
+                self._truncated(engine, known, entry.index)
+            known.entries[entry.index] = entry
+            prev_term = log.term_at(entry.index - 1)
+            assert prev_term is not None, "the window has an anchor"
+            if entry.index == log.first_index:
+                continue  # what came before the window was checked when it was there
+            first = self._entries.setdefault((entry.index, entry.term), (entry.frame, prev_term))
+            self._require(
+                first == (entry.frame, prev_term),
+                f"log matching: entry {entry.index}@{entry.term} of node {engine.node_id} differs from another's",
+            )
+        if log.last_index < known.promised_index and log.offset < known.promised_index:
+            self._truncated(engine, known, log.last_index + 1)
+        for index in [i for i in known.entries if i > log.last_index]:
+            del known.entries[index]
+
+    def _truncated(self, engine: Engine, known: Known, index: int) -> None:
+        committed = self.committed.get(index)
+        self._require(
+            committed is None or index > known.commit_index,
+            f"state machine safety: node {engine.node_id} dropped entry {index}, which it knew to be committed",
+        )
+        if known.promised_index >= index:
+            known.promised_index = index - 1
+            entry = known.entries.get(index - 1)
+            if entry is None:
+                known.promised_index = 0
+            known.promised_entry_term = entry.term if entry else 0
+
+    def _look_at_commit(self, engine: Engine, known: Known) -> None:
+        core = engine.core
+        log = core.log
+        self._require(
+            log.commit_index >= known.commit_index,
+            f"commit index of node {engine.node_id} went back from {known.commit_index} to {log.commit_index}",
+        )
+        for entry in log.entries_from(max(known.commit_index, log.offset) + 1, 1 << 62) if log.last_index else ():
+            if entry.index > log.commit_index:
+                break
+            first = self.committed.setdefault(entry.index, entry)
+            self._committed_in.setdefault(entry.index, core.term)
+            self._require(
+                first.frame == entry.frame,
+                f"state machine safety: entry {entry.index} is committed with term {first.term}, "
+                f"and on node {engine.node_id} with term {entry.term}",
+            )
+        self.last_committed = max(self.last_committed, log.commit_index)
+        known.commit_index = log.commit_index
+
+    def _look_at_leader(self, engine: Engine, known: Known, last: Entry | None) -> None:
+        core = engine.core
+        log = core.log
+        if known.led_term != core.term:
+            known.led_term = core.term
+            other = self._leaders.setdefault(core.term, engine.node_id)
+            self._require(
+                other == engine.node_id, f"election safety: {other} and {engine.node_id} both lead term {core.term}"
+            )
+            for index in range(log.offset + 1, self.last_committed + 1):
+                # What was committed in an earlier term, as far as anybody knew by then.
+                if self._committed_in.get(index, core.term) < core.term:
+                    self._require(
+                        log.term_at(index) == self.committed[index].term,
+                        f"leader completeness: node {engine.node_id} leads term {core.term} "
+                        f"without entry {index}@{self.committed[index].term}",
+                    )
+        elif known.led_last is not None:
+            before = known.led_last
+            self._require(
+                log.offset >= before.index or log.term_at(before.index) == before.term,
+                f"leader append-only: node {engine.node_id} dropped entry {before.index} while it led",
+            )
+        known.led_last = last
+
+    # -- a node says something
+
+    def said(self, engine: Engine, messages: Sequence[Message]) -> None:
+        """Messages leave a node: from now on it is bound by them."""
+        node_id = engine.node_id
+        for m in messages:
+            if m.kind is MessageKind.VOTE:
+                self._voted(node_id, m.term, node_id)
+            elif m.kind is MessageKind.VOTE_REPLY and not m.reject:
+                self._voted(node_id, m.term, m.to_id)
+            elif m.kind is MessageKind.APPEND_REPLY and not m.reject:
+                known = self._known[node_id]
+                known.promised_term = max(known.promised_term, m.term)
+                log = engine.core.log
+                if m.term == engine.core.term and m.index >= known.promised_index:
+                    term = log.term_at(m.index)
+                    if term is not None:  # else it is compacted, hence in a snapshot
+                        known.promised_index, known.promised_entry_term = m.index, term
+
+    def _voted(self, node_id: int, term: int, candidate: int) -> None:
+        known = self._known[node_id]
+        known.promised_term = max(known.promised_term, term)
+        first = self._votes.setdefault((node_id, term), candidate)
+        self._require(
+            first == candidate,
+            f"election safety: node {node_id} voted for {first} and for {candidate} in term {term}",
+        )
+
+    # -- a node applies something
+
+    def executes(self, node_id: int, data: bytes, index: int) -> None:
+        """The State of a node is given an instruction."""
+        entry = self.committed.get(index)
+        self._require(
+            entry is not None and entry.kind is EntryKind.NORMAL,
+            f"state machine safety: node {node_id} applies at {index} what is not committed there",
+        )
+        assert entry is not None
+        self._require(
+            entry.data[ENVELOPE_BYTES:] == data,
+            f"state machine safety: node {node_id} applies something else than what is committed at {index}",
+        )
+        key = read_envelope(entry.data)
+        first = self.executed.setdefault(key, index)
+        self._require(
+            first == index,
+            f"applied twice: instruction {key[2]} of session {key[1]} of node {key[0]} took effect "
+            f"at {first} and, on node {node_id}, at {index}",
+        )
+
+    def applied(self, engine: Engine) -> None:
+        """A node applied a batch."""
+        machine = engine.machine
+        self._require(
+            machine.applied_index <= engine.core.log.commit_index,
+            f"node {engine.node_id} applied up to {machine.applied_index}, of which "
+            f"only {engine.core.log.commit_index} are committed",
+        )
+        first = self._digests.setdefault(machine.applied_index, machine.digest)
+        self._require(
+            first == machine.digest,
+            f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
+        )
+
+    def leader_of(self, term: int) -> int:
+        """Who led that term, as far as it is known."""
+        return self._leaders.get(term, NO_NODE)

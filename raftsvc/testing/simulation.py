@@ -1,0 +1,931 @@
+"""A whole cluster in one thread and in virtual time, every accident of it drawn from one seed.
+
+What runs is the real thing: the engine with core, machine, sessions and readers, and
+the storage code, over simulated disks.  Simulated are the disks, the network
+between the nodes (messages are encoded and decoded as on the wire), the clocks, the
+clients and an operator who adds, removes and repairs nodes.  Not run are the
+threads, locks and sockets around the engine; real processes are for those.
+
+Time is counted in microseconds from 0.  Nothing depends on the machine, on the
+hash seed or on what ran before: a seed is a history, the same each time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from raftsvc.calls import Call, Read
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages
+from raftsvc.core.raft import Role
+from raftsvc.engine import Capture, Engine, EngineOptions
+from raftsvc.errors import DivergedError, NotApplied, RaftError, StorageError
+from raftsvc.machine import Outcome, read_envelope
+from raftsvc.storage import Store
+from raftsvc.testing.disk import PowerLoss, SimulatedDisk
+from raftsvc.testing.faults import Faults, Nemesis
+from raftsvc.testing.invariants import Violation, Watch
+from raftsvc.testing.linearizability import Operation, check
+from raftsvc.testing.workload import Action, RegisterWorkload, Workload
+from raftsvc.transport import SnapshotChunk
+
+MILLISECOND = 1000
+SECOND = 1000 * MILLISECOND
+TICK = 100 * MILLISECOND
+_CLUSTER_ID = 7
+_PATIENCE = 120 * SECOND
+"""Virtual time that a healed cluster has to serve everybody; it needs a few seconds."""
+
+
+@dataclass
+class Report:
+    """What a simulation did.
+
+    history: what the clients saw, for the linearizability check.
+    faults:  how many of each kind were injected.
+    counts:  operations by outcome, and other things worth counting.
+    trace:   every event, if it was to be kept.
+    """
+
+    seed: int
+    virtual_seconds: float = 0.0
+    steps: int = 0
+    history: list[Operation] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    trace: list[str] = field(default_factory=list)
+
+
+class SimulationFailed(Exception):
+    """A seed in which something went wrong; `str` tells what, and `trace` how it came to it."""
+
+    def __init__(self, seed: int, what: str, trace: Sequence[str]) -> None:
+        super().__init__(f"seed {seed}: {what}")
+        self.seed = seed
+        self.what = what
+        self.trace = trace
+
+
+def simulate(
+    seed: int,
+    workload: Workload | None = None,
+    faults: Faults | None = None,
+    keep_trace: bool = False,
+) -> Report:
+    """Run the history of `seed` and check it; raises SimulationFailed.
+
+    workload:   the State, and what clients do to it; None: registers and counters.
+    faults:     what may go wrong; None: everything.
+    keep_trace: remember every event, which is slower; a failure is run again with it.
+    """
+    simulation = Simulation(seed, workload or RegisterWorkload(), faults or Faults(), keep_trace)
+    try:
+        return simulation.run()
+    except Exception as error:
+        if not keep_trace:
+            return simulate(seed, workload, faults, keep_trace=True)
+        what = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+        raise SimulationFailed(seed, f"at {simulation.now / SECOND:.6f} s: {what}", simulation.trace) from error
+
+
+class Simulation:
+    """Time, the network, the nodes, the clients and the operator of one seed."""
+
+    def __init__(self, seed: int, workload: Workload, faults: Faults, keep_trace: bool) -> None:
+        self.seed = seed
+        self.workload = workload
+        self.faults = faults
+        self.trace: list[str] = []
+        self._keep_trace = keep_trace
+        self.now = 0
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._event_count = 0
+        self.random = Random(f"raftsvc {seed}")
+        self.report = Report(seed)
+        self.watch = Watch()
+        self.nodes: dict[int, SimulatedNode] = {}
+        self.network = Network(self)
+        self.not_applied: list[tuple[int, int, int]] = []
+        rng = self.random
+        self.options = EngineOptions(
+            election_ticks=rng.choice((5, 10)),
+            snapshot_entries=rng.choice((8, 30, 100, 1000)),
+            trailing_entries=rng.choice((0, 5, 50)),
+            max_uncommitted_bytes=rng.choice((2000, 1 << 20)),
+        )
+        self.segment_bytes = rng.choice((4096, 8192, 32768))
+        self.clients = [Client(self, n) for n in range(rng.randint(3, 6))]
+        self.operator = Operator(self)
+        self.nemesis = Nemesis(self)
+
+    # -- time
+
+    def at(self, delay: int, action: Callable[[], None]) -> None:
+        """Have `action` called `delay` microseconds from now."""
+        self._event_count += 1
+        heapq.heappush(self._events, (self.now + delay, self._event_count, action))
+
+    def note(self, who: str, what: str) -> None:
+        """Write a line of the trace."""
+        line = f"{self.now / SECOND:11.6f} {who:4} {what}"
+        self.trace.append(line)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether `note` is worth its cost."""
+        return self._keep_trace
+
+    def run_until(self, time: int, condition: Callable[[], bool] | None = None) -> bool:
+        """Let time pass until `time`, or until `condition` holds; whether it does."""
+        while self._events and self._events[0][0] <= time:
+            if condition is not None and condition():
+                return True
+            self.now, _, action = heapq.heappop(self._events)
+            self.report.steps += 1
+            action()
+        self.now = max(self.now, min(time, self._events[0][0] if self._events else time))
+        return condition is not None and condition()
+
+    # -- the whole
+
+    def run(self) -> Report:
+        """A cluster forms, suffers, is healed, and is judged."""
+        report = self.report
+        size = self.random.choice((3, 3, 3, 5))
+        self.operator.found(size)
+        for client in self.clients:
+            client.start()
+        self.nemesis.start()
+        self.run_until(self.now + self.faults.seconds * SECOND)
+        self.nemesis.heal()
+        healed = self.now
+        self._expect(self._everybody_is_served, "liveness: a client was not served", healed + _PATIENCE)
+        for client in self.clients:
+            client.is_stopping = True
+        self._expect(self._all_agree, "liveness: the nodes did not come to the same state", self.now + _PATIENCE)
+        self._judge()
+        report.virtual_seconds = self.now / SECOND
+        report.counts["seconds to heal"] = (self.now - healed) // SECOND
+        report.trace = self.trace
+        return report
+
+    def _expect(self, condition: Callable[[], bool], what: str, deadline: int) -> None:
+        if not self.run_until(deadline, condition):
+            raise Violation(f"{what}; " + "; ".join(node.describe() for node in self.nodes.values()))
+
+    def _everybody_is_served(self) -> bool:
+        return not self.operator.is_busy and all(client.served_since_heal >= 2 for client in self.clients)
+
+    def _all_agree(self) -> bool:
+        leader = self.leader()
+        if leader is None or any(client.is_waiting for client in self.clients):
+            return False
+        applied = leader.engine.applied_index if leader.engine else 0
+        members = self.configuration().members
+        return applied == self.watch.last_committed and all(
+            (engine := self.nodes[i].engine) is not None
+            and engine.applied_index == applied
+            and engine.core.log.commit_index == applied
+            for i in members
+        )
+
+    def _judge(self) -> None:
+        members = [self.nodes[i] for i in sorted(self.configuration().members)]
+        states = {node.state.snapshot()[0] for node in members}
+        if len(states) != 1:
+            raise Violation("state machine safety: at the same index the States differ")
+        for key in self.not_applied:
+            if key in self.watch.executed:
+                raise Violation(f"instruction {key[2]} of node {key[0]} was reported NotApplied, and applied")
+        verdict = check(self.report.history, self.workload.model)
+        if not verdict.is_linearizable:
+            raise Violation(f"the history is not linearizable: {verdict}")
+
+    def leader(self) -> SimulatedNode | None:
+        """Whoever leads in the latest term."""
+        leading = [n for n in self.nodes.values() if n.engine is not None and n.engine.core.role is Role.LEADER]
+        return max(leading, key=lambda n: n.engine.core.term if n.engine else 0, default=None)
+
+    def configuration(self) -> Configuration:
+        """The latest one that any running node knows to be committed."""
+        engines = [node.engine for node in self.nodes.values() if node.engine is not None]
+        known = [(engine.core.log.commit_index, engine.core.committed_config) for engine in engines]
+        return max(known, key=lambda pair: pair[0], default=(0, Configuration()))[1]
+
+
+class Network:
+    """Links that delay, lose, duplicate and reorder, or pass nothing at all in one direction or both."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self.cut: set[tuple[int, int]] = set()
+        self.loss = 0.0
+        self.duplication = 0.0
+        self.delay = 300  # mean, microseconds
+
+    def latency(self) -> int:
+        """How long one message takes."""
+        return 50 + int(self._simulation.random.expovariate(1 / self.delay))
+
+    def send(self, source: SimulatedNode, target_id: int, messages: Sequence[Message]) -> None:
+        """Carry `messages`, in one piece, or lose them."""
+        simulation = self._simulation
+        rng = simulation.random
+        data = b"".join([message.encode() for message in messages])
+        copies = 1 + (rng.random() < self.duplication)
+        if (source.node_id, target_id) in self.cut or rng.random() < self.loss:
+            simulation.report.counts["batches lost"] += 1
+            copies = 0
+            if rng.random() < 0.5:  # a connection that breaks is noticed, a request on its way may not be
+                source.later(self.latency(), lambda: source.do(lambda engine: engine.report_unreachable(target_id)))
+        for _ in range(copies):
+            simulation.at(self.latency(), lambda: self._deliver(source.node_id, target_id, data))
+
+    def _deliver(self, source_id: int, target_id: int, data: bytes) -> None:
+        target = self._simulation.nodes.get(target_id)
+        if target is None or (source_id, target_id) in self.cut:
+            return
+        target.when_running(lambda: target.hear(source_id, decode_messages(data)))
+
+    def passes(self, source_id: int, target_id: int) -> bool:
+        """Whether one request, or its answer, passes now."""
+        return (source_id, target_id) not in self.cut and self._simulation.random.random() >= self.loss
+
+
+class SimulatedCall(Call):
+    """An instruction whose caller is called back instead of woken."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, instruction: bytes, done: Callable[[], None]) -> None:
+        super().__init__(instruction)
+        self._done = done
+
+    def finish(self, error: RaftError | None = None) -> None:
+        self.error = error
+        self._done()
+
+
+class SimulatedRead(Read):
+    """A read whose caller is called back instead of woken."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        super().__init__()
+        self._done = done
+
+    def finish(self, error: RaftError | None = None) -> None:
+        self.error = error
+        self._done()
+
+
+class SimulatedNode:
+    """One node: a disk that stays, and an engine that comes and goes.  The engine's Runner."""
+
+    def __init__(self, simulation: Simulation, node_id: int) -> None:
+        self.simulation = simulation
+        self.node_id = node_id
+        self.name = f"n{node_id}"
+        self.disk = SimulatedDisk()
+        self.engine: Engine | None = None
+        self.state: Any = None
+        self.store: Store | None = None
+        self.refusal: StorageError | None = None
+        self.is_paused = False
+        self.is_gone = False
+        self.is_damaged = False
+        self.tick_rate = 1.0
+        self.write_delay = 400  # mean, microseconds
+        self.is_hung = False
+        self.life = 0
+        self._deferred: list[Callable[[], None]] = []
+        self._is_applying = False
+        self._transferring: set[int] = set()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the process runs, even if it is paused."""
+        return self.engine is not None
+
+    def describe(self) -> str:
+        """One line for people."""
+        engine = self.engine
+        if engine is None:
+            return f"{self.name} is down ({self.refusal})" if self.refusal else f"{self.name} is down"
+        core = engine.core
+        return (
+            f"{self.name} {core.role.value} term={core.term} log={core.log.offset}..{core.log.last_index} "
+            f"commit={core.log.commit_index} applied={engine.applied_index} err={engine.err()}"
+        )
+
+    def note(self, what: str) -> None:
+        """Write a line of the trace."""
+        if self.simulation.is_traced:
+            self.simulation.note(self.name, what)
+
+    # -- life
+
+    def create(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        """Make the directory of a member, as `init` and `join` do."""
+        store = self._open_store()
+        store.create(self.node_id, _CLUSTER_ID, hard_state, entries)
+        store.close()
+
+    def _open_store(self) -> Store:
+        return Store.open("/data", self.disk, segment_bytes=self.simulation.segment_bytes)
+
+    def start(self) -> None:
+        """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""
+        if self.engine is not None or self.is_gone:
+            return
+        simulation = self.simulation
+        self.life += 1
+        self.refusal = None
+        self.state = simulation.workload.make_state()
+        self._is_applying = False
+        self._transferring.clear()
+        try:
+            self.store = self._open_store()
+            seed = Random(simulation.random.getrandbits(64))
+            self.engine = Engine(self.name, self.store, self.state, simulation.options, seed, self)
+        except PowerLoss:
+            self._lose_power()
+            return
+        except StorageError as error:
+            self.note(f"refuses to start: {error}")
+            simulation.report.counts["refused to start"] += 1
+            self.refusal = error
+            self.disk.kill_process()
+            return
+        self.is_damaged = False  # everything stored was looked at
+        self._watch_state()
+        self.note("starts: " + self.describe())
+        simulation.watch.started(self.engine)
+        self.do(lambda engine: engine.start())
+        self._schedule_tick()
+
+    def _watch_state(self) -> None:
+        """Have every instruction that reaches the State seen."""
+        apply = self.state.apply
+
+        def seen(data: bytes, index: int) -> bool:
+            self.simulation.watch.executes(self.node_id, data, index)
+            return bool(apply(data, index))
+
+        self.state.apply = seen
+
+    def kill(self) -> None:
+        """The process ends at once; the machine goes on."""
+        if self.engine is not None:
+            self.note("killed")
+            self._end()
+            self.disk.kill_process()
+
+    def cut_power(self) -> None:
+        """The machine ends at once."""
+        if self.engine is not None:
+            self._end()
+        self._lose_power()
+
+    def _lose_power(self) -> None:
+        rng = self.simulation.random
+        share = rng.choice((0.0, 0.3, 0.7, 1.0))
+        self.note(f"loses power; {share:.0%} of what was not synced stays")
+        self._end()
+        self.disk.lose_power(lambda: rng.random() < share)
+        self.simulation.nemesis.restart_later(self)
+
+    def _end(self) -> None:
+        self.life += 1
+        self.engine = None
+        self.is_paused = False
+        self._deferred.clear()
+        for client in self.simulation.clients:
+            client.lost_node(self.node_id)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """SIGCONT: everything that came meanwhile comes now."""
+        self.is_paused = False
+        deferred, self._deferred = self._deferred, []
+        for action in deferred:
+            action()
+
+    # -- doing something
+
+    def when_running(self, action: Callable[[], None]) -> None:
+        """Now, or after a pause; never in a later life of this node."""
+        if self.engine is not None:
+            self.later(0, action) if self.is_paused else action()
+
+    def later(self, delay: int, action: Callable[[], None]) -> None:
+        """In `delay` microseconds, in this life of the node."""
+        life = self.life
+
+        def fire() -> None:
+            if self.life != life:
+                return
+            if self.is_paused:
+                self._deferred.append(fire)
+            else:
+                action()
+
+        self.simulation.at(delay, fire)
+
+    def do(self, step: Callable[[Engine], None]) -> None:
+        """One step of the engine, and all that follows from it at once."""
+        engine = self.engine
+        if engine is None:
+            return
+        try:
+            step(engine)
+            engine.advance()
+            if engine.has_writes:
+                self._begin_write(engine)
+            if engine.has_work and not self._is_applying:
+                self._begin_apply(engine)
+        except PowerLoss:
+            self._lose_power()
+            return
+        self.simulation.watch.look(engine)
+
+    def hear(self, source_id: int, messages: Sequence[Message]) -> None:
+        """Messages arrive."""
+        if self.simulation.is_traced:
+            for message in messages:
+                self.note(f"<- {message!r}")
+        self.do(lambda engine: engine.step(messages))
+
+    def _schedule_tick(self) -> None:
+        def tick() -> None:
+            self._schedule_tick()
+            self.do(lambda engine: engine.tick())
+
+        self.later(int(TICK * self.tick_rate), tick)
+
+    # -- slow work
+
+    def _begin_write(self, engine: Engine) -> None:
+        batch = engine.begin_write()
+        delay = 20 + int(self.simulation.random.expovariate(1 / self.write_delay))
+
+        def finish() -> None:
+            if self.is_hung:
+                self.later(20 * MILLISECOND, finish)
+            else:
+                self.do(write)
+
+        def write(engine: Engine) -> None:
+            failure: BaseException | None = None
+            try:
+                engine.write(batch)
+            except PowerLoss:
+                raise
+            except BaseException as error:
+                failure = error
+                self.note(f"writing failed: {error}")
+            engine.end_write(batch, failure)
+
+        self.later(delay, finish)
+
+    def _begin_apply(self, engine: Engine) -> None:
+        work = engine.begin_apply()
+        self._is_applying = True
+
+        def finish(engine: Engine) -> None:
+            self._is_applying = False
+            answers, error = engine.apply(work)
+            if isinstance(error, (Violation, PowerLoss)):
+                raise error
+            self.simulation.watch.applied(engine)
+            engine.end_apply(answers, error)
+            if engine.snapshot_due:
+                self._begin_snapshot(engine)
+
+        self.later(5 + int(self.simulation.random.expovariate(1 / 50)), lambda: self.do(finish))
+
+    def _begin_snapshot(self, engine: Engine) -> None:
+        capture = engine.capture()
+        self.note(f"takes a snapshot at {capture.header.index}")
+
+        def finish(engine: Engine) -> None:
+            saved: Capture | None = None
+            failure: Exception | None = None
+            try:
+                if engine.save(capture):
+                    saved = capture
+            except Exception as error:
+                failure = error
+            self.simulation.report.counts["snapshots"] += saved is not None
+            engine.end_snapshot(saved, failure)
+
+        self.later(int(self.simulation.random.expovariate(1 / (20 * MILLISECOND))), lambda: self.do(finish))
+
+    # -- what the engine asks
+
+    def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
+        """Send through the network."""
+        assert self.engine is not None
+        self.simulation.watch.said(self.engine, messages)
+        if self.simulation.is_traced:
+            for message in messages:
+                self.note(f"-> {message!r}")
+        self.simulation.network.send(self, peer_id, messages)
+        return True
+
+    def release_log(self, index: int) -> None:
+        """Delete old segments a little later."""
+
+        def release(engine: Engine) -> None:
+            try:
+                engine.release(index)
+            except StorageError as error:
+                self.note(f"releasing failed: {error}")
+
+        self.later(MILLISECOND, lambda: self.do(release))
+
+    def members_changed(self) -> None:
+        """Nothing to keep."""
+
+    def state_changed(self) -> None:
+        """Nobody is asleep."""
+
+    def log_work(self) -> None:
+        """Seen after each step."""
+
+    def apply_work(self) -> None:
+        """Seen after each step."""
+
+    # -- snapshots to others
+
+    def send_snapshot(self, message: Message) -> bool:
+        """Send the stored snapshot piece by piece, as a transfer thread does."""
+        if message.to_id in self._transferring or self.store is None:
+            return False
+        self._transferring.add(message.to_id)
+        Transfer(self, message).start()
+        return True
+
+    def end_transfer(self, peer_id: int, succeeded: bool) -> None:
+        """A transfer came to its end."""
+        self._transferring.discard(peer_id)
+        self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, ()))
+
+
+class Transfer:
+    """The stored snapshot of one node on its way to another."""
+
+    PIECE_BYTES = 200
+    TRIES = 4
+
+    def __init__(self, node: SimulatedNode, message: Message) -> None:
+        self._node = node
+        self._message = message
+        self._life = node.life
+        self._tries = 0
+        self._request = 0
+
+    def start(self) -> None:
+        """Begin with the question where to go on."""
+        self._node.later(MILLISECOND, self._open)
+
+    def _open(self) -> None:
+        node = self._node
+        assert node.store is not None
+        try:
+            self._snapshot = node.store.open_snapshot()
+        except (StorageError, OSError) as error:
+            node.note(f"the snapshot cannot be sent: {error}")
+            self._end(False)
+            return
+        header = self._snapshot.header
+        m = self._message
+        self._message = Message(
+            m.kind, m.to_id, m.from_id, m.term, index=header.index, log_term=header.term, payload=header.config
+        )
+        self._send(0, 0)
+
+    def _send(self, offset: int, size: int) -> None:
+        node = self._node
+        network = node.simulation.network
+        data = self._snapshot.read(offset, size)
+        message = self._message
+        copy = decode_messages(message.encode())[0]
+        chunk = SnapshotChunk(copy, self._snapshot.size_bytes, self._snapshot.crc, offset, data)
+        self._request = request = self._request + 1
+        node.later(500 * MILLISECOND, lambda: self._time_out(request, offset, size))
+        target = node.simulation.nodes.get(message.to_id)
+        if target is not None and network.passes(node.node_id, message.to_id):
+            node.simulation.at(
+                network.latency(), lambda: target.when_running(lambda: self._arrive(target, chunk, request))
+            )
+
+    def _time_out(self, request: int, offset: int, size: int) -> None:
+        if request == self._request:
+            self._tries += 1
+            if self._tries >= self.TRIES:
+                self._end(False)
+            else:
+                self._send(offset, size)
+
+    def _arrive(self, target: SimulatedNode, chunk: SnapshotChunk, request: int) -> None:
+        answer: list[int] = []
+
+        def receive(engine: Engine) -> None:
+            if not engine.wants(chunk.message):
+                engine.drop_incoming()
+                wanted = chunk.size_bytes
+            else:
+                try:
+                    wanted = engine.receive_chunk(chunk)
+                except (ValueError, OSError, StorageError) as error:
+                    target.note(f"a piece of a snapshot is refused: {error}")
+                    return
+            answer.append(wanted)
+            if wanted == chunk.size_bytes:
+                engine.step([chunk.message])
+
+        target.do(receive)
+        network = self._node.simulation.network
+        if answer and self._node.life == self._life and network.passes(target.node_id, self._node.node_id):
+            self._node.later(network.latency(), lambda: self._answered(request, answer[0]))
+
+    def _answered(self, request: int, wanted: int) -> None:
+        if request != self._request:
+            return
+        if wanted >= self._snapshot.size_bytes:
+            self._end(True)
+        else:
+            self._send(wanted, self.PIECE_BYTES)
+
+    def _end(self, succeeded: bool) -> None:
+        self._request = 0
+        self._node.note(f"the snapshot for n{self._message.to_id} {'arrived' if succeeded else 'did not arrive'}")
+        self._node.end_transfer(self._message.to_id, succeeded)
+
+
+class Client:
+    """One caller after the other: thinks, acts, waits for the outcome or gives up, and does the next thing."""
+
+    def __init__(self, simulation: Simulation, number: int) -> None:
+        self._simulation = simulation
+        self.number = number
+        self.is_stopping = False
+        self.is_waiting = False
+        self.served_since_heal = 0
+        self._node: SimulatedNode | None = None
+        self._action = Action(None, None)
+        self._called = 0
+        self._serial = 0
+        self._call: SimulatedCall | None = None
+        self._read: SimulatedRead | None = None
+
+    def start(self) -> None:
+        """Do one thing after the other from now on."""
+        rng = self._simulation.random
+        if not self.is_stopping:
+            self._simulation.at(int(rng.expovariate(1 / (40 * MILLISECOND))), self._act)
+
+    def _act(self) -> None:
+        simulation = self._simulation
+        rng = simulation.random
+        ready = [n for _, n in sorted(simulation.nodes.items()) if n.is_up and not n.is_paused]
+        if not ready or self.is_stopping:
+            self.start()
+            return
+        self._node = node = rng.choice(ready)
+        simulation.report.counts["operations"] += 1
+        serial = simulation.report.counts["operations"]
+        self._serial += 1
+        self._action = action = simulation.workload.next_action(rng, serial)
+        self._called = simulation.now
+        self.is_waiting = True
+        if simulation.is_traced:
+            simulation.note(f"c{self.number}", f"{action.input} at {node.name}")
+        node.do(self._submit)
+        mine = self._serial
+        node.later(rng.choice((300 * MILLISECOND, 2 * SECOND, 5 * SECOND)), lambda: self._give_up(mine))
+
+    def _submit(self, engine: Engine) -> None:
+        action = self._action
+        try:
+            if action.instruction is None:
+                self._read = SimulatedRead(self._read_confirmed)
+                engine.submit_read(self._read)
+            else:
+                self._call = SimulatedCall(action.instruction, self._call_finished)
+                engine.submit(self._call)
+        except NotApplied as error:
+            self._end("refused", error)
+
+    def _give_up(self, serial: int) -> None:
+        """The timeout of `exec` or `wait_read` passed, by the clock of the caller."""
+        node = self._node
+        if serial != self._serial or not self.is_waiting or node is None or node.engine is None:
+            return
+        if self._read is not None:
+            if node.engine.reads.withdraw(self._read):
+                self._end("timed out", None)
+        elif self._call is not None and node.engine.calls.withdraw(self._call):
+            self._settle(self._call, self._call.unsettled == 0)
+
+    def _read_confirmed(self) -> None:
+        read, node = self._read, self._node
+        assert read is not None and node is not None
+        if read.error is not None:
+            self._end("refused", read.error)
+            return
+        mine = self._serial
+        # The caller's thread wakes a little later, and looks at the State then.
+        node.later(self._simulation.random.randrange(1, 2000), lambda: self._look(mine))
+
+    def _look(self, serial: int) -> None:
+        node = self._node
+        if serial == self._serial and self.is_waiting and node is not None:
+            self._end("done", None, self._simulation.workload.read(node.state, self._action))
+
+    def _call_finished(self) -> None:
+        call = self._call
+        assert call is not None
+        if call.error is None:
+            outcome = call.outcome or Outcome()
+            if outcome.rejection is not None:
+                self._end("rejected", None)
+            else:
+                self._end("done", None, self._simulation.workload.output_of(self._action, outcome.satisfied))
+        else:
+            self._settle(call, isinstance(call.error, NotApplied))
+
+    def _settle(self, call: SimulatedCall, is_not_applied: bool) -> None:
+        """It ended without an outcome: for certain, or not."""
+        if is_not_applied and call.data:
+            self._simulation.not_applied.append(read_envelope(call.data))
+        self._end("not applied" if is_not_applied else "unknown", call.error)
+
+    def lost_node(self, node_id: int) -> None:
+        """The process in which this caller waited is gone."""
+        if self.is_waiting and self._node is not None and self._node.node_id == node_id:
+            self._end("refused" if self._read is not None else "unknown", None)
+
+    def _end(self, result: str, error: RaftError | None, output: Any = None) -> None:
+        simulation = self._simulation
+        simulation.report.counts[result] += 1
+        if simulation.is_traced:
+            simulation.note(f"c{self.number}", f"{self._action.input} {result} {output} {error or ''}")
+        if result in ("done", "unknown") and self._action.is_judged:
+            returned = simulation.now if result == "done" else math.inf
+            simulation.report.history.append(Operation(self.number, self._called, returned, self._action.input, output))
+        if result in ("done", "rejected") and simulation.nemesis.is_over:
+            self.served_since_heal += 1
+        self.is_waiting = False
+        self._call = self._read = None
+        self.start()
+
+
+class Operator:
+    """Whoever founds the cluster, adds and removes members, and replaces broken ones."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._tasks: list[Callable[[], bool]] = []
+        self._next_token = 0
+        self.accept_divergence = False  # or it counts as a violation
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is still to be done."""
+        return bool(self._tasks) or any(node.refusal for node in self._simulation.nodes.values() if not node.is_gone)
+
+    def found(self, size: int) -> None:
+        """A cluster of `size` voters, as `init` and `join` would make it."""
+        simulation = self._simulation
+        entries = [Entry.make(1, 1, EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, 1, "n1").encode())]
+        self._create(1, HardState(term=1, commit=1), entries)
+        for _ in range(size - 1):
+            self.add()
+        self._work()
+        done = simulation.run_until(
+            _PATIENCE, lambda: not self._tasks and len(simulation.configuration().voters) == size
+        )
+        if not done:
+            raise Violation("liveness: the cluster did not form")
+
+    def _create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        node = self._simulation.nodes[node_id] = SimulatedNode(self._simulation, node_id)
+        node.create(hard_state, entries)
+        node.start()
+
+    def _work(self) -> None:
+        """Look after everything now and then."""
+        simulation = self._simulation
+        if self._tasks and self._tasks[0]():
+            self._tasks.pop(0)
+        for node in list(simulation.nodes.values()):
+            engine = node.engine
+            if engine is not None and engine.core.is_removed and not node.is_gone:
+                node.note("is removed, and stopped")
+                self._retire(node)
+            elif engine is not None and (engine.failure is not None or engine.halted is not None):
+                if isinstance(engine.halted, DivergedError):
+                    if self.accept_divergence:
+                        continue
+                    raise Violation(str(engine.halted))
+                node.note(f"is restarted after: {engine.err()}")
+                node.kill()
+                simulation.nemesis.restart_later(node)
+            elif node.refusal is not None and not node.is_gone:
+                if not node.is_damaged:
+                    node.refusal = None
+                    simulation.nemesis.restart_later(node)
+                elif not self._tasks:
+                    self.replace(node)
+        simulation.at(50 * MILLISECOND, self._work)
+
+    def _retire(self, node: SimulatedNode) -> None:
+        node.kill()
+        node.is_gone = True
+        node.refusal = None
+
+    def add(self) -> None:
+        """Have a new member join: a learner first, which the leader promotes."""
+        self._next_token += 1
+        token = self._next_token.to_bytes(16, "big")
+        self._tasks.append(lambda: self._try_to_add(token))
+
+    def _try_to_add(self, token: bytes) -> bool:
+        simulation = self._simulation
+        config = simulation.configuration()
+        for node_id, member in config.members.items():
+            if member.token == token:
+                if node_id not in simulation.nodes:
+                    simulation.report.counts["joined"] += 1
+                    self._create(node_id, HardState(), [])
+                return True
+        node_id = config.highest_id + 1
+        self._attempt(ConfChange(ConfOp.ADD_LEARNER, node_id, f"n{node_id}", token))
+        return False
+
+    def remove(self, node_id: int) -> None:
+        """Have a member evicted."""
+        self._tasks.append(lambda: self._try_to_remove(node_id))
+
+    def _try_to_remove(self, node_id: int) -> bool:
+        simulation = self._simulation
+        config = simulation.configuration()
+        if config.was_removed(node_id):
+            simulation.report.counts["evicted"] += 1
+            node = simulation.nodes[node_id]
+            if node.engine is None:
+                self._retire(node)
+            return True
+        self._attempt(ConfChange(ConfOp.REMOVE, node_id))
+        return False
+
+    def replace(self, node: SimulatedNode) -> None:
+        """Evict a member whose storage is lost, and have a new one join."""
+        node.note("is replaced")
+        self._simulation.watch.lost(node.node_id)
+        node.refusal = None
+        node.is_gone = True
+        self.remove(node.node_id)
+        self.add()
+
+    def _attempt(self, change: ConfChange) -> None:
+        """Ask some node to have it done; what comes of it shows in the configuration."""
+        simulation = self._simulation
+        up = [n for _, n in sorted(simulation.nodes.items()) if n.engine is not None and not n.is_paused]
+        if up:
+            node = simulation.random.choice(up)
+            node.do(lambda engine: engine.end_attempt(engine.attempt_change(change)))
+
+    def hand_over(self) -> None:
+        """Have the leader hand over to some other voter."""
+        leader = self._simulation.leader()
+        if leader is None or leader.engine is None or leader.is_paused:
+            return
+        others = sorted(leader.engine.core.config.voters - {leader.node_id})
+        if others and self._simulation.random.random() < 0.9:
+            target = self._simulation.random.choice(others)
+            leader.note(f"hands over to n{target}")
+            leader.do(lambda engine: engine.hand_over(target))
+
+
+def merged(reports: Iterable[Report]) -> Report:
+    """The sums over several seeds."""
+    total = Report(NO_NODE)
+    for report in reports:
+        total.virtual_seconds += report.virtual_seconds
+        total.steps += report.steps
+        total.faults += report.faults
+        total.counts += report.counts
+    return total

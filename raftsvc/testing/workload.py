@@ -1,0 +1,119 @@
+"""What simulated clients do, and what their State is.
+
+A Workload joins a State to a model of it: which actions clients take, and what a
+caller learns of each.  Write one for your own State to have it simulated; the
+registers here are what the library itself is tested with.
+"""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any, NamedTuple, Protocol
+
+from raftsvc.errors import Rejected
+from raftsvc.state import BaseState, State
+from raftsvc.testing.linearizability import KeyValueModel, Model
+
+
+class Action(NamedTuple):
+    """One thing that a client does.
+
+    input:       what the linearizability model is told.
+    instruction: what is passed to `exec`; None: `wait_read`, then a look at the State.
+    is_judged:   whether the model knows it; else it must be without effect.
+    """
+
+    input: Any
+    instruction: bytes | None
+    is_judged: bool = True
+
+
+class Workload(Protocol):
+    """What clients do to a State, and what it should mean."""
+
+    model: Model
+
+    def make_state(self) -> State:
+        """An empty State."""
+
+    def next_action(self, random: Random, serial: int) -> Action:
+        """What a client does next; `serial` is different each time."""
+
+    def output_of(self, action: Action, is_satisfied: bool) -> Any:
+        """What the model is told of an instruction that was applied."""
+
+    def read(self, state: State, action: Action) -> Any:
+        """The output of an action without an instruction, by a look at the State."""
+
+
+class RegisterState(BaseState):
+    """Registers and counters.  An instruction is a JSON list: a verb, a key, and arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, int] = {}
+
+    def apply(self, data: bytes, index: int) -> bool:
+        """Do one instruction."""
+        verb, key, *arguments = json.loads(data)
+        if verb == "refuse":
+            raise Rejected(f"{key} is refused")
+        if verb == "cas":
+            expected, new = arguments
+            if self.values.get(key) != expected:
+                return False
+            self.values[key] = new
+        elif verb == "add":
+            self.values[key] = self.values.get(key, 0) + arguments[0]
+        else:
+            self.values[key] = arguments[0]
+        return True
+
+    def snapshot(self) -> tuple[bytes, int]:
+        """All values."""
+        return json.dumps(self.values, sort_keys=True).encode(), self.applied_index()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        """Take all values."""
+        self.values = json.loads(data)
+
+
+class RegisterWorkload:
+    """Clients that set, compare and set, count and read a few keys."""
+
+    def __init__(self, keys: int = 4) -> None:
+        self.model: Model = KeyValueModel()
+        self._keys = [f"k{n}" for n in range(keys)]
+
+    def make_state(self) -> RegisterState:
+        """An empty State."""
+        return RegisterState()
+
+    def next_action(self, random: Random, serial: int) -> Action:
+        """Reads and writes, about as many of either; every value is written once."""
+        key = random.choice(self._keys)
+        chance = random.random()
+        if chance < 0.45:
+            return Action(("get", key), None)
+        if chance < 0.70:
+            return _instruction("set", key, serial)
+        if chance < 0.83:
+            # A value that may well be the present one.
+            return _instruction("cas", key, random.choice((None, *range(max(1, serial - 8), serial))), serial)
+        if chance < 0.98:
+            return _instruction("add", "count-" + key, 1)
+        return _instruction("refuse", key)._replace(is_judged=False)
+
+    def output_of(self, action: Action, is_satisfied: bool) -> Any:
+        """A compare-and-set tells whether it succeeded; the others tell nothing."""
+        return is_satisfied if action.input[0] == "cas" else None
+
+    def read(self, state: State, action: Action) -> Any:
+        """The value of a register, None if it has none."""
+        assert isinstance(state, RegisterState)
+        return state.values.get(action.input[1])
+
+
+def _instruction(verb: str, key: str, *arguments: int | None) -> Action:
+    return Action((verb, key, *arguments), json.dumps([verb, key, *arguments]).encode())

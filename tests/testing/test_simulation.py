@@ -1,0 +1,192 @@
+"""The simulator: seeds that must pass, the same history each time, and violations that it must see."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from random import Random
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc.core.raft import Raft
+from raftsvc.testing import (
+    KINDS,
+    Action,
+    Faults,
+    RegisterState,
+    RegisterWorkload,
+    SimulationFailed,
+    simulate,
+)
+from raftsvc.testing.__main__ import main
+from raftsvc.testing.simulation import SECOND, Simulation
+
+SEEDS = 300
+CHUNK = 20
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_nothing_goes_wrong(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        simulate(seed)
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_a_seed_is_the_same_history_in_every_process(seed: int) -> None:
+    traces = []
+    for hash_seed in ("0", "4711"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-m", "raftsvc.testing", "--replay", str(seed)]
+        traces.append(subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300).stdout)
+    assert len(traces[0]) > 100_000
+    assert traces[0] == traces[1]
+
+
+def test_every_kind_of_fault_is_injected_somewhere() -> None:
+    injected: set[str] = set()
+    seed = 0
+    while injected < set(KINDS):
+        assert seed < 300, f"never: {set(KINDS) - injected}"
+        injected |= set(simulate(seed, faults=Faults(seconds=3)).faults)
+        seed += 1
+
+
+def test_without_faults_everything_is_done() -> None:
+    report = simulate(1, faults=Faults(kinds=(), seconds=5))
+    assert not report.faults
+    counts = report.counts
+    assert counts["done"] + counts["rejected"] == counts["operations"] > 100
+
+
+def test_a_failing_seed_says_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Raft, "_term_is_durable", True)
+    monkeypatch.setattr(Raft, "ready", _without_votes(Raft.ready))
+    failed = next(seed for seed in range(100) if _failure(seed))
+    first, second = _failure(failed), _failure(failed)
+    assert first is not None and second is not None
+    assert (str(first), first.trace) == (str(second), second.trace)
+    assert f"seed {failed}: at " in str(first)
+    assert "starts: n1" in "\n".join(first.trace)
+    assert main(["--seeds", "1", "--first", str(failed), "--jobs", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert f"--replay {failed} " in printed
+    assert "1 seeds, 1 failed" in printed
+
+
+def _failure(seed: int) -> SimulationFailed | None:
+    try:
+        simulate(seed)
+    except SimulationFailed as failed:
+        return failed
+    return None
+
+
+def _without_votes(ready: Any) -> Any:
+    """As if the record of a vote were never written."""
+
+    def forgetful(self: Raft) -> Any:
+        batch = ready(self)
+        if batch is not None and batch.hard_state is not None:
+            batch = batch._replace(hard_state=batch.hard_state._replace(vote=0))
+        return batch
+
+    return forgetful
+
+
+def test_a_state_that_is_not_deterministic_is_found_out() -> None:
+    class Moody(RegisterState):
+        seen = 0
+
+        def apply(self, data: bytes, index: int) -> bool:
+            Moody.seen += 1
+            return super().apply(data, index) and Moody.seen % 50 != 0
+
+    class MoodyWorkload(RegisterWorkload):
+        def make_state(self) -> RegisterState:
+            return Moody()
+
+    with pytest.raises(SimulationFailed, match="differs from"):
+        simulate(1, MoodyWorkload())
+
+
+def test_a_state_that_reads_what_is_not_there_yet_is_found_out() -> None:
+    class Hasty(RegisterWorkload):
+        def read(self, state: raftsvc.State, action: Action) -> Any:
+            value = super().read(state, action)
+            return value and value - 1
+
+    with pytest.raises(SimulationFailed, match="not linearizable"):
+        simulate(1, Hasty(), Faults(kinds=()))
+
+
+def test_a_state_of_ones_own_is_simulated() -> None:
+    class Once(RegisterWorkload):
+        def next_action(self, random: Random, serial: int) -> Action:
+            return super().next_action(random, serial)
+
+    assert simulate(5, Once()).counts["done"] > 100
+
+
+def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
+    """DESIGN: two election timeouts without an fsync, and the node neither leads nor campaigns."""
+    simulation = Simulation(7, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    stuck = simulation.leader()
+    assert stuck is not None and stuck.engine is not None
+    stuck.is_hung = True
+    engine = stuck.engine
+
+    def deposed() -> bool:
+        leader = simulation.leader()
+        return leader is not None and leader is not stuck and not engine.core.is_promotable
+
+    assert simulation.run_until(simulation.now + 60 * SECOND, deposed)
+    assert isinstance(engine.err(), raftsvc.DiskStalledError)
+    served = simulation.report.counts["done"]
+    term = max(n.engine.core.term for n in simulation.nodes.values() if n.engine)
+    simulation.run_until(simulation.now + 20 * SECOND)
+    assert simulation.report.counts["done"] > served + 10, "the others serve; callers of this one wait in vain"
+    assert max(n.engine.core.term for n in simulation.nodes.values() if n.engine) == term, "and it disturbs nobody"
+    stuck.is_hung = False
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.err() is None)
+    assert engine.core.is_promotable
+
+
+@pytest.mark.parametrize("is_leader", [False, True])
+def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> None:
+    simulation = Simulation(8, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None and simulation.now > 5 * SECOND)
+    leader = simulation.leader()
+    assert leader is not None
+    bad = leader if is_leader else next(n for n in simulation.nodes.values() if n is not leader)
+    engine = bad.engine
+    assert engine is not None
+    # What the watch of the simulation would see at once, the nodes have to find out by themselves.
+    simulation.watch.applied = lambda engine: None  # type: ignore[method-assign]
+    simulation.operator.accept_divergence = True
+
+    def flip() -> bool:
+        for key in bad.state.values:
+            bad.state.values[key] ^= 1
+        return engine.halted is not None
+
+    assert simulation.run_until(simulation.now + 60 * SECOND, flip)
+    assert isinstance(engine.err(), raftsvc.DivergedError)
+    with pytest.raises(raftsvc.DivergedError):
+        engine.check_able()
+    assert engine.core.is_promotable is False
+    others = [n.engine for n in simulation.nodes.values() if n is not bad]
+    assert all(other is not None and other.err() is None for other in others)
+    done = simulation.report.counts["done"]
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
