@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Hashable
 from typing import Any
 
@@ -16,14 +12,9 @@ import pytest
 
 from raftsvc.testing.linearizability import (
     IMPOSSIBLE,
-    SAME,
-    UNSPECIFIED,
-    Except,
     KeyValueModel,
-    Marker,
     Model,
     Operation,
-    Plus,
     check,
 )
 

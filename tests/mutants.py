@@ -1,0 +1,320 @@
+"""Deliberate bugs, planted one at a time: does the simulator find each, and after how many seeds?
+
+    python -m tests.mutants [--seeds 2000] [--jobs 4] [name ...]
+
+Each mutant is a copy of the package in a temporary directory with one piece of
+text replaced.  A text that is not there exactly once is an error, so the table
+cannot rot unnoticed (`tests/testing/test_mutants.py`).  Exit status 1 if one survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).resolve().parent.parent / "raftsvc"
+
+
+class Mutant(NamedTuple):
+    """`old` in the file becomes `new`; what that breaks is the name."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    # Durability
+    Mutant(
+        "acknowledge entries before fsync",
+        "core/raft.py",
+        "after=may_wait or not self._term_is_durable,",
+        "after=False,",
+    ),
+    Mutant(
+        "answer a candidate before the vote is durable",
+        "core/raft.py",
+        "            reply.reject = True\n        self._send(reply, after=True)",
+        "            reply.reject = True\n        self._send(reply)",
+    ),
+    Mutant("skip the vote record", "core/raft.py", "HardState(self.term, self.vote,", "HardState(self.term, NO_NODE,"),
+    Mutant(
+        "do not write a new term that came without a vote",
+        "core/raft.py",
+        "            self.vote = NO_NODE\n            self._hard_state_dirty = True\n",
+        "            self.vote = NO_NODE\n",
+    ),
+    Mutant(
+        "candidate counts its own vote before it is durable",
+        "core/raft.py",
+        "        if kind is MessageKind.PRE_VOTE:\n            self._record_vote(self.node_id, True)",
+        "        self._record_vote(self.node_id, True)",
+    ),
+    Mutant(
+        "leader counts its own copy before fsync",
+        "core/raft.py",
+        "self.log.stable_index if i == self.node_id else",
+        "self.log.last_index if i == self.node_id else",
+    ),
+    Mutant(
+        "a late write marks rewritten entries durable",
+        "core/log.py",
+        "            write[1] = min(write[1], index - 1)",
+        "            pass",
+    ),
+    Mutant(
+        "no fsync of the log",
+        "storage/wal.py",
+        "            self._sync_fd(self._fd)\n        except",
+        "            pass\n        except",
+    ),
+    Mutant(
+        "a failed fsync is tried again",
+        "storage/wal.py",
+        "        self._files.sync(fd)\n",
+        "        try:\n            self._files.sync(fd)\n        except OSError:\n            self._files.sync(fd)\n",
+    ),
+    Mutant(
+        "no fsync of a new segment's name",
+        "storage/wal.py",
+        "            self._files.rename(temporary, path)\n            self._files.sync_dir(self._path)\n",
+        "            self._files.rename(temporary, path)\n",
+    ),
+    Mutant(
+        "no fsync of a snapshot's content",
+        "storage/snapshot.py",
+        "    files.write(fd, _END.pack(0, chain, total), offset)\n    files.sync(fd)\n",
+        "    files.write(fd, _END.pack(0, chain, total), offset)\n",
+    ),
+    Mutant(
+        "damage in the log is not looked for",
+        "storage/wal.py",
+        '            return "a record\'s checksum does not match"',
+        "            pass",
+    ),
+    Mutant(
+        "the log says that there is a snapshot before there is",
+        "engine.py",
+        "                self._store.install_incoming()\n"
+        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
+        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
+        "                wal.sync()\n"
+        "                self._store.install_incoming()\n",
+    ),
+    # Elections
+    Mutant("vote twice in a term", "core/raft.py", "            self.vote == m.from_id\n", "            True\n"),
+    Mutant(
+        "vote for a log that is behind",
+        "core/raft.py",
+        "if is_free and self.log.is_up_to_date(m.index, m.log_term):",
+        "if is_free:",
+    ),
+    Mutant(
+        "compare logs by length before term",
+        "core/log.py",
+        "return (last_term, last_index) >= (self.last_term, self.last_index)",
+        "return (last_index, last_term) >= (self.last_index, self.last_term)",
+    ),
+    Mutant(
+        "a voter that answers twice counts twice",
+        "core/raft.py",
+        "        self._votes.setdefault(voter, granted)\n        voters = self.config.voters\n",
+        "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
+    ),
+    # Replication
+    Mutant(
+        "count old-term entries",
+        "core/raft.py",
+        "if index <= self.log.commit_index or self.log.term_at(index) != self.term:",
+        "if index <= self.log.commit_index:",
+    ),
+    Mutant(
+        "truncate on every append",
+        "core/log.py",
+        "            if not self.holds(entry.index, entry.term):\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "commit what was not verified",
+        "core/raft.py",
+        "self._advance_commit(min(m.commit, verified))",
+        "self._advance_commit(min(m.commit, log.last_index))",
+    ),
+    Mutant(
+        "acknowledge the whole log instead of what was verified",
+        "core/raft.py",
+        "        self._accept(m, verified, may_wait=bool(m.entries))",
+        "        self._accept(m, log.last_index, may_wait=bool(m.entries))",
+    ),
+    Mutant(
+        "accept entries without looking at the one before them",
+        "core/raft.py",
+        "elif log.holds(m.index, m.log_term):\n            entries = m.entries",
+        "elif m.index <= log.last_index:\n            entries = m.entries",
+    ),
+    Mutant(
+        "commit by half of the voters",
+        "core/raft.py",
+        "index = held[len(held) - config.quorum()]",
+        "index = held[-max(1, len(held) // 2)]",
+    ),
+    Mutant(
+        "apply before commit",
+        "core/log.py",
+        "stop = min(self.commit_index, self.stable_index)\n        if stop <= self.del",
+        "stop = self.stable_index\n        if stop <= self.del",
+    ),
+    Mutant(
+        "install a snapshot that is behind",
+        "core/raft.py",
+        "        if m.index <= log.commit_index:\n            self._accept(m, log.commit_index, may_wait=False)\n            return\n",
+        "",
+    ),
+    # Membership
+    Mutant(
+        "double count a learner",
+        "core/raft.py",
+        "for i in config.voters\n        )\n        index = held",
+        "for i in config.members\n        )\n        index = held",
+    ),
+    Mutant(
+        "lead by the committed configuration",
+        "core/raft.py",
+        "        return self.log.config\n",
+        "        return self.log.config_at(self.log.commit_index)\n",
+    ),
+    Mutant(
+        "a second change before the first is committed",
+        "core/raft.py",
+        "        if self._change_pending:\n            raise",
+        "        if False:\n            raise",
+    ),
+    # Reads
+    Mutant(
+        "serve reads without a quorum round",
+        "core/raft.py",
+        "        if confirmed < self.config.quorum():\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "serve reads before an own-term commit",
+        "core/raft.py",
+        "if not self._reads_waiting or not self.has_own_term_commit:",
+        "if not self._reads_waiting:",
+    ),
+    Mutant(
+        "a late heartbeat reply confirms a later read",
+        "core/raft.py",
+        "self.progress[i].round_acked >= self._read_round for",
+        "self.progress[i].round_acked > 0 for",
+    ),
+    Mutant(
+        "read before the index is applied",
+        "calls.py",
+        "            read.index = state.index\n",
+        "            read.index = 0\n",
+    ),
+    # Sessions
+    Mutant(
+        "forget the session table in the snapshot",
+        "machine.py",
+        '        return b"".join(parts)\n',
+        '        return b""\n',
+    ),
+    Mutant(
+        "forget that an instruction was applied", "machine.py", "            session.outcomes[number] = outcome\n", ""
+    ),
+    Mutant(
+        "settle numbers that are still under way",
+        "calls.py",
+        "call.number, low, call.instruction)",
+        "call.number, call.number, call.instruction)",
+    ),
+    Mutant(
+        "give a call the outcome of another session's",
+        "calls.py",
+        "answer.node_id == self._core.node_id and answer.session_id == self.session_id:",
+        "answer.node_id == self._core.node_id:",
+    ),
+    Mutant(
+        "report what may be applied as not applied",
+        "calls.py",
+        "if call.unsettled else error)",
+        "if False else error)",
+    ),
+    Mutant(
+        "forget that a forwarded instruction may have arrived",
+        "calls.py",
+        "                call.unsettled += 1\n                call.retry_tick = tick + self._retry_ticks\n",
+        "                call.retry_tick = tick + self._retry_ticks\n",
+    ),
+    Mutant(
+        "do not restart the State from an installed snapshot",
+        "engine.py",
+        "                self._to_apply.append(Restore(item.snapshot.index))\n",
+        "",
+    ),
+)
+
+
+def source_of(mutant: Mutant) -> str:
+    """The file's text with the bug in it; raises ValueError if the place is not there once."""
+    text = (PACKAGE / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name!r}: found {text.count(mutant.old)} times in {mutant.file}")
+    return text.replace(mutant.old, mutant.new)
+
+
+def seeds_to_catch(mutant: Mutant, seeds: int) -> tuple[int, str] | None:
+    """How many seeds it took and what was seen; None if `seeds` were not enough."""
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(directory) / "raftsvc" / mutant.file).write_text(source_of(mutant))
+        command = [sys.executable, "-m", "raftsvc.testing", "--jobs", "1", "--until-failure", "--json"]
+        environment = {**os.environ, "PYTHONPATH": directory}
+        done = subprocess.run(
+            [*command, "--seeds", str(seeds)],
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"{mutant.name}: {done.stderr}")
+        figures = json.loads(done.stdout[done.stdout.index("{\n") :])
+        return (figures["seeds"], figures["failed"][0][1]) if figures["failed"] else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table; 1 if a mutant survived."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000, help="give up after so many (2000)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("names", nargs="*", help="only mutants whose name contains one of these")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTANTS if not options.names or any(name in m.name for name in options.names)]
+    survivors = 0
+    print("| bug | seeds to catch it | seen as |\n|---|---|---|", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, caught in zip(chosen, pool.map(lambda m: seeds_to_catch(m, options.seeds), chosen), strict=True):
+            survivors += caught is None
+            count, what = caught or (f"none of {options.seeds}", "SURVIVED")
+            what = what.split(": ", 1)[-1].replace("|", "/").splitlines()[0][:110]
+            print(f"| {mutant.name} | {count} | {what} |", flush=True)
+    print(f"{len(chosen)} bugs, {survivors} not caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
