@@ -205,7 +205,10 @@ class Service:
         if self._listener is not None:
             self._listener.start()
         if host is not None:
-            threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
+            self._begin_to_watch(host)
+
+    def _begin_to_watch(self, host: hosts.HostPool) -> None:
+        threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
 
     def _start_node(self) -> None:
         node = Node(self._laddr, self._store, self._state, self._network, self._options)
@@ -425,7 +428,9 @@ class Service:
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         """The WSGI callable for everything under `/raft/`."""
-        self._admission.learn(environ)
+        found = self._admission.learn(environ)
+        if found is not None and found.graceful_timeout is not None:
+            self._begin_to_watch(found)
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
@@ -600,13 +605,15 @@ class _Admission:
                 host.threads,
             )
 
-    def learn(self, environ: Mapping[str, Any]) -> None:
-        """At the first request, look for the server that serves it."""
-        if not self._has_looked:
-            self._has_looked = True
-            host = hosts.find_host(environ)
-            if host is not None and not self._is_fixed:
-                self._adopt(host)
+    def learn(self, environ: Mapping[str, Any]) -> hosts.HostPool | None:
+        """At the first request look for the server that serves it; returns what was found just now."""
+        if self._has_looked or "raftsvc.listener" in environ:
+            return None
+        self._has_looked = True
+        host = hosts.find_host(environ)
+        if host is not None and not self._is_fixed:
+            self._adopt(host)
+        return host
 
     def pin(self, environ: Mapping[str, Any], peers: int) -> Callable[[], None]:
         """Give the thread that serves `environ` to a stream; returns what gives it back.

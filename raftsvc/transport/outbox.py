@@ -6,8 +6,8 @@ their own, for they can ride in the response to a request of that very peer, and
 then no request of ours is needed.
 
 One drain at a time empties the box: the sender thread, which is always there, or
-a stream while one is attached.  A drain has what it took until it comes back for
-more, and only then may another take, so that nothing overtakes on a switch.
+a stream while one is attached.  A stream that is attached waits until the sender
+is done with what it took, so that nothing is overtaken.
 """
 
 from __future__ import annotations
@@ -86,13 +86,9 @@ class Outbox:
         """For the sender: wait up to `timeout` seconds for something to send, and take it, replies first.
 
         At least one message if there is any, else up to `max_bytes`.  Nothing while
-        a stream is attached; returns early if one was lost.
+        a stream is attached; returns early if one was lost.  `posted` has to follow.
         """
         with self._lock:
-            if self._is_posting:
-                self._is_posting = False
-                if self._drain is not None:
-                    self._drain._wake.notify()
             if not self._has_work():
                 self._filled.wait_for(self._has_work, timeout)
             taken: list[Message] = []
@@ -102,6 +98,13 @@ class Outbox:
                 self._take_from(self._requests, max_bytes, taken)
                 self._is_posting = bool(taken)
             return taken
+
+    def posted(self) -> None:
+        """The sender is done with what it took."""
+        with self._lock:
+            self._is_posting = False
+            if self._drain is not None:
+                self._drain._wake.notify()
 
     def take_streamed(self, drain: Drain, max_bytes: int, timeout: float) -> list[Message] | None:
         """For a stream: as `take`, but empty until it is attached, and None once it is over."""

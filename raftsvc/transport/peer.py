@@ -24,8 +24,15 @@ from raftsvc.errors import StorageError
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
 from raftsvc.transport.frames import fresh_stream_nonce
-from raftsvc.transport.outbox import Drain, Outbox
-from raftsvc.transport.stream import HeldStream, NotOfferedError, ServedStream, StreamHolder, refusal_of
+from raftsvc.transport.outbox import Outbox
+from raftsvc.transport.stream import (
+    HeldStream,
+    NotOfferedError,
+    ServedStream,
+    StreamHolder,
+    limit_unacknowledged,
+    refusal_of,
+)
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -292,24 +299,24 @@ class Peer:
         failures = 0
         while not self._stopping.is_set():
             batch = self._outbox.take(MAX_BODY_BYTES, min(1.0, self._network.silence_seconds / 2))
-            stuck = self._outbox.stuck_drain(self._network.silence_seconds)
-            if stuck is not None:
-                self._end_stream(stuck)
+            self._watch_streams()
             if self._outbox.take_loss():
                 self._report(self._node.report_unreachable, self._peer_id)
             if not batch or self._stopping.is_set():
                 continue
+            why: str | None = None
             try:
                 self._deliver(batch)
-                failures = 0
             except Problem as problem:
                 self._hear_problem(problem)
-                failures = self._back_off(failures, str(problem))
+                why = str(problem)
             except (UnreachableError, MalformedError) as error:
-                failures = self._back_off(failures, str(error))
+                why = str(error)
             except Exception:
                 logger.exception("sending to node %d failed", self._peer_id)
-                failures = self._back_off(failures, "internal error")
+                why = "internal error"
+            self._outbox.posted()
+            failures = 0 if why is None else self._back_off(failures, why)
 
     def _back_off(self, failures: int, why: str) -> int:
         """Say that messages were lost, and wait a moment, longer each time.
@@ -375,6 +382,7 @@ class Peer:
         nonce = fresh_stream_nonce()
         silence = self._network.silence_seconds
         seal = self._network.auth.seal_stream(envelope, nonce, secret)
+        limit_unacknowledged(connection, silence)
         stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, on_end)
         with self._lock:
             # An attached one goes on until this one is confirmed: the request may be a recorded one.
@@ -399,12 +407,17 @@ class Peer:
             self._holder.poke()
         return True
 
-    def _end_stream(self, drain: Drain) -> None:
-        with self._lock:
-            ended = [one for one in self._served if one.drain is drain]
-        for stream in ended:
+    def _watch_streams(self) -> None:
+        silence = self._network.silence_seconds
+        stuck = self._outbox.stuck_drain(silence)
+        if stuck is not None:
             logger.warning("node %d does not read its stream", self._peer_id)
-            stream.end()
+            with self._lock:
+                ended = [one for one in self._served if one.drain is stuck]
+            for stream in ended:
+                stream.end()
+        if self._holder is not None:
+            self._holder.give_up_if_stuck(silence / 2)
 
     @property
     def is_streaming(self) -> bool:

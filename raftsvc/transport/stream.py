@@ -99,16 +99,17 @@ class ServedStream:
 
     def end(self) -> None:
         """Let the server's thread go, at once."""
-        is_stuck = self.drain.is_busy
         self._outbox.detach(self.drain)
-        if is_stuck and self._connection is not None:
+        connection = self._connection
+        if self.drain.is_busy and connection is not None:
             # It may be in the middle of a write that the peer does not take.
             with suppress(OSError):
-                _shut_down(self._connection)
+                _shut_down(connection)
 
     def close(self) -> None:
         """The server is done with the body, or could not write the last chunk."""
         self._outbox.detach(self.drain)
+        self._connection = None  # the server may go on to use it
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end()
@@ -121,6 +122,13 @@ def connection_of(environ: Mapping[str, Any]) -> Any:
         if hasattr(connection, "shutdown"):
             return connection
     return None
+
+
+def limit_unacknowledged(connection: Any, seconds: float) -> None:
+    """Have the kernel break a connection on which data is not acknowledged for that long, where it can."""
+    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError, AttributeError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def _shut_down(connection: Any) -> None:
@@ -200,6 +208,7 @@ class StreamHolder:
         self._is_over = False
         self._wake = threading.Event()
         self.is_open = False
+        self._heard_at = 0.0  # when what is being handed on came; 0: nothing is
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -214,6 +223,19 @@ class StreamHolder:
         if held is not None:
             held.interrupt()
         self._wake.set()
+
+    def give_up_if_stuck(self, seconds: float) -> None:
+        """Close the stream if what came through it has been in work for that long, say by a disk that hangs.
+
+        Then the peer sends what it has to say by POST, which other threads serve.
+        """
+        since = self._heard_at
+        if since and time.monotonic() - since > seconds:
+            with self._lock:
+                held = self._held
+            if held is not None:
+                self.is_open = False
+                held.interrupt()
 
     def stop(self) -> None:
         """End the thread, soon; a request under way ends by its own timeout."""
@@ -265,14 +287,16 @@ class StreamHolder:
             self._confirm(bodies.pop(0))
             self.is_open = True
             while not self._is_over:
-                if bodies:
-                    messages: list[Message] = []
-                    for body in bodies:
-                        messages += decode_messages(body)
-                    if messages:
-                        self._hear(messages)
+                messages: list[Message] = []
+                for body in bodies:
+                    messages += decode_messages(body)
+                if messages:
+                    self._heard_at = time.monotonic()
+                    self._hear(messages)
+                    self._heard_at = 0.0
                 bodies = held.receive()
         finally:
+            self._heard_at = 0.0
             with self._lock:
                 self._held = None
             held.close()
