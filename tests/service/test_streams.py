@@ -110,13 +110,14 @@ def test_recorded_streams_that_are_asked_for_again_learn_and_change_nothing(clus
 
 
 def test_stop_ends_what_serves_streams_and_what_holds_them(cluster: Cluster) -> None:
+    before = set(threading.enumerate())
     cluster.form(3)
     eventually(lambda: has_streams(cluster.members), "a stream from each to each")
     for member in cluster.members:
         member.service.stop()
 
     def left() -> list[str]:
-        names = [thread.name for thread in threading.enumerate()]
+        names = [thread.name for thread in set(threading.enumerate()) - before]
         return [name for name in names if name.startswith("raftsvc-") or "process_request_thread" in name]
 
     eventually(lambda: not left(), "no thread is left")

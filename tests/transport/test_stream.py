@@ -481,20 +481,30 @@ def test_a_recorded_request_displaces_no_stream_and_learns_nothing(make_pair: Ca
     assert streams(one)[1], "the stream of node 2 goes on"
 
 
-def open_by_hand(side: Side) -> tuple[HeldStream, bytes]:
+@pytest.fixture
+def open_by_hand() -> Iterator[Callable[[Side], tuple[HeldStream, bytes]]]:
     """What the other node does, up to the hello."""
-    other = Network(None, Authenticator(SECRET, None, False), PATIENCE, PATIENCE)
-    listener = Listener(side.serve, "127.0.0.1:0")
-    listener.start()
-    assert listener.wait_bound(PATIENCE) and listener.address is not None
-    held = other.open_stream(f"http://127.0.0.1:{listener.address[1]}", f"{CLUSTER:016x}", side.other_id, side.node_id)
-    return held, held.receive()[0]
+    opened: list[Callable[[], None]] = []
+
+    def make(side: Side) -> tuple[HeldStream, bytes]:
+        other = Network(None, Authenticator(SECRET, None, False), PATIENCE, PATIENCE)
+        listener = Listener(side.serve, "127.0.0.1:0")
+        listener.start()
+        assert listener.wait_bound(PATIENCE) and listener.address is not None
+        url = f"http://127.0.0.1:{listener.address[1]}"
+        held = other.open_stream(url, f"{CLUSTER:016x}", side.other_id, side.node_id)
+        opened.extend((held.close, listener.stop, other.close))
+        return held, held.receive()[0]
+
+    yield make
+    for close in opened:
+        close()
 
 
-def test_a_confirmation_that_comes_too_late_or_for_another_is_refused() -> None:
+def test_a_confirmation_that_comes_too_late_or_for_another_is_refused(open_by_hand: Any) -> None:
     one = Side(1, SECRET, PATIENCE)
     one.connect(None)
-    held, nonce = open_by_hand(one)
+    _, nonce = open_by_hand(one)
     assert call(one.app, request("confirm", bytes(16), sender="2")).code == "no_stream"
     newer, newer_nonce = open_by_hand(one)
     assert call(one.app, request("confirm", nonce, sender="2")).code == "no_stream", "the newer took its place"
@@ -502,8 +512,6 @@ def test_a_confirmation_that_comes_too_late_or_for_another_is_refused() -> None:
     assert streams(one)[1]
     put(one, 3)
     assert newer.receive()
-    held.close()
-    newer.close()
     assert one.peer is not None
     one.peer.stop()
     assert call(one.app, request("confirm", newer_nonce, sender="2")).code == "no_stream"
@@ -639,10 +647,10 @@ def test_it_works_through_other_servers(serve: Callable[[WsgiApp], tuple[int, Ca
         stop()
 
 
-def test_a_stream_that_nobody_reads_is_given_up() -> None:
+def test_a_stream_that_nobody_reads_is_given_up(open_by_hand: Any) -> None:
     one = Side(1, SECRET, 0.5)
     one.connect("http://127.0.0.1:9")
-    held, nonce = open_by_hand(one)
+    _, nonce = open_by_hand(one)
     assert call(one.app, request("confirm", nonce, sender="2")).status == 200
     sent = iter(range(1_000_000))
 
@@ -652,8 +660,7 @@ def test_a_stream_that_nobody_reads_is_given_up() -> None:
 
     one.wait_for(is_over, "nothing goes that way any more")
     one.wait_for(lambda: not one.pinned, "the thread is free")
-    assert ("unreachable",) in one.events
-    held.close()
+    one.wait_for(lambda: ("unreachable",) in one.events, "what was on the way is reported lost")
     assert one.peer is not None
     one.peer.stop()
 
