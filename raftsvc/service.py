@@ -627,10 +627,11 @@ class _Admission:
             raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")
         if host.threads is None:
             return lambda: None
-        if 2 * (host.threads - _FREE_THREADS - peers) < host.threads:
-            raise Problem(503, "no_stream", f"no streams here: they would take too many of {host.threads} threads")
+        is_roomy = 2 * (host.threads - _FREE_THREADS - peers) >= host.threads
         with self._lock:
-            self._reserved = peers
+            self._reserved = peers if is_roomy else 0
+            if not is_roomy:
+                raise Problem(503, "no_stream", f"no streams here: they would take too many of {host.threads} threads")
             if self.waiting + self._pinned >= host.threads - _FREE_THREADS:
                 raise Problem(503, "overloaded", "no thread can be spared for a stream just now")
             self._pinned += 1

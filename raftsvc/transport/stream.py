@@ -31,7 +31,8 @@ from raftsvc.transport.wire import MAX_BODY_BYTES, Problem, UnreachableError
 
 logger = logging.getLogger("raftsvc.transport")
 
-_RECEIVE_BYTES = 256 * 1024
+_RECEIVE_BYTES = 64 * 1024
+"""As much as malloc still takes from its heap: 1.5 µs a read, where twice as much costs 15 (timeit of read1)."""
 _MAX_BACKOFF_SECONDS = 2.0
 NOT_OFFERED_SECONDS = 30.0
 """How long a peer is left alone that does not offer streams."""
@@ -73,7 +74,7 @@ class ServedStream:
         return self
 
     def __next__(self) -> bytes:
-        if self._frames:
+        if self._frames:  # the hello, or the rest of a long body
             return self._frames.popleft()
         drain = self.drain
         is_attached = drain.is_attached
