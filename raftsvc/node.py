@@ -12,7 +12,7 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-log       writes when no caller is about to
     raftsvc-apply     applies committed entries and wakes those who wait for them
     raftsvc-snapshot  while a snapshot is written
-    raftsvc-send-N, raftsvc-transfer-N    see transport
+    raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
 node lock: no disk, no socket, no code of the State.
