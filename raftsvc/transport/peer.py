@@ -30,8 +30,8 @@ from raftsvc.transport.stream import (
     NotOfferedError,
     ServedStream,
     StreamHolder,
-    limit_unacknowledged,
     refusal_of,
+    tune,
 )
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
@@ -382,7 +382,7 @@ class Peer:
         nonce = fresh_stream_nonce()
         silence = self._network.silence_seconds
         seal = self._network.auth.seal_stream(envelope, nonce, secret)
-        limit_unacknowledged(connection, silence)
+        tune(connection, silence)
         stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, on_end)
         with self._lock:
             # An attached one goes on until this one is confirmed: the request may be a recorded one.

@@ -125,11 +125,18 @@ def connection_of(environ: Mapping[str, Any]) -> Any:
     return None
 
 
-def limit_unacknowledged(connection: Any, seconds: float) -> None:
-    """Have the kernel break a connection on which data is not acknowledged for that long, where it can."""
-    if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+def tune(connection: Any, silence_seconds: float) -> None:
+    """Have the kernel send each frame at once, and break the connection if none is acknowledged for that long.
+
+    As far as server and system allow.  With Nagle's algorithm, which werkzeug's
+    server leaves on, a frame would wait 40 ms for the one before it.
+    """
+    options = [(socket.TCP_NODELAY, 1)]
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        options.append((socket.TCP_USER_TIMEOUT, int(silence_seconds * 1000)))
+    for option, value in options:
         with suppress(OSError, AttributeError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _shut_down(connection: Any) -> None:
