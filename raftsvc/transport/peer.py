@@ -27,6 +27,7 @@ from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.stream import (
     HeldStream,
+    NoAnswerError,
     NotOfferedError,
     ServedStream,
     StreamHolder,
@@ -164,7 +165,7 @@ class Network:
             response, mac = self._send(base_url, envelope, None, self._timeout)
         except UnreachableError as error:
             if isinstance(error.__cause__, requests.ReadTimeout):
-                raise NotOfferedError("the answer did not begin") from error
+                raise NoAnswerError("the answer did not begin") from error
             raise
         if response.status_code == 200:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))

@@ -43,6 +43,10 @@ class NotOfferedError(Exception):
     """The peer, or what stands before it, has no streams to offer."""
 
 
+class NoAnswerError(UnreachableError):
+    """The peer took the request and said nothing, as does a server that keeps back, or one that is suspended."""
+
+
 class ServedStream:
     """The body of an answer to `GET stream`; an iterator for a WSGI server."""
 
@@ -214,6 +218,7 @@ class StreamHolder:
         self._lock = threading.Lock()  # guards _held and _is_over
         self._held: HeldStream | None = None
         self._is_over = False
+        self._is_refused = False
         self._wake = threading.Event()
         self.is_open = False
         self._heard_at = 0.0  # when what is being handed on came; 0: nothing is
@@ -221,8 +226,9 @@ class StreamHolder:
         self._thread.start()
 
     def poke(self) -> None:
-        """The peer is known to be there: if no stream is open, try at once."""
-        self._wake.set()
+        """The peer is known to be there: if no stream is open, and none was refused, try at once."""
+        if not self._is_refused:
+            self._wake.set()
 
     def reopen(self) -> None:
         """The peer is elsewhere from now on."""
@@ -264,9 +270,14 @@ class StreamHolder:
             pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
             failures += 1
             self._wake.clear()
+            self._is_refused = False
             try:
                 self._hold()
             except NotOfferedError as error:
+                logger.debug("%s: %s", self._name, error)
+                self._is_refused = True
+                pause = NOT_OFFERED_SECONDS
+            except NoAnswerError as error:
                 logger.debug("%s: %s", self._name, error)
                 pause = NOT_OFFERED_SECONDS
             except Problem as problem:
