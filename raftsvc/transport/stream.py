@@ -276,6 +276,7 @@ class StreamHolder:
             except NotOfferedError as error:
                 logger.debug("%s: %s", self._name, error)
                 self._is_refused = True
+                self._wake.clear()
                 pause = NOT_OFFERED_SECONDS
             except NoAnswerError as error:
                 logger.debug("%s: %s", self._name, error)
