@@ -47,7 +47,10 @@ def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
     software = str(environ.get("SERVER_SOFTWARE", "")).lower()
     if software.startswith("waitress"):
         count = sum(thread.name.startswith("waitress-") for thread in threading.enumerate())
-        return HostPool("waitress", count or None)
+        dispatcher = _below(lambda candidate: type(candidate).__name__ == "ThreadedTaskDispatcher")
+        if dispatcher is None:
+            return HostPool("waitress", count or None)
+        return HostPool("waitress", count or None, 5.0, lambda: dispatcher.stop_count > 0 or not dispatcher.threads)
     if "mod_wsgi.version" in environ:
         module = sys.modules.get("mod_wsgi")
         return HostPool("mod_wsgi", _positive(getattr(module, "threads_per_process", None)))
@@ -75,12 +78,15 @@ def _is_gunicorn_worker(candidate: object) -> bool:
 
 
 def _gunicorn_worker_below() -> Any:
-    if "gunicorn" not in sys.modules:
-        return None
+    return _below(_is_gunicorn_worker) if "gunicorn" in sys.modules else None
+
+
+def _below(is_wanted: Callable[[object], bool]) -> Any:
+    """The object, one of those whose methods are on this thread's stack, that is wanted."""
     frame = sys._getframe()
     while frame is not None:
         candidate = frame.f_locals.get("self")
-        if candidate is not None and _is_gunicorn_worker(candidate):
+        if candidate is not None and is_wanted(candidate):
             return candidate
         frame = frame.f_back  # type: ignore[assignment]
     return None

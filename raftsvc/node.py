@@ -12,7 +12,7 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-log       writes when no caller is about to
     raftsvc-apply     applies committed entries and wakes those who wait for them
     raftsvc-snapshot  while a snapshot is written
-    raftsvc-send-N, raftsvc-transfer-N    see transport
+    raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
 node lock: no disk, no socket, no code of the State.
@@ -475,6 +475,15 @@ class Node:
         with self._lock:
             self._engine.step(messages)
             self._drive(inline=False)
+
+    def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None:
+        """Step messages that came through a stream of `from_id`; replies leave by its outbox once they may.
+
+        This thread writes to the log if nobody does, and waits for nothing else.
+        """
+        with self._lock:
+            self._engine.step(messages)
+            self._drive(inline=True)
 
     def _await_durable(self, peer_id: int) -> None:
         """Wait until what is held back for `peer_id` may leave, an election timeout at most."""

@@ -47,7 +47,19 @@ from raftsvc.errors import (
 from raftsvc.node import Node, NodeOptions
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
-from raftsvc.transport import App, Authenticator, JoinReply, Network, Problem, SnapshotChunk, peer_url, request_join
+from raftsvc.transport import (
+    App,
+    Authenticator,
+    Envelope,
+    JoinReply,
+    Network,
+    Problem,
+    ServedStream,
+    SnapshotChunk,
+    connection_of,
+    peer_url,
+    request_join,
+)
 from raftsvc.transport.listener import Listener
 
 if TYPE_CHECKING:
@@ -57,6 +69,8 @@ logger = logging.getLogger("raftsvc")
 
 MAX_INSTRUCTION_BYTES = 4 * 1024 * 1024
 _ADMIT_SECONDS = 10.0
+_FREE_THREADS = 2
+"""Threads of the server that neither callers nor streams get."""
 
 
 def start(
@@ -194,7 +208,10 @@ class Service:
         if self._listener is not None:
             self._listener.start()
         if host is not None:
-            threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
+            self._begin_to_watch(host)
+
+    def _begin_to_watch(self, host: hosts.HostPool) -> None:
+        threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
 
     def _start_node(self) -> None:
         node = Node(self._laddr, self._store, self._state, self._network, self._options)
@@ -404,13 +421,19 @@ class Service:
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
+        picture["streams"] = {
+            str(peer_id): {"in": comes_in, "out": goes_out}
+            for peer_id, (comes_in, goes_out) in self._network.streams().items()
+        }
         return picture
 
     # -- WSGI
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         """The WSGI callable for everything under `/raft/`."""
-        self._admission.learn(environ)
+        found = self._admission.learn(environ)
+        if found is not None and found.graceful_timeout is not None:
+            self._begin_to_watch(found)
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
@@ -439,6 +462,20 @@ class Service:
     def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
         """Hand a piece of a snapshot to the node."""
         return self._require_node().receive_chunk(from_id, chunk)
+
+    def serve_stream(self, from_id: int, envelope: Envelope, secret: bytes, environ: Mapping[str, Any]) -> ServedStream:
+        """Open a stream for a member, if a thread can be spared for it; raises Problem."""
+        node = self._require_node()
+        peer = self._network.peer(from_id)
+        if peer is None or from_id not in node.applied_config.members:
+            raise Problem(503, "unavailable", f"node {from_id} is not known here yet")
+        release = self._admission.pin(environ, len(node.applied_config.members) - 1)
+        return peer.serve_stream(envelope, secret, connection_of(environ), release)
+
+    def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
+        """The first frame of a stream arrived at its holder."""
+        peer = self._network.peer(from_id)
+        return peer is not None and peer.confirm_stream(nonce)
 
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""
@@ -535,23 +572,35 @@ class _Admission:
     """At most so many callers wait at once, below the threads of the server.
 
     If every thread of the pool waited for a commit, none were left for the peers'
-    messages that bring it.  The caller over the limit is told at once.
+    messages that bring it.  The caller over the limit is told at once.  A stream
+    keeps a thread of the pool for as long as it lives, so those it may need are
+    not given to callers; where that would take most of the pool there are none.
     """
 
     def __init__(self, limit: int | None, host: hosts.HostPool | None, has_listener: bool) -> None:
-        self._lock = threading.Lock()  # guards waiting
+        self._lock = threading.Lock()  # guards all below
         self._is_fixed = limit is not None or has_listener
+        self._has_listener = has_listener
         self._has_looked = host is not None
-        self.limit = limit or 0
+        self._limit = limit or 0
+        self._pinned = 0
+        self._reserved = 0
         self.waiting = 0
         if not self._is_fixed and host is not None:
             self._adopt(host)
+
+    @property
+    def limit(self) -> int:
+        """How many callers may wait; 0: any number."""
+        if self._is_fixed or not self._limit:
+            return self._limit
+        return max(1, self._limit - max(self._pinned, self._reserved))
 
     def _adopt(self, host: hosts.HostPool) -> None:
         if host.threads is None:
             return
         # Two stay free for peers, and for a snapshot beside their messages.
-        self.limit = max(1, host.threads - 2) if host.threads > 2 else 1
+        self._limit = max(1, host.threads - _FREE_THREADS)
         if host.threads < 3:
             logger.error(
                 "%s serves with %d thread(s): a node needs at least 3, or a listener of its own (listen=)",
@@ -559,13 +608,41 @@ class _Admission:
                 host.threads,
             )
 
-    def learn(self, environ: Mapping[str, Any]) -> None:
-        """At the first request, look for the server that serves it."""
-        if not self._has_looked:
-            self._has_looked = True
-            host = hosts.find_host(environ)
-            if host is not None and not self._is_fixed:
-                self._adopt(host)
+    def learn(self, environ: Mapping[str, Any]) -> hosts.HostPool | None:
+        """At the first request look for the server that serves it; returns what was found just now."""
+        if self._has_looked or "raftsvc.listener" in environ:
+            return None
+        self._has_looked = True
+        host = hosts.find_host(environ)
+        if host is not None and not self._is_fixed:
+            self._adopt(host)
+        return host
+
+    def pin(self, environ: Mapping[str, Any], peers: int) -> Callable[[], None]:
+        """Give the thread that serves `environ` to a stream; returns what gives it back.
+
+        peers: how many may want one.  Raises Problem.
+        """
+        if "raftsvc.listener" in environ:
+            return lambda: None
+        host = None if self._has_listener else hosts.find_host(environ)
+        if host is None or (host.threads is None and host.server != "werkzeug"):
+            raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")
+        if host.threads is None:
+            return lambda: None
+        is_roomy = 2 * (host.threads - _FREE_THREADS - peers) >= host.threads
+        with self._lock:
+            self._reserved = peers if is_roomy else 0
+            if not is_roomy:
+                raise Problem(503, "no_stream", f"no streams here: they would take too many of {host.threads} threads")
+            if self.waiting + self._pinned >= host.threads - _FREE_THREADS:
+                raise Problem(503, "overloaded", "no thread can be spared for a stream just now")
+            self._pinned += 1
+        return self._unpin
+
+    def _unpin(self) -> None:
+        with self._lock:
+            self._pinned -= 1
 
     def __enter__(self) -> None:
         with self._lock:

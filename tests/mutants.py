@@ -177,7 +177,8 @@ MUTANTS = (
     Mutant(
         "install a snapshot that is behind",
         "core/raft.py",
-        "        if m.index <= log.commit_index:\n            self._accept(m, log.commit_index, may_wait=False)\n            return\n",
+        "        if m.index <= log.commit_index:\n            self._accept(m, log.commit_index, may_wait=False)\n"
+        "            return\n",
         "",
     ),
     # Membership

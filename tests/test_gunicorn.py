@@ -26,11 +26,21 @@ PATIENCE = 120.0
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Three running nodes of one cluster, each with a pool of four threads."""
+    yield from run_nodes(monkeypatch, POOL_THREADS)
+
+
+@pytest.fixture
+def roomy_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The same with a pool that has threads to spare for streams."""
+    yield from run_nodes(monkeypatch, 12)
+
+
+def run_nodes(monkeypatch: pytest.MonkeyPatch, pool_threads: int) -> Iterator[list[Any]]:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     import launcher
 
-    monkeypatch.setattr(launcher, "POOL_THREADS", POOL_THREADS)
+    monkeypatch.setattr(launcher, "POOL_THREADS", pool_threads)
     cluster = launcher.Cluster()
     try:
         cluster.start()
@@ -84,6 +94,39 @@ def test_with_every_thread_in_exec_the_leader_stays_and_the_surplus_is_told_at_o
     for node in nodes:
         listing = node.get("/kv", prefix="")
         assert set(acknowledged) <= set(listing.json())
+
+
+def streams_of(node: Any) -> list[tuple[bool, bool]]:
+    return [(stream["in"], stream["out"]) for stream in node.status()["streams"].values()]
+
+
+def wait_for_streams(nodes: list[Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not all(streams_of(node) == [(True, True)] * (len(nodes) - 1) for node in nodes):
+        assert time.monotonic() < deadline, [streams_of(node) for node in nodes]
+        time.sleep(0.05)
+
+
+def test_a_small_pool_keeps_its_threads_and_offers_no_streams(nodes: list[Any]) -> None:
+    assert all(node.put(f"/kv/{node.name}", "x").status == 200 for node in nodes)
+    assert [streams_of(node) for node in nodes] == [[(False, False)] * 2] * 3
+
+
+def test_streams_leave_threads_to_callers_and_end_when_the_server_does(roomy_nodes: list[Any]) -> None:
+    nodes = roomy_nodes
+    wait_for_streams(nodes)
+    assert {node.status()["max_waiting"] for node in nodes} == {12 - 2 - 2}
+    assert all(node.put(f"/kv/{node.name}", "x").status == 200 for node in nodes)
+    for node in nodes[1:]:  # one that leads, perhaps, and one that does not
+        node.send_signal(signal.SIGTERM)
+        node.wait_until_gone()
+        log = node.log.read_text()
+        assert "Shutting down: Master" in log
+        assert "SIGKILL" not in log, "no thread had to be killed"
+        assert "Traceback" not in log
+        node.start()
+        node.wait_until_up()
+        wait_for_streams(nodes)
 
 
 def test_a_reload_hands_the_directory_from_one_worker_to_the_next(nodes: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from typing import Any
 
@@ -43,6 +44,24 @@ def test_waitress_really_names_its_threads_so() -> None:
         assert host is not None and host.threads == 3
     finally:
         dispatcher.shutdown()
+
+
+def test_that_waitress_shuts_down_is_seen_from_its_threads() -> None:
+    waitress_task = pytest.importorskip("waitress.task")
+    found: queue.SimpleQueue[hosts.HostPool | None] = queue.SimpleQueue()
+
+    class Task:
+        def service(self) -> None:
+            found.put(hosts.find_host({"SERVER_SOFTWARE": "waitress"}))
+
+    dispatcher = waitress_task.ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(3)
+    dispatcher.add_task(Task())
+    host = found.get(timeout=60.0)
+    assert host is not None and host.threads == 3
+    assert not host.stopping()
+    dispatcher.shutdown()
+    assert host.stopping()
 
 
 @pytest.mark.parametrize(

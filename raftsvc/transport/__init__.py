@@ -4,19 +4,23 @@ Knows messages, not roles.
 """
 
 from raftsvc.transport.app import App
-from raftsvc.transport.auth import Authenticator
+from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.join import request_join
 from raftsvc.transport.peer import Network, Peer
+from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.wire import JoinReply, Problem, SnapshotChunk, peer_url
 
 __all__ = [
     "App",
     "Authenticator",
+    "Envelope",
     "JoinReply",
     "Network",
     "Peer",
     "Problem",
+    "ServedStream",
     "SnapshotChunk",
+    "connection_of",
     "peer_url",
     "request_join",
 ]

@@ -3,6 +3,8 @@
     POST msg        messages from a peer; the answer holds its replies
     POST snapshot   a piece of a snapshot; the answer says which is wanted next
     POST join       a node asks for membership
+    GET  stream     a peer holds this open, and gets what it is told as it is said; see stream
+    POST confirm    it got the first frame of that stream
     GET  status     a picture of the node, for peers and operators
     GET  livez, readyz   for load balancers; no secret needed, nothing told
 
@@ -27,6 +29,7 @@ from typing import Any, Protocol
 from raftsvc.core.messages import MalformedError, Message, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
+from raftsvc.transport.stream import ServedStream
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -49,7 +52,16 @@ _MAX_CHALLENGES = 256
 _CHALLENGE_SECONDS = 60.0
 _SNAPSHOT_OVERHEAD_BYTES = 256 * 1024
 
-_METHODS = {"msg": "POST", "snapshot": "POST", "join": "POST", "status": "GET", "livez": "GET", "readyz": "GET"}
+_METHODS = {
+    "msg": "POST",
+    "snapshot": "POST",
+    "join": "POST",
+    "stream": "GET",
+    "confirm": "POST",
+    "status": "GET",
+    "livez": "GET",
+    "readyz": "GET",
+}
 _LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES, "join": MAX_JOIN_BYTES}
 
 
@@ -70,6 +82,12 @@ class Receiver(Protocol):
 
     def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
         """Take a piece of a snapshot."""
+
+    def serve_stream(self, from_id: int, envelope: Envelope, secret: bytes, environ: Mapping[str, Any]) -> ServedStream:
+        """Open a stream for a member; raises Problem, `no_stream` if none are offered here."""
+
+    def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
+        """Its first frame arrived there; False if there is no such stream."""
 
     def admit(self, addr: str, token: bytes) -> JoinReply:
         """Make the node at `addr` a member; raises Problem."""
@@ -98,6 +116,11 @@ class App:
         headers: list[tuple[str, str]] = []
         try:
             status, content_type, body, secret = self._answer(environ)
+            if not isinstance(body, bytes):
+                # No length: the server sends it chunk by chunk, as it comes, if nothing keeps it back.
+                headers = [("Content-Type", content_type), ("Cache-Control", "no-store, no-transform")]
+                start_response("200 OK", [*headers, ("X-Accel-Buffering", "no")])
+                return body
         except _Refused as refused:
             problem, secret = refused.problem, refused.secret
             status, content_type, body = problem.status, "application/problem+json", problem.encode()
@@ -115,7 +138,7 @@ class App:
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [b""] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    def _answer(self, environ: Mapping[str, Any]) -> tuple[int, str, bytes, bytes]:
+    def _answer(self, environ: Mapping[str, Any]) -> tuple[int, str, bytes | ServedStream, bytes]:
         path = str(environ.get("PATH_INFO", "")).rstrip("/").rpartition("/")[2]
         method = str(environ.get("REQUEST_METHOD", ""))
         limit = _LIMITS.get(path, MAX_JOIN_BYTES)
@@ -123,7 +146,7 @@ class App:
         if path not in _METHODS:
             raise _Refused(Problem(404, "not_found", "no such endpoint of raftsvc"))
         allowed = _METHODS[path]
-        if method != allowed and not (allowed == "GET" and method == "HEAD"):
+        if method != allowed and not (allowed == "GET" and method == "HEAD" and path != "stream"):
             raise _Refused(Problem(405, "method_not_allowed", f"{path} takes {allowed}", allow=allowed))
         if trouble is not None:
             raise _Refused(trouble)
@@ -133,7 +156,7 @@ class App:
         envelope = Envelope.from_environ(method, path, environ)
         secret = self._authenticate(envelope, body, environ)
         try:
-            return (200, *self._serve(path, envelope, body, environ), secret)
+            return (200, *self._serve(path, envelope, body, environ, secret), secret)
         except Problem as problem:
             raise _Refused(problem, secret) from problem
         except (MalformedError, DamagedStorageError) as error:
@@ -158,13 +181,15 @@ class App:
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
         return secret
 
-    def _serve(self, path: str, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> tuple[str, bytes]:
+    def _serve(
+        self, path: str, envelope: Envelope, body: bytes, environ: Mapping[str, Any], secret: bytes
+    ) -> tuple[str, bytes | ServedStream]:
         receiver = self._receiver
         if path == "status":
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
             raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
-        if str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
+        if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
         identity = receiver.identity()
         if identity is None:
@@ -183,6 +208,12 @@ class App:
             raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
         if path == "msg":
             return CONTENT_TYPE, self._serve_messages(from_id, node_id, envelope.part, body)
+        if path == "stream":
+            return CONTENT_TYPE, receiver.serve_stream(from_id, envelope, secret, environ)
+        if path == "confirm":
+            if not receiver.confirm_stream(from_id, body):
+                raise Problem(409, "no_stream", "there is no such stream, or no longer")
+            return CONTENT_TYPE, b""
         chunk = SnapshotChunk.decode(body)
         _check_ends([chunk.message], from_id, node_id)
         next_offset, replies = receiver.receive_chunk(from_id, chunk)

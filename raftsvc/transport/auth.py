@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.transport.frames import Seal
 from raftsvc.transport.wire import host_of, is_loopback
 
 MIN_SECRET_BYTES = 16
@@ -116,6 +117,17 @@ class Authenticator:
         if self._judge is not None and not self._judge(environ):
             return None
         return used
+
+    def seal_stream(self, envelope: Envelope, nonce: bytes, secret: bytes | None = None) -> Seal:
+        """What vouches for the frames of the stream that `envelope` asked for and the server named `nonce`.
+
+        secret: that verified the request; None: that signed it, which is this node's own.
+        """
+        if secret is None:
+            secret = self._secrets[0] if self._secrets else b""
+        asked = "\n".join(envelope).encode(errors="replace")
+        key = hmac.digest(secret, b"raftsvc stream\n" + nonce + asked, "sha256") if secret else b""
+        return Seal(key, nonce + asked)
 
     def sign_answer(self, secret: bytes, request_mac: str, status: int, body: bytes) -> str:
         """The value of AUTH_HEADER for the answer to a request that `secret` verified."""

@@ -17,8 +17,8 @@ from raftsvc.errors import (
     RaftError,
     StoppedError,
 )
-from raftsvc.transport.peer import Network, UnreachableError
-from raftsvc.transport.wire import JoinReply, JoinRequest, Problem, peer_url
+from raftsvc.transport.peer import Network
+from raftsvc.transport.wire import JoinReply, JoinRequest, Problem, UnreachableError, peer_url
 
 _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,

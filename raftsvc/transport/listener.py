@@ -227,6 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
             "raftsvc.listener": True,
+            "raftsvc.socket": self.connection,
         }
         if length:
             environ["CONTENT_LENGTH"] = length
@@ -254,10 +255,13 @@ class _Handler(BaseHTTPRequestHandler):
             for chunk in chunks:
                 if is_chunked is None:
                     is_chunked = self._send_head(answer)
-                if chunk and self.command != "HEAD":
-                    self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked else chunk)
                     if is_chunked:
                         self.wfile.flush()
+                if chunk and self.command != "HEAD":
+                    if is_chunked:  # at once, in one segment, past the buffer
+                        self.connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                    else:
+                        self.wfile.write(chunk)
             if is_chunked is None:
                 is_chunked = self._send_head(answer)
             if is_chunked and self.command != "HEAD":

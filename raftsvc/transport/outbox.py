@@ -4,11 +4,16 @@
 newest state wins and the oldest requests are dropped.  Replies have a lane of
 their own, for they can ride in the response to a request of that very peer, and
 then no request of ours is needed.
+
+One drain at a time empties the box: the sender thread, which is always there, or
+a stream while one is attached.  A stream that is attached waits until the sender
+is done with what it took, so that nothing is overtaken.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,12 +26,34 @@ MAX_QUEUED_MESSAGES = 4096
 _REPLIES = frozenset(kind for kind in MessageKind if kind.name.endswith("_REPLY"))
 
 
+class Drain:
+    """A stream as its outbox sees it: waiting, then attached, then over."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._wake = threading.Condition(outbox._lock)
+        self._is_over = False
+        self._busy_since = 0.0  # when it last left `take_streamed`; 0: it is in there
+
+    @property
+    def is_attached(self) -> bool:
+        return self._outbox._drain is self
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is at work with what it took."""
+        return self._busy_since > 0.0
+
+
 class Outbox:
     """Two bounded queues.  Thread-safe; its lock comes after the node's in the order."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards all below
-        self._filled = threading.Condition(self._lock)
+        self._lock = threading.Lock()  # guards all below, and every Drain of this box
+        self._filled = threading.Condition(self._lock)  # the sender waits for it
+        self._drain: Drain | None = None  # None: the sender
+        self._is_posting = False  # whether the sender has something that it took
+        self._has_lost = False
         self._requests: deque[Message] = deque()
         self._replies: deque[Message] = deque()
         self._bytes = 0
@@ -48,29 +75,106 @@ class Outbox:
             while self._requests and (self._bytes > MAX_QUEUED_BYTES or len(self._requests) > MAX_QUEUED_MESSAGES):
                 self._bytes -= self._requests.popleft().size_bytes()
                 dropped = True
-            if self._requests or (self._replies and not self._responders):
+            drain = self._drain
+            if drain is not None:
+                drain._wake.notify()
+            elif self._requests or (self._replies and not self._responders):
                 self._filled.notify()
         return not dropped
 
     def take(self, max_bytes: int, timeout: float) -> list[Message]:
-        """Wait up to `timeout` seconds for something to send, and take it, replies first.
+        """For the sender: wait up to `timeout` seconds for something to send, and take it, replies first.
 
-        At least one message if there is any, else up to `max_bytes`.
+        At least one message if there is any, else up to `max_bytes`.  Nothing while
+        a stream is attached; returns early if one was lost.  `posted` has to follow.
         """
         with self._lock:
             if not self._has_work():
                 self._filled.wait_for(self._has_work, timeout)
             taken: list[Message] = []
-            if not self._responders:
-                max_bytes = self._take_from(self._replies, max_bytes, taken)
-            self._take_from(self._requests, max_bytes, taken)
+            if self._drain is None:
+                if not self._responders:
+                    max_bytes = self._take_from(self._replies, max_bytes, taken)
+                self._take_from(self._requests, max_bytes, taken)
+                self._is_posting = bool(taken)
             return taken
 
+    def posted(self) -> None:
+        """The sender is done with what it took."""
+        with self._lock:
+            self._is_posting = False
+            if self._drain is not None:
+                self._drain._wake.notify()
+
+    def take_streamed(self, drain: Drain, max_bytes: int, timeout: float) -> list[Message] | None:
+        """For a stream: as `take`, but empty until it is attached, and None once it is over."""
+        with self._lock:
+            drain._busy_since = 0.0
+            if not self._may_stream(drain) and not drain._is_over:
+                drain._wake.wait(timeout)
+            if drain._is_over:
+                return None
+            taken: list[Message] = []
+            if self._may_stream(drain):
+                max_bytes = self._take_from(self._replies, max_bytes, taken)
+                self._take_from(self._requests, max_bytes, taken)
+            drain._busy_since = time.monotonic()
+            return taken
+
+    def _may_stream(self, drain: Drain) -> bool:
+        return self._drain is drain and not self._is_posting and bool(self._requests or self._replies)
+
+    def attach(self, drain: Drain) -> bool:
+        """Let a stream empty the box from now on, instead of the sender or an earlier one; False if it is over."""
+        with self._lock:
+            if drain._is_over or self._closed:
+                return False
+            if self._drain not in (None, drain):
+                self._end(self._drain)
+            self._drain = drain
+            drain._wake.notify()
+            return True
+
+    def detach(self, drain: Drain) -> bool:
+        """The stream is over, and what it had is lost; whether it was not before."""
+        with self._lock:
+            if drain._is_over:
+                return False
+            self._end(drain)
+            return True
+
+    def _end(self, drain: Drain | None) -> None:
+        assert drain is not None
+        drain._is_over = True
+        drain._wake.notify()
+        if self._drain is drain:
+            self._drain = None
+            self._has_lost = True
+            self._filled.notify()
+
+    def stuck_drain(self, seconds: float) -> Drain | None:
+        """The attached stream, if it has not come back for that long."""
+        drain = self._drain
+        since = drain._busy_since if drain is not None else 0.0
+        return drain if since and time.monotonic() - since > seconds else None
+
+    def take_loss(self) -> bool:
+        """Whether, since the last call, a stream ended from which messages may have been lost."""
+        with self._lock:
+            has_lost, self._has_lost = self._has_lost, False
+            return has_lost
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether a stream is attached."""
+        return self._drain is not None
+
     def take_replies(self, max_bytes: int) -> list[Message]:
-        """Take what may ride in a response; does not wait."""
+        """Take what may ride in a response, nothing while a stream is attached; does not wait."""
         with self._lock:
             taken: list[Message] = []
-            self._take_from(self._replies, max_bytes, taken)
+            if self._drain is None:
+                self._take_from(self._replies, max_bytes, taken)
             return taken
 
     @contextmanager
@@ -83,7 +187,7 @@ class Outbox:
         finally:
             with self._lock:
                 self._responders -= 1
-                if self._replies and not self._responders:
+                if self._replies and not self._responders and self._drain is None:
                     self._filled.notify()
 
     @property
@@ -96,13 +200,17 @@ class Outbox:
         return self._bytes
 
     def close(self) -> None:
-        """Wake whoever waits in `take`."""
+        """Wake whoever waits in `take`, and end the stream that is attached."""
         with self._lock:
             self._closed = True
+            if self._drain is not None:
+                self._end(self._drain)
             self._filled.notify_all()
 
     def _has_work(self) -> bool:
-        return bool(self._requests or (self._replies and not self._responders) or self._closed)
+        if self._closed or self._has_lost:
+            return True
+        return self._drain is None and bool(self._requests or (self._replies and not self._responders))
 
     def _take_from(self, queue: deque[Message], max_bytes: int, taken: list[Message]) -> int:
         while queue:

@@ -2,8 +2,9 @@
 
 Each batch is one POST to the peer's `msg`, and the response carries the peer's
 replies, so that a commit never depends on an inbound request finding a free
-thread.  A peer that does not answer holds up its own thread and no one else.  A
-later streaming drain will empty the same outbox.
+thread.  A peer that does not answer holds up its own thread and no one else.
+While the peer holds a stream open on this node, that empties the outbox instead;
+see stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from raftsvc.core.messages import MalformedError, Message, decode_messages
 from raftsvc.errors import StorageError
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
+from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.outbox import Outbox
+from raftsvc.transport.stream import (
+    HeldStream,
+    NoAnswerError,
+    NotOfferedError,
+    ServedStream,
+    StreamHolder,
+    refusal_of,
+    tune,
+)
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -31,6 +42,7 @@ from raftsvc.transport.wire import (
     Part,
     Problem,
     SnapshotChunk,
+    UnreachableError,
     decode_chunk_reply,
     decode_problem,
     peer_url,
@@ -43,10 +55,6 @@ _MAX_BACKOFF_SECONDS = 1.0
 _TRANSFER_TRIES = 4
 
 
-class UnreachableError(Exception):
-    """No authentic answer came; whether the request was acted on is unknown."""
-
-
 class Listener(Protocol):
     """What a peer tells its node."""
 
@@ -55,6 +63,7 @@ class Listener(Protocol):
     @property
     def cluster_id(self) -> int: ...
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
+    def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def report_unreachable(self, peer_id: int) -> None: ...
     def report_removed(self, peer_id: int) -> None: ...
     def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None: ...
@@ -87,11 +96,36 @@ class Network:
         self._session = session or make_session()
         self._owns_session = session is None
         self._timeout = (connect_timeout, read_timeout)
+        self._lock = threading.Lock()  # guards _peers; the last in the order
+        self._peers: dict[int, Peer] = {}
         self._template = requests.Request("POST", "http://127.0.0.1/").prepare()
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long a peer may say nothing where something is expected."""
+        return self._timeout[1]
 
     def open_peer(self, node: Listener, peer_id: int, addr: str | None) -> Peer:
         """A peer with its sender running, or, without an address, one that only gets responses."""
-        return Peer(self, node, peer_id, addr)
+        peer = Peer(self, node, peer_id, addr)
+        with self._lock:
+            self._peers[peer_id] = peer
+        return peer
+
+    def peer(self, peer_id: int) -> Peer | None:
+        """The peer as it was opened last, unless it was stopped."""
+        with self._lock:
+            return self._peers.get(peer_id)
+
+    def forget(self, peer: Peer) -> None:
+        """`peer` was stopped."""
+        with self._lock:
+            self._peers = {i: other for i, other in self._peers.items() if other is not peer}
+
+    def streams(self) -> dict[int, tuple[bool, bool]]:
+        """By peer: whether what it says comes through a stream, and whether what it is told leaves through one."""
+        with self._lock:
+            return {i: (peer.hears_stream, peer.is_streaming) for i, peer in sorted(self._peers.items())}
 
     def post(
         self,
@@ -109,40 +143,80 @@ class Network:
         Raises Problem for an authentic error answer, UnreachableError for everything else.
         """
         envelope = Envelope("POST", path, PROTOCOL_VERSION, cluster, str(sender), str(to), part, fresh_nonce())
-        mac = self.auth.sign(envelope, body)
+        limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
+        response, mac = self._send(base_url, envelope, body, limits)
+        answer, is_authentic = self._read(response, mac)
+        if not is_authentic:
+            raise UnreachableError(f"status {response.status_code}, and the answer is not signed by a peer")
+        if response.status_code != 200:
+            raise decode_problem(response.status_code, answer)
+        return answer
+
+    def open_stream(self, base_url: str, cluster: str, sender: int, to: int) -> HeldStream:
+        """Ask for a stream and return it once the answer began.
+
+        Raises Problem, UnreachableError, NotOfferedError.
+        """
+        if getattr(self._session.get_adapter(base_url), "_pool_block", False):
+            # The stream would keep a connection for which others wait for ever.
+            raise NotOfferedError("the pool of the Session blocks")
+        envelope = Envelope("GET", "stream", PROTOCOL_VERSION, cluster, str(sender), str(to), "", fresh_nonce())
+        try:
+            response, mac = self._send(base_url, envelope, None, self._timeout)
+        except UnreachableError as error:
+            if isinstance(error.__cause__, requests.ReadTimeout):
+                raise NoAnswerError("the answer did not begin") from error
+            raise
+        if response.status_code == 200:
+            return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
+        answer, is_authentic = self._read(response, mac)
+        problem = decode_problem(response.status_code, answer) if is_authentic else None
+        raise refusal_of(response.status_code, problem)
+
+    def _send(
+        self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float]
+    ) -> tuple[requests.Response, str]:
+        """Send a signed request; its response, unread, and the MAC that its answer is bound to."""
+        mac = self.auth.sign(envelope, body or b"")
         headers = {**envelope.headers(), AUTH_HEADER: mac or "none", "Content-Type": CONTENT_TYPE}
         options: dict[str, Any] = {"proxies": {}}
         if not self._owns_session:
             options = {"verify": self._session.verify, "cert": self._session.cert, "proxies": self._session.proxies}
-        limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
         try:
-            request = self._prepare(f"{base_url}/{path}", headers, body)
+            request = self._prepare(envelope.method, f"{base_url}/{envelope.path}", headers, body)
             # A redirect would take the request, and its meaning, to another node.
             response = self._session.send(request, timeout=limits, allow_redirects=False, stream=True, **options)
-            answer = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=False)
-            if len(answer) > _MAX_ANSWER_BYTES:
-                response.close()
-                raise UnreachableError("the answer is too long")
         except (requests.RequestException, OSError, ValueError) as error:
             raise UnreachableError(str(error)) from error
+        except Exception as error:  # urllib3's own errors, should any pass through
+            raise UnreachableError(f"{type(error).__name__}: {error}") from error
+        return response, mac
+
+    def _read(self, response: requests.Response, mac: str) -> tuple[bytes, bool]:
+        """The whole answer, and whether a peer signed it."""
+        try:
+            answer = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=False)
         except Exception as error:  # urllib3's own errors pass through when the raw body is read
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
-        if not self.auth.verify_answer(mac, response.status_code, answer, response.headers.get(AUTH_HEADER, "")):
-            raise UnreachableError(f"status {response.status_code}, and the answer is not signed by a peer")
-        if response.status_code != 200:
-            raise decode_problem(response.status_code, answer)
-        return bytes(answer)
+        if len(answer) > _MAX_ANSWER_BYTES:
+            response.close()
+            raise UnreachableError("the answer is too long")
+        signature = response.headers.get(AUTH_HEADER, "")
+        return bytes(answer), self.auth.verify_answer(mac, response.status_code, answer, signature)
 
-    def _prepare(self, url: str, headers: dict[str, str], body: bytes) -> requests.PreparedRequest:
+    def _prepare(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> requests.PreparedRequest:
         if not self._owns_session:
             # Its headers and its auth are what an `authenticate` callable of the peers judges by.
             headers = {**headers, "Accept-Encoding": "identity"}  # the answer is verified as it came
-            return self._session.prepare_request(requests.Request("POST", url, headers=headers, data=body))
+            return self._session.prepare_request(requests.Request(method, url, headers=headers, data=body))
         # 4 µs instead of 75 (timeit of this method); there is nothing of the Session's to add.
         request = self._template.copy()
+        request.method = method
         request.url = url
         request.body = body
-        request.headers = requests.structures.CaseInsensitiveDict({**headers, "Content-Length": str(len(body))})
+        if body is not None:
+            headers = {**headers, "Content-Length": str(len(body))}
+        request.headers = requests.structures.CaseInsensitiveDict(headers)
         return request
 
     def close(self) -> None:
@@ -163,12 +237,23 @@ class Peer:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._transfer: threading.Thread | None = None
+        self._holder: StreamHolder | None = None
+        self._lock = threading.Lock()  # guards _served; before the outbox lock
+        self._served: list[ServedStream] = []
         if addr is not None:
             self._start()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=f"raftsvc-send-{self._peer_id}", daemon=True)
         self._thread.start()
+        self._holder = StreamHolder(
+            f"raftsvc-stream-{self._peer_id}",
+            self._open_stream,
+            self._confirm_stream,
+            self._hear_stream,
+            self._hear_problem,
+            self._network.silence_seconds,
+        )
 
     def put(self, messages: Sequence[Message]) -> bool:
         """Queue messages; False if some were lost for want of room."""
@@ -189,14 +274,23 @@ class Peer:
     def move(self, addr: str) -> None:
         """The peer is reached elsewhere from now on."""
         self.addr = addr
-        if self._thread is None:
+        if self._holder is None:
             self._start()
+        else:
+            self._holder.reopen()
 
     def stop(self, wait: bool = True) -> None:
         """End the sender; waits a moment unless `wait` is false.  A request under way ends by its own timeout."""
         self._stopping.set()
+        self._network.forget(self)
+        with self._lock:
+            served, self._served = self._served, []
+        for stream in served:
+            stream.end()
         self._outbox.close()
-        for thread in (self._thread, self._transfer):
+        if self._holder is not None:
+            self._holder.stop()
+        for thread in (self._thread, self._transfer, self._holder):
             if wait and thread is not None and thread is not threading.current_thread():
                 thread.join(0.5)
 
@@ -205,22 +299,25 @@ class Peer:
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
-            batch = self._outbox.take(MAX_BODY_BYTES, 1.0)
+            batch = self._outbox.take(MAX_BODY_BYTES, min(1.0, self._network.silence_seconds / 2))
+            self._watch_streams()
+            if self._outbox.take_loss():
+                self._report(self._node.report_unreachable, self._peer_id)
             if not batch or self._stopping.is_set():
                 continue
+            why: str | None = None
             try:
                 self._deliver(batch)
-                failures = 0
             except Problem as problem:
-                # The code, for without a secret a 410 may be some proxy's.
-                if (problem.status, problem.code) == (410, "removed"):
-                    self._report(self._node.report_removed, self._peer_id)
-                failures = self._back_off(failures, str(problem))
+                self._hear_problem(problem)
+                why = str(problem)
             except (UnreachableError, MalformedError) as error:
-                failures = self._back_off(failures, str(error))
+                why = str(error)
             except Exception:
                 logger.exception("sending to node %d failed", self._peer_id)
-                failures = self._back_off(failures, "internal error")
+                why = "internal error"
+            self._outbox.posted()
+            failures = 0 if why is None else self._back_off(failures, why)
 
     def _back_off(self, failures: int, why: str) -> int:
         """Say that messages were lost, and wait a moment, longer each time.
@@ -232,6 +329,11 @@ class Peer:
         self._report(self._node.report_unreachable, self._peer_id)
         self._stopping.wait(min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         return failures + 1
+
+    def _hear_problem(self, problem: Problem) -> None:
+        # The code, for without a secret a 410 may be some proxy's.
+        if (problem.status, problem.code) == (410, "removed"):
+            self._report(self._node.report_removed, self._peer_id)
 
     def _report(self, report: Callable[..., None], *args: object) -> None:
         """Tell the node; trouble of its own does not end the thread that tells it."""
@@ -263,9 +365,88 @@ class Peer:
 
     def _post(self, path: str, body: bytes, part: str = "") -> bytes:
         assert self.addr is not None, "only peers with an address are sent to"
-        return self._network.post(
-            peer_url(self.addr), path, body, f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id, part
-        )
+        return self._network.post(peer_url(self.addr), path, body, *self._ends(), part)
+
+    def _ends(self) -> tuple[str, int, int]:
+        return f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id
+
+    # -- the stream that the peer holds open here
+
+    def serve_stream(
+        self, envelope: Envelope, secret: bytes, connection: Any, on_end: Callable[[], None]
+    ) -> ServedStream:
+        """The body of the answer to the peer's request, which `secret` verified, for a stream.
+
+        connection: the server's socket, if it shows it.
+        on_end:     called when the server's thread is free again.
+        """
+        nonce = fresh_stream_nonce()
+        silence = self._network.silence_seconds
+        seal = self._network.auth.seal_stream(envelope, nonce, secret)
+        tune(connection, silence)
+        stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, on_end)
+        with self._lock:
+            # An attached one goes on until this one is confirmed: the request may be a recorded one.
+            superseded = [other for other in self._served if not other.is_attached]
+            self._served = [other for other in self._served if other.is_attached] + [stream]
+        for other in superseded:
+            other.end()
+        if self._stopping.is_set():
+            stream.end()
+        return stream
+
+    def confirm_stream(self, nonce: bytes) -> bool:
+        """The peer got the first frame of the stream with that nonce; False if there is none."""
+        with self._lock:
+            stream = next((one for one in self._served if one.nonce == nonce), None)
+            if stream is None or not stream.confirm():
+                return False
+            former, self._served = [one for one in self._served if one is not stream], [stream]
+        for other in former:
+            other.end()
+        if self._holder is not None:
+            self._holder.poke()
+        return True
+
+    def _watch_streams(self) -> None:
+        silence = self._network.silence_seconds
+        stuck = self._outbox.stuck_drain(silence)
+        if stuck is not None:
+            logger.warning("node %d does not read its stream", self._peer_id)
+            with self._lock:
+                ended = [one for one in self._served if one.drain is stuck]
+            for stream in ended:
+                stream.end()
+        if self._holder is not None:
+            self._holder.give_up_if_stuck(silence / 2)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether what is put leaves through a stream."""
+        return self._outbox.is_streaming
+
+    # -- the stream that this node holds open there
+
+    @property
+    def hears_stream(self) -> bool:
+        """Whether a stream brings what the peer says."""
+        return self._holder is not None and self._holder.is_open
+
+    def _open_stream(self) -> HeldStream:
+        assert self.addr is not None, "only peers with an address are asked"
+        return self._network.open_stream(peer_url(self.addr), *self._ends())
+
+    def _confirm_stream(self, nonce: bytes) -> None:
+        try:
+            self._post("confirm", nonce)
+        except Problem as problem:
+            if problem.status == 409:
+                raise NotOfferedError("what the peer sends is kept back on its way") from problem
+            raise
+
+    def _hear_stream(self, messages: Sequence[Message]) -> None:
+        self._check(messages)
+        self._node.receive_stream(self._peer_id, messages)
 
     # -- snapshots
 

@@ -91,6 +91,10 @@ def decode_problem(status: int, body: bytes) -> Problem:
     return Problem(status, "unknown", "the answer is not one of raftsvc's")
 
 
+class UnreachableError(Exception):
+    """No authentic answer came; whether the request was acted on is unknown."""
+
+
 class Part(NamedTuple):
     """Which part of a large batch a body is."""
 

@@ -9,7 +9,9 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,35 +117,73 @@ class FaultyFiles(Files):
 
 
 class FaultySession(requests.Session):
-    """Refuses connections to some addresses, and loses some answers."""
+    """Refuses connections to some addresses, and loses some answers, or what comes through a stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_streams: bool) -> None:
         super().__init__()
         self.__dict__.update(make_session().__dict__)
         self.blocked: set[str] = set()
         self.lose_answer: Callable[[str], bool] = lambda path: False
+        self._has_streams = has_streams
+        self._streams: weakref.WeakValueDictionary[int, StreamFile] = weakref.WeakValueDictionary()
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         url = urlsplit(str(request.url))
+        is_stream = url.path.endswith("/stream")
+        if is_stream and not self._has_streams:
+            raise requests.ReadTimeout("the test wants no streams")
         if url.netloc in self.blocked:
             raise requests.ConnectionError("cut by the test")
         response = super().send(request, **options)
         if self.lose_answer(url.path):
             response.close()
             raise requests.ReadTimeout("the answer was lost by the test")
+        if is_stream and response.raw.chunked:
+            response.raw._fp.fp = file = StreamFile(response.raw._fp.fp, self, url.netloc)
+            self._streams[id(file)] = file
+            if url.netloc in self.blocked:
+                file.cut()
         return response
+
+    def cut(self, netloc: str) -> None:
+        self.blocked.add(netloc)
+        for file in list(self._streams.values()):
+            if file.netloc == netloc:
+                file.cut()
+
+
+class StreamFile:
+    """What a stream is read from, until the test cuts it."""
+
+    def __init__(self, file: Any, session: FaultySession, netloc: str) -> None:
+        self.netloc = netloc
+        self._file = file
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read1(self, size: int) -> bytes:
+        data: bytes = self._file.read1(size)
+        if self.netloc in self._session.blocked or self._session.lose_answer("/raft/stream"):
+            raise OSError("the stream was cut by the test")
+        return data
+
+    def cut(self) -> None:
+        with suppress(OSError):
+            self._file.raw._sock.shutdown(socket.SHUT_RDWR)
 
 
 class Member:
     """A node of the test: its address and directory stay, its Service and State come and go."""
 
-    def __init__(self, addr: str, path: Path, options: dict[str, Any]) -> None:
+    def __init__(self, addr: str, path: Path, options: dict[str, Any], has_streams: bool) -> None:
         self.addr = addr
         self.path = path
         self.options = options
         self.make_state: Callable[[], ListState] = ListState
         self.files = FaultyFiles()
-        self.session = FaultySession()
+        self.session = FaultySession(has_streams)
         self.start()
 
     def start(self) -> None:
@@ -153,10 +193,7 @@ class Member:
             self.path,
             self.session,
             self.state,
-            secret=SECRET,
-            listen=self.addr,
-            files=self.files,
-            **self.options,
+            **{"secret": SECRET, "listen": self.addr, "files": self.files, **self.options},
         )
 
     def restart(self) -> None:
@@ -179,15 +216,16 @@ class Member:
 class Cluster:
     """Members, all made with the same options."""
 
-    def __init__(self, directory: Path, **options: Any) -> None:
+    def __init__(self, directory: Path, has_streams: bool = True, **options: Any) -> None:
         self._directory = directory
+        self._has_streams = has_streams
         self._options = options
         self.members: list[Member] = []
 
     def add(self, **options: Any) -> Member:
         """A node that belongs to no cluster yet."""
         path = self._directory / f"n{len(self.members) + 1}"
-        member = Member(free_address(), path, {**self._options, **options})
+        member = Member(free_address(), path, {**self._options, **options}, self._has_streams)
         self.members.append(member)
         return member
 
@@ -213,8 +251,8 @@ class Cluster:
     def cut(self, one: Member, others: list[Member]) -> None:
         """Let no request pass between `one` and `others`, either way."""
         for other in others:
-            one.session.blocked.add(other.addr)
-            other.session.blocked.add(one.addr)
+            one.session.cut(other.addr)
+            other.session.cut(one.addr)
 
     def heal(self) -> None:
         for member in self.members:
@@ -225,6 +263,12 @@ class Cluster:
             member.files.gate.set()
         for member in self.members:
             member.service.stop()
+
+
+def has_streams(members: list[Member]) -> bool:
+    """Whether a stream goes from each of `members` to each other."""
+    counts = [[(s["in"], s["out"]) for s in m.status.get("streams", {}).values()] for m in members]
+    return all(streams == [(True, True)] * (len(members) - 1) for streams in counts)
 
 
 def voters(member: Member) -> list[str]:

@@ -280,7 +280,8 @@ def test_stop_ends_a_join_that_waits_and_frees_the_directory(cluster: Cluster) -
     node.start()
 
 
-def test_recorded_requests_that_are_sent_again_change_nothing(cluster: Cluster) -> None:
+def test_recorded_requests_that_are_sent_again_change_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(has_streams=False)
     cluster.form(3)
     recorded: list[requests.PreparedRequest] = []
     for member in cluster.members:

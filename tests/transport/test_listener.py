@@ -203,7 +203,7 @@ def test_mutual_tls_tells_the_app_who_came(serve: Callable[..., Listener], certi
 
 
 def test_a_cluster_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
-    from tests.service.harness import ListState, free_address
+    from tests.service.harness import ListState, eventually, free_address
 
     services, states = [], []
     try:
@@ -231,6 +231,14 @@ def test_a_cluster_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
         assert services[1].exec(b"over tls", timeout=PATIENCE)
         services[0].wait_read()
         assert states[0].items == [b"over tls"]
+
+        def has_streams() -> bool:
+            return all(s["in"] and s["out"] for service in services for s in service.status()["streams"].values())
+
+        eventually(has_streams, "streams over TLS both ways")
+        assert services[1].exec(bytes(800_000), timeout=PATIENCE)
+        services[0].wait_read()
+        assert len(states[0].items[-1]) == 800_000
     finally:
         for service in services:
             service.stop()

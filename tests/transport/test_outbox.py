@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
-from raftsvc.transport.outbox import MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Outbox
+from raftsvc.transport.outbox import MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Drain, Outbox
 
 
 def append(index: int, size: int = -1, term: int = 1) -> Message:
@@ -74,3 +74,58 @@ def test_a_waiting_sender_is_woken_by_work_and_by_close() -> None:
     box.close()
     sender.join(60.0)
     assert taken == [[append(1)], []]
+
+
+def test_a_stream_takes_over_once_the_sender_is_done_and_gives_back_in_order() -> None:
+    box = Outbox()
+    drain = Drain(box)
+    box.put([append(1, 5)])
+    assert box.take_streamed(drain, 10**6, 0.0) == [], "not attached yet"
+    assert box.take(10**6, 0.0) == [append(1, 5)]
+    assert box.attach(drain)
+    box.put([append(2, 5)])
+    assert box.take_streamed(drain, 10**6, 0.0) == [], "the sender is still at work with what came before"
+    box.posted()
+    assert box.take_streamed(drain, 10**6, 0.0) == [append(2, 5)]
+    box.put([append(3, 5), reply(4)])
+    assert box.take(10**6, 0.0) == []
+    assert not box.take_loss()
+    assert box.detach(drain)
+    assert box.take_streamed(drain, 10**6, 0.0) is None
+    assert box.take_loss() and not box.take_loss()
+    assert box.take(10**6, 0.0) == [reply(4), append(3, 5)]
+    assert not box.attach(drain), "it is over"
+
+
+def test_replies_leave_by_a_stream_at_once() -> None:
+    box = Outbox()
+    drain = Drain(box)
+    box.attach(drain)
+    with box.responding():
+        box.put([reply(1)])
+        assert box.take_replies(10**6) == []
+        assert box.take_streamed(drain, 10**6, 0.0) == [reply(1)]
+
+
+def test_a_newer_stream_ends_the_one_before_it() -> None:
+    box = Outbox()
+    old, new = Drain(box), Drain(box)
+    box.attach(old)
+    box.attach(new)
+    assert box.take_streamed(old, 10**6, 0.0) is None
+    assert not box.detach(old)
+    assert box.is_streaming
+    box.close()
+    assert box.take_streamed(new, 10**6, 0.0) is None
+    assert not box.is_streaming
+
+
+def test_a_stream_that_does_not_come_back_is_noticed() -> None:
+    box = Outbox()
+    drain = Drain(box)
+    box.attach(drain)
+    box.put([append(1, 5)])
+    assert box.stuck_drain(0.0) is None
+    assert box.take_streamed(drain, 10**6, 0.0)
+    assert box.stuck_drain(-1.0) is drain
+    assert box.stuck_drain(3600.0) is None

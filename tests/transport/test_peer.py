@@ -39,6 +39,9 @@ class NodeStub:
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None:
         self._note("replies", from_id, list(messages))
 
+    def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None:
+        self._note("stream", from_id, list(messages))
+
     def report_unreachable(self, peer_id: int) -> None:
         self._note("unreachable", peer_id)
 
@@ -56,11 +59,17 @@ class NodeStub:
 
 @pytest.fixture
 def talk() -> Iterator[Callable[..., tuple[NodeStub, Peer]]]:
-    """A sender to a server that runs the given app."""
+    """A sender to a server that runs the given app, without streams."""
     opened: list[Any] = []
 
     def make(app: Any, secret: Any = SECRET) -> tuple[NodeStub, Peer]:
-        listener = Listener(app, "127.0.0.1:0")
+        def posts_only(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+            if environ["REQUEST_METHOD"] == "POST":
+                return app(environ, start_response)
+            start_response("404 Not Found", [("Content-Length", "0")])
+            return [b""]
+
+        listener = Listener(posts_only, "127.0.0.1:0")
         listener.start()
         assert listener.wait_bound(PATIENCE) and listener.address is not None
         node = NodeStub()

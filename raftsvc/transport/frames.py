@@ -1,0 +1,190 @@
+"""Frames: messages as they travel on a stream, a long-lived response that one node holds open on another.
+
+A frame is a head, a tag and a body.  The head has the length of the body, whose
+top bit says that the body goes on in the next frame, and the number of the frame.
+The first frame is the hello, whose body is a nonce of the server; an empty one
+keeps a quiet stream alive; any other body is messages.
+
+The tag binds each frame to its place in its own stream: with a secret it is an
+HMAC under a key that both nonces, both nodes and the cluster went into, without
+one it is a checksum.  So nothing can be altered, repeated, left out or moved.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import struct
+from collections.abc import Callable
+from zlib import crc32
+
+from raftsvc.core.messages import MalformedError
+from raftsvc.transport.wire import MAX_BATCH_BYTES, MAX_BODY_BYTES
+
+_HEAD = struct.Struct(">IQ")
+_CRC = struct.Struct(">I")
+_GOES_ON = 1 << 31
+_MAC_BYTES = 16
+_MAX_CHUNK_HEAD_BYTES = 256
+NONCE_BYTES = 16
+
+
+def fresh_stream_nonce() -> bytes:
+    """Names a stream and makes its key unique."""
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+class Seal:
+    """Makes the tags of one stream."""
+
+    def __init__(self, key: bytes, nonce: bytes) -> None:
+        """key: empty for a mere checksum."""
+        self._key = key
+        self._seed = crc32(nonce)
+        self.tag_bytes = _MAC_BYTES if key else _CRC.size
+
+    def tag(self, head: bytes, body: bytes) -> bytes:
+        if self._key:
+            return hmac.digest(self._key, head + body, "sha256")[:_MAC_BYTES]
+        return _CRC.pack(crc32(body, crc32(head, self._seed)))
+
+
+class FrameWriter:
+    """The serving end of one stream."""
+
+    def __init__(self, seal: Seal) -> None:
+        self._seal = seal
+        self._number = 0
+
+    def encode(self, body: bytes) -> list[bytes]:
+        """The frame for `body`; several if it is too long for one."""
+        if len(body) <= MAX_BODY_BYTES:
+            return [self._frame(body, len(body))]
+        pieces = [body[start : start + MAX_BODY_BYTES] for start in range(0, len(body), MAX_BODY_BYTES)]
+        last = pieces.pop()
+        return [*(self._frame(piece, len(piece) | _GOES_ON) for piece in pieces), self._frame(last, len(last))]
+
+    def _frame(self, body: bytes, length: int) -> bytes:
+        head = _HEAD.pack(length, self._number)
+        self._number += 1
+        return b"".join((head, self._seal.tag(head, body), body))
+
+
+class FrameReader:
+    """The receiving end of one stream: bytes in, however they were cut; whole bodies out."""
+
+    def __init__(self, make_seal: Callable[[bytes], Seal]) -> None:
+        """make_seal: from the server's nonce."""
+        self._make_seal = make_seal
+        self._seal: Seal | None = None
+        self._overhead = _HEAD.size + make_seal(bytes(NONCE_BYTES)).tag_bytes
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._wanted_bytes = self._overhead
+        self._number = 0
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies that are whole by now, the hello's included.
+
+        Raises MalformedError, after which the stream is of no use.
+        """
+        if self._pending:
+            self._pending.append(data)
+            self._pending_bytes += len(data)
+            if self._pending_bytes < self._wanted_bytes:
+                return []  # joined once, not with every piece
+            data = b"".join(self._pending)
+            self._pending.clear()
+        self._wanted_bytes = self._overhead
+        bodies: list[bytes] = []
+        offset = 0
+        while len(data) - offset >= self._overhead:
+            length, number = _HEAD.unpack_from(data, offset)
+            goes_on = length & _GOES_ON
+            length ^= goes_on
+            # Before anything is kept for it.
+            if length > MAX_BODY_BYTES or self._parts_bytes + length > MAX_BATCH_BYTES:
+                raise MalformedError("a frame is too long")
+            if number != self._number:
+                raise MalformedError(f"frame {number} came in the place of frame {self._number}")
+            start = offset + self._overhead
+            stop = start + length
+            if stop > len(data):
+                self._wanted_bytes = stop - offset
+                break
+            body = data[start:stop]
+            self._verify(data[offset : offset + _HEAD.size], data[offset + _HEAD.size : start], body)
+            self._number += 1
+            offset = stop
+            if goes_on:
+                if not body:
+                    raise MalformedError("a frame that goes on is empty")
+                self._parts.append(body)
+                self._parts_bytes += length
+                continue
+            if self._parts:
+                body = b"".join((*self._parts, body))
+                self._parts.clear()
+                self._parts_bytes = 0
+            bodies.append(body)
+        if offset < len(data):
+            self._pending.append(data[offset:])
+            self._pending_bytes = len(data) - offset
+        return bodies
+
+    def _verify(self, head: bytes, tag: bytes, body: bytes) -> None:
+        seal = self._seal
+        if seal is None:
+            if len(body) != NONCE_BYTES:
+                raise MalformedError("a stream begins with a nonce")
+            seal = self._seal = self._make_seal(body)
+        if not hmac.compare_digest(seal.tag(head, body), tag):
+            raise MalformedError(f"frame {self._number} is not what was sent")
+
+
+class ChunkDecoder:
+    """Undoes HTTP's chunked transfer coding (RFC 9112, section 7.1), whatever pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._left = 0  # bytes of the present chunk, its line end included
+        self.is_over = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What the chunks in `data` hold.  Raises MalformedError."""
+        if self._pending:
+            data, self._pending = self._pending + data, b""
+        contents: list[bytes] = []
+        offset = 0
+        while offset < len(data) and not self.is_over:
+            if self._left > 2:
+                content = data[offset : offset + self._left - 2]
+                contents.append(content)
+                offset += len(content)
+                self._left -= len(content)
+            elif self._left:
+                end = data[offset : offset + self._left]
+                if not b"\r\n"[2 - self._left :].startswith(end):
+                    raise MalformedError("a chunk does not end with its line")
+                offset += len(end)
+                self._left -= len(end)
+            else:
+                stop = data.find(b"\r\n", offset)
+                if stop < 0:
+                    self._pending = data[offset:]
+                    if len(self._pending) > _MAX_CHUNK_HEAD_BYTES:
+                        raise MalformedError("the head of a chunk is too long")
+                    break
+                self._left = _chunk_bytes(data[offset:stop]) + 2
+                self.is_over = self._left == 2
+                offset = stop + 2
+        return contents[0] if len(contents) == 1 else b"".join(contents)
+
+
+def _chunk_bytes(head: bytes) -> int:
+    digits = head.partition(b";")[0].strip()
+    if not 0 < len(digits) <= 8 or digits.strip(b"0123456789abcdefABCDEF"):
+        raise MalformedError("a chunk has no length")
+    return int(digits, 16)
