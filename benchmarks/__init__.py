@@ -2,6 +2,7 @@
 
     make bench                      everything, five rounds: about an hour and a half
     make bench ARGS="--quick"       two minutes, to see that it works
+    make bench ARGS="costs"         restarting, snapshots, dead and hung peers, catching up
     python -m benchmarks --help     what can be chosen
 
 Every system is measured from inside a web process under gunicorn, by threads

@@ -34,7 +34,7 @@ class Backend(Protocol):
         """What the node of this process has, current or not."""
 
     def status(self) -> dict[str, Any]:
-        """At least `is_leader`, `is_ready` and `fsyncs`."""
+        """At least `is_leader`, `is_ready`, `applied` (an index) and `fsyncs` (a count)."""
 
 
 @dataclass(frozen=True)

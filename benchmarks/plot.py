@@ -25,8 +25,8 @@ COLORS = {
     "pysyncobj": "#7a5aa6",
     "pysyncobj-journal": "#b79ad0",
 }
-TITLES = {"write": "Writes", "read": "Linearizable reads", "mixed": "Half writes, half reads"}
-WIDTH, HEIGHT, MARGIN, LEFT = 330, 260, 44, 58
+TITLES = {"write": "Writes", "read": "Linearizable reads", "mixed": "Writes and reads, half each,"}
+WIDTH, HEIGHT, MARGIN, LEFT = 360, 260, 44, 58
 
 Point = tuple[int, float]
 
@@ -44,7 +44,7 @@ def svg(results: dict[str, Any]) -> str:
         raise SystemExit("there is nothing to draw: neither write, read nor mixed was measured")
     systems = list(results["systems"])
     width = len(panels) * WIDTH + 20
-    height = HEIGHT + 50 + 18 * len(systems)
+    height = HEIGHT + 56 + 18 * len(systems)
     e = results["environment"]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
@@ -61,11 +61,13 @@ def svg(results: dict[str, Any]) -> str:
             parts += panel.line(sorted(line), COLORS.get(system, "#888"), results["systems"][system]["fsyncs"])
     for number, system in enumerate(systems):
         parts += _legend(HEIGHT + 14 + 18 * number, system, results["systems"][system])
-    caption = (
-        f"3 nodes and their clients on one machine: {e['cpus']} x {e['cpu_model']}, Python {e['python']}, "
-        f"fdatasync {e['fsync_p50_ms']:.2f} ms, {e['date']}"
+    captions = (
+        "Three nodes and their clients on one machine, values of 100 bytes.",
+        f"{e['cpus']} x {e['cpu_model']}; Python {e['python']}; fdatasync {e['fsync_p50_ms']:.2f} ms; {e['date']}.",
     )
-    parts += [f'<text x="14" y="{height - 10}">{escape(caption)}</text>', "</svg>"]
+    for number, caption in enumerate(captions):
+        parts.append(f'<text x="14" y="{height - 26 + 16 * number}">{escape(caption)}</text>')
+    parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
 
@@ -88,7 +90,7 @@ class _Panel:
         return HEIGHT - MARGIN - part * (HEIGHT - 2 * MARGIN)
 
     def frame(self, title: str) -> list[str]:
-        parts = [f'<text x="{self._left}" y="22" class="title">{title}, operations a second</text>']
+        parts = [f'<text x="{self._left}" y="22" class="title">{title} per second</text>']
         rate = self._low
         while rate <= self._high:
             y = self.y(rate)

@@ -35,6 +35,7 @@ class _Backend:
         return {
             "is_leader": leader == status["header"]["member_id"],
             "is_ready": leader != "0",
+            "applied": int(status["raftAppliedIndex"]),
             "fsyncs": int(float(fsyncs.group(1))) if fsyncs else 0,
         }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import threading
+import time
 from typing import Any
 
 from benchmarks.processes import free_ports
@@ -18,9 +20,20 @@ class Backend:
         import raftsvc
         from raftsvc.kv import KeyValue, KeyValueState
 
+        began = time.monotonic()
         self._state = KeyValueState()
         self.service = raftsvc.start(addr, directory, None, self._state, secret=secret, listen=addr, **options)
         self._kv = KeyValue(self.service, self._state)
+        self._opened_seconds: float | None = None
+        if self.service.status()["role"] != "uninitialized":
+            threading.Thread(target=self._watch_opening, args=(began,), daemon=True).start()
+
+    def _watch_opening(self, began: float) -> None:
+        """Note when everything that was in the log at the start is applied."""
+        goal = self.service.status()["last_index"]
+        while self.service.status()["applied_index"] < goal:  # type: ignore[operator]
+            time.sleep(0.005)
+        self._opened_seconds = time.monotonic() - began
 
     def write(self, key: str, value: bytes) -> None:
         self._kv.set(key, value, timeout=10.0)
@@ -40,6 +53,8 @@ class Backend:
             "is_leader": status["role"] == "leader",
             "is_ready": bool(status.get("leader_id")) and all(member["is_voter"] for member in members.values()),
             "voters": len(members),
+            "applied": status.get("applied_index", 0),
+            "opened_seconds": self._opened_seconds,
             "fsyncs": status.get("fsync_count", 0),
         }
 
@@ -51,6 +66,14 @@ class Backend:
 
     def join(self, boot_url: str) -> None:
         self.service.join(boot_url)
+
+    def fill(self, first: int, count: int) -> None:
+        """Have that many keys of 100 bytes, in large transactions."""
+        from raftsvc import kv
+
+        for begin in range(first, first + count, 1000):
+            keys = range(begin, min(begin + 1000, first + count))
+            self._kv.transaction([kv.set(f"fill/{key}", bytes(100)) for key in keys])
 
 
 class RaftSystem(System):

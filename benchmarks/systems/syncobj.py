@@ -48,6 +48,7 @@ class Backend:
         return {
             "is_leader": self._node._isLeader(),
             "is_ready": self._node.isReady() and self._node._getLeader() is not None,
+            "applied": self._node.raftLastApplied,
             "fsyncs": 0,
         }
 
