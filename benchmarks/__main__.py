@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import costs, environment, report
+from benchmarks.processes import Failure
 from benchmarks.runner import GROUPS, cases, run_rounds
 from benchmarks.systems import SYSTEMS
 
@@ -42,12 +43,17 @@ def main() -> int:
         }
         if results["environment"]["filesystem"] in ("tmpfs", "ramfs"):
             print("WARNING: this directory is in memory, where fsync means nothing; choose another with --dir")
+        if results["environment"]["load_average"] > (results["environment"]["cpus"] or 1) / 4:
+            print("WARNING: this machine has other work to do; expect figures that are too low, and noise")
         if arguments.what == "costs":
             _run_costs(arguments, home, results)
         else:
             _run_load(arguments, home, results)
         print("\n" + report.text(results))
         return any(row["check"] != "ok" for row in results["rows"])
+    except Failure as failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

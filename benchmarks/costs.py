@@ -35,7 +35,7 @@ def restart(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
         for entries in (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000):
             web.post("/load/start", **vars(Spec("restart", "write", 64)))
             wait_until(lambda: web.status()["last_index"] >= entries, f"{entries} entries are written", 900)  # noqa: B023
-            web.stop_load(0, 0)
+            web.stop_load(0.0, time.monotonic())
             web.process.kill()
             web.process.start()
             wait_until(web.is_up, "the node answers")
@@ -71,7 +71,7 @@ def snapshot(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
                     {
                         "keys": keys,
                         "snapshot every": f"{entries:,} entries" if entries else "never",
-                        "last snapshot at": leader.status()["snapshot_index"] - began if entries else "",
+                        "snapshots": (leader.status()["snapshot_index"] - began) // entries if entries else 0,
                         "ops/s": seen["ops_per_second"],
                         "p99 ms": seen["p99_ms"],
                         "longest wait ms": seen["max_ms"],

@@ -42,7 +42,7 @@ def medians(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def text(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [_environment(results["environment"], results["settings"]), _systems(results["systems"])]
+    parts = [_environment(results), _systems(results["systems"])]
     found = medians(results["rows"])
     titles: dict[str, list[dict[str, Any]]] = {}
     for row in found:
@@ -52,15 +52,22 @@ def text(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _environment(environment: dict[str, Any], settings: dict[str, Any]) -> str:
-    e, s = environment, settings
-    return (
+def _environment(results: dict[str, Any]) -> str:
+    e, s, rows = results["environment"], results["settings"], results["rows"]
+    text = (
         f"{e['date']}; {e['cpus']} x {e['cpu_model']}, {e['memory_gib']} GiB, load average {e['load_average']} before;"
         f" Linux {e['kernel']}, Python {e['python']}, gunicorn {e['gunicorn']} (gthread), Flask {e['flask']}.\n"
         f"Disk ({e['filesystem']}): 4 KiB written and made durable with fdatasync take {e['fsync_p50_ms']:.2f} ms, "
-        f"p99 {e['fsync_p99_ms']:.2f} ms.  Everything is on loopback and shares this disk.\n"
-        f"Medians of {s['rounds']} round(s); {s['seconds']:g} s each after {s['warmup_seconds']:g} s of warm-up."
+        f"p99 {e['fsync_p99_ms']:.2f} ms.  Waking another process takes {e['wakeup_p50_ms']:.3f} ms, "
+        f"p99 {e['wakeup_p99_ms']:.2f} ms.\nEverything is on loopback, and shares the processors and this disk."
     )
+    if rows:
+        others = [row["cpus_of_others"] for row in rows]
+        text += (
+            f"\nMedians of {s['rounds']} round(s); {s['seconds']:g} s each after {s['warmup_seconds']:g} s of warm-up."
+            f"  Other programs took {median(others):.1f} of the {e['cpus']} processors, at most {max(others):.1f}."
+        )
+    return text
 
 
 def _systems(systems: dict[str, Any]) -> str:

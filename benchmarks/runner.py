@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import environment
 from benchmarks.load import Spec
 from benchmarks.processes import Failure, wait_until
 from benchmarks.systems import SYSTEMS, System
@@ -80,12 +82,15 @@ def run_case(system: System, case: Case, round_number: int, warmup_seconds: floa
     for process in system.processes():
         process.forget_peak()
     fsyncs, cpu = system.fsyncs(), system.cpu_seconds()
+    began, busy, own = time.monotonic(), environment.busy_cpu_seconds(), sum(os.times()[:4])
     if case.via == "http":
         seen = _run_http(system, spec, warmup_seconds, seconds)
     else:
         web = system.leader() if case.via == "leader" else system.followers()[0]
         seen = web.run(spec, warmup_seconds, seconds)
     used = {name: seconds - cpu[name] for name, seconds in system.cpu_seconds().items()}
+    # The runner, and the load generator that it waited for, are not others.
+    busy = environment.busy_cpu_seconds() - busy - sum(used.values()) - (sum(os.times()[:4]) - own)
     operations = max(1, seen["all_operations"])
     peaks = system.peak_bytes()
     of_servers = [peaks[process.name] for process in system.servers]
@@ -99,6 +104,7 @@ def run_case(system: System, case: Case, round_number: int, warmup_seconds: floa
         "fsyncs_per_op": (system.fsyncs() - fsyncs) / operations,
         "cpu_seconds_per_kop": 1000 * sum(used.values()) / operations,
         "cpu_seconds": used,
+        "cpus_of_others": max(0.0, busy / (time.monotonic() - began)),
         "peak_bytes": peaks,
         "peak_node_mb": max(of_servers or of_webs) / 2**20,
         "peak_web_mb": max(of_webs) / 2**20,
