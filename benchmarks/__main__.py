@@ -17,7 +17,22 @@ from benchmarks.processes import Failure
 from benchmarks.runner import GROUPS, cases, run_rounds
 from benchmarks.systems import SYSTEMS
 
-QUICK_SYSTEMS = ["raftsvc", "etcd-grpc", "pysyncobj-tuned", "pysyncobj"]
+_FULL = {
+    "only": list(GROUPS),
+    "threads": [1, 8, 64, 256],
+    "systems": list(SYSTEMS),
+    "rounds": 5,
+    "seconds": 3.0,
+    "warmup_seconds": 1.0,
+}
+_QUICK = {
+    "only": ["write", "read", "http"],
+    "threads": [1, 8],
+    "systems": ["raftsvc", "etcd-grpc", "pysyncobj-tuned", "pysyncobj"],
+    "rounds": 1,
+    "seconds": 1.0,
+    "warmup_seconds": 0.5,
+}
 
 
 def main() -> int:
@@ -97,16 +112,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     kinds = parser.add_subparsers(dest="what")
     load = kinds.add_parser("load", help="operations a second and latencies, beside other systems (the default)")
-    load.add_argument("--only", type=_names(GROUPS), default=list(GROUPS), help=f"of {','.join(GROUPS)}")
-    load.add_argument("--threads", type=_numbers, default=[1, 8, 64, 256])
-    load.add_argument("--rounds", type=int, default=5)
-    load.add_argument("--seconds", type=float, default=3.0, help="measured, in each case")
-    load.add_argument("--warmup-seconds", type=float, default=1.0)
-    load.add_argument("--quick", action="store_true", help="two minutes, to see that it works")
+    load.add_argument("--only", type=_names(GROUPS), help=f"of {','.join(GROUPS)}; default: all")
+    load.add_argument("--threads", type=_numbers, help="default: 1,8,64,256")
+    load.add_argument("--rounds", type=int, help="default: 5")
+    load.add_argument("--seconds", type=float, help="measured, in each case; default: 3")
+    load.add_argument("--warmup-seconds", type=float, help="default: 1")
+    load.add_argument("--quick", action="store_true", help="two minutes, to see that it works; other defaults")
     other = kinds.add_parser("costs", help="restart, snapshots, dead and hung peers, catching up")
     other.add_argument("cases", nargs="*", default=list(costs.CASES), help=f"of {' '.join(costs.CASES)}")
     other.add_argument("--quick", action="store_true", help="smaller numbers")
-    for one, systems in ((load, list(SYSTEMS)), (other, ["raftsvc"])):
+    for one, systems in ((load, None), (other, ["raftsvc"])):
         one.add_argument("--systems", type=_names(SYSTEMS), default=systems, help=f"of {','.join(SYSTEMS)}")
         one.add_argument("--json", type=Path, help="write everything that was measured to this file")
         one.add_argument("--dir", type=Path, default=Path.cwd(), help="on the disk to be measured; default: here")
@@ -119,12 +134,10 @@ def _arguments() -> argparse.Namespace:
         unknown = set(arguments.cases) - set(costs.CASES)
         if unknown:
             parser.error(f"there is no case {', '.join(sorted(unknown))}")
-    elif arguments.quick:
-        arguments.rounds, arguments.seconds, arguments.warmup_seconds = 1, 1.0, 0.5
-        arguments.threads = [1, 8]
-        arguments.only = ["write", "read", "http"]
-        if arguments.systems == list(SYSTEMS):
-            arguments.systems = QUICK_SYSTEMS
+    else:
+        for name, value in (_QUICK if arguments.quick else _FULL).items():
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, value)
     return arguments
 
 
