@@ -1,9 +1,9 @@
 # Every target makes the virtual environment it needs, so any of them may be the first command.
 # Choose another interpreter with PYTHON=..., another place for the environment with VENV=...,
-# and pass pytest arguments with ARGS=..., for instance: make test ARGS="tests/core -x"
+# and pass arguments with ARGS=..., for instance: make test ARGS="tests/core -x"
 
 VENV ?= .venv
-ARGS ?= -n auto --dist worksteal
+ARGS ?=
 
 # The first Python >= 3.10 that runs and can make virtual environments (a shim on the path may do neither).
 ifndef PYTHON
@@ -16,7 +16,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type scenes demo cluster clean
+.PHONY: help venv test lint type scenes demo cluster bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ $(STAMP): setup.cfg setup.py
 	@touch $@
 
 test: $(STAMP)  ## run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal)
 
 lint: $(STAMP)  ## check style, format and types
 	$(PY) -m ruff check .
@@ -49,6 +49,20 @@ demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledg
 cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py
 
+# The systems to compare with are in an environment of their own.
+BENCH_VENV ?= .venv-bench
+BENCH_PY := $(BENCH_VENV)/bin/python
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
+$(BENCH_STAMP): setup.cfg setup.py
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 with the venv module was found; name one with PYTHON=..." >&2; exit 1; }
+	@$(BENCH_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[bench]'
+	@touch $@
+
+bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj; ARGS="--quick" for two minutes, ARGS="--help" for the choice
+	$(BENCH_PY) -m benchmarks $(ARGS)
+
 clean:  ## remove the virtual environment and everything generated
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

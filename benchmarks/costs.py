@@ -1,0 +1,171 @@
+"""What happens beside the steady state: restarting, snapshots, dead and hung peers, catching up.
+
+Each case returns the title and the rows of a table.  Restarting and snapshots are
+about raftsvc alone, since they need to choose when it compacts its log; the other
+cases run on every chosen system.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import Spec
+from benchmarks.processes import wait_until
+from benchmarks.systems import SYSTEMS, System, Web
+
+Say = Callable[[str], None]
+Table = tuple[str, list[dict[str, Any]]]
+
+_NEVER = {"snapshot_entries": 10**9, "snapshot_bytes": 2**50}
+"""Options of raftsvc: keep the whole log."""
+
+
+def _system(name: str, nodes: int, home: Path, **options: Any) -> System:
+    return SYSTEMS[name](nodes, home, **(options if name == "raftsvc" else {}))
+
+
+def restart(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """Kill a lone node whose log has many entries and no snapshot; how long until all are applied again?"""
+    rows: list[dict[str, Any]] = []
+    with _system("raftsvc", 1, home, **_NEVER) as system:
+        (web,) = system.webs
+        for entries in (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000):
+            web.post("/load/start", **vars(Spec("restart", "write", 64)))
+            wait_until(lambda: web.status()["last_index"] >= entries, f"{entries} entries are written", 900)  # noqa: B023
+            web.stop_load(0.0, time.monotonic())
+            web.process.kill()
+            web.process.start()
+            wait_until(web.is_up, "the node answers")
+            wait_until(lambda: web.status()["opened_seconds"] is not None, "the log is applied", 600)
+            status = web.status()
+            seconds = status["opened_seconds"]
+            rows.append(
+                {
+                    "entries": status["last_index"],
+                    "log MB": status["log_bytes"] / 2**20,
+                    "seconds": seconds,
+                    "entries/s": status["last_index"] / seconds,
+                    "peak MB": web.process.peak_bytes() / 2**20,
+                }
+            )
+            say(f"restart: {rows[-1]}")
+    return "Restart: a lone node that was killed, from its start until its whole log is applied", rows
+
+
+def snapshot(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """Eight writers at a leader that takes snapshots of many keys, and at one that takes none."""
+    rows = []
+    for keys in (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000):
+        for entries in (None, 4_000):
+            options = _NEVER | ({"snapshot_entries": entries} if entries else {})
+            with _system("raftsvc", 3, home, **options) as system:
+                leader = system.leader()
+                for first in range(0, keys, 100_000):
+                    leader.call("fill", first=first, count=min(100_000, keys - first))
+                began = leader.status()["snapshot_index"]
+                seen = leader.run(Spec("snapshot", "write", 8), 1.0, 10.0 if quick else 20.0)
+                rows.append(
+                    {
+                        "keys": keys,
+                        "snapshot every": f"{entries:,} entries" if entries else "never",
+                        "snapshots": (leader.status()["snapshot_index"] - began) // entries if entries else 0,
+                        "ops/s": seen["ops_per_second"],
+                        "p99 ms": seen["p99_ms"],
+                        "longest wait ms": seen["max_ms"],
+                        "errors": sum(seen["errors"].values()),
+                        "peak MB": leader.process.peak_bytes() / 2**20,
+                    }
+                )
+                say(f"snapshot: {rows[-1]}")
+    return "Snapshots: what 8 writers notice of them", rows
+
+
+def peers(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """One follower of three hangs (SIGSTOP), then is dead: what do writers at the leader notice, from that moment?"""
+    rows: list[dict[str, Any]] = []
+    seconds = 3.0 if quick else 10.0
+    for name in systems:
+        with _system(name, 3, home) as system:
+            leader, follower = system.leader(), system.followers()[0]
+            healthy: dict[str, Any] = {}
+            for state in ("healthy", "one hung", "one dead"):
+                if state == "one hung":
+                    system.hang(follower)
+                elif state == "one dead":
+                    system.resume(follower)
+                    wait_until(lambda: _lag(leader, follower) == 0, "the follower has caught up")  # noqa: B023
+                    system.node_process(follower).kill()
+                seen = leader.run(Spec(state, "write", 8), 1.0 if state == "healthy" else 0.0, seconds)
+                healthy = healthy or seen
+                rows.append(
+                    {
+                        "system": name,
+                        "follower": state,
+                        "ops/s": seen["ops_per_second"],
+                        "p99 ms": seen["p99_ms"],
+                        "max ms": seen["max_ms"],
+                        "errors": sum(seen["errors"].values()),
+                        "ops/s, of healthy": seen["ops_per_second"] / healthy["ops_per_second"],
+                        "p99, of healthy": seen["p99_ms"] / healthy["p99_ms"],
+                    }
+                )
+                say(f"peers: {rows[-1]}")
+    return "A follower that hangs or is dead, of three; 8 writers", rows
+
+
+def catch_up(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """A follower was stopped for a while and goes on: how fast does it gain, and what does that cost the leader?"""
+    rows = []
+    seconds = 2.0 if quick else 10.0
+    for name in systems:
+        with _system(name, 3, home, **_NEVER) as system:
+            leader, follower = system.leader(), system.followers()[0]
+            system.hang(follower)
+            leader.run(Spec("lag", "write", 64), 0.0, seconds)  # makes it lag
+            leader.post("/load/start", **vars(Spec("on", "write", 8)))
+            hung_at = time.monotonic() + 0.5
+            time.sleep(3.5)
+            goal = leader.status()["applied"]
+            system.resume(follower)
+            resumed_at = time.monotonic()
+            begun_with = follower.status()["applied"]
+            wait_until(lambda: follower.status()["applied"] >= goal, "the follower has caught up", 300)  # noqa: B023
+            caught_up_at, gained = time.monotonic(), follower.status()["applied"] - begun_with
+            wait_until(lambda: _lag(leader, follower) < 500, "the follower keeps pace", 300)  # noqa: B023
+            level_at = time.monotonic()
+            time.sleep(3.0)
+            buckets = leader.stop_load(hung_at, level_at)["buckets"]
+            rows.append(
+                {
+                    "system": name,
+                    "lag, entries": goal - begun_with,
+                    "seconds": caught_up_at - resumed_at,
+                    "entries/s": gained / (caught_up_at - resumed_at),
+                    "leader ops/s while it hung": _rate(buckets, hung_at, resumed_at),
+                    "while it caught up": _rate(buckets, resumed_at, caught_up_at),
+                    "after": _rate(buckets, level_at, level_at + 3.0),
+                }
+            )
+            say(f"catch-up: {rows[-1]}")
+    return "Catching up: a follower that was stopped, while 8 threads go on writing at the leader", rows
+
+
+def _lag(leader: Web, follower: Web) -> int:
+    behind: int = leader.status()["applied"] - follower.status()["applied"]
+    return behind
+
+
+def _rate(buckets: list[list[float]], begin: float, end: float) -> float:
+    """Operations a second between two moments."""
+    return sum(count for at, count, _ in buckets if begin <= at < end) / (end - begin)
+
+
+CASES: dict[str, Callable[[list[str], Path, bool, Say], Table]] = {
+    "restart": restart,
+    "snapshot": snapshot,
+    "peers": peers,
+    "catch-up": catch_up,
+}

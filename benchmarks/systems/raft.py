@@ -1,0 +1,104 @@
+"""raftsvc: the node is in the web process, on a listener of its own."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from typing import Any
+
+from benchmarks.processes import free_ports
+from benchmarks.systems.base import System
+
+SECRET = secrets.token_hex(32)
+
+
+class Backend:
+    """The key-value store of raftsvc, as the README uses it."""
+
+    def __init__(self, addr: str, directory: str, secret: str, options: dict[str, Any]) -> None:
+        import raftsvc
+        from raftsvc.kv import KeyValue, KeyValueState
+
+        began = time.monotonic()
+        self._state = KeyValueState()
+        self.service = raftsvc.start(addr, directory, None, self._state, secret=secret, listen=addr, **options)
+        self._kv = KeyValue(self.service, self._state)
+        self._opened_seconds: float | None = None
+        if self.service.status()["role"] != "uninitialized":
+            threading.Thread(target=self._watch_opening, args=(began,), daemon=True).start()
+
+    def _watch_opening(self, began: float) -> None:
+        """Note when everything that was in the log at the start is applied."""
+        goal = self.service.status()["last_index"]
+        while self.service.status()["applied_index"] < goal:  # type: ignore[operator]
+            time.sleep(0.005)
+        self._opened_seconds = time.monotonic() - began
+
+    def write(self, key: str, value: bytes) -> None:
+        self._kv.set(key, value, timeout=10.0)
+
+    def read(self, key: str) -> bytes | None:
+        value = self._kv.get(key, timeout=10.0)  # wait_read, then a look at the local state
+        return value.data if value else None
+
+    def local(self, key: str) -> bytes | None:
+        value = self._kv.get_stale(key)
+        return value.data if value else None
+
+    def status(self) -> dict[str, Any]:
+        status = self.service.status()
+        members: dict[str, Any] = status.get("members", {})  # type: ignore[assignment]
+        return status | {
+            "is_leader": status["role"] == "leader",
+            "is_ready": bool(status.get("leader_id")) and all(member["is_voter"] for member in members.values()),
+            "voters": len(members),
+            "applied": status.get("applied_index", 0),
+            "opened_seconds": self._opened_seconds,
+            "fsyncs": status.get("fsync_count", 0),
+        }
+
+    def init(self) -> None:
+        self.service.init()
+
+    def allow(self, addr: str) -> None:
+        self._kv.allow(addr)
+
+    def join(self, boot_url: str) -> None:
+        self.service.join(boot_url)
+
+    def fill(self, first: int, count: int) -> None:
+        """Have that many keys of 100 bytes, in large transactions."""
+        from raftsvc import kv
+
+        for begin in range(first, first + count, 1000):
+            keys = range(begin, min(begin + 1000, first + count))
+            self._kv.transaction([kv.set(f"fill/{key}", bytes(100)) for key in keys])
+
+
+class RaftSystem(System):
+    name = "raftsvc"
+    client = "in the process"
+    backend = "benchmarks.systems.raft:Backend"
+    packages = ("raftsvc", "requests", "werkzeug")
+
+    def start_servers(self) -> None:
+        self.addrs = [f"127.0.0.1:{port}" for port in free_ports(self.nodes)]
+
+    def config_of(self, index: int) -> dict[str, Any]:
+        return {
+            "addr": self.addrs[index],
+            "directory": str(self.home / f"data-{index}"),
+            "secret": SECRET,
+            "options": self.options,
+        }
+
+    def form(self) -> None:
+        first, *others = self.webs
+        first.call("init")
+        for web, addr in zip(others, self.addrs[1:], strict=True):
+            first.call("allow", addr=addr)
+            web.call("join", boot_url=self.addrs[0])
+
+    def is_ready(self) -> bool:
+        return super().is_ready() and all(web.status()["voters"] == self.nodes for web in self.webs)

@@ -1,0 +1,159 @@
+"""What the benchmarks make of their figures; nothing is timed here."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import pytest
+
+from benchmarks import plot, report
+from benchmarks.load import Load, Spec, counter_of
+
+
+def row(system: str, rate: float, **changes: Any) -> dict[str, Any]:
+    case = {"group": "write", "kind": "write", "threads": 8, "value_bytes": 100, "via": "leader", "nodes": 3}
+    measured = {
+        "round": 1,
+        "system": system,
+        "case": case,
+        "ops_per_second": rate,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+        "max_ms": 3.0,
+        "errors": {},
+        "fsyncs_per_op": 0.5,
+        "cpu_seconds_per_kop": 0.25,
+        "cpus_of_others": 0.1,
+        "peak_node_mb": 40.0,
+        "peak_web_mb": 40.0,
+        "check": "ok",
+    }
+    return measured | changes
+
+
+def results(*rows: dict[str, Any]) -> dict[str, Any]:
+    def system(fsyncs: bool) -> dict[str, Any]:
+        return {"client": "in the process", "fsyncs": fsyncs, "note": "", "versions": {"package": "1.0"}}
+
+    return {
+        "environment": {
+            "date": "2026-01-01 00:00",
+            "cpus": 4,
+            "cpu_model": "<Model>",
+            "memory_gib": 16.0,
+            "load_average": 0.1,
+            "kernel": "6.1",
+            "python": "3.11.7",
+            "gunicorn": "27.0",
+            "flask": "3.1",
+            "filesystem": "ext4",
+            "fsync_p50_ms": 0.5,
+            "fsync_p99_ms": 1.5,
+            "wakeup_p50_ms": 0.02,
+            "wakeup_p99_ms": 0.1,
+        },
+        "settings": {"rounds": 3, "seconds": 2.0, "warmup_seconds": 1.0},
+        "systems": {"raftsvc": system(True), "etcd-grpc": system(True), "pysyncobj": system(False)},
+        "rows": list(rows),
+        "costs": {"Restart": [{"system": "raftsvc", "entries": 10000, "seconds": 0.5}]},
+    }
+
+
+def cells(text: str, system: str) -> list[str]:
+    line = next(line for line in text.splitlines() if f"| {system} |" in line)
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_report_shows_the_median_of_the_rounds_and_how_far_they_were_apart() -> None:
+    text = report.text(results(row("raftsvc", 900), row("raftsvc", 1000), row("raftsvc", 3100, max_ms=70.0)))
+    shown = cells(text, "raftsvc")
+    assert shown[3] == "1,000"
+    assert shown[4] == "110%"
+    assert shown[7] == "70.0"
+
+
+def test_the_report_shows_the_ratio_to_each_peer() -> None:
+    text = report.text(results(row("raftsvc", 3000), row("etcd-grpc", 2000)))
+    assert cells(text, "etcd-grpc")[12] == "1.50x"
+    assert cells(text, "raftsvc")[12] == ""
+
+
+def test_the_report_says_beside_each_figure_whether_it_is_durable() -> None:
+    text = report.text(results(row("raftsvc", 3000), row("pysyncobj", 9000)))
+    assert cells(text, "raftsvc")[2] == "yes"
+    assert cells(text, "pysyncobj")[2] == "**no**"
+
+
+def test_one_failed_check_or_error_in_a_round_is_not_hidden_by_the_median() -> None:
+    text = report.text(
+        results(row("raftsvc", 1), row("raftsvc", 2), row("raftsvc", 3, check="WRONG", errors={"Timeout": 2}))
+    )
+    assert cells(text, "raftsvc")[13] == "WRONG"
+    assert cells(text, "raftsvc")[8] == "2"
+
+
+def test_the_report_shows_the_costs() -> None:
+    assert "| raftsvc | 10,000 | 0.50 |" in report.text(results(row("raftsvc", 1)))
+
+
+def test_the_plot_is_a_picture_with_a_line_for_each_system() -> None:
+    picture = ElementTree.fromstring(
+        plot.svg(results(row("raftsvc", 3000), row("etcd-grpc", 2000), row("pysyncobj", 9000)))
+    )
+    texts = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    for name in ("raftsvc", "etcd-grpc", "pysyncobj"):
+        assert any(text.startswith(f"{name}:") for text in texts)
+    dashed = [path for path in picture.iter("{http://www.w3.org/2000/svg}path") if path.get("stroke-dasharray")]
+    assert len(dashed) == 2  # pysyncobj in the panel and in the legend
+
+
+def test_a_plot_of_nothing_is_refused() -> None:
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        plot.svg(results())
+
+
+class Memory:
+    """A back end that keeps what is written, until it forgets."""
+
+    def __init__(self, forgets: bool = False) -> None:
+        self.forgets = forgets
+        self.data: dict[str, bytes] = {}
+
+    def write(self, key: str, value: bytes) -> None:
+        if not self.forgets or key not in self.data:
+            self.data[key] = value
+
+    def read(self, key: str) -> bytes | None:
+        return self.data.get(key)
+
+    def local(self, key: str) -> bytes | None:
+        return self.data.get(key)
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+
+def run_until(load: Load, operations: int) -> dict[str, Any]:
+    load.start()
+    for worker in load._workers:
+        while worker.tried < operations:
+            worker.thread.join(0.001)
+    load.stop()
+    return load.result(0.0, float("inf"))
+
+
+def test_a_load_counts_what_was_acknowledged() -> None:
+    memory = Memory()
+    seen = run_until(Load(memory, Spec("k", "mixed", 3)), 10)
+    assert not seen["errors"]
+    assert len(seen["counters"]) == 3
+    for key, (acknowledged, tried) in seen["counters"].items():
+        assert acknowledged == tried == counter_of(memory.data[key])
+    assert len(memory.data["k/0"]) == 100
+    assert seen["all_writes"] == sum(low for low, _ in seen["counters"].values())
+
+
+def test_a_load_notices_a_read_that_misses_an_acknowledged_write() -> None:
+    seen = run_until(Load(Memory(forgets=True), Spec("k", "mixed", 1)), 3)
+    assert any(error.startswith("StaleRead") for error in seen["errors"])
