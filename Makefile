@@ -3,6 +3,11 @@
 # and pass arguments with ARGS=..., for instance: make test ARGS="tests/core -x"
 
 VENV ?= .venv
+SEEDS ?= 1000
+FIRST ?= 0
+NODES ?= 3
+SECONDS ?= 120
+CHAOS ?=
 ARGS ?=
 
 # The first Python >= 3.10 that runs and can make virtual environments (a shim on the path may do neither).
@@ -16,7 +21,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type scenes demo cluster bench clean
+.PHONY: help venv test lint type scenes sim mutants chaos demo cluster bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +47,15 @@ type: $(STAMP)  ## check the types only
 
 scenes: $(STAMP)  ## write the expected outcome of the core's scenes anew; review the difference
 	$(PY) -m tests.core.scene --rewrite
+
+sim: $(STAMP)  ## simulate SEEDS=1000 histories of a cluster under faults; FIRST=0 is the first
+	$(PY) -m raftsvc.testing --seeds $(SEEDS) --first $(FIRST)
+
+mutants: $(STAMP)  ## plant deliberate bugs: how many seeds does the simulator need for each?
+	$(PY) -m tests.mutants
+
+chaos: $(STAMP)  ## real processes under real faults for SECONDS=120, with NODES=3; CHAOS="--help" for more
+	$(PY) -m tests.chaos --nodes $(NODES) --seconds $(SECONDS) $(CHAOS)
 
 demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost
 	$(PY) examples/demo.py

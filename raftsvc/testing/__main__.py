@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from raftsvc.testing.faults import Faults
+from raftsvc.testing.faults import KINDS, Faults
 from raftsvc.testing.simulation import Report, SimulationFailed, merged, simulate
 from raftsvc.testing.workload import Workload
 
@@ -22,6 +22,7 @@ class _Job(NamedTuple):
     seed: int
     workload: str | None
     seconds: int
+    kinds: tuple[str, ...]
 
 
 def _load(name: str | None) -> Workload | None:
@@ -36,7 +37,7 @@ def _load(name: str | None) -> Workload | None:
 def _run(job: _Job) -> Report | tuple[int, str]:
     logging.disable(logging.CRITICAL)  # the faults are meant
     try:
-        report = simulate(job.seed, _load(job.workload), Faults(seconds=job.seconds))
+        report = simulate(job.seed, _load(job.workload), Faults(job.kinds, job.seconds))
     except SimulationFailed as failed:
         return failed.seed, failed.what
     report.history.clear()
@@ -54,6 +55,8 @@ def _outcomes(jobs: Sequence[_Job], processes: int) -> Iterator[Report | tuple[i
 
 def _command(job: _Job) -> str:
     extra = f" --workload {job.workload}" if job.workload else ""
+    if job.kinds != KINDS:
+        extra += f" --kinds '{','.join(job.kinds)}'"
     return f"python -m raftsvc.testing --replay {job.seed} --seconds {job.seconds}{extra}"
 
 
@@ -68,12 +71,22 @@ def _summary(total: Report, passed: int, failed: int, elapsed: float) -> str:
     )
 
 
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
+    if unknown := set(kinds) - set(KINDS):
+        raise argparse.ArgumentTypeError(f"no such faults: {', '.join(sorted(unknown))}")
+    return kinds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 if every seed passed."""
     parser = argparse.ArgumentParser(prog="python -m raftsvc.testing", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many histories to run (100)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
     parser.add_argument("--seconds", type=int, default=Faults().seconds, help="virtual seconds of faults in each")
+    parser.add_argument(
+        "--kinds", type=_kinds, default=KINDS, help="only these faults, with commas between: " + ", ".join(KINDS)
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
     parser.add_argument("--workload", help="module:factory of a Workload of yours")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first seed that fails")
@@ -82,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.replay is not None:
         return _replay(options.replay, options)
-    jobs = [
-        _Job(seed, options.workload, options.seconds) for seed in range(options.first, options.first + options.seeds)
-    ]
+    seeds = range(options.first, options.first + options.seeds)
+    jobs = [_Job(seed, options.workload, options.seconds, options.kinds) for seed in seeds]
     started = time.monotonic()
     reports: list[Report] = []
     failures: list[tuple[int, str]] = []
@@ -117,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _replay(seed: int, options: argparse.Namespace) -> int:
     logging.disable(logging.CRITICAL)
-    faults = Faults(seconds=options.seconds)
+    faults = Faults(options.kinds, options.seconds)
     try:
         report = simulate(seed, _load(options.workload), faults, keep_trace=True)
     except SimulationFailed as failed:

@@ -1,0 +1,40 @@
+"""Three or five real processes under real faults; what the clients saw is judged at the end."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.cluster import Trouble
+from tests.chaos.links import NamespaceLinks
+from tests.chaos.run import Run, make_links
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long faults are injected")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--links", choices=("namespaces", "proxies"), default="namespaces")
+    parser.add_argument("--mount", action="store_true", help="/raft/ on the pool of the clients, not on a listener")
+    parser.add_argument("--kinds", help="only these faults, with commas between")
+    options = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="raftsvc-chaos-"))
+    use_namespaces = options.links == "namespaces" and NamespaceLinks.is_possible()
+    print(f"seed {options.seed}, {options.nodes} nodes, {'namespaces' if use_namespaces else 'proxies'}, in {home}")
+    kinds = [kind.strip() for kind in options.kinds.split(",")] if options.kinds else None
+    run = Run(home, options.nodes, options.seed, make_links(options.nodes, use_namespaces), not options.mount)
+    try:
+        print(run.go(options.seconds, kinds))
+    except Trouble as trouble:
+        print(f"FAILED: {trouble}", file=sys.stderr)
+        return 1
+    print("nothing acknowledged was lost, nothing counted twice, every read was linearizable")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

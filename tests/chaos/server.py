@@ -1,0 +1,149 @@
+"""What each process of a chaos run serves: a node under /raft/, and what clients call.
+
+Steered by the run through a small JSON file: what its disk and its clock do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from flask import Flask, jsonify, request
+from flask.typing import ResponseReturnValue
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+import raftsvc
+from raftsvc.storage import Files
+from raftsvc.testing import RegisterState
+from raftsvc.transport.peer import make_session
+
+
+class Control:
+    """What the run wants of this process now; read anew when the file changed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._stamp = 0
+        self._wishes: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Any:
+        with self._lock:
+            stamp = os.stat(self._path).st_mtime_ns
+            if stamp != self._stamp:
+                with open(self._path) as file:
+                    self._wishes = json.load(file)
+                self._stamp = stamp
+            return self._wishes.get(name)
+
+
+control = Control(os.environ["CHAOS_CONTROL"])
+
+
+class FaultyFiles(Files):
+    """The real disk, which fails or hangs as wished."""
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        if code := control["write_error"]:
+            raise OSError(code, os.strerror(code))
+        super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        while control["hang"]:
+            time.sleep(0.02)
+        if code := control["sync_error"]:
+            raise OSError(code, os.strerror(code))
+        super().sync(fd)
+
+
+class LinkedSession(requests.Session):
+    """Goes to each peer through the link that the run made for the pair."""
+
+    def __init__(self, links: dict[str, str]) -> None:
+        super().__init__()
+        self.__dict__.update(make_session().__dict__)
+        self._links = links
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        url = urlsplit(str(request.url))
+        if url.netloc in self._links:
+            request.url = url._replace(netloc=self._links[url.netloc]).geturl()
+        return super().send(request, **options)
+
+
+def _clock() -> float:
+    return time.monotonic() * (control["clock_rate"] or 1.0) + (control["clock_offset"] or 0.0)
+
+
+state = RegisterState()
+_links = json.loads(os.environ["CHAOS_LINKS"])
+service = raftsvc.start(
+    os.environ["CHAOS_ADDR"],
+    os.environ["CHAOS_DIR"],
+    LinkedSession(_links) if _links else None,
+    state,
+    secret=os.environ["CHAOS_SECRET"],
+    listen=os.environ.get("CHAOS_LISTEN"),
+    election_timeout=1.0,
+    snapshot_entries=400,
+    trailing_entries=100,
+    clock=_clock,
+    files=FaultyFiles(),
+)
+app = Flask(__name__)
+
+
+@app.post("/init")
+def init() -> ResponseReturnValue:
+    service.init()
+    return jsonify({})
+
+
+@app.post("/join")
+def join() -> ResponseReturnValue:
+    service.join(request.get_json()["boot"], timeout=10.0)
+    return jsonify({})
+
+
+@app.post("/evict")
+def evict() -> ResponseReturnValue:
+    service.evict(request.get_json()["addr"], timeout=10.0)
+    return jsonify({})
+
+
+@app.get("/status")
+def status() -> ResponseReturnValue:
+    return jsonify(service.status())
+
+
+@app.get("/dump")
+def dump() -> ResponseReturnValue:
+    service.wait_read(5.0)
+    return jsonify(state.values)
+
+
+@app.post("/do")
+def do() -> ResponseReturnValue:
+    verb, key, *_ = operation = request.get_json()
+    output: Any = None
+    if verb == "get":
+        service.wait_read(5.0)
+        output = state.values.get(key)
+    else:
+        satisfied = service.exec(json.dumps(operation).encode(), 5.0)
+        output = satisfied if verb == "cas" else None
+    return jsonify({"output": output})
+
+
+@app.errorhandler(raftsvc.RaftError)
+def failed(error: raftsvc.RaftError) -> ResponseReturnValue:
+    is_certain = isinstance(error, (raftsvc.NotApplied, raftsvc.ReadTimeoutError))
+    return jsonify({"error": f"{type(error).__name__}: {error}", "is_certain": is_certain}), 503
+
+
+application = DispatcherMiddleware(app, {"/raft": service})

@@ -1,0 +1,32 @@
+"""A short chaos run; `make chaos` runs long ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cluster import Trouble
+from tests.chaos.run import Run, make_links
+
+pytest.importorskip("flask")
+pytest.importorskip("gunicorn")
+pytestmark = pytest.mark.processes
+
+
+@pytest.mark.parametrize(
+    ("has_listener", "kinds"),
+    [
+        (True, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
+        (False, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
+    ],
+)
+def test_real_processes_keep_every_promise_under_faults(tmp_path: Path, has_listener: bool, kinds: list[str]) -> None:
+    run = Run(tmp_path, 3, 1, make_links(3, use_namespaces=False), has_listener)
+    try:
+        outcome = run.go(12.0, kinds)
+    except Trouble as trouble:
+        tails = "\n".join(f"{node.log}:\n{node.log.read_text()[-3000:]}" for node in run.cluster.nodes)
+        pytest.fail(f"{trouble}\n{tails}")
+    assert outcome.counts["acknowledged writes"] > 50
+    assert outcome.counts["reads"] > 20
