@@ -66,6 +66,7 @@ def snapshot(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
                 for first in range(0, keys, 100_000):
                     leader.call("fill", first=first, count=min(100_000, keys - first))
                 began = leader.status()["snapshot_index"]
+                leader.process.forget_peak()
                 seen = leader.run(Spec("snapshot", "write", 8), 1.0, 10.0 if quick else 20.0)
                 rows.append(
                     {

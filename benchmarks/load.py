@@ -75,14 +75,14 @@ class Load:
             worker.thread.join(max(0.0, deadline - time.monotonic()))
 
     def result(self, window_begin: float, window_end: float) -> dict[str, Any]:
-        """What happened wholly between two moments of the monotonic clock, and the counts of all."""
+        """What ended between two moments of the monotonic clock, and the counts of all."""
         latencies = array("d")
         buckets: dict[int, list[float]] = {}
         errors: Counter[str] = Counter()
         for worker in self._workers:
             errors.update(worker.errors)
             for ended, seconds in zip(worker.ended_at, worker.seconds, strict=False):
-                if window_begin <= ended - seconds and ended <= window_end:
+                if window_begin <= ended <= window_end:
                     latencies.append(seconds)
                 bucket = buckets.setdefault(int(ended / BUCKET_SECONDS), [0, 0.0])
                 bucket[0] += 1
