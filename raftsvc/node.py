@@ -82,6 +82,7 @@ class Node:
         self._essential_threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._peers: dict[int, Peer] = {}
+        self._unflushed: set[Peer] = set()
         self._incoming_lock = threading.Lock()  # one snapshot is received at a time; never taken under the node lock
 
     # -- life
@@ -288,7 +289,7 @@ class Node:
     # -- driving the engine
 
     def _drive(self, inline: bool) -> None:
-        """Do what the engine has ready.  Called, and returns, with the lock held.
+        """Do what the engine has ready.  Called, and returns, with the lock held, which is let go in between.
 
         inline: this thread writes one batch itself if nobody is writing; what
                 comes up meanwhile is left to the log thread.
@@ -301,6 +302,14 @@ class Node:
             inline = False
         if engine.has_writes:
             self._log_work.notify()
+        if self._unflushed:
+            peers = self._take_unflushed()
+            self._lock.release()
+            try:
+                for peer in peers:
+                    peer.flush()
+            finally:
+                self._lock.acquire()
         if engine.failure is not None:
             self._wake_all()
 
@@ -308,9 +317,12 @@ class Node:
         """Make everything queued durable with one fsync, the lock released meanwhile."""
         engine = self._engine
         batch = engine.begin_write()
+        peers = self._take_unflushed()
         self._lock.release()
         failure: BaseException | None = None
         try:
+            for peer in peers:  # the others write while we do
+                peer.flush()
             engine.write(batch)
         except BaseException as error:  # given to the engine, whatever it is: what was written is unknown
             failure = error
@@ -319,6 +331,10 @@ class Node:
         self._durable.notify_all()
         if failure is not None and not isinstance(failure, Exception):
             raise failure
+
+    def _take_unflushed(self) -> set[Peer]:
+        peers, self._unflushed = self._unflushed, set()
+        return peers
 
     def _run_log(self) -> None:
         with self._lock:
@@ -333,7 +349,10 @@ class Node:
     def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
         """Put messages into their peer's outbox; a member that has none yet hears them when they are repeated."""
         peer = self._peers.get(peer_id)
-        return peer is None or peer.put(messages)
+        if peer is None:
+            return True
+        self._unflushed.add(peer)
+        return peer.queue(messages)
 
     def send_snapshot(self, message: Message) -> bool:
         """Begin to transfer the stored snapshot."""

@@ -470,7 +470,7 @@ class Service:
         if peer is None or from_id not in node.applied_config.members:
             raise Problem(503, "unavailable", f"node {from_id} is not known here yet")
         release = self._admission.pin(environ, len(node.applied_config.members) - 1)
-        return peer.serve_stream(envelope, secret, connection_of(environ), release)
+        return peer.serve_stream(envelope, secret, connection_of(environ), release, "raftsvc.listener" in environ)
 
     def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
         """The first frame of a stream arrived at its holder."""

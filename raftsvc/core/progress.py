@@ -27,12 +27,15 @@ class Progress:
     recent_active: whether it was heard from since the last quorum check;
     was_active:    in the period before that.
     round_acked:   the latest read round it confirmed (thesis section 6.4).
+    commit_sent:   the commit index that it was told last;
+    awaited_index: of the last entry that it proposed, whose commit it waits for.
     leaving_index: where its removal stands in the log, or 0.
     """
 
     __slots__ = (
         "_inflight",
         "_inflight_bytes",
+        "awaited_index",
         "commit_sent",
         "leaving_index",
         "leaving_ticks",
@@ -56,6 +59,7 @@ class Progress:
         self.round_acked = 0
         self.snapshot_index = 0
         self.commit_sent = 0
+        self.awaited_index = 0
         self.leaving_index = 0
         self.leaving_ticks = 0
         self._inflight: deque[tuple[int, int]] = deque()

@@ -750,10 +750,13 @@ class Raft:
         if index <= self.log.commit_index or self.log.term_at(index) != self.term:
             return False
         had_own_term_commit = self.has_own_term_commit
+        is_for_all = self.log.commit_index < self.log.config_index <= index
         self._advance_commit(index)
         for i, progress in self.progress.items():
             self._send_entries(i, progress)
-            if progress.commit_sent < index:
+            # Who does not wait for it hears of it with the next entries or the next heartbeat:
+            # else every batch would cost every follower a second message and an answer.
+            if progress.commit_sent < index and (is_for_all or progress.commit_sent < progress.awaited_index):
                 self._send_heartbeat(i, progress)
         if not had_own_term_commit:
             self._start_round()
@@ -843,6 +846,9 @@ class Raft:
                 self._read_states.append(ReadState(context, self._round_index))
             else:
                 self._send(Message(MessageKind.READ_INDEX_REPLY, origin, index=self._round_index, context=context))
+                progress = self.progress.get(origin)
+                if progress is not None and progress.commit_sent < self._round_index:
+                    self._send_heartbeat(origin, progress)  # it waits until that is applied
         self._start_round()
         return True
 
@@ -879,6 +885,8 @@ class Raft:
             if not m.entries or any(e.kind == EntryKind.EMPTY or e.index or e.term for e in m.entries):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
             reply.index = self.propose([(entry.kind, entry.data) for entry in m.entries])
+            if (progress := self.progress.get(m.from_id)) is not None:
+                progress.awaited_index = self.log.last_index
         except ProposalRefused as refused:
             reply.reject = True
             reply.hint = refused.refusal

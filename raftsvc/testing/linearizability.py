@@ -51,7 +51,6 @@ from operator import le
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 _NODES_PER_CLOCK_READING = 256
-_LOOK_BACK = 32  # operations before a read among which one is sought that precedes what is read
 _REPORTED_BEFORE = 8  # operations shown before the one that does not fit
 _REPORTED_BESIDE = 24
 
@@ -234,7 +233,9 @@ class Verdict:
     prefix:   for a violation, an order of as many operations as can be ordered: all that return before the one
               that cannot be placed, and those concurrent ones whose effect was needed.
     state:    what this order leaves.
-    unplaced: the operation that cannot be placed, then those concurrent with it that were not placed either.
+    unplaced: the operation that cannot be placed, then those concurrent with it that were not placed either,
+              called last first.  Empty if time ran out while it was sought.
+    source:   where in `prefix` the state was last that the first of `unplaced` requires; None if nowhere.
 
     `str()` of it is a report for humans.
     """
@@ -244,7 +245,7 @@ class Verdict:
     prefix: tuple[Operation, ...] = ()
     state: Hashable = None
     unplaced: tuple[Operation, ...] = ()
-    source: int | None = None  # where in `prefix` the state that the first of `unplaced` needs was left last
+    source: int | None = None
 
     def __bool__(self) -> bool:
         return self.is_linearizable is True
@@ -255,6 +256,8 @@ class Verdict:
         if self.is_linearizable is None:
             return f"undecided: time ran out at key {self.key!r}"
         lines = [f"not linearizable: key {self.key!r}"]
+        if not self.unplaced:
+            return f"{lines[0]}; time ran out before it was known which operation cannot be placed"
         start = max(0, len(self.prefix) - _REPORTED_BEFORE)
         if self.prefix:
             lines.append(f"  {len(self.prefix)} operations can be ordered, for instance so:")
@@ -310,36 +313,45 @@ def check(history: Iterable[Operation], model: Model, timeout: float | None = No
         search = _Search(key, operations, model)
         try:
             if not search.run(share):
-                return _explain(key, operations, model, deadline, search.most_returns)
+                return _explain(key, operations, model, deadline, search)
         except _OutOfTime:
             if undecided is None:
                 undecided = Verdict(None, key)
     return Verdict(True) if undecided is None else undecided
 
 
-def _explain(key: Hashable, operations: list[Operation], model: Model, deadline: float, good: int) -> Verdict:
+def _explain(key: Hashable, operations: list[Operation], model: Model, deadline: float, failed: _Search) -> Verdict:
     """Find the shortest part of the history, from its beginning, that is not linearizable.
 
     What is linearizable is so up to any of its instants, hence what returns last in
     that part is what cannot be placed.
-
-    good: a number of returns up to which the history is known to be linearizable.
     """
     known = _by_return(operations)
-    bad, stride = len(known), 1
+    good, bad = failed.most_returns, len(known)  # numbers of returns up to which there is an order, and up to which not
+    # Most often it is one that needs a state which the search, where it came farthest, could not leave.
+    suspects = [number for number in range(good, bad) if _effect(model, known[number], True).requires in failed.blocked]
+    longest = None
+    stride = 1
     try:
-        while bad - good > 1:
-            middle = min(good + stride, (good + bad) // 2)
-            if _Search(key, operations, model, middle).run(deadline):
-                good, stride = middle, stride * 2
+        while longest is None or bad - good > 1:
+            inside = [number + 1 for number in suspects if good < number + 1 < bad]
+            if inside:
+                middle = inside[len(inside) // 2]
+            elif bad - 1 in suspects:
+                middle = bad - 1
             else:
+                middle = good + min(stride, (bad - good) // 2)
+                stride *= 2
+            search = _Search(key, operations, model, middle)
+            if search.run(deadline):
+                good, longest = middle, search
+            else:
+                assert middle > good, "an order of these was found"
                 bad = middle
-        search = _Search(key, operations, model, good)
-        search.run(deadline)
     except _OutOfTime:
         return Verdict(False, key)
     culprit, due = known[good], _effect(model, known[good], True)
-    prefix = search.placed()
+    prefix = longest.placed()
     state, source = model.initial(key), None
     for position, item in enumerate(prefix):
         state = model.step(state, item.operation.input, item.operation.output, item.is_known)
@@ -348,7 +360,7 @@ def _explain(key: Hashable, operations: list[Operation], model: Model, deadline:
     placed = {id(item.operation) for item in prefix} | {id(culprit)}
     beside = [
         operation
-        for operation in sorted(operations, key=lambda op: op.called)
+        for operation in sorted(operations, key=lambda op: -op.called)
         if operation.called <= culprit.returned <= operation.returned
         and id(operation) not in placed
         and _effect(model, operation, operation.is_known).leaves is not SAME
@@ -437,31 +449,7 @@ def _settle(items: list[_Item], initial: Hashable) -> list[_Item]:
             kept.append(item)
         items = kept
         if is_settled:
-            break
-    _call_later([item for item in items if not item.is_known and item.deadline != math.inf], items)
-    return items
-
-
-def _call_later(found: list[_Item], items: list[_Item]) -> None:
-    """Raise the calls of operations that rule 6 found to have taken effect, perhaps long after.
-
-    Nothing else changes the state between such an operation and the last one that needs what it left.
-    What certainly precedes that last one, and requires or leaves another state, thus precedes both.
-    """
-    last_seen: dict[Hashable, float] = {}
-    for item in items:
-        if item.deadline != math.inf:
-            state = item.effect.requires
-            last_seen[state] = max(item.called, last_seen.get(state, -math.inf))
-    certain = sorted((item for item in items if item.deadline != math.inf), key=lambda item: item.deadline)
-    deadlines = [item.deadline for item in certain]
-    for item in found:
-        state = item.effect.leaves
-        end = bisect_left(deadlines, last_seen[state])
-        for other in certain[max(0, end - _LOOK_BACK) : end]:
-            requires, leaves = other.effect
-            if other is not item and requires != state and (_is_state(requires) or _is_state(leaves)):
-                item.called = min(item.deadline, max(item.called, other.called))
+            return items
 
 
 def _rises(effect: Effect) -> bool:
@@ -553,6 +541,7 @@ class _Search:
         self.mask = 0
         self.trail: list[int] = []  # what is placed, in order; ~n is the next one of group n
         self._most = 0
+        self.blocked: set[Hashable] = set()  # the states that could not be left where the search came farthest
         self._failed: dict[tuple[int, int, Hashable], list[tuple[int, ...]]] = {}
         # Of all that is not placed: how many must meet a state, must not, may lead to it, or may lead who knows where.
         self._readers = [0] * (len(self._ids) + 1)
@@ -597,7 +586,9 @@ class _Search:
         nodes = 0
         while True:
             pending = self._place_reads()
-            self._most = max(self._most, self.base)
+            if self.base > self._most:
+                self._most = self.base
+                self.blocked.clear()
             if self.base == self._count:
                 return True
             if not self._is_hopeless(pending) and not self._has_failed():
@@ -627,6 +618,8 @@ class _Search:
             if after is IMPOSSIBLE or (choice < 0 and after == frame.state):
                 continue
             if after != frame.state and self._is_needed(frame.state, after, item):
+                if frame.base >= self._most:
+                    self.blocked.add(frame.state)
                 continue
             self._place(choice, item)
             self.state = after
@@ -755,28 +748,30 @@ class _Search:
     def _unknown_choices(self, frame: _Frame) -> list[int]:
         """What to try next of that which need not be placed (rule 5), the last one first."""
         heads = self._heads()
+        state = frame.state
+        number = self._ids.get(state, -1)
         pending = [self._items[choice] for choice in frame.pending]
-        tried = {item.kind for item in pending}
-        followers = pending + [item for _, item in heads]
-        required = {item.requires for item in followers} - {-1}
-        is_any_noticed = any(
-            item.effect.requires is UNSPECIFIED
-            or item.effect.leaves is UNSPECIFIED
-            or (isinstance(item.effect.requires, Except) and item.effect.requires.state == frame.state)
-            for item in followers
-        )
-        is_base_noticed = any(item.is_vague for item in followers)
+        tried = {item.kind for item in pending}  # rule 2
+        is_open = any(  # whether what comes next may profit from any change
+            item.effect.requires is UNSPECIFIED or item.effect.leaves is UNSPECIFIED or (item.refuses == number != -1)
+            for item in pending
+        ) or any(item.effect.requires is UNSPECIFIED or item.effect.leaves is UNSPECIFIED for _, item in heads)
+        is_sum_open = any(item.is_vague for item in pending) or any(item.is_vague for _, item in heads)
+        here = {number, -1}
+        wanted = {item.requires for item in pending} - here
+        size = 0
+        while size != len(wanted):  # what leads there through other unknown ones
+            size = len(wanted)
+            wanted.update({item.requires for _, item in heads if item.leaves in wanted} - here)
         choices = []
-        number = self._ids.get(frame.state, -1)
         for choice, item in heads:
-            if item.kind in tried or item.requires not in (-1, number):
+            if item.kind in tried or item.requires not in here:
                 continue
-            leaves = item.effect.leaves
-            if isinstance(leaves, Plus):
-                profits = bool(required - {number})  # two sums in a row can change places
+            if isinstance(item.effect.leaves, Plus):
+                profits = bool(wanted)  # two sums in a row can change places
             else:
-                profits = leaves is UNSPECIFIED or is_base_noticed or item.leaves in required
-            if profits or is_any_noticed:
+                profits = is_sum_open or item.leaves in wanted
+            if profits or is_open:
                 choices.append(choice)
         return choices[::-1]
 
@@ -829,9 +824,17 @@ class _Search:
     def _has_failed(self) -> bool:
         """Whether the search was here before, or where it had more to choose from; if not, remember that it is here."""
         where = (self.base, self.mask, self._alias(self.state))
-        used = tuple(self._used)
+        used = tuple(map(self._effectively_used, range(len(self.groups))))
         failed = self._failed.setdefault(where, [])
         if any(all(map(le, less, used)) for less in failed):
             return True
         failed.append(used)
         return False
+
+    def _effectively_used(self, number: int) -> int:
+        """How many of a group are used or can never be, for the state that they require will not come back."""
+        group = self.groups[number]
+        state = group[0].requires
+        if state != -1 and not self._vague and not self._sources[state] and self._ids.get(self.state) != state:
+            return len(group)
+        return self._used[number]

@@ -21,6 +21,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.transport.stream import RawChunk
 
 logger = logging.getLogger("raftsvc.listener")
 
@@ -258,7 +259,9 @@ class _Handler(BaseHTTPRequestHandler):
                     if is_chunked:
                         self.wfile.flush()
                 if chunk and self.command != "HEAD":
-                    if is_chunked:  # at once, in one segment, past the buffer
+                    if isinstance(chunk, RawChunk):
+                        self.connection.sendall(chunk)
+                    elif is_chunked:  # at once, in one segment, past the buffer
                         self.connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
                     else:
                         self.wfile.write(chunk)

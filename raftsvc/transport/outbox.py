@@ -15,10 +15,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from raftsvc.core.messages import Message, MessageKind
+from raftsvc.transport.wire import MAX_BODY_BYTES
 
 MAX_QUEUED_BYTES = 16 * 1024 * 1024
 MAX_QUEUED_MESSAGES = 4096
@@ -29,11 +30,18 @@ _REPLIES = frozenset(kind for kind in MessageKind if kind.name.endswith("_REPLY"
 class Drain:
     """A stream as its outbox sees it: waiting, then attached, then over."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, push: Callable[[Sequence[Message]], bool] | None = None) -> None:
+        """push: sends messages at once, from any thread, without waiting.
+
+        False if it could not send all: then the stream's own thread, woken, has to go on.
+        """
         self._outbox = outbox
         self._wake = threading.Condition(outbox._lock)
         self._is_over = False
         self._busy_since = 0.0  # when it last left `take_streamed`; 0: it is in there
+        self._push = push
+        self._is_pushing = False  # some thread is in `push`
+        self._has_rest = False  # what `push` could not send is to be sent before anything else
 
     @property
     def is_attached(self) -> bool:
@@ -60,8 +68,11 @@ class Outbox:
         self._responders = 0
         self._closed = False
 
-    def put(self, messages: Iterable[Message]) -> bool:
-        """Queue `messages`; False if older requests had to be dropped for them."""
+    def put(self, messages: Iterable[Message], wake: bool = True) -> bool:
+        """Queue `messages`; False if older requests had to be dropped for them.
+
+        wake: have them sent; else `flush` has to follow.
+        """
         dropped = False
         with self._lock:
             for message in messages:
@@ -75,12 +86,45 @@ class Outbox:
             while self._requests and (self._bytes > MAX_QUEUED_BYTES or len(self._requests) > MAX_QUEUED_MESSAGES):
                 self._bytes -= self._requests.popleft().size_bytes()
                 dropped = True
-            drain = self._drain
-            if drain is not None:
-                drain._wake.notify()
-            elif self._requests or (self._replies and not self._responders):
-                self._filled.notify()
+            if wake:
+                self._wake()
         return not dropped
+
+    def _wake(self) -> None:
+        if self._drain is not None:
+            self._drain._wake.notify()
+        elif self._requests or (self._replies and not self._responders):
+            self._filled.notify()
+
+    def flush(self) -> None:
+        """Have what was put leave: through the stream by this very thread, if that needs no waiting.
+
+        A thread that is woken to do so costs more than the sending (README of benchmarks:
+        one caller, half of the time of a write).
+        """
+        with self._lock:
+            drain = self._drain
+            if (
+                drain is None
+                or drain._push is None
+                or drain._busy_since
+                or drain._is_pushing
+                or drain._has_rest
+                or not self._may_stream(drain)
+            ):
+                self._wake()
+                return
+            taken = self._take_all(MAX_BODY_BYTES)
+            drain._is_pushing = True
+        is_sent = False
+        try:
+            is_sent = drain._push(taken)
+        finally:
+            with self._lock:
+                drain._is_pushing = False
+                drain._has_rest = not is_sent
+                if drain._has_rest or drain._is_over or self._requests or self._replies:
+                    drain._wake.notify_all()
 
     def take(self, max_bytes: int, timeout: float) -> list[Message]:
         """For the sender: wait up to `timeout` seconds for something to send, and take it, replies first.
@@ -112,17 +156,27 @@ class Outbox:
             drain._busy_since = 0.0
             if not self._may_stream(drain) and not drain._is_over:
                 drain._wake.wait(timeout)
+            while drain._is_pushing:  # not for long
+                drain._wake.wait(timeout)
             if drain._is_over:
                 return None
             taken: list[Message] = []
-            if self._may_stream(drain):
-                max_bytes = self._take_from(self._replies, max_bytes, taken)
-                self._take_from(self._requests, max_bytes, taken)
+            if self._may_stream(drain) and not drain._has_rest:
+                taken = self._take_all(max_bytes)
+            drain._has_rest = False  # the caller sends it before what it took
             drain._busy_since = time.monotonic()
             return taken
 
     def _may_stream(self, drain: Drain) -> bool:
-        return self._drain is drain and not self._is_posting and bool(self._requests or self._replies)
+        return (
+            self._drain is drain and not self._is_posting and bool(self._requests or self._replies or drain._has_rest)
+        )
+
+    def _take_all(self, max_bytes: int) -> list[Message]:
+        taken: list[Message] = []
+        max_bytes = self._take_from(self._replies, max_bytes, taken)
+        self._take_from(self._requests, max_bytes, taken)
+        return taken
 
     def attach(self, drain: Drain) -> bool:
         """Let a stream empty the box from now on, instead of the sender or an earlier one; False if it is over."""
@@ -138,15 +192,23 @@ class Outbox:
     def detach(self, drain: Drain) -> bool:
         """The stream is over, and what it had is lost; whether it was not before."""
         with self._lock:
-            if drain._is_over:
-                return False
-            self._end(drain)
-            return True
+            is_news = not drain._is_over
+            if is_news:
+                self._end(drain)
+            while drain._is_pushing:  # from now on nobody touches the connection
+                drain._wake.wait(1.0)
+            return is_news
+
+    def break_off(self, drain: Drain) -> None:
+        """As `detach`, by whoever is in `push`."""
+        with self._lock:
+            if not drain._is_over:
+                self._end(drain)
 
     def _end(self, drain: Drain | None) -> None:
         assert drain is not None
         drain._is_over = True
-        drain._wake.notify()
+        drain._wake.notify_all()
         if self._drain is drain:
             self._drain = None
             self._has_lost = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -259,6 +260,14 @@ class Peer:
         """Queue messages; False if some were lost for want of room."""
         return self._outbox.put(messages)
 
+    def queue(self, messages: Sequence[Message]) -> bool:
+        """As `put`, but `flush` has to follow."""
+        return self._outbox.put(messages, wake=False)
+
+    def flush(self) -> None:
+        """Send what is queued, or have it sent.  Does not wait."""
+        self._outbox.flush()
+
     def responding(self) -> AbstractContextManager[None]:
         """While a request of this peer is served, its replies wait for `take_replies`."""
         return self._outbox.responding()
@@ -373,18 +382,20 @@ class Peer:
     # -- the stream that the peer holds open here
 
     def serve_stream(
-        self, envelope: Envelope, secret: bytes, connection: Any, on_end: Callable[[], None]
+        self, envelope: Envelope, secret: bytes, connection: Any, on_end: Callable[[], None], is_ours: bool = False
     ) -> ServedStream:
         """The body of the answer to the peer's request, which `secret` verified, for a stream.
 
         connection: the server's socket, if it shows it.
+        is_ours:    it is the library's own server.
         on_end:     called when the server's thread is free again.
         """
         nonce = fresh_stream_nonce()
         silence = self._network.silence_seconds
         seal = self._network.auth.seal_stream(envelope, nonce, secret)
         tune(connection, silence)
-        stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, on_end)
+        can_push = is_ours and type(connection) is socket.socket and connection.gettimeout() is not None
+        stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, can_push, on_end)
         with self._lock:
             # An attached one goes on until this one is confirmed: the request may be a recorded one.
             superseded = [other for other in self._served if not other.is_attached]

@@ -13,6 +13,7 @@ they do again the moment the stream ends.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import socket
 import threading
@@ -47,6 +48,10 @@ class NoAnswerError(UnreachableError):
     """The peer took the request and said nothing, as does a server that keeps back, or one that is suspended."""
 
 
+class RawChunk(bytes):
+    """Bytes of a chunked body that are chunks already, or the end of one."""
+
+
 class ServedStream:
     """The body of an answer to `GET stream`; an iterator for a WSGI server."""
 
@@ -58,15 +63,19 @@ class ServedStream:
         confirm_seconds: float,
         keep_alive_seconds: float,
         connection: Any,
+        can_push: bool,
         on_end: Callable[[], None],
     ) -> None:
         """connection: the server's socket, if it shows it.
 
+        can_push: any thread may write to it, chunk by chunk, while none of `__next__` is being
+                sent: it is a plain socket with a timeout, and the server sends RawChunk as it is.
         on_end: called once, when the server's thread is free again.
         """
         self.nonce = nonce
         self._outbox = outbox
-        self.drain = Drain(outbox)
+        self.drain = Drain(outbox, self._push if can_push else None)
+        self._rest = b""
         self._writer = FrameWriter(seal)
         self._frames = deque(self._writer.encode(nonce))
         self._confirm_seconds = confirm_seconds
@@ -85,6 +94,9 @@ class ServedStream:
         batch = self._outbox.take_streamed(
             drain, MAX_BODY_BYTES, self._keep_alive_seconds if is_attached else self._confirm_seconds
         )
+        if self._rest and batch is not None:
+            unsent, self._rest = self._rest, b""
+            return RawChunk(unsent)
         if batch is None or not (is_attached or drain.is_attached):
             self.close()
             raise StopIteration
@@ -92,6 +104,23 @@ class ServedStream:
         first, *rest = self._writer.encode(b"".join([message.encode() for message in batch]))
         self._frames.extend(rest)
         return first
+
+    def _push(self, batch: Sequence[Message]) -> bool:
+        """Send a batch from the thread that made it, as far as the kernel takes it at once."""
+        frames = self._writer.encode(b"".join([message.encode() for message in batch]))
+        data = b"".join([b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames])
+        connection = self._connection
+        try:
+            # Not `send`, which would wait: a socket with a timeout is non-blocking underneath.
+            # The descriptor stays this connection's: `close` waits for us, and the server for `close`.
+            sent = os.write(connection.fileno(), data) if connection is not None else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._outbox.break_off(self.drain)
+            return True
+        self._rest = data[sent:]
+        return not self._rest
 
     @property
     def is_attached(self) -> bool:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raftsvc.testing.linearizability import (
+    ANY,
     IMPOSSIBLE,
+    SAME,
+    UNSPECIFIED,
+    Except,
     KeyValueModel,
     Model,
     Operation,
+    Plus,
+    Verdict,
     check,
 )
 
@@ -271,6 +281,7 @@ def test_the_report_names_the_first_violation_only() -> None:
 
 def test_the_verdict_reads_well_otherwise_too() -> None:
     assert str(check([], MODEL)) == "linearizable"
+    assert "time ran out before" in str(Verdict(False, "x"))
 
 
 # -- against the definition
@@ -312,3 +323,199 @@ def test_the_checker_agrees_with_the_definition(verbs: str, model: Model) -> Non
         assert verdict.is_linearizable is has_an_order(history, model), history
         found[bool(verdict)] += 1
     assert min(found.values()) > 100
+
+
+# -- histories of a real register
+
+
+def recorded_history(
+    rng: random.Random, verbs: str, *, length: int, clients: int, keys: int = 1, values: int | None = None
+) -> list[Operation]:
+    """What clients of a store see that does each operation at some instant between call and return.
+
+    values: how many there are; None gives each write a value of its own.
+    """
+    free = [rng.random() for _ in range(clients)]
+    calls = []
+    for _ in range(length):
+        client = min(range(clients), key=free.__getitem__)
+        called = free[client]
+        returned = called + 0.01 + rng.expovariate(1)
+        instant = rng.uniform(called, returned)
+        free[client] = returned + rng.random() * 0.1
+        if rng.random() < 0.01:
+            returned = UNKNOWN
+            instant = rng.choice((instant, instant + 20, UNKNOWN))
+        calls.append((instant, client, called, returned))
+    store: dict[str, Any] = {}
+    history = []
+    for number, (instant, client, called, returned) in enumerate(sorted(calls)):
+        key = f"k{rng.randrange(keys)}"
+        verb = rng.choice(verbs.split())
+        value = number if values is None else rng.randrange(values)
+        before = store.get(key)
+        arguments: tuple[Any, ...] = ()
+        after, output = before, None
+        if verb == "get":
+            output = before
+        elif verb == "set":
+            arguments, after = (value,), value
+        elif verb == "delete":
+            after = None
+        elif verb == "cas":
+            arguments = (before if rng.random() < 0.6 else value - 5, value)
+            output = before == arguments[0]
+            after = value if output else before
+        elif verb == "add":
+            arguments = (rng.choice((1, 1, 2)),)
+            after = (before or 0) + arguments[0]
+            output = rng.choice((after, None))
+        if instant != UNKNOWN:
+            store[key] = after
+        if returned == UNKNOWN:
+            output = None
+        history.append(Operation(client, called, returned, (verb, key, *arguments), output))
+    return history
+
+
+def with_a_lie(rng: random.Random, history: list[Operation]) -> list[Operation]:
+    """Change one operation; the history may be linearizable still."""
+    history = list(history)
+    number = rng.choice([n for n, operation in enumerate(history) if operation.is_known] or [0])
+    told = history[number]
+    answers = [each.output for each in history if each.input[0] == told.input[0] and each.is_known]
+    history[number] = rng.choice(
+        (
+            told._replace(output=rng.choice(answers or [None])),
+            told._replace(returned=rng.uniform(told.called, min(told.returned, told.called + 9))),
+            told._replace(returned=UNKNOWN, output=None),
+        )
+    )
+    return history
+
+
+@pytest.mark.parametrize("values", [None, 2, 4])
+@pytest.mark.parametrize("verbs", ["get set", "get set delete", "get set cas", "add get", "get set cas delete add"])
+def test_effects_change_no_verdict(verbs: str, values: int | None) -> None:
+    rng = random.Random(f"{verbs} {values}")
+    lies = 0
+    for _ in range(150):
+        history = recorded_history(rng, verbs, length=rng.randrange(4, 20), clients=rng.randrange(2, 6), values=values)
+        assert check(history, MODEL), history
+        for _ in range(5):
+            history = with_a_lie(rng, history)
+            verdict = check(history, MODEL)
+            assert bool(verdict) is bool(check(history, PlainModel())), history
+            lies += not verdict
+    assert lies > 10
+
+
+@pytest.mark.parametrize(
+    ("verbs", "clients", "keys", "values"),
+    [
+        ("get set cas delete", 20, 50, None),
+        ("get set cas delete", 20, 50, 5),
+        ("get set", 8, 1, None),
+        ("get set cas", 8, 1, 5),
+        ("add get", 8, 1, None),
+    ],
+)
+def test_long_histories_are_judged_in_seconds(verbs: str, clients: int, keys: int, values: int | None) -> None:
+    history = recorded_history(random.Random(1), verbs, length=20_000, clients=clients, keys=keys, values=values)
+    assert check(history, MODEL, timeout=60)
+
+
+@pytest.mark.parametrize("verbs", ["get set", "get set cas", "add get"])
+def test_one_stale_read_in_a_long_history_is_found(verbs: str) -> None:
+    history = recorded_history(random.Random(1), verbs, length=20_000, clients=8)
+    history.sort(key=lambda operation: operation.called)
+    reads = [n for n, operation in enumerate(history) if operation.input[0] == "get" and operation.is_known]
+    number, older = reads[len(reads) // 2], reads[len(reads) // 2 - 100]
+    stale = history[number] = history[number]._replace(output=history[older].output)
+    verdict = check(history, MODEL, timeout=60)
+    assert verdict.is_linearizable is False
+    assert verdict.unplaced[0] == stale
+
+
+# -- time, order, hashes
+
+
+def hard_history() -> list[Operation]:
+    """No subset of even amounts has an odd sum, which is for the search to find out."""
+    adds = [op(0, 9, "add", 2 << n) for n in range(30)]
+    return [op(-2, -1, "set", 0), *adds, op(0, 1, "get", gives=(1 << 29) + 1)]
+
+
+def test_time_runs_out_without_a_verdict() -> None:
+    verdict = check(hard_history(), MODEL, timeout=0.05)
+    assert verdict.is_linearizable is None
+    assert not verdict
+    assert str(verdict) == "undecided: time ran out at key 'x'"
+
+
+def test_a_violation_of_one_key_is_found_though_time_runs_out_at_another() -> None:
+    easy = [Operation("a", number, number + 0.5, ("get", "y"), None) for number in range(100)]
+    bad = Operation("a", 200, 201, ("get", "y"), 1)
+    assert check([*hard_history(), *easy], MODEL, timeout=0.1).is_linearizable is None
+    assert check([*hard_history(), *easy, bad], MODEL, timeout=0.1).unplaced == (bad,)
+
+
+def violating_history() -> list[Operation]:
+    rng = random.Random(3)
+    history = recorded_history(rng, "get set cas delete", length=400, clients=6, keys=3, values=4)
+    while check(history, MODEL):
+        history = with_a_lie(rng, history)
+    return history
+
+
+def test_the_report_does_not_depend_on_hashes() -> None:
+    program = "from tests.testing.test_linearizability import *; print(check(violating_history(), MODEL), end='')"
+    root = Path(__file__).resolve().parents[2]
+    for seed in ("0", "1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert done.stdout == str(check(violating_history(), MODEL))
+
+
+def test_the_order_in_which_a_history_is_given_does_not_matter() -> None:
+    history = violating_history()
+    random.Random(1).shuffle(history)
+    assert check(history, MODEL).is_linearizable is False
+
+
+# -- what the model promises
+
+
+def test_effects_agree_with_steps() -> None:
+    states = [None, -1, 0, 1, 2, 3]
+    inputs: list[tuple[Any, ...]] = [("get", "x"), ("delete", "x")]
+    inputs += [("set", "x", value) for value in states]
+    inputs += [("cas", "x", *pair) for pair in itertools.product(states, repeat=2)]
+    inputs += [("add", "x", amount) for amount in (-2, -1, 0, 1, 2)]
+    for asked, output, is_known, before in itertools.product(inputs, [*states, True, False], (True, False), states):
+        if asked[0] == "cas" and not isinstance(output, bool | None):
+            continue
+        after = MODEL.step(before, asked, output, is_known)
+        requires, leaves = MODEL.effect(asked, output, is_known)
+        if isinstance(requires, Except):
+            is_possible = before != requires.state
+        elif requires is ANY or requires is UNSPECIFIED:
+            is_possible = True
+        else:
+            is_possible = before == requires
+        if after is IMPOSSIBLE:
+            assert requires is UNSPECIFIED or not is_possible
+        elif is_known or after != before:  # of an unknown one, the case that it changes the state
+            assert is_possible
+            if leaves is SAME:
+                assert after == before
+            elif isinstance(leaves, Plus):
+                assert after == (before or 0) + leaves.amount
+            elif leaves is not UNSPECIFIED:
+                assert after == leaves
