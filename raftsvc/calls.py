@@ -4,8 +4,8 @@
 it may have been lost, and knows what is certain about it at any time.  `Reads`
 gathers readers so that one round of the leader serves all that wait.
 
-Both belong to a node and are used under its lock only; neither blocks.  A waiting
-caller is woken by a lock of its own, once, by whoever takes it off these lists.
+Both belong to a node and are used under its lock only; neither blocks.  Who is
+finished is put on the list `finished`, to be woken once that lock is free again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _MAX_FORWARDS = 1024
 
 
 class Waiter:
-    """One blocked caller.  Finished exactly once."""
+    """One blocked caller.  Finished exactly once, then woken.
+
+    Two steps, for whoever finishes many holds a lock that they need, and each would
+    only run into it.
+    """
 
     __slots__ = ("_woken", "error")
 
@@ -35,12 +39,12 @@ class Waiter:
         self._woken.acquire()
         self.error: RaftError | None = None
 
-    def finish(self, error: RaftError | None = None) -> None:
-        self.error = error
+    def wake(self) -> None:
+        """Let the caller go on."""
         self._woken.release()
 
     def wait(self, timeout: float) -> bool:
-        """Whether it was finished within `timeout` seconds."""
+        """Whether it was woken within `timeout` seconds."""
         return self._woken.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
 
 
@@ -88,9 +92,12 @@ class Contexts:
 class Calls:
     """The instructions of this node that have no outcome yet, and the session they run under."""
 
-    def __init__(self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int) -> None:
+    def __init__(
+        self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int, finished: list[Waiter]
+    ) -> None:
         """session_nonce: 64 bits that no other start of this node drew."""
         self._core = core
+        self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
@@ -215,7 +222,8 @@ class Calls:
                 continue
             if refusal is Refusal.QUOTA and not call.unsettled:
                 del self._waiting[call.number]
-                call.finish(OverloadedError("too much waits to be committed; is a majority of the cluster reachable?"))
+                call.error = OverloadedError("too much waits to be committed; is a majority of the cluster reachable?")
+                self._finished.append(call)
             else:
                 call.retry_tick = tick + 1
 
@@ -252,20 +260,22 @@ class Calls:
         call = self._waiting.pop(number, None)
         if call is not None:
             call.outcome = outcome
-            call.finish()
+            self._finished.append(call)
 
     def fail(self, error: RaftError) -> None:
         """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
         calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
         for call in calls:
-            call.finish(OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error)
+            call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
+        self._finished += calls
 
 
 class Reads:
     """Readers in three stages: those who just came, those whose index is being asked for, those who wait for it."""
 
-    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int) -> None:
+    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int, finished: list[Waiter]) -> None:
         self._core = core
+        self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
         self._new: list[Read] = []
@@ -323,15 +333,15 @@ class Reads:
         if self._applying:
             done = [read for read in self._applying if read.index <= index]
             self._applying = [read for read in self._applying if read.index > index]
-            for read in done:
-                read.finish()
+            self._finished += done
 
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
         reads = self._new + self._asked + self._applying
         self._new, self._asked, self._applying, self._context = [], [], [], 0
         for read in reads:
-            read.finish(error)
+            read.error = error
+        self._finished += reads
 
 
 _REFUSALS = {int(refusal): refusal for refusal in Refusal}

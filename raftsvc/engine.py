@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
 
-from raftsvc.calls import Call, Calls, Contexts, Read, Reads, refusal_of
+from raftsvc.calls import Call, Calls, Contexts, Read, Reads, Waiter, refusal_of
 from raftsvc.core.membership import ConfChange, Configuration, Member
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
@@ -191,8 +191,9 @@ class Engine:
         # Repeats wait for several heartbeats: the first try is almost never lost.
         self.retry_ticks = max(3, options.election_ticks // 2)
         self._contexts = Contexts(random)
-        self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks)
-        self.reads = Reads(self.core, self._contexts, self.retry_ticks)
+        self._finished: list[Waiter] = []
+        self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks, self._finished)
+        self.reads = Reads(self.core, self._contexts, self.retry_ticks, self._finished)
         self._changes: dict[int, ChangeAttempt] = {}
         self._digests = DigestCheck(self.core, self.machine)
 
@@ -304,6 +305,14 @@ class Engine:
         """Have `read` finished once what is applied here is current as of now."""
         self.check_able()
         self.reads.add(read, self.ticks)
+
+    def take_finished(self) -> list[Waiter]:
+        """Callers that are to be woken, each once, when the runner's lock is free."""
+        if not self._finished:
+            return []
+        finished = self._finished[:]
+        self._finished.clear()
+        return finished
 
     def attempt_change(self, change: ConfChange) -> ChangeAttempt:
         """Try once to have `change` appended by the leader; to be ended by `end_attempt`."""

@@ -25,11 +25,11 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from raftsvc.calls import Call, Read
+from raftsvc.calls import Call, Read, Waiter
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
@@ -50,6 +50,66 @@ class NodeOptions(NamedTuple):
     election_timeout: float = 1.0
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
+
+
+class _Signal:
+    """A wake-up for one thread, remembered until it looks; half the cost of an Event.
+
+    Given without a lock that the thread then needs: with a Condition it would wake
+    only to wait for that.
+    """
+
+    __slots__ = ("_is_set", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._is_set = False
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            with suppress(RuntimeError):  # somebody else did at the same moment
+                self._lock.release()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+        self._is_set = False
+
+
+class _Turn:
+    """The node's lock as a context; what its holder caused is carried out once it is free again."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def __enter__(self) -> None:
+        self._node._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        node = self._node
+        effects = node._take_effects()
+        node._lock.release()
+        effects.carry_out()
+
+
+class _Effects(NamedTuple):
+    """What is to be done without the lock."""
+
+    peers: Collection[Peer] = ()
+    finished: Sequence[Waiter] = ()
+    signals: Sequence[_Signal] = ()
+
+    def carry_out(self) -> None:
+        """Other nodes first, for they are furthest away."""
+        for peer in self.peers:
+            peer.flush()
+        for waiter in self.finished:
+            waiter.wake()
+        for signal in self.signals:
+            signal.set()
 
 
 class Node:
@@ -74,8 +134,9 @@ class Node:
         self._lock = threading.Lock()
         """Guards the engine and everything below.  First in the lock order."""
         self._changed = threading.Condition(self._lock)  # leader, configuration, session, disk or failure
-        self._log_work = threading.Condition(self._lock)
-        self._apply_work = threading.Condition(self._lock)
+        self._log_work = _Signal()
+        self._apply_work = _Signal()
+        self._turn = _Turn(self)
         self._durable = threading.Condition(self._lock)
 
         self._threads: list[threading.Thread] = []
@@ -83,13 +144,14 @@ class Node:
         self._stopping = threading.Event()
         self._peers: dict[int, Peer] = {}
         self._unflushed: set[Peer] = set()
+        self._is_applying = False
         self._incoming_lock = threading.Lock()  # one snapshot is received at a time; never taken under the node lock
 
     # -- life
 
     def start(self) -> None:
         """Start the threads; a sole voter elects itself at once."""
-        with self._lock:
+        with self._turn:
             self._engine.start()
         for name, run in (("ticker", self._run_ticker), ("log", self._run_log), ("apply", self._run_apply)):
             self._essential_threads.append(self._spawn(name, run))
@@ -100,7 +162,7 @@ class Node:
                 run()
             except BaseException as error:  # a thread's top level: nobody above could tell
                 logger.exception("thread raftsvc-%s failed", name)
-                with self._lock:
+                with self._turn:
                     self._engine.fail(as_raft_error(error, f"thread raftsvc-{name} failed"))
                     self._wake_all()
 
@@ -111,13 +173,15 @@ class Node:
         return thread
 
     def _wake_all(self) -> None:
-        for condition in (self._changed, self._log_work, self._apply_work, self._durable):
-            condition.notify_all()
+        self._changed.notify_all()
+        self._durable.notify_all()
+        self._log_work.set()
+        self._apply_work.set()
 
     def hand_over(self, timeout: float) -> None:
         """If this node leads, let the most advanced live voter take over, waiting at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        with self._lock:
+        with self._turn:
             core = self._engine.core
             if core.role is not Role.LEADER or self._engine.is_over:
                 return
@@ -130,6 +194,7 @@ class Node:
                 return
             self._engine.hand_over(max(ready)[1])
             self._drive(inline=False)
+            self._pause()
             while core.role is Role.LEADER and core.transfer_target and not self._engine.is_over:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
@@ -138,7 +203,7 @@ class Node:
 
     def stop(self, error: RaftError) -> None:
         """End all threads and fail every waiter with what is known; bounded, idempotent."""
-        with self._lock:
+        with self._turn:
             self._stopping.set()
             self._engine.stop(error)
             self._wake_all()
@@ -225,7 +290,7 @@ class Node:
 
     def submit(self, call: Call) -> None:
         """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
-        with self._lock:
+        with self._turn:
             self._check_running()
             self._engine.submit(call)
             self._drive(inline=True)
@@ -237,7 +302,7 @@ class Node:
 
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
-        with self._lock:
+        with self._turn:
             self._check_running()
             self._engine.submit_read(read)
             self._drive(inline=False)
@@ -264,12 +329,13 @@ class Node:
         last = Refusal.NO_LEADER
         invalid = 0
         engine = self._engine
-        with self._lock:
+        with self._turn:
             while not is_done(engine.applied_config):
                 if engine.is_over or engine.halted or time.monotonic() >= deadline:
                     return last
                 attempt = engine.attempt_change(change)
                 self._drive(inline=True)
+                self._pause()
                 retry_tick = engine.ticks + engine.retry_ticks
                 while not is_done(engine.applied_config) and attempt.refusal is None and engine.ticks < retry_tick:
                     remaining = deadline - time.monotonic()
@@ -289,40 +355,47 @@ class Node:
     # -- driving the engine
 
     def _drive(self, inline: bool) -> None:
-        """Do what the engine has ready.  Called, and returns, with the lock held, which is let go in between.
+        """Do what the engine has ready.  Called, and returns, in a turn; the lock is let go during a write.
 
         inline: this thread writes one batch itself if nobody is writing; what
                 comes up meanwhile is left to the log thread.
         """
         engine = self._engine
         engine.advance()
-        while inline and engine.has_writes:
+        if inline and engine.has_writes:
             self._write_batch()
             engine.advance()
-            inline = False
-        if engine.has_writes:
-            self._log_work.notify()
-        if self._unflushed:
-            peers = self._take_unflushed()
-            self._lock.release()
-            try:
-                for peer in peers:
-                    peer.flush()
-            finally:
-                self._lock.acquire()
         if engine.failure is not None:
             self._wake_all()
+
+    def _take_effects(self) -> _Effects:
+        engine = self._engine
+        peers, self._unflushed = self._unflushed, set()
+        signals = []
+        if engine.has_writes:
+            signals.append(self._log_work)
+        if engine.has_work and not self._is_applying:
+            signals.append(self._apply_work)
+        return _Effects(peers, engine.take_finished(), signals)
+
+    def _pause(self) -> None:
+        """In a turn that is going to wait: carry out what it caused."""
+        effects = self._take_effects()
+        self._lock.release()
+        try:
+            effects.carry_out()
+        finally:
+            self._lock.acquire()
 
     def _write_batch(self) -> None:
         """Make everything queued durable with one fsync, the lock released meanwhile."""
         engine = self._engine
         batch = engine.begin_write()
-        peers = self._take_unflushed()
+        effects = self._take_effects()
         self._lock.release()
         failure: BaseException | None = None
         try:
-            for peer in peers:  # the others write while we do
-                peer.flush()
+            effects.carry_out()  # the others write while we do
             engine.write(batch)
         except BaseException as error:  # given to the engine, whatever it is: what was written is unknown
             failure = error
@@ -332,17 +405,12 @@ class Node:
         if failure is not None and not isinstance(failure, Exception):
             raise failure
 
-    def _take_unflushed(self) -> set[Peer]:
-        peers, self._unflushed = self._unflushed, set()
-        return peers
-
     def _run_log(self) -> None:
-        with self._lock:
-            while not self._engine.is_over:
-                if self._engine.has_writes:
+        while not self._engine.is_over:
+            self._log_work.wait(1.0)
+            with self._turn:
+                while self._engine.has_writes:
                     self._drive(inline=True)
-                else:
-                    self._log_work.wait(1.0)
 
     # -- what the engine asks; see engine.Runner.  All under the lock.
 
@@ -368,11 +436,10 @@ class Node:
         self._changed.notify_all()
 
     def log_work(self) -> None:
-        """Nothing to do: every call that can make work drives, and writes or wakes the log thread."""
+        """Nothing to do: as for `apply_work`, or the turn writes itself."""
 
     def apply_work(self) -> None:
-        """Wake the apply thread."""
-        self._apply_work.notify()
+        """Nothing to do: the end of each turn wakes the apply thread if there is work."""
 
     def members_changed(self) -> None:
         """Have a sender for each member, for those being told of their removal, and for no one else."""
@@ -402,7 +469,7 @@ class Node:
             # However long it was, one tick: a process that was paused must not
             # campaign the moment it wakes, before it hears its leader.
             last = now
-            with self._lock:
+            with self._turn:
                 self._engine.tick()
                 if self._engine.ticks % self._options.engine.election_ticks == 0:
                     self.members_changed()
@@ -429,26 +496,33 @@ class Node:
 
     def _run_apply(self) -> None:
         engine = self._engine
-        while True:
-            with self._lock:
-                while not engine.has_work and not engine.is_over and engine.halted is None:
-                    self._apply_work.wait(1.0)
-                if not engine.has_work:
-                    return
-                work = engine.begin_apply()
-            answers, error = engine.apply(work)
-            with self._lock:
-                engine.end_apply(answers, error)
-                self._drive(inline=False)
-            if engine.snapshot_due:
-                self._take_snapshot()
+        while not engine.is_over and engine.halted is None:
+            self._apply_work.wait(1.0)
+            while self._apply_batch():
+                if engine.snapshot_due:
+                    self._take_snapshot()
+
+    def _apply_batch(self) -> bool:
+        """Apply everything that waits for it, the lock released meanwhile; whether there was anything."""
+        engine = self._engine
+        with self._lock:
+            if not engine.has_work:
+                return False
+            work = engine.begin_apply()
+            self._is_applying = True
+        answers, error = engine.apply(work)
+        with self._turn:
+            self._is_applying = False
+            engine.end_apply(answers, error)
+            self._drive(inline=False)
+        return True
 
     def _take_snapshot(self) -> None:
         """Capture the State here, on the apply thread; save it on a thread of its own."""
         engine = self._engine
 
         def end(saved: Capture | None, error: Exception | None) -> None:
-            with self._lock:
+            with self._turn:
                 engine.end_snapshot(saved, error)
                 self._drive(inline=False)
 
@@ -474,7 +548,7 @@ class Node:
 
         Waits, at most an election timeout, until what the replies promise is durable.
         """
-        with self._lock:
+        with self._turn:
             if self._stopping.is_set():
                 return []
             peer = self._peers.get(from_id)
@@ -486,12 +560,13 @@ class Node:
             with peer.responding():
                 self._engine.step(messages)
                 self._drive(inline=True)
+                self._pause()
                 self._await_durable(from_id)
                 return peer.take_replies()
 
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None:
         """Step messages that came in the response of `from_id` to a request of ours."""
-        with self._lock:
+        with self._turn:
             self._engine.step(messages)
             self._drive(inline=False)
 
@@ -500,7 +575,7 @@ class Node:
 
         This thread writes to the log if nobody does, and waits for nothing else.
         """
-        with self._lock:
+        with self._turn:
             self._engine.step(messages)
             self._drive(inline=True)
 
@@ -517,12 +592,12 @@ class Node:
 
     def report_unreachable(self, peer_id: int) -> None:
         """Messages to `peer_id` were lost."""
-        with self._lock:
+        with self._turn:
             self._engine.report_unreachable(peer_id)
 
     def report_removed(self, peer_id: int) -> None:
         """`peer_id`, a member, says that this node was removed."""
-        with self._lock:
+        with self._turn:
             self._engine.report_removed(peer_id)
             self._drive(inline=False)
 
@@ -530,7 +605,7 @@ class Node:
 
     def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
         """The transfer of a snapshot to `peer_id` ended."""
-        with self._lock:
+        with self._turn:
             self._engine.report_snapshot(peer_id, succeeded, replies)
             self._drive(inline=False)
 

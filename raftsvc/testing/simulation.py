@@ -267,8 +267,7 @@ class SimulatedCall(Call):
         super().__init__(instruction)
         self._done = done
 
-    def finish(self, error: RaftError | None = None) -> None:
-        self.error = error
+    def wake(self) -> None:
         self._done()
 
 
@@ -281,8 +280,7 @@ class SimulatedRead(Read):
         super().__init__()
         self._done = done
 
-    def finish(self, error: RaftError | None = None) -> None:
-        self.error = error
+    def wake(self) -> None:
         self._done()
 
 
@@ -458,6 +456,8 @@ class SimulatedNode:
             self._lose_power()
             return
         self.simulation.watch.look(engine)
+        for waiter in engine.take_finished():
+            waiter.wake()
 
     def hear(self, source_id: int, messages: Sequence[Message]) -> None:
         """Messages arrive."""
