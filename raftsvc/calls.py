@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from random import Random
 
 from raftsvc.core.messages import EntryKind, Message
@@ -23,6 +24,7 @@ from raftsvc.machine import Answer, Outcome, wrap_instruction, wrap_open_session
 MAX_FORWARD_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 _MAX_FORWARDS = 1024
+_MOST_LOOKED_AT = 8
 
 
 class Waiter:
@@ -40,8 +42,9 @@ class Waiter:
         self.error: RaftError | None = None
 
     def wake(self) -> None:
-        """Let the caller go on."""
-        self._woken.release()
+        """Let the caller go on; it looks why."""
+        with suppress(RuntimeError):  # it is awake already
+            self._woken.release()
 
     def wait(self, timeout: float) -> bool:
         """Whether it was woken within `timeout` seconds."""
@@ -53,9 +56,10 @@ class Call(Waiter):
 
     unsettled: how many times it was handed to a log, here or at a leader, with no
                word that it was refused there; above 0 it may yet be applied.
+    is_parked: its caller waits, and can be woken to help.
     """
 
-    __slots__ = ("data", "instruction", "number", "outcome", "retry_tick", "unsettled")
+    __slots__ = ("data", "instruction", "is_parked", "number", "outcome", "retry_tick", "unsettled")
 
     def __init__(self, instruction: bytes) -> None:
         super().__init__()
@@ -64,7 +68,13 @@ class Call(Waiter):
         self.number = 0
         self.unsettled = 0
         self.retry_tick = 0
+        self.is_parked = False
         self.outcome: Outcome | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is an outcome or an error."""
+        return self.outcome is not None or self.error is not None
 
 
 class Read(Waiter):
@@ -111,6 +121,13 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def parked(self) -> Call | None:
+        """One whose caller waits, among the oldest, if there is any."""
+        for call in islice(self._waiting.values(), _MOST_LOOKED_AT):
+            if call.is_parked:
+                return call
+        return None
 
     # -- the session
 

@@ -10,7 +10,7 @@ write covers everything that came meanwhile.
 Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-ticker    counts time, watches the disk, repeats what may have been lost
     raftsvc-log       writes when no caller is about to
-    raftsvc-apply     applies committed entries and wakes those who wait for them
+    raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from raftsvc.calls import Call, Read, Waiter
@@ -42,6 +43,7 @@ from raftsvc.transport import Network, Peer, SnapshotChunk
 logger = logging.getLogger("raftsvc.node")
 
 MAX_STRANGERS = 16
+_QUICK_APPLY_SECONDS = 0.002
 
 
 class NodeOptions(NamedTuple):
@@ -145,6 +147,8 @@ class Node:
         self._peers: dict[int, Peer] = {}
         self._unflushed: set[Peer] = set()
         self._is_applying = False
+        self._is_apply_quick = True  # the last batch; else callers are not asked to apply what is others'
+        self._helper: Call | None = None  # its caller was woken to apply
         self._incoming_lock = threading.Lock()  # one snapshot is received at a time; never taken under the node lock
 
     # -- life
@@ -294,11 +298,31 @@ class Node:
             self._check_running()
             self._engine.submit(call)
             self._drive(inline=True)
+            may_apply = self._may_apply()
+        if may_apply:
+            self._apply_batch()
 
-    def withdraw(self, call: Call) -> bool:
-        """Give up on `call`; False if it was finished in the meantime."""
-        with self._lock:
-            return self._engine.calls.withdraw(call)
+    def await_outcome(self, call: Call, deadline: float) -> bool:
+        """Wait until `call` is finished; False if it was not by `deadline`, and is given up.
+
+        A caller that waits is the first to be woken when something can be applied: most
+        likely its own instruction is among it, and no other thread has to be woken before.
+        """
+        try:
+            while not call.is_finished:
+                call.is_parked = True
+                is_woken = call.wait(deadline - time.monotonic())
+                call.is_parked = False
+                if not is_woken:
+                    with self._lock:
+                        return not self._engine.calls.withdraw(call)
+                if self._helper is call:
+                    self._apply_batch()
+            return True
+        finally:
+            if self._helper is call:  # it was asked to help, and is on its way out
+                self._helper = None
+                self._apply_work.set()
 
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
@@ -371,12 +395,22 @@ class Node:
     def _take_effects(self) -> _Effects:
         engine = self._engine
         peers, self._unflushed = self._unflushed, set()
+        finished = engine.take_finished()
         signals = []
         if engine.has_writes:
             signals.append(self._log_work)
-        if engine.has_work and not self._is_applying:
-            signals.append(self._apply_work)
-        return _Effects(peers, engine.take_finished(), signals)
+        if not self._is_applying and self._helper is None:
+            if engine.has_work and self._is_apply_quick:
+                self._helper = engine.calls.parked()
+            if self._helper is not None:
+                finished.append(self._helper)
+            elif engine.has_work or engine.snapshot_due:
+                signals.append(self._apply_work)
+        return _Effects(peers, finished, signals)
+
+    def _may_apply(self) -> bool:
+        """Whether a caller may apply at once what can be applied: nobody does, and the State is known to be quick."""
+        return self._engine.has_work and not self._is_applying and self._helper is None and self._is_apply_quick
 
     def _pause(self) -> None:
         """In a turn that is going to wait: carry out what it caused."""
@@ -498,48 +532,59 @@ class Node:
         engine = self._engine
         while not engine.is_over and engine.halted is None:
             self._apply_work.wait(1.0)
-            while self._apply_batch():
-                if engine.snapshot_due:
-                    self._take_snapshot()
+            while self._apply_batch() or self._take_snapshot():
+                pass
 
     def _apply_batch(self) -> bool:
         """Apply everything that waits for it, the lock released meanwhile; whether there was anything."""
         engine = self._engine
         with self._lock:
-            if not engine.has_work:
+            self._helper = None
+            if not engine.has_work or self._is_applying:
                 return False
             work = engine.begin_apply()
             self._is_applying = True
+        started = time.monotonic()
         answers, error = engine.apply(work)
         with self._turn:
             self._is_applying = False
+            self._is_apply_quick = time.monotonic() - started < _QUICK_APPLY_SECONDS
             engine.end_apply(answers, error)
             self._drive(inline=False)
         return True
 
-    def _take_snapshot(self) -> None:
-        """Capture the State here, on the apply thread; save it on a thread of its own."""
+    def _take_snapshot(self) -> bool:
+        """If one is due, capture the State, while nothing is applied, and have it saved by a thread of its own."""
         engine = self._engine
-
-        def end(saved: Capture | None, error: Exception | None) -> None:
-            with self._turn:
-                engine.end_snapshot(saved, error)
-                self._drive(inline=False)
-
-        def save(capture: Capture) -> None:
-            try:
-                is_newest = engine.save(capture)
-            except Exception as error:
-                end(None, error)
-            else:
-                end(capture if is_newest else None, None)
-
+        with self._lock:
+            if self._is_applying or not engine.snapshot_due:
+                return False
+            self._is_applying = True
+        capture: Capture | None = None
+        failure: Exception | None = None
         try:
             capture = engine.capture()
         except Exception as error:
-            end(None, error)
-        else:
-            self._spawn("snapshot", lambda: save(capture))
+            failure = error
+        with self._turn:
+            self._is_applying = False
+            if capture is None:
+                engine.end_snapshot(None, failure)
+            else:
+                self._spawn("snapshot", partial(self._save_snapshot, capture))
+        return True
+
+    def _save_snapshot(self, capture: Capture) -> None:
+        saved: Capture | None = None
+        failure: Exception | None = None
+        try:
+            if self._engine.save(capture):
+                saved = capture
+        except Exception as error:
+            failure = error
+        with self._turn:
+            self._engine.end_snapshot(saved, failure)
+            self._drive(inline=False)
 
     # -- peers
 

@@ -318,7 +318,7 @@ class Service:
         with self._admission:
             call = Call(bytes(instruction))
             node.submit(call)
-            if not call.wait(deadline - time.monotonic()) and node.withdraw(call):
+            if not node.await_outcome(call, deadline):
                 if call.unsettled:
                     raise OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be")
                 raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed")
