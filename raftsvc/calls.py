@@ -4,13 +4,14 @@
 it may have been lost, and knows what is certain about it at any time.  `Reads`
 gathers readers so that one round of the leader serves all that wait.
 
-Both belong to a node and are used under its lock only; neither blocks.  Who is
+Both belong to a node and are used under its lock, save for their inboxes; neither blocks.  Who is
 finished is put on the list `finished`, to be woken once that lock is free again.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
@@ -110,6 +111,8 @@ class Calls:
         self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
+        self.inbox: deque[Call] = deque()
+        """New ones.  Anybody may append, without the lock; `take_in` sees to them."""
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
         self._unsent: list[Call] = []
         self._forwards: dict[int, list[Call]] = {}
@@ -153,12 +156,14 @@ class Calls:
 
     # -- on the way
 
-    def add(self, call: Call) -> None:
-        """Number `call` and have it sent, once there is a session."""
-        call.number = self._next_number
-        self._next_number += 1
-        self._waiting[call.number] = call
-        self._unsent.append(call)
+    def take_in(self) -> None:
+        """Number the new ones, and have them sent once there is a session."""
+        while self.inbox:
+            call = self.inbox.popleft()
+            call.number = self._next_number
+            self._next_number += 1
+            self._waiting[call.number] = call
+            self._unsent.append(call)
 
     def withdraw(self, call: Call) -> bool:
         """Give up on `call`; False if it was finished in the meantime.
@@ -166,6 +171,7 @@ class Calls:
         Once a later instruction of this node is applied, the numbers below its
         `low` can no longer take effect.
         """
+        self.take_in()
         if self._waiting.pop(call.number, None) is None:
             return False
         with suppress(ValueError):
@@ -281,6 +287,7 @@ class Calls:
 
     def fail(self, error: RaftError) -> None:
         """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
+        self.take_in()
         calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
         for call in calls:
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
@@ -295,6 +302,8 @@ class Reads:
         self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
+        self.inbox: deque[Read] = deque()
+        """New ones.  Anybody may append, without the lock; `ask` sees to them."""
         self._new: list[Read] = []
         self._asked: list[Read] = []
         self._context = 0
@@ -304,13 +313,18 @@ class Reads:
     def __len__(self) -> int:
         return len(self._new) + len(self._asked) + len(self._applying)
 
-    def add(self, read: Read, tick: int) -> None:
-        """Have `read` finished once what is applied here is current as of now."""
-        self._new.append(read)
-        self.ask(tick)
+    @property
+    def is_asking(self) -> bool:
+        """Whether an index is being asked for: whoever hears it asks for those who came since."""
+        return self._context != 0
+
+    def _take_in(self) -> None:
+        while self.inbox:
+            self._new.append(self.inbox.popleft())
 
     def withdraw(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
+        self._take_in()
         for reads in (self._new, self._asked, self._applying):
             if read in reads:
                 reads.remove(read)
@@ -319,6 +333,7 @@ class Reads:
 
     def ask(self, tick: int) -> None:
         """Ask one index for all readers that came since the last was asked for (R11)."""
+        self._take_in()
         if self._context and tick - self._asked_tick >= self._retry_ticks:
             self.ask_again(tick)  # the answer may be lost
         elif not self._context and self._new:
@@ -354,6 +369,7 @@ class Reads:
 
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
+        self._take_in()
         reads = self._new + self._asked + self._applying
         self._new, self._asked, self._applying, self._context = [], [], [], 0
         for read in reads:

@@ -50,6 +50,7 @@ from raftsvc.errors import (
     EvictedError,
     NodeFailedError,
     RaftError,
+    StoppedError,
     StorageError,
 )
 from raftsvc.machine import Answer, Machine
@@ -296,15 +297,23 @@ class Engine:
 
     # -- what comes in
 
-    def submit(self, call: Call) -> None:
-        """Have `call` applied; it is finished with an outcome or an error unless withdrawn first."""
-        self.check_able()
-        self.calls.add(call)
+    def submit(self, call: Call) -> bool:
+        """Have `call` applied; it is finished with an outcome or an error unless withdrawn first.
 
-    def submit_read(self, read: Read) -> None:
-        """Have `read` finished once what is applied here is current as of now."""
+        Callable without the runner's lock.  Returns whether `advance` has to be called for it;
+        else somebody is about to, who will see it: the order is, here, first into the inbox
+        and then the look, and there, first the end of the write and then the inbox.
+        """
         self.check_able()
-        self.reads.add(read, self.ticks)
+        self.calls.inbox.append(call)
+        is_seen_to = self.is_writing and self.core.role is Role.LEADER
+        return not is_seen_to or self.is_over or self.halted is not None
+
+    def submit_read(self, read: Read) -> bool:
+        """Have `read` finished once what is applied here is current as of now.  As `submit`."""
+        self.check_able()
+        self.reads.inbox.append(read)
+        return not self.reads.is_asking or self.is_over or self.halted is not None
 
     def take_finished(self) -> list[Waiter]:
         """Callers that are to be woken, each once, when the runner's lock is free."""
@@ -405,9 +414,14 @@ class Engine:
 
     def advance(self) -> None:
         """Do what the core has ready, save for the disk and the State."""
+        if self.is_over or self.halted is not None:
+            self._fail_late_comers()
         if self.is_over:
             return
+        self.calls.take_in()
         self._notice_changes()
+        if self.reads.inbox:
+            self.reads.ask(self.ticks)
         # While the disk is busy calls gather into one batch: one record, one
         # message per peer and one fsync for all of them.
         self.calls.send(self.ticks, may_propose=not self.is_writing)
@@ -708,6 +722,16 @@ class Engine:
             self._writes.clear()
             self._held.clear()
             self._fail_waiters(NodeFailedError(f"this node stopped taking part: {error}"))
+
+    def _fail_late_comers(self) -> None:
+        """Callers who were let in just before the error that is in the way."""
+        if self.calls.inbox or self.reads.inbox:
+            try:
+                self.check_able()
+            except RaftError as error:
+                self._fail_waiters(error)
+            else:
+                self._fail_waiters(StoppedError("the Service was stopped"))
 
     def _fail_waiters(self, error: RaftError) -> None:
         self.calls.fail(error)

@@ -294,9 +294,10 @@ class Node:
 
     def submit(self, call: Call) -> None:
         """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
+        self._check_running()
+        if not self._engine.submit(call):
+            return
         with self._turn:
-            self._check_running()
-            self._engine.submit(call)
             self._drive(inline=True)
             may_apply = self._may_apply()
         if may_apply:
@@ -326,10 +327,10 @@ class Node:
 
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
-        with self._turn:
-            self._check_running()
-            self._engine.submit_read(read)
-            self._drive(inline=False)
+        self._check_running()
+        if self._engine.submit_read(read):
+            with self._turn:
+                self._drive(inline=False)
 
     def withdraw_read(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
