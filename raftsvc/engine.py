@@ -215,6 +215,7 @@ class Engine:
         self._is_saving = False
         self._incoming: IncomingSnapshot | None = None
         self.calls.note_session(*self.machine.session_of(self.node_id))
+        self.machine.listener = (self.node_id, self.calls.session_id)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
@@ -609,6 +610,7 @@ class Engine:
         self.applied_config = machine.config
         if before != (self.calls.session_id, self.applied_config):
             self._runner.state_changed()
+        machine.listener = (self.node_id, self.calls.session_id)
         self._digests.applied()
         self.calls.answer(answers)
         if self._was_restored:

@@ -119,6 +119,8 @@ class Machine:
         self.applied_term = 0
         self.digest = 0
         self._fresh_digests: list[int] = []
+        self.listener: tuple[int, int] | None = None
+        """The node and session whose answers are wanted; None: all.  Replaying a log makes a million of others."""
         self.config = Configuration()
         self._sessions: dict[int, Session] = {}
 
@@ -182,7 +184,8 @@ class Machine:
             outcome = self._ask_state(data[ENVELOPE_BYTES:], entry.index)
             session.settle_below(low)
             session.outcomes[number] = outcome
-        answers.append(Answer(node_id, session_id, number, outcome))
+        if self.listener is None or self.listener == (node_id, session_id):
+            answers.append(Answer(node_id, session_id, number, outcome))
         return outcome._encode()
 
     def _ask_state(self, instruction: bytes, index: int) -> Outcome:

@@ -255,8 +255,8 @@ MUTANTS = (
     Mutant(
         "report what may be applied as not applied",
         "calls.py",
-        "if call.unsettled else error)",
-        "if False else error)",
+        "if call.unsettled else error\n",
+        "if False else error\n",
     ),
     Mutant(
         "forget that a forwarded instruction may have arrived",

@@ -111,7 +111,7 @@ def test_a_state_that_is_not_deterministic_is_found_out() -> None:
             return Moody()
 
     with pytest.raises(SimulationFailed, match="differs from"):
-        simulate(1, MoodyWorkload())
+        simulate(1, MoodyWorkload(), Faults(kinds=()))
 
 
 def test_a_state_that_reads_what_is_not_there_yet_is_found_out() -> None:
