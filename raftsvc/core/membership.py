@@ -14,7 +14,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from raftsvc.core.messages import MalformedError
+from raftsvc.core.messages import MAX_NUMBER, MalformedError
 
 MAX_ADDRESS_BYTES = 1024
 
@@ -65,6 +65,8 @@ class ConfChange(NamedTuple):
         start = _CHANGE_HEAD.size
         if len(data) != start + addr_length + token_length or addr_length > MAX_ADDRESS_BYTES:
             raise MalformedError("membership change of a wrong length")
+        if node_id > MAX_NUMBER:
+            raise MalformedError(f"member id {node_id} is above {MAX_NUMBER}")
         try:
             return cls(
                 ConfOp(op), node_id, data[start : start + addr_length].decode(), bytes(data[start + addr_length :])
@@ -148,6 +150,8 @@ class Configuration:
         """The configuration encoded in `data`; raises MalformedError."""
         try:
             highest_id, count = _CONFIG_HEAD.unpack_from(data)
+            if highest_id > MAX_NUMBER:
+                raise MalformedError(f"member id {highest_id} is above {MAX_NUMBER}")
             offset = _CONFIG_HEAD.size
             members = {}
             for _ in range(count):

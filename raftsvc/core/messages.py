@@ -19,6 +19,8 @@ from zlib import crc32
 
 NO_NODE = 0
 """The member id that no member has: no leader, no vote, nobody."""
+MAX_NUMBER = 2**63 - 1
+"""The highest term, index or member id from outside: whatever is added to it fits its field of 64 bits."""
 
 
 class MalformedError(ValueError):
@@ -268,6 +270,9 @@ def decode_messages(buffer: bytes) -> list[Message]:
             raise MalformedError(f"unknown message kind {kind}")
         if flags > 1:
             raise MalformedError(f"unknown message flags {flags:#x}")
+        # The context is left out: it is a tag, or a read round, which its receiver only compares.
+        if (from_id | to_id | term | index | log_term | commit | hint) > MAX_NUMBER:
+            raise MalformedError(f"a number in a {_MESSAGE_KINDS[kind].name} is above {MAX_NUMBER}")
         offset += MESSAGE_OVERHEAD_BYTES
         stop = offset + length
         if stop > len(buffer):
@@ -280,7 +285,10 @@ def decode_messages(buffer: bytes) -> list[Message]:
             payload = bytes(buffer[offset:stop])
         elif length:
             raise MalformedError(f"a {_MESSAGE_KINDS[kind].name} carries no body")
-        if kind == MessageKind.APPEND and any(e.index != index + 1 + i or e.term > term for i, e in enumerate(entries)):
+        if kind == MessageKind.APPEND and (
+            index + len(entries) > MAX_NUMBER
+            or any(e.index != index + 1 + i or e.term > term for i, e in enumerate(entries))
+        ):
             raise MalformedError("entries of an APPEND do not follow its prev_index, or are from a later term")
         offset = stop
         messages.append(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
-from raftsvc.core.messages import MalformedError
+from raftsvc.core.messages import MAX_NUMBER, MalformedError
 from raftsvc.errors import DamagedStorageError
 from raftsvc.storage.files import Files, parent_of
 
@@ -159,6 +159,8 @@ class StoredSnapshot:
         index, term, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
         if _HEAD.size + config_length + sessions_length != length:
             raise self._damaged(_PREFIX.size, "the head's lengths do not add up")
+        if index > MAX_NUMBER:
+            raise self._damaged(_PREFIX.size, f"no entry has the index {index}")
         config_end = _HEAD.size + config_length
         header = SnapshotHeader(index, term, cluster_id, body[_HEAD.size : config_end], body[config_end:length], digest)
         return header, _PREFIX.size + length + _CRC.size, crc

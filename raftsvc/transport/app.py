@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from raftsvc.core.messages import MalformedError, Message, decode_messages
+from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.stream import ServedStream
@@ -227,6 +227,8 @@ class App:
             body = whole
         messages = decode_messages(body)
         _check_ends(messages, from_id, node_id)
+        if any(message.kind is MessageKind.SNAPSHOT for message in messages):
+            raise MalformedError("a SNAPSHOT comes with its data, in pieces")  # without it nothing could be installed
         return _encode(self._receiver.receive(from_id, messages))
 
     def _assemble(self, from_id: int, part: Part, body: bytes) -> bytes | None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import requests
 
-from raftsvc.core.messages import MalformedError, Message, decode_messages
+from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import StorageError
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
@@ -371,6 +371,8 @@ class Peer:
         """No peer speaks for another."""
         if any(m.from_id != self._peer_id or m.to_id != self._node.node_id for m in replies):
             raise MalformedError("the answer holds messages of another node")
+        if any(m.kind is MessageKind.SNAPSHOT for m in replies):
+            raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
 
     def _post(self, path: str, body: bytes, part: str = "") -> bytes:
         assert self.addr is not None, "only peers with an address are sent to"

@@ -13,7 +13,8 @@ import struct
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.membership import MAX_ADDRESS_BYTES
+from raftsvc.core.messages import MAX_NUMBER, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import ConfigurationError
 
 PROTOCOL_VERSION = "1"
@@ -32,6 +33,9 @@ def peer_url(addr: str) -> str:
           and mount prefix.
     Raises ConfigurationError.
     """
+    if len(addr) > MAX_ADDRESS_BYTES or len(addr.encode(errors="replace")) > MAX_ADDRESS_BYTES:
+        # A node that founded a cluster under it could never start again.
+        raise ConfigurationError(f"an address has at most {MAX_ADDRESS_BYTES} bytes")
     is_url = "://" in addr
     url = addr.rstrip("/") if is_url else f"http://{addr}/raft"
     try:
@@ -171,8 +175,6 @@ class JoinRequest(NamedTuple):
             raise MalformedError("a join names an address, a token and a challenge")
         try:
             peer_url(addr)
-            if len(addr.encode()) > 1024:
-                raise MalformedError("the address is too long")
             raw = bytes.fromhex(token)
         except ValueError as error:
             raise MalformedError(f"a join does not decode: {error}") from error
@@ -198,7 +200,7 @@ class JoinReply(NamedTuple):
             reply = cls(int(str(fields["node_id"])), int(str(fields["cluster_id"]), 16))
         except (KeyError, ValueError) as error:
             raise MalformedError("the answer to a join does not decode") from error
-        if not 0 < reply.node_id < 2**63 or not 0 < reply.cluster_id < 2**64:
+        if not 0 < reply.node_id <= MAX_NUMBER or not 0 < reply.cluster_id < 2**64:
             raise MalformedError("the answer to a join is out of bounds")
         return reply
 

@@ -201,6 +201,11 @@ def test_messages_of_others_and_of_local_kinds_are_refused() -> None:
     refused(request("snapshot", SnapshotChunk(message(), 9, 5, 0, b"").encode()), 400, "malformed")
 
 
+def test_a_snapshot_without_its_data_is_refused() -> None:
+    refused(request("msg", SNAPSHOT.encode()), 400, "malformed")
+    refused(request("msg", message().encode() + SNAPSHOT.encode()), 400, "malformed")
+
+
 def test_a_large_batch_comes_in_parts() -> None:
     recorder = Recorder()
     app = make_app(recorder)

@@ -274,6 +274,17 @@ def test_replies_in_the_name_of_another_are_dropped(talk: Callable[..., tuple[No
     assert not [event for event in node.events if event[0] == "replies"]
 
 
+def test_a_snapshot_in_an_answer_is_dropped(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
+    class Confused(Recorder):
+        def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
+            return [Message(MessageKind.SNAPSHOT, from_id, NODE, term=1, index=9)]
+
+    node, peer = talk(make_app(Confused()))
+    peer.put([Message(MessageKind.APPEND, NODE, PEER, term=1)])
+    node.wait_for("unreachable")
+    assert not [e for e in node.events if e[0] == "replies"]
+
+
 def test_it_goes_on_after_a_failure(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     recorder = Recorder()
     good = make_app(recorder)

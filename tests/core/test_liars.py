@@ -1,0 +1,74 @@
+"""A peer may say anything that decodes: the core answers, ignores it, or finds a contradiction; it never breaks."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+
+import pytest
+
+from raftsvc.core.log import ViolationError
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.core.messages import MAX_NUMBER, Entry, EntryKind, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.raft import ProposalRefused, Raft, Settings, SnapshotMeta
+from tests.effort import EFFORT
+
+CONFIG = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
+
+
+def anything(rng: random.Random, core: Raft) -> Message:
+    """A message of any kind whose numbers are often those that matter to `core`."""
+
+    def number() -> int:
+        log = core.log
+        near = [0, 1, core.term, core.term + 1, log.last_index, log.last_index + 1, log.commit_index, MAX_NUMBER]
+        return rng.choice([*near, rng.randrange(12)])
+
+    kind = rng.choice(list(MessageKind))
+    term = rng.choice([core.term, core.term, core.term + 1, number()])
+    index = number()
+    entries: list[Entry] = []
+    if kind is MessageKind.APPEND and index < MAX_NUMBER:
+        entries = [
+            Entry.make(i, min(term, rng.choice([term, 0, core.term])), rng.choice(list(EntryKind)), rng.randbytes(3))
+            for i in range(index + 1, index + rng.randrange(1, 4))
+        ]
+    elif kind is MessageKind.PROPOSE:
+        change = ConfChange(rng.choice(list(ConfOp)), rng.choice([1, 2, 4, 5, MAX_NUMBER]), "q:1").encode()
+        entries = [
+            Entry.make(rng.randrange(2), 0, rng.choice(list(EntryKind)), rng.choice([b"", b"x", change]))
+            for _ in range(rng.randrange(3))
+        ]
+    payload = rng.choice([CONFIG.encode(), b"junk"]) if kind is MessageKind.SNAPSHOT else b""
+    sender = rng.choice([2, 3, 2, 3, 4, 9])
+    return Message(
+        kind, 1, sender, term, index, number(), number(), number(), rng.random() < 0.3, number(), entries, payload
+    )
+
+
+def live(rng: random.Random, core: Raft) -> None:
+    for _ in range(80):
+        chance = rng.random()
+        if chance < 0.3:
+            core.tick()
+        elif chance < 0.4:
+            with suppress(ProposalRefused):
+                core.propose([(EntryKind.NORMAL, b"x")])
+        else:
+            with suppress(MalformedError):
+                for message in decode_messages(anything(rng, core).encode()):
+                    core.step(message)
+        while (ready := core.ready()) is not None:
+            for message in (*ready.messages, *ready.messages_after):
+                message.encode()
+            if ready.must_persist and rng.random() < 0.8:
+                core.persisted(ready.token)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_nothing_that_decodes_breaks_the_core(seed: int) -> None:
+    for n in range(30 * EFFORT):
+        rng = random.Random(1000 * seed + n)
+        core = Raft(Settings(1, rng, trailing_entries=3), None, SnapshotMeta(0, 0, CONFIG))
+        with suppress(ViolationError):
+            live(rng, core)

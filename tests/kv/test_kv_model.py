@@ -1,0 +1,155 @@
+"""Any sequence of transactions, snapshots and restores, on pages so small that there are many, against a dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from unittest import mock
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from raftsvc import kv
+from raftsvc.errors import Rejected
+from raftsvc.kv import pages
+from raftsvc.kv import state as state_module
+from raftsvc.kv.instructions import MAX_KEY_BYTES, Operation, encode
+from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from tests.effort import EFFORT
+from tests.kv.test_kv_state import Model
+
+keys = st.one_of(
+    st.text("ab/", min_size=1, max_size=3),
+    st.sampled_from(["\u00fc", "\U0010ffff", "\ud7ff", "\x00", "a" * MAX_KEY_BYTES]),
+)
+datas = st.binary(max_size=40)
+versions = st.one_of(st.just("as it is"), st.integers(0, 40), st.just(2**64 - 1))
+effects = st.one_of(
+    st.builds(kv.set, keys, datas),
+    st.builds(kv.set, keys, datas),
+    st.builds(kv.delete, keys),
+    st.builds(kv.allow, keys),
+    st.builds(kv.disallow, keys),
+)
+
+
+class Store(RuleBasedStateMachine):
+    """A state, the model beside it, and snapshots on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Pages of 4 keys and pieces of 64 bytes show with 20 keys what else takes 10,000.
+        self.small = [
+            mock.patch.object(pages, "MAX_PAGE_KEYS", 4),
+            mock.patch.object(state_module, "_CHUNK_BYTES", 64),
+        ]
+        for patch in self.small:
+            patch.start()
+        self.state = KeyValueState()
+        self.model = Model()
+        self.index = 0
+        self.under_way: list[tuple[Iterator[bytes], list[bytes], int, Model]] = []
+
+    def teardown(self) -> None:
+        while self.under_way:
+            self.finish(0)
+        for patch in self.small:
+            patch.stop()
+
+    @initialize(count=st.integers(0, 30))
+    def fill(self, count: int) -> None:
+        self.apply([kv.set(f"b/{n:02d}", b"%d" % n) for n in range(count)])
+
+    def apply(self, operations: list[Operation]) -> None:
+        self.index += 1
+        expected = self.model.apply(operations, self.index)
+        assert self.state.apply(encode(bytes(16), operations), self.index) == expected
+
+    @rule(conditions=st.lists(st.tuples(keys, versions), max_size=2), done=st.lists(effects, max_size=6))
+    def transact(self, conditions: list[tuple[str, object]], done: list[Operation]) -> None:
+        judged: list[Operation] = []
+        for key, version in conditions:
+            if version == "as it is":
+                version = self.model.content.get(key, (b"", 0))[1]
+            assert isinstance(version, int)
+            judged.append(kv.if_not_modified(key, version) if version else kv.if_not_exists(key))
+        self.apply([*judged, *done])
+
+    @rule(raw=st.binary(max_size=60))
+    def say_nonsense(self, raw: bytes) -> None:
+        self.index += 1
+        try:
+            self.state.apply(raw, self.index)
+        except Rejected:
+            self.state.set_applied_index(self.index)
+        else:
+            raise AssertionError("no such bytes are a transaction")
+
+    @rule(prefix=st.one_of(keys, st.just("")))
+    def look(self, prefix: str) -> None:
+        assert list(self.state.list(prefix).items()) == self.model.listed(prefix)
+        assert self.state.get(prefix) == self.model.content.get(prefix)
+        wanted = [prefix, "a", "b/01"]
+        assert self.state.get_many(wanted) == {k: self.model.content[k] for k in wanted if k in self.model.content}
+
+    @precondition(lambda self: len(self.under_way) < 3)
+    @rule()
+    def begin_snapshot(self) -> None:
+        chunks, index = self.state.snapshot_chunks()
+        assert index == self.state.applied_index() == self.index
+        self.under_way.append((chunks, [], index, self.copy_of_model()))
+
+    def copy_of_model(self) -> Model:
+        copy = Model()
+        copy.content = dict(self.model.content)
+        copy.allowed = set(self.model.allowed)
+        return copy
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 2))
+    def write_a_piece(self, which: int) -> None:
+        chunks, written, _, _ = self.under_way[which % len(self.under_way)]
+        written += [piece for piece in [next(chunks, b"")] if piece]
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 2))
+    def finish(self, which: int) -> None:
+        """The snapshot is of the moment it was begun, whatever was written since."""
+        chunks, written, index, model = self.under_way.pop(which % len(self.under_way))
+        restored = KeyValueState()
+        restored.restore_chunks(iter([*written, *chunks]), index)
+        assert list(restored.list().items()) == model.listed("")
+        assert (restored.allowed(), restored.applied_index()) == (model.allowed, index)
+
+    @rule(cut=st.integers(1, 50))
+    def go_on_from_a_snapshot(self, cut: int) -> None:
+        data, index = self.state.snapshot()
+        other = KeyValueState()
+        other.apply(encode(bytes(16), [kv.set("former", b"content"), kv.allow("former:1")]), 1)
+        other.restore_chunks(iter([data[n : n + cut] for n in range(0, len(data), cut)]), index)
+        assert other.snapshot() == (data, index), "it depends on the content alone"
+        self.state = other
+
+    @rule(where=st.floats(0, 1))
+    def be_given_half_a_snapshot(self, where: float) -> None:
+        data, index = self.state.snapshot()
+        try:
+            self.state.restore_snapshot(data[: int(where * (len(data) - 1))], index)
+        except MalformedSnapshotError:
+            assert self.state.snapshot() == (data, index), "what is refused changes nothing"
+        else:
+            raise AssertionError("half a snapshot is none")
+
+    @invariant()
+    def is_as_the_model_says(self) -> None:
+        assert len(self.state) == len(self.model.content)
+        assert self.state.allowed() == self.model.allowed
+        assert self.state.applied_index() == self.index
+
+
+Store.TestCase.settings = settings(
+    max_examples=60 * EFFORT,
+    stateful_step_count=40,
+    phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if EFFORT > 1 else [])],
+)
+TestStore = Store.TestCase
