@@ -21,7 +21,7 @@ from raftsvc.testing import (
     SimulationFailed,
     simulate,
 )
-from raftsvc.testing.__main__ import main
+from raftsvc.testing.runner import main
 from raftsvc.testing.simulation import SECOND, Simulation
 
 SEEDS = 300
@@ -190,3 +190,10 @@ def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> Non
     assert all(other is not None and other.err() is None for other in others)
     done = simulation.report.counts["done"]
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
+
+
+def test_seeds_run_on_several_processes() -> None:
+    command = [sys.executable, "-m", "raftsvc.testing", "--seeds", "6", "--jobs", "2", "--seconds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "6 seeds, 0 failed" in done.stdout
