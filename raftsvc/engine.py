@@ -348,9 +348,10 @@ class Engine:
                 if self.is_over:
                     return
                 if message.kind is MessageKind.APPEND and self._backlog_bytes > MAX_BACKLOG_BYTES:
-                    # The State is slower than the cluster: hear the leader, and
-                    # leave its entries to be sent again.
-                    message.entries = ()
+                    # The State is slower than the cluster: hear the leader, and leave its entries
+                    # to be sent again.  As one that proves nothing, so that the leader's window
+                    # fills and it waits; the answer to another would have it send at once.
+                    message.entries, message.index, message.log_term = (), 0, 0
                 if message.kind is MessageKind.PROPOSE_REPLY:
                     self._hear_proposal_reply(message)
                 elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
@@ -627,7 +628,7 @@ class Engine:
             self.halt(halted)
 
     def halt(self, error: RaftError) -> None:
-        """Apply no more and serve no more; keep voting and storing for the others."""
+        """Apply no more and serve no more; keep voting for the others, and storing while memory allows."""
         self.halted = error
         logger.error("node %d: %s", self.node_id, error, exc_info=error.__cause__)
         self._fail_waiters(error)

@@ -78,6 +78,13 @@ MUTANTS = (
         kinds="slow disk,leader cut off,power cut,partition,kill,leadership transfer",
     ),
     Mutant(
+        "record a commit before the entries that it speaks of",
+        "core/raft.py",
+        "commit = min(log.commit_index, log.stable_index)",
+        "commit = log.commit_index",
+        kinds="power cut in a write,power cut,leader cut off,partition,kill",
+    ),
+    Mutant(
         "no fsync of the log",
         "storage/wal.py",
         "            self._sync_fd(self._fd)\n        except",

@@ -151,6 +151,7 @@ class Ready(NamedTuple):
 
 
 _VOTE_OF = {MessageKind.PRE_VOTE: MessageKind.PRE_VOTE_REPLY, MessageKind.VOTE: MessageKind.VOTE_REPLY}
+_REQUESTS_REMEMBERED = 1024
 _TRANSFER = 1  # context of a VOTE whose candidate was asked to take over
 
 
@@ -186,6 +187,7 @@ class Raft:
         self._timeout_ticks = 0
         self._commit_at_heartbeat = 0
         self._uncommitted_bytes = 0
+        self._requests_seen: dict[int, dict[int, None]] = {}  # the last of each member, by context
 
         self._read_round = 0
         self._round_index = 0
@@ -339,6 +341,7 @@ class Raft:
         self.role = Role.LEADER
         self.leader_id = self.node_id
         self._votes = {}
+        self._election_elapsed = 0  # it hears itself (R3), however long the election took
         self._heartbeat_elapsed = self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
         self._uncommitted_bytes = log.bytes_between(log.commit_index, log.last_index)
@@ -362,8 +365,13 @@ class Raft:
         Raises ViolationError if it contradicts what is committed here.
         """
         m = message
-        # A removed member's terms and votes are worth nothing: ids are never reused.
-        if self.is_removed or m.to_id != self.node_id or self.committed_config.was_removed(m.from_id):
+        if self.is_removed or m.to_id != self.node_id:
+            return
+        if self.committed_config.was_removed(m.from_id) and not (
+            m.kind is MessageKind.APPEND_REPLY and m.term == self.term and m.from_id in self.progress
+        ):
+            # A removed member's terms and votes are worth nothing, for ids are never reused.
+            # Where its log stands is, until it knows of its removal (R10).
             return
         if m.kind in _TERMLESS:
             self._step_termless(m)
@@ -620,6 +628,8 @@ class Raft:
         for i, progress in self.progress.items():
             if i not in config.members and not progress.leaving_index:
                 progress.leaving_index = self.log.config_index
+        for i in set(self._requests_seen) - set(config.members):
+            del self._requests_seen[i]
         if self.transfer_target not in config.voters:
             self.transfer_target = NO_NODE
 
@@ -879,9 +889,13 @@ class Raft:
 
     def _take_forwarded(self, m: Message) -> None:
         reply = Message(MessageKind.PROPOSE_REPLY, m.from_id, context=m.context)
+        if m.from_id not in self.config.members:
+            reply.reject, reply.hint = True, Refusal.REMOVED
+            self._send(reply)
+            return
+        if m.context and self._is_repeated(m):  # 0: nobody waits for an answer
+            return
         try:
-            if m.from_id not in self.config.members:
-                raise ProposalRefused(Refusal.REMOVED)
             if not m.entries or any(e.kind == EntryKind.EMPTY or e.index or e.term for e in m.entries):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
             reply.index = self.propose([(entry.kind, entry.data) for entry in m.entries])
@@ -891,6 +905,20 @@ class Raft:
             reply.reject = True
             reply.hint = refused.refusal
         self._send(reply)
+
+    def _is_repeated(self, m: Message) -> bool:
+        """Whether this very request came before: what was answered then stands.
+
+        Had the first been refused, its sender may have told a caller that nothing was
+        proposed; had it been appended, a refusal of the second would tell so wrongly.
+        """
+        seen = self._requests_seen.setdefault(m.from_id, {})
+        if m.context in seen:
+            return True
+        seen[m.context] = None
+        if len(seen) > _REQUESTS_REMEMBERED:
+            del seen[next(iter(seen))]
+        return False
 
     # -- output
 
@@ -912,9 +940,12 @@ class Raft:
             entries = log.take_unwritten(self._token)
             if self._hard_state_dirty:
                 self._hard_state_token = self._token
-            if self._hard_state_dirty or log.commit_index > self._commit_written:
-                hard_state = HardState(self.term, self.vote, log.commit_index)
-                self._commit_written = log.commit_index
+            # Only what is on disk already: were the power to go between this record and the
+            # entries that it speaks of, older ones in their place would count as committed.
+            commit = min(log.commit_index, log.stable_index)
+            if self._hard_state_dirty or commit > self._commit_written:
+                hard_state = HardState(self.term, self.vote, commit)
+                self._commit_written = commit
             self._hard_state_dirty = False
             self._snapshot_to_persist = None
         elif not (self._messages or self._messages_after or self._read_states or log.has_undelivered):

@@ -39,6 +39,15 @@ KINDS = (
 )
 
 
+FOCUSES: tuple[tuple[str, ...], ...] = (
+    ("power cut in a write", "power cut", "leader cut off", "partition", "kill"),
+    ("slow disk", "leader cut off", "power cut", "partition", "kill", "leadership transfer"),
+    ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
+    ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
+)
+"""Kinds that some bugs take to show, and that chance alone brings together too seldom."""
+
+
 @dataclass(frozen=True)
 class Faults:
     """What may go wrong.
@@ -62,6 +71,9 @@ class Nemesis:
         # A seed has a few kinds of trouble, so that these meet more often than all kinds would.
         kinds = simulation.faults.kinds
         self._kinds = rng.sample(kinds, min(len(kinds), rng.randint(2, 10)))
+        focus = rng.choice(FOCUSES)
+        if rng.random() < 0.3 and set(focus) <= set(kinds):
+            self._kinds = list(focus)
         self._injections: dict[str, Callable[[SimulatedNode], bool]] = {
             "loss": self._lose,
             "duplication": self._duplicate,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc.core.messages import EntryKind
 from raftsvc.core.raft import Raft
 from raftsvc.testing import (
     KINDS,
@@ -197,3 +198,32 @@ def test_seeds_run_on_several_processes() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "6 seeds, 0 failed" in done.stdout
+
+
+def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves entries to be sent again: at the pace of heartbeats, not of the network."""
+    simulation = Simulation(9, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.options = simulation.options._replace(max_uncommitted_bytes=1 << 20)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None and simulation.now > 3 * SECOND)
+    leader = simulation.leader()
+    slow = next(n for n in simulation.nodes.values() if n is not leader)
+    assert slow.engine is not None
+    slow.engine._backlog_bytes = 1 << 40
+    heard: list[int] = []
+    hear = slow.hear
+    monkeypatch.setattr(slow, "hear", lambda source, messages: (heard.append(len(messages)), hear(source, messages)))
+    done = simulation.report.counts["done"]
+    assert leader is not None
+    for _ in range(100):
+        leader.do(lambda engine: engine.core.propose(((EntryKind.NORMAL, b"of nobody's"),)) and None)
+    simulation.run_until(simulation.now + 5 * SECOND)
+    assert simulation.report.counts["done"] > done, "the others serve"
+    assert sum(heard) < 1000
+    slow.engine._backlog_bytes = 0
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.last_committed - 2,
+    )
