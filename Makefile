@@ -49,6 +49,10 @@ demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledg
 cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py
 
+.PHONY: soak
+soak: $(STAMP)  ## three nodes under load for ten minutes; memory, threads and files stay flat
+	$(PY) -m tests.soak --seconds 600
+
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
