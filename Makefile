@@ -21,7 +21,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type scenes sim mutants chaos demo cluster bench clean
+.PHONY: help venv test lint type scenes sim mutants chaos soak demo cluster bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ mutants: $(STAMP)  ## plant deliberate bugs: how many seeds does the simulator n
 
 chaos: $(STAMP)  ## real processes under real faults for SECONDS=120, with NODES=3; CHAOS="--help" for more
 	$(PY) -m tests.chaos --nodes $(NODES) --seconds $(SECONDS) $(CHAOS)
+
+soak: $(STAMP)  ## three nodes under load for SECONDS=120; memory, threads and files stay flat
+	$(PY) -m tests.soak --seconds $(SECONDS)
 
 demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost
 	$(PY) examples/demo.py

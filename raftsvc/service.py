@@ -443,6 +443,9 @@ class Service:
     def identity(self) -> tuple[int, int] | None:
         """(cluster id, node id), or None while this node belongs to no cluster."""
         node = self._serving_node()
+        if self._stopped.is_set():
+            # Not `uninitialized`, on which a node that wants to join gives up.
+            raise Problem(503, "stopping", "this node was stopped")
         return (node.cluster_id, node.node_id) if node else None
 
     def standing_of(self, node_id: int) -> str:

@@ -184,6 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         length = self.headers.get("Content-Length", "")
+        if self.headers.defects or len(self.headers.get_all("Content-Length", ())) > 1:
+            # Where the body ends another would see elsewhere: one client of a proxy could speak for the next.
+            self._refuse(400, "the headers do not parse")
+            return
         if self.headers.get("Transfer-Encoding"):
             self._refuse(411, "send a Content-Length")
             return

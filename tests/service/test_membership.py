@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import raftsvc
-from tests.service.harness import PATIENCE, Cluster, eventually, in_background, voters
+from raftsvc.transport.wire import JoinRequest
+from tests.service.harness import PATIENCE, SECRET, Cluster, eventually, in_background, voters
+from tests.transport.harness import call, request
 
 
 def test_init_makes_a_usable_cluster_of_one(cluster: Cluster) -> None:
@@ -61,6 +63,16 @@ def test_nothing_is_served_before_init(cluster: Cluster) -> None:
         node.service.evict("127.0.0.1:1")
     assert node.service.err() is None
     assert node.status["role"] == "uninitialized"
+
+
+def test_a_node_that_was_stopped_does_not_say_that_it_belongs_to_no_cluster(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.stop()
+    # Its server may go on answering for a while; a node that wants to join is to ask again.
+    body = JoinRequest("127.0.0.1:1", b"t" * 16).encode()
+    answer = call(node.service, request("join", body, SECRET, cluster="", sender="0", to="0"))
+    assert (answer.status, answer.code) == (503, "stopping")
 
 
 def test_a_joined_node_has_everything_and_becomes_a_voter(cluster: Cluster) -> None:

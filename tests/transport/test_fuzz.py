@@ -30,7 +30,7 @@ CONNECTIONS = 120 * EFFORT
 ANSWERS = {200, 400, 401, 404, 405, 409, 410, 411, 412, 413, 415, 421, 503}
 LISTENERS_OWN = {414, 431, 501, 505}
 """What the listener answers by itself, beside 400 and 411, before the app hears of a request."""
-ERROR_CODES = {503: {"uninitialized", "overloaded", "unavailable", "busy"}}
+ERROR_CODES = {503: {"uninitialized", "stopping", "overloaded", "unavailable", "busy"}}
 
 
 def check_answer(app: Any, attempt: Attempt) -> int:

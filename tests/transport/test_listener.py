@@ -122,6 +122,19 @@ def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener
     assert ask(connect(listener), "GET", "/")[0] == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [b"Content-Length : 20", b"Content-Length: 0\r\nContent-Length: 20", b"nonsense\r\nContent-Length: 20"],
+)
+def test_a_request_whose_end_is_not_clear_is_refused_and_nothing_in_it_served(
+    serve: Callable[..., Listener], headers: bytes
+) -> None:
+    answer = raw(serve(), b"POST / HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n\r\nGET /in HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"GET /in" not in answer
+
+
 def test_silent_clients_hold_up_nobody_and_are_bounded(
     serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
