@@ -16,7 +16,7 @@ a late message from before a restart, only one can succeed, and what the former
 session still had under way can no longer be applied.  There is one session per
 member, so the table needs neither a limit nor a clock.
 
-Not thread-safe: one thread applies.
+Not thread-safe: one thread at a time applies.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 and `StreamingState` is for states too large to be one bytes object.
 
 The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
-thread at a time; an application reads from any thread, so reads and `apply` must
+thread at a time, not always the same one: a caller that waits in `exec` may be the
+one that applies.  An application reads from any thread, so reads and `apply` must
 be safe beside each other.  `apply` must be deterministic: the same instructions
 in the same order give the same state and answers on every node.  No clock, no
 randomness, no environment, no order of a set.
