@@ -499,10 +499,11 @@ class Node:
         last = clock()
         while not self._stopping.wait(self._tick_seconds):
             now = clock()
-            if now - last < self._tick_seconds / 2:
+            if 0.0 <= now - last < self._tick_seconds / 2:
                 continue
             # However long it was, one tick: a process that was paused must not
-            # campaign the moment it wakes, before it hears its leader.
+            # campaign the moment it wakes, before it hears its leader.  One too if
+            # the clock went back, or there would be none until it is where it was.
             last = now
             with self._turn:
                 self._engine.tick()

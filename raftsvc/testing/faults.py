@@ -276,7 +276,7 @@ class Nemesis:
         return True
 
     def _jump(self, node: SimulatedNode) -> bool:
-        """Forward counts as one tick, however far; backward means no ticks until the clock is where it was."""
+        """A jump counts as one tick, however far it goes; or the clock hardly moves for a while."""
         if self._simulation.random.random() < 0.5:
             node.when_running(lambda: node.do(lambda engine: engine.tick()))
         else:

@@ -332,7 +332,8 @@ class Nemesis:
 
     def _hang_disk(self, node: Process) -> None:
         node.wish(hang=True)
-        self._wait(2.5, 4.0)
+        eventually(lambda: node.status()["role"] != "leader", f"{node.name}, whose disk hangs, leads no more")
+        self._wait(1.0, 3.0)
         if (picture := node.status())["role"] == "leader":
             raise Trouble(f"{node.name} leads though its disk hangs: {picture}")
         node.wish()
