@@ -42,7 +42,7 @@ MUTANTS = (
     Mutant(
         "acknowledge entries before fsync",
         "core/raft.py",
-        "after=may_wait or not self._term_is_durable,",
+        "after=may_wait or not self.term_is_durable,",
         "after=False,",
     ),
     Mutant(

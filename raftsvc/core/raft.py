@@ -231,7 +231,7 @@ class Raft:
         return self.log.term_at(self.log.commit_index) == self.term
 
     @property
-    def _term_is_durable(self) -> bool:
+    def term_is_durable(self) -> bool:
         """Whether the term and the vote in force are on disk: nothing is answered before (figure 2)."""
         return not self._hard_state_dirty and self._hard_state_token <= self._persisted_token
 
@@ -479,7 +479,7 @@ class Raft:
                     reject=True,
                     hint=hint,
                 ),
-                after=not self._term_is_durable,
+                after=not self.term_is_durable,
             )
             return
         if entries:
@@ -503,7 +503,7 @@ class Raft:
                 commit=self.log.commit_index,
                 context=m.context,
             ),
-            after=may_wait or not self._term_is_durable,
+            after=may_wait or not self.term_is_durable,
         )
         self._notice_removal()
 
@@ -972,7 +972,7 @@ class Raft:
         self._persisted_token = token
         if self.role is Role.LEADER:
             self._commit_by_count()
-        elif self.role is Role.CANDIDATE and self._term_is_durable:
+        elif self.role is Role.CANDIDATE and self.term_is_durable:
             self._record_vote(self.node_id, True)
 
     def compact(self, index: int) -> int:

@@ -31,6 +31,7 @@ class Known:
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
         self.commit_index = 0
+        self.stable_index = 0
         self.term = 0
         self.led_term = 0
         self.led_last: Entry | None = None
@@ -95,6 +96,7 @@ class Watch:
         if core.term != known.term:
             self._require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
+        known.stable_index = log.stable_index
         last = log.last_entry
         if last is not known.entries.get(log.last_index):
             self._look_at_log(engine, known)
@@ -159,12 +161,34 @@ class Watch:
             )
         self.last_committed = max(self.last_committed, log.commit_index)
         known.commit_index = log.commit_index
+        if core.role is Role.LEADER:
+            self._look_at_quorum(engine)
+
+    def _look_at_quorum(self, engine: Engine) -> None:
+        """What a leader commits is on the disks of a majority of voters (5.3)."""
+        index = engine.core.log.commit_index
+        config = engine.core.config
+        frame = self.committed[index].frame if index in self.committed else b""
+        holders = 0
+        for node_id in config.voters:
+            known = self._known.get(node_id)
+            if known is not None and known.stable_index >= index:
+                entry = known.entries.get(index)  # None: it is covered by a snapshot there
+                holders += entry is None or entry.frame == frame
+        self._require(
+            holders >= config.quorum(),
+            f"durability: node {engine.node_id} commits entry {index}, which only {holders} voters have on disk",
+        )
 
     def _look_at_leader(self, engine: Engine, known: Known, last: Entry | None) -> None:
         core = engine.core
         log = core.log
         if known.led_term != core.term:
             known.led_term = core.term
+            self._require(
+                core.term_is_durable,
+                f"durability: node {engine.node_id} leads term {core.term} before its vote for itself is on disk",
+            )
             other = self._leaders.setdefault(core.term, engine.node_id)
             self._require(
                 other == engine.node_id, f"election safety: {other} and {engine.node_id} both lead term {core.term}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,14 @@ def test_a_member_that_moved_announces_its_new_address(cluster: Cluster) -> None
     eventually(lambda: cluster.leader().status["members"][node_id]["addr"] == moved.addr, "the new address is known")
     moved.service.exec(b"from the new address", timeout=PATIENCE)
     assert all(m.read()[-1:] == [b"from the new address"] for m in cluster.members)
+
+
+def test_a_clock_that_goes_back_stops_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    offset = 0.0
+    cluster = make_cluster(clock=lambda: time.monotonic() + offset)
+    first, *others = cluster.form(3)
+    offset = -3600.0
+    cluster.leader().service.stop()
+    rest = [m for m in (first, *others) if m.status.get("role") and m.service.is_live()]
+    assert len(rest) == 2
+    eventually(lambda: any(m.is_leader and m.service.is_ready() for m in rest), "another leads")

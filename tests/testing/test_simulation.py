@@ -65,7 +65,7 @@ def test_without_faults_everything_is_done() -> None:
 def test_a_failing_seed_says_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Raft, "_term_is_durable", True)
+    monkeypatch.setattr(Raft, "term_is_durable", True)
     monkeypatch.setattr(Raft, "ready", _without_votes(Raft.ready))
     failed = next(seed for seed in range(100) if _failure(seed))
     first, second = _failure(failed), _failure(failed)
