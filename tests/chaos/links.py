@@ -52,6 +52,7 @@ class ProxyLinks:
         self._ports: dict[tuple[int, int], int] = {}
         self._targets: dict[tuple[int, int], str] = {}
         self._cut: set[tuple[int, int]] = set()
+        self._servers: list[asyncio.Server] = []
         self._delays: dict[int, float] = {}
         self._open: dict[tuple[int, int], set[asyncio.StreamWriter]] = {}
 
@@ -78,6 +79,7 @@ class ProxyLinks:
             await self._serve(pair, reader, writer)
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     async def _serve(self, pair: tuple[int, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,8 +126,22 @@ class ProxyLinks:
             self._open.pop(pair, None)
 
     def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
+        for writers in self._open.values():
+            for writer in writers:
+                writer.transport.abort()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # transports say goodbye in the next round
 
 
 class NamespaceLinks:
