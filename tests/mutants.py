@@ -109,10 +109,10 @@ MUTANTS = (
         "    files.write(fd, _END.pack(0, chain, total), offset)\n",
     ),
     Mutant(
-        "damage in the log is not looked for",
+        "any damage in the last segment is taken for a torn write",
         "storage/wal.py",
-        '            return "a record\'s checksum does not match"',
-        "            pass",
+        "if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):",
+        "if record is not None and not (is_last and offset >= _BODY):",
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
