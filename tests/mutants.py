@@ -211,6 +211,7 @@ MUTANTS = (
         "core/raft.py",
         "        if self._change_pending:\n            raise",
         "        if False:\n            raise",
+        kinds="member added,member removed,leader cut off,partition,kill,leadership transfer",
     ),
     # Reads
     Mutant(
@@ -224,12 +225,14 @@ MUTANTS = (
         "core/raft.py",
         "if not self._reads_waiting or not self.has_own_term_commit:",
         "if not self._reads_waiting:",
+        kinds="leader cut off,leadership transfer,delay and reordering,one-way cut,pause",
     ),
     Mutant(
         "a late heartbeat reply confirms a later read",
         "core/raft.py",
         "self.progress[i].round_acked >= self._read_round for",
         "self.progress[i].round_acked > 0 for",
+        kinds="leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition",
     ),
     Mutant(
         "read before the index is applied",

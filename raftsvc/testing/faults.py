@@ -288,7 +288,8 @@ class Nemesis:
 
     def _add(self, node: SimulatedNode) -> bool:
         simulation = self._simulation
-        if len(simulation.configuration().members) >= 6 or simulation.operator.is_busy:
+        under_way = simulation.operator.task_count
+        if len(simulation.configuration().members) + under_way >= 7 or under_way >= 3:
             return False
         simulation.operator.add()
         return True
@@ -297,7 +298,8 @@ class Nemesis:
         simulation = self._simulation
         config = simulation.configuration()
         damaged = any(n.is_damaged and not n.is_gone for n in simulation.nodes.values())
-        if len(config.voters) <= 3 or simulation.operator.is_busy or damaged:
+        under_way = simulation.operator.task_count
+        if len(config.voters) - under_way <= 3 or under_way >= 3 or damaged:
             return False
         simulation.operator.remove(simulation.random.choice(sorted(config.members)))
         return True

@@ -806,6 +806,11 @@ class Operator:
         """Whether something is still to be done."""
         return bool(self._tasks) or any(node.refusal for node in self._simulation.nodes.values() if not node.is_gone)
 
+    @property
+    def task_count(self) -> int:
+        """How many changes of membership are under way."""
+        return len(self._tasks)
+
     def found(self, size: int) -> None:
         """A cluster of `size` voters, as `init` and `join` would make it."""
         simulation = self._simulation
@@ -828,8 +833,9 @@ class Operator:
     def _work(self) -> None:
         """Look after everything now and then."""
         simulation = self._simulation
-        if self._tasks and self._tasks[0]():
-            self._tasks.pop(0)
+        for task in list(self._tasks):  # several at once: which comes first is up to the leader
+            if task():
+                self._tasks.remove(task)
         for node in list(simulation.nodes.values()):
             engine = node.engine
             if engine is not None and engine.core.is_removed and not node.is_gone:
