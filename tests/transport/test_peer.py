@@ -252,6 +252,8 @@ def test_connections_are_kept_open_whatever_was_answered(talk: Callable[..., tup
     good, bad = make_app(Recorder()), answering("503 Service Unavailable", b"later")
 
     def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        if environ["REQUEST_METHOD"] != "POST":  # the request for a stream has a connection of its own
+            return bad(environ, start_response)
         threads.append(threading.current_thread().name)
         return (bad if len(threads) % 2 else good)(environ, start_response)
 
