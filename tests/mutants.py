@@ -155,6 +155,7 @@ MUTANTS = (
         "core/log.py",
         "            if not self.holds(entry.index, entry.term):\n",
         "            if True:\n",
+        kinds="delay and reordering,duplication,loss",
     ),
     Mutant(
         "commit what was not verified",

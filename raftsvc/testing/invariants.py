@@ -103,7 +103,21 @@ class Watch:
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
         if core.role is Role.LEADER:
+            if last is not known.led_last and log.config_index > log.commit_index:
+                self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
+
+    def _look_at_changes(self, engine: Engine) -> None:
+        """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""
+        log = engine.core.log
+        own = [
+            entry.index
+            for entry in log.newest_first()
+            if entry.index > log.commit_index and entry.kind is EntryKind.CONFIG and entry.term == engine.core.term
+        ]
+        self._require(
+            len(own) <= 1, f"node {engine.node_id} appended changes of membership at {own}, none of them committed"
+        )
 
     def _look_at_log(self, engine: Engine, known: Known) -> None:
         """Log matching (5.3): an entry of one index and term is the same everywhere, and follows the same."""
@@ -168,6 +182,11 @@ class Watch:
         """What a leader commits is on the disks of a majority of voters (5.3)."""
         index = engine.core.log.commit_index
         config = engine.core.config
+        term = engine.core.log.term_at(index)
+        self._require(
+            term is None or term == engine.core.term,
+            f"node {engine.node_id} commits entry {index}@{term} by counting, in term {engine.core.term} (5.4.2)",
+        )
         frame = self.committed[index].frame if index in self.committed else b""
         holders = 0
         for node_id in config.voters:

@@ -167,6 +167,8 @@ def test_trouble_of_the_node_does_not_end_its_sender(talk: Callable[..., tuple[N
     answers = iter([answering("410 Gone", Problem(410, "removed").encode()), answering("500 Oops", b"")])
 
     def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        if environ["REQUEST_METHOD"] != "POST":
+            return good(environ, start_response)
         return next(answers, good)(environ, start_response)
 
     node, peer = talk(app, None)
