@@ -32,6 +32,7 @@ class Known:
         self.entries: dict[int, Entry] = {}
         self.commit_index = 0
         self.stable_index = 0
+        self.offset = 0
         self.term = 0
         self.led_term = 0
         self.led_last: Entry | None = None
@@ -96,7 +97,7 @@ class Watch:
         if core.term != known.term:
             self._require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
-        known.stable_index = log.stable_index
+        known.stable_index, known.offset = log.stable_index, log.offset
         last = log.last_entry
         if last is not known.entries.get(log.last_index):
             self._look_at_log(engine, known)
@@ -193,7 +194,7 @@ class Watch:
             known = self._known.get(node_id)
             if known is not None and known.stable_index >= index:
                 entry = known.entries.get(index)  # None: it is covered by a snapshot there
-                holders += entry is None or entry.frame == frame
+                holders += index <= known.offset or entry is None or entry.frame == frame
         self._require(
             holders >= config.quorum(),
             f"durability: node {engine.node_id} commits entry {index}, which only {holders} voters have on disk",
@@ -246,6 +247,18 @@ class Watch:
                     term = log.term_at(m.index)
                     if term is not None:  # else it is compacted, hence in a snapshot
                         known.promised_index, known.promised_entry_term = m.index, term
+                if m.term == engine.core.term:
+                    self._acknowledged(engine, m.term, m.index)
+
+    def _acknowledged(self, engine: Engine, term: int, index: int) -> None:
+        """What a follower says that it holds is what the leader of the term holds there (5.3)."""
+        leader = self._known.get(self._leaders.get(term, NO_NODE))
+        if leader is not None and leader.led_term == leader.term == term and index > leader.offset:
+            theirs, ours = leader.entries.get(index), engine.core.log.term_at(index)
+            self._require(
+                theirs is None or ours is None or theirs.term == ours,
+                f"node {engine.node_id} acknowledges entry {index}, which is another one at the leader of term {term}",
+            )
 
     def _voted(self, node_id: int, term: int, candidate: int) -> None:
         known = self._known[node_id]
