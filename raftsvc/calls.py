@@ -297,11 +297,20 @@ class Calls:
 class Reads:
     """Readers in three stages: those who just came, those whose index is being asked for, those who wait for it."""
 
-    def __init__(self, core: Raft, contexts: Contexts, retry_ticks: int, finished: list[Waiter]) -> None:
+    def __init__(
+        self,
+        core: Raft,
+        contexts: Contexts,
+        retry_ticks: int,
+        finished: list[Waiter],
+        note_time: Callable[[], None],
+    ) -> None:
+        """note_time: has the core know what time it is now."""
         self._core = core
         self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
+        self._note_time = note_time
         self.inbox: deque[Read] = deque()
         """New ones.  Anybody may append, without the lock; `ask` sees to them."""
         self._new: list[Read] = []
@@ -338,6 +347,7 @@ class Reads:
             self.ask_again(tick)  # the answer may be lost
         elif not self._context and self._new:
             context = self._contexts.take()
+            self._note_time()  # after they came: a lease must hold then, not before
             if self._core.read_index(context):
                 self._context, self._asked_tick = context, tick
                 self._asked, self._new = self._new, []

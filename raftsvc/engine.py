@@ -72,6 +72,9 @@ class EngineOptions(NamedTuple):
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
+    tick_ns: int = 0
+    """The least time between two ticks; 0 if that cannot be said, and nobody may rely on it."""
+    lease_reads: bool = False
 
 
 class Runner(Protocol):
@@ -97,6 +100,9 @@ class Runner(Protocol):
 
     def apply_work(self) -> None:
         """There is something to apply."""
+
+    def now(self) -> int:
+        """Nanoseconds by a clock that never goes back or stands still; asked only with `lease_reads`."""
 
 
 class ChangeAttempt:
@@ -175,6 +181,9 @@ class Engine:
                 max_uncommitted_bytes=options.max_uncommitted_bytes,
                 trailing_entries=options.trailing_entries,
                 trailing_bytes=options.trailing_bytes,
+                # The tick that is under way when a leader is heard may be almost over.
+                promise_ns=(options.election_ticks - 1) * options.tick_ns,
+                uses_leases=options.lease_reads,
             ),
             loaded.hard_state,
             meta,
@@ -194,7 +203,7 @@ class Engine:
         self._contexts = Contexts(random)
         self._finished: list[Waiter] = []
         self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks, self._finished)
-        self.reads = Reads(self.core, self._contexts, self.retry_ticks, self._finished)
+        self.reads = Reads(self.core, self._contexts, self.retry_ticks, self._finished, self._note_time)
         self._changes: dict[int, ChangeAttempt] = {}
         self._digests = DigestCheck(self.core, self.machine)
 
@@ -343,6 +352,7 @@ class Engine:
 
     def step(self, messages: Iterable[Message]) -> None:
         """Take messages of peers."""
+        self._note_time()
         try:
             for message in messages:
                 if self.is_over:
@@ -369,6 +379,10 @@ class Engine:
             attempt.refusal = refusal_of(m)
             self._runner.state_changed()
 
+    def _note_time(self) -> None:
+        if self.options.lease_reads:
+            self.core.now = self._runner.now()
+
     def report_unreachable(self, peer_id: int) -> None:
         """Messages to `peer_id` were lost."""
         self.core.report_unreachable(peer_id)
@@ -394,6 +408,7 @@ class Engine:
         if self.is_over:
             return
         self.ticks += 1
+        self._note_time()
         self._watch_disk()
         self.core.tick()
         self.calls.retry(self.ticks)

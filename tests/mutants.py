@@ -37,6 +37,8 @@ class Mutant(NamedTuple):
     kinds: str = ""
 
 
+_LEASE_KINDS = "leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition,kill"
+
 MUTANTS = (
     # Durability
     Mutant(
@@ -231,7 +233,7 @@ MUTANTS = (
     Mutant(
         "a late heartbeat reply confirms a later read",
         "core/raft.py",
-        "self.progress[i].round_acked >= self._read_round for",
+        "self.progress[i].round_acked >= self._round_asked for",
         "self.progress[i].round_acked > 0 for",
         kinds="leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition",
     ),
@@ -240,6 +242,66 @@ MUTANTS = (
         "calls.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
+    ),
+    # Leases
+    Mutant(
+        "a lease counts for longer than the promise",
+        "core/raft.py",
+        "_LEASE_PERCENT = 90 ",
+        "_LEASE_PERCENT = 250 ",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a lease counts from the answer",
+        "core/raft.py",
+        "            progress.round_acked = m.context\n",
+        "            progress.round_acked = m.context\n"
+        "            self._lease_rounds.extend(\n"
+        "                [(n, self.now if n == m.context else at) for n, at in list(self._lease_rounds)]\n"
+        "            )\n",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a lease is looked at by an old clock",
+        "engine.py",
+        "            self.core.now = self._runner.now()\n",
+        "            self.core.now = self.ticks * self.options.tick_ns\n",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a lease outlives a hand-over",
+        "core/raft.py",
+        "            self._was_handed_over = True ",
+        "            self._was_handed_over = False ",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a lease before an own-term commit",
+        "core/raft.py",
+        " and self.node_id in voters and self.has_own_term_commit):",
+        " and self.node_id in voters):",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a lease needs no majority",
+        "core/raft.py",
+        "        return bound >= self.config.quorum()\n",
+        "        return bound >= 1\n",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a restarted voter forgets its promise",
+        "core/raft.py",
+        "self._leader_elapsed = 0 if self.term else settings.election_ticks",
+        "self._leader_elapsed = settings.election_ticks",
+        kinds=_LEASE_KINDS,
+    ),
+    Mutant(
+        "a promise ends with a newer term",
+        "core/raft.py",
+        "        return self.role is Role.LEADER or self._leader_elapsed < self.settings.election_ticks\n",
+        "        return self.leader_id != NO_NODE and self._leader_elapsed < self.settings.election_ticks\n",
+        kinds=_LEASE_KINDS,
     ),
     # Sessions
     Mutant(

@@ -27,6 +27,7 @@ class Progress:
     recent_active: whether it was heard from since the last quorum check;
     was_active:    in the period before that.
     round_acked:   the latest read round it confirmed (thesis section 6.4).
+    promise_ns:    how long it gives no vote after it heard this leader (section 6.4.1).
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
     leaving_index: where its removal stands in the log, or 0.
@@ -42,6 +43,7 @@ class Progress:
         "match_index",
         "next_index",
         "probe_sent",
+        "promise_ns",
         "recent_active",
         "round_acked",
         "snapshot_index",
@@ -57,6 +59,7 @@ class Progress:
         self.recent_active = False
         self.was_active = False
         self.round_acked = 0
+        self.promise_ns = 0
         self.snapshot_index = 0
         self.commit_sent = 0
         self.awaited_index = 0

@@ -13,8 +13,9 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      itself included.
  R2  A node asks for pre-votes before it raises its term (T 9.6), so that one that
      cannot win disturbs nobody.
- R3  A node that heard from a leader within an election timeout ignores vote
-     requests (6; T 4.2.3), unless that leader itself asked for the election.
+ R3  A node that heard from a leader within an election timeout gives no vote
+     (6; T 4.2.3), unless that leader itself asked for the election.  One that
+     restarted may have heard one just before, and waits as long.
  R4  A leader that does not hear from a majority within an election timeout steps
      down (T 6.2).
  R5  A follower accepts entries only if its log holds the entry before them, and
@@ -32,15 +33,21 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      removal commits (T 4.2.2).  The removed node is told, then takes no part.
  R11 A read is served at the commit index that the leader had when it asked for a
      round of heartbeats that a majority answered, in a term in which it has
-     committed an entry (T 6.4).  There are no leases, so no clock is trusted.
+     committed an entry (T 6.4).  No clock is trusted for that.
  R12 A leader that hands over refuses proposals until the target took over or an
      election timeout passed (T 3.10).
  R13 A snapshot replaces a log only if it is ahead of what is committed there and
      the log does not hold its last entry (7).
+ R14 Where the caller allows leases, a leader that is a voter serves reads without a
+     round while a majority of voters keeps the promise of R3 to it (T 6.4.1).  A
+     promise counts from when the message that it answers was sent, for less than
+     its giver counts it, by a clock of the caller's that never stands still; none
+     counts in a term in which somebody was asked to take over.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,7 +113,12 @@ class ProposalRefused(Exception):
 
 
 class Settings(NamedTuple):
-    """How a node behaves.  Ticks are the caller's; sizes are of framed entries."""
+    """How a node behaves.  Ticks are the caller's; sizes are of framed entries.
+
+    promise_ns:  how long, at the least, this node gives no vote after it heard a leader (R3);
+                 0 promises nothing.
+    uses_leases: whether reads may rely on such promises, and so on clocks (R14).
+    """
 
     node_id: int
     random: Random
@@ -119,6 +131,8 @@ class Settings(NamedTuple):
     max_delivery_bytes: int = 4 * 1024 * 1024
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
+    promise_ns: int = 0
+    uses_leases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +167,7 @@ class Ready(NamedTuple):
 _VOTE_OF = {MessageKind.PRE_VOTE: MessageKind.PRE_VOTE_REPLY, MessageKind.VOTE: MessageKind.VOTE_REPLY}
 _REQUESTS_REMEMBERED = 1024
 _TRANSFER = 1  # context of a VOTE whose candidate was asked to take over
+_LEASE_PERCENT = 90  # of a promise: what the clocks of two nodes may differ by in rate
 
 
 class Raft:
@@ -177,10 +192,15 @@ class Raft:
         self.is_removed = False
         self.progress: dict[int, Progress] = {}
         self.transfer_target = NO_NODE
+        self.now = 0
+        """The caller's clock, in nanoseconds.  With leases (R14) it is set before each input, and
+        before a read after the read came."""
 
         self._can_lead = True
         self._votes: dict[int, bool] = {}
         self._election_elapsed = 0
+        # Ticks since a leader was heard.  A node that was never in a term never promised anything.
+        self._leader_elapsed = 0 if self.term else settings.election_ticks
         self._heartbeat_elapsed = 0
         self._quorum_elapsed = 0
         self._transfer_elapsed = 0
@@ -190,6 +210,9 @@ class Raft:
         self._requests_seen: dict[int, dict[int, None]] = {}  # the last of each member, by context
 
         self._read_round = 0
+        self._lease_rounds: deque[tuple[int, int]] = deque(maxlen=settings.election_ticks)  # and when each was sent
+        self._was_handed_over = False  # in this term
+        self._round_asked = 0
         self._round_index = 0
         self._round_reads: list[tuple[int, int]] = []
         self._reads_waiting: list[tuple[int, int]] = []
@@ -245,6 +268,7 @@ class Raft:
             self._tick_leader()
             return
         self._election_elapsed += 1
+        self._leader_elapsed += 1
         if self._election_elapsed >= self._timeout_ticks and self.is_promotable:
             self.campaign()
 
@@ -269,6 +293,9 @@ class Raft:
             self._heartbeat_elapsed = 0
             self._promote_learners()
             self._commit_at_heartbeat = self.log.commit_index
+            if settings.uses_leases:
+                self._read_round += 1
+                self._lease_rounds.append((self._read_round, self.now))
             self._broadcast_heartbeat()
 
     def _reset_election_timer(self) -> None:
@@ -341,7 +368,9 @@ class Raft:
         self.role = Role.LEADER
         self.leader_id = self.node_id
         self._votes = {}
-        self._election_elapsed = 0  # it hears itself (R3), however long the election took
+        self._leader_elapsed = self.settings.election_ticks  # none but itself, while it leads
+        self._lease_rounds.clear()
+        self._was_handed_over = False
         self._heartbeat_elapsed = self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
         self._uncommitted_bytes = log.bytes_between(log.commit_index, log.last_index)
@@ -404,8 +433,12 @@ class Raft:
             self._ask_for_votes(MessageKind.VOTE, _TRANSFER)
 
     def _hears_leader(self) -> bool:
-        """Whether a leader was heard from within the election timeout; a leader hears itself (R3, R4)."""
-        return self.leader_id != NO_NODE and self._election_elapsed < self.settings.election_ticks
+        """Whether a leader was heard from within the election timeout; a leader hears itself (R3, R4).
+
+        Which one, and in which term, is no matter: a newer term that was heard of since
+        ends no promise, for that leader may not have heard of it (R14).
+        """
+        return self.role is Role.LEADER or self._leader_elapsed < self.settings.election_ticks
 
     def _answer_stale(self, m: Message) -> None:
         """Let a sender of an older term know ours.
@@ -425,9 +458,10 @@ class Raft:
         of which it may not have heard, so it answers like any other node.
         """
         is_real = m.kind is MessageKind.VOTE
+        is_bound = m.context != _TRANSFER and self._hears_leader()  # R3
         is_free = (
             self.vote == m.from_id
-            or (self.vote == NO_NODE and self.leader_id == NO_NODE)
+            or (self.vote == NO_NODE and self.leader_id == NO_NODE and not is_bound)
             or (not is_real and m.term > self.term)
         )
         reply = Message(_VOTE_OF[m.kind], m.from_id)
@@ -451,7 +485,7 @@ class Raft:
         if self.role is not Role.FOLLOWER:
             self._become_follower(self.term, m.from_id)
         self.leader_id = m.from_id
-        self._election_elapsed = 0
+        self._election_elapsed = self._leader_elapsed = 0
         if m.kind is MessageKind.APPEND:
             self._follow_append(m)
         else:
@@ -502,6 +536,7 @@ class Raft:
                 index=match_index,
                 commit=self.log.commit_index,
                 context=m.context,
+                hint=self.settings.promise_ns,
             ),
             after=may_wait or not self.term_is_durable,
         )
@@ -736,6 +771,7 @@ class Raft:
             if progress.rejected(m.index, agree_at):
                 self._send_entries(m.from_id, progress)
             return
+        progress.promise_ns = m.hint
         is_news = progress.accepted(m.index)
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= self.log.offset:
             progress.probe_from(progress.match_index + 1)
@@ -805,6 +841,7 @@ class Raft:
 
     def _hand_over(self) -> None:
         if self.progress[self.transfer_target].match_index == self.log.last_index:
+            self._was_handed_over = True  # the message may be late, and takes effect whenever it comes
             self._send(Message(MessageKind.TIMEOUT_NOW, self.transfer_target))
 
     # -- reads
@@ -825,6 +862,9 @@ class Raft:
         return True
 
     def _read_as_leader(self, origin: int, context: int) -> None:
+        if self._holds_lease():
+            self._answer_read(origin, context, self.log.commit_index)
+            return
         self._reads_waiting.append((origin, context))
         if not self._round_reads:
             self._start_round()
@@ -838,6 +878,7 @@ class Raft:
         # Rounds count up within a term, and replies of other terms are dropped:
         # a late answer can confirm only what was asked before it was given.
         self._read_round += 1
+        self._round_asked = self._read_round
         if not self._finish_round():
             self._broadcast_heartbeat()
 
@@ -846,21 +887,46 @@ class Raft:
         if not self._round_reads:
             return False
         confirmed = sum(
-            i == self.node_id or self.progress[i].round_acked >= self._read_round for i in self.config.voters
+            i == self.node_id or self.progress[i].round_acked >= self._round_asked for i in self.config.voters
         )
         if confirmed < self.config.quorum():
             return False
         reads, self._round_reads = self._round_reads, []
         for origin, context in reads:
-            if origin == self.node_id:
-                self._read_states.append(ReadState(context, self._round_index))
-            else:
-                self._send(Message(MessageKind.READ_INDEX_REPLY, origin, index=self._round_index, context=context))
-                progress = self.progress.get(origin)
-                if progress is not None and progress.commit_sent < self._round_index:
-                    self._send_heartbeat(origin, progress)  # it waits until that is applied
+            self._answer_read(origin, context, self._round_index)
         self._start_round()
         return True
+
+    def _answer_read(self, origin: int, context: int, index: int) -> None:
+        if origin == self.node_id:
+            self._read_states.append(ReadState(context, index))
+            return
+        self._send(Message(MessageKind.READ_INDEX_REPLY, origin, index=index, context=context))
+        progress = self.progress.get(origin)
+        if progress is not None and progress.commit_sent < index:
+            self._send_heartbeat(origin, progress)  # it waits until that is applied
+
+    def _holds_lease(self) -> bool:
+        """Whether nobody else can lead yet, so that what is committed here is all there is (R14).
+
+        A rival's majority would include this voter itself, or one that promised not to
+        help; the configurations of both differ by one member at most (R8).
+        """
+        voters = self.config.voters
+        if not (self.settings.uses_leases and self.node_id in voters and self.has_own_term_commit):
+            return False
+        if self._was_handed_over:
+            return False
+        bound = sum(i == self.node_id or self._is_bound(self.progress[i]) for i in voters)
+        return bound >= self.config.quorum()
+
+    def _is_bound(self, progress: Progress) -> bool:
+        """Whether the promise that came with the latest lease round it answered holds still."""
+        for number, sent in reversed(self._lease_rounds):
+            if number <= progress.round_acked:
+                promise_ns = min(progress.promise_ns, self.settings.promise_ns)
+                return 0 <= self.now - sent < promise_ns * _LEASE_PERCENT // 100
+        return False
 
     # -- messages that speak for no term
 

@@ -271,13 +271,14 @@ class Nemesis:
     # -- clocks
 
     def _drift(self, node: SimulatedNode) -> bool:
-        node.tick_rate = self._simulation.random.choice((0.5, 0.8, 1.25, 2.0))
+        rates = (1.25, 2.0, 5.0) if self._simulation.options.lease_reads else (0.5, 0.8, 1.25, 2.0)
+        node.tick_rate = self._simulation.random.choice(rates)
         self._for_a_while(lambda: setattr(node, "tick_rate", 1.0), longest=5000)
         return True
 
     def _jump(self, node: SimulatedNode) -> bool:
-        """A jump counts as one tick, however far it goes; or the clock hardly moves for a while."""
-        if self._simulation.random.random() < 0.5:
+        """A jump counts as one tick, however far it goes; or ticks hardly come for a while."""
+        if self._simulation.random.random() < 0.5 and not self._simulation.options.lease_reads:
             node.when_running(lambda: node.do(lambda engine: engine.tick()))
         else:
             node.tick_rate = 30.0

@@ -118,6 +118,8 @@ class Simulation:
             snapshot_entries=rng.choice((8, 30, 100, 1000)),
             trailing_entries=rng.choice((0, 5, 50)),
             max_uncommitted_bytes=rng.choice((2000, 1 << 20)),
+            tick_ns=1000 * TICK,
+            lease_reads=rng.random() < 0.4,
         )
         self.segment_bytes = rng.choice((4096, 8192, 32768))
         self.clients = [Client(self, n) for n in range(rng.randint(3, 6))]
@@ -300,6 +302,9 @@ class SimulatedNode:
         self.is_gone = False
         self.is_damaged = False
         self.tick_rate = 1.0
+        # What leases allow: clocks that differ in rate by a tenth, and in what they show by anything.
+        self._clock_rate = simulation.random.uniform(0.95, 1.05)
+        self._clock_start = simulation.random.randrange(10**9)
         self.write_delay = 400  # mean, microseconds
         self.is_hung = False
         self.life = 0
@@ -471,7 +476,7 @@ class SimulatedNode:
             self._schedule_tick()
             self.do(lambda engine: engine.tick())
 
-        self.later(int(TICK * self.tick_rate), tick)
+        self.later(int(TICK * self.tick_rate / self._clock_rate), tick)
 
     # -- slow work
 
@@ -565,6 +570,10 @@ class SimulatedNode:
 
     def apply_work(self) -> None:
         """Seen after each step."""
+
+    def now(self) -> int:
+        """The clock that leases are measured by."""
+        return int(1000 * (self._clock_start + self.simulation.now * self._clock_rate))
 
     # -- snapshots to others
 

@@ -20,13 +20,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--links", choices=("namespaces", "proxies"), default="namespaces")
     parser.add_argument("--mount", action="store_true", help="/raft/ on the pool of the clients, not on a listener")
+    parser.add_argument("--lease-reads", action="store_true", help="leaders read by lease")
     parser.add_argument("--kinds", help="only these faults, with commas between")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="raftsvc-chaos-"))
     use_namespaces = options.links == "namespaces" and NamespaceLinks.is_possible()
     print(f"seed {options.seed}, {options.nodes} nodes, {'namespaces' if use_namespaces else 'proxies'}, in {home}")
     kinds = [kind.strip() for kind in options.kinds.split(",")] if options.kinds else None
-    run = Run(home, options.nodes, options.seed, make_links(options.nodes, use_namespaces), not options.mount)
+    links = make_links(options.nodes, use_namespaces)
+    run = Run(home, options.nodes, options.seed, links, not options.mount, options.lease_reads)
     try:
         print(run.go(options.seconds, kinds))
     except Trouble as trouble:

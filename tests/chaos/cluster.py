@@ -43,7 +43,9 @@ def eventually(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class Process:
     """One node: its addresses stay, its processes and its directory come and go."""
 
-    def __init__(self, number: int, home: Path, links: Links, secret: str, has_listener: bool) -> None:
+    def __init__(
+        self, number: int, home: Path, links: Links, secret: str, has_listener: bool, lease_reads: bool
+    ) -> None:
         self.number = number
         self.home = home
         self.log = home / f"n{number}.log"
@@ -56,6 +58,7 @@ class Process:
         # With a listener of its own, or with /raft/ on the pool that the clients use.
         self.addr = f"{host}:{8001 if not host.startswith('127.') else free_port(host)}" if has_listener else self.web
         self._has_listener = has_listener
+        self._lease_reads = lease_reads
         self.peers: dict[int, str] = {}
         self._popen: subprocess.Popen[bytes] | None = None
         self.wish()
@@ -83,6 +86,8 @@ class Process:
         }
         if self._has_listener:
             environment["CHAOS_LISTEN"] = self.addr
+        if self._lease_reads:
+            environment["CHAOS_LEASE_READS"] = "yes"
         command = [
             *self._links.command(self.number),
             *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", str(THREADS)),
@@ -153,10 +158,10 @@ class Process:
 class Cluster:
     """All nodes of a run."""
 
-    def __init__(self, home: Path, links: Links, size: int, has_listener: bool) -> None:
+    def __init__(self, home: Path, links: Links, size: int, has_listener: bool, lease_reads: bool) -> None:
         secret = secrets.token_hex(16)
         self.links = links
-        self.nodes = [Process(number, home, links, secret, has_listener) for number in range(size)]
+        self.nodes = [Process(number, home, links, secret, has_listener, lease_reads) for number in range(size)]
         for node in self.nodes:
             node.peers = {peer.number: peer.addr for peer in self.nodes}
 

@@ -112,11 +112,11 @@ class Client(threading.Thread):
 class Run:
     """A cluster, its clients, and the history."""
 
-    def __init__(self, home: Path, nodes: int, seed: int, links: Links, has_listener: bool) -> None:
+    def __init__(self, home: Path, nodes: int, seed: int, links: Links, has_listener: bool, lease_reads: bool) -> None:
         self.seed = seed
         self.home = home
         self.random = random.Random(f"{seed} nemesis")
-        self.cluster = Cluster(home, links, nodes, has_listener)
+        self.cluster = Cluster(home, links, nodes, has_listener, lease_reads)
         self.outcome = Outcome(seed, nodes)
         self.is_over = threading.Event()
         self.values: dict[str, Any] = {}  # what was written last, as a guess for compare-and-set

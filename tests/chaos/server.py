@@ -92,6 +92,7 @@ service = raftsvc.start(
     election_timeout=1.0,
     snapshot_entries=400,
     trailing_entries=100,
+    lease_reads="CHAOS_LEASE_READS" in os.environ,
     clock=_clock,
     files=FaultyFiles(),
 )

@@ -15,14 +15,16 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize(
-    ("has_listener", "kinds"),
+    ("has_listener", "lease_reads", "kinds"),
     [
-        (True, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
-        (False, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
+        (True, False, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
+        (False, True, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
     ],
 )
-def test_real_processes_keep_every_promise_under_faults(tmp_path: Path, has_listener: bool, kinds: list[str]) -> None:
-    run = Run(tmp_path, 3, 1, make_links(3, use_namespaces=False), has_listener)
+def test_real_processes_keep_every_promise_under_faults(
+    tmp_path: Path, has_listener: bool, lease_reads: bool, kinds: list[str]
+) -> None:
+    run = Run(tmp_path, 3, 1, make_links(3, use_namespaces=False), has_listener, lease_reads)
     try:
         outcome = run.go(12.0, kinds)
     except Trouble as trouble:

@@ -16,6 +16,7 @@ link until they are delivered; writes are durable at once unless they are held.
     copy n1 n2                   keep a copy of what waits there, to arrive a second time
     cut n1 [n2] / heal           lose everything from and to n1 (or between the two) / no longer
     propose n1 a b               propose as n1: appended there, or forwarded
+    clock n1 900                 n1's clock shows 900 ms; ticks do not move it
     read n1 7                    ask for a read index with tag 7
     add n1 n4 / promote n1 n4 / remove n1 n2      membership changes, proposed at n1
     transfer n1 n2               n1 hands leadership to n2
@@ -228,6 +229,7 @@ class Scene:
         for node in self.nodes.values():
             if node.raft is not None and node.raft.role is not Role.LEADER:
                 node.raft._election_elapsed = node.raft.settings.election_ticks
+                node.raft._leader_elapsed = node.raft.settings.election_ticks
 
     def do_elect(self, args: list[str], ids: list[int]) -> None:
         self.do_expire(args, ids)
@@ -299,6 +301,9 @@ class Scene:
         except ProposalRefused as refused:
             self.out.append(f"n{node_id} refuses: {refused}")
         self._collect(self.nodes[node_id])
+
+    def do_clock(self, args: list[str], ids: list[int]) -> None:
+        self._raft(ids[0]).now = int(args[1]) * 1_000_000
 
     def do_read(self, args: list[str], ids: list[int]) -> None:
         if not self._raft(ids[0]).read_index(int(args[1])):

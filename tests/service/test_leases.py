@@ -1,0 +1,87 @@
+"""Reads that rely on a lease: what they spare, when they stop, and what a node that stood still must not serve."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+import raftsvc
+from tests.service.harness import PATIENCE, Cluster, Member, eventually
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no clock for leases")
+
+
+class Clock:
+    """The clock of leases, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 10**12
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def is_served(leader: Member) -> bool:
+    try:
+        leader.service.wait_read(timeout=0.3)
+    except raftsvc.ReadTimeoutError:
+        return False
+    return True
+
+
+def test_a_leader_with_a_lease_reads_without_the_others(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("raftsvc.node.read_boot_clock", clock)
+    cluster = make_cluster(lease_reads=True, election_timeout=4.0)
+    cluster.form(3)
+    leader = cluster.leader()
+    leader.service.exec(b"a")
+    eventually(leader.service._node._engine.core._holds_lease, "a majority promised")
+    cluster.cut(leader, [m for m in cluster.members if m is not leader])
+    assert is_served(leader), "by the lease, for nobody else is asked"
+    assert leader.state.items == [b"a"]
+    clock.now += 10**10
+    assert not is_served(leader), "the lease is over, and a majority does not answer"
+
+
+def test_without_the_option_there_are_no_leases(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=4.0)
+    cluster.form(3)
+    leader = cluster.leader()
+    leader.service.exec(b"a")
+    cluster.cut(leader, [m for m in cluster.members if m is not leader])
+    assert not is_served(leader)
+
+
+def test_a_leader_that_stood_still_serves_nothing_stale(make_cluster: Callable[..., Cluster]) -> None:
+    """The process is stopped for longer than its lease, others elect a leader and write, and it goes on."""
+    cluster = make_cluster(lease_reads=True)
+    cluster.form(3)
+    leader = cluster.leader()
+    rest = [m for m in cluster.members if m is not leader]
+    leader.service.exec(b"old")
+    eventually(leader.service._node._engine.core._holds_lease, "a majority promised")
+    with leader.service._node._lock:  # nothing of it moves: no tick, no message
+        heir = eventually(lambda: next((m for m in rest if m.is_leader), None), "another leader")
+        heir.service.exec(b"new", timeout=PATIENCE)
+    assert leader.read() == [b"old", b"new"]
+
+
+def test_reads_of_followers_use_the_lease_of_the_leader(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(lease_reads=True)
+    cluster.form(3)
+    follower = cluster.follower()
+    for n in range(20):
+        cluster.leader().service.exec(b"%d" % n)
+        assert follower.read()[-1] == b"%d" % n
+
+
+def test_leases_need_a_clock(make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(time, "clock_gettime_ns")
+    with pytest.raises(raftsvc.ConfigurationError):
+        make_cluster(lease_reads=True).add()
