@@ -28,7 +28,7 @@ _FULL = {
 _QUICK = {
     "only": ["write", "read", "http"],
     "threads": [1, 8],
-    "systems": ["raftsvc", "etcd-grpc", "pysyncobj-tuned", "pysyncobj"],
+    "systems": ["raftsvc", "raftsvc-lease", "etcd-grpc", "pysyncobj-tuned", "pysyncobj"],
     "rounds": 1,
     "seconds": 1.0,
     "warmup_seconds": 0.5,

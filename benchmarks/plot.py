@@ -18,6 +18,7 @@ from benchmarks.report import medians
 
 COLORS = {
     "raftsvc": "#0b62c4",
+    "raftsvc-lease": "#58a6e8",
     "etcd-grpc": "#c4450b",
     "etcd-json": "#e0a030",
     "pysyncobj-tuned": "#2e8b57",

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-SUBJECT = "raftsvc"
+SUBJECTS = {"raftsvc": "", "raftsvc-lease": "lease "}
+"""What is compared with the others, and how that is marked."""
 
 _HEAD = (
     "| threads | system | fsync | ops/s | ± | p50 ms | p99 ms | max ms | errors | fsyncs/op | CPU s/kop | peak MB "
-    f"| {SUBJECT} is | check |"
+    "| raftsvc is | check |"
 )
 
 
@@ -92,10 +93,14 @@ def _title(case: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]], systems: dict[str, Any]) -> str:
     lines = [_HEAD, "|" + "|".join(" ---: " if i not in (1, 2, 13) else " --- " for i in range(14)) + "|"]
-    subject = {row["case"]["threads"]: row["ops_per_second"] for row in rows if row["system"] == SUBJECT}
+    rates = {(row["system"], row["case"]["threads"]): row["ops_per_second"] for row in rows}
     for row in sorted(rows, key=lambda row: row["case"]["threads"]):
         threads, rate = row["case"]["threads"], row["ops_per_second"]
-        ratio = f"{subject[threads] / rate:.2f}x" if rate and row["system"] != SUBJECT and threads in subject else ""
+        ratios = [
+            f"{mark}{rates[subject, threads] / rate:.2f}x"
+            for subject, mark in SUBJECTS.items()
+            if rate and row["system"] not in SUBJECTS and (subject, threads) in rates
+        ]
         peak = f"{row['peak_node_mb']:.0f}"
         if row["peak_web_mb"] != row["peak_node_mb"]:
             peak += f" + {row['peak_web_mb']:.0f} web"
@@ -112,7 +117,7 @@ def _table(rows: list[dict[str, Any]], systems: dict[str, Any]) -> str:
             f"{row['fsyncs_per_op']:.2f}",
             f"{row['cpu_seconds_per_kop']:.2f}",
             peak,
-            ratio,
+            ", ".join(ratios),
             row["check"],
         ]
         lines.append("| " + " | ".join(cells) + " |")

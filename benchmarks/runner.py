@@ -65,12 +65,14 @@ def run_rounds(
         for nodes in sorted({case.nodes for case in chosen}):
             for name in systems:
                 try:
+                    its_cases = [case for case in chosen if case.nodes == nodes and case.kind in SYSTEMS[name].kinds]
+                    if not its_cases:
+                        continue
                     with SYSTEMS[name](nodes, home) as system:
-                        for case in chosen:
-                            if case.nodes == nodes:
-                                row = run_case(system, case, round_number, warmup_seconds, seconds)
-                                say(_line(row))
-                                yield row
+                        for case in its_cases:
+                            row = run_case(system, case, round_number, warmup_seconds, seconds)
+                            say(_line(row))
+                            yield row
                 except Failure as failure:
                     say(f"round {round_number}: {name} with {nodes} nodes FAILED: {failure}")
 

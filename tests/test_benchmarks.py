@@ -54,7 +54,12 @@ def results(*rows: dict[str, Any]) -> dict[str, Any]:
             "wakeup_p99_ms": 0.1,
         },
         "settings": {"rounds": 3, "seconds": 2.0, "warmup_seconds": 1.0},
-        "systems": {"raftsvc": system(True), "etcd-grpc": system(True), "pysyncobj": system(False)},
+        "systems": {
+            "raftsvc": system(True),
+            "raftsvc-lease": system(True),
+            "etcd-grpc": system(True),
+            "pysyncobj": system(False),
+        },
         "rows": list(rows),
         "costs": {"Restart": [{"system": "raftsvc", "entries": 10000, "seconds": 0.5}]},
     }
@@ -77,6 +82,12 @@ def test_the_report_shows_the_ratio_to_each_peer() -> None:
     text = report.text(results(row("raftsvc", 3000), row("etcd-grpc", 2000)))
     assert cells(text, "etcd-grpc")[12] == "1.50x"
     assert cells(text, "raftsvc")[12] == ""
+
+
+def test_the_report_shows_the_ratio_of_reads_by_lease_too() -> None:
+    text = report.text(results(row("raftsvc", 3000), row("raftsvc-lease", 9000), row("etcd-grpc", 2000)))
+    assert cells(text, "etcd-grpc")[12] == "1.50x, lease 4.50x"
+    assert cells(text, "raftsvc-lease")[12] == cells(text, "raftsvc")[12] == ""
 
 
 def test_the_report_says_beside_each_figure_whether_it_is_durable() -> None:

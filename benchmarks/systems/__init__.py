@@ -2,7 +2,7 @@
 
 from benchmarks.systems.base import System, Web
 from benchmarks.systems.etcd import EtcdGrpcSystem, EtcdJsonSystem
-from benchmarks.systems.raft import RaftSystem
+from benchmarks.systems.raft import RaftLeaseSystem, RaftSystem
 from benchmarks.systems.syncobj import (
     SyncObjJournalSystem,
     SyncObjSystem,
@@ -14,6 +14,7 @@ SYSTEMS: dict[str, type[System]] = {
     system.name: system
     for system in (
         RaftSystem,
+        RaftLeaseSystem,
         EtcdGrpcSystem,
         EtcdJsonSystem,
         SyncObjTunedSystem,

@@ -83,6 +83,8 @@ class System:
     """How the web process reaches its node."""
     fsyncs_every_write = True
     note = ""
+    kinds: tuple[str, ...] = ("write", "read", "mixed")
+    """Of load that it is measured with."""
     backend = ""
     packages: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import free_ports
@@ -102,3 +103,12 @@ class RaftSystem(System):
 
     def is_ready(self) -> bool:
         return super().is_ready() and all(web.status()["voters"] == self.nodes for web in self.webs)
+
+
+class RaftLeaseSystem(RaftSystem):
+    name = "raftsvc-lease"
+    note = "reads by lease, which trusts clocks (`lease_reads=True`)"
+    kinds = ("read", "mixed")
+
+    def __init__(self, nodes: int, home: Path, **options: Any) -> None:
+        super().__init__(nodes, home, lease_reads=True, **options)
