@@ -3,8 +3,9 @@
     python -m tests.mutants [--seeds 2000] [--jobs 4] [name ...]
 
 Each mutant is a copy of the package in a temporary directory with one piece of
-text replaced.  A text that is not there exactly once is an error, so the table
-cannot rot unnoticed (`tests/testing/test_mutants.py`).  Exit status 1 if one survives.
+text replaced, or several where one alone makes no difference.  A text that is not
+there exactly once is an error, so the table cannot rot unnoticed
+(`tests/testing/test_mutants.py`).  Exit status 1 if one survives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Mutant(NamedTuple):
     """`old` in the file becomes `new`; what that breaks is the name.
 
     kinds: faults that it takes to show, where the usual mixture brings them together too seldom.
+    also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     kinds: str = ""
+    also: tuple[tuple[str, str, str], ...] = ()
 
 
 _LEASE_KINDS = "leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition,kill"
@@ -324,6 +327,20 @@ MUTANTS = (
         "calls.py",
         "answer.node_id == self._core.node_id and answer.session_id == self.session_id:",
         "answer.node_id == self._core.node_id:",
+        # What the machine is told to listen for is of the same session, so either alone makes no difference.
+        also=(
+            (
+                "machine.py",
+                "self.listener == (node_id, session_id):",
+                "self.listener[0] == node_id:",
+            ),
+        ),
+    ),
+    Mutant(
+        "give a call the outcome that a snapshot recorded for another session's",
+        "calls.py",
+        "        if self.session_id:\n            for number in list(self._waiting):",
+        "        if True:\n            for number in list(self._waiting):",
     ),
     Mutant(
         "report what may be applied as not applied",
@@ -346,19 +363,23 @@ MUTANTS = (
 )
 
 
-def source_of(mutant: Mutant) -> str:
-    """The file's text with the bug in it; raises ValueError if the place is not there once."""
-    text = (PACKAGE / mutant.file).read_text()
-    if text.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.name!r}: found {text.count(mutant.old)} times in {mutant.file}")
-    return text.replace(mutant.old, mutant.new)
+def sources_of(mutant: Mutant) -> dict[str, str]:
+    """By file, its text with the bug in it; raises ValueError if a place is not there once."""
+    texts: dict[str, str] = {}
+    for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
+        text = texts.get(file) or (PACKAGE / file).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{mutant.name!r}: found {text.count(old)} times in {file}")
+        texts[file] = text.replace(old, new)
+    return texts
 
 
 def seeds_to_catch(mutant: Mutant, seeds: int) -> tuple[int, str] | None:
     """How many seeds it took and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
-        (Path(directory) / "raftsvc" / mutant.file).write_text(source_of(mutant))
+        for file, text in sources_of(mutant).items():
+            (Path(directory) / "raftsvc" / file).write_text(text)
         command = [sys.executable, "-m", "raftsvc.testing", "--jobs", "1", "--until-failure", "--json"]
         if mutant.kinds:
             command += ["--kinds", mutant.kinds]

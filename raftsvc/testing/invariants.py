@@ -3,7 +3,8 @@
 The names are those of figure 3 of the paper: election safety, leader append-only,
 log matching, leader completeness, state machine safety; and beside them that commit
 and term never go back, that nothing promised to others is forgotten by a crash, that
-no node votes twice, and that no instruction takes effect twice.
+no node votes twice, that no instruction takes effect twice, and that every caller is
+told the outcome of its own instruction, as soon as its node applied it.
 
 All of it is known from outside: the watch sees every node at once, which no node can.
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, Message, MessageKind
 from raftsvc.core.raft import Role
-from raftsvc.machine import ENVELOPE_BYTES, read_envelope
+from raftsvc.machine import ENVELOPE_BYTES, Outcome, read_envelope
 
 if TYPE_CHECKING:
+    from raftsvc.calls import Call
     from raftsvc.engine import Engine
 
 
@@ -53,7 +56,10 @@ class Watch:
         self.last_committed = 0
         self._committed_in: dict[int, int] = {}
         self._digests: dict[int, int] = {}
+        self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
+        self._removed: dict[int, int] = {}
         self.executed: dict[tuple[int, int, int], int] = {}
+        self._verdicts: dict[int, bool | None] = {}
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
@@ -168,6 +174,8 @@ class Watch:
             if entry.index > log.commit_index:
                 break
             first = self.committed.setdefault(entry.index, entry)
+            if first is entry:
+                self._note_content(entry)
             self._committed_in.setdefault(entry.index, core.term)
             self._require(
                 first.frame == entry.frame,
@@ -178,6 +186,15 @@ class Watch:
         known.commit_index = log.commit_index
         if core.role is Role.LEADER:
             self._look_at_quorum(engine)
+
+    def _note_content(self, entry: Entry) -> None:
+        """Remember what a committed entry is about."""
+        if entry.kind is EntryKind.NORMAL and len(entry.data) >= ENVELOPE_BYTES:
+            self._carried.setdefault(read_envelope(entry.data), entry.index)
+        elif entry.kind is EntryKind.CONFIG:
+            change = ConfChange.decode(entry.data)
+            if change.op == ConfOp.REMOVE:
+                self._removed.setdefault(change.node_id, entry.index)
 
     def _look_at_quorum(self, engine: Engine) -> None:
         """What a leader commits is on the disks of a majority of voters (5.3)."""
@@ -291,6 +308,10 @@ class Watch:
             f"at {first} and, on node {node_id}, at {index}",
         )
 
+    def decides(self, index: int, verdict: bool | None) -> None:
+        """The State said whether what was committed at `index` is satisfied; None: it refused it."""
+        self._verdicts.setdefault(index, verdict)
+
     def applied(self, engine: Engine) -> None:
         """A node applied a batch."""
         machine = engine.machine
@@ -304,6 +325,46 @@ class Watch:
             first == machine.digest,
             f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
         )
+
+    # -- a caller waits, or is told
+
+    def waits(self, engine: Engine, call: Call) -> None:
+        """A caller waits on after its node applied a batch: then its instruction was not among what is applied.
+
+        While it waits, its number is not settled and its outcome is not forgotten, however late, often and out of
+        order its instruction arrives.  Only a node that is removed has no session any more.
+        """
+        if not call.data or call.is_finished:
+            return
+        key = read_envelope(call.data)
+        index = self._carried.get(key)
+        applied = engine.machine.applied_index
+        if index is not None and index <= applied < self._removed.get(engine.node_id, applied + 1):
+            what = f"took effect at {self.executed[key]}" if key in self.executed else "was ignored"
+            raise Violation(
+                f"sessions: instruction {key[2]} of session {key[1]} of node {key[0]}, committed at {index}, {what}, "
+                f"and its caller still waits when {applied} is applied there"
+            )
+
+    def answered(self, engine: Engine, call: Call) -> Outcome:
+        """A caller is told an outcome: the one of its own instruction, which took effect and is applied on its node."""
+        outcome = call.outcome
+        assert outcome is not None, "a call is finished by an error or an outcome"
+        key = read_envelope(call.data) if call.data else None
+        index = self.executed.get(key, 0) if key else 0
+        self._require(
+            0 < index <= engine.machine.applied_index
+            and self.committed[index].data[ENVELOPE_BYTES:] == call.instruction,
+            f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
+            f"which is not applied there",
+        )
+        told = outcome.satisfied if outcome.rejection is None else None
+        self._require(
+            told is self._verdicts.get(index),
+            f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {call.number}, "
+            f"of which the State said {self._verdicts.get(index)} at {index}",
+        )
+        return outcome
 
     def leader_of(self, term: int) -> int:
         """Who led that term, as far as it is known."""

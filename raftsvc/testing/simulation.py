@@ -25,8 +25,8 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages
 from raftsvc.core.raft import Role
 from raftsvc.engine import Capture, Engine, EngineOptions
-from raftsvc.errors import DivergedError, NotApplied, RaftError, StorageError
-from raftsvc.machine import Outcome, read_envelope
+from raftsvc.errors import DivergedError, NotApplied, RaftError, Rejected, StorageError
+from raftsvc.machine import read_envelope
 from raftsvc.storage import Store
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.faults import Faults, Nemesis
@@ -379,8 +379,15 @@ class SimulatedNode:
         apply = self.state.apply
 
         def seen(data: bytes, index: int) -> bool:
-            self.simulation.watch.executes(self.node_id, data, index)
-            return bool(apply(data, index))
+            watch = self.simulation.watch
+            watch.executes(self.node_id, data, index)
+            try:
+                satisfied = bool(apply(data, index))
+            except Rejected:
+                watch.decides(index, None)
+                raise
+            watch.decides(index, satisfied)
+            return satisfied
 
         self.state.apply = seen
 
@@ -514,6 +521,8 @@ class SimulatedNode:
                 raise error
             self.simulation.watch.applied(engine)
             engine.end_apply(answers, error)
+            for client in self.simulation.clients:
+                client.look(self)
             if engine.snapshot_due:
                 self._begin_snapshot(engine)
 
@@ -764,10 +773,10 @@ class Client:
             self._end("done", None, self._simulation.workload.read(node.state, self._action))
 
     def _call_finished(self) -> None:
-        call = self._call
-        assert call is not None
+        call, node = self._call, self._node
+        assert call is not None and node is not None and node.engine is not None
         if call.error is None:
-            outcome = call.outcome or Outcome()
+            outcome = self._simulation.watch.answered(node.engine, call)
             if outcome.rejection is not None:
                 self._end("rejected", None)
             else:
@@ -780,6 +789,11 @@ class Client:
         if is_not_applied and call.data:
             self._simulation.not_applied.append(read_envelope(call.data))
         self._end("not applied" if is_not_applied else "unknown", call.error)
+
+    def look(self, node: SimulatedNode) -> None:
+        """`node` applied something: was it what this caller waits for?"""
+        if self._call is not None and self._node is node and node.engine is not None:
+            self._simulation.watch.waits(node.engine, self._call)
 
     def lost_node(self, node_id: int) -> None:
         """The process in which this caller waited is gone."""

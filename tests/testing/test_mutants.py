@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS, Mutant, seeds_to_catch, source_of
+from tests.mutants import MUTANTS, Mutant, seeds_to_catch, sources_of
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_bug_can_still_be_planted(mutant: Mutant) -> None:
-    compile(source_of(mutant), mutant.file, "exec")
+    for file, text in sources_of(mutant).items():
+        compile(text, file, "exec")
 
 
 def test_a_bug_is_found() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
 import pytest
 
 import raftsvc
+from raftsvc.calls import Calls
 from raftsvc.core.messages import EntryKind
 from raftsvc.core.raft import Raft
+from raftsvc.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
     KINDS,
     Action,
@@ -125,6 +128,57 @@ def test_a_state_that_reads_what_is_not_there_yet_is_found_out() -> None:
         simulate(1, Hasty(), Faults(kinds=()))
 
 
+def test_an_outcome_of_another_call_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where all outcomes look alike: this is about whose it is, not about what it says."""
+
+    class Alike(RegisterWorkload):
+        def next_action(self, random: Random, serial: int) -> Action:
+            return Action(("add", "count", 1), b'["add", "count", 1]')
+
+    answer = Calls.answer
+
+    def deliver_twice(self: Calls, answers: Iterable[Answer]) -> None:
+        answer(self, answers)
+        answer(self, [a._replace(number=max(self._waiting, default=0)) for a in answers])
+
+    monkeypatch.setattr(Calls, "answer", deliver_twice)
+    with pytest.raises(SimulationFailed, match="which is not applied there"):
+        for seed in range(20):
+            simulate(seed, Alike(), Faults(kinds=()))
+
+
+def test_an_outcome_that_the_state_did_not_give_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Calls.answer
+
+    def lie(self: Calls, answers: Iterable[Answer]) -> None:
+        answer(self, [a._replace(outcome=Outcome(satisfied=True)) for a in answers])
+
+    monkeypatch.setattr(Calls, "answer", lie)
+    with pytest.raises(SimulationFailed, match=r"of which the State said (False|None)"):
+        simulate(1, faults=Faults(kinds=()))
+
+
+def test_a_number_that_is_settled_while_its_caller_waits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_early(node_id: int, session_id: int, number: int, low: int, instruction: bytes) -> bytes:
+        return wrap_instruction(node_id, session_id, number, number, instruction)
+
+    monkeypatch.setattr("raftsvc.calls.wrap_instruction", too_early)
+    with pytest.raises(SimulationFailed, match="was ignored, and its caller still waits"):
+        for seed in range(100):
+            simulate(seed, faults=Faults(kinds=("loss", "duplication", "delay and reordering")))
+
+
+def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Calls.answer
+
+    def forget(self: Calls, answers: Iterable[Answer]) -> None:
+        answer(self, [a for a in answers if a.number % 10])
+
+    monkeypatch.setattr(Calls, "answer", forget)
+    with pytest.raises(SimulationFailed, match=r"took effect at \d+, and its caller still waits"):
+        simulate(1, faults=Faults(kinds=()))
+
+
 def test_a_state_of_ones_own_is_simulated() -> None:
     class Once(RegisterWorkload):
         def next_action(self, random: Random, serial: int) -> Action:
@@ -175,6 +229,7 @@ def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> Non
     assert engine is not None
     # What the watch of the simulation would see at once, the nodes have to find out by themselves.
     simulation.watch.applied = lambda engine: None  # type: ignore[method-assign]
+    simulation.watch.answered = lambda engine, call: call.outcome  # type: ignore[method-assign]
     simulation.operator.accept_divergence = True
 
     def flip() -> bool:
