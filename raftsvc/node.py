@@ -35,7 +35,7 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
 from raftsvc.engine import Capture, Engine, EngineOptions, as_raft_error
-from raftsvc.errors import OverloadedError, RaftError, StoppedError
+from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
 from raftsvc.state import State
 from raftsvc.storage import Store
 from raftsvc.transport import Network, Peer, SnapshotChunk
@@ -464,7 +464,13 @@ class Node:
 
     def release_log(self, index: int) -> None:
         """Delete old segments, on a thread of its own."""
-        self._spawn("release", lambda: self._engine.release(index))
+        self._spawn("release", partial(self._release, index))
+
+    def _release(self, index: int) -> None:
+        try:
+            self._engine.release(index)
+        except StorageError as error:
+            logger.error("node %d: %s; the log grows until it succeeds, at a later snapshot", self.node_id, error)
 
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""

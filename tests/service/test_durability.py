@@ -86,6 +86,28 @@ def test_a_snapshot_that_fails_is_reported_and_tried_again(make_cluster: Callabl
     eventually(lambda: node.service.err() is None, "the error clears itself")
 
 
+def test_a_log_that_cannot_be_shortened_stops_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=4, trailing_entries=1)
+    node = cluster.add()
+    node.service.init()
+    node.files.remove_error = IO_ERROR
+
+    def segments() -> list[str]:
+        return sorted(path.name for path in (node.path / "wal").glob("*.wal"))
+
+    def write() -> None:
+        with pytest.raises(raftsvc.Rejected):
+            node.service.exec(b"no" + bytes(1_000_000))
+
+    eventually(lambda: write() or len(segments()) > 2, "a segment to delete")
+    write_until_compacted(node, node.status["last_index"])
+    first = segments()[0]
+    assert node.service.exec(b"a")
+    assert node.service.err() is None
+    node.files.remove_error = None
+    eventually(lambda: node.service.exec(b"more") and first not in segments(), "the oldest segment is deleted")
+
+
 def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_bytes=1_000_000)
     node = cluster.add()
