@@ -401,7 +401,7 @@ class Node:
         if engine.has_writes:
             signals.append(self._log_work)
         if not self._is_applying and self._helper is None:
-            if engine.has_work and self._is_apply_quick:
+            if engine.has_work and self._is_apply_quick and not engine.snapshot_due:
                 self._helper = engine.calls.parked()
             if self._helper is not None:
                 finished.append(self._helper)
@@ -540,7 +540,8 @@ class Node:
         engine = self._engine
         while not engine.is_over and engine.halted is None:
             self._apply_work.wait(1.0)
-            while self._apply_batch() or self._take_snapshot():
+            # A snapshot that is due first: there may always be something to apply.
+            while self._take_snapshot() or self._apply_batch():
                 pass
 
     def _apply_batch(self) -> bool:

@@ -68,6 +68,32 @@ def test_a_restart_continues_from_snapshot_and_log(make_cluster: Callable[..., C
     assert before[:50] == [b"%d" % n for n in range(50)]
 
 
+def test_snapshots_are_taken_while_there_is_always_something_to_apply(make_cluster: Callable[..., Cluster]) -> None:
+    class SlowState(ListState):
+        def apply(self, data: bytes, index: int) -> bool:
+            time.sleep(0.01)
+            return True
+
+    cluster = make_cluster(snapshot_entries=10, trailing_entries=5)
+    node = cluster.add()
+    node.make_state = SlowState
+    node.restart()
+    node.service.init()
+    is_over = threading.Event()
+
+    def write() -> None:
+        while not is_over.is_set():
+            node.service.exec(b"a", timeout=PATIENCE)
+
+    writers = [in_background(write) for _ in range(4)]
+    eventually(lambda: node.status["applied_index"] >= 100)
+    snapshot_index = node.status["snapshot_index"]
+    is_over.set()
+    for writer in writers:
+        writer()
+    assert snapshot_index > 50
+
+
 def test_a_snapshot_that_fails_is_reported_and_tried_again(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_entries=5)
     node = cluster.add()
