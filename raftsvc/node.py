@@ -44,6 +44,8 @@ logger = logging.getLogger("raftsvc.node")
 
 MAX_STRANGERS = 16
 _QUICK_APPLY_SECONDS = 0.002
+_STOP_SECONDS = 5.0
+"""How long `stop` waits for threads, and for a disk that hangs."""
 
 
 class NodeOptions(NamedTuple):
@@ -214,20 +216,29 @@ class Node:
             peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             peer.stop()
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        # A descriptor that is closed while it is written to may be another file's by then.
+        is_quiet = self._incoming_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if is_quiet:
+            try:
+                is_quiet = self._close_store(deadline)
+            finally:
+                self._incoming_lock.release()
+        if not is_quiet:
+            logger.error(
+                "a write to the disk still hangs; files and the directory lock stay open until the process ends"
+            )
+
+    def _close_store(self, deadline: float) -> bool:
         with self._lock:
             while self._engine.is_writing and time.monotonic() < deadline:
                 self._durable.wait(0.05)
-            is_writing = self._engine.is_writing
-        if is_writing:
-            logger.error(
-                "a write to the log still hangs; its files and the directory lock stay open until the process ends"
-            )
-        else:
-            self._store.close()
+            if self._engine.is_writing:
+                return False
+        return self._store.close(max(0.0, deadline - time.monotonic()))
 
     # -- what a caller may ask
 

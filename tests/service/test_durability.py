@@ -326,6 +326,69 @@ def test_stop_is_idempotent_and_ends_every_thread(cluster: Cluster) -> None:
         cluster.members[0].service.exec(b"a")
 
 
+def test_stop_closes_no_file_that_is_being_written(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    cluster = make_cluster(snapshot_entries=20, trailing_entries=1)
+    first = cluster.add()
+    first.service.init()
+    for n in range(50):
+        first.service.exec(bytes(1000) + b"%d" % n)
+    write_until_compacted(first, 0)
+    late = cluster.add()
+    part = late.path / "snap.part"
+    entered, gate, written = threading.Event(), threading.Event(), threading.Event()
+    write = late.files.write
+
+    def hanging(fd: int, data: bytes, offset: int) -> None:
+        is_piece = data and part.exists() and os.path.samestat(os.fstat(fd), part.stat())
+        if is_piece:
+            entered.set()
+            gate.wait(PATIENCE)
+        try:
+            write(fd, data, offset)
+        finally:
+            if is_piece:
+                written.set()
+
+    late.files.write = hanging  # type: ignore[method-assign]
+    joining = in_background(lambda: late.service.join(first.addr, PATIENCE))
+    assert entered.wait(PATIENCE), "a piece of a snapshot is being written"
+    late.service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        joining()
+    others = [(tmp_path / f"other{n}").open("w+b") for n in range(100)]  # one gets a descriptor that is free
+    gate.set()
+    assert written.wait(PATIENCE)
+    for other in others:
+        assert other.read() == b""
+        other.close()
+
+
+@pytest.mark.parametrize("operation", ["sync_dir", "rename"])
+def test_stop_does_not_wait_for_a_disk_that_hangs(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    node = cluster.add(snapshot_entries=5)
+    node.service.init()
+    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    entered, gate = threading.Event(), threading.Event()
+    sound = getattr(node.files, operation)
+
+    def hanging(*args: str) -> None:
+        entered.set()
+        gate.wait(PATIENCE)
+        sound(*args)
+
+    setattr(node.files, operation, hanging)
+    eventually(lambda: node.service.exec(b"a") and entered.is_set(), "a snapshot gets its name")
+    in_background(node.service.stop)()
+    with pytest.raises(raftsvc.DirectoryInUseError):
+        raftsvc.start(node.addr, node.path, None, ListState(), secret=SECRET, lock_timeout=0.0)
+    gate.set()
+
+
 def test_no_thread_keeps_the_interpreter_from_exiting(cluster: Cluster) -> None:
     cluster.form(2)
     cluster.members[0].service.exec(b"a")
