@@ -94,8 +94,10 @@ class _Turn:
 
     def __exit__(self, *exc_info: object) -> None:
         node = self._node
-        effects = node._take_effects()
-        node._lock.release()
+        try:
+            effects = node._take_effects()
+        finally:
+            node._lock.release()
         effects.carry_out()
 
 
@@ -107,9 +109,12 @@ class _Effects(NamedTuple):
     signals: Sequence[_Signal] = ()
 
     def carry_out(self) -> None:
-        """Other nodes first, for they are furthest away."""
+        """Other nodes first, for they are furthest away; trouble with one is not that of who waits."""
         for peer in self.peers:
-            peer.flush()
+            try:
+                peer.flush()
+            except Exception:  # what was to be sent is repeated
+                logger.exception("sending failed")
         for waiter in self.finished:
             waiter.wake()
         for signal in self.signals:
