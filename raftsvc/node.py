@@ -9,10 +9,13 @@ write covers everything that came meanwhile.
 
 Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-ticker    counts time, watches the disk, repeats what may have been lost
-    raftsvc-log       writes when no caller is about to
+    raftsvc-log       writes when no caller is about to, and drives for callers on the main thread
     raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
+
+A caller on the main thread neither drives nor applies: what a handler of signals
+raises there, KeyboardInterrupt for one, could come in the middle of anything.
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
 node lock: no disk, no socket, no code of the State.
@@ -54,6 +57,11 @@ class NodeOptions(NamedTuple):
     election_timeout: float = 1.0
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
+
+
+def _may_be_interrupted() -> bool:
+    """Whether a handler of signals may raise in this thread, at any point."""
+    return threading.get_ident() == threading.main_thread().ident
 
 
 class _Signal:
@@ -311,7 +319,7 @@ class Node:
     def submit(self, call: Call) -> None:
         """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
         self._check_running()
-        if not self._engine.submit(call):
+        if not self._engine.submit(call) or self._is_left_to_others():
             return
         with self._turn:
             self._drive(inline=True)
@@ -325,9 +333,10 @@ class Node:
         A caller that waits is the first to be woken when something can be applied: most
         likely its own instruction is among it, and no other thread has to be woken before.
         """
+        may_help = not _may_be_interrupted()
         try:
             while not call.is_finished:
-                call.is_parked = True
+                call.is_parked = may_help
                 is_woken = call.wait(deadline - time.monotonic())
                 call.is_parked = False
                 if not is_woken:
@@ -337,6 +346,7 @@ class Node:
                     self._apply_batch()
             return True
         finally:
+            call.is_parked = False
             if self._helper is call:  # it was asked to help, and is on its way out
                 self._helper = None
                 self._apply_work.set()
@@ -344,9 +354,16 @@ class Node:
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
         self._check_running()
-        if self._engine.submit_read(read):
+        if self._engine.submit_read(read) and not self._is_left_to_others():
             with self._turn:
                 self._drive(inline=False)
+
+    def _is_left_to_others(self) -> bool:
+        """On the main thread: have the log thread see to what was submitted.  If it is gone the engine is over."""
+        if not _may_be_interrupted() or self._engine.is_over:
+            return False
+        self._log_work.set()
+        return True
 
     def withdraw_read(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
@@ -375,7 +392,7 @@ class Node:
                 if engine.is_over or engine.halted or time.monotonic() >= deadline:
                     return last
                 attempt = engine.attempt_change(change)
-                self._drive(inline=True)
+                self._drive(inline=False)
                 self._pause()
                 retry_tick = engine.ticks + engine.retry_ticks
                 while not is_done(engine.applied_config) and attempt.refusal is None and engine.ticks < retry_tick:
@@ -460,6 +477,7 @@ class Node:
         while not self._engine.is_over:
             self._log_work.wait(1.0)
             with self._turn:
+                self._drive(inline=True)
                 while self._engine.has_writes:
                     self._drive(inline=True)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -382,3 +384,36 @@ def test_reads_and_writes_of_many_threads_are_all_served(cluster: Cluster) -> No
     for result in [in_background(lambda w=w: work(w)) for w in range(24)]:
         result()
     assert len(cluster.members[0].read()) == 24 * 20
+
+
+def test_a_caller_that_a_signal_interrupts_leaves_the_node_sound(cluster: Cluster) -> None:
+    assert threading.current_thread() is threading.main_thread(), "where handlers of signals run"
+    node = cluster.add()
+    node.service.init()
+    calls = (raftsvc.Service.exec.__code__, raftsvc.Service.wait_read.__code__)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code in calls:
+                raise Interrupted
+            frame = frame.f_back
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    count = 0
+    try:
+        while count < 100:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
+            try:
+                node.service.exec(b"a", timeout=PATIENCE)
+                node.service.wait_read(PATIENCE)
+            except Interrupted:
+                count += 1
+                assert node.service.exec(b"b", timeout=PATIENCE)
+                assert node.service.err() is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, former)
+    assert node.service.is_live()
