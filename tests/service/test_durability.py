@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raftsvc
+from raftsvc.node import Node
+from raftsvc.storage import Store
 from tests.service.harness import (
     IO_ERROR,
     NO_SPACE,
@@ -324,6 +327,64 @@ def test_stop_is_idempotent_and_ends_every_thread(cluster: Cluster) -> None:
     )
     with pytest.raises(raftsvc.StoppedError):
         cluster.members[0].service.exec(b"a")
+
+
+def test_a_stop_that_is_interrupted_while_it_hands_over_stops_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = cluster.add()
+    node.service.init()
+
+    def interrupted(self: Node, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Node, "hand_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        node.service.stop()
+    monkeypatch.undo()
+    node.start()
+    assert node.service.exec(b"a", timeout=PATIENCE)
+
+
+def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = cluster.add().service
+    creating, left, closing = threading.Event(), threading.Event(), threading.Event()
+    lock, create, stop = service._lifecycle, Store.create, Node.stop
+    was_live: list[bool] = []
+
+    class Lifecycle:
+        """After `stop` let go of it, nothing more of `stop` happens until `init` stops its node."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+            if threading.current_thread() is stopper:
+                left.set()
+                assert closing.wait(PATIENCE)
+
+    def slow_create(self: Store, *args: Any) -> None:
+        creating.set()
+        assert left.wait(PATIENCE)
+        create(self, *args)
+
+    def slow_stop(self: Node, error: raftsvc.RaftError) -> None:
+        closing.set()
+        stopper.join(PATIENCE)
+        was_live.append(self.is_live() and self.err() is None and not self._store._is_closed)
+        stop(self, error)
+
+    monkeypatch.setattr(service, "_lifecycle", Lifecycle())
+    monkeypatch.setattr(Store, "create", slow_create)
+    monkeypatch.setattr(Node, "stop", slow_stop)
+    stopper = threading.Thread(target=service.stop, daemon=True)
+    starting = in_background(service.init)
+    assert creating.wait(PATIENCE)
+    stopper.start()
+    with pytest.raises(raftsvc.StoppedError):
+        starting()
+    assert was_live == [True]
 
 
 def test_stop_closes_no_file_that_is_being_written(
