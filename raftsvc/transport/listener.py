@@ -131,8 +131,13 @@ class _Server(ThreadingTCPServer):
             logger.exception("connection from %s failed", client_address)
         finally:
             with self._lock:
-                self._connections -= {plain, request}
+                self._connections.discard(plain)
             self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:  # here, for a connection whose thread could not be started comes by too
+            self._connections.discard(request)
+        super().shutdown_request(request)
 
     def close_connections(self) -> None:
         with self._lock:

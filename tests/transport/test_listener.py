@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -149,6 +150,24 @@ def test_silent_clients_hold_up_nobody_and_are_bounded(
     assert ask(connection, "GET", "/")[0] == 200
     for one in [*silent, over]:
         one.close()
+
+
+def test_connections_for_which_there_was_no_thread_do_not_count(
+    serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 5)
+    listener = serve()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+
+    def no_thread(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+        for _ in range(5):
+            with socket.create_connection(listener.address, timeout=PATIENCE) as refused:
+                assert refused.recv(1) == b""
+    assert ask(connect(listener), "GET", "/")[0] == 200
 
 
 def test_the_port_is_taken_as_soon_as_it_is_free(serve: Callable[..., Listener]) -> None:
