@@ -21,7 +21,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.transport.stream import RawChunk
+from raftsvc.transport.stream import RawChunk, shut_down
 
 logger = logging.getLogger("raftsvc.listener")
 
@@ -144,7 +144,7 @@ class _Server(ThreadingTCPServer):
             connections = list(self._connections)
         for connection in connections:
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                shut_down(connection)
 
 
 class _Body:

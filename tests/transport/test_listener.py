@@ -234,6 +234,33 @@ def test_mutual_tls_tells_the_app_who_came(serve: Callable[..., Listener], certi
     silent.close()
 
 
+def test_nothing_is_sent_in_the_clear_over_a_connection_that_stop_ends(
+    serve: Callable[..., Listener], certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[ssl.SSLSocket] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        served.append(environ["raftsvc.socket"])
+        return echo(environ, start_response)
+
+    server, client = contexts(certificates)
+    listener = serve(app=app, context=server)
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    connection = http.client.HTTPSConnection(*listener.address, context=client, timeout=PATIENCE)
+    assert ask(connection, "GET", "/")[0] == 200
+    was_encrypted: list[bool] = []
+    shutdown = socket.socket.shutdown
+
+    def spy(self: socket.socket, how: int) -> None:
+        if self is served[0] and how == socket.SHUT_RDWR:
+            was_encrypted.append(served[0].version() is not None)
+        shutdown(self, how)
+
+    monkeypatch.setattr(socket.socket, "shutdown", spy)
+    listener.stop()
+    assert was_encrypted == [True]
+
+
 def test_a_cluster_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
     from tests.service.harness import ListState, eventually, free_address
 
