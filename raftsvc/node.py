@@ -18,7 +18,7 @@ A caller on the main thread neither drives nor applies: what a handler of signal
 raises there, KeyboardInterrupt for one, could come in the middle of anything.
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
-node lock: no disk, no socket, no code of the State.
+node lock: no disk, no socket, no code of the State, no handler of log records.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class _Effects(NamedTuple):
     peers: Collection[Peer] = ()
     finished: Sequence[Waiter] = ()
     signals: Sequence[_Signal] = ()
+    said: Sequence[tuple[int, str, BaseException | None]] = ()
 
     def carry_out(self) -> None:
         """Other nodes first, for they are furthest away; trouble with one is not that of who waits."""
@@ -127,6 +128,9 @@ class _Effects(NamedTuple):
             waiter.wake()
         for signal in self.signals:
             signal.set()
+        for level, message, error in self.said:
+            with suppress(Exception):  # of a handler, which is not ours
+                logger.log(level, "%s", message, exc_info=error)
 
 
 class Node:
@@ -161,6 +165,7 @@ class Node:
         self._stopping = threading.Event()
         self._peers: dict[int, Peer] = {}
         self._unflushed: set[Peer] = set()
+        self._said: list[tuple[int, str, BaseException | None]] = []
         self._is_applying = False
         self._is_apply_quick = True  # the last batch; else callers are not asked to apply what is others'
         self._helper: Call | None = None  # its caller was woken to apply
@@ -429,6 +434,9 @@ class Node:
     def _take_effects(self) -> _Effects:
         engine = self._engine
         peers, self._unflushed = self._unflushed, set()
+        said: Sequence[tuple[int, str, BaseException | None]] = ()
+        if self._said:
+            said, self._said = self._said, []
         finished = engine.take_finished()
         signals = []
         if engine.has_writes:
@@ -440,7 +448,7 @@ class Node:
                 finished.append(self._helper)
             elif engine.has_work or engine.snapshot_due:
                 signals.append(self._apply_work)
-        return _Effects(peers, finished, signals)
+        return _Effects(peers, finished, signals, said)
 
     def _may_apply(self) -> bool:
         """Whether a caller may apply at once what can be applied: nobody does, and the State is known to be quick."""
@@ -515,6 +523,10 @@ class Node:
 
     def apply_work(self) -> None:
         """Nothing to do: the end of each turn wakes the apply thread if there is work."""
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it at the end of the turn."""
+        self._said.append((level, message, error))
 
     def members_changed(self) -> None:
         """Have a sender for each member, for those being told of their removal, and for no one else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -384,6 +385,30 @@ def test_reads_and_writes_of_many_threads_are_all_served(cluster: Cluster) -> No
     for result in [in_background(lambda w=w: work(w)) for w in range(24)]:
         result()
     assert len(cluster.members[0].read()) == 24 * 20
+
+
+def test_a_handler_of_log_records_may_ask_the_node(cluster: Cluster) -> None:
+    node = cluster.add()
+    roles: list[object] = []
+
+    class AddRole(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            roles.append(node.status["role"])
+
+    logger = logging.getLogger("raftsvc.node")
+    handler, level = AddRole(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        node.service.init()
+        with pytest.raises(raftsvc.RaftError):
+            node.state.apply = None  # type: ignore[method-assign,assignment]
+            node.service.exec(b"a", timeout=PATIENCE)
+        eventually(lambda: "leader" in roles and isinstance(node.service.err(), raftsvc.ApplyHaltedError))
+        assert in_background(node.service.status)()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_a_caller_that_a_signal_interrupts_leaves_the_node_sound(cluster: Cluster) -> None:
