@@ -572,6 +572,7 @@ class Service:
                 while self._admission.waiting and time.monotonic() < deadline:
                     time.sleep(0.02)
                 self.stop()
+                return  # in a forked child nothing was stopped, nor need be
 
 
 class _Admission:

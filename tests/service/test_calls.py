@@ -17,6 +17,7 @@ import pytest
 import requests
 
 import raftsvc
+from raftsvc.hosts import HostPool
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
 
@@ -331,6 +332,21 @@ def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert node.service.exec(b"c"), "the parent goes on"
+
+
+def test_a_forked_child_does_not_leave_again_and_again(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    host = HostPool("a server", 4, 0.0, lambda: True)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))  # which ends it
+            node.service._watch_host(host)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert node.service.exec(b"a")
 
 
 def test_a_service_outlives_the_thread_that_started_it(cluster: Cluster) -> None:
