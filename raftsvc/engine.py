@@ -58,8 +58,6 @@ from raftsvc.state import State
 from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
 
-logger = logging.getLogger("raftsvc.node")
-
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 
 
@@ -103,6 +101,9 @@ class Runner(Protocol):
 
     def now(self) -> int:
         """Nanoseconds by a clock that never goes back or stands still; asked only with `lease_reads`."""
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log `message` soon: what handles it is not ours, and may wait or ask this node something."""
 
 
 class ChangeAttempt:
@@ -390,7 +391,7 @@ class Engine:
     def report_removed(self, peer_id: int) -> None:
         """`peer_id`, a member, says that this node was removed."""
         if not self.core.is_removed:
-            logger.warning("node %d was removed from its cluster, says node %d", self.node_id, peer_id)
+            self._runner.say(logging.WARNING, f"node {self.node_id} was removed from its cluster, says node {peer_id}")
             self.core.mark_removed()
 
     def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
@@ -424,7 +425,7 @@ class Engine:
                 self._stall = DiskStalledError(
                     f"a write to the log of node {self.node_id} has not returned for two election timeouts"
                 )
-                logger.error("%s; it does not lead until the disk answers", self._stall)
+                self._runner.say(logging.ERROR, f"{self._stall}; it does not lead until the disk answers")
                 self._judge_fitness()
 
     # -- driving the core
@@ -484,12 +485,9 @@ class Engine:
         view = (core.term, core.leader_id, core.role)
         if view != self._seen_view:
             if view[2] is not self._seen_view[2] or view[1] != self._seen_view[1]:
-                logger.info(
-                    "node %d is %s in term %d, leader %s",
-                    self.node_id,
-                    core.role.value,
-                    core.term,
-                    core.leader_id or "unknown",
+                leader = core.leader_id or "unknown"
+                self._runner.say(
+                    logging.INFO, f"node {self.node_id} is {core.role.value} in term {core.term}, leader {leader}"
                 )
             self._seen_view = view
             self.calls.send_all_again()
@@ -645,7 +643,7 @@ class Engine:
     def halt(self, error: RaftError) -> None:
         """Apply no more and serve no more; keep voting for the others, and storing while memory allows."""
         self.halted = error
-        logger.error("node %d: %s", self.node_id, error, exc_info=error.__cause__)
+        self._runner.say(logging.ERROR, f"node {self.node_id}: {error}", error.__cause__)
         self._fail_waiters(error)
         self._judge_fitness()
 
@@ -684,7 +682,7 @@ class Engine:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
         self._is_saving = False
         if error is not None:
-            logger.error("node %d could not take a snapshot: %r", self.node_id, error, exc_info=error)
+            self._runner.say(logging.ERROR, f"node {self.node_id} could not take a snapshot: {error!r}", error)
             self._snapshot_error = StorageError(
                 f"taking a snapshot failed: {error!r}; the log grows until one succeeds"
             )
@@ -735,7 +733,7 @@ class Engine:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
         if self.failure is None:
             self.failure = error
-            logger.error("node %d stops taking part: %s", self.node_id, error, exc_info=error)
+            self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
             self._judge_fitness()
             self._writes.clear()
             self._held.clear()

@@ -9,13 +9,16 @@ write covers everything that came meanwhile.
 
 Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-ticker    counts time, watches the disk, repeats what may have been lost
-    raftsvc-log       writes when no caller is about to
+    raftsvc-log       writes when no caller is about to, and drives for callers on the main thread
     raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
+A caller on the main thread neither drives nor applies: what a handler of signals
+raises there, KeyboardInterrupt for one, could come in the middle of anything.
+
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
-node lock: no disk, no socket, no code of the State.
+node lock: no disk, no socket, no code of the State, no handler of log records.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
 from raftsvc.engine import Capture, Engine, EngineOptions, as_raft_error
-from raftsvc.errors import OverloadedError, RaftError, StoppedError
+from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
 from raftsvc.state import State
 from raftsvc.storage import Store
 from raftsvc.transport import Network, Peer, SnapshotChunk
@@ -46,6 +49,8 @@ logger = logging.getLogger("raftsvc.node")
 MAX_STRANGERS = 16
 _QUICK_APPLY_SECONDS = 0.002
 _LEAST_TICK = 0.95  # of its length; a wait that ends earlier counts for none
+_STOP_SECONDS = 5.0
+"""How long `stop` waits for threads, and for a disk that hangs."""
 
 
 class NodeOptions(NamedTuple):
@@ -64,6 +69,11 @@ def read_boot_clock() -> int:
     stands still during sleep.  Raises AttributeError where there is neither.
     """
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC)
+
+
+def _may_be_interrupted() -> bool:
+    """Whether a handler of signals may raise in this thread, at any point."""
+    return threading.get_ident() == threading.main_thread().ident
 
 
 class _Signal:
@@ -104,8 +114,10 @@ class _Turn:
 
     def __exit__(self, *exc_info: object) -> None:
         node = self._node
-        effects = node._take_effects()
-        node._lock.release()
+        try:
+            effects = node._take_effects()
+        finally:
+            node._lock.release()
         effects.carry_out()
 
 
@@ -115,15 +127,22 @@ class _Effects(NamedTuple):
     peers: Collection[Peer] = ()
     finished: Sequence[Waiter] = ()
     signals: Sequence[_Signal] = ()
+    said: Sequence[tuple[int, str, BaseException | None]] = ()
 
     def carry_out(self) -> None:
-        """Other nodes first, for they are furthest away."""
+        """Other nodes first, for they are furthest away; trouble with one is not that of who waits."""
         for peer in self.peers:
-            peer.flush()
+            try:
+                peer.flush()
+            except Exception:  # what was to be sent is repeated
+                logger.exception("sending failed")
         for waiter in self.finished:
             waiter.wake()
         for signal in self.signals:
             signal.set()
+        for level, message, error in self.said:
+            with suppress(Exception):  # of a handler, which is not ours
+                logger.log(level, "%s", message, exc_info=error)
 
 
 class Node:
@@ -159,6 +178,7 @@ class Node:
         self._stopping = threading.Event()
         self._peers: dict[int, Peer] = {}
         self._unflushed: set[Peer] = set()
+        self._said: list[tuple[int, str, BaseException | None]] = []
         self._is_applying = False
         self._is_apply_quick = True  # the last batch; else callers are not asked to apply what is others'
         self._helper: Call | None = None  # its caller was woken to apply
@@ -227,20 +247,29 @@ class Node:
             peers, self._peers = list(self._peers.values()), {}
         for peer in peers:
             peer.stop()
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        # A descriptor that is closed while it is written to may be another file's by then.
+        is_quiet = self._incoming_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if is_quiet:
+            try:
+                is_quiet = self._close_store(deadline)
+            finally:
+                self._incoming_lock.release()
+        if not is_quiet:
+            logger.error(
+                "a write to the disk still hangs; files and the directory lock stay open until the process ends"
+            )
+
+    def _close_store(self, deadline: float) -> bool:
         with self._lock:
             while self._engine.is_writing and time.monotonic() < deadline:
                 self._durable.wait(0.05)
-            is_writing = self._engine.is_writing
-        if is_writing:
-            logger.error(
-                "a write to the log still hangs; its files and the directory lock stay open until the process ends"
-            )
-        else:
-            self._store.close()
+            if self._engine.is_writing:
+                return False
+        return self._store.close(max(0.0, deadline - time.monotonic()))
 
     # -- what a caller may ask
 
@@ -308,7 +337,7 @@ class Node:
     def submit(self, call: Call) -> None:
         """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
         self._check_running()
-        if not self._engine.submit(call):
+        if not self._engine.submit(call) or self._is_left_to_others():
             return
         with self._turn:
             self._drive(inline=True)
@@ -322,9 +351,10 @@ class Node:
         A caller that waits is the first to be woken when something can be applied: most
         likely its own instruction is among it, and no other thread has to be woken before.
         """
+        may_help = not _may_be_interrupted()
         try:
             while not call.is_finished:
-                call.is_parked = True
+                call.is_parked = may_help
                 is_woken = call.wait(deadline - time.monotonic())
                 call.is_parked = False
                 if not is_woken:
@@ -334,6 +364,7 @@ class Node:
                     self._apply_batch()
             return True
         finally:
+            call.is_parked = False
             if self._helper is call:  # it was asked to help, and is on its way out
                 self._helper = None
                 self._apply_work.set()
@@ -341,9 +372,16 @@ class Node:
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
         self._check_running()
-        if self._engine.submit_read(read):
+        if self._engine.submit_read(read) and not self._is_left_to_others():
             with self._turn:
                 self._drive(inline=False)
+
+    def _is_left_to_others(self) -> bool:
+        """On the main thread: have the log thread see to what was submitted.  If it is gone the engine is over."""
+        if not _may_be_interrupted() or self._engine.is_over:
+            return False
+        self._log_work.set()
+        return True
 
     def withdraw_read(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
@@ -372,7 +410,7 @@ class Node:
                 if engine.is_over or engine.halted or time.monotonic() >= deadline:
                     return last
                 attempt = engine.attempt_change(change)
-                self._drive(inline=True)
+                self._drive(inline=False)
                 self._pause()
                 retry_tick = engine.ticks + engine.retry_ticks
                 while not is_done(engine.applied_config) and attempt.refusal is None and engine.ticks < retry_tick:
@@ -409,18 +447,21 @@ class Node:
     def _take_effects(self) -> _Effects:
         engine = self._engine
         peers, self._unflushed = self._unflushed, set()
+        said: Sequence[tuple[int, str, BaseException | None]] = ()
+        if self._said:
+            said, self._said = self._said, []
         finished = engine.take_finished()
         signals = []
         if engine.has_writes:
             signals.append(self._log_work)
         if not self._is_applying and self._helper is None:
-            if engine.has_work and self._is_apply_quick:
+            if engine.has_work and self._is_apply_quick and not engine.snapshot_due:
                 self._helper = engine.calls.parked()
             if self._helper is not None:
                 finished.append(self._helper)
             elif engine.has_work or engine.snapshot_due:
                 signals.append(self._apply_work)
-        return _Effects(peers, finished, signals)
+        return _Effects(peers, finished, signals, said)
 
     def _may_apply(self) -> bool:
         """Whether a caller may apply at once what can be applied: nobody does, and the State is known to be quick."""
@@ -457,6 +498,7 @@ class Node:
         while not self._engine.is_over:
             self._log_work.wait(1.0)
             with self._turn:
+                self._drive(inline=True)
                 while self._engine.has_writes:
                     self._drive(inline=True)
 
@@ -477,7 +519,13 @@ class Node:
 
     def release_log(self, index: int) -> None:
         """Delete old segments, on a thread of its own."""
-        self._spawn("release", lambda: self._engine.release(index))
+        self._spawn("release", partial(self._release, index))
+
+    def _release(self, index: int) -> None:
+        try:
+            self._engine.release(index)
+        except StorageError as error:
+            logger.error("node %d: %s; the log grows until it succeeds, at a later snapshot", self.node_id, error)
 
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""
@@ -492,6 +540,10 @@ class Node:
     def now(self) -> int:
         """What leases are measured by."""
         return self._options.lease_clock()
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it at the end of the turn."""
+        self._said.append((level, message, error))
 
     def members_changed(self) -> None:
         """Have a sender for each member, for those being told of their removal, and for no one else."""
@@ -551,7 +603,8 @@ class Node:
         engine = self._engine
         while not engine.is_over and engine.halted is None:
             self._apply_work.wait(1.0)
-            while self._apply_batch() or self._take_snapshot():
+            # A snapshot that is due first: there may always be something to apply.
+            while self._take_snapshot() or self._apply_batch():
                 pass
 
     def _apply_batch(self) -> bool:

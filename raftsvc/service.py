@@ -407,10 +407,13 @@ class Service:
                 return
             self._stopped.set()
             node = self._node
+            is_joining = self._is_joining  # now: one who joins and ends later sees that it is stopped
         if node is not None:
-            node.hand_over(min(1.0, self._options.election_timeout))
-            node.stop(StoppedError("the Service was stopped"))
-        elif not self._is_joining:
+            try:
+                node.hand_over(min(1.0, self._options.election_timeout))
+            finally:  # though one who waits be interrupted
+                node.stop(StoppedError("the Service was stopped"))
+        elif not is_joining:
             self._store.close()
         if self._listener is not None:
             self._listener.stop()
@@ -583,6 +586,7 @@ class Service:
                 while self._admission.waiting and time.monotonic() < deadline:
                     time.sleep(0.02)
                 self.stop()
+                return  # in a forked child nothing was stopped, nor need be
 
 
 class _Admission:

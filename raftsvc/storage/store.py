@@ -308,17 +308,23 @@ class Store:
             with self.open_snapshot() as snapshot:
                 self._snapshot_index = snapshot.header.index
 
-    def close(self) -> None:
+    def close(self, timeout: float = 5.0) -> bool:
         """Close the log and let the directory go; idempotent.
 
         The caller has seen to it that nothing is being appended, synced or received.
         A snapshot or a release that another thread is busy with ends in an error,
-        and changes nothing that the next owner sees.
+        and changes nothing that the next owner sees.  False if a change of names hangs
+        for `timeout` seconds, which the next owner would see: the directory stays ours.
         """
-        with self._snapshot_lock:
-            self._is_closed = True
+        self._is_closed = True  # at once, for whoever waits for the lock
+        if not self._snapshot_lock.acquire(timeout=timeout):
+            return False
+        try:
             if self._incoming is not None:
                 self._incoming.close()
-        if self._wal is not None:
-            self._wal.close()
+        finally:
+            self._snapshot_lock.release()
+        if self._wal is not None and not self._wal.close(timeout):
+            return False
         self._dir_lock.release()
+        return True

@@ -429,13 +429,21 @@ class Wal:
                 with self._lock:
                     del self._segments[0]
 
-    def close(self) -> None:
-        """Close the file; idempotent.  What was not synced may be lost."""
-        with self._release_lock:  # nothing is deleted after this
-            self._failure = self._failure or StorageError("closed")
+    def close(self, timeout: float = 5.0) -> bool:
+        """Close the file; idempotent.  What was not synced may be lost.
+
+        Nothing is deleted after this.  False, and the file stays open, if a removal hangs for `timeout` seconds.
+        """
+        self._failure = self._failure or StorageError("closed")
+        if not self._release_lock.acquire(timeout=timeout):
+            return False
+        try:
             if self._fd >= 0:
                 fd, self._fd = self._fd, -1
                 self._files.close(fd)
+        finally:
+            self._release_lock.release()
+        return True
 
     # -- opening
 

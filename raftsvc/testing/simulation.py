@@ -13,6 +13,7 @@ hash seed or on what ran before: a seed is a history, the same each time.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,8 @@ from raftsvc.testing.invariants import Violation, Watch
 from raftsvc.testing.linearizability import Operation, check
 from raftsvc.testing.workload import Action, RegisterWorkload, Workload
 from raftsvc.transport import SnapshotChunk
+
+logger = logging.getLogger("raftsvc.node")
 
 MILLISECOND = 1000
 SECOND = 1000 * MILLISECOND
@@ -583,6 +586,10 @@ class SimulatedNode:
     def now(self) -> int:
         """The clock that leases are measured by."""
         return int(1000 * (self._clock_start + self.simulation.now * self._clock_rate))
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it at once: nothing is locked."""
+        logger.log(level, "%s", message, exc_info=error)
 
     # -- snapshots to others
 

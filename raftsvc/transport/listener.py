@@ -21,7 +21,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.transport.stream import RawChunk
+from raftsvc.transport.stream import RawChunk, shut_down
 
 logger = logging.getLogger("raftsvc.listener")
 
@@ -131,15 +131,20 @@ class _Server(ThreadingTCPServer):
             logger.exception("connection from %s failed", client_address)
         finally:
             with self._lock:
-                self._connections -= {plain, request}
+                self._connections.discard(plain)
             self.shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:  # here, for a connection whose thread could not be started comes by too
+            self._connections.discard(request)
+        super().shutdown_request(request)
 
     def close_connections(self) -> None:
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                shut_down(connection)
 
 
 class _Body:

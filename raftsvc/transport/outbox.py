@@ -119,6 +119,9 @@ class Outbox:
         is_sent = False
         try:
             is_sent = drain._push(taken)
+        except BaseException:
+            self.break_off(drain)  # of what it had to say, nobody knows what was said
+            raise
         finally:
             with self._lock:
                 drain._is_pushing = False

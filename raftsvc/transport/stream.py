@@ -138,7 +138,7 @@ class ServedStream:
         if self.drain.is_busy and connection is not None:
             # It may be in the middle of a write that the peer does not take.
             with suppress(OSError):
-                _shut_down(connection)
+                shut_down(connection)
 
     def close(self) -> None:
         """The server is done with the body, or could not write the last chunk."""
@@ -172,8 +172,9 @@ def tune(connection: Any, silence_seconds: float) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _shut_down(connection: Any) -> None:
-    # Not SSLSocket's own, which would take the TLS state away from the thread that uses it.
+def shut_down(connection: Any) -> None:
+    """End a connection that another thread may be using, in both directions."""
+    # Not SSLSocket's own, which takes the TLS state away: what that thread sends next would be sent in the clear.
     if isinstance(connection, socket.socket):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
     else:
@@ -215,7 +216,7 @@ class HeldStream:
         """Have `receive` in another thread return."""
         if self._connection is not None:
             with suppress(OSError):
-                _shut_down(self._connection)
+                shut_down(self._connection)
 
     def close(self) -> None:
         self._response.close()

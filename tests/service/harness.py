@@ -94,11 +94,12 @@ class ListState(raftsvc.BaseState):
 
 
 class FaultyFiles(Files):
-    """A disk that can fail: `error` is raised by every write and sync, `gate` holds syncs while it is cleared."""
+    """A disk that can fail: each error is raised by what it is named after, `gate` holds syncs while it is cleared."""
 
     def __init__(self) -> None:
         self.write_error: int | None = None
         self.sync_error: int | None = None
+        self.remove_error: int | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.syncs = 0
@@ -114,6 +115,11 @@ class FaultyFiles(Files):
             raise OSError(self.sync_error, os.strerror(self.sync_error))
         self.syncs += 1
         super().sync(fd)
+
+    def remove(self, path: str) -> None:
+        if self.remove_error:
+            raise OSError(self.remove_error, os.strerror(self.remove_error))
+        super().remove(path)
 
 
 class FaultySession(requests.Session):

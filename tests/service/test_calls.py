@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
 import requests
 
 import raftsvc
+from raftsvc.hosts import HostPool
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
 
@@ -330,6 +334,21 @@ def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:
     assert node.service.exec(b"c"), "the parent goes on"
 
 
+def test_a_forked_child_does_not_leave_again_and_again(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    host = HostPool("a server", 4, 0.0, lambda: True)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))  # which ends it
+            node.service._watch_host(host)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert node.service.exec(b"a")
+
+
 def test_a_service_outlives_the_thread_that_started_it(cluster: Cluster) -> None:
     made = in_background(cluster.add)
     node = made()
@@ -382,3 +401,60 @@ def test_reads_and_writes_of_many_threads_are_all_served(cluster: Cluster) -> No
     for result in [in_background(lambda w=w: work(w)) for w in range(24)]:
         result()
     assert len(cluster.members[0].read()) == 24 * 20
+
+
+def test_a_handler_of_log_records_may_ask_the_node(cluster: Cluster) -> None:
+    node = cluster.add()
+    roles: list[object] = []
+
+    class AddRole(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            roles.append(node.status["role"])
+
+    logger = logging.getLogger("raftsvc.node")
+    handler, level = AddRole(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        node.service.init()
+        with pytest.raises(raftsvc.RaftError):
+            node.state.apply = None  # type: ignore[method-assign,assignment]
+            node.service.exec(b"a", timeout=PATIENCE)
+        eventually(lambda: "leader" in roles and isinstance(node.service.err(), raftsvc.ApplyHaltedError))
+        assert in_background(node.service.status)()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def test_a_caller_that_a_signal_interrupts_leaves_the_node_sound(cluster: Cluster) -> None:
+    assert threading.current_thread() is threading.main_thread(), "where handlers of signals run"
+    node = cluster.add()
+    node.service.init()
+    calls = (raftsvc.Service.exec.__code__, raftsvc.Service.wait_read.__code__)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code in calls:
+                raise Interrupted
+            frame = frame.f_back
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    count = 0
+    try:
+        while count < 100:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
+            try:
+                node.service.exec(b"a", timeout=PATIENCE)
+                node.service.wait_read(PATIENCE)
+            except Interrupted:
+                count += 1
+                assert node.service.exec(b"b", timeout=PATIENCE)
+                assert node.service.err() is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, former)
+    assert node.service.is_live()

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raftsvc
+from raftsvc.node import Node
+from raftsvc.storage import Store
 from tests.service.harness import (
     IO_ERROR,
     NO_SPACE,
@@ -68,6 +71,32 @@ def test_a_restart_continues_from_snapshot_and_log(make_cluster: Callable[..., C
     assert before[:50] == [b"%d" % n for n in range(50)]
 
 
+def test_snapshots_are_taken_while_there_is_always_something_to_apply(make_cluster: Callable[..., Cluster]) -> None:
+    class SlowState(ListState):
+        def apply(self, data: bytes, index: int) -> bool:
+            time.sleep(0.01)
+            return True
+
+    cluster = make_cluster(snapshot_entries=10, trailing_entries=5)
+    node = cluster.add()
+    node.make_state = SlowState
+    node.restart()
+    node.service.init()
+    is_over = threading.Event()
+
+    def write() -> None:
+        while not is_over.is_set():
+            node.service.exec(b"a", timeout=PATIENCE)
+
+    writers = [in_background(write) for _ in range(4)]
+    eventually(lambda: node.status["applied_index"] >= 100)
+    snapshot_index = node.status["snapshot_index"]
+    is_over.set()
+    for writer in writers:
+        writer()
+    assert snapshot_index > 50
+
+
 def test_a_snapshot_that_fails_is_reported_and_tried_again(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_entries=5)
     node = cluster.add()
@@ -84,6 +113,28 @@ def test_a_snapshot_that_fails_is_reported_and_tried_again(make_cluster: Callabl
     node.state.snapshot = sound  # type: ignore[method-assign]
     write_until_compacted(node, 0)
     eventually(lambda: node.service.err() is None, "the error clears itself")
+
+
+def test_a_log_that_cannot_be_shortened_stops_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=4, trailing_entries=1)
+    node = cluster.add()
+    node.service.init()
+    node.files.remove_error = IO_ERROR
+
+    def segments() -> list[str]:
+        return sorted(path.name for path in (node.path / "wal").glob("*.wal"))
+
+    def write() -> None:
+        with pytest.raises(raftsvc.Rejected):
+            node.service.exec(b"no" + bytes(1_000_000))
+
+    eventually(lambda: write() or len(segments()) > 2, "a segment to delete")
+    write_until_compacted(node, node.status["last_index"])
+    first = segments()[0]
+    assert node.service.exec(b"a")
+    assert node.service.err() is None
+    node.files.remove_error = None
+    eventually(lambda: node.service.exec(b"more") and first not in segments(), "the oldest segment is deleted")
 
 
 def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cluster]) -> None:
@@ -276,6 +327,127 @@ def test_stop_is_idempotent_and_ends_every_thread(cluster: Cluster) -> None:
     )
     with pytest.raises(raftsvc.StoppedError):
         cluster.members[0].service.exec(b"a")
+
+
+def test_a_stop_that_is_interrupted_while_it_hands_over_stops_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = cluster.add()
+    node.service.init()
+
+    def interrupted(self: Node, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Node, "hand_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        node.service.stop()
+    monkeypatch.undo()
+    node.start()
+    assert node.service.exec(b"a", timeout=PATIENCE)
+
+
+def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = cluster.add().service
+    creating, left, closing = threading.Event(), threading.Event(), threading.Event()
+    lock, create, stop = service._lifecycle, Store.create, Node.stop
+    was_live: list[bool] = []
+
+    class Lifecycle:
+        """After `stop` let go of it, nothing more of `stop` happens until `init` stops its node."""
+
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            lock.release()
+            if threading.current_thread() is stopper:
+                left.set()
+                assert closing.wait(PATIENCE)
+
+    def slow_create(self: Store, *args: Any) -> None:
+        creating.set()
+        assert left.wait(PATIENCE)
+        create(self, *args)
+
+    def slow_stop(self: Node, error: raftsvc.RaftError) -> None:
+        closing.set()
+        stopper.join(PATIENCE)
+        was_live.append(self.is_live() and self.err() is None and not self._store._is_closed)
+        stop(self, error)
+
+    monkeypatch.setattr(service, "_lifecycle", Lifecycle())
+    monkeypatch.setattr(Store, "create", slow_create)
+    monkeypatch.setattr(Node, "stop", slow_stop)
+    stopper = threading.Thread(target=service.stop, daemon=True)
+    starting = in_background(service.init)
+    assert creating.wait(PATIENCE)
+    stopper.start()
+    with pytest.raises(raftsvc.StoppedError):
+        starting()
+    assert was_live == [True]
+
+
+def test_stop_closes_no_file_that_is_being_written(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    cluster = make_cluster(snapshot_entries=20, trailing_entries=1)
+    first = cluster.add()
+    first.service.init()
+    for n in range(50):
+        first.service.exec(bytes(1000) + b"%d" % n)
+    write_until_compacted(first, 0)
+    late = cluster.add()
+    part = late.path / "snap.part"
+    entered, gate, written = threading.Event(), threading.Event(), threading.Event()
+    write = late.files.write
+
+    def hanging(fd: int, data: bytes, offset: int) -> None:
+        is_piece = data and part.exists() and os.path.samestat(os.fstat(fd), part.stat())
+        if is_piece:
+            entered.set()
+            gate.wait(PATIENCE)
+        try:
+            write(fd, data, offset)
+        finally:
+            if is_piece:
+                written.set()
+
+    late.files.write = hanging  # type: ignore[method-assign]
+    joining = in_background(lambda: late.service.join(first.addr, PATIENCE))
+    assert entered.wait(PATIENCE), "a piece of a snapshot is being written"
+    late.service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        joining()
+    others = [(tmp_path / f"other{n}").open("w+b") for n in range(100)]  # one gets a descriptor that is free
+    gate.set()
+    assert written.wait(PATIENCE)
+    for other in others:
+        assert other.read() == b""
+        other.close()
+
+
+@pytest.mark.parametrize("operation", ["sync_dir", "rename"])
+def test_stop_does_not_wait_for_a_disk_that_hangs(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    node = cluster.add(snapshot_entries=5)
+    node.service.init()
+    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    entered, gate = threading.Event(), threading.Event()
+    sound = getattr(node.files, operation)
+
+    def hanging(*args: str) -> None:
+        entered.set()
+        gate.wait(PATIENCE)
+        sound(*args)
+
+    setattr(node.files, operation, hanging)
+    eventually(lambda: node.service.exec(b"a") and entered.is_set(), "a snapshot gets its name")
+    in_background(node.service.stop)()
+    with pytest.raises(raftsvc.DirectoryInUseError):
+        raftsvc.start(node.addr, node.path, None, ListState(), secret=SECRET, lock_timeout=0.0)
+    gate.set()
 
 
 def test_no_thread_keeps_the_interpreter_from_exiting(cluster: Cluster) -> None:

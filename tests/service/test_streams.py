@@ -13,6 +13,7 @@ import raftsvc
 from raftsvc import hosts
 from raftsvc.service import _Admission
 from raftsvc.transport import Problem
+from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, has_streams, voters
 
@@ -186,3 +187,24 @@ def test_streams_are_offered_where_threads_are_plenty_or_known(monkeypatch: pyte
     monkeypatch.setattr(hosts, "find_host", lambda environ=None: hosts.HostPool("x", 64))
     with pytest.raises(Problem, match="no_stream"):
         _Admission(None, None, has_listener=True).pin({}, 2)
+
+
+def test_trouble_with_one_peer_is_not_that_of_the_caller(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.form(3)
+    leader = cluster.leader()
+    bad = cluster.follower()
+
+    def flush(self: Outbox) -> None:
+        if self is box:
+            raise MemoryError
+        sound(self)
+
+    sound = Outbox.flush
+    box = leader.service._network.peer(bad.status["node_id"])._outbox  # type: ignore[union-attr]
+    monkeypatch.setattr(Outbox, "flush", flush)
+    for n in range(10):
+        assert leader.service.exec(b"%d" % n, timeout=PATIENCE)
+    assert leader.service.err() is None and leader.service.is_live()
+    assert leader.is_leader
+    monkeypatch.undo()
+    assert bad.read() == leader.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -151,6 +152,24 @@ def test_silent_clients_hold_up_nobody_and_are_bounded(
         one.close()
 
 
+def test_connections_for_which_there_was_no_thread_do_not_count(
+    serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 5)
+    listener = serve()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+
+    def no_thread(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+        for _ in range(5):
+            with socket.create_connection(listener.address, timeout=PATIENCE) as refused:
+                assert refused.recv(1) == b""
+    assert ask(connect(listener), "GET", "/")[0] == 200
+
+
 def test_the_port_is_taken_as_soon_as_it_is_free(serve: Callable[..., Listener]) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -213,6 +232,33 @@ def test_mutual_tls_tells_the_app_who_came(serve: Callable[..., Listener], certi
     with pytest.raises((ssl.SSLError, OSError)):
         ask(http.client.HTTPSConnection(*listener.address, context=nameless, timeout=PATIENCE), "GET", "/")
     silent.close()
+
+
+def test_nothing_is_sent_in_the_clear_over_a_connection_that_stop_ends(
+    serve: Callable[..., Listener], certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[ssl.SSLSocket] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        served.append(environ["raftsvc.socket"])
+        return echo(environ, start_response)
+
+    server, client = contexts(certificates)
+    listener = serve(app=app, context=server)
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    connection = http.client.HTTPSConnection(*listener.address, context=client, timeout=PATIENCE)
+    assert ask(connection, "GET", "/")[0] == 200
+    was_encrypted: list[bool] = []
+    shutdown = socket.socket.shutdown
+
+    def spy(self: socket.socket, how: int) -> None:
+        if self is served[0] and how == socket.SHUT_RDWR:
+            was_encrypted.append(served[0].version() is not None)
+        shutdown(self, how)
+
+    monkeypatch.setattr(socket.socket, "shutdown", spy)
+    listener.stop()
+    assert was_encrypted == [True]
 
 
 def test_a_cluster_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
 from raftsvc.transport.outbox import MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Drain, Outbox
 
@@ -129,3 +131,20 @@ def test_a_stream_that_does_not_come_back_is_noticed() -> None:
     assert box.take_streamed(drain, 10**6, 0.0)
     assert box.stuck_drain(-1.0) is drain
     assert box.stuck_drain(3600.0) is None
+
+
+def test_a_stream_that_fails_in_the_middle_is_over_and_the_sender_goes_on() -> None:
+    box = Outbox()
+
+    def push(messages: object) -> bool:
+        raise MemoryError
+
+    drain = Drain(box, push)
+    assert box.attach(drain)
+    box.put([append(1)], wake=False)
+    with pytest.raises(MemoryError):
+        box.flush()
+    assert box.take_streamed(drain, 1000, 1.0) is None
+    assert box.take_loss()
+    box.put([append(2)])
+    assert box.take(1000, 1.0) == [append(2)]
