@@ -862,7 +862,7 @@ class Raft:
         return True
 
     def _read_as_leader(self, origin: int, context: int) -> None:
-        if self._holds_lease():
+        if self.holds_lease:
             self._answer_read(origin, context, self.log.commit_index)
             return
         self._reads_waiting.append((origin, context))
@@ -906,8 +906,9 @@ class Raft:
         if progress is not None and progress.commit_sent < index:
             self._send_heartbeat(origin, progress)  # it waits until that is applied
 
-    def _holds_lease(self) -> bool:
-        """Whether nobody else can lead yet, so that what is committed here is all there is (R14).
+    @property
+    def holds_lease(self) -> bool:
+        """Whether nobody else can lead as of `now`, so that what is committed here is all there is (R14).
 
         A rival's majority would include this voter itself, or one that promised not to
         help; the configurations of both differ by one member at most (R8).

@@ -50,6 +50,7 @@ class Watch:
     def __init__(self) -> None:
         self._known: dict[int, Known] = {}
         self._leaders: dict[int, int] = {}
+        self._latest_led = 0
         self._votes: dict[tuple[int, int], int] = {}
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.committed: dict[int, Entry] = {}
@@ -110,6 +111,10 @@ class Watch:
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
         if core.role is Role.LEADER:
+            self._require(
+                core.term >= self._latest_led or not core.holds_lease,
+                f"node {engine.node_id} holds a lease in term {core.term}, and {self._latest_led} has a leader",
+            )
             if last is not known.led_last and log.config_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
@@ -227,6 +232,7 @@ class Watch:
                 f"durability: node {engine.node_id} leads term {core.term} before its vote for itself is on disk",
             )
             other = self._leaders.setdefault(core.term, engine.node_id)
+            self._latest_led = max(self._latest_led, core.term)
             self._require(
                 other == engine.node_id, f"election safety: {other} and {engine.node_id} both lead term {core.term}"
             )
