@@ -12,6 +12,8 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-log       writes when no caller is about to
     raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
+    raftsvc-release   while old segments of the log are deleted
+    raftsvc-prepare   while the log's next segment is made
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
 Lock order: node lock > outbox lock > log-writer lock.  Nothing blocks under the
@@ -143,6 +145,7 @@ class Node:
 
         self._threads: list[threading.Thread] = []
         self._essential_threads: list[threading.Thread] = []
+        self._preparing: threading.Thread | None = None
         self._stopping = threading.Event()
         self._peers: dict[int, Peer] = {}
         self._unflushed: set[Peer] = set()
@@ -221,8 +224,8 @@ class Node:
         with self._lock:
             while self._engine.is_writing and time.monotonic() < deadline:
                 self._durable.wait(0.05)
-            is_writing = self._engine.is_writing
-        if is_writing:
+            hangs = self._engine.is_writing or (self._preparing is not None and self._preparing.is_alive())
+        if hangs:
             logger.error(
                 "a write to the log still hangs; its files and the directory lock stay open until the process ends"
             )
@@ -465,6 +468,15 @@ class Node:
     def release_log(self, index: int) -> None:
         """Delete old segments, on a thread of its own."""
         self._spawn("release", lambda: self._engine.release(index))
+
+    def prepare_log(self) -> None:
+        """Make the log's next segment, on a thread of its own."""
+
+        def prepare() -> None:
+            while not self._stopping.is_set() and self._engine.prepare():
+                pass
+
+        self._preparing = self._spawn("prepare", prepare)
 
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""
