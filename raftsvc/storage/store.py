@@ -313,7 +313,8 @@ class Store:
 
         The caller has seen to it that nothing is being appended, synced or received.
         A snapshot or a release that another thread is busy with ends in an error,
-        and changes nothing that the next owner sees.
+        a preparation of the log just ends, and none changes anything that the next
+        owner sees.
         """
         with self._snapshot_lock:
             self._is_closed = True
