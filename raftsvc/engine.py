@@ -87,6 +87,9 @@ class Runner(Protocol):
     def release_log(self, index: int) -> None:
         """Have `Engine.release(index)` called, outside of any lock."""
 
+    def prepare_log(self) -> None:
+        """Have `Engine.prepare` called until it returns False, by one thread, outside of any lock."""
+
     def members_changed(self) -> None:
         """`Engine.peers` changed."""
 
@@ -223,6 +226,7 @@ class Engine:
         self.applied_index = self.machine.applied_index
         self.applied_config = self.machine.config
         self._is_saving = False
+        self._is_preparing = False  # the runner was asked to, and has not come to the end
         self._incoming: IncomingSnapshot | None = None
         self.calls.note_session(*self.machine.session_of(self.node_id))
         self.machine.listener = (self.node_id, self.calls.session_id)
@@ -554,10 +558,18 @@ class Engine:
             self._post(item.messages_after)
         while self._held and self._held[0][0] <= self.durable_token:
             self._post(self._held.popleft()[1])
+        if self._store.wal.is_prepare_due and not self._is_preparing:
+            self._is_preparing = True
+            self._runner.prepare_log()
 
     def release(self, index: int) -> None:
         """Delete what the log need not keep up to `index`.  Slow.  Raises StorageError; the log goes on."""
         self._store.wal.release_before(index)
+
+    def prepare(self) -> bool:
+        """Do a piece of the work that the log's next rotation would wait for; whether to go on.  Slow."""
+        self._is_preparing = self._store.wal.prepare()
+        return self._is_preparing
 
     def token_awaited_by(self, peer_id: int) -> int:
         """The token that must be durable before all that is held back for `peer_id` has left."""

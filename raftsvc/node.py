@@ -12,6 +12,8 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-log       writes when no caller is about to, and drives for callers on the main thread
     raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
+    raftsvc-release   while old segments of the log are deleted
+    raftsvc-prepare   while the log's next segment is made
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 
 A caller on the main thread neither drives nor applies: what a handler of signals
@@ -208,6 +210,13 @@ class Node:
         self._threads.append(thread)
         thread.start()
         return thread
+
+    def _spawn_job(self, name: str, run: Callable[[], None]) -> None:
+        """As `_spawn`, for what is not missed if there can be no more threads."""
+        try:
+            self._spawn(name, run)
+        except RuntimeError as error:
+            self.say(logging.ERROR, f"thread raftsvc-{name} cannot be started: {error}")
 
     def _wake_all(self) -> None:
         self._changed.notify_all()
@@ -519,13 +528,22 @@ class Node:
 
     def release_log(self, index: int) -> None:
         """Delete old segments, on a thread of its own."""
-        self._spawn("release", partial(self._release, index))
+        self._spawn_job("release", partial(self._release, index))
 
     def _release(self, index: int) -> None:
         try:
             self._engine.release(index)
         except StorageError as error:
             logger.error("node %d: %s; the log grows until it succeeds, at a later snapshot", self.node_id, error)
+
+    def prepare_log(self) -> None:
+        """Make the log's next segment, on a thread of its own."""
+
+        def prepare() -> None:
+            while not self._stopping.is_set() and self._engine.prepare():
+                pass
+
+        self._spawn_job("prepare", prepare)
 
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""
@@ -553,7 +571,10 @@ class Node:
         for peer_id, member in wanted.items():
             peer = self._peers.get(peer_id)
             if peer is None:
-                self._peers[peer_id] = self._network.open_peer(self, peer_id, member.addr)
+                try:
+                    self._peers[peer_id] = self._network.open_peer(self, peer_id, member.addr)
+                except RuntimeError as error:  # no thread can be started; the ticker tries again
+                    self.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
             elif peer.addr != member.addr:
                 peer.move(member.addr)
         leaving = set(self._engine.core.progress)
@@ -643,7 +664,10 @@ class Node:
             if capture is None:
                 engine.end_snapshot(None, failure)
             else:
-                self._spawn("snapshot", partial(self._save_snapshot, capture))
+                try:
+                    self._spawn("snapshot", partial(self._save_snapshot, capture))
+                except RuntimeError as error:
+                    engine.end_snapshot(None, error)
         return True
 
     def _save_snapshot(self, capture: Capture) -> None:

@@ -104,8 +104,14 @@ MUTANTS = (
     Mutant(
         "no fsync of a new segment's name",
         "storage/wal.py",
-        "            self._files.rename(temporary, path)\n            self._files.sync_dir(self._path)\n",
-        "            self._files.rename(temporary, path)\n",
+        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",
+        "                self._files.rename(self._temporary, path)\n",
+    ),
+    Mutant(
+        "a rotation takes the next segment for complete",
+        "storage/wal.py",
+        "                self._write_zeros(fd, zeroed, size)\n",
+        "",
     ),
     Mutant(
         "no fsync of a snapshot's content",

@@ -313,8 +313,9 @@ class Store:
 
         The caller has seen to it that nothing is being appended, synced or received.
         A snapshot or a release that another thread is busy with ends in an error,
-        and changes nothing that the next owner sees.  False if a change of names hangs
-        for `timeout` seconds, which the next owner would see: the directory stays ours.
+        and changes nothing that the next owner sees; a preparation of the log just ends.
+        False if a change of names, or such a preparation, hangs for `timeout` seconds,
+        which the next owner would see: the directory stays ours.
         """
         self._is_closed = True  # at once, for whoever waits for the lock
         if not self._snapshot_lock.acquire(timeout=timeout):

@@ -27,7 +27,12 @@ leaves bytes that only the page cache holds, and an fsync need not write them an
 more.  So opening writes again what may never have been synced, and syncs it, before
 anybody can act on it.
 
-One thread at a time appends, marks and syncs; `release_before` may run beside it.
+The next segment is one file under a temporary name, which grows ahead of need, a piece
+at each `prepare`.  It is this log's only once it has a head and is renamed; one that a
+crash left is removed at the next start.  A rotation that finds it incomplete
+completes it first, so there is never more than one.
+
+One thread at a time appends, marks and syncs; `release_before` and `prepare` may run beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
@@ -79,6 +85,8 @@ _ADVICE = (
     "Do not delete parts of the log."
 )
 _TEMPORARY = "next.tmp"
+_PIECES = 64
+"""In how many the next segment is prepared: an fsync of the log waits for one of them, 256 KiB, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +232,13 @@ class Wal:
         self._node_id = 0
         self._lock = threading.Lock()  # guards _segments
         self._release_lock = threading.Lock()  # one removal at a time, and none after close; taken before _lock
+        # Guards _next_fd, _next_bytes and the temporary file; held while a piece of it is
+        # written, and while it becomes a segment.
+        self._next_lock = threading.Lock()
+        self._temporary = f"{path}/{_TEMPORARY}"
+        self._next_fd = -1
+        self._next_bytes = 0  # how many are zeroed, durably
+        self._may_prepare = True  # no rotation wants the file, and the disk did not refuse since the last one
         self._segments: list[_Segment] = []
         self._fd = -1
         self._offset = 0
@@ -235,7 +250,7 @@ class Wal:
         self._durable_mark_index = 0
         self._extent = _Extent(0)
         self._failure: BaseException | None = None
-        self.fsync_count = 0
+        self.fsync_count = 0  # those that a writer waited for
 
     # -- making
 
@@ -266,6 +281,54 @@ class Wal:
         finally:
             wal.close()
 
+    @property
+    def is_prepare_due(self) -> bool:
+        """Whether it is time to `prepare`: half of the segment is written, and the next one is not complete."""
+        return self._may_prepare and self._next_bytes < self._segment_bytes and self._offset >= self._current_size // 2
+
+    def prepare(self) -> bool:
+        """Zero one more piece of the next segment; whether to go on.
+
+        Slow, and never needed.  A disk that refuses ends it until after the next
+        rotation: what it took of the disk is given back, and the log goes on.
+        """
+        try:
+            with self._next_lock:
+                return self._prepare_piece()
+        except OSError as error:
+            logger.warning("%s: the next segment could not be prepared: %s", self._path, error)
+            return False
+
+    def _prepare_piece(self) -> bool:
+        start = self._next_bytes
+        stop = min(start + max(_SECTOR_BYTES, self._segment_bytes // _PIECES), self._segment_bytes)
+        if self._failure is not None or not self._may_prepare or start == stop:
+            return False
+        try:
+            if self._next_fd < 0:
+                self._next_fd = self._files.create(self._temporary)
+            self._write_zeros(self._next_fd, start, stop)
+            self._files.sync(self._next_fd)  # all at once would keep the log's own fsync waiting
+        except OSError:
+            self._may_prepare = False
+            fd, _ = self._take_next()
+            if fd >= 0:
+                self._discard_next(fd)
+            raise
+        self._next_bytes = stop
+        return stop < self._segment_bytes
+
+    def _take_next(self) -> tuple[int, int]:
+        """What was prepared: descriptor, -1 if there is none, and bytes zeroed.  It is the caller's now."""
+        taken = self._next_fd, self._next_bytes
+        self._next_fd, self._next_bytes = -1, 0
+        return taken
+
+    def _discard_next(self, fd: int) -> None:
+        self._files.close(fd)
+        with suppress(OSError):
+            self._files.remove(self._temporary)  # give a full disk its space back
+
     def _rotate(self, need_bytes: int) -> None:
         """Continue in a new segment, which has room for `need_bytes` of records.
 
@@ -274,36 +337,37 @@ class Wal:
         """
         number = self._segments[-1].number + 1 if self._segments else 1
         size = max(self._segment_bytes, _BODY + need_bytes)
-        temporary = f"{self._path}/{_TEMPORARY}"
-        fd = self._files.create(temporary)
-        try:
-            self._write_zeros(fd, 0, size)
-            head = _SEGMENT_HEAD.pack(
-                _MAGIC, self._cluster_id, self._node_id, number, self._extent.last + 1, size, self._chain, 0
-            )[:-4]
-            head_crc = crc32(head)
-            chain = head_crc
-            records = [(head + head_crc.to_bytes(4, "big")).ljust(_START, b"\x00")]
-            offset = _START
-            for kind, payload in (
-                (_STATE, _HARD_STATE.pack(*self._state)),
-                (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term)),
-            ):
-                record, chain = _encode_record(kind, payload, offset, _START, chain)
-                records.append(record)
-                offset += len(record)
-            self._files.write(fd, b"".join(records), 0)
-            if self._fd >= 0:
-                self._sync_fd(self._fd)  # what the chain continues must not be lost before it
-            self._sync_fd(fd)
-            path = f"{self._path}/{_segment_name(number)}"
-            self._files.rename(temporary, path)
-            self._files.sync_dir(self._path)
-        except BaseException:
-            self._files.close(fd)
-            with suppress(OSError):
-                self._files.remove(temporary)  # give a full disk its space back
-            raise
+        path = f"{self._path}/{_segment_name(number)}"
+        head = _SEGMENT_HEAD.pack(
+            _MAGIC, self._cluster_id, self._node_id, number, self._extent.last + 1, size, self._chain, 0
+        )[:-4]
+        chain = crc32(head)
+        records = [(head + chain.to_bytes(4, "big")).ljust(_START, b"\x00")]
+        offset = _START
+        for kind, payload in (
+            (_STATE, _HARD_STATE.pack(*self._state)),
+            (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term)),
+        ):
+            record, chain = _encode_record(kind, payload, offset, _START, chain)
+            records.append(record)
+            offset += len(record)
+        self._may_prepare = False  # the thread that prepares would take the lock again before this one wakes
+        with self._next_lock:
+            fd, zeroed = self._take_next()
+            if fd < 0:
+                fd = self._files.create(self._temporary)
+            try:
+                self._write_zeros(fd, zeroed, size)
+                self._files.write(fd, b"".join(records), 0)
+                if self._fd >= 0:
+                    self._sync_fd(self._fd)  # what the chain continues must not be lost before it
+                self._sync_fd(fd)
+                self._files.rename(self._temporary, path)
+                self._files.sync_dir(self._path)
+            except BaseException:
+                self._discard_next(fd)
+                raise
+        self._may_prepare = True
         if self._fd >= 0:
             self._files.close(self._fd)
         self._fd = fd
@@ -430,11 +494,13 @@ class Wal:
                     del self._segments[0]
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Close the file; idempotent.  What was not synced may be lost.
+        """Close the files; idempotent.  What was not synced may be lost.
 
-        Nothing is deleted after this.  False, and the file stays open, if a removal hangs for `timeout` seconds.
+        Nothing is deleted or made after this.  False, and files stay open, if a
+        removal or a piece being prepared hangs for `timeout` seconds.
         """
         self._failure = self._failure or StorageError("closed")
+        deadline = time.monotonic() + timeout
         if not self._release_lock.acquire(timeout=timeout):
             return False
         try:
@@ -443,6 +509,14 @@ class Wal:
                 self._files.close(fd)
         finally:
             self._release_lock.release()
+        if not self._next_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return False
+        try:
+            fd, _ = self._take_next()
+            if fd >= 0:
+                self._files.close(fd)
+        finally:
+            self._next_lock.release()
         return True
 
     # -- opening
@@ -464,7 +538,7 @@ class Wal:
         files = self._files
         names = files.list_dir(self._path)
         if _TEMPORARY in names:
-            files.remove(f"{self._path}/{_TEMPORARY}")
+            files.remove(self._temporary)
         numbers = []
         for name in names:
             stem = name[: -len(".wal")]

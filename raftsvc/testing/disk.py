@@ -297,6 +297,8 @@ class SimulatedDisk(Files):
         if name not in parent.names:
             self._end(crashes)
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        if self.free_bytes is not None:
+            self.free_bytes += len(parent.names[name].data)
         self._change(parent, (name, None, None))
         self._end(crashes)
 

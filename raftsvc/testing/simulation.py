@@ -571,6 +571,26 @@ class SimulatedNode:
 
         self.later(MILLISECOND, lambda: self.do(release))
 
+    def prepare_log(self) -> None:
+        """Prepare the next segment piece by piece, so slowly at times that the log needs it before."""
+        rng = self.simulation.random
+        mean = self.write_delay * rng.choice((1, 10, 100))
+
+        def go_on() -> None:
+            self.later(20 + int(rng.expovariate(1 / mean)), piece)
+
+        def piece() -> None:
+            if self.is_hung:
+                go_on()
+            else:
+                self.do(prepare)
+
+        def prepare(engine: Engine) -> None:
+            if engine.prepare():
+                go_on()
+
+        go_on()
+
     def members_changed(self) -> None:
         """Nothing to keep."""
 

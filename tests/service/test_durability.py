@@ -260,6 +260,84 @@ def test_a_leader_whose_disk_hangs_steps_down_and_comes_back(make_cluster: Calla
     assert items == rest[0].read() == rest[1].read()
 
 
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Logs rotate every few writes; the bytes of a segment."""
+    size = 4096
+    real_open = Store.open
+    monkeypatch.setattr(Store, "open", lambda path, files, lock_timeout: real_open(path, files, lock_timeout, size))
+    return size
+
+
+def write_half_a_segment(node: Member, segment_bytes: int) -> None:
+    wal = node.service._store.wal
+    while wal._offset < segment_bytes // 2:
+        node.service.exec(b"x" * 100)
+
+
+def test_the_log_s_next_segment_is_made_before_it_is_needed(cluster: Cluster, small_segments: int) -> None:
+    node = cluster.add()
+    node.service.init()
+    prepared = node.path / "wal" / "next.tmp"
+    write_half_a_segment(node, small_segments)
+    eventually(lambda: prepared.exists() and prepared.stat().st_size == small_segments, "it is complete")
+    assert not (node.path / "wal" / f"{2:016d}.wal").exists()
+    inode = prepared.stat().st_ino
+    for _ in range(small_segments // 100):
+        node.service.exec(b"x" * 100)
+    assert (node.path / "wal" / f"{2:016d}.wal").stat().st_ino == inode
+    before = node.read()
+    node.restart()
+    assert node.read() == before
+
+
+def test_a_disk_that_hangs_while_the_next_segment_is_made_does_not_hold_up_stop(
+    cluster: Cluster, small_segments: int
+) -> None:
+    node = cluster.add()
+    hangs, goes_on = threading.Event(), threading.Event()
+    sync = node.files.sync
+
+    def sync_unless_preparing(fd: int) -> None:
+        if threading.current_thread().name == "raftsvc-prepare":
+            hangs.set()
+            goes_on.wait(PATIENCE)
+        sync(fd)
+
+    node.files.sync = sync_unless_preparing  # type: ignore[method-assign]
+    node.service.init()
+    write_half_a_segment(node, small_segments)
+    assert hangs.wait(PATIENCE)
+    in_background(node.service.stop)()
+    # It may still write to its file: nobody else may have the directory.
+    with pytest.raises(raftsvc.DirectoryInUseError):
+        raftsvc.start(free_address(), node.path, None, ListState(), secret=SECRET, lock_timeout=0)
+    goes_on.set()
+
+
+def test_a_process_that_can_start_no_more_threads_goes_on(
+    make_cluster: Callable[..., Cluster], small_segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_cluster(snapshot_entries=50, trailing_entries=0).add()
+    node.service.init()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name in ("raftsvc-prepare", "raftsvc-release", "raftsvc-snapshot"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for n in range(120):
+            node.service.exec(b"%100d" % n)
+        eventually(lambda: isinstance(node.service.err(), raftsvc.StorageError), "it says that snapshots fail")
+    for n in range(120, 200):
+        node.service.exec(b"%100d" % n)
+    eventually(lambda: node.service.err() is None, "a later one succeeds")
+    assert [int(item) for item in node.read()] == list(range(200))
+
+
 def test_two_processes_cannot_own_one_directory(tmp_path: Path) -> None:
     addr = free_address()
     first = raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET)

@@ -459,6 +459,8 @@ class Life:
     def step(self, store: Store, chance: random.Random) -> None:
         kind = chance.random()
         wal = store.wal
+        for _ in range(self.written % 3):
+            wal.prepare()
         if kind < 0.5:
             entries = batch(self.written + 1, chance.randrange(1, 9))
             self.written = entries[-1].index

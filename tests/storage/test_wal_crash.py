@@ -16,11 +16,14 @@ SEGMENT_BYTES = 1400
 
 
 def live(disk: Disk, model: Model, seed: int) -> None:
-    """A life of a log: appends, truncations, marks, rotations, releases; the model runs beside it."""
+    """A life of a log: appends, truncations, marks, preparations, rotations, releases; the model runs beside it."""
     chance = random.Random(seed)
+    prepared = random.Random(seed)
     wal, _ = Wal.open(disk, DIR, SEGMENT_BYTES)
     term, marked = 1, 0
     for _ in range(30):
+        for _ in range(prepared.randrange(3)):
+            wal.prepare()
         step = chance.random()
         if step < 0.55:
             last = model.last_index

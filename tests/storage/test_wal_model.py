@@ -147,6 +147,15 @@ class Life(RuleBasedStateMachine):
         except PowerLoss:
             self.go_down(*self.loss)
 
+    @rule(pieces=st.integers(1, 4))
+    def prepare(self, pieces: int) -> None:
+        """A piece of the next segment, or all; a disk that fails it fails nothing else."""
+        try:
+            for _ in range(pieces):
+                self.wal.prepare()
+        except PowerLoss:
+            self.go_down(*self.loss)
+
     # -- what befalls it
 
     @rule()
