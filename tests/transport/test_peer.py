@@ -254,7 +254,7 @@ def test_connections_are_kept_open_whatever_was_answered(talk: Callable[..., tup
     good, bad = make_app(Recorder()), answering("503 Service Unavailable", b"later")
 
     def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
-        if environ["REQUEST_METHOD"] != "POST":  # the request for a stream has a connection of its own
+        if environ["REQUEST_METHOD"] != "POST":  # the request for a stream, refused
             return bad(environ, start_response)
         threads.append(threading.current_thread().name)
         return (bad if len(threads) % 2 else good)(environ, start_response)
@@ -264,7 +264,8 @@ def test_connections_are_kept_open_whatever_was_answered(talk: Callable[..., tup
         peer.put([heartbeat(n)])
         with node.happened:
             assert node.happened.wait_for(lambda n=n: len(node.events) > n, PATIENCE)
-    assert len(threads) == 4 and len(set(threads)) == 1
+    # The request for a stream may have come meanwhile, and its connection is as good as the other.
+    assert len(threads) == 4 and len(set(threads)) <= 2
 
 
 def test_replies_in_the_name_of_another_are_dropped(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
