@@ -40,7 +40,7 @@ class Mutant(NamedTuple):
     also: tuple[tuple[str, str, str], ...] = ()
 
 
-_LEASE_KINDS = "leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition,kill"
+_LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
     # Durability
