@@ -31,7 +31,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -53,6 +53,10 @@ _QUICK_APPLY_SECONDS = 0.002
 _LEAST_TICK = 0.95  # of its length; a wait that ends earlier counts for none
 _STOP_SECONDS = 5.0
 """How long `stop` waits for threads, and for a disk that hangs."""
+# A snapshot's thread is at work a quarter of its time at most.  Unpaced, it kept single threads
+# from the interpreter and the processor for up to 240 ms (`python -m benchmarks costs snapshot`).
+_SNAPSHOT_REST = 3.0
+_MAX_REST_SECONDS = 0.05
 
 
 class NodeOptions(NamedTuple):
@@ -674,13 +678,22 @@ class Node:
         saved: Capture | None = None
         failure: Exception | None = None
         try:
-            if self._engine.save(capture):
+            if self._engine.save(capture._replace(chunks=self._unhurried(capture.chunks))):
                 saved = capture
         except Exception as error:
             failure = error
         with self._turn:
             self._engine.end_snapshot(saved, failure)
             self._drive(inline=False)
+
+    def _unhurried(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces, with a rest after each in proportion to how long it took, until the node stops."""
+        started = time.monotonic()
+        for chunk in chunks:
+            yield chunk
+            rest = _SNAPSHOT_REST * (time.monotonic() - started)
+            self._stopping.wait(min(rest, _MAX_REST_SECONDS))
+            started = time.monotonic()
 
     # -- peers
 

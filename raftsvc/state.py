@@ -9,6 +9,20 @@ one that applies.  An application reads from any thread, so reads and `apply` mu
 be safe beside each other.  `apply` must be deterministic: the same instructions
 in the same order give the same state and answers on every node.  No clock, no
 randomness, no environment, no order of a set.
+
+What writers notice of a snapshot is for the State to decide.  Applying waits while
+`snapshot` or `snapshot_chunks` runs, and all threads of the process wait for a step that
+holds the interpreter: `json.dumps` of a million small dicts takes a second, `dict.copy`
+of a million keys 15 ms.  A State that stays small need not care.  A large one is a
+`StreamingState` that
+- shares with its snapshot what it has, and replaces what it changes instead of
+  changing it; or that is kept in parts, each copied before its first change;
+- makes its pieces one after another, each small: the library writes them on a thread
+  of its own, rests after each, and syncs what it wrote a little at a time;
+- keeps little for the garbage collector to visit, since a full collection stops all
+  threads, snapshot or not: of str, bytes, int and tuples of these it visits none.
+  A list, an instance of a class or a set for each of a million items takes 35 to 170 ms.
+`raftsvc.kv.pages` is an example.
 """
 
 from __future__ import annotations
@@ -36,7 +50,7 @@ class State(Protocol):
         """
 
     def snapshot(self) -> tuple[bytes, int]:
-        """The whole state as bytes, and its applied index."""
+        """The whole state as bytes, and its applied index.  Nothing is applied meanwhile."""
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
         """Become what `snapshot` returned `data` for, at `index`, whatever the state was before."""
@@ -83,8 +97,10 @@ class StreamingState(Protocol):
     def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
         """The state as of now, and its applied index.
 
-        Returns at once; the pieces are consumed on another thread while `apply`
-        goes on, and must all be of this moment.
+        Returns at once: nothing is applied meanwhile.  The pieces, best of some 64 KiB,
+        are consumed on another thread while `apply` goes on, and must all be of this
+        moment, also if the state is restored in the meantime.  They may be given up
+        before the last, if the disk is full; only then is another snapshot taken.
         """
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:

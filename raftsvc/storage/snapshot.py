@@ -23,6 +23,9 @@ from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES = 1024 * 1024
 _MAX_HEAD_BYTES = 64 * 1024 * 1024
+# A log on the same disk waits behind every dirty byte of a snapshot that is synced: 60 to 160 ms
+# behind 130 MB at the end, 3 ms behind this much at a time (`python -m benchmarks costs snapshot`).
+_SYNC_BYTES = 4 * 1024 * 1024
 
 _MAGIC = b"raftsnp1"
 _PREFIX = struct.Struct(">8sI")
@@ -55,10 +58,14 @@ class SnapshotHeader:
 
 
 def write_snapshot(files: Files, fd: int, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
-    """Write a complete snapshot to the empty file `fd` and make its content durable; its name is not synced."""
+    """Write a complete snapshot to the empty file `fd` and make its content durable; its name is not synced.
+
+    It becomes durable bit by bit, so that no sync, of this file or of another, has much to wait for.
+    """
     head = header._encode()
     files.write(fd, head, 0)
     offset = len(head)
+    synced = 0
     chain = crc32(head[-_CRC.size :])
     total = 0
     for chunk in chunks:
@@ -69,6 +76,9 @@ def write_snapshot(files: Files, fd: int, header: SnapshotHeader, chunks: Iterab
             offset += len(frame) + len(piece)
             chain = crc32(frame, chain)
             total += len(piece)
+            if offset - synced >= _SYNC_BYTES:
+                files.sync(fd)
+                synced = offset
     files.write(fd, _END.pack(0, chain, total), offset)
     files.sync(fd)
 
@@ -194,6 +204,7 @@ class IncomingSnapshot:
         self._size_bytes = size_bytes
         self._crc = crc
         self._offset = 0
+        self._synced = 0
         self._fd = files.create(path)
 
     def append(self, offset: int, data: bytes) -> int:
@@ -205,6 +216,9 @@ class IncomingSnapshot:
         if offset == self._offset and offset + len(data) <= self._size_bytes:
             self._files.write(self._fd, data, offset)
             self._offset += len(data)
+            if self._offset - self._synced >= _SYNC_BYTES:
+                self._files.sync(self._fd)
+                self._synced = self._offset
         return self._offset
 
     def finish(self) -> SnapshotHeader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Generator, Iterator
 from unittest import mock
 
 from hypothesis import Phase, settings
@@ -33,6 +34,23 @@ effects = st.one_of(
 )
 
 
+def copy_of(model: Model) -> Model:
+    copy = Model()
+    copy.content = dict(model.content)
+    copy.allowed = set(model.allowed)
+    return copy
+
+
+def as_bytes(model: Model) -> bytes:
+    """The snapshot of a state that is as the model says, by a writer of its own."""
+    written = b"rkv1" + struct.pack(">I", len(model.allowed))
+    for addr in sorted(model.allowed):
+        written += struct.pack(">H", len(addr.encode())) + addr.encode()
+    for key, (data, version) in model.listed(""):
+        written += struct.pack(">HQI", len(key.encode()), version, len(data)) + key.encode() + data
+    return written + struct.pack(">HQI", 0, len(model.content), 0)
+
+
 class Store(RuleBasedStateMachine):
     """A state, the model beside it, and snapshots on their way."""
 
@@ -49,6 +67,7 @@ class Store(RuleBasedStateMachine):
         self.model = Model()
         self.index = 0
         self.under_way: list[tuple[Iterator[bytes], list[bytes], int, Model]] = []
+        self.finished: list[tuple[bytes, int, Model]] = []
 
     def teardown(self) -> None:
         while self.under_way:
@@ -97,13 +116,7 @@ class Store(RuleBasedStateMachine):
     def begin_snapshot(self) -> None:
         chunks, index = self.state.snapshot_chunks()
         assert index == self.state.applied_index() == self.index
-        self.under_way.append((chunks, [], index, self.copy_of_model()))
-
-    def copy_of_model(self) -> Model:
-        copy = Model()
-        copy.content = dict(self.model.content)
-        copy.allowed = set(self.model.allowed)
-        return copy
+        self.under_way.append((chunks, [], index, copy_of(self.model)))
 
     @precondition(lambda self: self.under_way)
     @rule(which=st.integers(0, 2))
@@ -116,10 +129,28 @@ class Store(RuleBasedStateMachine):
     def finish(self, which: int) -> None:
         """The snapshot is of the moment it was begun, whatever was written since."""
         chunks, written, index, model = self.under_way.pop(which % len(self.under_way))
+        data = b"".join([*written, *chunks])
+        assert data == as_bytes(model)
         restored = KeyValueState()
-        restored.restore_chunks(iter([*written, *chunks]), index)
+        restored.restore_snapshot(data, index)
         assert list(restored.list().items()) == model.listed("")
         assert (restored.allowed(), restored.applied_index()) == (model.allowed, index)
+        self.finished.append((data, index, model))
+
+    @precondition(lambda self: self.under_way)
+    @rule(which=st.integers(0, 2))
+    def abandon(self, which: int) -> None:
+        chunks, _, _, _ = self.under_way.pop(which % len(self.under_way))
+        assert isinstance(chunks, Generator)
+        chunks.close()
+
+    @precondition(lambda self: self.finished)
+    @rule(which=st.integers(0, 9))
+    def go_back_to_a_snapshot(self, which: int) -> None:
+        """The state itself is restored, while snapshots of what it was are under way."""
+        data, self.index, model = self.finished[which % len(self.finished)]
+        self.state.restore_snapshot(data, self.index)
+        self.model = copy_of(model)
 
     @rule(cut=st.integers(1, 50))
     def go_on_from_a_snapshot(self, cut: int) -> None:

@@ -156,6 +156,17 @@ def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None
     assert pages.get("again") == (b"", 1)
 
 
+def test_the_garbage_collector_does_not_visit_keys_and_values() -> None:
+    state = filled(5000)
+    state.apply(transaction(*[kv.set(f"key/{i:07d}", b"new") for i in range(0, 5000, 40)]), 50)
+    state.apply(transaction(*[kv.delete(f"key/{i:07d}") for i in range(20, 5000, 40)]), 51)
+    for looked_at in (state, restored(*state.snapshot())):
+        gc.collect()
+        pages = looked_at._map.freeze()
+        assert len(pages) > 30
+        assert not any(gc.is_tracked(part) for page in pages for part in (page.keys, page.datas))
+
+
 def test_it_is_a_streaming_state() -> None:
     state: State = KeyValueState()
     assert isinstance(state, StreamingState)

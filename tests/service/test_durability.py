@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,34 @@ def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cl
     eventually(lambda: node.status["snapshot_index"] > 0, "a snapshot was taken")
     node.restart()
     assert [item[:1] for item in node.read()] == [bytes([n]) for n in range(12)]
+
+
+class PiecesState(ListState):
+    """Hands its snapshot out in very many pieces."""
+
+    def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
+        data, index = self.snapshot()
+        return (data[n : n + 1] for n in range(len(data))), index
+
+    def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
+        self.restore_snapshot(b"".join(chunks), index)
+
+
+def test_a_snapshot_that_takes_its_time_hurries_once_the_node_stops(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raftsvc.node, "_SNAPSHOT_REST", 1e9)
+    monkeypatch.setattr(raftsvc.node, "_MAX_REST_SECONDS", 2 * PATIENCE)
+    node = make_cluster(snapshot_entries=10, trailing_entries=5).add()
+    node.make_state = PiecesState
+    node.restart()
+    node.service.init()
+    for n in range(20):
+        node.service.exec(b"%d" % n)
+    assert node.status["snapshot_index"] == 0, "it is not yet written"
+    node.restart()
+    assert node.status["snapshot_index"] >= 10
+    assert node.read() == [b"%d" % n for n in range(20)]
 
 
 def test_a_follower_that_was_away_long_gets_a_snapshot(make_cluster: Callable[..., Cluster]) -> None:

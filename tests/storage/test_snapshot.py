@@ -10,6 +10,7 @@ import pytest
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import DamagedStorageError
 from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot
+from raftsvc.testing.disk import SECTOR_BYTES
 from tests.storage.faults import Disk
 from tests.storage.logs import put_snapshot
 
@@ -53,6 +54,38 @@ def test_an_oversized_chunk_is_split_and_none_is_held_longer_than_it_is_written(
         read = list(snapshot.chunks())
     assert [len(chunk) for chunk in read] == [MAX_CHUNK_BYTES, 1, 10]
     assert b"".join(read) == b"".join(pieces)
+
+
+class SyncWatch(Disk):
+    """Notes how much each sync had to make durable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.synced_bytes: list[int] = []
+
+    def sync(self, fd: int) -> None:
+        self.synced_bytes.append(len(self.fds[fd].dirty) * SECTOR_BYTES)
+        super().sync(fd)
+
+
+@pytest.mark.parametrize("piece_bytes", [50_000, 3 * MAX_CHUNK_BYTES])
+def test_no_sync_of_a_large_snapshot_has_much_to_write(piece_bytes: int) -> None:
+    size_bytes = 12 * MAX_CHUNK_BYTES
+    written, received = SyncWatch(), SyncWatch()
+    for disk in (written, received):
+        disk.add_dirs("/node")
+    put_snapshot(written, PATH, HEADER, [bytes(piece_bytes)] * (size_bytes // piece_bytes))
+    with StoredSnapshot(written, PATH) as snapshot:
+        identity = (HEADER.index, HEADER.term, snapshot.size_bytes, snapshot.crc)
+        incoming = IncomingSnapshot(received, "/node/snap.part", HEADER.cluster_id, identity, lambda: None)
+        offset = 0
+        while offset < snapshot.size_bytes:
+            offset = incoming.append(offset, snapshot.read(offset, 500_000))
+    incoming.finish()
+    for disk in (written, received):
+        assert len(disk.synced_bytes) >= 3
+        assert max(disk.synced_bytes) < 4 * 1024 * 1024 + 2 * MAX_CHUNK_BYTES
+        assert sum(disk.synced_bytes) > size_bytes * 0.9
 
 
 def test_a_snapshot_cut_anywhere_or_altered_anywhere_is_refused() -> None:
