@@ -88,7 +88,7 @@ class Watch:
         known.term = core.term
         known.led_term = 0
         known.led_last = None
-        self.look(engine)
+        self.look(engine, now=0)
 
     def lost(self, node_id: int) -> None:
         """The storage of a node is gone for good, and so is the node."""
@@ -96,8 +96,8 @@ class Watch:
 
     # -- a node did something
 
-    def look(self, engine: Engine) -> None:
-        """Check one node after a step of it."""
+    def look(self, engine: Engine, now: int) -> None:
+        """Check one node after a step of it.  now: by its clock, in nanoseconds."""
         core = engine.core
         log = core.log
         known = self._known[engine.node_id]
@@ -111,13 +111,20 @@ class Watch:
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
         if core.role is Role.LEADER:
-            self._require(
-                core.term >= self._latest_led or not core.holds_lease,
-                f"node {engine.node_id} holds a lease in term {core.term}, and {self._latest_led} has a leader",
-            )
+            if core.term < self._latest_led:
+                self._look_at_lease(engine, now)
             if last is not known.led_last and log.config_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
+
+    def _look_at_lease(self, engine: Engine, now: int) -> None:
+        core = engine.core
+        known, core.now = core.now, now
+        self._require(
+            not core.holds_lease,
+            f"node {engine.node_id} holds a lease in term {core.term}, and term {self._latest_led} has a leader",
+        )
+        core.now = known
 
     def _look_at_changes(self, engine: Engine) -> None:
         """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""

@@ -428,8 +428,11 @@ class SimulatedNode:
         self.is_paused = True
 
     def resume(self) -> None:
-        """SIGCONT: everything that came meanwhile comes now."""
-        self.is_paused = False
+        """SIGCONT: everything that came meanwhile comes now, after what callers may do first."""
+        if self.is_paused:
+            self.is_paused = False
+            for client in self.simulation.clients:
+                client.act_at_once(self)
         deferred, self._deferred = self._deferred, []
         for action in deferred:
             action()
@@ -470,7 +473,7 @@ class SimulatedNode:
         except PowerLoss:
             self._lose_power()
             return
-        self.simulation.watch.look(engine)
+        self.simulation.watch.look(engine, self.now())
         for waiter in engine.take_finished():
             waiter.wake()
 
@@ -734,21 +737,35 @@ class Client:
         self._serial = 0
         self._call: SimulatedCall | None = None
         self._read: SimulatedRead | None = None
+        self._read_floor = 0
+        self._plan = 0
 
     def start(self) -> None:
         """Do one thing after the other from now on."""
         rng = self._simulation.random
+        self._plan = plan = self._plan + 1
         if not self.is_stopping:
-            self._simulation.at(int(rng.expovariate(1 / (40 * MILLISECOND))), self._act)
+            self._simulation.at(int(rng.expovariate(1 / (40 * MILLISECOND))), lambda: self._go_on(plan))
 
-    def _act(self) -> None:
+    def _go_on(self, plan: int) -> None:
+        if plan != self._plan:
+            return
+        ready = [n for _, n in sorted(self._simulation.nodes.items()) if n.is_up and not n.is_paused]
+        if ready and not self.is_stopping:
+            self._act(self._simulation.random.choice(ready))
+        else:
+            self.start()
+
+    def act_at_once(self, node: SimulatedNode) -> None:
+        """Act at `node` now, unless something is under way or all is over."""
+        if not self.is_waiting and not self.is_stopping:
+            self._plan += 1
+            self._act(node)
+
+    def _act(self, node: SimulatedNode) -> None:
         simulation = self._simulation
         rng = simulation.random
-        ready = [n for _, n in sorted(simulation.nodes.items()) if n.is_up and not n.is_paused]
-        if not ready or self.is_stopping:
-            self.start()
-            return
-        self._node = node = rng.choice(ready)
+        self._node = node
         simulation.report.counts["operations"] += 1
         serial = simulation.report.counts["operations"]
         self._serial += 1
@@ -766,6 +783,7 @@ class Client:
         try:
             if action.instruction is None:
                 self._read = SimulatedRead(self._read_confirmed)
+                self._read_floor = self._simulation.watch.last_committed
                 engine.submit_read(self._read)
             else:
                 self._call = SimulatedCall(action.instruction, self._call_finished)
@@ -790,6 +808,10 @@ class Client:
         if read.error is not None:
             self._end("refused", read.error)
             return
+        if read.index < self._read_floor:
+            raise Violation(
+                f"a read is served at {read.index}, and {self._read_floor} was committed when it was asked for"
+            )
         mine = self._serial
         # The caller's thread wakes a little later, and looks at the State then.
         node.later(self._simulation.random.randrange(1, 2000), lambda: self._look(mine))
