@@ -29,6 +29,7 @@ class Mutant(NamedTuple):
     """`old` in the file becomes `new`; what that breaks is the name.
 
     kinds: faults that it takes to show, where the usual mixture brings them together too seldom.
+    scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -37,6 +38,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     kinds: str = ""
+    scene: str = ""
     also: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -303,14 +305,14 @@ MUTANTS = (
         "core/raft.py",
         "self._leader_elapsed = 0 if self.term else settings.election_ticks",
         "self._leader_elapsed = settings.election_ticks",
-        kinds=_LEASE_KINDS,
+        scene="a_restarted_voter_waits_before_it_votes",
     ),
     Mutant(
         "a promise ends with a newer term",
         "core/raft.py",
         "        return self.role is Role.LEADER or self._leader_elapsed < self.settings.election_ticks\n",
         "        return self.leader_id != NO_NODE and self._leader_elapsed < self.settings.election_ticks\n",
-        kinds=_LEASE_KINDS,
+        scene="a_promise_outlasts_a_newer_term",
     ),
     # Sessions
     Mutant(
@@ -380,29 +382,34 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
     return texts
 
 
-def seeds_to_catch(mutant: Mutant, seeds: int) -> tuple[int, str] | None:
-    """How many seeds it took and what was seen; None if `seeds` were not enough."""
+def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
+    """How many seeds it took, or which scene, and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
         for file, text in sources_of(mutant).items():
             (Path(directory) / "raftsvc" / file).write_text(text)
-        command = [sys.executable, "-m", "raftsvc.testing", "--jobs", "1", "--until-failure", "--json"]
+        command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]
         if mutant.kinds:
             command += ["--kinds", mutant.kinds]
-        environment = {**os.environ, "PYTHONPATH": directory}
+        if mutant.scene:
+            command = ["tests.core.scene", "--check", mutant.scene]
+        # The bug first, then what belongs to the tests.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((directory, str(PACKAGE.parent)))}
         done = subprocess.run(
-            [*command, "--seeds", str(seeds)],
+            [sys.executable, "-m", *command],
             cwd=directory,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
+        if mutant.scene:
+            return (f"scene `{mutant.scene}`", done.stdout) if done.returncode == 1 else None
         start = done.stdout.find("{\n")
         if start < 0:
             raise RuntimeError(f"{mutant.name}: {done.stderr}")
         figures = json.loads(done.stdout[start:])
-        return (figures["seeds"], figures["failed"][0][1]) if figures["failed"] else None
+        return (str(figures["seeds"]), figures["failed"][0][1]) if figures["failed"] else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -416,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     survivors = 0
     print("| bug | seeds to catch it | seen as |\n|---|---|---|", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, caught in zip(chosen, pool.map(lambda m: seeds_to_catch(m, options.seeds), chosen), strict=True):
+        for mutant, caught in zip(chosen, pool.map(lambda m: catch(m, options.seeds), chosen), strict=True):
             survivors += caught is None
             count, what = caught or (f"none of {options.seeds}", "SURVIVED")
             what = what.split(": ", 1)[-1].replace("|", "/").splitlines()[0][:110]

@@ -20,6 +20,7 @@ KINDS = (
     "partition",
     "one-way cut",
     "leader cut off",
+    "leader unheard by one",
     "kill",
     "power cut",
     "power cut in a write",
@@ -44,6 +45,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("slow disk", "leader cut off", "power cut", "partition", "kill", "leadership transfer"),
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
+    ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 
@@ -81,6 +83,7 @@ class Nemesis:
             "partition": self._partition,
             "one-way cut": self._cut_one_way,
             "leader cut off": self._cut_off_leader,
+            "leader unheard by one": self._cut_leader_from_one,
             "kill": self._kill,
             "power cut": self._cut_power,
             "power cut in a write": self._cut_power_in_a_write,
@@ -197,6 +200,13 @@ class Nemesis:
         me = leader.node_id
         others = set(self._simulation.nodes) - {me}
         return self._cut({(me, other) for other in others} | {(other, me) for other in others})
+
+    def _cut_leader_from_one(self, node: SimulatedNode) -> bool:
+        leader = self._simulation.leader()
+        others = [i for i in self._simulation.configuration().voters if leader is None or i != leader.node_id]
+        if leader is None or not others:
+            return False
+        return self._cut({(leader.node_id, self._simulation.random.choice(sorted(others)))})
 
     # -- processes and machines
 

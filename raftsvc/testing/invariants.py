@@ -50,7 +50,7 @@ class Watch:
     def __init__(self) -> None:
         self._known: dict[int, Known] = {}
         self._leaders: dict[int, int] = {}
-        self._latest_led = 0
+        self.latest_led = 0
         self._votes: dict[tuple[int, int], int] = {}
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.committed: dict[int, Entry] = {}
@@ -88,7 +88,7 @@ class Watch:
         known.term = core.term
         known.led_term = 0
         known.led_last = None
-        self.look(engine, now=0)
+        self.look(engine)
 
     def lost(self, node_id: int) -> None:
         """The storage of a node is gone for good, and so is the node."""
@@ -96,8 +96,8 @@ class Watch:
 
     # -- a node did something
 
-    def look(self, engine: Engine, now: int) -> None:
-        """Check one node after a step of it.  now: by its clock, in nanoseconds."""
+    def look(self, engine: Engine) -> None:
+        """Check one node after a step of it."""
         core = engine.core
         log = core.log
         known = self._known[engine.node_id]
@@ -111,20 +111,20 @@ class Watch:
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
         if core.role is Role.LEADER:
-            if core.term < self._latest_led:
-                self._look_at_lease(engine, now)
             if last is not known.led_last and log.config_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
 
-    def _look_at_lease(self, engine: Engine, now: int) -> None:
+    def look_at_lease(self, engine: Engine, now: int) -> None:
+        """Check that a leader of an earlier term than the latest one holds no lease at `now`, by its clock."""
         core = engine.core
-        known, core.now = core.now, now
-        self._require(
-            not core.holds_lease,
-            f"node {engine.node_id} holds a lease in term {core.term}, and term {self._latest_led} has a leader",
-        )
-        core.now = known
+        if core.role is Role.LEADER and core.term < self.latest_led:
+            known, core.now = core.now, now
+            self._require(
+                not core.holds_lease,
+                f"node {engine.node_id} holds a lease in term {core.term}, and term {self.latest_led} has a leader",
+            )
+            core.now = known
 
     def _look_at_changes(self, engine: Engine) -> None:
         """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""
@@ -239,7 +239,7 @@ class Watch:
                 f"durability: node {engine.node_id} leads term {core.term} before its vote for itself is on disk",
             )
             other = self._leaders.setdefault(core.term, engine.node_id)
-            self._latest_led = max(self._latest_led, core.term)
+            self.latest_led = max(self.latest_led, core.term)
             self._require(
                 other == engine.node_id, f"election safety: {other} and {engine.node_id} both lead term {core.term}"
             )

@@ -125,6 +125,8 @@ class Simulation:
             lease_reads=rng.random() < 0.4,
         )
         self.segment_bytes = rng.choice((4096, 8192, 32768))
+        # Mean, of clients.  Some bugs need a cluster in which seldom something is written.
+        self.think_time = rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND
         self.clients = [Client(self, n) for n in range(rng.randint(3, 6))]
         self.operator = Operator(self)
         self.nemesis = Nemesis(self)
@@ -473,7 +475,14 @@ class SimulatedNode:
         except PowerLoss:
             self._lose_power()
             return
-        self.simulation.watch.look(engine, self.now())
+        watch = self.simulation.watch
+        latest_led = watch.latest_led
+        watch.look(engine)
+        if watch.latest_led != latest_led:
+            for node in self.simulation.nodes.values():
+                if node.engine is not None:
+                    watch.look_at_lease(node.engine, node.now())
+        watch.look_at_lease(engine, self.now())
         for waiter in engine.take_finished():
             waiter.wake()
 
@@ -745,7 +754,7 @@ class Client:
         rng = self._simulation.random
         self._plan = plan = self._plan + 1
         if not self.is_stopping:
-            self._simulation.at(int(rng.expovariate(1 / (40 * MILLISECOND))), lambda: self._go_on(plan))
+            self._simulation.at(int(rng.expovariate(1 / self._simulation.think_time)), lambda: self._go_on(plan))
 
     def _go_on(self, plan: int) -> None:
         if plan != self._plan:

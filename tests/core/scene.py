@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from difflib import unified_diff
 from pathlib import Path
 from random import Random
 
@@ -396,8 +397,19 @@ def play(text: str) -> str:
     return "\n\n".join(result) + "\n"
 
 
+def check(name: str) -> str:
+    """The lines of that scene which differ from what is expected."""
+    text = (SCENES / f"{name}.txt").read_text()
+    lines = unified_diff(text.splitlines(), play(text).splitlines(), lineterm="", n=0)
+    return "\n".join(line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---"))
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--check"]:
+        difference = check(sys.argv[2])
+        sys.stdout.write(difference + "\n")
+        raise SystemExit(bool(difference))
     if sys.argv[1:] != ["--rewrite"]:
-        raise SystemExit("usage: python -m tests.core.scene --rewrite")
+        raise SystemExit("usage: python -m tests.core.scene --rewrite | --check NAME")
     for path in sorted(SCENES.glob("*.txt")):
         path.write_text(play(path.read_text()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS, Mutant, seeds_to_catch, sources_of
+from tests.core.scene import check
+from tests.mutants import MUTANTS, Mutant, catch, sources_of
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -13,8 +14,14 @@ def test_a_bug_can_still_be_planted(mutant: Mutant) -> None:
         compile(text, file, "exec")
 
 
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.scene], ids=lambda mutant: mutant.name)
+def test_a_bug_that_is_seldom_seen_is_found_by_a_scene(mutant: Mutant) -> None:
+    assert check(mutant.scene) == ""
+    assert catch(mutant, 0) is not None
+
+
 def test_a_bug_is_found() -> None:
     mutant = next(m for m in MUTANTS if m.name == "skip the vote record")
-    caught = seeds_to_catch(mutant, 300)
+    caught = catch(mutant, 300)
     assert caught is not None
     assert "votes" in caught[1] or "voted" in caught[1] or "lead" in caught[1]
