@@ -59,6 +59,7 @@ from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+_FEW_ENTRIES = 4
 
 
 class EngineOptions(NamedTuple):
@@ -588,6 +589,13 @@ class Engine:
     def has_work(self) -> bool:
         """Whether something waits to be applied."""
         return bool(self._to_apply) and not self.is_over and self.halted is None
+
+    @property
+    def has_little_work(self) -> bool:
+        """Whether only a few entries wait to be applied, and nobody here waits for them."""
+        if len(self._to_apply) > _FEW_ENTRIES or self.calls or self.reads:
+            return False
+        return sum([_FEW_ENTRIES + 1 if isinstance(w, Restore) else len(w) for w in self._to_apply]) <= _FEW_ENTRIES
 
     def begin_apply(self) -> Work:
         """Take everything that waits to be applied."""

@@ -40,7 +40,7 @@ from raftsvc.calls import Call, Read, Waiter
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
-from raftsvc.engine import Capture, Engine, EngineOptions, as_raft_error
+from raftsvc.engine import Capture, Engine, EngineOptions, Work, as_raft_error
 from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
 from raftsvc.state import State
 from raftsvc.storage import Store
@@ -186,6 +186,7 @@ class Node:
         self._unflushed: set[Peer] = set()
         self._said: list[tuple[int, str, BaseException | None]] = []
         self._is_applying = False
+        self._applies_later = False  # a thread that writes is going to apply, if that is little
         self._is_apply_quick = True  # the last batch; else callers are not asked to apply what is others'
         self._helper: Call | None = None  # its caller was woken to apply
         self._incoming_lock = threading.Lock()  # one snapshot is received at a time; never taken under the node lock
@@ -354,9 +355,9 @@ class Node:
             return
         with self._turn:
             self._drive(inline=True)
-            may_apply = self._may_apply()
-        if may_apply:
-            self._apply_batch()
+            work = self._take_work() if self._may_apply() else None
+        if work is not None:
+            self._apply(work)
 
     def await_outcome(self, call: Call, deadline: float) -> bool:
         """Wait until `call` is finished; False if it was not by `deadline`, and is given up.
@@ -472,7 +473,7 @@ class Node:
                 self._helper = engine.calls.parked()
             if self._helper is not None:
                 finished.append(self._helper)
-            elif engine.has_work or engine.snapshot_due:
+            elif (engine.has_work and not (self._applies_later and engine.has_little_work)) or engine.snapshot_due:
                 signals.append(self._apply_work)
         return _Effects(peers, finished, signals, said)
 
@@ -634,13 +635,23 @@ class Node:
 
     def _apply_batch(self) -> bool:
         """Apply everything that waits for it, the lock released meanwhile; whether there was anything."""
-        engine = self._engine
         with self._lock:
-            self._helper = None
-            if not engine.has_work or self._is_applying:
-                return False
-            work = engine.begin_apply()
-            self._is_applying = True
+            work = self._take_work()
+        if work is None:
+            return False
+        self._apply(work)
+        return True
+
+    def _take_work(self) -> Work | None:
+        """What waits to be applied, unless somebody applies; the caller does so, the lock released."""
+        self._helper = None
+        if not self._engine.has_work or self._is_applying:
+            return None
+        self._is_applying = True
+        return self._engine.begin_apply()
+
+    def _apply(self, work: Work) -> None:
+        engine = self._engine
         started = time.monotonic()
         answers, error = engine.apply(work)
         with self._turn:
@@ -648,7 +659,6 @@ class Node:
             self._is_apply_quick = time.monotonic() - started < _QUICK_APPLY_SECONDS
             engine.end_apply(answers, error)
             self._drive(inline=False)
-        return True
 
     def _take_snapshot(self) -> bool:
         """If one is due, capture the State, while nothing is applied, and have it saved by a thread of its own."""
@@ -727,11 +737,17 @@ class Node:
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None:
         """Step messages that came through a stream of `from_id`; replies leave by its outbox once they may.
 
-        This thread writes to the log if nobody does, and waits for nothing else.
+        This thread writes to the log if nobody does, then applies what is little, and waits
+        for nothing else.  In this order: the peer waits for the one, and for the other nobody.
         """
         with self._turn:
             self._engine.step(messages)
+            self._applies_later = self._is_apply_quick
             self._drive(inline=True)
+            self._applies_later = False
+            work = self._take_work() if self._may_apply() and self._engine.has_little_work else None
+        if work is not None:
+            self._apply(work)
 
     def _await_durable(self, peer_id: int) -> None:
         """Wait until what is held back for `peer_id` may leave, an election timeout at most."""
