@@ -27,7 +27,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import Entry, EntryKind, MalformedError
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, MalformedError
 from raftsvc.errors import Rejected
 from raftsvc.state import State, StreamingState
 
@@ -36,6 +36,7 @@ MAX_REASON_BYTES = 1024
 _ENVELOPE = struct.Struct(">BQQQQ")
 ENVELOPE_BYTES = _ENVELOPE.size
 """Bytes that an envelope adds to an instruction."""
+_INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 _INSTRUCTION = 1
 _OPEN_SESSION = 2
 
@@ -78,6 +79,9 @@ class Outcome(NamedTuple):
         return cls(data == _TRUE)
 
 
+_SATISFIED, _UNSATISFIED = Outcome(True), Outcome(False)
+
+
 class Answer(NamedTuple):
     """An outcome and whom it is for."""
 
@@ -101,9 +105,13 @@ class Session:
     def settle_below(self, low: int) -> None:
         """Forget the outcomes of numbers that the node will not ask about again."""
         if low > self.low:
+            # Those between, or those there are: whichever are fewer.
+            settled: Iterable[int] = range(self.low, low)
+            if low - self.low > len(self.outcomes):
+                settled = [n for n in self.outcomes if n < low]
+            for number in settled:
+                self.outcomes.pop(number, None)
             self.low = low
-            for number in [n for n in self.outcomes if n < low]:
-                del self.outcomes[number]
 
 
 _SESSION = struct.Struct(">QQQQI")
@@ -156,9 +164,9 @@ class Machine:
                     continue  # a snapshot brought it
                 assert entry.index == self.applied_index + 1, "entries are applied without gaps"
                 result = b""
-                if entry.kind == EntryKind.NORMAL:
+                if entry.kind is EntryKind.NORMAL:
                     result = self._apply_normal(entry, answers)
-                elif entry.kind == EntryKind.CONFIG:
+                elif entry.kind is EntryKind.CONFIG:
                     self._apply_change(ConfChange.decode(entry.data))
                 self.digest = crc32(result, crc32(entry.frame, self.digest))
                 self._fresh_digests.append(self.digest)
@@ -168,10 +176,10 @@ class Machine:
             self.state.set_applied_index(self.applied_index)
 
     def _apply_normal(self, entry: Entry, answers: list[Answer]) -> bytes:
-        data = entry.data
-        if len(data) < ENVELOPE_BYTES:
+        frame = entry.frame
+        if len(frame) < _INSTRUCTION_OFFSET:
             return b""  # no node of this version writes such an entry; all ignore it alike
-        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(data)
+        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(frame, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
         if op == _OPEN_SESSION:
             if (session.id if session else 0) == session_id and node_id in self.config.members:
@@ -181,7 +189,7 @@ class Machine:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
-            outcome = self._ask_state(data[ENVELOPE_BYTES:], entry.index)
+            outcome = self._ask_state(frame[_INSTRUCTION_OFFSET:], entry.index)
             session.settle_below(low)
             session.outcomes[number] = outcome
         if self.listener is None or self.listener == (node_id, session_id):
@@ -190,7 +198,7 @@ class Machine:
 
     def _ask_state(self, instruction: bytes, index: int) -> Outcome:
         try:
-            return Outcome(bool(self.state.apply(instruction, index)))
+            return _SATISFIED if self.state.apply(instruction, index) else _UNSATISFIED
         except Rejected as rejected:
             reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]
             return Outcome(False, reason.decode(errors="ignore"))

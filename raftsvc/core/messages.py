@@ -37,6 +37,7 @@ class EntryKind(IntEnum):
 
 _CRC = struct.Struct(">I")
 _ENTRY_HEAD = struct.Struct(">IQQB")
+_CRC_AND_HEAD = struct.Struct(">IIQQB")
 ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
 """Bytes that framing adds to an entry's data."""
 
@@ -94,19 +95,19 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
         end = len(buffer)
     entries = []
     offset = start
+    view = memoryview(buffer)
     while offset < end:
         if end - offset < ENTRY_OVERHEAD_BYTES:
             raise MalformedError(f"entry frame cut short at byte {offset}")
-        length, index, term, kind = _ENTRY_HEAD.unpack_from(buffer, offset + _CRC.size)
+        crc, length, index, term, kind = _CRC_AND_HEAD.unpack_from(buffer, offset)
         stop = offset + ENTRY_OVERHEAD_BYTES + length
         if stop > end:
             raise MalformedError(f"entry at byte {offset} claims {length} bytes of data, beyond its buffer")
-        frame = bytes(buffer[offset:stop])
-        if crc32(memoryview(frame)[_CRC.size :]) != _CRC.unpack_from(frame)[0]:
+        if crc32(view[offset + _CRC.size : stop]) != crc:
             raise MalformedError(f"checksum of the entry at byte {offset} does not match")
         if kind not in _KINDS:
             raise MalformedError(f"entry at byte {offset} is of unknown kind {kind}")
-        entries.append(Entry(index, term, _KINDS[kind], frame))
+        entries.append(Entry(index, term, _KINDS[kind], bytes(view[offset:stop])))
         offset = stop
     return entries
 

@@ -49,6 +49,11 @@ class Code(IntEnum):
     DISALLOW = 19
 
 
+# As numbers, for every node compares them with those of every instruction.
+IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW = map(int, Code)
+_KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW))
+
+
 class Operation:
     """One part of a transaction: a Condition or an Effect."""
 
@@ -155,52 +160,47 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
         raise Rejected(f"not a transaction: unknown format {version}")
     if count > MAX_OPERATIONS:
         raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
-    reader = _Reader(data, _HEAD.size)
+    size = len(data)
+    offset = _HEAD.size
     conditions: list[tuple[str, int]] = []
     effects: list[tuple[int, str, bytes]] = []
-    for _ in range(count):
-        start = reader.offset
-        code, length = _OPERATION.unpack(reader.take(_OPERATION.size))
-        key = reader.key(length)
-        if code == Code.IF_NOT_MODIFIED:
-            conditions.append((key, _VERSION.unpack(reader.take(_VERSION.size))[0]))
-        elif code == Code.SET:
-            effects.append((code, key, reader.take(_LENGTH.unpack(reader.take(_LENGTH.size))[0])))
+    for _ in range(count):  # no length is trusted
+        start = offset
+        key_start = start + _OPERATION.size
+        if key_start > size:
+            raise _cut_short(start)
+        code, length = _OPERATION.unpack_from(data, start)
+        offset = key_start + length
+        if not 0 < length <= MAX_KEY_BYTES:
+            raise Rejected(f"not a transaction: a key of {length} bytes at byte {key_start}")
+        if offset > size:
+            raise _cut_short(key_start)
+        try:
+            key = data[key_start:offset].decode()
+        except UnicodeDecodeError:
+            # The error's own text is Python's, and may differ between its versions.
+            raise Rejected(f"not a transaction: the key at byte {key_start} is not UTF-8") from None
+        if code == SET:
+            value_start = offset + _LENGTH.size
+            if value_start > size:
+                raise _cut_short(offset)
+            offset = value_start + _LENGTH.unpack_from(data, offset)[0]
+            if offset > size:
+                raise _cut_short(value_start)
+            effects.append((code, key, data[value_start:offset]))
+        elif code == IF_NOT_MODIFIED:
+            version_start, offset = offset, offset + _VERSION.size
+            if offset > size:
+                raise _cut_short(version_start)
+            conditions.append((key, _VERSION.unpack_from(data, version_start)[0]))
         elif code in _KEY_ONLY:
             effects.append((code, key, b""))
         else:
             raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
-    if reader.offset != len(data):
-        raise Rejected(f"not a transaction: {len(data) - reader.offset} bytes too many")
+    if offset != size:
+        raise Rejected(f"not a transaction: {size - offset} bytes too many")
     return tag, conditions, effects
 
 
-_KEY_ONLY = frozenset((Code.DELETE, Code.ALLOW, Code.DISALLOW))
-
-
-class _Reader:
-    """Takes bytes from the front; no length is trusted."""
-
-    __slots__ = ("_data", "offset")
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        self._data = data
-        self.offset = offset
-
-    def take(self, length: int) -> bytes:
-        stop = self.offset + length
-        if stop > len(self._data):
-            raise Rejected(f"not a transaction: cut short at byte {self.offset}")
-        taken = self._data[self.offset : stop]
-        self.offset = stop
-        return taken
-
-    def key(self, length: int) -> str:
-        start = self.offset
-        if not 0 < length <= MAX_KEY_BYTES:
-            raise Rejected(f"not a transaction: a key of {length} bytes at byte {start}")
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            # The error's own text is Python's, and may differ between its versions.
-            raise Rejected(f"not a transaction: the key at byte {start} is not UTF-8") from None
+def _cut_short(offset: int) -> Rejected:
+    return Rejected(f"not a transaction: cut short at byte {offset}")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from raftsvc.errors import RaftError
-from raftsvc.kv.instructions import MAX_KEY_BYTES, TAG_BYTES, Code, decode, encode
+from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, TAG_BYTES, decode, encode
 from raftsvc.kv.pages import Page, PagedMap, Value
 from raftsvc.state import BaseState
 
@@ -73,14 +73,17 @@ class KeyValueState(BaseState):
         """
         tag, conditions, effects = decode(data)
         with self._lock:
-            result = self._judge(conditions) or Result(index)
-            if result.version:
+            conflict = self._judge(conditions) if conditions else None
+            if conflict is None:
                 for code, key, value in effects:
-                    self._take_effect(code, key, value, index)
+                    if code == SET:
+                        self._map.set(key, value, index)
+                    else:
+                        self._take_effect(code, key)
             if tag in self._awaited:
-                self._awaited[tag] = result
+                self._awaited[tag] = conflict or Result(index)
             self._applied_index = index
-        return result.version != 0
+        return conflict is None
 
     def _judge(self, conditions: Iterable[tuple[str, int]]) -> Result | None:
         for key, expected in conditions:
@@ -89,12 +92,10 @@ class KeyValueState(BaseState):
                 return Result(0, key, version)
         return None
 
-    def _take_effect(self, code: int, key: str, value: bytes, index: int) -> None:
-        if code == Code.SET:
-            self._map.set(key, value, index)
-        elif code == Code.DELETE:
+    def _take_effect(self, code: int, key: str) -> None:
+        if code == DELETE:
             self._map.delete(key)
-        elif code == Code.ALLOW:
+        elif code == ALLOW:
             self._allowed |= {key}
         else:
             self._allowed -= {key}
