@@ -331,6 +331,19 @@ class Engine:
         self.reads.inbox.append(read)
         return not self.reads.is_asking or self.is_over or self.halted is not None
 
+    def is_current(self) -> bool:
+        """Whether what is applied here is current as of now, as a lease shows.
+
+        Callable without the runner's lock: whoever leads at any time up to the end of the
+        lease is this node, and all that anybody acknowledged until then is committed here
+        when, after that, the commit index is looked at.
+        """
+        if not self.options.lease_reads:
+            return False
+        now = self._runner.now()
+        since, until = self.core.lease
+        return since <= now < until and self.core.log.commit_index <= self.applied_index
+
     def take_finished(self) -> list[Waiter]:
         """Callers that are to be woken, each once, when the runner's lock is free."""
         if not self._finished:

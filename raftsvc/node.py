@@ -383,6 +383,12 @@ class Node:
                 self._helper = None
                 self._apply_work.set()
 
+    def is_current(self) -> bool:
+        """Whether what is applied here is current as of now, as far as that is known without waiting."""
+        self._check_running()
+        self._engine.check_able()
+        return self._engine.is_current()
+
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""
         self._check_running()

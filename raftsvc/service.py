@@ -352,6 +352,8 @@ class Service:
         The State has then seen nothing it had not seen before.  Blocks.
         """
         node = self._require_node()
+        if node.is_current():
+            return
         deadline = time.monotonic() + timeout
         with self._admission:
             read = Read()

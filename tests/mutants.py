@@ -289,15 +289,15 @@ MUTANTS = (
     Mutant(
         "a lease before an own-term commit",
         "core/raft.py",
-        " and self.node_id in voters and self.has_own_term_commit):",
-        " and self.node_id in voters):",
+        "            or not self.has_own_term_commit\n        ):",
+        "        ):",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease needs no majority",
         "core/raft.py",
-        "        return bound >= self.config.quorum()\n",
-        "        return bound >= 1\n",
+        "ends[len(ends) - self.config.quorum()]\n",
+        "ends[-1]\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(

@@ -168,6 +168,8 @@ _VOTE_OF = {MessageKind.PRE_VOTE: MessageKind.PRE_VOTE_REPLY, MessageKind.VOTE: 
 _REQUESTS_REMEMBERED = 1024
 _TRANSFER = 1  # context of a VOTE whose candidate was asked to take over
 _LEASE_PERCENT = 90  # of a promise: what the clocks of two nodes may differ by in rate
+_NO_LEASE = (0, 0)
+_FOR_EVER = 2**63
 
 
 class Raft:
@@ -195,6 +197,8 @@ class Raft:
         self.now = 0
         """The caller's clock, in nanoseconds.  With leases (R14) it is set before each input, and
         before a read after the read came."""
+        self.lease = _NO_LEASE
+        """From when until when, by that clock, nobody else can lead; see `holds_lease`."""
 
         self._can_lead = True
         self._votes: dict[int, bool] = {}
@@ -296,6 +300,7 @@ class Raft:
             if settings.uses_leases:
                 self._read_round += 1
                 self._lease_rounds.append((self._read_round, self.now))
+                self._renew_lease()
             self._broadcast_heartbeat()
 
     def _reset_election_timer(self) -> None:
@@ -357,6 +362,7 @@ class Raft:
         self.role = Role.FOLLOWER
         self.leader_id = leader_id
         self.progress = {}
+        self.lease = _NO_LEASE
         self.transfer_target = NO_NODE
         self._votes = {}
         # Reads of a deposed leader are never answered; whoever asked asks again.
@@ -370,6 +376,7 @@ class Raft:
         self._votes = {}
         self._leader_elapsed = self.settings.election_ticks  # none but itself, while it leads
         self._lease_rounds.clear()
+        self.lease = _NO_LEASE
         self._was_handed_over = False
         self._heartbeat_elapsed = self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
@@ -667,6 +674,7 @@ class Raft:
             del self._requests_seen[i]
         if self.transfer_target not in config.voters:
             self.transfer_target = NO_NODE
+        self._renew_lease()
 
     def _forget_leavers(self) -> None:
         """A removed member is sent the commit of its removal, for a bounded time (R10)."""
@@ -763,7 +771,8 @@ class Raft:
         if progress is None or m.index > self.log.last_index:
             return
         progress.recent_active = True
-        if m.context > progress.round_acked:
+        is_newer_round = m.context > progress.round_acked
+        if is_newer_round:
             progress.round_acked = m.context
             self._finish_round()
         if m.reject:
@@ -772,6 +781,8 @@ class Raft:
                 self._send_entries(m.from_id, progress)
             return
         progress.promise_ns = m.hint
+        if is_newer_round:
+            self._renew_lease()
         is_news = progress.accepted(m.index)
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= self.log.offset:
             progress.probe_from(progress.match_index + 1)
@@ -805,6 +816,7 @@ class Raft:
             if progress.commit_sent < index and (is_for_all or progress.commit_sent < progress.awaited_index):
                 self._send_heartbeat(i, progress)
         if not had_own_term_commit:
+            self._renew_lease()
             self._start_round()
         if self.transfer_target:
             self._hand_over()
@@ -842,6 +854,7 @@ class Raft:
     def _hand_over(self) -> None:
         if self.progress[self.transfer_target].match_index == self.log.last_index:
             self._was_handed_over = True  # the message may be late, and takes effect whenever it comes
+            self._renew_lease()
             self._send(Message(MessageKind.TIMEOUT_NOW, self.transfer_target))
 
     # -- reads
@@ -908,26 +921,34 @@ class Raft:
 
     @property
     def holds_lease(self) -> bool:
-        """Whether nobody else can lead as of `now`, so that what is committed here is all there is (R14).
+        """Whether nobody else can lead as of `now`, so that what is committed here is all there is (R14)."""
+        since, until = self.lease
+        return since <= self.now < until
+
+    def _renew_lease(self) -> None:
+        """Say in `lease` what the promises amount to.  Before that clock's first mark it went back: no lease.
 
         A rival's majority would include this voter itself, or one that promised not to
         help; the configurations of both differ by one member at most (R8).
         """
         voters = self.config.voters
-        if not (self.settings.uses_leases and self.node_id in voters and self.has_own_term_commit):
-            return False
-        if self._was_handed_over:
-            return False
-        bound = sum(i == self.node_id or self._is_bound(self.progress[i]) for i in voters)
-        return bound >= self.config.quorum()
+        if (
+            not self._lease_rounds
+            or self._was_handed_over
+            or self.node_id not in voters
+            or not self.has_own_term_commit
+        ):
+            self.lease = _NO_LEASE
+            return
+        ends = sorted(_FOR_EVER if i == self.node_id else self._bound_until(self.progress[i]) for i in voters)
+        self.lease = self._lease_rounds[-1][1], ends[len(ends) - self.config.quorum()]
 
-    def _is_bound(self, progress: Progress) -> bool:
-        """Whether the promise that came with the latest lease round it answered holds still."""
+    def _bound_until(self, progress: Progress) -> int:
+        """When the promise ends that came with the latest lease round it answered."""
         for number, sent in reversed(self._lease_rounds):
             if number <= progress.round_acked:
-                promise_ns = min(progress.promise_ns, self.settings.promise_ns)
-                return 0 <= self.now - sent < promise_ns * _LEASE_PERCENT // 100
-        return False
+                return sent + min(progress.promise_ns, self.settings.promise_ns) * _LEASE_PERCENT // 100
+        return 0
 
     # -- messages that speak for no term
 

@@ -793,7 +793,11 @@ class Client:
             if action.instruction is None:
                 self._read = SimulatedRead(self._read_confirmed)
                 self._read_floor = self._simulation.watch.last_committed
-                engine.submit_read(self._read)
+                if self._simulation.random.random() < 0.5 and engine.is_current():
+                    self._read.index = engine.applied_index
+                    self._read_confirmed()
+                else:
+                    engine.submit_read(self._read)
             else:
                 self._call = SimulatedCall(action.instruction, self._call_finished)
                 engine.submit(self._call)
