@@ -82,7 +82,7 @@ MUTANTS = (
         "core/log.py",
         "            write[1] = min(write[1], index - 1)",
         "            pass",
-        kinds="slow disk,leader cut off,power cut,partition,kill,leadership transfer",
+        scene="a_late_completion_marks_no_rewritten_entry_durable",
     ),
     Mutant(
         "record a commit before the entries that it speaks of",
@@ -155,6 +155,7 @@ MUTANTS = (
         "core/raft.py",
         "        self._votes.setdefault(voter, granted)\n        voters = self.config.voters\n",
         "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
+        kinds="duplication,leader cut off,partition,kill",
     ),
     # Replication
     Mutant(
