@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from raftsvc.core.messages import Entry, EntryKind, HardState
@@ -33,6 +34,33 @@ def new_disk() -> Disk:
 def new_log(disk: Disk, entries: Sequence[Entry] = (), segment_bytes: int = 1536) -> Wal:
     Wal.create(disk, DIR, CLUSTER_ID, NODE_ID, FIRST_STATE, entries, segment_bytes)
     return Wal.open(disk, DIR, segment_bytes)[0]
+
+
+def append_beside(wal: Wal, count: int, work: Callable[[int], None], threads: int = 1) -> None:
+    """Append `count` entries, with a mark now and then, beside threads that call `work` with the index marked last."""
+    done = threading.Event()
+    marked = 0
+
+    def run() -> None:
+        while not done.is_set():
+            work(marked)
+
+    workers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        for n in range(1, count + 1):
+            wal.append(None, [entry(n)])
+            if n % 50 == 0:
+                wal.mark_snapshot(n - 10, 1)
+                wal.sync()
+                marked = n - 10
+        wal.sync()
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+    wal.close()
 
 
 def put_snapshot(files: Files, path: str, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:

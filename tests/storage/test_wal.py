@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
 import pytest
 
@@ -13,7 +12,7 @@ from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import Mark, Wal
 from tests.storage.faults import Disk
-from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, batch, entry, new_disk, new_log
+from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, append_beside, batch, entry, new_disk, new_log
 
 
 def reopened(disk: Disk, segment_bytes: int = 1536):
@@ -197,29 +196,7 @@ def test_releasing_beside_appending_loses_nothing(tmp_path) -> None:
     path = str(tmp_path)
     Wal.create(Files(), path, CLUSTER_ID, NODE_ID, HardState(term=1), [], 4096)
     wal, _ = Wal.open(Files(), path, 4096)
-    done = threading.Event()
-    marked = 0
-
-    def release() -> None:
-        while not done.is_set():
-            wal.release_before(marked)
-
-    threads = [threading.Thread(target=release) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for n in range(1, 1001):
-            wal.append(None, [entry(n)])
-            if n % 50 == 0:
-                wal.mark_snapshot(n - 10, 1)
-                wal.sync()
-                marked = n - 10
-        wal.sync()
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    wal.close()
+    append_beside(wal, 1000, wal.release_before, threads=2)
     _, found = Wal.open(Files(), path, 4096)
     assert found.mark.index == 990
     assert found.entries == batch(found.base + 1, 1000 - found.base)

@@ -15,7 +15,7 @@ from raftsvc.errors import StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import Wal
 from tests.storage.faults import SECTOR_BYTES, Disk
-from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, batch, entry, new_disk, new_log
+from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, append_beside, batch, entry, new_disk, new_log
 
 SEGMENT_BYTES = 4096
 PIECES = SEGMENT_BYTES // SECTOR_BYTES
@@ -308,28 +308,12 @@ def test_a_rotation_waits_for_one_piece_only(tmp_path: Path) -> None:
 
 def test_preparing_and_releasing_beside_appending_lose_nothing(tmp_path: Path) -> None:
     wal = real_log(tmp_path, Files())
-    done = threading.Event()
-    marked = 0
 
-    def run() -> None:
-        while not done.is_set():
-            wal.prepare()
-            wal.release_before(marked)
+    def prepare_and_release(marked: int) -> None:
+        wal.prepare()
+        wal.release_before(marked)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        for n in range(1, 1501):
-            wal.append(None, [entry(n)])
-            if n % 50 == 0:
-                wal.mark_snapshot(n - 10, 1)
-                wal.sync()
-                marked = n - 10
-        wal.sync()
-    finally:
-        done.set()
-        thread.join()
-    wal.close()
+    append_beside(wal, 1500, prepare_and_release)
     _, found = Wal.open(Files(), str(tmp_path), SEGMENT_BYTES)
     assert found.entries == batch(found.base + 1, 1500 - found.base)
     assert found.base <= 1490
