@@ -338,11 +338,11 @@ class Engine:
         lease is this node, and all that anybody acknowledged until then is committed here
         when, after that, the commit index is looked at.
         """
-        if not self.options.lease_reads:
-            return False
-        now = self._runner.now()
-        since, until = self.core.lease
-        return since <= now < until and self.core.log.commit_index <= self.applied_index
+        return (
+            self.options.lease_reads
+            and self.core.holds_lease(self._runner.now())
+            and self.core.log.commit_index <= self.applied_index
+        )
 
     def take_finished(self) -> list[Waiter]:
         """Callers that are to be woken, each once, when the runner's lock is free."""

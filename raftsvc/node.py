@@ -43,7 +43,7 @@ from raftsvc.core.raft import ProposalRefused, Refusal, Role
 from raftsvc.engine import Capture, Engine, EngineOptions, Work, as_raft_error
 from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
 from raftsvc.state import State
-from raftsvc.storage import Store
+from raftsvc.storage import Store, held_by
 from raftsvc.transport import Network, Peer, SnapshotChunk
 
 logger = logging.getLogger("raftsvc.node")
@@ -265,25 +265,19 @@ class Node:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        # A descriptor that is closed while it is written to may be another file's by then.
-        is_quiet = self._incoming_lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
-        if is_quiet:
-            try:
-                is_quiet = self._close_store(deadline)
-            finally:
-                self._incoming_lock.release()
-        if not is_quiet:
+        if not self._close_store(deadline):
             logger.error(
                 "a write to the disk still hangs; files and the directory lock stay open until the process ends"
             )
 
     def _close_store(self, deadline: float) -> bool:
-        with self._lock:
-            while self._engine.is_writing and time.monotonic() < deadline:
-                self._durable.wait(0.05)
-            if self._engine.is_writing:
-                return False
-        return self._store.close(max(0.0, deadline - time.monotonic()))
+        # A descriptor that is closed while it is written to may be another file's by then.
+        with held_by(deadline, self._incoming_lock) as is_quiet:
+            with self._lock:
+                while self._engine.is_writing and time.monotonic() < deadline:
+                    self._durable.wait(0.05)
+                is_quiet = is_quiet and not self._engine.is_writing
+            return is_quiet and self._store.close(deadline - time.monotonic())
 
     # -- what a caller may ask
 
@@ -385,9 +379,11 @@ class Node:
 
     def is_current(self) -> bool:
         """Whether what is applied here is current as of now, as far as that is known without waiting."""
+        if not self._engine.is_current():
+            return False
         self._check_running()
         self._engine.check_able()
-        return self._engine.is_current()
+        return True
 
     def submit_read(self, read: Read) -> None:
         """Have `read` finished once what is applied here is current as of now."""

@@ -197,8 +197,7 @@ class Raft:
         self.now = 0
         """The caller's clock, in nanoseconds.  With leases (R14) it is set before each input, and
         before a read after the read came."""
-        self.lease = _NO_LEASE
-        """From when until when, by that clock, nobody else can lead; see `holds_lease`."""
+        self._lease = _NO_LEASE  # from when until when, by that clock, nobody else can lead
 
         self._can_lead = True
         self._votes: dict[int, bool] = {}
@@ -362,7 +361,7 @@ class Raft:
         self.role = Role.FOLLOWER
         self.leader_id = leader_id
         self.progress = {}
-        self.lease = _NO_LEASE
+        self._lease = _NO_LEASE
         self.transfer_target = NO_NODE
         self._votes = {}
         # Reads of a deposed leader are never answered; whoever asked asks again.
@@ -376,7 +375,7 @@ class Raft:
         self._votes = {}
         self._leader_elapsed = self.settings.election_ticks  # none but itself, while it leads
         self._lease_rounds.clear()
-        self.lease = _NO_LEASE
+        self._lease = _NO_LEASE
         self._was_handed_over = False
         self._heartbeat_elapsed = self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
@@ -875,7 +874,7 @@ class Raft:
         return True
 
     def _read_as_leader(self, origin: int, context: int) -> None:
-        if self.holds_lease:
+        if self.holds_lease(self.now):
             self._answer_read(origin, context, self.log.commit_index)
             return
         self._reads_waiting.append((origin, context))
@@ -919,14 +918,17 @@ class Raft:
         if progress is not None and progress.commit_sent < index:
             self._send_heartbeat(origin, progress)  # it waits until that is applied
 
-    @property
-    def holds_lease(self) -> bool:
-        """Whether nobody else can lead as of `now`, so that what is committed here is all there is (R14)."""
-        since, until = self.lease
-        return since <= self.now < until
+    def holds_lease(self, now: int) -> bool:
+        """Whether nobody else can lead at `now`, so that what is committed here is all there is (R14).
+
+        The one question that may be asked without the lock that this object is under: what
+        is committed is looked at after it.
+        """
+        since, until = self._lease
+        return since <= now < until
 
     def _renew_lease(self) -> None:
-        """Say in `lease` what the promises amount to.  Before that clock's first mark it went back: no lease.
+        """Say in `_lease` what the promises amount to.  Before that clock's first mark it went back: no lease.
 
         A rival's majority would include this voter itself, or one that promised not to
         help; the configurations of both differ by one member at most (R8).
@@ -938,10 +940,10 @@ class Raft:
             or self.node_id not in voters
             or not self.has_own_term_commit
         ):
-            self.lease = _NO_LEASE
+            self._lease = _NO_LEASE
             return
         ends = sorted(_FOR_EVER if i == self.node_id else self._bound_until(self.progress[i]) for i in voters)
-        self.lease = self._lease_rounds[-1][1], ends[len(ends) - self.config.quorum()]
+        self._lease = self._lease_rounds[-1][1], ends[len(ends) - self.config.quorum()]
 
     def _bound_until(self, progress: Progress) -> int:
         """When the promise ends that came with the latest lease round it answered."""

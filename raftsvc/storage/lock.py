@@ -1,4 +1,4 @@
-"""The lock that makes one process the owner of a directory.
+"""The lock that makes one process the owner of a directory; and how threads wait for each other at the end.
 
 An flock is given up by the kernel when its holder dies, so no stale lock can
 remain.  It is inherited by a fork, and lasts until the last of the family closes
@@ -11,12 +11,28 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from raftsvc.errors import DirectoryInUseError
 
 _POLL_SECONDS = 0.05
+
+
+@contextmanager
+def held_by(deadline: float, lock: threading.Lock) -> Iterator[bool]:
+    """Hold `lock`, if it is free by `deadline` of the monotonic clock, as what is yielded says.
+
+    For whoever ends: the holder may be in a write to a disk that hangs.
+    """
+    is_held = lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    try:
+        yield is_held
+    finally:
+        if is_held:
+            lock.release()
 
 
 class DirectoryLock:

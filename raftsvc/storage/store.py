@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from raftsvc.core.messages import NO_NODE, Entry, HardState
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
+from raftsvc.storage.lock import held_by
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot, publish, write_snapshot
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
@@ -317,15 +319,14 @@ class Store:
         False if a change of names, or such a preparation, hangs for `timeout` seconds,
         which the next owner would see: the directory stays ours.
         """
+        deadline = time.monotonic() + timeout
         self._is_closed = True  # at once, for whoever waits for the lock
-        if not self._snapshot_lock.acquire(timeout=timeout):
-            return False
-        try:
+        with held_by(deadline, self._snapshot_lock) as is_quiet:
+            if not is_quiet:
+                return False
             if self._incoming is not None:
                 self._incoming.close()
-        finally:
-            self._snapshot_lock.release()
-        if self._wal is not None and not self._wal.close(timeout):
+        if self._wal is not None and not self._wal.close(deadline - time.monotonic()):
             return False
         self._dir_lock.release()
         return True

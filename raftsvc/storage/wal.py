@@ -52,6 +52,7 @@ from zlib import crc32
 from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, encode_entries
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
+from raftsvc.storage.lock import held_by
 
 logger = logging.getLogger("raftsvc.storage")
 
@@ -501,22 +502,18 @@ class Wal:
         """
         self._failure = self._failure or StorageError("closed")
         deadline = time.monotonic() + timeout
-        if not self._release_lock.acquire(timeout=timeout):
-            return False
-        try:
+        with held_by(deadline, self._release_lock) as is_quiet:
+            if not is_quiet:
+                return False
             if self._fd >= 0:
                 fd, self._fd = self._fd, -1
                 self._files.close(fd)
-        finally:
-            self._release_lock.release()
-        if not self._next_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            return False
-        try:
+        with held_by(deadline, self._next_lock) as is_quiet:
+            if not is_quiet:
+                return False
             fd, _ = self._take_next()
             if fd >= 0:
                 self._files.close(fd)
-        finally:
-            self._next_lock.release()
         return True
 
     # -- opening

@@ -119,12 +119,10 @@ class Watch:
         """Check that a leader of an earlier term than the latest one holds no lease at `now`, by its clock."""
         core = engine.core
         if core.role is Role.LEADER and core.term < self.latest_led:
-            known, core.now = core.now, now
             self._require(
-                not core.holds_lease,
+                not core.holds_lease(now),
                 f"node {engine.node_id} holds a lease in term {core.term}, and term {self.latest_led} has a leader",
             )
-            core.now = known
 
     def _look_at_changes(self, engine: Engine) -> None:
         """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""
