@@ -12,6 +12,7 @@ one it is a checksum.  So nothing can be altered, repeated, left out or moved.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import secrets
 import struct
@@ -26,6 +27,11 @@ _CRC = struct.Struct(">I")
 _GOES_ON = 1 << 31
 _MAC_BYTES = 16
 _MAX_CHUNK_HEAD_BYTES = 256
+_HASH_BLOCK_BYTES = 64
+_HASH_PIECE_BYTES = 2047
+"""As much as hashlib takes at once without letting go of the interpreter,"""
+_MAX_HELD_BYTES = 64 * 1024
+"""and of how much that is worth it: 50 µs."""
 NONCE_BYTES = 16
 
 
@@ -35,18 +41,34 @@ def fresh_stream_nonce() -> bytes:
 
 
 class Seal:
-    """Makes the tags of one stream."""
+    """Makes the tags of one stream.
+
+    HMAC-SHA-256 (RFC 2104) from its two hashes, each with the key in it already.  That
+    is half the work of `hmac.digest`, which also lets go of the interpreter, and the
+    thread that carries everybody's messages then queues for it behind every caller.
+    """
 
     def __init__(self, key: bytes, nonce: bytes) -> None:
-        """key: empty for a mere checksum."""
-        self._key = key
+        """key: at most 64 bytes; empty for a mere checksum."""
         self._seed = crc32(nonce)
         self.tag_bytes = _MAC_BYTES if key else _CRC.size
+        padded = key.ljust(_HASH_BLOCK_BYTES, b"\x00")
+        self._inner = hashlib.sha256(bytes([byte ^ 0x36 for byte in padded])) if key else None
+        self._outer = hashlib.sha256(bytes([byte ^ 0x5C for byte in padded]))
 
     def tag(self, head: bytes, body: bytes) -> bytes:
-        if self._key:
-            return hmac.digest(self._key, head + body, "sha256")[:_MAC_BYTES]
-        return _CRC.pack(crc32(body, crc32(head, self._seed)))
+        if self._inner is None:
+            return _CRC.pack(crc32(body, crc32(head, self._seed)))
+        inner = self._inner.copy()
+        inner.update(head)
+        if len(body) > _MAX_HELD_BYTES:
+            inner.update(body)
+        else:
+            for start in range(0, len(body), _HASH_PIECE_BYTES):
+                inner.update(body[start : start + _HASH_PIECE_BYTES])
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()[:_MAC_BYTES]
 
 
 class FrameWriter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import random
 import struct
 from collections.abc import Callable
@@ -50,6 +52,15 @@ def test_bodies_come_out_as_they_went_in_however_the_bytes_are_cut(key: bytes, l
     stream = Stream(key)
     data = stream.hello + b"".join(frame for body in BODIES for frame in stream.writer.encode(body))
     assert feed_all(stream.reader.feed, cut(data, random.Random(longest), longest)) == [stream.nonce, *BODIES]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2047, 2048, 5000, 64 * 1024, 64 * 1024 + 1, MAX_BODY_BYTES])
+@pytest.mark.parametrize("key", [b"k", b"k" * 32, b"k" * 64])
+def test_a_tag_is_the_hmac_of_head_and_body(key: bytes, size: int) -> None:
+    head, body = b"head", random.Random(size).randbytes(size)
+    tag = hmac.new(key, head + body, hashlib.sha256).digest()[:16]
+    assert Seal(key, b"nonce").tag(head, body) == tag
+    assert Seal(key, b"nonce").tag(head, body) == tag, "a seal may be used again"
 
 
 @KEYS
