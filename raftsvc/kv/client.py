@@ -6,8 +6,8 @@ once.  Holds nothing of its own, and needs of the Service no more than `exec` an
 
 A transaction's version is the index of its log entry, which `exec` does not tell.
 Reading it back from the key would be wrong: another writer may have been there
-since, even with the same value.  So each transaction carries a random tag, and the
-State notes what became of the tags that callers of this process wait for.  That
+since, even with the same value.  So each transaction carries a tag that no other has, and
+the State notes what became of the tags that callers of this process wait for.  That
 is no part of the replicated state, costs it nothing, and cannot overflow.  Where it
 fails, because a snapshot brought the transaction together with others, the
 caller is told so rather than given a version that may be another's.
@@ -17,14 +17,20 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterable
+from itertools import count
 from typing import Any, Protocol
 
 from raftsvc.errors import OutcomeUnknown, RaftError
 from raftsvc.kv import instructions
-from raftsvc.kv.instructions import TAG_BYTES, Condition, Operation
+from raftsvc.kv.instructions import Condition, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState, Result
+
+_TAG = struct.Struct(">8sQ")
+_PID_SHIFT = 40
+"""Process ids have 22 bits at most, so 10^12 transactions have tags of their own."""
 
 
 class Replication(Protocol):
@@ -65,6 +71,10 @@ class KeyValue:
     def __init__(self, service: Replication, state: KeyValueState) -> None:
         self._service = service
         self._state = state
+        # Drawn once: asking the system for each tag would let go of the interpreter,
+        # and so queue behind every other caller.
+        self._origin = os.urandom(8)
+        self._numbers = count()
 
     # -- writing
 
@@ -87,7 +97,7 @@ class KeyValue:
 
     def _execute(self, operations: Iterable[Operation], timeout: float) -> Result | None:
         """The result of the transaction, None if it took effect unseen; raises ConflictError."""
-        tag = os.urandom(TAG_BYTES)
+        tag = _TAG.pack(self._origin, os.getpid() << _PID_SHIFT | next(self._numbers))
         instruction = instructions.encode(tag, list(operations))
         self._state.await_result(tag)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import threading
 from collections.abc import Callable
 
@@ -265,6 +267,21 @@ def test_nothing_is_kept_of_a_write_that_failed(
         store.set("a", b"1")
     node.state.apply(encode(tags[0], [kv.set("a", b"1")]), 9)  # it arrives after all
     assert node.state.take_result(tags[0]) is None
+
+
+def test_no_two_transactions_have_one_tag(store: kv.KeyValue, node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags: list[bytes] = []
+    monkeypatch.setattr(node.state, "await_result", tags.append)
+    monkeypatch.setattr(node, "exec", lambda instruction, timeout=60.0: True)
+    forked = copy.copy(store)
+    forked._numbers = copy.copy(store._numbers)
+    for each in (store, kv.KeyValue(node, node.state)):
+        for _ in range(10):
+            each.delete("a")
+    monkeypatch.setattr(os, "getpid", lambda: 2**22)
+    for _ in range(10):
+        forked.delete("a")
+    assert len(tags) == len(set(tags)) == 30
 
 
 def test_concurrent_counters_lose_nothing_and_each_version_is_unique(store: kv.KeyValue) -> None:
