@@ -40,6 +40,7 @@ _INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 _INSTRUCTION = 1
 _OPEN_SESSION = 2
 
+_NORMAL = EntryKind.NORMAL  # an enum's members are slow to look up
 _FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
 
 
@@ -103,15 +104,14 @@ class Session:
         self.outcomes: dict[int, Outcome] = {}
 
     def settle_below(self, low: int) -> None:
-        """Forget the outcomes of numbers that the node will not ask about again."""
-        if low > self.low:
-            # Those between, or those there are: whichever are fewer.
-            settled: Iterable[int] = range(self.low, low)
-            if low - self.low > len(self.outcomes):
-                settled = [n for n in self.outcomes if n < low]
-            for number in settled:
-                self.outcomes.pop(number, None)
-            self.low = low
+        """Forget the outcomes of numbers below `low`, more than before: the node will not ask about them again."""
+        # Those between, or those there are: whichever are fewer.
+        settled: Iterable[int] = range(self.low, low)
+        if low - self.low > len(self.outcomes):
+            settled = [n for n in self.outcomes if n < low]
+        for number in settled:
+            self.outcomes.pop(number, None)
+        self.low = low
 
 
 _SESSION = struct.Struct(">QQQQI")
@@ -158,19 +158,22 @@ class Machine:
         If the State raises anything but Rejected, it propagates; `applied_index` is
         then the last entry that took effect, and `answers` holds those before it.
         """
+        note_digest = self._fresh_digests.append
         try:
             for entry in entries:
-                if entry.index <= self.applied_index:
+                index = entry.index
+                if index <= self.applied_index:
                     continue  # a snapshot brought it
-                assert entry.index == self.applied_index + 1, "entries are applied without gaps"
+                assert index == self.applied_index + 1, "entries are applied without gaps"
                 result = b""
-                if entry.kind is EntryKind.NORMAL:
+                kind = entry.kind
+                if kind is _NORMAL:
                     result = self._apply_normal(entry, answers)
-                elif entry.kind is EntryKind.CONFIG:
+                elif kind is EntryKind.CONFIG:
                     self._apply_change(ConfChange.decode(entry.data))
-                self.digest = crc32(result, crc32(entry.frame, self.digest))
-                self._fresh_digests.append(self.digest)
-                self.applied_index = entry.index
+                self.digest = digest = crc32(result, crc32(entry.frame, self.digest))
+                note_digest(digest)
+                self.applied_index = index
                 self.applied_term = entry.term
         finally:
             self.state.set_applied_index(self.applied_index)
@@ -189,19 +192,19 @@ class Machine:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
-            outcome = self._ask_state(frame[_INSTRUCTION_OFFSET:], entry.index)
-            session.settle_below(low)
+            try:
+                answer = self.state.apply(frame[_INSTRUCTION_OFFSET:], entry.index)
+                outcome = _SATISFIED if answer else _UNSATISFIED
+            except Rejected as rejected:
+                reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]
+                outcome = Outcome(False, reason.decode(errors="ignore"))
+            if low > session.low:
+                session.settle_below(low)
             session.outcomes[number] = outcome
-        if self.listener is None or self.listener == (node_id, session_id):
+        listener = self.listener
+        if listener is None or (listener[1] == session_id and listener[0] == node_id):
             answers.append(Answer(node_id, session_id, number, outcome))
-        return outcome._encode()
-
-    def _ask_state(self, instruction: bytes, index: int) -> Outcome:
-        try:
-            return _SATISFIED if self.state.apply(instruction, index) else _UNSATISFIED
-        except Rejected as rejected:
-            reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]
-            return Outcome(False, reason.decode(errors="ignore"))
+        return _TRUE if outcome is _SATISFIED else outcome._encode()
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)

@@ -29,6 +29,7 @@ class ViolationError(Exception):
 
 
 _NOBODY = Configuration()
+_CONFIG = EntryKind.CONFIG  # an enum's members are slow to look up
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Log:
             assert entries[-1].index >= snapshot.index, "the window reaches the snapshot"
             self.offset, self.offset_term = entries[0].index, entries[0].term
             del self._entries[0]
-        self.size_bytes = sum(len(entry.frame) for entry in self._entries)
+        self.size_bytes = sum([len(entry.frame) for entry in self._entries])
         self.stable_index = self.handed_index = self.last_index
         self.commit_index = max(snapshot.index, min(commit_index, self.last_index))
         self.delivered_index = snapshot.index
@@ -165,6 +166,9 @@ class Log:
 
     def config_at(self, index: int) -> Configuration:
         """The configuration as of `index`, at or after the snapshot."""
+        latest_start, latest = self._configs[-1]
+        if latest_start <= index:
+            return latest
         return next(config for start, config in reversed(self._configs) if start <= index)
 
     # -- growing
@@ -204,15 +208,12 @@ class Log:
         self.handed_index = min(self.handed_index, index - 1)
 
     def _adopt_configs(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            if entry.kind == EntryKind.CONFIG:
-                try:
-                    config = self.config.changed(ConfChange.decode(entry.data))
-                except (MalformedError, InvalidChangeError) as error:
-                    raise ViolationError(
-                        f"the membership change at index {entry.index} is not valid: {error}"
-                    ) from error
-                self._configs.append((entry.index, config))
+        for entry in [entry for entry in entries if entry.kind is _CONFIG]:
+            try:
+                config = self.config.changed(ConfChange.decode(entry.data))
+            except (MalformedError, InvalidChangeError) as error:
+                raise ViolationError(f"the membership change at index {entry.index} is not valid: {error}") from error
+            self._configs.append((entry.index, config))
 
     # -- durability
 

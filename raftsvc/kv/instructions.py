@@ -33,6 +33,7 @@ TAG_BYTES = 16
 _FORMAT = 1
 _HEAD = struct.Struct(f">B{TAG_BYTES}sH")
 _OPERATION = struct.Struct(">BH")
+_HEAD_AND_OPERATION = struct.Struct(f">B{TAG_BYTES}sHBH")
 _VERSION = struct.Struct(">Q")
 _LENGTH = struct.Struct(">I")
 _MAX_VERSION = 2**64 - 1
@@ -52,6 +53,7 @@ class Code(IntEnum):
 # As numbers, for every node compares them with those of every instruction.
 IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW = map(int, Code)
 _KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW))
+_LONE_SET = (_FORMAT, 1, SET)
 
 
 class Operation:
@@ -153,14 +155,29 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
     Conditions and effects are tuples here, of the fields of those classes: every node
     decodes every instruction.
     """
-    if len(data) < _HEAD.size:
+    size = len(data)
+    if size >= _HEAD_AND_OPERATION.size:
+        # One SET and nothing else, as most are, for 0.2 µs less (timeit); what is wrong with it is said below.
+        version, tag, count, code, length = _HEAD_AND_OPERATION.unpack_from(data)
+        stop = _HEAD_AND_OPERATION.size + length
+        start = stop + _LENGTH.size
+        if (
+            (version, count, code) == _LONE_SET
+            and 0 < length <= MAX_KEY_BYTES
+            and start <= size
+            and _LENGTH.unpack_from(data, stop)[0] == size - start
+        ):
+            try:
+                return tag, [], [(code, data[_HEAD_AND_OPERATION.size : stop].decode(), data[start:])]
+            except UnicodeDecodeError:
+                pass
+    if size < _HEAD.size:
         raise Rejected("not a transaction: cut short")
     version, tag, count = _HEAD.unpack_from(data)
     if version != _FORMAT:
         raise Rejected(f"not a transaction: unknown format {version}")
     if count > MAX_OPERATIONS:
         raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
-    size = len(data)
     offset = _HEAD.size
     conditions: list[tuple[str, int]] = []
     effects: list[tuple[int, str, bytes]] = []

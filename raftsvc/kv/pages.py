@@ -128,10 +128,11 @@ class PagedMap:
         """Give `key` this value."""
         number = bisect_right(self._bounds, key) - 1
         page = self._pages[number]
-        position, exists = page.find(key)
-        if exists:
+        keys = page.keys
+        position = bisect_left(keys, key)
+        if position < len(keys) and keys[position] == key:
             self._pages[number] = page.replaced(position, data, version)
-        elif len(page.keys) >= MAX_PAGE_KEYS:
+        elif len(keys) >= MAX_PAGE_KEYS:
             self._split(number, key)
             self.set(key, data, version)
         else:

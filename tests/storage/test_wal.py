@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 
 import pytest
@@ -190,6 +191,23 @@ def reopened_copy(disk: Disk):
     other, found = Wal.open(disk, DIR)
     other.close()
     return found
+
+
+@pytest.mark.parametrize("is_collecting", [True, False])
+def test_opening_leaves_the_collector_as_it_was(is_collecting: bool) -> None:
+    disk = new_disk()
+    new_log(disk).close()
+    was_collecting = gc.isenabled()
+    try:
+        (gc.enable if is_collecting else gc.disable)()
+        reopened_copy(disk)
+        assert gc.isenabled() == is_collecting
+        disk.rot(f"{DIR}/{disk.list_dir(DIR)[0]}", 0, 1)
+        with pytest.raises(DamagedStorageError):
+            reopened_copy(disk)
+        assert gc.isenabled() == is_collecting
+    finally:
+        (gc.enable if was_collecting else gc.disable)()
 
 
 def test_releasing_beside_appending_loses_nothing(tmp_path) -> None:
