@@ -192,12 +192,12 @@ class HeldStream:
         self._frames = FrameReader(make_seal)
         # Below urllib3, whose readers wait for as many bytes as were asked for, or
         # stop after each chunk although there are more.
-        self._file = getattr(getattr(response.raw, "_fp", None), "fp", None)
-        self._connection = getattr(getattr(self._file, "raw", None), "_sock", None)
-        if not getattr(response.raw, "chunked", False) or not hasattr(self._file, "read1"):
+        file: Any = getattr(getattr(response.raw, "_fp", None), "fp", None)
+        self._connection = getattr(getattr(file, "raw", None), "_sock", None)
+        if not getattr(response.raw, "chunked", False) or not hasattr(file, "read1"):
             response.close()
             raise NotOfferedError("the answer does not come in chunks")
-        self._read: Callable[[int], bytes] = self._file.read1
+        self._read: Callable[[int], bytes] = file.read1
         # Read in the place of the file, once what came with the response's head has been read.
         self._next_source = self._connection if type(self._connection) is socket.socket else None
 
