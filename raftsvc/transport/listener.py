@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
@@ -105,6 +106,14 @@ class _Server(ThreadingTCPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # Out of descriptors, say.  The connection still waits: looking again at once would take a processor.
+            time.sleep(self.timeout)
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         with self._lock:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import os
 import socket
 import socketserver
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.validate import validator
 
@@ -168,6 +172,33 @@ def test_connections_for_which_there_was_no_thread_do_not_count(
             with socket.create_connection(listener.address, timeout=PATIENCE) as refused:
                 assert refused.recv(1) == b""
     assert ask(connect(listener), "GET", "/")[0] == 200
+
+
+def test_a_connection_that_cannot_be_accepted_is_not_tried_without_a_pause(
+    serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    refused = threading.Event()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    def refuse(server: object) -> None:
+        refused.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    listener = serve()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.TCPServer, "get_request", refuse)
+        patch.setattr(listener_module, "time", SimpleNamespace(sleep=pause))
+        connection = socket.create_connection(listener.address, timeout=PATIENCE)
+        assert refused.wait(PATIENCE)
+    with connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200", "it waited, and is served now"
+    assert pauses and min(pauses) >= 0.05
 
 
 def test_the_port_is_taken_as_soon_as_it_is_free(serve: Callable[..., Listener]) -> None:
