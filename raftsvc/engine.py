@@ -60,6 +60,7 @@ from raftsvc.transport import SnapshotChunk
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 _FEW_ENTRIES = 4
+_MUCH_BYTES = 1024 * 1024
 
 
 class EngineOptions(NamedTuple):
@@ -223,6 +224,7 @@ class Engine:
         # Applying
         self._to_apply: deque[Sequence[Entry] | Restore] = deque()
         self._backlog_bytes = 0
+        self._is_restore_due = False  # the State is to restart from a snapshot
         self._taken_bytes = 0
         self.applied_index = self.machine.applied_index
         self.applied_config = self.machine.config
@@ -568,6 +570,7 @@ class Engine:
             self.core.persisted(item.token)
             if item.snapshot is not None:
                 self._to_apply.append(Restore(item.snapshot.index))
+                self._is_restore_due = True
                 self._runner.apply_work()
             self._post(item.messages_after)
         while self._held and self._held[0][0] <= self.durable_token:
@@ -610,9 +613,15 @@ class Engine:
             return False
         return sum([_FEW_ENTRIES + 1 if isinstance(w, Restore) else len(w) for w in self._to_apply]) <= _FEW_ENTRIES
 
+    @property
+    def has_much_work(self) -> bool:
+        """Whether what waits to be applied would hold up who has other things to do: a backlog, or a restart."""
+        return self._backlog_bytes > _MUCH_BYTES or self._is_restore_due
+
     def begin_apply(self) -> Work:
         """Take everything that waits to be applied."""
         work, self._to_apply = self._to_apply, deque()
+        self._is_restore_due = False
         self._taken_bytes = self._backlog_bytes
         return work
 

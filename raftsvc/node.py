@@ -108,7 +108,12 @@ class _Signal:
 
 
 class _Turn:
-    """The node's lock as a context; what its holder caused is carried out once it is free again."""
+    """The node's lock as a context; what its holder caused is carried out once it is free again.
+
+    An exception that is none of ours came from somewhere in the middle: nobody knows what
+    of the engine is still true, so it takes no further part, whichever thread it was.  On the
+    main thread it may be that of a handler of signals, which comes where a turn waits.
+    """
 
     __slots__ = ("_node",)
 
@@ -118,9 +123,11 @@ class _Turn:
     def __enter__(self) -> None:
         self._node._lock.acquire()
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         node = self._node
         try:
+            if isinstance(error, Exception) and not (isinstance(error, RaftError) or _may_be_interrupted()):
+                node._fail(error, "an error of the library itself")
             effects = node._take_effects()
         finally:
             node._lock.release()
@@ -207,8 +214,7 @@ class Node:
             except BaseException as error:  # a thread's top level: nobody above could tell
                 logger.exception("thread raftsvc-%s failed", name)
                 with self._turn:
-                    self._engine.fail(as_raft_error(error, f"thread raftsvc-{name} failed"))
-                    self._wake_all()
+                    self._fail(error, f"thread raftsvc-{name} failed")
 
         thread = threading.Thread(target=guarded, name=f"raftsvc-{name}", daemon=True)
         self._threads = [t for t in self._threads if t.is_alive()]
@@ -222,6 +228,10 @@ class Node:
             self._spawn(name, run)
         except RuntimeError as error:
             self.say(logging.ERROR, f"thread raftsvc-{name} cannot be started: {error}")
+
+    def _fail(self, error: BaseException, what: str) -> None:
+        self._engine.fail(as_raft_error(error, what))
+        self._wake_all()
 
     def _wake_all(self) -> None:
         self._changed.notify_all()
@@ -347,9 +357,14 @@ class Node:
         self._check_running()
         if not self._engine.submit(call) or self._is_left_to_others():
             return
-        with self._turn:
-            self._drive(inline=True)
-            work = self._take_work() if self._may_apply() else None
+        try:
+            with self._turn:
+                self._drive(inline=True)
+                work = self._take_work() if self._may_apply() else None
+        except Exception:
+            if call.error is None:
+                raise
+            return  # the engine failed, and told every caller what is known of the outcome
         if work is not None:
             self._apply(work)
 
@@ -369,13 +384,12 @@ class Node:
                     with self._lock:
                         return not self._engine.calls.withdraw(call)
                 if self._helper is call:
-                    self._apply_batch()
+                    self._help()
             return True
         finally:
             call.is_parked = False
             if self._helper is call:  # it was asked to help, and is on its way out
-                self._helper = None
-                self._apply_work.set()
+                self._leave_to_apply_thread()
 
     def is_current(self) -> bool:
         """Whether what is applied here is current as of now, as far as that is known without waiting."""
@@ -389,8 +403,12 @@ class Node:
         """Have `read` finished once what is applied here is current as of now."""
         self._check_running()
         if self._engine.submit_read(read) and not self._is_left_to_others():
-            with self._turn:
-                self._drive(inline=False)
+            try:
+                with self._turn:
+                    self._drive(inline=False)
+            except Exception:
+                if read.error is None:
+                    raise
 
     def _is_left_to_others(self) -> bool:
         """On the main thread: have the log thread see to what was submitted.  If it is gone the engine is over."""
@@ -471,7 +489,7 @@ class Node:
         if engine.has_writes:
             signals.append(self._log_work)
         if not self._is_applying and self._helper is None:
-            if engine.has_work and self._is_apply_quick and not engine.snapshot_due:
+            if engine.has_work and self._is_apply_quick and not engine.has_much_work and not engine.snapshot_due:
                 self._helper = engine.calls.parked()
             if self._helper is not None:
                 finished.append(self._helper)
@@ -480,8 +498,14 @@ class Node:
         return _Effects(peers, finished, signals, said)
 
     def _may_apply(self) -> bool:
-        """Whether a caller may apply at once what can be applied: nobody does, and the State is known to be quick."""
-        return self._engine.has_work and not self._is_applying and self._helper is None and self._is_apply_quick
+        """Whether a caller may apply at once what can be applied: nobody does, and it is known to be quick."""
+        return (
+            self._engine.has_work
+            and not self._is_applying
+            and self._helper is None
+            and self._is_apply_quick
+            and not self._engine.has_much_work
+        )
 
     def _pause(self) -> None:
         """In a turn that is going to wait: carry out what it caused."""
@@ -643,6 +667,17 @@ class Node:
             return False
         self._apply(work)
         return True
+
+    def _help(self) -> None:
+        """Apply what this caller was woken for, unless it has become too much since."""
+        if self._engine.has_much_work:
+            self._leave_to_apply_thread()
+        else:
+            self._apply_batch()
+
+    def _leave_to_apply_thread(self) -> None:
+        self._helper = None
+        self._apply_work.set()
 
     def _take_work(self) -> Work | None:
         """What waits to be applied, unless somebody applies; the caller does so, the lock released."""

@@ -17,6 +17,8 @@ import pytest
 import requests
 
 import raftsvc
+from raftsvc import engine as engine_module
+from raftsvc.engine import Engine
 from raftsvc.hosts import HostPool
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
@@ -459,3 +461,61 @@ def test_a_caller_that_a_signal_interrupts_leaves_the_node_sound(cluster: Cluste
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, former)
     assert node.service.is_live()
+
+
+@pytest.mark.parametrize("method", ["exec", "wait_read"])
+def test_an_error_of_the_library_in_a_caller_s_thread_stops_the_node_and_tells_everybody(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    node, *others = cluster.form(3)
+    others[0].service.exec(b"a", timeout=PATIENCE)
+    caller: threading.Thread | None = None
+
+    def broken(self: Engine) -> None:
+        if threading.current_thread() is caller:
+            raise AssertionError("the engine is wrong")
+        advance(self)
+
+    def call() -> None:
+        nonlocal caller
+        caller = threading.current_thread()
+        while True:  # another thread sees to it if it is about to write or to ask
+            getattr(node.service, method)(*([b"b"] if method == "exec" else []), timeout=PATIENCE)
+
+    advance = Engine.advance
+    monkeypatch.setattr(Engine, "advance", broken)
+    with pytest.raises(raftsvc.NodeFailedError, match="the engine is wrong"):
+        in_background(call)()
+    assert "the engine is wrong" in str(node.service.err())
+    with pytest.raises(raftsvc.NodeFailedError):
+        node.service.exec(b"c")
+    monkeypatch.undo()
+    assert others[0].service.exec(b"d", timeout=PATIENCE), "the others go on"
+
+
+def test_callers_are_not_asked_to_apply_a_backlog(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    appliers = set()
+
+    class Noting(ListState):
+        def apply(self, data: bytes, index: int) -> bool:
+            appliers.add(threading.current_thread().name)
+            return super().apply(data, index)
+
+    node = cluster.add()
+    node.service.stop()
+    node.make_state = Noting
+    node.start()
+    node.service.init()
+
+    def write(count: int = 50) -> set[str]:
+        appliers.clear()
+        writers = [
+            in_background(lambda: [node.service.exec(b"a", timeout=PATIENCE) for _ in range(count)]) for _ in "xy"
+        ]
+        for writer in writers:
+            writer()
+        return set(appliers)
+
+    assert write() - {"raftsvc-apply"}, "callers apply what is little"
+    monkeypatch.setattr(engine_module, "_MUCH_BYTES", -1)
+    assert write() == {"raftsvc-apply"}
