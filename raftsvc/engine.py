@@ -61,6 +61,7 @@ from raftsvc.transport import SnapshotChunk
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 _FEW_ENTRIES = 4
 _MUCH_BYTES = 1024 * 1024
+_MUCH_ENTRIES = 1024
 
 
 class EngineOptions(NamedTuple):
@@ -224,7 +225,6 @@ class Engine:
         # Applying
         self._to_apply: deque[Sequence[Entry] | Restore] = deque()
         self._backlog_bytes = 0
-        self._is_restore_due = False  # the State is to restart from a snapshot
         self._taken_bytes = 0
         self.applied_index = self.machine.applied_index
         self.applied_config = self.machine.config
@@ -570,7 +570,6 @@ class Engine:
             self.core.persisted(item.token)
             if item.snapshot is not None:
                 self._to_apply.append(Restore(item.snapshot.index))
-                self._is_restore_due = True
                 self._runner.apply_work()
             self._post(item.messages_after)
         while self._held and self._held[0][0] <= self.durable_token:
@@ -611,17 +610,20 @@ class Engine:
         """Whether only a few entries wait to be applied, and nobody here waits for them."""
         if len(self._to_apply) > _FEW_ENTRIES or self.calls or self.reads:
             return False
-        return sum([_FEW_ENTRIES + 1 if isinstance(w, Restore) else len(w) for w in self._to_apply]) <= _FEW_ENTRIES
+        return self._count_work() <= _FEW_ENTRIES
 
     @property
     def has_much_work(self) -> bool:
         """Whether what waits to be applied would hold up who has other things to do: a backlog, or a restart."""
-        return self._backlog_bytes > _MUCH_BYTES or self._is_restore_due
+        return self._backlog_bytes > _MUCH_BYTES or self._count_work() > _MUCH_ENTRIES
+
+    def _count_work(self) -> int:
+        """How many entries wait to be applied; a restart of the State counts as more than many."""
+        return sum([_MUCH_ENTRIES + 1 if isinstance(items, Restore) else len(items) for items in self._to_apply])
 
     def begin_apply(self) -> Work:
         """Take everything that waits to be applied."""
         work, self._to_apply = self._to_apply, deque()
-        self._is_restore_due = False
         self._taken_bytes = self._backlog_bytes
         return work
 

@@ -361,12 +361,12 @@ class Node:
             with self._turn:
                 self._drive(inline=True)
                 work = self._take_work() if self._may_apply() else None
+            if work is not None:
+                self._apply(work)
         except Exception:
-            if call.error is None:
+            if not call.is_finished:
                 raise
-            return  # the engine failed, and told every caller what is known of the outcome
-        if work is not None:
-            self._apply(work)
+            # Else the engine failed, and told every caller what is known of the outcome.
 
     def await_outcome(self, call: Call, deadline: float) -> bool:
         """Wait until `call` is finished; False if it was not by `deadline`, and is given up.
@@ -384,7 +384,7 @@ class Node:
                     with self._lock:
                         return not self._engine.calls.withdraw(call)
                 if self._helper is call:
-                    self._help()
+                    self._help(call)
             return True
         finally:
             call.is_parked = False
@@ -407,8 +407,9 @@ class Node:
                 with self._turn:
                     self._drive(inline=False)
             except Exception:
-                if read.error is None:
+                if self.withdraw_read(read):
                     raise
+                # Else as for a call.
 
     def _is_left_to_others(self) -> bool:
         """On the main thread: have the log thread see to what was submitted.  If it is gone the engine is over."""
@@ -438,6 +439,7 @@ class Node:
         deadline = time.monotonic() + timeout
         last = Refusal.NO_LEADER
         invalid = 0
+        change.encode()  # what cannot be is refused here, not in the middle of a turn
         engine = self._engine
         with self._turn:
             while not is_done(engine.applied_config):
@@ -601,13 +603,14 @@ class Node:
         wanted = self._engine.peers
         for peer_id, member in wanted.items():
             peer = self._peers.get(peer_id)
-            if peer is None:
-                try:
+            try:
+                if peer is None:
                     self._peers[peer_id] = self._network.open_peer(self, peer_id, member.addr)
-                except RuntimeError as error:  # no thread can be started; the ticker tries again
-                    self.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
-            elif peer.addr != member.addr:
-                peer.move(member.addr)
+                elif peer.addr != member.addr:
+                    peer.move(member.addr)
+            except RuntimeError as error:  # no thread can be started; the ticker tries again
+                self._peers.pop(peer_id, None)
+                self.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
         leaving = set(self._engine.core.progress)
         for peer_id in set(self._peers) - set(wanted) - leaving:
             if not self._peers[peer_id].is_responding:
@@ -668,12 +671,18 @@ class Node:
         self._apply(work)
         return True
 
-    def _help(self) -> None:
-        """Apply what this caller was woken for, unless it has become too much since."""
-        if self._engine.has_much_work:
-            self._leave_to_apply_thread()
-        else:
-            self._apply_batch()
+    def _help(self, call: Call) -> None:
+        """Apply what the caller of `call` was woken for, unless it has become too much since."""
+        with self._lock:
+            if self._engine.has_much_work:
+                self._leave_to_apply_thread()
+            work = self._take_work() if self._helper is call else None
+        if work is not None:
+            try:
+                self._apply(work)
+            except Exception:
+                if not call.is_finished:  # as in `submit`
+                    raise
 
     def _leave_to_apply_thread(self) -> None:
         self._helper = None

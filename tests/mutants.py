@@ -340,8 +340,8 @@ MUTANTS = (
         also=(
             (
                 "machine.py",
-                "self.listener == (node_id, session_id):",
-                "self.listener[0] == node_id:",
+                "listener[1] == session_id and listener[0] == node_id",
+                "listener[0] == node_id",
             ),
         ),
     ),

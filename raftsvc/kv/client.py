@@ -1,7 +1,7 @@
 """What an application calls: the key-value store of the whole cluster.
 
 Proposes transactions and waits for their results, reads after `wait_read` or at
-once.  Holds nothing of its own, and needs of the Service no more than `exec` and
+once.  Holds nothing of the cluster's, and needs of the Service no more than `exec` and
 `wait_read`.
 
 A transaction's version is the index of its log entry, which `exec` does not tell.

@@ -9,6 +9,7 @@ for during a reload the former process holds it a little longer.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -31,6 +32,7 @@ MAX_CONNECTIONS = 256
 HANDSHAKE_SECONDS = 10.0
 READ_SECONDS = 60.0
 _MAX_UNREAD_BYTES = 64 * 1024
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Listener:
@@ -110,9 +112,11 @@ class _Server(ThreadingTCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
-        except OSError:
-            # Out of descriptors, say.  The connection still waits: looking again at once would take a processor.
-            time.sleep(self.timeout)
+        except OSError as error:
+            if (
+                error.errno in _OUT_OF_RESOURCES
+            ):  # the connection still waits: to look again at once would take a processor
+                time.sleep(self.timeout)
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:

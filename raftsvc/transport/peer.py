@@ -245,16 +245,22 @@ class Peer:
             self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=f"raftsvc-send-{self._peer_id}", daemon=True)
-        self._thread.start()
-        self._holder = StreamHolder(
-            f"raftsvc-stream-{self._peer_id}",
-            self._open_stream,
-            self._confirm_stream,
-            self._hear_stream,
-            self._hear_problem,
-            self._network.silence_seconds,
-        )
+        """Raises RuntimeError if no thread can be started; then this peer is stopped."""
+        try:
+            thread = threading.Thread(target=self._run, name=f"raftsvc-send-{self._peer_id}", daemon=True)
+            thread.start()
+            self._thread = thread
+            self._holder = StreamHolder(
+                f"raftsvc-stream-{self._peer_id}",
+                self._open_stream,
+                self._confirm_stream,
+                self._hear_stream,
+                self._hear_problem,
+                self._network.silence_seconds,
+            )
+        except RuntimeError:
+            self.stop(wait=False)
+            raise
 
     def put(self, messages: Sequence[Message]) -> bool:
         """Queue messages; False if some were lost for want of room."""
@@ -281,7 +287,7 @@ class Peer:
         return self._outbox.take_replies(MAX_BODY_BYTES)
 
     def move(self, addr: str) -> None:
-        """The peer is reached elsewhere from now on."""
+        """The peer is reached elsewhere from now on.  Raises RuntimeError as a new one would."""
         self.addr = addr
         if self._holder is None:
             self._start()
@@ -464,7 +470,7 @@ class Peer:
     # -- snapshots
 
     def send_snapshot(self, message: Message, open_snapshot: Callable[[], StoredSnapshot]) -> bool:
-        """Begin to transfer the stored snapshot; False if one is under way already or there is no address.
+        """Begin to transfer the stored snapshot; False if one is under way, or there is no address or no thread for it.
 
         Its end is reported to the node.
         """
@@ -485,8 +491,12 @@ class Peer:
                 logger.exception("the transfer of a snapshot to node %d failed", self._peer_id)
             self._report(self._node.report_snapshot, self._peer_id, succeeded, replies if succeeded else ())
 
-        self._transfer = threading.Thread(target=run, name=f"raftsvc-transfer-{self._peer_id}", daemon=True)
-        self._transfer.start()
+        transfer = threading.Thread(target=run, name=f"raftsvc-transfer-{self._peer_id}", daemon=True)
+        try:
+            transfer.start()
+        except RuntimeError:
+            return False
+        self._transfer = transfer
         return True
 
     def _transfer_all(self, message: Message, snapshot: StoredSnapshot) -> list[Message]:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -158,11 +159,22 @@ class FaultySession(requests.Session):
                 file.cut()
 
 
+class WatchedSocket:
+    """A socket that is not known for one, so that a stream is read from its file alone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
 class StreamFile:
     """What a stream is read from, until the test cuts it."""
 
     def __init__(self, file: Any, session: FaultySession, netloc: str) -> None:
         self.netloc = netloc
+        self.raw = SimpleNamespace(_sock=WatchedSocket(file.raw._sock))
         self._file = file
         self._session = session
 

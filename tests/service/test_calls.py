@@ -484,7 +484,7 @@ def test_an_error_of_the_library_in_a_caller_s_thread_stops_the_node_and_tells_e
 
     advance = Engine.advance
     monkeypatch.setattr(Engine, "advance", broken)
-    with pytest.raises(raftsvc.NodeFailedError, match="the engine is wrong"):
+    with pytest.raises(raftsvc.RaftError, match="the engine is wrong"):
         in_background(call)()
     assert "the engine is wrong" in str(node.service.err())
     with pytest.raises(raftsvc.NodeFailedError):

@@ -194,6 +194,34 @@ def test_a_follower_that_was_away_long_gets_a_snapshot(make_cluster: Callable[..
     assert away.read() == writer.read()
 
 
+def test_a_caller_that_waits_is_not_asked_to_restart_the_state(make_cluster: Callable[..., Cluster]) -> None:
+    restored_by = []
+
+    class Noting(ListState):
+        def restore_snapshot(self, data: bytes, index: int) -> None:
+            restored_by.append(threading.current_thread().name)
+            super().restore_snapshot(data, index)
+
+    cluster = make_cluster(snapshot_entries=30, trailing_entries=5)
+    cluster.form(3)
+    away = cluster.follower()
+    away.service.stop()
+    away.make_state = Noting
+    away.start()
+    others = [member for member in cluster.members if member is not away]
+    cluster.cut(away, others)
+    call = in_background(lambda: away.service.exec(b"from it", timeout=PATIENCE))
+    eventually(lambda: away.status["waiting_calls"] == 1, "its caller waits")
+    for n in range(80):
+        others[0].service.exec(b"%d" % n, timeout=PATIENCE)
+    write_until_compacted(others[0], 40)
+    restored_by.clear()
+    cluster.heal()
+    assert call()
+    assert restored_by, "it came by snapshot"
+    assert set(restored_by) == {"raftsvc-apply"}
+
+
 def test_a_snapshot_survives_a_connection_that_keeps_breaking(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_entries=10, trailing_entries=2)
     cluster.form(3)
@@ -364,6 +392,34 @@ def test_a_process_that_can_start_no_more_threads_goes_on(
         node.service.exec(b"%100d" % n)
     eventually(lambda: node.service.err() is None, "a later one succeeds")
     assert [int(item) for item in node.read()] == list(range(200))
+
+
+def test_a_snapshot_for_which_there_is_no_thread_is_sent_later(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(snapshot_entries=30, trailing_entries=5)
+    cluster.form(3)
+    away = cluster.follower()
+    away.service.stop()
+    writer = cluster.leader()
+    write_until_compacted(writer, 40)
+    refused = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("raftsvc-transfer"):
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        away.start()
+        eventually(lambda: len(refused) > 1, "it was tried again")
+        assert writer.service.exec(b"it goes on", timeout=PATIENCE)
+        assert writer.service.err() is None
+    eventually(lambda: away.status["snapshot_index"] > 40, "the snapshot arrived")
+    assert away.read() == writer.read()
 
 
 def test_two_processes_cannot_own_one_directory(tmp_path: Path) -> None:

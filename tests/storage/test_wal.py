@@ -194,9 +194,14 @@ def reopened_copy(disk: Disk):
 
 
 @pytest.mark.parametrize("is_collecting", [True, False])
-def test_opening_leaves_the_collector_as_it_was(is_collecting: bool) -> None:
+def test_garbage_is_not_looked_for_while_a_log_is_opened_and_afterwards_as_before(
+    monkeypatch: pytest.MonkeyPatch, is_collecting: bool
+) -> None:
     disk = new_disk()
     new_log(disk).close()
+    recover = Wal._recover
+    seen = []
+    monkeypatch.setattr(Wal, "_recover", lambda wal: (seen.append(gc.isenabled()), recover(wal))[1])
     was_collecting = gc.isenabled()
     try:
         (gc.enable if is_collecting else gc.disable)()
@@ -206,6 +211,7 @@ def test_opening_leaves_the_collector_as_it_was(is_collecting: bool) -> None:
         with pytest.raises(DamagedStorageError):
             reopened_copy(disk)
         assert gc.isenabled() == is_collecting
+        assert seen == [False, False]
     finally:
         (gc.enable if was_collecting else gc.disable)()
 

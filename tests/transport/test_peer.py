@@ -324,3 +324,28 @@ def test_a_problem_of_a_peer_is_told_apart_from_silence() -> None:
     finally:
         listener.stop()
         network.close()
+
+
+@pytest.mark.parametrize("lacking", ["raftsvc-send", "raftsvc-stream"])
+def test_a_peer_for_which_there_is_no_thread_leaves_none_behind(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    network = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0)
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(lacking):
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    stranger = network.open_peer(NodeStub(), NODE, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            network.open_peer(NodeStub(), NODE, "http://127.0.0.1:9")
+        with pytest.raises(RuntimeError):
+            stranger.move("http://127.0.0.1:9")
+    for thread in started:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    stranger.stop()
