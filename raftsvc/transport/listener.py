@@ -113,10 +113,8 @@ class _Server(ThreadingTCPServer):
         try:
             return super().get_request()
         except OSError as error:
-            if (
-                error.errno in _OUT_OF_RESOURCES
-            ):  # the connection still waits: to look again at once would take a processor
-                time.sleep(self.timeout)
+            if error.errno in _OUT_OF_RESOURCES:
+                time.sleep(self.timeout)  # the connection still waits: to look again at once would take a processor
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
