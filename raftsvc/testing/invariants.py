@@ -49,6 +49,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._known: dict[int, Known] = {}
+        self._lost: dict[int, Known] = {}  # those whose storage is gone, as it was before
         self._leaders: dict[int, int] = {}
         self.latest_led = 0
         self._votes: dict[tuple[int, int], int] = {}
@@ -92,7 +93,9 @@ class Watch:
 
     def lost(self, node_id: int) -> None:
         """The storage of a node is gone for good, and so is the node."""
-        self._known.pop(node_id, None)
+        known = self._known.pop(node_id, None)
+        if known is not None:
+            self._lost[node_id] = known
 
     # -- a node did something
 
@@ -207,7 +210,10 @@ class Watch:
                 self._removed.setdefault(change.node_id, entry.index)
 
     def _look_at_quorum(self, engine: Engine) -> None:
-        """What a leader commits is on the disks of a majority of voters (5.3)."""
+        """What a leader commits is on the disks of a majority of voters (5.3), or was before one rotted.
+
+        A leader whose own write was slow may have heard from a member that was lost since.
+        """
         index = engine.core.log.commit_index
         config = engine.core.config
         term = engine.core.log.term_at(index)
@@ -218,7 +224,7 @@ class Watch:
         frame = self.committed[index].frame if index in self.committed else b""
         holders = 0
         for node_id in config.voters:
-            known = self._known.get(node_id)
+            known = self._known.get(node_id) or self._lost.get(node_id)
             if known is not None and known.stable_index >= index:
                 entry = known.entries.get(index)  # None: it is covered by a snapshot there
                 holders += index <= known.offset or entry is None or entry.frame == frame

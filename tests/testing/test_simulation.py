@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc.calls import Calls
-from raftsvc.core.messages import EntryKind
+from raftsvc.core.membership import Configuration, Member
+from raftsvc.core.messages import Entry, EntryKind
 from raftsvc.core.raft import Raft
 from raftsvc.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
@@ -25,11 +28,28 @@ from raftsvc.testing import (
     SimulationFailed,
     simulate,
 )
+from raftsvc.testing.invariants import Known, Violation, Watch
 from raftsvc.testing.runner import main
 from raftsvc.testing.simulation import SECOND, Simulation
 
 SEEDS = 300
 CHUNK = 20
+
+
+@pytest.mark.parametrize(("held", "is_right"), [(7, True), (6, False)])
+def test_what_a_voter_acknowledged_before_its_disk_rotted_counts(held: int, is_right: bool) -> None:
+    watch = Watch()
+    entry = Entry.make(7, 3, EntryKind.NORMAL, b"")
+    watch.committed[7] = entry
+    for node_id, stable_index in ((2, 7), (3, 5), (4, held)):
+        known = watch._known[node_id] = Known()
+        known.stable_index, known.entries = stable_index, {7: entry}
+    watch.lost(4)
+    members = {node_id: Member(f"n{node_id}", True) for node_id in (2, 3, 4)}
+    log = SimpleNamespace(commit_index=7, term_at=lambda index: 3)
+    leader: Any = SimpleNamespace(node_id=2, core=SimpleNamespace(log=log, term=3, config=Configuration(members)))
+    with nullcontext() if is_right else pytest.raises(Violation, match="only 1 voters"):
+        watch._look_at_quorum(leader)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
