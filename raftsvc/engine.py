@@ -229,6 +229,7 @@ class Engine:
         self.applied_index = self.machine.applied_index
         self.applied_config = self.machine.config
         self._is_saving = False
+        self._is_snapshot_damaged = False  # and no other was begun since
         self._is_preparing = False  # the runner was asked to, and has not come to the end
         self._incoming: IncomingSnapshot | None = None
         self.calls.note_session(*self.machine.session_of(self.node_id))
@@ -414,10 +415,14 @@ class Engine:
             self._runner.say(logging.WARNING, f"node {self.node_id} was removed from its cluster, says node {peer_id}")
             self.core.mark_removed()
 
-    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
-        """The transfer of a snapshot to `peer_id` ended."""
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None = None
+    ) -> None:
+        """The transfer of a snapshot to `peer_id` ended; `damage` is why the stored one cannot be read, if so."""
         self.step(replies)
         self.core.report_snapshot(peer_id, succeeded)
+        if damage is not None:
+            self._replace_snapshot(damage)
 
     def hand_over(self, node_id: int) -> None:
         """Let `node_id` lead instead, if this node leads and can let it."""
@@ -695,11 +700,19 @@ class Engine:
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether enough was applied since the last one."""
+        """Whether enough was applied since the last one, or that was damaged."""
         return (
-            self.machine.applied_index - self._snapshot_index >= self.options.snapshot_entries
+            self._is_snapshot_damaged
+            or self.machine.applied_index - self._snapshot_index >= self.options.snapshot_entries
             or self._bytes_since_snapshot >= self.options.snapshot_bytes
         ) and not self._is_saving
+
+    def _replace_snapshot(self, damage: Exception) -> None:
+        """The stored snapshot is of no use to those who need it, nor to a restart; the State here is whole."""
+        self._snapshot_error = StorageError(f"the stored snapshot cannot be read: {damage}; another is being taken")
+        self._snapshot_error.__cause__ = damage
+        self._runner.say(logging.ERROR, f"node {self.node_id}: {self._snapshot_error}")
+        self._is_snapshot_damaged = True
 
     def capture(self) -> Capture:
         """The State as of now.  Raises what the State raises, to be given to `end_snapshot`."""
@@ -707,6 +720,7 @@ class Engine:
         # Whatever comes of it, the next attempt is as far away as after a success.
         self._snapshot_index = machine.applied_index
         self._bytes_since_snapshot = 0
+        self._is_snapshot_damaged = False
         self._is_saving = True
         header = SnapshotHeader(
             machine.applied_index,

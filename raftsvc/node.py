@@ -819,10 +819,12 @@ class Node:
 
     # -- snapshots to and from peers
 
-    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
-        """The transfer of a snapshot to `peer_id` ended."""
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None = None
+    ) -> None:
+        """The transfer of a snapshot to `peer_id` ended; `damage` is why the stored one cannot be read, if so."""
         with self._turn:
-            self._engine.report_snapshot(peer_id, succeeded, replies)
+            self._engine.report_snapshot(peer_id, succeeded, replies, damage)
             self._drive(inline=False)
 
     def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:

@@ -243,6 +243,8 @@ class Store:
     def save_snapshot(self, header: SnapshotHeader, chunks: Iterable[bytes]) -> bool:
         """Write a snapshot of this node's own.  False, and no effect, if a newer one came from a leader meanwhile.
 
+        One of the same index, which may be damaged, is replaced.
+
         One thread at a time.  Raises OSError, StorageError, and what `chunks` raises.
         """
         temporary = f"{self._path}/snap.tmp"
@@ -261,7 +263,7 @@ class Store:
             raise
         with self._snapshot_lock:
             self._check_open()
-            if header.index <= self._snapshot_index:
+            if header.index < self._snapshot_index:
                 self._files.remove(temporary)
                 return False
             publish(self._files, temporary, f"{self._path}/snap")

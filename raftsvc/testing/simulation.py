@@ -470,6 +470,8 @@ class SimulatedNode:
             engine.advance()
             if engine.has_writes:
                 self._begin_write(engine)
+            if engine.snapshot_due and not self._is_applying:
+                self._begin_snapshot(engine)
             if engine.has_work and not self._is_applying:
                 self._begin_apply(engine)
         except PowerLoss:
@@ -538,8 +540,6 @@ class SimulatedNode:
             engine.end_apply(answers, error)
             for client in self.simulation.clients:
                 client.look(self)
-            if engine.snapshot_due:
-                self._begin_snapshot(engine)
 
         self.later(5 + int(self.simulation.random.expovariate(1 / 50)), lambda: self.do(finish))
 
@@ -633,10 +633,10 @@ class SimulatedNode:
         Transfer(self, message).start()
         return True
 
-    def end_transfer(self, peer_id: int, succeeded: bool) -> None:
+    def end_transfer(self, peer_id: int, succeeded: bool, damage: Exception | None) -> None:
         """A transfer came to its end."""
         self._transferring.discard(peer_id)
-        self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, ()))
+        self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, (), damage))
 
 
 class Transfer:
@@ -651,6 +651,7 @@ class Transfer:
         self._life = node.life
         self._tries = 0
         self._request = 0
+        self._is_refused = False
 
     def start(self) -> None:
         """Begin with the question where to go on."""
@@ -663,7 +664,7 @@ class Transfer:
             self._snapshot = node.store.open_snapshot()
         except (StorageError, OSError) as error:
             node.note(f"the snapshot cannot be sent: {error}")
-            self._end(False)
+            self._end(False, error)
             return
         header = self._snapshot.header
         m = self._message
@@ -691,7 +692,7 @@ class Transfer:
         if request == self._request:
             self._tries += 1
             if self._tries >= self.TRIES:
-                self._end(False)
+                self._end(False, self._look_for_damage() if self._is_refused else None)
             else:
                 self._send(offset, size)
 
@@ -707,6 +708,7 @@ class Transfer:
                     wanted = engine.receive_chunk(chunk)
                 except (ValueError, OSError, StorageError) as error:
                     target.note(f"a piece of a snapshot is refused: {error}")
+                    self._is_refused = True
                     return
             answer.append(wanted)
             if wanted == chunk.size_bytes:
@@ -725,10 +727,17 @@ class Transfer:
         else:
             self._send(wanted, self.PIECE_BYTES)
 
-    def _end(self, succeeded: bool) -> None:
+    def _look_for_damage(self) -> Exception | None:
+        try:
+            self._snapshot.verify()
+        except StorageError as error:
+            return error
+        return None
+
+    def _end(self, succeeded: bool, damage: Exception | None = None) -> None:
         self._request = 0
         self._node.note(f"the snapshot for n{self._message.to_id} {'arrived' if succeeded else 'did not arrive'}")
-        self._node.end_transfer(self._message.to_id, succeeded)
+        self._node.end_transfer(self._message.to_id, succeeded, damage)
 
 
 class Client:

@@ -9,6 +9,7 @@ see stream.
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import secrets
@@ -54,6 +55,7 @@ logger = logging.getLogger("raftsvc.transport")
 _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
 _TRANSFER_TRIES = 4
+_UNREADABLE = frozenset((errno.ENOENT, errno.EIO))
 
 
 class Listener(Protocol):
@@ -67,7 +69,9 @@ class Listener(Protocol):
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def report_unreachable(self, peer_id: int) -> None: ...
     def report_removed(self, peer_id: int) -> None: ...
-    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None: ...
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None
+    ) -> None: ...
 
 
 def make_session() -> requests.Session:
@@ -480,16 +484,24 @@ class Peer:
         def run() -> None:
             replies: Sequence[Message] = ()
             succeeded = False
+            damage: Exception | None = None
             try:
                 with open_snapshot() as snapshot:
-                    replies = self._transfer_all(message, snapshot)
+                    try:
+                        replies = self._transfer_all(message, snapshot)
+                    except Problem as problem:
+                        if problem.status == 400:
+                            snapshot.verify()  # it was whole, and not what it should be: is it here?
+                        raise
                 self._check(replies)
                 succeeded = True
             except (Problem, UnreachableError, MalformedError, StorageError, OSError) as error:
                 logger.warning("the snapshot for node %d did not arrive: %s", self._peer_id, error)
+                if isinstance(error, StorageError) or getattr(error, "errno", None) in _UNREADABLE:
+                    damage = error
             except Exception:
                 logger.exception("the transfer of a snapshot to node %d failed", self._peer_id)
-            self._report(self._node.report_snapshot, self._peer_id, succeeded, replies if succeeded else ())
+            self._report(self._node.report_snapshot, self._peer_id, succeeded, replies if succeeded else (), damage)
 
         transfer = threading.Thread(target=run, name=f"raftsvc-transfer-{self._peer_id}", daemon=True)
         try:

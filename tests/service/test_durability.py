@@ -394,6 +394,27 @@ def test_a_process_that_can_start_no_more_threads_goes_on(
     assert [int(item) for item in node.read()] == list(range(200))
 
 
+@pytest.mark.parametrize("place", [0, -40], ids=["head", "body"])
+def test_a_stored_snapshot_that_rots_is_replaced_when_it_is_needed(
+    make_cluster: Callable[..., Cluster], place: int
+) -> None:
+    cluster = make_cluster(snapshot_entries=30, trailing_entries=5)
+    cluster.form(3)
+    writer = cluster.leader()
+    write_until_compacted(writer, 40)
+    eventually(lambda: writer.status["applied_index"] == writer.status["last_index"], "all is applied")
+    path = writer.path / "snap"
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    newcomer = cluster.add()
+    newcomer.service.join(writer.addr, PATIENCE)
+    assert newcomer.read() == writer.read()
+    eventually(lambda: writer.service.err() is None, "there is another snapshot")
+    writer.restart()
+    assert writer.read() == newcomer.read()
+
+
 def test_a_snapshot_for_which_there_is_no_thread_is_sent_later(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,8 +48,10 @@ class NodeStub:
     def report_removed(self, peer_id: int) -> None:
         self._note("removed", peer_id)
 
-    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None:
-        self._note("snapshot", peer_id, succeeded, list(replies))
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None
+    ) -> None:
+        self._note("snapshot", peer_id, succeeded, list(replies), *([damage] if damage else []))
 
     def wait_for(self, kind: str) -> tuple[Any, ...]:
         with self.happened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 from raftsvc.core.messages import MalformedError, Message, MessageKind
-from raftsvc.errors import OverloadedError
+from raftsvc.errors import DamagedStorageError, OverloadedError
 from raftsvc.transport import Authenticator, Network, SnapshotChunk
 from raftsvc.transport.listener import Listener
-from raftsvc.transport.wire import SNAPSHOT_PIECE_BYTES
+from raftsvc.transport.wire import SNAPSHOT_PIECE_BYTES, Problem
 from tests.transport.harness import NODE, PEER, SECRET, Recorder, make_app
 from tests.transport.test_peer import PATIENCE, NodeStub
 
@@ -39,6 +40,8 @@ class Stored:
 
     def read(self, offset: int, size: int) -> bytes:
         return DATA[offset : offset + size]
+
+    def verify(self) -> None: ...
 
 
 class Store(Recorder):
@@ -164,6 +167,47 @@ def test_a_snapshot_that_cannot_be_opened_is_reported() -> None:
 
     assert peer.send_snapshot(ANNOUNCEMENT, fail)
     assert node.wait_for("snapshot") == ("snapshot", NODE, False, [])
+    peer.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "is_damage"),
+    [
+        (400, DamagedStorageError("snap", 9, "rotten", "advice"), True),  # the peer got what this node has
+        (400, None, False),
+        (403, DamagedStorageError("snap", 9, "rotten", "advice"), False),  # nobody looked
+    ],
+)
+def test_a_snapshot_that_a_peer_finds_damaged_is_looked_at_here(
+    transfer: Transfer, status: int, error: Exception | None, is_damage: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(stored: Stored) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Stored, "verify", verify)
+    store = Store()
+    store.faults = iter([None, Problem(status, "malformed", "not what was announced")])
+    assert transfer(store)[0] == ("snapshot", NODE, False, [], *([error] if is_damage else []))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_damage"),
+    [
+        (DamagedStorageError("snap", 0, "rotten", "advice"), True),
+        (FileNotFoundError(errno.ENOENT, "gone"), True),
+        (OSError(errno.EMFILE, "too many open files"), False),
+    ],
+)
+def test_a_snapshot_that_cannot_be_read_is_told_from_a_system_that_cannot(error: Exception, is_damage: bool) -> None:
+    node = NodeStub()
+    peer = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0).open_peer(node, NODE, "http://127.0.0.1:9")
+
+    def fail() -> Any:
+        raise error
+
+    assert peer.send_snapshot(ANNOUNCEMENT, fail)
+    assert node.wait_for("snapshot")[4:] == ((error,) if is_damage else ())
     peer.stop()
 
 

@@ -114,7 +114,9 @@ class Side:
         self.gate.wait(PATIENCE)
 
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
-    def report_snapshot(self, peer_id: int, succeeded: bool, replies: Sequence[Message]) -> None: ...
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None
+    ) -> None: ...
     def report_unreachable(self, peer_id: int) -> None:
         self.note("unreachable")
 
