@@ -5,14 +5,14 @@ it may have been lost, and knows what is certain about it at any time.  `Reads`
 gathers readers so that one round of the leader serves all that wait.
 
 Both belong to a node and are used under its lock, save for their inboxes; neither blocks.  Who is
-finished is put on the list `finished`, to be woken once that lock is free again.
+finished is kept in `Finished`, to be woken once that lock is free again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from random import Random
@@ -88,6 +88,56 @@ class Read(Waiter):
         self.index = 0
 
 
+class Finished:
+    """Who is finished, and is to be woken; then who was woken, and has not run yet.
+
+    Of those who run again most come straight back, or let the next in.  What is sent
+    before costs a batch of its own, with a message and a wait for the disk on every
+    member, and takes the interpreter from them.  So new ones gather until all of them
+    ran, unless nobody writes at present: a round of reads alone costs little.
+    """
+
+    __slots__ = ("_has_calls", "_to_wake", "waking")
+
+    def __init__(self) -> None:
+        self._to_wake: list[Waiter] = []
+        self._has_calls = False  # since the last tick
+        self.waking: deque[Waiter] = deque()
+        """Those to wait for.  May be looked at without the lock."""
+
+    def add_call(self, call: Call) -> None:
+        """Have the caller of `call` woken.  Called before anybody can see that it is finished."""
+        self._has_calls = True
+        self.waking.append(call)
+        self._to_wake.append(call)
+
+    def add_reads(self, reads: Sequence[Read]) -> None:
+        """Have readers woken."""
+        if self._has_calls:
+            self.waking += reads
+        self._to_wake += reads
+
+    def take(self) -> list[Waiter]:
+        """Those to be woken now."""
+        if not self._to_wake:
+            return []
+        taken, self._to_wake = self._to_wake, []
+        return taken
+
+    def note_awake(self) -> bool:
+        """Somebody that was woken runs; whether it was the last to be waited for.  Callable without the lock."""
+        if not self.waking:
+            return False
+        with suppress(IndexError):  # a tick came
+            self.waking.popleft()
+        return not self.waking
+
+    def tick(self) -> None:
+        """Who has not run by now is not waited for: it was interrupted, or is late."""
+        self.waking.clear()
+        self._has_calls = False
+
+
 class Contexts:
     """Tags for requests to other nodes.  They differ from those before a restart, whose answers may still come."""
 
@@ -104,7 +154,7 @@ class Calls:
     """The instructions of this node that have no outcome yet, and the session they run under."""
 
     def __init__(
-        self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int, finished: list[Waiter]
+        self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int, finished: Finished
     ) -> None:
         """session_nonce: 64 bits that no other start of this node drew."""
         self._core = core
@@ -124,6 +174,11 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether `take_in` and `send` have something to do.  Callable without the lock."""
+        return bool(self.inbox or self._unsent)
 
     def parked(self) -> Call | None:
         """One whose caller waits, among the oldest, if there is any."""
@@ -245,8 +300,8 @@ class Calls:
                 continue
             if refusal is Refusal.QUOTA and not call.unsettled:
                 del self._waiting[call.number]
+                self._finished.add_call(call)
                 call.error = OverloadedError("too much waits to be committed; is a majority of the cluster reachable?")
-                self._finished.append(call)
             else:
                 call.retry_tick = tick + 1
 
@@ -282,16 +337,16 @@ class Calls:
     def _finish(self, number: int, outcome: Outcome) -> None:
         call = self._waiting.pop(number, None)
         if call is not None:
+            self._finished.add_call(call)
             call.outcome = outcome
-            self._finished.append(call)
 
     def fail(self, error: RaftError) -> None:
         """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
         self.take_in()
         calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
         for call in calls:
+            self._finished.add_call(call)
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
-        self._finished += calls
 
 
 class Reads:
@@ -302,7 +357,7 @@ class Reads:
         core: Raft,
         contexts: Contexts,
         retry_ticks: int,
-        finished: list[Waiter],
+        finished: Finished,
         note_time: Callable[[], None],
     ) -> None:
         """note_time: has the core know what time it is now."""
@@ -321,6 +376,11 @@ class Reads:
 
     def __len__(self) -> int:
         return len(self._new) + len(self._asked) + len(self._applying)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `ask` has somebody to ask for, and nobody to wait for.  Callable without the lock."""
+        return bool(self.inbox or self._new) and not self._context
 
     @property
     def is_asking(self) -> bool:
@@ -358,7 +418,7 @@ class Reads:
         self._asked, self._context = [], 0
         self.ask(tick)
 
-    def hear(self, state: ReadState, applied_index: int, tick: int) -> None:
+    def hear(self, state: ReadState, applied_index: int) -> None:
         """An index was confirmed; a late one, of a request that was given up, says nothing."""
         if state.context != self._context:
             return
@@ -368,14 +428,13 @@ class Reads:
         self._applying += reads
         # Applied is looked at after the index is known, never before.
         self.applied(applied_index)
-        self.ask(tick)
 
     def applied(self, index: int) -> None:
         """Everything up to `index` is applied."""
         if self._applying:
             done = [read for read in self._applying if read.index <= index]
             self._applying = [read for read in self._applying if read.index > index]
-            self._finished += done
+            self._finished.add_reads(done)
 
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
@@ -384,7 +443,7 @@ class Reads:
         self._new, self._asked, self._applying, self._context = [], [], [], 0
         for read in reads:
             read.error = error
-        self._finished += reads
+        self._finished.add_reads(reads)
 
 
 _REFUSALS = {int(refusal): refusal for refusal in Refusal}

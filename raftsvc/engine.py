@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
 
-from raftsvc.calls import Call, Calls, Contexts, Read, Reads, Waiter, refusal_of
+from raftsvc.calls import Call, Calls, Contexts, Finished, Read, Reads, Waiter, refusal_of
 from raftsvc.core.membership import ConfChange, Configuration, Member
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
@@ -208,7 +208,7 @@ class Engine:
         # Repeats wait for several heartbeats: the first try is almost never lost.
         self.retry_ticks = max(3, options.election_ticks // 2)
         self._contexts = Contexts(random)
-        self._finished: list[Waiter] = []
+        self._finished = Finished()
         self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks, self._finished)
         self.reads = Reads(self.core, self._contexts, self.retry_ticks, self._finished, self._note_time)
         self._changes: dict[int, ChangeAttempt] = {}
@@ -321,18 +321,19 @@ class Engine:
 
         Callable without the runner's lock.  Returns whether `advance` has to be called for it;
         else somebody is about to, who will see it: the order is, here, first into the inbox
-        and then the look, and there, first the end of the write and then the inbox.
+        and then the look, and there, first the end of the write, or awake, and then the inbox.
         """
         self.check_able()
         self.calls.inbox.append(call)
-        is_seen_to = self.is_writing and self.core.role is Role.LEADER
+        is_seen_to = self._finished.waking or (self.is_writing and self.core.role is Role.LEADER)
         return not is_seen_to or self.is_over or self.halted is not None
 
     def submit_read(self, read: Read) -> bool:
         """Have `read` finished once what is applied here is current as of now.  As `submit`."""
         self.check_able()
         self.reads.inbox.append(read)
-        return not self.reads.is_asking or self.is_over or self.halted is not None
+        is_seen_to = self._finished.waking or self.reads.is_asking
+        return not is_seen_to or self.is_over or self.halted is not None
 
     def is_current(self) -> bool:
         """Whether what is applied here is current as of now, as a lease shows.
@@ -349,11 +350,14 @@ class Engine:
 
     def take_finished(self) -> list[Waiter]:
         """Callers that are to be woken, each once, when the runner's lock is free."""
-        if not self._finished:
-            return []
-        finished = self._finished[:]
-        self._finished.clear()
-        return finished
+        return self._finished.take()
+
+    def note_awake(self) -> bool:
+        """A caller that was finished runs again.  Callable without the runner's lock.
+
+        Returns whether `advance` has to be called, for what was left to gather until now.
+        """
+        return self._finished.note_awake() and (self.reads.is_due or (self.calls.has_unsent and not self.is_writing))
 
     def attempt_change(self, change: ConfChange) -> ChangeAttempt:
         """Try once to have `change` appended by the leader; to be ended by `end_attempt`."""
@@ -434,6 +438,7 @@ class Engine:
         if self.is_over:
             return
         self.ticks += 1
+        self._finished.tick()
         self._note_time()
         self._watch_disk()
         self.core.tick()
@@ -463,22 +468,29 @@ class Engine:
             return
         self.calls.take_in()
         self._notice_changes()
-        if self.reads.inbox:
-            self.reads.ask(self.ticks)
-        # While the disk is busy calls gather into one batch: one record, one
-        # message per peer and one fsync for all of them.
-        self.calls.send(self.ticks, may_propose=not self.is_writing)
+        self._send_what_came()
         while (ready := self.core.ready()) is not None:
             self._dispatch(ready)
+            self._send_what_came()
         for peer_id, message in self._digests.take_replies():
             self._runner.post(peer_id, (message,))
         if self._digests.mismatch is not None and self.halted is None:
             self.halt(self._digests.mismatch)
 
+    def _send_what_came(self) -> None:
+        """Have what callers brought sent, unless more is about to come."""
+        if self._finished.waking:
+            return
+        if self.reads.is_due:
+            self.reads.ask(self.ticks)
+        # While the disk is busy calls gather into one batch: one record, one
+        # message per peer and one fsync for all of them.
+        self.calls.send(self.ticks, may_propose=not self.is_writing)
+
     def _dispatch(self, ready: Ready) -> None:
         self._post(ready.messages)
         for read_state in ready.read_states:
-            self.reads.hear(read_state, self.applied_index, self.ticks)
+            self.reads.hear(read_state, self.applied_index)
         if ready.must_persist:
             self._writes.append(ready)
             self._runner.log_work()

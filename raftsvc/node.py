@@ -388,6 +388,8 @@ class Node:
             return True
         finally:
             call.is_parked = False
+            if call.is_finished:
+                self._note_awake()
             if self._helper is call:  # it was asked to help, and is on its way out
                 self._leave_to_apply_thread()
 
@@ -407,7 +409,7 @@ class Node:
                 with self._turn:
                     self._drive(inline=False)
             except Exception:
-                if self.withdraw_read(read):
+                if self._withdraw_read(read):
                     raise
                 # Else as for a call.
 
@@ -418,10 +420,21 @@ class Node:
         self._log_work.set()
         return True
 
-    def withdraw_read(self, read: Read) -> bool:
+    def await_read(self, read: Read, deadline: float) -> bool:
+        """Wait until `read` is finished; False if it was not by `deadline`, and is given up."""
+        if not read.wait(deadline - time.monotonic()) and self._withdraw_read(read):
+            return False
+        self._note_awake()
+        return True
+
+    def _withdraw_read(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
         with self._lock:
             return self._engine.reads.withdraw(read)
+
+    def _note_awake(self) -> None:
+        if self._engine.note_awake():
+            self._log_work.set()  # this caller has waited long enough
 
     def _check_running(self) -> None:
         if self._stopping.is_set():

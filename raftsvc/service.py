@@ -358,7 +358,7 @@ class Service:
         with self._admission:
             read = Read()
             node.submit_read(read)
-            if not read.wait(deadline - time.monotonic()) and node.withdraw_read(read):
+            if not node.await_read(read, deadline):
                 raise ReadTimeoutError(f"no majority confirmed the read within {timeout:g} s")
         if read.error is not None:
             raise read.error

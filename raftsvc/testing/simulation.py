@@ -487,6 +487,12 @@ class SimulatedNode:
         watch.look_at_lease(engine, self.now())
         for waiter in engine.take_finished():
             waiter.wake()
+            if self.simulation.random.random() < 0.98:  # else its caller was interrupted
+                self.later(self.simulation.random.randrange(1, 1000), self._awake)
+
+    def _awake(self) -> None:
+        if self.engine is not None and self.engine.note_awake():
+            self.do(lambda engine: None)
 
     def hear(self, source_id: int, messages: Sequence[Message]) -> None:
         """Messages arrive."""

@@ -519,3 +519,78 @@ def test_callers_are_not_asked_to_apply_a_backlog(cluster: Cluster, monkeypatch:
     assert write() - {"raftsvc-apply"}, "callers apply what is little"
     monkeypatch.setattr(engine_module, "_MUCH_BYTES", -1)
     assert write() == {"raftsvc-apply"}
+
+
+class _SlowToWake:
+    """Callers of `exec` that were woken and, for as long as the test wants, get no further."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_holding = True
+        self.held = 0
+        self._released = threading.Event()
+        note_awake = Engine.note_awake
+
+        def slow(engine: Engine) -> bool:
+            if self.is_holding:
+                self.held += 1
+                assert self._released.wait(PATIENCE)
+            return note_awake(engine)
+
+        monkeypatch.setattr(Engine, "note_awake", slow)
+
+    def release(self) -> None:
+        self.is_holding = False
+        self._released.set()
+
+
+def test_who_comes_while_others_wake_shares_a_batch(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_cluster(election_timeout=1000.0).add()  # no tick comes
+    node.service.init()
+    node.service.exec(b"a")
+    slow = _SlowToWake(monkeypatch)
+    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
+    eventually(lambda: slow.held)
+    before = node.status
+    callers = [in_background(lambda n=n: node.service.exec(b"%d" % n, PATIENCE)) for n in range(5)]
+    callers.append(in_background(lambda: node.service.wait_read(PATIENCE)))
+    engine = node.service._node._engine
+    eventually(lambda: len(engine.calls.inbox) == 5 and len(engine.reads.inbox) == 1, "all of them came")
+    assert node.status["last_index"] == before["last_index"]
+    slow.release()
+    for caller in [first, *callers]:
+        caller()
+    assert node.status["last_index"] == before["last_index"] + 5
+    assert node.status["fsync_count"] == before["fsync_count"] + 1
+
+
+def test_a_caller_that_does_not_wake_holds_up_nobody_for_long(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_cluster(election_timeout=0.2).add()
+    node.service.init()
+    node.service.exec(b"a")
+    slow = _SlowToWake(monkeypatch)
+    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
+    eventually(lambda: slow.held)
+    slow.is_holding = False
+    assert node.service.exec(b"c", PATIENCE)
+    assert node.read() == [b"a", b"b", b"c"]
+    slow.release()
+    assert first()
+
+
+def test_reads_alone_do_not_wait_for_those_that_wake(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_cluster(election_timeout=1000.0).add()
+    node.service.init()
+    node.service._node._engine.tick()  # since which nobody wrote
+    slow = _SlowToWake(monkeypatch)
+    first = in_background(lambda: node.service.wait_read(PATIENCE))
+    eventually(lambda: slow.held)
+    slow.is_holding = False
+    node.service.wait_read(PATIENCE)
+    slow.release()
+    first()

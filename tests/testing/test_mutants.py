@@ -21,7 +21,7 @@ def test_a_bug_that_is_seldom_seen_is_found_by_a_scene(mutant: Mutant) -> None:
 
 
 def test_a_bug_is_found() -> None:
-    mutant = next(m for m in MUTANTS if m.name == "skip the vote record")
+    mutant = next(m for m in MUTANTS if m.name == "vote twice in a term")
     caught = catch(mutant, 300)
     assert caught is not None
     assert "votes" in caught[1] or "voted" in caught[1] or "lead" in caught[1]
