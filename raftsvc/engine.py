@@ -59,7 +59,8 @@ from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
-_FEW_ENTRIES = 4
+_FEW_ENTRIES = 64
+_FEW_BYTES = 64 * 1024
 _MUCH_BYTES = 1024 * 1024
 _MUCH_ENTRIES = 1024
 
@@ -625,7 +626,7 @@ class Engine:
     @property
     def has_little_work(self) -> bool:
         """Whether only a few entries wait to be applied, and nobody here waits for them."""
-        if len(self._to_apply) > _FEW_ENTRIES or self.calls or self.reads:
+        if self.calls or self.reads or self._backlog_bytes > _FEW_BYTES:
             return False
         return self._count_work() <= _FEW_ENTRIES
 

@@ -26,6 +26,7 @@ node lock: no disk, no socket, no code of the State, no handler of log records.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
 import sys
@@ -82,6 +83,10 @@ def _may_be_interrupted() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
+_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
+"""Have whoever waits for this processor go first: 1 µs if there is nobody."""
+
+
 class _Signal:
     """A wake-up for one thread, remembered until it looks; half the cost of an Event.
 
@@ -89,22 +94,23 @@ class _Signal:
     only to wait for that.
     """
 
-    __slots__ = ("_is_set", "_lock")
+    __slots__ = ("_lock", "is_set")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
-        self._is_set = False
+        self.is_set = False
+        """Whether the thread has not looked yet, and will."""
 
     def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
+        if not self.is_set:
+            self.is_set = True
             with suppress(RuntimeError):  # somebody else did at the same moment
                 self._lock.release()
 
     def wait(self, timeout: float) -> None:
         self._lock.acquire(timeout=timeout)
-        self._is_set = False
+        self.is_set = False
 
 
 class _Turn:
@@ -414,8 +420,16 @@ class Node:
                 # Else as for a call.
 
     def _is_left_to_others(self) -> bool:
-        """On the main thread: have the log thread see to what was submitted.  If it is gone the engine is over."""
-        if not _may_be_interrupted() or self._engine.is_over:
+        """Whether the log thread sees to what was submitted.  If it is gone the engine is over.
+
+        It does so for the main thread, and where it is about to look anyway: two that
+        drive would be in each other's way.
+        """
+        if self._engine.is_over:
+            return False
+        if self._log_work.is_set:
+            return True
+        if not _may_be_interrupted():
             return False
         self._log_work.set()
         return True
@@ -806,6 +820,7 @@ class Node:
             self._applies_later = False
             work = self._take_work() if self._may_apply() and self._engine.has_little_work else None
         if work is not None:
+            _let_others_run()
             self._apply(work)
 
     def _await_durable(self, peer_id: int) -> None:
