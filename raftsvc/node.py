@@ -5,11 +5,12 @@ caller, a message, a tick) hands it to the engine under that lock and then drive
 sends what may be sent, and writes what must be durable unless somebody is writing
 already, in which case the work is left to join the next batch.  So a lone caller
 writes its own entry without handing it to another thread, and under load each
-write covers everything that came meanwhile.
+write covers everything that came meanwhile.  What comes while callers are being
+woken is left to the last of them, or to what that one brings next (`calls.Finished`).
 
 Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-ticker    counts time, watches the disk, repeats what may have been lost
-    raftsvc-log       writes when no caller is about to, and drives for callers on the main thread
+    raftsvc-log       writes when no caller is about to, and drives for callers that do not
     raftsvc-apply     applies committed entries, unless a caller that waits for one does
     raftsvc-snapshot  while a snapshot is written
     raftsvc-release   while old segments of the log are deleted
