@@ -44,6 +44,8 @@ TICK = 100 * MILLISECOND
 _CLUSTER_ID = 7
 _PATIENCE = 120 * SECOND
 """Virtual time that a healed cluster has to serve everybody; it needs a few seconds."""
+_MAX_STEPS = 1_000_000
+"""Of one seed, which has 7,000 on an average: nodes that answer each other for ever fill the memory."""
 
 
 @dataclass
@@ -155,6 +157,8 @@ class Simulation:
                 return True
             self.now, _, action = heapq.heappop(self._events)
             self.report.steps += 1
+            if self.report.steps > _MAX_STEPS:
+                raise Violation(f"liveness: no end after {_MAX_STEPS:,} steps")
             action()
         self.now = max(self.now, min(time, self._events[0][0] if self._events else time))
         return condition is not None and condition()

@@ -199,6 +199,12 @@ def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) 
         simulate(1, faults=Faults(kinds=()))
 
 
+def test_nodes_that_talk_without_end_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftsvc.testing.simulation._MAX_STEPS", 500)
+    with pytest.raises(SimulationFailed, match="no end after 500 steps"):
+        simulate(1)
+
+
 def test_a_state_of_ones_own_is_simulated() -> None:
     class Once(RegisterWorkload):
         def next_action(self, random: Random, serial: int) -> Action:
