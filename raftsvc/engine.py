@@ -59,7 +59,7 @@ from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
 
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024
-_FEW_ENTRIES = 64
+_FEW_ENTRIES = 16
 _FEW_BYTES = 64 * 1024
 _MUCH_BYTES = 1024 * 1024
 _MUCH_ENTRIES = 1024
@@ -358,7 +358,10 @@ class Engine:
 
         Returns whether `advance` has to be called, for what was left to gather until now.
         """
-        return self._finished.note_awake() and (self.reads.is_due or (self.calls.has_unsent and not self.is_writing))
+        if not self._finished.note_awake():
+            return False
+        is_seen_to = self.is_writing and self.core.role is Role.LEADER
+        return self.reads.is_due or (self.calls.has_unsent and not is_seen_to)
 
     def attempt_change(self, change: ConfChange) -> ChangeAttempt:
         """Try once to have `change` appended by the leader; to be ended by `end_attempt`."""

@@ -424,11 +424,12 @@ class Node:
         """Whether the log thread sees to what was submitted.  If it is gone the engine is over.
 
         It does so for the main thread, and where it is about to look anyway: two that
-        drive would be in each other's way.
+        drive would be in each other's way.  Not while a write goes on, for it may be at that,
+        and neither a read nor what is forwarded needs the disk.
         """
         if self._engine.is_over:
             return False
-        if self._log_work.is_set:
+        if self._log_work.is_set and not self._engine.is_writing:
             return True
         if not _may_be_interrupted():
             return False
@@ -448,8 +449,13 @@ class Node:
             return self._engine.reads.withdraw(read)
 
     def _note_awake(self) -> None:
-        if self._engine.note_awake():
+        if not self._engine.note_awake():
+            return
+        if not self._engine.is_writing or _may_be_interrupted():
             self._log_work.set()  # this caller has waited long enough
+            return
+        with suppress(Exception), self._turn:  # the node has failed then, and this caller has its outcome
+            self._drive(inline=False)
 
     def _check_running(self) -> None:
         if self._stopping.is_set():

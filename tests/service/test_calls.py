@@ -18,6 +18,7 @@ import requests
 
 import raftsvc
 from raftsvc import engine as engine_module
+from raftsvc import node as node_module
 from raftsvc.engine import Engine
 from raftsvc.hosts import HostPool
 from raftsvc.transport.peer import make_session
@@ -556,7 +557,8 @@ def test_who_comes_while_others_wake_shares_a_batch(
     callers = [in_background(lambda n=n: node.service.exec(b"%d" % n, PATIENCE)) for n in range(5)]
     callers.append(in_background(lambda: node.service.wait_read(PATIENCE)))
     engine = node.service._node._engine
-    eventually(lambda: len(engine.calls.inbox) == 5 and len(engine.reads.inbox) == 1, "all of them came")
+    # Now and then the log thread takes them in, without sending them.
+    eventually(lambda: len(engine.calls.inbox) + len(engine.calls._unsent) == 5 and engine.reads.inbox, "all came")
     assert node.status["last_index"] == before["last_index"]
     slow.release()
     for caller in [first, *callers]:
@@ -586,7 +588,9 @@ def test_reads_alone_do_not_wait_for_those_that_wake(
 ) -> None:
     node = make_cluster(election_timeout=1000.0).add()
     node.service.init()
-    node.service._node._engine.tick()  # since which nobody wrote
+    node.service.exec(b"a")
+    with node.service._node._turn:
+        node.service._node._engine.tick()  # since which nobody wrote
     slow = _SlowToWake(monkeypatch)
     first = in_background(lambda: node.service.wait_read(PATIENCE))
     eventually(lambda: slow.held)
@@ -594,3 +598,37 @@ def test_reads_alone_do_not_wait_for_those_that_wake(
     node.service.wait_read(PATIENCE)
     slow.release()
     first()
+
+
+def test_reads_that_gathered_do_not_wait_for_a_write(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_cluster(election_timeout=1000.0).add()
+    node.service.init()
+    node.service.exec(b"a")
+    engine = node.service._node._engine
+    slow = _SlowToWake(monkeypatch)
+    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
+    eventually(lambda: slow.held)
+    waking = list(engine._finished.waking)
+    engine._finished.waking.clear()
+    left_to_log_thread: set[int] = set()
+    monkeypatch.setattr(node_module, "_may_be_interrupted", lambda: threading.get_ident() in left_to_log_thread)
+
+    def write() -> bool:
+        left_to_log_thread.add(threading.get_ident())
+        return node.service.exec(b"c", PATIENCE)
+
+    node.files.gate.clear()
+    writer = in_background(write)
+    eventually(lambda: engine.is_writing, "the thread of the log is in a write that hangs")
+    engine._finished.waking.extend(waking)
+    reader = in_background(lambda: node.service.wait_read(PATIENCE))
+    eventually(lambda: engine.reads.inbox, "the reader waits for the caller that was woken")
+    slow.release()
+    assert first()
+    reader()
+    node.service._node._log_work.set()
+    node.service.wait_read(PATIENCE)
+    node.files.gate.set()
+    assert writer()
