@@ -326,7 +326,7 @@ class Engine:
         """
         self.check_able()
         self.calls.inbox.append(call)
-        is_seen_to = self._finished.waking or (self.is_writing and self.core.role is Role.LEADER)
+        is_seen_to = self._finished.waking or self._proposes_after_write
         return not is_seen_to or self.is_over or self.halted is not None
 
     def submit_read(self, read: Read) -> bool:
@@ -360,8 +360,12 @@ class Engine:
         """
         if not self._finished.note_awake():
             return False
-        is_seen_to = self.is_writing and self.core.role is Role.LEADER
-        return self.reads.is_due or (self.calls.has_unsent and not is_seen_to)
+        return self.reads.is_due or (self.calls.has_unsent and not self._proposes_after_write)
+
+    @property
+    def _proposes_after_write(self) -> bool:
+        """Whether instructions gather until the present write is done, for whoever writes to see to them."""
+        return self.is_writing and self.core.role is Role.LEADER
 
     def attempt_change(self, change: ConfChange) -> ChangeAttempt:
         """Try once to have `change` appended by the leader; to be ended by `end_attempt`."""

@@ -539,6 +539,12 @@ class _SlowToWake:
 
         monkeypatch.setattr(Engine, "note_awake", slow)
 
+    def hold(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """As `in_background`, once it is held."""
+        result = in_background(call)
+        eventually(lambda: self.held)
+        return result
+
     def release(self) -> None:
         self.is_holding = False
         self._released.set()
@@ -551,8 +557,7 @@ def test_who_comes_while_others_wake_shares_a_batch(
     node.service.init()
     node.service.exec(b"a")
     slow = _SlowToWake(monkeypatch)
-    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
-    eventually(lambda: slow.held)
+    first = slow.hold(lambda: node.service.exec(b"b", PATIENCE))
     before = node.status
     callers = [in_background(lambda n=n: node.service.exec(b"%d" % n, PATIENCE)) for n in range(5)]
     callers.append(in_background(lambda: node.service.wait_read(PATIENCE)))
@@ -574,8 +579,7 @@ def test_a_caller_that_does_not_wake_holds_up_nobody_for_long(
     node.service.init()
     node.service.exec(b"a")
     slow = _SlowToWake(monkeypatch)
-    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
-    eventually(lambda: slow.held)
+    first = slow.hold(lambda: node.service.exec(b"b", PATIENCE))
     slow.is_holding = False
     assert node.service.exec(b"c", PATIENCE)
     assert node.read() == [b"a", b"b", b"c"]
@@ -592,8 +596,7 @@ def test_reads_alone_do_not_wait_for_those_that_wake(
     with node.service._node._turn:
         node.service._node._engine.tick()  # since which nobody wrote
     slow = _SlowToWake(monkeypatch)
-    first = in_background(lambda: node.service.wait_read(PATIENCE))
-    eventually(lambda: slow.held)
+    first = slow.hold(lambda: node.service.wait_read(PATIENCE))
     slow.is_holding = False
     node.service.wait_read(PATIENCE)
     slow.release()
@@ -608,8 +611,7 @@ def test_reads_that_gathered_do_not_wait_for_a_write(
     node.service.exec(b"a")
     engine = node.service._node._engine
     slow = _SlowToWake(monkeypatch)
-    first = in_background(lambda: node.service.exec(b"b", PATIENCE))
-    eventually(lambda: slow.held)
+    first = slow.hold(lambda: node.service.exec(b"b", PATIENCE))
     waking = list(engine._finished.waking)
     engine._finished.waking.clear()
     left_to_log_thread: set[int] = set()
