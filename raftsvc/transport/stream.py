@@ -269,6 +269,8 @@ class StreamHolder:
         self._held: HeldStream | None = None
         self._is_over = False
         self._is_refused = False
+        self._is_unanswered = False
+        self._trusts_word = False  # since a stream was open nothing that the peer said had us try in vain
         self._wake = threading.Event()
         self.is_open = False
         self._heard_at = 0.0  # when what is being handed on came; 0: nothing is
@@ -278,6 +280,16 @@ class StreamHolder:
     def poke(self) -> None:
         """The peer is known to be there: if no stream is open, and none was refused, try at once."""
         if not self._is_refused:
+            self._wake.set()
+
+    def note_alive(self) -> None:
+        """The peer said something, by POST.  If it did not answer when asked for a stream, as it did before, ask at once.
+
+        It was suspended, most likely.  If that is in vain something on the way keeps the answer
+        back since then, and would do so each time.
+        """
+        if self._is_unanswered and self._trusts_word:
+            self._trusts_word = False
             self._wake.set()
 
     def reopen(self) -> None:
@@ -320,7 +332,7 @@ class StreamHolder:
             pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
             failures += 1
             self._wake.clear()
-            self._is_refused = False
+            self._is_refused = self._is_unanswered = False
             try:
                 self._hold()
             except NotOfferedError as error:
@@ -329,6 +341,7 @@ class StreamHolder:
                 self._wake.clear()
                 pause = NOT_OFFERED_SECONDS
             except NoAnswerError as error:
+                self._is_unanswered = True
                 logger.debug("%s: %s", self._name, error)
                 pause = NOT_OFFERED_SECONDS
             except Problem as problem:
@@ -355,7 +368,7 @@ class StreamHolder:
                 self._held = held
             bodies = self._receive_hello(held)
             self._confirm(bodies.pop(0))
-            self.is_open = True
+            self.is_open = self._trusts_word = True
             while not self._is_over:
                 messages: list[Message] = []
                 for body in bodies:

@@ -42,6 +42,8 @@ class Side:
         self.pinned = 0  # threads that serve streams
         self.gate = threading.Event()  # holds up what came through a stream while it is cleared
         self.gate.set()
+        self.awake = threading.Event()  # while it is cleared requests for a stream are taken and not answered
+        self.awake.set()
         self.wrap: Callable[[Iterable[bytes]], Iterable[bytes]] = lambda chunks: chunks
         auth = Authenticator(secret, None, False)
         self.app = App(self, auth)
@@ -55,6 +57,8 @@ class Side:
     def serve(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         is_stream = environ["PATH_INFO"].endswith("stream")
         self.note("request", environ["PATH_INFO"].rpartition("/")[2])
+        if is_stream:
+            self.awake.wait(PATIENCE)
         chunks = self.app(environ, start_response)
         return self.wrap(chunks) if is_stream else chunks
 
@@ -71,7 +75,10 @@ class Side:
 
     def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
         self.note("posted", *[m.index for m in messages])
-        return []
+        if self.peer is None:
+            return []
+        with self.peer.responding():
+            return self.peer.take_replies()
 
     def serve_stream(self, from_id: int, envelope: Envelope, secret: bytes, environ: Any) -> ServedStream:
         if not self.offers:
@@ -163,6 +170,7 @@ class Pair:
     def stop(self) -> None:
         for side in self.sides:
             side.gate.set()
+            side.awake.set()
             if side.peer is not None:
                 side.peer.stop()
             side.network.close()
@@ -403,6 +411,36 @@ def test_a_stream_that_falls_silent_is_given_up_and_opened_again(make_pair: Call
     one.wait_for(lambda: one.opened >= 2, "node 2 asked again")
     released.set()
     wait_for_streams(one, two)
+
+
+def test_a_peer_that_was_suspended_is_asked_for_a_stream_as_soon_as_it_says_something(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stream_module, "NOT_OFFERED_SECONDS", 100 * PATIENCE)
+    caplog.set_level("DEBUG", "raftsvc.transport")
+    pair = make_pair(silence=0.5)
+    one, two = pair.sides
+
+    def freeze(chunks: Iterable[bytes]) -> Iterator[bytes]:
+        try:
+            for chunk in chunks:
+                if not one.awake.is_set():
+                    one.awake.wait(PATIENCE)
+                    return
+                yield chunk
+        finally:
+            chunks.close()  # type: ignore[attr-defined]
+
+    one.wrap = freeze
+    pair.start()
+    wait_for_streams(one, two)
+    one.awake.clear()
+    two.wait_for(lambda: "the answer did not begin" in caplog.text, "node 2 lost its stream, and got no other")
+    one.awake.set()
+    one.wait_for(lambda: not streams(one)[1], "node 1 noticed that its stream is over")
+    put(one, 7)
+    wait_for_streams(one, two)
+    assert two.indexes("posted") == [7]
 
 
 def test_while_what_came_through_a_stream_cannot_be_handled_the_rest_comes_by_post(
