@@ -121,9 +121,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline_seconds: float = 60.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, deadline_seconds: float = 60.0, pause_seconds: float = 0.02
+) -> None:
     give_up = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > give_up:
             raise Failure(f"waited {deadline_seconds:.0f} s in vain until {what}")
-        time.sleep(0.02)
+        time.sleep(pause_seconds)
