@@ -283,10 +283,10 @@ class StreamHolder:
             self._wake.set()
 
     def note_alive(self) -> None:
-        """The peer said something, by POST.  If it did not answer when asked for a stream, as it did before, ask at once.
+        """The peer said something, by POST: if it left our last request unanswered, ask again at once.
 
-        It was suspended, most likely.  If that is in vain something on the way keeps the answer
-        back since then, and would do so each time.
+        It was suspended, most likely, for before that it had answered.  If it is in vain something
+        on the way keeps answers back since then, and would do so each time.
         """
         if self._is_unanswered and self._trusts_word:
             self._trusts_word = False
@@ -332,14 +332,16 @@ class StreamHolder:
             pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
             failures += 1
             self._wake.clear()
+            was_unanswered = self._is_unanswered
             self._is_refused = self._is_unanswered = False
             try:
                 self._hold()
             except NotOfferedError as error:
                 logger.debug("%s: %s", self._name, error)
-                self._is_refused = True
-                self._wake.clear()
-                pause = NOT_OFFERED_SECONDS
+                if not was_unanswered:  # else that request may have been served just now, in the place of this one
+                    self._is_refused = True
+                    self._wake.clear()
+                    pause = NOT_OFFERED_SECONDS
             except NoAnswerError as error:
                 self._is_unanswered = True
                 logger.debug("%s: %s", self._name, error)

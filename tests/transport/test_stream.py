@@ -17,8 +17,8 @@ from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
 from raftsvc.transport import App, Authenticator, Envelope, Network, Peer, Problem, ServedStream, SnapshotChunk
 from raftsvc.transport import stream as stream_module
 from raftsvc.transport.listener import Listener
-from raftsvc.transport.stream import HeldStream, NotOfferedError, connection_of
-from raftsvc.transport.wire import JoinReply
+from raftsvc.transport.stream import HeldStream, NoAnswerError, NotOfferedError, StreamHolder, connection_of
+from raftsvc.transport.wire import JoinReply, UnreachableError
 from tests.transport.harness import CLUSTER, SECRET, call, request
 
 PATIENCE = 60.0
@@ -416,9 +416,8 @@ def test_a_stream_that_falls_silent_is_given_up_and_opened_again(make_pair: Call
 def test_a_peer_that_was_suspended_is_asked_for_a_stream_as_soon_as_it_says_something(
     make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stream_module, "NOT_OFFERED_SECONDS", 100 * PATIENCE)
     caplog.set_level("DEBUG", "raftsvc.transport")
-    pair = make_pair(silence=0.5)
+    pair = make_pair(silence=2.0)
     one, two = pair.sides
 
     def freeze(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -434,13 +433,108 @@ def test_a_peer_that_was_suspended_is_asked_for_a_stream_as_soon_as_it_says_some
     one.wrap = freeze
     pair.start()
     wait_for_streams(one, two)
+    monkeypatch.setattr(stream_module, "NOT_OFFERED_SECONDS", 100 * PATIENCE)
     one.awake.clear()
-    two.wait_for(lambda: "the answer did not begin" in caplog.text, "node 2 lost its stream, and got no other")
+    two.wait_for(lambda: "raftsvc-stream-1: the answer did not begin" in caplog.text, "node 2 asked in vain")
     one.awake.set()
-    one.wait_for(lambda: not streams(one)[1], "node 1 noticed that its stream is over")
-    put(one, 7)
-    wait_for_streams(one, two)
-    assert two.indexes("posted") == [7]
+    sent = iter(range(1_000_000))
+
+    def is_streaming() -> bool:
+        put(one, next(sent))
+        return streams(one) == streams(two) == (True, True)
+
+    one.wait_for(is_streaming, "streams both ways")
+    assert two.indexes("posted")
+
+
+class Script:
+    """What a peer does each time that it is asked for a stream, in order; the last for ever."""
+
+    def __init__(self, *acts: str) -> None:
+        self.asked = 0
+        self._acts = acts
+        self._closed = threading.Event()
+        self.holder = StreamHolder("stream", self.open, self.confirm, lambda _: None, lambda _: None, PATIENCE)
+
+    def open(self) -> Any:
+        self.act = self._acts[min(self.asked, len(self._acts) - 1)]
+        self.asked += 1
+        self.has_said_hello = False
+        if self.act == "no answer":
+            raise NoAnswerError
+        return self
+
+    def confirm(self, nonce: bytes) -> None:
+        if self.act == "refuses":
+            raise NotOfferedError
+
+    def receive(self) -> list[bytes]:
+        if not self.has_said_hello:
+            self.has_said_hello = True
+            return [b"hello"]
+        if self.act == "stays":
+            self._closed.wait(PATIENCE)
+        raise UnreachableError
+
+    def interrupt(self) -> None:
+        self._closed.set()
+
+    def close(self) -> None: ...
+
+    def wait_for_asked(self, times: int, do: Callable[[], None] = lambda: None) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self.asked < times:
+            assert time.monotonic() < deadline
+            do()
+            time.sleep(0.01)
+
+    def speak_for_a_while(self) -> None:
+        for _ in range(20):
+            self.holder.note_alive()
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def make_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Script]]:
+    monkeypatch.setattr(stream_module, "NOT_OFFERED_SECONDS", 100 * PATIENCE)
+    made: list[Script] = []
+
+    def make(*acts: str) -> Script:
+        made.append(Script(*acts))
+        return made[-1]
+
+    yield make
+    for script in made:
+        script.holder.stop()
+        script.holder.join(PATIENCE)
+
+
+def test_a_peer_that_speaks_and_still_does_not_answer_is_left_alone(make_script: Callable[..., Script]) -> None:
+    script = make_script("breaks", "no answer")
+    script.wait_for_asked(3, script.holder.note_alive)
+    script.speak_for_a_while()
+    assert script.asked == 3
+
+
+def test_a_peer_that_never_answered_is_left_alone_whatever_it_says(make_script: Callable[..., Script]) -> None:
+    script = make_script("no answer")
+    script.wait_for_asked(1)
+    script.speak_for_a_while()
+    assert script.asked == 1
+
+
+def test_a_request_that_a_suspended_peer_answers_late_does_not_keep_the_next_from_being_repeated(
+    make_script: Callable[..., Script],
+) -> None:
+    script = make_script("breaks", "no answer", "refuses", "stays")
+    script.wait_for_asked(4, script.holder.note_alive)
+
+
+def test_a_peer_that_refuses_twice_is_left_alone(make_script: Callable[..., Script]) -> None:
+    script = make_script("breaks", "no answer", "refuses")
+    script.wait_for_asked(4, script.holder.note_alive)
+    script.speak_for_a_while()
+    assert script.asked == 4
 
 
 def test_while_what_came_through_a_stream_cannot_be_handled_the_rest_comes_by_post(
