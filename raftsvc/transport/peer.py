@@ -280,12 +280,9 @@ class Peer:
 
     def responding(self) -> AbstractContextManager[None]:
         """While a request of this peer is served, its replies wait for `take_replies`."""
-        self._note_alive()
-        return self._outbox.responding()
-
-    def _note_alive(self) -> None:
         if self._holder is not None:
             self._holder.note_alive()
+        return self._outbox.responding()
 
     @property
     def is_responding(self) -> bool:
@@ -375,7 +372,6 @@ class Peer:
             for offset in range(0, len(body), MAX_BODY_BYTES):
                 part = Part(batch_id, offset, len(body))
                 answer = self._post("msg", body[offset : offset + MAX_BODY_BYTES], part.encode())
-        self._note_alive()
         self._hear(decode_messages(answer))
 
     def _hear(self, replies: Sequence[Message]) -> None:
