@@ -146,7 +146,7 @@ def _catch_up_once(system: System, lag_seconds: float) -> dict[str, float]:
     system.resume(follower)
     resumed_at = time.monotonic()
     begun_with = follower.status()["applied"]
-    # Not too often: to ask costs 3 ms of two processors that are wanted.
+    # Not too often, for the answer takes time of processors that are wanted.
     wait_until(lambda: follower.status()["applied"] >= goal, "the follower has caught up", 300, 0.1)
     caught_up_at, gained = time.monotonic(), follower.status()["applied"] - begun_with
     wait_until(lambda: _lag(leader, follower) < 500, "the follower keeps pace", 300)
