@@ -509,7 +509,7 @@ class Engine:
                 self._held.append((ready.token, ready.messages_after))
         if ready.committed:
             self._to_apply.append(ready.committed)
-            self._backlog_bytes += sum([len(entry.frame) for entry in ready.committed])
+            self._backlog_bytes += sum(map(len, ready.committed))
             self._runner.apply_work()
 
     def _post(self, messages: Iterable[Message]) -> None:
@@ -661,7 +661,7 @@ class Engine:
                     self._restore_state(items.index)
                 else:
                     self.machine.apply(items, answers)
-                    self._bytes_since_snapshot += sum([len(entry.frame) for entry in items])
+                    self._bytes_since_snapshot += sum(map(len, items))
         except BaseException as error:  # of the State, whatever it is: applying stops at this entry
             return answers, error
         return answers, None

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, MalformedError
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, MalformedError, data_of, place_of
 from raftsvc.errors import Rejected
 from raftsvc.state import State, StreamingState
 
@@ -40,7 +40,7 @@ _INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 _INSTRUCTION = 1
 _OPEN_SESSION = 2
 
-_NORMAL = EntryKind.NORMAL  # an enum's members are slow to look up
+_NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 _FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
 
 
@@ -161,39 +161,37 @@ class Machine:
         note_digest = self._fresh_digests.append
         try:
             for entry in entries:
-                index = entry.index
+                index, term, kind = place_of(entry)
                 if index <= self.applied_index:
                     continue  # a snapshot brought it
                 assert index == self.applied_index + 1, "entries are applied without gaps"
                 result = b""
-                kind = entry.kind
-                if kind is _NORMAL:
-                    result = self._apply_normal(entry, answers)
-                elif kind is EntryKind.CONFIG:
-                    self._apply_change(ConfChange.decode(entry.data))
-                self.digest = digest = crc32(result, crc32(entry.frame, self.digest))
+                if kind == _NORMAL:
+                    result = self._apply_normal(entry, index, answers)
+                elif kind == _CONFIG:
+                    self._apply_change(ConfChange.decode(data_of(entry)))
+                self.digest = digest = crc32(result, crc32(entry, self.digest))
                 note_digest(digest)
                 self.applied_index = index
-                self.applied_term = entry.term
+                self.applied_term = term
         finally:
             self.state.set_applied_index(self.applied_index)
 
-    def _apply_normal(self, entry: Entry, answers: list[Answer]) -> bytes:
-        frame = entry.frame
-        if len(frame) < _INSTRUCTION_OFFSET:
+    def _apply_normal(self, entry: Entry, index: int, answers: list[Answer]) -> bytes:
+        if len(entry) < _INSTRUCTION_OFFSET:
             return b""  # no node of this version writes such an entry; all ignore it alike
-        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(frame, ENTRY_OVERHEAD_BYTES)
+        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
         if op == _OPEN_SESSION:
             if (session.id if session else 0) == session_id and node_id in self.config.members:
-                self._sessions[node_id] = Session(entry.index, nonce=number)
+                self._sessions[node_id] = Session(index, nonce=number)
             return b""
         if op != _INSTRUCTION or session is None or session.id != session_id or number < session.low:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
             try:
-                answer = self.state.apply(frame[_INSTRUCTION_OFFSET:], entry.index)
+                answer = self.state.apply(entry[_INSTRUCTION_OFFSET:], index)
                 outcome = _SATISFIED if answer else _UNSATISFIED
             except Rejected as rejected:
                 reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]

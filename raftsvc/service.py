@@ -23,7 +23,7 @@ import requests
 from raftsvc import hosts
 from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message
+from raftsvc.core.messages import NO_NODE, EntryKind, HardState, Message, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.engine import EngineOptions
 from raftsvc.errors import (
@@ -243,7 +243,7 @@ class Service:
         self._check_process()
         with self._begin_membership():
             change = ConfChange(ConfOp.ADD_VOTER, 1, self._laddr)
-            entry = Entry.make(1, 1, EntryKind.CONFIG, change.encode())
+            entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
             cluster_id = secrets.randbits(63) + 1
             self._store.create(1, cluster_id, HardState(term=1, commit=1), [entry])
             self._start_node()

@@ -167,7 +167,7 @@ MUTANTS = (
     Mutant(
         "truncate on every append",
         "core/log.py",
-        "            if not self.holds(entry.index, entry.term):\n",
+        "            if not self.holds(index_of(entry), term_of(entry)):\n",
         "            if True:\n",
         kinds="delay and reordering,duplication,loss",
     ),

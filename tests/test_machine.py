@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import Entry, EntryKind, MalformedError
+from raftsvc.core.messages import EntryKind, MalformedError, make_entry
 from raftsvc.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
 from tests.service.harness import ListState
 
@@ -33,7 +33,7 @@ class Log:
     def entry(self, kind: EntryKind, data: bytes) -> int:
         index = self.machine.applied_index + 1
         self.answers = []
-        self.machine.apply([Entry.make(index, 1, kind, data)], self.answers)
+        self.machine.apply([make_entry(index, 1, kind, data)], self.answers)
         return index
 
     def change(self, change: ConfChange) -> int:
@@ -127,7 +127,7 @@ def test_sessions_travel_in_the_snapshot() -> None:
     log.do(1, session, 2, 1, b"no \xc3\xa4")
     other = restored(log)
     assert other.encode_sessions() == log.machine.encode_sessions()
-    again = Entry.make(other.applied_index + 1, 1, EntryKind.NORMAL, wrap_instruction(1, session, 1, 1, b"a"))
+    again = make_entry(other.applied_index + 1, 1, EntryKind.NORMAL, wrap_instruction(1, session, 1, 1, b"a"))
     answers: list[Answer] = []
     other.apply([again], answers)
     assert [a.outcome for a in answers] == [Outcome(True)]
@@ -142,7 +142,7 @@ def test_entries_that_a_snapshot_brought_are_not_applied_again() -> None:
     session = log.open(1, 0)
     first = log.machine.applied_index + 1
     entries = [
-        Entry.make(first + n, 1, EntryKind.NORMAL, wrap_instruction(1, session, n + 1, 1, b"%d" % n)) for n in range(4)
+        make_entry(first + n, 1, EntryKind.NORMAL, wrap_instruction(1, session, n + 1, 1, b"%d" % n)) for n in range(4)
     ]
     log.machine.apply(entries[:2], [])
     other = restored(log)
@@ -163,7 +163,7 @@ def test_an_exception_stops_at_the_entry_and_what_was_before_counts() -> None:
     first = log.machine.applied_index + 1
     data = [b"a", b"poison", b"b"]
     entries = [
-        Entry.make(first + n, 1, EntryKind.NORMAL, wrap_instruction(1, session, n + 1, 1, d))
+        make_entry(first + n, 1, EntryKind.NORMAL, wrap_instruction(1, session, n + 1, 1, d))
         for n, d in enumerate(data)
     ]
     answers: list[Answer] = []

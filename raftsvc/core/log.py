@@ -7,7 +7,7 @@ is to be written and learns, by token, what was.
 Invariants:
     offset <= snapshot.index <= commit_index <= last_index
     delivered_index <= min(commit_index, stable_index) once the snapshot is stable
-    entries[i].index == offset + 1 + i                       (no gaps)
+    index_of(entries[i]) == offset + 1 + i                   (no gaps)
     what is committed is never truncated                     (section 5.4)
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
-from raftsvc.core.messages import Entry, EntryKind, MalformedError
+from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, term_of
 
 
 class ViolationError(Exception):
@@ -29,7 +29,6 @@ class ViolationError(Exception):
 
 
 _NOBODY = Configuration()
-_CONFIG = EntryKind.CONFIG  # an enum's members are slow to look up
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +63,13 @@ class Log:
         self.offset = snapshot.index
         self.offset_term = snapshot.term
         self._entries = list(entries)
-        if entries and entries[0].index <= snapshot.index:
+        if entries and index_of(entries[0]) <= snapshot.index:
             # The trailing window.  The term before its first entry is unknown, so
             # that entry serves only as the anchor for those that follow.
-            assert entries[-1].index >= snapshot.index, "the window reaches the snapshot"
-            self.offset, self.offset_term = entries[0].index, entries[0].term
+            assert index_of(entries[-1]) >= snapshot.index, "the window reaches the snapshot"
+            self.offset, self.offset_term = index_of(entries[0]), term_of(entries[0])
             del self._entries[0]
-        self.size_bytes = sum([len(entry.frame) for entry in self._entries])
+        self.size_bytes = sum(map(len, self._entries))
         self.stable_index = self.handed_index = self.last_index
         self.commit_index = max(snapshot.index, min(commit_index, self.last_index))
         self.delivered_index = snapshot.index
@@ -98,12 +97,12 @@ class Log:
 
     @property
     def last_term(self) -> int:
-        return self._entries[-1].term if self._entries else self.offset_term
+        return term_of(self._entries[-1]) if self._entries else self.offset_term
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`, or None if it is compacted away or not there yet."""
         if self.offset < index <= self.last_index:
-            return self._entries[index - self.offset - 1].term
+            return term_of(self._entries[index - self.offset - 1])
         if index == self.offset:
             return self.offset_term
         return 0 if index == 0 else None
@@ -125,7 +124,7 @@ class Log:
         room = max_bytes
         end = start
         while end < stop:
-            room -= len(self._entries[end].frame)
+            room -= len(self._entries[end])
             if room < 0 and end > start:
                 break
             end += 1
@@ -137,7 +136,7 @@ class Log:
 
     def bytes_between(self, after: int, upto: int) -> int:
         """How many bytes the frames of the entries after `after`, up to `upto`, have."""
-        return sum([len(entry.frame) for entry in self._entries[after - self.offset : upto - self.offset]])
+        return sum(map(len, self._entries[after - self.offset : upto - self.offset]))
 
     def agreement_hint(self, index: int, term: int) -> tuple[int, int]:
         """The highest (index, term) here that is not above `index` and not of a later term than `term`.
@@ -175,10 +174,10 @@ class Log:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries that follow the last one."""
-        assert entries[0].index == self.last_index + 1, "log has no gaps"
+        assert index_of(entries[0]) == self.last_index + 1, "log has no gaps"
         self._adopt_configs(entries)
         self._entries.extend(entries)
-        self.size_bytes += sum([len(entry.frame) for entry in entries])
+        self.size_bytes += sum(map(len, entries))
 
     def merge(self, entries: Sequence[Entry]) -> None:
         """Take a leader's entries, which follow one that is held here.
@@ -187,9 +186,9 @@ class Log:
         not undo what came after it (figure 2, AppendEntries, steps 3 and 4).
         """
         for position, entry in enumerate(entries):
-            if not self.holds(entry.index, entry.term):
-                if entry.index <= self.last_index:
-                    self._truncate(entry.index)
+            if not self.holds(index_of(entry), term_of(entry)):
+                if index_of(entry) <= self.last_index:
+                    self._truncate(index_of(entry))
                 self.append(entries[position:])
                 return
 
@@ -201,19 +200,20 @@ class Log:
             )
         dropped = self._entries[index - self.offset - 1 :]
         del self._entries[index - self.offset - 1 :]
-        self.size_bytes -= sum(len(entry.frame) for entry in dropped)
+        self.size_bytes -= sum(map(len, dropped))
         while self._configs[-1][0] >= index:
             self._configs.pop()
         self._forget_writes_from(index)
         self.handed_index = min(self.handed_index, index - 1)
 
     def _adopt_configs(self, entries: Sequence[Entry]) -> None:
-        for entry in [entry for entry in entries if entry.kind is _CONFIG]:
+        for entry in configs_among(entries):
+            index = index_of(entry)
             try:
-                config = self.config.changed(ConfChange.decode(entry.data))
+                config = self.config.changed(ConfChange.decode(data_of(entry)))
             except (MalformedError, InvalidChangeError) as error:
-                raise ViolationError(f"the membership change at index {entry.index} is not valid: {error}") from error
-            self._configs.append((entry.index, config))
+                raise ViolationError(f"the membership change at index {index} is not valid: {error}") from error
+            self._configs.append((index, config))
 
     # -- durability
 
@@ -247,7 +247,7 @@ class Log:
         if stop <= self.delivered_index:
             return []
         entries = self._bounded(self.delivered_index - self.offset, stop - self.offset, max_bytes)
-        self.delivered_index = entries[-1].index
+        self.delivered_index = index_of(entries[-1])
         return entries
 
     @property
@@ -269,14 +269,14 @@ class Log:
             assert keep_term is not None, "entries up to the last are here"
             dropped = self._entries[: keep_after - self.offset]
             del self._entries[: keep_after - self.offset]
-            self.size_bytes -= sum(len(entry.frame) for entry in dropped)
+            self.size_bytes -= sum(map(len, dropped))
             self.offset, self.offset_term = keep_after, keep_term
 
     def trailing_start(self, index: int, max_entries: int, max_bytes: int) -> int:
         """The index after which a trailing window before `index` of at most that size begins."""
         start = index
         while start > self.offset and index - start < max_entries:
-            max_bytes -= len(self._entries[start - self.offset - 1].frame)
+            max_bytes -= len(self._entries[start - self.offset - 1])
             if max_bytes < 0:
                 break
             start -= 1

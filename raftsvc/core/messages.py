@@ -12,9 +12,9 @@ with every length checked before it is used; what does not fit raises
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, NewType, cast
 from zlib import crc32
 
 NO_NODE = 0
@@ -35,55 +35,76 @@ class EntryKind(IntEnum):
     CONFIG = 2  # an encoded membership.ConfChange
 
 
+Entry = NewType("Entry", bytes)
+"""One entry of the replicated log: its frame.
+
+CRC-32 of all that follows (4 bytes), length of the data (4), index (8), term (8),
+kind (1), data.  Plain bytes, since a log keeps tens of thousands of entries for long, and
+a full garbage collection, which stops every thread of the process, looks at each
+object that may refer to others: beside 60,000 objects with attributes it took 23 ms
+longer, and takes no longer beside as many frames (gc.collect, timed).
+"""
+
 _CRC = struct.Struct(">I")
 _ENTRY_HEAD = struct.Struct(">IQQB")
 _CRC_AND_HEAD = struct.Struct(">IIQQB")
+_NUMBER = struct.Struct(">Q")
+_INDEX_AND_TERM = struct.Struct(">QQ")
+_PLACE = struct.Struct(">QQB")
+_INDEX_OFFSET, _TERM_OFFSET, _KIND_OFFSET = 8, 16, 24
 ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
 """Bytes that framing adds to an entry's data."""
 
-_KINDS = {int(kind): kind for kind in EntryKind}
+_KINDS = tuple(EntryKind)  # by number
+_CONFIG = int(EntryKind.CONFIG)
 
 
-class Entry:
-    """One entry of the replicated log, held as its frame.
-
-    Frame: CRC-32 of all that follows (4 bytes), length of data (4), index (8),
-    term (8), kind (1), data.
-    """
-
-    __slots__ = ("frame", "index", "kind", "term")
-
-    def __init__(self, index: int, term: int, kind: EntryKind, frame: bytes) -> None:
-        self.index = index
-        self.term = term
-        self.kind = kind
-        self.frame = frame
-
-    @classmethod
-    def make(cls, index: int, term: int, kind: EntryKind, data: bytes) -> Entry:
-        """Frame `data` as the entry at `index` of `term`."""
-        head = _ENTRY_HEAD.pack(len(data), index, term, kind)
-        crc = crc32(data, crc32(head))
-        return cls(index, term, kind, _CRC.pack(crc) + head + data)
-
-    @property
-    def data(self) -> bytes:
-        """The payload, copied out of the frame."""
-        return self.frame[ENTRY_OVERHEAD_BYTES:]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Entry) and self.frame == other.frame
-
-    def __hash__(self) -> int:
-        return hash(self.frame)
-
-    def __repr__(self) -> str:
-        return f"Entry({self.index}@{self.term} {self.kind.name} {len(self.frame)} bytes)"
+def make_entry(index: int, term: int, kind: EntryKind, data: bytes) -> Entry:
+    """Frame `data` as the entry at `index` of `term`."""
+    head = _ENTRY_HEAD.pack(len(data), index, term, kind)
+    return Entry(_CRC.pack(crc32(data, crc32(head))) + head + data)
 
 
-def encode_entries(entries: Sequence[Entry]) -> bytes:
-    """The frames of `entries`, one after the other."""
-    return b"".join([entry.frame for entry in entries])
+def index_of(entry: Entry) -> int:
+    """Where the entry stands in the log."""
+    index: int = _NUMBER.unpack_from(entry, _INDEX_OFFSET)[0]
+    return index
+
+
+def term_of(entry: Entry) -> int:
+    """The term of the leader that appended the entry."""
+    term: int = _NUMBER.unpack_from(entry, _TERM_OFFSET)[0]
+    return term
+
+
+def kind_of(entry: Entry) -> EntryKind:
+    """What the entry's data is."""
+    return _KINDS[entry[_KIND_OFFSET]]
+
+
+def place_of(entry: Entry) -> tuple[int, int, int]:
+    """Index, term and kind, as a number, for less than one by one."""
+    return _PLACE.unpack_from(entry, _INDEX_OFFSET)
+
+
+def data_of(entry: Entry) -> bytes:
+    """The payload, copied out of the frame."""
+    return entry[ENTRY_OVERHEAD_BYTES:]
+
+
+def configs_among(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of kind CONFIG."""
+    return [entry for entry in entries if entry[_KIND_OFFSET] == _CONFIG]
+
+
+def entries_follow(entries: Iterable[Entry], index: int, highest_term: int = 2**64 - 1) -> bool:
+    """Whether `entries` stand one after the other behind `index`, none of a later term than `highest_term`."""
+    for entry in entries:
+        index += 1
+        entry_index, term = _INDEX_AND_TERM.unpack_from(entry, _INDEX_OFFSET)
+        if entry_index != index or term > highest_term:
+            return False
+    return True
 
 
 def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> list[Entry]:
@@ -98,18 +119,18 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
     while offset < end:
         if end - offset < ENTRY_OVERHEAD_BYTES:
             raise MalformedError(f"entry frame cut short at byte {offset}")
-        crc, length, index, term, kind = _CRC_AND_HEAD.unpack_from(buffer, offset)
+        crc, length, _, _, kind = _CRC_AND_HEAD.unpack_from(buffer, offset)
         stop = offset + ENTRY_OVERHEAD_BYTES + length
         if stop > end:
             raise MalformedError(f"entry at byte {offset} claims {length} bytes of data, beyond its buffer")
         # A slice for the checksum costs less than one of a memoryview, up to some kilobytes (timeit).
         if crc32(buffer[offset + _CRC.size : stop]) != crc:
             raise MalformedError(f"checksum of the entry at byte {offset} does not match")
-        if kind not in _KINDS:
+        if kind >= len(_KINDS):
             raise MalformedError(f"entry at byte {offset} is of unknown kind {kind}")
-        entries.append(Entry(index, term, _KINDS[kind], buffer[offset:stop]))
+        entries.append(buffer[offset:stop])
         offset = stop
-    return entries
+    return cast("list[Entry]", entries)
 
 
 class HardState(NamedTuple):
@@ -219,7 +240,7 @@ class Message:
 
     def encode(self) -> bytes:
         """The message as bytes: fixed head (70 bytes), then entries or payload."""
-        body = encode_entries(self.entries) if self.entries else self.payload
+        body = b"".join(self.entries) if self.entries else self.payload
         return (
             _MESSAGE_HEAD.pack(
                 self.kind,
@@ -239,7 +260,7 @@ class Message:
 
     def size_bytes(self) -> int:
         """How many bytes `encode` will return."""
-        return MESSAGE_OVERHEAD_BYTES + len(self.payload) + sum([len(entry.frame) for entry in self.entries])
+        return MESSAGE_OVERHEAD_BYTES + len(self.payload) + sum(map(len, self.entries))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self.encode() == other.encode()
@@ -288,8 +309,7 @@ def decode_messages(buffer: bytes) -> list[Message]:
         elif length:
             raise MalformedError(f"a {_MESSAGE_KINDS[kind].name} carries no body")
         if kind == MessageKind.APPEND and (
-            index + len(entries) > MAX_NUMBER
-            or any(e.index != index + 1 + i or e.term > term for i, e in enumerate(entries))
+            index + len(entries) > MAX_NUMBER or not entries_follow(entries, index, term)
         ):
             raise MalformedError("entries of an APPEND do not follow its prev_index, or are from a later term")
         offset = stop

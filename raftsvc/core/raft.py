@@ -65,6 +65,11 @@ from raftsvc.core.messages import (
     MalformedError,
     Message,
     MessageKind,
+    data_of,
+    index_of,
+    kind_of,
+    make_entry,
+    term_of,
 )
 from raftsvc.core.progress import Progress, ProgressState
 
@@ -524,7 +529,7 @@ class Raft:
             return
         if entries:
             log.merge(entries)
-            verified = entries[-1].index
+            verified = index_of(entries[-1])
         # Beyond `verified` the log may differ from the leader's (figure 2, AppendEntries, step 5).
         self._advance_commit(min(m.commit, verified))
         # Also of entries that were here already: an answer that claims less than the
@@ -654,9 +659,9 @@ class Raft:
 
     def _append(self, proposals: Iterable[tuple[EntryKind, bytes]]) -> None:
         index = self.log.last_index
-        entries = [Entry.make(index + n, self.term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
+        entries = [make_entry(index + n, self.term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
         self.log.append(entries)
-        self._uncommitted_bytes += sum([len(entry.frame) for entry in entries])
+        self._uncommitted_bytes += sum(map(len, entries))
         if self.log.config_index > index:
             self._adopt_members()
 
@@ -721,8 +726,8 @@ class Raft:
                 return
             entries = log.entries_from(prev + 1, settings.max_message_bytes)
             self._send_append(peer, progress, prev, prev_term, entries)
-            last = entries[-1].index if entries else prev
-            progress.sent(last, sum([len(entry.frame) for entry in entries]))
+            last = index_of(entries[-1]) if entries else prev
+            progress.sent(last, sum(map(len, entries)))
 
     def _send_heartbeat(self, peer: int, progress: Progress) -> None:
         """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
@@ -963,7 +968,7 @@ class Raft:
         target = to_id or self.leader_id
         if target in (NO_NODE, self.node_id) or self.is_removed:
             return False
-        entries = [Entry.make(0, 0, kind, data) for kind, data in proposals]
+        entries = [make_entry(0, 0, kind, data) for kind, data in proposals]
         self._send(Message(MessageKind.PROPOSE, target, context=context, entries=entries))
         return True
 
@@ -986,9 +991,9 @@ class Raft:
         if m.context and self._is_repeated(m):  # 0: nobody waits for an answer
             return
         try:
-            if not m.entries or any(e.kind == EntryKind.EMPTY or e.index or e.term for e in m.entries):
+            if not m.entries or any(kind_of(e) == EntryKind.EMPTY or index_of(e) or term_of(e) for e in m.entries):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
-            reply.index = self.propose([(entry.kind, entry.data) for entry in m.entries])
+            reply.index = self.propose([(kind_of(entry), data_of(entry)) for entry in m.entries])
             if (progress := self.progress.get(m.from_id)) is not None:
                 progress.awaited_index = self.log.last_index
         except ProposalRefused as refused:

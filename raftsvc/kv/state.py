@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from raftsvc.errors import RaftError
 from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, TAG_BYTES, decode, encode
-from raftsvc.kv.pages import Page, PagedMap, Value
+from raftsvc.kv.pages import Page, PagedMap, Value, records_of
 from raftsvc.state import BaseState
 
 _MAGIC = b"rkv1"
@@ -135,7 +135,7 @@ class KeyValueState(BaseState):
         return {
             key: Value(data, version)
             for page in pages
-            for key, data, version in zip(page.keys, page.datas, page.versions, strict=True)
+            for key, data, version in records_of(page)
             if key.startswith(prefix)
         }
 
@@ -197,7 +197,7 @@ def _encode_snapshot(allowed: frozenset[str], pages: list[Page], count: int) -> 
     pages.reverse()
     while pages:
         page = pages.pop()  # the last reference to a page that was replaced meanwhile
-        for key, data, version in zip(page.keys, page.datas, page.versions, strict=True):
+        for key, data, version in records_of(page):
             encoded = key.encode()
             parts += (_RECORD.pack(len(encoded), version, len(data)), encoded, data)
             size_bytes += _RECORD.size + len(encoded) + len(data)

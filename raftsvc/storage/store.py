@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from raftsvc.core.messages import NO_NODE, Entry, HardState
+from raftsvc.core.messages import NO_NODE, Entry, HardState, index_of
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
@@ -222,7 +222,7 @@ class Store:
             if not self._wal.mark_snapshot(header.index, header.term):
                 entries = []
             self._wal.sync()
-        last_index = entries[-1].index if entries else snapshot_index
+        last_index = index_of(entries[-1]) if entries else snapshot_index
         if last_index < snapshot_index:
             what = f"the log ends at {last_index}, before its snapshot at {snapshot_index}"
             raise DamagedStorageError(wal_path, 0, what, restore)

@@ -50,7 +50,7 @@ from itertools import pairwise
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
-from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, encode_entries
+from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, entries_follow, index_of, term_of
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.lock import held_by
@@ -119,22 +119,22 @@ class Recovered:
             if kind == _SNAPSHOT_MARK:
                 self.mark = mark = Mark(*_MARK.unpack(payload))
                 position = mark.index - self.base - 1
-                if position >= len(self.entries) or (position >= 0 and self.entries[position].term != mark.term):
+                if position >= len(self.entries) or (position >= 0 and term_of(self.entries[position]) != mark.term):
                     self.base = mark.index  # the rule of _Extent.mark
                     self.entries = []
                 return 0
         except struct.error as error:
             raise MalformedError(f"record of a wrong length: {error}") from error
         entries = decode_entries(payload)
-        first = entries[0].index if entries else 0
-        if not entries or [entry.index for entry in entries] != [*range(first, first + len(entries))]:
+        first = index_of(entries[0]) if entries else 0
+        if not entries or not entries_follow(entries, first - 1):
             raise MalformedError("a batch of entries has gaps")
         if first > self.base + len(self.entries) + 1:
             raise MalformedError(f"entry {first} follows {self.base + len(self.entries)}")
         self.base = min(self.base, first - 1)
         del self.entries[first - self.base - 1 :]
         self.entries += entries
-        return entries[-1].index
+        return index_of(entries[-1])
 
 
 class _Record(NamedTuple):
@@ -195,18 +195,18 @@ class _Extent:
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Entries were written; they replace those from their first index on."""
-        first = entries[0].index
+        first = index_of(entries[0])
         firsts, terms = self._firsts, self._terms
         self.base = min(self.base, first - 1)
         while firsts and firsts[-1] >= first:
             firsts.pop()
             terms.pop()
-        if not (terms and terms[-1] == entries[0].term == entries[-1].term):  # terms never fall
+        if not (terms and terms[-1] == term_of(entries[0]) == term_of(entries[-1])):  # terms never fall
             for entry in entries:
-                if not terms or terms[-1] != entry.term:
-                    firsts.append(entry.index)
-                    terms.append(entry.term)
-        self.last = entries[-1].index
+                if not terms or terms[-1] != term_of(entry):
+                    firsts.append(index_of(entry))
+                    terms.append(term_of(entry))
+        self.last = index_of(entries[-1])
 
     def mark(self, index: int, term: int) -> bool:
         """A snapshot covers up to `index` of `term`.  Whether the log goes on; else it starts anew behind that."""
@@ -394,18 +394,18 @@ class Wal:
         Raises StorageError, after which nothing more can be written.
         """
         self._check()
-        assert not entries or entries[0].index <= self._extent.last + 1, "log has no gaps"
+        assert not entries or index_of(entries[0]) <= self._extent.last + 1, "log has no gaps"
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((_STATE, _HARD_STATE.pack(*hard_state)))
             self._state = hard_state
         if entries:
-            records.append((_ENTRIES, encode_entries(entries)))
+            records.append((_ENTRIES, b"".join(entries)))
         self._write(records)
         if entries:
             self._extent.put(entries)
             top = self._segments[-1].max_index
-            top[0] = max(top[0], entries[-1].index)
+            top[0] = max(top[0], index_of(entries[-1]))
 
     def mark_snapshot(self, index: int, term: int) -> bool:
         """Write that a durable snapshot covers everything up to `index` of `term`, not yet durable.
@@ -573,7 +573,7 @@ class Wal:
                 self._fd = -1
                 files.close(fd)
         assert found is not None
-        if found.entries and found.entries[-1].term > found.hard_state.term:
+        if found.entries and term_of(found.entries[-1]) > found.hard_state.term:
             raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", _ADVICE)
         self._cluster_id = found.cluster_id
         self._node_id = found.node_id

@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raftsvc.core.membership import ConfChange, ConfOp
-from raftsvc.core.messages import NO_NODE, Entry, EntryKind, Message, MessageKind
+from raftsvc.core.messages import (
+    NO_NODE,
+    Entry,
+    EntryKind,
+    Message,
+    MessageKind,
+    configs_among,
+    data_of,
+    index_of,
+    kind_of,
+    place_of,
+    term_of,
+)
 from raftsvc.core.raft import Role
 from raftsvc.machine import ENVELOPE_BYTES, Outcome, read_envelope
 
@@ -131,9 +143,9 @@ class Watch:
         """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""
         log = engine.core.log
         own = [
-            entry.index
-            for entry in log.newest_first()
-            if entry.index > log.commit_index and entry.kind is EntryKind.CONFIG and entry.term == engine.core.term
+            index_of(entry)
+            for entry in configs_among(log.newest_first())
+            if index_of(entry) > log.commit_index and term_of(entry) == engine.core.term
         ]
         self._require(
             len(own) <= 1, f"node {engine.node_id} appended changes of membership at {own}, none of them committed"
@@ -143,20 +155,21 @@ class Watch:
         """Log matching (5.3): an entry of one index and term is the same everywhere, and follows the same."""
         log = engine.core.log
         for entry in log.newest_first():
-            before = known.entries.get(entry.index)
+            index, term, _ = place_of(entry)
+            before = known.entries.get(index)
             if before is entry:
                 break
-            if before is not None and before.term != entry.term:
-                self._truncated(engine, known, entry.index)
-            known.entries[entry.index] = entry
-            prev_term = log.term_at(entry.index - 1)
+            if before is not None and term_of(before) != term:
+                self._truncated(engine, known, index)
+            known.entries[index] = entry
+            prev_term = log.term_at(index - 1)
             assert prev_term is not None, "the window has an anchor"
-            if entry.index == log.first_index:
+            if index == log.first_index:
                 continue  # what came before the window was checked when it was there
-            first = self._entries.setdefault((entry.index, entry.term), (entry.frame, prev_term))
+            first = self._entries.setdefault((index, term), (entry, prev_term))
             self._require(
-                first == (entry.frame, prev_term),
-                f"log matching: entry {entry.index}@{entry.term} of node {engine.node_id} differs from another's",
+                first == (entry, prev_term),
+                f"log matching: entry {index}@{term} of node {engine.node_id} differs from another's",
             )
         if log.last_index < known.promised_index and log.offset < known.promised_index:
             self._truncated(engine, known, log.last_index + 1)
@@ -174,7 +187,7 @@ class Watch:
             entry = known.entries.get(index - 1)
             if entry is None:
                 known.promised_index = 0
-            known.promised_entry_term = entry.term if entry else 0
+            known.promised_entry_term = term_of(entry) if entry else 0
 
     def _look_at_commit(self, engine: Engine, known: Known) -> None:
         core = engine.core
@@ -184,16 +197,17 @@ class Watch:
             f"commit index of node {engine.node_id} went back from {known.commit_index} to {log.commit_index}",
         )
         for entry in log.entries_from(max(known.commit_index, log.offset) + 1, 1 << 62) if log.last_index else ():
-            if entry.index > log.commit_index:
+            index = index_of(entry)
+            if index > log.commit_index:
                 break
-            first = self.committed.setdefault(entry.index, entry)
+            first = self.committed.setdefault(index, entry)
             if first is entry:
                 self._note_content(entry)
-            self._committed_in.setdefault(entry.index, core.term)
+            self._committed_in.setdefault(index, core.term)
             self._require(
-                first.frame == entry.frame,
-                f"state machine safety: entry {entry.index} is committed with term {first.term}, "
-                f"and on node {engine.node_id} with term {entry.term}",
+                first == entry,
+                f"state machine safety: entry {index} is committed with term {term_of(first)}, "
+                f"and on node {engine.node_id} with term {term_of(entry)}",
             )
         self.last_committed = max(self.last_committed, log.commit_index)
         known.commit_index = log.commit_index
@@ -202,12 +216,12 @@ class Watch:
 
     def _note_content(self, entry: Entry) -> None:
         """Remember what a committed entry is about."""
-        if entry.kind is EntryKind.NORMAL and len(entry.data) >= ENVELOPE_BYTES:
-            self._carried.setdefault(read_envelope(entry.data), entry.index)
-        elif entry.kind is EntryKind.CONFIG:
-            change = ConfChange.decode(entry.data)
+        if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
+            self._carried.setdefault(read_envelope(data_of(entry)), index_of(entry))
+        elif kind_of(entry) is EntryKind.CONFIG:
+            change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
-                self._removed.setdefault(change.node_id, entry.index)
+                self._removed.setdefault(change.node_id, index_of(entry))
 
     def _look_at_quorum(self, engine: Engine) -> None:
         """What a leader commits is on the disks of a majority of voters (5.3), or was before one rotted.
@@ -221,13 +235,13 @@ class Watch:
             term is None or term == engine.core.term,
             f"node {engine.node_id} commits entry {index}@{term} by counting, in term {engine.core.term} (5.4.2)",
         )
-        frame = self.committed[index].frame if index in self.committed else b""
+        committed = self.committed.get(index)
         holders = 0
         for node_id in config.voters:
             known = self._known.get(node_id) or self._lost.get(node_id)
             if known is not None and known.stable_index >= index:
                 entry = known.entries.get(index)  # None: it is covered by a snapshot there
-                holders += index <= known.offset or entry is None or entry.frame == frame
+                holders += index <= known.offset or entry is None or entry == committed
         self._require(
             holders >= config.quorum(),
             f"durability: node {engine.node_id} commits entry {index}, which only {holders} voters have on disk",
@@ -251,15 +265,15 @@ class Watch:
                 # What was committed in an earlier term, as far as anybody knew by then.
                 if self._committed_in.get(index, core.term) < core.term:
                     self._require(
-                        log.term_at(index) == self.committed[index].term,
+                        log.term_at(index) == term_of(self.committed[index]),
                         f"leader completeness: node {engine.node_id} leads term {core.term} "
-                        f"without entry {index}@{self.committed[index].term}",
+                        f"without entry {index}@{term_of(self.committed[index])}",
                     )
         elif known.led_last is not None:
-            before = known.led_last
+            before, term, _ = place_of(known.led_last)
             self._require(
-                log.offset >= before.index or log.term_at(before.index) == before.term,
-                f"leader append-only: node {engine.node_id} dropped entry {before.index} while it led",
+                log.offset >= before or log.term_at(before) == term,
+                f"leader append-only: node {engine.node_id} dropped entry {before} while it led",
             )
         known.led_last = last
 
@@ -290,7 +304,7 @@ class Watch:
         if leader is not None and leader.led_term == leader.term == term and index > leader.offset:
             theirs, ours = leader.entries.get(index), engine.core.log.term_at(index)
             self._require(
-                theirs is None or ours is None or theirs.term == ours,
+                theirs is None or ours is None or term_of(theirs) == ours,
                 f"node {engine.node_id} acknowledges entry {index}, which is another one at the leader of term {term}",
             )
 
@@ -309,15 +323,15 @@ class Watch:
         """The State of a node is given an instruction."""
         entry = self.committed.get(index)
         self._require(
-            entry is not None and entry.kind is EntryKind.NORMAL,
+            entry is not None and kind_of(entry) is EntryKind.NORMAL,
             f"state machine safety: node {node_id} applies at {index} what is not committed there",
         )
         assert entry is not None
         self._require(
-            entry.data[ENVELOPE_BYTES:] == data,
+            data_of(entry)[ENVELOPE_BYTES:] == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
-        key = read_envelope(entry.data)
+        key = read_envelope(data_of(entry))
         first = self.executed.setdefault(key, index)
         self._require(
             first == index,
@@ -371,7 +385,7 @@ class Watch:
         index = self.executed.get(key, 0) if key else 0
         self._require(
             0 < index <= engine.machine.applied_index
-            and self.committed[index].data[ENVELOPE_BYTES:] == call.instruction,
+            and data_of(self.committed[index])[ENVELOPE_BYTES:] == call.instruction,
             f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
             f"which is not applied there",
         )

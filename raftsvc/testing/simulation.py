@@ -23,7 +23,7 @@ from typing import Any
 
 from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages, make_entry
 from raftsvc.core.raft import Role
 from raftsvc.engine import Capture, Engine, EngineOptions
 from raftsvc.errors import DivergedError, NotApplied, RaftError, Rejected, StorageError
@@ -918,7 +918,7 @@ class Operator:
     def found(self, size: int) -> None:
         """A cluster of `size` voters, as `init` and `join` would make it."""
         simulation = self._simulation
-        entries = [Entry.make(1, 1, EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, 1, "n1").encode())]
+        entries = [make_entry(1, 1, EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, 1, "n1").encode())]
         self._create(1, HardState(term=1, commit=1), entries)
         for _ in range(size - 1):
             self.add()

@@ -40,7 +40,18 @@ from pathlib import Path
 from random import Random
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
-from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, decode_messages
+from raftsvc.core.messages import (
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageKind,
+    data_of,
+    decode_messages,
+    index_of,
+    kind_of,
+    term_of,
+)
 from raftsvc.core.raft import ProposalRefused, Raft, Ready, Refusal, Role, Settings, SnapshotMeta
 
 SCENES = Path(__file__).parent / "scenes"
@@ -57,8 +68,8 @@ class _Disk:
         if ready.snapshot is not None:
             self.snapshot, self.entries = ready.snapshot, []
         if ready.entries:
-            first = ready.entries[0].index
-            self.entries = [e for e in self.entries if e.index < first] + list(ready.entries)
+            first = index_of(ready.entries[0])
+            self.entries = [e for e in self.entries if index_of(e) < first] + list(ready.entries)
         if ready.hard_state is not None:
             self.hard_state = ready.hard_state
 
@@ -123,7 +134,7 @@ def _describe_message(m: Message) -> str:
     if m.kind is MessageKind.APPEND:
         text += f" prev={m.index}@{m.log_term} commit={m.commit}"
         if m.entries:
-            text += " entries=" + ",".join(f"{e.index}@{e.term}" for e in m.entries)
+            text += " entries=" + ",".join(f"{index_of(e)}@{term_of(e)}" for e in m.entries)
     elif m.kind is MessageKind.APPEND_REPLY:
         text += f" differs at {m.index}, try {m.hint}@{m.log_term}" if m.reject else f" match={m.index}"
     elif m.kind in (MessageKind.VOTE, MessageKind.PRE_VOTE):
@@ -163,7 +174,7 @@ class Scene:
         assert raft is not None
         while (ready := raft.ready()) is not None:
             self._send(ready.messages)
-            node.applied += [e.data.decode() for e in ready.committed if e.kind is EntryKind.NORMAL]
+            node.applied += [data_of(e).decode() for e in ready.committed if kind_of(e) is EntryKind.NORMAL]
             for state in ready.read_states:
                 self.out.append(f"n{node.id} read {state.context} is served at index {state.index}")
             if ready.must_persist or node.pending:
@@ -329,7 +340,7 @@ class Scene:
         raft, disk = self._raft(ids[0]), self.nodes[ids[0]].disk
         raft.compact(raft.log.delivered_index)
         disk.snapshot = raft.log.snapshot
-        disk.entries = [e for e in disk.entries if e.index >= raft.log.offset > 0 or raft.log.offset == 0]
+        disk.entries = [e for e in disk.entries if index_of(e) >= raft.log.offset > 0 or raft.log.offset == 0]
 
     def do_hold(self, args: list[str], ids: list[int]) -> None:
         self.nodes[ids[0]].holds = True

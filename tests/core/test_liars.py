@@ -9,7 +9,16 @@ import pytest
 
 from raftsvc.core.log import ViolationError
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
-from raftsvc.core.messages import MAX_NUMBER, Entry, EntryKind, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import (
+    MAX_NUMBER,
+    Entry,
+    EntryKind,
+    MalformedError,
+    Message,
+    MessageKind,
+    decode_messages,
+    make_entry,
+)
 from raftsvc.core.raft import ProposalRefused, Raft, Settings, SnapshotMeta
 from tests.effort import EFFORT
 
@@ -30,13 +39,13 @@ def anything(rng: random.Random, core: Raft) -> Message:
     entries: list[Entry] = []
     if kind is MessageKind.APPEND and index < MAX_NUMBER:
         entries = [
-            Entry.make(i, min(term, rng.choice([term, 0, core.term])), rng.choice(list(EntryKind)), rng.randbytes(3))
+            make_entry(i, min(term, rng.choice([term, 0, core.term])), rng.choice(list(EntryKind)), rng.randbytes(3))
             for i in range(index + 1, index + rng.randrange(1, 4))
         ]
     elif kind is MessageKind.PROPOSE:
         change = ConfChange(rng.choice(list(ConfOp)), rng.choice([1, 2, 4, 5, MAX_NUMBER]), "q:1").encode()
         entries = [
-            Entry.make(rng.randrange(2), 0, rng.choice(list(EntryKind)), rng.choice([b"", b"x", change]))
+            make_entry(rng.randrange(2), 0, rng.choice(list(EntryKind)), rng.choice([b"", b"x", change]))
             for _ in range(rng.randrange(3))
         ]
     payload = rng.choice([CONFIG.encode(), b"junk"]) if kind is MessageKind.SNAPSHOT else b""

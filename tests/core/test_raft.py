@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind
+from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, make_entry, term_of
 from raftsvc.core.raft import Raft, Refusal, Role, Settings, SnapshotMeta
 
 CONFIG = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
@@ -20,7 +20,7 @@ class Latest(Random):
 
 
 def entry(index: int, term: int) -> Entry:
-    return Entry.make(index, term, EntryKind.NORMAL, b"%d@%d" % (index, term))
+    return make_entry(index, term, EntryKind.NORMAL, b"%d@%d" % (index, term))
 
 
 def make(node_id: int, hard_state: HardState | None = None, entries: list[Entry] | None = None, **options: int) -> Raft:
@@ -56,7 +56,7 @@ def test_a_commit_is_recorded_after_the_entries_that_it_speaks_of() -> None:
     raft.step(Message(MessageKind.APPEND, 3, 2, 2, index=2, log_term=1, commit=4, entries=[entry(3, 2), entry(4, 2)]))
     assert raft.log.commit_index == 4
     ready = raft.ready()
-    assert ready is not None and [e.term for e in ready.entries] == [2, 2]
+    assert ready is not None and [term_of(e) for e in ready.entries] == [2, 2]
     assert ready.hard_state == HardState(2, 0, 2)
     raft.persisted(ready.token)
     raft.step(Message(MessageKind.APPEND, 3, 2, 2, index=4, log_term=2, commit=5, entries=[entry(5, 2)]))
@@ -88,7 +88,7 @@ def test_a_request_that_comes_twice_is_decided_once() -> None:
     """The answer to the second would say of the first what is not true: appended, and refused."""
     raft = make_leader(max_uncommitted_bytes=100)
     raft.step(Message(MessageKind.APPEND_REPLY, 1, 2, term=1, index=1))
-    proposal = [Entry.make(0, 0, EntryKind.NORMAL, bytes(90))]
+    proposal = [make_entry(0, 0, EntryKind.NORMAL, bytes(90))]
     request = Message(MessageKind.PROPOSE, 1, 2, context=7, entries=proposal)
     raft.step(request)
     assert [m.reject for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [False]
@@ -108,5 +108,5 @@ def test_a_request_that_comes_twice_is_decided_once() -> None:
 def test_requests_that_nobody_waits_for_may_repeat() -> None:
     raft = make_leader()
     for _ in range(2):
-        raft.step(Message(MessageKind.PROPOSE, 1, 2, entries=[Entry.make(0, 0, EntryKind.NORMAL, b"x")]))
+        raft.step(Message(MessageKind.PROPOSE, 1, 2, entries=[make_entry(0, 0, EntryKind.NORMAL, b"x")]))
         assert [m.reject for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [False]

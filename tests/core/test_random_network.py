@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, decode_messages
+from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, decode_messages, index_of, term_of
 from raftsvc.core.raft import ProposalRefused, Raft, Ready, Role, Settings, SnapshotMeta
 
 IDS = (1, 2, 3)
@@ -49,9 +49,9 @@ class World:
         while (ready := node.ready()) is not None:
             self.wire += ready.messages
             for entry in ready.committed:
-                assert self.committed.setdefault(entry.index, entry) == entry, "state machine safety"
-                assert entry.index == self.applied_at[i] + 1 or ready.snapshot, "no gaps, nothing twice"
-                self.applied_at[i] = entry.index
+                assert self.committed.setdefault(index_of(entry), entry) == entry, "state machine safety"
+                assert index_of(entry) == self.applied_at[i] + 1 or ready.snapshot, "no gaps, nothing twice"
+                self.applied_at[i] = index_of(entry)
             if ready.must_persist or self.pending[i]:
                 self.pending[i].append(ready)
             else:
@@ -59,8 +59,8 @@ class World:
         if node.role is Role.LEADER:
             assert self.leaders.setdefault(node.term, i) == i, "election safety"
             for index, entry in self.committed.items():
-                if index > node.log.offset and entry.term < node.term:
-                    assert node.log.holds(index, entry.term), "leader completeness"
+                if index > node.log.offset and term_of(entry) < node.term:
+                    assert node.log.holds(index, term_of(entry)), "leader completeness"
 
     def write(self, i: int) -> None:
         if not self.pending[i]:
@@ -71,7 +71,7 @@ class World:
             snapshot, entries = ready.snapshot, []
             self.applied_at[i] = snapshot.index
         if ready.entries:
-            entries = [e for e in entries if e.index < ready.entries[0].index] + list(ready.entries)
+            entries = [e for e in entries if index_of(e) < index_of(ready.entries[0])] + list(ready.entries)
         self.disks[i] = (ready.hard_state or hard_state, snapshot, entries)
         if ready.must_persist:
             self.nodes[i].persisted(ready.token)
@@ -106,7 +106,7 @@ class World:
         if not self.pending[i] and log.delivered_index > log.snapshot.index:
             self.nodes[i].compact(log.delivered_index)
             hard_state, _, entries = self.disks[i]
-            self.disks[i] = (hard_state, log.snapshot, [e for e in entries if e.index >= max(1, log.offset)])
+            self.disks[i] = (hard_state, log.snapshot, [e for e in entries if index_of(e) >= max(1, log.offset)])
 
     def step(self, is_faulty: bool) -> None:
         i = self.rng.choice(IDS)

@@ -16,12 +16,12 @@ from raftsvc.core.messages import (
     MessageKind,
     decode_entries,
     decode_messages,
-    encode_entries,
+    make_entry,
 )
 
 
 def entries(first: int, count: int, term: int = 1) -> list[Entry]:
-    return [Entry.make(first + n, term, EntryKind.NORMAL, b"x" * n) for n in range(count)]
+    return [make_entry(first + n, term, EntryKind.NORMAL, b"x" * n) for n in range(count)]
 
 
 CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4)
@@ -29,12 +29,12 @@ MESSAGES = [
     Message(MessageKind.APPEND, 2, 1, term=5, index=3, log_term=4, commit=9, context=7, entries=entries(4, 3, 5)),
     Message(MessageKind.APPEND_REPLY, 1, 2, term=5, index=3, reject=True, hint=2, log_term=1),
     Message(MessageKind.SNAPSHOT, 2, 1, term=5, index=9, log_term=4, payload=CONFIG.encode()),
-    Message(MessageKind.PROPOSE, 1, 2, context=3, entries=[Entry.make(0, 0, EntryKind.NORMAL, b"")]),
+    Message(MessageKind.PROPOSE, 1, 2, context=3, entries=[make_entry(0, 0, EntryKind.NORMAL, b"")]),
 ]
 
 
 def test_entries_and_messages_come_back_as_they_went() -> None:
-    assert decode_entries(encode_entries(entries(1, 5))) == entries(1, 5)
+    assert decode_entries(b"".join(entries(1, 5))) == entries(1, 5)
     assert decode_messages(b"".join(m.encode() for m in MESSAGES)) == MESSAGES
     assert all(m.size_bytes() == len(m.encode()) for m in MESSAGES)
     assert Configuration.decode(CONFIG.encode()) == CONFIG
@@ -51,7 +51,7 @@ def test_every_truncation_of_a_message_is_refused(message: Message) -> None:
 
 
 def test_a_flipped_byte_in_an_entry_is_refused() -> None:
-    data = encode_entries(entries(1, 3))
+    data = b"".join(entries(1, 3))
     for position in range(len(data)):
         for mask in (0x01, 0x80, 0xFF):
             damaged = bytearray(data)

@@ -17,7 +17,7 @@ import pytest
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv.instructions import Operation, encode
-from raftsvc.kv.pages import MAX_PAGE_KEYS, Page, PagedMap
+from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap, records_of
 from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
 from raftsvc.state import State, StreamingState
 
@@ -139,15 +139,15 @@ def test_pages_stay_in_order_and_bounded_however_keys_arrive(order: str) -> None
     pages = PagedMap()
     for version, key in enumerate(keys, 1):
         pages.set(key, key.encode(), version)
-    listed = [key for page in pages.freeze() for key in page.keys]
-    sizes = [len(page.keys) for page in pages.freeze()]
+    listed = [key for page in pages.freeze() for key, _, _ in records_of(page)]
+    sizes = [len([*records_of(page)]) for page in pages.freeze()]
     assert listed == sorted(keys)
     assert max(sizes) <= MAX_PAGE_KEYS
     assert len(sizes) <= 2 * 6000 // MAX_PAGE_KEYS + 2  # about half full at the least
     random.Random(4).shuffle(keys)
     for key in keys[1000:]:
         pages.delete(key)
-    assert [key for page in pages.freeze() for key in page.keys] == sorted(keys[:1000])
+    assert [key for page in pages.freeze() for key, _, _ in records_of(page)] == sorted(keys[:1000])
     for key in keys[:1000]:
         pages.delete(key)
     assert len(pages) == 0
@@ -162,9 +162,10 @@ def test_the_garbage_collector_does_not_visit_keys_and_values() -> None:
     state.apply(transaction(*[kv.delete(f"key/{i:07d}") for i in range(20, 5000, 40)]), 51)
     for looked_at in (state, restored(*state.snapshot())):
         gc.collect()
+        gc.collect()  # a page after its parts
         pages = looked_at._map.freeze()
         assert len(pages) > 30
-        assert not any(gc.is_tracked(part) for page in pages for part in (page.keys, page.datas))
+        assert not any(gc.is_tracked(part) for page in pages for part in (page, *page))
 
 
 def test_it_is_a_streaming_state() -> None:
@@ -444,23 +445,26 @@ def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
 
 
 def test_a_snapshot_lets_go_of_replaced_pages_as_it_passes_them() -> None:
-    state = filled(20_000, b"v" * 200)
-    chunks, index = state.snapshot_chunks()
-    gc.collect()
-    page_count = _living_pages()
-    for start in range(0, 20_000, 1000):  # every page is replaced
-        state.apply(transaction(*[kv.set(f"key/{i:07d}", b"w") for i in range(start, start + 1000)]), index + 1)
-    assert _living_pages() >= 2 * page_count - 1
-    total_bytes = 20_000 * 200
-    while total_bytes > 400_000:
-        total_bytes -= len(next(chunks))
-    assert _living_pages() < 1.3 * page_count
-    del chunks
-    assert _living_pages() <= page_count + 1
-
-
-def _living_pages() -> int:
-    return sum(isinstance(thing, Page) for thing in gc.get_objects())
+    held = lambda: tracemalloc.get_traced_memory()[0]  # noqa: E731
+    state = filled(20_000)
+    tracemalloc.start()
+    try:
+        empty = held()
+        for start in range(0, 20_000, 1000):
+            state.apply(transaction(*[kv.set(f"key/{i:07d}", bytes(200)) for i in range(start, start + 1000)]), 10**6)
+        whole = held() - empty
+        chunks, index = state.snapshot_chunks()
+        for start in range(0, 20_000, 1000):  # every page is replaced
+            state.apply(transaction(*[kv.delete(f"key/{i:07d}") for i in range(start, start + 1000)]), index + 1)
+        assert held() - empty > 0.9 * whole
+        sent_bytes = 0
+        while sent_bytes < 20_000 * 200 * 0.9:
+            sent_bytes += len(next(chunks))
+        assert held() - empty < 0.3 * whole
+        del chunks
+        assert held() - empty < 0.1 * whole
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_snapshot_does_not_hold_up_writes_and_shows_its_moment() -> None:

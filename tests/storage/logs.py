@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from raftsvc.core.messages import Entry, EntryKind, HardState
+from raftsvc.core.messages import Entry, EntryKind, HardState, index_of, make_entry, term_of
 from raftsvc.storage.files import Files
 from raftsvc.storage.snapshot import SnapshotHeader, write_snapshot
 from raftsvc.storage.wal import Mark, Recovered, Wal
@@ -18,7 +18,7 @@ FIRST_STATE = HardState(term=1)
 
 
 def entry(index: int, term: int = 1, data: bytes | None = None) -> Entry:
-    return Entry.make(index, term, EntryKind.NORMAL, b"data %d" % index if data is None else data)
+    return make_entry(index, term, EntryKind.NORMAL, b"data %d" % index if data is None else data)
 
 
 def batch(first: int, count: int, term: int = 1, data: bytes | None = None) -> list[Entry]:
@@ -79,8 +79,8 @@ class Contents(NamedTuple):
 
     def is_shown_by(self, found: Recovered, released: int = 0) -> bool:
         """Whether `found` is this, save that entries up to `released` may be gone."""
-        wanted = {e.index: e for e in self.entries}
-        got = {e.index: e for e in found.entries}
+        wanted = {index_of(e): e for e in self.entries}
+        got = {index_of(e): e for e in found.entries}
         return (
             (found.hard_state, found.mark) == (self.hard_state, self.mark)
             and (not got or max(got) == max(wanted, default=0))
@@ -103,20 +103,20 @@ class Model:
 
     @property
     def last_index(self) -> int:
-        return self.last.entries[-1].index if self.last.entries else self.last.base
+        return index_of(self.last.entries[-1]) if self.last.entries else self.last.base
 
     def append(self, state: HardState | None, entries: Sequence[Entry]) -> None:
         if state is not None:
             self.states.append(self.last._replace(hard_state=state))
         if entries:
-            kept = tuple(e for e in self.last.entries if e.index < entries[0].index)
+            kept = tuple(e for e in self.last.entries if index_of(e) < index_of(entries[0]))
             self.states.append(self.last._replace(entries=kept + tuple(entries)))
 
     def mark(self, index: int, term: int) -> None:
         if index <= self.last.mark.index:
             return
         new = self.last._replace(mark=Mark(index, term))
-        if index > new.base and not any((e.index, e.term) == (index, term) for e in new.entries):
+        if index > new.base and not any((index_of(e), term_of(e)) == (index, term) for e in new.entries):
             new = new._replace(base=index, entries=())
         self.states.append(new)
 

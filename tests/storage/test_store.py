@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, data_of, index_of
 from raftsvc.errors import DamagedStorageError, DirectoryInUseError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
@@ -51,7 +51,7 @@ def header(index: int, term: int = 1, cluster_id: int = CLUSTER_ID) -> SnapshotH
 
 
 def data_up_to(index: int) -> bytes:
-    return b"".join(e.data for e in batch(1, index))
+    return b"".join(data_of(e) for e in batch(1, index))
 
 
 def member(path: str, files: Files, count: int = 0) -> Store:
@@ -463,7 +463,7 @@ class Life:
             wal.prepare()
         if kind < 0.5:
             entries = batch(self.written + 1, chance.randrange(1, 9))
-            self.written = entries[-1].index
+            self.written = index_of(entries[-1])
             wal.append(HardState(1, 0, self.durable), entries)
             if chance.random() < 0.7:
                 wal.sync()
@@ -503,9 +503,9 @@ class Life:
                 with store.open_snapshot() as snapshot:
                     assert b"".join(snapshot.chunks()) == data_up_to(held)
             for e in loaded.entries:
-                assert e == entry(e.index)
-                assert e.index <= held + 1
-                held = max(held, e.index)
+                assert e == entry(index_of(e))
+                assert index_of(e) <= held + 1
+                held = max(held, index_of(e))
             assert self.durable <= held <= self.written
             assert loaded.hard_state.commit <= held
             # And life goes on from there.
@@ -558,7 +558,7 @@ def test_a_kill_at_any_operation_and_then_a_power_loss_keeps_every_promise(path:
         if store.is_initialized:
             loaded = store.load()
             life.is_member = True
-            life.durable = loaded.entries[-1].index if loaded.entries else loaded.snapshot.index  # type: ignore[union-attr]
+            life.durable = index_of(loaded.entries[-1]) if loaded.entries else loaded.snapshot.index  # type: ignore[union-attr]
             life.snapshot_index = loaded.snapshot.index if loaded.snapshot else 0
         else:
             life.token = store.join_token()

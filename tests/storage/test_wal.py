@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, index_of
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import Mark, Wal
@@ -273,7 +273,7 @@ def test_what_a_killed_process_did_not_sync_is_made_durable_before_a_restart_bel
     wal = new_log(disk, batch(1, 3))
     wal.append(HardState(2, 2, 0), batch(4, 40, term=2))  # into a new segment
     _, found = reopened(disk)
-    assert found.entries[-1].index == 43
+    assert index_of(found.entries[-1]) == 43
     disk.lose_power(lambda: False)
     assert Wal.open(disk, DIR)[1] == found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, index_of, term_of
 from raftsvc.storage.wal import Wal
 from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, Model, batch, entry, new_disk
@@ -42,10 +42,10 @@ def live(disk: Disk, model: Model, seed: int) -> None:
             wal.sync()
             model.durable = len(model.states) - 1
         else:
-            held = [e for e in model.last.entries if e.index > marked]
+            held = [e for e in model.last.entries if index_of(e) > marked]
             if held and chance.random() < 0.7:
-                marked, marked_term = (chance.choice(held).index, 0)
-                marked_term = next(e.term for e in held if e.index == marked)
+                marked, marked_term = (index_of(chance.choice(held)), 0)
+                marked_term = next(term_of(e) for e in held if index_of(e) == marked)
             else:  # from a leader, ahead of this log
                 marked, marked_term = model.last_index + chance.randrange(1, 5), term
             model.mark(marked, marked_term)

@@ -18,7 +18,7 @@ import random
 
 import pytest
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, index_of
 from raftsvc.errors import DamagedStorageError
 from raftsvc.storage.wal import _BODY, Wal
 from tests.storage.faults import SECTOR_BYTES, Disk
@@ -90,10 +90,10 @@ def test_cut_at_every_byte() -> None:
             longest = lengths[-1]
             assert len(disk.content(path)) == len(whole)
             last = model.states[longest]
-            wal.append(HardState(9, 9, 0), [entry(last.entries[-1].index + 1, term=9)])
+            wal.append(HardState(9, 9, 0), [entry(index_of(last.entries[-1]) + 1, term=9)])
             wal.sync()
             wal, again = open_log(disk)
-            assert again.entries == [*found.entries, entry(last.entries[-1].index + 1, term=9)]
+            assert again.entries == [*found.entries, entry(index_of(last.entries[-1]) + 1, term=9)]
             for extra in set(disk.list_dir(DIR)) - set(names):
                 disk.delete(f"{DIR}/{extra}")
         if name == names[-1]:
@@ -215,7 +215,7 @@ def test_any_choice_of_unsynced_sectors_leaves_a_prefix(shift: int, data: bytes)
         assert model.allows(found), (kept, found)
         if all(kept):
             assert model.last.is_shown_by(found)
-        after = [*found.entries, entry(found.entries[-1].index + 1, term=found.hard_state.term)]
+        after = [*found.entries, entry(index_of(found.entries[-1]) + 1, term=found.hard_state.term)]
         wal.append(None, after[-1:])
         wal.sync()
         assert Wal.open(disk, DIR, 8192)[1].entries == after

@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, index_of, term_of
 from raftsvc.errors import StorageError
 from raftsvc.storage.wal import Recovered, Wal
 from tests.effort import EFFORT
@@ -123,8 +123,8 @@ class Life(RuleBasedStateMachine):
     def mark_what_is_held(self, where: float) -> None:
         held = self.model.last.entries
         chosen = held[int(where * (len(held) - 1))]
-        if chosen.index > self.marked:
-            self.mark(chosen.index, chosen.term)
+        if index_of(chosen) > self.marked:
+            self.mark(index_of(chosen), term_of(chosen))
 
     @rule(ahead=st.integers(-3, 5))
     def mark_what_a_leader_sent(self, ahead: int) -> None:

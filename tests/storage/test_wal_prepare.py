@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raftsvc.core.messages import HardState
+from raftsvc.core.messages import HardState, index_of
 from raftsvc.errors import StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import Wal
@@ -25,7 +25,7 @@ NEXT = f"{DIR}/next.tmp"
 def fill(wal: Wal, first: int) -> int:
     """Append until the log is about to rotate; the index that does so."""
     index = first
-    need = len(entry(index, data=bytes(300)).frame) + 100
+    need = len(entry(index, data=bytes(300))) + 100
     while wal._offset + need <= SEGMENT_BYTES:
         wal.append(None, [entry(index, data=bytes(300))])
         wal.sync()
@@ -50,7 +50,7 @@ def rotate(wal: Wal, index: int) -> None:
 
 def indices(disk: Disk) -> list[int]:
     disk.lose_power(lambda: False)
-    return [e.index for e in Wal.open(disk, DIR, SEGMENT_BYTES)[1].entries]
+    return [index_of(e) for e in Wal.open(disk, DIR, SEGMENT_BYTES)[1].entries]
 
 
 def test_a_rotation_into_a_prepared_segment_writes_no_zeros() -> None:
@@ -303,7 +303,9 @@ def test_a_rotation_waits_for_one_piece_only(tmp_path: Path) -> None:
     assert files.pieces.count(f"{1:016d}.wal") == 1, "the others are of the segment after"
     wal.close()
     assert not files.open_fds
-    assert [e.index for e in Wal.open(Files(), str(tmp_path), SEGMENT_BYTES)[1].entries] == list(range(1, index + 1))
+    assert [index_of(e) for e in Wal.open(Files(), str(tmp_path), SEGMENT_BYTES)[1].entries] == list(
+        range(1, index + 1)
+    )
 
 
 def test_preparing_and_releasing_beside_appending_lose_nothing(tmp_path: Path) -> None:

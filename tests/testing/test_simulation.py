@@ -16,7 +16,7 @@ import pytest
 import raftsvc
 from raftsvc.calls import Calls
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import Entry, EntryKind
+from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.core.raft import Raft
 from raftsvc.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
@@ -39,7 +39,7 @@ CHUNK = 20
 @pytest.mark.parametrize(("held", "is_right"), [(7, True), (6, False)])
 def test_what_a_voter_acknowledged_before_its_disk_rotted_counts(held: int, is_right: bool) -> None:
     watch = Watch()
-    entry = Entry.make(7, 3, EntryKind.NORMAL, b"")
+    entry = make_entry(7, 3, EntryKind.NORMAL, b"")
     watch.committed[7] = entry
     for node_id, stable_index in ((2, 7), (3, 5), (4, held)):
         known = watch._known[node_id] = Known()

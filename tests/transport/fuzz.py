@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
+from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, make_entry
 from raftsvc.transport import SnapshotChunk
 from raftsvc.transport.wire import JoinRequest, Part
 from tests.transport.harness import CLUSTER, NODE, PEER, SECRET, message, request
@@ -97,7 +97,7 @@ class Enemy:
             index = rng.choice([0, 1, 5, 2**63 - 1, 2**64 - 1, rng.getrandbits(40)])
             if kind in (MessageKind.APPEND, MessageKind.PROPOSE):
                 entries = [
-                    Entry.make(min(i, 2**64 - 1), rng.randrange(3), rng.choice(list(EntryKind)), rng.randbytes(9))
+                    make_entry(min(i, 2**64 - 1), rng.randrange(3), rng.choice(list(EntryKind)), rng.randbytes(9))
                     for i in range(index + 1, index + rng.randrange(1, 4))
                 ]
             said.append(

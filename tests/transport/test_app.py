@@ -13,7 +13,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 from werkzeug.wsgi import LimitedStream
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, decode_messages
+from raftsvc.core.messages import EntryKind, Message, MessageKind, decode_messages, make_entry
 from raftsvc.errors import NodeFailedError, OverloadedError
 from raftsvc.transport import Authenticator, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER
@@ -209,7 +209,7 @@ def test_a_snapshot_without_its_data_is_refused() -> None:
 def test_a_large_batch_comes_in_parts() -> None:
     recorder = Recorder()
     app = make_app(recorder)
-    big = message(entries=[Entry.make(1, 1, EntryKind.NORMAL, bytes(1_200_000))])
+    big = message(entries=[make_entry(1, 1, EntryKind.NORMAL, bytes(1_200_000))])
     body = big.encode()
     cuts = [*range(0, len(body), MAX_BODY_BYTES), len(body)]
     for start, stop in pairwise(cuts):

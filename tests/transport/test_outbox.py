@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
+from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.transport.outbox import MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES, Drain, Outbox
 
 
 def append(index: int, size: int = -1, term: int = 1) -> Message:
-    entries = [Entry.make(index + 1, term, EntryKind.NORMAL, bytes(size))] if size >= 0 else []
+    entries = [make_entry(index + 1, term, EntryKind.NORMAL, bytes(size))] if size >= 0 else []
     return Message(MessageKind.APPEND, 2, 1, term=term, index=index, entries=entries)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
+from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, make_entry
 from raftsvc.transport import App, Authenticator, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
@@ -109,7 +109,7 @@ def test_messages_arrive_and_replies_come_back(talk: Callable[..., tuple[NodeStu
 def test_an_entry_larger_than_a_body_arrives_whole(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     recorder = Recorder()
     node, peer = talk(make_app(recorder))
-    big = heartbeat(0, [Entry.make(1, 1, EntryKind.NORMAL, bytes(3_000_000))])
+    big = heartbeat(0, [make_entry(1, 1, EntryKind.NORMAL, bytes(3_000_000))])
     peer.put([big])
     node.wait_for("replies")
     assert recorder.calls == [(PEER, [big])]
@@ -183,7 +183,7 @@ def test_trouble_of_the_node_does_not_end_its_sender(talk: Callable[..., tuple[N
 
     node._note = troubled  # type: ignore[method-assign]
     for n in range(3):
-        peer.put([heartbeat(n, [Entry.make(n + 1, 1, EntryKind.NORMAL, b"")])])
+        peer.put([heartbeat(n, [make_entry(n + 1, 1, EntryKind.NORMAL, b"")])])
         with node.happened:
             assert node.happened.wait_for(
                 lambda n=n: sum(e[0] == "unreachable" for e in node.events) > n or n == 2, PATIENCE

@@ -13,7 +13,7 @@ import pytest
 import requests
 import werkzeug.serving
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind
+from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.transport import App, Authenticator, Envelope, Network, Peer, Problem, ServedStream, SnapshotChunk
 from raftsvc.transport import stream as stream_module
 from raftsvc.transport.listener import Listener
@@ -192,7 +192,7 @@ def make_pair() -> Iterator[Callable[..., Pair]]:
 
 
 def put(side: Side, *indexes: int, size: int = 0) -> None:
-    entries = lambda n: [Entry.make(n + 1, 1, EntryKind.NORMAL, bytes(size))]  # noqa: E731
+    entries = lambda n: [make_entry(n + 1, 1, EntryKind.NORMAL, bytes(size))]  # noqa: E731
     assert side.peer is not None
     side.peer.put([Message(MessageKind.APPEND, side.other_id, side.node_id, 1, n, entries=entries(n)) for n in indexes])
 

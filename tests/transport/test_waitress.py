@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from raftsvc.core.messages import Entry, EntryKind
+from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.transport import Authenticator, Network
 from raftsvc.transport.peer import UnreachableError
 from tests.transport.harness import NODE, PEER, SECRET, Recorder, make_app
@@ -45,7 +45,7 @@ def test_a_sender_is_served_under_a_mount(mounted: tuple[Recorder, int]) -> None
     node = NodeStub()
     network = Network(None, Authenticator(SECRET, None, False), 5.0, PATIENCE)
     peer = network.open_peer(node, NODE, f"http://127.0.0.1:{port}/deep/raft/")
-    big = heartbeat(0, [Entry.make(1, 1, EntryKind.NORMAL, bytes(1_000_000))])
+    big = heartbeat(0, [make_entry(1, 1, EntryKind.NORMAL, bytes(1_000_000))])
     peer.put([big])
     node.wait_for("replies")
     peer.stop()
