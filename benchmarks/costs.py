@@ -7,6 +7,7 @@ cases run on every chosen system.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.load import Spec
-from benchmarks.processes import wait_until
+from benchmarks.processes import Process, wait_until
 from benchmarks.systems import SYSTEMS, System, Web
 
 Say = Callable[[str], None]
@@ -121,22 +122,38 @@ def peers(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
 def catch_up(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
     """A follower was stopped for a while and goes on: how fast does it gain, and what does that cost the leader?
 
-    Medians of several times on one cluster, each compared with the leader's rate just before.
+    Medians of several times on one cluster, each compared with the leader's rate just before
+    and just after; and so is its rate beside a process that has nothing to do with it, and
+    computes on what processors nobody else wants: so much is lost to whatever shares the machine.
     """
     rows = []
     for name in systems:
         rounds = []
         with _system(name, 3, home, **_NEVER) as system:
             for _ in range(1 if quick else 5):
-                rounds.append(_catch_up_once(system, 2.0 if quick else 10.0))
+                rounds.append(_catch_up_once(system, home, 2.0 if quick else 10.0))
                 say(f"catch-up: {name} {rounds[-1]}")
         rows.append({"system": name, **{key: median([one[key] for one in rounds]) for key in rounds[0]}})
     return "Catching up: a follower that was stopped, while 8 threads go on writing at the leader", rows
 
 
-def _catch_up_once(system: System, lag_seconds: float) -> dict[str, float]:
+_COMPUTE = """
+import os
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    [bytes(100 + size) for size in range(1000)]
+"""
+
+
+def _catch_up_once(system: System, home: Path, lag_seconds: float) -> dict[str, float]:
     leader, follower = system.leader(), system.followers()[0]
-    healthy = leader.run(Spec("healthy", "write", 8), 1.0, 3.0)["ops_per_second"]
+    rate: Callable[[str], float] = lambda label: leader.run(Spec(label, "write", 8), 1.0, 3.0)["ops_per_second"]  # noqa: E731
+    stranger = Process("a stranger", [sys.executable, "-c", _COMPUTE], home / "stranger.log")
+    try:
+        beside_a_stranger = rate("stranger")
+    finally:
+        stranger.kill()
+    before = rate("before")
     system.hang(follower)
     leader.run(Spec("lag", "write", 64), 0.0, lag_seconds)
     leader.post("/load/start", **vars(Spec("on", "write", 8)))
@@ -152,14 +169,16 @@ def _catch_up_once(system: System, lag_seconds: float) -> dict[str, float]:
     wait_until(lambda: _lag(leader, follower) < 500, "the follower keeps pace", 300)
     buckets = leader.stop_load(hung_at, caught_up_at)["buckets"]
     while_it_gained = _rate(buckets, resumed_at, caught_up_at)
+    healthy = (before + rate("after")) / 2
     return {
         "lag, entries": goal - begun_with,
         "seconds": caught_up_at - resumed_at,
         "entries/s": gained / (caught_up_at - resumed_at),
-        "leader ops/s before": healthy,
+        "leader ops/s, healthy": healthy,
         "while it hung": _rate(buckets, hung_at, resumed_at),
         "while it caught up": while_it_gained,
-        "of before": while_it_gained / healthy,
+        "of healthy": while_it_gained / healthy,
+        "beside a stranger, of healthy": beside_a_stranger / healthy,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -9,14 +10,22 @@ import pytest
 from raftsvc.core.log import Log, SnapshotMeta, ViolationError
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError, Member
 from raftsvc.core.messages import (
+    MAX_NUMBER,
     Entry,
     EntryKind,
     MalformedError,
     Message,
     MessageKind,
+    configs_among,
+    data_of,
     decode_entries,
     decode_messages,
+    entries_follow,
+    index_of,
+    kind_of,
     make_entry,
+    place_of,
+    term_of,
 )
 
 
@@ -58,6 +67,23 @@ def test_a_flipped_byte_in_an_entry_is_refused() -> None:
             damaged[position] ^= mask
             with pytest.raises(MalformedError):
                 decode_entries(bytes(damaged))
+
+
+def test_what_an_entry_says_can_be_read_from_its_frame() -> None:
+    entry = make_entry(MAX_NUMBER, 2**64 - 1, EntryKind.CONFIG, b"data")
+    assert (index_of(entry), term_of(entry), kind_of(entry)) == place_of(entry) == (MAX_NUMBER, 2**64 - 1, 2)
+    assert kind_of(entry) is EntryKind.CONFIG and data_of(entry) == b"data"
+    assert configs_among([*entries(1, 2), entry, make_entry(3, 1, EntryKind.EMPTY, b"")]) == [entry]
+    assert entries_follow(entries(4, 3), 3) and entries_follow((), 9)
+    assert not entries_follow(entries(4, 3), 4) and not entries_follow([*entries(4, 2), *entries(7, 1)], 3)
+    assert entries_follow(entries(4, 3, term=2), 3, 2) and not entries_follow(entries(4, 3, term=2), 3, 1)
+
+
+def test_the_garbage_collector_does_not_visit_entries() -> None:
+    said = Message(MessageKind.APPEND, 2, 1, term=1, index=3, entries=entries(4, 3))
+    (heard,) = decode_messages(said.encode())
+    for entry in (*said.entries, *heard.entries):
+        assert type(entry) is bytes and not gc.is_tracked(entry)
 
 
 def test_no_bytes_whatever_raise_anything_but_malformed() -> None:
