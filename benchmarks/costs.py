@@ -151,6 +151,7 @@ def _catch_up_once(system: System, home: Path, lag_seconds: float) -> dict[str, 
     stranger = Process("a stranger", [sys.executable, "-c", _COMPUTE], home / "stranger.log")
     try:
         beside_a_stranger = rate("stranger")
+        stranger.check()
     finally:
         stranger.kill()
     before = rate("before")

@@ -55,7 +55,7 @@ _INDEX_OFFSET, _TERM_OFFSET, _KIND_OFFSET = 8, 16, 24
 ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
 """Bytes that framing adds to an entry's data."""
 
-_KINDS = tuple(EntryKind)  # by number
+_KINDS = {int(kind): kind for kind in EntryKind}
 _CONFIG = int(EntryKind.CONFIG)
 
 
@@ -126,7 +126,7 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
         # A slice for the checksum costs less than one of a memoryview, up to some kilobytes (timeit).
         if crc32(buffer[offset + _CRC.size : stop]) != crc:
             raise MalformedError(f"checksum of the entry at byte {offset} does not match")
-        if kind >= len(_KINDS):
+        if kind not in _KINDS:
             raise MalformedError(f"entry at byte {offset} is of unknown kind {kind}")
         entries.append(buffer[offset:stop])
         offset = stop

@@ -69,7 +69,7 @@ from raftsvc.core.messages import (
     index_of,
     kind_of,
     make_entry,
-    term_of,
+    place_of,
 )
 from raftsvc.core.progress import Progress, ProgressState
 
@@ -991,7 +991,8 @@ class Raft:
         if m.context and self._is_repeated(m):  # 0: nobody waits for an answer
             return
         try:
-            if not m.entries or any(kind_of(e) == EntryKind.EMPTY or index_of(e) or term_of(e) for e in m.entries):
+            places = [place_of(entry) for entry in m.entries]
+            if not places or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
             reply.index = self.propose([(kind_of(entry), data_of(entry)) for entry in m.entries])
             if (progress := self.progress.get(m.from_id)) is not None:

@@ -7,10 +7,11 @@ to say that a frozen view is done with: it is gone when its last reference is.
 
 A page is a plain tuple of two tuples, of strings and of bytes, and one bytes object,
 rather than an object for each key or an instance of a class: such tuples the garbage
-collector looks at once, and then never again.  A full collection, which stops all
-threads, takes no longer beside a million keys than beside none; with lists in place of
-the tuples, whose every element is visited each time, it took 60 ms longer, and with
-pages that are instances of a class 8 to 20.
+collector looks into when it first meets them, and then never again.  So a full collection,
+which stops all threads, visits the pages that were written to since the last one and
+no others: while nobody writes, it takes no longer beside a million keys than beside none,
+8 to 30 ms less than with pages that are instances of a class, and 60 less than with lists
+in place of the tuples.
 
 Not thread-safe, but for frozen pages.
 

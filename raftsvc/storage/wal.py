@@ -37,7 +37,6 @@ One thread at a time appends, marks and syncs; `release_before` and `prepare` ma
 
 from __future__ import annotations
 
-import gc
 import logging
 import struct
 import threading
@@ -526,18 +525,11 @@ class Wal:
         Raises DamagedStorageError, OSError.
         """
         wal = cls(files, path, segment_bytes)
-        # A million entries are a million objects, and none of them is garbage: a tenth of
-        # the time would go into looking (`python -m benchmarks costs restart`).
-        was_collecting = gc.isenabled()
-        gc.disable()
         try:
             return wal, wal._recover()
         except BaseException:
             wal.close()
             raise
-        finally:
-            if was_collecting:
-                gc.enable()
 
     def _recover(self) -> Recovered:
         files = self._files

@@ -79,6 +79,16 @@ def test_what_an_entry_says_can_be_read_from_its_frame() -> None:
     assert entries_follow(entries(4, 3, term=2), 3, 2) and not entries_follow(entries(4, 3, term=2), 3, 1)
 
 
+def test_an_entry_of_an_unknown_kind_is_refused() -> None:
+    for kind in range(256):
+        frame = make_entry(1, 1, kind, b"data")  # type: ignore[arg-type]
+        if kind in [int(known) for known in EntryKind]:
+            assert decode_entries(frame) == [frame]
+        else:
+            with pytest.raises(MalformedError, match=f"unknown kind {kind}"):
+                decode_entries(frame)
+
+
 def test_the_garbage_collector_does_not_visit_entries() -> None:
     said = Message(MessageKind.APPEND, 2, 1, term=1, index=3, entries=entries(4, 3))
     (heard,) = decode_messages(said.encode())
