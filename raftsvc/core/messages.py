@@ -49,7 +49,6 @@ _CRC = struct.Struct(">I")
 _ENTRY_HEAD = struct.Struct(">IQQB")
 _CRC_AND_HEAD = struct.Struct(">IIQQB")
 _NUMBER = struct.Struct(">Q")
-_INDEX_AND_TERM = struct.Struct(">QQ")
 _PLACE = struct.Struct(">QQB")
 _INDEX_OFFSET, _TERM_OFFSET, _KIND_OFFSET = 8, 16, 24
 ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
@@ -99,9 +98,8 @@ def configs_among(entries: Iterable[Entry]) -> list[Entry]:
 
 def entries_follow(entries: Iterable[Entry], index: int, highest_term: int = 2**64 - 1) -> bool:
     """Whether `entries` stand one after the other behind `index`, none of a later term than `highest_term`."""
-    for entry in entries:
+    for entry_index, term, _ in map(place_of, entries):
         index += 1
-        entry_index, term = _INDEX_AND_TERM.unpack_from(entry, _INDEX_OFFSET)
         if entry_index != index or term > highest_term:
             return False
     return True

@@ -991,8 +991,8 @@ class Raft:
         if m.context and self._is_repeated(m):  # 0: nobody waits for an answer
             return
         try:
-            places = [place_of(entry) for entry in m.entries]
-            if not places or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
+            places = map(place_of, m.entries)
+            if not m.entries or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
             reply.index = self.propose([(kind_of(entry), data_of(entry)) for entry in m.entries])
             if (progress := self.progress.get(m.from_id)) is not None:
