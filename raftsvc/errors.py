@@ -31,12 +31,32 @@ class Rejected(RaftError):
     The refusal is part of the replicated outcome: every node must reach it for
     the same reason, the State must be unchanged, and the entry counts as
     applied.  It reaches the caller of `exec` on whichever node that waits, with
-    the same `reason` (a str; at most 1,024 bytes of its UTF-8 form are kept).
+    the same `reason` (at most 1,024 bytes of its UTF-8 form are kept).
+
+    reason: a str.  Of another plain value, or of an exception with such arguments, it
+            becomes the text; of anything else only the name of its type, for the text of
+            an object may tell where in memory it is, which differs between nodes.
     """
 
-    def __init__(self, reason: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    reason: str = ""
+
+    def __init__(self, reason: object = "") -> None:
+        self.reason = reason_text(reason)
+        super().__init__(self.reason)
+
+
+_PLAIN = (str, bytes, int, float, bool, type(None))
+
+
+def reason_text(reason: object) -> str:
+    """`reason` as a str that is the same in every process; runs no code of others."""
+    if type(reason) is str:
+        return reason
+    if type(reason) in _PLAIN:
+        return str(reason)
+    if isinstance(reason, BaseException) and all(type(argument) in _PLAIN for argument in reason.args):
+        return ", ".join(map(str, reason.args))
+    return type(reason).__name__
 
 
 class ExistingClusterError(RaftError):
@@ -132,6 +152,14 @@ class DiskStalledError(RaftError):
     """A write to the log has not returned in time; the node does not lead meanwhile."""
 
 
+REPLACE_MEMBER = (
+    "Evict this member by way of another one, empty its directory, and let it join anew: the others hold its data. "
+    "Never put back an older copy of the directory, or of a file in it: a member that goes back has forgotten votes "
+    "and acknowledgements, and with it the cluster can lose what it acknowledged."
+)
+"""What to do about a member whose storage cannot be trusted."""
+
+
 class DamagedStorageError(StorageError):
     """Stored data is damaged where it cannot be a torn last write; starting is refused.
 
@@ -139,7 +167,7 @@ class DamagedStorageError(StorageError):
     offset: of the first damaged byte range, in bytes from the file's start.
     """
 
-    def __init__(self, path: str, offset: int, what: str, advice: str) -> None:
+    def __init__(self, path: str, offset: int, what: str, advice: str = REPLACE_MEMBER) -> None:
         super().__init__(f"{path}: damaged at offset {offset}: {what}. {advice}")
         self.path = path
         self.offset = offset

@@ -28,7 +28,7 @@ from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, MalformedError, data_of, place_of
-from raftsvc.errors import Rejected
+from raftsvc.errors import Rejected, reason_text
 from raftsvc.state import State, StreamingState
 
 MAX_REASON_BYTES = 1024
@@ -194,7 +194,7 @@ class Machine:
                 answer = self.state.apply(entry[_INSTRUCTION_OFFSET:], index)
                 outcome = _SATISFIED if answer else _UNSATISFIED
             except Rejected as rejected:
-                reason = rejected.reason.encode(errors="replace")[:MAX_REASON_BYTES]
+                reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
                 outcome = Outcome(False, reason.decode(errors="ignore"))
             if low > session.low:
                 session.settle_below(low)

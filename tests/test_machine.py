@@ -11,6 +11,7 @@ import pytest
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import EntryKind, MalformedError, make_entry
+from raftsvc.errors import Rejected
 from raftsvc.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
 from tests.service.harness import ListState
 
@@ -45,6 +46,60 @@ class Log:
     def do(self, node: int, session: int, number: int, low: int, instruction: bytes) -> list[Outcome]:
         self.entry(EntryKind.NORMAL, wrap_instruction(node, session, number, low, instruction))
         return [answer.outcome for answer in self.answers]
+
+
+class Nameless(Rejected):
+    """As a subclass with an `__init__` of its own that does not call the base's."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Careless(Rejected):
+    """Puts something in the place of the reason afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason = ValueError("put there later")  # type: ignore[assignment]
+
+
+class Gruff(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nobody asks me")
+
+
+@pytest.mark.parametrize(
+    ("rejected", "reason"),
+    [
+        (Rejected("too late"), "too late"),
+        (Rejected(), ""),
+        (Rejected(ValueError("x")), "x"),
+        (Rejected(KeyError("k", 3)), "k, 3"),
+        (Rejected(ValueError(object())), "ValueError"),
+        (Rejected(Gruff("g")), "g"),
+        (Rejected(Gruff(Gruff())), "Gruff"),
+        (Rejected(None), "None"),
+        (Rejected(404), "404"),
+        (Rejected(b"bytes"), "b'bytes'"),
+        (Rejected(["a list"]), "list"),
+        (Rejected(object()), "object"),
+        (Rejected("half a pair \ud800"), "half a pair ?"),
+        (Rejected("é" * 600), "é" * 512),
+        (Nameless(), ""),
+        (Careless(), "put there later"),
+    ],
+    ids=repr,
+)
+def test_a_refusal_for_whatever_reason_is_an_outcome_and_stops_nothing(rejected: Rejected, reason: str) -> None:
+    log = Log()
+
+    def apply(data: bytes, index: int) -> bool:
+        raise rejected
+
+    log.machine.state.apply = apply  # type: ignore[method-assign]
+    session = log.open(1, 0)
+    assert log.do(1, session, 1, 1, b"a") == [Outcome(False, reason)]
+    assert log.do(1, session, 1, 1, b"a") == [Outcome(False, reason)], "the same when it comes again"
 
 
 def test_an_instruction_that_comes_again_is_answered_and_not_applied() -> None:
