@@ -31,12 +31,11 @@ def encode_id(node_id: int) -> bytes:
 
 def decode_id(data: bytes, path: str) -> int:
     """The member id in `data`; raises DamagedStorageError."""
-    advice = "Restore the file from this node's backup, or evict this member and join with an empty directory."
     if len(data) != _ID.size:
-        raise DamagedStorageError(path, len(data), f"an id file has {_ID.size} bytes, this one {len(data)}", advice)
+        raise DamagedStorageError(path, len(data), f"an id file has {_ID.size} bytes, this one {len(data)}")
     node_id, crc = _ID.unpack(data)
     if crc32c(data[:8]) != crc:
-        raise DamagedStorageError(path, 0, "checksum does not match", advice)
+        raise DamagedStorageError(path, 0, "checksum does not match")
     if node_id == 0:
-        raise DamagedStorageError(path, 0, "no member has id 0", advice)
+        raise DamagedStorageError(path, 0, "no member has id 0")
     return int(node_id)

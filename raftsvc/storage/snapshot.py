@@ -33,7 +33,6 @@ _HEAD = struct.Struct(">QQQIII")
 _CRC = struct.Struct(">I")
 _CHUNK = struct.Struct(">II")
 _END = struct.Struct(">IIQ")
-_ADVICE = "Evict this member and join with an empty directory; the other members hold its data."
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +175,7 @@ class StoredSnapshot:
         return header, _PREFIX.size + length + _CRC.size, crc
 
     def _damaged(self, offset: int, what: str) -> DamagedStorageError:
-        return DamagedStorageError(self._path, offset, what, _ADVICE)
+        return DamagedStorageError(self._path, offset, what)
 
 
 class IncomingSnapshot:

@@ -98,12 +98,7 @@ class Store:
         if self._files.exists(f"{self._path}/wal.tmp"):
             self._clear_stage()
         if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
-            raise DamagedStorageError(
-                f"{self._path}/wal",
-                0,
-                "there is a snapshot but no log",
-                "Restore the directory whole, or empty it and join anew.",
-            )
+            raise DamagedStorageError(f"{self._path}/wal", 0, "there is a snapshot but no log")
 
     @property
     def is_initialized(self) -> bool:
@@ -180,22 +175,15 @@ class Store:
     def _load(self) -> Loaded:
         wal_path = f"{self._path}/wal"
         snapshot_path = f"{self._path}/snap"
-        restore = "Restore the directory whole, or evict this member and join with an empty one."
         # What a process that was killed did last may not be durable, and is acted upon from here on.
         self._files.sync_dir(self._path)
         if not self._files.exists(f"{self._path}/id"):
-            raise DamagedStorageError(
-                f"{self._path}/id", 0, "the id file is missing", "Restore it, or empty the directory and join anew."
-            )
+            raise DamagedStorageError(f"{self._path}/id", 0, "the id file is missing")
         node_id = decode_id(read_file(self._files, f"{self._path}/id"), f"{self._path}/id")
         self._wal, recovered = Wal.open(self._files, wal_path, self._segment_bytes)
         if recovered.node_id != node_id:
-            raise DamagedStorageError(
-                f"{self._path}/id",
-                0,
-                f"the id file says {node_id}, the log {recovered.node_id}",
-                "Directories of two nodes were mixed up.",
-            )
+            what = f"the id file says {node_id}, the log {recovered.node_id}: directories of two nodes were mixed up"
+            raise DamagedStorageError(f"{self._path}/id", 0, what)
         self._cluster_id = recovered.cluster_id
         header = None
         with suppress(FileNotFoundError), self.open_snapshot() as snapshot:
@@ -204,18 +192,18 @@ class Store:
         self._snapshot_index = snapshot_index = header.index if header else 0
         if mark.index > snapshot_index:
             what = f"the log continues a snapshot at {mark.index}, which is missing"
-            raise DamagedStorageError(snapshot_path, 0, what, restore)
+            raise DamagedStorageError(snapshot_path, 0, what)
         entries = recovered.entries
         if header is not None:
             if header.cluster_id != recovered.cluster_id:
-                what = "the snapshot is of another cluster"
-                raise DamagedStorageError(snapshot_path, 0, what, "Directories were mixed up.")
+                what = "the snapshot is of another cluster: directories were mixed up"
+                raise DamagedStorageError(snapshot_path, 0, what)
             if header.index == mark.index and header.term != mark.term:
                 what = f"the snapshot at {header.index} is of term {header.term}, the log says {mark.term}"
-                raise DamagedStorageError(snapshot_path, 0, what, restore)
+                raise DamagedStorageError(snapshot_path, 0, what)
         if recovered.base > snapshot_index:
             what = f"the log begins after {recovered.base}, the snapshot ends at {snapshot_index}"
-            raise DamagedStorageError(wal_path, 0, what, restore)
+            raise DamagedStorageError(wal_path, 0, what)
         if header is not None and header.index > mark.index:
             # The power went after a snapshot got its name and before the log said so.
             # Unless the log holds its last entry, it is void (section 7).
@@ -225,7 +213,7 @@ class Store:
         last_index = index_of(entries[-1]) if entries else snapshot_index
         if last_index < snapshot_index:
             what = f"the log ends at {last_index}, before its snapshot at {snapshot_index}"
-            raise DamagedStorageError(wal_path, 0, what, restore)
+            raise DamagedStorageError(wal_path, 0, what)
         state = recovered.hard_state
         if header is not None and state.term < header.term:
             # The snapshot was installed and the term of its leader was not yet written:

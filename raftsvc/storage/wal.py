@@ -50,7 +50,7 @@ from typing import NamedTuple, NoReturn
 from zlib import crc32
 
 from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, entries_follow, index_of, term_of
-from raftsvc.errors import DamagedStorageError, StorageError
+from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.lock import held_by
 
@@ -81,10 +81,7 @@ _BODY = _START + _record_size(_HARD_STATE.size) + _record_size(_MARK.size)
 """Offset of a segment's first appended record, behind the two that it begins with."""
 
 _ENTRIES, _STATE, _SNAPSHOT_MARK = 1, 2, 3
-_ADVICE = (
-    "Evict this member and join with an empty directory; the other members hold its data. "
-    "Do not delete parts of the log."
-)
+_ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
 _TEMPORARY = "next.tmp"
 _PIECES = 64
 """In how many the next segment is prepared: an fsync of the log waits for one of them, 256 KiB, at most."""

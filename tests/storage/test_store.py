@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raftsvc.core.messages import HardState, data_of, index_of
-from raftsvc.errors import DamagedStorageError, DirectoryInUseError, StorageError
+from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, DirectoryInUseError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
 from tests.storage.faults import Disk, PowerLoss, losses
@@ -241,6 +241,38 @@ def test_a_snapshot_that_is_not_the_one_the_log_continues_is_refused(
         put_snapshot(disk, f"{path}/snap", replace, [b"data"])
     with pytest.raises(DamagedStorageError, match=what):
         open_store(path, disk).load()
+
+
+@pytest.mark.parametrize("what", ["id", "snap", "wal/0000000000000001.wal"])
+@pytest.mark.parametrize("damage", ["gone", "flipped", "another node's"])
+def test_whoever_lost_storage_is_told_to_join_anew_and_never_to_put_back_what_is_older(
+    path: str, disk: Disk, what: str, damage: str
+) -> None:
+    """A member that goes back has forgotten votes and acknowledgements (figure 2, persistent state)."""
+    store = member(path, disk, 5)
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.wal.mark_snapshot(4, 1)
+    store.wal.sync()
+    store.close()
+    name = f"{path}/{what}"
+    if damage == "gone":
+        disk.delete(name)
+    elif damage == "flipped":
+        content = disk.content(name)
+        disk.put(name, content[:9] + bytes([content[9] ^ 1]) + content[10:])
+    else:
+        Path(path, "other").mkdir()
+        other = disk_at(f"{path}/other")
+        store = open_store(f"{path}/other", other)
+        store.create(8, CLUSTER_ID + 1, STATE, batch(1, 1))
+        store.load()
+        store.save_snapshot(header(4, cluster_id=CLUSTER_ID + 1), [data_up_to(4)])
+        disk.put(name, other.content(f"{path}/other/{what}"))
+        store.close()
+    with pytest.raises(DamagedStorageError) as refusal:
+        open_store(path, disk).load()
+    assert REPLACE_MEMBER in str(refusal.value)
+    assert "older copy" in REPLACE_MEMBER and "Restore" not in str(refusal.value)
 
 
 def test_a_log_whose_first_segments_were_deleted_by_hand_is_refused(path: str, disk: Disk) -> None:

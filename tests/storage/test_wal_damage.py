@@ -157,7 +157,7 @@ def test_the_refusal_names_file_and_offset_and_what_to_do() -> None:
     content = bytearray(disk.content(path))
     content[_BODY + 30] ^= 1
     disk.put(path, bytes(content))
-    with pytest.raises(DamagedStorageError, match=r"join with an empty directory") as refusal:
+    with pytest.raises(DamagedStorageError, match=r"empty its directory, and let it join anew") as refusal:
         open_log(disk)
     assert (refusal.value.path, refusal.value.offset) == (path, _BODY)
     assert path in str(refusal.value)
