@@ -436,6 +436,10 @@ class Engine:
         if damage is not None:
             self._replace_snapshot(damage)
 
+    def step_aside(self) -> bool:
+        """Let another lead instead, if this node leads and there is a voter that can; whether there is."""
+        return self.core.step_aside()
+
     def hand_over(self, node_id: int) -> None:
         """Let `node_id` lead instead, if this node leads and can let it."""
         with suppress(ProposalRefused):

@@ -253,14 +253,8 @@ class Node:
             core = self._engine.core
             if core.role is not Role.LEADER or self._engine.is_over:
                 return
-            ready = [
-                (progress.match_index, peer)
-                for peer, progress in core.progress.items()
-                if peer in core.config.voters and progress.is_alive
-            ]
-            if not ready:
+            if not self._engine.step_aside():
                 return
-            self._engine.hand_over(max(ready)[1])
             self._drive(inline=False)
             self._pause()
             while core.role is Role.LEADER and core.transfer_target and not self._engine.is_over:

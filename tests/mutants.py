@@ -228,6 +228,23 @@ MUTANTS = (
         "        if False:\n            raise",
         kinds="member added,member removed,leader cut off,partition,kill,leadership transfer",
     ),
+    Mutant(
+        "a leader appends its own removal",
+        "core/raft.py",
+        "            if change.node_id == self.node_id:\n",
+        "            if False:\n",
+        also=(
+            ("core/raft.py", '        assert self.node_id in config.voters, "a leader is not left out (R10)"\n', ""),
+        ),
+        kinds="member removed,leader cut off,partition,kill",
+    ),
+    Mutant(
+        "who is removed is told before that is committed",
+        "core/raft.py",
+        "        if progress.leaving_index > log.commit_index:\n",
+        "        if False:\n",
+        scene="a_removal_reaches_the_removed_when_it_is_committed",
+    ),
     # Reads
     Mutant(
         "serve reads without a quorum round",
@@ -290,8 +307,8 @@ MUTANTS = (
     Mutant(
         "a lease before an own-term commit",
         "core/raft.py",
-        "            or not self.has_own_term_commit\n        ):",
-        "        ):",
+        "or self._was_handed_over or not self.has_own_term_commit:",
+        "or self._was_handed_over:",
         kinds=_LEASE_KINDS,
     ),
     Mutant(

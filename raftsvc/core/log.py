@@ -170,6 +170,13 @@ class Log:
             return latest
         return next(config for start, config in reversed(self._configs) if start <= index)
 
+    def configs_since(self, index: int) -> Iterator[Configuration]:
+        """The configuration as of `index`, at or after the snapshot, and all later ones here, latest first."""
+        for start, config in reversed(self._configs):
+            yield config
+            if start <= index:
+                return
+
     # -- growing
 
     def append(self, entries: Sequence[Entry]) -> None:

@@ -29,8 +29,11 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      change at a time, and only after an entry of the leader's own term committed.
  R9  New members are learners, who count for nothing, until they have caught up
      (T 4.2.1).
- R10 A leader that is removed keeps leading, without counting itself, until its
-     removal commits (T 4.2.2).  The removed node is told, then takes no part.
+ R10 Nobody holds its own removal before that is committed: with the longer log it
+     would refuse its vote to those who need it, and by its own configuration
+     could not lead itself, though a majority lives.  So a leader that is to be
+     removed hands over first (T 4.2.2, and 3.10), and who is removed is sent the
+     entry once it is committed, for a bounded time; then it takes no part.
  R11 A read is served at the commit index that the leader had when it asked for a
      round of heartbeats that a majority answered, in a term in which it has
      committed an entry (T 6.4).  No clock is trusted for that.
@@ -38,11 +41,11 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      election timeout passed (T 3.10).
  R13 A snapshot replaces a log only if it is ahead of what is committed there and
      the log does not hold its last entry (7).
- R14 Where the caller allows leases, a leader that is a voter serves reads without a
-     round while a majority of voters keeps the promise of R3 to it (T 6.4.1).  A
-     promise counts from when the message that it answers was sent, for less than
-     its giver counts it, by a clock of the caller's that never stands still; none
-     counts in a term in which somebody was asked to take over.
+ R14 Where the caller allows leases, a leader serves reads without a round while a
+     majority of voters keeps the promise of R3 to it (T 6.4.1).  A promise counts
+     from when the message that it answers was sent, for less than its giver counts
+     it, by a clock of the caller's that never stands still; none counts in a term
+     in which somebody was asked to take over.
 """
 
 from __future__ import annotations
@@ -220,6 +223,7 @@ class Raft:
         self._read_round = 0
         self._lease_rounds: deque[tuple[int, int]] = deque(maxlen=settings.election_ticks)  # and when each was sent
         self._was_handed_over = False  # in this term
+        self._last_target = NO_NODE  # who was asked to take over last, in this term
         self._round_asked = 0
         self._round_index = 0
         self._round_reads: list[tuple[int, int]] = []
@@ -382,6 +386,7 @@ class Raft:
         self._lease_rounds.clear()
         self._lease = _NO_LEASE
         self._was_handed_over = False
+        self._last_target = NO_NODE
         self._heartbeat_elapsed = self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
         self._uncommitted_bytes = log.bytes_between(log.commit_index, log.last_index)
@@ -656,6 +661,9 @@ class Raft:
             alive = sum(i == self.node_id or self.progress[i].is_alive for i in after.voters)
             if alive < after.quorum():
                 raise ProposalRefused(Refusal.WOULD_LOSE_QUORUM, "the voters that remain are not a live majority")
+            if change.node_id == self.node_id:
+                self.step_aside()
+                raise ProposalRefused(Refusal.TRANSFERRING, "a leader hands over before it is removed")
 
     def _append(self, proposals: Iterable[tuple[EntryKind, bytes]]) -> None:
         index = self.log.last_index
@@ -668,6 +676,7 @@ class Raft:
     def _adopt_members(self) -> None:
         """Lead the configuration just appended (R8)."""
         config = self.config
+        assert self.node_id in config.voters, "a leader is not left out (R10)"
         for i in config.members:
             if i != self.node_id and i not in self.progress:
                 self.progress[i] = Progress(self.log.last_index + 1)
@@ -716,15 +725,20 @@ class Raft:
         """Send what the window has room for."""
         settings = self.settings
         log = self.log
+        last_index = log.last_index
+        if progress.leaving_index > log.commit_index:
+            last_index = progress.leaving_index - 1  # R10
         while progress.has_room(settings.max_inflight_messages, settings.max_inflight_bytes):
             prev = progress.next_index - 1
             prev_term = log.term_at(prev)
             if prev_term is None or prev < log.offset:
                 self._send_snapshot(peer, progress)
                 return
-            if prev >= log.last_index and progress.state is ProgressState.REPLICATE:
+            if prev >= last_index and progress.state is ProgressState.REPLICATE:
                 return
             entries = log.entries_from(prev + 1, settings.max_message_bytes)
+            if len(entries) > last_index - prev:
+                entries = entries[: last_index - prev]
             self._send_append(peer, progress, prev, prev_term, entries)
             last = index_of(entries[-1]) if entries else prev
             progress.sent(last, sum(map(len, entries)))
@@ -824,8 +838,6 @@ class Raft:
             self._start_round()
         if self.transfer_target:
             self._hand_over()
-        if config is self.committed_config and self.node_id not in config.voters:
-            self._notice_removal()
         return True
 
     def report_unreachable(self, peer: int) -> None:
@@ -850,10 +862,26 @@ class Raft:
             raise ProposalRefused(Refusal.NO_LEADER)
         if to_id not in self.config.voters or to_id == self.node_id:
             raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} is no other voter")
-        self.transfer_target = to_id
+        self.transfer_target = self._last_target = to_id
         self._transfer_elapsed = 0
         self._send_entries(to_id, self.progress[to_id])
         self._hand_over()
+
+    def step_aside(self) -> bool:
+        """Hand over to the live voter whose log is the longest, another one than at the last attempt if there is.
+
+        Returns whether there is any.  A hand-over that is under way goes on.
+        """
+        if self.role is not Role.LEADER or self.transfer_target:
+            return self.transfer_target != NO_NODE
+        able = [
+            (i != self._last_target, self.progress[i].match_index, i)
+            for i in self.config.voters
+            if i != self.node_id and self.progress[i].is_alive
+        ]
+        if able:
+            self.transfer_leadership(max(able)[2])
+        return bool(able)
 
     def _hand_over(self) -> None:
         if self.progress[self.transfer_target].match_index == self.log.last_index:
@@ -939,12 +967,7 @@ class Raft:
         help; the configurations of both differ by one member at most (R8).
         """
         voters = self.config.voters
-        if (
-            not self._lease_rounds
-            or self._was_handed_over
-            or self.node_id not in voters
-            or not self.has_own_term_commit
-        ):
+        if not self._lease_rounds or self._was_handed_over or not self.has_own_term_commit:
             self._lease = _NO_LEASE
             return
         ends = sorted(_FOR_EVER if i == self.node_id else self._bound_until(self.progress[i]) for i in voters)

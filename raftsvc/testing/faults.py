@@ -68,6 +68,8 @@ class Nemesis:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self.is_over = False
+        self.absent: frozenset[int] = frozenset()
+        """Those that stay dead after everything else is healed, until `bring_back`."""
         rng = simulation.random
         self._mean_pause = rng.choice((150, 400, 1000)) * _MS
         # A seed has a few kinds of trouble, so that these meet more often than all kinds would.
@@ -126,7 +128,7 @@ class Nemesis:
         self._wait()
 
     def heal(self) -> None:
-        """From now on nothing goes wrong."""
+        """From now on nothing goes wrong, save that some may stay dead where the others are a majority."""
         self.is_over = True
         simulation = self._simulation
         network = simulation.network
@@ -140,11 +142,37 @@ class Nemesis:
             node.tick_rate = 1.0
             node.resume()
             self.restart_later(node)
+        if simulation.random.random() < 0.5:
+            self._leave_some_dead()
+
+    def _leave_some_dead(self) -> None:
+        """As few go on as are needed: those who were dead already, and others by chance, are missing."""
+        simulation = self._simulation
+        ids = sorted(i for i, node in simulation.nodes.items() if not node.is_gone)
+        alive = {i for i in ids if (engine := simulation.nodes[i].engine) is not None and engine.err() is None}
+        for i in simulation.random.sample(ids, len(ids)):
+            if simulation.is_live(alive - {i}):
+                alive.discard(i)
+        if not simulation.is_live(alive):
+            return
+        self.absent = frozenset(ids) - alive
+        for i in self.absent:
+            simulation.nodes[i].note("stays dead for now")
+            simulation.nodes[i].kill()
+            # Nothing comes from them any more, not even what they said before.
+            simulation.network.cut |= {(i, j) for j in ids} | {(j, i) for j in ids}
+
+    def bring_back(self) -> None:
+        """Start those that were left dead."""
+        absent, self.absent = self.absent, frozenset()
+        self._simulation.network.cut.clear()
+        for i in sorted(absent):
+            self.restart_later(self._simulation.nodes[i])
 
     def restart_later(self, node: SimulatedNode) -> None:
         """Start the node's process some time after it ended."""
         delay = 100 if self.is_over else self._simulation.random.choice((50, 500, 3000))
-        self._simulation.at(delay * _MS, node.start)
+        self._simulation.at(delay * _MS, lambda: None if node.node_id in self.absent else node.start())
 
     def _for_a_while(self, undo: Callable[[], None], longest: int = 3000) -> None:
         def end() -> None:
@@ -310,9 +338,11 @@ class Nemesis:
         config = simulation.configuration()
         damaged = any(n.is_damaged and not n.is_gone for n in simulation.nodes.values())
         under_way = simulation.operator.task_count
-        if len(config.voters) - under_way <= 3 or under_way >= 3 or damaged:
+        if len(config.voters) - under_way <= simulation.least_voters or under_way >= 3 or damaged:
             return False
-        simulation.operator.remove(simulation.random.choice(sorted(config.members)))
+        # `node` leads more often than others: one that removes itself is a case of its own (R10).
+        leaves = node.node_id if node.node_id in config.members else simulation.random.choice(sorted(config.members))
+        simulation.operator.remove(leaves)
         return True
 
     def _hand_over(self, node: SimulatedNode) -> bool:

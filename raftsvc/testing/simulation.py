@@ -16,7 +16,7 @@ import heapq
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -130,6 +130,7 @@ class Simulation:
         # Mean, of clients.  Some bugs need a cluster in which seldom something is written.
         self.think_time = rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND
         self.clients = [Client(self, n) for n in range(rng.randint(3, 6))]
+        self.least_voters = rng.choice((1, 2, 3, 3))
         self.operator = Operator(self)
         self.nemesis = Nemesis(self)
 
@@ -176,7 +177,16 @@ class Simulation:
         self.run_until(self.now + self.faults.seconds * SECOND)
         self.nemesis.heal()
         healed = self.now
-        self._expect(self._everybody_is_served, "liveness: a client was not served", healed + _PATIENCE)
+        if self.nemesis.absent:
+            self._expect(
+                self._all_clients_are_served,
+                "liveness: a client was not served by the majority that was left",
+                healed + _PATIENCE,
+            )
+            self.nemesis.bring_back()
+            for client in self.clients:
+                client.served_since_heal = 0
+        self._expect(self._everybody_is_served, "liveness: a client was not served", self.now + _PATIENCE)
         for client in self.clients:
             client.is_stopping = True
         self._expect(self._all_agree, "liveness: the nodes did not come to the same state", self.now + _PATIENCE)
@@ -191,7 +201,10 @@ class Simulation:
             raise Violation(f"{what}; " + "; ".join(node.describe() for node in self.nodes.values()))
 
     def _everybody_is_served(self) -> bool:
-        return not self.operator.is_busy and all(client.served_since_heal >= 2 for client in self.clients)
+        return not self.operator.is_busy and self._all_clients_are_served()
+
+    def _all_clients_are_served(self) -> bool:
+        return all(client.served_since_heal >= 2 for client in self.clients)
 
     def _all_agree(self) -> bool:
         leader = self.leader()
@@ -222,6 +235,28 @@ class Simulation:
         """Whoever leads in the latest term."""
         leading = [n for n in self.nodes.values() if n.engine is not None and n.engine.core.role is Role.LEADER]
         return max(leading, key=lambda n: n.engine.core.term if n.engine else 0, default=None)
+
+    def is_live(self, node_ids: Collection[int]) -> bool:
+        """Whether those, all of them at work, are a majority by whatever is in force, or may be soon.
+
+        That is the configuration that is committed, and what comes after it in the logs of those
+        who vote in it: it may be committed too.  Then what is on its way:
+        learners that a leader may promote, before it notices who died, and removals asked for.
+        """
+        engines = [node.engine for i in node_ids if (node := self.nodes[i]).engine is not None]
+        configs = {self.configuration()}
+        since = max((engine.core.log.commit_index for engine in engines), default=0)
+        for engine in engines:
+            log = engine.core.log
+            later = log.configs_since(min(since, log.last_index))
+            configs |= {config for config in later if engine.node_id in config.voters}
+        for node_id in self.operator.leaving:
+            change = ConfChange(ConfOp.REMOVE, node_id)
+            configs |= {c.changed(change) for c in configs if node_id in c.members and c.voters != {node_id}}
+        for learner in {i for config in configs for i in config.learners}:
+            change = ConfChange(ConfOp.PROMOTE, learner)
+            configs |= {config.changed(change) for config in configs if learner in config.learners}
+        return all(len(config.voters.intersection(node_ids)) >= config.quorum() for config in configs)
 
     def configuration(self) -> Configuration:
         """The latest one that any running node knows to be committed."""
@@ -902,6 +937,8 @@ class Operator:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._tasks: list[Callable[[], bool]] = []
+        self.leaving: list[int] = []
+        """Who is to be evicted, and is not yet."""
         self._next_token = 0
         self.accept_divergence = False  # or it counts as a violation
 
@@ -937,9 +974,10 @@ class Operator:
     def _work(self) -> None:
         """Look after everything now and then."""
         simulation = self._simulation
-        for task in list(self._tasks):  # several at once: which comes first is up to the leader
-            if task():
-                self._tasks.remove(task)
+        if not simulation.nemesis.absent:  # those who are left have enough to do
+            for task in list(self._tasks):  # several at once: which comes first is up to the leader
+                if task():
+                    self._tasks.remove(task)
         for node in list(simulation.nodes.values()):
             engine = node.engine
             if engine is not None and engine.core.is_removed and not node.is_gone:
@@ -987,13 +1025,18 @@ class Operator:
 
     def remove(self, node_id: int) -> None:
         """Have a member evicted."""
+        self.leaving.append(node_id)
         self._tasks.append(lambda: self._try_to_remove(node_id))
 
     def _try_to_remove(self, node_id: int) -> bool:
         simulation = self._simulation
         config = simulation.configuration()
+        if config.voters == {node_id}:
+            self.leaving.remove(node_id)
+            return True  # it cannot be: the others left meanwhile
         if config.was_removed(node_id):
             simulation.report.counts["evicted"] += 1
+            self.leaving.remove(node_id)
             node = simulation.nodes[node_id]
             if node.engine is None:
                 self._retire(node)
