@@ -200,6 +200,8 @@ def test_a_node_under_attack_is_afterwards_as_it_was(
     strangers = Enemy(7, *identity, secret="what the enemy takes for it")
     # Signed, but for another cluster or node, as by one whose configuration is mixed up.
     misled = [Enemy(8, identity[0] + 1, identity[1], SERVICE_SECRET), Enemy(9, identity[0], 99, SERVICE_SECRET)]
+    # What the node does by itself a little after the write is done before the enemy comes.
+    eventually(lambda: service.status()["digest_checked_index"] == service.status()["applied_index"], "the comparison")
     threads, files = threading.active_count(), open_files()
     before = service.status()
     for n in range(REQUESTS):
