@@ -57,11 +57,23 @@ def host_of(addr: str) -> str:
 
 def is_loopback(addr: str) -> bool:
     """Whether `addr` can be reached from this machine only."""
-    host = host_of(addr)
+    return is_loopback_host(host_of(addr))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a name or an address, in small letters and without brackets, is this machine's to itself."""
+    return host == "localhost" or is_loopback_ip(host)
+
+
+def is_loopback_ip(text: str) -> bool:
+    """Whether `text` is a loopback address and nothing else: no name, no port, no zone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(text)
     except ValueError:
-        return host == "localhost"
+        return False
+    # An IPv6 socket says `::ffff:127.0.0.1` of who comes by IPv4, which ipaddress knows from Python 3.13 on.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return "%" not in text and (mapped or address).is_loopback
 
 
 class Problem(Exception):

@@ -55,9 +55,17 @@ def test_a_node_that_others_can_reach_needs_authentication() -> None:
         auth.check_exposure("10.0.0.1:1", insecure=False)
     with pytest.raises(raftsvc.ConfigurationError, match="16 bytes"):
         Authenticator("short", None, False)
-    for addr in ("localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "https://localhost/raft"):
+    loopback = (
+        "localhost:1",
+        "127.0.0.1:1",
+        "127.9.9.9:1",
+        "[::1]:1",
+        "https://localhost/raft",
+        "[::ffff:127.0.0.1]:1",
+    )
+    for addr in loopback:
         assert is_loopback(addr)
-    for addr in ("127.example:1", "10.0.0.1:1", "localhost.example:1", "[::2]:1"):
+    for addr in ("127.example:1", "10.0.0.1:1", "localhost.example:1", "[::2]:1", "0.0.0.0:1", "[::]:1", "[::1%1]:1"):
         assert not is_loopback(addr)
 
 
