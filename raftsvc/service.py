@@ -115,7 +115,10 @@ def start(
     authenticate: called with the WSGI environ of a peer's request, says whether to serve it.
     mutual_tls:   peers present a client certificate, which the server verified and
                   which must be valid for their advertised host.
-    insecure:     serve everybody who reaches the port, though it is not on loopback.
+    insecure:     without any of these serve everybody who reaches the port.  Otherwise such
+                  a node is for its own machine: `laddr` and `listen` are on loopback, and
+                  what does not come straight from there is refused, whatever the server is
+                  bound to.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it.
@@ -152,10 +155,10 @@ def start(
         except (AttributeError, OSError) as error:
             raise ConfigurationError("lease_reads needs a clock that this system does not have") from error
     peer_url(laddr)
-    auth = Authenticator(secret, authenticate, mutual_tls)
+    auth = Authenticator(secret, authenticate, mutual_tls, insecure)
     for addr in (laddr, listen):
         if addr is not None:
-            auth.check_exposure(addr, insecure)
+            auth.check_exposure(addr)
     host = hosts.find_host()
     if lock_timeout is None:
         lock_timeout = 10.0 if host is None or host.graceful_timeout is None else host.graceful_timeout + 5.0

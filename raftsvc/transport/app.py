@@ -13,6 +13,9 @@ behind a dispatcher.  A body is read to its announced length, which is bounded,
 before anything is answered: an unread one would spoil the connection for the
 next request.  Every error is a problem of RFC 9457 with a stable code.  What is
 refused has changed nothing.
+
+A node without a secret, or what replaces one, answers `local_only` to all but
+livez and readyz unless the request comes from its own machine; see local.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from typing import Any, Protocol
 
 from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
-from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
+from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope
+from raftsvc.transport.local import BROKEN
 from raftsvc.transport.stream import ServedStream
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
@@ -51,6 +55,8 @@ _MAX_PARTIAL_BATCHES = 16
 _MAX_CHALLENGES = 256
 _CHALLENGE_SECONDS = 60.0
 _SNAPSHOT_OVERHEAD_BYTES = 256 * 1024
+_ALARM_SECONDS = 3600.0
+_PROBES = ("livez", "readyz")
 
 _METHODS = {
     "msg": "POST",
@@ -106,9 +112,10 @@ class App:
     def __init__(self, receiver: Receiver, auth: Authenticator) -> None:
         self._receiver = receiver
         self._auth = auth
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
         self._challenges: dict[str, float] = {}
+        self._alarmed_at: float | None = None
 
     def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         secret = b""
@@ -148,9 +155,11 @@ class App:
         allowed = _METHODS[path]
         if method != allowed and not (allowed == "GET" and method == "HEAD" and path != "stream"):
             raise _Refused(Problem(405, "method_not_allowed", f"{path} takes {allowed}", allow=allowed))
+        if path not in _PROBES:
+            self._refuse_outside(path, environ)
         if trouble is not None:
             raise _Refused(trouble)
-        if path in ("livez", "readyz"):
+        if path in _PROBES:
             is_good = self._receiver.is_live() if path == "livez" else self._receiver.is_ready()
             return (200 if is_good else 503), "text/plain; charset=utf-8", (b"ok\n" if is_good else b"not ready\n"), b""
         envelope = Envelope.from_environ(method, path, environ)
@@ -166,6 +175,41 @@ class App:
         except (NotApplied, RaftError, OSError) as error:
             logger.warning("a %s was not served: %s", path, error)
             raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error
+
+    def _refuse_outside(self, path: str, environ: Mapping[str, Any]) -> None:
+        """Refuse what may come from another machine, if this node serves none."""
+        trace = self._auth.trace_of_outside(environ)
+        if trace is None:
+            return
+        if trace != BROKEN:
+            self._alarm(path, trace)
+        # Without the trace, in which may stand what a proxy told this server and not its client.
+        served = "straight from its own machine: from a loopback address, to a loopback Host, through no proxy"
+        raise _Refused(
+            Problem(
+                403, "local_only", f"this node has no secret and serves only what comes {served}; {WAYS_TO_BE_REACHED}"
+            )
+        )
+
+    def _alarm(self, path: str, trace: str) -> None:
+        """Say that the server is reached from elsewhere.
+
+        Not of each request, or strangers filled the log; but again after an hour, for what was
+        said weeks ago has been rotated away while the server is still reached.
+        """
+        now = time.monotonic()
+        with self._lock:
+            if self._alarmed_at is not None and now - self._alarmed_at < _ALARM_SECONDS:
+                return
+            self._alarmed_at = now
+        logger.error(
+            "a request for %s was refused, since %s: this node has no secret, so it serves its own machine only, but "
+            "its server is reached from elsewhere. Bind the server to 127.0.0.1, or %s. More are refused without a "
+            "word for an hour.",
+            path,
+            trace,
+            WAYS_TO_BE_REACHED,
+        )
 
     def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
         sender_addr = None

@@ -5,6 +5,8 @@ meaning, and every answer one over the request's and its own content, so neither
 can be altered, addressed to another node, or swapped for another.  There is no
 clock window: a repeated Raft message is harmless by its term and index, what
 could be harmed carries an identity of its own.  Nothing is encrypted.
+
+Without any of the three a node is open, and serves its own machine only.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.transport.frames import Seal
+from raftsvc.transport.local import trace_of_outside
 from raftsvc.transport.wire import host_of, is_loopback
 
 MIN_SECRET_BYTES = 16
 Judge = Callable[[Mapping[str, Any]], bool]
 _TRANSLATED = ("Raft-Version", "Raft-Cluster", "Raft-From", "Raft-To", "Raft-Part", "Raft-Nonce")
 AUTH_HEADER = "Raft-Auth"
+WAYS_TO_BE_REACHED = (
+    "give all nodes the same secret=, or mutual TLS, or an authenticate= callable; "
+    "insecure=True admits everybody who reaches the port"
+)
 
 
 class Envelope(NamedTuple):
@@ -59,11 +66,13 @@ class Authenticator:
         secret: str | bytes | Sequence[str | bytes] | None,
         judge: Judge | None,
         mutual_tls: bool,
+        insecure: bool = False,
     ) -> None:
         """secret: one, or several during a rotation: the first signs, any verifies.
 
         judge:      called with the WSGI environ of each request, says whether its sender is a peer.
         mutual_tls: the server verified a client certificate, which must be valid for the sender's host.
+        insecure:   without any of these serve everybody, and not this machine only.
         """
         given = [secret] if isinstance(secret, (str, bytes)) else list(secret or ())
         self._secrets = [s.encode() if isinstance(s, str) else bytes(s) for s in given]
@@ -73,19 +82,23 @@ class Authenticator:
             )
         self._judge = judge
         self._mutual_tls = mutual_tls
+        is_open = not self._secrets and judge is None and not mutual_tls
+        self._is_local_only = is_open and not insecure
 
-    @property
-    def is_open(self) -> bool:
-        """Whether anybody who reaches this node is taken for a peer."""
-        return not self._secrets and self._judge is None and not self._mutual_tls
+    def check_exposure(self, addr: str) -> None:
+        """Refuse to be open to other machines unless that was asked for; raises ConfigurationError.
 
-    def check_exposure(self, addr: str, insecure: bool) -> None:
-        """Refuse to be open to other machines unless that was asked for; raises ConfigurationError."""
-        if self.is_open and not insecure and not is_loopback(addr):
-            raise ConfigurationError(
-                f"{addr} can be reached from other machines: give all nodes the same secret=, or mutual TLS, or an "
-                "authenticate= callable; insecure=True admits everybody who reaches the port"
-            )
+        What server `addr` leads to is not known; so it does not replace `trace_of_outside`.
+        """
+        if self._is_local_only and not is_loopback(addr):
+            raise ConfigurationError(f"{addr} can be reached from other machines: {WAYS_TO_BE_REACHED}")
+
+    def trace_of_outside(self, environ: Mapping[str, Any]) -> str | None:
+        """If this node serves its own machine only, what tells that a request may come from elsewhere; else None.
+
+        To be asked first, and of every request that tells or changes anything.
+        """
+        return trace_of_outside(environ) if self._is_local_only else None
 
     def sign(self, envelope: Envelope, body: bytes) -> str:
         """The value of AUTH_HEADER for a request; empty without a secret."""

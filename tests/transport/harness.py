@@ -63,7 +63,8 @@ class Recorder:
 
 
 def make_app(recorder: Recorder, secret: Any = SECRET, **options: Any) -> App:
-    return App(recorder, Authenticator(secret, options.get("judge"), options.get("mutual_tls", False)))
+    auth = Authenticator(secret, options.get("judge"), options.get("mutual_tls", False), options.get("insecure", False))
+    return App(recorder, auth)
 
 
 class Answer:
@@ -114,6 +115,9 @@ def request(path: str, body: bytes, secret: Any = SECRET, **changes: Any) -> dic
         "PATH_INFO": f"/{path}",
         "CONTENT_TYPE": CONTENT_TYPE,
         "CONTENT_LENGTH": str(len(body)),
+        "REMOTE_ADDR": "127.0.0.1",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "127.0.0.1:8001",
         "wsgi.input": io.BytesIO(body),
     }
     for name, value in {**envelope.headers(), AUTH_HEADER: mac}.items():

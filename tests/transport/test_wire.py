@@ -43,16 +43,17 @@ def test_addresses_mean_base_urls() -> None:
 
 def test_a_node_that_others_can_reach_needs_authentication() -> None:
     nobody = Authenticator(None, None, False)
-    nobody.check_exposure("127.0.0.1:1", insecure=False)
-    nobody.check_exposure("10.0.0.1:1", insecure=True)
-    with pytest.raises(raftsvc.ConfigurationError, match="secret"):
-        nobody.check_exposure("10.0.0.1:1", insecure=False)
+    nobody.check_exposure("127.0.0.1:1")
+    Authenticator(None, None, False, insecure=True).check_exposure("10.0.0.1:1")
+    for addr in ("10.0.0.1:1", "0.0.0.0:1", "[::]:1", "[::ffff:10.0.0.1]:1", "a.example:1"):
+        with pytest.raises(raftsvc.ConfigurationError, match="secret"):
+            nobody.check_exposure(addr)
     for auth in (
         Authenticator("long enough for a secret", None, False),
         Authenticator(None, lambda environ: True, False),
         Authenticator(None, None, True),
     ):
-        auth.check_exposure("10.0.0.1:1", insecure=False)
+        auth.check_exposure("10.0.0.1:1")
     with pytest.raises(raftsvc.ConfigurationError, match="16 bytes"):
         Authenticator("short", None, False)
     loopback = (
