@@ -266,7 +266,8 @@ class Service:
         membership that an earlier attempt made.
 
         Raises ExistingClusterError, AddressNotAllowedError, AddressInUseError,
-        PeerUninitializedError, JoinFailedError, StorageError.
+        PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError if
+        the member has no secret, and so serves its own machine only, which is another.
         """
         self._check_process()
         deadline = time.monotonic() + timeout

@@ -24,6 +24,7 @@ _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,
     "address_in_use": AddressInUseError,
     "uninitialized": PeerUninitializedError,
+    "local_only": ConfigurationError,
 }
 
 
@@ -38,6 +39,7 @@ def request_join(
 
     Safe to repeat: the token makes the cluster give the same id again.  Raises
     AddressNotAllowedError, AddressInUseError, PeerUninitializedError,
+    ConfigurationError if who is asked has no secret and this is another machine,
     JoinFailedError when `timeout` seconds are over.
     """
     deadline = time.monotonic() + timeout

@@ -21,7 +21,7 @@ import requests
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import raftsvc
-from raftsvc.transport import App, SnapshotChunk
+from raftsvc.transport import App, Authenticator, SnapshotChunk
 from raftsvc.transport import app as app_module
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.local import trace_of_outside
@@ -633,3 +633,25 @@ def test_a_service_serves_strangers_only_if_it_was_told_to(tmp_path: Path, insec
         assert call(service, asking("status")).status == 200  # type: ignore[arg-type]
     finally:
         service.stop()
+
+
+def test_joining_who_serves_another_machine_only_fails_at_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+    app = App(Recorder(), Authenticator(None, None, False))
+
+    def elsewhere(environ: dict[str, Any], start_response: Any) -> Any:
+        asked.append(environ["PATH_INFO"])
+        return app({**environ, "REMOTE_ADDR": "10.0.0.9"}, start_response)
+
+    listener = Listener(elsewhere, "127.0.0.1:0")
+    listener.start()
+    service = raftsvc.start("127.0.0.1:1", tmp_path, None, ListState())
+    try:
+        assert listener.wait_bound(PATIENCE) and listener.address is not None
+        boot = f"127.0.0.1:{listener.address[1]}"
+        with pytest.raises(raftsvc.ConfigurationError, match=rf"{boot}.*secret="):
+            service.join(boot, timeout=PATIENCE)
+        assert asked == ["/raft/join"], "it was not asked again"
+    finally:
+        service.stop()
+        listener.stop()
