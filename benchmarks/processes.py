@@ -25,13 +25,21 @@ class Failure(Exception):
 class Process:
     """One started program and what it forked: a process group."""
 
-    def __init__(self, name: str, command: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> None:
         # The kernel ends a child whose parent *thread* ended.
         assert threading.current_thread() is threading.main_thread()
         self.name = name
         self.log = log
         self._command = command
         self._environment = {**os.environ, **(environment or {})}
+        self._directory = directory
         self.start()
 
     def start(self) -> None:
@@ -39,6 +47,7 @@ class Process:
             self._popen = subprocess.Popen(
                 self._command,
                 env=self._environment,
+                cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -21,9 +21,12 @@ POOL_THREADS = 32
 
 
 class Web:
-    """One web process, and its node, be it inside the process or beside it."""
+    """One web process, and its node, be it inside the process or beside it.
 
-    def __init__(self, name: str, home: Path, backend: str, config: dict[str, Any]) -> None:
+    source: where it imports raftsvc and the benchmarks from; the installed ones if none is given.
+    """
+
+    def __init__(self, name: str, home: Path, backend: str, config: dict[str, Any], source: Path | None = None) -> None:
         self.name = name
         self.port = free_ports(1)[0]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -38,7 +41,10 @@ class Web:
                 *("--bind", f"127.0.0.1:{self.port}", "benchmarks.web:main()"),
             ],
             home / f"{name}.log",
-            {"BENCH_BACKEND": backend, "BENCH_CONFIG": json.dumps(config)},
+            # The directory of `python -m` comes before PYTHONPATH, and both before what is installed.
+            {"BENCH_BACKEND": backend, "BENCH_CONFIG": json.dumps(config)}
+            | ({"PYTHONPATH": str(source)} if source else {}),
+            directory=source,
         )
 
     def get(self, path: str) -> Any:
@@ -88,10 +94,11 @@ class System:
     backend = ""
     packages: tuple[str, ...] = ()
 
-    def __init__(self, nodes: int, home: Path, **options: Any) -> None:
+    def __init__(self, nodes: int, home: Path, *, source: Path | None = None, **options: Any) -> None:
         self.nodes = nodes
         self.home = home / f"{self.name}-{time.monotonic_ns()}"
         self.home.mkdir(parents=True)
+        self.source = source
         self.options = options
         self.webs: list[Web] = []
         self.servers: list[Process] = []
@@ -112,7 +119,8 @@ class System:
         """Start the nodes and the web processes; returns when all know a leader and can write."""
         self.start_servers()
         self.webs = [
-            Web(f"{self.name}-{index}", self.home, self.backend, self.config_of(index)) for index in range(self.nodes)
+            Web(f"{self.name}-{index}", self.home, self.backend, self.config_of(index), self.source)
+            for index in range(self.nodes)
         ]
         for web in self.webs:
             wait_until(web.is_up, f"{web.name} answers")

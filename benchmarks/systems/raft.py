@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
 import time
 from pathlib import Path
@@ -57,6 +58,14 @@ class Backend:
             "applied": status.get("applied_index", 0),
             "opened_seconds": self._opened_seconds,
             "fsyncs": status.get("fsync_count", 0),
+        }
+
+    def modules(self) -> dict[str, str]:
+        """What is imported of raftsvc, and from which file."""
+        return {
+            name: module.__file__ or ""
+            for name, module in sorted(sys.modules.items())
+            if name.partition(".")[0] == "raftsvc"
         }
 
     def init(self) -> None:
