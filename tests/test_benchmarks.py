@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plot, report
+from benchmarks import paired, plot, report
 from benchmarks.load import Load, Spec, counter_of
 
 
@@ -168,3 +168,113 @@ def test_a_load_counts_what_was_acknowledged() -> None:
 def test_a_load_notices_a_read_that_misses_an_acknowledged_write() -> None:
     seen = run_until(Load(Memory(forgets=True), Spec("k", "mixed", 1)), 3)
     assert any(error.startswith("StaleRead") for error in seen["errors"])
+
+
+def pair(number: int, new: dict[str, Any], old: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one round, in which one version may be faster, or cost more, than the other."""
+    usual = {
+        "ops_per_second": 1000.0,
+        "cpu_ms_per_op": 0.5,
+        "syscalls_per_op": 20.0,
+        "file_calls_per_op": 4.0,
+        "wakeups_per_op": 10.0,
+        "involuntary_per_op": 1.0,
+        "fsyncs_per_op": 3.0,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+    }
+    return [{"round": number, "version": name} | usual | changes for name, changes in (("new", new), ("old", old))]
+
+
+def verdict_of(new: dict[str, list[float]], rounds: int = 15) -> str:
+    """On a new version that has, beside one that is as usual, these values in turn."""
+    rows = [
+        row
+        for number in range(rounds)
+        for row in pair(number, {name: values[number % len(values)] for name, values in new.items()}, {})
+    ]
+    return paired.verdict(paired.compare(rows))
+
+
+def test_turns_alternate_which_version_goes_first() -> None:
+    assert [name for number in (1, 2, 3) for name in paired.order(number)] == [
+        *("new", "old"),
+        *("old", "new"),
+        *("new", "old"),
+    ]
+
+
+def test_the_interval_of_equal_ratios_is_that_ratio() -> None:
+    assert paired.bootstrap([0.9] * 15) == paired.Estimate(0.9, 0.9, 0.9)
+
+
+def test_the_interval_of_known_ratios_is_that_of_their_order_statistics() -> None:
+    # Of a sample of 15 with replacement, the median is at most the fourth value if eight or more are among
+    # the four least, a probability of 2.7 %; at most the third, 0.4 %.
+    estimate = paired.bootstrap([0.01 * number for number in range(93, 108)])
+    assert (estimate.centre, estimate.low, estimate.high) == pytest.approx((1.0, 0.96, 1.04))
+    assert paired.bootstrap([1.0, 1.1, 1.3] * 5) == paired.bootstrap([1.0, 1.1, 1.3] * 5)
+
+
+def test_ratios_are_of_one_round_whichever_version_came_first() -> None:
+    rows = pair(1, {"ops_per_second": 500.0}, {}) + pair(2, {}, {"ops_per_second": 250.0})[::-1]
+    rate = paired.compare(rows)[0]
+    assert rate.figure.title == "operations/s"
+    assert rate.ratios == [0.5, 4.0]
+    assert (rate.new, rate.old) == (750.0, 625.0)
+
+
+def test_a_round_that_failed_for_one_version_is_left_out() -> None:
+    rows = pair(1, {"ops_per_second": 1.0}, {})[:1] + pair(2, {}, {})
+    assert paired.compare(rows)[0].ratios == [1.0]
+
+
+def test_equal_versions_are_no_worse() -> None:
+    assert verdict_of({}) == "no worse"
+    assert verdict_of({"ops_per_second": [980.0, 1020.0], "wakeups_per_op": [10.2]}) == "no worse"
+
+
+def test_a_slower_version_is_worse_however_little_if_that_is_certain() -> None:
+    assert verdict_of({"ops_per_second": [980.0]}) == (
+        "WORSE: operations/s 0.980 (0.980 to 0.980): the interval does not reach 1"
+    )
+
+
+def test_a_version_that_costs_more_is_worse() -> None:
+    assert verdict_of({"syscalls_per_op": [21.0]}) == (
+        "WORSE: system calls/op 1.050 (1.050 to 1.050): the centre is above 1.03"
+    )
+    assert verdict_of({"p99_ms": [9.0]}) == "no worse"  # shown, not judged
+
+
+def test_noise_makes_a_verdict_unclear_and_not_a_bad_one() -> None:
+    assert verdict_of({"cpu_ms_per_op": [0.3, 0.55, 0.7]}).startswith("UNCLEAR, take more rounds: CPU ms/op 1.100")
+    assert verdict_of({"ops_per_second": [500.0, 900.0, 1200.0]}).startswith("UNCLEAR, take more rounds: operations/s")
+
+
+def test_a_loss_that_the_rounds_do_not_exclude_is_told() -> None:
+    assert verdict_of({"ops_per_second": [800.0, 1000.0, 1300.0]}) == (
+        "no worse, but 20 % fewer operations a second are not excluded"
+    )
+
+
+def test_few_pairs_give_no_verdict() -> None:
+    assert verdict_of({"ops_per_second": [500.0]}, rounds=5).startswith("UNCLEAR: 5 pairs are too few")
+    assert verdict_of({"ops_per_second": [500.0]}, rounds=6).startswith("WORSE")
+    assert paired.verdict(paired.compare([])).startswith("UNCLEAR: 0 pairs")
+
+
+def test_calls_of_read_and_write_stand_in_for_system_calls_that_were_not_counted() -> None:
+    def titles(calls: float | None) -> list[str]:
+        counted = {"syscalls_per_op": calls}
+        return [found.figure.title for found in paired.compare(pair(1, counted, counted))]
+
+    assert "system calls/op" in titles(20.0)
+    assert "read, write calls/op" not in titles(20.0)
+    assert "system calls/op" not in titles(None)
+    assert "read, write calls/op" in titles(None)
+
+
+def test_what_hardly_happens_is_not_compared() -> None:
+    few = {"fsyncs_per_op": 0.0004}
+    assert "fsyncs/op" not in [found.figure.title for found in paired.compare(pair(1, few, few))]
