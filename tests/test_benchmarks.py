@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import paired, plot, report
+from benchmarks import paired, plot, report, usage
 from benchmarks.load import Load, Spec, counter_of
+from benchmarks.processes import Failure
 
 
 def row(system: str, rate: float, **changes: Any) -> dict[str, Any]:
@@ -278,3 +284,51 @@ def test_calls_of_read_and_write_stand_in_for_system_calls_that_were_not_counted
 def test_what_hardly_happens_is_not_compared() -> None:
     few = {"fsyncs_per_op": 0.0004}
     assert "fsyncs/op" not in [found.figure.title for found in paired.compare(pair(1, few, few))]
+
+
+def test_operations_between_two_moments_take_their_part_of_a_bucket() -> None:
+    buckets = [[0.0, 10, 0.1], [0.5, 20, 0.1], [1.0, 40, 0.1]]
+    assert usage.operations_between(buckets, 0.5, 0.25, 1.25) == 5 + 20 + 20
+    assert usage.operations_between(buckets, 0.5, 2.0, 3.0) == 0
+
+
+def test_usage_is_that_of_all_threads() -> None:
+    ended = threading.Event()
+
+    def wake_often() -> None:
+        while not ended.wait(0.0001):
+            pass
+
+    thread = threading.Thread(target=wake_often)
+    thread.start()
+    before = usage.usage([os.getpid()])
+    used = before
+    while used.voluntary < 20 or used.cpu_seconds <= 0:
+        used = usage.usage([os.getpid()]).since(before)
+    ended.set()
+    thread.join()
+    assert used.file_calls > 0  # of looking
+
+
+def test_usage_of_a_process_that_ended_is_a_clear_error() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    with pytest.raises(Failure, match=f"process {process.pid} is gone"):
+        usage.usage([process.pid])
+
+
+def test_counts_of_perf_and_strace_are_understood() -> None:
+    perf = " Counter stats:\n\n   122771      raw_syscalls:sys_enter   \n\n  0.509592104 seconds time elapsed\n"
+    assert usage.parse_perf(perf) == (122771, 0.509592104)
+    line = "------ ----------- ----------- --------- --------- ----------------\n"
+    assert usage.parse_strace(line + "100.00    0.000000           0        29         1 total\n") == 29
+    assert usage.parse_strace(line + "100.00    0.000000           0        31           total\n") == 31
+    with pytest.raises(Failure, match="No permission"):
+        usage.parse_perf("Error: No permission to enable raw_syscalls:sys_enter")
+    with pytest.raises(Failure, match="Operation not permitted"):
+        usage.parse_strace("strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted")
+
+
+def test_without_perf_and_strace_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert usage.choose_counter(tmp_path) == (None, "perf is not installed; strace is not installed")
