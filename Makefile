@@ -77,7 +77,7 @@ $(BENCH_STAMP): setup.cfg setup.py
 	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[bench]'
 	@touch $@
 
-bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj; ARGS="--quick" for two minutes, ARGS="--help" for the choice
+bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj, or ARGS="--against REV" with a git revision; ARGS="--quick", ARGS="--help"
 	$(BENCH_PY) -m benchmarks $(ARGS)
 
 clean:  ## remove the virtual environment and everything generated

@@ -3,6 +3,7 @@
     make bench                      everything, five rounds: about an hour and a half
     make bench ARGS="--quick"       two minutes, to see that it works
     make bench ARGS="costs"         restarting, snapshots, dead and hung peers, catching up
+    make bench ARGS="--against REV" this version and that of a git revision, in turns: a quarter of an hour
     python -m benchmarks --help     what can be chosen
 
 Every system is measured from inside a web process under gunicorn, by threads
@@ -15,5 +16,8 @@ reported is the median of the rounds.  Linux only: processes are read in /proc.
     systems/    one module a system: how it starts, and how a handler writes and reads through it
     runner      rounds, cases, and the checks after each
     costs       what restarting, snapshots, dead peers and catching up cost
+    against     two versions of raftsvc: where each comes from, turns, and the tables
+    paired      what the turns say: ratios, intervals, verdicts
+    usage       processor time, wake-ups and system calls of processes
     report      the tables; plot makes the picture
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks import costs, environment, report
+from benchmarks import against, costs, environment, report, usage
 from benchmarks.processes import Failure
 from benchmarks.runner import GROUPS, cases, run_rounds
 from benchmarks.systems import SYSTEMS
@@ -24,6 +24,14 @@ _FULL = {
     "rounds": 5,
     "seconds": 3.0,
     "warmup_seconds": 1.0,
+}
+_AGAINST = {
+    "only": ["write", "read"],
+    "threads": [1, 8, 64],
+    "systems": ["raftsvc"],
+    "rounds": 15,
+    "seconds": 2.0,
+    "warmup_seconds": 0.2,
 }
 _QUICK = {
     "only": ["write", "read", "http"],
@@ -62,9 +70,11 @@ def main() -> int:
             print("WARNING: this machine has other work to do; expect figures that are too low, and noise")
         if arguments.what == "costs":
             _run_costs(arguments, home, results)
+        elif arguments.against:
+            _run_against(arguments, home, results)
         else:
             _run_load(arguments, home, results)
-        print("\n" + report.text(results))
+        print("\n" + (against.text(results) if arguments.against else report.text(results)))
         return any(row["check"] != "ok" for row in results["rows"])
     except Failure as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
@@ -86,6 +96,34 @@ def _run_load(arguments: argparse.Namespace, home: Path, results: dict[str, Any]
     ):
         results["rows"].append(row)
         _save(arguments, results)
+
+
+def _run_against(arguments: argparse.Namespace, home: Path, results: dict[str, Any]) -> None:
+    versions = against.prepare(arguments.against, home)
+    count_calls, how = usage.choose_counter(home)
+    results["against"] = {name: version.what for name, version in versions.items()}
+    results["against"]["calls"] = against.calls_text(count_calls, how)
+    chosen = cases(arguments.only, tuple(arguments.threads))
+    case_seconds = against.seconds_of_case(arguments.warmup_seconds, arguments.seconds)
+    minutes = len(arguments.systems) * arguments.rounds * (5 + len(chosen) * case_seconds) / 60
+    _say(f"{arguments.rounds} rounds, about {minutes:.0f} minutes")
+    for name in versions:
+        _say(f"{name}: {results['against'][name]}")
+    for row in against.run_rounds(
+        chosen,
+        arguments.systems,
+        arguments.rounds,
+        arguments.warmup_seconds,
+        arguments.seconds,
+        home,
+        versions,
+        count_calls,
+        _say,
+    ):
+        results["rows"].append(row)
+        _save(arguments, results)
+    results["against"]["conclusions"] = against.conclude(results["rows"])
+    _save(arguments, results)
 
 
 def _run_costs(arguments: argparse.Namespace, home: Path, results: dict[str, Any]) -> None:
@@ -118,6 +156,12 @@ def _arguments() -> argparse.Namespace:
     load.add_argument("--seconds", type=float, help="measured, in each case; default: 3")
     load.add_argument("--warmup-seconds", type=float, help="default: 1")
     load.add_argument("--quick", action="store_true", help="two minutes, to see that it works; other defaults")
+    load.add_argument(
+        "--against",
+        metavar="REV",
+        help="compare with raftsvc at this git revision, in turns, instead of with other systems; "
+        "defaults: --only write,read --threads 1,8,64 --rounds 15 --seconds 2 --warmup-seconds 0.2",
+    )
     other = kinds.add_parser("costs", help="restart, snapshots, dead and hung peers, catching up")
     other.add_argument("cases", nargs="*", default=list(costs.CASES), help=f"of {' '.join(costs.CASES)}")
     other.add_argument("--quick", action="store_true", help="smaller numbers")
@@ -130,15 +174,26 @@ def _arguments() -> argparse.Namespace:
         given = ["load", *given]
     arguments = parser.parse_args(given)
     if arguments.what == "costs":
-        arguments.rounds, arguments.seconds, arguments.warmup_seconds = 1, 0.0, 0.0
+        arguments.rounds, arguments.seconds, arguments.warmup_seconds, arguments.against = 1, 0.0, 0.0, None
         unknown = set(arguments.cases) - set(costs.CASES)
         if unknown:
             parser.error(f"there is no case {', '.join(sorted(unknown))}")
     else:
-        for name, value in (_QUICK if arguments.quick else _FULL).items():
+        for name, value in _defaults(arguments).items():
             if getattr(arguments, name) is None:
                 setattr(arguments, name, value)
+        if arguments.against:
+            if "http" in arguments.only:
+                parser.error("--against does not measure http")
+            if not set(arguments.systems) <= set(report.SUBJECTS):
+                parser.error(f"--against compares versions of {' and '.join(report.SUBJECTS)} alone")
     return arguments
+
+
+def _defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not arguments.against:
+        return _QUICK if arguments.quick else _FULL
+    return _AGAINST | ({"threads": [1, 8], "rounds": 3, "seconds": 1.0} if arguments.quick else {})
 
 
 def _names(known: Any) -> Any:

@@ -43,17 +43,18 @@ def medians(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def text(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [_environment(results), _systems(results["systems"])]
+    parts = [environment(results), _systems(results["systems"])]
     found = medians(results["rows"])
     titles: dict[str, list[dict[str, Any]]] = {}
     for row in found:
-        titles.setdefault(_title(row["case"]), []).append(row)
+        titles.setdefault(title(row["case"]), []).append(row)
     parts += [f"## {title}\n\n{_table(rows, results['systems'])}" for title, rows in titles.items()]
     parts += [_costs(title, rows) for title, rows in results.get("costs", {}).items()]
     return "\n\n".join(parts) + "\n"
 
 
-def _environment(results: dict[str, Any]) -> str:
+def environment(results: dict[str, Any]) -> str:
+    """The machine, and how long it was measured."""
     e, s, rows = results["environment"], results["settings"], results["rows"]
     text = (
         f"{e['date']}; {e['cpus']} x {e['cpu_model']}, {e['memory_gib']} GiB, load average {e['load_average']} before;"
@@ -81,7 +82,8 @@ def _systems(systems: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _title(case: dict[str, Any]) -> str:
+def title(case: dict[str, Any]) -> str:
+    """Of a case, whatever its threads."""
     kinds = {"write": "Writes", "read": "Linearizable reads", "mixed": "Half writes, half linearizable reads"}
     where = {
         "leader": "in the web process of the leader",

@@ -78,9 +78,7 @@ def run_rounds(
 
 
 def run_case(system: System, case: Case, round_number: int, warmup_seconds: float, seconds: float) -> Row:
-    # Keys are used again in the next round, not in the next case.
-    label = f"{case.group}-{case.kind}-{case.threads}-{case.value_bytes}-{case.via}"
-    spec = Spec(label, case.kind, case.threads, case.value_bytes)
+    spec = Spec(label_of(case), case.kind, case.threads, case.value_bytes)
     for process in system.processes():
         process.forget_peak()
     fsyncs, cpu = system.fsyncs(), system.cpu_seconds()
@@ -112,6 +110,11 @@ def run_case(system: System, case: Case, round_number: int, warmup_seconds: floa
         "peak_web_mb": max(of_webs) / 2**20,
         **check(system, seen),
     }
+
+
+def label_of(case: Case) -> str:
+    """What its keys begin with: they are used again in the next round, not in the next case."""
+    return f"{case.group}-{case.kind}-{case.threads}-{case.value_bytes}-{case.via}"
 
 
 def check(system: System, seen: dict[str, Any]) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,9 +14,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import paired, plot, report, usage
+from benchmarks import against, paired, plot, report, usage
 from benchmarks.load import Load, Spec, counter_of
 from benchmarks.processes import Failure
+
+needs_git = pytest.mark.skipif(
+    not shutil.which("git") or not (against.ROOT / ".git").exists(), reason="this is no checkout of git"
+)
 
 
 def row(system: str, rate: float, **changes: Any) -> dict[str, Any]:
@@ -286,6 +292,17 @@ def test_what_hardly_happens_is_not_compared() -> None:
     assert "fsyncs/op" not in [found.figure.title for found in paired.compare(pair(1, few, few))]
 
 
+def test_the_report_of_two_versions_shows_each_pair_and_the_verdict() -> None:
+    shown = results(
+        *(row("raftsvc", 1) | one for number in range(1, 7) for one in pair(number, {"cpu_ms_per_op": 0.6}, {}))
+    )
+    shown["against"] = {"new": "the working tree", "old": "v1", "calls": against.calls_text(None, "perf is missing")}
+    text = against.text(shown)
+    assert "| CPU ms/op | 0.6 | 0.5 | 1.200 | 1.200 to 1.200 | 1.20 1.20 1.20 1.20 1.20 1.20 |" in text
+    assert "**write, 8 threads: WORSE: CPU ms/op 1.200 (1.200 to 1.200): the centre is above 1.03**" in text
+    assert "system calls: cannot be counted here (perf is missing)" in text
+
+
 def test_operations_between_two_moments_take_their_part_of_a_bucket() -> None:
     buckets = [[0.0, 10, 0.1], [0.5, 20, 0.1], [1.0, 40, 0.1]]
     assert usage.operations_between(buckets, 0.5, 0.25, 1.25) == 5 + 20 + 20
@@ -332,3 +349,50 @@ def test_counts_of_perf_and_strace_are_understood() -> None:
 def test_without_perf_and_strace_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert usage.choose_counter(tmp_path) == (None, "perf is not installed; strace is not installed")
+
+
+def test_a_module_from_elsewhere_is_noticed(tmp_path: Path) -> None:
+    modules = {"raftsvc": str(tmp_path / "raftsvc/__init__.py"), "raftsvc.kv": "/elsewhere/raftsvc/kv/__init__.py"}
+    assert list(against.not_below(tmp_path / "raftsvc", modules)) == ["raftsvc.kv"]
+    assert against.not_below(tmp_path / "raftsvc", {})
+
+
+@needs_git
+def test_a_revision_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="no commit of-nobody"):
+        against.prepare("of-nobody", tmp_path)
+    with pytest.raises(Failure, match="no commit --help"):
+        against.prepare("--help", tmp_path)
+
+
+@needs_git
+def test_both_versions_are_copied_aside(tmp_path: Path) -> None:
+    versions = against.prepare("HEAD", tmp_path)
+    assert list(versions) == ["new", "old"]
+    for version in versions.values():
+        assert (version.source / "raftsvc" / "__init__.py").is_file()
+        assert (version.source / "benchmarks" / "web.py").is_file()
+    assert versions["old"].what.startswith("HEAD, ")
+
+
+@needs_git
+@pytest.mark.processes
+def test_each_version_is_imported_from_its_own_copy_and_nothing_is_left(tmp_path: Path) -> None:
+    command = "-m benchmarks --against HEAD --only write --threads 2 --rounds 1 --seconds 0.2 --warmup-seconds 0.1"
+    found = tmp_path / "results.json"
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, *command.split(), "--dir", str(home), "--json", str(found)],
+        cwd=against.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(found.read_text())
+    turns = [(row["version"], Path(row["imported_from"]).parts[-2:]) for row in content["rows"]]
+    assert turns == [("new", ("new", "raftsvc")), ("old", ("old", "raftsvc"))]
+    assert all(row["cpu_ms_per_op"] > 0 and row["wakeups_per_op"] > 0 for row in content["rows"])
+    assert "write, 2 threads: UNCLEAR: 1 pairs are too few" in done.stdout
+    assert not list(home.iterdir())
