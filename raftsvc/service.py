@@ -3,7 +3,7 @@
 `start` makes a Service; a web application mounts its WSGI callable under
 `/raft/` and calls `exec` and `wait_read` from request handlers.  Here are the
 things that concern callers: which calls are possible when, how many may wait,
-how long, in which process.  What runs behind them is `raftsvc.node`.
+how long, in which process.  What runs behind them is `raftsvc.member.node`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from raftsvc import hosts
-from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, HardState, Message, make_entry
 from raftsvc.core.raft import Refusal
-from raftsvc.engine import EngineOptions
 from raftsvc.errors import (
     ConfigurationError,
     ExistingClusterError,
@@ -44,7 +41,10 @@ from raftsvc.errors import (
     UninitializedError,
     UnknownPeerError,
 )
-from raftsvc.node import Node, NodeOptions, read_boot_clock
+from raftsvc.host import servers
+from raftsvc.member.calls import Call, Read
+from raftsvc.member.engine import EngineOptions
+from raftsvc.member.node import Node, NodeOptions, read_boot_clock
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.transport import (
@@ -159,7 +159,7 @@ def start(
     for addr in (laddr, listen):
         if addr is not None:
             auth.check_exposure(addr)
-    host = hosts.find_host()
+    host = servers.find_host()
     if lock_timeout is None:
         lock_timeout = 10.0 if host is None or host.graceful_timeout is None else host.graceful_timeout + 5.0
     engine_options = EngineOptions(
@@ -196,7 +196,7 @@ class Service:
         state: State,
         auth: Authenticator,
         options: NodeOptions,
-        host: hosts.HostPool | None,
+        host: servers.HostPool | None,
         max_waiting: int | None,
         max_instruction_bytes: int,
         listen: str | None,
@@ -227,7 +227,7 @@ class Service:
         if host is not None:
             self._begin_to_watch(host)
 
-    def _begin_to_watch(self, host: hosts.HostPool) -> None:
+    def _begin_to_watch(self, host: servers.HostPool) -> None:
         threading.Thread(target=self._watch_host, args=(host,), name="raftsvc-host", daemon=True).start()
 
     def _start_node(self) -> None:
@@ -580,7 +580,7 @@ class Service:
             raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
         return node
 
-    def _watch_host(self, host: hosts.HostPool) -> None:
+    def _watch_host(self, host: servers.HostPool) -> None:
         """Leave in good order when the server begins to shut down, before its grace ends.
 
         Callers that wait are given half of that grace to be served.
@@ -604,7 +604,7 @@ class _Admission:
     not given to callers; where that would take most of the pool there are none.
     """
 
-    def __init__(self, limit: int | None, host: hosts.HostPool | None, has_listener: bool) -> None:
+    def __init__(self, limit: int | None, host: servers.HostPool | None, has_listener: bool) -> None:
         self._lock = threading.Lock()  # guards all below
         self._is_fixed = limit is not None or has_listener
         self._has_listener = has_listener
@@ -623,7 +623,7 @@ class _Admission:
             return self._limit
         return max(1, self._limit - max(self._pinned, self._reserved))
 
-    def _adopt(self, host: hosts.HostPool) -> None:
+    def _adopt(self, host: servers.HostPool) -> None:
         if host.threads is None:
             return
         # Two stay free for peers, and for a snapshot beside their messages.
@@ -635,12 +635,12 @@ class _Admission:
                 host.threads,
             )
 
-    def learn(self, environ: Mapping[str, Any]) -> hosts.HostPool | None:
+    def learn(self, environ: Mapping[str, Any]) -> servers.HostPool | None:
         """At the first request look for the server that serves it; returns what was found just now."""
         if self._has_looked or "raftsvc.listener" in environ:
             return None
         self._has_looked = True
-        host = hosts.find_host(environ)
+        host = servers.find_host(environ)
         if host is not None and not self._is_fixed:
             self._adopt(host)
         return host
@@ -652,7 +652,7 @@ class _Admission:
         """
         if "raftsvc.listener" in environ:
             return lambda: None
-        host = None if self._has_listener else hosts.find_host(environ)
+        host = None if self._has_listener else servers.find_host(environ)
         if host is None or (host.threads is None and host.server != "werkzeug"):
             raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")
         if host.threads is None:

@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
-        "engine.py",
+        "member/engine.py",
         "                self._store.install_incoming()\n"
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
@@ -268,7 +268,7 @@ MUTANTS = (
     ),
     Mutant(
         "read before the index is applied",
-        "calls.py",
+        "member/calls.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
     ),
@@ -292,7 +292,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lease is looked at by an old clock",
-        "engine.py",
+        "member/engine.py",
         "            self.core.now = self._runner.now()\n",
         "            self.core.now = self.ticks * self.options.tick_ns\n",
         kinds=_LEASE_KINDS,
@@ -335,28 +335,31 @@ MUTANTS = (
     # Sessions
     Mutant(
         "forget the session table in the snapshot",
-        "machine.py",
+        "member/machine.py",
         '        return b"".join(parts)\n',
         '        return b""\n',
     ),
     Mutant(
-        "forget that an instruction was applied", "machine.py", "            session.outcomes[number] = outcome\n", ""
+        "forget that an instruction was applied",
+        "member/machine.py",
+        "            session.outcomes[number] = outcome\n",
+        "",
     ),
     Mutant(
         "settle numbers that are still under way",
-        "calls.py",
+        "member/calls.py",
         "call.number, low, call.instruction)",
         "call.number, call.number, call.instruction)",
     ),
     Mutant(
         "give a call the outcome of another session's",
-        "calls.py",
+        "member/calls.py",
         "answer.node_id == self._core.node_id and answer.session_id == self.session_id:",
         "answer.node_id == self._core.node_id:",
         # What the machine is told to listen for is of the same session, so either alone makes no difference.
         also=(
             (
-                "machine.py",
+                "member/machine.py",
                 "listener[1] == session_id and listener[0] == node_id",
                 "listener[0] == node_id",
             ),
@@ -364,25 +367,25 @@ MUTANTS = (
     ),
     Mutant(
         "give a call the outcome that a snapshot recorded for another session's",
-        "calls.py",
+        "member/calls.py",
         "        if self.session_id:\n            for number in list(self._waiting):",
         "        if True:\n            for number in list(self._waiting):",
     ),
     Mutant(
         "report what may be applied as not applied",
-        "calls.py",
+        "member/calls.py",
         "if call.unsettled else error\n",
         "if False else error\n",
     ),
     Mutant(
         "forget that a forwarded instruction may have arrived",
-        "calls.py",
+        "member/calls.py",
         "                call.unsettled += 1\n                call.retry_tick = tick + self._retry_ticks\n",
         "                call.retry_tick = tick + self._retry_ticks\n",
     ),
     Mutant(
         "do not restart the State from an installed snapshot",
-        "engine.py",
+        "member/engine.py",
         "                self._to_apply.append(Restore(item.snapshot.index))\n",
         "",
     ),

@@ -30,7 +30,7 @@ from raftsvc.core.messages import (
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import instructions
 from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
-from raftsvc.machine import Machine, Outcome, Session, _decode_sessions
+from raftsvc.member.machine import Machine, Outcome, Session, _decode_sessions
 from raftsvc.state import BaseState
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.snapshot import SnapshotHeader, StoredSnapshot

@@ -12,7 +12,7 @@ import pytest
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import EntryKind, MalformedError, make_entry
 from raftsvc.errors import Rejected
-from raftsvc.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
 from tests.service.harness import ListState
 
 

@@ -158,7 +158,7 @@ class MessageKind(IntEnum):
     PROPOSE_REPLY = 10
     READ_INDEX = 11  # thesis section 6.4
     READ_INDEX_REPLY = 12
-    DIGEST = 13  # a leader compares what the members applied; see raftsvc.digests
+    DIGEST = 13  # a leader compares what the members applied; see raftsvc.member.digests
     DIGEST_REPLY = 14
 
 

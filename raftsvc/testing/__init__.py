@@ -16,8 +16,8 @@ fails in the same way each time.  From the shell:
 
 `check` judges histories from elsewhere: see `raftsvc.testing.linearizability`.
 
-The simulator runs what a node does below its threads (`raftsvc.engine`) and so reaches
-behind the public face, as `raftsvc.node` does.
+The simulator runs what a node does below its threads (`raftsvc.member.engine`) and so reaches
+behind the public face, as `raftsvc.member.node` does.
 """
 
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk

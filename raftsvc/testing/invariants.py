@@ -29,11 +29,11 @@ from raftsvc.core.messages import (
     term_of,
 )
 from raftsvc.core.raft import Role
-from raftsvc.machine import ENVELOPE_BYTES, Outcome, read_envelope
+from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
 
 if TYPE_CHECKING:
-    from raftsvc.calls import Call
-    from raftsvc.engine import Engine
+    from raftsvc.member.calls import Call
+    from raftsvc.member.engine import Engine
 
 
 class Violation(AssertionError):

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from raftsvc.calls import Call, Read
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages, make_entry
 from raftsvc.core.raft import Role
-from raftsvc.engine import Capture, Engine, EngineOptions
 from raftsvc.errors import DivergedError, NotApplied, RaftError, Rejected, StorageError
-from raftsvc.machine import read_envelope
+from raftsvc.member.calls import Call, Read
+from raftsvc.member.engine import Capture, Engine, EngineOptions
+from raftsvc.member.machine import read_envelope
 from raftsvc.storage import Store
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.faults import Faults, Nemesis

@@ -19,8 +19,8 @@ import requests
 import raftsvc
 from raftsvc import engine as engine_module
 from raftsvc import node as node_module
-from raftsvc.engine import Engine
-from raftsvc.hosts import HostPool
+from raftsvc.host.servers import HostPool
+from raftsvc.member.engine import Engine
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
 
@@ -267,7 +267,7 @@ def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
         return quick(data, index)
 
     slow.state.apply = waits  # type: ignore[method-assign]
-    monkeypatch.setattr("raftsvc.engine.MAX_BACKLOG_BYTES", 300_000)
+    monkeypatch.setattr("raftsvc.member.engine.MAX_BACKLOG_BYTES", 300_000)
     leader = cluster.leader()
     for n in range(100):
         leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)

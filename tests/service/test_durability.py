@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc.node import Node
+from raftsvc.member.node import Node
 from raftsvc.storage import Store
 from tests.service.harness import (
     IO_ERROR,
@@ -162,8 +162,8 @@ class PiecesState(ListState):
 def test_a_snapshot_that_takes_its_time_hurries_once_the_node_stops(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raftsvc.node, "_SNAPSHOT_REST", 1e9)
-    monkeypatch.setattr(raftsvc.node, "_MAX_REST_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(raftsvc.member.node, "_SNAPSHOT_REST", 1e9)
+    monkeypatch.setattr(raftsvc.member.node, "_MAX_REST_SECONDS", 2 * PATIENCE)
     node = make_cluster(snapshot_entries=10, trailing_entries=5).add()
     node.make_state = PiecesState
     node.restart()
@@ -573,7 +573,7 @@ def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, m
 def test_stop_closes_no_file_that_is_being_written(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    monkeypatch.setattr("raftsvc.member.node._STOP_SECONDS", 0.5)
     cluster = make_cluster(snapshot_entries=20, trailing_entries=1)
     first = cluster.add()
     first.service.init()
@@ -616,7 +616,7 @@ def test_stop_does_not_wait_for_a_disk_that_hangs(
 ) -> None:
     node = cluster.add(snapshot_entries=5)
     node.service.init()
-    monkeypatch.setattr("raftsvc.node._STOP_SECONDS", 0.5)
+    monkeypatch.setattr("raftsvc.member.node._STOP_SECONDS", 0.5)
     entered, gate = threading.Event(), threading.Event()
     sound = getattr(node.files, operation)
 

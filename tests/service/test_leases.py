@@ -36,7 +36,7 @@ def test_a_leader_with_a_lease_reads_without_the_others(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("raftsvc.node.read_boot_clock", clock)
+    monkeypatch.setattr("raftsvc.member.node.read_boot_clock", clock)
     cluster = make_cluster(lease_reads=True, election_timeout=4.0)
     cluster.form(3)
     leader = cluster.leader()

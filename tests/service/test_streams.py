@@ -10,7 +10,7 @@ import pytest
 import requests
 
 import raftsvc
-from raftsvc import hosts
+from raftsvc.host import servers as hosts
 from raftsvc.service import _Admission
 from raftsvc.transport import Problem
 from raftsvc.transport.outbox import Outbox

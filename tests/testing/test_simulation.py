@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc.calls import Calls
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.core.raft import Raft
-from raftsvc.machine import Answer, Outcome, wrap_instruction
+from raftsvc.member.calls import Calls
+from raftsvc.member.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
     KINDS,
     Action,
@@ -182,7 +182,7 @@ def test_a_number_that_is_settled_while_its_caller_waits_is_found_out(monkeypatc
     def too_early(node_id: int, session_id: int, number: int, low: int, instruction: bytes) -> bytes:
         return wrap_instruction(node_id, session_id, number, number, instruction)
 
-    monkeypatch.setattr("raftsvc.calls.wrap_instruction", too_early)
+    monkeypatch.setattr("raftsvc.member.calls.wrap_instruction", too_early)
     with pytest.raises(SimulationFailed, match="was ignored, and its caller still waits"):
         for seed in range(100):
             simulate(seed, faults=Faults(kinds=("loss", "duplication", "delay and reordering")))

@@ -2,7 +2,7 @@
 
 An engine brings core, machine, storage, callers and readers together.  Whoever
 runs it decides when time passes, when a write happens and when it is done, when
-entries are applied, and what becomes of messages: `raftsvc.node` does so with
+entries are applied, and what becomes of messages: `raftsvc.member.node` does so with
 threads, locks and sockets, `raftsvc.testing` with a seed.  What both leave to the
 engine is therefore what both test: in which order things become durable, are
 said, are applied, and are told to those who wait.
@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
 
-from raftsvc.calls import Call, Calls, Contexts, Finished, Read, Reads, Waiter, refusal_of
 from raftsvc.core.membership import ConfChange, Configuration, Member
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
@@ -42,7 +41,6 @@ from raftsvc.core.raft import (
     SnapshotMeta,
     ViolationError,
 )
-from raftsvc.digests import DigestCheck
 from raftsvc.errors import (
     ApplyHaltedError,
     ConsensusError,
@@ -53,7 +51,9 @@ from raftsvc.errors import (
     StoppedError,
     StorageError,
 )
-from raftsvc.machine import Answer, Machine
+from raftsvc.member.calls import Call, Calls, Contexts, Finished, Read, Reads, Waiter, refusal_of
+from raftsvc.member.digests import DigestCheck
+from raftsvc.member.machine import Answer, Machine
 from raftsvc.state import State
 from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raftsvc import hosts
+from raftsvc.host import servers as hosts
 
 
 def test_without_a_server_nothing_is_known() -> None:

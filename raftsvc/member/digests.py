@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from raftsvc.core.messages import Message, MessageKind
 from raftsvc.core.raft import Raft, Role
 from raftsvc.errors import DivergedError
-from raftsvc.machine import Machine
+from raftsvc.member.machine import Machine
 
 _REMEMBERED = 8192
 _MAX_PENDING = 16

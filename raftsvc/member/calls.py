@@ -20,7 +20,7 @@ from random import Random
 from raftsvc.core.messages import EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Raft, ReadState, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
-from raftsvc.machine import Answer, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.machine import Answer, Outcome, wrap_instruction, wrap_open_session
 
 MAX_FORWARD_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024

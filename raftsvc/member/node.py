@@ -38,12 +38,12 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from raftsvc.calls import Call, Read, Waiter
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
-from raftsvc.engine import Capture, Engine, EngineOptions, Work, as_raft_error
 from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
+from raftsvc.member.calls import Call, Read, Waiter
+from raftsvc.member.engine import Capture, Engine, EngineOptions, Work, as_raft_error
 from raftsvc.state import State
 from raftsvc.storage import Store, held_by
 from raftsvc.transport import Network, Peer, SnapshotChunk
