@@ -13,12 +13,13 @@ changes no metadata, with a head and then records:
 A record's CRC covers its fields and payload and continues that of the record
 before, across segments: nothing can be missing or misplaced unnoticed.  One
 batch of entries is one record, made of the entries' own frames.  Every segment
-begins with the hard state and the mark of its time, durable before it has its name.
+begins with the hard state and the mark of its time, durable before it has its name,
+as are its whole size and every record of the segment before.
 
-What a crash can leave, and what it cannot.  Only the last segment can end in a
-torn record.  Sectors of a write that was not synced reach the disk in any order,
-those that did not are zeros.  So a bad record is a torn tail only if the file is
-short or more of the record's sectors are zero than were written so (its first and
+What a crash can leave, and what it cannot.  No segment is shorter or longer than its
+head says.  Only the last can end in a torn record.  Sectors of a write that was not
+synced reach the disk in any order, those that did not are zeros.  So a bad record is a
+torn tail only if more of its sectors are zero than were written so (its first and
 last never are, by header and end mark), and no later record proves that this one
 had been durable.  All else is damage, and the log refuses to open.
 
@@ -584,6 +585,9 @@ class Wal:
             raise DamagedStorageError(path, 0, "not a log segment of this format", _ADVICE)
         if crc32(head[:-4]) != crc or stored_number != number or any(data[_SEGMENT_HEAD.size : _START]):
             raise DamagedStorageError(path, 0, "the head's checksum or number does not match", _ADVICE)
+        if len(data) != size:
+            what = f"a segment of {size} bytes has {len(data)}"
+            raise DamagedStorageError(path, min(size, len(data)), what, _ADVICE)
         if previous_chain not in (None, previous):
             raise DamagedStorageError(path, 0, "it does not continue the segment before it", _ADVICE)
         self._chain = crc
@@ -602,19 +606,13 @@ class Wal:
             offset, durable, self._chain = record.end, record.durable, record.chain
         if record is None and offset < _BODY:
             record = "the records that every segment begins with are missing"
-        is_short = len(data) < self._current_size
         if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):
             raise DamagedStorageError(path, offset, record, _ADVICE)
-        if is_short and not is_last:
-            raise DamagedStorageError(
-                path, len(data), f"a segment of {self._current_size} bytes has {len(data)}", _ADVICE
-            )
         if is_last:
-            if record is not None or is_short:
-                problem = record or f"the file has {len(data)} of {self._current_size} bytes"
-                logger.warning("%s: cut a torn last write at offset %d (%s)", path, offset, problem)
+            if record is not None:
+                logger.warning("%s: cut a torn last write at offset %d (%s)", path, offset, record)
                 # Nothing that was cut may come back behind what is written next.
-                self._write_zeros(self._fd, offset, max(self._current_size, len(data)))
+                self._write_zeros(self._fd, offset, self._current_size)
             self._files.write(self._fd, data[durable:offset], durable)  # may never have been synced
             self._sync_fd(self._fd)
             self._offset = self._durable = offset
@@ -663,6 +661,6 @@ class Wal:
             else:  # how far it went is unknown: look at the sectors of its head
                 stop = min(stop + -stop % _SECTOR_BYTES, len(data))
         if stop > len(data):
-            return len(data) < self._current_size
+            return False  # no write goes beyond its segment
         borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, stop, _SECTOR_BYTES), stop]
         return sum([_is_zero(data[start:end]) for start, end in pairwise(borders)]) > written_zeros
