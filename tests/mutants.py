@@ -124,8 +124,8 @@ MUTANTS = (
     Mutant(
         "any damage in the last segment is taken for a torn write",
         "storage/wal.py",
-        "if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):",
-        "if record is not None and not (is_last and offset >= _BODY):",
+        "                is_torn = self._is_torn(data, offset)\n",
+        "                pass\n",
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
