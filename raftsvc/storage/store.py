@@ -32,7 +32,6 @@ from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSna
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
 TOKEN_BYTES = 16
-# Never an older copy: a member that goes back forgets what it voted and acknowledged.
 
 
 class Loaded(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raftsvc.core.messages import HardState, index_of
-from raftsvc.errors import DamagedStorageError, StorageError
+from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import _BODY, _CLOSING_BYTES, Wal
 from tests.storage.faults import SECTOR_BYTES, Disk, PowerLoss, losses
@@ -45,7 +45,7 @@ def assert_refused(disk: Disk, path: str, segment_bytes: int = SEGMENT_BYTES) ->
     with pytest.raises(DamagedStorageError) as refusal:
         Wal.open(disk, DIR, segment_bytes)
     assert refusal.value.path == path
-    assert "Evict this member and join with an empty directory" in str(refusal.value)
+    assert REPLACE_MEMBER in str(refusal.value)
     return refusal.value
 
 
