@@ -32,6 +32,7 @@ KINDS = (
     "bit rot in the log",
     "bit rot in the snapshot",
     "log cut short",
+    "State damaged",
     "pause",
     "clock drift",
     "clock jump",
@@ -47,6 +48,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
+    ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 
@@ -98,6 +100,7 @@ class Nemesis:
             "bit rot in the log": lambda node: self._rot(node, "wal"),
             "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
             "log cut short": self._cut_log,
+            "State damaged": self._damage_state,
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
@@ -289,7 +292,7 @@ class Nemesis:
         return (
             len(config.voters) >= 3
             and not simulation.operator.is_busy
-            and all(m is not None and m.is_up and not m.is_damaged for m in members)
+            and all(m is not None and m.is_up and not (m.is_damaged or m.has_damaged_state) for m in members)
         )
 
     def _rot(self, node: SimulatedNode, what: str) -> bool:
@@ -328,6 +331,12 @@ class Nemesis:
             node.note(f"{path} is cut at {size}")
         node.is_damaged = True
         return True
+
+    # -- memory
+
+    def _damage_state(self, node: SimulatedNode) -> bool:
+        """Change something in one node's State; no more than one is damaged at a time, and enough others can tell."""
+        return self._may_damage() and node.damage_state(again=self._simulation.random.random() < 0.8)
 
     # -- clocks
 
