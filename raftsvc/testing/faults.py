@@ -336,7 +336,10 @@ class Nemesis:
 
     def _damage_state(self, node: SimulatedNode) -> bool:
         """Change something in one node's State; no more than one is damaged at a time, and enough others can tell."""
-        return self._may_damage() and node.damage_state(again=self._simulation.random.random() < 0.8)
+        simulation = self._simulation
+        if node.node_id not in simulation.configuration().members or not self._may_damage():
+            return False
+        return node.damage_state(again=simulation.random.random() < 0.8)
 
     # -- clocks
 
@@ -368,7 +371,7 @@ class Nemesis:
     def _remove(self, node: SimulatedNode) -> bool:
         simulation = self._simulation
         config = simulation.configuration()
-        damaged = any(n.is_damaged and not n.is_gone for n in simulation.nodes.values())
+        damaged = any((n.is_damaged or n.has_damaged_state) and not n.is_gone for n in simulation.nodes.values())
         under_way = simulation.operator.task_count
         if len(config.voters) - under_way <= simulation.least_voters or under_way >= 3 or damaged:
             return False
