@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from raftsvc.digests import DigestCheck
+from raftsvc.member.digests import DigestCheck
 
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import Message, MessageKind
@@ -209,7 +209,7 @@ def test_only_so_many_questions_are_remembered() -> None:
 
 
 def test_an_answer_counts_although_its_digest_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raftsvc.digests._REMEMBERED", 10)
+    monkeypatch.setattr("raftsvc.member.digests._REMEMBERED", 10)
     members = Members(3)
     members.nodes[2].machine.damaged_from = 7
     members.late = {3}
