@@ -363,12 +363,13 @@ def test_a_disputed_leader_sends_no_snapshot() -> None:
     assert leader.damage_state(again=True)
     engine = _engine(leader)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.digests.is_disputed)
+    tried_before = simulation.report.counts["damaged snapshots lost"]
     applied = engine.applied_index
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.core.log.offset > applied)
     behind.start()
     simulation.run_until(simulation.now + 10 * SECOND)
     assert _engine(behind).applied_index <= applied < engine.core.log.offset
-    assert simulation.report.counts["damaged snapshots lost"] == 0, "it was not even tried"
+    assert simulation.report.counts["damaged snapshots lost"] == tried_before, "it was not even tried"
     assert engine.halted is None and _engine(witness).halted is None
     leader.kill()  # somebody compared the data, and knows
     simulation.operator.replace(leader)
