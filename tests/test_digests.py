@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from raftsvc.member.digests import DigestCheck
 
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import Message, MessageKind
 from raftsvc.core.raft import Role
+from raftsvc.member.digests import DigestCheck
 
 ELECTION_TICKS = 5
 
