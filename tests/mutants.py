@@ -52,34 +52,36 @@ MUTANTS = (
     # Durability
     Mutant(
         "acknowledge entries before fsync",
-        "core/raft.py",
-        "after=may_wait or not self.term_is_durable,",
+        "core/following.py",
+        "after=may_wait or not server.term_is_durable,",
         "after=False,",
     ),
     Mutant(
         "answer a candidate before the vote is durable",
-        "core/raft.py",
-        "            reply.reject = True\n        self._send(reply, after=True)",
-        "            reply.reject = True\n        self._send(reply)",
+        "core/election.py",
+        "            reply.reject = True\n        server.send(reply, after=True)",
+        "            reply.reject = True\n        server.send(reply)",
     ),
-    Mutant("skip the vote record", "core/raft.py", "HardState(self.term, self.vote,", "HardState(self.term, NO_NODE,"),
+    Mutant(
+        "skip the vote record", "core/server.py", "HardState(term, vote, commit)", "HardState(term, NO_NODE, commit)"
+    ),
     Mutant(
         "do not write a new term that came without a vote",
-        "core/raft.py",
-        "            self.vote = NO_NODE\n            self._hard_state_dirty = True\n",
-        "            self.vote = NO_NODE\n",
+        "core/server.py",
+        "        self.vote = vote\n        self.output.note_hard_state()\n",
+        "        self.vote = vote\n        if vote:\n            self.output.note_hard_state()\n",
     ),
     Mutant(
         "candidate counts its own vote before it is durable",
         "core/raft.py",
-        "        if kind is MessageKind.PRE_VOTE:\n            self._record_vote(self.node_id, True)",
-        "        self._record_vote(self.node_id, True)",
+        "            # A candidate's vote for itself counts once it is durable (R1): see persisted.\n",
+        "            self._count_vote(self.node_id, True)\n",
     ),
     Mutant(
         "leader counts its own copy before fsync",
-        "core/raft.py",
-        "self.log.stable_index if i == self.node_id else",
-        "self.log.last_index if i == self.node_id else",
+        "core/leader.py",
+        "log.stable_index if i == server.node_id else",
+        "log.last_index if i == server.node_id else",
     ),
     Mutant(
         "a late write marks rewritten entries durable",
@@ -90,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         "record a commit before the entries that it speaks of",
-        "core/raft.py",
+        "core/server.py",
         "commit = min(log.commit_index, log.stable_index)",
         "commit = log.commit_index",
         kinds="power cut in a write,power cut,leader cut off,partition,kill",
@@ -185,11 +187,17 @@ MUTANTS = (
         "                self._store.install_incoming()\n",
     ),
     # Elections
-    Mutant("vote twice in a term", "core/raft.py", "            self.vote == m.from_id\n", "            True\n"),
+    Mutant(
+        "vote twice in a term",
+        "core/election.py",
+        "            server.vote == m.from_id\n",
+        "            True\n",
+        also=(("core/server.py", '        assert self.vote == NO_NODE, "one vote a term"\n', ""),),
+    ),
     Mutant(
         "vote for a log that is behind",
-        "core/raft.py",
-        "if is_free and self.log.is_up_to_date(m.index, m.log_term):",
+        "core/election.py",
+        "if is_free and server.log.is_up_to_date(m.index, m.log_term):",
         "if is_free:",
     ),
     Mutant(
@@ -200,17 +208,17 @@ MUTANTS = (
     ),
     Mutant(
         "a voter that answers twice counts twice",
-        "core/raft.py",
-        "        self._votes.setdefault(voter, granted)\n        voters = self.config.voters\n",
+        "core/election.py",
+        "        self._votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
         "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
         kinds="duplication,leader cut off,partition,kill",
     ),
     # Replication
     Mutant(
         "count old-term entries",
-        "core/raft.py",
-        "if index <= self.log.commit_index or self.log.term_at(index) != self.term:",
-        "if index <= self.log.commit_index:",
+        "core/leader.py",
+        "if index <= log.commit_index or log.term_at(index) != server.term:",
+        "if index <= log.commit_index:",
     ),
     Mutant(
         "truncate on every append",
@@ -221,25 +229,25 @@ MUTANTS = (
     ),
     Mutant(
         "commit what was not verified",
-        "core/raft.py",
-        "self._advance_commit(min(m.commit, verified))",
-        "self._advance_commit(min(m.commit, log.last_index))",
+        "core/following.py",
+        "log.advance_commit(min(m.commit, verified))",
+        "log.advance_commit(min(m.commit, log.last_index))",
     ),
     Mutant(
         "acknowledge the whole log instead of what was verified",
-        "core/raft.py",
-        "        self._accept(m, verified, may_wait=bool(m.entries))",
-        "        self._accept(m, log.last_index, may_wait=bool(m.entries))",
+        "core/following.py",
+        "    _accept(server, m, verified, may_wait=bool(m.entries))",
+        "    _accept(server, m, log.last_index, may_wait=bool(m.entries))",
     ),
     Mutant(
         "accept entries without looking at the one before them",
-        "core/raft.py",
-        "elif log.holds(m.index, m.log_term):\n            entries = m.entries",
-        "elif m.index <= log.last_index:\n            entries = m.entries",
+        "core/following.py",
+        "elif log.holds(m.index, m.log_term):\n        entries = m.entries",
+        "elif m.index <= log.last_index:\n        entries = m.entries",
     ),
     Mutant(
         "commit by half of the voters",
-        "core/raft.py",
+        "core/leader.py",
         "index = held[len(held) - config.quorum()]",
         "index = held[-max(1, len(held) // 2)]",
     ),
@@ -251,44 +259,48 @@ MUTANTS = (
     ),
     Mutant(
         "install a snapshot that is behind",
-        "core/raft.py",
-        "        if m.index <= log.commit_index:\n            self._accept(m, log.commit_index, may_wait=False)\n"
-        "            return\n",
+        "core/following.py",
+        "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
+        "        return\n",
         "",
     ),
     # Membership
     Mutant(
         "double count a learner",
-        "core/raft.py",
-        "for i in config.voters\n        )\n        index = held",
-        "for i in config.members\n        )\n        index = held",
+        "core/leader.py",
+        "for i in config.voters)\n        index = held",
+        "for i in config.members)\n        index = held",
     ),
     Mutant(
         "lead by the committed configuration",
-        "core/raft.py",
+        "core/server.py",
         "        return self.log.config\n",
         "        return self.log.config_at(self.log.commit_index)\n",
     ),
     Mutant(
         "a second change before the first is committed",
-        "core/raft.py",
+        "core/leader.py",
         "        if self._change_pending:\n            raise",
         "        if False:\n            raise",
         kinds="member added,member removed,leader cut off,partition,kill,leadership transfer",
     ),
     Mutant(
         "a leader appends its own removal",
-        "core/raft.py",
-        "            if change.node_id == self.node_id:\n",
-        "            if False:\n",
+        "core/leader.py",
+        "        if node_id == self._server.node_id:\n",
+        "        if False:\n",
         also=(
-            ("core/raft.py", '        assert self.node_id in config.voters, "a leader is not left out (R10)"\n', ""),
+            (
+                "core/leader.py",
+                '        assert self._server.node_id in config.voters, "a leader is not left out (R10)"\n',
+                "",
+            ),
         ),
         kinds="member removed,leader cut off,partition,kill",
     ),
     Mutant(
         "who is removed is told before that is committed",
-        "core/raft.py",
+        "core/replication.py",
         "        if progress.leaving_index > log.commit_index:\n",
         "        if False:\n",
         scene="a_removal_reaches_the_removed_when_it_is_committed",
@@ -296,22 +308,22 @@ MUTANTS = (
     # Reads
     Mutant(
         "serve reads without a quorum round",
-        "core/raft.py",
-        "        if confirmed < self.config.quorum():\n",
+        "core/reads.py",
+        "        if confirmed < config.quorum():\n",
         "        if False:\n",
     ),
     Mutant(
         "serve reads before an own-term commit",
-        "core/raft.py",
-        "if not self._reads_waiting or not self.has_own_term_commit:",
-        "if not self._reads_waiting:",
+        "core/reads.py",
+        "if not self._waiting or not self._server.has_own_term_commit:",
+        "if not self._waiting:",
         kinds="leader cut off,leadership transfer,delay and reordering,one-way cut,pause",
     ),
     Mutant(
         "a late heartbeat reply confirms a later read",
-        "core/raft.py",
-        "self.progress[i].round_acked >= self._round_asked for",
-        "self.progress[i].round_acked > 0 for",
+        "core/reads.py",
+        "progress[i].round_acked >= self._asked for",
+        "progress[i].round_acked > 0 for",
         kinds="leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition",
     ),
     Mutant(
@@ -323,19 +335,18 @@ MUTANTS = (
     # Leases
     Mutant(
         "a lease counts for longer than the promise",
-        "core/raft.py",
+        "core/lease.py",
         "_LEASE_PERCENT = 90 ",
         "_LEASE_PERCENT = 250 ",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease counts from the answer",
-        "core/raft.py",
+        "core/leader.py",
         "            progress.round_acked = m.context\n",
         "            progress.round_acked = m.context\n"
-        "            self._lease_rounds.extend(\n"
-        "                [(n, self.now if n == m.context else at) for n, at in list(self._lease_rounds)]\n"
-        "            )\n",
+        "            rounds, now = self.lease._rounds, self._server.now\n"
+        "            rounds.extend([(n, now if n == m.context else at) for n, at in list(rounds)])\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
@@ -347,37 +358,37 @@ MUTANTS = (
     ),
     Mutant(
         "a lease outlives a hand-over",
-        "core/raft.py",
-        "            self._was_handed_over = True ",
-        "            self._was_handed_over = False ",
+        "core/lease.py",
+        "        self._is_forgone = True\n        self._window = _NO_LEASE\n",
+        "        pass\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease before an own-term commit",
-        "core/raft.py",
-        "or self._was_handed_over or not self.has_own_term_commit:",
-        "or self._was_handed_over:",
+        "core/lease.py",
+        "or self._is_forgone or not server.has_own_term_commit:",
+        "or self._is_forgone:",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease needs no majority",
-        "core/raft.py",
-        "ends[len(ends) - self.config.quorum()]\n",
+        "core/lease.py",
+        "ends[len(ends) - config.quorum()]\n",
         "ends[-1]\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a restarted voter forgets its promise",
-        "core/raft.py",
-        "self._leader_elapsed = 0 if self.term else settings.election_ticks",
-        "self._leader_elapsed = settings.election_ticks",
+        "core/election.py",
+        "self.leader_elapsed = 0 if server.term else server.settings.election_ticks",
+        "self.leader_elapsed = server.settings.election_ticks",
         scene="a_restarted_voter_waits_before_it_votes",
     ),
     Mutant(
         "a promise ends with a newer term",
-        "core/raft.py",
-        "        return self.role is Role.LEADER or self._leader_elapsed < self.settings.election_ticks\n",
-        "        return self.leader_id != NO_NODE and self._leader_elapsed < self.settings.election_ticks\n",
+        "core/election.py",
+        "        return self.leader_elapsed < self._server.settings.election_ticks\n",
+        "        return self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks\n",
         scene="a_promise_outlasts_a_newer_term",
     ),
     # Sessions

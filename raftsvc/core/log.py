@@ -248,6 +248,12 @@ class Log:
 
     # -- commit and delivery
 
+    def advance_commit(self, index: int) -> None:
+        """Everything up to `index` is committed, if it was not before."""
+        if index > self.commit_index:
+            assert index <= self.last_index, "what is committed is here"
+            self.commit_index = index
+
     def take_committed(self, max_bytes: int) -> list[Entry]:
         """Entries to apply next: committed, durable here, in order, each once."""
         stop = min(self.commit_index, self.stable_index)

@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, Protocol
 
+from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import ConfChange, Configuration, Member
-from raftsvc.core.messages import NO_NODE, Entry, EntryKind, MalformedError, Message, MessageKind
+from raftsvc.core.messages import NO_NODE, Entry, MalformedError, Message, MessageKind
 from raftsvc.core.raft import (
     ProposalRefused,
     Raft,
@@ -374,11 +375,11 @@ class Engine:
         self._changes[attempt.context] = attempt
         if self.core.role is Role.LEADER:
             try:
-                self.core.propose_change(change)
+                self.core.propose((change.as_proposal(),))
             except ProposalRefused as refused:
                 attempt.refusal = refused.refusal
         else:
-            self.core.forward(((EntryKind.CONFIG, change.encode()),), attempt.context)
+            self.core.forward((change.as_proposal(),), attempt.context)
         return attempt
 
     def end_attempt(self, attempt: ChangeAttempt) -> None:
@@ -439,7 +440,7 @@ class Engine:
 
     def step_aside(self) -> bool:
         """Let another lead instead, if this node leads and there is a voter that can; whether there is."""
-        return self.core.step_aside()
+        return self.core.leader is not None and self.core.leader.step_aside()
 
     def hand_over(self, node_id: int) -> None:
         """Let `node_id` lead instead, if this node leads and can let it."""
@@ -800,7 +801,7 @@ class Engine:
 
     def wants(self, message: Message) -> bool:
         """Whether the snapshot that `message` announces would be installed."""
-        return not self.is_over and self.core.wants_snapshot(message.term, message.index, message.log_term)
+        return not self.is_over and wants_snapshot(self.core, message.term, message.index, message.log_term)
 
     def receive_chunk(self, chunk: SnapshotChunk) -> int:
         """Take a piece of a snapshot that is wanted; returns the offset wanted next, its size once it is whole.

@@ -39,7 +39,7 @@ from functools import partial
 from typing import NamedTuple
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, EntryKind, Message
+from raftsvc.core.messages import NO_NODE, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
 from raftsvc.errors import OverloadedError, RaftError, StoppedError, StorageError
 from raftsvc.member.calls import Call, Read, Waiter
@@ -257,7 +257,7 @@ class Node:
                 return
             self._drive(inline=False)
             self._pause()
-            while core.role is Role.LEADER and core.transfer_target and not self._engine.is_over:
+            while (leader := core.leader) is not None and leader.transfer_target and not self._engine.is_over:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return
@@ -673,12 +673,12 @@ class Node:
         change = ConfChange(ConfOp.SET_ADDRESS, self.node_id, self.addr)
         if core.role is Role.LEADER:
             with suppress(ProposalRefused):
-                core.propose_change(change)
+                core.propose((change.as_proposal(),))
         else:
             # A leader that looks for this node at the old address is not known here.
             known = core.leader_id
             for peer_id in [known] if known else core.config.voters - {self.node_id}:
-                core.forward(((EntryKind.CONFIG, change.encode()),), 0, peer_id)
+                core.forward((change.as_proposal(),), 0, peer_id)
 
     # -- applying
 
