@@ -181,7 +181,8 @@ class Log:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries that follow the last one."""
-        assert index_of(entries[0]) == self.last_index + 1, "log has no gaps"
+        if index_of(entries[0]) != self.last_index + 1:  # no assert: what was acknowledged would be lost
+            raise ViolationError(f"an entry at {index_of(entries[0])} does not follow the last one, {self.last_index}")
         self._adopt_configs(entries)
         self._entries.extend(entries)
         self.size_bytes += sum(map(len, entries))

@@ -144,7 +144,8 @@ class Store:
 
         Raises StorageError; the directory is then as uninitialized as before.
         """
-        assert not self.is_initialized, "a member's id never changes"
+        if self.is_initialized:  # no assert: the log of a member would be written over
+            raise StorageError(f"{self._path}: belongs to a member already, whose id never changes")
         staged = f"{self._path}/wal.tmp"
         try:
             self._make_stage()

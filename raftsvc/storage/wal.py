@@ -443,7 +443,10 @@ class Wal:
         Raises StorageError, after which nothing more can be written.
         """
         self._check()
-        assert not entries or index_of(entries[0]) <= self._extent.last + 1, "log has no gaps"
+        if entries and index_of(entries[0]) > self._extent.last + 1:  # no assert: what follows a gap would be lost
+            raise StorageError(
+                f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
+            )
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((_STATE, _HARD_STATE.pack(*hard_state)))

@@ -197,6 +197,14 @@ def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: st
     assert list(loaded.entries) == batch(1, 5)
 
 
+def test_the_log_of_a_member_is_never_written_over(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    before = {name: disk.content(name) for name in disk.paths()}
+    with pytest.raises(StorageError, match="belongs to a member already"):
+        store.create(8, CLUSTER_ID, STATE, batch(1, 1))
+    assert {name: disk.content(name) for name in disk.paths()} == before
+
+
 def test_a_missing_or_foreign_id_is_refused(path: str, disk: Disk) -> None:
     store = member(path, disk)
     whole = disk.content(f"{path}/id")

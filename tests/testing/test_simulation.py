@@ -70,6 +70,16 @@ def test_a_seed_is_the_same_history_in_every_process(seed: int) -> None:
     assert traces[0] == traces[1]
 
 
+def test_a_seed_is_the_same_history_without_assertions() -> None:
+    """None of them does anything, and what would be lost without one is refused by an error instead."""
+    command = ["-m", "raftsvc.testing", "--replay", "3"]
+    with_, without = (
+        subprocess.run([sys.executable, *flags, *command], capture_output=True, check=True, timeout=300).stdout
+        for flags in ([], ["-O"])
+    )
+    assert with_ == without
+
+
 def test_every_kind_of_fault_is_injected_somewhere() -> None:
     injected: set[str] = set()
     seed = 0
