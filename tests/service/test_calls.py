@@ -17,9 +17,9 @@ import pytest
 import requests
 
 import raftsvc
-from raftsvc import engine as engine_module
-from raftsvc import node as node_module
 from raftsvc.host.servers import HostPool
+from raftsvc.member import engine as engine_module
+from raftsvc.member import node as node_module
 from raftsvc.member.engine import Engine
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
