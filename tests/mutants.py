@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
 
     kinds: faults that it takes to show, where the usual mixture brings them together too seldom.
     scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
+    test:  of pytest, which shows it where that is so of storage; a path below tests and a name.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -39,9 +40,11 @@ class Mutant(NamedTuple):
     new: str
     kinds: str = ""
     scene: str = ""
+    test: str = ""
     also: tuple[tuple[str, str, str], ...] = ()
 
 
+_DAMAGE_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -124,8 +127,52 @@ MUTANTS = (
     Mutant(
         "any damage in the last segment is taken for a torn write",
         "storage/wal.py",
-        "if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):",
-        "if record is not None and not (is_last and offset >= _BODY):",
+        "                is_torn = self._is_torn(data, offset)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a short segment is taken for a torn write",
+        "storage/wal.py",
+        "            data = files.read(fd, files.size(fd), 0)\n",
+        "            data = files.read(fd, files.size(fd), 0).ljust(self._segment_bytes, b'\\0')\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a missing newest segment goes unnoticed",
+        "storage/wal.py",
+        "        if end.is_closed:\n",
+        "        if False:\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a segment is closed before the next one has its name",
+        "storage/wal.py",
+        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n"
+        "                if self._fd >= 0:\n"
+        "                    self._write_closing(self._fd, self._offset, self._chain)\n",
+        "                if self._fd >= 0:\n"
+        "                    self._write_closing(self._fd, self._offset, self._chain)\n"
+        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",
+    ),
+    Mutant(
+        "no fsync of the record that closes a segment",
+        "storage/wal.py",
+        "        self._files.write(fd, _closing_record(offset, chain), offset)\n        self._sync_fd(fd)\n",
+        "        self._files.write(fd, _closing_record(offset, chain), offset)\n",
+    ),
+    Mutant(
+        "a segment that was not closed is refused",
+        "storage/wal.py",
+        "not (is_last and end.is_pristine):",
+        "True:",
+    ),
+    Mutant(
+        "a start trusts a closing record that was perhaps not synced",
+        "storage/wal.py",
+        "        if before is not None and end.is_pristine:",
+        "        if before is not None and end.is_pristine and not before.is_closed:",
+        test="storage/test_wal_missing.py::"
+        "test_a_closing_record_that_could_not_be_synced_is_made_durable_before_a_restart_believes_it",
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
@@ -404,7 +451,7 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
 
 
 def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
-    """How many seeds it took, or which scene, and what was seen; None if `seeds` were not enough."""
+    """How many seeds it took, or which scene or test, and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
         for file, text in sources_of(mutant).items():
@@ -414,6 +461,10 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
             command += ["--kinds", mutant.kinds]
         if mutant.scene:
             command = ["tests.core.scene", "--check", mutant.scene]
+        if mutant.test:
+            # Of the two packages, pytest must not put the one beside the test first.
+            options = ["--import-mode=append", "-p", "no:cacheprovider", "--tb=line", "-q"]
+            command = ["pytest", *options, str(PACKAGE.parent / "tests" / mutant.test)]
         # The bug first, then what belongs to the tests.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((directory, str(PACKAGE.parent)))}
         done = subprocess.run(
@@ -426,6 +477,10 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         )
         if mutant.scene:
             return (f"scene `{mutant.scene}`", done.stdout) if done.returncode == 1 else None
+        if mutant.test:
+            seen = [line for line in done.stdout.splitlines() if line.startswith(directory)]
+            name = mutant.test.rpartition("::")[2]
+            return (f"test `{name}`", [*seen, "it fails"][0]) if done.returncode == 1 else None
         start = done.stdout.find("{\n")
         if start < 0:
             raise RuntimeError(f"{mutant.name}: {done.stderr}")

@@ -31,6 +31,7 @@ KINDS = (
     "hung disk",
     "bit rot in the log",
     "bit rot in the snapshot",
+    "log cut short",
     "pause",
     "clock drift",
     "clock jump",
@@ -96,6 +97,7 @@ class Nemesis:
             "hung disk": self._hang_disk,
             "bit rot in the log": lambda node: self._rot(node, "wal"),
             "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
+            "log cut short": self._cut_log,
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
@@ -279,20 +281,22 @@ class Nemesis:
         self._for_a_while(lambda: setattr(node, "is_hung", False), longest=6000)
         return True
 
-    def _rot(self, node: SimulatedNode, what: str) -> bool:
-        """Flip a bit in one node's storage; no more than one node loses its storage at a time."""
+    def _may_damage(self) -> bool:
+        """No more than one node loses its storage at a time, and the others are a majority."""
         simulation = self._simulation
-        rng = simulation.random
         config = simulation.configuration()
         members = [simulation.nodes.get(i) for i in config.members]
-        if (
-            len(config.voters) < 3
-            or simulation.operator.is_busy
-            or any(m is None or not m.is_up or m.is_damaged for m in members)
-        ):
-            return False
+        return (
+            len(config.voters) >= 3
+            and not simulation.operator.is_busy
+            and all(m is not None and m.is_up and not m.is_damaged for m in members)
+        )
+
+    def _rot(self, node: SimulatedNode, what: str) -> bool:
+        """Flip a bit in one node's storage."""
+        rng = self._simulation.random
         paths = [path for path in node.disk.paths() if f"/{what}" in path and path.endswith((".wal", "/snap"))]
-        if not paths:
+        if not self._may_damage() or not paths:
             return False
         path = rng.choice(paths)
         content = node.disk.content(path)
@@ -304,6 +308,25 @@ class Nemesis:
         node.note(f"bit rot at {offset} of {path}")
         if rng.random() < 0.7:
             self._kill(node)
+        return True
+
+    def _cut_log(self, node: SimulatedNode) -> bool:
+        """Take the newest segment of one node's log away, or the end of one, while its process is down."""
+        if not self._may_damage():
+            return False
+        rng = self._simulation.random
+        self._kill(node)
+        paths = [path for path in node.disk.paths() if path.endswith(".wal")]
+        path = paths[-1] if rng.random() < 0.8 else rng.choice(paths)
+        if path == paths[-1] and rng.random() < 0.5:
+            node.disk.delete(path)
+            node.note(f"{path} is lost")
+        else:
+            content = node.disk.content(path)
+            size = rng.randrange(len(content.rstrip(b"\x00")) if rng.random() < 0.9 else len(content))
+            node.disk.cut(path, size)
+            node.note(f"{path} is cut at {size}")
+        node.is_damaged = True
         return True
 
     # -- clocks

@@ -275,6 +275,35 @@ def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> Non
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
 
 
+@pytest.mark.parametrize("size", [0, 100, 1000, 4095, None], ids=str)
+def test_a_node_whose_log_was_cut_short_does_not_start_and_is_replaced(size: int | None) -> None:
+    simulation = Simulation(10, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.segment_bytes = 4096
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    node = simulation.nodes[2]
+
+    def has_rotated() -> bool:
+        return node.store is not None and len(node.store.wal._segments) > 1
+
+    assert simulation.run_until(60 * SECOND, has_rotated)
+    node.kill()
+    newest = max(path for path in node.disk.paths() if path.endswith(".wal"))
+    if size is None:
+        node.disk.delete(newest)
+    else:
+        node.disk.cut(newest, size)
+    node.is_damaged = True
+    node.start()
+    assert isinstance(node.refusal, raftsvc.DamagedStorageError)
+    assert node.refusal.path == newest
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: not simulation.operator.is_busy and sorted(simulation.configuration().voters) == [1, 3, 4],
+    )
+
+
 def test_seeds_run_on_several_processes() -> None:
     command = [sys.executable, "-m", "raftsvc.testing", "--seeds", "6", "--jobs", "2", "--seconds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
