@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftsvc.core.messages import Message
+from raftsvc.errors import DisagreementError
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
 from raftsvc.transport import Envelope, JoinReply, Network, Problem, ServedStream, SnapshotChunk, connection_of
@@ -102,6 +103,9 @@ class Reception:
         return not membership.stopped.is_set() and membership.home.is_here and (node is None or node.is_live())
 
     def is_ready(self) -> bool:
-        """Whether this node can serve an application: it knows a leader and nothing is wrong."""
+        """Whether this node can serve an application; see `Service.is_ready`."""
         node = self._membership.serving_node()
-        return node is not None and node.err() is None and node.is_settled()
+        if node is None or not node.is_settled():
+            return False
+        error = node.err()
+        return error is None or isinstance(error, DisagreementError)

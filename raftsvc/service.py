@@ -329,7 +329,10 @@ class Service:
         return self._reception.is_live()
 
     def is_ready(self) -> bool:
-        """Whether this node can serve an application: it knows a leader and nothing is wrong."""
+        """Whether this node can serve an application: it knows a leader and nothing is wrong.
+
+        One that only differs from another is ready: it may well be the one that is right.
+        """
         return self._reception.is_ready()
 
     # -- WSGI

@@ -44,7 +44,8 @@ class Mutant(NamedTuple):
     also: tuple[tuple[str, str, str], ...] = ()
 
 
-_DAMAGE_KINDS = "log cut short,member added,leader cut off,kill,power cut"
+_CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
+_DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -135,14 +136,14 @@ MUTANTS = (
         "storage/wal.py",
         "            data = files.read(fd, files.size(fd), 0)\n",
         "            data = files.read(fd, files.size(fd), 0).ljust(self._segment_bytes, b'\\0')\n",
-        kinds=_DAMAGE_KINDS,
+        kinds=_CUT_KINDS,
     ),
     Mutant(
         "a missing newest segment goes unnoticed",
         "storage/wal.py",
         "        if end.is_closed:\n",
         "        if False:\n",
-        kinds=_DAMAGE_KINDS,
+        kinds=_CUT_KINDS,
     ),
     Mutant(
         "a segment is closed before the next one has its name",
@@ -435,6 +436,68 @@ MUTANTS = (
         "member/engine.py",
         "                self._to_apply.append(Restore(item.snapshot.index))\n",
         "",
+    ),
+    # Digests
+    Mutant(
+        "the leader is right when nobody agrees",
+        "member/digests.py",
+        "            question.right, question.voters = right, votes.count(right)\n",
+        "            question.right, question.voters = right, votes.count(right)\n"
+        "        elif len(votes) > 1:\n"
+        "            question.right, question.voters = question.answers[self._core.node_id], self._majority()\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a verdict by half of the voters",
+        "member/digests.py",
+        "votes.count(right) >= config.quorum():\n"
+        "            question.right, question.voters = right, votes.count(right)",
+        "votes.count(right) >= len(config.voters) // 2:\n"
+        "            question.right, question.voters = right, self._majority()",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a learner's digest counts",
+        "member/digests.py",
+        "votes = [question.answers[i] for i in config.voters if i in question.answers]",
+        "votes = list(question.answers.values())",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a leader that is wrong judges others",
+        "member/digests.py",
+        "            if answers[self._core.node_id] != question.right:\n"
+        "                self._judge_self(question.index, question.right)\n"
+        "                return\n"
+        "            for peer_id in judged:\n"
+        "                if answers[peer_id] != question.right:\n"
+        "                    self._convict(peer_id, question.index, question.right, question.voters)\n",
+        "            own = answers[self._core.node_id]\n"
+        "            for peer_id in judged:\n"
+        "                if answers[peer_id] != own:\n"
+        "                    self._convict(peer_id, question.index, own, question.voters)\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "nobody convicts the leader",
+        "member/digests.py",
+        "                self._judge_self(question.index, question.right)\n                return\n",
+        "                return\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a disagreement lasts for ever",
+        "member/digests.py",
+        "                del self._differences[other_id]\n        elif known is None:",
+        "                pass\n        elif known is None:",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a disputed leader sends its snapshot",
+        "member/engine.py",
+        "if self.digests.is_disputed or not self._runner.send_snapshot(message):",
+        "if not self._runner.send_snapshot(message):",
+        kinds=_DAMAGE_KINDS,
     ),
 )
 

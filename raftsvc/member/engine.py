@@ -213,7 +213,8 @@ class Engine:
         self.calls = Calls(self.core, self._contexts, random.getrandbits(64), self.retry_ticks, self._finished)
         self.reads = Reads(self.core, self._contexts, self.retry_ticks, self._finished, self._note_time)
         self._changes: dict[int, ChangeAttempt] = {}
-        self._digests = DigestCheck(self.core, self.machine)
+        self.digests = DigestCheck(self.core, self.machine)
+        self._said_disagreement: RaftError | None = None
 
         # The log
         self._writes: list[Ready | SnapshotMark] = []
@@ -269,7 +270,7 @@ class Engine:
             return self.failure
         if self.core.is_removed:
             return self._evicted()
-        return self.halted or self._stall or self._snapshot_error
+        return self.halted or self._stall or self._snapshot_error or self.digests.disagreement
 
     def _evicted(self) -> EvictedError:
         return EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster")
@@ -305,7 +306,7 @@ class Engine:
             "last_index": core.log.last_index,
             "snapshot_index": core.log.snapshot.index,
             "log_bytes": core.log.size_bytes,
-            "digest_checked_index": self._digests.agreed_index,
+            "digest_checked_index": self.digests.agreed_index,
             "waiting_calls": len(self.calls),
             "waiting_reads": len(self.reads),
             "members": {str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in sorted(config.members.items())},
@@ -399,7 +400,7 @@ class Engine:
                 if message.kind is MessageKind.PROPOSE_REPLY:
                     self._hear_proposal_reply(message)
                 elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
-                    self._digests.hear(message)
+                    self.digests.hear(message)
                 else:
                     self.core.step(message)
         except ViolationError as violation:
@@ -456,8 +457,20 @@ class Engine:
         self.core.tick()
         self.calls.retry(self.ticks)
         self.reads.ask(self.ticks)
-        for peer_id, message in self._digests.announce():
+        for peer_id, message in self.digests.announce():
             self._runner.post(peer_id, (message,))
+        self._notice_disagreement()
+
+    def _notice_disagreement(self) -> None:
+        """Say it once when it begins, and once when it is over; a node that was convicted has said more."""
+        disagreement = self.digests.disagreement
+        if disagreement is not self._said_disagreement and self.halted is None:
+            if disagreement is not None:
+                self._runner.say(logging.ERROR, f"node {self.node_id}: {disagreement}")
+            else:
+                self._runner.say(logging.WARNING, f"node {self.node_id} does not differ from another any more")
+            self._said_disagreement = disagreement
+            self._runner.state_changed()
 
     def _watch_disk(self) -> None:
         """A node whose log cannot be written within two election timeouts neither leads nor campaigns."""
@@ -484,10 +497,10 @@ class Engine:
         while (ready := self.core.ready()) is not None:
             self._dispatch(ready)
             self._send_what_came()
-        for peer_id, message in self._digests.take_replies():
+        for peer_id, message in self.digests.take_replies():
             self._runner.post(peer_id, (message,))
-        if self._digests.mismatch is not None and self.halted is None:
-            self.halt(self._digests.mismatch)
+        if self.digests.mismatch is not None and self.halted is None:
+            self.halt(self.digests.mismatch)
 
     def _send_what_came(self) -> None:
         """Have what callers brought sent, unless more is about to come."""
@@ -520,7 +533,8 @@ class Engine:
         by_peer: dict[int, list[Message]] = {}
         for message in messages:
             if message.kind is MessageKind.SNAPSHOT:
-                if not self._runner.send_snapshot(message):
+                # While somebody differs from this leader its snapshot may be the damage of one made that of two.
+                if self.digests.is_disputed or not self._runner.send_snapshot(message):
                     self.core.report_snapshot(message.to_id, False)
             else:
                 by_peer.setdefault(message.to_id, []).append(message)
@@ -698,7 +712,7 @@ class Engine:
         if before != (self.calls.session_id, self.applied_config):
             self._runner.state_changed()
         machine.listener = (self.node_id, self.calls.session_id)
-        self._digests.applied()
+        self.digests.applied()
         self.calls.answer(answers)
         if self._was_restored:
             self._was_restored = False
@@ -724,12 +738,19 @@ class Engine:
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether enough was applied since the last one, or that was damaged."""
+        """Whether enough was applied since the last one, or that was damaged.
+
+        A State that halted is not trusted to overwrite the last snapshot: from that a restart may be whole again.
+        """
         return (
-            self._is_snapshot_damaged
-            or self.machine.applied_index - self._snapshot_index >= self.options.snapshot_entries
-            or self._bytes_since_snapshot >= self.options.snapshot_bytes
-        ) and not self._is_saving
+            (
+                self._is_snapshot_damaged
+                or self.machine.applied_index - self._snapshot_index >= self.options.snapshot_entries
+                or self._bytes_since_snapshot >= self.options.snapshot_bytes
+            )
+            and not self._is_saving
+            and self.halted is None
+        )
 
     def _replace_snapshot(self, damage: Exception) -> None:
         """The stored snapshot is of no use to those who need it, nor to a restart; the State here is whole."""

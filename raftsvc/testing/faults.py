@@ -32,6 +32,7 @@ KINDS = (
     "bit rot in the log",
     "bit rot in the snapshot",
     "log cut short",
+    "State damaged",
     "pause",
     "clock drift",
     "clock jump",
@@ -47,6 +48,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
+    ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 
@@ -98,6 +100,7 @@ class Nemesis:
             "bit rot in the log": lambda node: self._rot(node, "wal"),
             "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
             "log cut short": self._cut_log,
+            "State damaged": self._damage_state,
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
@@ -289,7 +292,7 @@ class Nemesis:
         return (
             len(config.voters) >= 3
             and not simulation.operator.is_busy
-            and all(m is not None and m.is_up and not m.is_damaged for m in members)
+            and all(m is not None and m.is_up and not (m.is_damaged or m.has_damaged_state) for m in members)
         )
 
     def _rot(self, node: SimulatedNode, what: str) -> bool:
@@ -329,6 +332,15 @@ class Nemesis:
         node.is_damaged = True
         return True
 
+    # -- memory
+
+    def _damage_state(self, node: SimulatedNode) -> bool:
+        """Change something in one node's State; no more than one is damaged at a time, and enough others can tell."""
+        simulation = self._simulation
+        if node.node_id not in simulation.configuration().members or not self._may_damage():
+            return False
+        return node.damage_state(again=simulation.random.random() < 0.8)
+
     # -- clocks
 
     def _drift(self, node: SimulatedNode) -> bool:
@@ -359,7 +371,7 @@ class Nemesis:
     def _remove(self, node: SimulatedNode) -> bool:
         simulation = self._simulation
         config = simulation.configuration()
-        damaged = any(n.is_damaged and not n.is_gone for n in simulation.nodes.values())
+        damaged = any((n.is_damaged or n.has_damaged_state) and not n.is_gone for n in simulation.nodes.values())
         under_way = simulation.operator.task_count
         if len(config.voters) - under_way <= simulation.least_voters or under_way >= 3 or damaged:
             return False
