@@ -203,7 +203,7 @@ class Service:
     def _node(self) -> Node | None:
         return self._membership.node
 
-    # -- a member, and no more
+    # -- joining and leaving
 
     def init(self) -> None:
         """Start a new cluster with this node as its only member.
