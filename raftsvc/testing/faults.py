@@ -154,13 +154,16 @@ class Nemesis:
         """As few go on as are needed: those who were dead already, and others by chance, are missing."""
         simulation = self._simulation
         ids = sorted(i for i, node in simulation.nodes.items() if not node.is_gone)
+        # Who is damaged goes on, and is not counted on: it may have to be replaced meanwhile.
+        damaged = {i for i in ids if (node := simulation.nodes[i]).is_damaged or node.has_damaged_state}
         alive = {i for i in ids if (engine := simulation.nodes[i].engine) is not None and engine.err() is None}
+        alive -= damaged
         for i in simulation.random.sample(ids, len(ids)):
             if simulation.is_live(alive - {i}):
                 alive.discard(i)
         if not simulation.is_live(alive):
             return
-        self.absent = frozenset(ids) - alive
+        self.absent = frozenset(ids) - alive - damaged
         for i in self.absent:
             simulation.nodes[i].note("stays dead for now")
             simulation.nodes[i].kill()
