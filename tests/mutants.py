@@ -274,8 +274,8 @@ MUTANTS = (
     Mutant(
         "lead by the committed configuration",
         "core/server.py",
-        "        return self.log.config\n",
-        "        return self.log.config_at(self.log.commit_index)\n",
+        "        return self.log.configs.latest\n",
+        "        return self.log.configs.at(self.log.commit_index)\n",
     ),
     Mutant(
         "a second change before the first is committed",

@@ -124,7 +124,7 @@ class Leader:
         entries = [make_entry(index + n, term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
         log.append(entries)
         self._uncommitted_bytes += sum(map(len, entries))
-        if log.config_index > index:
+        if log.configs.latest_index > index:
             self._adopt_members()
 
     # -- commitment
@@ -175,7 +175,7 @@ class Leader:
         if index <= log.commit_index or log.term_at(index) != server.term:
             return False
         had_own_term_commit = server.has_own_term_commit
-        is_for_all = log.commit_index < log.config_index <= index
+        is_for_all = log.commit_index < log.configs.latest_index <= index
         self._uncommitted_bytes -= log.bytes_between(log.commit_index, index)
         log.advance_commit(index)
         for i, follower in progress.items():
@@ -195,7 +195,7 @@ class Leader:
 
     @property
     def _change_pending(self) -> bool:
-        return self._server.log.config_index > self._server.log.commit_index
+        return self._server.log.configs.latest_index > self._server.log.commit_index
 
     def _check_change(self, data: bytes) -> None:
         """One change at a time, after an own-term commit, and valid (R8).

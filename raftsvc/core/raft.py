@@ -325,9 +325,9 @@ class Raft(Server):
             raise ProposalRefused(Refusal.REMOVED)
         if self.leader is None:
             raise ProposalRefused(Refusal.NO_LEADER)
-        config_index = self.log.config_index
+        config_index = self.log.configs.latest_index
         first = self.leader.propose(proposals)
-        if self.log.config_index > config_index:
+        if self.log.configs.latest_index > config_index:
             self._repeats.forget_all_but(self.config.members)
         return first
 

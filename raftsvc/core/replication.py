@@ -37,7 +37,7 @@ class Replication:
                 self.progress[i] = Progress(server.log.last_index + 1)
         for i, progress in self.progress.items():
             if i not in config.members and not progress.leaving_index:
-                progress.leaving_index = server.log.config_index
+                progress.leaving_index = server.log.configs.latest_index
 
     def forget_leavers(self) -> None:
         """A tick passed.  A removed member is sent the commit of its removal, for a bounded time (R10)."""

@@ -223,12 +223,12 @@ class Server:
     @property
     def config(self) -> Configuration:
         """The configuration in force (R8)."""
-        return self.log.config
+        return self.log.configs.latest
 
     @property
     def committed_config(self) -> Configuration:
         """The latest configuration that is committed: it can never be undone."""
-        return self.log.config_at(self.log.commit_index)
+        return self.log.configs.at(self.log.commit_index)
 
     @property
     def has_own_term_commit(self) -> bool:

@@ -254,7 +254,7 @@ class Simulation:
         since = max((engine.core.log.commit_index for engine in engines), default=0)
         for engine in engines:
             log = engine.core.log
-            later = log.configs_since(min(since, log.last_index))
+            later = log.configs.since(min(since, log.last_index))
             configs |= {config for config in later if engine.node_id in config.voters}
         for node_id in self.operator.leaving:
             change = ConfChange(ConfOp.REMOVE, node_id)
