@@ -110,6 +110,14 @@ MUTANTS = (
         "        try:\n            self._files.sync(fd)\n        except OSError:\n            self._files.sync(fd)\n",
     ),
     Mutant(
+        "an arriving snapshot goes on after an fsync that failed",
+        "storage/snapshot.py",
+        "            self.identity = None\n            self.close()\n            raise\n",
+        "            raise\n",
+        kinds="fsync error,power cut,member added,loss",
+        also=(("storage/files.py", "        if fd in self._doubtful:\n", "        if False:\n"),),
+    ),
+    Mutant(
         "no fsync of a new segment's name",
         "storage/wal.py",
         "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",

@@ -7,6 +7,7 @@ durable after `sync`, a created, renamed or removed name after `sync_dir`.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
@@ -16,7 +17,14 @@ _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
 class Files:
-    """Operations on files, by path or by descriptor.  All raise OSError."""
+    """Operations on files, by path or by descriptor.  All raise OSError.
+
+    A file whose sync failed is never synced again: the kernel may have marked clean what it
+    did not write, so that the next sync would succeed without it.
+    """
+
+    def __init__(self) -> None:
+        self._doubtful: set[int] = set()  # descriptors whose sync failed
 
     def owner_lock(self, path: str) -> DirectoryLock:
         """The lock, not yet acquired, of whoever owns the directory that the file `path` is in."""
@@ -31,6 +39,7 @@ class Files:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def close(self, fd: int) -> None:
+        self._doubtful.discard(fd)  # before its number is another file's
         os.close(fd)
 
     def size(self, fd: int) -> int:
@@ -55,7 +64,17 @@ class Files:
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
     def sync(self, fd: int) -> None:
-        """Return once the file's content is durable."""
+        """Return once the file's content is durable; refused once that failed, for good."""
+        if fd in self._doubtful:
+            raise OSError(errno.EIO, "an earlier fsync of this file failed, and what it did not write is lost")
+        try:
+            self.flush(fd)
+        except BaseException:
+            self._doubtful.add(fd)
+            raise
+
+    def flush(self, fd: int) -> None:
+        """The fsync itself; for `sync`, and for those who replace it."""
         _fdatasync(fd)
 
     def sync_dir(self, path: str) -> None:
