@@ -32,8 +32,8 @@ from raftsvc.errors import (
     UnknownPeerError,
 )
 from raftsvc.host.admission import Admission
-from raftsvc.host.process import HomeProcess
 from raftsvc.member.node import Node, NodeOptions
+from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store
 from raftsvc.transport import JoinReply, Network, Problem, request_join

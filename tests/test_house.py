@@ -38,19 +38,20 @@ MAX_ATTRIBUTES = 15
 ROOMS = {
     "errors": "",
     "state": "",
+    "process": "errors",
     "core": "",
-    "storage": "errors core",
-    "transport": "errors core storage",
-    "member": "errors state core storage transport",
-    "host": "errors state core storage transport member",
-    "formation": "errors state core storage transport member host",
-    "reception": "errors state core storage transport member host formation",
-    "service": "errors state core storage transport member host formation reception",
+    "storage": "errors process core",
+    "transport": "errors process core storage",
+    "member": "errors state process core storage transport",
+    "host": "errors state process core storage transport member",
+    "formation": "errors state process core storage transport member host",
+    "reception": "errors state process core storage transport member host formation",
+    "service": "errors state process core storage transport member host formation reception",
     "raftsvc": "errors state service",
     # What stands on the public face does not reach behind it.
     "kv": "errors state service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors state core storage transport member",
+    "testing": "errors state process core storage transport member",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

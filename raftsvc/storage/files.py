@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 
+from raftsvc.process import close_in_children
 from raftsvc.storage.lock import DirectoryLock
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
@@ -25,22 +27,43 @@ class Files:
 
     def __init__(self) -> None:
         self._doubtful: set[int] = set()  # descriptors whose sync failed
+        self._open_fds: set[int] = set()
+        close_in_children(self)
 
     def owner_lock(self, path: str) -> DirectoryLock:
-        """The lock, not yet acquired, of whoever owns the directory that the file `path` is in."""
+        """The lock, not yet acquired, of whoever owns the directory `path`."""
         return DirectoryLock(path)
 
     def create(self, path: str) -> int:
-        """Create or empty the file and open it for reading and writing; private to the owner."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """Make an empty file in place of what has that name, and open it for reading and writing; the owner's alone.
+
+        If that was a link, by name or by inode, what it led to stays as it is.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return self._keep(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
     def open(self, path: str) -> int:
-        """Open an existing file for reading and writing."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        """Open an existing file, and no link, for reading and writing."""
+        return self._keep(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+    def _keep(self, fd: int) -> int:
+        self._open_fds.add(fd)
+        return fd
 
     def close(self, fd: int) -> None:
-        self._doubtful.discard(fd)  # before its number is another file's
+        self.forget(fd)
         os.close(fd)
+
+    def forget(self, fd: int) -> None:
+        """The file is about to be closed: its number may be another's then."""
+        self._doubtful.discard(fd)
+        self._open_fds.discard(fd)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        taken, self._open_fds = self._open_fds, set()
+        return taken
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size

@@ -60,7 +60,7 @@ class Store:
         self._files = files
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
-        self._dir_lock = files.owner_lock(f"{path}/lock")
+        self._dir_lock = files.owner_lock(path)
         # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False

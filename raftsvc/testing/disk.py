@@ -237,7 +237,7 @@ class SimulatedDisk(Files):
 
     def close(self, fd: int) -> None:
         self._alive()
-        self._doubtful.discard(fd)
+        self.forget(fd)
         del self.fds[fd]
 
     def size(self, fd: int) -> int:

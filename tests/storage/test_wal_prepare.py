@@ -226,6 +226,7 @@ class HeldFiles(Files):
     """Calls `during` in the midst of the first piece; remembers what is open, and the last segment at each piece."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = str(path)
         self.during: Callable[[], None] = lambda: None
         self.next_fd = -1
