@@ -84,8 +84,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("attributes", "testing/simulation.py Simulation"): "being divided",
     ("attributes", "testing/simulation.py SimulatedNode"): "being divided",
     ("cycles", "raftsvc.testing.faults raftsvc.testing.simulation"): "being divided",
-    ("methods", "storage/wal.py Wal"): "one writer, with the segment ahead of it and its proofs; not yet divided",
-    ("attributes", "storage/wal.py Wal"): "likewise",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",

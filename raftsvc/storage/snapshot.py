@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MalformedError
-from raftsvc.errors import DamagedStorageError
+from raftsvc.errors import DamagedStorageError, FormatVersionError
 from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES = 1024 * 1024
@@ -29,8 +29,9 @@ _MAX_HEAD_BYTES = 64 * 1024 * 1024
 # behind 130 MB at the end, 3 ms behind this much at a time (`python -m benchmarks costs snapshot`).
 SYNC_BYTES = 4 * 1024 * 1024
 
-_MAGIC = b"raftsnp1"
-_PREFIX = struct.Struct(">8sI")
+_MAGIC = b"raftsnp"
+_VERSION = b"1"
+_PREFIX = struct.Struct(">7scI")
 _HEAD = struct.Struct(">QQQIII")
 _CRC = struct.Struct(">I")
 _CHUNK = struct.Struct(">II")
@@ -54,7 +55,7 @@ class SnapshotHeader:
             + self.config
             + self.sessions
         )
-        head = _PREFIX.pack(_MAGIC, len(body)) + body
+        head = _PREFIX.pack(_MAGIC, _VERSION, len(body)) + body
         return head + _CRC.pack(crc32(head))
 
 
@@ -158,9 +159,9 @@ class StoredSnapshot:
 
     def _read_head(self) -> tuple[SnapshotHeader, int, int]:
         prefix = self._files.read(self._fd, _PREFIX.size, 0)
-        if len(prefix) < _PREFIX.size or prefix[: len(_MAGIC)] != _MAGIC:
-            raise self._damaged(0, "not a snapshot of this format")
-        length = _PREFIX.unpack(prefix)[1]
+        if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
+            raise self._damaged(0, "not a snapshot")
+        _, version, length = _PREFIX.unpack(prefix)
         if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes):
             raise self._damaged(len(_MAGIC), f"the head claims {length} bytes")
         body = self._files.read(self._fd, length + _CRC.size, _PREFIX.size)
@@ -169,6 +170,8 @@ class StoredSnapshot:
         crc = _CRC.unpack_from(body, length)[0]
         if crc32(prefix + body[:length]) != crc:
             raise self._damaged(0, "the head's checksum does not match")
+        if version != _VERSION:
+            raise FormatVersionError(self._path, version.decode(errors="replace"), _VERSION.decode())
         index, term, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
         if _HEAD.size + config_length + sessions_length != length:
             raise self._damaged(_PREFIX.size, "the head's lengths do not add up")

@@ -327,7 +327,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def write_half_a_segment(node: Member, segment_bytes: int) -> None:
     wal = node.service._membership._store.wal
-    while wal._offset < segment_bytes // 2:
+    while wal._tail.offset < segment_bytes // 2:
         node.service.exec(b"x" * 100)
 
 
