@@ -335,6 +335,20 @@ MUTANTS = (
         "        if False:\n",
         scene="a_removal_reaches_the_removed_when_it_is_committed",
     ),
+    Mutant(
+        "a leader that is to be removed asks the same voters again and again",
+        "core/leader.py",
+        "(-self._asked.get(i, 0), progress[i].match_index, i)",
+        "(progress[i].match_index, i, i)",
+        scene="a_leader_that_is_to_be_removed_asks_each_in_turn",
+    ),
+    Mutant(
+        "who was removed does not write that down",
+        "core/server.py",
+        "            or (is_removed and commit > self._commit_written)\n",
+        "",
+        scene="who_was_removed_knows_it_after_a_restart",
+    ),
     # Reads
     Mutant(
         "serve reads without a quorum round",

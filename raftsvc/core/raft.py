@@ -205,6 +205,8 @@ class Raft(Server):
         self.role = Role.FOLLOWER
         self.leader_id = leader_id
         self.election.close()
+        if self.leader is not None:
+            self.leader.lease.forgo()  # for whoever looks at it without the lock, just now
         # With it go its reads, which are never answered: whoever asked asks again.
         self.leader = None
 

@@ -79,7 +79,7 @@ class Replication:
                 return
             entries = log.entries_from(prev + 1, settings.max_message_bytes)
             if len(entries) > last_index - prev:
-                entries = entries[: last_index - prev]
+                entries = entries[: max(0, last_index - prev)]
             self._send_append(peer, progress, prev, prev_term, entries)
             last = index_of(entries[-1]) if entries else prev
             progress.sent(last, sum(map(len, entries)))
