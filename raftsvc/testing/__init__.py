@@ -24,7 +24,8 @@ from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.faults import KINDS, Faults
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import KeyValueModel, Model, Operation, Verdict, check
-from raftsvc.testing.simulation import Report, SimulationFailed, simulate
+from raftsvc.testing.report import Report, SimulationFailed
+from raftsvc.testing.simulation import simulate
 from raftsvc.testing.workload import Action, DamagingWorkload, RegisterState, RegisterWorkload, Workload
 
 __all__ = [

@@ -11,8 +11,7 @@ All of it is known from outside: the watch sees every node at once, which no nod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import (
@@ -29,11 +28,9 @@ from raftsvc.core.messages import (
     term_of,
 )
 from raftsvc.core.raft import Role
+from raftsvc.member.calls import Call
+from raftsvc.member.engine import Engine
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
-
-if TYPE_CHECKING:
-    from raftsvc.member.calls import Call
-    from raftsvc.member.engine import Engine
 
 
 class Violation(AssertionError):
@@ -76,6 +73,8 @@ class Watch:
         self._verdicts: dict[int, bool | None] = {}
         self._witnessed: dict[int, int] = {}  # by node: how far it applied with a State that was whole
         self.was_damaged = False  # some State, at some time
+        self._running: dict[int, tuple[Engine, Callable[[], int]]] = {}  # by node, with its clock
+        self.not_applied: list[tuple[int, int, int]] = []
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
@@ -83,8 +82,9 @@ class Watch:
 
     # -- a node starts
 
-    def started(self, engine: Engine) -> None:
-        """A node recovered; nothing it said before may be forgotten."""
+    def started(self, engine: Engine, clock: Callable[[], int]) -> None:
+        """A node recovered; nothing it said before may be forgotten.  Its leases are measured by `clock`."""
+        self._running[engine.node_id] = engine, clock
         core = engine.core
         known = self._known.setdefault(engine.node_id, Known())
         log = core.log
@@ -105,6 +105,10 @@ class Watch:
         known.led_last = None
         self.look(engine)
 
+    def ended(self, node_id: int) -> None:
+        """The process of a node is gone."""
+        self._running.pop(node_id, None)
+
     def lost(self, node_id: int) -> None:
         """The storage of a node is gone for good, and so is the node."""
         known = self._known.pop(node_id, None)
@@ -118,6 +122,7 @@ class Watch:
         core = engine.core
         log = core.log
         known = self._known[engine.node_id]
+        latest_led = self.latest_led
         if core.term != known.term:
             self._require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
@@ -131,14 +136,19 @@ class Watch:
             if last is not known.led_last and log.configs.latest_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
+        self._look_at_lease(engine.node_id)
+        if self.latest_led != latest_led:
+            for node_id in self._running:
+                self._look_at_lease(node_id)
 
-    def look_at_lease(self, engine: Engine, now: int) -> None:
-        """Check that a leader of an earlier term than the latest one holds no lease at `now`, by its clock."""
+    def _look_at_lease(self, node_id: int) -> None:
+        """A leader of an earlier term than the latest one holds no lease, by its clock."""
+        engine, clock = self._running[node_id]
         core = engine.core
         if core.role is Role.LEADER and core.term < self.latest_led:
             self._require(
-                not core.holds_lease(now),
-                f"node {engine.node_id} holds a lease in term {core.term}, and term {self.latest_led} has a leader",
+                not core.holds_lease(clock()),
+                f"node {node_id} holds a lease in term {core.term}, and term {self.latest_led} has a leader",
             )
 
     def _look_at_changes(self, engine: Engine) -> None:

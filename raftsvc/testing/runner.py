@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.testing.faults import KINDS, Faults
-from raftsvc.testing.simulation import Report, SimulationFailed, merged, simulate
+from raftsvc.testing.report import Report, SimulationFailed, merged
+from raftsvc.testing.simulation import simulate
 from raftsvc.testing.workload import Workload
 
 

@@ -30,8 +30,11 @@ from raftsvc.testing import (
     simulate,
 )
 from raftsvc.testing.invariants import Known, Violation, Watch
+from raftsvc.testing.node import SimulatedNode
+from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.runner import main
-from raftsvc.testing.simulation import SECOND, SimulatedNode, Simulation
+from raftsvc.testing.schedule import SECOND
+from raftsvc.testing.simulation import Simulation
 
 SEEDS = 300
 CHUNK = 20
@@ -211,7 +214,7 @@ def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nodes_that_talk_without_end_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raftsvc.testing.simulation._MAX_STEPS", 500)
+    monkeypatch.setattr("raftsvc.testing.schedule.MAX_STEPS", 500)
     with pytest.raises(SimulationFailed, match="no end after 500 steps"):
         simulate(1)
 
@@ -233,7 +236,7 @@ def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
     assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
     stuck = simulation.leader()
     assert stuck is not None and stuck.engine is not None
-    stuck.is_hung = True
+    stuck.computer.is_hung = True
     engine = stuck.engine
 
     def deposed() -> bool:
@@ -247,7 +250,7 @@ def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
     simulation.run_until(simulation.now + 20 * SECOND)
     assert simulation.report.counts["done"] > served + 10, "the others serve; callers of this one wait in vain"
     assert max(n.engine.core.term for n in simulation.nodes.values() if n.engine) == term, "and it disturbs nobody"
-    stuck.is_hung = False
+    stuck.computer.is_hung = False
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.err() is None)
     assert engine.core.is_promotable
 
@@ -255,8 +258,9 @@ def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
 def _three_under_load(seed: int, **options: int) -> tuple[Simulation, SimulatedNode, list[SimulatedNode]]:
     """A simulation without faults in which clients write: its leader, and the other two."""
     simulation = Simulation(seed, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
-    simulation.think_time = SECOND // 25
-    simulation.options = simulation.options._replace(**{"snapshot_entries": 1 << 30, **options})
+    simulation.conditions.think_time = SECOND // 25
+    conditions = simulation.conditions
+    conditions.options = conditions.options._replace(**{"snapshot_entries": 1 << 30, **options})
     simulation.operator.found(3)
     for client in simulation.clients:
         client.start()
@@ -266,9 +270,13 @@ def _three_under_load(seed: int, **options: int) -> tuple[Simulation, SimulatedN
     return simulation, leader, [n for n in simulation.nodes.values() if n is not leader]
 
 
+def _process(node: SimulatedNode) -> SimulatedProcess:
+    assert node.process is not None
+    return node.process
+
+
 def _engine(node: SimulatedNode) -> Engine:
-    assert node.engine is not None
-    return node.engine
+    return _process(node).engine
 
 
 @pytest.mark.parametrize("is_leader", [False, True])
@@ -291,22 +299,23 @@ def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> Non
 @pytest.mark.parametrize("size", [0, 100, 1000, 4095, None], ids=str)
 def test_a_node_whose_log_was_cut_short_does_not_start_and_is_replaced(size: int | None) -> None:
     simulation = Simulation(10, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
-    simulation.segment_bytes = 4096
+    simulation.conditions.segment_bytes = 4096
     simulation.operator.found(3)
     for client in simulation.clients:
         client.start()
     node = simulation.nodes[2]
 
     def has_rotated() -> bool:
-        return node.store is not None and len(node.store.wal._segments) > 1
+        return node.process is not None and len(node.process.store.wal._segments) > 1
 
     assert simulation.run_until(60 * SECOND, has_rotated)
     node.kill()
-    newest = max(path for path in node.disk.paths() if path.endswith(".wal"))
+    disk = node.computer.disk
+    newest = max(path for path in disk.paths() if path.endswith(".wal"))
     if size is None:
-        node.disk.delete(newest)
+        disk.delete(newest)
     else:
-        node.disk.cut(newest, size)
+        disk.cut(newest, size)
     node.is_damaged = True
     node.start()
     assert isinstance(node.refusal, raftsvc.DamagedStorageError)
@@ -325,7 +334,7 @@ def test_two_that_differ_say_so_until_a_third_tells_who_is_right(is_leader: bool
     third = followers[1]
     cut = {(n.node_id, third.node_id) for n in (leader, followers[0])}
     if is_late:  # it hears everything, and does not apply it
-        third._is_applying = True
+        _process(third).is_applying = True
     else:
         simulation.network.cut |= cut | {(b, a) for a, b in cut}
     two = [_engine(leader), _engine(followers[0])]
@@ -341,7 +350,7 @@ def test_two_that_differ_say_so_until_a_third_tells_who_is_right(is_leader: bool
     engine = _engine(bad)
     assert two == [n.engine for n in (leader, followers[0])], "and nobody was restarted"
     if is_late:
-        third._is_applying = False
+        _process(third).is_applying = False
         third.do(lambda engine: None)
     simulation.network.cut.clear()
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.halted is not None)
@@ -361,8 +370,8 @@ def test_a_node_that_halted_still_answers_for_what_it_applied() -> None:
     question = Message(MessageKind.DIGEST, halted.node_id, leader.node_id, _engine(leader).core.term, index=index)
     heard: list[Message] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halted, "post", lambda peer_id, messages: heard.extend(messages) or True)
-        halted.hear(leader.node_id, [question])
+        patch.setattr(halted.process, "post", lambda peer_id, messages: heard.extend(messages) or True)
+        _process(halted).hear([question])
     assert [(m.index, m.hint) for m in heard if m.kind is MessageKind.DIGEST_REPLY] == [(index, engine.machine.digest)]
 
 
@@ -400,7 +409,8 @@ def test_seeds_run_on_several_processes() -> None:
 def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves entries to be sent again: at the pace of heartbeats, not of the network."""
     simulation = Simulation(9, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
-    simulation.options = simulation.options._replace(max_uncommitted_bytes=1 << 24)
+    conditions = simulation.conditions
+    conditions.options = conditions.options._replace(max_uncommitted_bytes=1 << 24)
     simulation.operator.found(3)
     for client in simulation.clients:
         client.start()
@@ -410,8 +420,8 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     assert slow.engine is not None
     slow.engine._backlog_bytes = 1 << 40
     heard: list[int] = []
-    hear = slow.hear
-    monkeypatch.setattr(slow, "hear", lambda source, messages: (heard.append(len(messages)), hear(source, messages)))
+    hear = _process(slow).hear
+    monkeypatch.setattr(slow.process, "hear", lambda messages: (heard.append(len(messages)), hear(messages)))
     done = simulation.report.counts["done"]
     assert leader is not None
     for _ in range(100):

@@ -1,0 +1,215 @@
+"""The clients: each does one thing after the other at nodes of its choice, and remembers what it was told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from raftsvc.errors import NotApplied, RaftError
+from raftsvc.member.calls import Call, Read
+from raftsvc.member.engine import Engine
+from raftsvc.member.machine import read_envelope
+from raftsvc.testing.cluster import Cluster
+from raftsvc.testing.invariants import Violation
+from raftsvc.testing.linearizability import Operation
+from raftsvc.testing.process import SimulatedProcess
+from raftsvc.testing.schedule import MILLISECOND, SECOND
+from raftsvc.testing.workload import Action
+from raftsvc.testing.world import World
+
+
+class SimulatedCall(Call):
+    """An instruction whose caller is called back instead of woken."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, instruction: bytes, done: Callable[[], None]) -> None:
+        super().__init__(instruction)
+        self._done = done
+
+    def wake(self) -> None:
+        self._done()
+
+
+class SimulatedRead(Read):
+    """A read whose caller is called back instead of woken."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        super().__init__()
+        self._done = done
+
+    def wake(self) -> None:
+        self._done()
+
+
+class Attempt:
+    """One action of a client at one process, until it ends.
+
+    floor: what was committed anywhere when a read was asked for.
+    """
+
+    __slots__ = ("action", "call", "called", "floor", "process", "read")
+
+    def __init__(self, process: SimulatedProcess, action: Action, called: int) -> None:
+        self.process = process
+        self.action = action
+        self.called = called
+        self.call: SimulatedCall | None = None
+        self.read: SimulatedRead | None = None
+        self.floor = 0
+
+
+class Client:
+    """One caller after the other: thinks, acts, waits for the outcome or gives up, and does the next thing."""
+
+    def __init__(self, world: World, cluster: Cluster, number: int) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._number = number
+        self._attempt: Attempt | None = None
+        self._plan = 0
+        self.is_stopping = False
+        self.served_since_heal = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is under way."""
+        return self._attempt is not None
+
+    # -- acting
+
+    def start(self) -> None:
+        """Do one thing after the other from now on."""
+        world = self._world
+        self._plan = plan = self._plan + 1
+        if not self.is_stopping:
+            pause = int(world.random.expovariate(1 / world.conditions.think_time))
+            world.schedule.at(pause, lambda: self._go_on(plan))
+
+    def _go_on(self, plan: int) -> None:
+        if plan != self._plan:
+            return
+        ready = [node.process for node in self._cluster.ready() if node.process is not None]
+        if ready and not self.is_stopping:
+            self._act(self._world.random.choice(ready))
+        else:
+            self.start()
+
+    def _act(self, process: SimulatedProcess) -> None:
+        world = self._world
+        world.report.counts["operations"] += 1
+        action = world.workload.next_action(world.random, world.report.counts["operations"])
+        self._attempt = attempt = Attempt(process, action, world.schedule.now)
+        self._note(f"{action.input} at {process.name}")
+        process.do(lambda engine: self._submit(attempt, engine))
+        patience = world.random.choice((300 * MILLISECOND, 2 * SECOND, 5 * SECOND))
+        process.life.later(patience, lambda: self._give_up(attempt))
+
+    def _submit(self, attempt: Attempt, engine: Engine) -> None:
+        try:
+            if attempt.action.instruction is None:
+                self._submit_read(attempt, engine)
+            else:
+                attempt.call = SimulatedCall(attempt.action.instruction, lambda: self._call_finished(attempt))
+                engine.submit(attempt.call)
+        except NotApplied as error:
+            self._end(attempt, "refused", error)
+
+    def _submit_read(self, attempt: Attempt, engine: Engine) -> None:
+        attempt.read = read = SimulatedRead(lambda: self._read_confirmed(attempt, read))
+        attempt.floor = self._world.watch.last_committed
+        if self._world.random.random() < 0.5 and engine.is_current():
+            read.index = engine.applied_index
+            self._read_confirmed(attempt, read)
+        else:
+            engine.submit_read(read)
+
+    # -- what comes of it
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """The timeout of `exec` or `wait_read` passed, by the clock of the caller."""
+        if attempt is not self._attempt:
+            return
+        engine = attempt.process.engine
+        if attempt.read is not None:
+            if engine.reads.withdraw(attempt.read):
+                self._end(attempt, "timed out", None)
+        elif attempt.call is not None and engine.calls.withdraw(attempt.call):
+            self._settle(attempt, attempt.call, attempt.call.unsettled == 0)
+
+    def _read_confirmed(self, attempt: Attempt, read: SimulatedRead) -> None:
+        assert attempt is self._attempt, "a caller is woken once"
+        if read.error is not None:
+            self._end(attempt, "refused", read.error)
+            return
+        if read.index < attempt.floor:
+            raise Violation(
+                f"a read is served at {read.index}, and {attempt.floor} was committed when it was asked for"
+            )
+        # The caller's thread wakes a little later, and looks at the State then.
+        attempt.process.life.later(self._world.random.randrange(1, 2000), lambda: self._look(attempt))
+
+    def _look(self, attempt: Attempt) -> None:
+        if attempt is self._attempt:
+            replica = attempt.process.replica
+            output = self._world.workload.read(replica.state, attempt.action)
+            self._end(attempt, "misread" if replica.is_suspect else "done", None, output)
+
+    def _call_finished(self, attempt: Attempt) -> None:
+        call, process = attempt.call, attempt.process
+        assert attempt is self._attempt and call is not None, "a caller is woken once"
+        if call.error is not None:
+            self._settle(attempt, call, isinstance(call.error, NotApplied))
+        elif process.replica.is_suspect:
+            self._end(attempt, "unknown", None)  # to the history: it took effect, but the answer may be wrong
+        else:
+            outcome = self._world.watch.answered(process.engine, call)
+            if outcome.rejection is not None:
+                self._end(attempt, "rejected", None)
+            else:
+                self._end(attempt, "done", None, self._world.workload.output_of(attempt.action, outcome.satisfied))
+
+    def _settle(self, attempt: Attempt, call: SimulatedCall, is_not_applied: bool) -> None:
+        """It ended without an outcome: for certain, or not."""
+        if is_not_applied and call.data:
+            self._world.watch.not_applied.append(read_envelope(call.data))
+        self._end(attempt, "not applied" if is_not_applied else "unknown", call.error)
+
+    def _end(self, attempt: Attempt, result: str, error: RaftError | None, output: Any = None) -> None:
+        world = self._world
+        action = attempt.action
+        world.report.counts[result] += 1
+        self._note(f"{action.input} {result} {output} {error or ''}")
+        if result in ("done", "unknown") and action.is_judged:
+            returned = world.schedule.now if result == "done" else math.inf
+            world.report.history.append(Operation(self._number, attempt.called, returned, action.input, output))
+        if result in ("done", "rejected") and world.is_healed:
+            self.served_since_heal += 1
+        self._attempt = None
+        self.start()
+
+    def _note(self, what: str) -> None:
+        self._world.schedule.note(f"c{self._number}", what)
+
+    # -- what happens to the process that it is in; as a Caller
+
+    def process_applied(self, process: SimulatedProcess) -> None:
+        """Was that what this caller waits for?"""
+        attempt = self._attempt
+        if attempt is not None and attempt.process is process and attempt.call is not None:
+            self._world.watch.waits(process.engine, attempt.call)
+
+    def process_resumed(self, process: SimulatedProcess) -> None:
+        """Act there at once, unless something is under way or all is over."""
+        if not self.is_waiting and not self.is_stopping:
+            self._plan += 1
+            self._act(process)
+
+    def process_ended(self, process: SimulatedProcess) -> None:
+        """Whoever waited in it will never know."""
+        attempt = self._attempt
+        if attempt is not None and attempt.process is process:
+            self._end(attempt, "refused" if attempt.read is not None else "unknown", None)

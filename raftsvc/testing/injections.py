@@ -1,0 +1,293 @@
+"""Each fault, one function: how it comes about, for how long, and what ends it.
+
+They are gathered by what they strike.  Each is given a node that is up, leaders more often
+than others, and says whether anything came of it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from raftsvc.testing.cluster import Cluster
+from raftsvc.testing.computer import USUAL_WRITE_DELAY
+from raftsvc.testing.network import USUAL_DELAY, Network
+from raftsvc.testing.node import SimulatedNode
+from raftsvc.testing.operator import Operator
+from raftsvc.testing.schedule import MILLISECOND
+from raftsvc.testing.world import World
+
+Injection = Callable[[SimulatedNode], bool]
+_SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
+"""Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
+
+
+def for_a_while(world: World, undo: Callable[[], None], longest: int = 3000) -> None:
+    """Have `undo` called after up to `longest` milliseconds, unless everything is healed by then."""
+
+    def end() -> None:
+        if not world.is_healed:
+            undo()
+
+    world.schedule.at(world.random.randrange(100, longest) * MILLISECOND, end)
+
+
+def kill(node: SimulatedNode) -> bool:
+    """End its process, and have it started again."""
+    node.kill()
+    node.restart_later()
+    return True
+
+
+class NetworkFaults:
+    """What may happen to links."""
+
+    def __init__(self, world: World, network: Network, cluster: Cluster) -> None:
+        self._world = world
+        self._network = network
+        self._cluster = cluster
+        self.injections: dict[str, Injection] = {
+            "loss": self._lose,
+            "duplication": self._duplicate,
+            "delay and reordering": self._delay,
+            "partition": self._partition,
+            "one-way cut": self._cut_one_way,
+            "leader cut off": self._cut_off_leader,
+            "leader unheard by one": self._cut_leader_from_one,
+        }
+
+    def _lose(self, node: SimulatedNode) -> bool:
+        self._network.loss = self._world.random.choice((0.02, 0.1, 0.4))
+        for_a_while(self._world, lambda: setattr(self._network, "loss", 0.0))
+        return True
+
+    def _duplicate(self, node: SimulatedNode) -> bool:
+        self._network.duplication = 0.3
+        for_a_while(self._world, lambda: setattr(self._network, "duplication", 0.0))
+        return True
+
+    def _delay(self, node: SimulatedNode) -> bool:
+        self._network.delay = self._world.random.choice((5, 40, 300, 1000)) * MILLISECOND
+        for_a_while(self._world, lambda: setattr(self._network, "delay", USUAL_DELAY))
+        return True
+
+    def _cut(self, links: set[tuple[int, int]]) -> bool:
+        cut = self._network.cut
+        cut |= links
+        for_a_while(self._world, lambda: cut.difference_update(links), longest=5000)
+        return bool(links)
+
+    def _partition(self, node: SimulatedNode) -> bool:
+        rng = self._world.random
+        side = {i for i in self._cluster.nodes if rng.random() < 0.5}
+        others = set(self._cluster.nodes) - side
+        return self._cut({(a, b) for a in side for b in others} | {(b, a) for a in side for b in others})
+
+    def _cut_one_way(self, node: SimulatedNode) -> bool:
+        rng = self._world.random
+        others = [i for i in self._cluster.nodes if i != node.node_id]
+        chosen = rng.sample(others, rng.randint(1, len(others))) if others else []
+        if rng.random() < 0.5:
+            return self._cut({(node.node_id, other) for other in chosen})
+        return self._cut({(other, node.node_id) for other in chosen})
+
+    def _cut_off_leader(self, node: SimulatedNode) -> bool:
+        leader = self._cluster.leader()
+        if leader is None:
+            return False
+        me = leader.node_id
+        others = set(self._cluster.nodes) - {me}
+        return self._cut({(me, other) for other in others} | {(other, me) for other in others})
+
+    def _cut_leader_from_one(self, node: SimulatedNode) -> bool:
+        leader = self._cluster.leader()
+        others = [i for i in self._cluster.configuration().voters if leader is None or i != leader.node_id]
+        if leader is None or not others:
+            return False
+        return self._cut({(leader.node_id, self._world.random.choice(sorted(others)))})
+
+
+class NodeFaults:
+    """What may happen to processes and computers, without anything being damaged."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.injections: dict[str, Injection] = {
+            "kill": kill,
+            "power cut": self._cut_power,
+            "power cut in a write": self._cut_power_in_a_write,
+            "fsync error": lambda node: self._fail(node, "sync", errno.EIO, world.random.choice(_SYNCED)),
+            "write error": lambda node: self._fail(node, "write", errno.EIO),
+            "full disk": self._fill_disk,
+            "slow disk": self._slow_disk,
+            "hung disk": self._hang_disk,
+            "pause": self._pause,
+            "clock drift": self._drift,
+            "clock jump": self._jump,
+        }
+
+    def _cut_power(self, node: SimulatedNode) -> bool:
+        node.cut_power()
+        return True
+
+    def _cut_power_in_a_write(self, node: SimulatedNode) -> bool:
+        disk = node.computer.disk
+        disk.crash_at = len(disk.operations) + 1 + self._world.random.randrange(12)
+        return True
+
+    def _fail(self, node: SimulatedNode, operation: str, code: int, path_end: str = "") -> bool:
+        node.computer.disk.fail_next(operation, path_end, code)
+        return True
+
+    def _fill_disk(self, node: SimulatedNode) -> bool:
+        disk = node.computer.disk
+        disk.free_bytes = self._world.random.randrange(3000)
+        for_a_while(self._world, lambda: setattr(disk, "free_bytes", None))
+        return True
+
+    def _slow_disk(self, node: SimulatedNode) -> bool:
+        computer = node.computer
+        computer.write_delay = self._world.random.choice((20, 200, 800)) * MILLISECOND
+        for_a_while(self._world, lambda: setattr(computer, "write_delay", USUAL_WRITE_DELAY))
+        return True
+
+    def _hang_disk(self, node: SimulatedNode) -> bool:
+        computer = node.computer
+        computer.is_hung = True
+        for_a_while(self._world, lambda: setattr(computer, "is_hung", False), longest=6000)
+        return True
+
+    def _pause(self, node: SimulatedNode) -> bool:
+        if not node.is_ready:
+            return False
+        node.pause()
+        for_a_while(self._world, node.resume, longest=5000)
+        return True
+
+    def _drift(self, node: SimulatedNode) -> bool:
+        computer = node.computer
+        rates = (1.25, 2.0, 5.0) if self._world.conditions.options.lease_reads else (0.5, 0.8, 1.25, 2.0)
+        computer.tick_rate = self._world.random.choice(rates)
+        for_a_while(self._world, lambda: setattr(computer, "tick_rate", 1.0), longest=5000)
+        return True
+
+    def _jump(self, node: SimulatedNode) -> bool:
+        """A jump counts as one tick, however far it goes; or ticks hardly come for a while."""
+        computer = node.computer
+        if self._world.random.random() < 0.5 and not self._world.conditions.options.lease_reads:
+            node.do_when_running(lambda engine: engine.tick())
+        else:
+            computer.tick_rate = 30.0
+            for_a_while(self._world, lambda: setattr(computer, "tick_rate", 1.0))
+        return True
+
+
+class Damage:
+    """What may happen to what is stored, and to the State in memory.
+
+    No more than one node loses either at a time, and the others are a majority: more nobody promises to survive.
+    """
+
+    def __init__(self, world: World, cluster: Cluster, operator: Operator) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._operator = operator
+        self.injections: dict[str, Injection] = {
+            "bit rot in the log": lambda node: self._rot(node, "wal"),
+            "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
+            "log cut short": self._cut_log,
+            "State damaged": self._damage_state,
+        }
+
+    def _may_damage(self) -> bool:
+        config = self._cluster.configuration()
+        members = [self._cluster.nodes.get(i) for i in config.members]
+        return (
+            len(config.voters) >= 3
+            and not self._operator.is_busy
+            and all(
+                m is not None and m.process is not None and not (m.is_damaged or m.has_damaged_state) for m in members
+            )
+        )
+
+    def _rot(self, node: SimulatedNode, what: str) -> bool:
+        """Flip a bit in one node's storage."""
+        rng = self._world.random
+        disk = node.computer.disk
+        paths = [path for path in disk.paths() if f"/{what}" in path and path.endswith((".wal", "/snap"))]
+        if not self._may_damage() or not paths:
+            return False
+        path = rng.choice(paths)
+        content = disk.content(path)
+        # Mostly where something was written; the rest of a segment is zeros.
+        end = len(content.rstrip(b"\x00")) if rng.random() < 0.9 else len(content)
+        offset = rng.randrange(end)
+        disk.rot(path, offset, rng.randrange(8))
+        node.is_damaged = True
+        node.note(f"bit rot at {offset} of {path}")
+        if rng.random() < 0.7:
+            kill(node)
+        return True
+
+    def _cut_log(self, node: SimulatedNode) -> bool:
+        """Take the newest segment of one node's log away, or the end of one, while its process is down."""
+        if not self._may_damage():
+            return False
+        rng = self._world.random
+        disk = node.computer.disk
+        kill(node)
+        paths = [path for path in disk.paths() if path.endswith(".wal")]
+        path = paths[-1] if rng.random() < 0.8 else rng.choice(paths)
+        if path == paths[-1] and rng.random() < 0.5:
+            disk.delete(path)
+            node.note(f"{path} is lost")
+        else:
+            content = disk.content(path)
+            size = rng.randrange(len(content.rstrip(b"\x00")) if rng.random() < 0.9 else len(content))
+            disk.cut(path, size)
+            node.note(f"{path} is cut at {size}")
+        node.is_damaged = True
+        return True
+
+    def _damage_state(self, node: SimulatedNode) -> bool:
+        """Change something in the State of one member; enough others can tell."""
+        if node.node_id not in self._cluster.configuration().members or not self._may_damage():
+            return False
+        return node.damage_state(again=self._world.random.random() < 0.8)
+
+
+class Changes:
+    """What people may do to a cluster at any time."""
+
+    def __init__(self, world: World, cluster: Cluster, operator: Operator) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._operator = operator
+        self.injections: dict[str, Injection] = {
+            "member added": self._add,
+            "member removed": self._remove,
+            "leadership transfer": self._hand_over,
+        }
+
+    def _add(self, node: SimulatedNode) -> bool:
+        under_way = self._operator.task_count
+        if len(self._cluster.configuration().members) + under_way >= 7 or under_way >= 3:
+            return False
+        self._operator.add()
+        return True
+
+    def _remove(self, node: SimulatedNode) -> bool:
+        world = self._world
+        config = self._cluster.configuration()
+        damaged = any((n.is_damaged or n.has_damaged_state) and not n.is_gone for n in self._cluster.nodes.values())
+        under_way = self._operator.task_count
+        if len(config.voters) - under_way <= world.conditions.least_voters or under_way >= 3 or damaged:
+            return False
+        # `node` leads more often than others: one that removes itself is a case of its own (R10).
+        leaves = node.node_id if node.node_id in config.members else world.random.choice(sorted(config.members))
+        self._operator.remove(leaves)
+        return True
+
+    def _hand_over(self, node: SimulatedNode) -> bool:
+        self._operator.hand_over()
+        return True

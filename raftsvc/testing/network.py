@@ -1,0 +1,64 @@
+"""The network between the nodes.  It carries bytes and knows neither nodes nor what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from raftsvc.testing.world import World
+from raftsvc.transport import SnapshotChunk
+
+USUAL_DELAY = 300
+"""Mean, microseconds."""
+
+
+class Port(Protocol):
+    """Where a node can be reached, whether its process runs or not."""
+
+    def hear(self, source_id: int, data: bytes) -> None:
+        """Encoded messages arrive."""
+
+    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        """A piece of a snapshot arrives; `reply` is told the offset wanted next, or None if the piece is refused."""
+
+
+class Network:
+    """Links that delay, lose, duplicate and reorder, or pass nothing at all in one direction or both."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.ports: dict[int, Port] = {}
+        self.cut: set[tuple[int, int]] = set()
+        self.loss = 0.0
+        self.duplication = 0.0
+        self.delay = USUAL_DELAY
+
+    def latency(self) -> int:
+        """How long one message takes."""
+        return 50 + int(self._world.random.expovariate(1 / self.delay))
+
+    def send(self, source_id: int, target_id: int, data: bytes) -> bool:
+        """Carry `data`, perhaps twice; False if it is lost."""
+        rng = self._world.random
+        copies = 1 + (rng.random() < self.duplication)
+        if (source_id, target_id) in self.cut or rng.random() < self.loss:
+            self._world.report.counts["batches lost"] += 1
+            return False
+        for _ in range(copies):
+            self._world.schedule.at(self.latency(), lambda: self._deliver(source_id, target_id, data))
+        return True
+
+    def _deliver(self, source_id: int, target_id: int, data: bytes) -> None:
+        port = self.ports.get(target_id)
+        if port is not None and (source_id, target_id) not in self.cut:
+            port.hear(source_id, data)
+
+    def passes(self, source_id: int, target_id: int) -> bool:
+        """Whether one request, or its answer, passes now."""
+        return (source_id, target_id) not in self.cut and self._world.random.random() >= self.loss
+
+    def heal(self) -> None:
+        """All links are as they should be."""
+        self.cut.clear()
+        self.loss = self.duplication = 0.0
+        self.delay = USUAL_DELAY

@@ -1,0 +1,185 @@
+"""One node: a computer that stays, and processes that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from raftsvc.core.messages import Entry, HardState, decode_messages
+from raftsvc.errors import StorageError
+from raftsvc.member.engine import Engine
+from raftsvc.testing.computer import Computer
+from raftsvc.testing.disk import PowerLoss
+from raftsvc.testing.network import Network
+from raftsvc.testing.process import Caller, SimulatedProcess, open_store
+from raftsvc.testing.schedule import MILLISECOND
+from raftsvc.testing.world import World
+from raftsvc.transport import SnapshotChunk
+
+_CLUSTER_ID = 7
+
+
+class SimulatedNode:
+    """A member of the cluster, or one that was.
+
+    process:    None while it is down.
+    refusal:    why it did not start, if so.
+    is_gone:    its process does not start again, ever.
+    is_damaged: what is stored is, as far as nobody looked at it yet.
+    """
+
+    def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
+        self._world = world
+        self._network = network
+        self._callers = callers
+        self.node_id = node_id
+        self.name = f"n{node_id}"
+        self.computer = Computer(world.random)
+        self.process: SimulatedProcess | None = None
+        self.refusal: StorageError | None = None
+        self.is_gone = False
+        self.is_damaged = False
+        network.ports[node_id] = self
+
+    # -- what is known
+
+    @property
+    def engine(self) -> Engine | None:
+        """What runs, even if it is paused."""
+        return self.process.engine if self.process is not None else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process runs, and is not paused."""
+        return self.process is not None and not self.process.life.is_paused
+
+    @property
+    def has_damaged_state(self) -> bool:
+        """Whether it runs with a State that is not what was applied."""
+        return self.process is not None and self.process.replica.is_damaged
+
+    def describe(self) -> str:
+        """One line for people."""
+        engine = self.engine
+        if engine is None:
+            return f"{self.name} is down ({self.refusal})" if self.refusal else f"{self.name} is down"
+        core = engine.core
+        return (
+            f"{self.name} {core.role.value} term={core.term} log={core.log.offset}..{core.log.last_index} "
+            f"commit={core.log.commit_index} applied={engine.applied_index} err={engine.err()}"
+        )
+
+    def note(self, what: str) -> None:
+        """Write a line of the trace."""
+        self._world.schedule.note(self.name, what)
+
+    # -- life
+
+    def create(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        """Make the directory of a member, as `init` and `join` do."""
+        store = open_store(self._world, self.computer)
+        store.create(self.node_id, _CLUSTER_ID, hard_state, entries)
+        store.close()
+
+    def start(self) -> None:
+        """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""
+        if self.process is not None or self.is_gone:
+            return
+        self.refusal = None
+        try:
+            self.process = SimulatedProcess(
+                self._world, self._network, self.node_id, self.computer, self._callers, self._lose_power
+            )
+        except PowerLoss:
+            self._lose_power()
+            return
+        except StorageError as error:
+            self.note(f"refuses to start: {error}")
+            self._world.report.counts["refused to start"] += 1
+            self.refusal = error
+            self.computer.disk.kill_process()
+            return
+        self.is_damaged = False  # everything stored was looked at
+        self.note("starts: " + self.describe())
+        self.process.start()
+
+    def restart_later(self) -> None:
+        """Start the process some time after it ended, unless it is to stay dead."""
+        world = self._world
+        delay = 100 if world.is_healed else world.random.choice((50, 500, 3000))
+        world.schedule.at(delay * MILLISECOND, lambda: None if self.node_id in world.absent else self.start())
+
+    def kill(self) -> None:
+        """The process ends at once; the computer goes on."""
+        if self.process is not None:
+            self.note("killed")
+            self._end()
+            self.computer.disk.kill_process()
+
+    def retire(self) -> None:
+        """End the process, for good."""
+        self.kill()
+        self.is_gone = True
+        self.refusal = None
+
+    def cut_power(self) -> None:
+        """The computer ends at once, and starts again later."""
+        self._end()
+        self._lose_power()
+
+    def _lose_power(self) -> None:
+        rng = self._world.random
+        share = rng.choice((0.0, 0.3, 0.7, 1.0))
+        self.note(f"loses power; {share:.0%} of what was not synced stays")
+        self._end()
+        self.computer.disk.lose_power(lambda: rng.random() < share)
+        self.restart_later()
+
+    def _end(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.end()
+
+    # -- what happens to it
+
+    def hear(self, source_id: int, data: bytes) -> None:
+        """Messages arrive; as a Port."""
+        process = self.process
+        if process is not None:
+            process.life.when_running(lambda: process.hear(decode_messages(data)))
+
+    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        """A piece of a snapshot arrives; as a Port."""
+        process = self.process
+        if process is not None:
+            process.life.when_running(lambda: process.take(chunk, reply))
+
+    def do(self, step: Callable[[Engine], None]) -> None:
+        """One step of the engine, if there is one."""
+        if self.process is not None:
+            self.process.do(step)
+
+    def do_when_running(self, step: Callable[[Engine], None]) -> None:
+        """The same, or after a pause."""
+        process = self.process
+        if process is not None:
+            process.life.when_running(lambda: process.do(step))
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        if self.process is not None:
+            self.process.life.is_paused = True
+
+    def resume(self) -> None:
+        """SIGCONT: everything that came meanwhile comes now, after what callers may do first."""
+        process = self.process
+        if process is None:
+            return
+        if process.life.is_paused:
+            process.life.is_paused = False
+            for caller in self._callers:
+                caller.process_resumed(process)
+        process.life.catch_up()
+
+    def damage_state(self, again: bool = False) -> bool:
+        """Break something in the State; `again`: as often as it takes until answers depend on it."""
+        return self.process is not None and self.process.replica.damage(again)

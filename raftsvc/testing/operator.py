@@ -1,0 +1,202 @@
+"""Whoever looks after the cluster: founds it, changes its membership, and sees to members that are broken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from raftsvc.core.membership import ConfChange, ConfOp
+from raftsvc.core.messages import EntryKind, HardState, make_entry
+from raftsvc.errors import DivergedError
+from raftsvc.testing.cluster import Cluster
+from raftsvc.testing.invariants import Violation
+from raftsvc.testing.node import SimulatedNode
+from raftsvc.testing.process import SimulatedProcess
+from raftsvc.testing.schedule import MILLISECOND, SECOND
+from raftsvc.testing.world import PATIENCE, World
+
+_INTERVAL = 50 * MILLISECOND
+_CONVICTION = 30 * SECOND
+"""Virtual time within which a healed cluster convicts a member that differs; it needs an election timeout or two."""
+_ATTENTION = 5 * SECOND
+"""Virtual time after which the operator of a healed cluster sees to a member whose damage others cannot show."""
+
+
+class Operator:
+    """Whoever founds the cluster, adds and removes members, and replaces broken ones."""
+
+    def __init__(self, world: World, cluster: Cluster) -> None:
+        self._world = world
+        self._cluster = cluster
+        self._tasks: list[Callable[[], bool]] = []
+        self.leaving: list[int] = []
+        """Who is to be evicted, and is not yet."""
+        self._next_token = 0
+        self._waited: Counter[tuple[SimulatedProcess, bool]] = Counter()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is still to be done."""
+        nodes = [node for node in self._cluster.nodes.values() if not node.is_gone]
+        return bool(self._tasks) or any(node.refusal or node.has_damaged_state for node in nodes)
+
+    @property
+    def task_count(self) -> int:
+        """How many changes of membership are under way."""
+        return len(self._tasks)
+
+    def found(self, size: int) -> None:
+        """A cluster of `size` voters, as `init` and `join` would make it."""
+        cluster = self._cluster
+        entries = [make_entry(1, 1, EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, 1, "n1").encode())]
+        cluster.create(1, HardState(term=1, commit=1), entries)
+        for _ in range(size - 1):
+            self.add()
+        self._work()
+        done = self._world.schedule.run_until(
+            PATIENCE, lambda: not self._tasks and len(cluster.configuration().voters) == size
+        )
+        if not done:
+            raise Violation("liveness: the cluster did not form")
+
+    def _work(self) -> None:
+        """Look after everything now and then."""
+        if not self._world.absent:  # those who are left have enough to do
+            for task in list(self._tasks):  # several at once: which comes first is up to the leader
+                if task():
+                    self._tasks.remove(task)
+        for node in list(self._cluster.nodes.values()):
+            if node.is_gone:
+                pass
+            elif node.process is not None:
+                self._look_after(node, node.process)
+            elif node.refusal is not None:
+                self._look_after_refusal(node)
+        self._world.schedule.at(_INTERVAL, self._work)
+
+    def _look_after(self, node: SimulatedNode, process: SimulatedProcess) -> None:
+        """A node that runs may have no place any more, or have stopped taking part, or differ from the others."""
+        engine = process.engine
+        if engine.core.is_removed:
+            node.note("is removed, and stopped")
+            node.retire()
+        elif isinstance(engine.halted, DivergedError):
+            if self._world.schedule.now - process.halted_at >= SECOND:
+                self._mend(node, process)
+        elif engine.failure is not None or engine.halted is not None:
+            node.note(f"is restarted after: {engine.err()}")
+            node.kill()
+            node.restart_later()
+        elif process.replica.is_damaged and self._world.is_healed:
+            self._await_conviction(node, process)
+
+    def _look_after_refusal(self, node: SimulatedNode) -> None:
+        """A node that did not start can be started again, unless its storage is damaged."""
+        if not node.is_damaged:
+            node.refusal = None
+            node.restart_later()
+        elif not self._tasks:
+            self.replace(node)
+
+    def _await_conviction(self, node: SimulatedNode, process: SimulatedProcess) -> None:
+        """A member differs, and a majority of healthy voters can tell: they must.  Else people find out sometime."""
+        cluster = self._cluster
+        engine = process.engine
+        config = cluster.configuration()
+        witnesses = [
+            other
+            for i in config.voters
+            if (other := cluster.nodes[i].engine) is not None
+            and i != node.node_id
+            and other.halted is None
+            and other.applied_index >= engine.applied_index - 20
+        ]
+        can_be_told = (
+            self._world.watch.differs(engine)
+            and len(witnesses) >= max(config.quorum(), 2)
+            and cluster.leader() is not None
+        )
+        self._waited[process, can_be_told] += _INTERVAL
+        if self._waited[process, True] > _CONVICTION:
+            raise Violation(f"liveness: a member that differs is not convicted; {node.describe()}")
+        if self._waited[process, False] > _ATTENTION:
+            self._mend(node, process)
+
+    def _mend(self, node: SimulatedNode, process: SimulatedProcess) -> None:
+        """A restart makes the State whole, unless it was damaged before its last snapshot: then another member does."""
+        if not process.replica.began_damaged:
+            node.note("is restarted, for its State is damaged")
+            node.kill()
+            node.restart_later()
+        elif not self._tasks:
+            node.kill()
+            self.replace(node)
+
+    # -- membership
+
+    def add(self) -> None:
+        """Have a new member join: a learner first, which the leader promotes."""
+        self._next_token += 1
+        token = self._next_token.to_bytes(16, "big")
+        self._tasks.append(lambda: self._try_to_add(token))
+
+    def _try_to_add(self, token: bytes) -> bool:
+        cluster = self._cluster
+        config = cluster.configuration()
+        for node_id, member in config.members.items():
+            if member.token == token:
+                if node_id not in cluster.nodes:
+                    self._world.report.counts["joined"] += 1
+                    cluster.create(node_id, HardState(), [])
+                return True
+        node_id = config.highest_id + 1
+        self._attempt(ConfChange(ConfOp.ADD_LEARNER, node_id, f"n{node_id}", token))
+        return False
+
+    def remove(self, node_id: int) -> None:
+        """Have a member evicted."""
+        self.leaving.append(node_id)
+        self._tasks.append(lambda: self._try_to_remove(node_id))
+
+    def _try_to_remove(self, node_id: int) -> bool:
+        config = self._cluster.configuration()
+        if config.voters == {node_id}:
+            self.leaving.remove(node_id)
+            return True  # it cannot be: the others left meanwhile
+        if config.was_removed(node_id):
+            self._world.report.counts["evicted"] += 1
+            self.leaving.remove(node_id)
+            node = self._cluster.nodes[node_id]
+            if node.process is None:
+                node.retire()
+            return True
+        self._attempt(ConfChange(ConfOp.REMOVE, node_id))
+        return False
+
+    def replace(self, node: SimulatedNode) -> None:
+        """Evict a member whose storage is lost, and have a new one join."""
+        node.note("is replaced")
+        self._world.watch.lost(node.node_id)
+        node.refusal = None
+        node.is_gone = True
+        self.remove(node.node_id)
+        self.add()
+
+    def _attempt(self, change: ConfChange) -> None:
+        """Ask some node to have it done; what comes of it shows in the configuration."""
+        ready = self._cluster.ready()
+        if ready:
+            node = self._world.random.choice(ready)
+            node.do(lambda engine: engine.end_attempt(engine.attempt_change(change)))
+
+    def hand_over(self) -> None:
+        """Have the leader hand over to some other voter."""
+        rng = self._world.random
+        leader = self._cluster.leader()
+        if leader is None or leader.engine is None or not leader.is_ready:
+            return
+        others = sorted(leader.engine.core.config.voters - {leader.node_id})
+        if others and rng.random() < 0.9:
+            target = rng.choice(others)
+            leader.note(f"hands over to n{target}")
+            leader.do(lambda engine: engine.hand_over(target))

@@ -1,0 +1,339 @@
+"""One life of a node: an engine, and whoever runs it as the threads of a real process do.
+
+What a process knows it forgets when it ends: it is an object that lasts no longer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Protocol
+
+from raftsvc.core.messages import Message
+from raftsvc.errors import DivergedError, StorageError
+from raftsvc.member.engine import Capture, Engine
+from raftsvc.storage import Store
+from raftsvc.testing.computer import Computer
+from raftsvc.testing.disk import PowerLoss
+from raftsvc.testing.invariants import Violation
+from raftsvc.testing.network import Network
+from raftsvc.testing.replica import Replica
+from raftsvc.testing.schedule import MILLISECOND, Lifetime
+from raftsvc.testing.transfer import Transfer
+from raftsvc.testing.world import World
+from raftsvc.transport import SnapshotChunk
+
+logger = logging.getLogger("raftsvc.node")
+
+
+class Caller(Protocol):
+    """A caller's thread, in whatever process it calls."""
+
+    def process_applied(self, process: SimulatedProcess) -> None:
+        """Something was applied: was it what this caller waits for?"""
+
+    def process_resumed(self, process: SimulatedProcess) -> None:
+        """After a pause callers may be the first to run."""
+
+    def process_ended(self, process: SimulatedProcess) -> None:
+        """It is gone, and who called in it with it."""
+
+
+class SimulatedProcess:
+    """The engine's Runner, as long as one process lives.
+
+    halted_at: when its engine did, because it differs from the others; 0: it did not.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        node_id: int,
+        computer: Computer,
+        callers: Sequence[Caller],
+        power_lost: Callable[[], None],
+    ) -> None:
+        """Recover from the disk, which may raise StorageError, or PowerLoss.
+
+        power_lost: called when the power goes in the midst of a step; it is to end this process.
+        """
+        self._world = world
+        self._network = network
+        self.computer = computer
+        self._callers = callers
+        self._power_lost = power_lost
+        self.node_id = node_id
+        self.name = f"n{node_id}"
+        self.life = Lifetime(world.schedule)
+        self.halted_at = 0
+        self.is_applying = False
+        self._transferring: set[int] = set()
+        state = world.workload.make_state()
+        self.store = open_store(world, computer)
+        seed = Random(world.random.getrandbits(64))
+        self.engine = Engine(self.name, self.store, state, world.conditions.options, seed, self)
+        self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applied_index)
+
+    def start(self) -> None:
+        """Begin to take part."""
+        watch = self._world.watch
+        watch.started(self.engine, self.now)
+        watch.applied(self.engine, self.replica.is_damaged)
+        self.do(lambda engine: engine.start())
+        self._schedule_tick()
+
+    def end(self) -> None:
+        """It does nothing any more, and who waits in it waits in vain."""
+        self.life.end()
+        self._world.watch.ended(self.node_id)
+        for caller in self._callers:
+            caller.process_ended(self)
+
+    def note(self, what: str) -> None:
+        """Write a line of the trace."""
+        self._world.schedule.note(self.name, what)
+
+    # -- doing something
+
+    def do(self, step: Callable[[Engine], None]) -> None:
+        """One step of the engine, and all that follows from it at once."""
+        if self.life.is_over:
+            return
+        engine = self.engine
+        try:
+            step(engine)
+            engine.advance()
+            if engine.has_writes:
+                self._begin_write()
+            if engine.snapshot_due and not self.is_applying:
+                self._begin_snapshot()
+            if engine.has_work and not self.is_applying:
+                self._begin_apply()
+        except PowerLoss:
+            self._power_lost()
+            return
+        self._have_it_watched()
+        rng = self._world.random
+        for waiter in engine.take_finished():
+            waiter.wake()
+            if rng.random() < 0.98:  # else its caller was interrupted
+                self.life.later(rng.randrange(1, 1000), self._awake)
+
+    def _have_it_watched(self) -> None:
+        engine = self.engine
+        watch = self._world.watch
+        watch.look(engine)
+        if not self.halted_at and isinstance(engine.halted, DivergedError):
+            self.halted_at = self._world.schedule.now
+            self._world.report.counts["convicted"] += 1
+            self.note(str(engine.halted))
+            watch.convicted(engine, engine.halted.index, self.replica.is_damaged)
+        if engine.digests.disagreement is not None:
+            watch.disagrees(engine)
+
+    def _awake(self) -> None:
+        if self.engine.note_awake():
+            self.do(lambda engine: None)
+
+    def _schedule_tick(self) -> None:
+        def tick() -> None:
+            self._schedule_tick()
+            self.do(lambda engine: engine.tick())
+
+        self.life.later(self.computer.tick_delay(), tick)
+
+    # -- what comes from others
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Messages arrive."""
+        if self._world.schedule.is_traced:
+            for message in messages:
+                self.note(f"<- {message!r}")
+        self.do(lambda engine: engine.step(messages))
+
+    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        """A piece of a snapshot arrives."""
+        answer: list[int | None] = []  # none if the power goes
+
+        def receive(engine: Engine) -> None:
+            if not engine.wants(chunk.message):
+                engine.drop_incoming()
+                wanted = chunk.size_bytes
+            else:
+                try:
+                    wanted = engine.receive_chunk(chunk)
+                except (ValueError, OSError, StorageError) as error:
+                    self.note(f"a piece of a snapshot is refused: {error}")
+                    answer.append(None)
+                    return
+            answer.append(wanted)
+            if wanted == chunk.size_bytes:
+                self.computer.spoilt_snapshots.discard(chunk.message.index)
+                engine.step([chunk.message])
+
+        self.do(receive)
+        for wanted in answer:
+            reply(wanted)
+
+    # -- slow work
+
+    def _begin_write(self) -> None:
+        computer = self.computer
+        batch = self.engine.begin_write()
+        delay = 20 + int(self._world.random.expovariate(1 / computer.write_delay))
+
+        def finish() -> None:
+            if computer.is_hung:
+                self.life.later(20 * MILLISECOND, finish)
+            else:
+                self.do(write)
+
+        def write(engine: Engine) -> None:
+            failure: BaseException | None = None
+            try:
+                engine.write(batch)
+            except PowerLoss:
+                raise
+            except BaseException as error:
+                failure = error
+                self.note(f"writing failed: {error}")
+            engine.end_write(batch, failure)
+
+        self.life.later(delay, finish)
+
+    def _begin_apply(self) -> None:
+        replica = self.replica
+        work = self.engine.begin_apply()
+        self.is_applying = True
+
+        def finish(engine: Engine) -> None:
+            self.is_applying = False
+            answers, error = engine.apply(work)
+            if isinstance(error, (Violation, PowerLoss)):
+                raise error
+            watch = self._world.watch
+            watch.applied(engine, replica.is_damaged)
+            engine.end_apply(answers, error)
+            for caller in self._callers:
+                caller.process_applied(self)
+            replica.damage_further(watch.differs(engine))
+
+        def work_off() -> None:
+            self.do(finish)
+            # Not before all were told: a snapshot in the midst of a batch may have made the State whole.
+            replica.is_suspect = replica.is_damaged
+
+        self.life.later(5 + int(self._world.random.expovariate(1 / 50)), work_off)
+
+    def _begin_snapshot(self) -> None:
+        spoilt = self.computer.spoilt_snapshots
+        capture = self.engine.capture()
+        index = capture.header.index
+        self.note(f"takes a snapshot at {index}")
+        is_whole = not self.replica.is_damaged
+        if not is_whole:
+            spoilt.add(index)
+
+        def finish(engine: Engine) -> None:
+            saved: Capture | None = None
+            failure: Exception | None = None
+            try:
+                if engine.save(capture):
+                    saved = capture
+                    if is_whole:
+                        spoilt.discard(index)
+            except Exception as error:
+                failure = error
+            self._world.report.counts["snapshots"] += saved is not None
+            engine.end_snapshot(saved, failure)
+
+        self.life.later(int(self._world.random.expovariate(1 / (20 * MILLISECOND))), lambda: self.do(finish))
+
+    # -- what the engine asks
+
+    def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
+        """Send through the network."""
+        self._world.watch.said(self.engine, messages)
+        if self._world.schedule.is_traced:
+            for message in messages:
+                self.note(f"-> {message!r}")
+        is_lost = not self._network.send(self.node_id, peer_id, b"".join([message.encode() for message in messages]))
+        # A connection that breaks is noticed, a request on its way may not be.
+        if is_lost and self._world.random.random() < 0.5:
+            self.life.later(self._network.latency(), lambda: self.do(lambda engine: engine.report_unreachable(peer_id)))
+        return True
+
+    def send_snapshot(self, message: Message) -> bool:
+        """Send the stored snapshot piece by piece, as a transfer thread does."""
+        if message.to_id in self._transferring:
+            return False
+        self._world.watch.sends_snapshot(self.engine)
+        self._transferring.add(message.to_id)
+        Transfer(self._world, self._network, self, message).start()
+        return True
+
+    def end_transfer(self, peer_id: int, succeeded: bool, damage: Exception | None) -> None:
+        """A transfer came to its end."""
+        self._transferring.discard(peer_id)
+        self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, (), damage))
+
+    def release_log(self, index: int) -> None:
+        """Delete old segments a little later."""
+
+        def release(engine: Engine) -> None:
+            try:
+                engine.release(index)
+            except StorageError as error:
+                self.note(f"releasing failed: {error}")
+
+        self.life.later(MILLISECOND, lambda: self.do(release))
+
+    def prepare_log(self) -> None:
+        """Prepare the next segment piece by piece, so slowly at times that the log needs it before."""
+        rng = self._world.random
+        mean = self.computer.write_delay * rng.choice((1, 10, 100))
+
+        def go_on() -> None:
+            self.life.later(20 + int(rng.expovariate(1 / mean)), piece)
+
+        def piece() -> None:
+            if self.computer.is_hung:
+                go_on()
+            else:
+                self.do(prepare)
+
+        def prepare(engine: Engine) -> None:
+            if engine.prepare():
+                go_on()
+
+        go_on()
+
+    def members_changed(self) -> None:
+        """Nothing to keep."""
+
+    def state_changed(self) -> None:
+        """Nobody is asleep."""
+
+    def log_work(self) -> None:
+        """Seen after each step."""
+
+    def apply_work(self) -> None:
+        """Seen after each step."""
+
+    def now(self) -> int:
+        """The clock that leases are measured by."""
+        return self.computer.clock(self._world.schedule.now)
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it at once: nothing is locked."""
+        logger.log(level, "%s", message, exc_info=error)
+
+
+def open_store(world: World, computer: Computer) -> Store:
+    """The directory of a member."""
+    conditions = world.conditions
+    return Store.open(
+        "/data", computer.disk, segment_bytes=conditions.segment_bytes, sync_bytes=conditions.sync_bytes
+    )

@@ -1,0 +1,83 @@
+"""The State in one process: every instruction that reaches it is seen, and it may be damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftsvc.errors import Rejected
+from raftsvc.state import State, StreamingState
+from raftsvc.testing.workload import DamagingWorkload
+from raftsvc.testing.world import World
+
+
+class Replica:
+    """A State that the watch sees at work.
+
+    is_damaged:    it is not what was applied.
+    is_suspect:    what it tells callers may come from a damaged State.
+    began_damaged: so was the snapshot that it started from.
+    """
+
+    def __init__(self, world: World, node_id: int, state: State, spoilt_snapshots: set[int], index: int) -> None:
+        """state: as restored from the snapshot at `index`; spoilt_snapshots: those of a damaged State, by index."""
+        self.state = state
+        self._world = world
+        self._node_id = node_id
+        self._spoilt_snapshots = spoilt_snapshots
+        self.is_damaged = False
+        self._is_damaged_again = False
+        self._restored(index)
+        self.is_suspect = self.began_damaged = self.is_damaged
+        self._put_under_watch(state)
+
+    def _put_under_watch(self, state: Any) -> None:
+        state.apply = self._watched_apply(state.apply)
+        state.restore_snapshot = self._watched_restore(state.restore_snapshot)
+        if isinstance(state, StreamingState):
+            streaming: Any = state
+            streaming.restore_chunks = self._watched_restore(streaming.restore_chunks)
+
+    def _watched_apply(self, apply: Callable[[bytes, int], bool]) -> Callable[[bytes, int], bool]:
+        watch = self._world.watch
+
+        def seen(data: bytes, index: int) -> bool:
+            watch.executes(self._node_id, data, index)
+            if self.is_damaged:
+                return bool(apply(data, index))
+            try:
+                satisfied = bool(apply(data, index))
+            except Rejected:
+                watch.decides(index, None)
+                raise
+            watch.decides(index, satisfied)
+            return satisfied
+
+        return seen
+
+    def _watched_restore(self, restore: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+        def restored(data: Any, index: int) -> None:
+            restore(data, index)
+            self._restored(index)
+
+        return restored
+
+    def _restored(self, index: int) -> None:
+        """The State is what the snapshot at `index` was."""
+        self.is_damaged = index in self._spoilt_snapshots
+        self._is_damaged_again = False
+
+    def damage(self, again: bool = False) -> bool:
+        """Break something in the State; `again`: as often as it takes until answers depend on it."""
+        world = self._world
+        workload = world.workload
+        if not isinstance(workload, DamagingWorkload) or not workload.damage(self.state, world.random):
+            return False
+        self.is_damaged = self.is_suspect = world.watch.was_damaged = True
+        self._is_damaged_again = again
+        return True
+
+    def damage_further(self, is_noticed: bool) -> None:
+        """Break something more, if answers were to depend on it and that `is_noticed` not yet."""
+        if self._is_damaged_again and not is_noticed:
+            self.damage(again=True)

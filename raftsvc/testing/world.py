@@ -1,0 +1,73 @@
+"""What all parts of a simulation share: its time, its chance, its laws and what is known of it.
+
+It knows none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from raftsvc.member.engine import EngineOptions
+from raftsvc.testing.invariants import Watch
+from raftsvc.testing.report import Report
+from raftsvc.testing.schedule import MILLISECOND, SECOND, Schedule
+from raftsvc.testing.workload import Workload
+
+TICK = 100 * MILLISECOND
+PATIENCE = 120 * SECOND
+"""Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
+
+
+@dataclass
+class Conditions:
+    """What is the same throughout a seed, and differs from one to the next.
+
+    think_time:   mean, of clients.  Some bugs need a cluster in which seldom something is written.
+    least_voters: so many are left whatever is removed.
+    """
+
+    options: EngineOptions
+    segment_bytes: int
+    sync_bytes: int
+    think_time: int
+    client_count: int
+    least_voters: int
+
+    @classmethod
+    def drawn_from(cls, rng: Random) -> Conditions:
+        """Those of a seed."""
+        options = EngineOptions(
+            election_ticks=rng.choice((5, 10)),
+            snapshot_entries=rng.choice((8, 30, 100, 1000)),
+            trailing_entries=rng.choice((0, 5, 50)),
+            max_uncommitted_bytes=rng.choice((2000, 1 << 20)),
+            tick_ns=1000 * TICK,
+            lease_reads=rng.random() < 0.4,
+        )
+        return cls(
+            options,
+            segment_bytes=rng.choice((4096, 8192, 32768)),
+            sync_bytes=rng.choice((100, 500, 1 << 20)),
+            think_time=rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND,
+            client_count=rng.randint(3, 6),
+            least_voters=rng.choice((1, 2, 3, 3)),
+        )
+
+
+class World:
+    """Time, chance, the State and its clients' actions, the watch, the report; and whether there is trouble.
+
+    is_healed: nothing goes wrong any more.
+    absent:    those that stay dead after that, until they are brought back.
+    """
+
+    def __init__(self, seed: int, workload: Workload, keep_trace: bool) -> None:
+        self.schedule = Schedule(keep_trace)
+        self.random = Random(f"raftsvc {seed}")
+        self.workload = workload
+        self.conditions = Conditions.drawn_from(self.random)
+        self.watch = Watch()
+        self.report = Report(seed)
+        self.is_healed = False
+        self.absent: frozenset[int] = frozenset()
