@@ -9,7 +9,6 @@ from typing import Any
 from raftsvc.errors import NotApplied, RaftError
 from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine
-from raftsvc.member.machine import read_envelope
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import Operation
@@ -120,7 +119,7 @@ class Client:
 
     def _submit_read(self, attempt: Attempt, engine: Engine) -> None:
         attempt.read = read = SimulatedRead(lambda: self._read_confirmed(attempt, read))
-        attempt.floor = self._world.watch.last_committed
+        attempt.floor = self._world.watch.consensus.last_committed
         if self._world.random.random() < 0.5 and engine.is_current():
             read.index = engine.applied_index
             self._read_confirmed(attempt, read)
@@ -166,7 +165,7 @@ class Client:
         elif process.replica.is_suspect:
             self._end(attempt, "unknown", None)  # to the history: it took effect, but the answer may be wrong
         else:
-            outcome = self._world.watch.answered(process.engine, call)
+            outcome = self._world.watch.sessions.answered(process.engine, call)
             if outcome.rejection is not None:
                 self._end(attempt, "rejected", None)
             else:
@@ -174,8 +173,8 @@ class Client:
 
     def _settle(self, attempt: Attempt, call: SimulatedCall, is_not_applied: bool) -> None:
         """It ended without an outcome: for certain, or not."""
-        if is_not_applied and call.data:
-            self._world.watch.not_applied.append(read_envelope(call.data))
+        if is_not_applied:
+            self._world.watch.sessions.told_not_applied(call)
         self._end(attempt, "not applied" if is_not_applied else "unknown", call.error)
 
     def _end(self, attempt: Attempt, result: str, error: RaftError | None, output: Any = None) -> None:
@@ -200,7 +199,7 @@ class Client:
         """Was that what this caller waits for?"""
         attempt = self._attempt
         if attempt is not None and attempt.process is process and attempt.call is not None:
-            self._world.watch.waits(process.engine, attempt.call)
+            self._world.watch.sessions.waits(process.engine, attempt.call)
 
     def process_resumed(self, process: SimulatedProcess) -> None:
         """Act there at once, unless something is under way or all is over."""

@@ -37,6 +37,12 @@ class Violation(AssertionError):
     """Something that must never be was."""
 
 
+def require(condition: bool, what: str) -> None:
+    """Raise Violation unless `condition` holds."""
+    if not condition:
+        raise Violation(what)
+
+
 class Known:
     """What the watch remembers of one node."""
 
@@ -53,32 +59,22 @@ class Known:
         self.promised_term = 0
 
 
-class Watch:
-    """Sees all nodes, remembers what they said and did, and raises Violation."""
+class Consensus:
+    """What nodes store, promise and commit: figure 3, durability, membership and leases."""
 
-    def __init__(self) -> None:
+    def __init__(self, committed: Callable[[Entry], None]) -> None:
+        """committed: is told each entry, at least once, when some node knows that it is committed."""
+        self._note_committed = committed
+        self._running: dict[int, tuple[Engine, Callable[[], int]]] = {}  # by node, with its clock
         self._known: dict[int, Known] = {}
         self._lost: dict[int, Known] = {}  # those whose storage is gone, as it was before
         self._leaders: dict[int, int] = {}
-        self.latest_led = 0
+        self._latest_led = 0
         self._votes: dict[tuple[int, int], int] = {}
         self._entries: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.committed: dict[int, Entry] = {}
         self.last_committed = 0
         self._committed_in: dict[int, int] = {}
-        self._digests: dict[int, int] = {}
-        self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
-        self._removed: dict[int, int] = {}
-        self.executed: dict[tuple[int, int, int], int] = {}
-        self._verdicts: dict[int, bool | None] = {}
-        self._witnessed: dict[int, int] = {}  # by node: how far it applied with a State that was whole
-        self.was_damaged = False  # some State, at some time
-        self._running: dict[int, tuple[Engine, Callable[[], int]]] = {}  # by node, with its clock
-        self.not_applied: list[tuple[int, int, int]] = []
-
-    def _require(self, condition: bool, what: str) -> None:
-        if not condition:
-            raise Violation(what)
 
     # -- a node starts
 
@@ -88,12 +84,12 @@ class Watch:
         core = engine.core
         known = self._known.setdefault(engine.node_id, Known())
         log = core.log
-        self._require(
+        require(
             core.term >= known.promised_term,
             f"durability: node {engine.node_id} spoke in term {known.promised_term}, and recovered term {core.term}",
         )
         index = known.promised_index
-        self._require(
+        require(
             log.offset >= index or log.term_at(index) == known.promised_entry_term,
             f"durability: node {engine.node_id} acknowledged entry {index} of term {known.promised_entry_term}, "
             f"and recovered a log up to {log.last_index} with term {log.term_at(index)} there",
@@ -122,9 +118,9 @@ class Watch:
         core = engine.core
         log = core.log
         known = self._known[engine.node_id]
-        latest_led = self.latest_led
+        latest_led = self._latest_led
         if core.term != known.term:
-            self._require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
+            require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
         known.stable_index, known.offset = log.stable_index, log.offset
         last = log.last_entry
@@ -137,7 +133,7 @@ class Watch:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
         self._look_at_lease(engine.node_id)
-        if self.latest_led != latest_led:
+        if self._latest_led != latest_led:
             for node_id in self._running:
                 self._look_at_lease(node_id)
 
@@ -145,10 +141,10 @@ class Watch:
         """A leader of an earlier term than the latest one holds no lease, by its clock."""
         engine, clock = self._running[node_id]
         core = engine.core
-        if core.role is Role.LEADER and core.term < self.latest_led:
-            self._require(
+        if core.role is Role.LEADER and core.term < self._latest_led:
+            require(
                 not core.holds_lease(clock()),
-                f"node {node_id} holds a lease in term {core.term}, and term {self.latest_led} has a leader",
+                f"node {node_id} holds a lease in term {core.term}, and term {self._latest_led} has a leader",
             )
 
     def _look_at_changes(self, engine: Engine) -> None:
@@ -159,9 +155,7 @@ class Watch:
             for entry in configs_among(log.newest_first())
             if index_of(entry) > log.commit_index and term_of(entry) == engine.core.term
         ]
-        self._require(
-            len(own) <= 1, f"node {engine.node_id} appended changes of membership at {own}, none of them committed"
-        )
+        require(len(own) <= 1, f"node {engine.node_id} appended changes of membership at {own}, none of them committed")
 
     def _look_at_log(self, engine: Engine, known: Known) -> None:
         """Log matching (5.3): an entry of one index and term is the same everywhere, and follows the same."""
@@ -179,7 +173,7 @@ class Watch:
             if index == log.first_index:
                 continue  # what came before the window was checked when it was there
             first = self._entries.setdefault((index, term), (entry, prev_term))
-            self._require(
+            require(
                 first == (entry, prev_term),
                 f"log matching: entry {index}@{term} of node {engine.node_id} differs from another's",
             )
@@ -190,7 +184,7 @@ class Watch:
 
     def _truncated(self, engine: Engine, known: Known, index: int) -> None:
         committed = self.committed.get(index)
-        self._require(
+        require(
             committed is None or index > known.commit_index,
             f"state machine safety: node {engine.node_id} dropped entry {index}, which it knew to be committed",
         )
@@ -204,7 +198,7 @@ class Watch:
     def _look_at_commit(self, engine: Engine, known: Known) -> None:
         core = engine.core
         log = core.log
-        self._require(
+        require(
             log.commit_index >= known.commit_index,
             f"commit index of node {engine.node_id} went back from {known.commit_index} to {log.commit_index}",
         )
@@ -214,9 +208,9 @@ class Watch:
                 break
             first = self.committed.setdefault(index, entry)
             if first is entry:
-                self._note_content(entry)
+                self._note_committed(entry)
             self._committed_in.setdefault(index, core.term)
-            self._require(
+            require(
                 first == entry,
                 f"state machine safety: entry {index} is committed with term {term_of(first)}, "
                 f"and on node {engine.node_id} with term {term_of(entry)}",
@@ -226,15 +220,6 @@ class Watch:
         if core.role is Role.LEADER:
             self._look_at_quorum(engine)
 
-    def _note_content(self, entry: Entry) -> None:
-        """Remember what a committed entry is about."""
-        if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
-            self._carried.setdefault(read_envelope(data_of(entry)), index_of(entry))
-        elif kind_of(entry) is EntryKind.CONFIG:
-            change = ConfChange.decode(data_of(entry))
-            if change.op == ConfOp.REMOVE:
-                self._removed.setdefault(change.node_id, index_of(entry))
-
     def _look_at_quorum(self, engine: Engine) -> None:
         """What a leader commits is on the disks of a majority of voters (5.3), or was before one rotted.
 
@@ -243,7 +228,7 @@ class Watch:
         index = engine.core.log.commit_index
         config = engine.core.config
         term = engine.core.log.term_at(index)
-        self._require(
+        require(
             term is None or term == engine.core.term,
             f"node {engine.node_id} commits entry {index}@{term} by counting, in term {engine.core.term} (5.4.2)",
         )
@@ -254,7 +239,7 @@ class Watch:
             if known is not None and known.stable_index >= index:
                 entry = known.entries.get(index)  # None: it is covered by a snapshot there
                 holders += index <= known.offset or entry is None or entry == committed
-        self._require(
+        require(
             holders >= config.quorum(),
             f"durability: node {engine.node_id} commits entry {index}, which only {holders} voters have on disk",
         )
@@ -264,26 +249,26 @@ class Watch:
         log = core.log
         if known.led_term != core.term:
             known.led_term = core.term
-            self._require(
+            require(
                 core.term_is_durable,
                 f"durability: node {engine.node_id} leads term {core.term} before its vote for itself is on disk",
             )
             other = self._leaders.setdefault(core.term, engine.node_id)
-            self.latest_led = max(self.latest_led, core.term)
-            self._require(
+            self._latest_led = max(self._latest_led, core.term)
+            require(
                 other == engine.node_id, f"election safety: {other} and {engine.node_id} both lead term {core.term}"
             )
             for index in range(log.offset + 1, self.last_committed + 1):
                 # What was committed in an earlier term, as far as anybody knew by then.
                 if self._committed_in.get(index, core.term) < core.term:
-                    self._require(
+                    require(
                         log.term_at(index) == term_of(self.committed[index]),
                         f"leader completeness: node {engine.node_id} leads term {core.term} "
                         f"without entry {index}@{term_of(self.committed[index])}",
                     )
         elif known.led_last is not None:
             before, term, _ = place_of(known.led_last)
-            self._require(
+            require(
                 log.offset >= before or log.term_at(before) == term,
                 f"leader append-only: node {engine.node_id} dropped entry {before} while it led",
             )
@@ -315,7 +300,7 @@ class Watch:
         leader = self._known.get(self._leaders.get(term, NO_NODE))
         if leader is not None and leader.led_term == leader.term == term and index > leader.offset:
             theirs, ours = leader.entries.get(index), engine.core.log.term_at(index)
-            self._require(
+            require(
                 theirs is None or ours is None or term_of(theirs) == ours,
                 f"node {engine.node_id} acknowledges entry {index}, which is another one at the leader of term {term}",
             )
@@ -324,28 +309,50 @@ class Watch:
         known = self._known[node_id]
         known.promised_term = max(known.promised_term, term)
         first = self._votes.setdefault((node_id, term), candidate)
-        self._require(
+        require(
             first == candidate,
             f"election safety: node {node_id} voted for {first} and for {candidate} in term {term}",
         )
 
-    # -- a node applies something
+
+class Sessions:
+    """What States are given and callers are told: an instruction takes effect once, and its caller hears of it."""
+
+    def __init__(self) -> None:
+        self._committed: dict[int, Entry] = {}
+        self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
+        self._removed: dict[int, int] = {}
+        self._executed: dict[tuple[int, int, int], int] = {}
+        self._verdicts: dict[int, bool | None] = {}
+        self._not_applied: list[tuple[int, int, int]] = []
+
+    def committed(self, entry: Entry) -> None:
+        """An entry is committed: remember what it is about."""
+        self._committed.setdefault(index_of(entry), entry)
+        if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
+            self._carried.setdefault(read_envelope(data_of(entry)), index_of(entry))
+        elif kind_of(entry) is EntryKind.CONFIG:
+            change = ConfChange.decode(data_of(entry))
+            if change.op == ConfOp.REMOVE:
+                self._removed.setdefault(change.node_id, index_of(entry))
+
+    # -- a State is given something
 
     def executes(self, node_id: int, data: bytes, index: int) -> None:
         """The State of a node is given an instruction."""
-        entry = self.committed.get(index)
-        self._require(
+        entry = self._committed.get(index)
+        require(
             entry is not None and kind_of(entry) is EntryKind.NORMAL,
             f"state machine safety: node {node_id} applies at {index} what is not committed there",
         )
         assert entry is not None
-        self._require(
+        require(
             data_of(entry)[ENVELOPE_BYTES:] == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
         key = read_envelope(data_of(entry))
-        first = self.executed.setdefault(key, index)
-        self._require(
+        first = self._executed.setdefault(key, index)
+        require(
             first == index,
             f"applied twice: instruction {key[2]} of session {key[1]} of node {key[0]} took effect "
             f"at {first} and, on node {node_id}, at {index}",
@@ -354,46 +361,6 @@ class Watch:
     def decides(self, index: int, verdict: bool | None) -> None:
         """The State said whether what was committed at `index` is satisfied; None: it refused it."""
         self._verdicts.setdefault(index, verdict)
-
-    def applied(self, engine: Engine, is_damaged: bool = False) -> None:
-        """A node applied a batch, or restored a snapshot; what a State that `is_damaged` made of it may be anything."""
-        machine = engine.machine
-        self._require(
-            machine.applied_index <= engine.core.log.commit_index,
-            f"node {engine.node_id} applied up to {machine.applied_index}, of which "
-            f"only {engine.core.log.commit_index} are committed",
-        )
-        if is_damaged:
-            return
-        self._witnessed[engine.node_id] = max(self._witnessed.get(engine.node_id, 0), machine.applied_index)
-        first = self._digests.setdefault(machine.applied_index, machine.digest)
-        self._require(
-            first == machine.digest,
-            f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
-        )
-
-    def differs(self, engine: Engine) -> bool:
-        """Whether it is known that the digest of a node is wrong."""
-        machine = engine.machine
-        return self._digests.get(machine.applied_index, machine.digest) != machine.digest
-
-    def convicted(self, engine: Engine, index: int, is_damaged: bool) -> None:
-        """A node halts, for a majority of the voters told something else of `index`: rightly, and could they?"""
-        self._require(is_damaged, f"node {engine.node_id} halts as diverged, and its State is whole: {engine.halted}")
-        config = engine.core.config
-        voters = sum(self._witnessed.get(i, 0) >= index for i in config.voters - {engine.node_id})
-        self._require(
-            voters >= max(config.quorum(), 2),
-            f"node {engine.node_id} halts as diverged at entry {index}, which only {voters} other voters applied",
-        )
-
-    def disagrees(self, engine: Engine) -> None:
-        """A node says that it differs from another."""
-        self._require(self.was_damaged, f"no State was ever damaged, and: {engine.digests.disagreement}")
-
-    def sends_snapshot(self, engine: Engine) -> None:
-        """A leader begins to send its snapshot: nobody is known to differ from it."""
-        self._require(not engine.digests.is_disputed, f"node {engine.node_id} is disputed, and sends its snapshot")
 
     # -- a caller waits, or is told
 
@@ -409,7 +376,7 @@ class Watch:
         index = self._carried.get(key)
         applied = engine.machine.applied_index
         if index is not None and index <= applied < self._removed.get(engine.node_id, applied + 1):
-            what = f"took effect at {self.executed[key]}" if key in self.executed else "was ignored"
+            what = f"took effect at {self._executed[key]}" if key in self._executed else "was ignored"
             raise Violation(
                 f"sessions: instruction {key[2]} of session {key[1]} of node {key[0]}, committed at {index}, {what}, "
                 f"and its caller still waits when {applied} is applied there"
@@ -420,21 +387,87 @@ class Watch:
         outcome = call.outcome
         assert outcome is not None, "a call is finished by an error or an outcome"
         key = read_envelope(call.data) if call.data else None
-        index = self.executed.get(key, 0) if key else 0
-        self._require(
+        index = self._executed.get(key, 0) if key else 0
+        require(
             0 < index <= engine.machine.applied_index
-            and data_of(self.committed[index])[ENVELOPE_BYTES:] == call.instruction,
+            and data_of(self._committed[index])[ENVELOPE_BYTES:] == call.instruction,
             f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
             f"which is not applied there",
         )
         told = outcome.satisfied if outcome.rejection is None else None
-        self._require(
+        require(
             told is self._verdicts.get(index),
             f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {call.number}, "
             f"of which the State said {self._verdicts.get(index)} at {index}",
         )
         return outcome
 
-    def leader_of(self, term: int) -> int:
-        """Who led that term, as far as it is known."""
-        return self._leaders.get(term, NO_NODE)
+    def told_not_applied(self, call: Call) -> None:
+        """A caller is told that its instruction has no effect, now or later."""
+        if call.data:
+            self._not_applied.append(read_envelope(call.data))
+
+    def judge(self) -> None:
+        """All is over: what was promised of the future was kept."""
+        for key in self._not_applied:
+            require(
+                key not in self._executed, f"instruction {key[2]} of node {key[0]} was reported NotApplied, and applied"
+            )
+
+
+class Digests:
+    """What members make of the same entries, and what they say of each other."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, int] = {}
+        self._witnessed: dict[int, int] = {}  # by node: how far it applied with a State that was whole
+        self.was_damaged = False  # some State, at some time
+
+    def applied(self, engine: Engine, is_damaged: bool = False) -> None:
+        """A node applied a batch, or restored a snapshot; what a State that `is_damaged` made of it may be anything."""
+        machine = engine.machine
+        require(
+            machine.applied_index <= engine.core.log.commit_index,
+            f"node {engine.node_id} applied up to {machine.applied_index}, of which "
+            f"only {engine.core.log.commit_index} are committed",
+        )
+        if is_damaged:
+            return
+        self._witnessed[engine.node_id] = max(self._witnessed.get(engine.node_id, 0), machine.applied_index)
+        first = self._digests.setdefault(machine.applied_index, machine.digest)
+        require(
+            first == machine.digest,
+            f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
+        )
+
+    def differs(self, engine: Engine) -> bool:
+        """Whether it is known that the digest of a node is wrong."""
+        machine = engine.machine
+        return self._digests.get(machine.applied_index, machine.digest) != machine.digest
+
+    def convicted(self, engine: Engine, index: int, is_damaged: bool) -> None:
+        """A node halts, for a majority of the voters told something else of `index`: rightly, and could they?"""
+        require(is_damaged, f"node {engine.node_id} halts as diverged, and its State is whole: {engine.halted}")
+        config = engine.core.config
+        voters = sum(self._witnessed.get(i, 0) >= index for i in config.voters - {engine.node_id})
+        require(
+            voters >= max(config.quorum(), 2),
+            f"node {engine.node_id} halts as diverged at entry {index}, which only {voters} other voters applied",
+        )
+
+    def disagrees(self, engine: Engine) -> None:
+        """A node says that it differs from another."""
+        require(self.was_damaged, f"no State was ever damaged, and: {engine.digests.disagreement}")
+
+    def sends_snapshot(self, engine: Engine) -> None:
+        """A leader begins to send its snapshot: nobody is known to differ from it."""
+        require(not engine.digests.is_disputed, f"node {engine.node_id} is disputed, and sends its snapshot")
+
+
+class Watch:
+    """Sees all nodes, remembers what they said and did, and raises Violation."""
+
+    def __init__(self) -> None:
+        self.sessions = Sessions()
+        self.consensus = Consensus(self.sessions.committed)
+        self.digests = Digests()

@@ -112,7 +112,7 @@ class Operator:
             and other.applied_index >= engine.applied_index - 20
         ]
         can_be_told = (
-            self._world.watch.differs(engine)
+            self._world.watch.digests.differs(engine)
             and len(witnesses) >= max(config.quorum(), 2)
             and cluster.leader() is not None
         )
@@ -176,7 +176,7 @@ class Operator:
     def replace(self, node: SimulatedNode) -> None:
         """Evict a member whose storage is lost, and have a new one join."""
         node.note("is replaced")
-        self._world.watch.lost(node.node_id)
+        self._world.watch.consensus.lost(node.node_id)
         node.refusal = None
         node.is_gone = True
         self.remove(node.node_id)

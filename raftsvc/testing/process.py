@@ -79,15 +79,15 @@ class SimulatedProcess:
     def start(self) -> None:
         """Begin to take part."""
         watch = self._world.watch
-        watch.started(self.engine, self.now)
-        watch.applied(self.engine, self.replica.is_damaged)
+        watch.consensus.started(self.engine, self.now)
+        watch.digests.applied(self.engine, self.replica.is_damaged)
         self.do(lambda engine: engine.start())
         self._schedule_tick()
 
     def end(self) -> None:
         """It does nothing any more, and who waits in it waits in vain."""
         self.life.end()
-        self._world.watch.ended(self.node_id)
+        self._world.watch.consensus.ended(self.node_id)
         for caller in self._callers:
             caller.process_ended(self)
 
@@ -124,14 +124,14 @@ class SimulatedProcess:
     def _have_it_watched(self) -> None:
         engine = self.engine
         watch = self._world.watch
-        watch.look(engine)
+        watch.consensus.look(engine)
         if not self.halted_at and isinstance(engine.halted, DivergedError):
             self.halted_at = self._world.schedule.now
             self._world.report.counts["convicted"] += 1
             self.note(str(engine.halted))
-            watch.convicted(engine, engine.halted.index, self.replica.is_damaged)
+            watch.digests.convicted(engine, engine.halted.index, self.replica.is_damaged)
         if engine.digests.disagreement is not None:
-            watch.disagrees(engine)
+            watch.digests.disagrees(engine)
 
     def _awake(self) -> None:
         if self.engine.note_awake():
@@ -213,12 +213,12 @@ class SimulatedProcess:
             answers, error = engine.apply(work)
             if isinstance(error, (Violation, PowerLoss)):
                 raise error
-            watch = self._world.watch
-            watch.applied(engine, replica.is_damaged)
+            digests = self._world.watch.digests
+            digests.applied(engine, replica.is_damaged)
             engine.end_apply(answers, error)
             for caller in self._callers:
                 caller.process_applied(self)
-            replica.damage_further(watch.differs(engine))
+            replica.damage_further(digests.differs(engine))
 
         def work_off() -> None:
             self.do(finish)
@@ -255,7 +255,7 @@ class SimulatedProcess:
 
     def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
         """Send through the network."""
-        self._world.watch.said(self.engine, messages)
+        self._world.watch.consensus.said(self.engine, messages)
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"-> {message!r}")
@@ -269,7 +269,7 @@ class SimulatedProcess:
         """Send the stored snapshot piece by piece, as a transfer thread does."""
         if message.to_id in self._transferring:
             return False
-        self._world.watch.sends_snapshot(self.engine)
+        self._world.watch.digests.sends_snapshot(self.engine)
         self._transferring.add(message.to_id)
         Transfer(self._world, self._network, self, message).start()
         return True

@@ -39,7 +39,7 @@ class Replica:
             streaming.restore_chunks = self._watched_restore(streaming.restore_chunks)
 
     def _watched_apply(self, apply: Callable[[bytes, int], bool]) -> Callable[[bytes, int], bool]:
-        watch = self._world.watch
+        watch = self._world.watch.sessions
 
         def seen(data: bytes, index: int) -> bool:
             watch.executes(self._node_id, data, index)
@@ -73,7 +73,7 @@ class Replica:
         workload = world.workload
         if not isinstance(workload, DamagingWorkload) or not workload.damage(self.state, world.random):
             return False
-        self.is_damaged = self.is_suspect = world.watch.was_damaged = True
+        self.is_damaged = self.is_suspect = world.watch.digests.was_damaged = True
         self._is_damaged_again = again
         return True
 

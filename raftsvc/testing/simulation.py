@@ -151,7 +151,7 @@ class Simulation:
             return False
         applied = leader.engine.applied_index if leader.engine else 0
         members = self.configuration().members
-        return applied == self.watch.last_committed and all(
+        return applied == self.watch.consensus.last_committed and all(
             (engine := self.nodes[i].engine) is not None
             and engine.applied_index == applied
             and engine.core.log.commit_index == applied
@@ -164,9 +164,7 @@ class Simulation:
         states = {process.replica.state.snapshot()[0] for process in processes if process is not None}
         if len(states) != 1:
             raise Violation("state machine safety: at the same index the States differ")
-        for key in self.watch.not_applied:
-            if key in self.watch.executed:
-                raise Violation(f"instruction {key[2]} of node {key[0]} was reported NotApplied, and applied")
+        self.watch.sessions.judge()
         verdict = check(self.report.history, self.world.workload.model)
         if not verdict.is_linearizable:
             raise Violation(f"the history is not linearizable: {verdict}")

@@ -42,7 +42,7 @@ CHUNK = 20
 
 @pytest.mark.parametrize(("held", "is_right"), [(7, True), (6, False)])
 def test_what_a_voter_acknowledged_before_its_disk_rotted_counts(held: int, is_right: bool) -> None:
-    watch = Watch()
+    watch = Watch().consensus
     entry = make_entry(7, 3, EntryKind.NORMAL, b"")
     watch.committed[7] = entry
     for node_id, stable_index in ((2, 7), (3, 5), (4, held)):
@@ -394,7 +394,7 @@ def test_a_disputed_leader_sends_no_snapshot() -> None:
     simulation.operator.replace(leader)
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
-        lambda: _engine(behind).applied_index >= simulation.watch.last_committed - 5 > applied + 20,
+        lambda: _engine(behind).applied_index >= simulation.watch.consensus.last_committed - 5 > applied + 20,
     )
     assert _engine(witness).err() is None
 
@@ -432,5 +432,5 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     slow.engine._backlog_bytes = 0
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
-        lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.last_committed - 2,
+        lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.consensus.last_committed - 2,
     )
