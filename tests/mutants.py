@@ -481,6 +481,12 @@ MUTANTS = (
         "if False else error\n",
     ),
     Mutant(
+        "send a call whose caller gave up before it was sent",
+        "member/calls.py",
+        "        with suppress(ValueError):\n            self._unsent.remove(call)\n        return True\n",
+        "        return True\n",
+    ),
+    Mutant(
         "forget that a forwarded instruction may have arrived",
         "member/calls.py",
         "                call.unsettled += 1\n                call.retry_tick = tick + self._retry_ticks\n",

@@ -113,8 +113,11 @@ class Client:
                 self._submit_read(attempt, engine)
             else:
                 attempt.call = SimulatedCall(attempt.action.instruction, lambda: self._call_finished(attempt))
+                self._world.watch.sessions.asks(attempt.call)
                 engine.submit(attempt.call)
         except NotApplied as error:
+            if attempt.call is not None:
+                self._world.watch.sessions.told_not_applied(attempt.call)
             self._end(attempt, "refused", error)
 
     def _submit_read(self, attempt: Attempt, engine: Engine) -> None:

@@ -11,6 +11,7 @@ All of it is known from outside: the watch sees every node at once, which no nod
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from raftsvc.core.membership import ConfChange, ConfOp
@@ -324,7 +325,8 @@ class Sessions:
         self._removed: dict[int, int] = {}
         self._executed: dict[tuple[int, int, int], int] = {}
         self._verdicts: dict[int, bool | None] = {}
-        self._not_applied: list[tuple[int, int, int]] = []
+        self._may_take_effect: Counter[bytes] = Counter()  # by instruction: callers, save those told that it did not
+        self._not_applied: list[Call] = []
 
     def committed(self, entry: Entry) -> None:
         """An entry is committed: remember what it is about."""
@@ -362,7 +364,11 @@ class Sessions:
         """The State said whether what was committed at `index` is satisfied; None: it refused it."""
         self._verdicts.setdefault(index, verdict)
 
-    # -- a caller waits, or is told
+    # -- a caller asks, waits, or is told
+
+    def asks(self, call: Call) -> None:
+        """A caller is about to have its instruction applied."""
+        self._may_take_effect[call.instruction] += 1
 
     def waits(self, engine: Engine, call: Call) -> None:
         """A caller waits on after its node applied a batch: then its instruction was not among what is applied.
@@ -403,15 +409,30 @@ class Sessions:
         return outcome
 
     def told_not_applied(self, call: Call) -> None:
-        """A caller is told that its instruction has no effect, now or later."""
-        if call.data:
-            self._not_applied.append(read_envelope(call.data))
+        """A caller is told NotApplied: its instruction has no effect, now or later."""
+        self._may_take_effect[call.instruction] -= 1
+        self._not_applied.append(call)
 
     def judge(self) -> None:
-        """All is over: what was promised of the future was kept."""
-        for key in self._not_applied:
+        """All is over: nothing that was reported NotApplied was applied.
+
+        A call is known again by its number, which it may have been given after its caller was told; one whose
+        number nobody can tell by the count of those who asked for the same, for each takes effect once at most.
+        """
+        for call in self._not_applied:
+            key = read_envelope(call.data) if call.data else None
+            index = self._executed.get(key, 0) if key else 0
             require(
-                key not in self._executed, f"instruction {key[2]} of node {key[0]} was reported NotApplied, and applied"
+                not index,
+                f"sessions: instruction {call.number} of a caller who was told NotApplied took effect at {index}",
+            )
+        effects = Counter(data_of(self._committed[index])[ENVELOPE_BYTES:] for index in self._executed.values())
+        for instruction, count in effects.items():
+            expected = self._may_take_effect[instruction]
+            require(
+                count <= expected,
+                f"sessions: {instruction!r} took effect {count} times, and {expected} callers asked for it, "
+                "others who were told NotApplied left out",
             )
 
 

@@ -17,7 +17,7 @@ import raftsvc
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.core.raft import Raft
-from raftsvc.member.calls import Calls
+from raftsvc.member.calls import Call, Calls
 from raftsvc.member.engine import Engine
 from raftsvc.member.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
@@ -29,7 +29,7 @@ from raftsvc.testing import (
     SimulationFailed,
     simulate,
 )
-from raftsvc.testing.invariants import Known, Violation, Watch
+from raftsvc.testing.invariants import Known, Sessions, Violation, Watch
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.runner import main
@@ -211,6 +211,50 @@ def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Calls, "answer", forget)
     with pytest.raises(SimulationFailed, match=r"took effect at \d+, and its caller still waits"):
         simulate(1, faults=Faults(kinds=()))
+
+
+def _apply(sessions: Sessions, index: int, number: int, instruction: bytes) -> bytes:
+    """Have an instruction applied, as that of such a number; the data of its entry."""
+    data = wrap_instruction(1, 2, number, number, instruction)
+    sessions.committed(make_entry(index, 1, EntryKind.NORMAL, data))
+    sessions.executes(1, instruction, index)
+    return data
+
+
+def test_a_call_that_is_sent_after_its_caller_was_told_that_it_was_not_applied_is_found_out() -> None:
+    sessions = Watch().sessions
+    given_up, other = Call(b"add 1"), Call(b"add 1")
+    for call in (given_up, other):
+        sessions.asks(call)
+    sessions.told_not_applied(given_up)
+    given_up.data = _apply(sessions, 7, 3, b"add 1")
+    with pytest.raises(Violation, match="told NotApplied took effect at 7"):
+        sessions.judge()
+
+
+def test_an_instruction_that_is_applied_more_often_than_asked_for_is_found_out() -> None:
+    """Whatever the node did with the call of a caller who was told NotApplied, and under whatever number."""
+    sessions = Watch().sessions
+    calls = [Call(b"add 1") for _ in range(3)]
+    for call in calls:
+        sessions.asks(call)
+    sessions.told_not_applied(calls[0])
+    for index in (1, 2):
+        _apply(sessions, index, index, b"add 1")
+        sessions.judge()
+    _apply(sessions, 3, 3, b"add 1")
+    with pytest.raises(Violation, match="took effect 3 times, and 2 callers asked for it"):
+        sessions.judge()
+
+
+def test_that_others_asked_for_the_same_is_no_alarm() -> None:
+    class Alike(RegisterWorkload):
+        def next_action(self, random: Random, serial: int) -> Action:
+            return Action(("add", "count", 1), b'["add", "count", 1]')
+
+    kinds = ("kill", "leader cut off", "partition", "loss", "pause", "leadership transfer")
+    reports = [simulate(seed, Alike(), Faults(kinds)) for seed in range(4)]
+    assert sum(report.counts["not applied"] for report in reports) > 10
 
 
 def test_nodes_that_talk_without_end_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
