@@ -481,6 +481,12 @@ MUTANTS = (
         "if False else error\n",
     ),
     Mutant(
+        "report what may be in a log as refused over the quota",
+        "member/calls.py",
+        "            if refusal is Refusal.QUOTA and not call.unsettled:\n",
+        "            if refusal is Refusal.QUOTA:\n",
+    ),
+    Mutant(
         "send a call whose caller gave up before it was sent",
         "member/calls.py",
         "        with suppress(ValueError):\n            self._unsent.remove(call)\n        return True\n",

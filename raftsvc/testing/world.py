@@ -41,7 +41,7 @@ class Conditions:
             election_ticks=rng.choice((5, 10)),
             snapshot_entries=rng.choice((8, 30, 100, 1000)),
             trailing_entries=rng.choice((0, 5, 50)),
-            max_uncommitted_bytes=rng.choice((2000, 1 << 20)),
+            max_uncommitted_bytes=rng.choice((600, 1 << 20)),
             tick_ns=1000 * TICK,
             lease_reads=rng.random() < 0.4,
         )
