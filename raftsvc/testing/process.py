@@ -334,6 +334,4 @@ class SimulatedProcess:
 def open_store(world: World, computer: Computer) -> Store:
     """The directory of a member."""
     conditions = world.conditions
-    return Store.open(
-        "/data", computer.disk, segment_bytes=conditions.segment_bytes, sync_bytes=conditions.sync_bytes
-    )
+    return Store.open("/data", computer.disk, segment_bytes=conditions.segment_bytes, sync_bytes=conditions.sync_bytes)
