@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
-        "member/engine.py",
+        "member/writes.py",
         "                self._store.install_incoming()\n"
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
@@ -268,7 +268,7 @@ MUTANTS = (
     ),
     Mutant(
         "read before the index is applied",
-        "member/calls.py",
+        "member/reads.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
     ),
@@ -386,7 +386,7 @@ MUTANTS = (
     Mutant(
         "do not restart the State from an installed snapshot",
         "member/engine.py",
-        "                self._to_apply.append(Restore(item.snapshot.index))\n",
+        "                self.applying.add_restore(item.snapshot.index)\n",
         "",
     ),
 )

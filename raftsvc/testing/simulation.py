@@ -26,8 +26,9 @@ from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message,
 from raftsvc.core.raft import Role
 from raftsvc.errors import DivergedError, NotApplied, RaftError, Rejected, StorageError
 from raftsvc.member.calls import Call, Read
-from raftsvc.member.engine import Capture, Engine, EngineOptions
+from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.machine import read_envelope
+from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.faults import Faults, Nemesis

@@ -293,7 +293,7 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     leader = simulation.leader()
     slow = next(n for n in simulation.nodes.values() if n is not leader)
     assert slow.engine is not None
-    slow.engine._backlog_bytes = 1 << 40
+    slow.engine.applying._backlog_bytes = 1 << 40
     heard: list[int] = []
     hear = slow.hear
     monkeypatch.setattr(slow, "hear", lambda source, messages: (heard.append(len(messages)), hear(source, messages)))
@@ -304,7 +304,7 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     simulation.run_until(simulation.now + 5 * SECOND)
     assert simulation.report.counts["done"] > done, "the others serve"
     assert sum(heard) < 400, "a heartbeat a tick, and little more"
-    slow.engine._backlog_bytes = 0
+    slow.engine.applying._backlog_bytes = 0
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
         lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.last_committed - 2,
