@@ -141,6 +141,20 @@ class DivergedError(NotApplied):
     """What this node applied differs from what the others applied; it serves nothing any more.
 
     Its memory or disk changed, or its State does not apply deterministically.
+
+    index: the entry up to which a majority applied something else.
+    """
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class DisagreementError(RaftError):
+    """What this node applied differs from what another applied, and no majority tells which of them is right.
+
+    Both serve on: one of the two is right.  It passes when enough voters are back to
+    tell, who then convict the other (DivergedError), or when the two agree again.
     """
 
 

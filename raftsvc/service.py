@@ -25,6 +25,7 @@ from raftsvc.core.messages import NO_NODE, EntryKind, HardState, Message, make_e
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
     ConfigurationError,
+    DisagreementError,
     ExistingClusterError,
     ForkedError,
     InstructionTooLargeError,
@@ -554,9 +555,15 @@ class Service:
         return not self._stopped.is_set() and os.getpid() == self._pid and (node is None or node.is_live())
 
     def is_ready(self) -> bool:
-        """Whether this node can serve an application: it knows a leader and nothing is wrong."""
+        """Whether this node can serve an application: it knows a leader and nothing is wrong.
+
+        One that only differs from another is ready: it may well be the one that is right.
+        """
         node = self._serving_node()
-        return node is not None and node.err() is None and node.is_settled()
+        if node is None or not node.is_settled():
+            return False
+        error = node.err()
+        return error is None or isinstance(error, DisagreementError)
 
     # -- helpers
 

@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
 
     kinds: faults that it takes to show, where the usual mixture brings them together too seldom.
     scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
+    test:  of pytest, which shows it where that is so of storage; a path below tests and a name.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -39,43 +40,48 @@ class Mutant(NamedTuple):
     new: str
     kinds: str = ""
     scene: str = ""
+    test: str = ""
     also: tuple[tuple[str, str, str], ...] = ()
 
 
+_CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
+_DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
     # Durability
     Mutant(
         "acknowledge entries before fsync",
-        "core/raft.py",
-        "after=may_wait or not self.term_is_durable,",
+        "core/following.py",
+        "after=may_wait or not server.term_is_durable,",
         "after=False,",
     ),
     Mutant(
         "answer a candidate before the vote is durable",
-        "core/raft.py",
-        "            reply.reject = True\n        self._send(reply, after=True)",
-        "            reply.reject = True\n        self._send(reply)",
+        "core/election.py",
+        "            reply.reject = True\n        server.send(reply, after=True)",
+        "            reply.reject = True\n        server.send(reply)",
     ),
-    Mutant("skip the vote record", "core/raft.py", "HardState(self.term, self.vote,", "HardState(self.term, NO_NODE,"),
+    Mutant(
+        "skip the vote record", "core/server.py", "HardState(term, vote, commit)", "HardState(term, NO_NODE, commit)"
+    ),
     Mutant(
         "do not write a new term that came without a vote",
-        "core/raft.py",
-        "            self.vote = NO_NODE\n            self._hard_state_dirty = True\n",
-        "            self.vote = NO_NODE\n",
+        "core/server.py",
+        "        self.vote = vote\n        self.output.note_hard_state()\n",
+        "        self.vote = vote\n        if vote:\n            self.output.note_hard_state()\n",
     ),
     Mutant(
         "candidate counts its own vote before it is durable",
         "core/raft.py",
-        "        if kind is MessageKind.PRE_VOTE:\n            self._record_vote(self.node_id, True)",
-        "        self._record_vote(self.node_id, True)",
+        "            # A candidate's vote for itself counts once it is durable (R1): see persisted.\n",
+        "            self._count_vote(self.node_id, True)\n",
     ),
     Mutant(
         "leader counts its own copy before fsync",
-        "core/raft.py",
-        "self.log.stable_index if i == self.node_id else",
-        "self.log.last_index if i == self.node_id else",
+        "core/leader.py",
+        "log.stable_index if i == server.node_id else",
+        "log.last_index if i == server.node_id else",
     ),
     Mutant(
         "a late write marks rewritten entries durable",
@@ -86,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         "record a commit before the entries that it speaks of",
-        "core/raft.py",
+        "core/server.py",
         "commit = min(log.commit_index, log.stable_index)",
         "commit = log.commit_index",
         kinds="power cut in a write,power cut,leader cut off,partition,kill",
@@ -124,8 +130,52 @@ MUTANTS = (
     Mutant(
         "any damage in the last segment is taken for a torn write",
         "storage/wal.py",
-        "if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):",
-        "if record is not None and not (is_last and offset >= _BODY):",
+        "                is_torn = self._is_torn(data, offset)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a short segment is taken for a torn write",
+        "storage/wal.py",
+        "            data = files.read(fd, files.size(fd), 0)\n",
+        "            data = files.read(fd, files.size(fd), 0).ljust(self._segment_bytes, b'\\0')\n",
+        kinds=_CUT_KINDS,
+    ),
+    Mutant(
+        "a missing newest segment goes unnoticed",
+        "storage/wal.py",
+        "        if end.is_closed:\n",
+        "        if False:\n",
+        kinds=_CUT_KINDS,
+    ),
+    Mutant(
+        "a segment is closed before the next one has its name",
+        "storage/wal.py",
+        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n"
+        "                if self._fd >= 0:\n"
+        "                    self._write_closing(self._fd, self._offset, self._chain)\n",
+        "                if self._fd >= 0:\n"
+        "                    self._write_closing(self._fd, self._offset, self._chain)\n"
+        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",
+    ),
+    Mutant(
+        "no fsync of the record that closes a segment",
+        "storage/wal.py",
+        "        self._files.write(fd, _closing_record(offset, chain), offset)\n        self._sync_fd(fd)\n",
+        "        self._files.write(fd, _closing_record(offset, chain), offset)\n",
+    ),
+    Mutant(
+        "a segment that was not closed is refused",
+        "storage/wal.py",
+        "not (is_last and end.is_pristine):",
+        "True:",
+    ),
+    Mutant(
+        "a start trusts a closing record that was perhaps not synced",
+        "storage/wal.py",
+        "        if before is not None and end.is_pristine:",
+        "        if before is not None and end.is_pristine and not before.is_closed:",
+        test="storage/test_wal_missing.py::"
+        "test_a_closing_record_that_could_not_be_synced_is_made_durable_before_a_restart_believes_it",
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
@@ -137,11 +187,17 @@ MUTANTS = (
         "                self._store.install_incoming()\n",
     ),
     # Elections
-    Mutant("vote twice in a term", "core/raft.py", "            self.vote == m.from_id\n", "            True\n"),
+    Mutant(
+        "vote twice in a term",
+        "core/election.py",
+        "            server.vote == m.from_id\n",
+        "            True\n",
+        also=(("core/server.py", '        assert self.vote == NO_NODE, "one vote a term"\n', ""),),
+    ),
     Mutant(
         "vote for a log that is behind",
-        "core/raft.py",
-        "if is_free and self.log.is_up_to_date(m.index, m.log_term):",
+        "core/election.py",
+        "if is_free and server.log.is_up_to_date(m.index, m.log_term):",
         "if is_free:",
     ),
     Mutant(
@@ -152,17 +208,17 @@ MUTANTS = (
     ),
     Mutant(
         "a voter that answers twice counts twice",
-        "core/raft.py",
-        "        self._votes.setdefault(voter, granted)\n        voters = self.config.voters\n",
+        "core/election.py",
+        "        self._votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
         "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
         kinds="duplication,leader cut off,partition,kill",
     ),
     # Replication
     Mutant(
         "count old-term entries",
-        "core/raft.py",
-        "if index <= self.log.commit_index or self.log.term_at(index) != self.term:",
-        "if index <= self.log.commit_index:",
+        "core/leader.py",
+        "if index <= log.commit_index or log.term_at(index) != server.term:",
+        "if index <= log.commit_index:",
     ),
     Mutant(
         "truncate on every append",
@@ -173,25 +229,25 @@ MUTANTS = (
     ),
     Mutant(
         "commit what was not verified",
-        "core/raft.py",
-        "self._advance_commit(min(m.commit, verified))",
-        "self._advance_commit(min(m.commit, log.last_index))",
+        "core/following.py",
+        "log.advance_commit(min(m.commit, verified))",
+        "log.advance_commit(min(m.commit, log.last_index))",
     ),
     Mutant(
         "acknowledge the whole log instead of what was verified",
-        "core/raft.py",
-        "        self._accept(m, verified, may_wait=bool(m.entries))",
-        "        self._accept(m, log.last_index, may_wait=bool(m.entries))",
+        "core/following.py",
+        "    _accept(server, m, verified, may_wait=bool(m.entries))",
+        "    _accept(server, m, log.last_index, may_wait=bool(m.entries))",
     ),
     Mutant(
         "accept entries without looking at the one before them",
-        "core/raft.py",
-        "elif log.holds(m.index, m.log_term):\n            entries = m.entries",
-        "elif m.index <= log.last_index:\n            entries = m.entries",
+        "core/following.py",
+        "elif log.holds(m.index, m.log_term):\n        entries = m.entries",
+        "elif m.index <= log.last_index:\n        entries = m.entries",
     ),
     Mutant(
         "commit by half of the voters",
-        "core/raft.py",
+        "core/leader.py",
         "index = held[len(held) - config.quorum()]",
         "index = held[-max(1, len(held) // 2)]",
     ),
@@ -203,44 +259,48 @@ MUTANTS = (
     ),
     Mutant(
         "install a snapshot that is behind",
-        "core/raft.py",
-        "        if m.index <= log.commit_index:\n            self._accept(m, log.commit_index, may_wait=False)\n"
-        "            return\n",
+        "core/following.py",
+        "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
+        "        return\n",
         "",
     ),
     # Membership
     Mutant(
         "double count a learner",
-        "core/raft.py",
-        "for i in config.voters\n        )\n        index = held",
-        "for i in config.members\n        )\n        index = held",
+        "core/leader.py",
+        "for i in config.voters)\n        index = held",
+        "for i in config.members)\n        index = held",
     ),
     Mutant(
         "lead by the committed configuration",
-        "core/raft.py",
+        "core/server.py",
         "        return self.log.config\n",
         "        return self.log.config_at(self.log.commit_index)\n",
     ),
     Mutant(
         "a second change before the first is committed",
-        "core/raft.py",
+        "core/leader.py",
         "        if self._change_pending:\n            raise",
         "        if False:\n            raise",
         kinds="member added,member removed,leader cut off,partition,kill,leadership transfer",
     ),
     Mutant(
         "a leader appends its own removal",
-        "core/raft.py",
-        "            if change.node_id == self.node_id:\n",
-        "            if False:\n",
+        "core/leader.py",
+        "        if node_id == self._server.node_id:\n",
+        "        if False:\n",
         also=(
-            ("core/raft.py", '        assert self.node_id in config.voters, "a leader is not left out (R10)"\n', ""),
+            (
+                "core/leader.py",
+                '        assert self._server.node_id in config.voters, "a leader is not left out (R10)"\n',
+                "",
+            ),
         ),
         kinds="member removed,leader cut off,partition,kill",
     ),
     Mutant(
         "who is removed is told before that is committed",
-        "core/raft.py",
+        "core/replication.py",
         "        if progress.leaving_index > log.commit_index:\n",
         "        if False:\n",
         scene="a_removal_reaches_the_removed_when_it_is_committed",
@@ -248,22 +308,22 @@ MUTANTS = (
     # Reads
     Mutant(
         "serve reads without a quorum round",
-        "core/raft.py",
-        "        if confirmed < self.config.quorum():\n",
+        "core/reads.py",
+        "        if confirmed < config.quorum():\n",
         "        if False:\n",
     ),
     Mutant(
         "serve reads before an own-term commit",
-        "core/raft.py",
-        "if not self._reads_waiting or not self.has_own_term_commit:",
-        "if not self._reads_waiting:",
+        "core/reads.py",
+        "if not self._waiting or not self._server.has_own_term_commit:",
+        "if not self._waiting:",
         kinds="leader cut off,leadership transfer,delay and reordering,one-way cut,pause",
     ),
     Mutant(
         "a late heartbeat reply confirms a later read",
-        "core/raft.py",
-        "self.progress[i].round_acked >= self._round_asked for",
-        "self.progress[i].round_acked > 0 for",
+        "core/reads.py",
+        "progress[i].round_acked >= self._asked for",
+        "progress[i].round_acked > 0 for",
         kinds="leader cut off,pause,one-way cut,delay and reordering,leadership transfer,partition",
     ),
     Mutant(
@@ -275,19 +335,18 @@ MUTANTS = (
     # Leases
     Mutant(
         "a lease counts for longer than the promise",
-        "core/raft.py",
+        "core/lease.py",
         "_LEASE_PERCENT = 90 ",
         "_LEASE_PERCENT = 250 ",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease counts from the answer",
-        "core/raft.py",
+        "core/leader.py",
         "            progress.round_acked = m.context\n",
         "            progress.round_acked = m.context\n"
-        "            self._lease_rounds.extend(\n"
-        "                [(n, self.now if n == m.context else at) for n, at in list(self._lease_rounds)]\n"
-        "            )\n",
+        "            rounds, now = self.lease._rounds, self._server.now\n"
+        "            rounds.extend([(n, now if n == m.context else at) for n, at in list(rounds)])\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
@@ -299,37 +358,37 @@ MUTANTS = (
     ),
     Mutant(
         "a lease outlives a hand-over",
-        "core/raft.py",
-        "            self._was_handed_over = True ",
-        "            self._was_handed_over = False ",
+        "core/lease.py",
+        "        self._is_forgone = True\n        self._window = _NO_LEASE\n",
+        "        pass\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease before an own-term commit",
-        "core/raft.py",
-        "or self._was_handed_over or not self.has_own_term_commit:",
-        "or self._was_handed_over:",
+        "core/lease.py",
+        "or self._is_forgone or not server.has_own_term_commit:",
+        "or self._is_forgone:",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a lease needs no majority",
-        "core/raft.py",
-        "ends[len(ends) - self.config.quorum()]\n",
+        "core/lease.py",
+        "ends[len(ends) - config.quorum()]\n",
         "ends[-1]\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(
         "a restarted voter forgets its promise",
-        "core/raft.py",
-        "self._leader_elapsed = 0 if self.term else settings.election_ticks",
-        "self._leader_elapsed = settings.election_ticks",
+        "core/election.py",
+        "self.leader_elapsed = 0 if server.term else server.settings.election_ticks",
+        "self.leader_elapsed = server.settings.election_ticks",
         scene="a_restarted_voter_waits_before_it_votes",
     ),
     Mutant(
         "a promise ends with a newer term",
-        "core/raft.py",
-        "        return self.role is Role.LEADER or self._leader_elapsed < self.settings.election_ticks\n",
-        "        return self.leader_id != NO_NODE and self._leader_elapsed < self.settings.election_ticks\n",
+        "core/election.py",
+        "        return self.leader_elapsed < self._server.settings.election_ticks\n",
+        "        return self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks\n",
         scene="a_promise_outlasts_a_newer_term",
     ),
     # Sessions
@@ -389,6 +448,68 @@ MUTANTS = (
         "                self.applying.add_restore(item.snapshot.index)\n",
         "",
     ),
+    # Digests
+    Mutant(
+        "the leader is right when nobody agrees",
+        "member/digests.py",
+        "            question.right, question.voters = right, votes.count(right)\n",
+        "            question.right, question.voters = right, votes.count(right)\n"
+        "        elif len(votes) > 1:\n"
+        "            question.right, question.voters = question.answers[self._core.node_id], self._majority()\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a verdict by half of the voters",
+        "member/digests.py",
+        "votes.count(right) >= config.quorum():\n"
+        "            question.right, question.voters = right, votes.count(right)",
+        "votes.count(right) >= len(config.voters) // 2:\n"
+        "            question.right, question.voters = right, self._majority()",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a learner's digest counts",
+        "member/digests.py",
+        "votes = [question.answers[i] for i in config.voters if i in question.answers]",
+        "votes = list(question.answers.values())",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a leader that is wrong judges others",
+        "member/digests.py",
+        "            if answers[self._core.node_id] != question.right:\n"
+        "                self._judge_self(question.index, question.right)\n"
+        "                return\n"
+        "            for peer_id in judged:\n"
+        "                if answers[peer_id] != question.right:\n"
+        "                    self._convict(peer_id, question.index, question.right, question.voters)\n",
+        "            own = answers[self._core.node_id]\n"
+        "            for peer_id in judged:\n"
+        "                if answers[peer_id] != own:\n"
+        "                    self._convict(peer_id, question.index, own, question.voters)\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "nobody convicts the leader",
+        "member/digests.py",
+        "                self._judge_self(question.index, question.right)\n                return\n",
+        "                return\n",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a disagreement lasts for ever",
+        "member/digests.py",
+        "                del self._differences[other_id]\n        elif known is None:",
+        "                pass\n        elif known is None:",
+        kinds=_DAMAGE_KINDS,
+    ),
+    Mutant(
+        "a disputed leader sends its snapshot",
+        "member/engine.py",
+        "if self.digests.is_disputed or not self._runner.send_snapshot(message):",
+        "if not self._runner.send_snapshot(message):",
+        kinds=_DAMAGE_KINDS,
+    ),
 )
 
 
@@ -404,7 +525,7 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
 
 
 def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
-    """How many seeds it took, or which scene, and what was seen; None if `seeds` were not enough."""
+    """How many seeds it took, or which scene or test, and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
         shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
         for file, text in sources_of(mutant).items():
@@ -414,6 +535,10 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
             command += ["--kinds", mutant.kinds]
         if mutant.scene:
             command = ["tests.core.scene", "--check", mutant.scene]
+        if mutant.test:
+            # Of the two packages, pytest must not put the one beside the test first.
+            options = ["--import-mode=append", "-p", "no:cacheprovider", "--tb=line", "-q"]
+            command = ["pytest", *options, str(PACKAGE.parent / "tests" / mutant.test)]
         # The bug first, then what belongs to the tests.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((directory, str(PACKAGE.parent)))}
         done = subprocess.run(
@@ -426,6 +551,10 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         )
         if mutant.scene:
             return (f"scene `{mutant.scene}`", done.stdout) if done.returncode == 1 else None
+        if mutant.test:
+            seen = [line for line in done.stdout.splitlines() if line.startswith(directory)]
+            name = mutant.test.rpartition("::")[2]
+            return (f"test `{name}`", [*seen, "it fails"][0]) if done.returncode == 1 else None
         start = done.stdout.find("{\n")
         if start < 0:
             raise RuntimeError(f"{mutant.name}: {done.stderr}")

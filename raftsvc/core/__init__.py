@@ -1,1 +1,1 @@
-"""The Raft algorithm, pure and deterministic: see `raftsvc.core.raft`."""
+"""The Raft algorithm, pure and deterministic: `raftsvc.core.raft` has its rules, and says which page each is on."""

@@ -181,7 +181,8 @@ class Log:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries that follow the last one."""
-        assert index_of(entries[0]) == self.last_index + 1, "log has no gaps"
+        if index_of(entries[0]) != self.last_index + 1:  # no assert: what was acknowledged would be lost
+            raise ViolationError(f"an entry at {index_of(entries[0])} does not follow the last one, {self.last_index}")
         self._adopt_configs(entries)
         self._entries.extend(entries)
         self.size_bytes += sum(map(len, entries))
@@ -247,6 +248,12 @@ class Log:
             write[1] = min(write[1], index - 1)
 
     # -- commit and delivery
+
+    def advance_commit(self, index: int) -> None:
+        """Everything up to `index` is committed, if it was not before."""
+        if index > self.commit_index:
+            assert index <= self.last_index, "what is committed is here"
+            self.commit_index = index
 
     def take_committed(self, max_bytes: int) -> list[Entry]:
         """Entries to apply next: committed, durable here, in order, each once."""

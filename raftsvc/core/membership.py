@@ -14,7 +14,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from raftsvc.core.messages import MAX_NUMBER, MalformedError
+from raftsvc.core.messages import MAX_NUMBER, EntryKind, MalformedError
 
 MAX_ADDRESS_BYTES = 1024
 
@@ -51,6 +51,10 @@ class ConfChange(NamedTuple):
     node_id: int
     addr: str = ""
     token: bytes = b""
+
+    def as_proposal(self) -> tuple[EntryKind, bytes]:
+        """The change as what is proposed, always alone."""
+        return EntryKind.CONFIG, self.encode()
 
     def encode(self) -> bytes:
         addr = self.addr.encode()

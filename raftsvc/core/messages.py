@@ -185,7 +185,8 @@ class Message:
                      Rejected: hint is a Refusal
     READ_INDEX       context: the sender's tag
     READ_INDEX_REPLY context: that tag; index: the read index
-    DIGEST           index: tell your digest there; with reject, hint: the one that is right
+    DIGEST           index: tell your digest there; hint: the leader's.  With reject it is a
+                     verdict: hint is the one that is right, context how many voters answered so
     DIGEST_REPLY     index, hint: the digest there
 
     `term` is the sender's, save that PRE_VOTE and a reply that grants it carry the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from raftsvc.core.membership import ConfChange
-from raftsvc.core.messages import EntryKind
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.member.calls import Contexts
 
@@ -34,11 +33,11 @@ class Changes:
         self._attempts[attempt.context] = attempt
         if self._core.role is Role.LEADER:
             try:
-                self._core.propose_change(change)
+                self._core.propose((change.as_proposal(),))
             except ProposalRefused as refused:
                 attempt.refusal = refused.refusal
         else:
-            self._core.forward(((EntryKind.CONFIG, change.encode()),), attempt.context)
+            self._core.forward((change.as_proposal(),), attempt.context)
         return attempt
 
     def end(self, attempt: ChangeAttempt) -> None:

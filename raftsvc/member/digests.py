@@ -1,11 +1,37 @@
-"""Do all members hold the same state?  A leader asks now and then, and who differs stops serving.
+"""Do all members hold the same state?  A leader asks now and then, and who differs from a majority stops serving.
 
 Each machine keeps a running digest of what it applied and of what the State
 answered, so two members that applied the same index have the same digest, unless
 memory or disk changed a bit of one, or the State is not deterministic.  Raft cannot
-see that: its logs agree.  The leader asks every member for its digest at an index,
-and what a majority of voters has is right.  Where no majority can be had within an
-election timeout the leader is right.
+see that: its logs agree.  Each digest continues the one before, so who differed once
+differs from then on, until its State starts anew from a snapshot.
+
+The leader asks every member for its digest at an index, and says its own.  The rules:
+
+1. Right is what a majority of the voters answered alike, and two members at least: one
+   opinion is no evidence against another.  The voters are those of the configuration in
+   force at the leader when it counts; learners answer, and are judged, but do not count.
+2. Who differs from what is right is convicted, and serves no more.  The leader convicts
+   itself, and then nobody else; only one that is right says of another that it is wrong.
+   That one looks up its own digest, and counts the voters of the verdict against a
+   majority of those that it knows itself: a change of membership that only one of the two
+   has seen convicts nobody.
+3. No answer is too late.  A question is remembered with its answers over later questions,
+   the last `_MAX_QUESTIONS` of them; a member that stopped applying still answers for
+   what it applied before.
+4. Where two differ and rule 1 does not tell who is right, after an election timeout both
+   the leader and the one who differs say so (`disagreement`), and serve on.  That ends
+   with a verdict, or when they agree at a later index.  Two voters that differ stay so:
+   no third can tell.
+5. A leader sends no snapshot while somebody differs from it and goes on saying so: whoever
+   starts from one is no independent witness afterwards.  After `_SILENCE` election timeouts
+   without a word it does, for the one who waits may be needed for a majority.
+
+What this does not see.  A byte that no answer depends on is in no digest.  A snapshot
+that a damaged member took and sent before any answer showed the damage (or before the
+leader heard one that differs) makes its receiver answer as the sender does; if those two
+are a majority, the healthy are convicted by it.  More than half of the voters damaged
+alike are right by rule 1.  All this is against accidents, not against members that lie.
 
 Used under the lock of the node; never waits.
 """
@@ -15,39 +41,83 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from raftsvc.core.messages import Message, MessageKind
+from raftsvc.core.messages import NO_NODE, Message, MessageKind
 from raftsvc.core.raft import Raft, Role
-from raftsvc.errors import DivergedError
+from raftsvc.errors import DisagreementError, DivergedError
 from raftsvc.member.machine import Machine
 
 _REMEMBERED = 8192
-_MAX_PENDING = 16
+_MAX_QUESTIONS = 64
+_SILENCE = 5
+
+
+class _Question:
+    """What the leader asked all members at one index, and what they answered so far."""
+
+    __slots__ = ("answers", "index", "right", "voters")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.answers: dict[int, int] = {}
+        self.right: int | None = None  # once rule 1 tells
+        self.voters = 0  # how many of them answered so
+
+
+class _Difference:
+    """Two members gave different answers, and nobody knows yet who is right."""
+
+    __slots__ = ("index", "last_index", "last_tick", "own", "since", "theirs")
+
+    def __init__(self, index: int, own: int, theirs: int, tick: int) -> None:
+        self.index = self.last_index = index
+        self.own = own
+        self.theirs = theirs
+        self.since = self.last_tick = tick
 
 
 class DigestCheck:
-    """One member's part in comparing digests; `mismatch` is set once this member is known to differ."""
+    """One member's part in comparing digests.
+
+    mismatch:     set once this member is known to be wrong.
+    disagreement: set while it differs from another, and it is not known who is wrong.
+    agreed_index: the last one at which all who answered agreed with a majority.
+    """
 
     def __init__(self, core: Raft, machine: Machine) -> None:
         self._core = core
         self._machine = machine
         self._digests: deque[int] = deque()  # of the entries up to and with _last_index
+        self._answered: dict[int, int] = {}  # to the last questions, for verdicts that come late
         self._last_index = 0
-        self._pending: deque[Message] = deque(maxlen=_MAX_PENDING)  # asked here, not yet applied
+        self._pending: deque[Message] = deque(maxlen=_MAX_QUESTIONS)  # asked here, not yet applied
         self._replies: list[tuple[int, Message]] = []
+        self._tick = 0
+        self._differences: dict[int, _Difference] = {}  # by the other member; of a follower: its leader
+        self._differs_from = NO_NODE  # as `disagreement` says
         self._term = 0  # the leader's state below is of this term
-        self._asked_index = 0
-        self._asked_ticks = 0
-        self._answers: dict[int, int] = {}
-        self._agreed: dict[int, int] = {}  # digests known to be right; the last few
+        self._asked: _Question | None = None  # last
+        self._asked_tick = 0
+        self._questions: dict[int, _Question] = {}
         self.agreed_index = 0
         self.mismatch: DivergedError | None = None
+        self.disagreement: DisagreementError | None = None
         self.applied()
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether somebody differs from this leader, goes on saying so, and it is not known who is wrong."""
+        earliest = self._tick - _SILENCE * self._core.settings.election_ticks
+        return any(difference.last_tick >= earliest for difference in self._differences.values())
 
     def applied(self) -> None:
         """More was applied.  Called by whoever applies, for the machine is read."""
         first_index, fresh = self._machine.take_digests()
         if first_index != self._last_index + 1:
+            # The State started anew from a snapshot: what it answered before is not its own any more.
             self._digests.clear()
+            self._answered.clear()
+            self._questions.clear()
+            self._asked = None
         self._digests.extend(fresh)
         self._last_index = first_index + len(fresh) - 1
         for _ in range(len(self._pending)):
@@ -57,7 +127,7 @@ class DigestCheck:
 
     def _digest_at(self, index: int) -> int | None:
         position = index - self._last_index - 1
-        return self._digests[position] if -len(self._digests) <= position < 0 else None
+        return self._digests[position] if -len(self._digests) <= position < 0 else self._answered.get(index)
 
     # -- as a member
 
@@ -72,17 +142,31 @@ class DigestCheck:
         elif m.from_id != core.leader_id:
             pass
         elif m.reject:
-            self._judge_self(m.index, m.hint)
+            if m.context >= self._majority():
+                self._judge_self(m.index, m.hint)
         else:
             self._answer(m)
+
+    def _majority(self) -> int:
+        """How many voters have to agree before anybody is convicted (rule 1)."""
+        return max(self._core.config.quorum(), 2)
 
     def _answer(self, m: Message) -> None:
         if m.index > self._last_index:
             self._pending.append(m)
             return
-        digest = self._digest_at(m.index)
-        if digest is not None and m.term == self._core.term:
-            self._replies.append((m.from_id, self._message(MessageKind.DIGEST_REPLY, m.from_id, m.index, digest)))
+        own = self._digest_at(m.index)
+        if own is None or m.term != self._core.term:
+            return
+        self._note_answered(m.index, own)
+        self._replies.append((m.from_id, self._message(MessageKind.DIGEST_REPLY, m.from_id, m.index, own)))
+        for other_id in [i for i in self._differences if i != m.from_id]:
+            del self._differences[other_id]  # whoever led before, or followed when this member led
+        self._compare(m.from_id, m.index, own, m.hint)
+
+    def _note_answered(self, index: int, own: int) -> None:
+        self._answered[index] = own
+        _forget_oldest(self._answered)
 
     def take_replies(self) -> list[tuple[int, Message]]:
         """What is to be said, and to whom."""
@@ -94,73 +178,135 @@ class DigestCheck:
         if own is not None and own != right:
             self.mismatch = DivergedError(
                 f"node {self._core.node_id} differs from its cluster: the digest of what it applied up to entry "
-                f"{index} is {own:08x}, that of the others {right:08x}.  Its State is damaged, or does not apply "
+                f"{index} is {own:08x}, that of a majority {right:08x}.  Its State is damaged, or does not apply "
                 "deterministically.  A restart applies the log anew since the last snapshot; if that does not help, "
-                "evict this member and join with an empty directory"
+                "evict this member and join with an empty directory",
+                index,
             )
 
-    def _message(self, kind: MessageKind, to_id: int, index: int, digest: int, reject: bool = False) -> Message:
+    def _message(
+        self, kind: MessageKind, to_id: int, index: int, digest: int, reject: bool = False, voters: int = 0
+    ) -> Message:
         core = self._core
-        return Message(kind, to_id, core.node_id, term=core.term, index=index, hint=digest, reject=reject)
+        return Message(
+            kind, to_id, core.node_id, term=core.term, index=index, context=voters, hint=digest, reject=reject
+        )
+
+    # -- who differs
+
+    def _compare(self, other_id: int, index: int, own: int, theirs: int) -> None:
+        known = self._differences.get(other_id)
+        if own == theirs:
+            if known is not None and index >= known.last_index:
+                del self._differences[other_id]
+        elif known is None:
+            self._differences[other_id] = _Difference(index, own, theirs, self._tick)
+        else:
+            known.last_index = max(known.last_index, index)
+            known.last_tick = self._tick
+
+    def _review(self) -> None:
+        """Say that there is a disagreement once it has lasted, and no longer than it lasts (rule 4)."""
+        core = self._core
+        for other_id in [i for i in self._differences if i not in core.config.members]:
+            del self._differences[other_id]
+        lasting = {
+            other_id: difference
+            for other_id, difference in self._differences.items()
+            if self._tick - difference.since >= core.settings.election_ticks
+        }
+        if self._differs_from not in lasting:
+            self._differs_from, self.disagreement = NO_NODE, None
+        if lasting and self.disagreement is None:
+            self._differs_from = other_id = min(lasting)
+            difference = lasting[other_id]
+            self.disagreement = DisagreementError(
+                f"nodes {core.node_id} and {other_id} differ: the digests of what they applied up to entry "
+                f"{difference.index} are {difference.own:08x} and {difference.theirs:08x}, and no majority of the "
+                "voters answered alike, which would tell who is right.  The State of one of them is damaged, or does "
+                "not apply deterministically.  Both serve on; of the two, the one that leads sends no snapshot "
+                "meanwhile.  Bring the other voters back: their answers decide it.  If there are none, restart first "
+                "the one and then the other, which applies the log anew since the last snapshot; if they still "
+                "differ, compare their data, evict the member whose data is wrong, and join with an empty directory"
+            )
 
     # -- as the leader
 
     def announce(self) -> Iterator[tuple[int, Message]]:
         """A tick passed: the questions to ask now, if any."""
+        self._tick += 1
         core = self._core
-        if core.role is not Role.LEADER:
-            return
-        if self._term != core.term:
-            self._term, self._asked_index, self._asked_ticks = core.term, 0, 0
-            self._answers, self._agreed = {}, {}
-        self._asked_ticks += 1
-        is_late = self._asked_ticks >= core.settings.election_ticks
-        if self._asked_index and is_late:
-            self._conclude(is_final=True)
-        if is_late or (
-            self._last_index > self._asked_index
-            and (not self._asked_index or set(self._answers) >= set(core.config.members))
-        ):
-            own = self._digest_at(self._last_index)
-            if own is None:
-                return  # nothing was applied yet
-            self._asked_index, self._asked_ticks = self._last_index, 0
-            self._answers = {core.node_id: own}
-            for peer_id in core.config.members:
-                if peer_id != core.node_id:
-                    yield peer_id, self._message(MessageKind.DIGEST, peer_id, self._asked_index, 0)
+        if core.role is Role.LEADER and self._term != core.term:
+            self._term, self._asked = core.term, None
+            self._questions.clear()
+            self._differences.clear()
+        self._review()
+        if core.role is Role.LEADER and self._is_time_to_ask():
+            digest = self._digest_at(self._last_index)
+            if digest is not None:  # else nothing was applied yet
+                question = self._ask(digest)
+                for peer_id in core.config.members:
+                    if peer_id != core.node_id:
+                        yield peer_id, self._message(MessageKind.DIGEST, peer_id, question.index, digest)
+
+    def _is_time_to_ask(self) -> bool:
+        last = self._asked
+        if last is None or self._tick - self._asked_tick >= self._core.settings.election_ticks:
+            return True
+        return self._last_index > last.index and set(last.answers) >= set(self._core.config.members)
+
+    def _ask(self, digest: int) -> _Question:
+        core = self._core
+        if self._asked is not None and set(self._asked.answers) >= set(core.config.members):
+            self._questions.pop(self._asked.index, None)  # all is said
+        self._asked_tick = self._tick
+        # Asked again, it keeps the answers that it has.
+        self._asked = question = self._questions.setdefault(self._last_index, _Question(self._last_index))
+        _forget_oldest(self._questions)
+        self._note_answered(question.index, digest)
+        self._take_answer(question, core.node_id, digest)
+        return question
 
     def _hear_answer(self, m: Message) -> None:
-        if m.index == self._asked_index:
-            self._answers.setdefault(m.from_id, m.hint)
-            self._conclude(is_final=set(self._answers) >= self._core.config.voters)
-        elif m.index in self._agreed:
-            self._compare(m.from_id, m.index, m.hint)
+        question = self._questions.get(m.index)
+        if question is not None:
+            self._take_answer(question, m.from_id, m.hint)
 
-    def _conclude(self, is_final: bool) -> None:
-        """Find out what is right at the index asked for, if the answers tell, and who differs."""
-        index, answers = self._asked_index, self._answers
-        if index not in self._agreed:
-            votes = [answers[i] for i in self._core.config.voters if i in answers]
-            right = max(votes, key=votes.count, default=None)
-            if right is None or votes.count(right) < self._core.config.quorum():
-                if not is_final:
-                    return
-                right = answers[self._core.node_id]
-            self._agreed[index] = right
-            while len(self._agreed) > _MAX_PENDING:
-                del self._agreed[next(iter(self._agreed))]
-            if all(digest == right for digest in answers.values()):
-                self.agreed_index = index
-        for node_id, digest in answers.items():
-            self._compare(node_id, index, digest)
-
-    def _compare(self, node_id: int, index: int, digest: int) -> None:
-        right = self._agreed[index]
-        if digest == right:
-            return
-        if node_id == self._core.node_id:
-            self._judge_self(index, right)
+    def _take_answer(self, question: _Question, node_id: int, digest: int) -> None:
+        """Add an answer, find out whether the answers tell what is right, and who is wrong then."""
+        answers = question.answers
+        answers[node_id] = digest
+        self._compare(node_id, question.index, answers[self._core.node_id], digest)
+        if question.right is None:
+            self._count(question)
+            judged = list(answers)
         else:
-            verdict = self._message(MessageKind.DIGEST, node_id, index, right, reject=True)
-            self._replies.append((node_id, verdict))
+            judged = [node_id]
+        if question.right is None:
+            return
+        if set(answers.values()) == {question.right}:
+            self.agreed_index = max(self.agreed_index, question.index)
+        elif question.voters >= self._majority():
+            if answers[self._core.node_id] != question.right:
+                self._judge_self(question.index, question.right)
+                return
+            for peer_id in judged:
+                if answers[peer_id] != question.right:
+                    self._convict(peer_id, question.index, question.right, question.voters)
+
+    def _convict(self, peer_id: int, index: int, right: int, voters: int) -> None:
+        verdict = self._message(MessageKind.DIGEST, peer_id, index, right, reject=True, voters=voters)
+        self._replies.append((peer_id, verdict))
+        self._differences.pop(peer_id, None)
+
+    def _count(self, question: _Question) -> None:
+        config = self._core.config
+        votes = [question.answers[i] for i in config.voters if i in question.answers]
+        right = max(votes, key=votes.count, default=None)
+        if right is not None and votes.count(right) >= config.quorum():
+            question.right, question.voters = right, votes.count(right)
+
+
+def _forget_oldest(remembered: dict[int, _Question] | dict[int, int]) -> None:
+    while len(remembered) > _MAX_QUESTIONS:
+        del remembered[next(iter(remembered))]

@@ -30,6 +30,7 @@ from contextlib import suppress
 from random import Random
 from typing import NamedTuple, Protocol
 
+from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import ConfChange, Configuration
 from raftsvc.core.messages import NO_NODE, Message, MessageKind
 from raftsvc.core.raft import (
@@ -119,6 +120,7 @@ class _Seen(NamedTuple):
     leader_id: int = NO_NODE
     role: Role = Role.FOLLOWER
     config: Configuration | None = None
+    disagreement: RaftError | None = None
 
 
 class Engine:
@@ -139,7 +141,9 @@ class Engine:
         self.health = Health()
         self.inbox = Inbox(self.health)
         machine = Machine(state)
-        self.snapshots = Snapshots(store, machine, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes)
+        self.snapshots = Snapshots(
+            store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
+        )
         if loaded.snapshot is not None:
             self.snapshots.restore(0)
         elif state.applied_index() != 0:
@@ -322,6 +326,8 @@ class Engine:
             self._runner.post(peer_id, (message,))
         if self.digests.mismatch is not None and health.error_of(Condition.HALTED) is None:
             self.halt(self.digests.mismatch)
+        if self.digests.disagreement is not self._seen.disagreement:
+            self._notice_disagreement(self.digests.disagreement)
 
     def _send_what_came(self) -> None:
         """Have what callers brought sent, unless more is about to come."""
@@ -352,7 +358,8 @@ class Engine:
         by_peer: dict[int, list[Message]] = {}
         for message in messages:
             if message.kind is MessageKind.SNAPSHOT:
-                if not self._runner.send_snapshot(message):
+                # While somebody differs from this leader its snapshot may be the damage of one made that of two.
+                if self.digests.is_disputed or not self._runner.send_snapshot(message):
                     self.core.report_snapshot(message.to_id, False)
             else:
                 by_peer.setdefault(message.to_id, []).append(message)
@@ -366,7 +373,7 @@ class Engine:
         config = core.config
         is_new_view = core.term != seen.term or core.leader_id != seen.leader_id or core.role is not seen.role
         if is_new_view or config is not seen.config:
-            self._seen = _Seen(core.term, core.leader_id, core.role, config)
+            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement)
         if is_new_view:
             if core.role is not seen.role or core.leader_id != seen.leader_id:
                 leader = core.leader_id or "unknown"
@@ -385,6 +392,20 @@ class Engine:
             error = EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster")
             self.health.note(Condition.REMOVED, error)
             self._fail_waiters(error)
+            self._runner.state_changed()
+
+    def _notice_disagreement(self, disagreement: RaftError | None) -> None:
+        """Say it once when it begins, and once when it is over; a node that was convicted has said more."""
+        self._seen = self._seen._replace(disagreement=disagreement)
+        if disagreement is not None:
+            self.health.note(Condition.DISPUTED, disagreement)
+        else:
+            self.health.clear(Condition.DISPUTED)
+        if self.health.may_apply:
+            if disagreement is not None:
+                self._runner.say(logging.ERROR, f"node {self.node_id}: {disagreement}")
+            else:
+                self._runner.say(logging.WARNING, f"node {self.node_id} does not differ from another any more")
             self._runner.state_changed()
 
     # -- the end of slow work
@@ -524,7 +545,7 @@ class Engine:
 
     def wants(self, message: Message) -> bool:
         """Whether the snapshot that `message` announces would be installed."""
-        return not self.health.is_over and self.core.wants_snapshot(message.term, message.index, message.log_term)
+        return not self.health.is_over and wants_snapshot(self.core, message.term, message.index, message.log_term)
 
     def receive_chunk(self, chunk: SnapshotChunk) -> int:
         """See `Arrivals`."""

@@ -41,8 +41,12 @@ class Condition(Enum):
     """The disk does not answer: who cannot write leaves leading to others."""
     UNSAVED = ("unsaved", Part.NONE, True)
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
+    DISPUTED = ("disputed", Part.NONE, True)
+    """It differs from another member, and nobody knows yet who is wrong."""
     STOPPED = ("stopped", Part.ALL, False)
     """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
+
+    __hash__ = object.__hash__  # that of an enum is computed from the name each time
 
     def __init__(self, label: str, keeps_from: Part, can_pass: bool) -> None:
         self.label = label

@@ -128,11 +128,11 @@ class Node:
         deadline = time.monotonic() + timeout
         turn, core, health = self._turn, self._engine.core, self._engine.health
         with turn:
-            if core.role is not Role.LEADER or health.is_over or not core.step_aside():
+            if core.leader is None or health.is_over or not core.leader.step_aside():
                 return
             turn.drive(inline=False)
             turn.pause()
-            while core.role is Role.LEADER and core.transfer_target and not health.is_over:
+            while (leader := core.leader) is not None and leader.transfer_target and not health.is_over:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import StorageError
+from raftsvc.member.health import Health
 from raftsvc.member.machine import Machine
 from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
@@ -31,6 +32,7 @@ class Snapshots:
     """The State's snapshots at one node."""
 
     __slots__ = (
+        "_health",
         "_is_damaged",
         "_is_saving",
         "_last_index",
@@ -44,9 +46,12 @@ class Snapshots:
         "cluster_id",
     )
 
-    def __init__(self, store: Store, machine: Machine, cluster_id: int, max_entries: int, max_bytes: int) -> None:
+    def __init__(
+        self, store: Store, machine: Machine, health: Health, cluster_id: int, max_entries: int, max_bytes: int
+    ) -> None:
         """One is due after so many entries or bytes were applied since the last."""
         self._store = store
+        self._health = health
         self._machine = machine
         self.cluster_id = cluster_id
         self._max_entries = max_entries
@@ -61,12 +66,19 @@ class Snapshots:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough was applied since the last one, or that was damaged."""
+        """Whether enough was applied since the last one, or that was damaged.
+
+        A State that halted is not trusted to overwrite the last snapshot: from that a restart may be whole again.
+        """
         return (
-            self._is_damaged
-            or self._machine.applied_index - self._last_index >= self._max_entries
-            or self.bytes_since >= self._max_bytes
-        ) and not self._is_saving
+            (
+                self._is_damaged
+                or self._machine.applied_index - self._last_index >= self._max_entries
+                or self.bytes_since >= self._max_bytes
+            )
+            and not self._is_saving
+            and self._health.may_apply
+        )
 
     def replace_damaged(self) -> None:
         """The stored one is of no use: another is due, whatever was applied since."""

@@ -7,7 +7,6 @@ from contextlib import suppress
 from threading import Event
 
 from raftsvc.core.membership import ConfChange, ConfOp
-from raftsvc.core.messages import EntryKind
 from raftsvc.core.raft import ProposalRefused, Role
 from raftsvc.member.engine import Engine
 from raftsvc.member.peers import Peers
@@ -66,9 +65,9 @@ class Ticker:
         change = ConfChange(ConfOp.SET_ADDRESS, core.node_id, addr)
         if core.role is Role.LEADER:
             with suppress(ProposalRefused):
-                core.propose_change(change)
+                core.propose((change.as_proposal(),))
         else:
             # A leader that looks for this node at the old address is not known here.
             known = core.leader_id
             for peer_id in [known] if known else core.config.voters - {core.node_id}:
-                core.forward(((EntryKind.CONFIG, change.encode()),), 0, peer_id)
+                core.forward((change.as_proposal(),), 0, peer_id)

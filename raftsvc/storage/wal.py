@@ -4,7 +4,7 @@ A segment is a file of fixed size, zero-filled when it is made so that a write
 changes no metadata, with a head and then records:
 
     head    magic, cluster id, node id, segment number, first index, size of the
-            segment, last CRC of the segment before, CRC-32 of the head
+            segment, last CRC of the segment before (the closing one aside), CRC-32 of the head
     record  length of the payload (4), type (1), how many sectors of the payload are
             all zero (3), how many bytes of the segment were durable before this
             write (4), CRC-32 (4), CRC-32 of the fields before, seeded with the
@@ -13,14 +13,18 @@ changes no metadata, with a head and then records:
 A record's CRC covers its fields and payload and continues that of the record
 before, across segments: nothing can be missing or misplaced unnoticed.  One
 batch of entries is one record, made of the entries' own frames.  Every segment
-begins with the hard state and the mark of its time, durable before it has its name.
+begins with the hard state and the mark of its time, durable before it has its name,
+as are its whole size and every record of the segment before.  That one then gets a
+closing record, durable before anything is written behind the beginning of the new one.
 
-What a crash can leave, and what it cannot.  Only the last segment can end in a
-torn record.  Sectors of a write that was not synced reach the disk in any order,
-those that did not are zeros.  So a bad record is a torn tail only if the file is
-short or more of the record's sectors are zero than were written so (its first and
+What a crash can leave, and what it cannot.  No segment is shorter or longer than its
+head says.  Only the last can end in a torn record.  Sectors of a write that was not
+synced reach the disk in any order, those that did not are zeros.  So a bad record is a
+torn tail only if more of its sectors are zero than were written so (its first and
 last never are, by header and end mark), and no later record proves that this one
-had been durable.  All else is damage, and the log refuses to open.
+had been durable.  A closed segment that is the last proves that one is missing.  The
+closing record of another may be torn or missing only if the next segment is the last and
+holds nothing but its beginning.  All else is damage, and the log refuses to open.
 
 What was read is not yet durable: a process that was killed, or whose fsync failed,
 leaves bytes that only the page cache holds, and an fsync need not write them any
@@ -59,7 +63,7 @@ logger = logging.getLogger("raftsvc.storage")
 DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
 _SECTOR_BYTES = 512
 _ZERO_SECTOR = bytes(_SECTOR_BYTES)
-_MAGIC = b"raftwal1"
+_MAGIC = b"raftwal2"
 _SEGMENT_HEAD = struct.Struct(">8sQQQQIII")
 _FIELDS = struct.Struct(">IIII")
 _RECORD_HEAD = struct.Struct(">IIIII")
@@ -80,7 +84,8 @@ _START = _aligned(_SEGMENT_HEAD.size)
 _BODY = _START + _record_size(_HARD_STATE.size) + _record_size(_MARK.size)
 """Offset of a segment's first appended record, behind the two that it begins with."""
 
-_ENTRIES, _STATE, _SNAPSHOT_MARK = 1, 2, 3
+_ENTRIES, _STATE, _SNAPSHOT_MARK, _CLOSING = 1, 2, 3, 4
+_CLOSING_BYTES = _record_size(0)
 _ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
 _TEMPORARY = "next.tmp"
 _PIECES = 64
@@ -141,6 +146,28 @@ class _Record(NamedTuple):
     end: int
 
 
+class _End(NamedTuple):
+    """Where the records of a segment end, and what is there."""
+
+    path: str
+    max_index: int  # the highest index written to the segment
+    durable: int  # what was so when the last record was written
+    offset: int
+    chain: int
+    problem: str | None  # what is wrong with the record at `offset`
+    is_closed: bool
+
+    @property
+    def is_pristine(self) -> bool:
+        """Whether the segment holds only what it begins with."""
+        return self.offset == _BODY and self.problem is None
+
+    def damage(self) -> DamagedStorageError:
+        """What is wrong if it does not end the log."""
+        what = self.problem or "the record that closes it is missing"
+        return DamagedStorageError(self.path, self.offset, what, _ADVICE)
+
+
 class _Segment(NamedTuple):
     number: int
     path: str
@@ -176,6 +203,22 @@ def _encode_record(kind: int, payload: bytes, offset: int, durable: int, chain: 
     head_crc = crc32(fields, offset)
     padding = _record_size(size) - _RECORD_HEAD.size - size - len(_END_MARK)
     return b"".join((fields, head_crc.to_bytes(4, "big"), payload, _END_MARK, bytes(padding))), chain
+
+
+def _closing_record(offset: int, chain: int) -> bytes:
+    """The record that closes a segment at `offset`; everything before it is durable."""
+    return _encode_record(_CLOSING, b"", offset, offset, chain)[0]
+
+
+def _is_torn_closing(data: bytes, offset: int, chain: int) -> bool:
+    """Whether all that `data` has from `offset` on is what reached the disk of the record that closes it."""
+    record = _closing_record(offset, chain)
+    end = offset + len(record)
+    border = min(end, offset + _SECTOR_BYTES - offset % _SECTOR_BYTES)
+    return _is_zero(data[end:]) and all(
+        _is_zero(data[start:stop]) or data[start:stop] == record[start - offset : stop - offset]
+        for start, stop in ((offset, border), (border, end))
+    )
 
 
 class _Extent:
@@ -331,10 +374,13 @@ class Wal:
         """Continue in a new segment, which has room for `need_bytes` of records.
 
         It starts with hard state and mark, so that those before it can go, and
-        has its name only once all that is durable.
+        has its name only once all that is durable.  Then the one before is closed, which
+        takes an fsync of its own.  In the one before the name, the power could go between
+        the two, and an honest start would be refused; in the next one of the new segment,
+        what that makes durable, and is acknowledged, could be lost unnoticed.
         """
         number = self._segments[-1].number + 1 if self._segments else 1
-        size = max(self._segment_bytes, _BODY + need_bytes)
+        size = max(self._segment_bytes, _BODY + need_bytes + _CLOSING_BYTES)
         path = f"{self._path}/{_segment_name(number)}"
         head = _SEGMENT_HEAD.pack(
             _MAGIC, self._cluster_id, self._node_id, number, self._extent.last + 1, size, self._chain, 0
@@ -362,6 +408,8 @@ class Wal:
                 self._sync_fd(fd)
                 self._files.rename(self._temporary, path)
                 self._files.sync_dir(self._path)
+                if self._fd >= 0:
+                    self._write_closing(self._fd, self._offset, self._chain)
             except BaseException:
                 self._discard_next(fd)
                 raise
@@ -375,6 +423,11 @@ class Wal:
         self._durable_mark_index = self._mark.index
         with self._lock:
             self._segments.append(_Segment(number, path, [0]))
+
+    def _write_closing(self, fd: int, offset: int, chain: int) -> None:
+        """Make it durable that the segment `fd`, which ends at `offset`, is not the last."""
+        self._files.write(fd, _closing_record(offset, chain), offset)
+        self._sync_fd(fd)
 
     def _write_zeros(self, fd: int, start: int, stop: int) -> None:
         zeros = bytes(min(1 << 20, stop - start))
@@ -390,7 +443,10 @@ class Wal:
         Raises StorageError, after which nothing more can be written.
         """
         self._check()
-        assert not entries or index_of(entries[0]) <= self._extent.last + 1, "log has no gaps"
+        if entries and index_of(entries[0]) > self._extent.last + 1:  # no assert: what follows a gap would be lost
+            raise StorageError(
+                f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
+            )
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((_STATE, _HARD_STATE.pack(*hard_state)))
@@ -421,7 +477,7 @@ class Wal:
     def _write(self, records: Sequence[tuple[int, bytes]]) -> None:
         try:
             need = sum([_record_size(len(payload)) for _, payload in records])
-            if self._offset + need > self._current_size:
+            if self._offset + need + _CLOSING_BYTES > self._current_size:
                 self._rotate(need)
             buffer = []
             offset = self._offset
@@ -544,24 +600,33 @@ class Wal:
             raise DamagedStorageError(self._path, 0, "there is no segment", _ADVICE)
         files.sync_dir(self._path)  # the name of the last one may be as young as the crash
         found: Recovered | None = None
+        before: _End | None = None
         for position, number in enumerate(numbers):
             path = f"{self._path}/{_segment_name(number)}"
             if number != numbers[0] + position:
                 raise DamagedStorageError(path, 0, f"segment {numbers[0] + position} before it is missing", _ADVICE)
+            is_last = position == len(numbers) - 1
             self._fd = fd = files.open(path)
             data = files.read(fd, files.size(fd), 0)
-            cluster_id, node_id, first_index = self._read_head(path, data, number, self._chain if found else None)
+            cluster_id, node_id, first_index = self._read_head(path, data, number, before)
             if found is None:
                 found = Recovered(cluster_id, node_id, first_index - 1, HardState(), Mark(), [])
             elif (cluster_id, node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", _ADVICE)
-            is_last = position == len(numbers) - 1
-            max_index = self._read_records(path, data, found, is_last)
-            self._segments.append(_Segment(number, path, [max_index]))
-            if not is_last:
+            end = self._read_records(path, data, found, is_last)
+            if before is not None and not before.is_closed and not (is_last and end.is_pristine):
+                raise before.damage()
+            self._segments.append(_Segment(number, path, [end.max_index]))
+            if is_last:
+                self._go_on_from(end, data, before)
+            else:
                 self._fd = -1
                 files.close(fd)
+            before = end
         assert found is not None
+        if found.base > found.mark.index:
+            what = f"the log begins after {found.base}, the snapshot that it continues ends at {found.mark.index}"
+            raise DamagedStorageError(self._segments[0].path, 0, what, _ADVICE)
         if found.entries and term_of(found.entries[-1]) > found.hard_state.term:
             raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", _ADVICE)
         self._cluster_id = found.cluster_id
@@ -574,8 +639,8 @@ class Wal:
             self._extent.put(found.entries)
         return found
 
-    def _read_head(self, path: str, data: bytes, number: int, previous_chain: int | None) -> tuple[int, int, int]:
-        """(cluster id, node id, first index) of a segment; `previous_chain` is None for the first."""
+    def _read_head(self, path: str, data: bytes, number: int, before: _End | None) -> tuple[int, int, int]:
+        """(cluster id, node id, first index) of a segment; `before` is None for the first."""
         head = data[: _SEGMENT_HEAD.size]
         if len(head) < _SEGMENT_HEAD.size:
             raise DamagedStorageError(path, len(data), "the head is cut short", _ADVICE)
@@ -584,41 +649,63 @@ class Wal:
             raise DamagedStorageError(path, 0, "not a log segment of this format", _ADVICE)
         if crc32(head[:-4]) != crc or stored_number != number or any(data[_SEGMENT_HEAD.size : _START]):
             raise DamagedStorageError(path, 0, "the head's checksum or number does not match", _ADVICE)
-        if previous_chain not in (None, previous):
+        if len(data) != size:
+            what = f"a segment of {size} bytes has {len(data)}"
+            raise DamagedStorageError(path, min(size, len(data)), what, _ADVICE)
+        if before is not None and before.chain != previous:
+            if not before.is_closed:
+                raise before.damage()
             raise DamagedStorageError(path, 0, "it does not continue the segment before it", _ADVICE)
         self._chain = crc
         self._current_size = size
         return cluster_id, node_id, first_index
 
-    def _read_records(self, path: str, data: bytes, found: Recovered, is_last: bool) -> int:
-        """Take in every record of a segment; returns the highest index written in it."""
+    def _read_records(self, path: str, data: bytes, found: Recovered, is_last: bool) -> _End:
+        """Take in every record of a segment up to one that a crash may have torn."""
         offset = durable = _START
         max_index = 0
-        while isinstance(record := self._read_record(data, offset), _Record):
+        while isinstance(record := self._read_record(data, offset), _Record) and record.kind != _CLOSING:
             try:
                 max_index = max(max_index, found._take(record.kind, record.payload))
             except MalformedError as error:
                 raise DamagedStorageError(path, offset, str(error), _ADVICE) from error
             offset, durable, self._chain = record.end, record.durable, record.chain
-        if record is None and offset < _BODY:
-            record = "the records that every segment begins with are missing"
-        is_short = len(data) < self._current_size
-        if record is not None and not (is_last and offset >= _BODY and self._is_torn(data, offset)):
-            raise DamagedStorageError(path, offset, record, _ADVICE)
-        if is_short and not is_last:
-            raise DamagedStorageError(
-                path, len(data), f"a segment of {self._current_size} bytes has {len(data)}", _ADVICE
-            )
-        if is_last:
-            if record is not None or is_short:
-                problem = record or f"the file has {len(data)} of {self._current_size} bytes"
-                logger.warning("%s: cut a torn last write at offset %d (%s)", path, offset, problem)
-                # Nothing that was cut may come back behind what is written next.
-                self._write_zeros(self._fd, offset, max(self._current_size, len(data)))
-            self._files.write(self._fd, data[durable:offset], durable)  # may never have been synced
-            self._sync_fd(self._fd)
-            self._offset = self._durable = offset
-        return max_index
+        is_closed = isinstance(record, _Record)
+        if isinstance(record, _Record):
+            problem = None if _is_zero(data[record.end :]) else "data behind the record that closes it"
+        else:
+            problem = record
+        if offset < _BODY:
+            problem = problem or "the records that every segment begins with are missing"
+        if problem is not None:
+            is_torn = offset >= _BODY and not is_closed
+            if is_torn and is_last:
+                is_torn = self._is_torn(data, offset)
+            elif is_torn:
+                is_torn = _is_torn_closing(data, offset, self._chain)
+            if not is_torn:
+                raise DamagedStorageError(path, offset, problem, _ADVICE)
+        return _End(path, max_index, durable, offset, self._chain, problem, is_closed)
+
+    def _go_on_from(self, end: _End, data: bytes, before: _End | None) -> None:
+        """Be ready to write behind `end`, of the last segment, and make durable what may never have been synced."""
+        if end.is_closed:
+            number = self._segments[-1].number
+            what = f"it is missing, and segment {number} says that it was made"
+            raise DamagedStorageError(f"{self._path}/{_segment_name(number + 1)}", 0, what, _ADVICE)
+        if end.problem is not None:
+            logger.warning("%s: cut a torn last write at offset %d (%s)", end.path, end.offset, end.problem)
+            # Nothing that was cut may come back behind what is written next.
+            self._write_zeros(self._fd, end.offset, self._current_size)
+        self._files.write(self._fd, data[end.durable : end.offset], end.durable)
+        self._sync_fd(self._fd)
+        self._offset = self._durable = end.offset
+        if before is not None and end.is_pristine:  # else that was durable before anything was written here
+            fd = self._files.open(before.path)
+            try:
+                self._write_closing(fd, before.offset, before.chain)
+            finally:
+                self._files.close(fd)
 
     def _read_record(self, data: bytes, offset: int) -> _Record | str | None:
         """The record at `offset`, or what is wrong with it; None at the end of the log."""
@@ -630,7 +717,7 @@ class Wal:
             return "a record's head is cut short"
         size, kind_and_zeros, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
         kind = kind_and_zeros >> 24
-        if head_crc != crc32(head[:-4], offset) or kind not in (_ENTRIES, _STATE, _SNAPSHOT_MARK):
+        if head_crc != crc32(head[:-4], offset) or kind not in (_ENTRIES, _STATE, _SNAPSHOT_MARK, _CLOSING):
             return "a record's head does not match its checksum"
         start = offset + _RECORD_HEAD.size
         stop = start + size
@@ -663,6 +750,6 @@ class Wal:
             else:  # how far it went is unknown: look at the sectors of its head
                 stop = min(stop + -stop % _SECTOR_BYTES, len(data))
         if stop > len(data):
-            return len(data) < self._current_size
+            return False  # no write goes beyond its segment
         borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, stop, _SECTOR_BYTES), stop]
         return sum([_is_zero(data[start:end]) for start, end in pairwise(borders)]) > written_zeros

@@ -25,11 +25,12 @@ from raftsvc.testing.faults import KINDS, Faults
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import KeyValueModel, Model, Operation, Verdict, check
 from raftsvc.testing.simulation import Report, SimulationFailed, simulate
-from raftsvc.testing.workload import Action, RegisterState, RegisterWorkload, Workload
+from raftsvc.testing.workload import Action, DamagingWorkload, RegisterState, RegisterWorkload, Workload
 
 __all__ = [
     "KINDS",
     "Action",
+    "DamagingWorkload",
     "Faults",
     "KeyValueModel",
     "Model",

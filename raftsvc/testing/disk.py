@@ -149,6 +149,13 @@ class SimulatedDisk(Files):
         parent, name = self._parent(path)
         del parent.names[name]
         parent.durable_names.pop(name, None)
+        parent.pending = [change for change in parent.pending if change[0] != name]
+
+    def cut(self, path: str, size: int) -> None:
+        """Make a file shorter, durably and unnoticed."""
+        inode = self._find(path)
+        del inode.data[size:], inode.durable[size:]
+        inode.dirty = {sector for sector in inode.dirty if sector * SECTOR_BYTES < size}
 
     def rot(self, path: str, offset: int, bit: int) -> None:
         """Flip one bit of a file where it is stored, unnoticed."""

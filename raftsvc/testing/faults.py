@@ -31,6 +31,8 @@ KINDS = (
     "hung disk",
     "bit rot in the log",
     "bit rot in the snapshot",
+    "log cut short",
+    "State damaged",
     "pause",
     "clock drift",
     "clock jump",
@@ -46,6 +48,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
+    ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 
@@ -96,6 +99,8 @@ class Nemesis:
             "hung disk": self._hang_disk,
             "bit rot in the log": lambda node: self._rot(node, "wal"),
             "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
+            "log cut short": self._cut_log,
+            "State damaged": self._damage_state,
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
@@ -149,13 +154,16 @@ class Nemesis:
         """As few go on as are needed: those who were dead already, and others by chance, are missing."""
         simulation = self._simulation
         ids = sorted(i for i, node in simulation.nodes.items() if not node.is_gone)
+        # Who is damaged goes on, and is not counted on: it may have to be replaced meanwhile.
+        damaged = {i for i in ids if (node := simulation.nodes[i]).is_damaged or node.has_damaged_state}
         alive = {i for i in ids if (engine := simulation.nodes[i].engine) is not None and engine.err() is None}
+        alive -= damaged
         for i in simulation.random.sample(ids, len(ids)):
             if simulation.is_live(alive - {i}):
                 alive.discard(i)
         if not simulation.is_live(alive):
             return
-        self.absent = frozenset(ids) - alive
+        self.absent = frozenset(ids) - alive - damaged
         for i in self.absent:
             simulation.nodes[i].note("stays dead for now")
             simulation.nodes[i].kill()
@@ -279,20 +287,22 @@ class Nemesis:
         self._for_a_while(lambda: setattr(node, "is_hung", False), longest=6000)
         return True
 
-    def _rot(self, node: SimulatedNode, what: str) -> bool:
-        """Flip a bit in one node's storage; no more than one node loses its storage at a time."""
+    def _may_damage(self) -> bool:
+        """No more than one node loses its storage at a time, and the others are a majority."""
         simulation = self._simulation
-        rng = simulation.random
         config = simulation.configuration()
         members = [simulation.nodes.get(i) for i in config.members]
-        if (
-            len(config.voters) < 3
-            or simulation.operator.is_busy
-            or any(m is None or not m.is_up or m.is_damaged for m in members)
-        ):
-            return False
+        return (
+            len(config.voters) >= 3
+            and not simulation.operator.is_busy
+            and all(m is not None and m.is_up and not (m.is_damaged or m.has_damaged_state) for m in members)
+        )
+
+    def _rot(self, node: SimulatedNode, what: str) -> bool:
+        """Flip a bit in one node's storage."""
+        rng = self._simulation.random
         paths = [path for path in node.disk.paths() if f"/{what}" in path and path.endswith((".wal", "/snap"))]
-        if not paths:
+        if not self._may_damage() or not paths:
             return False
         path = rng.choice(paths)
         content = node.disk.content(path)
@@ -305,6 +315,34 @@ class Nemesis:
         if rng.random() < 0.7:
             self._kill(node)
         return True
+
+    def _cut_log(self, node: SimulatedNode) -> bool:
+        """Take the newest segment of one node's log away, or the end of one, while its process is down."""
+        if not self._may_damage():
+            return False
+        rng = self._simulation.random
+        self._kill(node)
+        paths = [path for path in node.disk.paths() if path.endswith(".wal")]
+        path = paths[-1] if rng.random() < 0.8 else rng.choice(paths)
+        if path == paths[-1] and rng.random() < 0.5:
+            node.disk.delete(path)
+            node.note(f"{path} is lost")
+        else:
+            content = node.disk.content(path)
+            size = rng.randrange(len(content.rstrip(b"\x00")) if rng.random() < 0.9 else len(content))
+            node.disk.cut(path, size)
+            node.note(f"{path} is cut at {size}")
+        node.is_damaged = True
+        return True
+
+    # -- memory
+
+    def _damage_state(self, node: SimulatedNode) -> bool:
+        """Change something in one node's State; no more than one is damaged at a time, and enough others can tell."""
+        simulation = self._simulation
+        if node.node_id not in simulation.configuration().members or not self._may_damage():
+            return False
+        return node.damage_state(again=simulation.random.random() < 0.8)
 
     # -- clocks
 
@@ -336,7 +374,7 @@ class Nemesis:
     def _remove(self, node: SimulatedNode) -> bool:
         simulation = self._simulation
         config = simulation.configuration()
-        damaged = any(n.is_damaged and not n.is_gone for n in simulation.nodes.values())
+        damaged = any((n.is_damaged or n.has_damaged_state) and not n.is_gone for n in simulation.nodes.values())
         under_way = simulation.operator.task_count
         if len(config.voters) - under_way <= simulation.least_voters or under_way >= 3 or damaged:
             return False

@@ -74,6 +74,8 @@ class Watch:
         self._removed: dict[int, int] = {}
         self.executed: dict[tuple[int, int, int], int] = {}
         self._verdicts: dict[int, bool | None] = {}
+        self._witnessed: dict[int, int] = {}  # by node: how far it applied with a State that was whole
+        self.was_damaged = False  # some State, at some time
 
     def _require(self, condition: bool, what: str) -> None:
         if not condition:
@@ -343,19 +345,45 @@ class Watch:
         """The State said whether what was committed at `index` is satisfied; None: it refused it."""
         self._verdicts.setdefault(index, verdict)
 
-    def applied(self, engine: Engine) -> None:
-        """A node applied a batch."""
+    def applied(self, engine: Engine, is_damaged: bool = False) -> None:
+        """A node applied a batch, or restored a snapshot; what a State that `is_damaged` made of it may be anything."""
         machine = engine.machine
         self._require(
             machine.applied_index <= engine.core.log.commit_index,
             f"node {engine.node_id} applied up to {machine.applied_index}, of which "
             f"only {engine.core.log.commit_index} are committed",
         )
+        if is_damaged:
+            return
+        self._witnessed[engine.node_id] = max(self._witnessed.get(engine.node_id, 0), machine.applied_index)
         first = self._digests.setdefault(machine.applied_index, machine.digest)
         self._require(
             first == machine.digest,
             f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
         )
+
+    def differs(self, engine: Engine) -> bool:
+        """Whether it is known that the digest of a node is wrong."""
+        machine = engine.machine
+        return self._digests.get(machine.applied_index, machine.digest) != machine.digest
+
+    def convicted(self, engine: Engine, index: int, is_damaged: bool) -> None:
+        """A node halts, for a majority of the voters told something else of `index`: rightly, and could they?"""
+        self._require(is_damaged, f"node {engine.node_id} halts as diverged, and its State is whole: {engine.halted}")
+        config = engine.core.config
+        voters = sum(self._witnessed.get(i, 0) >= index for i in config.voters - {engine.node_id})
+        self._require(
+            voters >= max(config.quorum(), 2),
+            f"node {engine.node_id} halts as diverged at entry {index}, which only {voters} other voters applied",
+        )
+
+    def disagrees(self, engine: Engine) -> None:
+        """A node says that it differs from another."""
+        self._require(self.was_damaged, f"no State was ever damaged, and: {engine.digests.disagreement}")
+
+    def sends_snapshot(self, engine: Engine) -> None:
+        """A leader begins to send its snapshot: nobody is known to differ from it."""
+        self._require(not engine.digests.is_disputed, f"node {engine.node_id} is disputed, and sends its snapshot")
 
     # -- a caller waits, or is told
 

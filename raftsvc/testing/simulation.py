@@ -29,12 +29,13 @@ from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.machine import read_envelope
 from raftsvc.member.snapshots import Capture
+from raftsvc.state import StreamingState
 from raftsvc.storage import Store
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.faults import Faults, Nemesis
 from raftsvc.testing.invariants import Violation, Watch
 from raftsvc.testing.linearizability import Operation, check
-from raftsvc.testing.workload import Action, RegisterWorkload, Workload
+from raftsvc.testing.workload import Action, DamagingWorkload, RegisterWorkload, Workload
 from raftsvc.transport import SnapshotChunk
 
 logger = logging.getLogger("raftsvc.node")
@@ -45,6 +46,10 @@ TICK = 100 * MILLISECOND
 _CLUSTER_ID = 7
 _PATIENCE = 120 * SECOND
 """Virtual time that a healed cluster has to serve everybody; it needs a few seconds."""
+_CONVICTION = 30 * SECOND
+"""Virtual time within which a healed cluster convicts a member that differs; it needs an election timeout or two."""
+_ATTENTION = 5 * SECOND
+"""Virtual time after which the operator of a healed cluster sees to a member whose damage others cannot show."""
 _MAX_STEPS = 1_000_000
 """Of one seed, which has 7,000 on an average: nodes that answer each other for ever fill the memory."""
 
@@ -209,7 +214,7 @@ class Simulation:
 
     def _all_agree(self) -> bool:
         leader = self.leader()
-        if leader is None or any(client.is_waiting for client in self.clients):
+        if leader is None or self.operator.is_busy or any(client.is_waiting for client in self.clients):
             return False
         applied = leader.engine.applied_index if leader.engine else 0
         members = self.configuration().members
@@ -217,6 +222,7 @@ class Simulation:
             (engine := self.nodes[i].engine) is not None
             and engine.applied_index == applied
             and engine.core.log.commit_index == applied
+            and engine.digests.disagreement is None
             for i in members
         )
 
@@ -345,7 +351,11 @@ class SimulatedNode:
         self.refusal: StorageError | None = None
         self.is_paused = False
         self.is_gone = False
-        self.is_damaged = False
+        self.is_damaged = False  # what is stored
+        self.has_damaged_state = False
+        self.is_suspect = False  # what it tells callers may come from a damaged State
+        self.has_damaged_snapshot = False  # it started from one
+        self.halted_at = 0
         self.tick_rate = 1.0
         # What leases allow: clocks that differ in rate by a tenth, and in what they show by anything.
         self._clock_rate = simulation.random.uniform(0.95, 1.05)
@@ -356,6 +366,8 @@ class SimulatedNode:
         self._deferred: list[Callable[[], None]] = []
         self._is_applying = False
         self._transferring: set[int] = set()
+        self._is_damaged_again = False
+        self._damaged_snapshots: set[int] = set()  # that a damaged State made; by index
 
     @property
     def is_up(self) -> bool:
@@ -413,9 +425,12 @@ class SimulatedNode:
             self.disk.kill_process()
             return
         self.is_damaged = False  # everything stored was looked at
+        self._restored(self.engine.applied_index)
+        self.has_damaged_snapshot = self.is_suspect = self.has_damaged_state
         self._watch_state()
         self.note("starts: " + self.describe())
         simulation.watch.started(self.engine)
+        simulation.watch.applied(self.engine, self.has_damaged_state)
         self.do(lambda engine: engine.start())
         self._schedule_tick()
 
@@ -426,6 +441,8 @@ class SimulatedNode:
         def seen(data: bytes, index: int) -> bool:
             watch = self.simulation.watch
             watch.executes(self.node_id, data, index)
+            if self.has_damaged_state:
+                return bool(apply(data, index))
             try:
                 satisfied = bool(apply(data, index))
             except Rejected:
@@ -434,7 +451,41 @@ class SimulatedNode:
             watch.decides(index, satisfied)
             return satisfied
 
+        def watched(restore: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+            def restored(data: Any, index: int) -> None:
+                restore(data, index)
+                self._restored(index)
+
+            return restored
+
         self.state.apply = seen
+        self.state.restore_snapshot = watched(self.state.restore_snapshot)
+        if isinstance(self.state, StreamingState):
+            state: Any = self.state
+            state.restore_chunks = watched(state.restore_chunks)
+
+    def damage_state(self, again: bool = False) -> bool:
+        """Break something in the State; `again`: as often as it takes until answers depend on it."""
+        simulation = self.simulation
+        workload = simulation.workload
+        if not isinstance(workload, DamagingWorkload) or not workload.damage(self.state, simulation.random):
+            return False
+        self.has_damaged_state = self.is_suspect = simulation.watch.was_damaged = True
+        self._is_damaged_again = again
+        return True
+
+    def _restored(self, index: int) -> None:
+        """The State is what the snapshot at `index` was."""
+        self.has_damaged_state = index in self._damaged_snapshots
+        self._is_damaged_again = False
+
+    def holds_damage(self, index: int) -> bool:
+        """Whether the stored snapshot at `index` is of a damaged State."""
+        return index in self._damaged_snapshots
+
+    def received(self, index: int) -> None:
+        """A whole snapshot came from another, at `index`."""
+        self._damaged_snapshots.discard(index)
 
     def kill(self) -> None:
         """The process ends at once; the machine goes on."""
@@ -460,6 +511,8 @@ class SimulatedNode:
     def _end(self) -> None:
         self.life += 1
         self.engine = None
+        self.has_damaged_state = self.is_suspect = False
+        self.halted_at = 0
         self.is_paused = False
         self._deferred.clear()
         for client in self.simulation.clients:
@@ -525,6 +578,13 @@ class SimulatedNode:
                 if node.engine is not None:
                     watch.look_at_lease(node.engine, node.now())
         watch.look_at_lease(engine, self.now())
+        if not self.halted_at and isinstance(engine.halted, DivergedError):
+            self.halted_at = self.simulation.now
+            self.simulation.report.counts["convicted"] += 1
+            self.note(str(engine.halted))
+            watch.convicted(engine, engine.halted.index, self.has_damaged_state)
+        if engine.digests.disagreement is not None:
+            watch.disagrees(engine)
         for waiter in engine.take_finished():
             waiter.wake()
             if self.simulation.random.random() < 0.98:  # else its caller was interrupted
@@ -582,16 +642,28 @@ class SimulatedNode:
             answers, error = engine.apply(work)
             if isinstance(error, (Violation, PowerLoss)):
                 raise error
-            self.simulation.watch.applied(engine)
+            watch = self.simulation.watch
+            watch.applied(engine, self.has_damaged_state)
             engine.end_apply(answers, error)
             for client in self.simulation.clients:
                 client.look(self)
+            if self._is_damaged_again and not watch.differs(engine):
+                self.damage_state(again=True)
 
-        self.later(5 + int(self.simulation.random.expovariate(1 / 50)), lambda: self.do(finish))
+        def work_off() -> None:
+            self.do(finish)
+            # Not before all were told: a snapshot in the midst of a batch may have made the State whole.
+            self.is_suspect = self.has_damaged_state
+
+        self.later(5 + int(self.simulation.random.expovariate(1 / 50)), work_off)
 
     def _begin_snapshot(self, engine: Engine) -> None:
         capture = engine.capture()
-        self.note(f"takes a snapshot at {capture.header.index}")
+        index = capture.header.index
+        self.note(f"takes a snapshot at {index}")
+        is_whole = not self.has_damaged_state
+        if not is_whole:
+            self._damaged_snapshots.add(index)
 
         def finish(engine: Engine) -> None:
             saved: Capture | None = None
@@ -599,6 +671,8 @@ class SimulatedNode:
             try:
                 if engine.save(capture):
                     saved = capture
+                    if is_whole:
+                        self._damaged_snapshots.discard(index)
             except Exception as error:
                 failure = error
             self.simulation.report.counts["snapshots"] += saved is not None
@@ -673,8 +747,9 @@ class SimulatedNode:
 
     def send_snapshot(self, message: Message) -> bool:
         """Send the stored snapshot piece by piece, as a transfer thread does."""
-        if message.to_id in self._transferring or self.store is None:
+        if message.to_id in self._transferring or self.store is None or self.engine is None:
             return False
+        self.simulation.watch.sends_snapshot(self.engine)
         self._transferring.add(message.to_id)
         Transfer(self, message).start()
         return True
@@ -713,6 +788,12 @@ class Transfer:
             self._end(False, error)
             return
         header = self._snapshot.header
+        if node.holds_damage(header.index):
+            # It would damage another State: more than one is too many for anybody to tell who is right.
+            node.note("the snapshot is of a damaged State, and lost on its way")
+            node.simulation.report.counts["damaged snapshots lost"] += 1
+            self._end(False)
+            return
         m = self._message
         self._message = Message(
             m.kind, m.to_id, m.from_id, m.term, index=header.index, log_term=header.term, payload=header.config
@@ -758,6 +839,7 @@ class Transfer:
                     return
             answer.append(wanted)
             if wanted == chunk.size_bytes:
+                target.received(chunk.message.index)
                 engine.step([chunk.message])
 
         target.do(receive)
@@ -887,12 +969,15 @@ class Client:
     def _look(self, serial: int) -> None:
         node = self._node
         if serial == self._serial and self.is_waiting and node is not None:
-            self._end("done", None, self._simulation.workload.read(node.state, self._action))
+            output = self._simulation.workload.read(node.state, self._action)
+            self._end("misread" if node.is_suspect else "done", None, output)
 
     def _call_finished(self) -> None:
         call, node = self._call, self._node
         assert call is not None and node is not None and node.engine is not None
-        if call.error is None:
+        if call.error is None and node.is_suspect:
+            self._end("unknown", None)  # to the history: it took effect, but the answer may be wrong
+        elif call.error is None:
             outcome = self._simulation.watch.answered(node.engine, call)
             if outcome.rejection is not None:
                 self._end("rejected", None)
@@ -941,12 +1026,13 @@ class Operator:
         self.leaving: list[int] = []
         """Who is to be evicted, and is not yet."""
         self._next_token = 0
-        self.accept_divergence = False  # or it counts as a violation
+        self._waited: Counter[tuple[int, int, bool]] = Counter()
 
     @property
     def is_busy(self) -> bool:
         """Whether something is still to be done."""
-        return bool(self._tasks) or any(node.refusal for node in self._simulation.nodes.values() if not node.is_gone)
+        nodes = [node for node in self._simulation.nodes.values() if not node.is_gone]
+        return bool(self._tasks) or any(node.refusal or node.has_damaged_state for node in nodes)
 
     @property
     def task_count(self) -> int:
@@ -986,9 +1072,9 @@ class Operator:
                 self._retire(node)
             elif engine is not None and (engine.failure is not None or engine.halted is not None):
                 if isinstance(engine.halted, DivergedError):
-                    if self.accept_divergence:
-                        continue
-                    raise Violation(str(engine.halted))
+                    if simulation.now - node.halted_at >= SECOND:
+                        self._mend(node)
+                    continue
                 node.note(f"is restarted after: {engine.err()}")
                 node.kill()
                 simulation.nemesis.restart_later(node)
@@ -998,7 +1084,44 @@ class Operator:
                     simulation.nemesis.restart_later(node)
                 elif not self._tasks:
                     self.replace(node)
+            elif node.has_damaged_state and simulation.nemesis.is_over and not node.is_gone:
+                self._await_conviction(node)
         simulation.at(50 * MILLISECOND, self._work)
+
+    def _await_conviction(self, node: SimulatedNode) -> None:
+        """A member differs, and a majority of healthy voters can tell: they must.  Else people find out sometime."""
+        simulation = self._simulation
+        engine = node.engine
+        assert engine is not None
+        config = simulation.configuration()
+        witnesses = [
+            other
+            for i in config.voters
+            if (other := simulation.nodes[i].engine) is not None
+            and i != node.node_id
+            and other.halted is None
+            and other.applied_index >= engine.applied_index - 20
+        ]
+        can_be_told = (
+            simulation.watch.differs(engine)
+            and len(witnesses) >= max(config.quorum(), 2)
+            and simulation.leader() is not None
+        )
+        self._waited[node.node_id, node.life, can_be_told] += 50 * MILLISECOND
+        if self._waited[node.node_id, node.life, True] > _CONVICTION:
+            raise Violation(f"liveness: a member that differs is not convicted; {node.describe()}")
+        if self._waited[node.node_id, node.life, False] > _ATTENTION:
+            self._mend(node)
+
+    def _mend(self, node: SimulatedNode) -> None:
+        """A restart makes the State whole, unless it was damaged before its last snapshot: then another member does."""
+        if not node.has_damaged_snapshot:
+            node.note("is restarted, for its State is damaged")
+            node.kill()
+            self._simulation.nemesis.restart_later(node)
+        elif not self._tasks:
+            node.kill()
+            self.replace(node)
 
     def _retire(self, node: SimulatedNode) -> None:
         node.kill()

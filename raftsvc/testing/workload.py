@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from raftsvc.errors import Rejected
 from raftsvc.state import BaseState, State
@@ -47,6 +47,14 @@ class Workload(Protocol):
         """The output of an action without an instruction, by a look at the State."""
 
 
+@runtime_checkable
+class DamagingWorkload(Workload, Protocol):
+    """A Workload that also knows how to break its State, without which no State is ever damaged."""
+
+    def damage(self, state: State, random: Random) -> bool:
+        """Change something in `state` behind Raft's back, as broken memory would; False if there is nothing yet."""
+
+
 class RegisterState(BaseState):
     """Registers and counters.  An instruction is a JSON list: a verb, a key, and arguments."""
 
@@ -64,6 +72,8 @@ class RegisterState(BaseState):
             if self.values.get(key) != expected:
                 return False
             self.values[key] = new
+        elif verb == "even":
+            return sum(value.bit_count() for value in self.values.values()) % 2 == 0
         elif verb == "add":
             self.values[key] = self.values.get(key, 0) + arguments[0]
         else:
@@ -80,7 +90,7 @@ class RegisterState(BaseState):
 
 
 class RegisterWorkload:
-    """Clients that set, compare and set, count and read a few keys."""
+    """Clients that set, compare and set, count, read and check a few keys."""
 
     def __init__(self, keys: int = 4) -> None:
         self.model: Model = KeyValueModel()
@@ -101,8 +111,11 @@ class RegisterWorkload:
         if chance < 0.83:
             # A value that may well be the present one.
             return _instruction("cas", key, random.choice((None, *range(max(1, serial - 8), serial))), serial)
-        if chance < 0.98:
+        if chance < 0.95:
             return _instruction("add", "count-" + key, 1)
+        if chance < 0.98:
+            # The answer depends on every bit.
+            return _instruction("even", key)._replace(is_judged=False)
         return _instruction("refuse", key)._replace(is_judged=False)
 
     def output_of(self, action: Action, is_satisfied: bool) -> Any:
@@ -113,6 +126,14 @@ class RegisterWorkload:
         """The value of a register, None if it has none."""
         assert isinstance(state, RegisterState)
         return state.values.get(action.input[1])
+
+    def damage(self, state: State, random: Random) -> bool:
+        """Flip a bit of some register or counter."""
+        assert isinstance(state, RegisterState)
+        if not state.values:
+            return False
+        state.values[random.choice(sorted(state.values))] ^= 1 << random.randrange(8)
+        return True
 
 
 def _instruction(verb: str, key: str, *arguments: int | None) -> Action:

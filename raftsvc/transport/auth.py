@@ -2,9 +2,10 @@
 
 With a secret every request carries an HMAC-SHA-256 over all that gives it its
 meaning, and every answer one over the request's and its own content, so neither
-can be altered, addressed to another node, or swapped for another.  There is no
-clock window: a repeated Raft message is harmless by its term and index, what
-could be harmed carries an identity of its own.  Nothing is encrypted.
+can be altered, addressed to another node, or swapped for another.  Nothing is
+encrypted, and a request that somebody recorded is taken again: its term and index, or
+its session and number, keep it from changing what is replicated, but a heartbeat of
+the present term that is repeated holds off elections.  Use TLS where others can listen.
 
 Without any of the three a node is open, and serves its own machine only.
 """

@@ -240,8 +240,8 @@ class Scene:
     def do_expire(self, args: list[str], ids: list[int]) -> None:
         for node in self.nodes.values():
             if node.raft is not None and node.raft.role is not Role.LEADER:
-                node.raft._election_elapsed = node.raft.settings.election_ticks
-                node.raft._leader_elapsed = node.raft.settings.election_ticks
+                node.raft.election.elapsed = node.raft.settings.election_ticks
+                node.raft.election.leader_elapsed = node.raft.settings.election_ticks
 
     def do_elect(self, args: list[str], ids: list[int]) -> None:
         self.do_expire(args, ids)
@@ -325,13 +325,16 @@ class Scene:
     def do_add(self, args: list[str], ids: list[int]) -> None:
         if ids[1] not in self.nodes:
             self.nodes[ids[1]] = _Node(ids[1], self.founded, self.options)
-        self._attempt(ids[0], lambda raft: raft.propose_change(ConfChange(ConfOp.ADD_LEARNER, ids[1], f"n{ids[1]}")))
+        self._change(ids[0], ConfChange(ConfOp.ADD_LEARNER, ids[1], f"n{ids[1]}"))
+
+    def _change(self, node_id: int, change: ConfChange) -> None:
+        self._attempt(node_id, lambda raft: raft.propose((change.as_proposal(),)))
 
     def do_promote(self, args: list[str], ids: list[int]) -> None:
-        self._attempt(ids[0], lambda raft: raft.propose_change(ConfChange(ConfOp.PROMOTE, ids[1])))
+        self._change(ids[0], ConfChange(ConfOp.PROMOTE, ids[1]))
 
     def do_remove(self, args: list[str], ids: list[int]) -> None:
-        self._attempt(ids[0], lambda raft: raft.propose_change(ConfChange(ConfOp.REMOVE, ids[1])))
+        self._change(ids[0], ConfChange(ConfOp.REMOVE, ids[1]))
 
     def do_transfer(self, args: list[str], ids: list[int]) -> None:
         self._attempt(ids[0], lambda raft: raft.transfer_leadership(ids[1]))

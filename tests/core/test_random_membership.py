@@ -81,7 +81,7 @@ class Walk:
             others = sorted(config.members)
             change = ConfChange(ConfOp.REMOVE, self.rng.choice([leader.node_id, self.rng.choice(others)]))
         with suppress(ProposalRefused):
-            leader.propose_change(change)
+            leader.propose((change.as_proposal(),))
 
     def step(self) -> None:
         rng = self.rng

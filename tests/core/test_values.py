@@ -29,6 +29,14 @@ from raftsvc.core.messages import (
 )
 
 
+def test_a_log_takes_no_entries_behind_a_gap() -> None:
+    log = Log(SnapshotMeta(), entries(1, 3), 0)
+    for first in (1, 3, 5, 9):
+        with pytest.raises(ViolationError, match="does not follow the last one, 3"):
+            log.append(entries(first, 1))
+    assert log.last_index == 3
+
+
 def entries(first: int, count: int, term: int = 1) -> list[Entry]:
     return [make_entry(first + n, term, EntryKind.NORMAL, b"x" * n) for n in range(count)]
 

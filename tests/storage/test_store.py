@@ -197,6 +197,14 @@ def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: st
     assert list(loaded.entries) == batch(1, 5)
 
 
+def test_the_log_of_a_member_is_never_written_over(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    before = {name: disk.content(name) for name in disk.paths()}
+    with pytest.raises(StorageError, match="belongs to a member already"):
+        store.create(8, CLUSTER_ID, STATE, batch(1, 1))
+    assert {name: disk.content(name) for name in disk.paths()} == before
+
+
 def test_a_missing_or_foreign_id_is_refused(path: str, disk: Disk) -> None:
     store = member(path, disk)
     whole = disk.content(f"{path}/id")
@@ -239,8 +247,14 @@ def test_a_snapshot_that_is_not_the_one_the_log_continues_is_refused(
     disk.delete(f"{path}/snap")
     if replace is not None:
         put_snapshot(disk, f"{path}/snap", replace, [b"data"])
-    with pytest.raises(DamagedStorageError, match=what):
+    with pytest.raises(DamagedStorageError, match=what) as refusal:
         open_store(path, disk).load()
+    assert_advises_nothing_that_goes_back(refusal.value)
+
+
+def assert_advises_nothing_that_goes_back(refusal: DamagedStorageError) -> None:
+    """An older copy of a member's directory has forgotten votes and acknowledgements."""
+    assert "estore" not in str(refusal)
 
 
 @pytest.mark.parametrize("what", ["id", "snap", "wal/0000000000000001.wal"])
@@ -282,8 +296,26 @@ def test_a_log_whose_first_segments_were_deleted_by_hand_is_refused(path: str, d
     store.wal.sync()
     store.close()
     disk.delete(f"{path}/wal/{1:016d}.wal")
-    with pytest.raises(DamagedStorageError, match="the log begins after"):
+    with pytest.raises(DamagedStorageError, match="the log begins after") as refusal:
         open_store(path, disk).load()
+    assert_advises_nothing_that_goes_back(refusal.value)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 99])
+def test_a_log_whose_last_segments_were_deleted_by_hand_is_refused(path: str, disk: Disk, lost: int) -> None:
+    store = member(path, disk, 5)
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.wal.mark_snapshot(4, 1)
+    for n in range(6, 100):
+        store.wal.append(None, [entry(n)])
+    store.wal.sync()
+    store.close()
+    names = disk.list_dir(f"{path}/wal")
+    for name in names[-lost:]:
+        disk.delete(f"{path}/wal/{name}")
+    with pytest.raises(DamagedStorageError, match=r"missing|no segment") as refusal:
+        open_store(path, disk).load()
+    assert_advises_nothing_that_goes_back(refusal.value)
 
 
 def test_a_snapshot_without_a_log_is_refused_and_not_taken_for_a_new_directory(path: str, disk: Disk) -> None:
@@ -291,8 +323,9 @@ def test_a_snapshot_without_a_log_is_refused_and_not_taken_for_a_new_directory(p
     store.save_snapshot(header(4), [data_up_to(4)])
     store.close()
     disk.rename(f"{path}/wal", f"{path}/elsewhere")
-    with pytest.raises(DamagedStorageError, match="no log"):
+    with pytest.raises(DamagedStorageError, match="no log") as refusal:
         open_store(path, disk)
+    assert_advises_nothing_that_goes_back(refusal.value)
     with pytest.raises(DamagedStorageError):
         open_store(path, disk)  # and the lock was not kept
 

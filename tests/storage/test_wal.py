@@ -57,7 +57,7 @@ def test_entries_that_leave_a_gap_are_refused_before_anything_is_written() -> No
     disk = new_disk()
     wal = new_log(disk, batch(1, 3))
     before = disk.content(f"{DIR}/{1:016d}.wal")
-    with pytest.raises(AssertionError):
+    with pytest.raises(StorageError, match="entries after 3 are missing"):
         wal.append(None, [entry(5)])
     assert disk.content(f"{DIR}/{1:016d}.wal") == before
 

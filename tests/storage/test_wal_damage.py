@@ -1,8 +1,9 @@
 """A log that is cut short, altered or torn: it says so, or holds exactly what a crash may leave.
 
+What a crash may leave never is a shorter file: see also test_wal_missing.
+
 What is allowed:
-  cut       the last segment, anywhere behind the two records that it begins with:
-            opens, with a prefix of whole records.  Anything else: refused.
+  cut       anywhere: refused.
   altered   one byte, anywhere in what was written: refused.  In the zeros behind:
             refused, or opened with everything.
   torn      any choice of the sectors written since the last sync: opens, with a
@@ -65,40 +66,19 @@ def open_log(disk: Disk):
     return Wal.open(disk, DIR, SEGMENT_BYTES)
 
 
-def prefixes(model: Model, found) -> list[int]:
-    return [n for n, state in enumerate(model.states) if state.is_shown_by(found)]
-
-
 def test_cut_at_every_byte() -> None:
     disk, model = small_log()
-    names = disk.list_dir(DIR)
-    for name in names:
+    for name in disk.list_dir(DIR):
         path = f"{DIR}/{name}"
         whole = disk.content(path)
-        longest = -1
         for size in range(len(whole)):
             disk.put(path, whole[:size])
-            if name != names[-1] or size < _BODY:
-                with pytest.raises(DamagedStorageError) as refusal:
-                    open_log(disk)
-                assert refusal.value.path == path
-                continue
-            wal, found = open_log(disk)
-            lengths = prefixes(model, found)
-            assert lengths, f"cut at {size}: not a prefix of whole records"
-            assert lengths[-1] >= longest, f"cut at {size}: holds less than when it was cut shorter"
-            longest = lengths[-1]
-            assert len(disk.content(path)) == len(whole)
-            last = model.states[longest]
-            wal.append(HardState(9, 9, 0), [entry(index_of(last.entries[-1]) + 1, term=9)])
-            wal.sync()
-            wal, again = open_log(disk)
-            assert again.entries == [*found.entries, entry(index_of(last.entries[-1]) + 1, term=9)]
-            for extra in set(disk.list_dir(DIR)) - set(names):
-                disk.delete(f"{DIR}/{extra}")
-        if name == names[-1]:
-            assert longest == len(model.states) - 1
+            with pytest.raises(DamagedStorageError, match="Evict this member") as refusal:
+                open_log(disk)
+            assert (refusal.value.path, refusal.value.offset) == (path, size)
+            assert disk.content(path) == whole[:size]
         disk.put(path, whole)
+    assert model.last.is_shown_by(open_log(disk)[1])
 
 
 @pytest.mark.parametrize("pattern", [0x01, 0x80, 0xFF, 0x5A])
@@ -163,15 +143,6 @@ def test_the_refusal_names_file_and_offset_and_what_to_do() -> None:
     assert path in str(refusal.value)
 
 
-def test_a_cut_is_logged_with_file_and_offset(caplog: pytest.LogCaptureFixture) -> None:
-    disk, _ = small_log()
-    path = f"{DIR}/{disk.list_dir(DIR)[-1]}"
-    disk.put(path, disk.content(path)[: _BODY + 10])
-    with caplog.at_level(logging.WARNING, "raftsvc.storage"):
-        open_log(disk)
-    assert f"{path}: cut a torn last write at offset {_BODY}" in caplog.text
-
-
 def torn_log(shift: int, data: bytes) -> tuple[Disk, str, bytes, Model, list[int]]:
     """A log with two unsynced batches: disk, file, its synced content, model, where the sectors in doubt begin."""
     disk = new_disk()
@@ -219,6 +190,15 @@ def test_any_choice_of_unsynced_sectors_leaves_a_prefix(shift: int, data: bytes)
         wal.append(None, after[-1:])
         wal.sync()
         assert Wal.open(disk, DIR, 8192)[1].entries == after
+
+
+def test_a_torn_write_that_is_cut_is_logged_with_file_and_offset(caplog: pytest.LogCaptureFixture) -> None:
+    disk, path, synced, _, sectors = torn_log(300, b"ab" * 600)
+    written = disk.content(path)
+    disk.put(path, written[: sectors[1]] + synced[sectors[1] :])
+    with caplog.at_level(logging.WARNING, "raftsvc.storage"):
+        open_log(disk)
+    assert f"{path}: cut a torn last write at offset {used_bytes(synced) + -used_bytes(synced) % 8}" in caplog.text
 
 
 def test_random_bytes_in_place_of_a_segment_never_escape_as_another_error() -> None:

@@ -68,6 +68,8 @@ def test_a_rotation_into_a_prepared_segment_writes_no_zeros() -> None:
         ("sync", NEXT),
         ("rename", new),
         ("sync_dir", DIR),
+        ("write", old),  # what closes it
+        ("sync", old),
         ("write", NEXT),  # opened by that name
         ("sync", NEXT),
     ]

@@ -20,6 +20,12 @@ def test_a_bug_that_is_seldom_seen_is_found_by_a_scene(mutant: Mutant) -> None:
     assert catch(mutant, 0) is not None
 
 
+@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.test], ids=lambda mutant: mutant.name)
+def test_a_bug_that_is_seldom_seen_is_found_by_a_test(mutant: Mutant) -> None:
+    assert catch(mutant._replace(new=mutant.old, also=()), 0) is None
+    assert catch(mutant, 0) is not None
+
+
 def test_a_bug_is_found() -> None:
     mutant = next(m for m in MUTANTS if m.name == "vote twice in a term")
     caught = catch(mutant, 300)

@@ -15,9 +15,10 @@ import pytest
 
 import raftsvc
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import EntryKind, make_entry
+from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.core.raft import Raft
 from raftsvc.member.calls import Calls
+from raftsvc.member.engine import Engine
 from raftsvc.member.machine import Answer, Outcome, wrap_instruction
 from raftsvc.testing import (
     KINDS,
@@ -30,7 +31,7 @@ from raftsvc.testing import (
 )
 from raftsvc.testing.invariants import Known, Violation, Watch
 from raftsvc.testing.runner import main
-from raftsvc.testing.simulation import SECOND, Simulation
+from raftsvc.testing.simulation import SECOND, SimulatedNode, Simulation
 
 SEEDS = 300
 CHUNK = 20
@@ -67,6 +68,16 @@ def test_a_seed_is_the_same_history_in_every_process(seed: int) -> None:
         traces.append(subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300).stdout)
     assert len(traces[0]) > 50_000
     assert traces[0] == traces[1]
+
+
+def test_a_seed_is_the_same_history_without_assertions() -> None:
+    """None of them does anything, and what would be lost without one is refused by an error instead."""
+    command = ["-m", "raftsvc.testing", "--replay", "3"]
+    with_, without = (
+        subprocess.run([sys.executable, *flags, *command], capture_output=True, check=True, timeout=300).stdout
+        for flags in ([], ["-O"])
+    )
+    assert with_ == without
 
 
 def test_every_kind_of_fault_is_injected_somewhere() -> None:
@@ -241,38 +252,142 @@ def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
     assert engine.core.is_promotable
 
 
-@pytest.mark.parametrize("is_leader", [False, True])
-def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> None:
-    simulation = Simulation(8, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+def _three_under_load(seed: int, **options: int) -> tuple[Simulation, SimulatedNode, list[SimulatedNode]]:
+    """A simulation without faults in which clients write: its leader, and the other two."""
+    simulation = Simulation(seed, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
     simulation.think_time = SECOND // 25
+    simulation.options = simulation.options._replace(**{"snapshot_entries": 1 << 30, **options})
     simulation.operator.found(3)
     for client in simulation.clients:
         client.start()
     assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None and simulation.now > 5 * SECOND)
     leader = simulation.leader()
     assert leader is not None
-    bad = leader if is_leader else next(n for n in simulation.nodes.values() if n is not leader)
-    engine = bad.engine
-    assert engine is not None
-    # What the watch of the simulation would see at once, the nodes have to find out by themselves.
-    simulation.watch.applied = lambda engine: None  # type: ignore[method-assign]
-    simulation.watch.answered = lambda engine, call: call.outcome  # type: ignore[method-assign]
-    simulation.operator.accept_divergence = True
+    return simulation, leader, [n for n in simulation.nodes.values() if n is not leader]
 
-    def flip() -> bool:
-        for key in bad.state.values:
-            bad.state.values[key] ^= 1
-        return engine.halted is not None
 
-    assert simulation.run_until(simulation.now + 60 * SECOND, flip)
+def _engine(node: SimulatedNode) -> Engine:
+    assert node.engine is not None
+    return node.engine
+
+
+@pytest.mark.parametrize("is_leader", [False, True])
+def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> None:
+    simulation, leader, followers = _three_under_load(8)
+    bad = leader if is_leader else followers[0]
+    engine = _engine(bad)
+    assert bad.damage_state(again=True)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.halted is not None)
     assert isinstance(engine.err(), raftsvc.DivergedError)
     with pytest.raises(raftsvc.DivergedError):
         engine.check_able()
     assert engine.core.is_promotable is False
-    others = [n.engine for n in simulation.nodes.values() if n is not bad]
-    assert all(other is not None and other.err() is None for other in others)
+    assert not engine.snapshot_due, "it would overwrite the one from which a restart is whole again"
+    assert all(_engine(n).err() is None for n in (leader, *followers) if n is not bad)
     done = simulation.report.counts["done"]
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
+
+
+@pytest.mark.parametrize("size", [0, 100, 1000, 4095, None], ids=str)
+def test_a_node_whose_log_was_cut_short_does_not_start_and_is_replaced(size: int | None) -> None:
+    simulation = Simulation(10, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.segment_bytes = 4096
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    node = simulation.nodes[2]
+
+    def has_rotated() -> bool:
+        return node.store is not None and len(node.store.wal._segments) > 1
+
+    assert simulation.run_until(60 * SECOND, has_rotated)
+    node.kill()
+    newest = max(path for path in node.disk.paths() if path.endswith(".wal"))
+    if size is None:
+        node.disk.delete(newest)
+    else:
+        node.disk.cut(newest, size)
+    node.is_damaged = True
+    node.start()
+    assert isinstance(node.refusal, raftsvc.DamagedStorageError)
+    assert node.refusal.path == newest
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: not simulation.operator.is_busy and sorted(simulation.configuration().voters) == [1, 3, 4],
+    )
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["away", "late"])
+@pytest.mark.parametrize("is_leader", [False, True], ids=["follower", "leader"])
+def test_two_that_differ_say_so_until_a_third_tells_who_is_right(is_leader: bool, is_late: bool) -> None:
+    simulation, leader, followers = _three_under_load(8)
+    bad = leader if is_leader else followers[0]
+    third = followers[1]
+    cut = {(n.node_id, third.node_id) for n in (leader, followers[0])}
+    if is_late:  # it hears everything, and does not apply it
+        third._is_applying = True
+    else:
+        simulation.network.cut |= cut | {(b, a) for a, b in cut}
+    two = [_engine(leader), _engine(followers[0])]
+    assert bad.damage_state(again=True)
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: all(isinstance(engine.err(), raftsvc.DisagreementError) for engine in two),
+    )
+    applied = two[1].applied_index
+    simulation.run_until(simulation.now + 10 * SECOND)
+    assert two[1].applied_index > applied + 5, "both serve on"
+    assert all(engine.halted is None for engine in two)
+    engine = _engine(bad)
+    assert two == [n.engine for n in (leader, followers[0])], "and nobody was restarted"
+    if is_late:
+        third._is_applying = False
+        third.do(lambda engine: None)
+    simulation.network.cut.clear()
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.halted is not None)
+    assert isinstance(engine.err(), raftsvc.DivergedError)
+    healthy = [_engine(n) for n in (leader, *followers) if n is not bad]
+    assert simulation.run_until(simulation.now + 10 * SECOND, lambda: all(e.err() is None for e in healthy))
+    done = simulation.report.counts["done"]
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
+
+
+def test_a_node_that_halted_still_answers_for_what_it_applied() -> None:
+    """So that it decides a disagreement of two others about that."""
+    _, leader, (_, halted) = _three_under_load(8)
+    engine = _engine(halted)
+    index = engine.applied_index
+    engine.halt(raftsvc.ApplyHaltedError("by the test"))
+    question = Message(MessageKind.DIGEST, halted.node_id, leader.node_id, _engine(leader).core.term, index=index)
+    heard: list[Message] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halted, "post", lambda peer_id, messages: heard.extend(messages) or True)
+        halted.hear(leader.node_id, [question])
+    assert [(m.index, m.hint) for m in heard if m.kind is MessageKind.DIGEST_REPLY] == [(index, engine.machine.digest)]
+
+
+def test_a_disputed_leader_sends_no_snapshot() -> None:
+    """Who starts from one would agree with it for ever, and outvote the one that is right."""
+    simulation, leader, (witness, behind) = _three_under_load(8, snapshot_entries=10, trailing_entries=0)
+    behind.kill()
+    assert leader.damage_state(again=True)
+    engine = _engine(leader)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.digests.is_disputed)
+    tried_before = simulation.report.counts["damaged snapshots lost"]
+    applied = engine.applied_index
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.core.log.offset > applied)
+    behind.start()
+    simulation.run_until(simulation.now + 10 * SECOND)
+    assert _engine(behind).applied_index <= applied < engine.core.log.offset
+    assert simulation.report.counts["damaged snapshots lost"] == tried_before, "it was not even tried"
+    assert engine.halted is None and _engine(witness).halted is None
+    leader.kill()  # somebody compared the data, and knows
+    simulation.operator.replace(leader)
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: _engine(behind).applied_index >= simulation.watch.last_committed - 5 > applied + 20,
+    )
+    assert _engine(witness).err() is None
 
 
 def test_seeds_run_on_several_processes() -> None:

@@ -1,0 +1,142 @@
+"""Replication: what each other member has, and what it is sent next (5.3, 7).
+
+A leader's; it decides nothing but that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raftsvc.core.messages import Entry, Message, MessageKind, index_of
+from raftsvc.core.progress import Progress, ProgressState
+from raftsvc.core.server import Server
+
+
+class Replication:
+    """The progress of each other member, and the messages that further it.
+
+    round: the number of the latest read round (R11), which every append carries and every
+           answer repeats.  Rounds count up within a term, and replies of other terms are
+           dropped: a late answer can confirm only what was asked before it was given.
+    """
+
+    __slots__ = ("_server", "progress", "round")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.round = 0
+        self.progress: dict[int, Progress] = {}
+        self.adopt_members()
+
+    def adopt_members(self) -> None:
+        """Begin with whom the configuration in force added, and note whom it left out (R8, R10)."""
+        server = self._server
+        config = server.config
+        for i in config.members:
+            if i != server.node_id and i not in self.progress:
+                self.progress[i] = Progress(server.log.last_index + 1)
+        for i, progress in self.progress.items():
+            if i not in config.members and not progress.leaving_index:
+                progress.leaving_index = server.log.config_index
+
+    def forget_leavers(self) -> None:
+        """A tick passed.  A removed member is sent the commit of its removal, for a bounded time (R10)."""
+        for i, progress in list(self.progress.items()):
+            if progress.leaving_index and progress.leaving_index <= self._server.log.commit_index:
+                progress.leaving_ticks += 1
+                if progress.leaving_ticks > 3 * self._server.settings.election_ticks:
+                    del self.progress[i]
+
+    def next_round(self) -> int:
+        """Begin a round: what is sent from here on carries its number."""
+        self.round += 1
+        return self.round
+
+    def broadcast_entries(self) -> None:
+        """Send everybody what their windows have room for."""
+        for i, progress in self.progress.items():
+            self.send_entries(i, progress)
+
+    def broadcast_heartbeat(self) -> None:
+        """Send everybody a heartbeat."""
+        for i, progress in self.progress.items():
+            self.send_heartbeat(i, progress)
+
+    def send_entries(self, peer: int, progress: Progress) -> None:
+        """Send what the window has room for."""
+        settings = self._server.settings
+        log = self._server.log
+        last_index = log.last_index
+        if progress.leaving_index > log.commit_index:
+            last_index = progress.leaving_index - 1  # R10
+        while progress.has_room(settings.max_inflight_messages, settings.max_inflight_bytes):
+            prev = progress.next_index - 1
+            prev_term = log.term_at(prev)
+            if prev_term is None or prev < log.offset:
+                self._send_snapshot(peer, progress)
+                return
+            if prev >= last_index and progress.state is ProgressState.REPLICATE:
+                return
+            entries = log.entries_from(prev + 1, settings.max_message_bytes)
+            if len(entries) > last_index - prev:
+                entries = entries[: last_index - prev]
+            self._send_append(peer, progress, prev, prev_term, entries)
+            last = index_of(entries[-1]) if entries else prev
+            progress.sent(last, sum(map(len, entries)))
+
+    def send_heartbeat(self, peer: int, progress: Progress) -> None:
+        """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
+        log = self._server.log
+        prev = progress.next_index - 1
+        prev_term = log.term_at(prev)
+        if prev < log.offset and progress.state is ProgressState.REPLICATE:
+            # What comes next is compacted away, so only a snapshot helps.  Waiting for
+            # room in the window could be for ever: this heartbeat finds no lost message.
+            self._send_snapshot(peer, progress)
+        if prev_term is None or progress.state is ProgressState.SNAPSHOT:
+            # Every log agrees before its first entry, so this is accepted and proves nothing.
+            prev = prev_term = 0
+        self._send_append(peer, progress, prev, prev_term, ())
+
+    def _send_append(self, peer: int, progress: Progress, prev: int, prev_term: int, entries: Sequence[Entry]) -> None:
+        commit_index = self._server.log.commit_index
+        progress.commit_sent = commit_index
+        self._server.send(
+            Message(
+                MessageKind.APPEND,
+                peer,
+                index=prev,
+                log_term=prev_term,
+                commit=commit_index,
+                context=self.round,
+                entries=entries,
+            )
+        )
+
+    def _send_snapshot(self, peer: int, progress: Progress) -> None:
+        """Announce that the peer needs the snapshot; the caller moves the data and reports."""
+        snapshot = self._server.log.snapshot
+        progress.await_snapshot(snapshot.index)
+        self._server.send(
+            Message(
+                MessageKind.SNAPSHOT,
+                peer,
+                index=snapshot.index,
+                log_term=snapshot.term,
+                payload=snapshot.config.encode(),
+            )
+        )
+
+    def report_unreachable(self, peer: int) -> None:
+        """Messages to `peer` may have been lost: ask where its log stands before streaming more."""
+        progress = self.progress.get(peer)
+        if progress is not None and progress.state is ProgressState.REPLICATE:
+            progress.probe_from(progress.match_index + 1)
+            progress.probe_sent = True  # the next heartbeat asks
+
+    def report_snapshot(self, peer: int, succeeded: bool) -> None:
+        """The transfer of a snapshot to `peer` ended."""
+        progress = self.progress.get(peer)
+        if progress is not None and progress.state is ProgressState.SNAPSHOT:
+            progress.probe_from(progress.snapshot_index + 1 if succeeded else progress.match_index + 1)
+            progress.probe_sent = not succeeded  # after a failure wait for a sign of life
