@@ -107,17 +107,8 @@ class Node:
         """Start the threads; a sole voter elects itself at once."""
         with self._turn:
             self._engine.start()
-        for name, run in (("ticker", self._ticker.run), ("log", self._run_log), ("apply", self._applier.run)):
+        for name, run in (("ticker", self._ticker.run), ("log", self._turn.run_log), ("apply", self._applier.run)):
             self._threads.start_essential(name, run)
-
-    def _run_log(self) -> None:
-        engine, turn = self._engine, self._turn
-        while not engine.health.is_over:
-            turn.log_work.wait(1.0)
-            with turn:
-                turn.drive(inline=True)
-                while engine.has_writes:
-                    turn.drive(inline=True)
 
     def _note_failure(self, error: BaseException, what: str) -> None:
         with self._turn:

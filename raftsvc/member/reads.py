@@ -43,7 +43,8 @@ class Reads:
     @property
     def is_due(self) -> bool:
         """Whether `ask` has somebody to ask for, and nobody to wait for.  Callable without the lock."""
-        return bool(self._inbox.reads or self._new) and not self._inbox.is_asking
+        # Each is looked at once, in the order in which reads move; as `Calls.has_unsent`.
+        return (bool(self._inbox.reads) or bool(self._new)) and not self._inbox.is_asking
 
     def _take_in(self) -> None:
         inbox = self._inbox.reads

@@ -107,6 +107,16 @@ class Turn:
         if engine.health.is_over:
             self.wake_all()
 
+    def run_log(self) -> None:
+        """The log thread: writes when no caller is about to, and drives for callers that do not."""
+        engine = self._engine
+        while not engine.health.is_over:
+            self.log_work.wait(1.0)
+            with self:
+                self.drive(inline=True)
+                while engine.has_writes:
+                    self.drive(inline=True)
+
     def _write_batch(self) -> None:
         """Make everything queued durable with one fsync, the lock released meanwhile."""
         engine = self._engine
