@@ -187,6 +187,17 @@ class DamagedStorageError(StorageError):
         self.offset = offset
 
 
+class FormatVersionError(StorageError):
+    """A file is of another version of its format than this version of the library reads; nothing is damaged."""
+
+    def __init__(self, path: str, found: str, known: str) -> None:
+        super().__init__(
+            f"{path}: written in version {found} of its format, and this version of raftsvc reads version {known}; "
+            "start the node with the version of raftsvc that wrote it"
+        )
+        self.path = path
+
+
 class DirectoryInUseError(StorageError):
     """Another process owns the data directory."""
 

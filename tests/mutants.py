@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         "no fsync of the log",
         "storage/wal.py",
-        "            self._sync_fd(self._fd)\n        except",
+        "            self._sync_fd(self._tail.fd)\n        except",
         "            pass\n        except",
     ),
     Mutant(
@@ -111,17 +111,26 @@ MUTANTS = (
         "storage/wal.py",
         "        self._files.sync(fd)\n",
         "        try:\n            self._files.sync(fd)\n        except OSError:\n            self._files.sync(fd)\n",
+        also=(("storage/files.py", "        if fd in self._doubtful:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "an arriving snapshot goes on after an fsync that failed",
+        "storage/snapshot.py",
+        "            self.identity = None\n            self.close()\n            raise\n",
+        "            raise\n",
+        kinds="fsync error,power cut,member added,loss",
+        also=(("storage/files.py", "        if fd in self._doubtful:\n", "        if False:\n"),),
     ),
     Mutant(
         "no fsync of a new segment's name",
         "storage/wal.py",
-        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",
-        "                self._files.rename(self._temporary, path)\n",
+        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
+        "            self._files.rename(self._spare.path, path)\n",
     ),
     Mutant(
         "a rotation takes the next segment for complete",
-        "storage/wal.py",
-        "                self._write_zeros(fd, zeroed, size)\n",
+        "storage/spare.py",
+        "                write_zeros(self._files, fd, zeroed, size_bytes)\n",
         "",
     ),
     Mutant(
@@ -133,15 +142,36 @@ MUTANTS = (
     Mutant(
         "any damage in the last segment is taken for a torn write",
         "storage/wal.py",
-        "                is_torn = self._is_torn(data, offset)\n",
+        "                may_be_torn = is_torn(data, offset, salt)\n",
         "                pass\n",
     ),
     Mutant(
         "a short segment is taken for a torn write",
         "storage/wal.py",
-        "            data = files.read(fd, files.size(fd), 0)\n",
-        "            data = files.read(fd, files.size(fd), 0).ljust(self._segment_bytes, b'\\0')\n",
+        "            data = files.read(tail.fd, files.size(tail.fd), 0)\n",
+        "            data = files.read(tail.fd, files.size(tail.fd), 0).ljust(self._segment_bytes, b'\\0')\n",
         kinds=_CUT_KINDS,
+    ),
+    Mutant(
+        "what a value looks like is taken for a later record",
+        "storage/records.py",
+        "        searched = stop ",
+        "        searched = offset + 8 ",
+        test="storage/test_wal_damage.py::test_a_torn_write_is_cut_whatever_its_value_looks_like",
+        # Without the salt a value can look so; with it nobody knows how.
+        also=(
+            ("storage/records.py", "(head[:-4], later ^ salt) and", "(head[:-4], later) and"),
+            ("storage/records.py", "crc32(fields, offset ^ salt)", "crc32(fields, offset)"),
+            ("storage/records.py", "(head[:-4], offset ^ salt) or", "(head[:-4], offset) or"),
+            ("storage/records.py", "(head[:-4], offset ^ salt):", "(head[:-4], offset):"),
+        ),
+    ),
+    Mutant(
+        "a write that was cut short at a byte is refused as damage",
+        "storage/records.py",
+        "    if written_end <= mark:\n        return True\n",
+        "",
+        test="storage/test_wal_damage.py::test_a_write_that_was_cut_at_any_byte_by_a_kill_is_cut_off",
     ),
     Mutant(
         "a missing newest segment goes unnoticed",
@@ -153,18 +183,18 @@ MUTANTS = (
     Mutant(
         "a segment is closed before the next one has its name",
         "storage/wal.py",
-        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n"
-        "                if self._fd >= 0:\n"
-        "                    self._write_closing(self._fd, self._offset, self._chain)\n",
-        "                if self._fd >= 0:\n"
-        "                    self._write_closing(self._fd, self._offset, self._chain)\n"
-        "                self._files.rename(self._temporary, path)\n                self._files.sync_dir(self._path)\n",
+        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n"
+        "            if former.fd >= 0:\n"
+        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n",
+        "            if former.fd >= 0:\n"
+        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n"
+        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
     ),
     Mutant(
         "no fsync of the record that closes a segment",
         "storage/wal.py",
-        "        self._files.write(fd, _closing_record(offset, chain), offset)\n        self._sync_fd(fd)\n",
-        "        self._files.write(fd, _closing_record(offset, chain), offset)\n",
+        "        self._files.write(fd, closing_record(offset, chain, salt), offset)\n        self._sync_fd(fd)\n",
+        "        self._files.write(fd, closing_record(offset, chain, salt), offset)\n",
     ),
     Mutant(
         "a segment that was not closed is refused",
@@ -277,8 +307,8 @@ MUTANTS = (
     Mutant(
         "lead by the committed configuration",
         "core/server.py",
-        "        return self.log.config\n",
-        "        return self.log.config_at(self.log.commit_index)\n",
+        "        return self.log.configs.latest\n",
+        "        return self.log.configs.at(self.log.commit_index)\n",
     ),
     Mutant(
         "a second change before the first is committed",
@@ -307,6 +337,20 @@ MUTANTS = (
         "        if progress.leaving_index > log.commit_index:\n",
         "        if False:\n",
         scene="a_removal_reaches_the_removed_when_it_is_committed",
+    ),
+    Mutant(
+        "a leader that is to be removed asks the same voters again and again",
+        "core/leader.py",
+        "(-self._asked.get(i, 0), progress[i].match_index, i)",
+        "(progress[i].match_index, i, i)",
+        scene="a_leader_that_is_to_be_removed_asks_each_in_turn",
+    ),
+    Mutant(
+        "who was removed does not write that down",
+        "core/server.py",
+        "            or (is_removed and commit > self._commit_written)\n",
+        "",
+        scene="who_was_removed_knows_it_after_a_restart",
     ),
     # Reads
     Mutant(

@@ -26,10 +26,11 @@ class Leader:
     """
 
     __slots__ = (
+        "_asked",
         "_commit_at_heartbeat",
         "_heartbeat_elapsed",
-        "_last_target",
         "_quorum_elapsed",
+        "_rest_ticks",
         "_server",
         "_transfer_elapsed",
         "_uncommitted_bytes",
@@ -46,7 +47,8 @@ class Leader:
         self.reads = ReadRounds(server, self.replication)
         self.lease = Lease(server, self.replication)
         self.transfer_target = NO_NODE
-        self._last_target = NO_NODE
+        self._asked: dict[int, int] = {}  # how often each was asked to take over, and did not
+        self._rest_ticks = 0
         self._transfer_elapsed = 0
         self._heartbeat_elapsed = 0
         self._quorum_elapsed = 0
@@ -74,7 +76,9 @@ class Leader:
         if self.transfer_target:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= settings.election_ticks:
-                self.transfer_target = NO_NODE  # R12
+                self._give_up_transfer()
+        elif self._rest_ticks:
+            self._rest_ticks -= 1
         self.replication.forget_leavers()
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= settings.heartbeat_ticks:
@@ -124,7 +128,7 @@ class Leader:
         entries = [make_entry(index + n, term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
         log.append(entries)
         self._uncommitted_bytes += sum(map(len, entries))
-        if log.config_index > index:
+        if log.configs.latest_index > index:
             self._adopt_members()
 
     # -- commitment
@@ -175,7 +179,7 @@ class Leader:
         if index <= log.commit_index or log.term_at(index) != server.term:
             return False
         had_own_term_commit = server.has_own_term_commit
-        is_for_all = log.commit_index < log.config_index <= index
+        is_for_all = log.commit_index < log.configs.latest_index <= index
         self._uncommitted_bytes -= log.bytes_between(log.commit_index, index)
         log.advance_commit(index)
         for i, follower in progress.items():
@@ -195,7 +199,7 @@ class Leader:
 
     @property
     def _change_pending(self) -> bool:
-        return self._server.log.config_index > self._server.log.commit_index
+        return self._server.log.configs.latest_index > self._server.log.commit_index
 
     def _check_change(self, data: bytes) -> None:
         """One change at a time, after an own-term commit, and valid (R8).
@@ -225,7 +229,8 @@ class Leader:
         if alive < after.quorum():
             raise ProposalRefused(Refusal.WOULD_LOSE_QUORUM, "the voters that remain are not a live majority")
         if node_id == self._server.node_id:
-            self.step_aside()
+            if not self._rest_ticks:
+                self.step_aside()
             raise ProposalRefused(Refusal.TRANSFERRING, "a leader hands over before it is removed")
 
     def _adopt_members(self) -> None:
@@ -260,23 +265,36 @@ class Leader:
         """Let the voter `to_id` take over once it has all that is here: see `raft.Raft.transfer_leadership`."""
         if to_id not in self._server.config.voters or to_id == self._server.node_id:
             raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} is no other voter")
-        self.transfer_target = self._last_target = to_id
+        self.transfer_target = to_id
         self._transfer_elapsed = 0
         self.replication.send_entries(to_id, self.replication.progress[to_id])
         self._hand_over()
 
     def step_aside(self) -> bool:
-        """Let the live voter take over whose log is the longest, another than at the last attempt if there is.
+        """Let the live voter take over that failed to the least often so far, and of those the longest log.
 
         Returns whether there is any.  A hand-over that is under way goes on.
         """
         if not self.transfer_target:
             progress = self.replication.progress
             others = self._server.config.voters - {self._server.node_id}
-            able = [(i != self._last_target, progress[i].match_index, i) for i in others if progress[i].is_alive]
+            able = [(-self._asked.get(i, 0), progress[i].match_index, i) for i in others if progress[i].is_alive]
             if able:
                 self.hand_over_to(max(able)[2])
         return self.transfer_target != NO_NODE
+
+    def _give_up_transfer(self) -> None:
+        """The target did not take over in time (R12).
+
+        Whoever cannot, for its State has halted, may look as alive as others, and so each is
+        asked in turn.  All that time proposals are refused; so where nobody can, the
+        attempts for the sake of a removal become fewer and fewer.
+        """
+        self._asked[self.transfer_target] = self._asked.get(self.transfer_target, 0) + 1
+        self.transfer_target = NO_NODE
+        others = self._server.config.voters - {self._server.node_id}
+        if all(i in self._asked for i in others):
+            self._rest_ticks = self._server.settings.election_ticks << min(sum(self._asked.values()), 6)
 
     def _hand_over(self) -> None:
         if self.replication.progress[self.transfer_target].match_index == self._server.log.last_index:

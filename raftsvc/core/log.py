@@ -40,14 +40,66 @@ class SnapshotMeta:
     config: Configuration = _NOBODY
 
 
+class Configurations:
+    """The configuration in force from each index on (thesis section 4.1): that of the snapshot, and all after it."""
+
+    __slots__ = ("_since",)
+
+    def __init__(self, index: int, config: Configuration) -> None:
+        self._since = [(index, config)]
+
+    @property
+    def latest(self) -> Configuration:
+        """The one in force, committed or not."""
+        return self._since[-1][1]
+
+    @property
+    def latest_index(self) -> int:
+        """Where that stands in the log."""
+        return self._since[-1][0]
+
+    def at(self, index: int) -> Configuration:
+        """The one as of `index`, at or after the snapshot."""
+        latest_start, latest = self._since[-1]
+        if latest_start <= index:
+            return latest
+        return next(config for start, config in reversed(self._since) if start <= index)
+
+    def since(self, index: int) -> Iterator[Configuration]:
+        """The one as of `index`, at or after the snapshot, and all later ones, latest first."""
+        for start, config in reversed(self._since):
+            yield config
+            if start <= index:
+                return
+
+    def adopt(self, entries: Sequence[Entry]) -> None:
+        """Take the changes among `entries`, which were appended."""
+        for entry in configs_among(entries):
+            index = index_of(entry)
+            try:
+                config = self.latest.changed(ConfChange.decode(data_of(entry)))
+            except (MalformedError, InvalidChangeError) as error:
+                raise ViolationError(f"the membership change at index {index} is not valid: {error}") from error
+            self._since.append((index, config))
+
+    def forget_from(self, index: int) -> None:
+        """Undo the changes at `index` and after it, which were overwritten."""
+        while self._since[-1][0] >= index:
+            self._since.pop()
+
+    def begin_at(self, index: int) -> None:
+        """A snapshot covers everything up to `index`."""
+        self._since = [(index, self.at(index)), *(pair for pair in self._since if pair[0] > index)]
+
+
 class Log:
     """Entries after `offset`, and five cursors over them."""
 
     __slots__ = (
-        "_configs",
         "_entries",
         "_in_flight",
         "commit_index",
+        "configs",
         "delivered_index",
         "handed_index",
         "offset",
@@ -75,9 +127,8 @@ class Log:
         self.delivered_index = snapshot.index
         # (token, last index) of each write that was handed out and is not known to be done.
         self._in_flight: deque[list[int]] = deque()
-        # The configuration in force from each index on; the first stands for the snapshot.
-        self._configs: list[tuple[int, Configuration]] = [(snapshot.index, snapshot.config)]
-        self._adopt_configs(self._entries[snapshot.index - self.offset :])
+        self.configs = Configurations(snapshot.index, snapshot.config)
+        self.configs.adopt(self._entries[snapshot.index - self.offset :])
 
     # -- reading
 
@@ -153,37 +204,13 @@ class Log:
                 return index, found
             index -= 1
 
-    @property
-    def config(self) -> Configuration:
-        """The configuration in force: the latest in the log, committed or not (thesis section 4.1)."""
-        return self._configs[-1][1]
-
-    @property
-    def config_index(self) -> int:
-        """Where the configuration in force stands in the log."""
-        return self._configs[-1][0]
-
-    def config_at(self, index: int) -> Configuration:
-        """The configuration as of `index`, at or after the snapshot."""
-        latest_start, latest = self._configs[-1]
-        if latest_start <= index:
-            return latest
-        return next(config for start, config in reversed(self._configs) if start <= index)
-
-    def configs_since(self, index: int) -> Iterator[Configuration]:
-        """The configuration as of `index`, at or after the snapshot, and all later ones here, latest first."""
-        for start, config in reversed(self._configs):
-            yield config
-            if start <= index:
-                return
-
     # -- growing
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries that follow the last one."""
         if index_of(entries[0]) != self.last_index + 1:  # no assert: what was acknowledged would be lost
             raise ViolationError(f"an entry at {index_of(entries[0])} does not follow the last one, {self.last_index}")
-        self._adopt_configs(entries)
+        self.configs.adopt(entries)
         self._entries.extend(entries)
         self.size_bytes += sum(map(len, entries))
 
@@ -209,19 +236,9 @@ class Log:
         dropped = self._entries[index - self.offset - 1 :]
         del self._entries[index - self.offset - 1 :]
         self.size_bytes -= sum(map(len, dropped))
-        while self._configs[-1][0] >= index:
-            self._configs.pop()
+        self.configs.forget_from(index)
         self._forget_writes_from(index)
         self.handed_index = min(self.handed_index, index - 1)
-
-    def _adopt_configs(self, entries: Sequence[Entry]) -> None:
-        for entry in configs_among(entries):
-            index = index_of(entry)
-            try:
-                config = self.config.changed(ConfChange.decode(data_of(entry)))
-            except (MalformedError, InvalidChangeError) as error:
-                raise ViolationError(f"the membership change at index {index} is not valid: {error}") from error
-            self._configs.append((index, config))
 
     # -- durability
 
@@ -275,8 +292,8 @@ class Log:
         assert self.snapshot.index < index <= self.delivered_index, "a snapshot covers what was applied"
         term = self.term_at(index)
         assert term is not None, "delivered entries after the snapshot are here"
-        self.snapshot = SnapshotMeta(index, term, self.config_at(index))
-        self._configs = [(index, self.snapshot.config), *(pair for pair in self._configs if pair[0] > index)]
+        self.snapshot = SnapshotMeta(index, term, self.configs.at(index))
+        self.configs.begin_at(index)
         keep_after = min(keep_after, index)
         if keep_after > self.offset:
             keep_term = self.term_at(keep_after)
@@ -304,5 +321,5 @@ class Log:
         self.size_bytes = 0
         self.snapshot = snapshot
         self.offset, self.offset_term = snapshot.index, snapshot.term
-        self._configs = [(snapshot.index, snapshot.config)]
+        self.configs = Configurations(snapshot.index, snapshot.config)
         self.commit_index = self.handed_index = self.delivered_index = snapshot.index

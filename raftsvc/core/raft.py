@@ -205,6 +205,8 @@ class Raft(Server):
         self.role = Role.FOLLOWER
         self.leader_id = leader_id
         self.election.close()
+        if self.leader is not None:
+            self.leader.lease.forgo()  # for whoever looks at it without the lock, just now
         # With it go its reads, which are never answered: whoever asked asks again.
         self.leader = None
 
@@ -325,9 +327,9 @@ class Raft(Server):
             raise ProposalRefused(Refusal.REMOVED)
         if self.leader is None:
             raise ProposalRefused(Refusal.NO_LEADER)
-        config_index = self.log.config_index
+        config_index = self.log.configs.latest_index
         first = self.leader.propose(proposals)
-        if self.log.config_index > config_index:
+        if self.log.configs.latest_index > config_index:
             self._repeats.forget_all_but(self.config.members)
         return first
 

@@ -37,7 +37,7 @@ class Replication:
                 self.progress[i] = Progress(server.log.last_index + 1)
         for i, progress in self.progress.items():
             if i not in config.members and not progress.leaving_index:
-                progress.leaving_index = server.log.config_index
+                progress.leaving_index = server.log.configs.latest_index
 
     def forget_leavers(self) -> None:
         """A tick passed.  A removed member is sent the commit of its removal, for a bounded time (R10)."""
@@ -79,7 +79,7 @@ class Replication:
                 return
             entries = log.entries_from(prev + 1, settings.max_message_bytes)
             if len(entries) > last_index - prev:
-                entries = entries[: last_index - prev]
+                entries = entries[: max(0, last_index - prev)]
             self._send_append(peer, progress, prev, prev_term, entries)
             last = index_of(entries[-1]) if entries else prev
             progress.sent(last, sum(map(len, entries)))

@@ -156,12 +156,22 @@ class Output:
         """Everything handed out with tokens up to `token` is durable."""
         self._persisted_token = token
 
-    def take(self, log: Log, term: int, vote: int, max_delivery_bytes: int) -> Ready | None:
-        """One batch of all there is, or None."""
+    def take(self, log: Log, term: int, vote: int, is_removed: bool, max_delivery_bytes: int) -> Ready | None:
+        """One batch of all there is, or None.
+
+        is_removed: nothing more will be written, so the commit that says so must be by itself:
+                    else it is not known any more after a restart (R10).
+        """
         hard_state = None
         entries: Sequence[Entry] = ()
         snapshot = self.snapshot
-        must_persist = self._hard_state_dirty or snapshot is not None or log.handed_index < log.last_index
+        commit = min(log.commit_index, log.stable_index)
+        must_persist = (
+            self._hard_state_dirty
+            or snapshot is not None
+            or log.handed_index < log.last_index
+            or (is_removed and commit > self._commit_written)
+        )
         if must_persist:
             self._token += 1
             entries = log.take_unwritten(self._token)
@@ -169,7 +179,6 @@ class Output:
                 self._hard_state_token = self._token
             # Only what is on disk already: were the power to go between this record and the
             # entries that it speaks of, older ones in their place would count as committed.
-            commit = min(log.commit_index, log.stable_index)
             if self._hard_state_dirty or commit > self._commit_written:
                 hard_state = HardState(term, vote, commit)
                 self._commit_written = commit
@@ -223,12 +232,12 @@ class Server:
     @property
     def config(self) -> Configuration:
         """The configuration in force (R8)."""
-        return self.log.config
+        return self.log.configs.latest
 
     @property
     def committed_config(self) -> Configuration:
         """The latest configuration that is committed: it can never be undone."""
-        return self.log.config_at(self.log.commit_index)
+        return self.log.configs.at(self.log.commit_index)
 
     @property
     def has_own_term_commit(self) -> bool:
@@ -274,4 +283,4 @@ class Server:
 
     def ready(self) -> Ready | None:
         """The work that has come up since the last call, or None."""
-        return self.output.take(self.log, self.term, self.vote, self.settings.max_delivery_bytes)
+        return self.output.take(self.log, self.term, self.vote, self.is_removed, self.settings.max_delivery_bytes)

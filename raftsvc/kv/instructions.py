@@ -182,8 +182,7 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
     conditions: list[tuple[str, int]] = []
     effects: list[tuple[int, str, bytes]] = []
     for _ in range(count):  # no length is trusted
-        start = offset
-        key_start = start + _OPERATION.size
+        start, key_start = offset, offset + _OPERATION.size
         if key_start > size:
             raise _cut_short(start)
         code, length = _OPERATION.unpack_from(data, start)

@@ -7,31 +7,63 @@ durable after `sync`, a created, renamed or removed name after `sync_dir`.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 
+from raftsvc.process import close_in_children
 from raftsvc.storage.lock import DirectoryLock
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
 class Files:
-    """Operations on files, by path or by descriptor.  All raise OSError."""
+    """Operations on files, by path or by descriptor.  All raise OSError.
+
+    A file whose sync failed is never synced again: the kernel may have marked clean what it
+    did not write, so that the next sync would succeed without it.
+    """
+
+    def __init__(self) -> None:
+        self._doubtful: set[int] = set()  # descriptors whose sync failed
+        self._open_fds: set[int] = set()
+        close_in_children(self)
 
     def owner_lock(self, path: str) -> DirectoryLock:
-        """The lock, not yet acquired, of whoever owns the directory that the file `path` is in."""
+        """The lock, not yet acquired, of whoever owns the directory `path`."""
         return DirectoryLock(path)
 
     def create(self, path: str) -> int:
-        """Create or empty the file and open it for reading and writing; private to the owner."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        """Make an empty file in place of what has that name, and open it for reading and writing; the owner's alone.
+
+        If that was a link, by name or by inode, what it led to stays as it is.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        return self._keep(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
     def open(self, path: str) -> int:
-        """Open an existing file for reading and writing."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        """Open an existing file, and no link, for reading and writing."""
+        return self._keep(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+    def _keep(self, fd: int) -> int:
+        self._open_fds.add(fd)
+        return fd
 
     def close(self, fd: int) -> None:
+        self.forget(fd)
         os.close(fd)
+
+    def forget(self, fd: int) -> None:
+        """The file is about to be closed: its number may be another's then."""
+        self._doubtful.discard(fd)
+        self._open_fds.discard(fd)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        taken, self._open_fds = self._open_fds, set()
+        return taken
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size
@@ -55,7 +87,17 @@ class Files:
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
     def sync(self, fd: int) -> None:
-        """Return once the file's content is durable."""
+        """Return once the file's content is durable; refused once that failed, for good."""
+        if fd in self._doubtful:
+            raise OSError(errno.EIO, "an earlier fsync of this file failed, and what it did not write is lost")
+        try:
+            self.flush(fd)
+        except BaseException:
+            self._doubtful.add(fd)
+            raise
+
+    def flush(self, fd: int) -> None:
+        """The fsync itself; for `sync`, and for those who replace it."""
         _fdatasync(fd)
 
     def sync_dir(self, path: str) -> None:

@@ -1,24 +1,30 @@
 """The lock that makes one process the owner of a directory; and how threads wait for each other at the end.
 
-An flock is given up by the kernel when its holder dies, so no stale lock can
-remain.  It is inherited by a fork, and lasts until the last of the family closes
-it or one of them gives it up: so the owner gives it up explicitly, lest a child
-keep it, and a child never does.
+What is locked is the directory itself, by flock on its own descriptor, and not a file in
+it: whoever deletes that, or puts another in its place, would let a second owner in.  An
+flock is given up by the kernel when the last process that has the descriptor ends, so
+no stale lock can remain.  A forked child has it too, and closes it (`raftsvc.process`); one
+that was forked past Python keeps the directory from the next owner, and is named.
+
+The file `lock` in the directory says who the owner is, for people; it locks nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from raftsvc.errors import DirectoryInUseError
+from raftsvc.errors import DirectoryInUseError, StorageError
+from raftsvc.process import close_in_children
 
 _POLL_SECONDS = 0.05
+_NOTE = "lock"
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def held_by(deadline: float, lock: threading.Lock) -> Iterator[bool]:
 
 
 class DirectoryLock:
-    """Exclusive ownership of `path`'s directory, while held."""
+    """Exclusive ownership of the directory `path`, while held."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -47,32 +53,52 @@ class DirectoryLock:
         """Wait at most `timeout` seconds for the present owner to end.
 
         During a reload a server starts the new process while the old one drains.
-        Raises DirectoryInUseError, which names the owner.
+        Raises DirectoryInUseError, which names the owner, and StorageError if the directory
+        is no place for a node: its file system has no such locks, or everybody may write to it.
         """
         deadline = time.monotonic() + timeout
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _check_access(self._path, fd)
+                if self._try_to_lock(fd):
                     break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        owner = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-                        raise DirectoryInUseError(
-                            f"{os.path.dirname(self._path)} is in use by {owner}, waited {timeout:g} s. "
-                            "One process owns a directory: run one worker process, and "
-                            "give each node its own directory."
-                        ) from None
-                    time.sleep(_POLL_SECONDS)
-            with suppress(OSError):  # a full disk does not keep the owner out
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except BaseException:
+                if time.monotonic() >= deadline:
+                    raise DirectoryInUseError(
+                        f"{self._path} is in use by {_describe_holder(self._path, fd)}, waited {timeout:g} s. "
+                        "One process owns a directory: run one worker process, and "
+                        "give each node its own directory."
+                    )
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
-            raise
+            time.sleep(_POLL_SECONDS)
         self._fd = fd
         self._pid = os.getpid()
+        close_in_children(self)
+        with suppress(OSError):  # a full disk does not keep the owner out
+            _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
+
+    def _try_to_lock(self, fd: int) -> bool:
+        """Whether the directory was free, and is still the one at the path."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise StorageError(
+                    f"{self._path}: a directory of this file system cannot be locked ({error.strerror}); "
+                    "keep a node's directory on a local disk"
+                ) from error
+            raise
+        return is_at(self._path, fd)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether what was locked is still what stands at the path."""
+        return self._fd >= 0 and is_at(self._path, self._fd)
 
     def release(self) -> None:
         """Let the next owner in; idempotent."""
@@ -80,6 +106,78 @@ class DirectoryLock:
             fd, self._fd = self._fd, -1
             if os.getpid() == self._pid:
                 with suppress(OSError):
-                    os.ftruncate(fd, 0)
+                    if is_at(self._path, fd):
+                        _write_note(self._path, "")
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        fd, self._fd = self._fd, -1
+        return [fd] if fd >= 0 else []
+
+
+def is_at(path: str, fd: int) -> bool:
+    """Whether `fd` is of what stands at `path`."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _check_access(path: str, fd: int) -> None:
+    """A directory that everybody may write to is nobody's own: they could put anything there."""
+    mode = os.fstat(fd).st_mode & 0o7777
+    if mode & 0o002:
+        raise StorageError(
+            f"{path}: everybody may write to it (mode {mode:04o}); `chmod o-w {path}` if it belongs to this node alone"
+        )
+
+
+def _write_note(path: str, text: str) -> None:
+    """Say in the directory who owns it; through no link."""
+    note = f"{path}/{_NOTE}"
+    with suppress(FileNotFoundError):
+        os.unlink(note)
+    if text:
+        fd = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def _describe_holder(path: str, fd: int) -> str:
+    """Whoever has the lock on the directory that `fd` is of, as far as this system tells."""
+    noted = ""
+    with suppress(OSError):
+        note = os.open(f"{path}/{_NOTE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            noted = os.read(note, 200).decode(errors="replace").strip()
+        finally:
+            os.close(note)
+    holders = sorted(_holders_of(fd))
+    if not holders:
+        return noted or "another process"
+    named = ", ".join(f"process {pid} ({command})" if command else f"process {pid}" for pid, command in holders)
+    if noted and not any(noted.startswith(f"process {pid} ") for pid, _ in holders):
+        return f"{named}, which has it from {noted}: end it, or have it forked before the node starts"
+    return noted or named
+
+
+def _holders_of(fd: int) -> Iterator[tuple[int, str]]:
+    """Process ids, and commands, that have a lock on what `fd` is of, by the word of Linux's /proc."""
+    status = os.fstat(fd)
+    place = f":{status.st_ino} "
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self/fdinfo") else ():
+        if not name.isdigit():
+            continue
+        with suppress(OSError):
+            for number in os.listdir(f"/proc/{name}/fdinfo"):
+                with open(f"/proc/{name}/fdinfo/{number}", errors="replace") as info:
+                    is_holder = any(line.startswith("lock:") and "FLOCK" in line and place in line for line in info)
+                if is_holder:
+                    with open(f"/proc/{name}/comm", errors="replace") as comm:
+                        yield int(name), comm.read().strip()
+                    break

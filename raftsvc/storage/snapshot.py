@@ -12,23 +12,26 @@ the whole state as one object.
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MalformedError
-from raftsvc.errors import DamagedStorageError
+from raftsvc.errors import DamagedStorageError, FormatVersionError
 from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES = 1024 * 1024
 _MAX_HEAD_BYTES = 64 * 1024 * 1024
 # A log on the same disk waits behind every dirty byte of a snapshot that is synced: 60 to 160 ms
 # behind 130 MB at the end, 3 ms behind this much at a time (`python -m benchmarks costs snapshot`).
-_SYNC_BYTES = 4 * 1024 * 1024
+SYNC_BYTES = 4 * 1024 * 1024
 
-_MAGIC = b"raftsnp1"
-_PREFIX = struct.Struct(">8sI")
+_MAGIC = b"raftsnp"
+_VERSION = b"1"
+_PREFIX = struct.Struct(">7scI")
 _HEAD = struct.Struct(">QQQIII")
 _CRC = struct.Struct(">I")
 _CHUNK = struct.Struct(">II")
@@ -52,11 +55,13 @@ class SnapshotHeader:
             + self.config
             + self.sessions
         )
-        head = _PREFIX.pack(_MAGIC, len(body)) + body
+        head = _PREFIX.pack(_MAGIC, _VERSION, len(body)) + body
         return head + _CRC.pack(crc32(head))
 
 
-def write_snapshot(files: Files, fd: int, header: SnapshotHeader, chunks: Iterable[bytes]) -> None:
+def write_snapshot(
+    files: Files, fd: int, header: SnapshotHeader, chunks: Iterable[bytes], sync_bytes: int = SYNC_BYTES
+) -> None:
     """Write a complete snapshot to the empty file `fd` and make its content durable; its name is not synced.
 
     It becomes durable bit by bit, so that no sync, of this file or of another, has much to wait for.
@@ -75,7 +80,7 @@ def write_snapshot(files: Files, fd: int, header: SnapshotHeader, chunks: Iterab
             offset += len(frame) + len(piece)
             chain = crc32(frame, chain)
             total += len(piece)
-            if offset - synced >= _SYNC_BYTES:
+            if offset - synced >= sync_bytes:
                 files.sync(fd)
                 synced = offset
     files.write(fd, _END.pack(0, chain, total), offset)
@@ -154,9 +159,9 @@ class StoredSnapshot:
 
     def _read_head(self) -> tuple[SnapshotHeader, int, int]:
         prefix = self._files.read(self._fd, _PREFIX.size, 0)
-        if len(prefix) < _PREFIX.size or prefix[: len(_MAGIC)] != _MAGIC:
-            raise self._damaged(0, "not a snapshot of this format")
-        length = _PREFIX.unpack(prefix)[1]
+        if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
+            raise self._damaged(0, "not a snapshot")
+        _, version, length = _PREFIX.unpack(prefix)
         if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes):
             raise self._damaged(len(_MAGIC), f"the head claims {length} bytes")
         body = self._files.read(self._fd, length + _CRC.size, _PREFIX.size)
@@ -165,6 +170,8 @@ class StoredSnapshot:
         crc = _CRC.unpack_from(body, length)[0]
         if crc32(prefix + body[:length]) != crc:
             raise self._damaged(0, "the head's checksum does not match")
+        if version != _VERSION:
+            raise FormatVersionError(self._path, version.decode(errors="replace"), _VERSION.decode())
         index, term, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
         if _HEAD.size + config_length + sessions_length != length:
             raise self._damaged(_PREFIX.size, "the head's lengths do not add up")
@@ -182,7 +189,8 @@ class IncomingSnapshot:
     """A snapshot being received into a file of its own; what arrived is never trusted until `finish`.
 
     identity: (index, term, size in bytes, crc) as announced; pieces of another
-              identity belong to another object.
+              identity belong to another object.  None once a write or a sync of it failed:
+              what is on the disk then is not known, and all of it is to be received anew.
     """
 
     def __init__(
@@ -192,10 +200,11 @@ class IncomingSnapshot:
         cluster_id: int,
         identity: tuple[int, int, int, int],
         on_complete: Callable[[], None],
+        sync_bytes: int = SYNC_BYTES,
     ) -> None:
         """`on_complete` is called by `finish` with the file verified and durable."""
         index, term, size_bytes, crc = identity
-        self.identity = identity
+        self.identity: tuple[int, int, int, int] | None = identity
         self._announced = (index, term, cluster_id)
         self._on_complete = on_complete
         self._files = files
@@ -204,6 +213,7 @@ class IncomingSnapshot:
         self._crc = crc
         self._offset = 0
         self._synced = 0
+        self._sync_bytes = sync_bytes
         self._fd = files.create(path)
 
     def append(self, offset: int, data: bytes) -> int:
@@ -211,14 +221,28 @@ class IncomingSnapshot:
 
         A piece that is not the one wanted changes nothing, so the sender learns
         from the answer where to go on.  Nothing is written beyond the size announced.
+        Raises OSError, after which this object is of no more use.
         """
+        if self.identity is None:
+            raise OSError(errno.EIO, "the disk failed this snapshot before; it is to be received anew")
         if offset == self._offset and offset + len(data) <= self._size_bytes:
-            self._files.write(self._fd, data, offset)
-            self._offset += len(data)
-            if self._offset - self._synced >= _SYNC_BYTES:
-                self._files.sync(self._fd)
-                self._synced = self._offset
+            with self._giving_up():
+                self._files.write(self._fd, data, offset)
+                self._offset += len(data)
+                if self._offset - self._synced >= self._sync_bytes:
+                    self._files.sync(self._fd)
+                    self._synced = self._offset
         return self._offset
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Give the file up if the disk fails."""
+        try:
+            yield
+        except OSError:
+            self.identity = None
+            self.close()
+            raise
 
     def finish(self) -> SnapshotHeader:
         """Verify everything and make it durable, ready to be installed.
@@ -227,13 +251,14 @@ class IncomingSnapshot:
         not what was announced, OSError.
         """
         assert self._offset == self._size_bytes, "complete"
-        self._files.sync(self._fd)
+        with self._giving_up():
+            self._files.sync(self._fd)
         self.close()
         try:
             with StoredSnapshot(self._files, self._path) as snapshot:
                 header = snapshot.header
                 if (snapshot.crc, header.index, header.term, header.cluster_id) != (self._crc, *self._announced):
-                    raise MalformedError(f"the snapshot received is not the one at {self.identity[0]} announced")
+                    raise MalformedError(f"the snapshot received is not the one at {self._announced[0]} announced")
                 snapshot.verify()
         except DamagedStorageError as error:
             # It was never ours: the sender's storage, or the way, is damaged.

@@ -28,7 +28,14 @@ from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
-from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot, publish, write_snapshot
+from raftsvc.storage.snapshot import (
+    SYNC_BYTES,
+    IncomingSnapshot,
+    SnapshotHeader,
+    StoredSnapshot,
+    publish,
+    write_snapshot,
+)
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
 TOKEN_BYTES = 16
@@ -47,12 +54,13 @@ class Loaded(NamedTuple):
 class Store:
     """A directory owned by this process, until `close`."""
 
-    def __init__(self, path: str, files: Files, segment_bytes: int) -> None:
+    def __init__(self, path: str, files: Files, segment_bytes: int, sync_bytes: int) -> None:
         """Use `open`."""
         self._path = path
         self._files = files
         self._segment_bytes = segment_bytes
-        self._dir_lock = files.owner_lock(f"{path}/lock")
+        self._sync_bytes = sync_bytes
+        self._dir_lock = files.owner_lock(path)
         # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False
@@ -69,17 +77,19 @@ class Store:
         files: Files | None = None,
         lock_timeout: float = 10.0,
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        sync_bytes: int = SYNC_BYTES,
     ) -> Store:
         """Own the directory `path`, which is made if it is missing.
 
         lock_timeout: seconds to wait for a former owner to end.
+        sync_bytes:   how much of a snapshot is written between two fsyncs.
         Raises DirectoryInUseError, DamagedStorageError, StorageError.
         """
         path = os.path.abspath(path)  # the host may change its working directory
         files = files or Files()
         try:
             make_dirs(files, path)
-            store = cls(path, files, segment_bytes)
+            store = cls(path, files, segment_bytes, sync_bytes)
             store._dir_lock.acquire(lock_timeout)
             try:
                 store._clean_up()
@@ -238,7 +248,7 @@ class Store:
             fd = self._files.create(temporary)
         try:
             try:
-                write_snapshot(self._files, fd, header, chunks)
+                write_snapshot(self._files, fd, header, chunks, self._sync_bytes)
             finally:
                 self._files.close(fd)
         except BaseException:
@@ -271,7 +281,11 @@ class Store:
             self._check_open()
             if self._incoming is not None:
                 self._incoming.close()
-            self._incoming = IncomingSnapshot(self._files, path, self._cluster_id, identity, self._complete_incoming)
+            if self._files.exists(path):
+                self._files.remove(path)  # a new file, whatever became of the former one
+            self._incoming = IncomingSnapshot(
+                self._files, path, self._cluster_id, identity, self._complete_incoming, self._sync_bytes
+            )
             return self._incoming
 
     def _complete_incoming(self) -> None:

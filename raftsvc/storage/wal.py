@@ -1,17 +1,8 @@
 """The write-ahead log: append-only segments of checked records.
 
 A segment is a file of fixed size, zero-filled when it is made so that a write
-changes no metadata, with a head and then records:
-
-    head    magic, cluster id, node id, segment number, first index, size of the
-            segment, last CRC of the segment before (the closing one aside), CRC-32 of the head
-    record  length of the payload (4), type (1), how many sectors of the payload are
-            all zero (3), how many bytes of the segment were durable before this
-            write (4), CRC-32 (4), CRC-32 of the fields before, seeded with the
-            record's offset (4); payload; a byte 0xA5; zeros up to a multiple of 8
-
-A record's CRC covers its fields and payload and continues that of the record
-before, across segments: nothing can be missing or misplaced unnoticed.  One
+changes no metadata, with a head and then records, each with a CRC that continues the one
+before, across segments; `records` has their bytes.  One
 batch of entries is one record, made of the entries' own frames.  Every segment
 begins with the hard state and the mark of its time, durable before it has its name,
 as are its whole size and every record of the segment before.  That one then gets a
@@ -19,10 +10,11 @@ closing record, durable before anything is written behind the beginning of the n
 
 What a crash can leave, and what it cannot.  No segment is shorter or longer than its
 head says.  Only the last can end in a torn record.  Sectors of a write that was not
-synced reach the disk in any order, those that did not are zeros.  So a bad record is a
-torn tail only if more of its sectors are zero than were written so (its first and
-last never are, by header and end mark), and no later record proves that this one
-had been durable.  A closed segment that is the last proves that one is missing.  The
+synced reach the disk in any order, those that did not are zeros; a process that was
+killed in a write left its beginning.  So a bad record is a torn tail only if all from some
+byte of it on is zero, or more of its sectors than were written so (its first and last
+never are, by header and end mark), and no later record proves that this one had been
+durable.  A closed segment that is the last proves that one is missing.  The
 closing record of another may be torn or missing only if the next segment is the last and
 holds nothing but its beginning.  All else is damage, and the log refuses to open.
 
@@ -31,10 +23,8 @@ leaves bytes that only the page cache holds, and an fsync need not write them an
 more.  So opening writes again what may never have been synced, and syncs it, before
 anybody can act on it.
 
-The next segment is one file under a temporary name, which grows ahead of need, a piece
-at each `prepare`.  It is this log's only once it has a head and is renamed; one that a
-crash left is removed at the next start.  A rotation that finds it incomplete
-completes it first, so there is never more than one.
+The next segment is made ahead of need (`spare`); one that a crash left is removed at the
+next start.
 
 One thread at a time appends, marks and syncs; `release_before` and `prepare` may run beside it.
 """
@@ -49,47 +39,42 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
 from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, entries_follow, index_of, term_of
-from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, StorageError
+from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.storage import spare
 from raftsvc.storage.files import Files
 from raftsvc.storage.lock import held_by
+from raftsvc.storage.records import (
+    ADVICE,
+    BODY,
+    CLOSING,
+    CLOSING_BYTES,
+    END_MARK,
+    ENTRIES,
+    HARD_STATE,
+    MAGIC,
+    MARK,
+    SEGMENT_HEAD,
+    SNAPSHOT_MARK,
+    START,
+    STATE,
+    VERSION,
+    Record,
+    closing_record,
+    encode_record,
+    is_torn,
+    is_torn_closing,
+    is_zero,
+    read_record,
+    record_size,
+)
 
 logger = logging.getLogger("raftsvc.storage")
 
 DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
-_SECTOR_BYTES = 512
-_ZERO_SECTOR = bytes(_SECTOR_BYTES)
-_MAGIC = b"raftwal2"
-_SEGMENT_HEAD = struct.Struct(">8sQQQQIII")
-_FIELDS = struct.Struct(">IIII")
-_RECORD_HEAD = struct.Struct(">IIIII")
-_END_MARK = b"\xa5"
-_HARD_STATE = struct.Struct(">QQQ")
-_MARK = struct.Struct(">QQ")
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 8) * 8
-
-
-def _record_size(payload_size: int) -> int:
-    return _aligned(_RECORD_HEAD.size + payload_size + len(_END_MARK))
-
-
-_START = _aligned(_SEGMENT_HEAD.size)
-_BODY = _START + _record_size(_HARD_STATE.size) + _record_size(_MARK.size)
-"""Offset of a segment's first appended record, behind the two that it begins with."""
-
-_ENTRIES, _STATE, _SNAPSHOT_MARK, _CLOSING = 1, 2, 3, 4
-_CLOSING_BYTES = _record_size(0)
-_ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
-_TEMPORARY = "next.tmp"
-_PIECES = 64
-"""In how many the next segment is prepared: an fsync of the log waits for one of them, 256 KiB, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +99,11 @@ class Recovered:
     def _take(self, kind: int, payload: bytes) -> int:
         """Take in one record; returns the highest index of an entry in it."""
         try:
-            if kind == _STATE:
-                self.hard_state = HardState(*_HARD_STATE.unpack(payload))
+            if kind == STATE:
+                self.hard_state = HardState(*HARD_STATE.unpack(payload))
                 return 0
-            if kind == _SNAPSHOT_MARK:
-                self.mark = mark = Mark(*_MARK.unpack(payload))
+            if kind == SNAPSHOT_MARK:
+                self.mark = mark = Mark(*MARK.unpack(payload))
                 position = mark.index - self.base - 1
                 if position >= len(self.entries) or (position >= 0 and term_of(self.entries[position]) != mark.term):
                     self.base = mark.index  # the rule of _Extent.mark
@@ -138,34 +123,42 @@ class Recovered:
         return index_of(entries[-1])
 
 
-class _Record(NamedTuple):
-    kind: int
-    payload: bytes
-    durable: int
-    chain: int
-    end: int
+class _Head(NamedTuple):
+    """What a segment says of itself: see `records`."""
+
+    magic: bytes
+    version: bytes
+    cluster_id: int
+    node_id: int
+    number: int
+    first_index: int
+    size: int
+    previous: int
+    crc: int
 
 
 class _End(NamedTuple):
     """Where the records of a segment end, and what is there."""
 
     path: str
+    salt: int
     max_index: int  # the highest index written to the segment
     durable: int  # what was so when the last record was written
     offset: int
     chain: int
+    mark_at: int  # where the last record lacks its end mark, or 0
     problem: str | None  # what is wrong with the record at `offset`
     is_closed: bool
 
     @property
     def is_pristine(self) -> bool:
         """Whether the segment holds only what it begins with."""
-        return self.offset == _BODY and self.problem is None
+        return self.offset == BODY and self.problem is None
 
     def damage(self) -> DamagedStorageError:
         """What is wrong if it does not end the log."""
         what = self.problem or "the record that closes it is missing"
-        return DamagedStorageError(self.path, self.offset, what, _ADVICE)
+        return DamagedStorageError(self.path, self.offset, what, ADVICE)
 
 
 class _Segment(NamedTuple):
@@ -174,51 +167,27 @@ class _Segment(NamedTuple):
     max_index: list[int]  # one item: the highest index ever written to the segment
 
 
-def _is_zero(data: bytes) -> bool:
-    return not data.strip(b"\x00")
-
-
 def _segment_name(number: int) -> str:
     return f"{number:016d}.wal"
 
 
-def _zero_sectors(data: bytes, offset: int) -> int:
-    """How many whole sectors are all zero in `data`, which lies at `offset` of its file."""
-    if _ZERO_SECTOR not in data:
-        return 0
-    first = -offset % _SECTOR_BYTES
-    return sum(
-        [data.startswith(_ZERO_SECTOR, start) for start in range(first, len(data) - _SECTOR_BYTES + 1, _SECTOR_BYTES)]
-    )
+@dataclass(slots=True)
+class _Tail:
+    """The segment that is written to, and where.
+
+    offset, chain: where the next record goes, and the CRC that it continues.
+    durable:       how many bytes are so.
+    """
+
+    fd: int
+    size: int
+    salt: int
+    offset: int
+    durable: int
+    chain: int
 
 
-def _encode_record(kind: int, payload: bytes, offset: int, durable: int, chain: int) -> tuple[bytes, int]:
-    """A record for `offset`, and the chained CRC after it."""
-    size = len(payload)
-    kind_and_zeros = kind << 24
-    if size >= _SECTOR_BYTES:
-        kind_and_zeros |= _zero_sectors(payload, offset + _RECORD_HEAD.size)
-    chain = crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), chain))
-    fields = _FIELDS.pack(size, kind_and_zeros, durable, chain)
-    head_crc = crc32(fields, offset)
-    padding = _record_size(size) - _RECORD_HEAD.size - size - len(_END_MARK)
-    return b"".join((fields, head_crc.to_bytes(4, "big"), payload, _END_MARK, bytes(padding))), chain
-
-
-def _closing_record(offset: int, chain: int) -> bytes:
-    """The record that closes a segment at `offset`; everything before it is durable."""
-    return _encode_record(_CLOSING, b"", offset, offset, chain)[0]
-
-
-def _is_torn_closing(data: bytes, offset: int, chain: int) -> bool:
-    """Whether all that `data` has from `offset` on is what reached the disk of the record that closes it."""
-    record = _closing_record(offset, chain)
-    end = offset + len(record)
-    border = min(end, offset + _SECTOR_BYTES - offset % _SECTOR_BYTES)
-    return _is_zero(data[end:]) and all(
-        _is_zero(data[start:stop]) or data[start:stop] == record[start - offset : stop - offset]
-        for start, stop in ((offset, border), (border, end))
-    )
+_NO_TAIL = _Tail(-1, 0, 0, 0, 0, 0)
 
 
 class _Extent:
@@ -269,23 +238,12 @@ class Wal:
         self._files = files
         self._path = path
         self._segment_bytes = segment_bytes
-        self._cluster_id = 0
-        self._node_id = 0
+        self._ids = (0, 0)  # of cluster and node
         self._lock = threading.Lock()  # guards _segments
         self._release_lock = threading.Lock()  # one removal at a time, and none after close; taken before _lock
-        # Guards _next_fd, _next_bytes and the temporary file; held while a piece of it is
-        # written, and while it becomes a segment.
-        self._next_lock = threading.Lock()
-        self._temporary = f"{path}/{_TEMPORARY}"
-        self._next_fd = -1
-        self._next_bytes = 0  # how many are zeroed, durably
-        self._may_prepare = True  # no rotation wants the file, and the disk did not refuse since the last one
+        self._spare = spare.Spare(files, path, segment_bytes)
         self._segments: list[_Segment] = []
-        self._fd = -1
-        self._offset = 0
-        self._durable = 0
-        self._chain = 0
-        self._current_size = 0
+        self._tail = _NO_TAIL
         self._state = HardState()
         self._mark = Mark()
         self._durable_mark_index = 0
@@ -311,8 +269,7 @@ class Wal:
         Raises OSError or StorageError.
         """
         wal = cls(files, path, segment_bytes)
-        wal._cluster_id = cluster_id
-        wal._node_id = node_id
+        wal._ids = (cluster_id, node_id)
         wal._state = hard_state
         try:
             wal._rotate(0)
@@ -325,7 +282,7 @@ class Wal:
     @property
     def is_prepare_due(self) -> bool:
         """Whether it is time to `prepare`: half of the segment is written, and the next one is not complete."""
-        return self._may_prepare and self._next_bytes < self._segment_bytes and self._offset >= self._current_size // 2
+        return self._spare.is_due and self._tail.offset >= self._tail.size // 2
 
     def prepare(self) -> bool:
         """Zero one more piece of the next segment; whether to go on.
@@ -333,42 +290,13 @@ class Wal:
         Slow, and never needed.  A disk that refuses ends it until after the next
         rotation: what it took of the disk is given back, and the log goes on.
         """
+        if self._failure is not None:
+            return False
         try:
-            with self._next_lock:
-                return self._prepare_piece()
+            return self._spare.prepare()
         except OSError as error:
             logger.warning("%s: the next segment could not be prepared: %s", self._path, error)
             return False
-
-    def _prepare_piece(self) -> bool:
-        start = self._next_bytes
-        stop = min(start + max(_SECTOR_BYTES, self._segment_bytes // _PIECES), self._segment_bytes)
-        if self._failure is not None or not self._may_prepare or start == stop:
-            return False
-        try:
-            if self._next_fd < 0:
-                self._next_fd = self._files.create(self._temporary)
-            self._write_zeros(self._next_fd, start, stop)
-            self._files.sync(self._next_fd)  # all at once would keep the log's own fsync waiting
-        except OSError:
-            self._may_prepare = False
-            fd, _ = self._take_next()
-            if fd >= 0:
-                self._discard_next(fd)
-            raise
-        self._next_bytes = stop
-        return stop < self._segment_bytes
-
-    def _take_next(self) -> tuple[int, int]:
-        """What was prepared: descriptor, -1 if there is none, and bytes zeroed.  It is the caller's now."""
-        taken = self._next_fd, self._next_bytes
-        self._next_fd, self._next_bytes = -1, 0
-        return taken
-
-    def _discard_next(self, fd: int) -> None:
-        self._files.close(fd)
-        with suppress(OSError):
-            self._files.remove(self._temporary)  # give a full disk its space back
 
     def _rotate(self, need_bytes: int) -> None:
         """Continue in a new segment, which has room for `need_bytes` of records.
@@ -379,60 +307,48 @@ class Wal:
         the two, and an honest start would be refused; in the next one of the new segment,
         what that makes durable, and is acknowledged, could be lost unnoticed.
         """
+        former = self._tail
         number = self._segments[-1].number + 1 if self._segments else 1
-        size = max(self._segment_bytes, _BODY + need_bytes + _CLOSING_BYTES)
+        size = max(self._segment_bytes, BODY + need_bytes + CLOSING_BYTES)
         path = f"{self._path}/{_segment_name(number)}"
-        head = _SEGMENT_HEAD.pack(
-            _MAGIC, self._cluster_id, self._node_id, number, self._extent.last + 1, size, self._chain, 0
-        )[:-4]
-        chain = crc32(head)
-        records = [(head + chain.to_bytes(4, "big")).ljust(_START, b"\x00")]
-        offset = _START
-        for kind, payload in (
-            (_STATE, _HARD_STATE.pack(*self._state)),
-            (_SNAPSHOT_MARK, _MARK.pack(self._mark.index, self._mark.term)),
-        ):
-            record, chain = _encode_record(kind, payload, offset, _START, chain)
-            records.append(record)
-            offset += len(record)
-        self._may_prepare = False  # the thread that prepares would take the lock again before this one wakes
-        with self._next_lock:
-            fd, zeroed = self._take_next()
-            if fd < 0:
-                fd = self._files.create(self._temporary)
-            try:
-                self._write_zeros(fd, zeroed, size)
-                self._files.write(fd, b"".join(records), 0)
-                if self._fd >= 0:
-                    self._sync_fd(self._fd)  # what the chain continues must not be lost before it
-                self._sync_fd(fd)
-                self._files.rename(self._temporary, path)
-                self._files.sync_dir(self._path)
-                if self._fd >= 0:
-                    self._write_closing(self._fd, self._offset, self._chain)
-            except BaseException:
-                self._discard_next(fd)
-                raise
-        self._may_prepare = True
-        if self._fd >= 0:
-            self._files.close(self._fd)
-        self._fd = fd
-        self._offset = self._durable = offset
-        self._chain = chain
-        self._current_size = size
+        beginning, salt, chain = self._beginning(number, size)
+        with self._spare.taken(size) as fd:
+            self._files.write(fd, beginning, 0)
+            if former.fd >= 0:
+                self._sync_fd(former.fd)  # what the chain continues must not be lost before it
+            self._sync_fd(fd)
+            self._files.rename(self._spare.path, path)
+            self._files.sync_dir(self._path)
+            if former.fd >= 0:
+                self._write_closing(former.fd, former.offset, former.chain, former.salt)
+        if former.fd >= 0:
+            self._files.close(former.fd)
+        self._tail = _Tail(fd, size, salt, BODY, BODY, chain)
         self._durable_mark_index = self._mark.index
         with self._lock:
             self._segments.append(_Segment(number, path, [0]))
 
-    def _write_closing(self, fd: int, offset: int, chain: int) -> None:
-        """Make it durable that the segment `fd`, which ends at `offset`, is not the last."""
-        self._files.write(fd, _closing_record(offset, chain), offset)
-        self._sync_fd(fd)
+    def _beginning(self, number: int, size: int) -> tuple[bytes, int, int]:
+        """What segment `number` begins with; its salt, and the chained CRC after that."""
+        head = SEGMENT_HEAD.pack(MAGIC, VERSION, *self._ids, number, self._extent.last + 1, size, self._tail.chain, 0)[
+            :-4
+        ]
+        salt = chain = crc32(head)
+        records = [(head + salt.to_bytes(4, "big")).ljust(START, b"\x00")]
+        offset = START
+        for kind, payload in (
+            (STATE, HARD_STATE.pack(*self._state)),
+            (SNAPSHOT_MARK, MARK.pack(self._mark.index, self._mark.term)),
+        ):
+            record, chain = encode_record(kind, payload, offset, START, chain, salt)
+            records.append(record)
+            offset += len(record)
+        return b"".join(records), salt, chain
 
-    def _write_zeros(self, fd: int, start: int, stop: int) -> None:
-        zeros = bytes(min(1 << 20, stop - start))
-        for offset in range(start, stop, 1 << 20):
-            self._files.write(fd, zeros[: stop - offset], offset)
+    def _write_closing(self, fd: int, offset: int, chain: int, salt: int) -> None:
+        """Make it durable that the segment `fd`, which ends at `offset`, is not the last."""
+        self._files.write(fd, closing_record(offset, chain, salt), offset)
+        self._sync_fd(fd)
 
     # -- writing
 
@@ -449,10 +365,10 @@ class Wal:
             )
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
-            records.append((_STATE, _HARD_STATE.pack(*hard_state)))
+            records.append((STATE, HARD_STATE.pack(*hard_state)))
             self._state = hard_state
         if entries:
-            records.append((_ENTRIES, b"".join(entries)))
+            records.append((ENTRIES, b"".join(entries)))
         self._write(records)
         if entries:
             self._extent.put(entries)
@@ -471,26 +387,27 @@ class Wal:
             return True
         goes_on = self._extent.mark(index, term)
         self._mark = Mark(index, term)
-        self._write([(_SNAPSHOT_MARK, _MARK.pack(index, term))])
+        self._write([(SNAPSHOT_MARK, MARK.pack(index, term))])
         return goes_on
 
     def _write(self, records: Sequence[tuple[int, bytes]]) -> None:
         try:
-            need = sum([_record_size(len(payload)) for _, payload in records])
-            if self._offset + need + _CLOSING_BYTES > self._current_size:
+            need = sum([record_size(len(payload)) for _, payload in records])
+            if self._tail.offset + need + CLOSING_BYTES > self._tail.size:
                 self._rotate(need)
+            tail = self._tail
             buffer = []
-            offset = self._offset
-            chain = self._chain
+            offset = tail.offset
+            chain = tail.chain
             for kind, payload in records:
-                record, chain = _encode_record(kind, payload, offset, self._durable, chain)
+                record, chain = encode_record(kind, payload, offset, tail.durable, chain, tail.salt)
                 buffer.append(record)
                 offset += len(record)
-            self._files.write(self._fd, b"".join(buffer), self._offset)
+            self._files.write(tail.fd, b"".join(buffer), tail.offset)
         except BaseException as error:
             self._poison(error)
-        self._offset = offset
-        self._chain = chain
+        tail.offset = offset
+        tail.chain = chain
 
     def sync(self) -> None:
         """Make everything written durable.  Raises StorageError, after which nothing more can be written.
@@ -500,10 +417,10 @@ class Wal:
         """
         self._check()
         try:
-            self._sync_fd(self._fd)
+            self._sync_fd(self._tail.fd)
         except BaseException as error:
             self._poison(error)
-        self._durable = self._offset
+        self._tail.durable = self._tail.offset
         self._durable_mark_index = self._mark.index
 
     def _sync_fd(self, fd: int) -> None:
@@ -558,16 +475,10 @@ class Wal:
         with held_by(deadline, self._release_lock) as is_quiet:
             if not is_quiet:
                 return False
-            if self._fd >= 0:
-                fd, self._fd = self._fd, -1
-                self._files.close(fd)
-        with held_by(deadline, self._next_lock) as is_quiet:
-            if not is_quiet:
-                return False
-            fd, _ = self._take_next()
+            fd, self._tail = self._tail.fd, _NO_TAIL
             if fd >= 0:
                 self._files.close(fd)
-        return True
+        return self._spare.close(deadline - time.monotonic())
 
     # -- opening
 
@@ -587,50 +498,50 @@ class Wal:
     def _recover(self) -> Recovered:
         files = self._files
         names = files.list_dir(self._path)
-        if _TEMPORARY in names:
-            files.remove(self._temporary)
+        if spare.NAME in names:
+            files.remove(self._spare.path)
         numbers = []
         for name in names:
             stem = name[: -len(".wal")]
             if name.endswith(".wal"):
                 if not stem.isdecimal() or name != _segment_name(int(stem)):
-                    raise DamagedStorageError(f"{self._path}/{name}", 0, "not the name of a segment", _ADVICE)
+                    raise DamagedStorageError(f"{self._path}/{name}", 0, "not the name of a segment", ADVICE)
                 numbers.append(int(stem))
         if not numbers:
-            raise DamagedStorageError(self._path, 0, "there is no segment", _ADVICE)
+            raise DamagedStorageError(self._path, 0, "there is no segment", ADVICE)
         files.sync_dir(self._path)  # the name of the last one may be as young as the crash
         found: Recovered | None = None
         before: _End | None = None
         for position, number in enumerate(numbers):
             path = f"{self._path}/{_segment_name(number)}"
             if number != numbers[0] + position:
-                raise DamagedStorageError(path, 0, f"segment {numbers[0] + position} before it is missing", _ADVICE)
+                raise DamagedStorageError(path, 0, f"segment {numbers[0] + position} before it is missing", ADVICE)
             is_last = position == len(numbers) - 1
-            self._fd = fd = files.open(path)
-            data = files.read(fd, files.size(fd), 0)
-            cluster_id, node_id, first_index = self._read_head(path, data, number, before)
+            self._tail = tail = _Tail(files.open(path), 0, 0, START, START, 0)
+            data = files.read(tail.fd, files.size(tail.fd), 0)
+            head = self._read_head(path, data, number, before)
+            tail.size, tail.salt = head.size, head.crc
             if found is None:
-                found = Recovered(cluster_id, node_id, first_index - 1, HardState(), Mark(), [])
-            elif (cluster_id, node_id) != (found.cluster_id, found.node_id):
-                raise DamagedStorageError(path, 8, "segment of another node or cluster", _ADVICE)
-            end = self._read_records(path, data, found, is_last)
+                found = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [])
+            elif (head.cluster_id, head.node_id) != (found.cluster_id, found.node_id):
+                raise DamagedStorageError(path, 8, "segment of another node or cluster", ADVICE)
+            end = self._read_records(path, data, head.crc, found, is_last)
             if before is not None and not before.is_closed and not (is_last and end.is_pristine):
                 raise before.damage()
             self._segments.append(_Segment(number, path, [end.max_index]))
             if is_last:
                 self._go_on_from(end, data, before)
             else:
-                self._fd = -1
-                files.close(fd)
+                self._tail = _NO_TAIL
+                files.close(tail.fd)
             before = end
         assert found is not None
         if found.base > found.mark.index:
             what = f"the log begins after {found.base}, the snapshot that it continues ends at {found.mark.index}"
-            raise DamagedStorageError(self._segments[0].path, 0, what, _ADVICE)
+            raise DamagedStorageError(self._segments[0].path, 0, what, ADVICE)
         if found.entries and term_of(found.entries[-1]) > found.hard_state.term:
-            raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", _ADVICE)
-        self._cluster_id = found.cluster_id
-        self._node_id = found.node_id
+            raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", ADVICE)
+        self._ids = (found.cluster_id, found.node_id)
         self._state = found.hard_state
         self._mark = found.mark
         self._durable_mark_index = found.mark.index
@@ -639,117 +550,76 @@ class Wal:
             self._extent.put(found.entries)
         return found
 
-    def _read_head(self, path: str, data: bytes, number: int, before: _End | None) -> tuple[int, int, int]:
-        """(cluster id, node id, first index) of a segment; `before` is None for the first."""
-        head = data[: _SEGMENT_HEAD.size]
-        if len(head) < _SEGMENT_HEAD.size:
-            raise DamagedStorageError(path, len(data), "the head is cut short", _ADVICE)
-        magic, cluster_id, node_id, stored_number, first_index, size, previous, crc = _SEGMENT_HEAD.unpack(head)
-        if magic != _MAGIC:
-            raise DamagedStorageError(path, 0, "not a log segment of this format", _ADVICE)
-        if crc32(head[:-4]) != crc or stored_number != number or any(data[_SEGMENT_HEAD.size : _START]):
-            raise DamagedStorageError(path, 0, "the head's checksum or number does not match", _ADVICE)
-        if len(data) != size:
-            what = f"a segment of {size} bytes has {len(data)}"
-            raise DamagedStorageError(path, min(size, len(data)), what, _ADVICE)
-        if before is not None and before.chain != previous:
+    def _read_head(self, path: str, data: bytes, number: int, before: _End | None) -> _Head:
+        """The head of a segment; `before` is None for the first."""
+        if len(data) < SEGMENT_HEAD.size:
+            raise DamagedStorageError(path, len(data), "the head is cut short", ADVICE)
+        head = _Head(*SEGMENT_HEAD.unpack_from(data))
+        if head.magic != MAGIC:
+            raise DamagedStorageError(path, 0, "not a log segment", ADVICE)
+        if crc32(data[: SEGMENT_HEAD.size - 4]) != head.crc:
+            raise DamagedStorageError(path, 0, "the head's checksum does not match", ADVICE)
+        if head.version != VERSION:
+            raise FormatVersionError(path, head.version.decode(errors="replace"), VERSION.decode())
+        if head.number != number or any(data[SEGMENT_HEAD.size : START]):
+            raise DamagedStorageError(path, 0, "the head is of another segment", ADVICE)
+        if len(data) != head.size:
+            what = f"a segment of {head.size} bytes has {len(data)}"
+            raise DamagedStorageError(path, min(head.size, len(data)), what, ADVICE)
+        if before is not None and before.chain != head.previous:
             if not before.is_closed:
                 raise before.damage()
-            raise DamagedStorageError(path, 0, "it does not continue the segment before it", _ADVICE)
-        self._chain = crc
-        self._current_size = size
-        return cluster_id, node_id, first_index
+            raise DamagedStorageError(path, 0, "it does not continue the segment before it", ADVICE)
+        return head
 
-    def _read_records(self, path: str, data: bytes, found: Recovered, is_last: bool) -> _End:
+    def _read_records(self, path: str, data: bytes, salt: int, found: Recovered, is_last: bool) -> _End:
         """Take in every record of a segment up to one that a crash may have torn."""
-        offset = durable = _START
-        max_index = 0
-        while isinstance(record := self._read_record(data, offset), _Record) and record.kind != _CLOSING:
+        offset = durable = START
+        chain = salt
+        max_index = mark_at = 0
+        while isinstance(record := read_record(data, offset, chain, salt), Record) and record.kind != CLOSING:
             try:
                 max_index = max(max_index, found._take(record.kind, record.payload))
             except MalformedError as error:
-                raise DamagedStorageError(path, offset, str(error), _ADVICE) from error
-            offset, durable, self._chain = record.end, record.durable, record.chain
-        is_closed = isinstance(record, _Record)
-        if isinstance(record, _Record):
-            problem = None if _is_zero(data[record.end :]) else "data behind the record that closes it"
+                raise DamagedStorageError(path, offset, str(error), ADVICE) from error
+            offset, durable, chain, mark_at = record.end, record.durable, record.chain, record.mark_at
+        is_closed = isinstance(record, Record)
+        if isinstance(record, Record):
+            problem = None if is_zero(data[record.end :]) else "data behind the record that closes it"
         else:
             problem = record
-        if offset < _BODY:
+        if offset < BODY:
             problem = problem or "the records that every segment begins with are missing"
         if problem is not None:
-            is_torn = offset >= _BODY and not is_closed
-            if is_torn and is_last:
-                is_torn = self._is_torn(data, offset)
-            elif is_torn:
-                is_torn = _is_torn_closing(data, offset, self._chain)
-            if not is_torn:
-                raise DamagedStorageError(path, offset, problem, _ADVICE)
-        return _End(path, max_index, durable, offset, self._chain, problem, is_closed)
+            may_be_torn = offset >= BODY and not is_closed
+            if may_be_torn and is_last:
+                may_be_torn = is_torn(data, offset, salt)
+            elif may_be_torn:
+                may_be_torn = is_torn_closing(data, offset, chain, salt)
+            if not may_be_torn:
+                raise DamagedStorageError(path, offset, problem, ADVICE)
+        return _End(path, salt, max_index, durable, offset, chain, mark_at, problem, is_closed)
 
     def _go_on_from(self, end: _End, data: bytes, before: _End | None) -> None:
         """Be ready to write behind `end`, of the last segment, and make durable what may never have been synced."""
+        tail = self._tail
         if end.is_closed:
             number = self._segments[-1].number
             what = f"it is missing, and segment {number} says that it was made"
-            raise DamagedStorageError(f"{self._path}/{_segment_name(number + 1)}", 0, what, _ADVICE)
+            raise DamagedStorageError(f"{self._path}/{_segment_name(number + 1)}", 0, what, ADVICE)
         if end.problem is not None:
             logger.warning("%s: cut a torn last write at offset %d (%s)", end.path, end.offset, end.problem)
             # Nothing that was cut may come back behind what is written next.
-            self._write_zeros(self._fd, end.offset, self._current_size)
-        self._files.write(self._fd, data[end.durable : end.offset], end.durable)
-        self._sync_fd(self._fd)
-        self._offset = self._durable = end.offset
+            spare.write_zeros(self._files, tail.fd, end.offset, tail.size)
+        self._files.write(tail.fd, data[end.durable : end.offset], end.durable)
+        if end.mark_at:
+            self._files.write(tail.fd, END_MARK, end.mark_at)
+        self._sync_fd(tail.fd)
+        tail.offset = tail.durable = end.offset
+        tail.chain = end.chain
         if before is not None and end.is_pristine:  # else that was durable before anything was written here
             fd = self._files.open(before.path)
             try:
-                self._write_closing(fd, before.offset, before.chain)
+                self._write_closing(fd, before.offset, before.chain, before.salt)
             finally:
                 self._files.close(fd)
-
-    def _read_record(self, data: bytes, offset: int) -> _Record | str | None:
-        """The record at `offset`, or what is wrong with it; None at the end of the log."""
-        head = data[offset : offset + _RECORD_HEAD.size]
-        if _is_zero(head):
-            # Nothing was written here.  If something was behind, it is torn or damaged.
-            return None if _is_zero(data[offset:]) else "data behind the end of the log"
-        if len(head) < _RECORD_HEAD.size:
-            return "a record's head is cut short"
-        size, kind_and_zeros, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
-        kind = kind_and_zeros >> 24
-        if head_crc != crc32(head[:-4], offset) or kind not in (_ENTRIES, _STATE, _SNAPSHOT_MARK, _CLOSING):
-            return "a record's head does not match its checksum"
-        start = offset + _RECORD_HEAD.size
-        stop = start + size
-        end = offset + _record_size(size)
-        if end > len(data):
-            return "a record is cut short"
-        payload = data[start:stop]
-        if crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), self._chain)) != crc:
-            return "a record's checksum does not match"
-        if data[stop : stop + 1] != _END_MARK or any(data[stop + 1 : end]):
-            return "a record's end does not match"
-        return _Record(kind, payload, durable, crc, end)
-
-    def _is_torn(self, data: bytes, offset: int) -> bool:
-        """Whether a crash before a sync explains the bad record at `offset`."""
-        for later in range(offset + 8, len(data.rstrip(b"\x00")) - 4, 8):
-            if data[later + 4]:  # a type: perhaps the head of a record
-                head = data[later : later + _RECORD_HEAD.size].ljust(_RECORD_HEAD.size, b"\x00")
-                _, _, durable, _, head_crc = _RECORD_HEAD.unpack(head)
-                if head_crc == crc32(head[:-4], later) and durable > offset:
-                    return False  # that write came after this one had been made durable
-        head = data[offset : offset + _RECORD_HEAD.size]
-        stop = offset + _RECORD_HEAD.size
-        written_zeros = 0
-        if len(head) == _RECORD_HEAD.size:
-            size, kind_and_zeros, _, _, head_crc = _RECORD_HEAD.unpack(head)
-            if head_crc == crc32(head[:-4], offset):
-                stop = offset + _record_size(size)
-                written_zeros = kind_and_zeros & 0xFFFFFF
-            else:  # how far it went is unknown: look at the sectors of its head
-                stop = min(stop + -stop % _SECTOR_BYTES, len(data))
-        if stop > len(data):
-            return False  # no write goes beyond its segment
-        borders = [offset, *range(offset - offset % _SECTOR_BYTES + _SECTOR_BYTES, stop, _SECTOR_BYTES), stop]
-        return sum([_is_zero(data[start:end]) for start, end in pairwise(borders)]) > written_zeros

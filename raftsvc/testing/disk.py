@@ -51,6 +51,7 @@ class SimulatedDisk(Files):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.root = _Inode(is_dir=True)
         self.fds: dict[int, _Inode] = {}
         self.fd_paths: dict[int, str] = {}
@@ -236,6 +237,7 @@ class SimulatedDisk(Files):
 
     def close(self, fd: int) -> None:
         self._alive()
+        self.forget(fd)
         del self.fds[fd]
 
     def size(self, fd: int) -> int:
@@ -259,7 +261,7 @@ class SimulatedDisk(Files):
         inode.dirty.update(range(offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)))
         self._end(crashes)
 
-    def sync(self, fd: int) -> None:
+    def flush(self, fd: int) -> None:
         inode = self.fds[fd]
         try:
             crashes = self._begin("sync", self.fd_paths[fd])

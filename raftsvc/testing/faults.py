@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _MS = 1000
 _SECOND = 1000 * _MS
+_SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
+"""Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
 
 KINDS = (
     "loss",
@@ -92,7 +94,7 @@ class Nemesis:
             "kill": self._kill,
             "power cut": self._cut_power,
             "power cut in a write": self._cut_power_in_a_write,
-            "fsync error": lambda node: self._fail(node, "sync", errno.EIO),
+            "fsync error": lambda node: self._fail(node, "sync", errno.EIO, rng.choice(_SYNCED)),
             "write error": lambda node: self._fail(node, "write", errno.EIO),
             "full disk": self._fill_disk,
             "slow disk": self._slow_disk,
@@ -268,8 +270,8 @@ class Nemesis:
 
     # -- disks
 
-    def _fail(self, node: SimulatedNode, operation: str, code: int) -> bool:
-        node.disk.fail_next(operation, code=code)
+    def _fail(self, node: SimulatedNode, operation: str, code: int, path_end: str = "") -> bool:
+        node.disk.fail_next(operation, path_end, code)
         return True
 
     def _fill_disk(self, node: SimulatedNode) -> bool:

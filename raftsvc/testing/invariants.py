@@ -128,7 +128,7 @@ class Watch:
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
         if core.role is Role.LEADER:
-            if last is not known.led_last and log.config_index > log.commit_index:
+            if last is not known.led_last and log.configs.latest_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
 

@@ -133,6 +133,7 @@ class Simulation:
             lease_reads=rng.random() < 0.4,
         )
         self.segment_bytes = rng.choice((4096, 8192, 32768))
+        self.sync_bytes = rng.choice((100, 500, 1 << 20))
         # Mean, of clients.  Some bugs need a cluster in which seldom something is written.
         self.think_time = rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND
         self.clients = [Client(self, n) for n in range(rng.randint(3, 6))]
@@ -255,7 +256,7 @@ class Simulation:
         since = max((engine.core.log.commit_index for engine in engines), default=0)
         for engine in engines:
             log = engine.core.log
-            later = log.configs_since(min(since, log.last_index))
+            later = log.configs.since(min(since, log.last_index))
             configs |= {config for config in later if engine.node_id in config.voters}
         for node_id in self.operator.leaving:
             change = ConfChange(ConfOp.REMOVE, node_id)
@@ -399,7 +400,8 @@ class SimulatedNode:
         store.close()
 
     def _open_store(self) -> Store:
-        return Store.open("/data", self.disk, segment_bytes=self.simulation.segment_bytes)
+        simulation = self.simulation
+        return Store.open("/data", self.disk, segment_bytes=simulation.segment_bytes, sync_bytes=simulation.sync_bytes)
 
     def start(self) -> None:
         """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""

@@ -23,6 +23,7 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.process import close_in_children
 from raftsvc.transport.stream import RawChunk, shut_down
 
 logger = logging.getLogger("raftsvc.listener")
@@ -54,6 +55,7 @@ class Listener:
 
     def start(self) -> None:
         """Bind and serve in the background."""
+        close_in_children(self)
         self._thread.start()
 
     @property
@@ -65,6 +67,11 @@ class Listener:
     def wait_bound(self, timeout: float) -> bool:
         """Whether the port was bound within `timeout` seconds."""
         return self._bound.wait(timeout)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`: those of the port and of every connection."""
+        server, self._server = self._server, None
+        return server.take_descriptors() if server is not None else ()
 
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
@@ -108,6 +115,10 @@ class _Server(ThreadingTCPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
+
+    def take_descriptors(self) -> list[int]:
+        """Those of all sockets, which have none from now on."""
+        return [connection.detach() for connection in (self.socket, *self._connections)]
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:

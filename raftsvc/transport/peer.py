@@ -9,7 +9,6 @@ see stream.
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 import secrets
@@ -17,12 +16,12 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import requests
 
 from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
-from raftsvc.errors import StorageError
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
 from raftsvc.transport.frames import fresh_stream_nonce
@@ -36,16 +35,14 @@ from raftsvc.transport.stream import (
     refusal_of,
     tune,
 )
+from raftsvc.transport.transfer import Transfer
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
     PROTOCOL_VERSION,
-    SNAPSHOT_PIECE_BYTES,
     Part,
     Problem,
-    SnapshotChunk,
     UnreachableError,
-    decode_chunk_reply,
     decode_problem,
     peer_url,
 )
@@ -54,8 +51,6 @@ logger = logging.getLogger("raftsvc.transport")
 
 _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
-_TRANSFER_TRIES = 4
-_UNREADABLE = frozenset((errno.ENOENT, errno.EIO))
 
 
 class Listener(Protocol):
@@ -230,23 +225,81 @@ class Network:
             self._session.close()
 
 
-class Peer:
-    """One peer as this node speaks to it."""
+class Line:
+    """Requests of this node to one peer: addressed to it, and what they bring checked to be its own."""
 
     def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
         self.addr = addr
         self._network = network
         self._node = node
         self._peer_id = peer_id
+
+    def post(self, path: str, body: bytes, part: str = "") -> bytes:
+        """POST `body` and return the answer's.  Raises Problem, UnreachableError."""
+        assert self.addr is not None, "only peers with an address are sent to"
+        return self._network.post(peer_url(self.addr), path, body, *self._ends(), part)
+
+    def deliver(self, batch: Sequence[Message]) -> list[Message]:
+        """POST messages, in parts if they are too many for one body; the replies to them."""
+        body = b"".join([message.encode() for message in batch])
+        if len(body) <= MAX_BODY_BYTES:
+            answer = self.post("msg", body)
+        else:
+            batch_id = secrets.randbits(63)
+            for offset in range(0, len(body), MAX_BODY_BYTES):
+                part = Part(batch_id, offset, len(body))
+                answer = self.post("msg", body[offset : offset + MAX_BODY_BYTES], part.encode())
+        replies = decode_messages(answer)
+        self.check(replies)
+        return replies
+
+    def check(self, replies: Sequence[Message]) -> None:
+        """Raise MalformedError if these are not the peer's: none speaks for another."""
+        if any(m.from_id != self._peer_id or m.to_id != self._node.node_id for m in replies):
+            raise MalformedError("the answer holds messages of another node")
+        if any(m.kind is MessageKind.SNAPSHOT for m in replies):
+            raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
+
+    def open_stream(self) -> HeldStream:
+        """Ask for a stream; raises as `Network.open_stream`."""
+        assert self.addr is not None, "only peers with an address are asked"
+        return self._network.open_stream(peer_url(self.addr), *self._ends())
+
+    def confirm_stream(self, nonce: bytes) -> None:
+        """Say that its first frame came.  Raises Problem, UnreachableError, NotOfferedError."""
+        try:
+            self.post("confirm", nonce)
+        except Problem as problem:
+            if problem.status == 409:
+                raise NotOfferedError("what the peer sends is kept back on its way") from problem
+            raise
+
+    def _ends(self) -> tuple[str, int, int]:
+        return f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id
+
+
+class Peer:
+    """One peer as this node speaks to it."""
+
+    def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
+        self._line = Line(network, node, peer_id, addr)
+        self._network = network
+        self._node = node
+        self._peer_id = peer_id
         self._outbox = Outbox()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._transfer: threading.Thread | None = None
+        self._transfer: Transfer | None = None
         self._holder: StreamHolder | None = None
         self._lock = threading.Lock()  # guards _served; before the outbox lock
         self._served: list[ServedStream] = []
         if addr is not None:
             self._start()
+
+    @property
+    def addr(self) -> str | None:
+        """Where the peer is reached; None if that is not known."""
+        return self._line.addr
 
     def _start(self) -> None:
         """Raises RuntimeError if no thread can be started; then this peer is stopped."""
@@ -256,8 +309,8 @@ class Peer:
             self._thread = thread
             self._holder = StreamHolder(
                 f"raftsvc-stream-{self._peer_id}",
-                self._open_stream,
-                self._confirm_stream,
+                self._line.open_stream,
+                self._line.confirm_stream,
                 self._hear_stream,
                 self._hear_problem,
                 self._network.silence_seconds,
@@ -294,7 +347,7 @@ class Peer:
 
     def move(self, addr: str) -> None:
         """The peer is reached elsewhere from now on.  Raises RuntimeError as a new one would."""
-        self.addr = addr
+        self._line.addr = addr
         if self._holder is None:
             self._start()
         else:
@@ -328,7 +381,9 @@ class Peer:
                 continue
             why: str | None = None
             try:
-                self._deliver(batch)
+                replies = self._line.deliver(batch)
+                if replies:
+                    self._node.receive_replies(self._peer_id, replies)
             except Problem as problem:
                 self._hear_problem(problem)
                 why = str(problem)
@@ -362,36 +417,6 @@ class Peer:
             report(*args)
         except Exception:
             logger.exception("a report about node %d failed", self._peer_id)
-
-    def _deliver(self, batch: Sequence[Message]) -> None:
-        body = b"".join([message.encode() for message in batch])
-        if len(body) <= MAX_BODY_BYTES:
-            answer = self._post("msg", body)
-        else:
-            batch_id = secrets.randbits(63)
-            for offset in range(0, len(body), MAX_BODY_BYTES):
-                part = Part(batch_id, offset, len(body))
-                answer = self._post("msg", body[offset : offset + MAX_BODY_BYTES], part.encode())
-        self._hear(decode_messages(answer))
-
-    def _hear(self, replies: Sequence[Message]) -> None:
-        if replies:
-            self._check(replies)
-            self._node.receive_replies(self._peer_id, replies)
-
-    def _check(self, replies: Sequence[Message]) -> None:
-        """No peer speaks for another."""
-        if any(m.from_id != self._peer_id or m.to_id != self._node.node_id for m in replies):
-            raise MalformedError("the answer holds messages of another node")
-        if any(m.kind is MessageKind.SNAPSHOT for m in replies):
-            raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
-
-    def _post(self, path: str, body: bytes, part: str = "") -> bytes:
-        assert self.addr is not None, "only peers with an address are sent to"
-        return self._network.post(peer_url(self.addr), path, body, *self._ends(), part)
-
-    def _ends(self) -> tuple[str, int, int]:
-        return f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id
 
     # -- the stream that the peer holds open here
 
@@ -457,20 +482,8 @@ class Peer:
         """Whether a stream brings what the peer says."""
         return self._holder is not None and self._holder.is_open
 
-    def _open_stream(self) -> HeldStream:
-        assert self.addr is not None, "only peers with an address are asked"
-        return self._network.open_stream(peer_url(self.addr), *self._ends())
-
-    def _confirm_stream(self, nonce: bytes) -> None:
-        try:
-            self._post("confirm", nonce)
-        except Problem as problem:
-            if problem.status == 409:
-                raise NotOfferedError("what the peer sends is kept back on its way") from problem
-            raise
-
     def _hear_stream(self, messages: Sequence[Message]) -> None:
-        self._check(messages)
+        self._line.check(messages)
         self._node.receive_stream(self._peer_id, messages)
 
     # -- snapshots
@@ -480,72 +493,11 @@ class Peer:
 
         Its end is reported to the node.
         """
-        if self.addr is None or self._stopping.is_set() or (self._transfer is not None and self._transfer.is_alive()):
+        if self.addr is None or self._stopping.is_set() or (self._transfer is not None and self._transfer.is_under_way):
             return False
-
-        def run() -> None:
-            replies: Sequence[Message] = ()
-            succeeded = False
-            damage: Exception | None = None
-            try:
-                with open_snapshot() as snapshot:
-                    try:
-                        replies = self._transfer_all(message, snapshot)
-                    except Problem as problem:
-                        if problem.status == 400:
-                            snapshot.verify()  # it was whole, and not what it should be: is it here?
-                        raise
-                self._check(replies)
-                succeeded = True
-            except (Problem, UnreachableError, MalformedError, StorageError, OSError) as error:
-                logger.warning("the snapshot for node %d did not arrive: %s", self._peer_id, error)
-                if isinstance(error, StorageError) or getattr(error, "errno", None) in _UNREADABLE:
-                    damage = error
-            except Exception:
-                logger.exception("the transfer of a snapshot to node %d failed", self._peer_id)
-            self._report(self._node.report_snapshot, self._peer_id, succeeded, replies if succeeded else (), damage)
-
-        transfer = threading.Thread(target=run, name=f"raftsvc-transfer-{self._peer_id}", daemon=True)
+        report = partial(self._report, self._node.report_snapshot, self._peer_id)
         try:
-            transfer.start()
+            self._transfer = Transfer(self._peer_id, self._line, message, open_snapshot, report, self._stopping)
         except RuntimeError:
             return False
-        self._transfer = transfer
         return True
-
-    def _transfer_all(self, message: Message, snapshot: StoredSnapshot) -> list[Message]:
-        """Send piece after piece from where the peer says.
-
-        Each is tried a few times, and as often in all the peer may want one again.
-        """
-        header = snapshot.header
-        announced = Message(
-            message.kind,
-            message.to_id,
-            message.from_id,
-            message.term,
-            index=header.index,
-            log_term=header.term,
-            payload=header.config,
-        )
-        offset, size = 0, 0  # an empty piece asks where to go on
-        tries, setbacks = 0, 0
-        while not self._stopping.is_set():
-            data = snapshot.read(offset, size)
-            chunk = SnapshotChunk(announced, snapshot.size_bytes, snapshot.crc, offset, data)
-            try:
-                wanted, replies = decode_chunk_reply(self._post("snapshot", chunk.encode()))
-            except (Problem, UnreachableError) as error:
-                tries += 1
-                if tries >= _TRANSFER_TRIES or (isinstance(error, Problem) and error.status < 500):
-                    raise
-                self._stopping.wait(0.1 * 2.0**tries)
-                continue
-            if wanted >= snapshot.size_bytes:
-                return replies
-            tries = 0
-            setbacks += bool(size) and wanted <= offset
-            if setbacks >= _TRANSFER_TRIES:
-                raise UnreachableError("the peer keeps asking for pieces that it was sent")
-            offset, size = wanted, SNAPSHOT_PIECE_BYTES
-        raise UnreachableError("this node is stopping")

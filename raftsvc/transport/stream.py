@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 import requests
@@ -242,6 +243,14 @@ def _direct_reader(connection: socket.socket) -> Callable[[int], bytes]:
     return connection.recv
 
 
+class _Last(Enum):
+    """How the last attempt to hold a stream ended."""
+
+    BROKE_OFF = 0  # or goes on
+    REFUSED = 1
+    UNANSWERED = 2
+
+
 class StreamHolder:
     """The thread that holds a stream open on one peer and hands on what comes through it."""
 
@@ -268,8 +277,7 @@ class StreamHolder:
         self._lock = threading.Lock()  # guards _held and _is_over
         self._held: HeldStream | None = None
         self._is_over = False
-        self._is_refused = False
-        self._is_unanswered = False
+        self._last = _Last.BROKE_OFF
         self._trusts_word = False  # since a stream was open nothing that the peer said had us try in vain
         self._wake = threading.Event()
         self.is_open = False
@@ -279,7 +287,7 @@ class StreamHolder:
 
     def poke(self) -> None:
         """The peer is known to be there: if no stream is open, and none was refused, try at once."""
-        if not self._is_refused:
+        if self._last is not _Last.REFUSED:
             self._wake.set()
 
     def note_alive(self) -> None:
@@ -288,7 +296,7 @@ class StreamHolder:
         It was suspended, most likely, for before that it had answered.  If it is in vain something
         on the way keeps answers back since then, and would do so each time.
         """
-        if self._is_unanswered and self._trusts_word:
+        if self._last is _Last.UNANSWERED and self._trusts_word:
             self._trusts_word = False
             self._wake.set()
 
@@ -332,18 +340,18 @@ class StreamHolder:
             pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10))
             failures += 1
             self._wake.clear()
-            was_unanswered = self._is_unanswered
-            self._is_refused = self._is_unanswered = False
+            former, self._last = self._last, _Last.BROKE_OFF
             try:
                 self._hold()
             except NotOfferedError as error:
                 logger.debug("%s: %s", self._name, error)
-                if not was_unanswered:  # else that request may have been served just now, in the place of this one
-                    self._is_refused = True
+                # Else that request may have been served just now, in the place of this one.
+                if former is not _Last.UNANSWERED:
+                    self._last = _Last.REFUSED
                     self._wake.clear()
                     pause = NOT_OFFERED_SECONDS
             except NoAnswerError as error:
-                self._is_unanswered = True
+                self._last = _Last.UNANSWERED
                 logger.debug("%s: %s", self._name, error)
                 pause = NOT_OFFERED_SECONDS
             except Problem as problem:

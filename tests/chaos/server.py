@@ -53,12 +53,12 @@ class FaultyFiles(Files):
             raise OSError(code, os.strerror(code))
         super().write(fd, data, offset)
 
-    def sync(self, fd: int) -> None:
+    def flush(self, fd: int) -> None:
         while control["hang"]:
             time.sleep(0.02)
         if code := control["sync_error"]:
             raise OSError(code, os.strerror(code))
-        super().sync(fd)
+        super().flush(fd)
 
 
 class LinkedSession(requests.Session):

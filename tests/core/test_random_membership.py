@@ -121,7 +121,7 @@ class Walk:
         configs = {self.committed}
         for i in alive:
             log = self.nodes[i].log
-            configs |= {c for c in log.configs_since(min(since, log.last_index)) if i in c.voters}
+            configs |= {c for c in log.configs.since(min(since, log.last_index)) if i in c.voters}
         return all(len(config.voters & set(alive)) >= config.quorum() for config in configs)
 
     def settle(self, alive: set[int]) -> Raft | None:

@@ -98,6 +98,7 @@ class FaultyFiles(Files):
     """A disk that can fail: each error is raised by what it is named after, `gate` holds syncs while it is cleared."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.write_error: int | None = None
         self.sync_error: int | None = None
         self.remove_error: int | None = None
@@ -110,12 +111,12 @@ class FaultyFiles(Files):
             raise OSError(self.write_error, os.strerror(self.write_error))
         super().write(fd, data, offset)
 
-    def sync(self, fd: int) -> None:
+    def flush(self, fd: int) -> None:
         self.gate.wait(PATIENCE)
         if self.sync_error:
             raise OSError(self.sync_error, os.strerror(self.sync_error))
         self.syncs += 1
-        super().sync(fd)
+        super().flush(fd)
 
     def remove(self, path: str) -> None:
         if self.remove_error:

@@ -343,7 +343,7 @@ def test_a_forked_child_does_not_leave_again_and_again(cluster: Cluster) -> None
     if child == 0:
         try:
             signal.alarm(int(PATIENCE))  # which ends it
-            node.service._watch_host(host)
+            node.service._watch.run(host)
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -326,8 +326,8 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def write_half_a_segment(node: Member, segment_bytes: int) -> None:
-    wal = node.service._store.wal
-    while wal._offset < segment_bytes // 2:
+    wal = node.service._membership._store.wal
+    while wal._tail.offset < segment_bytes // 2:
         node.service.exec(b"x" * 100)
 
 
@@ -532,7 +532,7 @@ def test_a_stop_that_is_interrupted_while_it_hands_over_stops_all_the_same(
 def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     service = cluster.add().service
     creating, left, closing = threading.Event(), threading.Event(), threading.Event()
-    lock, create, stop = service._lifecycle, Store.create, Node.stop
+    lock, create, stop = service._membership._lifecycle, Store.create, Node.stop
     was_live: list[bool] = []
 
     class Lifecycle:
@@ -558,7 +558,7 @@ def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, m
         was_live.append(self.is_live() and self.err() is None and not self._store._is_closed)
         stop(self, error)
 
-    monkeypatch.setattr(service, "_lifecycle", Lifecycle())
+    monkeypatch.setattr(service._membership, "_lifecycle", Lifecycle())
     monkeypatch.setattr(Store, "create", slow_create)
     monkeypatch.setattr(Node, "stop", slow_stop)
     stopper = threading.Thread(target=service.stop, daemon=True)

@@ -11,7 +11,7 @@ import requests
 
 import raftsvc
 from raftsvc.host import servers as hosts
-from raftsvc.service import _Admission
+from raftsvc.host.admission import Admission
 from raftsvc.transport import Problem
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.peer import make_session
@@ -144,10 +144,10 @@ def test_a_node_whose_disk_hangs_hears_the_others(make_cluster: Callable[..., Cl
 # -- the threads of the server
 
 
-def admission(monkeypatch: pytest.MonkeyPatch, threads: int | None, server: str = "some server") -> _Admission:
+def admission(monkeypatch: pytest.MonkeyPatch, threads: int | None, server: str = "some server") -> Admission:
     host = hosts.HostPool(server, threads)
     monkeypatch.setattr(hosts, "find_host", lambda environ=None: host)
-    return _Admission(None, host, has_listener=False)
+    return Admission(None, host, has_listener=False)
 
 
 @pytest.mark.parametrize(("threads", "peers"), [(4, 2), (7, 2), (8, 3), (11, 4), (1, 0)])
@@ -183,10 +183,10 @@ def test_streams_are_offered_where_threads_are_plenty_or_known(monkeypatch: pyte
         admission(monkeypatch, None, "gunicorn (GeventWorker)").pin({}, 2)
     monkeypatch.setattr(hosts, "find_host", lambda environ=None: None)
     with pytest.raises(Problem, match="no_stream"):
-        _Admission(None, None, has_listener=False).pin({}, 2)
+        Admission(None, None, has_listener=False).pin({}, 2)
     monkeypatch.setattr(hosts, "find_host", lambda environ=None: hosts.HostPool("x", 64))
     with pytest.raises(Problem, match="no_stream"):
-        _Admission(None, None, has_listener=True).pin({}, 2)
+        Admission(None, None, has_listener=True).pin({}, 2)
 
 
 def test_trouble_with_one_peer_is_not_that_of_the_caller(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -66,6 +67,25 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     files.write(fd, b"0123456789", 0)
     assert files.read(fd, 100, 0) == b"0123456789"
     files.close(fd)
+
+
+def test_a_file_whose_sync_failed_is_never_synced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have marked clean what it did not write, and the next fsync succeeds without it."""
+    files = Files()
+    doubtful, other = files.create(str(tmp_path / "f")), files.create(str(tmp_path / "g"))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "flush", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "once")))
+        with pytest.raises(OSError, match="once"):
+            files.sync(doubtful)
+    for _ in range(2):
+        files.write(doubtful, b"more", 0)
+        with pytest.raises(OSError, match="an earlier fsync of this file failed"):
+            files.sync(doubtful)
+    files.sync(other)
+    files.close(doubtful)
+    anew = files.create(str(tmp_path / "f"))
+    assert anew == doubtful, "the number is another file's now"
+    files.sync(anew)
 
 
 def test_a_name_that_cannot_be_looked_at_is_not_taken_for_absent(tmp_path: Path) -> None:

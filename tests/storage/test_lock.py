@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from raftsvc.errors import DirectoryInUseError
+from raftsvc.errors import DirectoryInUseError, StorageError
 from raftsvc.storage.lock import DirectoryLock
 
 HOLD = """
@@ -23,6 +27,21 @@ print("held", flush=True)
 sys.stdin.readline()
 lock.release()
 print("released", flush=True)
+sys.stdin.readline()
+"""
+
+# As with gunicorn under a view that starts a child; forked by Python, or past it.
+HOLD_AND_FORK = """
+import ctypes, os, sys, time
+from raftsvc.storage.files import Files
+lock = Files().owner_lock(sys.argv[1])
+lock.acquire(30)
+fork = os.fork if sys.argv[2] == "by Python" else ctypes.CDLL(None).fork
+child = fork()
+if child == 0:
+    time.sleep(120)
+    os._exit(0)
+print(child, flush=True)
 sys.stdin.readline()
 """
 
@@ -70,7 +89,7 @@ def tell(child: subprocess.Popen[str]) -> None:
 
 
 def test_a_second_process_is_refused_and_told_who_owns_the_directory(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     with process(HOLD, path) as owner:
         assert said(owner) == "held"
         with pytest.raises(DirectoryInUseError, match=rf"{tmp_path} is in use by process {owner.pid} on "):
@@ -78,7 +97,7 @@ def test_a_second_process_is_refused_and_told_who_owns_the_directory(tmp_path: P
 
 
 def test_a_waiting_process_owns_the_directory_once_it_is_released(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     lock = DirectoryLock(path)
     lock.acquire(0)
     with process(HOLD, path) as waiting:
@@ -95,7 +114,7 @@ def test_a_waiting_process_owns_the_directory_once_it_is_released(tmp_path: Path
 
 
 def test_the_death_of_the_owner_frees_the_directory(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     with process(HOLD, path) as owner:
         assert said(owner) == "held"
         owner.kill()
@@ -106,7 +125,7 @@ def test_the_death_of_the_owner_frees_the_directory(tmp_path: Path) -> None:
 
 
 def test_what_a_child_inherited_does_not_keep_a_released_directory(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     with process(HOLD_WITH_CHILD, path, "parent releases") as owner:
         assert said(owner) == "ready"
         lock = DirectoryLock(path)
@@ -117,7 +136,7 @@ def test_what_a_child_inherited_does_not_keep_a_released_directory(tmp_path: Pat
 
 
 def test_a_child_cannot_give_its_parents_directory_away(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     with process(HOLD_WITH_CHILD, path, "child releases") as owner:
         assert said(owner) == "ready"
         with pytest.raises(DirectoryInUseError, match=str(owner.pid)):
@@ -126,8 +145,111 @@ def test_a_child_cannot_give_its_parents_directory_away(tmp_path: Path) -> None:
         owner.wait()
 
 
+@pytest.mark.parametrize("what", ["deleted", "another file", "a directory", "a link", "all files deleted"])
+def test_nothing_that_is_done_to_the_files_lets_a_second_owner_in(tmp_path: Path, what: str) -> None:
+    (tmp_path / "elsewhere").touch()
+    owned = tmp_path / "node"
+    owned.mkdir()
+    with process(HOLD, str(owned)) as owner:
+        assert said(owner) == "held"
+        (owned / "lock").unlink()
+        if what == "another file":
+            (owned / "lock").write_text("process 1 on another\n")
+        elif what == "a directory":
+            (owned / "lock").mkdir()
+        elif what == "a link":
+            (owned / "lock").symlink_to(tmp_path / "elsewhere")
+        elif what == "all files deleted":
+            assert not list(owned.iterdir())
+        with pytest.raises(DirectoryInUseError, match=f"process {owner.pid}"):
+            DirectoryLock(str(owned)).acquire(0)
+    DirectoryLock(str(owned)).acquire(30)
+
+
+def test_a_directory_is_owned_by_whatever_name_it_is_called(tmp_path: Path) -> None:
+    owned = tmp_path / "node"
+    owned.mkdir()
+    (tmp_path / "link").symlink_to(owned)
+    lock = DirectoryLock(str(owned))
+    lock.acquire(0)
+    with pytest.raises(DirectoryInUseError):
+        DirectoryLock(str(tmp_path / "link")).acquire(0)
+    owned.rename(tmp_path / "moved")
+    with pytest.raises(DirectoryInUseError):
+        DirectoryLock(str(tmp_path / "moved")).acquire(0)
+    assert not lock.is_in_place
+    owned.mkdir()
+    other = DirectoryLock(str(owned))
+    other.acquire(0)
+    assert other.is_in_place and not lock.is_in_place, "it is another directory at the same place"
+    lock.release()
+    other.release()
+
+
+def test_who_waits_for_a_directory_owns_what_stands_there_in_the_end(tmp_path: Path) -> None:
+    owned = tmp_path / "node"
+    owned.mkdir()
+    first = DirectoryLock(str(owned))
+    first.acquire(0)
+    second = DirectoryLock(str(owned))
+    waiter = threading.Thread(target=second.acquire, args=(30,))
+    waiter.start()
+    owned.rename(tmp_path / "moved")
+    owned.mkdir()
+    waiter.join()
+    assert second.is_in_place
+    first.release()
+    second.release()
+
+
+def test_a_forked_child_does_not_keep_the_directory_of_a_parent_that_was_killed(tmp_path: Path) -> None:
+    with process(HOLD_AND_FORK, str(tmp_path), "by Python") as owner:
+        child = int(said(owner))
+        try:
+            owner.kill()
+            owner.wait()
+            DirectoryLock(str(tmp_path)).acquire(30)  # once the child has run at all
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_was_forked_past_python_and_keeps_the_directory_is_named(tmp_path: Path) -> None:
+    with process(HOLD_AND_FORK, str(tmp_path), "past Python") as owner:
+        child = int(said(owner))
+        try:
+            owner.kill()
+            owner.wait()
+            with pytest.raises(DirectoryInUseError, match=rf"process {child} .*from process {owner.pid} "):
+                DirectoryLock(str(tmp_path)).acquire(0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o702, 0o1777])
+def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    owned = tmp_path / "node"
+    owned.mkdir()
+    owned.chmod(mode)
+    with pytest.raises(StorageError, match=f"everybody may write to it .mode {mode:04o}"):
+        DirectoryLock(str(owned)).acquire(0)
+    owned.chmod(0o770)
+    DirectoryLock(str(owned)).acquire(0)
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_such_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match="keep a node's directory on a local disk"):
+        DirectoryLock(str(tmp_path)).acquire(0)
+
+
 def test_two_locks_of_one_process_exclude_each_other(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
+    path = str(tmp_path)
     first, second = DirectoryLock(path), DirectoryLock(path)
     first.acquire(0)
     with pytest.raises(DirectoryInUseError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import DamagedStorageError
-from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot
+from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, SYNC_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.testing.disk import SECTOR_BYTES
 from tests.storage.faults import Disk
 from tests.storage.logs import put_snapshot
@@ -63,9 +64,9 @@ class SyncWatch(Disk):
         super().__init__()
         self.synced_bytes: list[int] = []
 
-    def sync(self, fd: int) -> None:
+    def flush(self, fd: int) -> None:
         self.synced_bytes.append(len(self.fds[fd].dirty) * SECTOR_BYTES)
-        super().sync(fd)
+        super().flush(fd)
 
 
 @pytest.mark.parametrize("piece_bytes", [50_000, 3 * MAX_CHUNK_BYTES])
@@ -136,7 +137,9 @@ def test_size_and_crc_tell_snapshots_apart() -> None:
 class Reception:
     """What a sender offers, and the file that the receiver makes of it."""
 
-    def __init__(self, announced: SnapshotHeader = HEADER, size_bytes: int | None = None) -> None:
+    def __init__(
+        self, announced: SnapshotHeader = HEADER, size_bytes: int | None = None, sync_bytes: int = SYNC_BYTES
+    ) -> None:
         source = stored([b"0123456789" * 30, b"tail"])
         with StoredSnapshot(source, PATH) as snapshot:
             self.data = snapshot.read(0, snapshot.size_bytes)
@@ -144,7 +147,10 @@ class Reception:
         self.disk = new_disk()
         self.completed = 0
         identity = (announced.index, announced.term, size_bytes or len(self.data), crc)
-        self.incoming = IncomingSnapshot(self.disk, "/node/snap.part", announced.cluster_id, identity, self.complete)
+        self.begin = lambda: IncomingSnapshot(
+            self.disk, "/node/snap.part", announced.cluster_id, identity, self.complete, sync_bytes
+        )
+        self.incoming = self.begin()
 
     def complete(self) -> None:
         self.completed += 1
@@ -159,6 +165,36 @@ def test_a_snapshot_received_in_pieces_is_verified_and_durable() -> None:
     reception.receive(reception.data)
     assert reception.incoming.finish() == HEADER
     assert reception.completed == 1
+    reception.disk.sync_dir("/node")
+    reception.disk.lose_power(lambda: False)
+    assert reception.disk.content("/node/snap.part") == reception.data
+
+
+@pytest.mark.parametrize("operation", ["sync", "write"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_a_snapshot_is_received_anew_once_the_disk_failed_it(operation: str, nth: int) -> None:
+    """Whatever succeeds after it: an fsync that is tried again may write nothing, and say that it did."""
+    reception = Reception(sync_bytes=100)
+    seen = 0
+    begin = reception.disk._begin
+
+    def fail(what: str, path: str) -> bool:
+        nonlocal seen
+        seen += what == operation
+        if what == operation and seen == nth:
+            raise OSError(errno.EIO, "once")
+        return begin(what, path)
+
+    reception.disk._begin = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="once"):
+        reception.receive(reception.data)
+    assert reception.incoming.identity is None, "so that nobody goes on with it"
+    for offset in (100 * (nth - 1), 100 * nth):
+        with pytest.raises(OSError, match="received anew"):
+            reception.incoming.append(offset, reception.data[offset : offset + 100])
+    reception.incoming = reception.begin()
+    reception.receive(reception.data)
+    assert reception.incoming.finish() == HEADER
     reception.disk.sync_dir("/node")
     reception.disk.lose_power(lambda: False)
     assert reception.disk.content("/node/snap.part") == reception.data

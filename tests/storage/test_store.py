@@ -197,6 +197,42 @@ def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: st
     assert list(loaded.entries) == batch(1, 5)
 
 
+@pytest.mark.parametrize("is_hard", [False, True], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("name", ["lock", "snap.tmp", "snap.part", "snap.new", "id.tmp", "wal/next.tmp"])
+def test_links_that_somebody_put_into_the_directory_are_not_followed(tmp_path: Path, name: str, is_hard: bool) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"of somebody else")
+    path = tmp_path / "node"
+    path.mkdir()
+    link = path / name
+    if name != "id.tmp":
+        member(str(path), Files(), 3).close()
+        link.unlink(missing_ok=True)
+    link.hardlink_to(victim) if is_hard else link.symlink_to(victim)
+    store = open_store(str(path), Files())
+    if name == "id.tmp":
+        store.create(7, CLUSTER_ID, STATE, batch(1, 1))
+    store.load()
+    assert store.save_snapshot(header(1), [b"data"])
+    incoming = store.incoming(5, 1, 100, 1)
+    incoming.append(0, b"received")
+    for n in range(2 if name == "id.tmp" else 4, 60):
+        store.wal.append(None, [entry(n)])
+    store.wal.sync()
+    store.close()
+    assert victim.read_bytes() == b"of somebody else"
+
+
+def test_a_snapshot_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    store = member(str(tmp_path), Files(), 3)
+    store.save_snapshot(header(1), [b"data"])
+    (tmp_path / "snap").rename(tmp_path / "elsewhere")
+    (tmp_path / "snap").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        store.open_snapshot()
+    store.close()
+
+
 def test_the_log_of_a_member_is_never_written_over(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     before = {name: disk.content(name) for name in disk.paths()}
@@ -209,21 +245,14 @@ def test_a_missing_or_foreign_id_is_refused(path: str, disk: Disk) -> None:
     store = member(path, disk)
     whole = disk.content(f"{path}/id")
     disk.delete(f"{path}/id")
-    with pytest.raises(DamagedStorageError, match="missing"):
-        restarted(store, path, disk).load()
-    disk.put(f"{path}/id", encode_id(8))
-    with pytest.raises(DamagedStorageError, match="id file says 8, the log 7"):
-        open_store_again(path, disk).load()
-    disk.put(f"{path}/id", whole[:-1])
-    with pytest.raises(DamagedStorageError, match="12 bytes"):
-        open_store_again(path, disk).load()
-
-
-def open_store_again(path: str, disk: Disk) -> Store:
-    """As another process would after this one died: the lock of a dead process is free."""
-    disk.kill_process()
-    os.unlink(f"{path}/lock")
-    return open_store(path, disk)
+    store.close()
+    for content, what in ((None, "missing"), (encode_id(8), "id file says 8, the log 7"), (whole[:-1], "12 bytes")):
+        if content is not None:
+            disk.put(f"{path}/id", content)
+        store = open_store(path, disk)
+        with pytest.raises(DamagedStorageError, match=what):
+            store.load()
+        store.close()
 
 
 @pytest.mark.parametrize(

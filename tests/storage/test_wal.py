@@ -344,7 +344,7 @@ def test_a_segment_under_another_number_is_refused() -> None:
     disk = log_of_four_segments()
     names = disk.list_dir(DIR)
     disk.put(f"{DIR}/{names[-1]}", disk.content(f"{DIR}/{names[-2]}"))
-    with pytest.raises(DamagedStorageError, match="number"):
+    with pytest.raises(DamagedStorageError, match="another segment"):
         Wal.open(disk, DIR)
     disk.put(f"{DIR}/1.wal", b"")
     with pytest.raises(DamagedStorageError, match="not the name"):

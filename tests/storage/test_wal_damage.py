@@ -4,8 +4,8 @@ What a crash may leave never is a shorter file: see also test_wal_missing.
 
 What is allowed:
   cut       anywhere: refused.
-  altered   one byte, anywhere in what was written: refused.  In the zeros behind:
-            refused, or opened with everything.
+  altered   one byte, anywhere in what was written: refused.  In the zeros behind, and
+            in the last byte, which only marks the end: refused, or opened with everything.
   torn      any choice of the sectors written since the last sync: opens, with a
             prefix of whole records that has everything synced.
 """
@@ -16,12 +16,15 @@ import itertools
 import logging
 import os
 import random
+import struct
+from zlib import crc32
 
 import pytest
 
-from raftsvc.core.messages import HardState, index_of
-from raftsvc.errors import DamagedStorageError
-from raftsvc.storage.wal import _BODY, Wal
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, HardState, index_of
+from raftsvc.errors import DamagedStorageError, FormatVersionError
+from raftsvc.storage.records import BODY, SEGMENT_HEAD
+from raftsvc.storage.wal import Wal
 from tests.storage.faults import SECTOR_BYTES, Disk
 from tests.storage.logs import DIR, Model, batch, entry, new_disk, new_log
 
@@ -109,11 +112,86 @@ def test_every_zeroed_byte_of_a_record_is_noticed() -> None:
     disk, _ = small_log()
     path = f"{DIR}/{disk.list_dir(DIR)[-1]}"
     whole = disk.content(path)
-    for offset in range(used_bytes(whole)):
+    last = used_bytes(whole) - 1
+    for offset in range(last):
         if whole[offset]:
             disk.put(path, whole[:offset] + b"\x00" + whole[offset + 1 :])
             with pytest.raises(DamagedStorageError):
                 open_log(disk)
+    # Behind the last byte that counts is a mark.  Where only that is missing, everything is there.
+    disk.put(path, whole[:last] + b"\x00" + whole[last + 1 :])
+    _, found = open_log(disk)
+    assert disk.content(path) == whole, "and it is mended"
+    _, expected = open_log(disk)
+    assert found == expected
+
+
+def log_with_last(value: bytes) -> tuple[Disk, str, int, bytes]:
+    """A log whose last record, at the offset returned, is of `value`, and the content of its segment."""
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 2), segment_bytes=16384)
+    wal.append(None, [entry(3)])
+    wal.sync()
+    offset = wal._tail.offset
+    wal.append(None, [entry(4, data=value)])
+    path = f"{DIR}/{1:016d}.wal"
+    return disk, path, offset, disk.content(path)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1500, 5000])
+def test_a_write_that_was_cut_at_any_byte_by_a_kill_is_cut_off(size: int) -> None:
+    """A process that is killed leaves the beginning of what it wrote, up to any byte."""
+    disk, path, offset, whole = log_with_last(bytes(range(1, 255)) * 20 if size > 254 * 19 else b"\x07" * size)
+    end = used_bytes(whole)
+    for cut in {*range(offset, min(offset + 60, end)), *range(offset, end, 97), end - 2, end - 1}:
+        disk.put(path, whole[:cut].ljust(len(whole), b"\x00"))
+        _, found = open_log(disk)
+        assert found.entries[:3] == [*batch(1, 2), entry(3)]
+        assert len(found.entries) == 3 + (cut == end - 1), cut
+        mended = disk.content(path)
+        assert mended == whole if cut == end - 1 else not any(mended[offset:]), "what was cut off does not come back"
+
+
+@pytest.mark.parametrize("sectors", [{0}, {1}, {0, 1}, {3}, {0, 2, 4}])
+@pytest.mark.parametrize("durable", [1 << 20, 1 << 31, None])
+def test_a_torn_write_is_cut_whatever_its_value_looks_like(sectors: set[int], durable: int | None) -> None:
+    """A value may be anything, also what looks like the head of a record at the place where it comes to stand."""
+
+    def heads(start: int, count: int) -> bytes:
+        found = []
+        for at in range(start, start + 24 * count, 24):
+            fields = struct.pack(">IIII", 16, 1 << 24, durable or at, 0xDEAD)
+            found.append((fields + crc32(fields, at).to_bytes(4, "big")).ljust(24, b"\x01"))
+        return b"".join(found)
+
+    _, _, offset, _ = log_with_last(b"")
+    begin = -(-(offset + 60) // 8) * 8
+    disk, path, offset, whole = log_with_last(
+        b"\x01" * (begin - offset - 20 - ENTRY_OVERHEAD_BYTES) + heads(begin, 120)
+    )
+    content = bytearray(whole)
+    first = offset // 512
+    for sector in sectors:
+        start = max(offset, (first + sector) * 512)
+        content[start : (first + sector + 1) * 512] = bytes((first + sector + 1) * 512 - start)
+    disk.put(path, bytes(content))
+    _, found = open_log(disk)
+    assert found.entries == [*batch(1, 2), entry(3)]
+
+
+@pytest.mark.parametrize("version", [b"1", b"2", b"4", b"9"])
+def test_a_log_of_another_version_is_no_damage(version: bytes) -> None:
+    disk, _ = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[0]}"
+    content = bytearray(disk.content(path))
+    content[7:8] = version
+    content[SEGMENT_HEAD.size - 4 : SEGMENT_HEAD.size] = crc32(content[: SEGMENT_HEAD.size - 4]).to_bytes(4, "big")
+    disk.put(path, bytes(content))
+    with pytest.raises(
+        FormatVersionError, match=rf"version {version.decode()} of its format.*that wrote it"
+    ) as refusal:
+        open_log(disk)
+    assert "Evict" not in str(refusal.value)
 
 
 def test_a_record_that_a_later_write_proves_durable_is_never_cut() -> None:
@@ -135,11 +213,11 @@ def test_the_refusal_names_file_and_offset_and_what_to_do() -> None:
     disk, _ = small_log()
     path = f"{DIR}/{disk.list_dir(DIR)[0]}"
     content = bytearray(disk.content(path))
-    content[_BODY + 30] ^= 1
+    content[BODY + 30] ^= 1
     disk.put(path, bytes(content))
     with pytest.raises(DamagedStorageError, match=r"empty its directory, and let it join anew") as refusal:
         open_log(disk)
-    assert (refusal.value.path, refusal.value.offset) == (path, _BODY)
+    assert (refusal.value.path, refusal.value.offset) == (path, BODY)
     assert path in str(refusal.value)
 
 

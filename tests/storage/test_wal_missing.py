@@ -14,7 +14,8 @@ import pytest
 from raftsvc.core.messages import HardState, index_of
 from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, StorageError
 from raftsvc.storage.files import Files
-from raftsvc.storage.wal import _BODY, _CLOSING_BYTES, Wal
+from raftsvc.storage.records import BODY, CLOSING_BYTES
+from raftsvc.storage.wal import Wal
 from tests.storage.faults import SECTOR_BYTES, Disk, PowerLoss, losses
 from tests.storage.logs import CLUSTER_ID, DIR, FIRST_STATE, NODE_ID, batch, entry, new_disk, new_log
 from tests.storage.test_wal_crash import crashed, every_crash
@@ -31,7 +32,7 @@ def log_of_segments(count: int, segment_bytes: int = SEGMENT_BYTES) -> tuple[Dis
     disk = new_disk()
     wal = new_log(disk, segment_bytes=segment_bytes)
     index = 0
-    while len(wal._segments) < count or wal._offset < wal._current_size // 2:
+    while len(wal._segments) < count or wal._tail.offset < wal._tail.size // 2:
         index += 1
         wal.append(HardState(1, 1, index - 1), [entry(index, data=os.urandom(90))])
         wal.sync()
@@ -73,13 +74,13 @@ def test_what_size_a_segment_has_is_what_its_log_was_written_with(now: int) -> N
     for segment_bytes in (now, SEGMENT_BYTES):
         disk.kill_process()
         assert index_of(Wal.open(disk, DIR, segment_bytes)[1].entries[-1]) == last + more
-    for number, size in ((3, 700), (5, _BODY), (5, len(disk.content(name_of(5))) - 1)):
+    for number, size in ((3, 700), (5, BODY), (5, len(disk.content(name_of(5))) - 1)):
         cut = copy.deepcopy(disk)
         cut.put(name_of(number), cut.content(name_of(number))[:size])
         assert_refused(cut, name_of(number), now)
 
 
-@pytest.mark.parametrize("size", [0, 51, _BODY, SEGMENT_BYTES, 9999])
+@pytest.mark.parametrize("size", [0, 51, BODY, SEGMENT_BYTES, 9999])
 def test_a_segment_made_for_a_large_batch_has_that_size(size: int) -> None:
     disk = new_disk()
     wal = new_log(disk, segment_bytes=SEGMENT_BYTES)
@@ -161,7 +162,7 @@ def test_a_segment_that_others_follow_is_refused_if_nothing_closes_it(number: in
     disk, _ = log_of_segments(3)
     content = disk.content(name_of(number))
     end = len(content.rstrip(b"\x00"))
-    start = end - _CLOSING_BYTES + 3  # its end mark, and the padding behind
+    start = end - CLOSING_BYTES + 3  # its end mark, and the padding behind
     disk.put(name_of(number), content[:start].ljust(len(content), b"\x00"))
     assert assert_refused(disk, name_of(number)).offset == start
 
@@ -223,7 +224,7 @@ def closed_at_a_crash(shift: int) -> tuple[Disk, int]:
     """A log that lost power when its first segment, with an entry of 8 * `shift` bytes, was closed; and where."""
     disk = new_disk()
     wal = new_log(disk, [entry(1, data=bytes(8 * shift))], 4096)
-    closed_at = wal._offset
+    closed_at = wal._tail.offset
     real_write = disk.write
 
     def write(fd: int, data: bytes, offset: int) -> None:
@@ -244,7 +245,7 @@ def test_a_closing_record_that_was_torn_is_written_again(shift: int) -> None:
     disk, closed_at = closed_at_a_crash(shift)
     whole = disk.content(name_of(1))
     border = closed_at + -closed_at % SECTOR_BYTES
-    end = closed_at + _CLOSING_BYTES
+    end = closed_at + CLOSING_BYTES
     for kept in itertools.product((False, True), repeat=2):
         content = bytearray(whole)
         for is_kept, start, stop in ((kept[0], closed_at, min(border, end)), (kept[1], min(border, end), end)):
@@ -268,7 +269,7 @@ def test_a_closing_record_that_was_torn_is_written_again(shift: int) -> None:
 def test_a_closing_record_that_rotted_is_not_taken_for_a_torn_one(shift: int, bit: int) -> None:
     disk, closed_at = closed_at_a_crash(shift)
     whole = disk.content(name_of(1))
-    for offset in range(closed_at, closed_at + _CLOSING_BYTES):
+    for offset in range(closed_at, closed_at + CLOSING_BYTES):
         rotten = copy.deepcopy(disk)
         rotten.rot(name_of(1), offset, bit)
         sector = offset - offset % SECTOR_BYTES

@@ -26,7 +26,7 @@ def fill(wal: Wal, first: int) -> int:
     """Append until the log is about to rotate; the index that does so."""
     index = first
     need = len(entry(index, data=bytes(300))) + 100
-    while wal._offset + need <= SEGMENT_BYTES:
+    while wal._tail.offset + need <= SEGMENT_BYTES:
         wal.append(None, [entry(index, data=bytes(300))])
         wal.sync()
         index += 1
@@ -108,7 +108,7 @@ def test_it_is_due_from_half_of_a_segment_on_until_it_is_complete() -> None:
     for _ in range(2):
         assert not wal.is_prepare_due
         index = wal._extent.last + 1
-        while wal._offset < SEGMENT_BYTES // 2:
+        while wal._tail.offset < SEGMENT_BYTES // 2:
             assert not wal.is_prepare_due
             wal.append(None, [entry(index)])
             index += 1
@@ -226,6 +226,7 @@ class HeldFiles(Files):
     """Calls `during` in the midst of the first piece; remembers what is open, and the last segment at each piece."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = str(path)
         self.during: Callable[[], None] = lambda: None
         self.next_fd = -1
@@ -295,7 +296,7 @@ def test_a_rotation_waits_for_one_piece_only(tmp_path: Path) -> None:
 
     def begin_to_rotate() -> None:
         rotating.start()
-        while wal._may_prepare:
+        while wal._spare._may_prepare:
             pass
 
     files.during = begin_to_rotate

@@ -193,9 +193,9 @@ def test_a_node_under_attack_is_afterwards_as_it_was(
     node: tuple[raftsvc.Service, ListState], quick_reads: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     service, state = node
-    identity = service.identity()
-    assert identity is not None
-    host, _, port = str(service.status()["addr"]).rpartition(":")
+    status: dict[str, Any] = service.status()
+    identity = (int(status["cluster_id"], 16), status["node_id"])
+    host, _, port = status["addr"].rpartition(":")
     assert service._listener is not None and service._listener.wait_bound(60.0)
     strangers = Enemy(7, *identity, secret="what the enemy takes for it")
     # Signed, but for another cluster or node, as by one whose configuration is mixed up.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import signal
 import socket
 import socketserver
 import ssl
@@ -353,3 +354,27 @@ def test_many_clients_at_once_are_all_served(serve: Callable[..., Listener]) -> 
     for thread in threads:
         thread.join(PATIENCE)
     assert not failures
+
+
+def test_a_forked_child_keeps_neither_the_port_nor_a_connection(serve: Callable[..., Listener]) -> None:
+    """A view may start a process that outlives the worker; the next one needs the port."""
+    listener = serve()
+    assert listener.wait_bound(PATIENCE)
+    address = listener.address
+    assert address is not None
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        connection.sendall(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        child = os.fork()
+        if child == 0:
+            time.sleep(2 * PATIENCE)
+            os._exit(0)
+        try:
+            listener.stop()
+            while connection.recv(65536):
+                pass
+            again = serve(address=f"{address[0]}:{address[1]}")
+            assert again.wait_bound(PATIENCE)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

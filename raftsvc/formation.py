@@ -1,0 +1,263 @@
+"""How a process comes to a node, and a cluster to its members, by hand.
+
+Two sides of one choreography.  A node without a cluster founds one, or asks for
+membership with a token that its directory keeps (`Membership`).  A leader that is
+asked gives it an id that no member ever had, or the one it has by that token, and
+takes members out again (`Roster`).  What either needs of the log it asks of the
+callers' own calls, so it waits, is refused and is counted like any of them.
+
+Nothing here is decided twice: of init and join one runs at a time, beside a `stop`
+that waits for neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp
+from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
+from raftsvc.core.raft import Refusal
+from raftsvc.errors import (
+    ExistingClusterError,
+    JoinFailedError,
+    LastMemberError,
+    MembershipTimeoutError,
+    StoppedError,
+    UninitializedError,
+    UnknownPeerError,
+)
+from raftsvc.host.admission import Admission
+from raftsvc.member.node import Node, NodeOptions
+from raftsvc.process import HomeProcess
+from raftsvc.state import State
+from raftsvc.storage import Store
+from raftsvc.transport import JoinReply, Network, Problem, request_join
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("raftsvc")
+
+_ADMIT_SECONDS = 10.0
+
+
+class Membership:
+    """What this process holds of a cluster: nothing yet, a node, or, once stopped, nothing any more.  Thread-safe."""
+
+    def __init__(self, addr: str, store: Store, state: State, network: Network, options: NodeOptions) -> None:
+        """For a node at `addr` with the directory of `store`, which may belong to a member already; see `resume`."""
+        self.home = HomeProcess()
+        self.addr = addr
+        self.state = state
+        self.election_timeout = options.election_timeout
+        self.node: Node | None = None
+        self.stopped = threading.Event()
+        self._store = store
+        self._network = network
+        self._options = options
+        # init, join and stop, one at a time; never held by callers or over waits for peers
+        self._lifecycle = threading.Lock()
+        self._is_joining = False
+
+    # -- what there is
+
+    def serving_node(self) -> Node | None:
+        """The node, if there is one and it was not stopped.  Raises ForkedError."""
+        self.home.check()
+        return None if self.stopped.is_set() else self.node
+
+    def require_node(self) -> Node:
+        """The node.  Raises ForkedError, StoppedError, UninitializedError."""
+        self.home.check()
+        if self.stopped.is_set():
+            raise StoppedError("the Service was stopped")
+        node = self.node
+        if node is None:
+            raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
+        return node
+
+    # -- the beginning
+
+    def resume(self) -> None:
+        """Start the node, if the directory belongs to a member."""
+        if self._store.is_initialized:
+            self._start_node()
+
+    def found(self) -> None:
+        """Start a new cluster with this node as its only member; see `Service.init`."""
+        self.home.check()
+        with self._begin():
+            change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr)
+            entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
+            cluster_id = secrets.randbits(63) + 1
+            self._store.create(1, cluster_id, HardState(term=1, commit=1), [entry])
+            self._start_node()
+        node = self.require_node()
+        node.wait_until(lambda: node.is_leader, 10 * self.election_timeout)
+        logger.info("node 1 at %s founded cluster %016x", self.addr, cluster_id)
+
+    def join(self, boot_url: str, timeout: float) -> None:
+        """Join the cluster of a member at `boot_url`; see `Service.join`."""
+        self.home.check()
+        deadline = time.monotonic() + timeout
+        with self._begin():
+            token = self._store.join_token()
+            reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
+            self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
+            self._start_node()
+        node = self.require_node()
+        logger.info("node %d at %s joined cluster %016x", reply.node_id, self.addr, reply.cluster_id)
+        node.wait_until(node.is_settled, max(0.0, deadline - time.monotonic()))
+        if self.stopped.is_set():
+            raise StoppedError("the Service was stopped")
+        if not node.applied_config.members and not node.status()["leader_id"]:
+            raise JoinFailedError(
+                f"this node is member {node.node_id} now, but no leader reached it at {self.addr} "
+                f"within {timeout:g} s; it takes part as soon as one does"
+            )
+
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        """One attempt at a time, by a node without a cluster; the lock itself is held only for a moment."""
+        with self._lifecycle:
+            if self.stopped.is_set():
+                raise StoppedError("the Service was stopped")
+            if self.node is not None or self._is_joining:
+                raise ExistingClusterError("this node belongs to a cluster already, or is just joining one")
+            self._is_joining = True
+        try:
+            yield
+        finally:
+            with self._lifecycle:
+                self._is_joining = False
+                node = self.node
+                is_late = self.stopped.is_set()
+            if is_late:  # stop came meanwhile and left what was being made to us
+                if node is not None:
+                    node.stop(StoppedError("the Service was stopped"))
+                else:
+                    self._store.close()
+
+    def _start_node(self) -> None:
+        node = Node(self.addr, self._store, self.state, self._network, self._options)
+        node.start()
+        self.node = node
+
+    # -- the end
+
+    def stop(self) -> bool:
+        """Stop the node, which hands over first if it leads; False if that was done before, or in a forked child."""
+        if not self.home.is_here:
+            return False  # the threads and the directory are the parent's
+        with self._lifecycle:
+            if self.stopped.is_set():
+                return False
+            self.stopped.set()
+            node = self.node
+            is_joining = self._is_joining  # now: one who joins and ends later sees that it is stopped
+        if node is not None:
+            try:
+                node.hand_over(min(1.0, self.election_timeout))
+            finally:  # though one who waits be interrupted
+                node.stop(StoppedError("the Service was stopped"))
+        elif not is_joining:
+            self._store.close()
+        return True
+
+
+class Calls(Protocol):
+    """What the roster asks of the Service, as any caller does."""
+
+    def exec(self, instruction: bytes, timeout: float) -> bool: ...
+    def wait_read(self, timeout: float) -> None: ...
+
+
+class Roster:
+    """The members of the cluster that this process's node belongs to, as they come and go."""
+
+    def __init__(self, membership: Membership, calls: Calls, admission: Admission) -> None:
+        self._membership = membership
+        self._calls = calls
+        self._admission = admission
+
+    def check_leader(self) -> None:
+        """Raise a Problem that names the leader if this node does not lead."""
+        node = self._membership.require_node()
+        if not node.is_leader:
+            raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
+
+    def admit(self, addr: str, token: bytes) -> JoinReply:
+        """Make the node at `addr`, which presented `token`, a learner; it is promoted when it has caught up.
+
+        Authorized first, by a state that is current; nothing is written for one
+        who may not join.  A token that is known gets the id it has.  Raises Problem.
+        """
+        node = self._membership.require_node()
+        deadline = time.monotonic() + _ADMIT_SECONDS
+        self._calls.wait_read(_ADMIT_SECONDS)
+        if not self._membership.state.is_allowed_member(addr):
+            raise Problem(403, "address_not_allowed", f"{addr} is not allowed to join")
+        while True:
+            config = node.applied_config
+            known = _member_with_token(config, token)
+            if known != NO_NODE:
+                return JoinReply(known, node.cluster_id)
+            if config.id_of(addr) is not None:
+                raise Problem(409, "address_in_use", f"{addr} is member {config.id_of(addr)} already; evict it first")
+            node_id = self._allocate_id(node, deadline)
+            with self._admission:
+                refusal = node.change_membership(
+                    ConfChange(ConfOp.ADD_LEARNER, node_id, addr, token),
+                    lambda applied: _member_with_token(applied, token) != NO_NODE,
+                    min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
+                )
+            self.check_leader()
+            if refusal not in (None, Refusal.INVALID_CHANGE) or time.monotonic() >= deadline:
+                raise Problem(503, "busy", "another membership change is under way, or no majority answers")
+
+    def _allocate_id(self, node: Node, deadline: float) -> int:
+        """An id that no member ever had: what the State proposes, unless the log knows it was used."""
+        state = self._membership.state
+        while True:
+            node_id, version = state.next_node_id()
+            instruction = state.increment_next_node_id(node_id, version)
+            if not instruction or self._calls.exec(instruction, max(0.1, deadline - time.monotonic())):
+                return max(node_id, node.applied_config.highest_id + 1)
+            if time.monotonic() >= deadline:
+                raise Problem(503, "busy", "no id could be allocated")
+
+    def evict(self, addr: str, timeout: float) -> None:
+        """Remove the member at `addr`; see `Service.evict`."""
+        deadline = time.monotonic() + timeout
+        node = self._membership.require_node()
+        self._calls.wait_read(timeout)
+        config = node.applied_config
+        node_id = config.id_of(addr)
+        if node_id is None:
+            raise UnknownPeerError(
+                f"no member is at {addr}; members are at {sorted(m.addr for m in config.members.values())}"
+            )
+        if config.voters == {node_id}:
+            raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
+        with self._admission:
+            refusal = node.change_membership(
+                ConfChange(ConfOp.REMOVE, node_id),
+                lambda applied: node_id not in applied.members,
+                deadline - time.monotonic(),
+            )
+        if refusal is not None:
+            if node.applied_config.voters == {node_id}:
+                raise LastMemberError(f"{addr} is the only voter")
+            node.check_able()
+            raise MembershipTimeoutError(
+                f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
+            )
+
+
+def _member_with_token(config: Configuration, token: bytes) -> int:
+    return next((i for i, member in config.members.items() if member.token == token), NO_NODE)

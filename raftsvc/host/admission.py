@@ -1,0 +1,109 @@
+"""How many callers a process may hold at once, and how many streams.
+
+What is known of the server decides, unless the application said a number; see servers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raftsvc.errors import OverloadedError
+from raftsvc.host import servers
+from raftsvc.transport import Problem
+
+logger = logging.getLogger("raftsvc")
+
+_FREE_THREADS = 2
+"""Threads of the server that neither callers nor streams get."""
+
+
+class Admission:
+    """At most so many callers wait at once, below the threads of the server.
+
+    If every thread of the pool waited for a commit, none were left for the peers'
+    messages that bring it.  The caller over the limit is told at once.  A stream
+    keeps a thread of the pool for as long as it lives, so those it may need are
+    not given to callers; where that would take most of the pool there are none.
+    """
+
+    def __init__(self, limit: int | None, host: servers.HostPool | None, has_listener: bool) -> None:
+        self._lock = threading.Lock()  # guards all below
+        self._is_fixed = limit is not None or has_listener
+        self._has_listener = has_listener
+        self._has_looked = host is not None
+        self._limit = limit or 0
+        self._pinned = 0
+        self._reserved = 0
+        self.waiting = 0
+        if not self._is_fixed and host is not None:
+            self._adopt(host)
+
+    @property
+    def limit(self) -> int:
+        """How many callers may wait; 0: any number."""
+        if self._is_fixed or not self._limit:
+            return self._limit
+        return max(1, self._limit - max(self._pinned, self._reserved))
+
+    def _adopt(self, host: servers.HostPool) -> None:
+        if host.threads is None:
+            return
+        # Two stay free for peers, and for a snapshot beside their messages.
+        self._limit = max(1, host.threads - _FREE_THREADS)
+        if host.threads < 3:
+            logger.error(
+                "%s serves with %d thread(s): a node needs at least 3, or a listener of its own (listen=)",
+                host.server,
+                host.threads,
+            )
+
+    def learn(self, environ: Mapping[str, Any]) -> servers.HostPool | None:
+        """At the first request look for the server that serves it; returns what was found just now."""
+        if self._has_looked or "raftsvc.listener" in environ:
+            return None
+        self._has_looked = True
+        host = servers.find_host(environ)
+        if host is not None and not self._is_fixed:
+            self._adopt(host)
+        return host
+
+    def pin(self, environ: Mapping[str, Any], peers: int) -> Callable[[], None]:
+        """Give the thread that serves `environ` to a stream; returns what gives it back.
+
+        peers: how many may want one.  Raises Problem.
+        """
+        if "raftsvc.listener" in environ:
+            return lambda: None
+        host = None if self._has_listener else servers.find_host(environ)
+        if host is None or (host.threads is None and host.server != "werkzeug"):
+            raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")
+        if host.threads is None:
+            return lambda: None
+        is_roomy = 2 * (host.threads - _FREE_THREADS - peers) >= host.threads
+        with self._lock:
+            self._reserved = peers if is_roomy else 0
+            if not is_roomy:
+                raise Problem(503, "no_stream", f"no streams here: they would take too many of {host.threads} threads")
+            if self.waiting + self._pinned >= host.threads - _FREE_THREADS:
+                raise Problem(503, "overloaded", "no thread can be spared for a stream just now")
+            self._pinned += 1
+        return self._unpin
+
+    def _unpin(self) -> None:
+        with self._lock:
+            self._pinned -= 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self.limit and self.waiting >= self.limit:
+                raise OverloadedError(
+                    f"{self.waiting} callers wait already, the limit of this process; try again, or at another node"
+                )
+            self.waiting += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self.waiting -= 1

@@ -1,0 +1,41 @@
+"""The watch over the server that hosts a node: the node leaves before it does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from raftsvc.host.admission import Admission
+from raftsvc.host.servers import HostPool
+
+logger = logging.getLogger("raftsvc")
+
+
+class ServerWatch:
+    """Has a node leave in good order when its server begins to shut down, before the server's grace ends."""
+
+    def __init__(self, admission: Admission, leave: Callable[[], None], left: threading.Event) -> None:
+        """leave: called once, in the process that has the node; in a forked child it does nothing.
+
+        left: set once the node has left for any reason.
+        """
+        self._admission = admission
+        self._leave = leave
+        self._left = left
+
+    def begin(self, server: HostPool) -> None:
+        """Watch `server` from now on, on a thread of its own."""
+        threading.Thread(target=self.run, args=(server,), name="raftsvc-host", daemon=True).start()
+
+    def run(self, server: HostPool) -> None:
+        """Watch until the node has left.  Callers that wait are given half of the server's grace to be served."""
+        while not self._left.wait(0.1):
+            if server.stopping():
+                logger.info("the server is shutting down; the node leaves first")
+                deadline = time.monotonic() + (server.graceful_timeout or 0.0) / 2
+                while self._admission.waiting and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                self._leave()
+                return  # in a forked child nothing was stopped, nor need be

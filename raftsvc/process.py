@@ -1,0 +1,70 @@
+"""Which process an object belongs to, and what a forked child must not keep.
+
+The threads of a node, its locks and its directory stay with the process that started
+it.  A child forked later has copies of the objects and nothing that runs, so whatever
+stands before them asks at each call.  The pid is compared, for hooks of a fork do not
+fire under every server.
+
+What the child has besides are the descriptors.  As long as it lives, one of a lock keeps
+the directory from the next owner, one of a port keeps that taken, and one of a file that was
+deleted keeps its space, though the parent be long dead.  So whoever holds such
+descriptors says so, and where the hooks do fire, as for `os.fork` and all that is made of
+it, they are closed in the child.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Protocol
+from weakref import WeakSet
+
+from raftsvc.errors import ForkedError
+
+
+class HomeProcess:
+    """The process that made it."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is in that process."""
+        return os.getpid() == self.pid
+
+    def check(self) -> None:
+        """Raise ForkedError in every other process."""
+        if os.getpid() != self.pid:
+            raise ForkedError(
+                f"this Service was started in process {self.pid}, and its threads are not in process {os.getpid()}: "
+                "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
+            )
+
+
+class HoldsDescriptors(Protocol):
+    """What has descriptors that are of no use to a forked child, and in the way of others."""
+
+    def take_descriptors(self) -> Iterable[int]:
+        """All of them; from now on it has none.  Called in a child, where no lock may be waited for."""
+
+
+_holders: WeakSet[HoldsDescriptors] = WeakSet()
+
+
+def close_in_children(holder: HoldsDescriptors) -> None:
+    """Have the descriptors of `holder` closed in every child that is forked from now on, as long as it lives."""
+    _holders.add(holder)
+
+
+def _close_inherited() -> None:
+    for holder in list(_holders):
+        for fd in holder.take_descriptors():
+            with suppress(OSError):
+                os.close(fd)
+
+
+os.register_at_fork(after_in_child=_close_inherited)

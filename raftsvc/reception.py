@@ -1,0 +1,111 @@
+"""Where requests under `/raft/` are received: from peers, from nodes that want to join, from monitors.
+
+The transport knows how requests look and who may send them; this knows which node
+of this process, if any, they are for.  Applications do not come by here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raftsvc.core.messages import Message
+from raftsvc.errors import DisagreementError
+from raftsvc.formation import Membership, Roster
+from raftsvc.host.admission import Admission
+from raftsvc.transport import Envelope, JoinReply, Network, Problem, ServedStream, SnapshotChunk, connection_of
+
+
+class Reception:
+    """The transport's Receiver for a Service; see transport.app."""
+
+    def __init__(self, membership: Membership, roster: Roster, network: Network, admission: Admission) -> None:
+        self._membership = membership
+        self._roster = roster
+        self._network = network
+        self._admission = admission
+
+    # -- from peers
+
+    def identity(self) -> tuple[int, int] | None:
+        """(cluster id, node id), or None while this node belongs to no cluster."""
+        node = self._membership.serving_node()
+        if self._membership.stopped.is_set():
+            # Not `uninitialized`, on which a node that wants to join gives up.
+            raise Problem(503, "stopping", "this node was stopped")
+        return (node.cluster_id, node.node_id) if node else None
+
+    def standing_of(self, node_id: int) -> str:
+        """`member`, `removed` or `unknown`, by what is committed here."""
+        return self._membership.require_node().standing_of(node_id)
+
+    def addr_of(self, node_id: int) -> str | None:
+        """Where a member is reached, if it is known."""
+        node = self._membership.serving_node()
+        member = node.applied_config.members.get(node_id) if node else None
+        return member.addr if member else None
+
+    def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
+        """Hand a peer's messages to the node."""
+        return self._membership.require_node().receive(from_id, messages)
+
+    def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
+        """Hand a piece of a snapshot to the node."""
+        return self._membership.require_node().receive_chunk(from_id, chunk)
+
+    def serve_stream(self, from_id: int, envelope: Envelope, secret: bytes, environ: Mapping[str, Any]) -> ServedStream:
+        """Open a stream for a member, if a thread can be spared for it; raises Problem."""
+        node = self._membership.require_node()
+        peer = self._network.peer(from_id)
+        if peer is None or from_id not in node.applied_config.members:
+            raise Problem(503, "unavailable", f"node {from_id} is not known here yet")
+        release = self._admission.pin(environ, len(node.applied_config.members) - 1)
+        return peer.serve_stream(envelope, secret, connection_of(environ), release, "raftsvc.listener" in environ)
+
+    def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
+        """The first frame of a stream arrived at its holder."""
+        peer = self._network.peer(from_id)
+        return peer is not None and peer.confirm_stream(nonce)
+
+    # -- from nodes that want to join
+
+    def check_leader(self) -> None:
+        """Raise a Problem that names the leader if this node does not lead."""
+        self._roster.check_leader()
+
+    def admit(self, addr: str, token: bytes) -> JoinReply:
+        """Make the node at `addr`, which presented `token`, a member; raises Problem."""
+        return self._roster.admit(addr, token)
+
+    # -- from monitors
+
+    def status(self) -> dict[str, object]:
+        """A picture of the node; see `Service.status`."""
+        self._membership.home.check()
+        node = self._membership.node
+        error = node.err() if node is not None else None
+        picture: dict[str, object] = (
+            {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
+        )
+        picture["error"] = f"{type(error).__name__}: {error}" if error else None
+        picture["max_waiting"] = self._admission.limit
+        picture["waiting"] = self._admission.waiting
+        picture["streams"] = {
+            str(peer_id): {"in": comes_in, "out": goes_out}
+            for peer_id, (comes_in, goes_out) in self._network.streams().items()
+        }
+        return picture
+
+    def is_live(self) -> bool:
+        """Whether the node's threads do their work."""
+        membership = self._membership
+        node = membership.node
+        return not membership.stopped.is_set() and membership.home.is_here and (node is None or node.is_live())
+
+    def is_ready(self) -> bool:
+        """Whether this node can serve an application; see `Service.is_ready`."""
+        node = self._membership.serving_node()
+        if node is None or not node.is_settled():
+            return False
+        error = node.err()
+        return error is None or isinstance(error, DisagreementError)
