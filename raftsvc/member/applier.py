@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from raftsvc.member.applying import Work
-from raftsvc.member.calls import Call
 from raftsvc.member.engine import Engine
 from raftsvc.member.handoff import Amount, applies_little, may_apply
 from raftsvc.member.snapshots import Capture
 from raftsvc.member.threads import Threads
 from raftsvc.member.turns import Turn
+from raftsvc.member.waiters import Call
 
 _QUICK_APPLY_SECONDS = 0.002
 # A snapshot's thread is at work a quarter of its time at most.  Unpaced, it kept single threads

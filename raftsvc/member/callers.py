@@ -16,10 +16,10 @@ from threading import Event
 
 from raftsvc.errors import StoppedError
 from raftsvc.member.applier import Applier
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine
 from raftsvc.member.handoff import Driver, who_drives
 from raftsvc.member.turns import Turn, may_be_interrupted
+from raftsvc.member.waiters import Call, Read
 
 
 class Callers:

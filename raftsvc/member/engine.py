@@ -52,7 +52,7 @@ from raftsvc.errors import (
     StorageError,
 )
 from raftsvc.member.applying import Applying, Work
-from raftsvc.member.calls import Call, Calls, Contexts, Read, Waiter, refusal_of
+from raftsvc.member.calls import Calls, Contexts, refusal_of
 from raftsvc.member.changes import ChangeAttempt, Changes
 from raftsvc.member.digests import DigestCheck
 from raftsvc.member.handoff import Inbox
@@ -60,6 +60,7 @@ from raftsvc.member.health import Condition, Health
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
+from raftsvc.member.waiters import Call, Read, Waiter
 from raftsvc.member.writes import Batch, SnapshotMark, Writes
 from raftsvc.state import State
 from raftsvc.storage import Loaded, Store

@@ -31,8 +31,8 @@ from contextlib import suppress
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from raftsvc.member.calls import Call, Read, Waiter
 from raftsvc.member.health import Health
+from raftsvc.member.waiters import Call, Read, Waiter
 
 
 class Inbox:

@@ -32,7 +32,6 @@ from raftsvc.core.raft import Refusal, Role
 from raftsvc.errors import RaftError
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
 from raftsvc.member.health import Condition
@@ -41,6 +40,7 @@ from raftsvc.member.status import status_of
 from raftsvc.member.threads import Threads
 from raftsvc.member.ticker import LEAST_TICK, Ticker
 from raftsvc.member.turns import Turn
+from raftsvc.member.waiters import Call, Read
 from raftsvc.state import State
 from raftsvc.storage import Store, held_by
 from raftsvc.transport import Network, SnapshotChunk
@@ -75,7 +75,7 @@ def read_boot_clock() -> int:
 
 
 class Node:
-    """A member of a cluster, running from construction (`start`) until `stop`.  The `Member` of its own process."""
+    """A member of a cluster, running from construction (`start`) until `stop`.  A `Participant` in this process."""
 
     def __init__(self, addr: str, store: Store, state: State, network: Network, options: NodeOptions) -> None:
         """Recover from `store`, which is initialized; nothing runs before `start`.

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from raftsvc.core.raft import Raft, ReadState
 from raftsvc.errors import RaftError
-from raftsvc.member.calls import Contexts, Read
+from raftsvc.member.calls import Contexts
 from raftsvc.member.handoff import Inbox
+from raftsvc.member.waiters import Read
 
 
 class Reads:

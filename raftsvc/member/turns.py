@@ -19,10 +19,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from raftsvc.errors import RaftError
-from raftsvc.member.calls import Waiter
 from raftsvc.member.engine import Engine, as_raft_error
 from raftsvc.member.errands import Errands
 from raftsvc.member.handoff import Amount, Hands, Present, Signal, duties
+from raftsvc.member.waiters import Waiter
 from raftsvc.transport import Peer
 
 logger = logging.getLogger("raftsvc.node")

@@ -32,8 +32,8 @@ from raftsvc.core.raft import Role
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
 
 if TYPE_CHECKING:
-    from raftsvc.member.calls import Call
     from raftsvc.member.engine import Engine
+    from raftsvc.member.waiters import Call
 
 
 class Violation(AssertionError):

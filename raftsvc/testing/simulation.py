@@ -25,10 +25,10 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, decode_messages, make_entry
 from raftsvc.core.raft import Role
 from raftsvc.errors import DivergedError, NotApplied, RaftError, Rejected, StorageError
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.machine import read_envelope
 from raftsvc.member.snapshots import Capture
+from raftsvc.member.waiters import Call, Read
 from raftsvc.state import StreamingState
 from raftsvc.storage import Store
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from raftsvc.core.messages import NO_NODE
-from raftsvc.member.calls import Call, Calls, Contexts, Read
+from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.handoff import Driver, Inbox, Signal, who_drives
 from raftsvc.member.health import Health
+from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Writes
 from tests.member.interleaving import Deque, Lock, Program, Scene, explore, watched
 

@@ -19,12 +19,12 @@ from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import EntryKind, HardState, make_entry
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
 from raftsvc.member.handoff import Hands, Inbox, Signal
 from raftsvc.member.threads import Threads
 from raftsvc.member.turns import Turn
+from raftsvc.member.waiters import Call, Read
 from raftsvc.storage import Store
 from raftsvc.testing.disk import SimulatedDisk
 from raftsvc.testing.workload import RegisterWorkload
