@@ -595,7 +595,7 @@ MUTANTS = (
     Mutant(
         "what a writer leaves is left by it",
         "member/handoff.py",
-        "    is_left_to_writer = p.applies_later and applies_little(p)\n",
+        "    is_left_to_writer = p.applies_later and applies_little(p.amount, p.is_awaited)\n",
         "    is_left_to_writer = p.applies_later\n",
         test="member/test_duties.py::test_whom_a_turn_wakes",
     ),

@@ -57,12 +57,17 @@ class Applier:
 
     def take_work(self) -> Work | None:
         """What a caller that drove may apply at once, if there is something; he then does, after his turn."""
-        return self._take_work() if may_apply(self._turn.present()) else None
+        applying, hands = self._engine.applying, self._turn.hands
+        if applying.is_due and may_apply(applying.amount(), hands.are_full, hands.is_quick):
+            return self._take_work()
+        return None
 
     def take_little_work(self) -> Work | None:
         """As `take_work`, for a thread that others wait for."""
-        present = self._turn.present()
-        return self._take_work() if may_apply(present) and applies_little(present) else None
+        applying = self._engine.applying
+        if applying.is_due and applies_little(applying.amount(), self._engine.has_callers):
+            return self.take_work()
+        return None
 
     def help(self, call: Call) -> None:
         """Apply what the caller of `call` was woken for, unless it has become too much since."""

@@ -153,7 +153,7 @@ class Engine:
                 "give the Service an empty State; the log and the snapshot bring it up to date"
             )
         self.core = _recover_core(loaded, options, Random(random.getrandbits(64)))
-        self.writes = Writes(store, self.inbox)
+        self.writes = Writes(store, self.inbox, self.health)
         self.applying = Applying(machine, self.snapshots, self.health)
         self.ticks = 0
         self._seen = _Seen()
@@ -196,6 +196,11 @@ class Engine:
     def applied_index(self) -> int:
         """Up to which entries are applied, and those who waited for it told."""
         return self.applying.applied_index
+
+    @property
+    def has_callers(self) -> bool:
+        """Whether somebody here waits for something."""
+        return bool(self.calls or self.reads)
 
     # -- what comes in
 
@@ -419,7 +424,7 @@ class Engine:
             self.fail(as_raft_error(failure, "writing the log failed"))
         if self.health.is_over:
             return
-        if self.health.clear(Condition.STALLED):
+        if not self.health.may_lead and self.health.clear(Condition.STALLED):
             self._judge_fitness()
         for item in batch:
             if isinstance(item, SnapshotMark):
@@ -458,9 +463,9 @@ class Engine:
 
     def _note_session(self) -> None:
         """Learn which session this node has as of what is applied, and have its answers listened for."""
-        machine = self.machine
-        self.calls.note_session(*machine.session_of(self.node_id))
-        machine.listener = (self.node_id, self.calls.session_id)
+        machine, node_id = self.applying.machine, self.core.node_id
+        self.calls.note_session(*machine.session_of(node_id))
+        machine.listener = (node_id, self.calls.session_id)
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
@@ -537,7 +542,7 @@ class Engine:
     @property
     def has_writes(self) -> bool:
         """Whether something waits to be written, and nothing is being written."""
-        return self.writes.is_due and not self.health.is_over
+        return self.writes.is_due
 
     @property
     def has_work(self) -> bool:

@@ -171,6 +171,11 @@ class Hands:
         self.applies_later = False
         self.is_quick = True
 
+    @property
+    def are_full(self) -> bool:
+        """Whether somebody applies, or was asked to: he goes on with what comes since."""
+        return self.is_applying or self.helper is not None
+
     def begin(self) -> None:
         """Somebody begins to apply."""
         assert not self.is_applying, "one thread at a time applies"
@@ -255,23 +260,23 @@ class Duties(NamedTuple):
     wakes_apply: bool
 
 
-def may_apply(p: Present) -> bool:
+def may_apply(amount: Amount, is_taken: bool, is_quick: bool) -> bool:
     """Whether a caller may apply what there is: nobody does or was asked to, and it is known to be quick."""
-    return _NOTHING < p.amount < _MUCH and p.is_quick and not (p.is_applying or p.is_helper_asked)
+    return is_quick and not is_taken and _NOTHING < amount < _MUCH
 
 
-def applies_little(p: Present) -> bool:
+def applies_little(amount: Amount, is_awaited: bool) -> bool:
     """Whether who writes for others also applies: it is little, and nobody here waits for it."""
-    return p.amount == _LITTLE and not p.is_awaited
+    return amount == _LITTLE and not is_awaited
 
 
 def duties(p: Present) -> Duties:
     """Whom to wake as of now."""
     if p.is_applying or p.is_helper_asked:
-        return Duties(p.has_writes, False, False)  # who applies goes on with what came since
+        return Duties(p.has_writes, False, False)
     if p.is_snapshot_due:
         return Duties(p.has_writes, False, True)
     if p.amount == _NOTHING:
         return Duties(p.has_writes, False, False)
-    is_left_to_writer = p.applies_later and applies_little(p)
-    return Duties(p.has_writes, may_apply(p), not is_left_to_writer)
+    is_left_to_writer = p.applies_later and applies_little(p.amount, p.is_awaited)
+    return Duties(p.has_writes, may_apply(p.amount, False, p.is_quick), not is_left_to_writer)

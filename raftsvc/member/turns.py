@@ -101,7 +101,7 @@ class Turn:
         """
         engine = self._engine
         engine.advance()
-        if inline and engine.has_writes:
+        if inline and engine.writes.is_due:
             self._write_batch()
             engine.advance()
         if engine.health.is_over:
@@ -114,7 +114,7 @@ class Turn:
             self.log_work.wait(1.0)
             with self:
                 self.drive(inline=True)
-                while engine.has_writes:
+                while engine.writes.is_due:
                     self.drive(inline=True)
 
     def _write_batch(self) -> None:
@@ -147,12 +147,11 @@ class Turn:
     def present(self) -> Present:
         """What decides who does what next; counted only where it is asked for."""
         engine, hands = self._engine, self.hands
-        is_busy = hands.is_applying or hands.helper is not None
-        amount = Amount.NOTHING if is_busy else engine.applying.amount()
+        amount = Amount.NOTHING if hands.are_full else engine.applying.amount()
         return Present(
-            engine.has_writes,
+            engine.writes.is_due,
             amount,
-            amount == Amount.LITTLE and bool(engine.calls or engine.reads),
+            amount == Amount.LITTLE and engine.has_callers,
             engine.snapshots.is_due,
             hands.is_applying,
             hands.helper is not None,
@@ -167,16 +166,17 @@ class Turn:
         if errands.said:
             said, errands.said = errands.said, []
         finished = engine.inbox.finished.take()
-        signals = []
-        wakes_log, asks_caller, wakes_apply = duties(self.present())
-        if wakes_log:
-            signals.append(self.log_work)
-        helper = engine.calls.parked() if asks_caller else None
-        if helper is not None:
-            self.hands.helper = helper
-            finished.append(helper)
-        elif wakes_apply:
-            signals.append(self.apply_work)
+        signals: list[Signal] = []
+        if engine.writes.is_due or engine.applying.is_due or engine.snapshots.is_due:  # else there is nothing to decide
+            wakes_log, asks_caller, wakes_apply = duties(self.present())
+            if wakes_log:
+                signals.append(self.log_work)
+            helper = engine.calls.parked() if asks_caller else None
+            if helper is not None:
+                self.hands.helper = helper
+                finished.append(helper)
+            elif wakes_apply:
+                signals.append(self.apply_work)
         return _Effects(peers, finished, signals, said)
 
     def fail(self, error: BaseException, what: str) -> None:

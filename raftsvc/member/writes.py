@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from raftsvc.core.messages import Message
 from raftsvc.core.raft import Ready
 from raftsvc.member.handoff import Inbox
+from raftsvc.member.health import Health
 from raftsvc.storage import Store
 
 
@@ -35,6 +36,7 @@ class Writes:
     """What is to be written to the log of one node."""
 
     __slots__ = (
+        "_health",
         "_held",
         "_in_write",
         "_inbox",
@@ -45,8 +47,9 @@ class Writes:
         "durable_token",
     )
 
-    def __init__(self, store: Store, inbox: Inbox) -> None:
+    def __init__(self, store: Store, inbox: Inbox, health: Health) -> None:
         self._store = store
+        self._health = health
         self._inbox = inbox
         self._waiting: list[Ready | SnapshotMark] = []
         self._in_write: Batch = ()
@@ -59,7 +62,7 @@ class Writes:
     @property
     def is_due(self) -> bool:
         """Whether something waits to be written, and nothing is being written."""
-        return bool(self._waiting) and not self._inbox.is_writing
+        return bool(self._waiting) and not self._inbox.is_writing and not self._health.is_over
 
     def add(self, item: Ready | SnapshotMark) -> None:
         """Have it written in the next batch."""

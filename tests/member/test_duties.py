@@ -49,19 +49,20 @@ def test_in_every_state_each_piece_of_work_has_one_who_does_it(now: Present) -> 
     woken = duties(now)
     assert woken.wakes_log == now.has_writes
     is_taken = now.is_applying or now.is_helper_asked
-    is_left = now.applies_later and applies_little(now)
+    is_left = now.applies_later and applies_little(now.amount, now.is_awaited)
     has_work = now.amount != NOTHING or now.is_snapshot_due
     assert woken.wakes_apply or is_taken or is_left or not has_work, "somebody applies"
     assert not (is_taken and (woken.asks_caller or woken.wakes_apply)), "and nobody else"
     assert not (woken.asks_caller and now.is_snapshot_due), "no caller takes a snapshot"
-    assert not woken.asks_caller or may_apply(now), "a caller does what is quick"
+    assert not woken.asks_caller or may_apply(now.amount, is_taken, now.is_quick), "a caller does what is quick"
     assert has_work or not (woken.asks_caller or woken.wakes_apply), "nobody is woken for nothing"
 
 
-@pytest.mark.parametrize("now", STATES[:: len(STATES) // 64], ids=str)
-def test_a_caller_applies_what_is_quick_and_nobody_else_does(now: Present) -> None:
-    expected = now.amount in (LITTLE, MORE) and now.is_quick and not now.is_applying and not now.is_helper_asked
-    assert may_apply(now) == expected
+@pytest.mark.parametrize("amount", Amount)
+@pytest.mark.parametrize("is_taken", [False, True])
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_a_caller_applies_what_is_quick_and_nobody_else_does(amount: Amount, is_taken: bool, is_quick: bool) -> None:
+    assert may_apply(amount, is_taken, is_quick) == (amount in (LITTLE, MORE) and is_quick and not is_taken)
 
 
 @pytest.mark.parametrize(

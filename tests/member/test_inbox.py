@@ -32,7 +32,7 @@ class Node:
         self.health = Health()
         self.inbox: Any = watched(Inbox, ("is_asking", "is_writing"), lambda: self.lock)(self.health)
         self.inbox.is_leading = True
-        self.writes = Writes(None, self.inbox)  # type: ignore[arg-type]
+        self.writes = Writes(None, self.inbox, self.health)  # type: ignore[arg-type]
         core: Any = SimpleNamespace(leader_id=NO_NODE, node_id=1)
         watched_calls = watched(Calls, ("_unsent",) if watches_unsent else (), lambda: None)
         self.calls = watched_calls(core, Contexts(Random(1)), 1, 3, self.inbox.calls, self.inbox.finished)
