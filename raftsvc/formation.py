@@ -33,6 +33,7 @@ from raftsvc.errors import (
 )
 from raftsvc.host.admission import Admission
 from raftsvc.member.node import Node, NodeOptions
+from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store
@@ -55,7 +56,7 @@ class Membership:
         self.addr = addr
         self.state = state
         self.election_timeout = options.election_timeout
-        self.node: Node | None = None
+        self.node: Participant | None = None
         self.stopped = threading.Event()
         self._store = store
         self._network = network
@@ -66,12 +67,12 @@ class Membership:
 
     # -- what there is
 
-    def serving_node(self) -> Node | None:
+    def serving_node(self) -> Participant | None:
         """The node, if there is one and it was not stopped.  Raises ForkedError."""
         self.home.check()
         return None if self.stopped.is_set() else self.node
 
-    def require_node(self) -> Node:
+    def require_node(self) -> Participant:
         """The node.  Raises ForkedError, StoppedError, UninitializedError."""
         self.home.check()
         if self.stopped.is_set():
@@ -220,7 +221,7 @@ class Roster:
             if refusal not in (None, Refusal.INVALID_CHANGE) or time.monotonic() >= deadline:
                 raise Problem(503, "busy", "another membership change is under way, or no majority answers")
 
-    def _allocate_id(self, node: Node, deadline: float) -> int:
+    def _allocate_id(self, node: Participant, deadline: float) -> int:
         """An id that no member ever had: what the State proposes, unless the log knows it was used."""
         state = self._membership.state
         while True:

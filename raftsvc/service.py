@@ -31,9 +31,10 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.watch import ServerWatch
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import EngineOptions
-from raftsvc.member.node import Node, NodeOptions, read_boot_clock
+from raftsvc.member.node import NodeOptions, read_boot_clock
+from raftsvc.member.participant import Participant
+from raftsvc.member.waiters import Call, Read
 from raftsvc.reception import Reception
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
@@ -200,7 +201,7 @@ class Service:
             self._watch.begin(server)
 
     @property
-    def _node(self) -> Node | None:
+    def _node(self) -> Participant | None:
         return self._membership.node
 
     # -- joining and leaving

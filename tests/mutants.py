@@ -30,7 +30,8 @@ class Mutant(NamedTuple):
 
     kinds: faults that it takes to show, where the usual mixture brings them together too seldom.
     scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
-    test:  of pytest, which shows it where that is so of storage; a path below tests and a name.
+    test:  of pytest, which shows it where that is so, or where no simulation goes: to the order of
+           threads; a path below tests and a name.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -44,6 +45,8 @@ class Mutant(NamedTuple):
     also: tuple[tuple[str, str, str], ...] = ()
 
 
+_INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
+_THREADS = "member/test_interleavings.py::"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
@@ -209,7 +212,7 @@ MUTANTS = (
     ),
     Mutant(
         "the log says that there is a snapshot before there is",
-        "member/engine.py",
+        "member/writes.py",
         "                self._store.install_incoming()\n"
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
@@ -372,7 +375,7 @@ MUTANTS = (
     ),
     Mutant(
         "read before the index is applied",
-        "member/calls.py",
+        "member/reads.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
     ),
@@ -501,8 +504,121 @@ MUTANTS = (
     Mutant(
         "do not restart the State from an installed snapshot",
         "member/engine.py",
-        "                self._to_apply.append(Restore(item.snapshot.index))\n",
-        "",
+        "                self.applying.add_restore(item.snapshot.index)\n",
+        "                pass\n",
+    ),
+    # Hand-offs
+    Mutant(
+        "a caller looks whether somebody will see to its call before it brings it",
+        "member/handoff.py",
+        "        self.calls.append(call)\n        if self.waking or (self.is_writing and self.is_leading):\n",
+        "        is_seen_to = self.waking or (self.is_writing and self.is_leading)\n"
+        "        self.calls.append(call)\n        if is_seen_to:\n",
+        test=f"{_INBOX}[a_write_ends]",
+    ),
+    Mutant(
+        "a reader looks whether somebody will ask for it before it comes",
+        "member/handoff.py",
+        "        self.reads.append(read)\n        if self.waking or self.is_asking:\n",
+        "        is_seen_to = self.waking or self.is_asking\n        self.reads.append(read)\n        if is_seen_to:\n",
+        test=f"{_INBOX}[an_index_is_heard]",
+    ),
+    Mutant(
+        "a caller that wakes looks whether it is the last before it counts itself out",
+        "member/handoff.py",
+        "        with suppress(IndexError):  # a tick came\n"
+        "            self.waking.popleft()\n        return not self.waking\n",
+        "        is_last = len(self.waking) == 1\n        with suppress(IndexError):  # a tick came\n"
+        "            self.waking.popleft()\n        return is_last\n",
+        test=f"{_INBOX}[callers_wake]",
+    ),
+    Mutant(
+        "who takes calls in takes them from the inbox before they are anywhere else",
+        "member/calls.py",
+        "            call = inbox[0]\n",
+        "            call = inbox.popleft()\n",
+        also=(
+            (
+                "member/calls.py",
+                "            inbox.popleft()  # last: whoever looks without the lock finds it here or there\n",
+                "",
+            ),
+        ),
+        test=f"{_INBOX}[a_caller_wakes_while_another_gives_up]",
+    ),
+    Mutant(
+        "who looks for calls looks where they go before he looks where they come from",
+        "member/calls.py",
+        "bool(self._inbox) or bool(self._unsent)",
+        "bool(self._unsent) or bool(self._inbox)",
+        test=f"{_INBOX}[a_caller_wakes_while_another_gives_up]",
+    ),
+    Mutant(
+        "the log thread counts as about to look until it has looked",
+        "member/handoff.py",
+        "        self._lock.acquire(timeout=timeout)\n        self.is_set = False\n",
+        "        self.is_set = False\n        self._lock.acquire(timeout=timeout)\n",
+        test=f"{_INBOX}[the_log_thread_is_about_to_look]",
+    ),
+    Mutant(
+        "a thread is marked as woken after it was woken",
+        "member/handoff.py",
+        "            self.is_set = True\n            with suppress(RuntimeError):"
+        "  # somebody else did at the same moment\n                self._lock.release()\n",
+        "            with suppress(RuntimeError):\n                self._lock.release()\n"
+        "            self.is_set = True\n",
+        test=f"{_INBOX}[the_log_thread_is_woken]",
+    ),
+    Mutant(
+        "what comes in a write is left to a log thread that may be at that write",
+        "member/handoff.py",
+        "    if is_log_thread_due and not is_writing:\n",
+        "    if is_log_thread_due:\n",
+        test="member/test_duties.py::test_who_drives",
+    ),
+    Mutant(
+        "the end of a write looks for what came before it is over",
+        "member/turns.py",
+        "        engine.end_write(batch, failure)\n",
+        "        engine.advance()\n        engine.end_write(batch, failure)\n",
+        also=(
+            (
+                "member/turns.py",
+                "            self._write_batch()\n            engine.advance()\n",
+                "            self._write_batch()\n",
+            ),
+        ),
+        test=f"{_THREADS}test_callers_that_come_while_a_write_ends_get_their_outcomes",
+    ),
+    Mutant(
+        "a caller that gives up takes the request to apply with it",
+        "member/callers.py",
+        "            if hands.helper is call:  # it was asked to help, and is on its way out\n",
+        "            if False:\n",
+        test=f"{_THREADS}test_who_was_asked_to_apply_and_gives_up_leaves_it_to_another",
+    ),
+    Mutant(
+        "another caller is asked to apply before the first has come",
+        "member/handoff.py",
+        "    if p.is_applying or p.is_helper_asked:\n",
+        "    if p.is_applying:\n",
+        test="member/test_duties.py::test_whom_a_turn_wakes",
+    ),
+    Mutant(
+        "what a writer leaves is left by it",
+        "member/handoff.py",
+        "    is_left_to_writer = p.applies_later and applies_little(p.amount, p.is_awaited)\n",
+        "    is_left_to_writer = p.applies_later\n",
+        test="member/test_duties.py::test_whom_a_turn_wakes",
+    ),
+    Mutant(
+        "a read by lease looks at the commit index before it looks at the clock",
+        "member/engine.py",
+        "            and self.core.holds_lease(self._runner.now())\n"
+        "            and self.core.log.commit_index <= self.applying.applied_index\n",
+        "            and self.core.log.commit_index <= self.applying.applied_index\n"
+        "            and self.core.holds_lease(self._runner.now())\n",
+        test=f"{_THREADS}test_a_lease_is_looked_at_before_the_commit_index",
     ),
     # Digests
     Mutant(

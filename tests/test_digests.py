@@ -205,7 +205,7 @@ def test_only_so_many_questions_are_remembered() -> None:
         members.pass_time(ELECTION_TICKS)
     for node in members.nodes.values():
         check = node.check
-        assert max(len(check._questions), len(check._answered), len(check._pending)) <= 64
+        assert max(len(check._questions), len(check._own._answered), len(check._pending)) <= 64
 
 
 def test_an_answer_counts_although_its_digest_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,141 +1,30 @@
-"""What callers wait for: instructions on their way through the log, and reads on their way to an index.
+"""Instructions on their way through the log.
 
 `Calls` keeps every instruction until its outcome is known, sends it again where
-it may have been lost, and knows what is certain about it at any time.  `Reads`
-gathers readers so that one round of the leader serves all that wait.
-
-Both belong to a node and are used under its lock, save for their inboxes; neither blocks.  Who is
-finished is kept in `Finished`, to be woken once that lock is free again.
+it may have been lost, and knows what is certain about it at any time.  It is used under
+the lock of its node, save for what `handoff.Inbox` says, and never blocks.  Who is finished is
+kept in `handoff.Finished`, to be woken once that lock is free again.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from random import Random
 
 from raftsvc.core.messages import EntryKind, Message
-from raftsvc.core.raft import ProposalRefused, Raft, ReadState, Refusal, Role
+from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
+from raftsvc.member.handoff import Finished
 from raftsvc.member.machine import Answer, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.waiters import Call
 
 MAX_FORWARD_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 _MAX_FORWARDS = 1024
 _MOST_LOOKED_AT = 8
-
-
-class Waiter:
-    """One blocked caller.  Finished exactly once, then woken.
-
-    Two steps, for whoever finishes many holds a lock that they need, and each would
-    only run into it.
-    """
-
-    __slots__ = ("_woken", "error")
-
-    def __init__(self) -> None:
-        self._woken = threading.Lock()  # a semaphore: half the cost of an Event
-        self._woken.acquire()
-        self.error: RaftError | None = None
-
-    def wake(self) -> None:
-        """Let the caller go on; it looks why."""
-        with suppress(RuntimeError):  # it is awake already
-            self._woken.release()
-
-    def wait(self, timeout: float) -> bool:
-        """Whether it was woken within `timeout` seconds."""
-        return self._woken.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
-
-
-class Call(Waiter):
-    """An instruction on its way, and its caller.
-
-    unsettled: how many times it was handed to a log, here or at a leader, with no
-               word that it was refused there; above 0 it may yet be applied.
-    is_parked: its caller waits, and can be woken to help.
-    """
-
-    __slots__ = ("data", "instruction", "is_parked", "number", "outcome", "retry_tick", "unsettled")
-
-    def __init__(self, instruction: bytes) -> None:
-        super().__init__()
-        self.instruction = instruction
-        self.data = b""
-        self.number = 0
-        self.unsettled = 0
-        self.retry_tick = 0
-        self.is_parked = False
-        self.outcome: Outcome | None = None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether there is an outcome or an error."""
-        return self.outcome is not None or self.error is not None
-
-
-class Read(Waiter):
-    """A reader, and the index that must be applied before it goes on."""
-
-    __slots__ = ("index",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.index = 0
-
-
-class Finished:
-    """Who is finished, and is to be woken; then who was woken, and has not run yet.
-
-    Of those who run again most come straight back, or let the next in.  What is sent
-    before costs a batch of its own, with a message and a wait for the disk on every
-    member, and takes the interpreter from them.  So new ones gather until all of them
-    ran, unless nobody writes at present: a round of reads alone costs little.
-    """
-
-    __slots__ = ("_has_calls", "_to_wake", "waking")
-
-    def __init__(self) -> None:
-        self._to_wake: list[Waiter] = []
-        self._has_calls = False  # since the last tick
-        self.waking: deque[Waiter] = deque()
-        """Those to wait for.  May be looked at without the lock."""
-
-    def add_call(self, call: Call) -> None:
-        """Have the caller of `call` woken.  Called before anybody can see that it is finished."""
-        self._has_calls = True
-        self.waking.append(call)
-        self._to_wake.append(call)
-
-    def add_reads(self, reads: Sequence[Read]) -> None:
-        """Have readers woken."""
-        if self._has_calls:
-            self.waking += reads
-        self._to_wake += reads
-
-    def take(self) -> list[Waiter]:
-        """Those to be woken now."""
-        if not self._to_wake:
-            return []
-        taken, self._to_wake = self._to_wake, []
-        return taken
-
-    def note_awake(self) -> bool:
-        """Somebody that was woken runs; whether it was the last to be waited for.  Callable without the lock."""
-        if not self.waking:
-            return False
-        with suppress(IndexError):  # a tick came
-            self.waking.popleft()
-        return not self.waking
-
-    def tick(self) -> None:
-        """Who has not run by now is not waited for: it was interrupted, or is late."""
-        self.waking.clear()
-        self._has_calls = False
 
 
 class Contexts:
@@ -154,15 +43,20 @@ class Calls:
     """The instructions of this node that have no outcome yet, and the session they run under."""
 
     def __init__(
-        self, core: Raft, contexts: Contexts, session_nonce: int, retry_ticks: int, finished: Finished
+        self,
+        core: Raft,
+        contexts: Contexts,
+        session_nonce: int,
+        retry_ticks: int,
+        inbox: deque[Call],
+        finished: Finished,
     ) -> None:
-        """session_nonce: 64 bits that no other start of this node drew."""
+        """session_nonce: 64 bits that no other start of this node drew.  inbox: that of `handoff.Inbox`."""
         self._core = core
         self._finished = finished
         self._contexts = contexts
         self._retry_ticks = retry_ticks
-        self.inbox: deque[Call] = deque()
-        """New ones.  Anybody may append, without the lock; `take_in` sees to them."""
+        self._inbox = inbox
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
         self._unsent: list[Call] = []
         self._forwards: dict[int, list[Call]] = {}
@@ -178,7 +72,8 @@ class Calls:
     @property
     def has_unsent(self) -> bool:
         """Whether `take_in` and `send` have something to do.  Callable without the lock."""
-        return bool(self.inbox or self._unsent)
+        # Each is looked at once, in the order in which calls move; `bool(a or b)` looks at the first twice.
+        return bool(self._inbox) or bool(self._unsent)
 
     def parked(self) -> Call | None:
         """One whose caller waits, among the oldest, if there is any."""
@@ -213,12 +108,14 @@ class Calls:
 
     def take_in(self) -> None:
         """Number the new ones, and have them sent once there is a session."""
-        while self.inbox:
-            call = self.inbox.popleft()
+        inbox = self._inbox
+        while inbox:
+            call = inbox[0]
             call.number = self._next_number
             self._next_number += 1
             self._waiting[call.number] = call
             self._unsent.append(call)
+            inbox.popleft()  # last: whoever looks without the lock finds it here or there
 
     def withdraw(self, call: Call) -> bool:
         """Give up on `call`; False if it was finished in the meantime.
@@ -347,103 +244,6 @@ class Calls:
         for call in calls:
             self._finished.add_call(call)
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
-
-
-class Reads:
-    """Readers in three stages: those who just came, those whose index is being asked for, those who wait for it."""
-
-    def __init__(
-        self,
-        core: Raft,
-        contexts: Contexts,
-        retry_ticks: int,
-        finished: Finished,
-        note_time: Callable[[], None],
-    ) -> None:
-        """note_time: has the core know what time it is now."""
-        self._core = core
-        self._finished = finished
-        self._contexts = contexts
-        self._retry_ticks = retry_ticks
-        self._note_time = note_time
-        self.inbox: deque[Read] = deque()
-        """New ones.  Anybody may append, without the lock; `ask` sees to them."""
-        self._new: list[Read] = []
-        self._asked: list[Read] = []
-        self._context = 0
-        self._asked_tick = 0
-        self._applying: list[Read] = []
-
-    def __len__(self) -> int:
-        return len(self._new) + len(self._asked) + len(self._applying)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether `ask` has somebody to ask for, and nobody to wait for.  Callable without the lock."""
-        return bool(self.inbox or self._new) and not self._context
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether an index is being asked for: whoever hears it asks for those who came since."""
-        return self._context != 0
-
-    def _take_in(self) -> None:
-        while self.inbox:
-            self._new.append(self.inbox.popleft())
-
-    def withdraw(self, read: Read) -> bool:
-        """Give up on `read`; False if it was finished in the meantime."""
-        self._take_in()
-        for reads in (self._new, self._asked, self._applying):
-            if read in reads:
-                reads.remove(read)
-                return True
-        return False
-
-    def ask(self, tick: int) -> None:
-        """Ask one index for all readers that came since the last was asked for (R11)."""
-        self._take_in()
-        if self._context and tick - self._asked_tick >= self._retry_ticks:
-            self.ask_again(tick)  # the answer may be lost
-        elif not self._context and self._new:
-            context = self._contexts.take()
-            self._note_time()  # after they came: a lease must hold then, not before
-            if self._core.read_index(context):
-                self._context, self._asked_tick = context, tick
-                self._asked, self._new = self._new, []
-
-    def ask_again(self, tick: int) -> None:
-        """The leader that was asked may be deposed: a new request for all who wait."""
-        self._new = self._asked + self._new
-        self._asked, self._context = [], 0
-        self.ask(tick)
-
-    def hear(self, state: ReadState, applied_index: int) -> None:
-        """An index was confirmed; a late one, of a request that was given up, says nothing."""
-        if state.context != self._context:
-            return
-        reads, self._asked, self._context = self._asked, [], 0
-        for read in reads:
-            read.index = state.index
-        self._applying += reads
-        # Applied is looked at after the index is known, never before.
-        self.applied(applied_index)
-
-    def applied(self, index: int) -> None:
-        """Everything up to `index` is applied."""
-        if self._applying:
-            done = [read for read in self._applying if read.index <= index]
-            self._applying = [read for read in self._applying if read.index > index]
-            self._finished.add_reads(done)
-
-    def fail(self, error: RaftError) -> None:
-        """Finish every read with `error`."""
-        self._take_in()
-        reads = self._new + self._asked + self._applying
-        self._new, self._asked, self._applying, self._context = [], [], [], 0
-        for read in reads:
-            read.error = error
-        self._finished.add_reads(reads)
 
 
 _REFUSALS = {int(refusal): refusal for refusal in Refusal}

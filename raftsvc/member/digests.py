@@ -75,6 +75,42 @@ class _Difference:
         self.since = self.last_tick = tick
 
 
+class _Record:
+    """The digests of one member: of what it applied last, and of what it answered for."""
+
+    __slots__ = ("_answered", "_digests", "last_index")
+
+    def __init__(self) -> None:
+        self._digests: deque[int] = deque()  # of the entries up to and with last_index
+        self._answered: dict[int, int] = {}  # to the last questions, for verdicts that come late
+        self.last_index = 0
+
+    def clear(self) -> None:
+        """The State started anew: what it answered before is not its own any more."""
+        self._digests.clear()
+        self._answered.clear()
+
+    def extend(self, first_index: int, fresh: list[int]) -> None:
+        """Add what was applied since; nothing is forgotten before `forget_old`."""
+        self._digests.extend(fresh)
+        self.last_index = first_index + len(fresh) - 1
+
+    def forget_old(self) -> None:
+        """Keep no more than may be asked for."""
+        while len(self._digests) > _REMEMBERED:
+            self._digests.popleft()
+
+    def at(self, index: int) -> int | None:
+        """The digest at `index`, if it is remembered."""
+        position = index - self.last_index - 1
+        return self._digests[position] if -len(self._digests) <= position < 0 else self._answered.get(index)
+
+    def note_answered(self, index: int, own: int) -> None:
+        """Remember `own` for longer, since somebody was told it."""
+        self._answered[index] = own
+        _forget_oldest(self._answered)
+
+
 class DigestCheck:
     """One member's part in comparing digests.
 
@@ -86,9 +122,7 @@ class DigestCheck:
     def __init__(self, core: Raft, machine: Machine) -> None:
         self._core = core
         self._machine = machine
-        self._digests: deque[int] = deque()  # of the entries up to and with _last_index
-        self._answered: dict[int, int] = {}  # to the last questions, for verdicts that come late
-        self._last_index = 0
+        self._own = _Record()
         self._pending: deque[Message] = deque(maxlen=_MAX_QUESTIONS)  # asked here, not yet applied
         self._replies: list[tuple[int, Message]] = []
         self._tick = 0
@@ -112,22 +146,15 @@ class DigestCheck:
     def applied(self) -> None:
         """More was applied.  Called by whoever applies, for the machine is read."""
         first_index, fresh = self._machine.take_digests()
-        if first_index != self._last_index + 1:
+        if first_index != self._own.last_index + 1:
             # The State started anew from a snapshot: what it answered before is not its own any more.
-            self._digests.clear()
-            self._answered.clear()
+            self._own.clear()
             self._questions.clear()
             self._asked = None
-        self._digests.extend(fresh)
-        self._last_index = first_index + len(fresh) - 1
+        self._own.extend(first_index, fresh)
         for _ in range(len(self._pending)):
             self._answer(self._pending.popleft())
-        while len(self._digests) > _REMEMBERED:
-            self._digests.popleft()
-
-    def _digest_at(self, index: int) -> int | None:
-        position = index - self._last_index - 1
-        return self._digests[position] if -len(self._digests) <= position < 0 else self._answered.get(index)
+        self._own.forget_old()
 
     # -- as a member
 
@@ -152,21 +179,17 @@ class DigestCheck:
         return max(self._core.config.quorum(), 2)
 
     def _answer(self, m: Message) -> None:
-        if m.index > self._last_index:
+        if m.index > self._own.last_index:
             self._pending.append(m)
             return
-        own = self._digest_at(m.index)
+        own = self._own.at(m.index)
         if own is None or m.term != self._core.term:
             return
-        self._note_answered(m.index, own)
+        self._own.note_answered(m.index, own)
         self._replies.append((m.from_id, self._message(MessageKind.DIGEST_REPLY, m.from_id, m.index, own)))
         for other_id in [i for i in self._differences if i != m.from_id]:
             del self._differences[other_id]  # whoever led before, or followed when this member led
         self._compare(m.from_id, m.index, own, m.hint)
-
-    def _note_answered(self, index: int, own: int) -> None:
-        self._answered[index] = own
-        _forget_oldest(self._answered)
 
     def take_replies(self) -> list[tuple[int, Message]]:
         """What is to be said, and to whom."""
@@ -174,7 +197,7 @@ class DigestCheck:
         return replies
 
     def _judge_self(self, index: int, right: int) -> None:
-        own = self._digest_at(index)
+        own = self._own.at(index)
         if own is not None and own != right:
             self.mismatch = DivergedError(
                 f"node {self._core.node_id} differs from its cluster: the digest of what it applied up to entry "
@@ -242,7 +265,7 @@ class DigestCheck:
             self._differences.clear()
         self._review()
         if core.role is Role.LEADER and self._is_time_to_ask():
-            digest = self._digest_at(self._last_index)
+            digest = self._own.at(self._own.last_index)
             if digest is not None:  # else nothing was applied yet
                 question = self._ask(digest)
                 for peer_id in core.config.members:
@@ -253,7 +276,7 @@ class DigestCheck:
         last = self._asked
         if last is None or self._tick - self._asked_tick >= self._core.settings.election_ticks:
             return True
-        return self._last_index > last.index and set(last.answers) >= set(self._core.config.members)
+        return self._own.last_index > last.index and set(last.answers) >= set(self._core.config.members)
 
     def _ask(self, digest: int) -> _Question:
         core = self._core
@@ -261,9 +284,9 @@ class DigestCheck:
             self._questions.pop(self._asked.index, None)  # all is said
         self._asked_tick = self._tick
         # Asked again, it keeps the answers that it has.
-        self._asked = question = self._questions.setdefault(self._last_index, _Question(self._last_index))
+        self._asked = question = self._questions.setdefault(self._own.last_index, _Question(self._own.last_index))
         _forget_oldest(self._questions)
-        self._note_answered(question.index, digest)
+        self._own.note_answered(question.index, digest)
         self._take_answer(question, core.node_id, digest)
         return question
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from raftsvc.errors import NotApplied, RaftError
-from raftsvc.member.calls import Call, Read
 from raftsvc.member.engine import Engine
+from raftsvc.member.waiters import Call, Read
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import Operation

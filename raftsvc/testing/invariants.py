@@ -29,9 +29,9 @@ from raftsvc.core.messages import (
     term_of,
 )
 from raftsvc.core.raft import Role
-from raftsvc.member.calls import Call
 from raftsvc.member.engine import Engine
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
+from raftsvc.member.waiters import Call
 
 
 class Violation(AssertionError):

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from raftsvc.core.messages import Message
 from raftsvc.errors import DivergedError, StorageError
-from raftsvc.member.engine import Capture, Engine
+from raftsvc.member.engine import Engine
+from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss

@@ -18,8 +18,6 @@ import requests
 
 import raftsvc
 from raftsvc.host.servers import HostPool
-from raftsvc.member import engine as engine_module
-from raftsvc.member import node as node_module
 from raftsvc.member.engine import Engine
 from raftsvc.transport.peer import make_session
 from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
@@ -267,7 +265,7 @@ def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
         return quick(data, index)
 
     slow.state.apply = waits  # type: ignore[method-assign]
-    monkeypatch.setattr("raftsvc.member.engine.MAX_BACKLOG_BYTES", 300_000)
+    monkeypatch.setattr("raftsvc.member.applying.MAX_BACKLOG_BYTES", 300_000)
     leader = cluster.leader()
     for n in range(100):
         leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)
@@ -379,7 +377,7 @@ def test_a_peer_that_accepts_and_never_answers_costs_the_others_nothing(cluster:
         for n in range(100):
             writer.service.exec(bytes(20_000) + b"%d" % n, timeout=PATIENCE)
         eventually(lambda: accepted, "the silent peer was tried")
-        peer = writer.service._node._peers[int(self_id(silent))]
+        peer = writer.service._network.peer(int(self_id(silent)))
         assert peer._outbox.size_bytes <= 16 * 1024 * 1024
         assert writer.is_leader
         hole.close()
@@ -518,7 +516,7 @@ def test_callers_are_not_asked_to_apply_a_backlog(cluster: Cluster, monkeypatch:
         return set(appliers)
 
     assert write() - {"raftsvc-apply"}, "callers apply what is little"
-    monkeypatch.setattr(engine_module, "_MUCH_BYTES", -1)
+    monkeypatch.setattr("raftsvc.member.applying._MUCH_BYTES", -1)
     assert write() == {"raftsvc-apply"}
 
 
@@ -563,7 +561,7 @@ def test_who_comes_while_others_wake_shares_a_batch(
     callers.append(in_background(lambda: node.service.wait_read(PATIENCE)))
     engine = node.service._node._engine
     # Now and then the log thread takes them in, without sending them.
-    eventually(lambda: len(engine.calls.inbox) + len(engine.calls._unsent) == 5 and engine.reads.inbox, "all came")
+    eventually(lambda: len(engine.inbox.calls) + len(engine.calls._unsent) == 5 and engine.inbox.reads, "all came")
     assert node.status["last_index"] == before["last_index"]
     slow.release()
     for caller in [first, *callers]:
@@ -612,10 +610,12 @@ def test_reads_that_gathered_do_not_wait_for_a_write(
     engine = node.service._node._engine
     slow = _SlowToWake(monkeypatch)
     first = slow.hold(lambda: node.service.exec(b"b", PATIENCE))
-    waking = list(engine._finished.waking)
-    engine._finished.waking.clear()
+    waking = list(engine.inbox.waking)
+    engine.inbox.waking.clear()
     left_to_log_thread: set[int] = set()
-    monkeypatch.setattr(node_module, "_may_be_interrupted", lambda: threading.get_ident() in left_to_log_thread)
+    monkeypatch.setattr(
+        "raftsvc.member.callers.may_be_interrupted", lambda: threading.get_ident() in left_to_log_thread
+    )
 
     def write() -> bool:
         left_to_log_thread.add(threading.get_ident())
@@ -623,14 +623,14 @@ def test_reads_that_gathered_do_not_wait_for_a_write(
 
     node.files.gate.clear()
     writer = in_background(write)
-    eventually(lambda: engine.is_writing, "the thread of the log is in a write that hangs")
-    engine._finished.waking.extend(waking)
+    eventually(lambda: engine.inbox.is_writing, "the thread of the log is in a write that hangs")
+    engine.inbox.waking.extend(waking)
     reader = in_background(lambda: node.service.wait_read(PATIENCE))
-    eventually(lambda: engine.reads.inbox, "the reader waits for the caller that was woken")
+    eventually(lambda: engine.inbox.reads, "the reader waits for the caller that was woken")
     slow.release()
     assert first()
     reader()
-    node.service._node._log_work.set()
+    node.service._node._turn.log_work.set()
     node.service.wait_read(PATIENCE)
     node.files.gate.set()
     assert writer()

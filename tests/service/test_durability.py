@@ -162,8 +162,8 @@ class PiecesState(ListState):
 def test_a_snapshot_that_takes_its_time_hurries_once_the_node_stops(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raftsvc.member.node, "_SNAPSHOT_REST", 1e9)
-    monkeypatch.setattr(raftsvc.member.node, "_MAX_REST_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr("raftsvc.member.applier._SNAPSHOT_REST", 1e9)
+    monkeypatch.setattr("raftsvc.member.applier._MAX_REST_SECONDS", 2 * PATIENCE)
     node = make_cluster(snapshot_entries=10, trailing_entries=5).add()
     node.make_state = PiecesState
     node.restart()

@@ -66,7 +66,7 @@ def test_a_leader_that_stood_still_serves_nothing_stale(make_cluster: Callable[.
     rest = [m for m in cluster.members if m is not leader]
     leader.service.exec(b"old")
     eventually(leader.service._node.is_current, "a majority promised")
-    with leader.service._node._lock:  # nothing of it moves: no tick, no message
+    with leader.service._node._turn.lock:  # nothing of it moves: no tick, no message
         heir = eventually(lambda: next((m for m in rest if m.is_leader), None), "another leader")
         heir.service.exec(b"new", timeout=PATIENCE)
     assert leader.read() == [b"old", b"new"]

@@ -17,9 +17,10 @@ import raftsvc
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.core.raft import Raft
-from raftsvc.member.calls import Call, Calls
+from raftsvc.member.calls import Calls
 from raftsvc.member.engine import Engine
 from raftsvc.member.machine import Answer, Outcome, wrap_instruction
+from raftsvc.member.waiters import Call
 from raftsvc.testing import (
     KINDS,
     Action,
@@ -462,7 +463,7 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     leader = simulation.leader()
     slow = next(n for n in simulation.nodes.values() if n is not leader)
     assert slow.engine is not None
-    slow.engine._backlog_bytes = 1 << 40
+    slow.engine.applying._backlog_bytes = 1 << 40
     heard: list[int] = []
     hear = _process(slow).hear
     monkeypatch.setattr(slow.process, "hear", lambda messages: (heard.append(len(messages)), hear(messages)))
@@ -473,7 +474,7 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     simulation.run_until(simulation.now + 5 * SECOND)
     assert simulation.report.counts["done"] > done, "the others serve"
     assert sum(heard) < 400, "a heartbeat a tick, and little more"
-    slow.engine._backlog_bytes = 0
+    slow.engine.applying._backlog_bytes = 0
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
         lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.consensus.last_committed - 2,

@@ -1,0 +1,53 @@
+"""Attempts to change the membership, on their way to a leader's log.  Used under the lock of the node."""
+
+from __future__ import annotations
+
+from raftsvc.core.membership import ConfChange
+from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
+from raftsvc.member.calls import Contexts
+
+
+class ChangeAttempt:
+    """A membership change on its way, and why it was refused if it was."""
+
+    __slots__ = ("context", "refusal")
+
+    def __init__(self, context: int) -> None:
+        self.context = context
+        self.refusal: Refusal | None = None
+
+
+class Changes:
+    """The attempts of one node that are under way."""
+
+    __slots__ = ("_attempts", "_contexts", "_core")
+
+    def __init__(self, core: Raft, contexts: Contexts) -> None:
+        self._core = core
+        self._contexts = contexts
+        self._attempts: dict[int, ChangeAttempt] = {}
+
+    def attempt(self, change: ConfChange) -> ChangeAttempt:
+        """Try once to have `change` appended by the leader; to be ended by `end`."""
+        attempt = ChangeAttempt(self._contexts.take())
+        self._attempts[attempt.context] = attempt
+        if self._core.role is Role.LEADER:
+            try:
+                self._core.propose((change.as_proposal(),))
+            except ProposalRefused as refused:
+                attempt.refusal = refused.refusal
+        else:
+            self._core.forward((change.as_proposal(),), attempt.context)
+        return attempt
+
+    def end(self, attempt: ChangeAttempt) -> None:
+        """Hear no more of it."""
+        self._attempts.pop(attempt.context, None)
+
+    def take(self, context: int) -> ChangeAttempt | None:
+        """The attempt that a leader answers, if it is one; the answer is the last."""
+        return self._attempts.pop(context, None)
+
+    def clear(self) -> None:
+        """The leader that they were sent to is gone."""
+        self._attempts.clear()

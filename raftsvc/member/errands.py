@@ -1,0 +1,113 @@
+"""What the engine asks of its node, gathered in a turn: messages, log records, work for threads of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from raftsvc.core.messages import Message
+from raftsvc.errors import StorageError
+from raftsvc.member.engine import Engine
+from raftsvc.member.threads import Threads
+from raftsvc.storage import StoredSnapshot
+from raftsvc.transport import Peer
+
+logger = logging.getLogger("raftsvc.node")
+
+
+class Errands:
+    """The engine's `Runner`.  All under the lock of the node; what waits for others is done after it."""
+
+    __slots__ = (
+        "_changed",
+        "_engine",
+        "_members_changed",
+        "_now",
+        "_open_snapshot",
+        "_threads",
+        "peers",
+        "said",
+        "unflushed",
+    )
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        now: Callable[[], int],
+        open_snapshot: Callable[[], StoredSnapshot],
+        threads: Threads,
+    ) -> None:
+        """changed: notified of what those who wait for it may see.  now: what leases are measured by."""
+        self._changed = changed
+        self._now = now
+        self._open_snapshot = open_snapshot
+        self._threads = threads
+        self.peers: dict[int, Peer] = {}
+        """Those to whom something can be said, by id; `Peers` sees to it that they are there."""
+        self.unflushed: set[Peer] = set()
+        self.said: list[tuple[int, str, BaseException | None]] = []
+
+    def attach(self, engine: Engine, members_changed: Callable[[], None]) -> None:
+        """Get to know who was made later; before the engine starts."""
+        self._engine = engine
+        self._members_changed = members_changed
+
+    def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
+        """Put messages into their peer's outbox; a member that has none yet hears them when they are repeated."""
+        peer = self.peers.get(peer_id)
+        if peer is None:
+            return True
+        self.unflushed.add(peer)
+        return peer.queue(messages)
+
+    def send_snapshot(self, message: Message) -> bool:
+        """Begin to transfer the stored snapshot."""
+        peer = self.peers.get(message.to_id)
+        return peer is not None and peer.send_snapshot(message, self._open_snapshot)
+
+    def members_changed(self) -> None:
+        """Have senders for those who are members now."""
+        self._members_changed()
+
+    def state_changed(self) -> None:
+        """Wake those who wait for leader, configuration, session or health."""
+        self._changed.notify_all()
+
+    def now(self) -> int:
+        """What leases are measured by."""
+        return self._now()
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it at the end of the turn."""
+        self.said.append((level, message, error))
+
+    # -- the log, on threads of their own
+
+    def release_log(self, index: int) -> None:
+        """Delete old segments."""
+        self._start_job("release", partial(self._release, index))
+
+    def _release(self, index: int) -> None:
+        try:
+            self._engine.writes.release(index)
+        except StorageError as error:
+            logger.error(
+                "node %d: %s; the log grows until it succeeds, at a later snapshot", self._engine.node_id, error
+            )
+
+    def prepare_log(self) -> None:
+        """Make the log's next segment."""
+        self._start_job("prepare", self._prepare)
+
+    def _prepare(self) -> None:
+        while not self._threads.stopping.is_set() and self._engine.writes.prepare():
+            pass
+
+    def _start_job(self, name: str, run: Callable[[], None]) -> None:
+        """For what is not missed if there can be no more threads."""
+        try:
+            self._threads.start(name, run)
+        except RuntimeError as error:
+            self.say(logging.ERROR, f"thread raftsvc-{name} cannot be started: {error}")

@@ -1,0 +1,124 @@
+"""What is wrong with a node, what that keeps it from, and what it says of itself.
+
+Each `Condition` is a line of one table, the gravest first.  From the conditions that hold
+follows everything else: whether the node takes part, applies, leads and serves, what
+`err` is, and what an application is told.  A new trouble is a new line.
+
+Changed under the node's lock, looked at without it.  What follows from a change, such as
+that the core no longer campaigns, is up to the engine.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, Flag, auto
+
+from raftsvc.errors import NodeFailedError, RaftError
+
+
+class Part(Flag):
+    """What a node does, and can be kept from."""
+
+    NONE = 0
+    TAKE_PART = auto()
+    """Vote, store, acknowledge: without it the node is silent."""
+    APPLY = auto()
+    LEAD = auto()
+    SERVE = auto()
+    """Answer callers of its own."""
+    ALL = TAKE_PART | APPLY | LEAD | SERVE
+
+
+class Condition(Enum):
+    """Something that can be wrong: a name, what it keeps the node from, and whether it can pass."""
+
+    FAILED = ("failed", Part.ALL, False)
+    """Something broke of which nobody knows what is still true."""
+    REMOVED = ("removed", Part.LEAD | Part.SERVE, False)
+    """By its cluster.  It votes for nobody either, which the core sees to, but hears and tells that it was."""
+    HALTED = ("halted", Part.APPLY | Part.LEAD | Part.SERVE, False)
+    """The State raised what it may not, or differs from the others'.  It still votes and stores for them."""
+    STALLED = ("stalled", Part.LEAD, True)
+    """The disk does not answer: who cannot write leaves leading to others."""
+    UNSAVED = ("unsaved", Part.NONE, True)
+    """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
+    DISPUTED = ("disputed", Part.NONE, True)
+    """It differs from another member, and nobody knows yet who is wrong."""
+    STOPPED = ("stopped", Part.ALL, False)
+    """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
+
+    __hash__ = object.__hash__  # that of an enum is computed from the name each time
+
+    def __init__(self, label: str, keeps_from: Part, can_pass: bool) -> None:
+        self.label = label
+        self.keeps_from = keeps_from
+        self.can_pass = can_pass
+
+
+class Health:
+    """The conditions that hold at a node, and what it may do nevertheless."""
+
+    __slots__ = ("_errors", "is_over", "may_apply", "may_lead", "may_serve")
+
+    def __init__(self) -> None:
+        self._errors: dict[Condition, RaftError] = {}
+        # Looked at for every caller and every batch, hence not made of the table each time.
+        self.is_over = False
+        """Whether the node takes no further part, for good."""
+        self.may_apply = self.may_lead = self.may_serve = True
+
+    def note(self, condition: Condition, error: RaftError) -> None:
+        """`condition` holds from now on; `error` says how it came to that."""
+        self._errors[condition] = error  # first, for whoever sees that he is not served asks why
+        self._judge()
+
+    def clear(self, condition: Condition) -> bool:
+        """`condition` does not hold any more; whether it did."""
+        assert condition.can_pass, "what is for good stays"
+        if condition not in self._errors:
+            return False
+        del self._errors[condition]
+        self._judge()
+        return True
+
+    def _judge(self) -> None:
+        kept_from = Part.NONE
+        for condition in list(self._errors):
+            kept_from |= condition.keeps_from
+        self.may_apply = Part.APPLY not in kept_from
+        self.may_lead = Part.LEAD not in kept_from
+        self.may_serve = Part.SERVE not in kept_from
+        self.is_over = Part.TAKE_PART in kept_from
+        assert not (self.is_over and self.may_serve), "who takes no part serves nobody"
+
+    def error_of(self, condition: Condition) -> RaftError | None:
+        """How it came to `condition`; None if it does not hold."""
+        return self._errors.get(condition)
+
+    def err(self) -> RaftError | None:
+        """What keeps the node from operating normally, or None: of the conditions that hold the gravest."""
+        for condition in Condition:
+            error = self._errors.get(condition)
+            if error is not None and condition is not Condition.STOPPED:
+                return error
+        return None
+
+    def refusal(self) -> RaftError | None:
+        """What an application is told that is not served, or None if it is."""
+        for condition in Condition:
+            error = self._errors.get(condition)
+            if error is None or Part.SERVE not in condition.keeps_from:
+                continue
+            if condition is Condition.FAILED:
+                told = NodeFailedError(f"this node stopped taking part: {error}")
+                told.__cause__ = error
+                return told
+            return error
+        return None
+
+    def check_able(self) -> None:
+        """Raise what keeps this node from serving an application, if anything does."""
+        if not self.may_serve:
+            refusal = self.refusal()
+            if refusal is not None:
+                # One object for everybody: the frames of those before are not kept with it.
+                raise refusal.with_traceback(None)

@@ -1,0 +1,188 @@
+"""The other members as a running node sees them: a sender for each, and what comes in from them.
+
+`Peers` is what the transport tells of (`transport.peer.Listener`), and what serves the
+requests of other members.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from raftsvc.core.membership import Member
+from raftsvc.core.messages import Message
+from raftsvc.errors import OverloadedError
+from raftsvc.member.applier import Applier
+from raftsvc.member.engine import Engine
+from raftsvc.member.errands import Errands
+from raftsvc.member.turns import Turn
+from raftsvc.transport import Network, SnapshotChunk
+
+MAX_STRANGERS = 16
+
+_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
+"""Have whoever waits for this processor go first: 1 µs if there is nobody."""
+
+
+class Peers:
+    """The other members, to each of whom there may be something to say, and strangers who said something."""
+
+    def __init__(
+        self, engine: Engine, turn: Turn, applier: Applier, errands: Errands, network: Network, patience: float
+    ) -> None:
+        """patience: seconds for what a peer waits for meanwhile: an election timeout."""
+        self._engine = engine
+        self._turn = turn
+        self._applier = applier
+        self._errands = errands
+        self._network = network
+        self._patience = patience
+        self._is_stopped = False
+        self.node_id = engine.node_id
+        self.cluster_id = engine.cluster_id
+        self.incoming_lock = threading.Lock()
+        """One snapshot is received at a time; never taken under the node lock."""
+
+    def stop(self) -> Callable[[], None]:
+        """Have no more peers; returns what stops those there were, to be called without the lock."""
+        self._is_stopped = True
+        peers = list(self._errands.peers.values())
+        self._errands.peers.clear()
+
+        def stop_senders() -> None:
+            for peer in peers:
+                peer.stop()
+
+        return stop_senders
+
+    def _wanted(self) -> Mapping[int, Member]:
+        core = self._engine.core
+        if core.is_removed:
+            return {}
+        return {i: member for i, member in core.config.members.items() if i != self.node_id}
+
+    def members_changed(self) -> None:
+        """Have a sender for each member, for those being told of their removal, and for no one else."""
+        if self._is_stopped:
+            return
+        wanted, peers = self._wanted(), self._errands.peers
+        for peer_id, member in wanted.items():
+            peer = peers.get(peer_id)
+            try:
+                if peer is None:
+                    peers[peer_id] = self._network.open_peer(self, peer_id, member.addr)
+                elif peer.addr != member.addr:
+                    peer.move(member.addr)
+            except RuntimeError as error:  # no thread can be started; the ticker tries again
+                peers.pop(peer_id, None)
+                self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
+        leaving = set(self._engine.core.progress)
+        for peer_id in set(peers) - set(wanted) - leaving:
+            if not peers[peer_id].is_responding:
+                peers.pop(peer_id).stop(wait=False)
+
+    # -- messages
+
+    def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
+        """Step messages that came in a request of `from_id`; return the replies for it.
+
+        Waits, at most an election timeout, until what the replies promise is durable.
+        """
+        turn, peers = self._turn, self._errands.peers
+        with turn:
+            if self._is_stopped:
+                return []
+            peer = peers.get(from_id)
+            if peer is None:
+                # A leader that this node has not heard of yet is answered all the same.
+                if len(peers) >= MAX_STRANGERS + len(self._engine.core.config.members):
+                    return []
+                peer = peers[from_id] = self._network.open_peer(self, from_id, None)
+            with peer.responding():
+                self._engine.step(messages)
+                turn.drive(inline=True)
+                turn.pause()
+                self._await_durable(from_id)
+                return peer.take_replies()
+
+    def _await_durable(self, peer_id: int) -> None:
+        """Wait until what is held back for `peer_id` may leave, an election timeout at most."""
+        engine = self._engine
+        token = engine.writes.token_awaited_by(peer_id)
+        deadline = time.monotonic() + self._patience
+        while engine.writes.durable_token < token and not engine.health.is_over:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            self._turn.durable.wait(remaining)
+
+    def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None:
+        """Step messages that came in the response of `from_id` to a request of ours."""
+        with self._turn:
+            self._engine.step(messages)
+            self._turn.drive(inline=False)
+
+    def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None:
+        """Step messages that came through a stream of `from_id`; replies leave by its outbox once they may.
+
+        This thread writes to the log if nobody does, then applies what is little, and waits
+        for nothing else.  In this order: the peer waits for the one, and for the other nobody.
+        """
+        turn = self._turn
+        hands = turn.hands
+        with turn:
+            self._engine.step(messages)
+            hands.applies_later = hands.is_quick
+            turn.drive(inline=True)
+            hands.applies_later = False
+            work = self._applier.take_little_work()
+        if work is not None:
+            _let_others_run()
+            self._applier.apply(work)
+
+    def report_unreachable(self, peer_id: int) -> None:
+        """Messages to `peer_id` were lost."""
+        with self._turn:
+            self._engine.core.report_unreachable(peer_id)
+
+    def report_removed(self, peer_id: int) -> None:
+        """`peer_id`, a member, says that this node was removed."""
+        with self._turn:
+            self._engine.report_removed(peer_id)
+            self._turn.drive(inline=False)
+
+    # -- snapshots
+
+    def report_snapshot(
+        self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None = None
+    ) -> None:
+        """The transfer of a snapshot to `peer_id` ended; `damage` is why the stored one cannot be read, if so."""
+        with self._turn:
+            self._engine.report_snapshot(peer_id, succeeded, replies, damage)
+            self._turn.drive(inline=False)
+
+    def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
+        """Take a piece of a snapshot.  Returns the offset wanted next, and replies once it is complete.
+
+        Raises OverloadedError while another snapshot is being received or
+        installed, and MalformedError if the data is not what was announced.
+        """
+        arrivals = self._engine.snapshots.arrivals
+        with self._turn.lock:
+            wanted = self._engine.wants(chunk.message)
+        if not wanted:  # the core's answer says why: a newer term, or we have all that
+            if self.incoming_lock.acquire(blocking=False):
+                arrivals.drop()
+                self.incoming_lock.release()
+            return chunk.size_bytes, self.receive(from_id, [chunk.message])
+        if not self.incoming_lock.acquire(timeout=self._patience):
+            raise OverloadedError("another snapshot is being received")
+        try:
+            offset = arrivals.receive_chunk(chunk)
+            replies = self.receive(from_id, [chunk.message]) if offset == chunk.size_bytes else []
+            return offset, replies
+        finally:
+            self.incoming_lock.release()

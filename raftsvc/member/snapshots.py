@@ -1,0 +1,175 @@
+"""Snapshots: when one of our own is due and how it comes about, and those of a leader as they arrive.
+
+`Snapshots` takes the State's as of the index applied and brings the State back to the stored
+one; the thread that applies calls `capture` and `restore`.  `Arrivals` puts the pieces of a
+leader's together.  Installing it is a write of the log: see `writes`.
+
+`save`, `restore` and `receive_chunk` touch the disk and are called without the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from raftsvc.core.membership import Configuration
+from raftsvc.core.messages import MalformedError
+from raftsvc.errors import StorageError
+from raftsvc.member.health import Health
+from raftsvc.member.machine import Machine
+from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
+from raftsvc.transport import SnapshotChunk
+
+
+class Capture(NamedTuple):
+    """A snapshot of the State to be saved."""
+
+    header: SnapshotHeader
+    chunks: Iterable[bytes]
+
+
+class Snapshots:
+    """The State's snapshots at one node."""
+
+    __slots__ = (
+        "_health",
+        "_is_damaged",
+        "_is_saving",
+        "_last_index",
+        "_machine",
+        "_max_bytes",
+        "_max_entries",
+        "_store",
+        "_was_restored",
+        "arrivals",
+        "bytes_since",
+        "cluster_id",
+    )
+
+    def __init__(
+        self, store: Store, machine: Machine, health: Health, cluster_id: int, max_entries: int, max_bytes: int
+    ) -> None:
+        """One is due after so many entries or bytes were applied since the last."""
+        self._store = store
+        self._health = health
+        self._machine = machine
+        self.cluster_id = cluster_id
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._last_index = 0
+        self.bytes_since = 0
+        """Of entries applied since the last; counted by who applies."""
+        self._is_saving = False
+        self._is_damaged = False  # and no other was begun since
+        self._was_restored = False
+        self.arrivals = Arrivals(store)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough was applied since the last one, or that was damaged.
+
+        A State that halted is not trusted to overwrite the last snapshot: from that a restart may be whole again.
+        """
+        return (
+            (
+                self._is_damaged
+                or self._machine.applied_index - self._last_index >= self._max_entries
+                or self.bytes_since >= self._max_bytes
+            )
+            and not self._is_saving
+            and self._health.may_apply
+        )
+
+    def replace_damaged(self) -> None:
+        """The stored one is of no use: another is due, whatever was applied since."""
+        self._is_damaged = True
+
+    def capture(self) -> Capture:
+        """The State as of now.  Raises what the State raises, to be given to `Engine.end_snapshot`."""
+        machine = self._machine
+        # Whatever comes of it, the next attempt is as far away as after a success.
+        self._last_index = machine.applied_index
+        self.bytes_since = 0
+        self._is_damaged = False
+        self._is_saving = True
+        header = SnapshotHeader(
+            machine.applied_index,
+            machine.applied_term,
+            self.cluster_id,
+            machine.config.encode(),
+            machine.encode_sessions(),
+            machine.digest,
+        )
+        return Capture(header, machine.capture())
+
+    def save(self, capture: Capture) -> bool:
+        """Make it the stored snapshot, unless a newer one is there; whether it is now."""
+        return self._store.save_snapshot(capture.header, capture.chunks)
+
+    def end(self) -> None:
+        """What was captured is saved, or will not be."""
+        self._is_saving = False
+
+    def restore(self, index: int) -> None:
+        """Restart the State from the stored snapshot, which covers at least `index`."""
+        if index and index <= self._machine.applied_index:
+            return
+        with self._store.open_snapshot() as snapshot:
+            header = snapshot.header
+            self._machine.restore(
+                header.index,
+                header.term,
+                decode_config(header.config),
+                header.sessions,
+                header.digest,
+                snapshot.chunks(),
+            )
+        self._last_index = header.index
+        self.bytes_since = 0
+        self._was_restored = True
+
+    def take_restored(self) -> bool:
+        """Whether the State was restarted since this was asked last."""
+        was_restored, self._was_restored = self._was_restored, False
+        return was_restored
+
+
+class Arrivals:
+    """A leader's snapshot as its pieces arrive; one at a time."""
+
+    __slots__ = ("_incoming", "_store")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._incoming: IncomingSnapshot | None = None
+
+    def receive_chunk(self, chunk: SnapshotChunk) -> int:
+        """Take a piece of a snapshot that is wanted; returns the offset wanted next, its size once it is whole.
+
+        Slow, and called by one thread at a time.  Raises MalformedError if the data
+        is not what was announced, OSError.
+        """
+        message = chunk.message
+        identity = (message.index, message.log_term, chunk.size_bytes, chunk.crc)
+        if self._incoming is None or self._incoming.identity != identity:
+            self._incoming = self._store.incoming(*identity)
+        wanted_offset = self._incoming.append(chunk.offset, chunk.data)
+        if wanted_offset < chunk.size_bytes:
+            return wanted_offset
+        incoming, self._incoming = self._incoming, None
+        header = incoming.finish()
+        if (header.index, header.term, header.config) != (message.index, message.log_term, message.payload):
+            raise MalformedError("the snapshot is not what its message announced")
+        return chunk.size_bytes
+
+    def drop(self) -> None:
+        """What was received so far is not wanted any more."""
+        self._incoming = None
+
+
+def decode_config(data: bytes) -> Configuration:
+    """The configuration in a stored snapshot; raises StorageError."""
+    try:
+        return Configuration.decode(data)
+    except MalformedError as error:
+        raise StorageError(f"the configuration in the snapshot does not decode: {error}") from error

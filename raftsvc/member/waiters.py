@@ -1,0 +1,69 @@
+"""Callers that are blocked, and what they brought: an instruction, or nothing but the wish to read."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+from raftsvc.errors import RaftError
+from raftsvc.member.machine import Outcome
+
+
+class Waiter:
+    """One blocked caller.  Finished exactly once, then woken.
+
+    Two steps, for whoever finishes many holds a lock that they need, and each would
+    only run into it.
+    """
+
+    __slots__ = ("_woken", "error")
+
+    def __init__(self) -> None:
+        self._woken = threading.Lock()  # a semaphore: half the cost of an Event
+        self._woken.acquire()
+        self.error: RaftError | None = None
+
+    def wake(self) -> None:
+        """Let the caller go on; it looks why."""
+        with suppress(RuntimeError):  # it is awake already
+            self._woken.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was woken within `timeout` seconds."""
+        return self._woken.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+class Call(Waiter):
+    """An instruction on its way, and its caller.
+
+    unsettled: how many times it was handed to a log, here or at a leader, with no
+               word that it was refused there; above 0 it may yet be applied.
+    is_parked: its caller waits, and can be woken to help.
+    """
+
+    __slots__ = ("data", "instruction", "is_parked", "number", "outcome", "retry_tick", "unsettled")
+
+    def __init__(self, instruction: bytes) -> None:
+        super().__init__()
+        self.instruction = instruction
+        self.data = b""
+        self.number = 0
+        self.unsettled = 0
+        self.retry_tick = 0
+        self.is_parked = False
+        self.outcome: Outcome | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is an outcome or an error."""
+        return self.outcome is not None or self.error is not None
+
+
+class Read(Waiter):
+    """A reader, and the index that must be applied before it goes on."""
+
+    __slots__ = ("index",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = 0

@@ -1,0 +1,114 @@
+"""What is wrong with a node decides what it does, what `err` is, and what an application is told."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+
+from raftsvc.errors import (
+    ApplyHaltedError,
+    DisagreementError,
+    DiskStalledError,
+    EvictedError,
+    NodeFailedError,
+    RaftError,
+    StoppedError,
+    StorageError,
+)
+from raftsvc.member.health import Condition, Health
+
+ERRORS: dict[Condition, RaftError] = {
+    Condition.FAILED: StorageError("broke"),
+    Condition.REMOVED: EvictedError("removed"),
+    Condition.HALTED: ApplyHaltedError("halted"),
+    Condition.STALLED: DiskStalledError("stalled"),
+    Condition.UNSAVED: StorageError("unsaved"),
+    Condition.DISPUTED: DisagreementError("disputed"),
+    Condition.STOPPED: StoppedError("stopped"),
+}
+
+
+@pytest.mark.parametrize(
+    ("condition", "takes_part", "applies", "leads", "serves"),
+    [
+        (None, True, True, True, True),
+        (Condition.FAILED, False, False, False, False),
+        (Condition.REMOVED, True, True, False, False),
+        (Condition.HALTED, True, False, False, False),
+        (Condition.STALLED, True, True, False, True),
+        (Condition.UNSAVED, True, True, True, True),
+        (Condition.DISPUTED, True, True, True, True),
+        (Condition.STOPPED, False, False, False, False),
+    ],
+)
+def test_what_a_condition_keeps_a_node_from(
+    condition: Condition | None, takes_part: bool, applies: bool, leads: bool, serves: bool
+) -> None:
+    health = Health()
+    if condition is not None:
+        health.note(condition, ERRORS[condition])
+    assert (not health.is_over, health.may_apply, health.may_lead, health.may_serve) == (
+        takes_part,
+        applies,
+        leads,
+        serves,
+    )
+    if serves:
+        health.check_able()
+    else:
+        with pytest.raises(RaftError):
+            health.check_able()
+
+
+@pytest.mark.parametrize("pair", list(permutations(ERRORS, 2)), ids=lambda pair: "-".join(c.label for c in pair))
+def test_of_two_the_graver_is_told_whichever_came_first(pair: tuple[Condition, Condition]) -> None:
+    health = Health()
+    for condition in pair:
+        health.note(condition, ERRORS[condition])
+    graver, lesser = sorted(pair, key=list(Condition).index)
+    shown = graver if graver is not Condition.STOPPED else lesser
+    assert health.err() is ERRORS[shown]
+    if lesser.can_pass:
+        health.clear(lesser)
+        assert health.err() is ERRORS[graver]
+    if not health.may_serve:
+        assert health.refusal() is not None
+
+
+def test_a_stop_is_no_error_and_is_told_to_callers() -> None:
+    health = Health()
+    health.note(Condition.STOPPED, ERRORS[Condition.STOPPED])
+    assert health.err() is None
+    with pytest.raises(StoppedError):
+        health.check_able()
+
+
+def test_who_failed_tells_callers_why() -> None:
+    health = Health()
+    health.note(Condition.FAILED, ERRORS[Condition.FAILED])
+    with pytest.raises(NodeFailedError, match="stopped taking part: broke") as caught:
+        health.check_able()
+    assert caught.value.__cause__ is ERRORS[Condition.FAILED]
+
+
+def test_what_passes_leaves_nothing_behind() -> None:
+    health = Health()
+    for condition in Condition:
+        if condition.can_pass:
+            assert not health.clear(condition)
+            health.note(condition, ERRORS[condition])
+            assert health.err() is ERRORS[condition]
+            assert health.clear(condition)
+            assert health.err() is None and health.may_lead and health.may_serve
+
+
+def test_refused_callers_leave_no_frames_behind() -> None:
+    health = Health()
+    health.note(Condition.HALTED, ERRORS[Condition.HALTED])
+    lengths = set()
+    for _ in range(5):
+        with pytest.raises(ApplyHaltedError) as caught:
+            health.check_able()
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
