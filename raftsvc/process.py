@@ -62,9 +62,10 @@ def close_in_children(holder: HoldsDescriptors) -> None:
 
 def _close_inherited() -> None:
     for holder in list(_holders):
-        for fd in holder.take_descriptors():
-            with suppress(OSError):
-                os.close(fd)
+        with suppress(Exception):  # one that is in trouble keeps no other from it
+            for fd in holder.take_descriptors():
+                with suppress(OSError):
+                    os.close(fd)
 
 
 os.register_at_fork(after_in_child=_close_inherited)

@@ -149,7 +149,7 @@ MUTANTS = (
         "a short segment is taken for a torn write",
         "storage/wal.py",
         "            data = files.read(tail.fd, files.size(tail.fd), 0)\n",
-        "            data = files.read(tail.fd, files.size(tail.fd), 0).ljust(self._segment_bytes, b'\\0')\n",
+        "            data = files.read(tail.fd, files.size(tail.fd), 0).ljust(self._spare.size_bytes, b'\\0')\n",
         kinds=_CUT_KINDS,
     ),
     Mutant(
@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "a write that was cut short at a byte is refused as damage",
         "storage/records.py",
-        "    if written_end <= mark:\n        return True\n",
-        "",
+        "    if written_end <= mark or is_zero(head):\n",
+        "    if is_zero(head):\n",
         test="storage/test_wal_damage.py::test_a_write_that_was_cut_at_any_byte_by_a_kill_is_cut_off",
     ),
     Mutant(

@@ -15,6 +15,8 @@ from contextlib import suppress
 from raftsvc.process import close_in_children
 from raftsvc.storage.lock import DirectoryLock
 
+_NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
+"""Errors of syncing a directory that was there long before: its owner, or a file system without that, cares for it."""
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
@@ -26,6 +28,7 @@ class Files:
     """
 
     def __init__(self) -> None:
+        self._lock: DirectoryLock | None = None
         self._doubtful: set[int] = set()  # descriptors whose sync failed
         self._open_fds: set[int] = set()
         close_in_children(self)
@@ -34,11 +37,24 @@ class Files:
         """The lock, not yet acquired, of whoever owns the directory `path`."""
         return DirectoryLock(path)
 
+    def stay_with(self, lock: DirectoryLock) -> None:
+        """From now on change names only while what `lock` is of stands at its path.
+
+        Whoever moved the directory away and put another in its place has given that to another
+        owner; what this one does by name would be done to it.
+        """
+        self._lock = lock
+
+    def _check_place(self) -> None:
+        if self._lock is not None and not self._lock.is_in_place:
+            raise OSError(errno.ESTALE, "the directory was moved or replaced, and what stands there is another's")
+
     def create(self, path: str) -> int:
         """Make an empty file in place of what has that name, and open it for reading and writing; the owner's alone.
 
         If that was a link, by name or by inode, what it led to stays as it is.
         """
+        self._check_place()
         with suppress(FileNotFoundError):
             os.unlink(path)
         return self._keep(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -52,8 +68,14 @@ class Files:
         return fd
 
     def close(self, fd: int) -> None:
+        self._check_own(fd)
         self.forget(fd)
         os.close(fd)
+
+    def _check_own(self, fd: int) -> None:
+        """In a forked child the numbers of these files are others'."""
+        if fd not in self._open_fds:
+            raise OSError(errno.EBADF, "this file is not open here")
 
     def forget(self, fd: int) -> None:
         """The file is about to be closed: its number may be another's then."""
@@ -82,6 +104,7 @@ class Files:
 
     def write(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of `data` at `offset`."""
+        self._check_own(fd)
         written = os.pwrite(fd, data, offset)
         while written < len(data):
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
@@ -98,6 +121,7 @@ class Files:
 
     def flush(self, fd: int) -> None:
         """The fsync itself; for `sync`, and for those who replace it."""
+        self._check_own(fd)
         _fdatasync(fd)
 
     def sync_dir(self, path: str) -> None:
@@ -109,9 +133,11 @@ class Files:
             os.close(fd)
 
     def rename(self, source: str, target: str) -> None:
+        self._check_place()
         os.replace(source, target)
 
     def remove(self, path: str) -> None:
+        self._check_place()
         os.unlink(path)
 
     def make_dir(self, path: str) -> None:
@@ -152,14 +178,23 @@ def write_file(files: Files, path: str, data: bytes) -> None:
 
 
 def make_dirs(files: Files, path: str) -> None:
-    """Make the directory and those above it that are missing, durably."""
-    if files.exists(path):
-        return
+    """Make the directory and those above it that are missing, durably.
+
+    One that is there may be as young as the crash of whoever made it, and so are those above it.
+    """
     parent = parent_of(path)
+    if parent == path:
+        return
     make_dirs(files, parent)
-    with suppress(FileExistsError):  # another process makes it too
-        files.make_dir(path)
-    files.sync_dir(parent)
+    is_new = not files.exists(path)
+    if is_new:
+        with suppress(FileExistsError):  # another process makes it too
+            files.make_dir(path)
+    try:
+        files.sync_dir(parent)
+    except OSError as error:
+        if is_new or error.errno not in _NOT_OURS:
+            raise
 
 
 def parent_of(path: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import threading
 import time
@@ -24,7 +25,9 @@ from raftsvc.errors import DirectoryInUseError, StorageError
 from raftsvc.process import close_in_children
 
 _POLL_SECONDS = 0.05
+_SEARCH_SECONDS = 1.0
 _NOTE = "lock"
+_NOTE_FORM = re.compile(r"process (?P<pid>\d+) on (?P<host>.+)")
 
 
 @contextmanager
@@ -57,31 +60,33 @@ class DirectoryLock:
         is no place for a node: its file system has no such locks, or everybody may write to it.
         """
         deadline = time.monotonic() + timeout
+        close_in_children(self)
         while True:
-            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Before it is locked: whoever forks from now on does not keep it.
+            self._fd = fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._pid = os.getpid()
             try:
                 _check_access(self._path, fd)
                 if self._try_to_lock(fd):
-                    break
-                if time.monotonic() >= deadline:
+                    if is_at(self._path, fd):
+                        break  # else it was replaced meanwhile, and what stands there is to be locked
+                elif time.monotonic() >= deadline:
                     raise DirectoryInUseError(
                         f"{self._path} is in use by {_describe_holder(self._path, fd)}, waited {timeout:g} s. "
                         "One process owns a directory: run one worker process, and "
                         "give each node its own directory."
                     )
+                else:
+                    time.sleep(_POLL_SECONDS)
             except BaseException:
-                os.close(fd)
+                self._close()
                 raise
-            os.close(fd)
-            time.sleep(_POLL_SECONDS)
-        self._fd = fd
-        self._pid = os.getpid()
-        close_in_children(self)
+            self._close()
         with suppress(OSError):  # a full disk does not keep the owner out
             _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def _try_to_lock(self, fd: int) -> bool:
-        """Whether the directory was free, and is still the one at the path."""
+        """Whether the directory was free."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,7 +98,12 @@ class DirectoryLock:
                     "keep a node's directory on a local disk"
                 ) from error
             raise
-        return is_at(self._path, fd)
+        return True
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     @property
     def is_in_place(self) -> bool:
@@ -131,7 +141,8 @@ def _check_access(path: str, fd: int) -> None:
     mode = os.fstat(fd).st_mode & 0o7777
     if mode & 0o002:
         raise StorageError(
-            f"{path}: everybody may write to it (mode {mode:04o}); `chmod o-w {path}` if it belongs to this node alone"
+            f"{path}: everybody may write to it (mode {mode:04o}); `chmod o-w {path}` if it is this node's alone, "
+            "or name a directory in it that is not there yet, which is made for this node"
         )
 
 
@@ -157,27 +168,35 @@ def _describe_holder(path: str, fd: int) -> str:
             noted = os.read(note, 200).decode(errors="replace").strip()
         finally:
             os.close(note)
-    holders = sorted(_holders_of(fd))
+    holders = dict(_holders_of(fd))
     if not holders:
         return noted or "another process"
-    named = ", ".join(f"process {pid} ({command})" if command else f"process {pid}" for pid, command in holders)
-    if noted and not any(noted.startswith(f"process {pid} ") for pid, _ in holders):
-        return f"{named}, which has it from {noted}: end it, or have it forked before the node starts"
-    return noted or named
+    named = ", ".join(f"process {pid} ({command})" for pid, command in sorted(holders.items()))
+    writer = _NOTE_FORM.fullmatch(noted)
+    if writer is None or writer["host"] != socket.gethostname():
+        return f"{named}, noted as {noted!r}" if noted else named  # of another container, maybe
+    if os.path.exists(f"/proc/{writer['pid']}"):
+        return noted
+    return f"{named}, which was forked from {noted}, and keeps it although that one has ended: look why it lives on"
 
 
 def _holders_of(fd: int) -> Iterator[tuple[int, str]]:
-    """Process ids, and commands, that have a lock on what `fd` is of, by the word of Linux's /proc."""
+    """Process ids, and commands, that have a lock on what `fd` is of, by the word of /proc, while time allows."""
     status = os.fstat(fd)
-    place = f":{status.st_ino} "
-    for name in os.listdir("/proc") if os.path.isdir("/proc/self/fdinfo") else ():
-        if not name.isdigit():
-            continue
-        with suppress(OSError):
-            for number in os.listdir(f"/proc/{name}/fdinfo"):
-                with open(f"/proc/{name}/fdinfo/{number}", errors="replace") as info:
-                    is_holder = any(line.startswith("lock:") and "FLOCK" in line and place in line for line in info)
-                if is_holder:
-                    with open(f"/proc/{name}/comm", errors="replace") as comm:
-                        yield int(name), comm.read().strip()
-                    break
+    deadline = time.monotonic() + _SEARCH_SECONDS
+    pids = [name for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc/self/fdinfo") else []
+    for pid in pids:
+        numbers: list[str] = []
+        with suppress(OSError):  # it is another user's, or has ended
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        for number in numbers:
+            if time.monotonic() > deadline:
+                return
+            with suppress(OSError):
+                if not os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), status):
+                    continue
+                with open(f"/proc/{pid}/fdinfo/{number}", errors="replace") as info:
+                    is_locked = any(line.startswith("lock:") and "FLOCK" in line for line in info)
+                if is_locked:
+                    with open(f"/proc/{pid}/comm", errors="replace") as comm:
+                        yield int(pid), comm.read().strip()

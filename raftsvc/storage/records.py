@@ -35,10 +35,12 @@ HARD_STATE = struct.Struct(">QQQ")
 MARK = struct.Struct(">QQ")
 ENTRIES, STATE, SNAPSHOT_MARK, CLOSING = 1, 2, 3, 4
 """Types of records."""
+_KINDS = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING))
 ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
 _ZERO_SECTOR = bytes(SECTOR_BYTES)
 _FIELDS = struct.Struct(">IIII")
 _RECORD_HEAD = struct.Struct(">IIIII")
+RECORD_HEAD_BYTES = _RECORD_HEAD.size
 END_MARK = b"\xa5"
 """What ends a record, so that its last sector is never all zero."""
 
@@ -119,7 +121,7 @@ def read_record(data: bytes, offset: int, chain: int, salt: int) -> Record | str
         return "a record's head is cut short"
     size, kind_and_zeros, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
     kind = kind_and_zeros >> 24
-    if head_crc != crc32(head[:-4], offset ^ salt) or kind not in (ENTRIES, STATE, SNAPSHOT_MARK, CLOSING):
+    if head_crc != crc32(head[:-4], offset ^ salt) or kind not in _KINDS:
         return "a record's head does not match its checksum"
     start = offset + _RECORD_HEAD.size
     stop = start + size
@@ -160,8 +162,8 @@ def is_torn(data: bytes, offset: int, salt: int) -> bool:
         return False  # no write goes beyond its segment
     if _proves_durable(data, searched, written_end, offset, salt):
         return False
-    if written_end <= mark:
-        return True
+    if written_end <= mark or is_zero(head):
+        return True  # zero from some byte on; or from its first on, by a start that was cutting it off, up to some byte
     borders = [offset, *range(offset - offset % SECTOR_BYTES + SECTOR_BYTES, stop, SECTOR_BYTES), stop]
     zero_sectors = sum([is_zero(data[start:end]) for start, end in pairwise(borders)])
     return zero_sectors > int(written_zeros)
@@ -170,10 +172,10 @@ def is_torn(data: bytes, offset: int, salt: int) -> bool:
 def _proves_durable(data: bytes, start: int, stop: int, offset: int, salt: int) -> bool:
     """Whether the head of a record between `start` and `stop` says that the one at `offset` was durable before it."""
     for later in range(start, stop - 4, 8):
-        if data[later + 4]:  # a type: perhaps the head of a record
+        if data[later + 4] in _KINDS:  # perhaps the head of a record
             head = data[later : later + _RECORD_HEAD.size].ljust(_RECORD_HEAD.size, b"\x00")
             _, _, durable, _, head_crc = _RECORD_HEAD.unpack(head)
-            if head_crc == crc32(head[:-4], later ^ salt) and durable > offset:
+            if head_crc == crc32(head[:-4], later ^ salt) and offset < durable <= later:
                 return True
     return False
 
@@ -189,6 +191,6 @@ def is_torn_closing(data: bytes, offset: int, chain: int, salt: int) -> bool:
         return True  # the process was killed in the middle of the write
     border = min(end, offset + SECTOR_BYTES - offset % SECTOR_BYTES)
     return all(
-        is_zero(data[start:stop]) or data[start:stop] == record[start - offset : stop - offset]
+        record[start - offset : stop - offset].startswith(data[start:stop].rstrip(b"\x00"))
         for start, stop in ((offset, border), (border, end))
     )

@@ -24,14 +24,14 @@ _PIECES = 64
 class Spare:
     """The next segment's file, as far as it is there.
 
-    path: its temporary name.
+    path:       its temporary name.
+    size_bytes: how large a segment usually is.
     """
 
     def __init__(self, files: Files, directory: str, size_bytes: int) -> None:
-        """size_bytes: how large a segment usually is."""
         self.path = f"{directory}/{NAME}"
         self._files = files
-        self._size_bytes = size_bytes
+        self.size_bytes = size_bytes
         # Guards all below and the file; held while a piece of it is written, and while it becomes a segment.
         self._lock = threading.Lock()
         self._fd = -1
@@ -42,13 +42,13 @@ class Spare:
     @property
     def is_due(self) -> bool:
         """Whether there is something to prepare."""
-        return self._may_prepare and self._zeroed < self._size_bytes
+        return self._may_prepare and self._zeroed < self.size_bytes
 
     def prepare(self) -> bool:
         """Zero one more piece; whether to go on.  Raises OSError, which ends it until after the next rotation."""
         with self._lock:
             start = self._zeroed
-            stop = min(start + max(SECTOR_BYTES, self._size_bytes // _PIECES), self._size_bytes)
+            stop = min(start + max(SECTOR_BYTES, self.size_bytes // _PIECES), self.size_bytes)
             if self._is_closed or not self._may_prepare or start == stop:
                 return False
             try:
@@ -63,7 +63,7 @@ class Spare:
                     self._discard(fd)
                 raise
             self._zeroed = stop
-            return stop < self._size_bytes
+            return stop < self.size_bytes
 
     def _take(self) -> tuple[int, int]:
         taken = self._fd, self._zeroed

@@ -91,6 +91,7 @@ class Store:
             make_dirs(files, path)
             store = cls(path, files, segment_bytes, sync_bytes)
             store._dir_lock.acquire(lock_timeout)
+            files.stay_with(store._dir_lock)
             try:
                 store._clean_up()
             except BaseException:
@@ -131,9 +132,8 @@ class Store:
             if len(token) != TOKEN_BYTES:
                 token = secrets.token_bytes(TOKEN_BYTES)
                 self._make_stage()
-                write_file(self._files, path, token)
-            # The one found may be as young as the crash.
-            self._files.sync_dir(f"{self._path}/wal.tmp")
+            # Also the one found, which may be as young as the crash, or of an attempt whose sync failed.
+            write_file(self._files, path, token)
             self._files.sync_dir(self._path)
         except OSError as error:
             raise StorageError(f"{self._path}: the join token cannot be kept: {error}") from error

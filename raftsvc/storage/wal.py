@@ -57,6 +57,7 @@ from raftsvc.storage.records import (
     HARD_STATE,
     MAGIC,
     MARK,
+    RECORD_HEAD_BYTES,
     SEGMENT_HEAD,
     SNAPSHOT_MARK,
     START,
@@ -75,6 +76,7 @@ from raftsvc.storage.records import (
 logger = logging.getLogger("raftsvc.storage")
 
 DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
+_NO_HEAD = bytes(RECORD_HEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,6 @@ class Wal:
         """Use `create` and `open`."""
         self._files = files
         self._path = path
-        self._segment_bytes = segment_bytes
         self._ids = (0, 0)  # of cluster and node
         self._lock = threading.Lock()  # guards _segments
         self._release_lock = threading.Lock()  # one removal at a time, and none after close; taken before _lock
@@ -249,6 +250,7 @@ class Wal:
         self._durable_mark_index = 0
         self._extent = _Extent(0)
         self._failure: BaseException | None = None
+        self._release_failure: OSError | None = None
         self.fsync_count = 0  # those that a writer waited for
 
     # -- making
@@ -309,7 +311,7 @@ class Wal:
         """
         former = self._tail
         number = self._segments[-1].number + 1 if self._segments else 1
-        size = max(self._segment_bytes, BODY + need_bytes + CLOSING_BYTES)
+        size = max(self._spare.size_bytes, BODY + need_bytes + CLOSING_BYTES)
         path = f"{self._path}/{_segment_name(number)}"
         beginning, salt, chain = self._beginning(number, size)
         with self._spare.taken(size) as fd:
@@ -321,9 +323,10 @@ class Wal:
             self._files.sync_dir(self._path)
             if former.fd >= 0:
                 self._write_closing(former.fd, former.offset, former.chain, former.salt)
-        if former.fd >= 0:
-            self._files.close(former.fd)
         self._tail = _Tail(fd, size, salt, BODY, BODY, chain)
+        if former.fd >= 0:
+            with suppress(OSError):  # all that it holds is durable
+                self._files.close(former.fd)
         self._durable_mark_index = self._mark.index
         with self._lock:
             self._segments.append(_Segment(number, path, [0]))
@@ -363,6 +366,8 @@ class Wal:
             raise StorageError(
                 f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
             )
+        if entries and index_of(entries[0]) <= self._mark.index:
+            raise StorageError(f"{self._path}: entry {index_of(entries[0])} is covered by the snapshot already")
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((STATE, HARD_STATE.pack(*hard_state)))
@@ -450,6 +455,11 @@ class Wal:
             with self._release_lock:
                 if self._failure is not None:
                     return
+                if self._release_failure is not None:
+                    raise StorageError(
+                        f"{self._path}: no old segments are deleted any more, until a restart, "
+                        f"since it is not known which names are durable: {self._release_failure}"
+                    )
                 with self._lock:
                     oldest = self._segments[0]
                     if len(self._segments) == 1 or oldest.max_index[0] > min(index, self._durable_mark_index):
@@ -457,9 +467,13 @@ class Wal:
                 try:
                     with suppress(FileNotFoundError):  # an earlier attempt got this far
                         self._files.remove(oldest.path)
+                except OSError as error:
+                    raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
+                try:
                     # Each before the next: a crash must not leave a gap in the numbers.
                     self._files.sync_dir(self._path)
                 except OSError as error:
+                    self._release_failure = error  # as with files: the next sync would say nothing of this name
                     raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
                 with self._lock:
                     del self._segments[0]
@@ -610,6 +624,9 @@ class Wal:
         if end.problem is not None:
             logger.warning("%s: cut a torn last write at offset %d (%s)", end.path, end.offset, end.problem)
             # Nothing that was cut may come back behind what is written next.
+            # Its head first: if this is cut short too, the next start sees what it was about.
+            self._files.write(tail.fd, _NO_HEAD, end.offset)
+            self._sync_fd(tail.fd)
             spare.write_zeros(self._files, tail.fd, end.offset, tail.size)
         self._files.write(tail.fd, data[end.durable : end.offset], end.durable)
         if end.mark_at:

@@ -216,12 +216,8 @@ class SimulatedDisk(Files):
     def create(self, path: str) -> int:
         crashes = self._begin("create", path)
         parent, name = self._parent(path)
-        inode = parent.names.get(name)
-        if inode is None:
-            inode = _Inode(is_dir=False)
-            self._change(parent, (name, None, inode))
-        inode.data = bytearray()
-        inode.dirty.clear()
+        inode = _Inode(is_dir=False)  # also where there was one, which is gone with its name
+        self._change(parent, (name, None, inode))
         self._end(crashes)
         return self._open(inode, path)
 

@@ -142,9 +142,10 @@ class _Server(ThreadingTCPServer):
             if self._ssl_context is not None:
                 # Here and not where connections are accepted: a client that never
                 # finishes its handshake holds up its own thread only.
-                request = self._ssl_context.wrap_socket(request, server_side=True)
+                request = self._ssl_context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
                 with self._lock:
                     self._connections.add(request)
+                request.do_handshake()
             request.settimeout(READ_SECONDS)
             self.finish_request(request, client_address)
         except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -38,6 +39,70 @@ def test_a_file_being_replaced_is_the_old_or_the_new_one_whenever_the_power_goes
     write_file(disk, "/d/f", b"last")
     disk.lose_power(lambda: False)
     assert disk.content("/d/f") == b"last"
+
+
+@pytest.mark.parametrize("crash_at", range(1, 7))
+def test_directories_that_an_earlier_attempt_left_survive_a_power_loss(crash_at: int) -> None:
+    """It was killed, or its sync failed, after the directory was there and before that was durable."""
+    disk = Disk()
+    disk.add_dirs("/srv")
+    disk.crash_at = crash_at
+    with pytest.raises(PowerLoss):
+        make_dirs(disk, "/srv/a/b/c")
+    disk.kill_process()  # the machine goes on
+    make_dirs(disk, "/srv/a/b/c")
+    disk.lose_power(lambda: False)
+    assert disk.exists("/srv/a/b/c")
+
+
+def test_nothing_is_done_by_name_once_the_directory_is_another_one(tmp_path: Path) -> None:
+    """Whoever moved it away and put a copy in its place may have given that to another owner."""
+    owned = tmp_path / "node"
+    owned.mkdir()
+    files = Files()
+    lock = files.owner_lock(str(owned))
+    lock.acquire(0)
+    files.stay_with(lock)
+    write_file(files, f"{owned}/f", b"ours")
+    fd = files.open(f"{owned}/f")
+    owned.rename(tmp_path / "moved")
+    owned.mkdir()
+    (owned / "f").write_bytes(b"another owner's")
+    for change in (
+        lambda: files.create(f"{owned}/g"),
+        lambda: files.rename(f"{owned}/f", f"{owned}/g"),
+        lambda: files.remove(f"{owned}/f"),
+        lambda: write_file(files, f"{owned}/f", b"no"),
+    ):
+        with pytest.raises(OSError, match="moved or replaced"):
+            change()
+    assert [path.name for path in owned.iterdir()] == ["f"] and (owned / "f").read_bytes() == b"another owner's"
+    files.write(fd, b"ours again", 0)
+    files.sync(fd)
+    assert (tmp_path / "moved" / "f").read_bytes() == b"ours again", "what is open is still ours"
+    lock.release()
+
+
+def test_a_child_does_not_touch_what_has_the_numbers_of_its_parents_files(tmp_path: Path) -> None:
+    files = Files()
+    fd = files.create(str(tmp_path / "parents"))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            own = os.open(tmp_path / "childs", os.O_RDWR | os.O_CREAT)
+            assert own == fd, "the number was free"
+            for use in (lambda: files.write(fd, b"x", 0), lambda: files.sync(fd), lambda: files.close(fd)):
+                with contextlib.suppress(OSError):
+                    use()
+                    os._exit(2)
+            os.fstat(own)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "childs").read_bytes() == b""
+    files.close(fd)
 
 
 def test_directories_that_were_made_survive_a_power_loss() -> None:

@@ -177,13 +177,51 @@ def test_a_release_that_failed_goes_on_where_it_stopped() -> None:
         wal.append(None, [entry(n)])
     wal.mark_snapshot(100, 1)
     wal.sync()
-    for operation in ("remove", "sync_dir"):
-        disk.fail_next(operation)
-        with pytest.raises(StorageError):
-            wal.release_before(50)
-        assert reopened_copy(disk).entries[-1] == entry(100)
+    disk.fail_next("remove")
+    with pytest.raises(StorageError):
+        wal.release_before(50)
+    assert reopened_copy(disk).entries[-1] == entry(100)
     wal.release_before(100)
     assert len(disk.list_dir(DIR)) == 1
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_names_whose_sync_failed_are_not_taken_for_durable_later(after: int) -> None:
+    """What a directory's next fsync says does not cover them, so a power loss could leave a gap in the numbers."""
+    disk = new_disk()
+    wal = new_log(disk)
+    for n in range(1, 101):
+        wal.append(None, [entry(n)])
+    wal.mark_snapshot(100, 1)
+    wal.sync()
+    synced = 0
+    begin = disk._begin
+
+    def fail(what: str, path: str) -> bool:
+        nonlocal synced
+        synced += what == "sync_dir"
+        if what == "sync_dir" and synced == after + 1:
+            raise OSError(errno.EIO, "once")
+        return begin(what, path)
+
+    disk._begin = fail  # type: ignore[method-assign]
+    for _ in range(3):
+        with pytest.raises(StorageError, match=r"deleting old segments failed|until a restart"):
+            wal.release_before(100)
+    wal.append(None, [entry(101)])
+    wal.sync()
+    disk.lose_power(lambda: False)
+    _, found = Wal.open(disk, DIR)
+    assert found.entries[-1] == entry(101)
+
+
+def test_entries_that_the_snapshot_covers_are_not_written_again() -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 8))
+    wal.mark_snapshot(8, 1)
+    with pytest.raises(StorageError, match="entry 4 is covered by the snapshot already"):
+        wal.append(None, [entry(4)])
+    wal.append(None, [entry(9)])
 
 
 def reopened_copy(disk: Disk):

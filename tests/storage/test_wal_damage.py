@@ -152,6 +152,25 @@ def test_a_write_that_was_cut_at_any_byte_by_a_kill_is_cut_off(size: int) -> Non
         assert mended == whole if cut == end - 1 else not any(mended[offset:]), "what was cut off does not come back"
 
 
+@pytest.mark.parametrize("size", [1, 100, 1500])
+@pytest.mark.parametrize("lost", ["end", "middle"])
+def test_a_start_that_was_killed_while_it_cut_a_torn_write_off_can_be_repeated(size: int, lost: str) -> None:
+    """What it leaves is zero up to some byte, and the rest of the torn record behind."""
+    disk, path, offset, whole = log_with_last(os.urandom(size).replace(b"\x00", b"\x01"))
+    end = used_bytes(whole)
+    torn = bytearray(whole)
+    if lost == "end" or end - offset < 1024:
+        torn[end - 1 - (end - offset) // 2 : end] = bytes((end - offset) // 2 + 1)
+    else:
+        start = (offset // 512 + 1) * 512
+        torn[start : start + 512] = bytes(512)
+    for done in range(20, end - offset):
+        disk.put(path, bytes(torn[:offset]) + bytes(done) + bytes(torn[offset + done :]))
+        _, found = open_log(disk)
+        assert found.entries == [*batch(1, 2), entry(3)]
+        assert not any(disk.content(path)[offset:])
+
+
 @pytest.mark.parametrize("sectors", [{0}, {1}, {0, 1}, {3}, {0, 2, 4}])
 @pytest.mark.parametrize("durable", [1 << 20, 1 << 31, None])
 def test_a_torn_write_is_cut_whatever_its_value_looks_like(sectors: set[int], durable: int | None) -> None:
