@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from raftsvc.core.membership import ConfChange, Configuration
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Message
 from raftsvc.core.raft import Refusal, Role
 from raftsvc.errors import RaftError
@@ -244,7 +244,8 @@ class Node:
     ) -> Refusal | None:
         """Propose `change`, through the leader, until the applied configuration satisfies `is_done`.
 
-        Returns None then, else why it was refused last; NO_LEADER if that is unknown.
+        Returns None then, else why it was refused last; NO_LEADER if that is unknown.  Once this
+        node was removed, which it may not apply any more, nothing is waited for.
         """
         deadline = time.monotonic() + timeout
         last = Refusal.NO_LEADER
@@ -253,6 +254,8 @@ class Node:
         engine, turn, applying = self._engine, self._turn, self._engine.applying
         with turn:
             while not is_done(applying.applied_config):
+                if engine.core.is_removed:
+                    return None if change == ConfChange(ConfOp.REMOVE, self.node_id) else Refusal.REMOVED
                 if not engine.health.may_apply or time.monotonic() >= deadline:
                     return last
                 attempt = engine.changes.attempt(change)
@@ -261,7 +264,7 @@ class Node:
                 retry_tick = engine.ticks + engine.options.retry_ticks
                 while not is_done(applying.applied_config) and attempt.refusal is None and engine.ticks < retry_tick:
                     remaining = deadline - time.monotonic()
-                    if remaining <= 0 or self._threads.stopping.is_set():
+                    if remaining <= 0 or self._threads.stopping.is_set() or engine.core.is_removed:
                         break
                     turn.changed.wait(min(remaining, self._tick_seconds))
                 engine.changes.end(attempt)

@@ -207,6 +207,19 @@ def test_a_node_can_evict_itself_leader_or_not(cluster: Cluster) -> None:
     assert last.service.exec(b"alone", timeout=PATIENCE)
 
 
+def test_a_leader_that_evicts_itself_and_is_heard_by_nobody_any_more_is_told_and_returns(cluster: Cluster) -> None:
+    """It cannot apply its own removal then: it hears of it in the answer to a request of its own."""
+    cluster.form(3)
+    leader = cluster.leader()
+    others = [member for member in cluster.members if member is not leader]
+    for other in others:
+        other.session.cut(leader.addr)
+    leader.service.evict(leader.addr, timeout=PATIENCE)
+    assert isinstance(leader.service.err(), raftsvc.EvictedError)
+    remaining = others[0]
+    eventually(lambda: len(remaining.service.status()["members"]) == 2, "the others know it")
+
+
 def test_two_members_can_be_evicted_in_a_row_and_the_last_cannot(cluster: Cluster) -> None:
     one, two, three = cluster.form(3)
     one.service.evict(two.addr)
