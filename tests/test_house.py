@@ -70,10 +70,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "methods",
         "core/raft.py Raft",
     ): "25 of its own, one for each input and change of role, and the ten of every server",
-    (
-        "methods",
-        "member/engine.py Engine",
-    ): "what crosses its rooms, and one line for each thing that runners call in one of them",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",

@@ -64,8 +64,8 @@ class Applier:
 
     def take_little_work(self) -> Work | None:
         """As `take_work`, for a thread that others wait for."""
-        applying = self._engine.applying
-        if applying.is_due and applies_little(applying.amount(), self._engine.has_callers):
+        engine, applying = self._engine, self._engine.applying
+        if applying.is_due and applies_little(applying.amount(), bool(engine.calls or engine.reads)):
             return self.take_work()
         return None
 

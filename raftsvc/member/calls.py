@@ -18,7 +18,7 @@ from raftsvc.core.messages import EntryKind, Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
 from raftsvc.member.handoff import Finished
-from raftsvc.member.machine import Answer, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
 from raftsvc.member.waiters import Call
 
 MAX_FORWARD_BYTES = 256 * 1024
@@ -84,12 +84,15 @@ class Calls:
 
     # -- the session
 
-    def note_session(self, session_id: int, nonce: int) -> None:
-        """Learn which session this node has, as of what is applied."""
+    def follow_session(self, machine: Machine) -> None:
+        """Learn which session this node has as of what is applied, and have its answers listened for."""
+        node_id = self._core.node_id
+        session_id, nonce = machine.session_of(node_id)
         if nonce == self._session_nonce:
             self.session_id = session_id
         else:
             self.session_id, self._former_session_id = 0, session_id
+        machine.listener = (node_id, self.session_id)
 
     def _open_session(self, tick: int) -> None:
         """Have a session opened, asking again now and then until there is one."""

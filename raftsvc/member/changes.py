@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raftsvc.core.membership import ConfChange
+from raftsvc.core.messages import Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
-from raftsvc.member.calls import Contexts
+from raftsvc.member.calls import Contexts, refusal_of
 
 
 class ChangeAttempt:
@@ -20,10 +23,12 @@ class ChangeAttempt:
 class Changes:
     """The attempts of one node that are under way."""
 
-    __slots__ = ("_attempts", "_contexts", "_core")
+    __slots__ = ("_attempts", "_contexts", "_core", "_state_changed")
 
-    def __init__(self, core: Raft, contexts: Contexts) -> None:
+    def __init__(self, core: Raft, contexts: Contexts, state_changed: Callable[[], None]) -> None:
+        """state_changed: wakes those who wait for what becomes of an attempt."""
         self._core = core
+        self._state_changed = state_changed
         self._contexts = contexts
         self._attempts: dict[int, ChangeAttempt] = {}
 
@@ -44,9 +49,15 @@ class Changes:
         """Hear no more of it."""
         self._attempts.pop(attempt.context, None)
 
-    def take(self, context: int) -> ChangeAttempt | None:
-        """The attempt that a leader answers, if it is one; the answer is the last."""
-        return self._attempts.pop(context, None)
+    def hear(self, m: Message) -> bool:
+        """Take a leader's answer, the last to that attempt; whether it is to an attempt."""
+        attempt = self._attempts.pop(m.context, None)
+        if attempt is None:
+            return False
+        if m.reject:
+            attempt.refusal = refusal_of(m)
+            self._state_changed()
+        return True
 
     def clear(self) -> None:
         """The leader that they were sent to is gone."""

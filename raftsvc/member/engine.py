@@ -8,11 +8,11 @@ engine is therefore what both test: in which order things become durable, are
 said, are applied, and are told to those who wait.
 
 A runner brings something (`step`, `tick`, `submit`, ...), then calls `advance`, then
-has its three kinds of work done, each a room of its own:
+has its three kinds of work done, each of which has a page of its own:
 
-    begin_write, write, end_write       the log; `write` alone touches the disk         writes
-    begin_apply, apply, end_apply       the State; `apply` alone runs its code          applying
-    snapshot_due, capture, save, end_snapshot    `save` touches the disk                snapshots
+    writes.begin, writes.write, end_write                             the log; `write` alone touches the disk
+    applying.begin, applying.apply, end_apply                         the State; `apply` alone runs its code
+    snapshots.is_due, snapshots.capture, snapshots.save, end_snapshot    `save` touches the disk
 
 The methods in the middle of each line are slow, and called without the runner's lock,
 each by one thread at a time; `capture` by the one that applies.  All others are quick
@@ -26,15 +26,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from random import Random
 from typing import NamedTuple, Protocol
 
 from raftsvc.core.following import wants_snapshot
-from raftsvc.core.membership import ConfChange, Configuration
+from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import NO_NODE, Message, MessageKind
 from raftsvc.core.raft import (
-    ProposalRefused,
     Raft,
     Ready,
     Role,
@@ -51,20 +49,19 @@ from raftsvc.errors import (
     RaftError,
     StorageError,
 )
-from raftsvc.member.applying import Applying, Work
-from raftsvc.member.calls import Calls, Contexts, refusal_of
-from raftsvc.member.changes import ChangeAttempt, Changes
+from raftsvc.member.applying import Applying
+from raftsvc.member.calls import Calls, Contexts
+from raftsvc.member.changes import Changes
 from raftsvc.member.digests import DigestCheck
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
-from raftsvc.member.waiters import Call, Read, Waiter
+from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Batch, SnapshotMark, Writes
 from raftsvc.state import State
 from raftsvc.storage import Loaded, Store
-from raftsvc.transport import SnapshotChunk
 
 
 class EngineOptions(NamedTuple):
@@ -96,13 +93,13 @@ class Runner(Protocol):
         """Begin to send the stored snapshot that `message` announces; False if that cannot be."""
 
     def release_log(self, index: int) -> None:
-        """Have `Engine.release(index)` called, outside of any lock."""
+        """Have `Writes.release(index)` called, outside of any lock."""
 
     def prepare_log(self) -> None:
-        """Have `Engine.prepare` called until it returns False, by one thread, outside of any lock."""
+        """Have `Writes.prepare` called until it returns False, by one thread, outside of any lock."""
 
     def members_changed(self) -> None:
-        """`Engine.peers` changed."""
+        """The configuration is another: have what is said to a member reach it."""
 
     def state_changed(self) -> None:
         """Leader, configuration, session or health changed: wake those who wait for that."""
@@ -162,9 +159,9 @@ class Engine:
         nonce, retry_ticks, finished = random.getrandbits(64), options.retry_ticks, self.inbox.finished
         self.calls = Calls(self.core, contexts, nonce, retry_ticks, self.inbox.calls, finished)
         self.reads = Reads(self.core, contexts, retry_ticks, self.inbox, self._note_time)
-        self.changes = Changes(self.core, contexts)
+        self.changes = Changes(self.core, contexts, runner.state_changed)
         self.digests = DigestCheck(self.core, machine)
-        self._note_session()
+        self.calls.follow_session(machine)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
@@ -181,26 +178,6 @@ class Engine:
     def node_id(self) -> int:
         """The id of this member, which never changes."""
         return self.core.node_id
-
-    @property
-    def cluster_id(self) -> int:
-        """The id of the cluster it belongs to."""
-        return self.snapshots.cluster_id
-
-    @property
-    def machine(self) -> Machine:
-        """What is replicated here."""
-        return self.applying.machine
-
-    @property
-    def applied_index(self) -> int:
-        """Up to which entries are applied, and those who waited for it told."""
-        return self.applying.applied_index
-
-    @property
-    def has_callers(self) -> bool:
-        """Whether somebody here waits for something."""
-        return bool(self.calls or self.reads)
 
     # -- what comes in
 
@@ -253,7 +230,8 @@ class Engine:
                     # another would have it send at once.
                     message.entries, message.index, message.log_term = (), 0, 0
                 if message.kind is MessageKind.PROPOSE_REPLY:
-                    self._hear_proposal_reply(message)
+                    if not self.changes.hear(message):
+                        self.calls.hear_reply(message, self.ticks)
                 elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
                     self.digests.hear(message)
                 else:
@@ -261,23 +239,9 @@ class Engine:
         except ViolationError as violation:
             self.fail(ConsensusError(str(violation)))
 
-    def _hear_proposal_reply(self, m: Message) -> None:
-        attempt = self.changes.take(m.context)
-        if attempt is None:
-            self.calls.hear_reply(m, self.ticks)
-        elif m.reject:
-            attempt.refusal = refusal_of(m)
-            self._runner.state_changed()
-
     def _note_time(self) -> None:
         if self.options.lease_reads:
             self.core.now = self._runner.now()
-
-    def report_removed(self, peer_id: int) -> None:
-        """`peer_id`, a member, says that this node was removed."""
-        if not self.core.is_removed:
-            self._runner.say(logging.WARNING, f"node {self.node_id} was removed from its cluster, says node {peer_id}")
-            self.core.mark_removed()
 
     def report_snapshot(
         self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None = None
@@ -330,7 +294,7 @@ class Engine:
             self._send_what_came()
         for peer_id, message in self.digests.take_replies():
             self._runner.post(peer_id, (message,))
-        if self.digests.mismatch is not None and health.error_of(Condition.HALTED) is None:
+        if self.digests.mismatch is not None and health.halted is None:
             self.halt(self.digests.mismatch)
         if self.digests.disagreement is not self._seen.disagreement:
             self._notice_disagreement(self.digests.disagreement)
@@ -445,7 +409,7 @@ class Engine:
         applying, calls = self.applying, self.calls
         before = (calls.session_id, applying.applied_config)
         applying.note_applied()
-        self._note_session()
+        calls.follow_session(applying.machine)
         if before != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
@@ -460,12 +424,6 @@ class Engine:
             )
             halted.__cause__ = error
             self.halt(halted)
-
-    def _note_session(self) -> None:
-        """Learn which session this node has as of what is applied, and have its answers listened for."""
-        machine, node_id = self.applying.machine, self.core.node_id
-        self.calls.note_session(*machine.session_of(node_id))
-        machine.listener = (node_id, self.calls.session_id)
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
@@ -484,7 +442,7 @@ class Engine:
 
     def fail(self, error: RaftError) -> None:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
-        if self.health.error_of(Condition.FAILED) is None:
+        if self.health.failure is None:
             self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
             self.health.note(Condition.FAILED, error)
             self._judge_fitness()
@@ -508,105 +466,10 @@ class Engine:
         self.calls.fail(error)
         self.reads.fail(error)
 
-    # -- what runners call by these names
 
-    def begin_write(self) -> Batch:
-        """See `Writes`."""
-        return self.writes.begin()
-
-    def write(self, batch: Batch) -> None:
-        """See `Writes`."""
-        self.writes.write(batch)
-
-    def begin_apply(self) -> Work:
-        """See `Applying`."""
-        return self.applying.begin()
-
-    def apply(self, work: Work) -> tuple[list[Answer], BaseException | None]:
-        """See `Applying`."""
-        return self.applying.apply(work)
-
-    def capture(self) -> Capture:
-        """See `Snapshots`."""
-        return self.snapshots.capture()
-
-    def save(self, capture: Capture) -> bool:
-        """See `Snapshots`."""
-        return self.snapshots.save(capture)
-
-    @property
-    def snapshot_due(self) -> bool:
-        """See `Snapshots`."""
-        return self.snapshots.is_due
-
-    @property
-    def has_writes(self) -> bool:
-        """Whether something waits to be written, and nothing is being written."""
-        return self.writes.is_due
-
-    @property
-    def has_work(self) -> bool:
-        """Whether something waits to be applied."""
-        return self.applying.is_due
-
-    def wants(self, message: Message) -> bool:
-        """Whether the snapshot that `message` announces would be installed."""
-        return not self.health.is_over and wants_snapshot(self.core, message.term, message.index, message.log_term)
-
-    def receive_chunk(self, chunk: SnapshotChunk) -> int:
-        """See `Arrivals`."""
-        return self.snapshots.arrivals.receive_chunk(chunk)
-
-    def drop_incoming(self) -> None:
-        """See `Arrivals`."""
-        self.snapshots.arrivals.drop()
-
-    def take_finished(self) -> list[Waiter]:
-        """See `Finished`."""
-        return self.inbox.finished.take()
-
-    def attempt_change(self, change: ConfChange) -> ChangeAttempt:
-        """See `Changes`."""
-        return self.changes.attempt(change)
-
-    def end_attempt(self, attempt: ChangeAttempt) -> None:
-        """See `Changes`."""
-        self.changes.end(attempt)
-
-    def hand_over(self, node_id: int) -> None:
-        """Let `node_id` lead instead, if this node leads and can let it."""
-        with suppress(ProposalRefused):
-            self.core.transfer_leadership(node_id)
-
-    def report_unreachable(self, peer_id: int) -> None:
-        """Messages to `peer_id` were lost."""
-        self.core.report_unreachable(peer_id)
-
-    def release(self, index: int) -> None:
-        """See `Writes`."""
-        self.writes.release(index)
-
-    def prepare(self) -> bool:
-        """See `Writes`."""
-        return self.writes.prepare()
-
-    def err(self) -> RaftError | None:
-        """See `Health`."""
-        return self.health.err()
-
-    def check_able(self) -> None:
-        """See `Health`."""
-        self.health.check_able()
-
-    @property
-    def failure(self) -> RaftError | None:
-        """Why this node takes no further part, if it failed."""
-        return self.health.error_of(Condition.FAILED)
-
-    @property
-    def halted(self) -> RaftError | None:
-        """Why this node applies no more, if the State is to blame."""
-        return self.health.error_of(Condition.HALTED)
+def would_install(engine: Engine, message: Message) -> bool:
+    """Whether the snapshot that `message` announces would be installed."""
+    return not engine.health.is_over and wants_snapshot(engine.core, message.term, message.index, message.log_term)
 
 
 def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raft:

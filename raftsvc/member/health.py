@@ -94,6 +94,16 @@ class Health:
         """How it came to `condition`; None if it does not hold."""
         return self._errors.get(condition)
 
+    @property
+    def failure(self) -> RaftError | None:
+        """Why the node takes no further part, if it failed."""
+        return self._errors.get(Condition.FAILED)
+
+    @property
+    def halted(self) -> RaftError | None:
+        """Why the node applies no more, if its State is to blame."""
+        return self._errors.get(Condition.HALTED)
+
     def err(self) -> RaftError | None:
         """What keeps the node from operating normally, or None: of the conditions that hold the gravest."""
         for condition in Condition:

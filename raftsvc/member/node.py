@@ -34,7 +34,6 @@ from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
-from raftsvc.member.health import Condition
 from raftsvc.member.peers import Peers
 from raftsvc.member.status import status_of
 from raftsvc.member.threads import Threads
@@ -99,7 +98,7 @@ class Node:
         self._callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
         self.node_id = engine.node_id
-        self.cluster_id = engine.cluster_id
+        self.cluster_id = engine.snapshots.cluster_id
 
     # -- life
 
@@ -166,7 +165,7 @@ class Node:
 
     def is_live(self) -> bool:
         """Whether every thread that the node needs is at work; halted applying is not mended by a restart."""
-        return self._threads.are_alive() or self._engine.health.error_of(Condition.HALTED) is not None
+        return self._threads.are_alive() or self._engine.health.halted is not None
 
     def status(self) -> dict[str, object]:
         """A picture of the node for people and monitors."""

@@ -16,7 +16,7 @@ from raftsvc.core.membership import Member
 from raftsvc.core.messages import Message
 from raftsvc.errors import OverloadedError
 from raftsvc.member.applier import Applier
-from raftsvc.member.engine import Engine
+from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.errands import Errands
 from raftsvc.member.turns import Turn
 from raftsvc.transport import Network, SnapshotChunk
@@ -42,7 +42,7 @@ class Peers:
         self._patience = patience
         self._is_stopped = False
         self.node_id = engine.node_id
-        self.cluster_id = engine.cluster_id
+        self.cluster_id = engine.snapshots.cluster_id
         self.incoming_lock = threading.Lock()
         """One snapshot is received at a time; never taken under the node lock."""
 
@@ -151,7 +151,11 @@ class Peers:
     def report_removed(self, peer_id: int) -> None:
         """`peer_id`, a member, says that this node was removed."""
         with self._turn:
-            self._engine.report_removed(peer_id)
+            if not self._engine.core.is_removed:
+                self._errands.say(
+                    logging.WARNING, f"node {self.node_id} was removed from its cluster, says node {peer_id}"
+                )
+                self._engine.core.mark_removed()
             self._turn.drive(inline=False)
 
     # -- snapshots
@@ -172,7 +176,7 @@ class Peers:
         """
         arrivals = self._engine.snapshots.arrivals
         with self._turn.lock:
-            wanted = self._engine.wants(chunk.message)
+            wanted = would_install(self._engine, chunk.message)
         if not wanted:  # the core's answer says why: a newer term, or we have all that
             if self.incoming_lock.acquire(blocking=False):
                 arrivals.drop()

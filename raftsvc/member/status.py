@@ -18,14 +18,14 @@ def status_of(engine: Engine) -> dict[str, object]:
     leader = config.members.get(core.leader_id)
     return {
         "node_id": engine.node_id,
-        "cluster_id": f"{engine.cluster_id:016x}",
+        "cluster_id": f"{engine.snapshots.cluster_id:016x}",
         "addr": engine.addr,
         "role": role,
         "leader_id": core.leader_id or None,
         "leader_addr": leader.addr if leader else None,
         "term": core.term,
         "commit_index": core.log.commit_index,
-        "applied_index": engine.applied_index,
+        "applied_index": engine.applying.applied_index,
         "last_index": core.log.last_index,
         "snapshot_index": core.log.snapshot.index,
         "log_bytes": core.log.size_bytes,

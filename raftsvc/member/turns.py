@@ -151,7 +151,7 @@ class Turn:
         return Present(
             engine.writes.is_due,
             amount,
-            amount == Amount.LITTLE and engine.has_callers,
+            amount == Amount.LITTLE and bool(engine.calls or engine.reads),
             engine.snapshots.is_due,
             hands.is_applying,
             hands.helper is not None,

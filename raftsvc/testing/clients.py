@@ -124,7 +124,7 @@ class Client:
         attempt.read = read = SimulatedRead(lambda: self._read_confirmed(attempt, read))
         attempt.floor = self._world.watch.consensus.last_committed
         if self._world.random.random() < 0.5 and engine.is_current():
-            read.index = engine.applied_index
+            read.index = engine.applying.applied_index
             self._read_confirmed(attempt, read)
         else:
             engine.submit_read(read)

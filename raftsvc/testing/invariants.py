@@ -380,7 +380,7 @@ class Sessions:
             return
         key = read_envelope(call.data)
         index = self._carried.get(key)
-        applied = engine.machine.applied_index
+        applied = engine.applying.machine.applied_index
         if index is not None and index <= applied < self._removed.get(engine.node_id, applied + 1):
             what = f"took effect at {self._executed[key]}" if key in self._executed else "was ignored"
             raise Violation(
@@ -395,7 +395,7 @@ class Sessions:
         key = read_envelope(call.data) if call.data else None
         index = self._executed.get(key, 0) if key else 0
         require(
-            0 < index <= engine.machine.applied_index
+            0 < index <= engine.applying.machine.applied_index
             and data_of(self._committed[index])[ENVELOPE_BYTES:] == call.instruction,
             f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
             f"which is not applied there",
@@ -446,7 +446,7 @@ class Digests:
 
     def applied(self, engine: Engine, is_damaged: bool = False) -> None:
         """A node applied a batch, or restored a snapshot; what a State that `is_damaged` made of it may be anything."""
-        machine = engine.machine
+        machine = engine.applying.machine
         require(
             machine.applied_index <= engine.core.log.commit_index,
             f"node {engine.node_id} applied up to {machine.applied_index}, of which "
@@ -463,12 +463,12 @@ class Digests:
 
     def differs(self, engine: Engine) -> bool:
         """Whether it is known that the digest of a node is wrong."""
-        machine = engine.machine
+        machine = engine.applying.machine
         return self._digests.get(machine.applied_index, machine.digest) != machine.digest
 
     def convicted(self, engine: Engine, index: int, is_damaged: bool) -> None:
         """A node halts, for a majority of the voters told something else of `index`: rightly, and could they?"""
-        require(is_damaged, f"node {engine.node_id} halts as diverged, and its State is whole: {engine.halted}")
+        require(is_damaged, f"node {engine.node_id} halts as diverged, and its State is whole: {engine.health.halted}")
         config = engine.core.config
         voters = sum(self._witnessed.get(i, 0) >= index for i in config.voters - {engine.node_id})
         require(

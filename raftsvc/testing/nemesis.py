@@ -76,7 +76,7 @@ class Nemesis:
         ids = sorted(i for i, node in nodes.items() if not node.is_gone)
         # Who is damaged goes on, and is not counted on: it may have to be replaced meanwhile.
         damaged = {i for i in ids if nodes[i].is_damaged or nodes[i].has_damaged_state}
-        alive = {i for i in ids if (engine := nodes[i].engine) is not None and engine.err() is None} - damaged
+        alive = {i for i in ids if (engine := nodes[i].engine) is not None and engine.health.err() is None} - damaged
         for i in world.random.sample(ids, len(ids)):
             if self._cluster.is_live(alive - {i}, leaving):
                 alive.discard(i)

@@ -65,7 +65,7 @@ class SimulatedNode:
         core = engine.core
         return (
             f"{self.name} {core.role.value} term={core.term} log={core.log.offset}..{core.log.last_index} "
-            f"commit={core.log.commit_index} applied={engine.applied_index} err={engine.err()}"
+            f"commit={core.log.commit_index} applied={engine.applying.applied_index} err={engine.health.err()}"
         )
 
     def note(self, what: str) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import EntryKind, HardState, make_entry
+from raftsvc.core.raft import ProposalRefused
 from raftsvc.errors import DivergedError
+from raftsvc.member.engine import Engine
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.node import SimulatedNode
@@ -80,11 +83,11 @@ class Operator:
         if engine.core.is_removed:
             node.note("is removed, and stopped")
             node.retire()
-        elif isinstance(engine.halted, DivergedError):
+        elif isinstance(engine.health.halted, DivergedError):
             if self._world.schedule.now - process.halted_at >= SECOND:
                 self._mend(node, process)
-        elif engine.failure is not None or engine.halted is not None:
-            node.note(f"is restarted after: {engine.err()}")
+        elif engine.health.failure is not None or engine.health.halted is not None:
+            node.note(f"is restarted after: {engine.health.err()}")
             node.kill()
             node.restart_later()
         elif process.replica.is_damaged and self._world.is_healed:
@@ -108,8 +111,8 @@ class Operator:
             for i in config.voters
             if (other := cluster.nodes[i].engine) is not None
             and i != node.node_id
-            and other.halted is None
-            and other.applied_index >= engine.applied_index - 20
+            and other.health.halted is None
+            and other.applying.applied_index >= engine.applying.applied_index - 20
         ]
         can_be_told = (
             self._world.watch.digests.differs(engine)
@@ -187,7 +190,7 @@ class Operator:
         ready = self._cluster.ready()
         if ready:
             node = self._world.random.choice(ready)
-            node.do(lambda engine: engine.end_attempt(engine.attempt_change(change)))
+            node.do(lambda engine: engine.changes.end(engine.changes.attempt(change)))
 
     def hand_over(self) -> None:
         """Have the leader hand over to some other voter."""
@@ -199,4 +202,9 @@ class Operator:
         if others and rng.random() < 0.9:
             target = rng.choice(others)
             leader.note(f"hands over to n{target}")
-            leader.do(lambda engine: engine.hand_over(target))
+
+            def transfer(engine: Engine) -> None:
+                with suppress(ProposalRefused):
+                    engine.core.transfer_leadership(target)
+
+            leader.do(transfer)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raftsvc.core.messages import Message
 from raftsvc.errors import DivergedError, StorageError
-from raftsvc.member.engine import Engine
+from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
@@ -75,7 +75,7 @@ class SimulatedProcess:
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
         self.engine = Engine(self.name, self.store, state, world.conditions.options, seed, self)
-        self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applied_index)
+        self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
 
     def start(self) -> None:
         """Begin to take part."""
@@ -106,18 +106,18 @@ class SimulatedProcess:
         try:
             step(engine)
             engine.advance()
-            if engine.has_writes:
+            if engine.writes.is_due:
                 self._begin_write()
-            if engine.snapshot_due and not self.is_applying:
+            if engine.snapshots.is_due and not self.is_applying:
                 self._begin_snapshot()
-            if engine.has_work and not self.is_applying:
+            if engine.applying.is_due and not self.is_applying:
                 self._begin_apply()
         except PowerLoss:
             self._power_lost()
             return
         self._have_it_watched()
         rng = self._world.random
-        for waiter in engine.take_finished():
+        for waiter in engine.inbox.finished.take():
             waiter.wake()
             if rng.random() < 0.98:  # else its caller was interrupted
                 self.life.later(rng.randrange(1, 1000), self._awake)
@@ -126,11 +126,11 @@ class SimulatedProcess:
         engine = self.engine
         watch = self._world.watch
         watch.consensus.look(engine)
-        if not self.halted_at and isinstance(engine.halted, DivergedError):
+        if not self.halted_at and isinstance(engine.health.halted, DivergedError):
             self.halted_at = self._world.schedule.now
             self._world.report.counts["convicted"] += 1
-            self.note(str(engine.halted))
-            watch.digests.convicted(engine, engine.halted.index, self.replica.is_damaged)
+            self.note(str(engine.health.halted))
+            watch.digests.convicted(engine, engine.health.halted.index, self.replica.is_damaged)
         if engine.digests.disagreement is not None:
             watch.digests.disagrees(engine)
 
@@ -159,12 +159,12 @@ class SimulatedProcess:
         answer: list[int | None] = []  # none if the power goes
 
         def receive(engine: Engine) -> None:
-            if not engine.wants(chunk.message):
-                engine.drop_incoming()
+            if not would_install(engine, chunk.message):
+                engine.snapshots.arrivals.drop()
                 wanted = chunk.size_bytes
             else:
                 try:
-                    wanted = engine.receive_chunk(chunk)
+                    wanted = engine.snapshots.arrivals.receive_chunk(chunk)
                 except (ValueError, OSError, StorageError) as error:
                     self.note(f"a piece of a snapshot is refused: {error}")
                     answer.append(None)
@@ -182,7 +182,7 @@ class SimulatedProcess:
 
     def _begin_write(self) -> None:
         computer = self.computer
-        batch = self.engine.begin_write()
+        batch = self.engine.writes.begin()
         delay = 20 + int(self._world.random.expovariate(1 / computer.write_delay))
 
         def finish() -> None:
@@ -194,7 +194,7 @@ class SimulatedProcess:
         def write(engine: Engine) -> None:
             failure: BaseException | None = None
             try:
-                engine.write(batch)
+                engine.writes.write(batch)
             except PowerLoss:
                 raise
             except BaseException as error:
@@ -206,12 +206,12 @@ class SimulatedProcess:
 
     def _begin_apply(self) -> None:
         replica = self.replica
-        work = self.engine.begin_apply()
+        work = self.engine.applying.begin()
         self.is_applying = True
 
         def finish(engine: Engine) -> None:
             self.is_applying = False
-            answers, error = engine.apply(work)
+            answers, error = engine.applying.apply(work)
             if isinstance(error, (Violation, PowerLoss)):
                 raise error
             digests = self._world.watch.digests
@@ -230,7 +230,7 @@ class SimulatedProcess:
 
     def _begin_snapshot(self) -> None:
         spoilt = self.computer.spoilt_snapshots
-        capture = self.engine.capture()
+        capture = self.engine.snapshots.capture()
         index = capture.header.index
         self.note(f"takes a snapshot at {index}")
         is_whole = not self.replica.is_damaged
@@ -241,7 +241,7 @@ class SimulatedProcess:
             saved: Capture | None = None
             failure: Exception | None = None
             try:
-                if engine.save(capture):
+                if engine.snapshots.save(capture):
                     saved = capture
                     if is_whole:
                         spoilt.discard(index)
@@ -263,7 +263,9 @@ class SimulatedProcess:
         is_lost = not self._network.send(self.node_id, peer_id, b"".join([message.encode() for message in messages]))
         # A connection that breaks is noticed, a request on its way may not be.
         if is_lost and self._world.random.random() < 0.5:
-            self.life.later(self._network.latency(), lambda: self.do(lambda engine: engine.report_unreachable(peer_id)))
+            self.life.later(
+                self._network.latency(), lambda: self.do(lambda engine: engine.core.report_unreachable(peer_id))
+            )
         return True
 
     def send_snapshot(self, message: Message) -> bool:
@@ -285,7 +287,7 @@ class SimulatedProcess:
 
         def release(engine: Engine) -> None:
             try:
-                engine.release(index)
+                engine.writes.release(index)
             except StorageError as error:
                 self.note(f"releasing failed: {error}")
 
@@ -306,7 +308,7 @@ class SimulatedProcess:
                 self.do(prepare)
 
         def prepare(engine: Engine) -> None:
-            if engine.prepare():
+            if engine.writes.prepare():
                 go_on()
 
         go_on()

@@ -149,11 +149,11 @@ class Simulation:
         leader = self.leader()
         if leader is None or self.operator.is_busy or any(client.is_waiting for client in self.clients):
             return False
-        applied = leader.engine.applied_index if leader.engine else 0
+        applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members
         return applied == self.watch.consensus.last_committed and all(
             (engine := self.nodes[i].engine) is not None
-            and engine.applied_index == applied
+            and engine.applying.applied_index == applied
             and engine.core.log.commit_index == applied
             and engine.digests.disagreement is None
             for i in members

@@ -128,8 +128,8 @@ class SoleVoter:
             len(engine.reads),
             engine.core.log.last_index,
             engine.core.log.commit_index,
-            engine.machine.applied_index,
-            engine.has_writes,
+            engine.applying.machine.applied_index,
+            engine.writes.is_due,
             turn.log_work.is_set,
             turn.apply_work.is_set,
         )
@@ -140,9 +140,9 @@ class SoleVoter:
         is_log_thread_woken = turn.log_work.is_set
         assert not (deque_of(engine.inbox.calls) or engine.calls._unsent) or is_log_thread_woken, "a call is left"
         assert not engine.reads.is_due or is_log_thread_woken, "a read is left"
-        assert not engine.has_writes or is_log_thread_woken, "a write is left"
+        assert not engine.writes.is_due or is_log_thread_woken, "a write is left"
         assert turn.hands.helper is None, "who was asked to apply is gone"
-        assert not engine.has_work or turn.apply_work.is_set, "what is committed is not applied"
+        assert not engine.applying.is_due or turn.apply_work.is_set, "what is committed is not applied"
         assert not turn.log_work.is_set or turn.log_work._lock.owner is None, "who is due was woken"
 
     def scene(self, *programs: Program) -> Scene:
@@ -243,7 +243,9 @@ def test_a_lease_is_looked_at_before_the_commit_index() -> None:
     node = SoleVoter()
     engine = node.engine
     engine.options = engine.options._replace(lease_reads=True)
-    core = SimpleNamespace(log=SimpleNamespace(commit_index=engine.applied_index), holds_lease=lambda now: True)
+    core = SimpleNamespace(
+        log=SimpleNamespace(commit_index=engine.applying.applied_index), holds_lease=lambda now: True
+    )
 
     def lead_again() -> int:
         core.log.commit_index += 1

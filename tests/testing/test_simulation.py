@@ -289,14 +289,14 @@ def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:
         return leader is not None and leader is not stuck and not engine.core.is_promotable
 
     assert simulation.run_until(simulation.now + 60 * SECOND, deposed)
-    assert isinstance(engine.err(), raftsvc.DiskStalledError)
+    assert isinstance(engine.health.err(), raftsvc.DiskStalledError)
     served = simulation.report.counts["done"]
     term = max(n.engine.core.term for n in simulation.nodes.values() if n.engine)
     simulation.run_until(simulation.now + 20 * SECOND)
     assert simulation.report.counts["done"] > served + 10, "the others serve; callers of this one wait in vain"
     assert max(n.engine.core.term for n in simulation.nodes.values() if n.engine) == term, "and it disturbs nobody"
     stuck.computer.is_hung = False
-    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.err() is None)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.health.err() is None)
     assert engine.core.is_promotable
 
 
@@ -330,13 +330,13 @@ def test_a_node_whose_state_changed_a_byte_stops_serving(is_leader: bool) -> Non
     bad = leader if is_leader else followers[0]
     engine = _engine(bad)
     assert bad.damage_state(again=True)
-    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.halted is not None)
-    assert isinstance(engine.err(), raftsvc.DivergedError)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.health.halted is not None)
+    assert isinstance(engine.health.err(), raftsvc.DivergedError)
     with pytest.raises(raftsvc.DivergedError):
-        engine.check_able()
+        engine.health.check_able()
     assert engine.core.is_promotable is False
-    assert not engine.snapshot_due, "it would overwrite the one from which a restart is whole again"
-    assert all(_engine(n).err() is None for n in (leader, *followers) if n is not bad)
+    assert not engine.snapshots.is_due, "it would overwrite the one from which a restart is whole again"
+    assert all(_engine(n).health.err() is None for n in (leader, *followers) if n is not bad)
     done = simulation.report.counts["done"]
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
 
@@ -386,22 +386,22 @@ def test_two_that_differ_say_so_until_a_third_tells_who_is_right(is_leader: bool
     assert bad.damage_state(again=True)
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
-        lambda: all(isinstance(engine.err(), raftsvc.DisagreementError) for engine in two),
+        lambda: all(isinstance(engine.health.err(), raftsvc.DisagreementError) for engine in two),
     )
-    applied = two[1].applied_index
+    applied = two[1].applying.applied_index
     simulation.run_until(simulation.now + 10 * SECOND)
-    assert two[1].applied_index > applied + 5, "both serve on"
-    assert all(engine.halted is None for engine in two)
+    assert two[1].applying.applied_index > applied + 5, "both serve on"
+    assert all(engine.health.halted is None for engine in two)
     engine = _engine(bad)
     assert two == [n.engine for n in (leader, followers[0])], "and nobody was restarted"
     if is_late:
         _process(third).is_applying = False
         third.do(lambda engine: None)
     simulation.network.cut.clear()
-    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.halted is not None)
-    assert isinstance(engine.err(), raftsvc.DivergedError)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.health.halted is not None)
+    assert isinstance(engine.health.err(), raftsvc.DivergedError)
     healthy = [_engine(n) for n in (leader, *followers) if n is not bad]
-    assert simulation.run_until(simulation.now + 10 * SECOND, lambda: all(e.err() is None for e in healthy))
+    assert simulation.run_until(simulation.now + 10 * SECOND, lambda: all(e.health.err() is None for e in healthy))
     done = simulation.report.counts["done"]
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > done + 100)
 
@@ -410,14 +410,16 @@ def test_a_node_that_halted_still_answers_for_what_it_applied() -> None:
     """So that it decides a disagreement of two others about that."""
     _, leader, (_, halted) = _three_under_load(8)
     engine = _engine(halted)
-    index = engine.applied_index
+    index = engine.applying.applied_index
     engine.halt(raftsvc.ApplyHaltedError("by the test"))
     question = Message(MessageKind.DIGEST, halted.node_id, leader.node_id, _engine(leader).core.term, index=index)
     heard: list[Message] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(halted.process, "post", lambda peer_id, messages: heard.extend(messages) or True)
         _process(halted).hear([question])
-    assert [(m.index, m.hint) for m in heard if m.kind is MessageKind.DIGEST_REPLY] == [(index, engine.machine.digest)]
+    assert [(m.index, m.hint) for m in heard if m.kind is MessageKind.DIGEST_REPLY] == [
+        (index, engine.applying.machine.digest)
+    ]
 
 
 def test_a_disputed_leader_sends_no_snapshot() -> None:
@@ -428,20 +430,20 @@ def test_a_disputed_leader_sends_no_snapshot() -> None:
     engine = _engine(leader)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.digests.is_disputed)
     tried_before = simulation.report.counts["damaged snapshots lost"]
-    applied = engine.applied_index
+    applied = engine.applying.applied_index
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine.core.log.offset > applied)
     behind.start()
     simulation.run_until(simulation.now + 10 * SECOND)
-    assert _engine(behind).applied_index <= applied < engine.core.log.offset
+    assert _engine(behind).applying.applied_index <= applied < engine.core.log.offset
     assert simulation.report.counts["damaged snapshots lost"] == tried_before, "it was not even tried"
-    assert engine.halted is None and _engine(witness).halted is None
+    assert engine.health.halted is None and _engine(witness).health.halted is None
     leader.kill()  # somebody compared the data, and knows
     simulation.operator.replace(leader)
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
-        lambda: _engine(behind).applied_index >= simulation.watch.consensus.last_committed - 5 > applied + 20,
+        lambda: _engine(behind).applying.applied_index >= simulation.watch.consensus.last_committed - 5 > applied + 20,
     )
-    assert _engine(witness).err() is None
+    assert _engine(witness).health.err() is None
 
 
 def test_seeds_run_on_several_processes() -> None:
@@ -477,5 +479,8 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     slow.engine.applying._backlog_bytes = 0
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
-        lambda: slow.engine is not None and slow.engine.applied_index >= simulation.watch.consensus.last_committed - 2,
+        lambda: (
+            slow.engine is not None
+            and slow.engine.applying.applied_index >= simulation.watch.consensus.last_committed - 2
+        ),
     )
