@@ -240,6 +240,8 @@ class SimulatedProcess:
         def finish(engine: Engine) -> None:
             saved: Capture | None = None
             failure: Exception | None = None
+            if not is_whole:
+                spoilt.add(index)  # also in place of one of that index that came from elsewhere meanwhile
             try:
                 if engine.snapshots.save(capture):
                     saved = capture
