@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from raftsvc.storage.files import Files
 from raftsvc.storage.lock import DirectoryLock
@@ -28,6 +29,16 @@ class _Free(DirectoryLock):
 
     def acquire(self, timeout: float) -> None:
         pass
+
+
+@dataclass
+class _Failure:
+    """One that is arranged."""
+
+    operation: str
+    path_end: str
+    code: int
+    skip: int
 
 
 class _Inode:
@@ -60,13 +71,13 @@ class SimulatedDisk(Files):
         self.operations: list[tuple[str, str]] = []
         self.crash_at = 0
         self.free_bytes: int | None = None
-        self._failures: list[tuple[str, str, int]] = []
+        self._failures: list[_Failure] = []
 
     # -- what tests do to it
 
-    def fail_next(self, operation: str, path_end: str = "", code: int = errno.EIO) -> None:
-        """The next such operation on a path that ends so fails."""
-        self._failures.append((operation, path_end, code))
+    def fail_next(self, operation: str, path_end: str = "", code: int = errno.EIO, skip: int = 0) -> None:
+        """The next such operation on a path that ends so fails, after `skip` that do not."""
+        self._failures.append(_Failure(operation, path_end, code, skip))
 
     def heal(self) -> None:
         """No failure that was arranged happens any more, and there is room."""
@@ -194,9 +205,12 @@ class SimulatedDisk(Files):
         self._alive()
         self.operations.append((operation, path))
         for failure in self._failures:
-            if operation == failure[0] and path.endswith(failure[1]):
+            if operation == failure.operation and path.endswith(failure.path_end):
+                if failure.skip:
+                    failure.skip -= 1
+                    continue
                 self._failures.remove(failure)
-                raise OSError(failure[2], os.strerror(failure[2]), path)
+                raise OSError(failure.code, os.strerror(failure.code), path)
         return len(self.operations) == self.crash_at
 
     def _end(self, crashes: bool) -> None:

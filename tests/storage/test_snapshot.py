@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 
@@ -175,18 +174,8 @@ def test_a_snapshot_received_in_pieces_is_verified_and_durable() -> None:
 def test_a_snapshot_is_received_anew_once_the_disk_failed_it(operation: str, nth: int) -> None:
     """Whatever succeeds after it: an fsync that is tried again may write nothing, and say that it did."""
     reception = Reception(sync_bytes=100)
-    seen = 0
-    begin = reception.disk._begin
-
-    def fail(what: str, path: str) -> bool:
-        nonlocal seen
-        seen += what == operation
-        if what == operation and seen == nth:
-            raise OSError(errno.EIO, "once")
-        return begin(what, path)
-
-    reception.disk._begin = fail  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="once"):
+    reception.disk.fail_next(operation, skip=nth - 1)
+    with pytest.raises(OSError, match="Input/output error"):
         reception.receive(reception.data)
     assert reception.incoming.identity is None, "so that nobody goes on with it"
     for offset in (100 * (nth - 1), 100 * nth):

@@ -194,17 +194,7 @@ def test_names_whose_sync_failed_are_not_taken_for_durable_later(after: int) -> 
         wal.append(None, [entry(n)])
     wal.mark_snapshot(100, 1)
     wal.sync()
-    synced = 0
-    begin = disk._begin
-
-    def fail(what: str, path: str) -> bool:
-        nonlocal synced
-        synced += what == "sync_dir"
-        if what == "sync_dir" and synced == after + 1:
-            raise OSError(errno.EIO, "once")
-        return begin(what, path)
-
-    disk._begin = fail  # type: ignore[method-assign]
+    disk.fail_next("sync_dir", skip=after)
     for _ in range(3):
         with pytest.raises(StorageError, match=r"deleting old segments failed|until a restart"):
             wal.release_before(100)
