@@ -132,8 +132,14 @@ class Operator:
             node.kill()
             node.restart_later()
         elif not self._tasks:
-            node.kill()
-            self.replace(node)
+            voters = self._cluster.configuration().voters
+            if len(voters - {node.node_id}) > len(voters) // 2:
+                node.kill()
+                self.replace(node)
+            else:  # of two voters: the other one needs its vote until it is evicted
+                node.note("is evicted, for its State is damaged")
+                self.remove(node.node_id)
+                self.add()
 
     # -- membership
 
