@@ -114,6 +114,22 @@ class InstructionTooLargeError(NotApplied):
     """The instruction exceeds `max_instruction_bytes`; nothing was proposed."""
 
 
+class SupersededError(NotApplied):
+    """This node's directory was copied, or put back to an older state, so the node takes no part any more.
+
+    It may have forgotten what it voted and acknowledged.  Stop every process that runs as
+    this node, evict it, and join again with an empty directory.
+    """
+
+
+class DoubledMemberError(RaftError):
+    """The directory of another member was copied, or put back to an older state: nothing that it says counts.
+
+    The message names it.  Stop every process that runs as that member, evict it, and join
+    again with an empty directory.
+    """
+
+
 class StoppedError(NotApplied):
     """The Service was stopped before the call began."""
 

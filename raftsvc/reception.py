@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raftsvc.core.messages import Message
-from raftsvc.errors import DisagreementError
+from raftsvc.core.messages import Life, Message
+from raftsvc.errors import DisagreementError, DoubledMemberError
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
-from raftsvc.transport import Envelope, JoinReply, Network, Problem, ServedStream, SnapshotChunk, connection_of
+from raftsvc.transport import (
+    Envelope,
+    Identity,
+    JoinReply,
+    Network,
+    Problem,
+    ServedStream,
+    SnapshotChunk,
+    connection_of,
+)
 
 
 class Reception:
@@ -27,17 +36,21 @@ class Reception:
 
     # -- from peers
 
-    def identity(self) -> tuple[int, int] | None:
-        """(cluster id, node id), or None while this node belongs to no cluster."""
+    def identity(self) -> Identity | None:
+        """Who this node is, or None while it belongs to no cluster."""
         node = self._membership.serving_node()
         if self._membership.stopped.is_set():
             # Not `uninitialized`, on which a node that wants to join gives up.
             raise Problem(503, "stopping", "this node was stopped")
-        return (node.cluster_id, node.node_id) if node else None
+        return node.identity if node else None
 
-    def standing_of(self, node_id: int) -> str:
-        """`member`, `removed` or `unknown`, by what is committed here."""
-        return self._membership.require_node().standing_of(node_id)
+    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        """Who speaks as `life` of `node_id`; see `Node.hear_from`."""
+        return self._membership.require_node().hear_from(node_id, life, proves_now)
+
+    def latest_life(self, node_id: int) -> Life:
+        """The latest life of another member that is known here."""
+        return self._membership.require_node().latest_life(node_id)
 
     def addr_of(self, node_id: int) -> str | None:
         """Where a member is reached, if it is known."""
@@ -108,4 +121,4 @@ class Reception:
         if node is None or not node.is_settled():
             return False
         error = node.err()
-        return error is None or isinstance(error, DisagreementError)
+        return error is None or isinstance(error, (DisagreementError, DoubledMemberError))

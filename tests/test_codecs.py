@@ -16,6 +16,7 @@ from raftsvc.core.messages import (
     MAX_NUMBER,
     Entry,
     EntryKind,
+    Life,
     MalformedError,
     Message,
     MessageKind,
@@ -129,7 +130,6 @@ problems = st.builds(
     st.text(max_size=20),
     st.text(max_size=40),
     leader=st.text(max_size=20),
-    challenge=st.text(max_size=20),
 )
 outcomes = st.one_of(
     st.booleans().map(lambda satisfied: Outcome(satisfied)),
@@ -141,7 +141,7 @@ outcomes = st.one_of(
 def session_tables(draw: st.DrawFn) -> dict[int, Session]:
     table = {}
     for node_id in draw(st.lists(u64, unique=True, max_size=3)):
-        session = table[node_id] = Session(draw(u64), draw(u64), draw(u64))
+        session = table[node_id] = Session(draw(u64), Life(draw(u64), draw(u64)), draw(u64))
         session.outcomes = draw(st.dictionaries(u64, outcomes, max_size=4))
     return table
 
@@ -166,7 +166,7 @@ def sessions_of(message_table: dict[int, Session]) -> bytes:
 
 
 def shown(table: dict[int, Session]) -> dict[int, object]:
-    return {node: (s.id, s.nonce, s.low, s.outcomes) for node, s in table.items()}
+    return {node: (s.id, s.life, s.low, s.outcomes) for node, s in table.items()}
 
 
 # -- it comes back
@@ -278,7 +278,7 @@ CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", Fals
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
-SESSION = Session(3, 2**64 - 1, 5)
+SESSION = Session(3, Life(6, 2**64 - 1), 5)
 SESSION.outcomes = {5: Outcome(True), 6: Outcome(False, "no"), 7: Outcome(False)}
 
 
@@ -313,7 +313,7 @@ CODECS = {
         lambda heard: heard.encode(),
     ),
     "answer to a piece": Codec(decode_chunk_reply, encode_chunk_reply(7, APPEND.encode()), MalformedError),
-    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16, "ab").encode(), MalformedError),
+    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16).encode(), MalformedError),
     "answer to a join": Codec(JoinReply.decode, JoinReply(5, 0xC1).encode(), MalformedError),
     "part": Codec(
         lambda raw: Part.decode(raw.decode("latin-1")),
@@ -321,7 +321,7 @@ CODECS = {
         MalformedError,
         lambda heard: heard.encode().encode(),
     ),
-    "sessions": Codec(restore_sessions, sessions_of({2: SESSION, 4: Session(9, 1)}), MalformedError),
+    "sessions": Codec(restore_sessions, sessions_of({2: SESSION, 4: Session(9, Life(1, 1))}), MalformedError),
     "id": Codec(lambda raw: decode_id(raw, "id"), encode_id(7), DamagedStorageError, encode_id),
     "snapshot": Codec(read_snapshot, whole_snapshot(), DamagedStorageError),
     "transaction": Codec(

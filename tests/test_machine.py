@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import EntryKind, MalformedError, make_entry
+from raftsvc.core.messages import EntryKind, Life, MalformedError, make_entry
 from raftsvc.errors import Rejected
-from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session, wrap_void
 from tests.service.harness import ListState
 
 
@@ -40,8 +40,8 @@ class Log:
     def change(self, change: ConfChange) -> int:
         return self.entry(EntryKind.CONFIG, change.encode())
 
-    def open(self, node: int, former: int, nonce: int = 7) -> int:
-        return self.entry(EntryKind.NORMAL, wrap_open_session(node, former, nonce))
+    def open(self, node: int, former: int, counter: int = 1, nonce: int = 7) -> int:
+        return self.entry(EntryKind.NORMAL, wrap_open_session(node, former, Life(counter, nonce)))
 
     def do(self, node: int, session: int, number: int, low: int, instruction: bytes) -> list[Outcome]:
         self.entry(EntryKind.NORMAL, wrap_instruction(node, session, number, low, instruction))
@@ -126,10 +126,10 @@ def test_numbers_may_come_in_any_order_but_not_after_they_were_settled() -> None
 
 def test_a_new_session_makes_what_the_former_had_under_way_void() -> None:
     log = Log()
-    first = log.open(1, 0, nonce=7)
+    first = log.open(1, 0, 1, nonce=7)
     log.do(1, first, 1, 1, b"a")
-    second = log.open(1, first, nonce=8)
-    assert log.machine.session_of(1) == (second, 8)
+    second = log.open(1, first, 2, nonce=8)
+    assert (log.machine.session_of(1), log.machine.life_of(1)) == (second, Life(2, 8))
     assert log.do(1, first, 2, 1, b"late") == []
     log.do(1, second, 1, 1, b"b")
     assert log.items == [b"a", b"b"]
@@ -137,18 +137,40 @@ def test_a_new_session_makes_what_the_former_had_under_way_void() -> None:
 
 def test_of_two_attempts_to_open_a_session_only_one_succeeds() -> None:
     log = Log()
-    first = log.open(1, 0, nonce=7)
-    assert log.open(1, 0, nonce=6) != first
-    assert log.machine.session_of(1) == (first, 7), "a late attempt from before a restart opens nothing"
+    first = log.open(1, 0, 2, nonce=7)
+    assert log.open(1, 0, 3, nonce=6) != first
+    assert log.machine.session_of(1) == first, "a late attempt from before a restart opens nothing"
+
+
+@pytest.mark.parametrize(("counter", "nonce"), [(1, 7), (2, 7), (2, 9)])
+def test_an_earlier_start_or_a_second_one_of_the_same_number_opens_no_session(counter: int, nonce: int) -> None:
+    log = Log()
+    first = log.open(1, 0, 2, nonce=7)
+    log.open(1, first, counter, nonce)
+    assert (log.machine.session_of(1), log.machine.life_of(1)) == (first, Life(2, 7))
+
+
+def test_a_void_member_opens_no_session_and_what_it_has_under_way_is_void_too() -> None:
+    log = Log()
+    session = log.open(1, 0)
+    void = log.entry(EntryKind.NORMAL, wrap_void(1))
+    assert log.do(1, session, 1, 1, b"late") == []
+    assert log.do(1, void, 1, 1, b"guessed") == []
+    log.open(1, void, 9)
+    log.open(1, void, 2**63 - 1, 5)
+    assert log.machine.life_of(1).counter == 2**63 - 1
+    assert log.machine.session_of(1) == void and log.items == []
+    log.entry(EntryKind.NORMAL, wrap_void(9))
+    assert log.machine.session_of(9) == 0, "a stranger is nobody"
 
 
 def test_strangers_and_removed_members_have_no_session() -> None:
     log = Log()
     log.open(9, 0)
-    assert log.machine.session_of(9) == (0, 0)
+    assert log.machine.session_of(9) == 0
     session = log.open(2, 0)
     log.change(ConfChange(ConfOp.REMOVE, 2))
-    assert log.machine.session_of(2) == (0, 0)
+    assert log.machine.session_of(2) == 0
     assert log.do(2, session, 1, 1, b"late") == []
     assert log.items == []
     assert dict(log.machine.state.peers()) == {1: "a:1"}

@@ -143,6 +143,46 @@ class HardState(NamedTuple):
     commit: int = 0
 
 
+_LIFE = struct.Struct(">QQ")
+
+
+class Life(NamedTuple):
+    """One start of a member: the same directory is never opened twice under the same one.
+
+    counter: how many times it was started, durable before this start said its first word.
+    nonce:   random, so that two starts with one counter, which happen only if the directory
+             was copied or put back, are two.
+    """
+
+    counter: int = 0
+    nonce: int = 0
+
+    def encode(self) -> bytes:
+        return _LIFE.pack(*self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Life:
+        """Raises MalformedError."""
+        if len(data) != _LIFE.size:
+            raise MalformedError("a life of a wrong length")
+        return cls(*_LIFE.unpack(data))
+
+    def __str__(self) -> str:
+        return f"{self.counter}.{self.nonce:016x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Life | None:
+        """What `str` made, or None if `text` is no life's."""
+        counter, _, nonce = text.partition(".")
+        if not (counter.isascii() and counter.isdigit() and len(counter) <= 19 and len(nonce) == 16):
+            return None
+        try:
+            life = cls(int(counter), int(nonce, 16))
+        except ValueError:
+            return None
+        return life if str(life) == text and life.counter <= MAX_NUMBER else None
+
+
 class MessageKind(IntEnum):
     """The closed set of what one peer may say to another."""
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from itertools import islice
 from random import Random
 
-from raftsvc.core.messages import EntryKind, Message
+from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
 from raftsvc.member.handoff import Finished
@@ -46,12 +46,12 @@ class Calls:
         self,
         core: Raft,
         contexts: Contexts,
-        session_nonce: int,
+        life: Life,
         retry_ticks: int,
         inbox: deque[Call],
         finished: Finished,
     ) -> None:
-        """session_nonce: 64 bits that no other start of this node drew.  inbox: that of `handoff.Inbox`."""
+        """life: this start of the node.  inbox: that of `handoff.Inbox`."""
         self._core = core
         self._finished = finished
         self._contexts = contexts
@@ -63,7 +63,7 @@ class Calls:
         self._next_number = 1
         self.session_id = 0
         self._former_session_id = 0
-        self._session_nonce = session_nonce
+        self._life = life
         self._open_tick = 0
 
     def __len__(self) -> int:
@@ -87,18 +87,21 @@ class Calls:
     def follow_session(self, machine: Machine) -> None:
         """Learn which session this node has as of what is applied, and have its answers listened for."""
         node_id = self._core.node_id
-        session_id, nonce = machine.session_of(node_id)
-        if nonce == self._session_nonce:
+        session_id = machine.session_of(node_id)
+        if machine.life_of(node_id) == self._life:
             self.session_id = session_id
         else:
             self.session_id, self._former_session_id = 0, session_id
         machine.listener = (node_id, self.session_id)
 
-    def _open_session(self, tick: int) -> None:
-        """Have a session opened, asking again now and then until there is one."""
-        if tick < self._open_tick:
+    def open_session(self, tick: int) -> None:
+        """Have a session opened, unless there is one, asking again now and then.
+
+        Before the first call comes, for it tells the cluster which start of this node this is.
+        """
+        if self.session_id or tick < self._open_tick or not self._core.leader_id or self._core.is_removed:
             return
-        data = wrap_open_session(self._core.node_id, self._former_session_id, self._session_nonce)
+        data = wrap_open_session(self._core.node_id, self._former_session_id, self._life)
         proposals = ((EntryKind.NORMAL, data),)
         if self._core.role is Role.LEADER:
             with suppress(ProposalRefused):
@@ -138,7 +141,7 @@ class Calls:
         if not self._unsent or not self._core.leader_id:
             return
         if not self.session_id:
-            self._open_session(tick)
+            self.open_session(tick)
         elif self._core.role is not Role.LEADER:
             self._forward(tick)
         elif may_propose:

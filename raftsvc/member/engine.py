@@ -48,6 +48,7 @@ from raftsvc.errors import (
     NodeFailedError,
     RaftError,
     StorageError,
+    SupersededError,
 )
 from raftsvc.member.applying import Applying
 from raftsvc.member.calls import Calls, Contexts
@@ -55,6 +56,7 @@ from raftsvc.member.changes import Changes
 from raftsvc.member.digests import DigestCheck
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Condition, Health
+from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
@@ -132,8 +134,7 @@ class Engine:
         Raises StorageError if what is stored cannot be trusted, and whatever the
         State raises if it cannot be restored.
         """
-        loaded = store.load()
-        self.addr = addr
+        loaded = store.load(random.getrandbits(64))
         self.options = options
         self._runner = runner
         self.health = Health()
@@ -149,23 +150,25 @@ class Engine:
                 "the State reports applied entries, but there is no snapshot to start it from: "
                 "give the Service an empty State; the log and the snapshot bring it up to date"
             )
-        self.core = _recover_core(loaded, options, Random(random.getrandbits(64)))
+        self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
         self.writes = Writes(store, self.inbox, self.health)
         self.applying = Applying(machine, self.snapshots, self.health)
         self.ticks = 0
         self._seen = _Seen()
 
         contexts = Contexts(random)
-        nonce, retry_ticks, finished = random.getrandbits(64), options.retry_ticks, self.inbox.finished
-        self.calls = Calls(self.core, contexts, nonce, retry_ticks, self.inbox.calls, finished)
-        self.reads = Reads(self.core, contexts, retry_ticks, self.inbox, self._note_time)
-        self.changes = Changes(self.core, contexts, runner.state_changed)
-        self.digests = DigestCheck(self.core, machine)
+        retry_ticks = options.retry_ticks
+        self.calls = Calls(core, contexts, loaded.life, retry_ticks, self.inbox.calls, self.inbox.finished)
+        self.reads = Reads(core, contexts, retry_ticks, self.inbox, self._note_time)
+        self.changes = Changes(core, contexts, runner.state_changed)
+        self.digests = DigestCheck(core, machine)
+        self.lives = Lives(addr, loaded.life, core, machine, self.health, contexts, retry_ticks, runner.say, self.fail)
         self.calls.follow_session(machine)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
-        if self.core.config.voters == {self.node_id}:
+        self.lives.applied()
+        if self.core.config.voters == {self.node_id} and not self.health.is_over:
             self.core.campaign()
         self.advance()
 
@@ -272,7 +275,9 @@ class Engine:
             self.health.note(Condition.STALLED, error)
             self._judge_fitness()
         self.core.tick()
+        self.calls.open_session(self.ticks)
         self.calls.retry(self.ticks)
+        self.lives.tick(self.ticks)
         self.reads.ask(self.ticks)
         for peer_id, message in self.digests.announce():
             self._runner.post(peer_id, (message,))
@@ -359,7 +364,7 @@ class Engine:
             self._runner.members_changed()
             self._runner.state_changed()
         if core.is_removed and self.health.error_of(Condition.REMOVED) is None:
-            error = EvictedError(f"node {self.node_id} ({self.addr}) was removed from its cluster")
+            error = EvictedError(f"node {self.node_id} ({self.lives.addr}) was removed from its cluster")
             self.health.note(Condition.REMOVED, error)
             self._fail_waiters(error)
             self._runner.state_changed()
@@ -410,6 +415,7 @@ class Engine:
         before = (calls.session_id, applying.applied_config)
         applying.note_applied()
         calls.follow_session(applying.machine)
+        self.lives.applied()
         if before != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
@@ -442,9 +448,9 @@ class Engine:
 
     def fail(self, error: RaftError) -> None:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
-        if self.health.failure is None:
+        if not self.health.is_over:
             self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
-            self.health.note(Condition.FAILED, error)
+            self.health.note(Condition.SUPERSEDED if isinstance(error, SupersededError) else Condition.FAILED, error)
             self._judge_fitness()
             self.writes.clear()
             self._fail_waiters(self.health.refusal())

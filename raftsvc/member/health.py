@@ -35,6 +35,8 @@ class Condition(Enum):
     """Something broke of which nobody knows what is still true."""
     REMOVED = ("removed", Part.LEAD | Part.SERVE, False)
     """By its cluster.  It votes for nobody either, which the core sees to, but hears and tells that it was."""
+    SUPERSEDED = ("superseded", Part.ALL, False)
+    """Its directory is not the only one of this member, or not all of it: it may have forgotten what it promised."""
     HALTED = ("halted", Part.APPLY | Part.LEAD | Part.SERVE, False)
     """The State raised what it may not, or differs from the others'.  It still votes and stores for them."""
     STALLED = ("stalled", Part.LEAD, True)
@@ -43,6 +45,8 @@ class Condition(Enum):
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
     DISPUTED = ("disputed", Part.NONE, True)
     """It differs from another member, and nobody knows yet who is wrong."""
+    DOUBLED = ("doubled", Part.NONE, True)
+    """Another member's directory was copied or put back, and nothing that it says counts here."""
     STOPPED = ("stopped", Part.ALL, False)
     """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
 

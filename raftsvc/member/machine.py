@@ -11,10 +11,11 @@ its own and numbers its instructions.  A session remembers the outcome of every
 number that its node may still ask about, so an instruction that arrives twice
 is answered and not applied again; numbers below `low`, which the node announces
 with each instruction, are settled and are ignored.  A session is opened through
-the log, naming the session that it follows: of two attempts, one of them maybe
-a late message from before a restart, only one can succeed, and what the former
-session still had under way can no longer be applied.  There is one session per
-member, so the table needs neither a limit nor a clock.
+the log by each start of a node, naming the session that it follows and the life of that start: of
+two attempts, one of them maybe a late message from before a restart, only the later
+life can succeed, and what the former session still had under way can no longer be
+applied.  There is one session per member, so the table needs neither a limit nor a clock.  A
+member whose directory was copied or put back is void: no life of it can open a session any more.
 
 Not thread-safe: one thread at a time applies.
 """
@@ -27,7 +28,16 @@ from typing import NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, MalformedError, data_of, place_of
+from raftsvc.core.messages import (
+    ENTRY_OVERHEAD_BYTES,
+    MAX_NUMBER,
+    Entry,
+    EntryKind,
+    Life,
+    MalformedError,
+    data_of,
+    place_of,
+)
 from raftsvc.errors import Rejected, reason_text
 from raftsvc.state import State, StreamingState
 
@@ -39,6 +49,9 @@ ENVELOPE_BYTES = _ENVELOPE.size
 _INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 _INSTRUCTION = 1
 _OPEN_SESSION = 2
+_VOID = 3
+_VOID_LIFE = Life(MAX_NUMBER, 0)
+_ALL_SETTLED = 2**64 - 1
 
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 _FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
@@ -49,9 +62,14 @@ def wrap_instruction(node_id: int, session_id: int, number: int, low: int, instr
     return _ENVELOPE.pack(_INSTRUCTION, node_id, session_id, number, low) + instruction
 
 
-def wrap_open_session(node_id: int, former_id: int, nonce: int) -> bytes:
-    """The data of an entry that opens a session for a node, if its session is still `former_id` (0: none)."""
-    return _ENVELOPE.pack(_OPEN_SESSION, node_id, former_id, nonce, 0)
+def wrap_open_session(node_id: int, former_id: int, life: Life) -> bytes:
+    """The data of an entry that opens a session for `life` of a node, if its session is still `former_id` (0: none)."""
+    return _ENVELOPE.pack(_OPEN_SESSION, node_id, former_id, life.nonce, life.counter)
+
+
+def wrap_void(node_id: int) -> bytes:
+    """The data of an entry after which no life of `node_id` counts any more."""
+    return _ENVELOPE.pack(_VOID, node_id, 0, 0, 0)
 
 
 def read_envelope(data: bytes) -> tuple[int, int, int]:
@@ -95,11 +113,11 @@ class Answer(NamedTuple):
 class Session:
     """The instructions of one node since it opened this session."""
 
-    __slots__ = ("id", "low", "nonce", "outcomes")
+    __slots__ = ("id", "life", "low", "outcomes")
 
-    def __init__(self, session_id: int, nonce: int, low: int = 0) -> None:
+    def __init__(self, session_id: int, life: Life, low: int = 0) -> None:
         self.id = session_id
-        self.nonce = nonce
+        self.life = life
         self.low = low
         self.outcomes: dict[int, Outcome] = {}
 
@@ -114,7 +132,7 @@ class Session:
         self.low = low
 
 
-_SESSION = struct.Struct(">QQQQI")
+_SESSION = struct.Struct(">QQQQQI")
 _OUTCOME = struct.Struct(">QH")
 
 
@@ -132,10 +150,15 @@ class Machine:
         self.config = Configuration()
         self._sessions: dict[int, Session] = {}
 
-    def session_of(self, node_id: int) -> tuple[int, int]:
-        """Id and nonce of the node's session; (0, 0) if it has none."""
+    def session_of(self, node_id: int) -> int:
+        """The id of the node's session; 0 if it has none."""
         session = self._sessions.get(node_id)
-        return (session.id, session.nonce) if session else (0, 0)
+        return session.id if session else 0
+
+    def life_of(self, node_id: int) -> Life:
+        """Which start of the node opened its session; one of the highest counter if all are void."""
+        session = self._sessions.get(node_id)
+        return session.life if session else Life()
 
     def recorded(self, node_id: int, number: int) -> Outcome | None:
         """The outcome that the node's session remembers of `number`."""
@@ -182,11 +205,13 @@ class Machine:
             return b""  # no node of this version writes such an entry; all ignore it alike
         op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
-        if op == _OPEN_SESSION:
-            if (session.id if session else 0) == session_id and node_id in self.config.members:
-                self._sessions[node_id] = Session(index, nonce=number)
+        if op != _INSTRUCTION:
+            if op == _OPEN_SESSION:
+                self._open_session(node_id, session_id, Life(low, number), index)
+            elif op == _VOID and node_id in self.config.members:
+                self._sessions[node_id] = Session(index, _VOID_LIFE, _ALL_SETTLED)
             return b""
-        if op != _INSTRUCTION or session is None or session.id != session_id or number < session.low:
+        if session is None or session.id != session_id or number < session.low:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
@@ -203,6 +228,12 @@ class Machine:
         if listener is None or (listener[1] == session_id and listener[0] == node_id):
             answers.append(Answer(node_id, session_id, number, outcome))
         return _TRUE if outcome is _SATISFIED else outcome._encode()
+
+    def _open_session(self, node_id: int, former_id: int, life: Life, index: int) -> None:
+        former = self._sessions.get(node_id)
+        is_later = life.counter > (former.life.counter if former else 0)
+        if (former.id if former else 0) == former_id and is_later and node_id in self.config.members:
+            self._sessions[node_id] = Session(index, life)
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)
@@ -256,7 +287,7 @@ class Machine:
         parts = []
         for node_id in sorted(self._sessions):
             session = self._sessions[node_id]
-            parts.append(_SESSION.pack(node_id, session.id, session.nonce, session.low, len(session.outcomes)))
+            parts.append(_SESSION.pack(node_id, session.id, *session.life, session.low, len(session.outcomes)))
             for number in sorted(session.outcomes):
                 data = session.outcomes[number]._encode()
                 parts += (_OUTCOME.pack(number, len(data)), data)
@@ -268,9 +299,9 @@ def _decode_sessions(data: bytes) -> dict[int, Session]:
     offset = 0
     try:
         while offset < len(data):
-            node_id, session_id, nonce, low, count = _SESSION.unpack_from(data, offset)
+            node_id, session_id, counter, nonce, low, count = _SESSION.unpack_from(data, offset)
             offset += _SESSION.size
-            session = sessions[node_id] = Session(session_id, nonce, low)
+            session = sessions[node_id] = Session(session_id, Life(counter, nonce), low)
             for _ in range(count):
                 number, length = _OUTCOME.unpack_from(data, offset)
                 offset += _OUTCOME.size

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, Message
+from raftsvc.core.messages import NO_NODE, Life, Message
 from raftsvc.core.raft import Refusal, Role
 from raftsvc.errors import RaftError
 from raftsvc.member.applier import Applier
@@ -97,6 +97,7 @@ class Node:
         errands.attach(engine, self._peers.members_changed)
         self._callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
+        self.identity = self._peers.identity
         self.node_id = engine.node_id
         self.cluster_id = engine.snapshots.cluster_id
 
@@ -195,13 +196,13 @@ class Node:
         """The configuration as of the entries applied here."""
         return self._engine.applying.applied_config
 
-    def standing_of(self, node_id: int) -> str:
-        """`member`, `removed` or `unknown`, by what is committed here."""
-        with self._turn.lock:
-            config = self._engine.core.committed_config
-        if node_id in config.members:
-            return "member"
-        return "removed" if config.was_removed(node_id) else "unknown"
+    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        """Who speaks as `life` of `node_id`; see `Peers.hear_from`."""
+        return self._peers.hear_from(node_id, life, proves_now)
+
+    def latest_life(self, node_id: int) -> Life:
+        """The latest life of another member that is known here."""
+        return self._peers.latest_life(node_id)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until `condition`, of leader, membership or failure, holds; whether it did."""

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from raftsvc.core.membership import Member
-from raftsvc.core.messages import Message
+from raftsvc.core.messages import Life, Message
 from raftsvc.errors import OverloadedError
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.errands import Errands
+from raftsvc.member.lives import Speaker
 from raftsvc.member.turns import Turn
-from raftsvc.transport import Network, SnapshotChunk
+from raftsvc.transport import Identity, Network, SnapshotChunk
 
 MAX_STRANGERS = 16
 
@@ -42,7 +43,7 @@ class Peers:
         self._patience = patience
         self._is_stopped = False
         self.node_id = engine.node_id
-        self.cluster_id = engine.snapshots.cluster_id
+        self.identity = Identity(engine.snapshots.cluster_id, engine.node_id, engine.lives.own, engine.lives.addr)
         self.incoming_lock = threading.Lock()
         """One snapshot is received at a time; never taken under the node lock."""
 
@@ -83,6 +84,32 @@ class Peers:
         for peer_id in set(peers) - set(wanted) - leaving:
             if not peers[peer_id].is_responding:
                 peers.pop(peer_id).stop(wait=False)
+
+    # -- who speaks
+
+    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:
+        """Who speaks as `life` of `peer_id`: `member`, `unknown`, `removed`, by what is committed here, `late`, `void`.
+
+        proves_now: it answers what was asked after the latest life of that node had been heard.
+        """
+        with self._turn.lock:
+            config = self._engine.core.committed_config
+            if config.was_removed(peer_id):
+                return "removed"
+            speaker = self._engine.lives.judge(peer_id, life, proves_now)
+        if speaker is not Speaker.CURRENT:
+            return speaker.name.lower()
+        return "member" if peer_id in config.members else "unknown"
+
+    def latest_life(self, peer_id: int) -> Life:
+        """The latest life of another member that is known here."""
+        return self._engine.lives.highest(peer_id)
+
+    def report_void(self, peer_id: int) -> None:
+        """`peer_id`, a member, says that nothing which this node says counts."""
+        with self._turn:
+            self._engine.lives.supersede(f"node {peer_id} knows two lives of it, or what it forgot")
+            self._turn.drive(inline=False)
 
     # -- messages
 

@@ -19,7 +19,7 @@ def status_of(engine: Engine) -> dict[str, object]:
     return {
         "node_id": engine.node_id,
         "cluster_id": f"{engine.snapshots.cluster_id:016x}",
-        "addr": engine.addr,
+        "addr": engine.lives.addr,
         "role": role,
         "leader_id": core.leader_id or None,
         "leader_addr": leader.addr if leader else None,

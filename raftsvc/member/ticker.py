@@ -58,7 +58,7 @@ class Ticker:
 
     def _correct_address(self) -> None:
         """Announce that this member is reached at another address than the cluster recorded."""
-        core, addr = self._engine.core, self._engine.addr
+        core, addr = self._engine.core, self._engine.lives.addr
         member = core.config.members.get(core.node_id)
         if member is None or member.addr == addr or core.config.id_of(addr) is not None:
             return

@@ -25,17 +25,18 @@ from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
+from raftsvc.core.messages import Life
 from raftsvc.errors import REPLACE_MEMBER
 
 SECTOR_BYTES = 512
 MAGIC = b"raftwal"
-VERSION = b"3"
+VERSION = b"4"
 SEGMENT_HEAD = struct.Struct(">7scQQQQIII")
 HARD_STATE = struct.Struct(">QQQ")
 MARK = struct.Struct(">QQ")
-ENTRIES, STATE, SNAPSHOT_MARK, CLOSING = 1, 2, 3, 4
+ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE = 1, 2, 3, 4, 5
 """Types of records."""
-_KINDS = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING))
+_KINDS = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE))
 ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
 _ZERO_SECTOR = bytes(SECTOR_BYTES)
 _FIELDS = struct.Struct(">IIII")
@@ -56,8 +57,8 @@ def record_size(payload_size: int) -> int:
 
 START = _aligned(SEGMENT_HEAD.size)
 """Offset of a segment's first record."""
-BODY = START + record_size(HARD_STATE.size) + record_size(MARK.size)
-"""Offset of a segment's first appended record, behind the two that it begins with."""
+BODY = START + record_size(HARD_STATE.size) + record_size(MARK.size) + record_size(len(Life().encode()))
+"""Offset of a segment's first appended record, behind the three that it begins with."""
 CLOSING_BYTES = record_size(0)
 
 

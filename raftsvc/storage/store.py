@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from raftsvc.core.messages import NO_NODE, Entry, HardState, index_of
+from raftsvc.core.messages import NO_NODE, Entry, HardState, Life, index_of
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
@@ -49,6 +49,7 @@ class Loaded(NamedTuple):
     hard_state: HardState
     snapshot: SnapshotHeader | None
     entries: Sequence[Entry]
+    life: Life
 
 
 class Store:
@@ -176,14 +177,17 @@ class Store:
 
     # -- starting
 
-    def load(self) -> Loaded:
-        """Open the log and read everything but the State's data.  Raises DamagedStorageError, StorageError."""
+    def load(self, nonce: int) -> Loaded:
+        """Open the log, read everything but the State's data, and begin a life; `nonce` is random.
+
+        Raises DamagedStorageError, StorageError.
+        """
         try:
-            return self._load()
+            return self._load(nonce)
         except OSError as error:
             raise StorageError(f"{self._path}: cannot be read: {error}") from error
 
-    def _load(self) -> Loaded:
+    def _load(self, nonce: int) -> Loaded:
         snapshot_path = f"{self._path}/snap"
         # What a process that was killed did last may not be durable, and is acted upon from here on.
         self._files.sync_dir(self._path)
@@ -227,7 +231,9 @@ class Store:
             # this node never voted in that term, and no log is of a later term than its node's.
             state = HardState(header.term, NO_NODE, state.commit)
         state = state._replace(commit=max(snapshot_index, min(state.commit, last_index)))
-        return Loaded(node_id, recovered.cluster_id, state, header, entries)
+        # Last: a start that is refused counts for nothing.  Durable before anybody can be told of it.
+        life = self._wal.begin_life(nonce)
+        return Loaded(node_id, recovered.cluster_id, state, header, entries, life)
 
     # -- snapshots
 

@@ -4,7 +4,7 @@ A segment is a file of fixed size, zero-filled when it is made so that a write
 changes no metadata, with a head and then records, each with a CRC that continues the one
 before, across segments; `records` has their bytes.  One
 batch of entries is one record, made of the entries' own frames.  Every segment
-begins with the hard state and the mark of its time, durable before it has its name,
+begins with the hard state, the mark and the life of its time, durable before it has its name,
 as are its whole size and every record of the segment before.  That one then gets a
 closing record, durable before anything is written behind the beginning of the new one.
 
@@ -42,7 +42,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
-from raftsvc.core.messages import Entry, HardState, MalformedError, decode_entries, entries_follow, index_of, term_of
+from raftsvc.core.messages import (
+    Entry,
+    HardState,
+    Life,
+    MalformedError,
+    decode_entries,
+    entries_follow,
+    index_of,
+    term_of,
+)
 from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
 from raftsvc.storage import spare
 from raftsvc.storage.files import Files
@@ -55,6 +64,7 @@ from raftsvc.storage.records import (
     END_MARK,
     ENTRIES,
     HARD_STATE,
+    LIFE,
     MAGIC,
     MARK,
     RECORD_HEAD_BYTES,
@@ -88,6 +98,23 @@ class Mark:
 
 
 @dataclass(slots=True)
+class _Standing:
+    """What holds besides the entries, and every segment begins with."""
+
+    hard_state: HardState
+    mark: Mark
+    life: Life
+
+    def records(self) -> Sequence[tuple[int, bytes]]:
+        """As it is written."""
+        return (
+            (STATE, HARD_STATE.pack(*self.hard_state)),
+            (SNAPSHOT_MARK, MARK.pack(self.mark.index, self.mark.term)),
+            (LIFE, self.life.encode()),
+        )
+
+
+@dataclass(slots=True)
 class Recovered:
     """What a log held when it was opened.  `base` is the index before the first entry."""
 
@@ -97,12 +124,16 @@ class Recovered:
     hard_state: HardState
     mark: Mark
     entries: list[Entry]
+    life: Life
 
     def _take(self, kind: int, payload: bytes) -> int:
         """Take in one record; returns the highest index of an entry in it."""
         try:
             if kind == STATE:
                 self.hard_state = HardState(*HARD_STATE.unpack(payload))
+                return 0
+            if kind == LIFE:
+                self.life = Life.decode(payload)
                 return 0
             if kind == SNAPSHOT_MARK:
                 self.mark = mark = Mark(*MARK.unpack(payload))
@@ -245,8 +276,7 @@ class Wal:
         self._spare = spare.Spare(files, path, segment_bytes)
         self._segments: list[_Segment] = []
         self._tail = _NO_TAIL
-        self._state = HardState()
-        self._mark = Mark()
+        self._standing = _Standing(HardState(), Mark(), Life())
         self._durable_mark_index = 0
         self._extent = _Extent(0)
         self._failure: BaseException | None = None
@@ -272,7 +302,7 @@ class Wal:
         """
         wal = cls(files, path, segment_bytes)
         wal._ids = (cluster_id, node_id)
-        wal._state = hard_state
+        wal._standing.hard_state = hard_state
         try:
             wal._rotate(0)
             if entries:
@@ -303,7 +333,7 @@ class Wal:
     def _rotate(self, need_bytes: int) -> None:
         """Continue in a new segment, which has room for `need_bytes` of records.
 
-        It starts with hard state and mark, so that those before it can go, and
+        It starts with hard state, mark and life, so that those before it can go, and
         has its name only once all that is durable.  Then the one before is closed, which
         takes an fsync of its own.  In the one before the name, the power could go between
         the two, and an honest start would be refused; in the next one of the new segment,
@@ -327,7 +357,7 @@ class Wal:
         if former.fd >= 0:
             with suppress(OSError):  # all that it holds is durable
                 self._files.close(former.fd)
-        self._durable_mark_index = self._mark.index
+        self._durable_mark_index = self._standing.mark.index
         with self._lock:
             self._segments.append(_Segment(number, path, [0]))
 
@@ -339,10 +369,7 @@ class Wal:
         salt = chain = crc32(head)
         records = [(head + salt.to_bytes(4, "big")).ljust(START, b"\x00")]
         offset = START
-        for kind, payload in (
-            (STATE, HARD_STATE.pack(*self._state)),
-            (SNAPSHOT_MARK, MARK.pack(self._mark.index, self._mark.term)),
-        ):
+        for kind, payload in self._standing.records():
             record, chain = encode_record(kind, payload, offset, START, chain, salt)
             records.append(record)
             offset += len(record)
@@ -366,12 +393,12 @@ class Wal:
             raise StorageError(
                 f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
             )
-        if entries and index_of(entries[0]) <= self._mark.index:
+        if entries and index_of(entries[0]) <= self._standing.mark.index:
             raise StorageError(f"{self._path}: entry {index_of(entries[0])} is covered by the snapshot already")
         records: list[tuple[int, bytes]] = []
         if hard_state is not None:
             records.append((STATE, HARD_STATE.pack(*hard_state)))
-            self._state = hard_state
+            self._standing.hard_state = hard_state
         if entries:
             records.append((ENTRIES, b"".join(entries)))
         self._write(records)
@@ -388,12 +415,21 @@ class Wal:
         the one marked already changes nothing.  Raises StorageError.
         """
         self._check()
-        if index <= self._mark.index:
+        if index <= self._standing.mark.index:
             return True
         goes_on = self._extent.mark(index, term)
-        self._mark = Mark(index, term)
+        self._standing.mark = Mark(index, term)
         self._write([(SNAPSHOT_MARK, MARK.pack(index, term))])
         return goes_on
+
+    def begin_life(self, nonce: int) -> Life:
+        """Count one more start, durably; `nonce` is random.  Raises StorageError."""
+        self._check()
+        standing = self._standing
+        standing.life = Life(standing.life.counter + 1, nonce)
+        self._write([(LIFE, standing.life.encode())])
+        self.sync()
+        return standing.life
 
     def _write(self, records: Sequence[tuple[int, bytes]]) -> None:
         try:
@@ -426,7 +462,7 @@ class Wal:
         except BaseException as error:
             self._poison(error)
         self._tail.durable = self._tail.offset
-        self._durable_mark_index = self._mark.index
+        self._durable_mark_index = self._standing.mark.index
 
     def _sync_fd(self, fd: int) -> None:
         self._files.sync(fd)
@@ -536,7 +572,7 @@ class Wal:
             head = self._read_head(path, data, number, before)
             tail.size, tail.salt = head.size, head.crc
             if found is None:
-                found = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [])
+                found = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Life())
             elif (head.cluster_id, head.node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", ADVICE)
             end = self._read_records(path, data, head.crc, found, is_last)
@@ -556,8 +592,7 @@ class Wal:
         if found.entries and term_of(found.entries[-1]) > found.hard_state.term:
             raise DamagedStorageError(self._path, 0, "an entry is of a later term than the hard state", ADVICE)
         self._ids = (found.cluster_id, found.node_id)
-        self._state = found.hard_state
-        self._mark = found.mark
+        self._standing = _Standing(found.hard_state, found.mark, found.life)
         self._durable_mark_index = found.mark.index
         self._extent = _Extent(found.base)
         if found.entries:

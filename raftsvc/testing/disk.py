@@ -100,6 +100,19 @@ class SimulatedDisk(Files):
         walk(self.root, "")
         return found
 
+    def copy(self) -> SimulatedDisk:
+        """What a process that reads all of it now would copy."""
+        disk = SimulatedDisk()
+        for path in self.paths():
+            disk.add_dirs(path.rpartition("/")[0])
+            disk.put(path, bytes(self.content(path)))
+        return disk
+
+    def become(self, other: SimulatedDisk) -> None:
+        """Hold what `other` holds, and nothing else; no process runs on either."""
+        self.kill_process()
+        self.root = other.root
+
     def kill_process(self) -> None:
         """The process ends, the machine goes on: the page cache keeps what was written."""
         self.fds.clear()

@@ -24,6 +24,7 @@ KINDS = (
     "bit rot in the snapshot",
     "log cut short",
     "State damaged",
+    "directory put back",
     "pause",
     "clock drift",
     "clock jump",
@@ -39,6 +40,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
+    ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 

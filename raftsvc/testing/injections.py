@@ -197,6 +197,7 @@ class Damage:
             "bit rot in the snapshot": lambda node: self._rot(node, "snap"),
             "log cut short": self._cut_log,
             "State damaged": self._damage_state,
+            "directory put back": self._put_back,
         }
 
     def _may_damage(self) -> bool:
@@ -205,9 +206,7 @@ class Damage:
         return (
             len(config.voters) >= 3
             and not self._operator.is_busy
-            and all(
-                m is not None and m.process is not None and not (m.is_damaged or m.has_damaged_state) for m in members
-            )
+            and all(m is not None and m.process is not None and not m.is_untrustworthy for m in members)
         )
 
     def _rot(self, node: SimulatedNode, what: str) -> bool:
@@ -249,6 +248,28 @@ class Damage:
         node.is_damaged = True
         return True
 
+    def _put_back(self, node: SimulatedNode) -> bool:
+        """Put one node's directory back to what it was before its last start, if the others know of that start.
+
+        What comes first is the copy, and a restart.
+        """
+        if node.node_id not in self._cluster.configuration().voters or not self._may_damage():
+            return False
+        assert node.engine is not None, "who may be damaged runs"
+        if node.copy is None:
+            node.copy = node.engine.lives.own, node.computer.disk.copy()
+            return kill(node)
+        life, own = node.copy[0], node.engine.lives.own
+        others = [other.engine for i, other in self._cluster.nodes.items() if i != node.node_id and not other.is_gone]
+        if life.counter >= own.counter or not all(
+            engine is not None and engine.applying.machine.life_of(node.node_id) == own for engine in others
+        ):
+            return False
+        node.note(f"its directory is put back to that of {life}, from {own}")
+        node.put_back()
+        node.restart_later()
+        return True
+
     def _damage_state(self, node: SimulatedNode) -> bool:
         """Change something in the State of one member; enough others can tell."""
         if node.node_id not in self._cluster.configuration().members or not self._may_damage():
@@ -279,7 +300,7 @@ class Changes:
     def _remove(self, node: SimulatedNode) -> bool:
         world = self._world
         config = self._cluster.configuration()
-        damaged = any((n.is_damaged or n.has_damaged_state) and not n.is_gone for n in self._cluster.nodes.values())
+        damaged = any(n.is_untrustworthy and not n.is_gone for n in self._cluster.nodes.values())
         under_way = self._operator.task_count
         if len(config.voters) - under_way <= world.conditions.least_voters or under_way >= 3 or damaged:
             return False

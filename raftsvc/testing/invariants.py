@@ -69,6 +69,7 @@ class Consensus:
         self._running: dict[int, tuple[Engine, Callable[[], int]]] = {}  # by node, with its clock
         self._known: dict[int, Known] = {}
         self._lost: dict[int, Known] = {}  # those whose storage is gone, as it was before
+        self._put_back: set[int] = set()
         self._leaders: dict[int, int] = {}
         self._latest_led = 0
         self._votes: dict[tuple[int, int], int] = {}
@@ -81,6 +82,8 @@ class Consensus:
 
     def started(self, engine: Engine, clock: Callable[[], int]) -> None:
         """A node recovered; nothing it said before may be forgotten.  Its leases are measured by `clock`."""
+        if engine.node_id in self._put_back:
+            return
         self._running[engine.node_id] = engine, clock
         core = engine.core
         known = self._known.setdefault(engine.node_id, Known())
@@ -112,10 +115,17 @@ class Consensus:
         if known is not None:
             self._lost[node_id] = known
 
+    def put_back(self, node_id: int) -> None:
+        """The directory of a node is what it was before: what it says from here on nobody may count."""
+        self.lost(node_id)
+        self._put_back.add(node_id)
+
     # -- a node did something
 
     def look(self, engine: Engine) -> None:
         """Check one node after a step of it."""
+        if engine.node_id in self._put_back:
+            return
         core = engine.core
         log = core.log
         known = self._known[engine.node_id]
@@ -280,7 +290,7 @@ class Consensus:
     def said(self, engine: Engine, messages: Sequence[Message]) -> None:
         """Messages leave a node: from now on it is bound by them."""
         node_id = engine.node_id
-        for m in messages:
+        for m in messages if node_id not in self._put_back else ():
             if m.kind is MessageKind.VOTE:
                 self._voted(node_id, m.term, node_id)
             elif m.kind is MessageKind.VOTE_REPLY and not m.reject:

@@ -49,7 +49,8 @@ class Nemesis:
         rng = world.random
         kind = rng.choice(self._kinds)
         up = self._cluster.up()
-        if up:
+        # Who knows of a start of another's only by what he heard forgets it when he is struck.
+        if up and not any(node.is_put_back and not node.is_gone for node in up):
             leader = self._cluster.leader()
             node = leader if leader is not None and rng.random() < 0.4 else rng.choice(up)
             if self._injections[kind](node):
@@ -75,7 +76,7 @@ class Nemesis:
         leaving = self._operator.leaving
         ids = sorted(i for i, node in nodes.items() if not node.is_gone)
         # Who is damaged goes on, and is not counted on: it may have to be replaced meanwhile.
-        damaged = {i for i in ids if nodes[i].is_damaged or nodes[i].has_damaged_state}
+        damaged = {i for i in ids if nodes[i].is_untrustworthy}
         alive = {i for i in ids if (engine := nodes[i].engine) is not None and engine.health.err() is None} - damaged
         for i in world.random.sample(ids, len(ids)):
             if self._cluster.is_live(alive - {i}, leaving):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from raftsvc.core.messages import Life
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -15,10 +16,16 @@ USUAL_DELAY = 300
 class Port(Protocol):
     """Where a node can be reached, whether its process runs or not."""
 
-    def hear(self, source_id: int, data: bytes) -> None:
-        """Encoded messages arrive."""
+    def hear(self, source_id: int, life: Life, data: bytes) -> None:
+        """Encoded messages of one life of a node arrive."""
 
-    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def speaks_as(self, life: Life) -> bool:
+        """Whether that life of the node runs."""
+
+    def voided(self, by_id: int) -> None:
+        """Another node says that nothing which this one says counts."""
+
+    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; `reply` is told the offset wanted next, or None if the piece is refused."""
 
 
@@ -37,7 +44,7 @@ class Network:
         """How long one message takes."""
         return 50 + int(self._world.random.expovariate(1 / self.delay))
 
-    def send(self, source_id: int, target_id: int, data: bytes) -> bool:
+    def send(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         """Carry `data`, perhaps twice; False if it is lost."""
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
@@ -45,13 +52,31 @@ class Network:
             self._world.report.counts["batches lost"] += 1
             return False
         for _ in range(copies):
-            self._world.schedule.at(self.latency(), lambda: self._deliver(source_id, target_id, data))
+            self._world.schedule.at(self.latency(), lambda: self._deliver(source_id, life, target_id, data))
         return True
 
-    def _deliver(self, source_id: int, target_id: int, data: bytes) -> None:
+    def _deliver(self, source_id: int, life: Life, target_id: int, data: bytes) -> None:
         port = self.ports.get(target_id)
         if port is not None and (source_id, target_id) not in self.cut:
-            port.hear(source_id, data)
+            port.hear(source_id, life, data)
+
+    def refuse(self, by_id: int, source_id: int, life: Life, repeated: Callable[[], None] | None) -> None:
+        """Answer that what `life` of `source_id` said is refused at `by_id`, if the answer passes.
+
+        repeated: what to do if it says so again; None: it is told that nothing that it says counts.
+        """
+
+        def answer() -> None:
+            port = self.ports[source_id]
+            if not port.speaks_as(life):
+                return
+            if repeated is None:
+                port.voided(by_id)
+            elif self.passes(source_id, by_id):
+                self._world.schedule.at(self.latency(), repeated)
+
+        if self.passes(by_id, source_id):
+            self._world.schedule.at(self.latency(), answer)
 
     def passes(self, source_id: int, target_id: int) -> bool:
         """Whether one request, or its answer, passes now."""

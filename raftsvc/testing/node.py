@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from raftsvc.core.messages import Entry, HardState, decode_messages
+from raftsvc.core.messages import Entry, HardState, Life, decode_messages
 from raftsvc.errors import StorageError
 from raftsvc.member.engine import Engine
 from raftsvc.testing.computer import Computer
-from raftsvc.testing.disk import PowerLoss
+from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.network import Network
 from raftsvc.testing.process import Caller, SimulatedProcess, open_store
 from raftsvc.testing.schedule import MILLISECOND
@@ -25,6 +25,8 @@ class SimulatedNode:
     refusal:    why it did not start, if so.
     is_gone:    its process does not start again, ever.
     is_damaged: what is stored is, as far as nobody looked at it yet.
+    copy:       its directory as it was before its last start, and which life had it; None: there is none.
+    is_put_back: what is stored is such a copy.
     """
 
     def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
@@ -38,6 +40,8 @@ class SimulatedNode:
         self.refusal: StorageError | None = None
         self.is_gone = False
         self.is_damaged = False
+        self.copy: tuple[Life, SimulatedDisk] | None = None
+        self.is_put_back = False
         network.ports[node_id] = self
 
     # -- what is known
@@ -56,6 +60,11 @@ class SimulatedNode:
     def has_damaged_state(self) -> bool:
         """Whether it runs with a State that is not what was applied."""
         return self.process is not None and self.process.replica.is_damaged
+
+    @property
+    def is_untrustworthy(self) -> bool:
+        """Whether something of it is not what it should be, and nobody saw to that yet."""
+        return self.is_damaged or self.has_damaged_state or self.is_put_back
 
     def describe(self) -> str:
         """One line for people."""
@@ -141,17 +150,34 @@ class SimulatedNode:
 
     # -- what happens to it
 
-    def hear(self, source_id: int, data: bytes) -> None:
+    def hear(self, source_id: int, life: Life, data: bytes) -> None:
         """Messages arrive; as a Port."""
         process = self.process
         if process is not None:
-            process.life.when_running(lambda: process.hear(decode_messages(data)))
+            process.life.when_running(lambda: process.hear(source_id, life, decode_messages(data)))
 
-    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def speaks_as(self, life: Life) -> bool:
+        """Whether that life of the node runs; as a Port."""
+        return self.is_ready and self.engine is not None and self.engine.lives.own == life
+
+    def voided(self, by_id: int) -> None:
+        """Nothing that it says counts at another; as a Port."""
+        self.do_when_running(lambda engine: engine.lives.supersede(f"node {by_id} knows another life of it"))
+
+    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; as a Port."""
         process = self.process
         if process is not None:
-            process.life.when_running(lambda: process.take(chunk, reply))
+            process.life.when_running(lambda: process.take(life, chunk, reply))
+
+    def put_back(self) -> None:
+        """End the process, and put the copy in the place of the directory."""
+        assert self.copy is not None, "there is one"
+        self.kill()
+        self.computer.disk.become(self.copy[1])
+        self.copy = None
+        self.is_put_back = True
+        self._world.watch.consensus.put_back(self.node_id)
 
     def do(self, step: Callable[[Engine], None]) -> None:
         """One step of the engine, if there is one."""

@@ -11,6 +11,7 @@ from raftsvc.core.messages import EntryKind, HardState, make_entry
 from raftsvc.core.raft import ProposalRefused
 from raftsvc.errors import DivergedError
 from raftsvc.member.engine import Engine
+from raftsvc.member.health import Condition
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.node import SimulatedNode
@@ -41,7 +42,7 @@ class Operator:
     def is_busy(self) -> bool:
         """Whether something is still to be done."""
         nodes = [node for node in self._cluster.nodes.values() if not node.is_gone]
-        return bool(self._tasks) or any(node.refusal or node.has_damaged_state for node in nodes)
+        return bool(self._tasks) or any(node.refusal or node.has_damaged_state or node.is_put_back for node in nodes)
 
     @property
     def task_count(self) -> int:
@@ -83,6 +84,11 @@ class Operator:
         if engine.core.is_removed:
             node.note("is removed, and stopped")
             node.retire()
+        elif engine.health.error_of(Condition.SUPERSEDED) is not None:
+            if not self._tasks:
+                self._world.report.counts["found out"] += 1
+                node.kill()
+                self.replace(node)
         elif isinstance(engine.health.halted, DivergedError):
             if self._world.schedule.now - process.halted_at >= SECOND:
                 self._mend(node, process)
@@ -132,14 +138,8 @@ class Operator:
             node.kill()
             node.restart_later()
         elif not self._tasks:
-            voters = self._cluster.configuration().voters
-            if len(voters - {node.node_id}) > len(voters) // 2:
-                node.kill()
-                self.replace(node)
-            else:  # of two voters: the other one needs its vote until it is evicted
-                node.note("is evicted, for its State is damaged")
-                self.remove(node.node_id)
-                self.add()
+            node.kill()
+            self.replace(node)
 
     # -- membership
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
-from raftsvc.core.messages import Message
+from raftsvc.core.messages import Life, Message
 from raftsvc.errors import DivergedError, StorageError
 from raftsvc.member.engine import Engine, would_install
+from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
@@ -147,15 +148,37 @@ class SimulatedProcess:
 
     # -- what comes from others
 
-    def hear(self, messages: Sequence[Message]) -> None:
+    def hear(self, source_id: int, life: Life, messages: Sequence[Message]) -> None:
         """Messages arrive."""
+        if not self._may_speak(source_id, life):
+            return
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"<- {message!r}")
         self.do(lambda engine: engine.step(messages))
 
-    def take(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def _may_speak(self, source_id: int, life: Life) -> bool:
+        """Whether what `life` says counts.  One that is late may still speak, and then answers that it was refused."""
+        if self.life.is_over:
+            return False
+        speaker = self.engine.lives.judge(source_id, life)
+        if speaker is Speaker.CURRENT:
+            return True
+
+        def repeated() -> None:
+            """It says so again, in answer to the refusal."""
+            if not self.life.is_over and self.engine.lives.judge(source_id, life, proves_now=True) is Speaker.VOID:
+                self._network.refuse(self.node_id, source_id, life, None)
+
+        self.note(f"refuses n{source_id} {life}: {speaker.name.lower()}")
+        self._network.refuse(self.node_id, source_id, life, repeated if speaker is Speaker.LATE else None)
+        return False
+
+    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives."""
+        if not self._may_speak(chunk.message.from_id, life):
+            reply(None)
+            return
         answer: list[int | None] = []  # none if the power goes
 
         def receive(engine: Engine) -> None:
@@ -262,7 +285,8 @@ class SimulatedProcess:
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"-> {message!r}")
-        is_lost = not self._network.send(self.node_id, peer_id, b"".join([message.encode() for message in messages]))
+        data = b"".join([message.encode() for message in messages])
+        is_lost = not self._network.send(self.node_id, self.engine.lives.own, peer_id, data)
         # A connection that breaks is noticed, a request on its way may not be.
         if is_lost and self._world.random.random() < 0.5:
             self.life.later(

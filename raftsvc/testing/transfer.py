@@ -6,6 +6,7 @@ from typing import Protocol
 
 from raftsvc.core.messages import Message, decode_messages
 from raftsvc.errors import StorageError
+from raftsvc.member.engine import Engine
 from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.network import Network
@@ -23,6 +24,7 @@ class Sender(Protocol):
 
     node_id: int
     life: Lifetime
+    engine: Engine
     store: Store
     computer: Computer
 
@@ -71,7 +73,7 @@ class Transfer:
         self._send(0, 0)
 
     def _send(self, offset: int, size: int) -> None:
-        network = self._network
+        network, life = self._network, self._sender.engine.lives.own
         data = self._snapshot.read(offset, size)
         message = self._message
         copy = decode_messages(message.encode())[0]
@@ -81,7 +83,8 @@ class Transfer:
         port = network.ports.get(message.to_id)
         if port is not None and network.passes(self._sender.node_id, message.to_id):
             self._world.schedule.at(
-                network.latency(), lambda: port.take(chunk, lambda wanted: self._replied(request, wanted))
+                network.latency(),
+                lambda: port.take(life, chunk, lambda wanted: self._replied(request, wanted)),
             )
 
     def _time_out(self, request: int, offset: int, size: int) -> None:

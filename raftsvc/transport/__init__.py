@@ -5,15 +5,16 @@ Knows messages, not roles.
 
 from raftsvc.transport.app import App
 from raftsvc.transport.auth import Authenticator, Envelope
-from raftsvc.transport.join import request_join
+from raftsvc.transport.join import request_join, stranger_envelope
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
-from raftsvc.transport.wire import JoinReply, Problem, SnapshotChunk, peer_url
+from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk, peer_url
 
 __all__ = [
     "App",
     "Authenticator",
     "Envelope",
+    "Identity",
     "JoinReply",
     "Network",
     "Peer",
@@ -23,4 +24,5 @@ __all__ = [
     "connection_of",
     "peer_url",
     "request_join",
+    "stranger_envelope",
 ]

@@ -20,18 +20,19 @@ livez and readyz unless the request comes from its own machine; see local.
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
 from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope
+from raftsvc.transport.freshness import Freshness
 from raftsvc.transport.local import BROKEN
 from raftsvc.transport.stream import ServedStream
 from raftsvc.transport.wire import (
@@ -40,6 +41,7 @@ from raftsvc.transport.wire import (
     MAX_JOIN_BYTES,
     PROTOCOL_VERSION,
     SNAPSHOT_PIECE_BYTES,
+    Identity,
     JoinReply,
     JoinRequest,
     Part,
@@ -52,8 +54,6 @@ logger = logging.getLogger("raftsvc.transport")
 
 StartResponse = Callable[..., object]
 _MAX_PARTIAL_BATCHES = 16
-_MAX_CHALLENGES = 256
-_CHALLENGE_SECONDS = 60.0
 _SNAPSHOT_OVERHEAD_BYTES = 256 * 1024
 _ALARM_SECONDS = 3600.0
 _PROBES = ("livez", "readyz")
@@ -74,11 +74,17 @@ _LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_O
 class Receiver(Protocol):
     """What the app asks of the Service."""
 
-    def identity(self) -> tuple[int, int] | None:
-        """(cluster id, node id), or None while the node belongs to no cluster."""
+    def identity(self) -> Identity | None:
+        """Who this node is, or None while it belongs to no cluster."""
 
-    def standing_of(self, node_id: int) -> str:
-        """`member`, `removed` or `unknown`."""
+    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        """Who speaks as `life` of `node_id`: `member`, `unknown`, `removed`, `late` or `void`.
+
+        proves_now: it answers what was asked after `latest_life` had been heard.
+        """
+
+    def latest_life(self, node_id: int) -> Life:
+        """The latest life of another member that is known here."""
 
     def addr_of(self, node_id: int) -> str | None:
         """Where a member is reached."""
@@ -112,9 +118,9 @@ class App:
     def __init__(self, receiver: Receiver, auth: Authenticator) -> None:
         self._receiver = receiver
         self._auth = auth
-        self._lock = threading.Lock()  # guards the three below
+        self._freshness = Freshness()
+        self._lock = threading.Lock()  # guards the two below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
-        self._challenges: dict[str, float] = {}
         self._alarmed_at: float | None = None
 
     def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -162,7 +168,10 @@ class App:
         if path in _PROBES:
             is_good = self._receiver.is_live() if path == "livez" else self._receiver.is_ready()
             return (200 if is_good else 503), "text/plain; charset=utf-8", (b"ok\n" if is_good else b"not ready\n"), b""
-        envelope = Envelope.from_environ(method, path, environ)
+        try:
+            envelope = Envelope.from_environ(method, path, environ)
+        except MalformedError as error:
+            raise _Refused(Problem(400, "malformed", str(error))) from error
         secret = self._authenticate(envelope, body, environ)
         try:
             return (200, *self._serve(path, envelope, body, environ, secret), secret)
@@ -230,6 +239,8 @@ class App:
     ) -> tuple[str, bytes | ServedStream]:
         receiver = self._receiver
         if path == "status":
+            if secret:  # else nothing was signed that could have been recorded
+                self._challenge_stranger(envelope)
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
             raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
@@ -239,17 +250,9 @@ class App:
         if identity is None:
             raise Problem(503 if path != "join" else 409, "uninitialized", "this node belongs to no cluster yet")
         if path == "join":
-            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body))
-        cluster_id, node_id = identity
-        if envelope.cluster != f"{cluster_id:016x}":
-            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
-        if _number(envelope.to, "Raft-To") != node_id:
-            raise Problem(412, "wrong_node", f"this is node {node_id}")
-        from_id = _number(envelope.sender, "Raft-From")
-        if from_id in (0, node_id):
-            raise Problem(400, "malformed", "a peer names itself in Raft-From")
-        if receiver.standing_of(from_id) == "removed":
-            raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
+            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity)
+        from_id = self._admit_peer(envelope, identity)
+        node_id = identity.node_id
         if path == "msg":
             return CONTENT_TYPE, self._serve_messages(from_id, node_id, envelope.part, body)
         if path == "stream":
@@ -262,6 +265,40 @@ class App:
         _check_ends([chunk.message], from_id, node_id)
         next_offset, replies = receiver.receive_chunk(from_id, chunk)
         return CONTENT_TYPE, encode_chunk_reply(next_offset, _encode(replies))
+
+    def _admit_peer(self, envelope: Envelope, identity: Identity) -> int:
+        """The member that speaks, to this life of this node, and not for the second time; raises Problem."""
+        receiver = self._receiver
+        if envelope.cluster != identity.cluster:
+            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+        if _number(envelope.to, "Raft-To") != identity.node_id:
+            raise Problem(412, "wrong_node", f"this is node {identity.node_id}")
+        from_id = _number(envelope.sender, "Raft-From")
+        life = Life.parse(envelope.life)
+        if from_id in (0, identity.node_id) or life is None:
+            raise Problem(400, "malformed", "a peer names itself in Raft-From, and its life in Raft-Life")
+        number = _number(envelope.number, "Raft-Number")
+        epoch = str(identity.life)
+        latest = receiver.latest_life(from_id)
+        proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
+        if envelope.epoch != epoch and not proves_now:
+            raise Problem(409, "epoch", "this is another start of the node", epoch=epoch)
+        standing = receiver.hear_from(from_id, life, proves_now)
+        if standing == "removed":
+            raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
+        if standing == "void":
+            raise Problem(409, "void", f"node {from_id} has two lives, or forgot one: nothing that it says counts")
+        if standing == "late":
+            proof = self._freshness.proof_for(from_id, life, receiver.latest_life(from_id))
+            raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
+        self._freshness.take(from_id, life, envelope.path, number)
+        return from_id
+
+    def _challenge_stranger(self, envelope: Envelope, **extra: str) -> None:
+        """Raise Problem `challenge`, unless the request answers one of ours, which serves once."""
+        if not self._freshness.redeem(envelope.epoch):
+            challenge = self._freshness.challenge()
+            raise Problem(409, "challenge", "send it again with this as its epoch", challenge=challenge, **extra)
 
     def _serve_messages(self, from_id: int, node_id: int, part_text: str, body: bytes) -> bytes:
         if part_text:
@@ -293,18 +330,15 @@ class App:
                 return None
         return bytes(data)
 
-    def _serve_join(self, request: JoinRequest) -> bytes:
-        """Admit a node that answers a challenge of ours, so that a recorded request is worth nothing."""
+    def _serve_join(self, request: JoinRequest, envelope: Envelope, identity: Identity) -> bytes:
+        """Admit a node that answers a challenge of ours, addressed to this cluster and node.
+
+        So a recorded request is worth nothing, and one that was meant for another cluster neither.
+        """
         self._receiver.check_leader()
-        now = time.monotonic()
-        with self._lock:
-            issued = self._challenges.pop(request.challenge, None)
-            if issued is None or now - issued > _CHALLENGE_SECONDS:
-                challenge = secrets.token_hex(16)
-                while len(self._challenges) >= _MAX_CHALLENGES:
-                    del self._challenges[next(iter(self._challenges))]
-                self._challenges[challenge] = now
-                raise Problem(409, "challenge", "send the request again with this challenge", challenge=challenge)
+        self._challenge_stranger(envelope, cluster=identity.cluster, node=str(identity.node_id))
+        if (envelope.cluster, envelope.to) != (identity.cluster, str(identity.node_id)):
+            raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         return self._receiver.admit(request.addr, request.token).encode()
 
 

@@ -2,10 +2,9 @@
 
 With a secret every request carries an HMAC-SHA-256 over all that gives it its
 meaning, and every answer one over the request's and its own content, so neither
-can be altered, addressed to another node, or swapped for another.  Nothing is
-encrypted, and a request that somebody recorded is taken again: its term and index, or
-its session and number, keep it from changing what is replicated, but a heartbeat of
-the present term that is repeated holds off elections.  Use TLS where others can listen.
+can be altered, addressed to another node, or swapped for another.  A request that
+somebody recorded is worth nothing; see freshness.  Nothing is encrypted: use TLS where
+others can listen.
 
 Without any of the three a node is open, and serves its own machine only.
 """
@@ -14,10 +13,12 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import secrets
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raftsvc.core.membership import MAX_ADDRESS_BYTES
+from raftsvc.core.messages import MalformedError
 from raftsvc.errors import ConfigurationError
 from raftsvc.transport.frames import Seal
 from raftsvc.transport.local import trace_of_outside
@@ -25,8 +26,21 @@ from raftsvc.transport.wire import host_of, is_loopback
 
 MIN_SECRET_BYTES = 16
 Judge = Callable[[Mapping[str, Any]], bool]
-_TRANSLATED = ("Raft-Version", "Raft-Cluster", "Raft-From", "Raft-To", "Raft-Part", "Raft-Nonce")
+_TRANSLATED = (
+    "Raft-Version",
+    "Raft-Cluster",
+    "Raft-From",
+    "Raft-To",
+    "Raft-Part",
+    "Raft-Life",
+    "Raft-Addr",
+    "Raft-Epoch",
+    "Raft-Number",
+)
+_MAX_FIELD_BYTES = MAX_ADDRESS_BYTES
+_FIELD_LENGTH = struct.Struct(">I")
 AUTH_HEADER = "Raft-Auth"
+_VARIABLES = tuple("HTTP_" + name.upper().replace("-", "_") for name in _TRANSLATED)
 WAYS_TO_BE_REACHED = (
     "give all nodes the same secret=, or mutual TLS, or an authenticate= callable; "
     "insecure=True admits everybody who reaches the port"
@@ -34,7 +48,13 @@ WAYS_TO_BE_REACHED = (
 
 
 class Envelope(NamedTuple):
-    """The headers of a request that say what it is for.  All text, as on the wire."""
+    """The headers of a request that say what it is for.  All text, as on the wire.
+
+    life:   which start of its sender speaks; empty for a stranger.
+    addr:   where its sender is reached, as it says.
+    epoch:  which life of the receiver it is for, or the challenge that it answers.
+    number: rises with each request of a life; a stranger's is random.
+    """
 
     method: str
     path: str
@@ -43,20 +63,34 @@ class Envelope(NamedTuple):
     sender: str
     to: str
     part: str
-    nonce: str
+    life: str
+    addr: str
+    epoch: str
+    number: str
 
     def headers(self) -> dict[str, str]:
-        values = (self.version, self.cluster, self.sender, self.to, self.part, self.nonce)
-        return {name: value for name, value in zip(_TRANSLATED, values, strict=True) if value}
+        return {name: value for name, value in zip(_TRANSLATED, self[2:], strict=True) if value}
 
     @classmethod
     def from_environ(cls, method: str, path: str, environ: Mapping[str, Any]) -> Envelope:
-        """As received; a header that is missing is empty."""
-        values = [str(environ.get("HTTP_" + name.upper().replace("-", "_"), ""))[:100] for name in _TRANSLATED]
+        """As received; a header that is missing is empty.
+
+        Raises MalformedError for what no node sends: a header that was folded over two lines
+        (RFC 9112, section 5.2), or holds anything but printable ASCII, or is too long.
+        """
+        values = [str(environ.get(variable, "")) for variable in _VARIABLES]
+        for name, value in zip(_TRANSLATED, values, strict=True):
+            if not (value.isascii() and value.isprintable() and len(value) <= _MAX_FIELD_BYTES):
+                raise MalformedError(f"{name} is longer than {_MAX_FIELD_BYTES} bytes, or not all printable ASCII")
         return cls(method, path, *values)
 
+    def _encode(self) -> bytes:
+        """Each field with its length, so that no two envelopes are the same bytes."""
+        fields = [field.encode(errors="replace") for field in self]
+        return b"".join([_FIELD_LENGTH.pack(len(field)) + field for field in fields])
+
     def _signed(self, body: bytes) -> bytes:
-        return b"raftsvc request\n" + "\n".join(self).encode(errors="replace") + b"\n" + body
+        return b"raftsvc request\n" + self._encode() + body
 
 
 class Authenticator:
@@ -139,7 +173,7 @@ class Authenticator:
         """
         if secret is None:
             secret = self._secrets[0] if self._secrets else b""
-        asked = "\n".join(envelope).encode(errors="replace")
+        asked = envelope._encode()
         key = hmac.digest(secret, b"raftsvc stream\n" + nonce + asked, "sha256") if secret else b""
         return Seal(key, nonce + asked)
 
@@ -154,11 +188,6 @@ class Authenticator:
         # The request was signed with the first secret, so its answer is too.
         expected = _mac(self._secrets[0], _signed_answer(request_mac, status, body))
         return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))
-
-
-def fresh_nonce() -> str:
-    """Makes each request, and so its answer, unique."""
-    return secrets.token_hex(8)
 
 
 def _mac(secret: bytes, data: bytes) -> str:

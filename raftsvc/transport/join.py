@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import secrets
 import threading
 import time
 
@@ -17,8 +18,9 @@ from raftsvc.errors import (
     RaftError,
     StoppedError,
 )
+from raftsvc.transport.auth import Envelope
 from raftsvc.transport.peer import Network
-from raftsvc.transport.wire import JoinReply, JoinRequest, Problem, UnreachableError, peer_url
+from raftsvc.transport.wire import PROTOCOL_VERSION, JoinReply, JoinRequest, Problem, UnreachableError, peer_url
 
 _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,
@@ -45,32 +47,41 @@ def request_join(
     deadline = time.monotonic() + timeout
     boot = peer_url(boot_url)
     url = boot
-    challenge = ""
+    epoch = cluster = to = ""
     pause = 0.1
     while True:
         left = deadline - time.monotonic()
         try:
-            request = JoinRequest(addr, token, challenge)
-            return _ask(network, url, request, min(max(0.1, left), _ANSWER_SECONDS))
+            envelope = stranger_envelope("POST", "join", addr, epoch, cluster, to)
+            return _ask(network, url, envelope, JoinRequest(addr, token), min(max(0.1, left), _ANSWER_SECONDS))
         except Problem as problem:
             if problem.code in _FINAL:
                 raise _FINAL[problem.code](f"{url}: {problem.detail}") from problem
             why = str(problem)
             # One challenge is met at once; who answers with another one has to wait.
-            is_met = bool(challenge)
-            challenge = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
-            if not challenge:
+            is_met = bool(epoch)
+            epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
+            cluster, to = problem.extra.get("cluster", ""), problem.extra.get("node", "")
+            if not epoch:
                 url = _leader_url(problem) or boot
         except (UnreachableError, MalformedError) as error:
             why = str(error)
-            url, challenge, is_met = boot, "", False
+            url, epoch, is_met = boot, "", False
         if stopped.is_set():
             raise StoppedError("the Service was stopped")
         if time.monotonic() >= deadline:
             raise JoinFailedError(f"{boot} did not admit {addr} within {timeout:g} s; the last answer: {why}")
-        if not challenge or is_met:
+        if not epoch or is_met:
             stopped.wait(min(pause, max(0.0, deadline - time.monotonic())) * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 1.5)
+
+
+def stranger_envelope(
+    method: str, path: str, addr: str = "", epoch: str = "", cluster: str = "", to: str = ""
+) -> Envelope:
+    """For a request of who is no member.  epoch: the challenge that it answers, issued by node `to` of `cluster`."""
+    number = str(secrets.randbits(63))
+    return Envelope(method, path, PROTOCOL_VERSION, cluster, "", to, "", "", addr, epoch, number)
 
 
 def _leader_url(problem: Problem) -> str | None:
@@ -81,7 +92,7 @@ def _leader_url(problem: Problem) -> str | None:
         return None
 
 
-def _ask(network: Network, url: str, request: JoinRequest, timeout: float) -> JoinReply:
+def _ask(network: Network, url: str, envelope: Envelope, request: JoinRequest, timeout: float) -> JoinReply:
     """One request, `timeout` seconds in all.
 
     In a thread of its own: the timeout of a socket begins anew with each byte, so
@@ -91,7 +102,7 @@ def _ask(network: Network, url: str, request: JoinRequest, timeout: float) -> Jo
 
     def run() -> None:
         try:
-            outcome.put(network.post(url, "join", request.encode(), "", 0, 0, timeout=timeout))
+            outcome.put(network.post(url, envelope, request.encode(), timeout=timeout))
         except Exception as error:
             outcome.put(error)
 

@@ -9,6 +9,7 @@ see stream.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import secrets
@@ -17,13 +18,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import requests
 
-from raftsvc.core.messages import MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.storage import StoredSnapshot
-from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope, fresh_nonce
+from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.stream import (
@@ -40,6 +41,7 @@ from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
     PROTOCOL_VERSION,
+    Identity,
     Part,
     Problem,
     UnreachableError,
@@ -51,15 +53,17 @@ logger = logging.getLogger("raftsvc.transport")
 
 _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
+_MAX_SIGNINGS = 4
+_Answer = TypeVar("_Answer")
 
 
 class Listener(Protocol):
     """What a peer tells its node."""
 
     @property
-    def node_id(self) -> int: ...
-    @property
-    def cluster_id(self) -> int: ...
+    def identity(self) -> Identity: ...
+    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str: ...
+    def report_void(self, peer_id: int) -> None: ...
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def report_unreachable(self, peer_id: int) -> None: ...
@@ -98,6 +102,7 @@ class Network:
         self._timeout = (connect_timeout, read_timeout)
         self._lock = threading.Lock()  # guards _peers; the last in the order
         self._peers: dict[int, Peer] = {}
+        self._numbers = itertools.count(1)  # taken by one call of C: no lock
         self._template = requests.Request("POST", "http://127.0.0.1/").prepare()
 
     @property
@@ -127,22 +132,15 @@ class Network:
         with self._lock:
             return {i: (peer.hears_stream, peer.is_streaming) for i, peer in sorted(self._peers.items())}
 
-    def post(
-        self,
-        base_url: str,
-        path: str,
-        body: bytes,
-        cluster: str,
-        sender: int,
-        to: int,
-        part: str = "",
-        timeout: float | None = None,
-    ) -> bytes:
+    def next_number(self) -> str:
+        """What makes the next request of this process differ from all others."""
+        return str(next(self._numbers))
+
+    def post(self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None) -> bytes:
         """POST `body` and return the authentic answer's body.
 
         Raises Problem for an authentic error answer, UnreachableError for everything else.
         """
-        envelope = Envelope("POST", path, PROTOCOL_VERSION, cluster, str(sender), str(to), part, fresh_nonce())
         limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
         response, mac = self._send(base_url, envelope, body, limits)
         answer, is_authentic = self._read(response, mac)
@@ -152,7 +150,7 @@ class Network:
             raise decode_problem(response.status_code, answer)
         return answer
 
-    def open_stream(self, base_url: str, cluster: str, sender: int, to: int) -> HeldStream:
+    def open_stream(self, base_url: str, envelope: Envelope) -> HeldStream:
         """Ask for a stream and return it once the answer began.
 
         Raises Problem, UnreachableError, NotOfferedError.
@@ -160,7 +158,6 @@ class Network:
         if getattr(self._session.get_adapter(base_url), "_pool_block", False):
             # The stream would keep a connection for which others wait for ever.
             raise NotOfferedError("the pool of the Session blocks")
-        envelope = Envelope("GET", "stream", PROTOCOL_VERSION, cluster, str(sender), str(to), "", fresh_nonce())
         try:
             response, mac = self._send(base_url, envelope, None, self._timeout)
         except UnreachableError as error:
@@ -226,44 +223,105 @@ class Network:
 
 
 class Line:
-    """Requests of this node to one peer: addressed to it, and what they bring checked to be its own."""
+    """Requests of this node to one peer: addressed to this life of it, and what they bring checked to be its own."""
 
-    def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
+    def __init__(
+        self, network: Network, node: Listener, peer_id: int, addr: str | None, stopping: threading.Event
+    ) -> None:
+        """stopping: set before another process can be this member."""
         self.addr = addr
         self._network = network
         self._node = node
         self._peer_id = peer_id
+        self._stopping = stopping
+        self._epoch = ""  # the life that the peer speaks as, as far as it is known
+        self._late: Life | None = None  # one that answered although a later one had been heard
 
     def post(self, path: str, body: bytes, part: str = "") -> bytes:
         """POST `body` and return the answer's.  Raises Problem, UnreachableError."""
+        return self._request("POST", path, part, lambda url, envelope: self._network.post(url, envelope, body))
+
+    def _request(self, method: str, path: str, part: str, send: Callable[[str, Envelope], _Answer]) -> _Answer:
+        """Have a request sent, signed for who is there, and signed again if that is another start of the peer."""
         assert self.addr is not None, "only peers with an address are sent to"
-        return self._network.post(peer_url(self.addr), path, body, *self._ends(), part)
+        me = self._node.identity
+        proof = ""
+        for attempt in range(_MAX_SIGNINGS):
+            epoch = proof or self._epoch
+            envelope = Envelope(
+                method,
+                path,
+                PROTOCOL_VERSION,
+                me.cluster,
+                str(me.node_id),
+                str(self._peer_id),
+                part,
+                str(me.life),
+                me.addr,
+                epoch,
+                self._network.next_number(),
+            )
+            late = self._late
+            try:
+                return send(peer_url(self.addr), envelope)
+            except Problem as problem:
+                if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
+                    raise
+                proof = ""
+                if problem.code == "late":
+                    proof = problem.extra.get("challenge", "")  # we do speak, beside whatever was heard later
+                elif problem.code == "epoch":
+                    self._learn_epoch(problem, late)
+                elif problem.code != "too_old" and not (problem.code == "seen" and path != "msg"):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _learn_epoch(self, problem: Problem, late: Life | None) -> None:
+        """Another life of the peer answered: speak to it, unless a later one was heard.
+
+        late: one of that kind that was known before the request was sent, which so shows that it still speaks.
+        """
+        life = Life.parse(problem.extra.get("epoch", ""))
+        if life is None:
+            raise problem
+        standing = self._node.hear_from(self._peer_id, life, life == late)
+        if standing not in ("member", "unknown"):
+            self._late = life
+            raise problem
+        self._epoch, self._late = str(life), None
 
     def deliver(self, batch: Sequence[Message]) -> list[Message]:
         """POST messages, in parts if they are too many for one body; the replies to them."""
         body = b"".join([message.encode() for message in batch])
         if len(body) <= MAX_BODY_BYTES:
-            answer = self.post("msg", body)
+            answer = self._post_messages(body)
         else:
             batch_id = secrets.randbits(63)
             for offset in range(0, len(body), MAX_BODY_BYTES):
                 part = Part(batch_id, offset, len(body))
-                answer = self.post("msg", body[offset : offset + MAX_BODY_BYTES], part.encode())
+                answer = self._post_messages(body[offset : offset + MAX_BODY_BYTES], part.encode())
         replies = decode_messages(answer)
         self.check(replies)
         return replies
 
+    def _post_messages(self, body: bytes, part: str = "") -> bytes:
+        try:
+            return self.post("msg", body, part)
+        except Problem as problem:
+            if problem.code == "seen":
+                return b""  # delivered, and the answer lost: Raft repeats what matters
+            raise
+
     def check(self, replies: Sequence[Message]) -> None:
         """Raise MalformedError if these are not the peer's: none speaks for another."""
-        if any(m.from_id != self._peer_id or m.to_id != self._node.node_id for m in replies):
+        if any(m.from_id != self._peer_id or m.to_id != self._node.identity.node_id for m in replies):
             raise MalformedError("the answer holds messages of another node")
         if any(m.kind is MessageKind.SNAPSHOT for m in replies):
             raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
 
     def open_stream(self) -> HeldStream:
         """Ask for a stream; raises as `Network.open_stream`."""
-        assert self.addr is not None, "only peers with an address are asked"
-        return self._network.open_stream(peer_url(self.addr), *self._ends())
+        return self._request("GET", "stream", "", self._network.open_stream)
 
     def confirm_stream(self, nonce: bytes) -> None:
         """Say that its first frame came.  Raises Problem, UnreachableError, NotOfferedError."""
@@ -274,20 +332,17 @@ class Line:
                 raise NotOfferedError("what the peer sends is kept back on its way") from problem
             raise
 
-    def _ends(self) -> tuple[str, int, int]:
-        return f"{self._node.cluster_id:016x}", self._node.node_id, self._peer_id
-
 
 class Peer:
     """One peer as this node speaks to it."""
 
     def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
-        self._line = Line(network, node, peer_id, addr)
+        self._stopping = threading.Event()
+        self._line = Line(network, node, peer_id, addr, self._stopping)
         self._network = network
         self._node = node
         self._peer_id = peer_id
         self._outbox = Outbox()
-        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._transfer: Transfer | None = None
         self._holder: StreamHolder | None = None
@@ -410,6 +465,8 @@ class Peer:
         # The code, for without a secret a 410 may be some proxy's.
         if (problem.status, problem.code) == (410, "removed"):
             self._report(self._node.report_removed, self._peer_id)
+        elif (problem.status, problem.code) == (409, "void"):
+            self._report(self._node.report_void, self._peer_id)
 
     def _report(self, report: Callable[..., None], *args: object) -> None:
         """Tell the node; trouble of its own does not end the thread that tells it."""

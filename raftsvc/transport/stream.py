@@ -405,6 +405,8 @@ class StreamHolder:
 
 def refusal_of(status: int, problem: Problem | None) -> Exception:
     """What an error answer to `GET stream` means; `problem` if it is a peer's, verified."""
+    if problem is not None and status == 409 and problem.code != "no_stream":
+        return problem  # of who speaks to whom: see app
     if status in _NOT_OFFERED_STATUSES or (problem is not None and problem.code == "no_stream"):
         return NotOfferedError(f"status {status}")
     return problem or UnreachableError(f"status {status}, and the answer is not signed by a peer")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
-from raftsvc.core.messages import MAX_NUMBER, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import MAX_NUMBER, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import ConfigurationError
 
 PROTOCOL_VERSION = "1"
@@ -76,6 +76,10 @@ def is_loopback_ip(text: str) -> bool:
     return "%" not in text and (mapped or address).is_loopback
 
 
+_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node"})
+"""What an error answer may say besides its code and detail."""
+
+
 class Problem(Exception):
     """A request is answered by an error.  `code` is stable; see RFC 9457 for the body's form."""
 
@@ -97,14 +101,26 @@ def decode_problem(status: int, body: bytes) -> Problem:
     try:
         fields = json.loads(body)
         code, detail = fields["code"], fields["detail"]
-        extra = {
-            key: value for key, value in fields.items() if isinstance(value, str) and key in ("leader", "challenge")
-        }
+        extra = {key: value for key, value in fields.items() if isinstance(value, str) and key in _EXTRAS}
         if isinstance(code, str) and isinstance(detail, str):
             return Problem(status, code, detail, **extra)
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return Problem(status, "unknown", "the answer is not one of raftsvc's")
+
+
+class Identity(NamedTuple):
+    """Who a node is, to other nodes."""
+
+    cluster_id: int
+    node_id: int
+    life: Life
+    addr: str
+
+    @property
+    def cluster(self) -> str:
+        """The cluster as requests name it."""
+        return f"{self.cluster_id:016x}"
 
 
 class UnreachableError(Exception):
@@ -167,24 +183,22 @@ class SnapshotChunk(NamedTuple):
 class JoinRequest(NamedTuple):
     """A node asks to become a member.
 
-    token:     names the node before it has an id; a repeated request finds the same membership.
-    challenge: given by the leader for one request, lest a recorded one be replayed.
+    token: names the node before it has an id; a repeated request finds the same membership.
     """
 
     addr: str
     token: bytes
-    challenge: str = ""
 
     def encode(self) -> bytes:
-        return json.dumps({"addr": self.addr, "token": self.token.hex(), "challenge": self.challenge}).encode()
+        return json.dumps({"addr": self.addr, "token": self.token.hex()}).encode()
 
     @classmethod
     def decode(cls, body: bytes) -> JoinRequest:
         """Raises MalformedError."""
         fields = _decode_object(body)
-        addr, token, challenge = fields.get("addr"), fields.get("token"), fields.get("challenge")
-        if not isinstance(addr, str) or not isinstance(token, str) or not isinstance(challenge, str):
-            raise MalformedError("a join names an address, a token and a challenge")
+        addr, token = fields.get("addr"), fields.get("token")
+        if not isinstance(addr, str) or not isinstance(token, str):
+            raise MalformedError("a join names an address and a token")
         try:
             peer_url(addr)
             raw = bytes.fromhex(token)
@@ -192,7 +206,7 @@ class JoinRequest(NamedTuple):
             raise MalformedError(f"a join does not decode: {error}") from error
         if len(raw) != 16:
             raise MalformedError("a join token has 16 bytes")
-        return cls(addr, raw, challenge)
+        return cls(addr, raw)
 
 
 class JoinReply(NamedTuple):

@@ -10,21 +10,25 @@ from raftsvc.errors import (
     ApplyHaltedError,
     DisagreementError,
     DiskStalledError,
+    DoubledMemberError,
     EvictedError,
     NodeFailedError,
     RaftError,
     StoppedError,
     StorageError,
+    SupersededError,
 )
 from raftsvc.member.health import Condition, Health
 
 ERRORS: dict[Condition, RaftError] = {
     Condition.FAILED: StorageError("broke"),
     Condition.REMOVED: EvictedError("removed"),
+    Condition.SUPERSEDED: SupersededError("superseded"),
     Condition.HALTED: ApplyHaltedError("halted"),
     Condition.STALLED: DiskStalledError("stalled"),
     Condition.UNSAVED: StorageError("unsaved"),
     Condition.DISPUTED: DisagreementError("disputed"),
+    Condition.DOUBLED: DoubledMemberError("doubled"),
     Condition.STOPPED: StoppedError("stopped"),
 }
 
@@ -34,6 +38,8 @@ ERRORS: dict[Condition, RaftError] = {
     [
         (None, True, True, True, True),
         (Condition.FAILED, False, False, False, False),
+        (Condition.SUPERSEDED, False, False, False, False),
+        (Condition.DOUBLED, True, True, True, True),
         (Condition.REMOVED, True, True, False, False),
         (Condition.HALTED, True, False, False, False),
         (Condition.STALLED, True, True, False, True),

@@ -118,6 +118,7 @@ def test_an_address_that_is_not_allowed_is_refused_and_burns_no_id(cluster: Clus
     one, two = cluster.add(), cluster.add()
     one.service.init()
     one.state.refused.add(two.addr)
+    eventually(lambda: one.status["applied_index"] == 3)  # what it began with: a term, and its session
     before = one.status["last_index"]
     with pytest.raises(raftsvc.AddressNotAllowedError):
         two.service.join(one.addr)

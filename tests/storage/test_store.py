@@ -58,7 +58,7 @@ def member(path: str, files: Files, count: int = 0) -> Store:
     """A loaded store of node 7 whose log holds `count` entries."""
     store = open_store(path, files)
     store.create(7, CLUSTER_ID, STATE, batch(1, 1))
-    store.load()
+    store.load(1)
     if count > 1:
         store.wal.append(None, batch(2, count - 1))
         store.wal.sync()
@@ -97,7 +97,7 @@ def test_a_new_directory_is_uninitialized_until_create(path: str) -> None:
     assert not store.is_initialized
     store.create(7, CLUSTER_ID, STATE, batch(1, 1))
     assert store.is_initialized
-    loaded = store.load()
+    loaded = store.load(1)
     assert (loaded.node_id, loaded.cluster_id, loaded.hard_state) == (7, CLUSTER_ID, STATE)
     assert (loaded.snapshot, list(loaded.entries)) == (None, batch(1, 1))
     assert sorted(os.listdir(below)) == ["id", "lock", "wal"]
@@ -117,7 +117,7 @@ def test_a_join_token_is_the_same_until_the_node_has_joined_and_gone_then(path: 
     store.create(7, CLUSTER_ID, HardState(), [])
     assert not disk.exists(f"{path}/wal.tmp")
     assert not disk.exists(f"{path}/wal/token")
-    assert restarted(store, path, disk).load().entries == []
+    assert restarted(store, path, disk).load(1).entries == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_create_that_fails_leaves_the_directory_uninitialized_and_can_be_repea
     assert not store.is_initialized
     store.create(8, CLUSTER_ID + 1, STATE, batch(1, 2))
     disk.lose_power(lambda: False)
-    loaded = restarted(store, path, disk).load()
+    loaded = restarted(store, path, disk).load(1)
     assert (loaded.node_id, loaded.cluster_id, list(loaded.entries)) == (8, CLUSTER_ID + 1, batch(1, 2))
 
 
@@ -167,7 +167,7 @@ def test_a_create_whose_last_sync_fails_leaves_the_directory_uninitialized(path:
     assert not store.is_initialized
     disk.rename = real_rename  # type: ignore[method-assign]
     store.create(7, CLUSTER_ID, STATE, [])
-    assert restarted(store, path, disk).load().node_id == 7
+    assert restarted(store, path, disk).load(1).node_id == 7
 
 
 # -- starting again
@@ -178,12 +178,12 @@ def test_commit_is_bounded_by_what_is_there(path: str, disk: Disk) -> None:
     store.wal.append(HardState(1, 0, 99), [])
     store.wal.sync()
     store = restarted(store, path, disk)
-    assert store.load().hard_state.commit == 5
+    assert store.load(1).hard_state.commit == 5
     store.save_snapshot(header(4), [data_up_to(4)])
     store.wal.append(HardState(1, 0, 2), [])
     store.wal.mark_snapshot(4, 1)
     store.wal.sync()
-    assert restarted(store, path, disk).load().hard_state.commit == 4
+    assert restarted(store, path, disk).load(1).hard_state.commit == 4
 
 
 def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: str, disk: Disk) -> None:
@@ -192,7 +192,7 @@ def test_entries_before_the_snapshot_are_there_as_long_as_their_segment(path: st
     store.wal.mark_snapshot(4, 1)
     store.wal.sync()
     store.wal.release_before(4)
-    loaded = restarted(store, path, disk).load()
+    loaded = restarted(store, path, disk).load(1)
     assert loaded.snapshot == header(4)
     assert list(loaded.entries) == batch(1, 5)
 
@@ -212,7 +212,7 @@ def test_links_that_somebody_put_into_the_directory_are_not_followed(tmp_path: P
     store = open_store(str(path), Files())
     if name == "id.tmp":
         store.create(7, CLUSTER_ID, STATE, batch(1, 1))
-    store.load()
+    store.load(1)
     assert store.save_snapshot(header(1), [b"data"])
     incoming = store.incoming(5, 1, 100, 1)
     incoming.append(0, b"received")
@@ -251,7 +251,7 @@ def test_a_missing_or_foreign_id_is_refused(path: str, disk: Disk) -> None:
             disk.put(f"{path}/id", content)
         store = open_store(path, disk)
         with pytest.raises(DamagedStorageError, match=what):
-            store.load()
+            store.load(1)
         store.close()
 
 
@@ -277,7 +277,7 @@ def test_a_snapshot_that_is_not_the_one_the_log_continues_is_refused(
     if replace is not None:
         put_snapshot(disk, f"{path}/snap", replace, [b"data"])
     with pytest.raises(DamagedStorageError, match=what) as refusal:
-        open_store(path, disk).load()
+        open_store(path, disk).load(1)
     assert_advises_nothing_that_goes_back(refusal.value)
 
 
@@ -308,12 +308,12 @@ def test_whoever_lost_storage_is_told_to_join_anew_and_never_to_put_back_what_is
         other = disk_at(f"{path}/other")
         store = open_store(f"{path}/other", other)
         store.create(8, CLUSTER_ID + 1, STATE, batch(1, 1))
-        store.load()
+        store.load(1)
         store.save_snapshot(header(4, cluster_id=CLUSTER_ID + 1), [data_up_to(4)])
         disk.put(name, other.content(f"{path}/other/{what}"))
         store.close()
     with pytest.raises(DamagedStorageError) as refusal:
-        open_store(path, disk).load()
+        open_store(path, disk).load(1)
     assert REPLACE_MEMBER in str(refusal.value)
     assert "older copy" in REPLACE_MEMBER and "Restore" not in str(refusal.value)
 
@@ -326,7 +326,7 @@ def test_a_log_whose_first_segments_were_deleted_by_hand_is_refused(path: str, d
     store.close()
     disk.delete(f"{path}/wal/{1:016d}.wal")
     with pytest.raises(DamagedStorageError, match="the log begins after") as refusal:
-        open_store(path, disk).load()
+        open_store(path, disk).load(1)
     assert_advises_nothing_that_goes_back(refusal.value)
 
 
@@ -343,7 +343,7 @@ def test_a_log_whose_last_segments_were_deleted_by_hand_is_refused(path: str, di
     for name in names[-lost:]:
         disk.delete(f"{path}/wal/{name}")
     with pytest.raises(DamagedStorageError, match=r"missing|no segment") as refusal:
-        open_store(path, disk).load()
+        open_store(path, disk).load(1)
     assert_advises_nothing_that_goes_back(refusal.value)
 
 
@@ -364,7 +364,7 @@ def test_leftovers_are_removed(path: str, disk: Disk) -> None:
     receive(store, header(9), data_up_to(9), upto=40)
     for name in ("snap.tmp", "snap.new", "id.tmp", "wal/token"):
         disk.put(f"{path}/{name}", b"x")
-    restarted(store, path, disk).load()
+    restarted(store, path, disk).load(1)
     assert disk.list_dir(path) == ["id", "wal"]
     assert all(name.endswith(".wal") for name in disk.list_dir(f"{path}/wal"))
 
@@ -372,7 +372,7 @@ def test_leftovers_are_removed(path: str, disk: Disk) -> None:
 def test_recovered_entries_are_not_kept_by_the_store(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     store = restarted(store, path, disk)
-    loaded = store.load()
+    loaded = store.load(1)
     entries = loaded.entries
     assert not [r for r in gc.get_referrers(entries) if r is not loaded and type(r).__module__.startswith("raftsvc")]
 
@@ -422,7 +422,7 @@ def test_a_snapshot_from_a_leader_replaces_a_log_that_differs(path: str, disk: D
     assert not store.wal.mark_snapshot(4, 3)
     store.wal.append(HardState(3, 0, 4), [entry(5, term=3)])
     store.wal.sync()
-    loaded = restarted(store, path, disk).load()
+    loaded = restarted(store, path, disk).load(1)
     assert (loaded.snapshot, list(loaded.entries)) == (header(4, 3), [entry(5, term=3)])
 
 
@@ -446,7 +446,7 @@ def test_a_later_snapshot_is_installed_in_place_of_one_that_waited(path: str, di
     store.install_incoming()
     store.wal.mark_snapshot(12, 3)
     store.wal.sync()
-    loaded = restarted(store, path, disk).load()
+    loaded = restarted(store, path, disk).load(1)
     assert (loaded.snapshot, list(loaded.entries)) == (header(12, 3), [])
 
 
@@ -466,7 +466,7 @@ def test_a_crash_between_a_snapshot_and_its_mark_is_made_good(path: str, disk: D
         store.close()
         disk.lose_power(lambda: False)
         store = open_store(path, disk)
-        loaded = store.load()
+        loaded = store.load(1)
         assert loaded.snapshot == header(4, term)
         assert list(loaded.entries) == (batch(1, 5) if term == 1 else [])
         # No log is of a later term than its node's, and this node never voted in term 5.
@@ -506,7 +506,7 @@ def test_a_snapshot_that_outlives_its_store_leaves_the_next_owner_alone(path: st
         yield b"old"
         store.close()
         late.append(open_store(path, Files()))
-        late[0].load()
+        late[0].load(1)
         assert late[0].save_snapshot(header(5), [data_up_to(5)])
         yield b"older"
 
@@ -544,7 +544,7 @@ class Life:
             store.create(7, CLUSTER_ID, STATE, batch(1, 2))
             self.is_member = True
             self.durable = 2
-            store.load()
+            store.load(1)
             for _ in range(14):
                 self.step(store, chance)
         finally:
@@ -590,7 +590,7 @@ class Life:
                 store.create(7, CLUSTER_ID, STATE, batch(1, 2))
                 self.is_member = True
                 self.written = self.durable = 2
-            loaded = store.load()
+            loaded = store.load(1)
             held = loaded.snapshot.index if loaded.snapshot else 0
             assert held >= self.snapshot_index
             if loaded.snapshot:
@@ -609,7 +609,7 @@ class Life:
         finally:
             store._dir_lock.release()
         store = open_store(path, disk)
-        entries = store.load().entries
+        entries = store.load(1).entries
         assert entries[-1] == entry(held + 1)
         store._dir_lock.release()
 
@@ -650,7 +650,7 @@ def test_a_kill_at_any_operation_and_then_a_power_loss_keeps_every_promise(path:
         disk.kill_process()
         store = open_store(path, disk)
         if store.is_initialized:
-            loaded = store.load()
+            loaded = store.load(1)
             life.is_member = True
             life.durable = index_of(loaded.entries[-1]) if loaded.entries else loaded.snapshot.index  # type: ignore[union-attr]
             life.snapshot_index = loaded.snapshot.index if loaded.snapshot else 0

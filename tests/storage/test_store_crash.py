@@ -57,6 +57,7 @@ class Joining:
         self.path = path
         self.disk = disk_at(path)
         self.leader = Leader()
+        self.lives = 0
 
     def attempt(self) -> None:
         store = open_store(self.path, self.disk)
@@ -64,9 +65,11 @@ class Joining:
             if not store.is_initialized:
                 node_id = self.leader.admit(store.join_token())
                 store.create(node_id, CLUSTER_ID, HardState(), [])
-            loaded = store.load()
+            loaded = store.load(1)
             assert (loaded.node_id, loaded.cluster_id) == (7, CLUSTER_ID)
             assert (loaded.snapshot, list(loaded.entries)) == (None, [])
+            assert loaded.life.counter > self.lives, "no two starts that may have spoken share a number"
+            self.lives = loaded.life.counter
         finally:
             store._dir_lock.release()
 
@@ -82,6 +85,7 @@ class Founding:
         self.disk = disk_at(path)
         self.attempts = 0
         self.founded: int | None = None
+        self.lives = 0
 
     def attempt(self) -> None:
         store = open_store(self.path, self.disk)
@@ -91,9 +95,11 @@ class Founding:
                 self.attempts += 1
                 store.create(1, self.attempts, STATE, batch(1, 1))
                 self.founded = self.attempts
-            loaded = store.load()
+            loaded = store.load(1)
             assert (loaded.node_id, loaded.cluster_id) == (1, self.founded or self.attempts)
             self.founded = loaded.cluster_id
+            assert loaded.life.counter > self.lives, "no two starts that may have spoken share a number"
+            self.lives = loaded.life.counter
             assert (loaded.hard_state, list(loaded.entries)) == (STATE, batch(1, 1))
         finally:
             store._dir_lock.release()
@@ -233,7 +239,7 @@ def started_again(path: str, disk: Disk) -> None:
     store = open_store(path, disk)
     try:
         if store.is_initialized:
-            store.load()
+            store.load(1)
     finally:
         store._dir_lock.release()
 

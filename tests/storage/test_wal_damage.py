@@ -198,7 +198,7 @@ def test_a_torn_write_is_cut_whatever_its_value_looks_like(sectors: set[int], du
     assert found.entries == [*batch(1, 2), entry(3)]
 
 
-@pytest.mark.parametrize("version", [b"1", b"2", b"4", b"9"])
+@pytest.mark.parametrize("version", [b"1", b"2", b"3", b"9"])
 def test_a_log_of_another_version_is_no_damage(version: bytes) -> None:
     disk, _ = small_log()
     path = f"{DIR}/{disk.list_dir(DIR)[0]}"
@@ -290,7 +290,7 @@ def test_any_choice_of_unsynced_sectors_leaves_a_prefix(shift: int, data: bytes)
 
 
 def test_a_torn_write_that_is_cut_is_logged_with_file_and_offset(caplog: pytest.LogCaptureFixture) -> None:
-    disk, path, synced, _, sectors = torn_log(300, b"ab" * 600)
+    disk, path, synced, _, sectors = torn_log(260, b"ab" * 600)
     written = disk.content(path)
     disk.put(path, written[: sectors[1]] + synced[sectors[1] :])
     with caplog.at_level(logging.WARNING, "raftsvc.storage"):

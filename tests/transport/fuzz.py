@@ -49,7 +49,7 @@ LENGTHS = [
 ]
 PATHS = ["/msg", "/snapshot", "/join", "/status", "/livez", "/readyz"]
 STRANGE_PATHS = ["//msg", "/", "", "/MSG", "/msg/", "/../msg", "/\u00e9", "/msg;x", "/x" * 999]
-SIGNED = ["VERSION", "CLUSTER", "FROM", "TO", "PART", "NONCE"]
+SIGNED = ["VERSION", "CLUSTER", "FROM", "TO", "PART", "LIFE", "ADDR", "EPOCH", "NUMBER"]
 
 
 class Attempt(NamedTuple):
@@ -122,7 +122,7 @@ class Enemy:
             offset = rng.choice([0, 50, 2**40, 2**64 - 9])
             return SnapshotChunk(announced, min(offset + 8, 2**64 - 1), 5, offset, b"data").encode()
         if path == "/join":
-            return JoinRequest("new.example:1", b"t" * 16, rng.choice(["", "x", "a" * 32])).encode()
+            return JoinRequest("new.example:1", b"t" * 16).encode()
         return b""
 
     def spoil(self, body: bytes) -> bytes:

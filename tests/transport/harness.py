@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from raftsvc.core.messages import Message, MessageKind
-from raftsvc.transport import App, Authenticator, JoinReply, Problem, SnapshotChunk
-from raftsvc.transport.auth import AUTH_HEADER, Envelope, fresh_nonce
+from raftsvc.core.messages import Life, Message, MessageKind
+from raftsvc.transport import App, Authenticator, Identity, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION
 
 SECRET = "a secret of the tests, long enough"
 CLUSTER, NODE, PEER = 0xC1, 1, 2
+LIFE, PEER_LIFE = Life(4, 0xA), Life(9, 0xB)
+_numbers = itertools.count(1)
 
 
 class Recorder:
@@ -24,12 +27,23 @@ class Recorder:
         self.is_initialized = True
         self.leads = True
         self.error: Exception | None = None
+        self.life = LIFE
+        self.lives: dict[int, Life] = {}
 
-    def identity(self) -> tuple[int, int] | None:
-        return (CLUSTER, NODE) if self.is_initialized else None
+    def identity(self) -> Identity | None:
+        return Identity(CLUSTER, NODE, self.life, "node.example:1") if self.is_initialized else None
 
-    def standing_of(self, node_id: int) -> str:
+    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        latest = self.latest_life(node_id)
+        if life.counter < latest.counter:
+            return "void" if proves_now else "late"
+        if life.counter == latest.counter and life != latest:
+            return "void"
+        self.lives[node_id] = life
         return {PEER: "member", 7: "removed"}.get(node_id, "unknown")
+
+    def latest_life(self, node_id: int) -> Life:
+        return self.lives.get(node_id, Life())
 
     def addr_of(self, node_id: int) -> str | None:
         return "peer.example:1" if node_id == PEER else None
@@ -93,8 +107,8 @@ def call(app: App, environ: dict[str, Any]) -> Answer:
     return Answer(got[0], got[1], body)
 
 
-def request(path: str, body: bytes, secret: Any = SECRET, **changes: Any) -> dict[str, Any]:
-    """The environ of a signed request of node 2; `changes` alter it before it is signed, `raw_...` after."""
+def envelope_of(path: str, **changes: str) -> Envelope:
+    """Of a request of node 2 to node 1 which nobody has seen yet."""
     values = {
         "method": "POST",
         "path": path,
@@ -103,14 +117,22 @@ def request(path: str, body: bytes, secret: Any = SECRET, **changes: Any) -> dic
         "sender": str(PEER),
         "to": str(NODE),
         "part": "",
-        "nonce": fresh_nonce(),
+        "life": str(PEER_LIFE),
+        "addr": "peer.example:1",
+        "epoch": str(LIFE),
+        "number": str(next(_numbers)),
     }
+    assert set(changes) <= set(values)
+    return Envelope(**{**values, **changes})
+
+
+def request(path: str, body: bytes, secret: Any = SECRET, **changes: Any) -> dict[str, Any]:
+    """The environ of a signed request of node 2; `changes` alter it before it is signed, `raw_...` after."""
     raw = {k[4:]: v for k, v in changes.items() if k.startswith("raw_")}
-    values.update({k: v for k, v in changes.items() if k in values})
-    envelope = Envelope(**values)
+    envelope = envelope_of(path, **{k: v for k, v in changes.items() if not k.startswith("raw_") and k != "judge"})
     mac = Authenticator(secret, None, False).sign(envelope, body) if secret else ""
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": values["method"],
+        "REQUEST_METHOD": envelope.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": f"/{path}",
         "CONTENT_TYPE": CONTENT_TYPE,

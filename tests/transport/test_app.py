@@ -13,12 +13,24 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 from werkzeug.wsgi import LimitedStream
 
-from raftsvc.core.messages import EntryKind, Message, MessageKind, decode_messages, make_entry
+from raftsvc.core.messages import EntryKind, Life, Message, MessageKind, decode_messages, make_entry
 from raftsvc.errors import NodeFailedError, OverloadedError
 from raftsvc.transport import Authenticator, SnapshotChunk
-from raftsvc.transport.auth import AUTH_HEADER
+from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import MAX_BODY_BYTES, JoinReply, JoinRequest, Part, decode_chunk_reply
-from tests.transport.harness import CLUSTER, NODE, PEER, Recorder, call, make_app, message, request
+from tests.transport.harness import (
+    CLUSTER,
+    LIFE,
+    NODE,
+    PEER,
+    PEER_LIFE,
+    SECRET,
+    Recorder,
+    call,
+    make_app,
+    message,
+    request,
+)
 
 SNAPSHOT = Message(MessageKind.SNAPSHOT, NODE, PEER, term=3, index=9, log_term=2, payload=b"config")
 BODIES = {
@@ -126,7 +138,7 @@ def test_a_body_that_cannot_be_read_is_no_server_error(path: str, error: Excepti
 
 
 @pytest.mark.parametrize("path", [*PATHS, "status"])
-@pytest.mark.parametrize("sender", ["9" * 20, "9" * 5000, "\u00b2", "\u0663", "-1", " 2", "2\n"])
+@pytest.mark.parametrize("sender", ["9" * 20, "-1", " 2"])
 def test_a_stranger_with_an_impossible_id_is_a_stranger(
     path: str, sender: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +146,107 @@ def test_a_stranger_with_an_impossible_id_is_a_stranger(
     body = BODIES.get(path, b"")
     refused(request(path, body, secret=None, method=method, raw_HTTP_RAFT_FROM=sender), 401, "unauthenticated")
     assert not caplog.records, "a stranger cannot fill the log"
+
+
+FIELDS = ("VERSION", "CLUSTER", "FROM", "TO", "PART", "LIFE", "ADDR", "EPOCH", "NUMBER")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "status"])
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", ["1\r\n 2", "1\n2", "\u00b2", "\u0663", "1\t2", "1\x00", "9" * 5000])
+def test_what_no_node_sends_in_a_header_is_refused_before_anything_is_verified(
+    path: str, field: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = "GET" if path == "status" else "POST"
+    environ = request(path, BODIES.get(path, b""), method=method, **{f"raw_HTTP_RAFT_{field}": value})
+    refused(environ, 400, "malformed")
+    assert not caplog.records, "a stranger cannot fill the log"
+
+
+def test_no_two_envelopes_are_signed_alike() -> None:
+    auth = Authenticator(SECRET, None, False)
+    seen = {}
+    for shift in range(2, 11):  # what one field ends with, the next begins with
+        for cut in range(4):
+            fields = ["POST", "msg", *["ab"] * 9]
+            fields[shift - 1], fields[shift] = "xyz"[:cut], "xyz"[cut:]
+            envelope = Envelope(*fields)
+            mac = auth.sign(envelope, b"body")
+            assert seen.setdefault(mac, envelope) == envelope
+    assert auth.sign(Envelope("POST", "msg", *"abcdefghi"), b"") != auth.sign(
+        Envelope("POST", "msg", *"abcdefgh", ""), b"i"
+    )
+
+
+@pytest.mark.parametrize("path", ["msg", "snapshot"])
+def test_a_recorded_request_is_worth_nothing(path: str) -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    recorded = request(path, BODIES[path])
+
+    def replay(of: dict[str, Any]) -> tuple[int, str]:
+        answer = call(app, {**of, "wsgi.input": io.BytesIO(BODIES[path])})
+        return answer.status, answer.code if answer.status != 200 else ""
+
+    assert replay(recorded) == (200, "")
+    assert replay(recorded) == (409, "seen")
+    for _ in range(100):  # more than are remembered
+        replay(request(path, BODIES[path]))
+    assert replay(recorded) == (409, "too_old")
+    assert len(recorder.calls) == 101
+    # At another start of the receiver, whatever it remembers.
+    again = make_app(recorder)
+    recorder.is_initialized = True
+    recorder.life = Life(LIFE.counter + 1, 0xC)
+    assert call(again, {**recorded, "wsgi.input": io.BytesIO(BODIES[path])}).code == "epoch"
+    # Of a former start of the sender.
+    recorder.life = LIFE
+    replay(request(path, BODIES[path], life=str(Life(PEER_LIFE.counter + 1, 0xD))))
+    assert replay(recorded) == (409, "late")
+    assert len(recorder.calls) == 102
+
+
+@pytest.mark.parametrize("life", ["", "9", "9.b", "x.000000000000000b", "9.000000000000000B", f"{2**63}.{0:016x}"])
+def test_a_peer_says_which_start_of_it_speaks(life: str) -> None:
+    refused(request("msg", BODIES["msg"], life=life), 400, "malformed")
+
+
+@pytest.mark.parametrize("number", ["", "-1", "1e3", "9" * 20])
+def test_a_peer_numbers_its_requests(number: str) -> None:
+    refused(request("msg", BODIES["msg"], number=number), 400, "malformed")
+
+
+def test_a_request_for_another_start_of_a_node_is_told_which_one_this_is() -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    for epoch in ("", "nonsense", str(Life(LIFE.counter - 1, 1)), str(Life(LIFE.counter, 1))):
+        answer = call(app, request("msg", BODIES["msg"], epoch=epoch))
+        assert (answer.status, answer.code) == (409, "epoch")
+        assert json.loads(answer.body)["epoch"] == str(LIFE)
+    assert recorder.calls == []
+
+
+def test_a_start_that_speaks_on_beside_a_later_one_is_found_out() -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    later = str(Life(PEER_LIFE.counter + 1, 0xD))
+    assert call(app, request("msg", BODIES["msg"], life=later)).status == 200
+    answer = call(app, request("msg", BODIES["msg"]))
+    assert answer.code == "late", "it may have been on its way"
+    proof = json.loads(answer.body)["challenge"]
+    other = request("msg", BODIES["msg"], life=str(Life(PEER_LIFE.counter - 1, 0xE)), epoch=proof)
+    assert call(app, other).code == "epoch", "a proof is of one life"
+    assert call(app, request("msg", BODIES["msg"], epoch=proof)).code == "void"
+    assert len(recorder.calls) == 1
+
+
+def test_two_processes_that_count_alike_are_found_out() -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    assert call(app, request("msg", BODIES["msg"])).status == 200
+    twin = str(Life(PEER_LIFE.counter, 0xF))
+    assert call(app, request("msg", BODIES["msg"], life=twin)).code == "void"
+    assert len(recorder.calls) == 1
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -248,14 +361,25 @@ def test_a_join_answers_a_challenge_that_works_once() -> None:
     assert (first.status, first.code) == (409, "challenge")
     assert recorder.calls == []
     challenge = json.loads(first.body)["challenge"]
-    body = JoinRequest("new.example:1", b"t" * 16, challenge).encode()
-    environ = request("join", body, cluster="", sender="0", to="0")
+    cluster, node = json.loads(first.body)["cluster"], json.loads(first.body)["node"]
+    body = JoinRequest("new.example:1", b"t" * 16).encode()
+    environ = request("join", body, cluster=cluster, sender="", to=node, life="", epoch=challenge)
     again = dict(environ, **{"wsgi.input": io.BytesIO(body)})
     assert JoinReply.decode(call(app, environ).body) == JoinReply(5, CLUSTER)
     assert recorder.calls == [("new.example:1", b"t" * 16)]
     replayed = call(app, again)
     assert (replayed.status, replayed.code) == (409, "challenge")
     assert len(recorder.calls) == 1, "a recorded request is worth nothing"
+
+
+@pytest.mark.parametrize("wrong", [{"cluster": "0" * 16}, {"to": "2"}, {"cluster": ""}, {"to": ""}])
+def test_a_join_names_the_node_that_is_asked(wrong: dict[str, str]) -> None:
+    recorder = Recorder()
+    app = make_app(recorder)
+    challenge = json.loads(call(app, request("join", BODIES["join"])).body)["challenge"]
+    named = {"cluster": f"{CLUSTER:016x}", "to": str(NODE), **wrong}
+    answer = call(app, request("join", BODIES["join"], epoch=challenge, **named))
+    assert (answer.status, answer.code, recorder.calls) == (412, "wrong_cluster", [])
 
 
 def test_a_join_at_a_follower_names_the_leader() -> None:
@@ -298,7 +422,10 @@ def test_with_mutual_tls_the_certificate_must_name_the_sender() -> None:
 
 def test_status_needs_the_secret_and_health_does_not() -> None:
     app = make_app(Recorder())
-    assert call(app, request("status", b"", method="GET")).status == 200
+    challenge = json.loads(call(app, request("status", b"", method="GET")).body)["challenge"]
+    answering = request("status", b"", method="GET", epoch=challenge)
+    assert call(app, answering).status == 200
+    assert call(app, answering).code == "challenge", "a recorded request is worth nothing"
     assert call(app, request("status", b"", method="GET", secret=None)).status == 401
     for path in ("livez", "readyz"):
         assert call(app, request(path, b"", method="GET", secret=None)).body == b"ok\n"

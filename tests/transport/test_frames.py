@@ -140,7 +140,7 @@ def test_a_key_belongs_to_one_request_one_answer_and_one_secret() -> None:
     def key(secret: str, envelope: Envelope, nonce: bytes) -> bytes:
         return Authenticator(secret, None, False).seal_stream(envelope, nonce).tag(b"", b"")
 
-    base = ("GET", "stream", "1", "c1", "2", "1", "", "abc")
+    base = ("GET", "stream", "1", "c1", "2", "1", "", "7.00", "a:1", "8.00", "abc")
     tags = {key("s" * 16, Envelope(*base), b"n" * 16), key("t" * 16, Envelope(*base), b"n" * 16)}
     tags.add(key("s" * 16, Envelope(*base), b"m" * 16))
     for i in range(len(base)):

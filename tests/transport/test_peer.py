@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import requests
 
-from raftsvc.core.messages import Entry, EntryKind, Message, MessageKind, make_entry
-from raftsvc.transport import App, Authenticator, Network, Peer, Problem
+from raftsvc.core.messages import Entry, EntryKind, Life, Message, MessageKind, make_entry
+from raftsvc.transport import App, Authenticator, Identity, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
-from tests.transport.harness import CLUSTER, NODE, PEER, SECRET, Recorder, make_app
+from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, make_app
 
 PATIENCE = 60.0
 WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Sequence[bytes]]
@@ -24,11 +24,11 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Sequence[bytes]]
 class NodeStub:
     """Node 2, which sends to node 1 and notes what it is told."""
 
-    node_id = PEER
-    cluster_id = CLUSTER
+    identity = Identity(CLUSTER, PEER, PEER_LIFE, "peer.example:1")
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
+        self.lives: dict[int, Life] = {}
         self.happened = threading.Condition()
 
     def _note(self, *event: Any) -> None:
@@ -47,6 +47,16 @@ class NodeStub:
 
     def report_removed(self, peer_id: int) -> None:
         self._note("removed", peer_id)
+
+    def report_void(self, peer_id: int) -> None:
+        self._note("void", peer_id)
+
+    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:
+        self._note("life", peer_id, life, proves_now)
+        if life.counter < self.lives.get(peer_id, Life()).counter:
+            return "void" if proves_now else "late"
+        self.lives[peer_id] = life
+        return "member"
 
     def report_snapshot(
         self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None
@@ -131,12 +141,12 @@ def test_what_no_peer_signed_counts_as_no_answer(talk: Callable[..., tuple[NodeS
     node, peer = talk(app)
     peer.put([heartbeat()])
     assert node.wait_for("unreachable") == ("unreachable", NODE)
-    assert {event[0] for event in node.events} == {"unreachable"}
+    assert {event[0] for event in node.events} - {"life"} == {"unreachable"}
 
 
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def standing_of(self, node_id: int) -> str:
+        def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed()))
@@ -151,12 +161,12 @@ def test_without_a_secret_a_page_of_some_proxy_removes_nobody(
     node, peer = talk(answering(status, b"<html>gone</html>"), None)
     peer.put([heartbeat()])
     node.wait_for("unreachable")
-    assert {event[0] for event in node.events} == {"unreachable"}
+    assert {event[0] for event in node.events} - {"life"} == {"unreachable"}
 
 
 def test_without_a_secret_a_peer_can_still_tell_of_a_removal(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def standing_of(self, node_id: int) -> str:
+        def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed(), secret=None), None)
@@ -178,7 +188,7 @@ def test_trouble_of_the_node_does_not_end_its_sender(talk: Callable[..., tuple[N
 
     def troubled(*event: Any) -> None:
         noted(*event)
-        if event[0] != "replies":
+        if event[0] not in ("replies", "life"):
             raise RuntimeError("trouble")
 
     node._note = troubled  # type: ignore[method-assign]
@@ -306,14 +316,14 @@ def test_it_goes_on_after_a_failure(talk: Callable[..., tuple[NodeStub, Peer]]) 
     for n in range(5):
         peer.put([heartbeat(n)])
         with node.happened:
-            node.happened.wait_for(lambda n=n: len(node.events) > n, PATIENCE)
+            node.happened.wait_for(lambda n=n: sum(e[0] != "life" for e in node.events) > n, PATIENCE)
     node.wait_for("replies")
 
 
 def test_a_problem_of_a_peer_is_told_apart_from_silence() -> None:
     network = Network(None, Authenticator(SECRET, None, False), 1.0, 1.0)
     with pytest.raises(UnreachableError):
-        network.post("http://127.0.0.1:9", "msg", b"", "", 1, 2)
+        network.post("http://127.0.0.1:9", envelope_of("msg"), b"")
     recorder = Recorder()
     recorder.is_initialized = False
     listener = Listener(App(recorder, Authenticator(SECRET, None, False)), "127.0.0.1:0")
@@ -321,7 +331,7 @@ def test_a_problem_of_a_peer_is_told_apart_from_silence() -> None:
     try:
         assert listener.wait_bound(PATIENCE) and listener.address is not None
         with pytest.raises(Problem) as caught:
-            network.post(f"http://127.0.0.1:{listener.address[1]}", "msg", b"", "", 1, 2)
+            network.post(f"http://127.0.0.1:{listener.address[1]}", envelope_of("msg"), b"")
         assert caught.value.code == "uninitialized"
     finally:
         listener.stop()

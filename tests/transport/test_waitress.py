@@ -12,7 +12,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.transport import Authenticator, Network
 from raftsvc.transport.peer import UnreachableError
-from tests.transport.harness import NODE, PEER, SECRET, Recorder, make_app
+from tests.transport.harness import NODE, PEER, SECRET, Recorder, envelope_of, make_app
 from tests.transport.test_peer import PATIENCE, NodeStub, heartbeat
 
 waitress_server = pytest.importorskip("waitress.server")
@@ -57,7 +57,7 @@ def test_a_wrong_secret_is_told_nothing_and_changes_nothing(mounted: tuple[Recor
     recorder, port = mounted
     network = Network(None, Authenticator("another secret, long enough too", None, False), 5.0, PATIENCE)
     with pytest.raises(UnreachableError, match="401"):
-        network.post(f"http://127.0.0.1:{port}/deep/raft", "msg", heartbeat().encode(), f"{0xC1:016x}", PEER, NODE)
+        network.post(f"http://127.0.0.1:{port}/deep/raft", envelope_of("msg"), heartbeat().encode())
     network.close()
     assert recorder.calls == []
 

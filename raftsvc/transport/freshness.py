@@ -1,0 +1,105 @@
+"""Whether a request is new, or one that somebody recorded, or a proxy sends again.
+
+A request of a peer names the life that it speaks as, the life of whom it speaks to, and a
+number that rises.  So it is worth something to this start of this node only, and once:
+numbers that were seen are remembered, for each sender and each kind of request, as far back as
+requests of one kind may overtake each other; what is older is asked for again.  "Seen already"
+means that it was delivered and its answer lost, and is no refusal.
+
+Who has no life yet, because it only wants to join, or to look, answers a challenge, which
+serves once.
+
+Thread-safe.  Bounded: by the members there are, and by MAX_CHALLENGES.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+import time
+from collections import deque
+
+from raftsvc.core.messages import Life
+from raftsvc.transport.wire import Problem
+
+_KEPT_NUMBERS = 64
+_MAX_WINDOWS = 1024
+_MAX_CHALLENGES = 256
+_CHALLENGE_SECONDS = 60.0
+
+
+class _Window:
+    """The numbers that came from one life of one sender, of one kind of request."""
+
+    __slots__ = ("_floor", "_seen", "life")
+
+    def __init__(self, life: Life) -> None:
+        self.life = life
+        self._floor = 0
+        self._seen: deque[int] = deque()
+
+    def take(self, number: int) -> str | None:
+        """Note `number`; why not, if it cannot be known to be new."""
+        if number in self._seen:
+            return "seen"
+        if number <= self._floor:
+            return "too_old"
+        self._seen.append(number)
+        if len(self._seen) > _KEPT_NUMBERS:
+            oldest = min(self._seen)
+            self._seen.remove(oldest)
+            self._floor = oldest
+        return None
+
+
+class Freshness:
+    """What one process remembers of the requests that it served."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below; the last in the order
+        self._windows: dict[tuple[int, str], _Window] = {}
+        self._challenges: dict[str, float] = {}
+        self._key = secrets.token_bytes(32)
+
+    def take(self, sender: int, life: Life, kind: str, number: int) -> None:
+        """Note a request, authentic and addressed to this life; raises Problem `seen` or `too_old` if it is not new."""
+        with self._lock:
+            window = self._windows.pop((sender, kind), None)
+            if window is None or window.life != life:
+                if window is not None and window.life.counter > life.counter:
+                    self._windows[sender, kind] = window
+                    raise Problem(409, "too_old", "this node has heard a later start of its sender")
+                window = _Window(life)
+                while len(self._windows) >= _MAX_WINDOWS:  # of those who are members no more
+                    del self._windows[next(iter(self._windows))]
+            self._windows[sender, kind] = window
+            problem = window.take(number)
+        if problem == "seen":
+            raise Problem(409, "seen", "this request was delivered before")
+        if problem is not None:
+            raise Problem(409, problem, "this request may have been delivered before; send it again as a new one")
+
+    # -- a life that is late
+
+    def proof_for(self, sender: int, life: Life, latest: Life) -> str:
+        """What `life` of `sender` has to repeat to show that it speaks after `latest` was heard."""
+        said = f"{sender} {life} {latest}".encode()
+        return hmac.digest(self._key, said, "sha256").hex()[:32]
+
+    # -- strangers
+
+    def challenge(self) -> str:
+        """A new challenge."""
+        challenge = secrets.token_hex(16)
+        with self._lock:
+            while len(self._challenges) >= _MAX_CHALLENGES:
+                del self._challenges[next(iter(self._challenges))]
+            self._challenges[challenge] = time.monotonic()
+        return challenge
+
+    def redeem(self, challenge: str) -> bool:
+        """Whether `challenge` was issued here, lately, and not redeemed yet."""
+        with self._lock:
+            issued = self._challenges.pop(challenge, None)
+        return issued is not None and time.monotonic() - issued <= _CHALLENGE_SECONDS

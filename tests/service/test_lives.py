@@ -1,0 +1,165 @@
+"""One directory is one member's: copies of it, and older states of it, are named and counted for nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import requests
+
+import raftsvc
+from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
+
+
+def copy_of(member: Member, path: Path) -> Path:
+    """Its directory as `cp -r` takes it, but for what belongs to a running process."""
+    shutil.copytree(member.path, path, ignore=shutil.ignore_patterns("lock", "snap.*", "*.tmp"))
+    return path
+
+
+def started_elsewhere(cluster: Cluster, member: Member, path: Path) -> Member:
+    """A process on another directory of the same member, at an address of its own."""
+    clone = Member(free_address(), path, member.options, has_streams=True)
+    cluster.members.append(clone)
+    return clone
+
+
+def is_superseded(member: Member) -> bool:
+    return isinstance(member.service.err(), raftsvc.SupersededError)
+
+
+def names(member: Member, node_id: int) -> bool:
+    error = member.service.err()
+    return isinstance(error, raftsvc.DoubledMemberError) and f"node {node_id}" in str(error)
+
+
+@pytest.mark.parametrize("which", ["follower", "leader"])
+def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_nothing(
+    tmp_path: Path, which: str
+) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        cluster.leader().service.exec(b"before", PATIENCE)
+        original = cluster.leader() if which == "leader" else cluster.follower()
+        others = [m for m in members if m is not original]
+        node_id = original.status["node_id"]
+        clone = started_elsewhere(cluster, original, copy_of(original, tmp_path / "copy"))
+        eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+        eventually(lambda: any(names(m, node_id) for m in others), "who found it out says so")
+        # The others are a majority.
+        writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+        assert writer.service.exec(b"after", PATIENCE)
+        for member in (original, clone):
+            with pytest.raises(raftsvc.SupersededError, match="evict it, and join again"):
+                member.service.exec(b"never", PATIENCE)
+            assert not member.service.is_ready()
+        # For good: whoever is started again knows it from the log.
+        for member in others:
+            member.restart()
+        eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+        clone.restart()
+        eventually(lambda: is_superseded(clone), "the copy is told again")
+        # And what the message advises helps.
+        addr = eventually(
+            lambda: next((m["addr"] for i, m in others[0].status["members"].items() if i == str(node_id)), None)
+        )
+        original.service.stop()
+        clone.service.stop()
+        cluster.leader().service.evict(addr, PATIENCE)
+        eventually(lambda: all(m.service.err() is None for m in others), "nothing is wrong any more")
+        cluster.add().service.join(others[0].addr, PATIENCE)
+    finally:
+        cluster.stop()
+
+
+def test_two_copies_that_count_alike_are_both_found_out(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        original = cluster.follower()
+        others = [m for m in members if m is not original]
+        path = copy_of(original, tmp_path / "copy")
+        original.service.stop()
+        original.start()
+        clone = started_elsewhere(cluster, original, path)
+        eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+        eventually(lambda: any(names(m, original.status["node_id"]) for m in others), "who found it out says so")
+        leader = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+        assert leader.service.exec(b"on", PATIENCE)
+    finally:
+        cluster.stop()
+
+
+def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        member = cluster.follower()
+        others = [m for m in members if m is not member]
+        older = copy_of(member, tmp_path / "older")
+        for _ in range(2):
+            member.restart()
+            eventually(member.service.is_ready, "it is back")
+        assert cluster.leader().service.exec(b"acknowledged", PATIENCE)
+        eventually(lambda: all(b"acknowledged" in m.state.items for m in members), "everybody has it")
+        member.service.stop()
+        shutil.rmtree(member.path)
+        shutil.move(older, member.path)
+        member.start()
+        eventually(lambda: is_superseded(member), "it knows")
+        assert "put back" in str(member.service.err())
+        assert all(b"acknowledged" in m.read() for m in others)
+    finally:
+        cluster.stop()
+
+
+def test_a_restart_is_no_copy_however_often_and_wherever(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        for round_number in range(3):
+            for member in members:
+                member.restart()
+            assert cluster.leader().service.exec(b"%d" % round_number, PATIENCE)
+        moved = cluster.follower()
+        moved.addr = free_address()
+        moved.restart()
+        eventually(moved.service.is_ready, "it is back, elsewhere")
+        assert all(m.service.err() is None for m in members)
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize("path", ["msg", "confirm", "stream", "join"])
+def test_what_was_recorded_between_nodes_is_worth_nothing(tmp_path: Path, path: str) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        one, two = cluster.add(), cluster.add()
+        recorded: list[requests.PreparedRequest] = []
+        for member in (one, two):
+            send = member.session.send
+
+            def record(prepared: requests.PreparedRequest, send: object = send, **options: object) -> requests.Response:
+                recorded.append(prepared.copy())
+                return send(prepared, **options)  # type: ignore[operator,no-any-return]
+
+            member.session.send = record  # type: ignore[method-assign]
+        one.service.init()
+        two.service.join(one.addr, PATIENCE)
+        one.service.exec(b"a", PATIENCE)
+        two.service.exec(b"b", PATIENCE)
+        of_kind = [r for r in list(recorded) if str(r.url).endswith(f"/{path}")]
+        assert of_kind
+        before = one.status["last_index"], one.status["members"], one.status["term"]
+        with requests.Session() as enemy:
+            for prepared in of_kind[-50:]:
+                answer = enemy.send(prepared, timeout=PATIENCE, stream=True)
+                assert answer.status_code in (409, 421), answer.text
+                assert answer.json()["code"] in ("seen", "epoch", "too_old", "challenge", "not_leader")
+                answer.close()
+        assert (one.status["last_index"], one.status["members"], one.status["term"]) == before
+        assert one.state.items == [b"a", b"b"]
+    finally:
+        cluster.stop()
