@@ -49,6 +49,7 @@ _INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
 _THREADS = "member/test_interleavings.py::"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
+_PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -681,6 +682,98 @@ MUTANTS = (
         "if self.digests.is_disputed or not self._runner.send_snapshot(message):",
         "if not self._runner.send_snapshot(message):",
         kinds=_DAMAGE_KINDS,
+    ),
+    # Lives
+    Mutant(
+        "count what an earlier start of a member says",
+        "member/lives.py",
+        "        return Speaker.LATE\n",
+        "        return Speaker.CURRENT\n",
+        kinds=_PUT_BACK_KINDS,
+    ),
+    Mutant(
+        "nobody finds a directory that was put back",
+        "member/lives.py",
+        "        if recorded.counter >= self.own.counter and recorded != self.own:",
+        "        if False:",
+        kinds=_PUT_BACK_KINDS,
+        also=(
+            (
+                "testing/node.py",
+                "    def voided(self, by_id: int) -> None:\n",
+                "    def voided(self, by_id: int) -> None:\n        return\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "two starts of one number are one",
+        "member/lives.py",
+        "        if life.counter == highest.counter:\n",
+        "        if False:\n",
+        test="member/test_lives.py::test_two_nonces_of_one_counter_need_no_other_proof",
+    ),
+    Mutant(
+        "a start that speaks on is taken for late",
+        "member/lives.py",
+        "        if proves_now:\n",
+        "        if False:\n",
+        test="member/test_lives.py::test_an_earlier_start_that_speaks_on_makes_its_member_void_here",
+    ),
+    Mutant(
+        "a member is void only where it was found out",
+        "member/lives.py",
+        "        proposals = [(EntryKind.NORMAL, wrap_void(i)) for i in wanted]\n",
+        "        proposals = [(EntryKind.NORMAL, wrap_void(i)) for i in wanted[:0]]\n",
+        test="member/test_lives.py::test_a_doubled_member_is_voided_through_the_log_however_often_it_takes",
+    ),
+    Mutant(
+        "an earlier start opens a session",
+        "member/machine.py",
+        "        is_later = life.counter > (former.life.counter if former else 0)\n",
+        "        is_later = True\n",
+        test="test_machine.py::test_an_earlier_start_or_a_second_one_of_the_same_number_opens_no_session",
+    ),
+    Mutant(
+        "a start is not counted durably",
+        "storage/wal.py",
+        "        self._write([(LIFE, standing.life.encode())])\n        self.sync()\n",
+        "        self._write([(LIFE, standing.life.encode())])\n",
+        test="storage/test_store_crash.py::test_two_crashes_at_any_operations_leave_a_node_that_becomes_a_member_once",
+    ),
+    Mutant(
+        "a new segment forgets how often the node was started",
+        "storage/wal.py",
+        "            (LIFE, self.life.encode()),\n",
+        "            (LIFE, Life().encode()),\n",
+        test="storage/test_wal.py::test_a_segment_begins_with_the_life_of_its_time",
+    ),
+    Mutant(
+        "a request that was seen is taken again",
+        "transport/freshness.py",
+        '            return "seen"\n',
+        "            return None\n",
+        test="transport/test_app.py::test_a_recorded_request_is_worth_nothing",
+    ),
+    Mutant(
+        "what is too old to be remembered is taken for new",
+        "transport/freshness.py",
+        "            self._floor = oldest\n",
+        "            self._floor = 0\n",
+        test="transport/test_app.py::test_a_recorded_request_is_worth_nothing",
+    ),
+    Mutant(
+        "a request for another start of this node is served",
+        "transport/app.py",
+        "        if envelope.epoch != epoch and not proves_now:\n",
+        "        if False:\n",
+        test="transport/test_app.py::test_a_recorded_request_is_worth_nothing",
+    ),
+    Mutant(
+        "a challenge serves twice",
+        "transport/freshness.py",
+        "            issued = self._challenges.pop(challenge, None)\n",
+        "            issued = self._challenges.get(challenge)\n",
+        test="transport/test_app.py::test_a_join_answers_a_challenge_that_works_once",
     ),
 )
 

@@ -389,3 +389,23 @@ def log_of_four_segments(data: bytes = b"x") -> Disk:
         wal.sync()
     disk.kill_process()
     return disk
+
+
+def test_a_segment_begins_with_the_life_of_its_time() -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 1), segment_bytes=4096)
+    for nonce in (7, 8, 9):
+        life = wal.begin_life(nonce)
+    assert life == (3, 9)
+    index = 1
+    while len(disk.list_dir(DIR)) < 4:
+        index += 1
+        wal.append(None, batch(index, 1))
+        wal.sync()
+    wal.mark_snapshot(index, 1)
+    wal.sync()
+    wal.release_before(index)
+    assert len(disk.list_dir(DIR)) == 1, "the segments in which it was counted are gone"
+    again, found = Wal.open(disk, DIR, 4096)
+    assert found.life == life
+    assert again.begin_life(10) == (4, 10)

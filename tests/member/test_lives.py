@@ -1,0 +1,165 @@
+"""Which start of a member counts, judged by what was heard, by the log, and by who still speaks when asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raftsvc.core.membership import Configuration, Member
+from raftsvc.core.messages import EntryKind, Life, make_entry
+from raftsvc.core.raft import Role
+from raftsvc.errors import SupersededError
+from raftsvc.member.calls import Contexts
+from raftsvc.member.health import Condition, Health
+from raftsvc.member.lives import Lives, Speaker
+from raftsvc.member.machine import Machine, wrap_open_session, wrap_void
+from raftsvc.state import BaseState
+
+ME, PEER = 1, 2
+CONFIG = Configuration({i: Member(f"n{i}:1", True) for i in (1, 2, 3)}, 3)
+OWN = Life(5, 0xA)
+
+
+class Core:
+    """A member that leads, or hears a leader, and notes what it is given."""
+
+    node_id = ME
+    config = CONFIG
+
+    def __init__(self) -> None:
+        self.role = Role.LEADER
+        self.leader_id = ME
+        self.proposed: list[Any] = []
+
+    def propose(self, proposals: Any) -> None:
+        self.proposed += proposals
+
+    def forward(self, proposals: Any, context: int) -> bool:
+        self.proposed += proposals
+        return True
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.core: Any = Core()
+        self.machine = Machine(BaseState())  # type: ignore[arg-type]
+        self.machine.config = CONFIG
+        self.health = Health()
+        self.said: list[str] = []
+        self.given_up: list[SupersededError] = []
+        contexts: Any = Contexts.__new__(Contexts)
+        contexts._last = 0
+        self.lives = Lives(
+            "n1:1",
+            OWN,
+            self.core,
+            self.machine,
+            self.health,
+            contexts,
+            retry_ticks=3,
+            say=lambda level, message: self.said.append(message),
+            give_up=self.given_up.append,
+        )
+
+    def apply(self, data: bytes) -> int:
+        index = self.machine.applied_index + 1
+        self.machine.apply([make_entry(index, 1, EntryKind.NORMAL, data)], [])
+        self.lives.applied()
+        return index
+
+    def judge(self, counter: int, nonce: int = 0, proves_now: bool = False) -> Speaker:
+        return self.lives.judge(PEER, Life(counter, nonce), proves_now)
+
+
+def test_a_later_start_follows_an_earlier_one_whose_last_words_come_late() -> None:
+    scene = Scene()
+    assert scene.judge(3) is Speaker.CURRENT
+    assert scene.judge(4) is Speaker.CURRENT
+    assert scene.judge(3) is Speaker.LATE and scene.judge(4) is Speaker.CURRENT
+    assert scene.lives.highest(PEER) == Life(4, 0)
+    assert scene.health.err() is None and not scene.said
+
+
+def test_an_earlier_start_that_speaks_on_makes_its_member_void_here() -> None:
+    scene = Scene()
+    scene.judge(4)
+    assert scene.judge(3, proves_now=True) is Speaker.VOID
+    assert [scene.judge(counter) for counter in (2, 3, 4, 5)] == [Speaker.VOID] * 4
+    assert "node 2 (n2:1)" in str(scene.health.error_of(Condition.DOUBLED)) and len(scene.said) == 1
+    scene.judge(3, proves_now=True)
+    assert len(scene.said) == 1, "it is said once"
+
+
+def test_two_nonces_of_one_counter_need_no_other_proof() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    assert scene.judge(4, 8) is Speaker.VOID
+
+
+@pytest.mark.parametrize("counter", [1, 3, 4])
+def test_what_the_log_says_of_lives_counts_as_if_it_had_been_heard(counter: int) -> None:
+    scene = Scene()
+    scene.apply(wrap_open_session(PEER, 0, Life(4, 7)))
+    assert scene.judge(4, 7) is Speaker.CURRENT
+    assert scene.judge(counter, 9) is (Speaker.VOID if counter == 4 else Speaker.LATE)
+
+
+def test_a_doubled_member_is_voided_through_the_log_however_often_it_takes() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    scene.judge(4, 8)
+    void = (EntryKind.NORMAL, wrap_void(PEER))
+    for tick in range(10):
+        scene.lives.tick(tick)
+    assert scene.core.proposed == [void] * 4, "now and then"
+    scene.apply(wrap_void(PEER))
+    for tick in range(10, 20):
+        scene.lives.tick(tick)
+    assert len(scene.core.proposed) == 4, "until it is"
+    # Whoever was started since knows it from the log.
+    other = Scene()
+    other.apply(wrap_void(PEER))
+    assert other.judge(9) is Speaker.VOID
+
+
+def test_it_is_over_once_that_member_was_evicted() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    scene.judge(4, 8)
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.lives.applied()
+    assert scene.health.err() is None and not scene.lives.doubled
+
+
+@pytest.mark.parametrize("recorded", [Life(5, 0xB), Life(6, 0xA)])
+def test_a_node_whose_cluster_knows_another_start_of_it_gives_up(recorded: Life) -> None:
+    scene = Scene()
+    scene.apply(wrap_open_session(ME, 0, recorded))
+    assert len(scene.given_up) == 1 and f"start number {recorded.counter}" in str(scene.given_up[0])
+
+
+def test_a_node_that_is_void_gives_up() -> None:
+    scene = Scene()
+    scene.apply(wrap_void(ME))
+    assert "its cluster voided it" in str(scene.given_up[0])
+
+
+@pytest.mark.parametrize("recorded", [Life(4, 0xB), OWN])
+def test_a_restart_is_nothing_to_give_up_for(recorded: Life) -> None:
+    scene = Scene()
+    scene.apply(wrap_open_session(ME, 0, recorded))
+    assert not scene.given_up
+
+
+def test_a_node_doubts_itself_only_by_what_the_log_says() -> None:
+    scene = Scene()
+    scene.lives.doubt(ME, "somebody is confused")
+    assert not scene.lives.doubled
+
+
+def test_what_strangers_are_remembered_by_is_bounded() -> None:
+    scene = Scene()
+    for stranger in range(10, 500):
+        assert scene.lives.judge(stranger, Life(1, 1)) is Speaker.CURRENT
+    assert len(scene.lives._heard) <= 100
