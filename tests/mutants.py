@@ -81,6 +81,41 @@ MUTANTS = (
         "            self._count_vote(self.node_id, True)\n",
     ),
     Mutant(
+        "an election is lost one refusal late",
+        "core/election.py",
+        "        if sum(votes.get(i) is not False for i in voters) < quorum:\n",
+        "        if sum(votes.get(i) is False for i in voters) >= quorum:\n",
+        scene="an_election_is_lost_once_a_majority_is_out_of_reach",
+    ),
+    Mutant(
+        "asking for pre-votes again voids the votes that are on their way",
+        "core/raft.py",
+        "            if self.election.stands:\n                self._count",
+        "            if self.role is Role.CANDIDATE:\n                self._count",
+        scene="a_vote_that_is_late_still_counts",
+    ),
+    Mutant(
+        "asking again for a hand-over gives it another election timeout",
+        "core/leader.py",
+        "        if self.transfer_target == to_id:\n            return\n",
+        "",
+        scene="a_hand_over_asked_for_twice_has_one_deadline",
+        also=(
+            (
+                "core/leader.py",
+                "        if self.transfer_target:\n            raise ProposalRefused(Refusal.TRANSFERRING, f",
+                "        if False:\n            raise ProposalRefused(Refusal.TRANSFERRING, f",
+            ),
+        ),
+    ),
+    Mutant(
+        "a hand-over asks who says that it cannot lead",
+        "core/following.py",
+        "log_term=0 if server.is_fit_to_lead else 1,",
+        "log_term=0,",
+        scene="a_hand_over_leaves_out_who_says_that_it_cannot_lead",
+    ),
+    Mutant(
         "leader counts its own copy before fsync",
         "core/leader.py",
         "log.stable_index if i == server.node_id else",
@@ -242,8 +277,8 @@ MUTANTS = (
     Mutant(
         "a voter that answers twice counts twice",
         "core/election.py",
-        "        self._votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
-        "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
+        "        votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
+        "        votes[len(votes)] = granted\n        voters = set(votes)\n",
         kinds="duplication,leader cut off,partition,kill",
     ),
     # Replication
@@ -341,8 +376,8 @@ MUTANTS = (
     Mutant(
         "a leader that is to be removed asks the same voters again and again",
         "core/leader.py",
-        "(-self._asked.get(i, 0), progress[i].match_index, i)",
-        "(progress[i].match_index, i, i)",
+        "(-self._asked.get(i, 0), progress[i].match_index, i) for i in fit",
+        "(progress[i].match_index, i, i) for i in fit",
         scene="a_leader_that_is_to_be_removed_asks_each_in_turn",
     ),
     Mutant(
@@ -362,8 +397,8 @@ MUTANTS = (
     Mutant(
         "serve reads before an own-term commit",
         "core/reads.py",
-        "if not self._waiting or not self._server.has_own_term_commit:",
-        "if not self._waiting:",
+        "if not self.waiting or not self._server.has_own_term_commit:",
+        "if not self.waiting:",
         kinds="leader cut off,leadership transfer,delay and reordering,one-way cut,pause",
     ),
     Mutant(
@@ -378,6 +413,20 @@ MUTANTS = (
         "member/reads.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
+    ),
+    Mutant(
+        "asking for a read again voids the request under way",
+        "member/reads.py",
+        "        if not asked or not asked[0][0] <= state.context <= latest:\n",
+        "        if not asked or state.context != latest:\n",
+        kinds="slow links,kill,leadership transfer",
+    ),
+    Mutant(
+        "the answer to a read's request serves those who came after it",
+        "member/reads.py",
+        "        while asked and asked[0][0] <= state.context:\n",
+        "        while asked:\n",
+        kinds="slow links,delay and reordering,leader cut off,leadership transfer",
     ),
     # Leases
     Mutant(

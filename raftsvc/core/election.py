@@ -14,13 +14,17 @@ class Election:
 
     elapsed:        ticks since its election timer was reset.
     leader_elapsed: ticks since it heard a leader; the promise of R3 lasts an election timeout.
+    stands:         whether votes of the present term were asked for, and none of what came since
+                    ended that: not the pre-votes either that are asked for when they do not come.
     """
 
-    __slots__ = ("_server", "_timeout_ticks", "_votes", "elapsed", "leader_elapsed")
+    __slots__ = ("_pre_votes", "_server", "_timeout_ticks", "_votes", "elapsed", "leader_elapsed", "stands")
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._votes: dict[int, bool] = {}
+        self._pre_votes: dict[int, bool] = {}
+        self.stands = False
         self._timeout_ticks = 0
         # A node that was never in a term never promised anything.
         self.leader_elapsed = 0 if server.term else server.settings.election_ticks
@@ -46,7 +50,7 @@ class Election:
 
     def become_leader(self) -> None:
         """The election is won; from now on no other leader is heard."""
-        self._votes = {}
+        self.close()
         self.leader_elapsed = self._server.settings.election_ticks
 
     @property
@@ -63,27 +67,35 @@ class Election:
     def ask(self, kind: MessageKind, term: int, context: int) -> None:
         """Open a ballot, and ask all other voters: for the present term, or about the next one."""
         server = self._server
-        self._votes = {}
+        if kind is MessageKind.VOTE:
+            self._votes = {}
+            self.stands = True
+        else:
+            self._pre_votes = {}
         for peer in sorted(server.config.voters - {server.node_id}):
             request = Message(
                 kind, peer, term=term, index=server.log.last_index, log_term=server.log.last_term, context=context
             )
             server.send(request, after=kind is MessageKind.VOTE)
 
-    def count(self, voter: int, granted: bool) -> bool | None:
+    def count(self, kind: MessageKind, voter: int, granted: bool) -> bool | None:
         """Count one answer; only voters count, and each once.  Whether it is won, or lost; None if neither is sure."""
-        self._votes.setdefault(voter, granted)
+        votes = self._votes if kind is MessageKind.VOTE else self._pre_votes
+        votes.setdefault(voter, granted)
         voters = self._server.config.voters
         quorum = self._server.config.quorum()
-        if sum(self._votes.get(i) is True for i in voters) >= quorum:
+        if sum(votes.get(i) is True for i in voters) >= quorum:
             return True
-        if sum(self._votes.get(i) is False for i in voters) >= quorum:
+        # Lost once too few are left who did not refuse: of an even number half are enough for that.
+        if sum(votes.get(i) is not False for i in voters) < quorum:
             return False
         return None
 
     def close(self) -> None:
         """No answer counts any more."""
         self._votes = {}
+        self._pre_votes = {}
+        self.stands = False
 
     # -- as a voter
 

@@ -214,8 +214,9 @@ class Message:
                      leader's; context: its read round
     APPEND_REPLY     context: the read round; commit: the follower's.  Accepted: index is
                      what is verified and durable there, hint is for how many
-                     nanoseconds the follower will give no vote.  Rejected: index is the
-                     entry that differs, hint and log_term are where the logs may agree
+                     nanoseconds the follower will give no vote, log_term is 1 if it could
+                     not lead at present.  Rejected: index is the entry that differs, hint
+                     and log_term are where the logs may agree
     PRE_VOTE, VOTE   index, log_term: the candidate's last entry; context: 1 if it was
                      asked to take over
     SNAPSHOT         index, log_term: the last entry included; payload: the encoded

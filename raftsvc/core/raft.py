@@ -37,8 +37,9 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
  R11 A read is served at the commit index that the leader had when it asked for a
      round of heartbeats that a majority answered, in a term in which it has
      committed an entry (T 6.4).  No clock is trusted for that.
- R12 A leader that hands over refuses proposals until the target took over or an
-     election timeout passed (T 3.10).
+ R12 A leader that hands over refuses proposals until the target took over, said that it
+     cannot, or an election timeout passed since it was first asked for (T 3.10).  Answers
+     to its heartbeats say who could lead, and nobody else is chosen.
  R13 A snapshot replaces a log only if it is ahead of what is committed there and
      the log does not hold its last entry (7).
  R14 Where the caller allows leases, a leader serves reads without a round while a
@@ -123,7 +124,6 @@ class Raft(Server):
         self.role = Role.FOLLOWER
         self.election = Election(self)
         self.leader: Leader | None = None
-        self._is_fit_to_lead = True
         self._repeats = Repeats()
         self._notice_removal()
 
@@ -134,7 +134,7 @@ class Raft(Server):
         """Whether this node may ask for votes: a voter, as far as it knows, and fit to lead."""
         # The configuration is the one appended, not the one applied, so there is
         # no committed change that a campaign could overlook.
-        return self.node_id in self.config.voters and self._is_fit_to_lead and not self.is_removed
+        return self.node_id in self.config.voters and self.is_fit_to_lead and not self.is_removed
 
     @property
     def progress(self) -> Mapping[int, Progress]:
@@ -171,24 +171,29 @@ class Raft(Server):
         if kind is MessageKind.PRE_VOTE:
             self.role = Role.PRE_CANDIDATE
             self.election.ask(kind, self.term + 1, context)
-            self._count_vote(self.node_id, True)
+            self._count_pre_vote(self.node_id, True)
         else:
             self.role = Role.CANDIDATE
             self.enter_term(self.term + 1, vote=self.node_id)
             self.election.ask(kind, self.term, context)
             # A candidate's vote for itself counts once it is durable (R1): see persisted.
 
-    def _count_vote(self, voter: int, granted: bool) -> None:
-        is_won = self.election.count(voter, granted)
-        if is_won and self.role is Role.PRE_CANDIDATE:
+    def _count_pre_vote(self, voter: int, granted: bool) -> None:
+        is_won = self.election.count(MessageKind.PRE_VOTE, voter, granted)
+        if is_won:
             self._ask_for_votes(MessageKind.VOTE, 0)
-        elif is_won:
-            self._become_leader()
         elif is_won is False:
             self._become_follower(self.term, NO_NODE)
 
+    def _count_vote(self, voter: int, granted: bool) -> None:
+        is_won = self.election.count(MessageKind.VOTE, voter, granted)
+        if is_won:
+            self._become_leader()
+        elif is_won is False and self.role is Role.CANDIDATE:
+            self._become_follower(self.term, NO_NODE)
+
     def _become_leader(self) -> None:
-        assert self.role is Role.CANDIDATE, "who is elected was a candidate"
+        assert self.election.stands and self.vote == self.node_id, "who is elected was a candidate of this term"
         self.role = Role.LEADER
         self.leader_id = self.node_id
         self.election.become_leader()
@@ -212,7 +217,7 @@ class Raft(Server):
 
     def set_fit_to_lead(self, is_fit: bool) -> None:
         """Tell whether this node's disk and State work; if not it neither leads nor campaigns."""
-        self._is_fit_to_lead = is_fit
+        self.is_fit_to_lead = is_fit
         if not is_fit and self.role is not Role.FOLLOWER:
             self._become_follower(self.term, NO_NODE)
 
@@ -264,9 +269,11 @@ class Raft(Server):
                 self.leader.hear(m)
         elif m.kind is MessageKind.PRE_VOTE_REPLY:
             if self.role is Role.PRE_CANDIDATE and (m.reject or m.term == self.term + 1):
-                self._count_vote(m.from_id, not m.reject)
+                self._count_pre_vote(m.from_id, not m.reject)
         elif m.kind is MessageKind.VOTE_REPLY:
-            if self.role is Role.CANDIDATE:
+            # Also one that took longer than the candidate waited, who asks for pre-votes again
+            # by now: it is of this term, and a vote that was given is given.
+            if self.election.stands:
                 self._count_vote(m.from_id, not m.reject)
         elif self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
             assert m.kind is MessageKind.TIMEOUT_NOW, "the last of the closed set"
@@ -362,7 +369,10 @@ class Raft(Server):
         return True
 
     def transfer_leadership(self, to_id: int) -> None:
-        """Hand leadership to the voter `to_id` (R12).  Raises ProposalRefused."""
+        """Hand leadership to the voter `to_id` (R12); does nothing if that is under way.
+
+        Raises ProposalRefused, also while it is handed to another.
+        """
         if self.leader is None:
             raise ProposalRefused(Refusal.NO_LEADER)
         self.leader.hand_over_to(to_id)
@@ -375,7 +385,7 @@ class Raft(Server):
         self.output.persisted(token)
         if self.leader is not None:
             self.leader.commit_by_count()
-        elif self.role is Role.CANDIDATE and self.term_is_durable:
+        elif self.election.stands and self.term_is_durable:
             self._count_vote(self.node_id, True)
 
     def report_unreachable(self, peer: int) -> None:

@@ -226,6 +226,7 @@ class Server:
         self.vote = hard_state.vote
         self.leader_id = NO_NODE
         self.is_removed = False
+        self.is_fit_to_lead = True
         self.now = 0
         self.output = Output(self.log.commit_index)
 

@@ -8,6 +8,7 @@ KINDS = (
     "loss",
     "duplication",
     "delay and reordering",
+    "slow links",
     "partition",
     "one-way cut",
     "leader cut off",

@@ -15,7 +15,7 @@ from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND
-from raftsvc.testing.world import World
+from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World
 
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
@@ -50,6 +50,7 @@ class NetworkFaults:
             "loss": self._lose,
             "duplication": self._duplicate,
             "delay and reordering": self._delay,
+            "slow links": self._slow_links,
             "partition": self._partition,
             "one-way cut": self._cut_one_way,
             "leader cut off": self._cut_off_leader,
@@ -69,6 +70,20 @@ class NetworkFaults:
     def _delay(self, node: SimulatedNode) -> bool:
         self._network.delay = self._world.random.choice((5, 40, 300, 1000)) * MILLISECOND
         for_a_while(self._world, lambda: setattr(self._network, "delay", USUAL_DELAY))
+        return True
+
+    def _slow_links(self, node: SimulatedNode) -> bool:
+        """A question and its answers take longer than it is until the question is asked again.
+
+        Less than an election timeout, though: else nobody can lead.  Half of the time it stays so.
+        """
+        rng = self._world.random
+        network = self._network
+        network.is_paced = rng.random() < 0.5
+        shares = (0.06, 0.09, 0.12) if network.is_paced else (0.12, 0.2, 0.3)
+        network.distance = int(rng.choice(shares) * LEAST_ELECTION_TICKS * TICK)
+        if rng.random() < 0.5:
+            for_a_while(self._world, network.shorten, longest=5000)
         return True
 
     def _cut(self, links: set[tuple[int, int]]) -> bool:

@@ -15,6 +15,7 @@ from raftsvc.testing.schedule import MILLISECOND, SECOND, Schedule
 from raftsvc.testing.workload import Workload
 
 TICK = 100 * MILLISECOND
+LEAST_ELECTION_TICKS = 5
 PATIENCE = 120 * SECOND
 """Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
 
@@ -38,7 +39,7 @@ class Conditions:
     def drawn_from(cls, rng: Random) -> Conditions:
         """Those of a seed."""
         options = EngineOptions(
-            election_ticks=rng.choice((5, 10)),
+            election_ticks=rng.choice((LEAST_ELECTION_TICKS, 10)),
             snapshot_entries=rng.choice((8, 30, 100, 1000)),
             trailing_entries=rng.choice((0, 5, 50)),
             max_uncommitted_bytes=rng.choice((600, 1 << 20)),
