@@ -49,6 +49,7 @@ _INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
 _THREADS = "member/test_interleavings.py::"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
+_OPTION_KINDS = "options changed,leader unheard by one,leader cut off,one-way cut,pause,kill"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -486,6 +487,34 @@ MUTANTS = (
         "        return self.leader_elapsed < self._server.settings.election_ticks\n",
         "        return self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks\n",
         scene="a_promise_outlasts_a_newer_term",
+    ),
+    Mutant(
+        "a restart with shorter timeouts forgets what was promised under longer ones",
+        "core/election.py",
+        "        self.bound_ticks = _ticks_of(server.former_promise_ns, server.settings)\n",
+        "        self.bound_ticks = 0\n",
+        kinds=_OPTION_KINDS,
+    ),
+    Mutant(
+        "who is bound by a longer promise campaigns all the same",
+        "core/election.py",
+        "            self._count_down()\n            return False\n",
+        "            self._count_down()\n",
+        kinds=_OPTION_KINDS,
+    ),
+    Mutant(
+        "a longer promise is not recorded before it is given",
+        "core/server.py",
+        "            self.promise_longest(settings.promise_ns)  #",
+        "            self.promise_ns = settings.promise_ns  #",
+        kinds=_OPTION_KINDS,
+    ),
+    Mutant(
+        "a shorter promise is recorded while a longer one lasts",
+        "core/server.py",
+        "        if settings.promise_ns > hard_state.promise_ns:\n",
+        "        if settings.promise_ns != hard_state.promise_ns:\n",
+        kinds=_OPTION_KINDS,
     ),
     # Sessions
     Mutant(

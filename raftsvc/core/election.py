@@ -6,7 +6,17 @@ What follows from a vote that is won or lost, a new role, is for `raft.Raft`.
 from __future__ import annotations
 
 from raftsvc.core.messages import NO_NODE, Message, MessageKind
-from raftsvc.core.server import TRANSFER, VOTE_OF, Server
+from raftsvc.core.server import TRANSFER, VOTE_OF, Server, Settings
+
+
+def _ticks_of(promise_ns: int, settings: Settings) -> int:
+    """After how many ticks a promise is over that is longer than those of `settings`; 0 of any other.
+
+    A restarted server waits as long as its own promises last in any case.
+    """
+    if promise_ns <= settings.promise_ns:
+        return 0
+    return 1 + -(-promise_ns // max(settings.tick_ns, 1))  # the first tick may be almost over
 
 
 class Election:
@@ -14,11 +24,22 @@ class Election:
 
     elapsed:        ticks since its election timer was reset.
     leader_elapsed: ticks since it heard a leader; the promise of R3 lasts an election timeout.
+    bound_ticks:    for so long it keeps a promise of a former life, which was started with a longer
+                    timeout: it votes for nobody, itself included (R14).
     stands:         whether votes of the present term were asked for, and none of what came since
                     ended that: not the pre-votes either that are asked for when they do not come.
     """
 
-    __slots__ = ("_pre_votes", "_server", "_timeout_ticks", "_votes", "elapsed", "leader_elapsed", "stands")
+    __slots__ = (
+        "_pre_votes",
+        "_server",
+        "_timeout_ticks",
+        "_votes",
+        "bound_ticks",
+        "elapsed",
+        "leader_elapsed",
+        "stands",
+    )
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -28,6 +49,7 @@ class Election:
         self._timeout_ticks = 0
         # A node that was never in a term never promised anything.
         self.leader_elapsed = 0 if server.term else server.settings.election_ticks
+        self.bound_ticks = _ticks_of(server.former_promise_ns, server.settings)
         self.reset_timer()
 
     # -- time
@@ -40,9 +62,17 @@ class Election:
 
     def tick(self) -> bool:
         """A tick passed in which this server did not lead; whether its timer has run out."""
-        self.elapsed += 1
         self.leader_elapsed += 1
+        if self.bound_ticks:
+            self._count_down()
+            return False
+        self.elapsed += 1
         return self.elapsed >= self._timeout_ticks
+
+    def _count_down(self) -> None:
+        self.bound_ticks -= 1
+        if not self.bound_ticks:  # what this life promised is all that there is
+            self._server.promise_longest(self._server.settings.promise_ns)
 
     def hear_leader(self) -> None:
         """A message of the leader of this term came."""
@@ -60,7 +90,7 @@ class Election:
         Which one, and in which term, is no matter: a newer term that was heard of since
         ends no promise, for that leader may not have heard of it (R14).
         """
-        return self.leader_elapsed < self._server.settings.election_ticks
+        return self.leader_elapsed < self._server.settings.election_ticks or self.bound_ticks > 0
 
     # -- as a candidate
 

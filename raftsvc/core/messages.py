@@ -136,11 +136,15 @@ class HardState(NamedTuple):
 
     Kept as one record, so that term and vote never come apart.  `commit` need not be
     durable; it spares a restarted node some waiting.
+
+    promise_ns: for how long, at the most, this node may have promised a leader to give no vote
+                (R14); whatever options it is started with next, that is not over before.
     """
 
     term: int = 0
     vote: int = NO_NODE
     commit: int = 0
+    promise_ns: int = 0
 
 
 _LIFE = struct.Struct(">QQ")

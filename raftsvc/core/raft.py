@@ -46,7 +46,9 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      majority of voters keeps the promise of R3 to it (T 6.4.1).  A promise counts
      from when the message that it answers was sent, for less than its giver counts
      it, by a clock of the caller's that never stands still; none counts in a term
-     in which somebody was asked to take over.
+     in which somebody was asked to take over.  Its length is durable before it is given,
+     and a restart with shorter timeouts waits it out once: before that it gives no vote,
+     to itself neither.
 
 Each has its page: R1 to R3 are in `election`; R5 and R13 in `following`; R4, R6 to R10 and
 R12 in `leader`, with what is sent to whom in `replication`; R11 in `reads`; R14 in

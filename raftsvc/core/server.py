@@ -52,6 +52,8 @@ class Settings(NamedTuple):
 
     promise_ns:  how long, at the least, this node gives no vote after it heard a leader (R3);
                  0 promises nothing.
+    tick_ns:     the least time between two ticks, by which a longer promise of a former life is
+                 waited out; 0 if that cannot be said, and then it never is.
     uses_leases: whether reads may rely on such promises, and so on clocks (R14).
     """
 
@@ -67,6 +69,7 @@ class Settings(NamedTuple):
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
     promise_ns: int = 0
+    tick_ns: int = 0
     uses_leases: bool = False
 
 
@@ -156,9 +159,10 @@ class Output:
         """Everything handed out with tokens up to `token` is durable."""
         self._persisted_token = token
 
-    def take(self, log: Log, term: int, vote: int, is_removed: bool, max_delivery_bytes: int) -> Ready | None:
+    def take(self, log: Log, state: HardState, is_removed: bool, max_delivery_bytes: int) -> Ready | None:
         """One batch of all there is, or None.
 
+        state:      as it is now; of the commit index it says nothing.
         is_removed: nothing more will be written, so the commit that says so must be by itself:
                     else it is not known any more after a restart (R10).
         """
@@ -180,7 +184,7 @@ class Output:
             # Only what is on disk already: were the power to go between this record and the
             # entries that it speaks of, older ones in their place would count as committed.
             if self._hard_state_dirty or commit > self._commit_written:
-                hard_state = HardState(term, vote, commit)
+                hard_state = HardState(state.term, state.vote, commit, state.promise_ns)
                 self._commit_written = commit
             self._hard_state_dirty = False
             self.snapshot = None
@@ -206,6 +210,8 @@ class Output:
 class Server:
     """Term, vote and log of one server, and its output.
 
+    promise_ns: what is recorded of promises; see HardState.
+
     `now` is the caller's clock, in nanoseconds.  With leases (R14) it is set before each
     input, and before a read after the read came.
     """
@@ -229,6 +235,10 @@ class Server:
         self.is_fit_to_lead = True
         self.now = 0
         self.output = Output(self.log.commit_index)
+        self.former_promise_ns = hard_state.promise_ns if self.term else 0
+        self.promise_ns = hard_state.promise_ns
+        if settings.promise_ns > hard_state.promise_ns:
+            self.promise_longest(settings.promise_ns)  # before it is given: nothing is answered until that is durable
 
     @property
     def config(self) -> Configuration:
@@ -263,6 +273,11 @@ class Server:
         self.vote = candidate
         self.output.note_hard_state()
 
+    def promise_longest(self, promise_ns: int) -> None:
+        """No promise of this server lasts longer than that, from now on (R14)."""
+        self.promise_ns = promise_ns
+        self.output.note_hard_state()
+
     def send(self, message: Message, after: bool = False) -> None:
         """Have `message` leave; after all writes handed out with it are durable, if `after`."""
         message.from_id = self.node_id
@@ -284,4 +299,5 @@ class Server:
 
     def ready(self) -> Ready | None:
         """The work that has come up since the last call, or None."""
-        return self.output.take(self.log, self.term, self.vote, self.is_removed, self.settings.max_delivery_bytes)
+        state = HardState(self.term, self.vote, 0, self.promise_ns)
+        return self.output.take(self.log, state, self.is_removed, self.settings.max_delivery_bytes)

@@ -493,6 +493,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         trailing_bytes=options.trailing_bytes,
         # The tick that is under way when a leader is heard may be almost over.
         promise_ns=(options.election_ticks - 1) * options.tick_ns,
+        tick_ns=options.tick_ns,
         uses_leases=options.lease_reads,
     )
     return Raft(settings, loaded.hard_state, meta, loaded.entries)

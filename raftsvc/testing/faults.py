@@ -16,6 +16,7 @@ KINDS = (
     "kill",
     "power cut",
     "power cut in a write",
+    "options changed",
     "fsync error",
     "write error",
     "full disk",
@@ -40,6 +41,8 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
+    ("options changed", "leader unheard by one", "leader cut off", "one-way cut", "pause", "kill"),
+    ("slow links", "kill", "leadership transfer", "options changed", "member added"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
 )

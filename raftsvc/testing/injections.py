@@ -15,7 +15,7 @@ from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND
-from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World
+from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, draw_options
 
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
@@ -131,6 +131,7 @@ class NodeFaults:
             "kill": kill,
             "power cut": self._cut_power,
             "power cut in a write": self._cut_power_in_a_write,
+            "options changed": self._change_options,
             "fsync error": lambda node: self._fail(node, "sync", errno.EIO, world.random.choice(_SYNCED)),
             "write error": lambda node: self._fail(node, "write", errno.EIO),
             "full disk": self._fill_disk,
@@ -149,6 +150,12 @@ class NodeFaults:
         disk = node.computer.disk
         disk.crash_at = len(disk.operations) + 1 + self._world.random.randrange(12)
         return True
+
+    def _change_options(self, node: SimulatedNode) -> bool:
+        """One node is started again with other options than it had, and than the others have."""
+        conditions = self._world.conditions
+        node.options = draw_options(self._world.random, may_lease=conditions.options.lease_reads, is_changed=True)
+        return kill(node)
 
     def _fail(self, node: SimulatedNode, operation: str, code: int, path_end: str = "") -> bool:
         node.computer.disk.fail_next(operation, path_end, code)

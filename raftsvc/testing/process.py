@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raftsvc.core.messages import Life, Message
 from raftsvc.errors import DivergedError, StorageError
-from raftsvc.member.engine import Engine, would_install
+from raftsvc.member.engine import Engine, EngineOptions, would_install
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
@@ -54,6 +54,7 @@ class SimulatedProcess:
         network: Network,
         node_id: int,
         computer: Computer,
+        options: EngineOptions,
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
     ) -> None:
@@ -75,7 +76,7 @@ class SimulatedProcess:
         state = world.workload.make_state()
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
-        self.engine = Engine(self.name, self.store, state, world.conditions.options, seed, self)
+        self.engine = Engine(self.name, self.store, state, options, seed, self)
         self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
 
     def start(self) -> None:

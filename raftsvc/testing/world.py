@@ -20,6 +20,18 @@ PATIENCE = 120 * SECOND
 """Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
 
 
+def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> EngineOptions:
+    """Those of a node that is started; `is_changed`: by somebody who has other ideas of them."""
+    return EngineOptions(
+        election_ticks=rng.choice((LEAST_ELECTION_TICKS, 10, 30) if is_changed else (LEAST_ELECTION_TICKS, 10)),
+        snapshot_entries=rng.choice((8, 30, 100, 1000)),
+        trailing_entries=rng.choice((0, 5, 50)),
+        max_uncommitted_bytes=rng.choice((600, 1 << 20)),
+        tick_ns=1000 * TICK,
+        lease_reads=may_lease and (not is_changed or rng.random() < 0.8),
+    )
+
+
 @dataclass
 class Conditions:
     """What is the same throughout a seed, and differs from one to the next.
@@ -38,16 +50,8 @@ class Conditions:
     @classmethod
     def drawn_from(cls, rng: Random) -> Conditions:
         """Those of a seed."""
-        options = EngineOptions(
-            election_ticks=rng.choice((LEAST_ELECTION_TICKS, 10)),
-            snapshot_entries=rng.choice((8, 30, 100, 1000)),
-            trailing_entries=rng.choice((0, 5, 50)),
-            max_uncommitted_bytes=rng.choice((600, 1 << 20)),
-            tick_ns=1000 * TICK,
-            lease_reads=rng.random() < 0.4,
-        )
         return cls(
-            options,
+            draw_options(rng, may_lease=rng.random() < 0.4),
             segment_bytes=rng.choice((4096, 8192, 32768)),
             sync_bytes=rng.choice((100, 500, 1 << 20)),
             think_time=rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND,

@@ -22,7 +22,8 @@ link until they are delivered; writes are durable at once unless they are held.
     transfer n1 n2               n1 hands leadership to n2
     compact n1                   snapshot of all that n1 has applied
     hold n1 / release n1 [count] keep n1's writes from becoming durable / let them, oldest first
-    crash n1 / restart n1        lose what is not durable / come back with what is
+    crash n1                     lose what is not durable
+    restart n1 [held] [key=value]    come back with what is; its writes held; other Settings from now on
     deaf n1                      n1 does not hear that it is to take over
     unreachable n1 n2            n1's transport lost messages to n2
     print [n1]                   show nodes though nothing changed
@@ -226,7 +227,7 @@ class Scene:
         count = int(options.pop("n"))
         learners = [int(i) for i in options.pop("learners", "").split(",") if i]
         self.options = {k: int(v) for k, v in options.items()}
-        self.deaf, self.wire, self.nodes = set(), [], {}
+        self.deaf, self.cuts, self.wire, self.nodes = set(), set(), [], {}
         members = {i: Member(f"n{i}", i not in learners) for i in range(1, count + 1)}
         self.founded = config = Configuration(members, count)
         for i in members:
@@ -371,8 +372,11 @@ class Scene:
         self.wire = [m for m in self.wire if m.to_id != node.id]
 
     def do_restart(self, args: list[str], ids: list[int]) -> None:
-        self.nodes[ids[0]].holds = False
-        self.nodes[ids[0]].start()
+        node = self.nodes[ids[0]]
+        node.holds = "held" in args
+        options = dict(a.split("=") for a in args[1:] if "=" in a)
+        node.options = node.options | {k: int(v) for k, v in options.items()}
+        node.start()
         self._collect(self.nodes[ids[0]])
 
     def do_wipe(self, args: list[str], ids: list[int]) -> None:
