@@ -225,9 +225,11 @@ class Message:
                      asked to take over
     SNAPSHOT         index, log_term: the last entry included; payload: the encoded
                      configuration there
-    PROPOSE          entries, of index and term 0; context: the sender's tag
+    PROPOSE          entries, of index and term 0; context: the sender's tag; log_term: the
+                     term in which it takes the receiver for the leader
     PROPOSE_REPLY    context: that tag.  Accepted: index is that of the first entry.
-                     Rejected: hint is a Refusal
+                     Rejected: hint is a Refusal, index where the configuration stands
+                     that is in force there
     READ_INDEX       context: the sender's tag
     READ_INDEX_REPLY context: that tag; index: the read index
     DIGEST           index: tell your digest there; hint: the leader's.  With reject it is a

@@ -78,7 +78,7 @@ from raftsvc.core.messages import (
     place_of,
 )
 from raftsvc.core.progress import Progress
-from raftsvc.core.repeats import Repeats
+from raftsvc.core.repeats import Repeats, Standing
 from raftsvc.core.server import (
     TERMLESS,
     TRANSFER,
@@ -306,14 +306,24 @@ class Raft(Server):
         # The others are for the caller of `step`, who looks at them before.
 
     def _take_forwarded(self, m: Message) -> None:
+        """Decide a request once.  A refusal is the answer to this very request, of which nothing is in a log.
+
+        So there is none where an earlier copy may have been appended: by a former life of
+        this node, which the sender knew as the leader of a term that it was in when it was
+        started or before, or so long ago that it is forgotten.  A member whose removal was appended
+        is told that, and that says nothing of what it asked before.
+        """
+        is_certain = True
+        if m.context:  # 0: nobody waits for an answer
+            standing = self._repeats.note(m.from_id, m.context)
+            if standing is Standing.REPEATED:
+                return
+            is_certain = standing is Standing.NEW and m.log_term > self.first_term
         reply = Message(MessageKind.PROPOSE_REPLY, m.from_id, context=m.context)
-        if m.from_id not in self.config.members:
-            reply.reject, reply.hint = True, Refusal.REMOVED
-            self.send(reply)
-            return
-        if m.context and self._repeats.is_repeated(m.from_id, m.context):  # 0: nobody waits for an answer
-            return
         try:
+            if m.from_id not in self.config.members:
+                is_certain = True
+                raise ProposalRefused(Refusal.REMOVED)
             places = map(place_of, m.entries)
             if not m.entries or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
@@ -321,8 +331,11 @@ class Raft(Server):
             if self.leader is not None:
                 self.leader.note_awaited(m.from_id)
         except ProposalRefused as refused:
+            if not is_certain:
+                return
             reply.reject = True
             reply.hint = refused.refusal
+            reply.index = self.log.configs.latest_index
         self.send(reply)
 
     # -- what a caller wants
@@ -339,7 +352,7 @@ class Raft(Server):
         config_index = self.log.configs.latest_index
         first = self.leader.propose(proposals)
         if self.log.configs.latest_index > config_index:
-            self._repeats.forget_all_but(self.config.members)
+            self._repeats.forget_all_but({*self.committed_config.members, *self.config.members})
         return first
 
     def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int, to_id: int = NO_NODE) -> bool:
@@ -352,7 +365,7 @@ class Raft(Server):
         if target in (NO_NODE, self.node_id) or self.is_removed:
             return False
         entries = [make_entry(0, 0, kind, data) for kind, data in proposals]
-        self.send(Message(MessageKind.PROPOSE, target, context=context, entries=entries))
+        self.send(Message(MessageKind.PROPOSE, target, log_term=self.term, context=context, entries=entries))
         return True
 
     def read_index(self, context: int) -> bool:

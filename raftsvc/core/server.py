@@ -210,6 +210,7 @@ class Output:
 class Server:
     """Term, vote and log of one server, and its output.
 
+    first_term: in which it was started, so that it may have led it in a former life, and no later one.
     promise_ns: what is recorded of promises; see HardState.
 
     `now` is the caller's clock, in nanoseconds.  With leases (R14) it is set before each
@@ -229,6 +230,7 @@ class Server:
         self.node_id = settings.node_id
         self.log = Log(snapshot or SnapshotMeta(), entries, hard_state.commit)
         self.term = hard_state.term
+        self.first_term = hard_state.term
         self.vote = hard_state.vote
         self.leader_id = NO_NODE
         self.is_removed = False

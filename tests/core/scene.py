@@ -161,6 +161,7 @@ class Scene:
         self.stashed: list[Message] = []
         self.cuts: set[tuple[int, int]] = set()
         self.deaf: set[int] = set()
+        self.forwarded = 0
         self.out: list[str] = []
         self.options: dict[str, int] = {}
         self.founded = Configuration()
@@ -306,11 +307,12 @@ class Scene:
 
     def do_propose(self, args: list[str], ids: list[int]) -> None:
         proposals = [(EntryKind.NORMAL, a.encode()) for a in args[1:]]
+        self.forwarded += 1
 
         def propose(raft: Raft) -> None:
             if raft.role is Role.LEADER:
                 raft.propose(proposals)
-            elif not raft.forward(proposals, 1):
+            elif not raft.forward(proposals, self.forwarded):
                 raise ProposalRefused(Refusal.NO_LEADER)
 
         self._attempt(ids[0], propose)
