@@ -49,7 +49,7 @@ _INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
 _THREADS = "member/test_interleavings.py::"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
-_OPTION_KINDS = "options changed,leader unheard by one,leader cut off,one-way cut,pause,kill"
+_CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -387,6 +387,61 @@ MUTANTS = (
         "            or (is_removed and commit > self._commit_written)\n",
         "",
         scene="who_was_removed_knows_it_after_a_restart",
+    ),
+    Mutant(
+        "a truncated change of membership stays in force",
+        "core/log.py",
+        "        self.configs.forget_from(index)\n",
+        "",
+        kinds=_CHANGE_KINDS,
+    ),
+    Mutant(
+        "a snapshot carries a change that is not committed yet",
+        "core/log.py",
+        "SnapshotMeta(index, term, self.configs.at(index))",
+        "SnapshotMeta(index, term, self.configs.latest)",
+        kinds=_CHANGE_KINDS,
+    ),
+    Mutant(
+        "compaction makes a change that is not committed yet part of the snapshot",
+        "core/log.py",
+        "        self._since = [(index, self.at(index)), *(",
+        "        self._since = [(index, self.latest), *(",
+        kinds=_CHANGE_KINDS,
+    ),
+    Mutant(
+        "a rejection leaves in a term that is not on disk",
+        "core/following.py",
+        "            hint=hint,\n        ),\n        after=not server.term_is_durable,",
+        "            hint=hint,\n        ),\n        after=False,",
+    ),
+    Mutant(
+        "a hand-over to a member that is behind",
+        "core/leader.py",
+        "        if self.replication.progress[self.transfer_target].match_index == self._server.log.last_index:\n",
+        "        if True:\n",
+        kinds="leadership transfer,slow disk,delay and reordering",
+    ),
+    Mutant(
+        "the sessions of removed members are kept",
+        "member/machine.py",
+        "            self._sessions.pop(change.node_id, None)\n",
+        "",
+        kinds="member removed,member added",
+    ),
+    Mutant(
+        "a leader tells for ever that a member was removed",
+        "core/replication.py",
+        "                if progress.leaving_ticks > 3 * self._server.settings.election_ticks:\n",
+        "                if False:\n",
+        kinds="member removed,member added,kill",
+    ),
+    Mutant(
+        "a follower takes entries however much waits to be applied",
+        "member/engine.py",
+        "                if message.kind is MessageKind.APPEND and self.applying.is_overfull:\n",
+        "                if False:\n",
+        test="service/test_calls.py::test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory",
     ),
     # Reads
     Mutant(

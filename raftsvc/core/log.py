@@ -6,9 +6,13 @@ is to be written and learns, by token, what was.
 
 Invariants:
     offset <= snapshot.index <= commit_index <= last_index
-    delivered_index <= min(commit_index, stable_index) once the snapshot is stable
+    delivered_index <= commit_index
     index_of(entries[i]) == offset + 1 + i                   (no gaps)
     what is committed is never truncated                     (section 5.4)
+
+What is delivered is durable here as well.  Nothing that is promised needs that: it is on a
+majority of the disks, and a State starts anew from snapshot and log.  But so no snapshot
+covers more than the log before it has, which keeps what a crash leaves easy to say.
 """
 
 from __future__ import annotations

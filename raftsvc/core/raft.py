@@ -111,7 +111,8 @@ _NOBODY: Mapping[int, Progress] = MappingProxyType({})
 class Raft(Server):
     """One node's part in Raft: takes inputs, and decides which page of the algorithm they are for.
 
-    leader: what it has as a leader; None unless it is one.
+    leader:  what it has as a leader; None unless it is one.
+    repeats: the forwarded requests that came lately.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Raft(Server):
         self.role = Role.FOLLOWER
         self.election = Election(self)
         self.leader: Leader | None = None
-        self._repeats = Repeats()
+        self.repeats = Repeats()
         self._notice_removal()
 
     # -- what a caller may ask
@@ -315,7 +316,7 @@ class Raft(Server):
         """
         is_certain = True
         if m.context:  # 0: nobody waits for an answer
-            standing = self._repeats.note(m.from_id, m.context)
+            standing = self.repeats.note(m.from_id, m.context)
             if standing is Standing.REPEATED:
                 return
             is_certain = standing is Standing.NEW and m.log_term > self.first_term
@@ -352,7 +353,7 @@ class Raft(Server):
         config_index = self.log.configs.latest_index
         first = self.leader.propose(proposals)
         if self.log.configs.latest_index > config_index:
-            self._repeats.forget_all_but({*self.committed_config.members, *self.config.members})
+            self.repeats.forget_all_but({*self.committed_config.members, *self.config.members})
         return first
 
     def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int, to_id: int = NO_NODE) -> bool:

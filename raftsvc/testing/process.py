@@ -16,6 +16,7 @@ from raftsvc.member.engine import Engine, EngineOptions, would_install
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
+from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation
@@ -144,6 +145,7 @@ class SimulatedProcess:
         def tick() -> None:
             self._schedule_tick()
             self.do(lambda engine: engine.tick())
+            look_at_bounds(self.engine)
 
         self.life.later(self.computer.tick_delay(), tick)
 

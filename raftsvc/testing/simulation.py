@@ -13,6 +13,7 @@ history, the same each time.  The parts, each of which knows those before it:
     world         what all share: time, chance, the conditions of a seed, the watch (`invariants`), the report
     network       carries bytes
     computer      what outlives a process: disk and clock
+    bounds        what a node may remember
     transfer      a snapshot on its way
     replica       the State in a process
     process       one life of a node: runs an engine, as its threads do

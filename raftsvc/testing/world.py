@@ -27,6 +27,7 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         snapshot_entries=rng.choice((8, 30, 100, 1000)),
         trailing_entries=rng.choice((0, 5, 50)),
         max_uncommitted_bytes=rng.choice((600, 1 << 20)),
+        max_backlog_bytes=rng.choice((1000, 1 << 20)),
         tick_ns=1000 * TICK,
         lease_reads=may_lease and (not is_changed or rng.random() < 0.8),
     )
