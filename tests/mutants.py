@@ -407,7 +407,7 @@ MUTANTS = (
         "core/log.py",
         "        self._since = [(index, self.at(index)), *(",
         "        self._since = [(index, self.latest), *(",
-        kinds=_CHANGE_KINDS,
+        scene="a_snapshot_before_a_pending_change_does_not_carry_it",
     ),
     Mutant(
         "a rejection leaves in a term that is not on disk",
@@ -546,7 +546,7 @@ MUTANTS = (
     Mutant(
         "a restart with shorter timeouts forgets what was promised under longer ones",
         "core/election.py",
-        "        self.bound_ticks = _ticks_of(server.former_promise_ns, server.settings)\n",
+        "        self.bound_ticks = _ticks_of(server.recovered.promise_ns, server.settings) if server.term else 0\n",
         "        self.bound_ticks = 0\n",
         scene="a_promise_outlasts_the_options_it_was_given_under",
     ),
@@ -560,8 +560,8 @@ MUTANTS = (
     Mutant(
         "a longer promise is not recorded before it is given",
         "core/server.py",
-        "            self.promise_longest(settings.promise_ns)  #",
-        "            self.promise_ns = settings.promise_ns  #",
+        "            self.output.note_promise(settings.promise_ns)  #",
+        "            self.output.promise_ns = settings.promise_ns  #",
         scene="a_promise_outlasts_the_options_it_was_given_under",
     ),
     Mutant(
@@ -632,7 +632,7 @@ MUTANTS = (
     Mutant(
         "a leader that was started anew answers for what its former life was asked",
         "core/raft.py",
-        "standing is Standing.NEW and m.log_term > self.first_term",
+        "standing is Standing.NEW and m.log_term > self.recovered.term",
         "standing is Standing.NEW",
         scene="a_refusal_is_said_only_where_nothing_was_appended_before",
     ),

@@ -49,7 +49,7 @@ class Election:
         self._timeout_ticks = 0
         # A node that was never in a term never promised anything.
         self.leader_elapsed = 0 if server.term else server.settings.election_ticks
-        self.bound_ticks = _ticks_of(server.former_promise_ns, server.settings)
+        self.bound_ticks = _ticks_of(server.recovered.promise_ns, server.settings) if server.term else 0
         self.reset_timer()
 
     # -- time
@@ -72,7 +72,7 @@ class Election:
     def _count_down(self) -> None:
         self.bound_ticks -= 1
         if not self.bound_ticks:  # what this life promised is all that there is
-            self._server.promise_longest(self._server.settings.promise_ns)
+            self._server.output.note_promise(self._server.settings.promise_ns)
 
     def hear_leader(self) -> None:
         """A message of the leader of this term came."""

@@ -34,6 +34,7 @@ class Leader:
         "_server",
         "_transfer_elapsed",
         "_uncommitted_bytes",
+        "_unfit",
         "lease",
         "reads",
         "replication",
@@ -48,6 +49,7 @@ class Leader:
         self.lease = Lease(server, self.replication)
         self.transfer_target = NO_NODE
         self._asked: dict[int, int] = {}  # how often each was asked to take over, and did not
+        self._unfit: set[int] = set()  # those who say that they could not lead at present
         self._rest_ticks = 0
         self._transfer_elapsed = 0
         self._heartbeat_elapsed = 0
@@ -151,7 +153,10 @@ class Leader:
                 replication.send_entries(m.from_id, progress)
             return
         progress.promise_ns = m.hint
-        progress.is_fit = not m.log_term
+        if m.log_term:
+            self._unfit.add(m.from_id)
+        elif self._unfit:
+            self._unfit.discard(m.from_id)
         if is_newer_round:
             self.lease.renew()
         is_news = progress.accepted(m.index)
@@ -167,10 +172,10 @@ class Leader:
             return
         replication.send_entries(m.from_id, progress)
         if self.transfer_target == m.from_id:
-            if progress.is_fit:
-                self._hand_over()
-            else:
+            if m.log_term:
                 self._give_up_transfer()  # it cannot: nobody has to wait for it
+            else:
+                self._hand_over()
 
     def commit_by_count(self) -> bool:
         """Commit what a majority holds, if it is of this term (R6).  Returns whether anything was."""
@@ -245,6 +250,7 @@ class Leader:
         if self.transfer_target not in config.voters:
             self.transfer_target = NO_NODE
         self._asked = {i: count for i, count in self._asked.items() if i in config.voters}
+        self._unfit &= config.members.keys()
         self.lease.renew()
 
     def _promote_learners(self) -> None:
@@ -277,7 +283,7 @@ class Leader:
             return
         if self.transfer_target:
             raise ProposalRefused(Refusal.TRANSFERRING, f"to {self.transfer_target}")
-        if not self.replication.progress[to_id].is_fit:
+        if to_id in self._unfit:
             raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} says that it cannot lead")
         self.transfer_target = to_id
         self._transfer_elapsed = 0
@@ -293,7 +299,7 @@ class Leader:
         if not self.transfer_target:
             progress = self.replication.progress
             others = self._server.config.voters - {self._server.node_id}
-            fit = [i for i in others if progress[i].is_alive and progress[i].is_fit]
+            fit = [i for i in others - self._unfit if progress[i].is_alive]
             able = [(-self._asked.get(i, 0), progress[i].match_index, i) for i in fit]
             if able:
                 self.hand_over_to(max(able)[2])

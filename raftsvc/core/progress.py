@@ -28,7 +28,6 @@ class Progress:
     was_active:    in the period before that.
     round_acked:   the latest read round it confirmed (thesis section 6.4).
     promise_ns:    how long it gives no vote after it heard this leader (section 6.4.1).
-    is_fit:        whether it could lead, by what it said last; one that said nothing yet could.
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
     leaving_index: where its removal stands in the log, or 0.
@@ -39,7 +38,6 @@ class Progress:
         "_inflight_bytes",
         "awaited_index",
         "commit_sent",
-        "is_fit",
         "leaving_index",
         "leaving_ticks",
         "match_index",
@@ -62,7 +60,6 @@ class Progress:
         self.was_active = False
         self.round_acked = 0
         self.promise_ns = 0
-        self.is_fit = True
         self.snapshot_index = 0
         self.commit_sent = 0
         self.awaited_index = 0

@@ -319,7 +319,7 @@ class Raft(Server):
             standing = self.repeats.note(m.from_id, m.context)
             if standing is Standing.REPEATED:
                 return
-            is_certain = standing is Standing.NEW and m.log_term > self.first_term
+            is_certain = standing is Standing.NEW and m.log_term > self.recovered.term
         reply = Message(MessageKind.PROPOSE_REPLY, m.from_id, context=m.context)
         try:
             if m.from_id not in self.config.members:

@@ -130,12 +130,14 @@ class Output:
         "_token",
         "messages",
         "messages_after",
+        "promise_ns",
         "read_states",
         "snapshot",
     )
 
-    def __init__(self, commit_index: int) -> None:
-        """commit_index: as storage has it."""
+    def __init__(self, commit_index: int, promise_ns: int) -> None:
+        """commit_index, promise_ns: as storage has them."""
+        self.promise_ns = promise_ns
         self.messages: list[Message] = []
         self.messages_after: list[Message] = []
         self.read_states: list[ReadState] = []
@@ -150,6 +152,11 @@ class Output:
         """Term or vote changed: they are part of the next batch."""
         self._hard_state_dirty = True
 
+    def note_promise(self, promise_ns: int) -> None:
+        """No promise of this server lasts longer than that, from now on (R14)."""
+        self.promise_ns = promise_ns
+        self._hard_state_dirty = True
+
     @property
     def hard_state_is_durable(self) -> bool:
         """Whether term and vote as they are now are on disk."""
@@ -159,10 +166,9 @@ class Output:
         """Everything handed out with tokens up to `token` is durable."""
         self._persisted_token = token
 
-    def take(self, log: Log, state: HardState, is_removed: bool, max_delivery_bytes: int) -> Ready | None:
+    def take(self, log: Log, term: int, vote: int, is_removed: bool, max_delivery_bytes: int) -> Ready | None:
         """One batch of all there is, or None.
 
-        state:      as it is now; of the commit index it says nothing.
         is_removed: nothing more will be written, so the commit that says so must be by itself:
                     else it is not known any more after a restart (R10).
         """
@@ -184,7 +190,7 @@ class Output:
             # Only what is on disk already: were the power to go between this record and the
             # entries that it speaks of, older ones in their place would count as committed.
             if self._hard_state_dirty or commit > self._commit_written:
-                hard_state = HardState(state.term, state.vote, commit, state.promise_ns)
+                hard_state = HardState(term, vote, commit, self.promise_ns)
                 self._commit_written = commit
             self._hard_state_dirty = False
             self.snapshot = None
@@ -210,8 +216,7 @@ class Output:
 class Server:
     """Term, vote and log of one server, and its output.
 
-    first_term: in which it was started, so that it may have led it in a former life, and no later one.
-    promise_ns: what is recorded of promises; see HardState.
+    recovered: as it was started.  It may have led that term, or one before, in a former life, and no later one.
 
     `now` is the caller's clock, in nanoseconds.  With leases (R14) it is set before each
     input, and before a read after the read came.
@@ -230,17 +235,15 @@ class Server:
         self.node_id = settings.node_id
         self.log = Log(snapshot or SnapshotMeta(), entries, hard_state.commit)
         self.term = hard_state.term
-        self.first_term = hard_state.term
         self.vote = hard_state.vote
         self.leader_id = NO_NODE
         self.is_removed = False
         self.is_fit_to_lead = True
         self.now = 0
-        self.output = Output(self.log.commit_index)
-        self.former_promise_ns = hard_state.promise_ns if self.term else 0
-        self.promise_ns = hard_state.promise_ns
+        self.recovered = hard_state
+        self.output = Output(self.log.commit_index, hard_state.promise_ns)
         if settings.promise_ns > hard_state.promise_ns:
-            self.promise_longest(settings.promise_ns)  # before it is given: nothing is answered until that is durable
+            self.output.note_promise(settings.promise_ns)  # before it is given: no answer leaves until that is durable
 
     @property
     def config(self) -> Configuration:
@@ -275,11 +278,6 @@ class Server:
         self.vote = candidate
         self.output.note_hard_state()
 
-    def promise_longest(self, promise_ns: int) -> None:
-        """No promise of this server lasts longer than that, from now on (R14)."""
-        self.promise_ns = promise_ns
-        self.output.note_hard_state()
-
     def send(self, message: Message, after: bool = False) -> None:
         """Have `message` leave; after all writes handed out with it are durable, if `after`."""
         message.from_id = self.node_id
@@ -301,5 +299,4 @@ class Server:
 
     def ready(self) -> Ready | None:
         """The work that has come up since the last call, or None."""
-        state = HardState(self.term, self.vote, 0, self.promise_ns)
-        return self.output.take(self.log, state, self.is_removed, self.settings.max_delivery_bytes)
+        return self.output.take(self.log, self.term, self.vote, self.is_removed, self.settings.max_delivery_bytes)
