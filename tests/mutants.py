@@ -434,7 +434,7 @@ MUTANTS = (
         "core/replication.py",
         "                if progress.leaving_ticks > 3 * self._server.settings.election_ticks:\n",
         "                if False:\n",
-        kinds="member removed,member added,kill",
+        kinds="member removed,bit rot in the log,kill,partition",
     ),
     Mutant(
         "a follower takes entries however much waits to be applied",
