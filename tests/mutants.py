@@ -67,7 +67,10 @@ MUTANTS = (
         "            reply.reject = True\n        server.send(reply)",
     ),
     Mutant(
-        "skip the vote record", "core/server.py", "HardState(term, vote, commit)", "HardState(term, NO_NODE, commit)"
+        "skip the vote record",
+        "core/server.py",
+        "HardState(term, vote, commit, self",
+        "HardState(term, NO_NODE, commit, self",
     ),
     Mutant(
         "do not write a new term that came without a vote",
@@ -539,8 +542,8 @@ MUTANTS = (
     Mutant(
         "a promise ends with a newer term",
         "core/election.py",
-        "        return self.leader_elapsed < self._server.settings.election_ticks\n",
-        "        return self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks\n",
+        "        return self.leader_elapsed < self._server.settings.election_ticks or",
+        "        return (self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks) or",
         scene="a_promise_outlasts_a_newer_term",
     ),
     Mutant(
