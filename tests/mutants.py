@@ -439,13 +439,6 @@ MUTANTS = (
         "                if False:\n",
         kinds="member removed,bit rot in the log,kill,partition",
     ),
-    Mutant(
-        "a follower takes entries however much waits to be applied",
-        "member/engine.py",
-        "                if message.kind is MessageKind.APPEND and self.applying.is_overfull:\n",
-        "                if False:\n",
-        test="service/test_calls.py::test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory",
-    ),
     # Reads
     Mutant(
         "serve reads without a quorum round",
