@@ -47,7 +47,7 @@ class Network:
         self.delay = USUAL_DELAY
         self.distance = 0
         self.is_paced = False
-        self._behind: dict[tuple[int, int], list[bytes]] = {}  # by link that is busy: what leaves next
+        self._behind: dict[tuple[int, Life, int], list[bytes]] = {}  # by link that is busy: what leaves next
 
     def latency(self) -> int:
         """How long one message takes."""
@@ -57,21 +57,21 @@ class Network:
 
     def send(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         """Carry `data`, perhaps twice; False if it is lost."""
-        link = (source_id, target_id)
+        link = (source_id, life, target_id)
         if self.is_paced:
             if link in self._behind:
                 self._behind[link].append(data)
                 return True
             self._behind[link] = []
             self._world.schedule.at(2 * self.distance, lambda: self._free(link))
-        return self._carry(source_id, target_id, data)
+        return self._carry(source_id, life, target_id, data)
 
-    def _free(self, link: tuple[int, int]) -> None:
+    def _free(self, link: tuple[int, Life, int]) -> None:
         behind = self._behind.pop(link)
         if behind:
             self.send(*link, b"".join(behind))
 
-    def _carry(self, source_id: int, target_id: int, data: bytes) -> bool:
+    def _carry(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
         if (source_id, target_id) in self.cut or rng.random() < self.loss:
