@@ -27,6 +27,7 @@ from raftsvc.errors import (
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    ReadTimeoutError,
     StoppedError,
     UninitializedError,
     UnknownPeerError,
@@ -236,7 +237,12 @@ class Roster:
         """Remove the member at `addr`; see `Service.evict`."""
         deadline = time.monotonic() + timeout
         node = self._membership.require_node()
-        self._calls.wait_read(timeout)
+        try:
+            self._calls.wait_read(timeout)
+        except ReadTimeoutError as error:
+            raise MembershipTimeoutError(
+                f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
+            ) from error
         config = node.applied_config
         node_id = config.id_of(addr)
         if node_id is None:

@@ -96,6 +96,8 @@ def start(
     listen_ssl: makes that listener speak TLS.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
+                           A node that is started with a shorter one than before waits once as
+                           long as the former before it elects anybody, for it promised to.
     max_waiting:           callers that may wait in `exec`, `wait_read` and the like at once; 0: no
                            limit.  None: less than the server's threads, as far as they are known.
     max_instruction_bytes: the longest instruction; at most 4 MiB.

@@ -73,6 +73,11 @@ class Progress:
         """Whether it was heard from within the last one to two election timeouts."""
         return self.recent_active or self.was_active
 
+    @property
+    def inflight_count(self) -> int:
+        """How many messages with entries are on their way."""
+        return len(self._inflight)
+
     def has_room(self, max_messages: int, max_bytes: int) -> bool:
         """Whether another message with entries may be sent now."""
         if self.state is ProgressState.REPLICATE:

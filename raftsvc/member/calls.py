@@ -192,9 +192,11 @@ class Calls:
         """Take a leader's answer to what was forwarded."""
         batch = self._forwards.pop(m.context, None)
         if batch is not None and m.reject:
-            for call in batch:
-                call.unsettled -= 1
-            self._turn_back(batch, refusal_of(m), tick)
+            refusal = refusal_of(m)
+            if refusal is not Refusal.REMOVED:  # which is said whether or not it was appended before
+                for call in batch:
+                    call.unsettled -= 1
+            self._turn_back(batch, refusal, tick)
 
     def _turn_back(self, batch: Iterable[Call], refusal: Refusal, tick: int) -> None:
         """Calls were refused where they were sent: fail them over the quota, else try again soon."""

@@ -75,6 +75,8 @@ class EngineOptions(NamedTuple):
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
+    max_backlog_bytes: int = 64 * 1024 * 1024
+    """How much that is committed may wait to be applied before a follower takes no more entries."""
     tick_ns: int = 0
     """The least time between two ticks; 0 if that cannot be said, and nobody may rely on it."""
     lease_reads: bool = False
@@ -152,7 +154,7 @@ class Engine:
             )
         self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
         self.writes = Writes(store, self.inbox, self.health)
-        self.applying = Applying(machine, self.snapshots, self.health)
+        self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.ticks = 0
         self._seen = _Seen()
 
@@ -493,6 +495,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         trailing_bytes=options.trailing_bytes,
         # The tick that is under way when a leader is heard may be almost over.
         promise_ns=(options.election_ticks - 1) * options.tick_ns,
+        tick_ns=options.tick_ns,
         uses_leases=options.lease_reads,
     )
     return Raft(settings, loaded.hard_state, meta, loaded.entries)

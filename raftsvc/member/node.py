@@ -249,7 +249,6 @@ class Node:
         """
         deadline = time.monotonic() + timeout
         last = Refusal.NO_LEADER
-        invalid = 0
         change.encode()  # what cannot be is refused here, not in the middle of a turn
         engine, turn, applying = self._engine, self._turn, self._engine.applying
         with turn:
@@ -270,10 +269,10 @@ class Node:
                 engine.changes.end(attempt)
                 if attempt.refusal is not None:
                     last = attempt.refusal
-                    invalid += last is Refusal.INVALID_CHANGE
-                    if invalid > 3:
+                    # An earlier attempt may have had just that effect: it is seen once that is applied here.
+                    is_known = applying.applied_index >= attempt.config_index
+                    if last is Refusal.INVALID_CHANGE and is_known and not is_done(applying.applied_config):
                         return last
-                    # An earlier attempt may have had just that effect, and is applied here soon.
                     turn.changed.wait(self._tick_seconds)
             return None
 

@@ -79,7 +79,8 @@ class Transfer:
         copy = decode_messages(message.encode())[0]
         chunk = SnapshotChunk(copy, self._snapshot.size_bytes, self._snapshot.crc, offset, data)
         self._request = request = self._request + 1
-        self._sender.life.later(TIMEOUT, lambda: self._time_out(request, offset, size))
+        patience = TIMEOUT + 3 * network.distance
+        self._sender.life.later(patience, lambda: self._time_out(request, offset, size))
         port = network.ports.get(message.to_id)
         if port is not None and network.passes(self._sender.node_id, message.to_id):
             self._world.schedule.at(

@@ -252,9 +252,7 @@ def test_a_leader_whose_state_halts_leaves_leading_to_others(cluster: Cluster) -
     assert rest[0].service.exec(b"after", timeout=PATIENCE)
 
 
-def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(cluster: Cluster) -> None:
     cluster.form(3)
     slow = cluster.follower()
     quick = slow.state.apply
@@ -265,7 +263,7 @@ def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
         return quick(data, index)
 
     slow.state.apply = waits  # type: ignore[method-assign]
-    monkeypatch.setattr("raftsvc.member.applying.MAX_BACKLOG_BYTES", 300_000)
+    slow.service._node._engine.applying.max_backlog_bytes = 300_000
     leader = cluster.leader()
     for n in range(100):
         leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)
