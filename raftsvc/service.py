@@ -14,6 +14,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import requests
@@ -21,6 +22,9 @@ import requests
 from raftsvc.errors import (
     ConfigurationError,
     InstructionTooLargeError,
+    JoinFailedError,
+    MembershipTimeoutError,
+    NodeFailedError,
     NotApplied,
     OutcomeUnknown,
     RaftError,
@@ -31,6 +35,7 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.watch import ServerWatch
+from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.node import NodeOptions, read_boot_clock
 from raftsvc.member.participant import Participant
@@ -42,6 +47,9 @@ from raftsvc.transport import App, Authenticator, Network, peer_url
 from raftsvc.transport.listener import Listener
 
 MAX_INSTRUCTION_BYTES = 4 * 1024 * 1024
+
+_UNHURRIED_SECONDS = 60.0
+"""For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
 
 def start(
@@ -196,6 +204,7 @@ class Service:
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(self.wsgi_app, entrance.listen, entrance.listen_ssl)
+        prepare()
         membership.resume()
         if self._listener is not None:
             self._listener.start()
@@ -214,6 +223,9 @@ class Service:
         Returns once it can be used.  Raises ExistingClusterError, StorageError; a
         failure leaves the directory as it was.
         """
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(self.init, _UNHURRIED_SECONDS, NodeFailedError)
         self._membership.found()
 
     def join(self, boot_url: str, timeout: float = 60.0) -> None:
@@ -231,6 +243,9 @@ class Service:
         PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError if
         the member has no secret, and so serves its own machine only, which is another.
         """
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
         self._membership.join(boot_url, timeout)
 
     def evict(self, node_addr: str, timeout: float = 60.0) -> None:
@@ -242,6 +257,9 @@ class Service:
 
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """
+        self._membership.require_node("evict")
+        if is_main_thread():
+            return do_elsewhere(partial(self.evict, node_addr, timeout), timeout, MembershipTimeoutError)
         self._roster.evict(node_addr, timeout)
 
     def stop(self) -> None:
@@ -249,6 +267,10 @@ class Service:
 
         A leader hands over first.  Every caller that waits is woken with an error.
         """
+        if not self._membership.home.is_here:
+            return  # the threads and the directory are the parent's
+        if is_main_thread():
+            return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
         if not self._membership.stop():
             return
         if self._listener is not None:
@@ -272,12 +294,14 @@ class Service:
         effect and never will, OutcomeUnknown if time ran out after it may have
         reached a log; all are RaftError.  Blocks.
         """
-        node = self._membership.require_node()
+        node = self._membership.require_node("exec")
         node.check_able()
         if len(instruction) > self._max_instruction_bytes:
             raise InstructionTooLargeError(
                 f"the instruction has {len(instruction)} bytes, at most {self._max_instruction_bytes} are allowed"
             )
+        if is_main_thread():
+            return do_elsewhere(partial(self.exec, bytes(instruction), timeout), timeout, OutcomeUnknown)
         deadline = time.monotonic() + timeout
         with self._admission:
             call = Call(bytes(instruction))
@@ -301,9 +325,11 @@ class Service:
         UninitializedError, EvictedError, ApplyHaltedError and others of RaftError.
         The State has then seen nothing it had not seen before.  Blocks.
         """
-        node = self._membership.require_node()
+        node = self._membership.require_node("wait_read")
         if node.is_current():
             return
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
         deadline = time.monotonic() + timeout
         with self._admission:
             read = Read()
@@ -320,11 +346,16 @@ class Service:
 
         One that can pass, such as a disk that stalls, clears itself.
         """
-        node = self._node
-        return node.err() if node is not None else None
+        membership = self._membership
+        if not membership.home.is_here:
+            return membership.home.error()
+        return membership.node.err() if membership.node is not None else None
 
     def status(self) -> dict[str, object]:
-        """A picture of the node: role, leader, term, indexes, members, error; JSON-compatible."""
+        """A picture of the node: role, leader, term, indexes, members, error; JSON-compatible.  Raises ForkedError."""
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)
         return self._reception.status()
 
     def is_live(self) -> bool:
@@ -342,9 +373,30 @@ class Service:
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         """The WSGI callable for everything under `/raft/`."""
+        if not self._membership.home.is_here:
+            return self._app(environ, start_response)  # which says so
         found = self._admission.learn(environ)
-        if found is not None and found.graceful_timeout is not None:
-            self._watch.begin(found)
+        if is_main_thread():
+            return self._answer_elsewhere(environ, start_response, found)
+        self._watch_server(found)
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
+
+    def _watch_server(self, found: servers.HostPool | None) -> None:
+        if found is not None and found.graceful_timeout is not None:
+            self._watch.begin(found)
+
+    def _answer_elsewhere(
+        self, environ: Mapping[str, Any], start_response: Callable[..., object], found: servers.HostPool | None
+    ) -> Iterable[bytes]:
+        """Where a server serves requests in the main thread."""
+        begun: list[tuple[Any, ...]] = []
+
+        def answer() -> Iterable[bytes]:
+            self._watch_server(found)
+            return self._app({**environ, MAIN_THREAD: True}, lambda *head: begun.append(head))
+
+        body = do_elsewhere(answer, _UNHURRIED_SECONDS, NodeFailedError)
+        start_response(*begun[0])
+        return body

@@ -12,6 +12,7 @@ from typing import Any
 
 from raftsvc.errors import OverloadedError
 from raftsvc.host import servers
+from raftsvc.mainthread import MAIN_THREAD
 from raftsvc.transport import Problem
 
 logger = logging.getLogger("raftsvc")
@@ -77,6 +78,8 @@ class Admission:
         """
         if "raftsvc.listener" in environ:
             return lambda: None
+        if MAIN_THREAD in environ:
+            raise Problem(503, "no_stream", "no streams here: the server has but its main thread")
         host = None if self._has_listener else servers.find_host(environ)
         if host is None or (host.threads is None and host.server != "werkzeug"):
             raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")

@@ -158,16 +158,18 @@ class Hands:
     """Who applies, or is going to: one at a time.  Used under the lock.
 
     helper:        the call whose caller was woken to apply, until he takes the work.
-    is_applying:   somebody runs the State's code, or captures it.
+    is_applying:   somebody runs the State's code, or captures it;
+    state_thread:  in this thread, whose ident it is; 0: in none.  May be looked at without the lock.
     applies_later: a thread that writes is going to apply, if that is little.
     is_quick:      the last batch was; else callers are not asked to apply what is others'.
     """
 
-    __slots__ = ("applies_later", "helper", "is_applying", "is_quick")
+    __slots__ = ("applies_later", "helper", "is_applying", "is_quick", "state_thread")
 
     def __init__(self) -> None:
         self.helper: Call | None = None
         self.is_applying = False
+        self.state_thread = 0
         self.applies_later = False
         self.is_quick = True
 
@@ -180,11 +182,13 @@ class Hands:
         """Somebody begins to apply."""
         assert not self.is_applying, "one thread at a time applies"
         self.is_applying = True
+        self.state_thread = threading.get_ident()
 
     def end(self) -> None:
         """He is done."""
         assert self.is_applying, "who ends has begun"
         self.is_applying = False
+        self.state_thread = 0
 
 
 class Driver(Enum):

@@ -160,6 +160,11 @@ class Node:
         """Raise what keeps this node from serving an application, if anything does."""
         self._engine.health.check_able()
 
+    @property
+    def runs_state_here(self) -> bool:
+        """Whether the caller is the State's own code, which the node waits for."""
+        return self._turn.hands.state_thread == threading.get_ident()
+
     def err(self) -> RaftError | None:
         """What keeps this node from operating normally, or None."""
         return self._engine.health.err()
