@@ -21,6 +21,7 @@ import requests
 
 from raftsvc.errors import (
     ConfigurationError,
+    DirectoryInUseError,
     InstructionTooLargeError,
     JoinFailedError,
     MembershipTimeoutError,
@@ -34,6 +35,7 @@ from raftsvc.errors import (
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
+from raftsvc.host.refusals import check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
@@ -120,7 +122,7 @@ def start(
                            machine that is frozen without its clock noticing can read
                            what is out of date.  Without it no clock is trusted.
     lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as
-                           the server lets it drain, or 10.
+                           the server lets it drain, or 10; not at all in a command such as `flask shell`.
     clock:                 seconds, monotonic; for tests.
     files:                 the disk; for tests.
 
@@ -133,8 +135,7 @@ def start(
         if addr is not None:
             auth.check_exposure(addr)
     server = servers.find_host()
-    if lock_timeout is None:
-        lock_timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
+    check_server(server, listen is not None, max_waiting is not None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -145,7 +146,7 @@ def start(
     options = NodeOptions(election_timeout, engine_options)
     if clock is not None:
         options = options._replace(clock=clock)
-    store = Store.open(os.fspath(dir), files, lock_timeout)
+    store = _own(os.fspath(dir), files, lock_timeout, server)
     try:
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
@@ -155,6 +156,24 @@ def start(
     except BaseException:
         store.close()
         raise
+
+
+def _own(path: str, files: Files | None, timeout: float | None, server: servers.HostPool | None) -> Store:
+    """Open the directory, which a former process may have yet; a command beside a server does not wait for that."""
+    command = command_below()
+    if timeout is None:
+        timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
+        if command is not None:
+            timeout = 0.0
+    try:
+        return Store.open(path, files, timeout)
+    except DirectoryInUseError as error:
+        if command is None:
+            raise
+        raise DirectoryInUseError(
+            f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
+            "in the module that the server loads and this command does not, and ask the server over HTTP"
+        ) from error
 
 
 def _check_options(max_instruction_bytes: int, election_timeout: float, lease_reads: bool) -> None:
