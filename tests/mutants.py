@@ -723,9 +723,9 @@ MUTANTS = (
     Mutant(
         "what comes in a write is left to a log thread that may be at that write",
         "member/handoff.py",
-        "    if is_log_thread_due and not is_writing:\n",
-        "    if is_log_thread_due:\n",
-        test="member/test_duties.py::test_who_drives",
+        "    return is_log_thread_due and not is_writing and not is_over\n",
+        "    return is_log_thread_due and not is_over\n",
+        test="member/test_duties.py::test_what_is_left_to_the_log_thread",
     ),
     Mutant(
         "the end of a write looks for what came before it is over",

@@ -612,8 +612,10 @@ def test_reads_that_gathered_do_not_wait_for_a_write(
     waking = list(engine.inbox.waking)
     engine.inbox.waking.clear()
     left_to_log_thread: set[int] = set()
+    log_work = node.service._node._turn.log_work
     monkeypatch.setattr(
-        "raftsvc.member.callers.may_be_interrupted", lambda: threading.get_ident() in left_to_log_thread
+        "raftsvc.member.callers.is_left_to_log_thread",
+        lambda *_: threading.get_ident() in left_to_log_thread and (log_work.set(), True)[1],
     )
 
     def write() -> bool:
