@@ -395,6 +395,7 @@ class Service:
         if not self._membership.home.is_here:
             return self._app(environ, start_response)  # which says so
         found = self._admission.learn(environ)
+        self._admission.uncount(environ)
         if is_main_thread():
             return self._answer_elsewhere(environ, start_response, found)
         self._watch_server(found)

@@ -22,12 +22,15 @@ class HostPool(NamedTuple):
     threads:          how many requests it serves at once in this process; None: no fixed number.
     graceful_timeout: seconds it lets requests end when it shuts down, if known.
     stopping:         whether it has begun to shut down.
+    uncount:          has it forget a request that it counted for the time to replace this process: those
+                      of other nodes come all the time, and are not the application's.
     """
 
     server: str
     threads: int | None
     graceful_timeout: float | None = None
     stopping: Callable[[], bool] = lambda: False
+    uncount: Callable[[], None] = lambda: None
 
 
 def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
@@ -114,4 +117,10 @@ def _gunicorn_worker_anywhere() -> Any:
 def _gunicorn_host(worker: Any) -> HostPool:
     name = type(worker).__name__
     threads = int(worker.cfg.threads) if name == "ThreadWorker" else 1 if name == "SyncWorker" else None
-    return HostPool(f"gunicorn ({name})", threads, float(worker.cfg.graceful_timeout), lambda: not worker.alive)
+
+    def uncount() -> None:
+        if getattr(worker, "nr", 0) > 0:  # to be compared with max_requests; counted before the application is called
+            worker.nr -= 1
+
+    grace = float(worker.cfg.graceful_timeout)
+    return HostPool(f"gunicorn ({name})", threads, grace, lambda: not worker.alive, uncount)
