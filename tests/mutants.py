@@ -771,6 +771,35 @@ MUTANTS = (
         "            and self.core.holds_lease(self._runner.now())\n",
         test=f"{_THREADS}test_a_lease_is_looked_at_before_the_commit_index",
     ),
+    # The process
+    Mutant(
+        "the State's own code waits for itself",
+        "member/handoff.py",
+        "        self.state_thread = threading.get_ident()\n",
+        "",
+        test="service/test_inside_state.py::test_the_state_s_own_code_is_told_at_once_what_it_may_not_call[snapshot-evict]",
+    ),
+    Mutant(
+        "a forked child keeps the connections to peers",
+        "transport/peer.py",
+        "        close_in_children(self)\n",
+        "",
+        test="service/test_forks.py::test_a_forked_child_keeps_no_connection_to_a_peer",
+    ),
+    Mutant(
+        "a read is as old as the answer that it waited for",
+        "kv/client.py",
+        "            self._current_at = asked_at  # as of when it was asked, not answered\n",
+        "            self._current_at = _now()\n",
+        test="kv/test_kv_client.py::test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing",
+    ),
+    Mutant(
+        "an errand that was interrupted before anybody took it is carried out all the same",
+        "mainthread.py",
+        "        if not self.is_given_up:\n",
+        "        if True:\n",
+        test="test_mainthread.py::test_what_was_interrupted_before_anybody_took_it_is_not_carried_out",
+    ),
     # Digests
     Mutant(
         "the leader is right when nobody agrees",
