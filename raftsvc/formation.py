@@ -85,7 +85,7 @@ class Membership:
         node = self.node
         if node is None:
             raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
-        if what and node.runs_state_here:
+        if what and node.runs_state_here():
             raise InsideStateError(what)
         return node
 
@@ -162,7 +162,7 @@ class Membership:
         """Stop the node, which hands over first if it leads; False if that was done before, or in a forked child."""
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
-        if self.node is not None and self.node.runs_state_here:
+        if self.node is not None and self.node.runs_state_here():
             raise InsideStateError("stop")
         with self._lifecycle:
             if self.stopped.is_set():

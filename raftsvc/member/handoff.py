@@ -178,6 +178,10 @@ class Hands:
         """Whether somebody applies, or was asked to: he goes on with what comes since."""
         return self.is_applying or self.helper is not None
 
+    def run_state_here(self) -> bool:
+        """Whether the caller is the State's own code, which the node waits for.  Callable without the lock."""
+        return self.state_thread == threading.get_ident()
+
     def begin(self) -> None:
         """Somebody begins to apply."""
         assert not self.is_applying, "one thread at a time applies"

@@ -92,6 +92,7 @@ class Node:
         engine_options = options.engine._replace(tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds))
         self._engine = engine = Engine(addr, store, state, engine_options, seed, errands)
         self._turn = turn = Turn(lock, changed, engine, errands)
+        self.runs_state_here = turn.hands.run_state_here
         self._applier = Applier(engine, turn, self._threads)
         self._peers = Peers(engine, turn, self._applier, errands, network, options.election_timeout)
         errands.attach(engine, self._peers.members_changed)
@@ -159,11 +160,6 @@ class Node:
     def check_able(self) -> None:
         """Raise what keeps this node from serving an application, if anything does."""
         self._engine.health.check_able()
-
-    @property
-    def runs_state_here(self) -> bool:
-        """Whether the caller is the State's own code, which the node waits for."""
-        return self._turn.hands.state_thread == threading.get_ident()
 
     def err(self) -> RaftError | None:
         """What keeps this node from operating normally, or None."""
