@@ -257,7 +257,7 @@ class Service:
 
     # -- instructions and reads
 
-    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
         """Replicate one instruction and return what the State said of it.
 
         Returns once the instruction is durable on a majority and applied here.  It
@@ -294,7 +294,7 @@ class Service:
             raise Rejected(outcome.rejection)
         return outcome.satisfied
 
-    def wait_read(self, timeout: float = 30.0) -> None:
+    def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call.
 
         Raises ReadTimeoutError after `timeout` seconds, OverloadedError,
