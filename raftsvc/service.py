@@ -188,7 +188,7 @@ class Service:
         self._membership = membership
         self._network = network
         self._max_instruction_bytes = entrance.max_instruction_bytes
-        self._admission = Admission(entrance.max_waiting, server, has_listener=entrance.listen is not None)
+        self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped)
         self._roster = Roster(membership, self, self._admission)
         self._reception = Reception(membership, self._roster, network, self._admission)
@@ -279,13 +279,16 @@ class Service:
                 f"the instruction has {len(instruction)} bytes, at most {self._max_instruction_bytes} are allowed"
             )
         deadline = time.monotonic() + timeout
-        with self._admission:
+        self._admission.enter(deadline)
+        try:
             call = Call(bytes(instruction))
             node.submit(call)
             if not node.await_outcome(call, deadline):
                 if call.unsettled:
                     raise OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be")
                 raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed")
+        finally:
+            self._admission.leave()
         if call.error is not None:
             raise call.error
         outcome = call.outcome
@@ -305,11 +308,14 @@ class Service:
         if node.is_current():
             return
         deadline = time.monotonic() + timeout
-        with self._admission:
+        self._admission.enter(deadline)
+        try:
             read = Read()
             node.submit_read(read)
             if not node.await_read(read, deadline):
                 raise ReadTimeoutError(f"no majority confirmed the read within {timeout:g} s")
+        finally:
+            self._admission.leave()
         if read.error is not None:
             raise read.error
 

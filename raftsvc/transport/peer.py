@@ -136,6 +136,11 @@ class Network:
         """What makes the next request of this process differ from all others."""
         return str(next(self._numbers))
 
+    def hears_all(self) -> bool:
+        """Whether all that peers say comes through streams."""
+        with self._lock:
+            return all(peer.hears_stream for peer in self._peers.values())
+
     def post(self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None) -> bytes:
         """POST `body` and return the authentic answer's body.
 
