@@ -41,7 +41,7 @@ def run_nodes(monkeypatch: pytest.MonkeyPatch, pool_threads: int) -> Iterator[li
     import launcher
 
     monkeypatch.setattr(launcher, "POOL_THREADS", pool_threads)
-    cluster = launcher.Cluster()
+    cluster = launcher.Cluster(is_mounted=True)
     try:
         cluster.start()
         cluster.form()
@@ -115,7 +115,7 @@ def test_a_small_pool_keeps_its_threads_and_offers_no_streams(nodes: list[Any]) 
 def test_streams_leave_threads_to_callers_and_end_when_the_server_does(roomy_nodes: list[Any]) -> None:
     nodes = roomy_nodes
     wait_for_streams(nodes)
-    assert {node.status()["max_waiting"] for node in nodes} == {12 - 2 - 2}
+    assert {node.status()["max_waiting"] for node in nodes} == {12 - 2 - 1}
     assert all(node.put(f"/kv/{node.name}", "x").status == 200 for node in nodes)
     for node in nodes[1:]:  # one that leads, perhaps, and one that does not
         node.send_signal(signal.SIGTERM)
