@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import statuses
+
 pytest.importorskip("flask")
 pytest.importorskip("gunicorn")
 pytestmark = pytest.mark.processes
@@ -167,3 +169,14 @@ def test_a_body_cut_short_on_the_way_changes_nothing(nodes: list[Any]) -> None:
     after = node.status()
     assert (after["term"], after["last_index"]) == (before["term"], before["last_index"])
     assert node.put("/kv/a", "b").status == 200
+
+
+@pytest.mark.parametrize("is_mounted", [False, True], ids=["a port of its own", "mounted"])
+def test_many_more_clients_than_threads_are_served_or_told_when_to_come_again(is_mounted: bool) -> None:
+    """README's application as it is printed, and with its node mounted beside it."""
+    result = statuses.measure(statuses.readme_application(is_mounted), is_mounted, clients=64, threads=8, seconds=4.0)
+    seen = result["statuses"]
+    assert set(seen) <= {"200", "503", "504"}, result
+    assert seen["200"] > 100, result
+    if not is_mounted:
+        assert seen["200"] > 0.9 * sum(seen.values()), "nobody has to be refused for want of a thread"

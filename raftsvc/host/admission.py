@@ -128,8 +128,7 @@ class Admission:
             self.waiting += 1
 
     def _await_place(self, deadline: float) -> None:
-        # With a listener the threads of the server are the application's own to wait in.
-        may_queue = self._has_listener or not self._queued
+        may_queue = self._has_listener or (not self._queued and (self._is_fixed or self._hears_all()))
         self._queued += 1
         try:
             while self.waiting >= self.limit:
