@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import requests
 
@@ -93,7 +94,7 @@ def start(
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it.
-    listen_ssl: makes that listener speak TLS.
+    listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
                            A node that is started with a shorter one than before waits once as
@@ -120,6 +121,8 @@ def start(
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
     peer_url(laddr)
+    if listen is not None:
+        _check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
     for addr in (laddr, listen):
         if addr is not None:
@@ -159,6 +162,22 @@ def _check_options(max_instruction_bytes: int, election_timeout: float, lease_re
             read_boot_clock()
         except (AttributeError, OSError) as error:
             raise ConfigurationError("lease_reads needs a clock that this system does not have") from error
+
+
+def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
+    """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
+    if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
+        raise ConfigurationError(
+            "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "
+            "verify_mode = ssl.CERT_REQUIRED"
+        )
+    url = urlsplit(peer_url(laddr))
+    if str(url.port or {"http": 80, "https": 443}[url.scheme]) != listen.rpartition(":")[2]:
+        return  # something stands between, and may speak TLS in the listener's place
+    if listen_ssl is not None and url.scheme == "http":
+        raise ConfigurationError(f"with listen_ssl peers speak TLS: advertise https://{url.netloc}/raft, not {laddr}")
+    if listen_ssl is None and url.scheme == "https":
+        raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
 
 
 class Entrance(NamedTuple):
