@@ -63,7 +63,7 @@ class Listener:
         self._host = host.strip("[]")
         self._port = int(port)
         self._ssl_context = ssl_context
-        self._clock = clock
+        self._connections = Connections(MAX_CONNECTIONS, clock)
         self._stopping = threading.Event()
         self._bound = threading.Event()
         self._server: _Server | None = None
@@ -87,22 +87,21 @@ class Listener:
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`: those of the port and of every connection."""
         server, self._server = self._server, None
-        return server.take_descriptors() if server is not None else ()
+        sockets = [client.socket for client in self._connections.clients() if isinstance(client, _Client)]
+        return [one.detach() for one in ([server.socket] if server else []) + sockets]
 
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(2.0)
-        if self._server is not None:
-            self._server.connections.break_off_all()
+        self._connections.break_off_all()
 
     def _run(self) -> None:
         pause = 0.05
         while not self._stopping.is_set():
             try:
-                connections = Connections(MAX_CONNECTIONS, self._clock)
-                server = _Server(self._host, self._port, self._app, self._ssl_context, connections)
+                server = _Server(self._host, self._port, self._app, self._ssl_context, self._connections)
             except OSError as error:
                 if pause == 0.05:
                     logger.warning("%s:%d cannot be bound yet: %s", self._host, self._port, error)
@@ -114,6 +113,7 @@ class Listener:
             with server:  # closes the port at the end
                 while not self._stopping.is_set():
                     server.handle_request()
+                    self._connections.sweep()
             return
 
 
@@ -133,16 +133,6 @@ class _Server(ThreadingTCPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
-
-    def take_descriptors(self) -> list[int]:
-        """Those of all sockets, which have none from now on."""
-        clients = [client for client in self.connections.clients() if isinstance(client, _Client)]
-        return [one.detach() for one in (self.socket, *(client.socket for client in clients))]
-
-    def handle_request(self) -> None:
-        """Wait a moment for a connection and begin to serve it; end those that are late."""
-        super().handle_request()
-        self.connections.sweep()
 
     def get_request(self) -> tuple[Any, Any]:
         try:

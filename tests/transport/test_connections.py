@@ -393,11 +393,15 @@ def test_a_header_that_another_would_read_differently_is_refused(serve: Callable
 def test_a_crowd_that_only_keeps_connections_shuts_out_neither_probes_nor_peers_nor_who_joins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 16)
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 64)
     services = []
     for n in range(3):
         addr = free_address()
-        services.append(raftsvc.start(addr, tmp_path / f"n{n}", None, ListState(), secret=SECRET, listen=addr))
+        services.append(
+            raftsvc.start(
+                addr, tmp_path / f"n{n}", None, ListState(), secret=SECRET, listen=addr, election_timeout=10.0
+            )
+        )
     crowd: list[socket.socket] = []
     stopping = threading.Event()
     host, port = str(services[0].status()["addr"]).split(":")
@@ -410,7 +414,7 @@ def test_a_crowd_that_only_keeps_connections_shuts_out_neither_probes_nor_peers_
                 crowd.append(connection)
             except OSError:
                 pass
-            stopping.wait(0.01)
+            stopping.wait(0.02)
 
     presser = threading.Thread(target=press)
     try:
@@ -427,7 +431,7 @@ def test_a_crowd_that_only_keeps_connections_shuts_out_neither_probes_nor_peers_
         eventually(has_streams, "streams")
         before = services[0].status()["term"]
         presser.start()
-        eventually(lambda: len(crowd) > 50, "a crowd")
+        eventually(lambda: len(crowd) > 100, "a crowd")
         for _ in range(3):
             assert requests.get(f"http://{host}:{port}/raft/readyz", timeout=PATIENCE).status_code == 200
         services[2].join(f"{host}:{port}", PATIENCE)
