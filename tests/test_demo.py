@@ -180,14 +180,16 @@ def test_the_example_of_the_readme_works_when_pasted(
         for words in (shlex.split(line) for line in commands.splitlines()):
             if words[0].startswith("ADDR="):
                 gunicorn = words[2:-1]  # between `gunicorn` and `&`
-                servers.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "gunicorn", *gunicorn, "--reuse-port", "--no-control-socket"],
-                        env={**environment, "ADDR": words[0].removeprefix("ADDR=")},
-                        cwd=tmp_path,
-                        start_new_session=True,
+                with (tmp_path / "log").open("ab") as log:
+                    servers.append(
+                        subprocess.Popen(
+                            [sys.executable, "-m", "gunicorn", *gunicorn, "--reuse-port", "--no-control-socket"],
+                            env={**environment, "ADDR": words[0].removeprefix("ADDR=")},
+                            cwd=tmp_path,
+                            stderr=log,
+                            start_new_session=True,
+                        )
                     )
-                )
             elif words[0] == "curl":
                 wait_until(lambda: not any(is_refused(f"127.0.0.1:{port}") for port in free_ports), "all serve")
                 method = words[words.index("-X") + 1] if "-X" in words else "GET"
@@ -196,6 +198,9 @@ def test_the_example_of_the_readme_works_when_pasted(
                 assert answers[-1].status_code == 200, (words, answers[-1].text)
         assert len(servers) == 3
         assert answers[-1].content == b"hello"
+        log_lines = (tmp_path / "log").read_text()
+        for event in ("founded cluster", "joined cluster", "leads in term"):
+            assert re.search(rf"(?m)^\d{{4}}-\d\d-\d\d [\d:,]+ INFO raftsvc\S*: .*{event}", log_lines), log_lines
     finally:
         for server in servers:
             os.killpg(server.pid, signal.SIGKILL)
