@@ -187,6 +187,10 @@ class SupersededError(NotApplied):
     this node, evict it, and join again with an empty directory.
     """
 
+    http_status = 503
+    http_detail = "This node takes part no more; nothing was done, and sending it again is safe."
+    retry_after = 5.0
+
 
 class DoubledMemberError(RaftError):
     """The directory of another member was copied, or put back to an older state: nothing that it says counts.
@@ -194,6 +198,10 @@ class DoubledMemberError(RaftError):
     The message names it.  Stop every process that runs as that member, evict it, and join
     again with an empty directory.
     """
+
+    http_status = 503
+    http_detail = "A member of the cluster cannot be trusted."
+    retry_after = 5.0
 
 
 class StoppedError(NotApplied):

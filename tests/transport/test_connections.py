@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 import subprocess
@@ -26,7 +27,9 @@ from raftsvc.transport.connections import (
     origin_of,
 )
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.wire import JoinRequest
 from tests.service.harness import SECRET, ListState, eventually, free_address
+from tests.transport.harness import Recorder, call, make_app, request
 
 PATIENCE = 60.0
 
@@ -328,6 +331,34 @@ def test_a_connection_over_tls_counts_once(
         assert one.recv(12) == b"HTTP/1.1 200"
     for one in four:
         one.close()
+
+
+# -- who is no stranger
+
+
+@pytest.mark.parametrize("path", ["msg", "confirm"])
+def test_only_a_request_that_is_new_makes_a_connection_a_peer_s(path: str) -> None:
+    app = make_app(Recorder())
+    said: list[str] = []
+
+    def ask(environ: dict[str, Any], body: bytes = b"") -> list[str]:
+        said.clear()
+        call(app, {**environ, "raftsvc.vouch": lambda: said.append("a peer's"), "wsgi.input": io.BytesIO(body)})
+        return said
+
+    recorded = request(path, b"")
+    assert ask(recorded) == ["a peer's"]
+    assert ask(recorded) == [], "it was heard before"
+    assert ask(request(path, b"", secret="of some other cluster")) == []
+    asked = JoinRequest("peer.example:1", bytes(16)).encode()
+    assert ask(request("join", asked), asked) == [], "the challenge is to be met yet"
+
+
+def test_where_everybody_is_served_nobody_is_known(room: Connections) -> None:
+    said: list[str] = []
+    environ = {**request("msg", b"", secret=None), "raftsvc.vouch": lambda: said.append("a peer's")}
+    assert call(make_app(Recorder(), secret=None, insecure=True), environ).status == 200
+    assert not said
 
 
 # -- the size of what is not known yet
