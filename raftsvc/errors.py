@@ -178,8 +178,51 @@ class StorageError(RaftError):
     """The disk refused or failed an operation; the node stopped acknowledging."""
 
 
+class DiskRefusedError(StorageError):
+    """The disk refuses for now: it is full, or there is no descriptor or memory left.
+
+    Nothing is lost and nothing in doubt: what was to be written is kept and tried again,
+    and not acknowledged before.  Make room; it passes by itself.
+    """
+
+
 class DiskStalledError(RaftError):
-    """A write to the log has not returned in time; the node does not lead meanwhile."""
+    """Writes to the log do not return in time; the node does not lead meanwhile.  It passes by itself."""
+
+
+class StateStalledError(RaftError):
+    """`State.apply` or `restore_snapshot` does not return in time; the node does not lead meanwhile.
+
+    Reads here wait, and so do writes brought here.  It passes once the State goes on; one that
+    hangs for ever needs repaired code and a restart.
+    """
+
+
+class OutOfTouchError(RaftError):
+    """No leader was heard for several election timeouts; the message says what is known of each other member.
+
+    It passes once a leader is heard.
+    """
+
+
+class WrongSecretError(RaftError):
+    """A member refuses what this node says: their secrets differ.  Give both the same; it passes then."""
+
+
+class WrongClusterError(RaftError):
+    """At the address of a member a node of another cluster answers, or members of another take this node for theirs.
+
+    A member whose directory was lost must `join` again, empty, after its former self was evicted;
+    it must not `init`.  Or an address belongs to another node by now.
+    """
+
+
+class NotListeningError(RaftError):
+    """The node's own listener (`listen=`) is not bound: others cannot reach it.  It is tried again; it passes then."""
+
+
+class StartFailedError(RaftError):
+    """The node could not be started, and nothing of it was left behind: it may be tried again."""
 
 
 REPLACE_MEMBER = (

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import errno
 import logging
+import selectors
 import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from raftsvc.errors import ConfigurationError
+from raftsvc.errors import ConfigurationError, NotListeningError
 from raftsvc.process import close_in_children
 from raftsvc.transport.stream import RawChunk, shut_down
 
@@ -33,14 +34,24 @@ MAX_CONNECTIONS = 256
 HANDSHAKE_SECONDS = 10.0
 READ_SECONDS = 60.0
 _MAX_UNREAD_BYTES = 64 * 1024
+_NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL))
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Listener:
     """Serves `app` at `address` from `start` to `stop`."""
 
-    def __init__(self, app: WsgiApp, address: str, ssl_context: ssl.SSLContext | None = None) -> None:
-        """address: `host:port`; port 0 takes a free one.  Raises ConfigurationError."""
+    def __init__(
+        self,
+        app: WsgiApp,
+        address: str,
+        ssl_context: ssl.SSLContext | None = None,
+        on_trouble: Callable[[NotListeningError | None], None] = lambda trouble: None,
+    ) -> None:
+        """address: `host:port`, all addresses of that host; port 0 takes a free one.  Raises ConfigurationError.
+
+        on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
+        """
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ConfigurationError(f"listen={address!r} is not host:port")
@@ -50,7 +61,9 @@ class Listener:
         self._ssl_context = ssl_context
         self._stopping = threading.Event()
         self._bound = threading.Event()
-        self._server: _Server | None = None
+        self._on_trouble = on_trouble
+        self._is_in_trouble = False
+        self._servers: list[_Server] = []
         self._thread = threading.Thread(target=self._run, name="raftsvc-listener", daemon=True)
 
     def start(self) -> None:
@@ -61,8 +74,8 @@ class Listener:
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port once they are bound."""
-        server = self._server
-        return (self._host, server.server_address[1]) if server else None
+        servers = self._servers
+        return (self._host, servers[0].server_address[1]) if servers else None
 
     def wait_bound(self, timeout: float) -> bool:
         """Whether the port was bound within `timeout` seconds."""
@@ -70,34 +83,73 @@ class Listener:
 
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`: those of the port and of every connection."""
-        server, self._server = self._server, None
-        return server.take_descriptors() if server is not None else ()
+        servers, self._servers = self._servers, []
+        return [fd for server in servers for fd in server.take_descriptors()]
 
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(2.0)
-        if self._server is not None:
-            self._server.close_connections()
+        for server in self._servers:
+            server.close_connections()
 
     def _run(self) -> None:
         pause = 0.05
         while not self._stopping.is_set():
             try:
-                server = _Server(self._host, self._port, self._app, self._ssl_context)
+                self._servers = self._bind()
             except OSError as error:
-                if pause == 0.05:
-                    logger.warning("%s:%d cannot be bound yet: %s", self._host, self._port, error)
+                if not self._is_in_trouble:
+                    self._is_in_trouble = True
+                    self._on_trouble(
+                        NotListeningError(
+                            f"{self._host}:{self._port} cannot be bound, so that others do not reach this node there: "
+                            f"{error}; is the port another's, or the address no address of this machine?"
+                        )
+                    )
                 self._stopping.wait(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            self._server = server
-            self._bound.set()
-            with server:  # closes the port at the end
-                while not self._stopping.is_set():
-                    server.handle_request()
+            if self._is_in_trouble:
+                self._on_trouble(None)
+            self._serve(self._servers)
             return
+
+    def _bind(self) -> list[_Server]:
+        """A server for each address of the host, at one port; those that this machine does not have are left out."""
+        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        servers: list[_Server] = []
+        missing: OSError | None = None
+        try:
+            for family, address in addresses:
+                port = servers[0].server_address[1] if servers else self._port
+                try:
+                    place = (address[0], port, *address[2:])
+                    servers.append(_Server(family, place, len(addresses) > 1, self._app, self._ssl_context))
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                    missing = error
+            if missing is not None and not servers:
+                raise missing
+        except BaseException:
+            for server in servers:
+                server.server_close()
+            raise
+        return servers
+
+    def _serve(self, servers: list[_Server]) -> None:
+        """Accept connections until the end, then close the ports."""
+        with ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for server in servers:
+                stack.enter_context(server)
+                selector.register(server, selectors.EVENT_READ, server)
+            self._bound.set()
+            while not self._stopping.is_set():
+                for key, _ in selector.select(_Server.timeout):
+                    key.data.handle_request()
 
 
 class _Server(ThreadingTCPServer):
@@ -107,14 +159,26 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, app: WsgiApp, ssl_context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[Any, ...],
+        is_one_of_several: bool,
+        app: WsgiApp,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
         self.app = app
+        self.address_family = family
+        self._is_one_of_several = is_one_of_several
         self._ssl_context = ssl_context
         self._lock = threading.Lock()  # guards _connections
         self._connections: set[socket.socket] = set()
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6 and self._is_one_of_several:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the others have sockets of their own
+        super().server_bind()
 
     def take_descriptors(self) -> list[int]:
         """Those of all sockets, which have none from now on."""
