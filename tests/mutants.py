@@ -163,7 +163,7 @@ MUTANTS = (
     Mutant(
         "a mark that was refused counts as written",
         "storage/wal.py",
-        "            self._mark, self._extent = former\n",
+        "            self._standing.mark, self._extent = former\n",
         "",
         test="storage/test_wal.py::test_a_mark_that_was_refused_is_not_taken_to_be_written",
     ),
@@ -205,7 +205,8 @@ MUTANTS = (
     Mutant(
         "an arriving snapshot goes on after an fsync that failed",
         "storage/snapshot.py",
-        "            self.identity = None\n            self.close()\n            raise\n",
+        "            self.identity = None\n            self.close()\n"
+        "            self._on_useless()\n            raise\n",
         "            raise\n",
         kinds="fsync error,power cut,member added,loss",
         also=(("storage/files.py", "        if fd in self._doubtful:\n", "        if False:\n"),),
@@ -213,8 +214,8 @@ MUTANTS = (
     Mutant(
         "no fsync of a new segment's name",
         "storage/wal.py",
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
-        "            self._files.rename(self._spare.path, path)\n",
+        "                self._files.sync_dir(self._path)\n                if former.fd >= 0:\n",
+        "                if former.fd >= 0:\n",
     ),
     Mutant(
         "a rotation takes the next segment for complete",
@@ -272,12 +273,10 @@ MUTANTS = (
     Mutant(
         "a segment is closed before the next one has its name",
         "storage/wal.py",
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n"
-        "            if former.fd >= 0:\n"
-        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n",
-        "            if former.fd >= 0:\n"
-        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n"
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
+        "                self._files.rename(self._spare.path, path)\n",
+        "                if former.fd >= 0:\n"
+        "                    self._write_closing(former.fd, former.offset, former.chain, former.salt)\n"
+        "                self._files.rename(self._spare.path, path)\n",
     ),
     Mutant(
         "no fsync of the record that closes a segment",
@@ -302,11 +301,10 @@ MUTANTS = (
     Mutant(
         "the log says that there is a snapshot before there is",
         "member/writes.py",
-        "                self._store.install_incoming()\n"
-        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
-        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
-        "                wal.sync()\n"
-        "                self._store.install_incoming()\n",
+        "                    if not self._installed:\n",
+        "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
+        "                    wal.sync()\n"
+        "                    if not self._installed:\n",
     ),
     # Elections
     Mutant(
