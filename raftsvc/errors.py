@@ -235,6 +235,10 @@ class InsideStateError(NotApplied):
     what: the method that was called.
     """
 
+    http_status = 503
+    http_detail = "The application called its node from within its replicated state; nothing was done."
+    retry_after = None
+
     def __init__(self, what: str) -> None:
         super().__init__(
             f"the State's own code called {what}, which would wait for that code to return: `apply` may depend on "
@@ -299,11 +303,82 @@ class StorageError(RaftError):
     http_detail = "This node has trouble with its storage."
 
 
-class DiskStalledError(RaftError):
-    """A write to the log has not returned in time; the node does not lead meanwhile."""
+class DiskRefusedError(StorageError):
+    """The disk refuses for now: it is full, or there is no descriptor or memory left.
+
+    Nothing is lost and nothing in doubt: what was to be written is kept and tried again,
+    and not acknowledged before.  Make room; it passes by itself.
+    """
 
     http_status = 503
     http_detail = "This node has trouble with its storage."
+    retry_after = 5.0
+
+
+class DiskStalledError(RaftError):
+    """Writes to the log do not return in time; the node does not lead meanwhile.  It passes by itself."""
+
+    http_status = 503
+    http_detail = "This node has trouble with its storage."
+    retry_after = 5.0
+
+
+class StateStalledError(RaftError):
+    """`State.apply` or `restore_snapshot` does not return in time; the node does not lead meanwhile.
+
+    Reads here wait, and so do writes brought here.  It passes once the State goes on; one that
+    hangs for ever needs repaired code and a restart.
+    """
+
+    http_status = 503
+    http_detail = "This node is behind with its work."
+    retry_after = 5.0
+
+
+class OutOfTouchError(RaftError):
+    """No leader was heard for several election timeouts; the message says what is known of each other member.
+
+    It passes once a leader is heard.
+    """
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class WrongSecretError(RaftError):
+    """A member refuses what this node says: their secrets differ.  Give both the same; it passes then."""
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class WrongClusterError(RaftError):
+    """At the address of a member a node of another cluster answers, or members of another take this node for theirs.
+
+    A member whose directory was lost must `join` again, empty, after its former self was evicted;
+    it must not `init`.  Or an address belongs to another node by now.
+    """
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class NotListeningError(RaftError):
+    """The node's own listener (`listen=`) is not bound: others cannot reach it.  It is tried again; it passes then."""
+
+    http_status = 503
+    http_detail = "This node cannot be reached by the others."
+    retry_after = 5.0
+
+
+class StartFailedError(RaftError):
+    """The node could not be started, and nothing of it was left behind: it may be tried again."""
+
+    http_status = 503
+    http_detail = "This node could not be started; trying again is safe."
     retry_after = 5.0
 
 

@@ -16,7 +16,7 @@ import logging
 import secrets
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
@@ -28,8 +28,10 @@ from raftsvc.errors import (
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    RaftError,
     ReadTimeoutError,
     StoppedError,
+    StorageError,
     UninitializedError,
     UnknownPeerError,
 )
@@ -60,6 +62,7 @@ class Membership:
         self.election_timeout = options.election_timeout
         self.node: Participant | None = None
         self.stopped = threading.Event()
+        self._trouble: RaftError | None = None  # of the listener
         self._store = store
         self._network = network
         self._options = options
@@ -89,6 +92,22 @@ class Membership:
             raise InsideStateError(what)
         return node
 
+    def err(self) -> RaftError | None:
+        """What keeps the node, or one that is not there yet, from operating normally."""
+        if not self.home.is_here:
+            return self.home.error()
+        node = self.node
+        return node.err() if node is not None else self._trouble
+
+    def note_listening(self, trouble: RaftError | None) -> None:
+        """The port on which others reach this process is not open; None: it is."""
+        self._trouble = trouble
+        node = self.node
+        if node is not None:
+            node.vitals.note_listening(trouble)
+        else:
+            logger.warning("%s", trouble or "the node's listener is bound")
+
     # -- the beginning
 
     def resume(self) -> None:
@@ -106,7 +125,12 @@ class Membership:
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
             cluster_id = secrets.randbits(63) + 1
             self._store.create(1, cluster_id, HardState(term=1, commit=1), [entry])
-            self._start_node()
+            try:
+                self._start_node()
+            except BaseException:
+                with suppress(StorageError):  # then a new process finds a founder's directory, and starts it
+                    self._store.undo_create()
+                raise
         node = self.require_node()
         node.wait_until(lambda: node.is_leader, 10 * self.election_timeout)
         logger.info("node 1 at %s founded cluster %016x", self.addr, cluster_id)
@@ -116,12 +140,13 @@ class Membership:
         self.home.check()
         deadline = time.monotonic() + timeout
         with self._begin():
-            token = self._store.join_token()
-            reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
-            self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
+            if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
+                token = self._store.join_token()
+                reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
+                self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
             self._start_node()
         node = self.require_node()
-        logger.info("node %d at %s joined cluster %016x", reply.node_id, self.addr, reply.cluster_id)
+        logger.info("node %d at %s joined cluster %016x", node.node_id, self.addr, node.cluster_id)
         node.wait_until(node.is_settled, max(0.0, deadline - time.monotonic()))
         if self.stopped.is_set():
             raise StoppedError("the Service was stopped")
@@ -154,9 +179,16 @@ class Membership:
                     self._store.close()
 
     def _start_node(self) -> None:
-        node = Node(self.addr, self._store, self.state, self._network, self._options)
-        node.start()
+        """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
+        try:
+            node = Node(self.addr, self._store, self.state, self._network, self._options)
+            node.start()
+        except BaseException:
+            self._store.unload()
+            raise
         self.node = node
+        if self._trouble is not None:
+            node.vitals.note_listening(self._trouble)
 
     # -- the end
 

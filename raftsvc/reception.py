@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftsvc.core.messages import Life, Message
-from raftsvc.errors import DisagreementError, DoubledMemberError
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
 from raftsvc.transport import (
@@ -57,6 +56,10 @@ class Reception:
         """The latest life of another member that is known here."""
         return self._membership.require_node().latest_life(node_id)
 
+    def note_claim(self, cluster: str, from_id: int) -> None:
+        """A member of another cluster takes this node for one of its own."""
+        self._membership.require_node().vitals.note_claim(cluster, from_id)
+
     def addr_of(self, node_id: int) -> str | None:
         """Where a member is reached, if it is known."""
         node = self._membership.serving_node()
@@ -101,7 +104,7 @@ class Reception:
         """A picture of the node; see `Service.status`."""
         self._membership.home.check()
         node = self._membership.node
-        error = node.err() if node is not None else None
+        error = self._membership.err()
         picture: dict[str, object] = (
             {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
         )
@@ -118,14 +121,16 @@ class Reception:
         """Whether the node's threads do their work."""
         membership = self._membership
         node = membership.node
-        return not membership.stopped.is_set() and membership.home.is_here and (node is None or node.is_live())
+        return not membership.stopped.is_set() and membership.home.is_here and (node is None or node.vitals.is_live())
 
     def is_ready(self) -> bool:
         """Whether this node can serve an application; see `Service.is_ready`."""
         if not self._membership.home.is_here:
             return False
         node = self._membership.serving_node()
-        if node is None or not node.is_settled():
-            return False
-        error = node.err()
-        return error is None or isinstance(error, (DisagreementError, DoubledMemberError))
+        return node is not None and node.vitals.is_ready()
+
+    def conditions(self) -> Sequence[str]:
+        """The names of what is wrong with the node, the gravest first."""
+        node = self._membership.node
+        return list(node.vitals.conditions()) if node is not None else []

@@ -32,6 +32,7 @@ from raftsvc.errors import (
     RaftError,
     ReadTimeoutError,
     Rejected,
+    StartFailedError,
 )
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
@@ -130,6 +131,7 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
+    _check_state(state)
     peer_url(laddr)
     if listen is not None:
         _check_tls(laddr, listen, listen_ssl, mutual_tls)
@@ -207,6 +209,28 @@ def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutua
         raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
 
 
+def _check_state(state: object) -> None:
+    """Refuse what is no State before anything is made of it, or written."""
+    if isinstance(state, type):
+        raise ConfigurationError(f"state is the class {state.__name__}, not an instance of it: {state.__name__}()")
+    kind = type(state).__name__
+    wanted = [name for name, member in vars(State).items() if callable(member) and not name.startswith("_")]
+    missing = [name for name in wanted if not callable(getattr(state, name, None))]
+    if missing:
+        raise ConfigurationError(
+            f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
+        )
+    try:
+        index, members = state.applied_index(), dict(state.peers())  # type: ignore[attr-defined]
+    except Exception as error:
+        raise ConfigurationError(
+            f"the State, of class {kind}, cannot say what it has applied ({type(error).__name__}: {error}); "
+            "does its __init__ call super().__init__()?"
+        ) from error
+    if not isinstance(index, int):
+        raise ConfigurationError(f"the State, of class {kind}, says that it has applied up to {index!r}, of {members}")
+
+
 class Entrance(NamedTuple):
     """What is let in, and where; see `start` for the meaning of each."""
 
@@ -235,23 +259,36 @@ class Service:
         self._network = network
         self._max_instruction_bytes = entrance.max_instruction_bytes
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
-        self._watch = ServerWatch(self._admission, self.stop, membership.stopped)
+        self._watch = ServerWatch(self._admission, self.stop, membership.stopped, self._hears_while_server_drains)
         self._roster = Roster(membership, self, self._admission)
         self._reception = Reception(membership, self._roster, network, self._admission)
         self._app = App(self._reception, auth)
         self._listener: Listener | None = None
         if entrance.listen is not None:
-            self._listener = Listener(self.wsgi_app, entrance.listen, entrance.listen_ssl)
+            self._listener = Listener(
+                self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
+            )
         prepare()
-        membership.resume()
-        if self._listener is not None:
-            self._listener.start()
-        if server is not None:
-            self._watch.begin(server)
+        try:
+            membership.resume()
+            if self._listener is not None:
+                self._listener.start()
+            if server is not None:
+                self._watch.begin(server)
+        except BaseException as error:
+            self.stop()  # of what was begun nothing is left
+            if isinstance(error, RuntimeError):
+                raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
+            raise
 
     @property
     def _node(self) -> Participant | None:
         return self._membership.node
+
+    def _hears_while_server_drains(self) -> bool:
+        """Whether others reach this node though its server takes no more requests."""
+        node = self._node
+        return self._listener is not None or node is None or node.vitals.hears_leader_by_itself()
 
     # -- joining and leaving
 
@@ -347,8 +384,10 @@ class Service:
             node.submit(call)
             if not node.await_outcome(call, deadline):
                 if call.unsettled:
-                    raise OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be")
-                raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed")
+                    raise OutcomeUnknown(
+                        f"not applied here within {timeout:g} s; it may have been, or may yet be: {call.stage}"
+                    )
+                raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed: {call.stage}")
         finally:
             self._admission.leave()
         if call.error is not None:
@@ -377,7 +416,7 @@ class Service:
             read = Read()
             node.submit_read(read)
             if not node.await_read(read, deadline):
-                raise ReadTimeoutError(f"no majority confirmed the read within {timeout:g} s")
+                raise ReadTimeoutError(f"the read was not confirmed and applied within {timeout:g} s: {read.stage}")
         finally:
             self._admission.leave()
         if read.error is not None:
@@ -390,10 +429,7 @@ class Service:
 
         One that can pass, such as a disk that stalls, clears itself.
         """
-        membership = self._membership
-        if not membership.home.is_here:
-            return membership.home.error()
-        return membership.node.err() if membership.node is not None else None
+        return self._membership.err()
 
     def status(self) -> dict[str, object]:
         """A picture of the node: role, leader, term, indexes, members, error; JSON-compatible.  Raises ForkedError."""
@@ -407,9 +443,10 @@ class Service:
         return self._reception.is_live()
 
     def is_ready(self) -> bool:
-        """Whether this node can serve an application: it knows a leader and nothing is wrong.
+        """Whether this node serves an application well: it knows a leader, and nothing keeps it from serving.
 
-        One that only differs from another is ready: it may well be the one that is right.
+        What is in `err` need not: a node that cannot take snapshots serves on, and one that
+        only differs from another may well be the one that is right.
         """
         return self._reception.is_ready()
 

@@ -147,6 +147,55 @@ MUTANTS = (
         "            pass\n        except",
     ),
     Mutant(
+        "a disk that refuses for now ends the node",
+        "member/engine.py",
+        "if isinstance(failure, DiskRefusedError) and not self.health.is_over:",
+        "if False:",
+        kinds="nothing left,full disk,kill",
+    ),
+    Mutant(
+        "what was refused is not written again",
+        "member/writes.py",
+        "        if not self._refusals:\n            self._in_write,",
+        "        if True:\n            self._in_write,",
+        kinds="nothing left,full disk,kill",
+    ),
+    Mutant(
+        "a mark that was refused counts as written",
+        "storage/wal.py",
+        "            self._standing.mark, self._extent = former\n",
+        "",
+        test="storage/test_wal.py::test_a_mark_that_was_refused_is_not_taken_to_be_written",
+    ),
+    Mutant(
+        "a refusal is said for ever",
+        "member/vigil.py",
+        "        self.end(Condition.REFUSED)\n",
+        "",
+        kinds="nothing left,full disk,kill",
+    ),
+    Mutant(
+        "the quota forgets what the State has not applied",
+        "core/leader.py",
+        "self._uncommitted_bytes + self._server.log.unapplied_bytes\n",
+        "self._uncommitted_bytes\n",
+        kinds="hung State,slow State,leader cut off",
+    ),
+    Mutant(
+        "nobody watches the State",
+        "member/vigil.py",
+        "        if self._state.is_stalled:\n",
+        "        if False:\n",
+        test="testing/test_simulation.py::test_a_leader_whose_state_does_not_answer_in_time_steps_down_until_it_does",
+    ),
+    Mutant(
+        "a disk that is late every time is never stalled",
+        "member/vigil.py",
+        "        if self._ticks <= self._patience:\n            self._late_ticks = 0\n",
+        "        self._late_ticks = 0\n",
+        test="member/test_vigil.py::test_what_is_always_late_is_stalled_though_it_never_hangs",
+    ),
+    Mutant(
         "a failed fsync is tried again",
         "storage/wal.py",
         "        self._files.sync(fd)\n",
@@ -156,7 +205,8 @@ MUTANTS = (
     Mutant(
         "an arriving snapshot goes on after an fsync that failed",
         "storage/snapshot.py",
-        "            self.identity = None\n            self.close()\n            raise\n",
+        "            self.identity = None\n            self.close()\n"
+        "            self._on_useless()\n            raise\n",
         "            raise\n",
         kinds="fsync error,power cut,member added,loss",
         also=(("storage/files.py", "        if fd in self._doubtful:\n", "        if False:\n"),),
@@ -164,8 +214,8 @@ MUTANTS = (
     Mutant(
         "no fsync of a new segment's name",
         "storage/wal.py",
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
-        "            self._files.rename(self._spare.path, path)\n",
+        "                self._files.sync_dir(self._path)\n                if former.fd >= 0:\n",
+        "                if former.fd >= 0:\n",
     ),
     Mutant(
         "a rotation takes the next segment for complete",
@@ -223,12 +273,10 @@ MUTANTS = (
     Mutant(
         "a segment is closed before the next one has its name",
         "storage/wal.py",
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n"
-        "            if former.fd >= 0:\n"
-        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n",
-        "            if former.fd >= 0:\n"
-        "                self._write_closing(former.fd, former.offset, former.chain, former.salt)\n"
-        "            self._files.rename(self._spare.path, path)\n            self._files.sync_dir(self._path)\n",
+        "                self._files.rename(self._spare.path, path)\n",
+        "                if former.fd >= 0:\n"
+        "                    self._write_closing(former.fd, former.offset, former.chain, former.salt)\n"
+        "                self._files.rename(self._spare.path, path)\n",
     ),
     Mutant(
         "no fsync of the record that closes a segment",
@@ -253,11 +301,10 @@ MUTANTS = (
     Mutant(
         "the log says that there is a snapshot before there is",
         "member/writes.py",
-        "                self._store.install_incoming()\n"
-        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
-        "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
-        "                wal.sync()\n"
-        "                self._store.install_incoming()\n",
+        "                    if not self._installed:\n",
+        "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
+        "                    wal.sync()\n"
+        "                    if not self._installed:\n",
     ),
     # Elections
     Mutant(

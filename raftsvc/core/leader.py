@@ -108,10 +108,8 @@ class Leader:
         if self.transfer_target:
             raise ProposalRefused(Refusal.TRANSFERRING)
         size_bytes = sum([len(data) for _, data in proposals])
-        if (
-            self._uncommitted_bytes
-            and self._uncommitted_bytes + size_bytes > self._server.settings.max_uncommitted_bytes
-        ):
+        waiting_bytes = self._uncommitted_bytes + self._server.log.unapplied_bytes
+        if waiting_bytes and waiting_bytes + size_bytes > self._server.settings.max_uncommitted_bytes:
             raise ProposalRefused(Refusal.QUOTA)
         for kind, data in proposals:
             if kind == EntryKind.CONFIG:

@@ -112,6 +112,7 @@ class Log:
         "size_bytes",
         "snapshot",
         "stable_index",
+        "unapplied_bytes",
     )
 
     def __init__(self, snapshot: SnapshotMeta, entries: Sequence[Entry], commit_index: int) -> None:
@@ -130,6 +131,8 @@ class Log:
         self.stable_index = self.handed_index = self.last_index
         self.commit_index = max(snapshot.index, min(commit_index, self.last_index))
         self.delivered_index = snapshot.index
+        self.unapplied_bytes = 0
+        """What the caller was handed as committed and has not applied, as it says: it counts in a leader's quota."""
         # (token, last index) of each write that was handed out and is not known to be done.
         self._in_flight: deque[list[int]] = deque()
         self.configs = Configurations(snapshot.index, snapshot.config)

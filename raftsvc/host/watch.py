@@ -16,12 +16,20 @@ logger = logging.getLogger("raftsvc")
 class ServerWatch:
     """Has a node leave in good order when its server begins to shut down, before the server's grace ends."""
 
-    def __init__(self, admission: Admission, leave: Callable[[], None], left: threading.Event) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        leave: Callable[[], None],
+        left: threading.Event,
+        hears: Callable[[], bool] = lambda: True,
+    ) -> None:
         """leave: called once, in the process that has the node; in a forked child it does nothing.
 
-        left: set once the node has left for any reason.
+        left:  set once the node has left for any reason.
+        hears: whether what callers wait for can still reach the node, though its server takes no more requests.
         """
         self._admission = admission
+        self._hears = hears
         self._leave = leave
         self._left = left
 
@@ -30,12 +38,16 @@ class ServerWatch:
         threading.Thread(target=self.run, args=(server,), name="raftsvc-host", daemon=True).start()
 
     def run(self, server: HostPool) -> None:
-        """Watch until the node has left.  Callers that wait are given half of the server's grace to be served."""
+        """Watch until the node has left.
+
+        Callers that wait are given half of the server's grace to be served, as long as they can
+        be; a node that hears of no commit any more tells them at once what is known.
+        """
         while not self._left.wait(0.1):
             if server.stopping():
                 logger.info("the server is shutting down; the node leaves first")
                 deadline = time.monotonic() + (server.graceful_timeout or 0.0) / 2
-                while self._admission.waiting and time.monotonic() < deadline:
+                while self._admission.waiting and time.monotonic() < deadline and self._hears():
                     time.sleep(0.02)
                 self._leave()
                 return  # in a forked child nothing was stopped, nor need be

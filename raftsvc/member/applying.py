@@ -39,6 +39,7 @@ class Applying:
     __slots__ = (
         "_backlog_bytes",
         "_health",
+        "_is_under_way",
         "_snapshots",
         "_taken_bytes",
         "_waiting",
@@ -56,6 +57,7 @@ class Applying:
         self._waiting: deque[Sequence[Entry] | Restore] = deque()
         self._backlog_bytes = 0
         self._taken_bytes = 0
+        self._is_under_way = False
         self.applied_index = 0
         """As of the last batch that ended; the machine may be ahead.  May be looked at without the lock."""
         self.applied_config = Configuration()
@@ -65,6 +67,11 @@ class Applying:
     def is_due(self) -> bool:
         """Whether something waits to be applied, and may be."""
         return bool(self._waiting) and self._health.may_apply
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether something is being applied, or waits for it."""
+        return (self._is_under_way or bool(self._waiting)) and self._health.may_apply
 
     @property
     def is_overfull(self) -> bool:
@@ -99,6 +106,7 @@ class Applying:
         """Take everything that waits to be applied."""
         work, self._waiting = self._waiting, deque()
         self._taken_bytes = self._backlog_bytes
+        self._is_under_way = True
         return work
 
     def apply(self, work: Work) -> tuple[list[Answer], BaseException | None]:
@@ -122,3 +130,4 @@ class Applying:
         self.applied_config = self.machine.config
         self._backlog_bytes -= self._taken_bytes
         self._taken_bytes = 0
+        self._is_under_way = False

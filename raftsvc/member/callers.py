@@ -18,6 +18,7 @@ from raftsvc.errors import StoppedError
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine
 from raftsvc.member.handoff import is_left_to_log_thread
+from raftsvc.member.stages import stage_of
 from raftsvc.member.turns import Turn
 from raftsvc.member.waiters import Call, Read
 
@@ -64,6 +65,7 @@ class Callers:
                 call.is_parked = False
                 if not is_woken:
                     with self._turn.lock:
+                        call.stage = stage_of(self._engine, call)
                         return not self._engine.calls.withdraw(call)
                 if hands.helper is call:
                     self._applier.help(call)
@@ -105,6 +107,7 @@ class Callers:
     def _withdraw_read(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
         with self._turn.lock:
+            read.stage = stage_of(self._engine, read)
             return self._engine.reads.withdraw(read)
 
     def _is_left_to_log_thread(self) -> bool:

@@ -206,7 +206,10 @@ class Calls:
             if refusal is Refusal.QUOTA and not call.unsettled:
                 del self._waiting[call.number]
                 self._finished.add_call(call)
-                call.error = OverloadedError("too much waits to be committed; is a majority of the cluster reachable?")
+                call.error = OverloadedError(
+                    "too much waits at the leader to be committed, or to be applied by its State; "
+                    "is a majority of the cluster reachable?"
+                )
             else:
                 call.retry_tick = tick + 1
 

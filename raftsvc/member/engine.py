@@ -43,7 +43,7 @@ from raftsvc.core.raft import (
 from raftsvc.errors import (
     ApplyHaltedError,
     ConsensusError,
-    DiskStalledError,
+    DiskRefusedError,
     EvictedError,
     NodeFailedError,
     RaftError,
@@ -61,10 +61,14 @@ from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
+from raftsvc.member.vigil import Vigil
 from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Batch, SnapshotMark, Writes
 from raftsvc.state import State
 from raftsvc.storage import Loaded, Store
+
+_SNAPSHOT_RETRY = 10
+"""Election timeouts after which a snapshot that failed is tried again, at first."""
 
 
 class EngineOptions(NamedTuple):
@@ -98,7 +102,10 @@ class Runner(Protocol):
         """Begin to send the stored snapshot that `message` announces; False if that cannot be."""
 
     def release_log(self, index: int) -> None:
-        """Have `Writes.release(index)` called, outside of any lock."""
+        """Have `Writes.release(index)` called, outside of any lock, and `vigil.note_release` with what came of it."""
+
+    def look_at_room(self) -> None:
+        """Have `Writes.room` called, outside of any lock, and `vigil.note_room` with what it says."""
 
     def prepare_log(self) -> None:
         """Have `Writes.prepare` called until it returns False, by one thread, outside of any lock."""
@@ -157,7 +164,7 @@ class Engine:
         self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
         self.writes = Writes(store, self.inbox, self.health)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
-        self.ticks = 0
+        self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
         self._seen = _Seen()
 
         contexts = Contexts(random)
@@ -185,6 +192,11 @@ class Engine:
     def node_id(self) -> int:
         """The id of this member, which never changes."""
         return self.core.node_id
+
+    @property
+    def ticks(self) -> int:
+        """How many there were."""
+        return self.vigil.ticks
 
     # -- what comes in
 
@@ -260,24 +272,17 @@ class Engine:
             # Of no use to those who need it, nor to a restart; the State here is whole.
             error = StorageError(f"the stored snapshot cannot be read: {damage}; another is being taken")
             error.__cause__ = damage
-            self._runner.say(logging.ERROR, f"node {self.node_id}: {error}")
-            self.health.note(Condition.UNSAVED, error)
-            self.snapshots.replace_damaged()
+            self.vigil.begin(Condition.UNSAVED, error)
+            self.snapshots.want()
 
     def tick(self) -> None:
         """One tick of time passed."""
         if self.health.is_over:
             return
-        self.ticks += 1
         self.inbox.finished.tick()
         self._note_time()
-        if self.writes.count_tick() == 2 * self.options.election_ticks:
-            error = DiskStalledError(
-                f"a write to the log of node {self.node_id} has not returned for two election timeouts"
-            )
-            self._runner.say(logging.ERROR, f"{error}; it does not lead until the disk answers")
-            self.health.note(Condition.STALLED, error)
-            self._judge_fitness()
+        self.vigil.tick()
+        self.snapshots.tick()
         self.core.tick()
         self.calls.open_session(self.ticks)
         self.calls.retry(self.ticks)
@@ -306,7 +311,9 @@ class Engine:
         if self.digests.mismatch is not None and health.halted is None:
             self.halt(self.digests.mismatch)
         if self.digests.disagreement is not self._seen.disagreement:
-            self._notice_disagreement(self.digests.disagreement)
+            # A node that was convicted has said more.
+            self._seen = self._seen._replace(disagreement=self.digests.disagreement)
+            self.vigil.note_disagreement(self.digests.disagreement)
 
     def _send_what_came(self) -> None:
         """Have what callers brought sent, unless more is about to come."""
@@ -332,6 +339,7 @@ class Engine:
                 self.writes.hold(ready.token, ready.messages_after)
         if ready.committed:
             self.applying.add(ready.committed)
+            self.core.log.unapplied_bytes = self.applying.backlog_bytes
 
     def _post(self, messages: Iterable[Message]) -> None:
         by_peer: dict[int, list[Message]] = {}
@@ -373,32 +381,21 @@ class Engine:
             self._fail_waiters(error)
             self._runner.state_changed()
 
-    def _notice_disagreement(self, disagreement: RaftError | None) -> None:
-        """Say it once when it begins, and once when it is over; a node that was convicted has said more."""
-        self._seen = self._seen._replace(disagreement=disagreement)
-        if disagreement is not None:
-            self.health.note(Condition.DISPUTED, disagreement)
-        else:
-            self.health.clear(Condition.DISPUTED)
-        if self.health.may_apply:
-            if disagreement is not None:
-                self._runner.say(logging.ERROR, f"node {self.node_id}: {disagreement}")
-            else:
-                self._runner.say(logging.WARNING, f"node {self.node_id} does not differ from another any more")
-            self._runner.state_changed()
-
     # -- the end of slow work
 
     def end_write(self, batch: Batch, failure: BaseException | None) -> None:
-        """`batch` is durable, or what became of it is unknown."""
+        """`batch` is durable, or what became of it is unknown; or the disk refuses it for now, and is asked again."""
         writes = self.writes
+        if isinstance(failure, DiskRefusedError) and not self.health.is_over:
+            writes.put_off(self.options.election_ticks)
+            self.vigil.note_write(failure)
+            return
         writes.end()
         if failure is not None:
             self.fail(as_raft_error(failure, "writing the log failed"))
         if self.health.is_over:
             return
-        if not self.health.may_lead and self.health.clear(Condition.STALLED):
-            self._judge_fitness()
+        self.vigil.note_write(None)
         for item in batch:
             if isinstance(item, SnapshotMark):
                 self._runner.release_log(self.core.compact(item.index))
@@ -418,6 +415,7 @@ class Engine:
         applying, calls = self.applying, self.calls
         session_id, config = calls.session_id, applying.applied_config
         applying.note_applied()
+        self.core.log.unapplied_bytes = applying.backlog_bytes
         calls.follow_session(applying.machine)
         self.lives.applied()
         if applying.applied_config is not config:
@@ -440,14 +438,14 @@ class Engine:
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
-        self.snapshots.end()
         if error is not None:
-            self._runner.say(logging.ERROR, f"node {self.node_id} could not take a snapshot: {error!r}", error)
+            self.snapshots.end(_SNAPSHOT_RETRY * self.options.election_ticks)
             unsaved = StorageError(f"taking a snapshot failed: {error!r}; the log grows until one succeeds")
             unsaved.__cause__ = error
-            self.health.note(Condition.UNSAVED, unsaved)
+            self.vigil.begin(Condition.UNSAVED, unsaved)
             return
-        self.health.clear(Condition.UNSAVED)
+        self.snapshots.end()
+        self.vigil.end(Condition.UNSAVED)
         if saved is not None:
             self.writes.add(SnapshotMark(saved.header.index, saved.header.term))
 
@@ -458,7 +456,7 @@ class Engine:
         if not self.health.is_over:
             self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
             self.health.note(Condition.SUPERSEDED if isinstance(error, SupersededError) else Condition.FAILED, error)
-            self._judge_fitness()
+            self.vigil.judge_fitness()
             self.writes.clear()
             self._fail_waiters(self.health.refusal())
 
@@ -467,12 +465,7 @@ class Engine:
         self._runner.say(logging.ERROR, f"node {self.node_id}: {error}", error.__cause__)
         self.health.note(Condition.HALTED, error)
         self._fail_waiters(error)
-        self._judge_fitness()
-
-    def _judge_fitness(self) -> None:
-        """A node that cannot write or cannot apply leaves leading to others."""
-        self.core.set_fit_to_lead(self.health.may_lead)
-        self._runner.state_changed()
+        self.vigil.judge_fitness()
 
     def _fail_waiters(self, error: RaftError | None) -> None:
         assert error is not None, "who serves nobody says why"

@@ -90,24 +90,37 @@ class Errands:
         self._start_job("release", partial(self._release, index))
 
     def _release(self, index: int) -> None:
+        failure: StorageError | None = None
         try:
             self._engine.writes.release(index)
         except StorageError as error:
-            logger.error(
-                "node %d: %s; the log grows until it succeeds, at a later snapshot", self._engine.node_id, error
-            )
+            failure = error
+        with self._changed:  # what it has to say is said at the end of the next turn, within a tick
+            self._engine.vigil.note_release(index, failure)
+
+    def look_at_room(self) -> None:
+        """See whether the disk is nearly full."""
+        self._start_job("room", self._look_at_room)
+
+    def _look_at_room(self) -> None:
+        free_bytes, segment_bytes = self._engine.writes.room()
+        with self._changed:
+            self._engine.vigil.note_room(free_bytes, segment_bytes)
 
     def prepare_log(self) -> None:
         """Make the log's next segment."""
-        self._start_job("prepare", self._prepare)
+        if not self._start_job("prepare", self._prepare):
+            self._engine.writes.give_up_preparing()
 
     def _prepare(self) -> None:
         while not self._threads.stopping.is_set() and self._engine.writes.prepare():
             pass
 
-    def _start_job(self, name: str, run: Callable[[], None]) -> None:
-        """For what is not missed if there can be no more threads."""
+    def _start_job(self, name: str, run: Callable[[], None]) -> bool:
+        """For what is not missed if there can be no more threads; whether there could."""
         try:
             self._threads.start(name, run)
         except RuntimeError as error:
             self.say(logging.ERROR, f"thread raftsvc-{name} cannot be started: {error}")
+            return False
+        return True

@@ -25,50 +25,81 @@ class Part(Flag):
     LEAD = auto()
     SERVE = auto()
     """Answer callers of its own."""
-    ALL = TAKE_PART | APPLY | LEAD | SERVE
+    BE_READY = auto()
+    """Be sent callers by those who ask whether it is ready: others serve them better."""
+    ALL = TAKE_PART | APPLY | LEAD | SERVE | BE_READY
 
 
 class Condition(Enum):
-    """Something that can be wrong: a name, what it keeps the node from, and whether it can pass."""
+    """Something that can be wrong: a name, what it keeps the node from, and what is said when it is over.
 
-    FAILED = ("failed", Part.ALL, False)
+    What says nothing then is for good.
+    """
+
+    FAILED = ("failed", Part.ALL)
     """Something broke of which nobody knows what is still true."""
-    REMOVED = ("removed", Part.LEAD | Part.SERVE, False)
+    REMOVED = ("removed", Part.LEAD | Part.SERVE | Part.BE_READY)
     """By its cluster.  It votes for nobody either, which the core sees to, but hears and tells that it was."""
-    SUPERSEDED = ("superseded", Part.ALL, False)
+    SUPERSEDED = ("superseded", Part.ALL)
     """Its directory is not the only one of this member, or not all of it: it may have forgotten what it promised."""
-    HALTED = ("halted", Part.APPLY | Part.LEAD | Part.SERVE, False)
+    HALTED = ("halted", Part.APPLY | Part.LEAD | Part.SERVE | Part.BE_READY)
     """The State raised what it may not, or differs from the others'.  It still votes and stores for them."""
-    STALLED = ("stalled", Part.LEAD, True)
+    CLAIMED = ("claimed", Part.BE_READY, "members of another cluster do not take it for theirs any more")
+    """By members of another cluster, while it is alone: its directory may have been lost, and a new cluster begun."""
+    STATE_STALLED = ("state-stalled", Part.LEAD | Part.BE_READY, "the State goes on")
+    """The State does not answer: who cannot apply leaves leading to others."""
+    STALLED = ("stalled", Part.LEAD | Part.BE_READY, "the disk answers in time again")
     """The disk does not answer: who cannot write leaves leading to others."""
-    UNSAVED = ("unsaved", Part.NONE, True)
+    REFUSED = ("refused", Part.NONE, "the disk takes writes again")
+    """The disk refuses writes for now, and is asked again; nothing is acknowledged meanwhile."""
+    NOT_LISTENING = ("not-listening", Part.BE_READY, "its listener is bound")
+    """The port on which others reach it is not open."""
+    OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")
+    """No leader is heard."""
+    WRONG_CLUSTER = ("wrong-cluster", Part.NONE, "no other cluster answers at a member's address any more")
+    """At a member's address another cluster answers: that member is lost.  The others serve on."""
+    WRONG_SECRET = ("wrong-secret", Part.NONE, "no member refuses its secret any more")
+    """A member refuses its requests."""
+    UNSAVED = ("unsaved", Part.NONE, "a snapshot was taken")
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
-    DISPUTED = ("disputed", Part.NONE, True)
+    UNRELEASED = ("unreleased", Part.NONE, "old segments of the log are deleted again")
+    """What the log need not keep cannot be deleted, so that it grows."""
+    DISPUTED = ("disputed", Part.NONE, "it does not differ from another any more")
     """It differs from another member, and nobody knows yet who is wrong."""
-    DOUBLED = ("doubled", Part.NONE, True)
+    DOUBLED = ("doubled", Part.NONE, "every member speaks for itself again")
     """Another member's directory was copied or put back, and nothing that it says counts here."""
-    STOPPED = ("stopped", Part.ALL, False)
+    LOW_ROOM = ("low-room", Part.NONE, "there is room on the disk again")
+    """The disk will soon be full: a warning, and no error yet."""
+    STOPPED = ("stopped", Part.ALL)
     """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
 
     __hash__ = object.__hash__  # that of an enum is computed from the name each time
 
-    def __init__(self, label: str, keeps_from: Part, can_pass: bool) -> None:
+    def __init__(self, label: str, keeps_from: Part, over: str = "") -> None:
         self.label = label
         self.keeps_from = keeps_from
-        self.can_pass = can_pass
+        self.over = over
+
+    @property
+    def can_pass(self) -> bool:
+        """Whether it may be over sometime."""
+        return bool(self.over)
+
+
+_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.STOPPED))
 
 
 class Health:
     """The conditions that hold at a node, and what it may do nevertheless."""
 
-    __slots__ = ("_errors", "is_over", "may_apply", "may_lead", "may_serve")
+    __slots__ = ("_errors", "is_over", "may_apply", "may_be_ready", "may_lead", "may_serve")
 
     def __init__(self) -> None:
         self._errors: dict[Condition, RaftError] = {}
         # Looked at for every caller and every batch, hence not made of the table each time.
         self.is_over = False
         """Whether the node takes no further part, for good."""
-        self.may_apply = self.may_lead = self.may_serve = True
+        self.may_apply = self.may_lead = self.may_serve = self.may_be_ready = True
 
     def note(self, condition: Condition, error: RaftError) -> None:
         """`condition` holds from now on; `error` says how it came to that."""
@@ -91,6 +122,7 @@ class Health:
         self.may_apply = Part.APPLY not in kept_from
         self.may_lead = Part.LEAD not in kept_from
         self.may_serve = Part.SERVE not in kept_from
+        self.may_be_ready = Part.BE_READY not in kept_from
         self.is_over = Part.TAKE_PART in kept_from
         assert not (self.is_over and self.may_serve), "who takes no part serves nobody"
 
@@ -112,9 +144,14 @@ class Health:
         """What keeps the node from operating normally, or None: of the conditions that hold the gravest."""
         for condition in Condition:
             error = self._errors.get(condition)
-            if error is not None and condition is not Condition.STOPPED:
+            if error is not None and condition not in _NO_ERRORS:
                 return error
         return None
+
+    def conditions(self) -> dict[str, str]:
+        """What is said of each condition that holds, by its name, the gravest first."""
+        errors = self._errors.copy()
+        return {c.label: f"{type(errors[c]).__name__}: {errors[c]}" for c in Condition if c in errors}
 
     def refusal(self) -> RaftError | None:
         """What an application is told that is not served, or None if it is."""

@@ -12,6 +12,7 @@ Threads, all daemons, none dependent on the thread that started the node:
     raftsvc-snapshot  while a snapshot is written
     raftsvc-release   while old segments of the log are deleted
     raftsvc-prepare   while the log's next segment is made
+    raftsvc-room      while the disk is asked for its room
     raftsvc-send-N, raftsvc-stream-N, raftsvc-transfer-N    see transport
 """
 
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Life, Message
 from raftsvc.core.raft import Refusal, Role
-from raftsvc.errors import RaftError
+from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
 from raftsvc.member.engine import Engine, EngineOptions
@@ -39,6 +40,7 @@ from raftsvc.member.status import status_of
 from raftsvc.member.threads import Threads
 from raftsvc.member.ticker import LEAST_TICK, Ticker
 from raftsvc.member.turns import Turn
+from raftsvc.member.vitals import Vitals
 from raftsvc.member.waiters import Call, Read
 from raftsvc.state import State
 from raftsvc.storage import Store, held_by
@@ -99,17 +101,32 @@ class Node:
         self._callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
         self.identity = self._peers.identity
+        self.vitals = Vitals(engine, turn, self._peers, self._threads, self.is_settled)
         self.node_id = engine.node_id
         self.cluster_id = engine.snapshots.cluster_id
 
     # -- life
 
     def start(self) -> None:
-        """Start the threads; a sole voter elects itself at once."""
-        with self._turn:
-            self._engine.start()
-        for name, run in (("ticker", self._ticker.run), ("log", self._turn.run_log), ("apply", self._applier.run)):
-            self._threads.start_essential(name, run)
+        """Start the threads; a sole voter elects itself at once.
+
+        Raises StartFailedError if no thread can be started; then none is left, and nothing was
+        applied: another node may be started with the same State and directory.
+        """
+        try:
+            with self._turn:
+                self._engine.start()
+            # Who applies comes last.
+            for name, run in (("ticker", self._ticker.run), ("log", self._turn.run_log), ("apply", self._applier.run)):
+                self._threads.start_essential(name, run)
+        except BaseException as error:
+            deadline = self._end(StoppedError("the node could not be started"))
+            self._let_go(deadline, self._store.unload)
+            if isinstance(error, RuntimeError):
+                raise StartFailedError(
+                    f"node {self.node_id} could not be started: {error}; it may be tried again"
+                ) from (error)
+            raise
 
     def _note_failure(self, error: BaseException, what: str) -> None:
         with self._turn:
@@ -132,6 +149,14 @@ class Node:
 
     def stop(self, error: RaftError) -> None:
         """End all threads and fail every waiter with what is known; bounded, idempotent."""
+        deadline = self._end(error)
+        if not self._let_go(deadline, self._store.close):
+            logger.error(
+                "a write to the disk still hangs; files and the directory lock stay open until the process ends"
+            )
+
+    def _end(self, error: RaftError) -> float:
+        """End all threads, of whom some may be in the middle of something; until when to wait for what they do."""
         with self._turn:
             self._threads.stopping.set()
             self._engine.stop(error)
@@ -140,12 +165,9 @@ class Node:
         stop_senders()
         deadline = time.monotonic() + _STOP_SECONDS
         self._threads.join(lambda: deadline - time.monotonic())
-        if not self._close_store(deadline):
-            logger.error(
-                "a write to the disk still hangs; files and the directory lock stay open until the process ends"
-            )
+        return deadline
 
-    def _close_store(self, deadline: float) -> bool:
+    def _let_go(self, deadline: float, close: Callable[[float], bool]) -> bool:
         # A descriptor that is closed while it is written to may be another file's by then.
         turn, inbox = self._turn, self._engine.inbox
         with held_by(deadline, self._peers.incoming_lock) as is_quiet:
@@ -153,7 +175,7 @@ class Node:
                 while inbox.is_writing and time.monotonic() < deadline:
                     turn.durable.wait(0.05)
                 is_quiet = is_quiet and not inbox.is_writing
-            return is_quiet and self._store.close(deadline - time.monotonic())
+            return is_quiet and close(deadline - time.monotonic())
 
     # -- how it is
 
@@ -164,10 +186,6 @@ class Node:
     def err(self) -> RaftError | None:
         """What keeps this node from operating normally, or None."""
         return self._engine.health.err()
-
-    def is_live(self) -> bool:
-        """Whether every thread that the node needs is at work; halted applying is not mended by a restart."""
-        return self._threads.are_alive() or self._engine.health.halted is not None
 
     def status(self) -> dict[str, object]:
         """A picture of the node for people and monitors."""

@@ -85,6 +85,18 @@ class Peers:
             if not peers[peer_id].is_responding:
                 peers.pop(peer_id).stop(wait=False)
 
+    def look_after(self) -> None:
+        """Have senders for all members, and tell the engine who has not answered for an election timeout."""
+        self.members_changed()
+        long_ago = time.monotonic() - self._patience
+        troubles = {i: peer.trouble for i, peer in self._errands.peers.items()}
+        self._engine.vigil.note_peers({i: t for i, t in troubles.items() if t is not None and t.since <= long_ago})
+
+    def hears_stream_of(self, peer_id: int) -> bool:
+        """Whether a stream brings what `peer_id` says."""
+        peer = self._errands.peers.get(peer_id)
+        return peer is not None and peer.hears_stream
+
     # -- who speaks
 
     def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:

@@ -32,13 +32,15 @@ class Snapshots:
     """The State's snapshots at one node."""
 
     __slots__ = (
+        "_failures",
         "_health",
-        "_is_damaged",
         "_is_saving",
+        "_is_wanted",
         "_last_index",
         "_machine",
         "_max_bytes",
         "_max_entries",
+        "_rest_ticks",
         "_store",
         "_was_restored",
         "arrivals",
@@ -60,19 +62,21 @@ class Snapshots:
         self.bytes_since = 0
         """Of entries applied since the last; counted by who applies."""
         self._is_saving = False
-        self._is_damaged = False  # and no other was begun since
+        self._is_wanted = False  # whatever was applied since, and none was begun since that became known
+        self._failures = 0  # since one was saved
+        self._rest_ticks = 0  # after the last of them
         self._was_restored = False
         self.arrivals = Arrivals(store)
 
     @property
     def is_due(self) -> bool:
-        """Whether enough was applied since the last one, or that was damaged.
+        """Whether enough was applied since the last one, or that failed or was damaged.
 
         A State that halted is not trusted to overwrite the last snapshot: from that a restart may be whole again.
         """
         return (
             (
-                self._is_damaged
+                self._is_wanted
                 or self._machine.applied_index - self._last_index >= self._max_entries
                 or self.bytes_since >= self._max_bytes
             )
@@ -80,9 +84,20 @@ class Snapshots:
             and self._health.may_apply
         )
 
-    def replace_damaged(self) -> None:
+    def want(self) -> None:
         """The stored one is of no use: another is due, whatever was applied since."""
-        self._is_damaged = True
+        self._is_wanted = True
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether one failed, and is not tried again yet."""
+        return self._rest_ticks > 0
+
+    def tick(self) -> None:
+        """One tick of time passed."""
+        if self._rest_ticks:
+            self._rest_ticks -= 1
+            self._is_wanted = self._is_wanted or not self._rest_ticks
 
     def capture(self) -> Capture:
         """The State as of now.  Raises what the State raises, to be given to `Engine.end_snapshot`."""
@@ -90,7 +105,7 @@ class Snapshots:
         # Whatever comes of it, the next attempt is as far away as after a success.
         self._last_index = machine.applied_index
         self.bytes_since = 0
-        self._is_damaged = False
+        self._is_wanted = False
         self._is_saving = True
         header = SnapshotHeader(
             machine.applied_index,
@@ -106,9 +121,11 @@ class Snapshots:
         """Make it the stored snapshot, unless a newer one is there; whether it is now."""
         return self._store.save_snapshot(capture.header, capture.chunks)
 
-    def end(self) -> None:
-        """What was captured is saved, or will not be."""
+    def end(self, retry_ticks: int = 0) -> None:
+        """What was captured is saved, or will not be; then another is wanted after `retry_ticks`, more each time."""
         self._is_saving = False
+        self._failures = self._failures + 1 if retry_ticks else 0
+        self._rest_ticks = retry_ticks << min(max(self._failures - 1, 0), 6)
 
     def restore(self, index: int) -> None:
         """Restart the State from the stored snapshot, which covers at least `index`."""
@@ -163,8 +180,10 @@ class Arrivals:
         return chunk.size_bytes
 
     def drop(self) -> None:
-        """What was received so far is not wanted any more."""
-        self._incoming = None
+        """What was received so far is not wanted any more, nor is its place on the disk."""
+        if self._incoming is not None:
+            self._incoming = None
+            self._store.drop_incoming()
 
 
 def decode_config(data: bytes) -> Configuration:

@@ -37,4 +37,9 @@ def status_of(engine: Engine) -> dict[str, object]:
             str(i): {"state": p.state.value, "match_index": p.match_index} for i, p in sorted(core.progress.items())
         },
         "fsync_count": engine.writes.fsync_count,
+        "unapplied_bytes": engine.applying.backlog_bytes,
+        "conditions": engine.health.conditions(),
+        "unreachable": {
+            str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())
+        },
     }

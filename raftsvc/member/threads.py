@@ -34,8 +34,8 @@ class Threads:
 
         thread = threading.Thread(target=guarded, name=f"raftsvc-{name}", daemon=True)
         self._started = [t for t in self._started if t.is_alive()]
-        self._started.append(thread)
         thread.start()
+        self._started.append(thread)
         return thread
 
     def start_essential(self, name: str, run: Callable[[], None]) -> None:

@@ -51,7 +51,7 @@ class Ticker:
             with turn:
                 engine.tick()
                 if engine.ticks % engine.options.election_ticks == 0:
-                    self._peers.members_changed()
+                    self._peers.look_after()
                     self._correct_address()
                 turn.drive(inline=False)
             last = clock()

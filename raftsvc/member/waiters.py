@@ -16,12 +16,14 @@ class Waiter:
     only run into it.
     """
 
-    __slots__ = ("_woken", "error")
+    __slots__ = ("_woken", "error", "stage")
 
     def __init__(self) -> None:
         self._woken = threading.Lock()  # a semaphore: half the cost of an Event
         self._woken.acquire()
         self.error: RaftError | None = None
+        self.stage = ""
+        """What it waited for when it was given up."""
 
     def wake(self) -> None:
         """Let the caller go on; it looks why."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from raftsvc.core.messages import Message
 from raftsvc.core.raft import Ready
+from raftsvc.errors import DiskRefusedError
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
 from raftsvc.storage import Store
@@ -40,10 +41,13 @@ class Writes:
         "_held",
         "_in_write",
         "_inbox",
+        "_installed",
         "_is_preparing",
+        "_refusals",
+        "_rest_ticks",
         "_store",
         "_waiting",
-        "_writing_ticks",
+        "_written",
         "durable_token",
     )
 
@@ -53,7 +57,10 @@ class Writes:
         self._inbox = inbox
         self._waiting: list[Ready | SnapshotMark] = []
         self._in_write: Batch = ()
-        self._writing_ticks = 0
+        self._written = 0  # of the items of this batch, and whether the snapshot of the next is installed
+        self._installed = False
+        self._refusals = 0  # of this batch
+        self._rest_ticks = 0  # until it is tried again
         self._held: deque[tuple[int, Sequence[Message]]] = deque()
         self._is_preparing = False  # the runner was asked to, and has not come to the end
         self.durable_token = 0
@@ -61,40 +68,69 @@ class Writes:
 
     @property
     def is_due(self) -> bool:
-        """Whether something waits to be written, and nothing is being written."""
+        """Whether something waits to be written, and nothing is being written, nor resting after a refusal."""
+        if self._refusals:
+            return not (self._rest_ticks or self._inbox.is_writing or self._health.is_over)
         return bool(self._waiting) and not self._inbox.is_writing and not self._health.is_over
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether something was begun to be written, and is not written yet."""
+        return self._inbox.is_writing or self._refusals > 0
 
     def add(self, item: Ready | SnapshotMark) -> None:
         """Have it written in the next batch."""
         self._waiting.append(item)
 
     def begin(self) -> Batch:
-        """Take everything that waits to be written."""
+        """Take everything that waits to be written; first what was refused, by itself: it is to be the very same."""
         assert not self._inbox.is_writing, "one writer at a time"
-        self._in_write, self._waiting = self._waiting, []
+        if not self._refusals:
+            self._in_write, self._waiting = self._waiting, []
+            self._written = 0
         self._inbox.is_writing = True
-        self._writing_ticks = 0
         return self._in_write
 
     def write(self, batch: Batch) -> None:
-        """Make `batch` durable with one fsync; what it raises is to be given to `end`."""
+        """Make `batch` durable with one fsync; what it raises is to be given to `end` or to `put_off`.
+
+        Called again after DiskRefusedError it goes on where it was refused.
+        """
+        try:
+            self._append(batch)
+        except MemoryError as error:
+            raise DiskRefusedError("no memory is left to write the log with; it is tried again") from error
+        self._store.wal.sync()
+
+    def _append(self, batch: Batch) -> None:
         wal = self._store.wal
-        for item in batch:
+        for item in batch[self._written :] if self._written else batch:
             if isinstance(item, SnapshotMark):
                 wal.mark_snapshot(item.index, item.term)
-                continue
-            if item.snapshot is not None:
-                # The file first, then the mark, then what follows it.
-                self._store.install_incoming()
-                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)
-            if item.hard_state is not None or item.entries:
-                wal.append(item.hard_state, item.entries)
-        wal.sync()
+            else:
+                if item.snapshot is not None:
+                    # The file first, then the mark, then what follows it.
+                    if not self._installed:
+                        self._store.install_incoming()
+                        self._installed = True
+                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)
+                if item.hard_state is not None or item.entries:
+                    wal.append(item.hard_state, item.entries)
+            self._written += 1
+            self._installed = False
 
     def end(self) -> None:
         """The write returned; whoever wrote looks into the inbox after this, and not before."""
         assert self._inbox.is_writing, "who ends has begun"
         self._in_write = ()
+        self._refusals = 0
+        self._inbox.is_writing = False
+
+    def put_off(self, most_ticks: int) -> None:
+        """The write was refused: the same is tried again after a rest, longer each time."""
+        assert self._inbox.is_writing, "who ends has begun"
+        self._refusals += 1
+        self._rest_ticks = min(1 << min(self._refusals - 1, 10), most_ticks)
         self._inbox.is_writing = False
 
     def note_durable(self, token: int) -> None:
@@ -105,6 +141,7 @@ class Writes:
     def clear(self) -> None:
         """Nothing more is written, nor said of it."""
         self._waiting.clear()
+        self._refusals = 0
         self._held.clear()
 
     # -- messages that wait
@@ -132,12 +169,10 @@ class Writes:
 
     # -- the disk
 
-    def count_tick(self) -> int:
-        """A tick passed; how many of them the present write has taken, 0 if there is none."""
-        if self._inbox.is_writing:
-            self._writing_ticks += 1
-            return self._writing_ticks
-        return 0
+    def tick(self) -> None:
+        """One tick of time passed."""
+        if self._rest_ticks:
+            self._rest_ticks -= 1
 
     @property
     def fsync_count(self) -> int:
@@ -148,12 +183,21 @@ class Writes:
         """Delete what the log need not keep up to `index`.  Slow.  Raises StorageError; the log goes on."""
         self._store.wal.release_before(index)
 
+    def room(self) -> tuple[int | None, int]:
+        """How many bytes the disk still takes, as far as that can be said, and those of a segment.  Slow."""
+        return self._store.room(), self._store.segment_bytes
+
     def begin_prepare(self) -> bool:
         """Whether the log's next segment has to be made, and nobody was asked to."""
         if self._is_preparing or not self._store.wal.is_prepare_due:
             return False
         self._is_preparing = True
         return True
+
+    def give_up_preparing(self) -> None:
+        """Nobody does, so the next rotation will; from the one after that on somebody may again."""
+        self._is_preparing = False
+        self._store.wal.skip_preparing()
 
     def prepare(self) -> bool:
         """Do a piece of the work that the log's next rotation would wait for; whether to go on.  Slow."""

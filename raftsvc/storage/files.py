@@ -15,6 +15,12 @@ from contextlib import suppress
 from raftsvc.process import close_in_children
 from raftsvc.storage.lock import DirectoryLock
 
+PASSING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN))
+"""What a system refuses while something is short: a call that says so, save a sync, took no effect that matters."""
+NO_DESCRIPTOR = frozenset((errno.EMFILE, errno.ENFILE))
+"""Of those what no sync ever says: the file was not even opened."""
+FOREIGN = frozenset((errno.ESTALE, errno.EBADF))
+"""What is said where the directory, or the process, is another by now: nothing that passes."""
 _NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
 """Errors of syncing a directory that was there long before: its owner, or a file system without that, cares for it."""
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
@@ -123,6 +129,15 @@ class Files:
         """The fsync itself; for `sync`, and for those who replace it."""
         self._check_own(fd)
         _fdatasync(fd)
+
+    def is_doubtful(self, fd: int) -> bool:
+        """Whether a sync of the file failed."""
+        return fd in self._doubtful
+
+    def room(self, path: str) -> int | None:
+        """How much may still be written to the file system of `path`; None if that cannot be said."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def sync_dir(self, path: str) -> None:
         """Return once the names in the directory are durable."""

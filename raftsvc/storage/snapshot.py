@@ -201,12 +201,14 @@ class IncomingSnapshot:
         identity: tuple[int, int, int, int],
         on_complete: Callable[[], None],
         sync_bytes: int = SYNC_BYTES,
+        on_useless: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_complete` is called by `finish` with the file verified and durable."""
+        """`on_complete` is called by `finish` with the file verified and durable, `on_useless` where that fails."""
         index, term, size_bytes, crc = identity
         self.identity: tuple[int, int, int, int] | None = identity
         self._announced = (index, term, cluster_id)
         self._on_complete = on_complete
+        self._on_useless = on_useless
         self._files = files
         self._path = path
         self._size_bytes = size_bytes
@@ -236,12 +238,13 @@ class IncomingSnapshot:
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """Give the file up if the disk fails."""
+        """Give the file up if the disk fails: a full one gets its space back."""
         try:
             yield
         except OSError:
             self.identity = None
             self.close()
+            self._on_useless()
             raise
 
     def finish(self) -> SnapshotHeader:
@@ -255,15 +258,19 @@ class IncomingSnapshot:
             self._files.sync(self._fd)
         self.close()
         try:
-            with StoredSnapshot(self._files, self._path) as snapshot:
+            with self._giving_up(), StoredSnapshot(self._files, self._path) as snapshot:
                 header = snapshot.header
                 if (snapshot.crc, header.index, header.term, header.cluster_id) != (self._crc, *self._announced):
                     raise MalformedError(f"the snapshot received is not the one at {self._announced[0]} announced")
                 snapshot.verify()
-        except DamagedStorageError as error:
+        except (DamagedStorageError, MalformedError) as error:
+            self._on_useless()
+            if isinstance(error, MalformedError):
+                raise
             # It was never ours: the sender's storage, or the way, is damaged.
             raise MalformedError(f"the snapshot received is damaged: {error}") from error
-        self._on_complete()
+        with self._giving_up():
+            self._on_complete()
         return header
 
     def close(self) -> None:

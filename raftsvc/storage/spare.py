@@ -44,6 +44,10 @@ class Spare:
         """Whether there is something to prepare."""
         return self._may_prepare and self._zeroed < self.size_bytes
 
+    def skip(self) -> None:
+        """Nothing is to be prepared until after the next rotation."""
+        self._may_prepare = False
+
     def prepare(self) -> bool:
         """Zero one more piece; whether to go on.  Raises OSError, which ends it until after the next rotation."""
         with self._lock:

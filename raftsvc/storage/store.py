@@ -24,8 +24,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Life, index_of
-from raftsvc.errors import DamagedStorageError, StorageError
-from raftsvc.storage.files import Files, make_dirs, read_file, write_file
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError
+from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.snapshot import (
@@ -62,11 +62,12 @@ class Store:
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
         self._dir_lock = files.owner_lock(path)
-        # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
+        # Guards all up to _is_named, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False
         self._snapshot_index = 0
         self._superseded = 0  # snapshots received whole in whose place a later one came before they were installed
+        self._is_named = False  # one received whole has its name, which is not durable yet
         self._incoming: IncomingSnapshot | None = None
         self._cluster_id = 0
         self._wal: Wal | None = None
@@ -175,6 +176,32 @@ class Store:
         with suppress(OSError):  # the next start removes what stays
             self._files.remove(f"{self._path}/wal/token")
 
+    def undo_create(self) -> None:
+        """Make the directory as uninitialized as before `create`; the log is closed.  Raises StorageError."""
+        try:
+            self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
+            self._files.sync_dir(self._path)
+            self._clear_stage()
+        except OSError as error:
+            raise StorageError(f"{self._path}: what was begun cannot be undone: {error}") from error
+
+    def unload(self, timeout: float = 5.0) -> bool:
+        """Close what `load` opened; the directory stays ours.  As `close`, but for that."""
+        wal, self._wal = self._wal, None
+        return wal is None or wal.close(timeout)
+
+    @property
+    def segment_bytes(self) -> int:
+        """How large a segment of the log usually is."""
+        return self._segment_bytes
+
+    def room(self) -> int | None:
+        """How many bytes may still be written to this directory; None if that cannot be said."""
+        try:
+            return self._files.room(self._path)
+        except OSError:
+            return None
+
     # -- starting
 
     def load(self, nonce: int) -> Loaded:
@@ -267,7 +294,12 @@ class Store:
             if header.index < self._snapshot_index:
                 self._files.remove(temporary)
                 return False
-            publish(self._files, temporary, f"{self._path}/snap")
+            try:
+                publish(self._files, temporary, f"{self._path}/snap")
+            except OSError:
+                with suppress(OSError):  # it has its name, or its space is given back
+                    self._files.remove(temporary)
+                raise
             self._snapshot_index = header.index
             return True
 
@@ -290,9 +322,27 @@ class Store:
             if self._files.exists(path):
                 self._files.remove(path)  # a new file, whatever became of the former one
             self._incoming = IncomingSnapshot(
-                self._files, path, self._cluster_id, identity, self._complete_incoming, self._sync_bytes
+                self._files,
+                path,
+                self._cluster_id,
+                identity,
+                self._complete_incoming,
+                self._sync_bytes,
+                self._remove_incoming,
             )
             return self._incoming
+
+    def drop_incoming(self) -> None:
+        """What was received in part is not wanted any more: give its space back.  By who receives."""
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.close()
+            self._remove_incoming()
+
+    def _remove_incoming(self) -> None:
+        with self._snapshot_lock, suppress(OSError):
+            if not self._is_closed:
+                self._files.remove(f"{self._path}/snap.part")
 
     def _complete_incoming(self) -> None:
         complete = f"{self._path}/snap.new"
@@ -306,16 +356,29 @@ class Store:
         """Give the last snapshot that was received whole its name, durably.
 
         Does nothing if that one was installed already in place of the one meant.
+        Raises DiskRefusedError, after which it is to be called again; OSError, StorageError.
         """
         with self._snapshot_lock:
             self._check_open()
             complete = f"{self._path}/snap.new"
-            if self._superseded and not self._files.exists(complete):
+            if not self._is_named and self._superseded and not self._files.exists(complete):
                 self._superseded -= 1
                 return
-            publish(self._files, complete, f"{self._path}/snap")
-            with self.open_snapshot() as snapshot:
-                self._snapshot_index = snapshot.header.index
+            try:
+                if not self._is_named:
+                    with StoredSnapshot(self._files, complete) as snapshot:
+                        index = snapshot.header.index
+                    self._files.rename(complete, f"{self._path}/snap")
+                    self._is_named = True
+                    self._snapshot_index = index  # now: one of our own that is older must not take its place
+                self._files.sync_dir(self._path)
+            except OSError as error:
+                # Nothing happened, or the directory was not even opened; what a sync says is final.
+                is_foreign = error.errno in FOREIGN or isinstance(error, FileNotFoundError)
+                if error.errno in NO_DESCRIPTOR or not (self._is_named or is_foreign):
+                    raise DiskRefusedError(f"{complete}: installing it was refused: {error}") from error
+                raise
+            self._is_named = False
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close the log and let the directory go; idempotent.

@@ -52,9 +52,9 @@ from raftsvc.core.messages import (
     index_of,
     term_of,
 )
-from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
 from raftsvc.storage import spare
-from raftsvc.storage.files import Files
+from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.records import (
     ADVICE,
@@ -234,6 +234,13 @@ class _Extent:
         self._firsts: list[int] = []
         self._terms: list[int] = []
 
+    def copy(self) -> _Extent:
+        """The same, which changes by itself."""
+        other = _Extent(self.base)
+        other.last = self.last
+        other._firsts, other._terms = self._firsts[:], self._terms[:]
+        return other
+
     def put(self, entries: Sequence[Entry]) -> None:
         """Entries were written; they replace those from their first index on."""
         first = index_of(entries[0])
@@ -316,6 +323,10 @@ class Wal:
         """Whether it is time to `prepare`: half of the segment is written, and the next one is not complete."""
         return self._spare.is_due and self._tail.offset >= self._tail.size // 2
 
+    def skip_preparing(self) -> None:
+        """Prepare nothing until after the next rotation."""
+        self._spare.skip()
+
     def prepare(self) -> bool:
         """Zero one more piece of the next segment; whether to go on.
 
@@ -344,15 +355,26 @@ class Wal:
         size = max(self._spare.size_bytes, BODY + need_bytes + CLOSING_BYTES)
         path = f"{self._path}/{_segment_name(number)}"
         beginning, salt, chain = self._beginning(number, size)
-        with self._spare.taken(size) as fd:
-            self._files.write(fd, beginning, 0)
-            if former.fd >= 0:
-                self._sync_fd(former.fd)  # what the chain continues must not be lost before it
-            self._sync_fd(fd)
-            self._files.rename(self._spare.path, path)
-            self._files.sync_dir(self._path)
-            if former.fd >= 0:
-                self._write_closing(former.fd, former.offset, former.chain, former.salt)
+        if former.fd >= 0:
+            self._sync_fd(former.fd)  # what the chain continues must not be lost before it
+        passing: frozenset[int] | None = None
+        try:
+            with self._spare.taken(size) as fd:
+                # Up to its name it is nobody's, and whatever fails leaves the log as it was.
+                self._files.write(fd, beginning, 0)
+                self._sync_fd(fd)
+                self._files.rename(self._spare.path, path)
+                # From here on the same is made again in its place, unless a sync leaves a doubt.
+                passing = NO_DESCRIPTOR
+                self._files.sync_dir(self._path)
+                if former.fd >= 0:
+                    passing = PASSING
+                    self._write_closing(former.fd, former.offset, former.chain, former.salt)
+        except OSError as error:
+            is_passing = error.errno not in FOREIGN if passing is None else error.errno in passing
+            if is_passing and not self._files.is_doubtful(former.fd):
+                raise self._refused("making the next segment", error) from error
+            raise
         self._tail = _Tail(fd, size, salt, BODY, BODY, chain)
         if former.fd >= 0:
             with suppress(OSError):  # all that it holds is durable
@@ -386,7 +408,8 @@ class Wal:
         """Write a batch, not yet durable.  The term comes first: no entry outlives it in a crash.
 
         Entries that do not follow the last one replace the log from there on.
-        Raises StorageError, after which nothing more can be written.
+        Raises DiskRefusedError or MemoryError, after which the very same is to be asked for again before
+        anything else is; and StorageError, after which nothing more can be written.
         """
         self._check()
         if entries and index_of(entries[0]) > self._extent.last + 1:  # no assert: what follows a gap would be lost
@@ -396,12 +419,17 @@ class Wal:
         if entries and index_of(entries[0]) <= self._standing.mark.index:
             raise StorageError(f"{self._path}: entry {index_of(entries[0])} is covered by the snapshot already")
         records: list[tuple[int, bytes]] = []
+        former = self._standing.hard_state
         if hard_state is not None:
             records.append((STATE, HARD_STATE.pack(*hard_state)))
             self._standing.hard_state = hard_state
         if entries:
             records.append((ENTRIES, b"".join(entries)))
-        self._write(records)
+        try:
+            self._write(records)
+        except (DiskRefusedError, MemoryError):
+            self._standing.hard_state = former
+            raise
         if entries:
             self._extent.put(entries)
             top = self._segments[-1].max_index
@@ -412,14 +440,19 @@ class Wal:
 
         The log goes on if it holds that very entry, or began after it; else it
         starts anew behind `index`, and False is returned.  A snapshot older than
-        the one marked already changes nothing.  Raises StorageError.
+        the one marked already changes nothing.  Raises as `append`.
         """
         self._check()
         if index <= self._standing.mark.index:
             return True
+        former = self._standing.mark, self._extent.copy()
         goes_on = self._extent.mark(index, term)
         self._standing.mark = Mark(index, term)
-        self._write([(SNAPSHOT_MARK, MARK.pack(index, term))])
+        try:
+            self._write([(SNAPSHOT_MARK, MARK.pack(index, term))])
+        except (DiskRefusedError, MemoryError):
+            self._standing.mark, self._extent = former
+            raise
         return goes_on
 
     def begin_life(self, nonce: int) -> Life:
@@ -444,7 +477,15 @@ class Wal:
                 record, chain = encode_record(kind, payload, offset, tail.durable, chain, tail.salt)
                 buffer.append(record)
                 offset += len(record)
-            self._files.write(tail.fd, b"".join(buffer), tail.offset)
+            try:
+                self._files.write(tail.fd, b"".join(buffer), tail.offset)
+            except OSError as error:
+                if error.errno in PASSING:
+                    # What of it is there is not durable, and the next attempt writes the same bytes there.
+                    raise self._refused("writing the log", error) from error
+                raise
+        except (DiskRefusedError, MemoryError):  # without memory nothing is begun, or the same bytes are there again
+            raise
         except BaseException as error:
             self._poison(error)
         tail.offset = offset
@@ -471,6 +512,11 @@ class Wal:
     def _check(self) -> None:
         if self._failure is not None:
             raise StorageError(f"{self._path}: no longer written after {self._failure!r}") from self._failure
+
+    def _refused(self, what: str, error: OSError) -> DiskRefusedError:
+        return DiskRefusedError(
+            f"{self._path}: {what} was refused: {error}.  Nothing is lost, and it is tried again: make room"
+        )
 
     def _poison(self, error: BaseException) -> NoReturn:
         self._failure = error
@@ -509,7 +555,8 @@ class Wal:
                     # Each before the next: a crash must not leave a gap in the numbers.
                     self._files.sync_dir(self._path)
                 except OSError as error:
-                    self._release_failure = error  # as with files: the next sync would say nothing of this name
+                    if error.errno not in NO_DESCRIPTOR:
+                        self._release_failure = error  # as with files: the next sync would say nothing of this name
                     raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
                 with self._lock:
                     del self._segments[0]

@@ -8,6 +8,7 @@ from raftsvc.testing.disk import SimulatedDisk
 from raftsvc.testing.world import TICK
 
 USUAL_WRITE_DELAY = 400
+USUAL_APPLY_DELAY = 50
 
 
 class Computer:
@@ -15,6 +16,8 @@ class Computer:
 
     write_delay:     mean, microseconds.
     is_hung:         the disk does not answer.
+    apply_delay:     mean, microseconds, for each batch that the State applies.
+    is_state_hung:   the State does not answer.
     tick_rate:       how many times longer than it should be the time between two ticks is.
     spoilt_snapshots: which of the snapshots that were stored, by index, are of a damaged State.
     """
@@ -23,6 +26,8 @@ class Computer:
         self.disk = SimulatedDisk()
         self.write_delay = USUAL_WRITE_DELAY
         self.is_hung = False
+        self.apply_delay = USUAL_APPLY_DELAY
+        self.is_state_hung = False
         self.tick_rate = 1.0
         self.spoilt_snapshots: set[int] = set()
         # What leases allow: clocks that differ in rate by a tenth, and in what they show by anything.
@@ -40,6 +45,7 @@ class Computer:
     def heal(self) -> None:
         """Everything works as it should, from now on."""
         self.disk.heal()
-        self.is_hung = False
+        self.is_hung = self.is_state_hung = False
         self.write_delay = USUAL_WRITE_DELAY
+        self.apply_delay = USUAL_APPLY_DELAY
         self.tick_rate = 1.0

@@ -301,6 +301,9 @@ class SimulatedDisk(Files):
             inode.durable[start : start + SECTOR_BYTES] = inode.data[start : start + SECTOR_BYTES]
         inode.dirty.clear()
 
+    def room(self, path: str) -> int | None:
+        return self.free_bytes if self.free_bytes is not None else 1 << 60
+
     def sync_dir(self, path: str) -> None:
         crashes = self._begin("sync_dir", path)
         self._end(crashes)

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable
 
 from raftsvc.testing.cluster import Cluster
-from raftsvc.testing.computer import USUAL_WRITE_DELAY
+from raftsvc.testing.computer import USUAL_APPLY_DELAY, USUAL_WRITE_DELAY
 from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
@@ -20,6 +20,14 @@ from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, draw_option
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
 """Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
+_REFUSED = (
+    *[("create", "/next.tmp", code) for code in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM)],
+    *[("write", ".wal", code) for code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)],
+    *[("rename", end, errno.ENOSPC) for end in (".wal", "/snap", "/snap.new")],
+    *[("sync_dir", "", code) for code in (errno.EMFILE, errno.ENFILE)],
+    *[("create", end, errno.EMFILE) for end in ("/snap.tmp", "/snap.part")],
+)
+"""What may be refused for want of something, with nothing in doubt after it."""
 
 
 def for_a_while(world: World, undo: Callable[[], None], longest: int = 3000) -> None:
@@ -135,8 +143,11 @@ class NodeFaults:
             "fsync error": lambda node: self._fail(node, "sync", errno.EIO, world.random.choice(_SYNCED)),
             "write error": lambda node: self._fail(node, "write", errno.EIO),
             "full disk": self._fill_disk,
+            "nothing left": self._refuse,
             "slow disk": self._slow_disk,
             "hung disk": self._hang_disk,
+            "slow State": self._slow_state,
+            "hung State": self._hang_state,
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
@@ -165,6 +176,26 @@ class NodeFaults:
         disk = node.computer.disk
         disk.free_bytes = self._world.random.randrange(3000)
         for_a_while(self._world, lambda: setattr(disk, "free_bytes", None))
+        return True
+
+    def _refuse(self, node: SimulatedNode) -> bool:
+        """No descriptor, memory or quota is left for what comes next, once or several times."""
+        rng = self._world.random
+        operation, path_end, code = rng.choice(_REFUSED)
+        for _ in range(rng.randint(1, 4)):
+            node.computer.disk.fail_next(operation, path_end, code, skip=rng.randrange(2))
+        return True
+
+    def _slow_state(self, node: SimulatedNode) -> bool:
+        computer = node.computer
+        computer.apply_delay = self._world.random.choice((20, 200, 1500)) * MILLISECOND
+        for_a_while(self._world, lambda: setattr(computer, "apply_delay", USUAL_APPLY_DELAY), longest=6000)
+        return True
+
+    def _hang_state(self, node: SimulatedNode) -> bool:
+        computer = node.computer
+        computer.is_state_hung = True
+        for_a_while(self._world, lambda: setattr(computer, "is_state_hung", False), longest=8000)
         return True
 
     def _slow_disk(self, node: SimulatedNode) -> bool:

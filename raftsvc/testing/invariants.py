@@ -11,6 +11,7 @@ All of it is known from outside: the watch sees every node at once, which no nod
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,8 @@ from raftsvc.member.engine import Engine
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
 from raftsvc.member.waiters import Call
 
+_SLACK_BYTES = 2500
+"""What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
 
@@ -549,6 +552,41 @@ class Digests:
         require(not engine.digests.is_disputed, f"node {engine.node_id} is disputed, and sends its snapshot")
 
 
+class Bounds:
+    """What may pile up in memory, and what may end a node."""
+
+    def __init__(self) -> None:
+        self._terms: dict[int, tuple[int, int]] = {}  # by leader: the term it leads, and what waited at its beginning
+
+    def look(self, engine: Engine) -> None:
+        """A leader takes no more proposals than the quota lets wait, be it for a majority or for its State.
+
+        And of all that disks say only what leaves a doubt, which is EIO here, ends a node for good.
+        """
+        core = engine.core
+        cause: BaseException | None = engine.health.failure
+        while cause is not None:
+            require(
+                not isinstance(cause, OSError) or cause.errno == errno.EIO,
+                f"node {engine.node_id} is ended for good by what passes: {engine.health.failure!r}",
+            )
+            cause = cause.__cause__
+        if core.role is not Role.LEADER:
+            return
+        log = core.log
+        applied = max(engine.applying.applied_index, log.offset)
+        waiting_bytes = log.bytes_between(applied, log.last_index) if log.last_index > applied else 0
+        term, least = self._terms.get(engine.node_id, (0, 0))
+        if term != core.term:
+            self._terms[engine.node_id] = core.term, waiting_bytes
+            least = waiting_bytes
+        most = max(least, core.settings.max_uncommitted_bytes) + _SLACK_BYTES
+        require(
+            waiting_bytes <= most,
+            f"memory: {waiting_bytes} bytes wait at leader {engine.node_id}, and {most} may",
+        )
+
+
 class Watch:
     """Sees all nodes, remembers what they said and did, and raises Violation."""
 
@@ -556,3 +594,4 @@ class Watch:
         self.sessions = Sessions()
         self.consensus = Consensus(self.sessions.committed)
         self.digests = Digests()
+        self.bounds = Bounds()

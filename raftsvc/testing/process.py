@@ -129,6 +129,7 @@ class SimulatedProcess:
         engine = self.engine
         watch = self._world.watch
         watch.consensus.look(engine)
+        watch.bounds.look(engine)
         if not self.halted_at and isinstance(engine.health.halted, DivergedError):
             self.halted_at = self._world.schedule.now
             self._world.report.counts["convicted"] += 1
@@ -248,11 +249,14 @@ class SimulatedProcess:
             replica.damage_further(digests.differs(engine))
 
         def work_off() -> None:
+            if self.computer.is_state_hung:
+                self.life.later(20 * MILLISECOND, work_off)
+                return
             self.do(finish)
             # Not before all were told: a snapshot in the midst of a batch may have made the State whole.
             replica.is_suspect = replica.is_damaged
 
-        self.life.later(5 + int(self._world.random.expovariate(1 / 50)), work_off)
+        self.life.later(5 + int(self._world.random.expovariate(1 / self.computer.apply_delay)), work_off)
 
     def _begin_snapshot(self) -> None:
         spoilt = self.computer.spoilt_snapshots
@@ -311,6 +315,10 @@ class SimulatedProcess:
         self._transferring.discard(peer_id)
         self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, (), damage))
 
+    def look_at_room(self) -> None:
+        """Ask the disk a little later."""
+        self.life.later(MILLISECOND, lambda: self.do(lambda engine: engine.vigil.note_room(*engine.writes.room())))
+
     def release_log(self, index: int) -> None:
         """Delete old segments a little later."""
 
@@ -319,6 +327,9 @@ class SimulatedProcess:
                 engine.writes.release(index)
             except StorageError as error:
                 self.note(f"releasing failed: {error}")
+                engine.vigil.note_release(index, error)
+            else:
+                engine.vigil.note_release(index, None)
 
         self.life.later(MILLISECOND, lambda: self.do(release))
 
@@ -347,9 +358,6 @@ class SimulatedProcess:
 
     def state_changed(self) -> None:
         """Nobody is asleep."""
-
-    def log_work(self) -> None:
-        """Seen after each step."""
 
     def apply_work(self) -> None:
         """Seen after each step."""

@@ -28,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftsvc.core.membership import Configuration
+from raftsvc.member.engine import Engine
+from raftsvc.member.health import Condition
 from raftsvc.testing.clients import Client, Probe
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.faults import Faults
@@ -168,8 +170,15 @@ class Simulation:
             and engine.applying.applied_index == applied
             and engine.core.log.commit_index == applied
             and engine.digests.disagreement is None
+            and not self._is_held_against(engine)
             for i in members
         )
+
+    def _is_held_against(self, engine: Engine) -> bool:
+        """Whether something that was over when all was healed is still said of a node."""
+        if engine.snapshots.is_resting or "until a restart" in str(engine.health.error_of(Condition.UNRELEASED)):
+            return False
+        return bool(engine.health.conditions())
 
     def _judge(self) -> None:
         processes = [self.nodes[i].process for i in sorted(self.configuration().members)]

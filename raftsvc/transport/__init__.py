@@ -5,6 +5,7 @@ Knows messages, not roles.
 
 from raftsvc.transport.app import App
 from raftsvc.transport.auth import Authenticator, Envelope
+from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import request_join, stranger_envelope
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
@@ -18,6 +19,7 @@ __all__ = [
     "JoinReply",
     "Network",
     "Peer",
+    "PeerTrouble",
     "Problem",
     "ServedStream",
     "SnapshotChunk",

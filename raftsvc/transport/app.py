@@ -23,6 +23,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,6 +72,9 @@ _METHODS = {
 _LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES, "join": MAX_JOIN_BYTES}
 
 
+_CLUSTER = re.compile("[0-9a-f]{16}")
+
+
 class Receiver(Protocol):
     """What the app asks of the Service."""
 
@@ -107,12 +111,16 @@ class Receiver(Protocol):
     def admit(self, addr: str, token: bytes) -> JoinReply:
         """Make the node at `addr` a member; raises Problem."""
 
+    def note_claim(self, cluster: str, from_id: int) -> None:
+        """A member of another cluster takes this node for one of its own."""
+
     def check_leader(self) -> None:
         """Raise Problem `not_leader`, which names the leader, if this node does not lead."""
 
     def status(self) -> dict[str, object]: ...
     def is_live(self) -> bool: ...
     def is_ready(self) -> bool: ...
+    def conditions(self) -> Sequence[str]: ...
 
 
 class App:
@@ -171,7 +179,8 @@ class App:
             raise _Refused(trouble)
         if path in _PROBES:
             is_good = self._receiver.is_live() if path == "livez" else self._receiver.is_ready()
-            return (200 if is_good else 503), "text/plain; charset=utf-8", (b"ok\n" if is_good else b"not ready\n"), b""
+            lines = ["ok" if is_good else "not ready", *(f"[!] {name}" for name in self._receiver.conditions())]
+            return (200 if is_good else 503), "text/plain; charset=utf-8", ("\n".join(lines) + "\n").encode(), b""
         try:
             envelope = Envelope.from_environ(method, path, environ)
         except MalformedError as error:
@@ -283,6 +292,8 @@ class App:
         """The member that speaks, to this life of this node, and not for the second time; raises Problem."""
         receiver = self._receiver
         if envelope.cluster != identity.cluster:
+            if _is_number(envelope.sender) and _CLUSTER.fullmatch(envelope.cluster):
+                receiver.note_claim(envelope.cluster, int(envelope.sender))
             raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
         if _number(envelope.to, "Raft-To") != identity.node_id:
             raise Problem(412, "wrong_node", f"this is node {identity.node_id}")

@@ -15,17 +15,19 @@ import errno
 import io
 import logging
 import re
+import selectors
 import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from raftsvc.errors import ConfigurationError
+from raftsvc.errors import ConfigurationError, NotListeningError
 from raftsvc.process import close_in_children
 from raftsvc.transport.connections import HANDSHAKE_SECONDS, Connection, Connections
 from raftsvc.transport.stream import RawChunk, shut_down
@@ -42,6 +44,7 @@ _MAX_UNREAD_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
 # A line that continues the one before, the end of a line that others do not take for one, what is no text.
 _UNCLEAR = re.compile(rb"\n[ \t]|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL))
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -53,9 +56,13 @@ class Listener:
         app: WsgiApp,
         address: str,
         ssl_context: ssl.SSLContext | None = None,
+        on_trouble: Callable[[NotListeningError | None], None] = lambda trouble: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """address: `host:port`; port 0 takes a free one.  Raises ConfigurationError."""
+        """address: `host:port`, all addresses of that host; port 0 takes a free one.  Raises ConfigurationError.
+
+        on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
+        """
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ConfigurationError(f"listen={address!r} is not host:port")
@@ -66,7 +73,9 @@ class Listener:
         self._connections = Connections(MAX_CONNECTIONS, clock)
         self._stopping = threading.Event()
         self._bound = threading.Event()
-        self._server: _Server | None = None
+        self._on_trouble = on_trouble
+        self._is_in_trouble = False
+        self._servers: list[_Server] = []
         self._thread = threading.Thread(target=self._run, name="raftsvc-listener", daemon=True)
 
     def start(self) -> None:
@@ -77,8 +86,8 @@ class Listener:
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port once they are bound."""
-        server = self._server
-        return (self._host, server.server_address[1]) if server else None
+        servers = self._servers
+        return (self._host, servers[0].server_address[1]) if servers else None
 
     def wait_bound(self, timeout: float) -> bool:
         """Whether the port was bound within `timeout` seconds."""
@@ -86,9 +95,9 @@ class Listener:
 
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`: those of the port and of every connection."""
-        server, self._server = self._server, None
+        servers, self._servers = self._servers, []
         sockets = [client.socket for client in self._connections.clients() if isinstance(client, _Client)]
-        return [one.detach() for one in ([server.socket] if server else []) + sockets]
+        return [one.detach() for one in [server.socket for server in servers] + sockets]
 
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
@@ -101,20 +110,60 @@ class Listener:
         pause = 0.05
         while not self._stopping.is_set():
             try:
-                server = _Server(self._host, self._port, self._app, self._ssl_context, self._connections)
+                self._servers = self._bind()
             except OSError as error:
-                if pause == 0.05:
-                    logger.warning("%s:%d cannot be bound yet: %s", self._host, self._port, error)
+                if not self._is_in_trouble:
+                    self._is_in_trouble = True
+                    self._on_trouble(
+                        NotListeningError(
+                            f"{self._host}:{self._port} cannot be bound, so that others do not reach this node there: "
+                            f"{error}; is the port another's, or the address no address of this machine?"
+                        )
+                    )
                 self._stopping.wait(pause)
                 pause = min(1.0, pause * 2)
                 continue
-            self._server = server
-            self._bound.set()
-            with server:  # closes the port at the end
-                while not self._stopping.is_set():
-                    server.handle_request()
-                    self._connections.sweep()
+            if self._is_in_trouble:
+                self._on_trouble(None)
+            self._serve(self._servers)
             return
+
+    def _bind(self) -> list[_Server]:
+        """A server for each address of the host, at one port; those that this machine does not have are left out."""
+        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        servers: list[_Server] = []
+        missing: OSError | None = None
+        try:
+            for family, address in addresses:
+                port = servers[0].server_address[1] if servers else self._port
+                try:
+                    place = (address[0], port, *address[2:])
+                    options = (self._app, self._ssl_context, self._connections)
+                    servers.append(_Server(family, place, len(addresses) > 1, *options))
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                    missing = error
+            if missing is not None and not servers:
+                raise missing
+        except BaseException:
+            for server in servers:
+                server.server_close()
+            raise
+        return servers
+
+    def _serve(self, servers: list[_Server]) -> None:
+        """Accept connections until the end, then close the ports."""
+        with ExitStack() as stack, selectors.DefaultSelector() as selector:
+            for server in servers:
+                stack.enter_context(server)
+                selector.register(server, selectors.EVENT_READ, server)
+            self._bound.set()
+            while not self._stopping.is_set():
+                for key, _ in selector.select(_Server.timeout):
+                    key.data.handle_request()
+                self._connections.sweep()
 
 
 class _Server(ThreadingTCPServer):
@@ -125,14 +174,25 @@ class _Server(ThreadingTCPServer):
     request_queue_size = 128
 
     def __init__(
-        self, host: str, port: int, app: WsgiApp, ssl_context: ssl.SSLContext | None, connections: Connections
+        self,
+        family: socket.AddressFamily,
+        address: tuple[Any, ...],
+        is_one_of_several: bool,
+        app: WsgiApp,
+        ssl_context: ssl.SSLContext | None,
+        connections: Connections,
     ) -> None:
         self.app = app
-        self.connections = connections
+        self.address_family = family
+        self._is_one_of_several = is_one_of_several
         self._ssl_context = ssl_context
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
+        self.connections = connections
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6 and self._is_one_of_several:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the others have sockets of their own
+        super().server_bind()
 
     def get_request(self) -> tuple[Any, Any]:
         try:

@@ -27,6 +27,7 @@ from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, de
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
+from raftsvc.transport.contact import Contact, PeerTrouble
 from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.reach import Reach, reason_of
@@ -163,7 +164,8 @@ class Network:
         response, mac = self._send(base_url, envelope, body, limits)
         answer, is_authentic = self._read(response, mac)
         if not is_authentic:
-            raise UnreachableError(f"status {response.status_code}, and the answer is not signed by a peer")
+            status = response.status_code
+            raise UnreachableError(f"status {status}, and the answer is not signed by a peer", status)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
         return answer
@@ -364,6 +366,7 @@ class Peer:
         self._node = node
         self._peer_id = peer_id
         self._outbox = Outbox()
+        self._contact = Contact()
         self._thread: threading.Thread | None = None
         self._transfer: Transfer | None = None
         self._holder: StreamHolder | None = None
@@ -377,6 +380,11 @@ class Peer:
         """Where the peer is reached; None if that is not known."""
         return self._line.addr
 
+    @property
+    def trouble(self) -> PeerTrouble | None:
+        """What keeps it from being reached, as far as that was tried of late."""
+        return self._contact.trouble
+
     def _start(self) -> None:
         """Raises RuntimeError if no thread can be started; then this peer is stopped."""
         try:
@@ -388,7 +396,7 @@ class Peer:
                 self._line.open_stream,
                 self._line.confirm_stream,
                 self._hear_stream,
-                self._hear_problem,
+                self._hear_refusal,
                 self._network.silence_seconds,
             )
         except RuntimeError:
@@ -450,41 +458,51 @@ class Peer:
         failures = 0
         reach = Reach(self._peer_id, self.addr)
         while not self._stopping.is_set():
-            batch = self._outbox.take(MAX_BODY_BYTES, min(1.0, self._network.silence_seconds / 2))
-            self._watch_streams()
-            if self._outbox.take_loss():
-                self._report(self._node.report_unreachable, self._peer_id)
-            if self._outbox.is_streaming:
-                reach.succeeded()
-            if not batch or self._stopping.is_set():
-                continue
-            why: str | None = None
-            code = ""
             try:
-                replies = self._line.deliver(batch)
-                if replies:
-                    self._node.receive_replies(self._peer_id, replies)
-            except Problem as problem:
-                self._hear_problem(problem)
-                why, code = str(problem), problem.code
-            except (UnreachableError, MalformedError) as error:
-                why = str(error)
-            except Exception:
+                failures = self._send_next(failures, reach)
+            except Exception:  # nobody else would send: what was to be sent is repeated
                 logger.exception("sending to node %d failed", self._peer_id)
-                why = "internal error"
-            self._outbox.posted()
-            if why is None:
-                reach.succeeded()
-                failures = 0
-            else:
-                reach.failed(why, code)
-                failures = self._back_off(failures)
+                self._outbox.posted()
+                self._report(self._node.report_unreachable, self._peer_id)
+                self._stopping.wait(_MAX_BACKOFF_SECONDS)
 
-    def _back_off(self, failures: int) -> int:
-        """Tell the node that messages were lost, and wait a moment, longer each time.
+    def _send_next(self, failures: int, reach: Reach) -> int:
+        """Send what there is, or wait a moment for something; how many attempts in a row have failed by then."""
+        batch = self._outbox.take(MAX_BODY_BYTES, min(1.0, self._network.silence_seconds / 2))
+        self._watch_streams()
+        if self._outbox.take_loss():
+            self._report(self._node.report_unreachable, self._peer_id)
+        if self._outbox.is_streaming:
+            reach.succeeded()
+        if not batch or self._stopping.is_set():
+            return failures
+        why: Exception | None = None
+        try:
+            replies = self._line.deliver(batch)
+            self._contact.answered()
+            if replies:
+                self._node.receive_replies(self._peer_id, replies)
+        except Problem as problem:
+            self._hear_problem(problem)
+            why = problem
+        except (UnreachableError, MalformedError) as error:
+            why = error
+        except Exception as error:
+            logger.exception("sending to node %d failed", self._peer_id)
+            why = error
+        self._outbox.posted()
+        if why is None:
+            reach.succeeded()
+            return 0
+        reach.failed(str(why), why.code if isinstance(why, Problem) else "")
+        return self._back_off(failures, why)
+
+    def _back_off(self, failures: int, why: Exception) -> int:
+        """Tell the node that messages were lost, and why, and wait a moment, longer each time.
 
         The outbox goes on taking what is put, within its bounds.
         """
+        self._contact.failed(why)
         self._report(self._node.report_unreachable, self._peer_id)
         self._stopping.wait(min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         return failures + 1
@@ -495,6 +513,12 @@ class Peer:
             self._report(self._node.report_removed, self._peer_id)
         elif (problem.status, problem.code) == (409, "void"):
             self._report(self._node.report_void, self._peer_id)
+
+    def _hear_refusal(self, error: Exception) -> None:
+        """No stream could be held: of weight where nothing else is asked of the peer."""
+        self._contact.failed(error, self._network.silence_seconds)
+        if isinstance(error, Problem):
+            self._hear_problem(error)
 
     def _report(self, report: Callable[..., None], *args: object) -> None:
         """Tell the node; trouble of its own does not end the thread that tells it."""
@@ -537,6 +561,7 @@ class Peer:
             if stream is None or not stream.confirm():
                 return False
             former, self._served = [one for one in self._served if one is not stream], [stream]
+        self._contact.answered()
         for other in former:
             other.end()
         if self._holder is not None:
@@ -569,6 +594,8 @@ class Peer:
 
     def _hear_stream(self, messages: Sequence[Message]) -> None:
         self._line.check(messages)
+        if self._contact.trouble is not None and self.is_streaming:
+            self._contact.answered()
         self._node.receive_stream(self._peer_id, messages)
 
     # -- snapshots

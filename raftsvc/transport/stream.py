@@ -260,11 +260,12 @@ class StreamHolder:
         open_stream: Callable[[], HeldStream],
         confirm: Callable[[bytes], None],
         hear: Callable[[Sequence[Message]], None],
-        on_problem: Callable[[Problem], None],
+        on_trouble: Callable[[Exception], None],
         hello_seconds: float,
     ) -> None:
         """hear: called with the messages of the frames that came together.
 
+        on_trouble: called with the Problem or UnreachableError of an attempt.
         open_stream, confirm: raise Problem, UnreachableError, NotOfferedError.
         hear: raises MalformedError for what is no message of that peer.
         """
@@ -272,7 +273,7 @@ class StreamHolder:
         self._open_stream = open_stream
         self._confirm = confirm
         self._hear = hear
-        self._on_problem = on_problem
+        self._on_trouble = on_trouble
         self._hello_seconds = hello_seconds
         self._lock = threading.Lock()  # guards _held and _is_over
         self._held: HeldStream | None = None
@@ -356,9 +357,10 @@ class StreamHolder:
                 pause = NOT_OFFERED_SECONDS
             except Problem as problem:
                 logger.debug("%s: %s", self._name, problem)
-                self._on_problem(problem)
+                self._on_trouble(problem)
             except (UnreachableError, MalformedError) as error:
                 logger.debug("%s: %s", self._name, error)
+                self._on_trouble(error)
             except Exception:
                 logger.exception("%s failed", self._name)
             if self.is_open:
@@ -409,4 +411,4 @@ def refusal_of(status: int, problem: Problem | None) -> Exception:
         return problem  # of who speaks to whom: see app
     if status in _NOT_OFFERED_STATUSES or (problem is not None and problem.code == "no_stream"):
         return NotOfferedError(f"status {status}")
-    return problem or UnreachableError(f"status {status}, and the answer is not signed by a peer")
+    return problem or UnreachableError(f"status {status}, and the answer is not signed by a peer", status)

@@ -124,7 +124,14 @@ class Identity(NamedTuple):
 
 
 class UnreachableError(Exception):
-    """No authentic answer came; whether the request was acted on is unknown."""
+    """No authentic answer came; whether the request was acted on is unknown.
+
+    status: of an answer that nobody vouches for; 0 if there was none.
+    """
+
+    def __init__(self, what: str = "", status: int = 0) -> None:
+        super().__init__(what)
+        self.status = status
 
 
 class Part(NamedTuple):

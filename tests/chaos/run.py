@@ -236,7 +236,7 @@ class Nemesis:
             "one-way cut": self._one_way,
             "leader cut off": lambda node: self._isolate(node),
             "slow links": self._slow,
-            "disk full": lambda node: self._break_disk(node, write_error=errno.ENOSPC),
+            "disk full": self._fill_disk,
             "fsync fails": lambda node: self._break_disk(node, sync_error=errno.EIO),
             "fsync hangs": self._hang_disk,
             "clock jumps": self._jump_clock,
@@ -329,6 +329,13 @@ class Nemesis:
         node.kill()
         node.wish()
         node.start()
+
+    def _fill_disk(self, node: Process) -> None:
+        node.wish(write_error=errno.ENOSPC)
+        eventually(lambda: node.status()["error"], f"{node.name} says that its disk is full")
+        self._wait(0.1, 3.0)
+        node.wish()
+        eventually(lambda: not node.status()["error"], f"{node.name} goes on once there is room")
 
     def _hang_disk(self, node: Process) -> None:
         node.wish(hang=True)

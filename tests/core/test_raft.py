@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-from raftsvc.core.membership import Configuration, Member
+import pytest
+
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, make_entry, term_of
-from raftsvc.core.raft import Raft, Refusal, Role, Settings, SnapshotMeta
+from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role, Settings, SnapshotMeta
 
 CONFIG = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
 TICKS = 10
@@ -48,6 +50,29 @@ def make_leader(**options: int) -> Raft:
     pump(raft)
     assert raft.role is Role.LEADER
     return raft
+
+
+def test_what_the_state_of_a_leader_has_not_applied_counts_in_its_quota() -> None:
+    raft = make_leader(max_uncommitted_bytes=1000)
+    raft.step(Message(MessageKind.APPEND_REPLY, 1, 2, term=1, index=raft.log.last_index))
+    assert raft.log.commit_index == raft.log.last_index
+    raft.log.unapplied_bytes = 995
+    last = raft.log.last_index
+    change = ConfChange(ConfOp.ADD_LEARNER, 4, "n4").as_proposal()
+    for proposals in (((EntryKind.NORMAL, bytes(100)),), (change,), ((EntryKind.NORMAL, bytes(30)),) * 2):
+        with pytest.raises(ProposalRefused) as refused:
+            raft.propose(proposals)
+        assert refused.value.refusal is Refusal.QUOTA
+    forwarded = Message(
+        MessageKind.PROPOSE, 1, 2, log_term=1, context=7, entries=[make_entry(0, 0, EntryKind.NORMAL, bytes(100))]
+    )
+    raft.step(forwarded)
+    assert [(m.to_id, m.reject, m.hint) for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [
+        (2, True, Refusal.QUOTA)
+    ]
+    assert raft.log.last_index == last
+    raft.log.unapplied_bytes = 0
+    raft.propose(((EntryKind.NORMAL, bytes(100)),))
 
 
 def test_a_commit_is_recorded_after_the_entries_that_it_speaks_of() -> None:

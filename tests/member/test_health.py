@@ -9,14 +9,20 @@ import pytest
 from raftsvc.errors import (
     ApplyHaltedError,
     DisagreementError,
+    DiskRefusedError,
     DiskStalledError,
     DoubledMemberError,
     EvictedError,
     NodeFailedError,
+    NotListeningError,
+    OutOfTouchError,
     RaftError,
+    StateStalledError,
     StoppedError,
     StorageError,
     SupersededError,
+    WrongClusterError,
+    WrongSecretError,
 )
 from raftsvc.member.health import Condition, Health
 
@@ -25,7 +31,16 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.REMOVED: EvictedError("removed"),
     Condition.SUPERSEDED: SupersededError("superseded"),
     Condition.HALTED: ApplyHaltedError("halted"),
+    Condition.CLAIMED: WrongClusterError("claimed"),
+    Condition.STATE_STALLED: StateStalledError("state-stalled"),
     Condition.STALLED: DiskStalledError("stalled"),
+    Condition.REFUSED: DiskRefusedError("refused"),
+    Condition.NOT_LISTENING: NotListeningError("not-listening"),
+    Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
+    Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),
+    Condition.WRONG_SECRET: WrongSecretError("wrong-secret"),
+    Condition.UNRELEASED: StorageError("unreleased"),
+    Condition.LOW_ROOM: DiskRefusedError("low-room"),
     Condition.UNSAVED: StorageError("unsaved"),
     Condition.DISPUTED: DisagreementError("disputed"),
     Condition.DOUBLED: DoubledMemberError("doubled"),
@@ -33,23 +48,43 @@ ERRORS: dict[Condition, RaftError] = {
 }
 
 
+NO_ERRORS = (Condition.LOW_ROOM, Condition.STOPPED)
+
+
+def test_every_condition_is_told_of() -> None:
+    assert set(ERRORS) == set(Condition)
+    health = Health()
+    for condition, error in ERRORS.items():
+        health.note(condition, error)
+    assert list(health.conditions()) == [condition.label for condition in Condition]
+
+
 @pytest.mark.parametrize(
-    ("condition", "takes_part", "applies", "leads", "serves"),
+    ("condition", "takes_part", "applies", "leads", "serves", "is_ready"),
     [
-        (None, True, True, True, True),
-        (Condition.FAILED, False, False, False, False),
-        (Condition.SUPERSEDED, False, False, False, False),
-        (Condition.DOUBLED, True, True, True, True),
-        (Condition.REMOVED, True, True, False, False),
-        (Condition.HALTED, True, False, False, False),
-        (Condition.STALLED, True, True, False, True),
-        (Condition.UNSAVED, True, True, True, True),
-        (Condition.DISPUTED, True, True, True, True),
-        (Condition.STOPPED, False, False, False, False),
+        (None, True, True, True, True, True),
+        (Condition.FAILED, False, False, False, False, False),
+        (Condition.SUPERSEDED, False, False, False, False, False),
+        (Condition.DOUBLED, True, True, True, True, True),
+        (Condition.REMOVED, True, True, False, False, False),
+        (Condition.HALTED, True, False, False, False, False),
+        (Condition.CLAIMED, True, True, True, True, False),
+        (Condition.STATE_STALLED, True, True, False, True, False),
+        (Condition.STALLED, True, True, False, True, False),
+        (Condition.REFUSED, True, True, True, True, True),
+        (Condition.NOT_LISTENING, True, True, True, True, False),
+        (Condition.OUT_OF_TOUCH, True, True, True, True, False),
+        (Condition.WRONG_CLUSTER, True, True, True, True, True),
+        (Condition.WRONG_SECRET, True, True, True, True, True),
+        (Condition.UNSAVED, True, True, True, True, True),
+        (Condition.UNRELEASED, True, True, True, True, True),
+        (Condition.DISPUTED, True, True, True, True, True),
+        (Condition.LOW_ROOM, True, True, True, True, True),
+        (Condition.STOPPED, False, False, False, False, False),
     ],
 )
 def test_what_a_condition_keeps_a_node_from(
-    condition: Condition | None, takes_part: bool, applies: bool, leads: bool, serves: bool
+    condition: Condition | None, takes_part: bool, applies: bool, leads: bool, serves: bool, is_ready: bool
 ) -> None:
     health = Health()
     if condition is not None:
@@ -60,6 +95,7 @@ def test_what_a_condition_keeps_a_node_from(
         leads,
         serves,
     )
+    assert health.may_be_ready == is_ready
     if serves:
         health.check_able()
     else:
@@ -73,11 +109,11 @@ def test_of_two_the_graver_is_told_whichever_came_first(pair: tuple[Condition, C
     for condition in pair:
         health.note(condition, ERRORS[condition])
     graver, lesser = sorted(pair, key=list(Condition).index)
-    shown = graver if graver is not Condition.STOPPED else lesser
-    assert health.err() is ERRORS[shown]
+    shown = next((c for c in (graver, lesser) if c not in NO_ERRORS), None)
+    assert health.err() is (ERRORS[shown] if shown is not None else None)
     if lesser.can_pass:
         health.clear(lesser)
-        assert health.err() is ERRORS[graver]
+        assert health.err() is (ERRORS[graver] if graver not in NO_ERRORS else None)
     if not health.may_serve:
         assert health.refusal() is not None
 
@@ -104,9 +140,10 @@ def test_what_passes_leaves_nothing_behind() -> None:
         if condition.can_pass:
             assert not health.clear(condition)
             health.note(condition, ERRORS[condition])
-            assert health.err() is ERRORS[condition]
+            assert health.err() is (ERRORS[condition] if condition not in NO_ERRORS else None)
             assert health.clear(condition)
-            assert health.err() is None and health.may_lead and health.may_serve
+            assert health.err() is None and health.may_lead and health.may_serve and health.may_be_ready
+            assert not health.conditions()
 
 
 def test_refused_callers_leave_no_frames_behind() -> None:

@@ -95,13 +95,18 @@ class ListState(raftsvc.BaseState):
 
 
 class FaultyFiles(Files):
-    """A disk that can fail: each error is raised by what it is named after, `gate` holds syncs while it is cleared."""
+    """A disk that can fail: each error is raised by what it is named after, `gate` holds syncs while it is cleared.
+
+    free: how many bytes it says that are left; None: as it is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.write_error: int | None = None
         self.sync_error: int | None = None
         self.remove_error: int | None = None
+        self.create_error: int | None = None
+        self.free: int | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.syncs = 0
@@ -117,6 +122,14 @@ class FaultyFiles(Files):
             raise OSError(self.sync_error, os.strerror(self.sync_error))
         self.syncs += 1
         super().flush(fd)
+
+    def create(self, path: str) -> int:
+        if self.create_error:
+            raise OSError(self.create_error, os.strerror(self.create_error))
+        return super().create(path)
+
+    def room(self, path: str) -> int | None:
+        return super().room(path) if self.free is None else self.free
 
     def remove(self, path: str) -> None:
         if self.remove_error:

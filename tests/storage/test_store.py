@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raftsvc.core.messages import HardState, data_of, index_of
-from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, DirectoryInUseError, StorageError
+from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, DirectoryInUseError, DiskRefusedError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
 from tests.storage.faults import Disk, PowerLoss, losses
@@ -455,6 +455,69 @@ def test_nothing_is_installed_that_was_not_received(path: str, disk: Disk) -> No
     receive(store, header(9, 2), data_up_to(9), upto=50)
     with pytest.raises(FileNotFoundError):
         store.install_incoming()
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "code"),
+    [
+        ("rename", "/snap", errno.ENOSPC),
+        ("rename", "/snap", errno.EIO),
+        ("sync_dir", "", errno.EMFILE),
+        ("sync_dir", "", errno.ENFILE),
+    ],
+)
+def test_an_installation_that_is_refused_is_repeated_and_nothing_older_comes_between(
+    path: str, disk: Disk, operation: str, name: str, code: int
+) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9))
+    disk.fail_next(operation, name, code)
+    with pytest.raises(DiskRefusedError):
+        store.install_incoming()
+    store.save_snapshot(header(4), [data_up_to(4)])
+    store.install_incoming()
+    store.close()
+    disk.lose_power(lambda: False)
+    with open_store(path, disk).open_snapshot() as snapshot:
+        assert snapshot.header == header(9, 2)
+
+
+def test_an_installation_whose_sync_failed_is_not_repeated(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9))
+    disk.fail_next("sync_dir", "", errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        store.install_incoming()
+
+
+@pytest.mark.parametrize("operation", ["write", "sync", "rename"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_snapshot_that_does_not_arrive_gives_its_space_back(path: str, disk: Disk, operation: str, code: int) -> None:
+    store = member(path, disk, 5)
+    disk.fail_next(operation, "snap.part" if operation != "rename" else "snap.new", code, skip=operation == "write")
+    with pytest.raises(OSError, match="snap"):
+        receive(store, header(9, 2), data_up_to(9))
+    assert disk.list_dir(path) == ["id", "wal"]
+    receive(store, header(9, 2), data_up_to(9))
+    store.install_incoming()
+
+
+def test_a_snapshot_that_is_not_wanted_any_more_gives_its_space_back(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(9, 2), data_up_to(9), upto=50)
+    assert "snap.part" in disk.list_dir(path)
+    store.drop_incoming()
+    assert "snap.part" not in disk.list_dir(path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_snapshot_of_our_own_that_gets_no_name_gives_its_space_back(path: str, disk: Disk, code: int) -> None:
+    store = member(path, disk, 5)
+    disk.fail_next("rename", "/snap", code)
+    with pytest.raises(OSError, match="snap"):
+        store.save_snapshot(header(4), [data_up_to(4)])
+    assert disk.list_dir(path) == ["id", "wal"]
+    assert store.save_snapshot(header(4), [data_up_to(4)])
 
 
 @pytest.mark.parametrize("term", [1, 5])

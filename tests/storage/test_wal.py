@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 
 import pytest
 
 from raftsvc.core.messages import HardState, index_of
-from raftsvc.errors import DamagedStorageError, StorageError
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError
 from raftsvc.storage.files import Files
 from raftsvc.storage.wal import Mark, Wal
 from tests.storage.faults import Disk
@@ -292,20 +293,149 @@ def test_what_a_killed_process_did_not_sync_is_made_durable_before_a_restart_bel
     assert Wal.open(disk, DIR)[1] == found
 
 
-@pytest.mark.parametrize(
-    ("operation", "name"),
-    [("create", "next.tmp"), ("write", "next.tmp"), ("sync", "next.tmp"), ("rename", ".wal"), ("sync_dir", DIR)],
-)
-def test_a_failure_while_a_segment_is_made_stops_the_log_and_loses_nothing_synced(operation: str, name: str) -> None:
+FIRST, SECOND = f"{DIR}/{1:016d}.wal", f"{DIR}/{2:016d}.wal"
+REFUSALS = [
+    *[("create", "next.tmp", code) for code in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EROFS)],
+    *[("write", "next.tmp", code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO)],
+    *[("sync", "next.tmp", code) for code in (errno.ENOSPC, errno.EIO)],
+    *[("rename", SECOND, code) for code in (errno.ENOSPC, errno.ENFILE)],
+    *[("sync_dir", DIR, code) for code in (errno.EMFILE, errno.ENFILE)],
+    *[("write", FIRST, code) for code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)],
+]
+
+
+def append_until_refused(wal: Wal, disk: Disk, operation: str, name: str, code: int) -> int:
+    """Append and sync entries from 4 on until `operation` is refused while the next segment is made; which was."""
+    wal.append(None, batch(4, 15))
+    wal.sync()
+    disk.fail_next(operation, name, code, skip=operation == "write" and name == FIRST)
+    for index in range(19, 60):
+        try:
+            wal.append(HardState(2, index, 3), [entry(index, 2)])
+        except DiskRefusedError:
+            return index
+        wal.sync()
+    raise AssertionError("the disk refused nothing")
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("operation", "name", "code"), REFUSALS)
+def test_what_was_refused_before_it_took_effect_is_asked_for_again_and_nothing_is_lost(
+    operation: str, name: str, code: int, times: int
+) -> None:
     disk = new_disk()
     wal = new_log(disk, batch(1, 3))
-    disk.fail_next(operation, name, errno.ENOSPC)
+    refused = append_until_refused(wal, disk, operation, name, code)
+    expected = [*batch(1, 18), *batch(19, refused - 19, term=2)]
+    for _ in range(times - 1):
+        disk.fail_next(operation, name, code)
+        with pytest.raises(DiskRefusedError):
+            wal.append(HardState(2, refused, 3), [entry(refused, 2)])
+    for keep in (lambda: False, lambda: True):
+        crashed = copy.deepcopy(disk)
+        crashed.lose_power(keep)
+        found = Wal.open(crashed, DIR, 1536)[1].entries
+        assert found[: len(expected)] == expected, "what was synced stays, whenever the power goes"
+    wal.append(HardState(2, refused, 3), [entry(refused, 2)])
+    wal.append(None, batch(refused + 1, 30, term=2))
+    wal.sync()
+    disk.lose_power(lambda: False)
+    found = Wal.open(disk, DIR)[1]
+    assert found.entries == [*expected, *batch(refused, 31, term=2)]
+    assert found.hard_state == HardState(2, refused, 3)
+    assert "next.tmp" not in disk.list_dir(DIR)
+
+
+class HalfDisk(Disk):
+    """Takes a part of the next write to a file, and refuses the rest."""
+
+    part = -1
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        if self.part >= 0:
+            part, self.part = self.part, -1
+            super().write(fd, data[:part], offset)
+            raise OSError(errno.ENOSPC, "no space", self.fd_paths[fd])
+        super().write(fd, data, offset)
+
+
+@pytest.mark.parametrize("part", [0, 1, 30, 600, 1300])
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_record_of_which_a_part_was_refused_is_written_again_in_its_place(part: int, stays: bool) -> None:
+    disk = HalfDisk()
+    disk.add_dirs(DIR)
+    wal = new_log(disk, batch(1, 3), 8192)
+    large = [entry(4, data=bytes(range(256)) * 5)]
+    disk.part = part
+    with pytest.raises(DiskRefusedError):
+        wal.append(None, large)
+    crashed = copy.deepcopy(disk)
+    crashed.lose_power(lambda: stays)
+    assert Wal.open(crashed, DIR, 8192)[1].entries == batch(1, 3), "a torn last write"
+    wal.append(None, large)
+    wal.sync()
+    disk.lose_power(lambda: False)
+    assert Wal.open(disk, DIR, 8192)[1].entries == batch(1, 3) + large
+
+
+def test_a_mark_that_was_refused_is_not_taken_to_be_written() -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 9))
+    for index, goes_on in ((5, True), (20, False)):
+        disk.fail_next("write", FIRST, errno.ENOSPC)
+        with pytest.raises(DiskRefusedError):
+            wal.mark_snapshot(index, 1)
+        assert wal.mark_snapshot(index, 1) is goes_on
+        wal.sync()
+        crashed = copy.deepcopy(disk)
+        crashed.lose_power(lambda: False)
+        assert Wal.open(crashed, DIR, 1536)[1].mark == Mark(index, 1)
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "code"),
+    [
+        ("sync", FIRST, errno.ENOSPC),
+        ("sync", FIRST, errno.EDQUOT),
+        ("sync_dir", DIR, errno.ENOSPC),
+        ("sync_dir", DIR, errno.ENOMEM),
+        ("sync_dir", DIR, errno.EIO),
+        ("create", "next.tmp", errno.ESTALE),
+        ("write", FIRST, errno.EIO),
+    ],
+)
+def test_what_leaves_a_doubt_while_a_segment_is_made_stops_the_log_and_loses_nothing_synced(
+    operation: str, name: str, code: int
+) -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 3))
+    disk.fail_next(operation, name, code)
     synced = append_until_it_fails(wal, 4)
-    with pytest.raises(StorageError):
-        wal.append(None, [entry(synced + 1)])
+    for _ in range(2):
+        with pytest.raises(StorageError) as caught:
+            wal.append(None, [entry(synced + 1)])
+        assert not isinstance(caught.value, DiskRefusedError)
+    disk.lose_power(lambda: False)
     _, found = reopened(disk)
     assert found.entries == batch(1, synced)
     assert "next.tmp" not in disk.list_dir(DIR)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_release_for_which_the_directory_could_not_be_opened_is_repeated(code: int) -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 60))
+    wal.append(None, batch(61, 60))
+    wal.mark_snapshot(100, 1)
+    wal.sync()
+    before = len(disk.list_dir(DIR))
+    disk.fail_next("sync_dir", DIR, code)
+    with pytest.raises(StorageError):
+        wal.release_before(100)
+    wal.release_before(100)
+    assert len(disk.list_dir(DIR)) < before
+    disk.lose_power(lambda: False)
+    assert Wal.open(disk, DIR, 1536)[1].mark == Mark(100, 1)
 
 
 def test_a_full_disk_stops_the_log_and_a_restart_with_room_goes_on() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from raftsvc.core.messages import HardState, index_of, term_of
-from raftsvc.errors import StorageError
+from raftsvc.errors import DiskRefusedError, StorageError
 from raftsvc.storage.wal import Recovered, Wal
 from tests.effort import EFFORT
 from tests.storage.faults import Disk, PowerLoss, losses
@@ -57,6 +57,10 @@ class Life(RuleBasedStateMachine):
         is_armed = bool(self.disk._failures) or self.disk.free_bytes is not None
         try:
             action()
+        except DiskRefusedError:
+            assert is_armed, "nothing but the disk refuses a write"
+            self.disk.free_bytes = None
+            return self.attempt(action)
         except StorageError:
             assert is_armed or self.is_failed, "nothing but the disk fails a write"
             return False
@@ -182,9 +186,12 @@ class Life(RuleBasedStateMachine):
         self.disk.crash_at = len(self.disk.operations) + operations
         self.loss = (way, seed)
 
-    @rule(operation=st.sampled_from(["write", "sync", "create", "rename", "sync_dir", "remove"]))
-    def fail(self, operation: str) -> None:
-        self.disk.fail_next(operation, "", errno.EIO)
+    @rule(
+        operation=st.sampled_from(["write", "sync", "create", "rename", "sync_dir", "remove"]),
+        code=st.sampled_from([errno.EIO, errno.EMFILE, errno.ENOSPC]),
+    )
+    def fail(self, operation: str, code: int) -> None:
+        self.disk.fail_next(operation, "", code)
 
     @rule(free_bytes=st.one_of(st.none(), st.integers(0, 2 * SEGMENT_BYTES)))
     def fill_up(self, free_bytes: int | None) -> None:

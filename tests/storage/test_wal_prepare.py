@@ -63,8 +63,8 @@ def test_a_rotation_into_a_prepared_segment_writes_no_zeros() -> None:
     disk.operations.clear()
     rotate(wal, index)
     assert disk.operations == [
-        ("write", NEXT),  # the head
         ("sync", old),
+        ("write", NEXT),  # the head
         ("sync", NEXT),
         ("rename", new),
         ("sync_dir", DIR),

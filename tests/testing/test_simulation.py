@@ -36,6 +36,7 @@ from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.runner import main
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
+from raftsvc.testing.world import TICK
 
 SEEDS = 300
 CHUNK = 20
@@ -270,6 +271,73 @@ def test_a_state_of_ones_own_is_simulated() -> None:
             return super().next_action(random, serial)
 
     assert simulate(5, Once()).counts["done"] > 100
+
+
+@pytest.mark.parametrize("slowness", ["hangs", "always late"])
+def test_a_leader_whose_state_does_not_answer_in_time_steps_down_until_it_does(slowness: str) -> None:
+    simulation = Simulation(7, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    slow = simulation.leader()
+    assert slow is not None and slow.engine is not None
+    engine = slow.engine
+    if slowness == "hangs":
+        slow.computer.is_state_hung = True
+    else:
+        slow.computer.apply_delay = 3 * SECOND
+
+    def deposed() -> bool:
+        leader = simulation.leader()
+        return leader is not None and leader is not slow and not engine.core.is_promotable
+
+    assert simulation.run_until(simulation.now + 120 * SECOND, deposed)
+    assert isinstance(engine.health.err(), raftsvc.StateStalledError)
+    served = simulation.report.counts["done"]
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > served + 10), (
+        "the others serve"
+    )
+    slow.computer.heal()
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
+    assert engine.core.is_promotable
+
+
+def test_a_leader_whose_disk_is_always_late_steps_down_though_it_never_hangs() -> None:
+    simulation = Simulation(7, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    late = simulation.leader()
+    assert late is not None and late.engine is not None
+    engine = late.engine
+    late.computer.write_delay = int(1.5 * engine.options.election_ticks * TICK)
+    assert simulation.run_until(simulation.now + 120 * SECOND, lambda: not engine.core.is_promotable)
+    assert isinstance(engine.health.err(), raftsvc.DiskStalledError)
+    late.computer.heal()
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
+    assert engine.core.is_promotable
+
+
+def test_equal_nodes_whose_disks_are_full_at_once_go_on_when_there_is_room() -> None:
+    simulation = Simulation(11, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    for client in simulation.clients:
+        client.start()
+    for node in simulation.nodes.values():
+        node.computer.disk.free_bytes = 0
+    simulation.run_until(simulation.now + 60 * SECOND)
+    engines = [node.engine for node in simulation.nodes.values() if node.engine is not None]
+    assert any(engine.health.conditions() for engine in engines)
+    assert all(engine.health.failure is None for engine in engines), "nobody is dead"
+    for node in simulation.nodes.values():
+        node.computer.heal()
+    served = simulation.report.counts["done"]
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND,
+        lambda: simulation.report.counts["done"] > served + 10 and not any(e.health.conditions() for e in engines),
+    )
 
 
 def test_a_leader_whose_disk_hangs_steps_down_until_it_heals() -> None:

@@ -29,6 +29,8 @@ class Recorder:
         self.error: Exception | None = None
         self.life = LIFE
         self.lives: dict[int, Life] = {}
+        self.wrong: list[str] = []
+        self.claims: list[tuple[str, int]] = []
 
     def check_process(self) -> None:
         pass
@@ -77,6 +79,12 @@ class Recorder:
 
     def is_ready(self) -> bool:
         return self.is_initialized
+
+    def conditions(self) -> Sequence[str]:
+        return self.wrong
+
+    def note_claim(self, cluster: str, from_id: int) -> None:
+        self.claims.append((cluster, from_id))
 
 
 def make_app(recorder: Recorder, secret: Any = SECRET, **options: Any) -> App:

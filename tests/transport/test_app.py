@@ -464,3 +464,27 @@ def test_it_serves_standalone_mounted_and_behind_a_dispatcher() -> None:
     assert client.get("/raft/livez").status_code == 200
     assert client.get("/raft/nowhere").status_code == 404
     assert client.get("/raftlivez").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("wrong", "lines"), [([], ["ok"]), (["refused", "low-room"], ["ok", "[!] refused", "[!] low-room"])]
+)
+def test_probes_name_what_is_wrong(wrong: list[str], lines: list[str]) -> None:
+    recorder = Recorder()
+    recorder.wrong = wrong
+    for path in ("readyz", "livez"):
+        answer = call(make_app(recorder), request(path, b"", method="GET"))
+        assert answer.status == 200 and answer.body.decode().splitlines() == lines
+    recorder.is_initialized = False
+    answer = call(make_app(recorder), request("readyz", b"", method="GET"))
+    assert answer.status == 503 and answer.body.decode().splitlines() == ["not ready", *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("secret", "claims"), [(SECRET, [("00000000000000c2", PEER)]), ("a stranger's secret, as long", [])]
+)
+def test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of(secret: str, claims: list[Any]) -> None:
+    recorder = Recorder()
+    answer = call(make_app(recorder), request("msg", BODIES["msg"], secret, cluster=f"{0xC2:016x}"))
+    assert answer.status == (412 if claims else 401)
+    assert recorder.claims == claims

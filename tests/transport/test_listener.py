@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -384,3 +385,73 @@ def test_a_forked_child_keeps_neither_the_port_nor_a_connection(serve: Callable[
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Have every name mean all of `hosts`."""
+
+    def found(host: str, port: int, **options: Any) -> list[Any]:
+        kinds = [(socket.AF_INET6, (h, port, 0, 0)) if ":" in h else (socket.AF_INET, (h, port)) for h in hosts]
+        return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in kinds]
+
+    monkeypatch.setattr(listener_module.socket, "getaddrinfo", found)
+
+
+def answers(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((host, port), 5) as connection:
+        connection.sendall(b"GET /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        return connection.recv(1000).startswith(b"HTTP/1.1 200")
+    return False
+
+
+@pytest.mark.parametrize(
+    ("hosts", "served"),
+    [
+        (("127.0.0.5", "127.0.0.6"), ("127.0.0.5", "127.0.0.6")),
+        (("127.0.0.5", "127.0.0.5"), ("127.0.0.5",)),
+        (("192.0.2.1", "127.0.0.5"), ("127.0.0.5",)),
+        (("2001:db8::1", "127.0.0.5", "127.0.0.7"), ("127.0.0.5", "127.0.0.7")),
+    ],
+)
+def test_all_addresses_of_its_host_that_are_here_are_served_at_one_port(
+    monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], served: tuple[str, ...]
+) -> None:
+    create = socket.create_connection
+    with monkeypatch.context() as patch:
+        resolve_to(patch, *hosts)
+        listener = Listener(echo, "a-name:0")
+        listener.start()
+        assert listener.wait_bound(PATIENCE)
+    try:
+        assert listener.address is not None
+        port = listener.address[1]
+        assert create is socket.create_connection
+        assert all(answers(host, port) for host in served)
+    finally:
+        listener.stop()
+    assert not any(answers(host, port) for host in served)
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_an_address_that_is_taken_is_told_once_and_none_is_served_until_it_is_free(
+    monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    hosts = ("127.0.0.5", "127.0.0.6")
+    resolve_to(monkeypatch, *hosts)
+    told: list[raftsvc.NotListeningError | None] = []
+    with socket.socket() as other:
+        other.bind((hosts[taken], 0))
+        other.listen()
+        port = other.getsockname()[1]
+        listener = Listener(echo, f"a-name:{port}", on_trouble=told.append)
+        listener.start()
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not told and time.monotonic() < deadline:
+                listener.wait_bound(0.01)
+            assert len(told) == 1 and "in use" in str(told[0])
+            other.close()
+            assert listener.wait_bound(PATIENCE)
+            assert told[1:] == [None]
+        finally:
+            listener.stop()

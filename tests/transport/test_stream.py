@@ -143,6 +143,11 @@ class Side:
     def is_ready(self) -> bool:
         return True
 
+    def conditions(self) -> Sequence[str]:
+        return ()
+
+    def note_claim(self, cluster: str, from_id: int) -> None: ...
+
     # what a peer tells
 
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None:

@@ -1,0 +1,305 @@
+"""The watch over one node: tick by tick it looks at disk, State and company, and says what is wrong and when it ends.
+
+Each trouble is a `Condition` of `health`, begun and ended here with one log line each.  What
+passes ends by itself.  All under the node's lock; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from raftsvc.core.raft import Raft, Role
+from raftsvc.errors import (
+    DiskRefusedError,
+    DiskStalledError,
+    OutOfTouchError,
+    RaftError,
+    StateStalledError,
+    StorageError,
+    WrongClusterError,
+    WrongSecretError,
+)
+from raftsvc.member.applying import Applying
+from raftsvc.member.health import Condition, Health
+from raftsvc.member.writes import Writes
+from raftsvc.transport import PeerTrouble
+
+_OUT_OF_TOUCH = 3
+"""Election timeouts without a leader after which a node says so; an election takes one or two."""
+_LOOK_AT_ROOM = 10
+"""Election timeouts between two looks at the room on the disk, and between attempts to make some."""
+_CLAIM = 10
+"""Election timeouts after which one that was not repeated is over."""
+_LEAST_SEGMENTS = 4
+"""So many segments of the log should fit on the disk."""
+
+
+class Runner(Protocol):
+    """What the watch asks of whoever runs the engine.  None of these waits."""
+
+    def state_changed(self) -> None:
+        """Wake those who wait for a change of health."""
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        """Log it soon."""
+
+    def look_at_room(self) -> None:
+        """Have `Engine.vigil.note_room` called, in time, with what `Writes.room` says outside of any lock."""
+
+    def release_log(self, index: int) -> None:
+        """Have `Writes.release(index)` called, outside of any lock, and `Engine.vigil.note_release` with its end."""
+
+
+class Stall:
+    """Whether one kind of work is too slow for a leader.
+
+    Work should take less than `patience` ticks at a time.  What it takes longer adds up, until
+    something is done in time, or nothing was to be done for as long; at `patience` it is stalled.
+    So one that hangs is noticed after twice the patience, and so is one that is always late.
+    """
+
+    __slots__ = ("_idle_ticks", "_late_ticks", "_patience", "_ticks")
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._ticks = 0
+        self._late_ticks = 0
+        self._idle_ticks = 0
+
+    def tick(self, is_at_work: bool) -> None:
+        """One tick of time passed."""
+        if is_at_work:
+            self._idle_ticks = 0
+            self._ticks += 1
+            self._late_ticks += self._ticks > self._patience
+            return
+        self._ticks = 0
+        self._idle_ticks += 1
+        if self._idle_ticks >= self._patience:
+            self._late_ticks = 0
+
+    def advanced(self) -> None:
+        """Something was done."""
+        if self._ticks <= self._patience:
+            self._late_ticks = 0
+        self._ticks = 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it is."""
+        return self._late_ticks >= self._patience
+
+
+class Vigil:
+    """What is wrong with one node, from what can be seen of it tick by tick."""
+
+    def __init__(
+        self,
+        core: Raft,
+        health: Health,
+        writes: Writes,
+        applying: Applying,
+        runner: Runner,
+        addr: str,
+    ) -> None:
+        self._core = core
+        self._health = health
+        self._writes = writes
+        self._applying = applying
+        self._runner = runner
+        self._addr = addr
+        self._election_ticks = core.settings.election_ticks
+        self._disk = Stall(self._election_ticks)
+        self._state = Stall(self._election_ticks)
+        self._applied_index = applying.applied_index
+        self._silent_ticks = 0
+        self.troubles: Mapping[int, PeerTrouble] = {}
+        """What has kept members from answering for an election timeout, by their ids."""
+        self._claimed_tick = 0
+        self._release_index = 0
+        self.ticks = 0
+
+    # -- conditions
+
+    def begin(self, condition: Condition, error: RaftError, level: int = logging.ERROR) -> None:
+        """`condition` holds; said once, though `error` may tell more later."""
+        is_new = self._health.error_of(condition) is None
+        self._health.note(condition, error)
+        if is_new:
+            cause = error.__cause__
+            self._runner.say(level, f"node {self._core.node_id}: {error}", cause if level >= logging.ERROR else None)
+            self.judge_fitness()
+
+    def end(self, condition: Condition) -> None:
+        """`condition` does not hold any more, if it did."""
+        if self._health.clear(condition):
+            self._runner.say(logging.WARNING, f"node {self._core.node_id}: {condition.over}")
+            self.judge_fitness()
+
+    def judge_fitness(self) -> None:
+        """A node that cannot write or cannot apply leaves leading to others."""
+        self._core.set_fit_to_lead(self._health.may_lead)
+        self._runner.state_changed()
+
+    def note_disagreement(self, disagreement: RaftError | None) -> None:
+        """It differs from another member, or does not any more."""
+        if disagreement is None:
+            self.end(Condition.DISPUTED)
+        else:
+            self.begin(Condition.DISPUTED, disagreement)
+
+    # -- time
+
+    def tick(self) -> None:
+        """One tick of time passed."""
+        self.ticks += 1
+        self._look_at_disk()
+        self._look_at_state()
+        self._look_for_leader()
+        if self.ticks - self._claimed_tick >= _CLAIM * self._election_ticks:
+            self.end(Condition.CLAIMED)
+        if self.ticks % (_LOOK_AT_ROOM * self._election_ticks) == 0:
+            self._runner.look_at_room()
+            if self._health.error_of(Condition.UNRELEASED) is not None:
+                self._runner.release_log(self._release_index)
+
+    # -- the disk
+
+    def _look_at_disk(self) -> None:
+        writes = self._writes
+        writes.tick()
+        self._disk.tick(writes.is_under_way)
+        if self._disk.is_stalled:
+            refused = self._health.error_of(Condition.REFUSED)
+            why = f": {refused}" if refused is not None else ""
+            error = DiskStalledError(
+                f"writes to the log of node {self._core.node_id} take longer than an election timeout, or do not "
+                f"return at all; it does not lead until the disk answers in time{why}"
+            )
+            error.__cause__ = refused
+            self.begin(Condition.STALLED, error)
+        else:
+            self.end(Condition.STALLED)
+
+    def note_write(self, refusal: DiskRefusedError | None) -> None:
+        """A write ended, or was refused and is to be repeated."""
+        if refusal is not None:
+            self.begin(Condition.REFUSED, refusal)
+            return
+        self.end(Condition.REFUSED)
+        self._disk.advanced()
+        if not self._disk.is_stalled:
+            self.end(Condition.STALLED)
+
+    def note_release(self, index: int, error: StorageError | None) -> None:
+        """Old segments up to `index` were deleted, or could not be."""
+        if error is None:
+            self.end(Condition.UNRELEASED)
+            return
+        self._release_index = max(self._release_index, index)
+        told = StorageError(f"{error}; the log grows meanwhile")
+        told.__cause__ = error
+        self.begin(Condition.UNRELEASED, told)
+
+    def note_room(self, free_bytes: int | None, segment_bytes: int) -> None:
+        """So much may still be written to the disk."""
+        if free_bytes is None:
+            return
+        least = _LEAST_SEGMENTS * segment_bytes
+        if free_bytes < least:
+            self.begin(
+                Condition.LOW_ROOM,
+                DiskRefusedError(
+                    f"only {free_bytes:,} bytes are left on the disk of node {self._core.node_id}, and a log "
+                    f"should have {least:,}: make room before it is full"
+                ),
+                logging.WARNING,
+            )
+        elif free_bytes >= least + segment_bytes:  # and not to and fro at the limit
+            self.end(Condition.LOW_ROOM)
+
+    # -- the State
+
+    def _look_at_state(self) -> None:
+        applying = self._applying
+        index = applying.machine.applied_index
+        if index != self._applied_index:
+            self._applied_index = index
+            self._state.advanced()
+        self._state.tick(applying.is_at_work)
+        if self._state.is_stalled:
+            self.begin(
+                Condition.STATE_STALLED,
+                StateStalledError(
+                    f"the State of node {self._core.node_id} takes longer than an election timeout for what follows "
+                    f"entry {index}, or hangs in it; up to {self._core.log.commit_index} are committed. The node does "
+                    "not lead meanwhile, and reads here wait"
+                ),
+            )
+        else:
+            self.end(Condition.STATE_STALLED)
+
+    # -- the others
+
+    def _look_for_leader(self) -> None:
+        core = self._core
+        if core.is_removed or core.role is Role.LEADER or core.election.hears_leader:
+            self._silent_ticks = 0
+            self.end(Condition.OUT_OF_TOUCH)
+            return
+        self._silent_ticks += 1
+        # `hears_leader` lasts an election timeout; told anew now and then, for reasons come to be known.
+        rounds, rest = divmod(self._silent_ticks, self._election_ticks)
+        if rounds >= _OUT_OF_TOUCH - 1 and not rest:
+            self.begin(Condition.OUT_OF_TOUCH, OutOfTouchError(self._describe_silence(rounds + 1)))
+
+    def _describe_silence(self, timeouts: int) -> str:
+        core = self._core
+        members = core.config.members
+        if not members:
+            why = f"no member reaches it at {self._addr}; is that where others find it?"
+        else:
+            others = [i for i in sorted(members) if i != core.node_id]
+            told = [f"node {i} at {members[i].addr}: {self.troubles[i].why}" for i in others if i in self.troubles]
+            quiet = [str(i) for i in others if i not in self.troubles]
+            if quiet:
+                told.append(f"node {', '.join(quiet)}: answers, or was not asked, and knows of no leader either")
+            why = "; ".join(told)
+        return (
+            f"node {core.node_id} ({self._addr}) has been out of touch with any leader for {timeouts} election "
+            f"timeouts, because: {why}"
+        )
+
+    def note_claim(self, cluster: str, from_id: int) -> None:
+        """A member of another cluster, who knows the secret, takes this node for one of its own.
+
+        That is this node's mistake only if it is alone in its cluster; else somebody else is mixed up.
+        """
+        if len(self._core.config.members) > 1:
+            return
+        self._claimed_tick = self.ticks
+        self.begin(
+            Condition.CLAIMED,
+            WrongClusterError(
+                f"node {from_id} of cluster {cluster} takes node {self._core.node_id} at {self._addr} for a member of "
+                "that cluster, and this one is of another. If this node's directory was lost, and `init` was called "
+                "where `join` should have been: stop it, empty the directory, evict its former self there, and join"
+            ),
+        )
+
+    def note_peers(self, troubles: Mapping[int, PeerTrouble]) -> None:
+        """What keeps other members from answering, by their ids; told every election timeout."""
+        members = self._core.config.members
+        self.troubles = {i: trouble for i, trouble in troubles.items() if i in members}
+        self._note_code("unauthenticated", Condition.WRONG_SECRET, WrongSecretError)
+        self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
+
+    def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:
+        members = self._core.config.members
+        met = [f"node {i} at {members[i].addr}: {t.why}" for i, t in sorted(self.troubles.items()) if t.code == code]
+        if met:
+            self.begin(condition, kind("; ".join(met)))
+        else:
+            self.end(condition)

@@ -1,0 +1,68 @@
+"""Whether a peer answers, and if not since when and why; for people, and for the health of the node.
+
+Its sender and the holder of its stream write it, anybody reads it.  Nothing is decided by it here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from raftsvc.transport.wire import Problem, UnreachableError
+
+
+class PeerTrouble(NamedTuple):
+    """Why a peer does not take what it is told.
+
+    since: by `time.monotonic`.
+    code:  of its answer, as in `Problem`; `unreachable` if there was none that is a peer's.
+    why:   for people.
+    """
+
+    since: float
+    code: str
+    why: str
+
+
+_MEANINGS = {
+    "unauthenticated": "its secret differs from this node's, or something in between refuses us",
+    "wrong_cluster": "the node there belongs to another cluster",
+    "wrong_node": "another node answers there",
+    "void": "it knows two lives of this node, or one that this node forgot",
+    "removed": "it says that this node was removed",
+    "uninitialized": "the node there belongs to no cluster: its directory is empty",
+}
+
+
+class Contact:
+    """What is known of one peer's answers."""
+
+    __slots__ = ("_answered_at", "trouble")
+
+    def __init__(self) -> None:
+        self._answered_at = time.monotonic()
+        self.trouble: PeerTrouble | None = None
+        """What keeps it from being reached, as of the last attempt."""
+
+    def answered(self) -> None:
+        """It took what it was told, or said something."""
+        self._answered_at = time.monotonic()
+        self.trouble = None
+
+    def failed(self, error: Exception, after_seconds: float = 0.0) -> None:
+        """It did not; counts if it has not answered for so long by any way."""
+        now = time.monotonic()
+        if now - self._answered_at < after_seconds:
+            return
+        code = _code_of(error)
+        before = self.trouble
+        since = before.since if before is not None and before.code == code else now
+        self.trouble = PeerTrouble(since, code, f"{error} ({_MEANINGS[code]})" if code in _MEANINGS else str(error))
+
+
+def _code_of(error: Exception) -> str:
+    if isinstance(error, Problem):
+        return error.code
+    if isinstance(error, UnreachableError) and error.status == 401:
+        return "unauthenticated"  # who has another secret cannot sign that in a way that we could tell
+    return "unreachable"

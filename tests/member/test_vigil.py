@@ -1,0 +1,75 @@
+"""When work is too slow for a leader, and when it is not any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftsvc.member.health import Condition
+from raftsvc.member.vigil import Stall
+from raftsvc.testing import Faults, RegisterWorkload
+from raftsvc.testing.schedule import SECOND
+from raftsvc.testing.simulation import Simulation
+
+PATIENCE = 10
+
+
+def work(stall: Stall, ticks: int, pause: int = 0) -> bool:
+    """Something takes `ticks`, then nothing is to be done for `pause`; whether it was stalled meanwhile."""
+    was_stalled = False
+    for _ in range(ticks):
+        stall.tick(True)
+        was_stalled |= stall.is_stalled
+    stall.advanced()
+    for _ in range(pause):
+        stall.tick(False)
+    return was_stalled
+
+
+def test_what_hangs_is_stalled_after_twice_the_patience_and_no_earlier() -> None:
+    stall = Stall(PATIENCE)
+    assert not work(stall, 2 * PATIENCE - 1)
+    assert work(Stall(PATIENCE), 2 * PATIENCE)
+
+
+@pytest.mark.parametrize("ticks", [11, 12, 15, 19])
+@pytest.mark.parametrize("pause", [0, 1, 5])
+def test_what_is_always_late_is_stalled_though_it_never_hangs(ticks: int, pause: int) -> None:
+    stall = Stall(PATIENCE)
+    assert not work(stall, ticks, pause), "once is not always"
+    assert any(work(stall, ticks, pause) for _ in range(2 * PATIENCE))
+
+
+@pytest.mark.parametrize("ticks", [1, 9, 10])
+def test_what_is_done_in_time_is_never_stalled(ticks: int) -> None:
+    stall = Stall(PATIENCE)
+    assert not any(work(stall, ticks) for _ in range(100))
+
+
+def test_now_and_then_one_that_is_late_is_no_stall() -> None:
+    stall = Stall(PATIENCE)
+    assert not any(work(stall, 19) or work(stall, 1) for _ in range(50))
+
+
+@pytest.mark.parametrize("ticks", [20, 60])
+def test_it_is_over_with_the_first_that_is_done_in_time_or_after_a_while_without_work(ticks: int) -> None:
+    for pause, again, is_over in ((0, 3, True), (PATIENCE, 0, True), (PATIENCE - 1, 0, False)):
+        stall = Stall(PATIENCE)
+        work(stall, ticks, pause)
+        if again:
+            work(stall, again)
+        assert stall.is_stalled is not is_over
+
+
+@pytest.mark.parametrize(("members", "is_mistaken"), [(1, True), (3, False)])
+def test_only_a_node_that_is_alone_can_be_one_that_lost_its_directory(members: int, is_mistaken: bool) -> None:
+    """Else whoever mixes up two clusters of one secret could have a sound one take its nodes for unready."""
+    simulation = Simulation(3, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(members)
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    leader = simulation.leader()
+    assert leader is not None and leader.engine is not None
+    engine = leader.engine
+    engine.vigil.note_claim("00000000000000c2", 2)
+    assert (Condition.CLAIMED.label in engine.health.conditions()) is is_mistaken
+    assert engine.health.may_be_ready is not is_mistaken
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())

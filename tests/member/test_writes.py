@@ -1,0 +1,140 @@
+"""What the disk refused of a batch is written again as it was, from there on, and nothing comes before it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+
+import pytest
+
+from raftsvc.core.messages import HardState
+from raftsvc.core.raft import Ready, SnapshotMeta
+from raftsvc.errors import DiskRefusedError
+from raftsvc.member.handoff import Inbox
+from raftsvc.member.health import Health
+from raftsvc.member.writes import SnapshotMark, Writes
+from raftsvc.storage import Store
+from tests.storage.faults import Disk
+from tests.storage.logs import batch
+from tests.storage.test_store import data_up_to, header, member, receive
+
+SEGMENT = f"{1:016d}.wal"
+
+
+def ready(token: int, first: int, count: int, snapshot: SnapshotMeta | None = None) -> Ready:
+    return Ready(token, True, HardState(1, 1, 0), batch(first, count), snapshot, (), (), (), ())
+
+
+def attempt(writes: Writes, tries: int = 0) -> bool:
+    """Write what is due; whether it was not refused."""
+    taken = writes.begin()
+    try:
+        writes.write(taken)
+    except DiskRefusedError:
+        writes.put_off(1)
+        return False
+    writes.end()
+    return True
+
+
+@pytest.fixture
+def disk(tmp_path: object) -> Disk:
+    disk = Disk()
+    disk.add_dirs(str(tmp_path))
+    return disk
+
+
+def make(path: str, disk: Disk) -> tuple[Store, Writes]:
+    store = member(path, disk, 3)
+    health = Health()
+    return store, Writes(store, Inbox(health), health)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])
+def test_it_goes_on_where_it_was_refused(tmp_path: object, disk: Disk, skip: int, code: int) -> None:
+    path = str(tmp_path)
+    store, writes = make(path, disk)
+    store.save_snapshot(header(2), [data_up_to(2)])
+    items = [ready(1, 4, 2), SnapshotMark(2, 1), ready(2, 6, 1)]
+    for item in items:
+        writes.add(item)
+    disk.fail_next("write", SEGMENT, code, skip=skip)
+    assert writes.is_due and not attempt(writes)
+    writes.add(ready(3, 7, 2))
+    assert not writes.is_due and writes.is_under_way, "it rests first"
+    writes.tick()
+    assert writes.is_due
+    disk.operations.clear()
+    assert attempt(writes)
+    assert disk.count("write", SEGMENT) == len(items) - skip, "what was written is not written twice"
+    assert writes.is_due and attempt(writes), "then comes what came later"
+    store.close()
+    disk.lose_power(lambda: False)
+    loaded = Store.open(path, disk, lock_timeout=0, segment_bytes=1400).load(1)
+    assert list(loaded.entries) == batch(1, 8)
+
+
+def test_a_snapshot_that_was_installed_before_its_mark_was_refused_is_not_installed_twice(
+    tmp_path: object, disk: Disk
+) -> None:
+    path = str(tmp_path)
+    store, writes = make(path, disk)
+    receive(store, header(9, 2), data_up_to(9))
+    writes.add(ready(1, 10, 2, SnapshotMeta(9, 2)))
+    disk.fail_next("write", SEGMENT, errno.ENOSPC)
+    assert not attempt(writes)
+    writes.tick()
+    disk.operations.clear()
+    assert attempt(writes)
+    assert not disk.count("rename")
+    store.close()
+    disk.lose_power(lambda: False)
+    loaded = Store.open(path, disk, lock_timeout=0, segment_bytes=1400).load(1)
+    assert loaded.snapshot == header(9, 2)
+    assert list(loaded.entries) == batch(10, 2)
+
+
+def test_it_rests_longer_each_time(tmp_path: object, disk: Disk) -> None:
+    _, writes = make(str(tmp_path), disk)
+    writes.add(ready(1, 4, 1))
+    rests = []
+    for _ in range(6):
+        disk.fail_next("write", SEGMENT, errno.ENOSPC)
+        taken = writes.begin()
+        with pytest.raises(DiskRefusedError):
+            writes.write(taken)
+        writes.put_off(10)
+        ticks = 0
+        while not writes.is_due:
+            writes.tick()
+            ticks += 1
+        rests.append(ticks)
+    assert rests == [1, 2, 4, 8, 10, 10]
+
+
+@pytest.mark.parametrize("function", ["wal.encode_record", "wal.closing_record", "spare.write_zeros"])
+def test_without_memory_for_a_moment_it_is_as_with_a_full_disk(
+    tmp_path: object, disk: Disk, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path = str(tmp_path)
+    store, writes = make(path, disk)
+    writes.add(ready(1, 4, 60))
+    failing = 1
+    module, _, name = function.partition(".")
+    real = getattr(importlib.import_module(f"raftsvc.storage.{module}"), name)
+
+    def fails(*args: object) -> object:
+        nonlocal failing
+        if failing:
+            failing -= 1
+            raise MemoryError
+        return real(*args)
+
+    monkeypatch.setattr(f"raftsvc.storage.{function}", fails)
+    assert not attempt(writes)
+    writes.tick()
+    assert attempt(writes)
+    store.close()
+    disk.lose_power(lambda: False)
+    assert list(Store.open(path, disk, lock_timeout=0, segment_bytes=1400).load(1).entries) == batch(1, 63)

@@ -1,0 +1,437 @@
+"""What is wrong with a node is said by `err`, `status`, readiness and one log line, and passes when it is over."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc.host.admission import Admission
+from raftsvc.host.servers import HostPool
+from raftsvc.host.watch import ServerWatch
+from raftsvc.storage import Store
+from tests.service.harness import PATIENCE, SECRET, Cluster, ListState, Member, eventually, free_address, in_background
+
+ELECTION = 0.4
+OTHER_SECRET = "another secret, that is long enough, too"
+
+
+@pytest.fixture
+def quick(make_cluster: Callable[..., Cluster]) -> Cluster:
+    return make_cluster(election_timeout=ELECTION)
+
+
+def told(member: Member, kind: type[raftsvc.RaftError], label: str) -> raftsvc.RaftError:
+    """The error of that kind, once the node says so, in its status too."""
+    error: Any = eventually(lambda: isinstance(e := member.service.err(), kind) and e, f"{kind.__name__} is told")
+    assert label in member.status["conditions"]
+    return error  # type: ignore[no-any-return]
+
+
+def well(*members: Member) -> None:
+    for member in members:
+        eventually(lambda m=member: m.service.err() is None and m.service.is_ready(), "it is over")
+        assert not member.status["conditions"]
+
+
+@contextmanager
+def said_once(caplog: pytest.LogCaptureFixture, begins: str, ends: str) -> Iterator[None]:
+    """One line when it begins and one when it is over."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        yield
+
+    def count(text: str) -> int:
+        return sum(text in record.getMessage() for record in caplog.records)
+
+    eventually(lambda: count(ends) >= 1, "it is said that it is over")
+    assert (count(begins), count(ends)) == (1, 1)
+
+
+# -- the disk
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])
+def test_a_disk_that_refuses_for_a_while_stops_nobody_for_good(
+    quick: Cluster, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick.form(3)
+    writer = quick.leader()
+    with said_once(caplog, "writes to the log of node", "answers in time again"):
+        refused = quick.follower()
+        refused.files.write_error = code
+        assert writer.service.exec(b"meanwhile", timeout=PATIENCE)
+        told(refused, raftsvc.DiskStalledError, "refused")
+        assert not refused.service.is_ready()
+        refused.files.write_error = None
+        well(refused)
+    assert refused.read() == [b"meanwhile"]
+
+
+def test_equal_nodes_whose_disks_are_full_at_the_same_time_go_on_once_there_is_room(quick: Cluster) -> None:
+    members = quick.form(3)
+    for member in members:
+        member.files.write_error = errno.ENOSPC
+    waits = in_background(lambda: members[0].service.exec(b"waits", timeout=PATIENCE))
+    for member in members:
+        told(member, raftsvc.DiskStalledError, "stalled")
+    for member in members:
+        member.files.write_error = None
+    well(*members)
+    assert waits() is True
+    assert [member.read() for member in members] == [[b"waits"]] * 3
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EROFS])
+def test_a_segment_that_cannot_be_made_for_a_moment_keeps_its_callers_waiting_and_loses_nothing(
+    quick: Cluster, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = Store.open
+    monkeypatch.setattr(Store, "open", lambda path, files, lock_timeout: real_open(path, files, lock_timeout, 4096))
+    node = quick.add()
+    node.service.init()
+    node.files.create_error = code
+    written = []
+
+    def write() -> None:
+        for n in range(80):
+            assert node.service.exec(b"%100d" % n, timeout=PATIENCE)
+            written.append(n)
+
+    writing = in_background(write)
+    told(node, raftsvc.StorageError, "refused")
+    assert len(written) < 80
+    node.files.create_error = None
+    writing()
+    well(node)
+    node.restart()
+    assert [int(item) for item in node.read()] == list(range(80))
+
+
+def test_a_snapshot_that_finds_no_room_is_taken_later_without_anything_being_written(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.member.engine._SNAPSHOT_RETRY", 1)
+    node = make_cluster(election_timeout=ELECTION, snapshot_entries=5).add()
+    node.service.init()
+    node.files.create_error = errno.ENOSPC
+    for n in range(6):
+        node.service.exec(b"%d" % n)
+    told(node, raftsvc.StorageError, "unsaved")
+    assert node.service.is_ready(), "it serves as well as before"
+    node.files.create_error = None
+    well(node)
+    eventually(lambda: node.status["snapshot_index"] > 0, "it is taken")
+
+
+def test_a_disk_that_is_nearly_full_is_told_of_before_it_is(
+    quick: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raftsvc.member.vigil._LOOK_AT_ROOM", 1)
+    node = quick.add()
+    node.service.init()
+    with said_once(caplog, "bytes are left on the disk", "there is room"):
+        node.files.free = 40_000_000
+        eventually(lambda: "low-room" in node.status["conditions"], "it is told")
+        assert node.service.err() is None and node.service.is_ready()
+        node.files.free = None
+        eventually(lambda: not node.status["conditions"], "it is over")
+
+
+# -- the State
+
+
+class Gate(ListState):
+    """A State that stands still while the gate is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def apply(self, data: bytes, index: int) -> bool:
+        self.gate.wait(PATIENCE)
+        return super().apply(data, index)
+
+
+def test_a_leader_whose_state_hangs_leaves_leading_to_others_and_comes_back(
+    quick: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = quick.form(3)
+    for member in members:
+        member.make_state = Gate
+        member.restart()
+    leader = quick.leader()
+    state: Any = leader.state
+    with said_once(caplog, "the State of node", "the State goes on"):
+        state.gate.clear()
+        with pytest.raises(raftsvc.OutcomeUnknown, match=r"the State of (this )?node"):
+            leader.service.exec(b"hangs", timeout=6 * ELECTION)
+        told(leader, raftsvc.StateStalledError, "state-stalled")
+        assert not leader.service.is_ready()
+        rest = [m for m in members if m is not leader]
+        eventually(lambda: any(m.is_leader for m in rest), "another leads")
+        assert rest[0].service.exec(b"after", timeout=PATIENCE)
+        with pytest.raises(raftsvc.ReadTimeoutError, match="applied here"):
+            leader.service.wait_read(timeout=3 * ELECTION)
+        state.gate.set()
+        well(leader)
+    assert leader.read() == rest[0].read() == [b"hangs", b"after"]
+
+
+# -- the others
+
+
+def test_a_node_that_nobody_reaches_says_so_and_why_until_it_is_over(
+    quick: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = quick.form(3)
+    alone = quick.follower()
+    others = [m for m in members if m is not alone]
+    with said_once(caplog, "out of touch with any leader", "it hears a leader again"):
+        quick.cut(alone, others)
+        error = told(alone, raftsvc.OutOfTouchError, "out-of-touch")
+        assert not alone.service.is_ready()
+        eventually(
+            lambda: all(f"{other.addr}: cut by the test" in str(alone.service.err()) for other in others), "it says why"
+        )
+        with pytest.raises(raftsvc.NotApplied, match=r"no leader is known .*out of touch"):
+            alone.service.exec(b"a", timeout=0.2)
+        assert isinstance(error, raftsvc.OutOfTouchError)
+        assert quick.leader().service.err() is None, "to the others it is one that is away"
+        assert set(quick.leader().status["unreachable"]) == {str(alone.status["node_id"])}
+        quick.heal()
+        well(alone)
+    eventually(lambda: not quick.leader().status["unreachable"], "and it is reached again")
+
+
+def test_a_node_without_others_says_so(quick: Cluster) -> None:
+    members = quick.form(3)
+    for member in members[1:]:
+        member.service.stop()
+    error = told(members[0], raftsvc.OutOfTouchError, "out-of-touch")
+    assert all(member.addr in str(error) for member in members[1:])
+    for member in members[1:]:
+        member.start()
+    well(*members)
+
+
+def test_a_node_with_another_secret_is_told_of_on_both_sides_until_it_has_the_same(quick: Cluster) -> None:
+    members = quick.form(3)
+    odd = quick.follower()
+    odd.service.stop()
+    odd.options = {**odd.options, "secret": OTHER_SECRET}
+    odd.start()
+    error = told(odd, raftsvc.OutOfTouchError, "out-of-touch")
+    eventually(lambda: "secret differs" in str(odd.service.err()), f"it says why, not only {error}")
+    assert "wrong-secret" in odd.status["conditions"]
+    leader = quick.leader()
+    assert odd.addr in str(told(leader, raftsvc.WrongSecretError, "wrong-secret"))
+    assert leader.service.is_ready()
+    odd.options = {**odd.options, "secret": SECRET}
+    odd.restart()
+    well(*members)
+
+
+def test_a_founder_that_lost_its_disk_and_founds_again_is_found_out_on_both_sides(quick: Cluster) -> None:
+    members = quick.form(3)
+    quick.leader().service.exec(b"kept")
+    founder, *rest = members
+    founder.service.stop()
+    shutil.rmtree(founder.path)
+    founder.start()
+    founder.service.init()
+    error = told(founder, raftsvc.WrongClusterError, "claimed")
+    assert "join" in str(error)
+    assert not founder.service.is_ready(), "nobody is to be served by an empty cluster"
+    for member in rest:
+        assert founder.addr in str(told(member, raftsvc.WrongClusterError, "wrong-cluster"))
+    assert rest[0].service.exec(b"served", timeout=PATIENCE)
+    assert all(member.service.is_ready() for member in rest), "who holds the data serves it"
+    founder.service.stop()
+    for member in rest:
+        eventually(lambda m=member: "wrong-cluster" not in m.status["conditions"], "it is over")
+
+
+def test_trouble_in_a_sender_s_loop_does_not_end_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = cluster.form(3)
+    failures = []
+
+    def fails(self: object) -> None:
+        if len(failures) < 3:
+            failures.append(self)
+            raise RuntimeError("of the library itself")
+
+    monkeypatch.setattr("raftsvc.transport.peer.Peer._watch_streams", fails)
+    monkeypatch.setattr("raftsvc.transport.peer._MAX_BACKOFF_SECONDS", 0.1)
+    eventually(lambda: len(failures) == 3, "it fails")
+    for member in members:
+        assert member.service.exec(b"a", timeout=PATIENCE)
+    assert len([t for t in threading.enumerate() if t.name.startswith("raftsvc-send-")]) >= 6
+
+
+# -- where others reach it
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_node_until_it_is_free(
+    quick: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = quick.add()
+    node.service.init()
+    node.service.stop()
+    host, _, port = node.addr.rpartition(":")
+    with said_once(caplog, "cannot be bound", "its listener is bound"), socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((host, int(port)))
+        other.listen()
+        node.start()
+        told(node, raftsvc.NotListeningError, "not-listening")
+        assert not node.service.is_ready()
+        other.close()
+        well(node)
+
+
+@pytest.mark.parametrize("listen", ["192.0.2.1:8001", "no-such-host.invalid:8001"])
+def test_an_address_that_is_not_here_is_an_error_even_before_there_is_a_cluster(quick: Cluster, listen: str) -> None:
+    node = quick.add(listen=listen)
+    assert isinstance(eventually(node.service.err), raftsvc.NotListeningError)
+    assert not node.service.is_ready()
+    node.service.init()
+    assert isinstance(eventually(node.service.err), raftsvc.NotListeningError)
+
+
+def test_a_node_that_drains_and_hears_nothing_tells_its_callers_at_once() -> None:
+    admission = Admission(0, None, has_listener=False)
+    left = threading.Event()
+    hears = [True]
+    is_stopping = [False]
+    watch = ServerWatch(admission, left.set, left, lambda: hears[0])
+    with admission:
+        watch.begin(HostPool("a server", 4, PATIENCE, lambda: is_stopping[0]))
+        assert not left.wait(0.3)
+        is_stopping[0] = True
+        assert not left.wait(0.5), "it is given its time while it hears"
+        hears[0] = False
+        assert left.wait(PATIENCE / 10)
+
+
+# -- the start
+
+
+class Unfinished:
+    """Looks like a State, and is none."""
+
+    def apply(self, data: bytes, index: int) -> bool:
+        return True
+
+
+class WithoutBase(ListState):
+    def __init__(self) -> None:
+        self.items = []
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (ListState, "an instance"),
+        (WithoutBase(), "super"),
+        (Unfinished(), "snapshot"),
+        (None, "lacks"),
+        (dict, "an instance"),
+    ],
+    ids=["class", "no base", "unfinished", "none", "other class"],
+)
+def test_what_is_no_state_is_refused_before_anything_is_written(tmp_path: Any, state: Any, why: str) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match=why):
+        raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+    assert not (tmp_path / "n").exists()
+
+
+@contextmanager
+def no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("raftsvc-") and "listener" not in t.name]
+
+
+@pytest.mark.parametrize("thread", ["raftsvc-ticker", "raftsvc-log", "raftsvc-apply"])
+def test_an_init_that_fails_leaves_nothing_and_can_be_repeated(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    node = cluster.add()
+    with no_thread(monkeypatch, thread):
+        for _ in range(2):
+            with pytest.raises(raftsvc.StartFailedError, match="new thread"):
+                node.service.init()
+    eventually(lambda: not threads(), "no thread is left")
+    assert not (node.path / "wal").exists()
+    node.service.init()
+    assert node.service.exec(b"a", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("thread", ["raftsvc-ticker", "raftsvc-apply"])
+def test_a_join_that_fails_to_start_can_be_repeated(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    first = cluster.add()
+    first.service.init()
+    node = cluster.add()
+    with no_thread(monkeypatch, thread), pytest.raises(raftsvc.StartFailedError):
+        node.service.join(first.addr, PATIENCE)
+    with pytest.raises(raftsvc.StorageError):
+        node.service.init()
+    node.service.join(first.addr, PATIENCE)
+    assert node.service.exec(b"a", timeout=PATIENCE)
+    assert len(first.status["members"]) == 2
+
+
+@pytest.mark.parametrize("thread", ["raftsvc-ticker", "raftsvc-apply", "raftsvc-listener"])
+def test_a_start_that_fails_lets_the_directory_go(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.service.exec(b"a")
+    node.service.stop()
+    with no_thread(monkeypatch, thread), pytest.raises(raftsvc.StartFailedError):
+        node.start()
+    eventually(lambda: not threads(), "no thread is left")
+    node.start()
+    assert node.read() == [b"a"]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_a_follower_hears_without_a_request_comes_through_a_stream(
+    make_cluster: Callable[..., Cluster], streams: bool
+) -> None:
+    cluster = make_cluster(has_streams=streams)
+    cluster.form(3)
+    leader, follower = cluster.leader(), cluster.follower()
+
+    def hears(member: Member) -> bool:
+        node = member.service._node
+        assert node is not None
+        return node.vitals.hears_leader_by_itself()
+
+    if streams:
+        eventually(lambda: hears(follower), "its stream is open")
+    assert (hears(leader), hears(follower)) == (True, streams)
