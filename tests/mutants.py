@@ -214,11 +214,11 @@ MUTANTS = (
     Mutant(
         "the log says that there is a snapshot before there is",
         "member/writes.py",
-        "                self._store.install_incoming()\n"
+        "                self._store.install_incoming(item.snapshot.index)\n"
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
         "                wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
         "                wal.sync()\n"
-        "                self._store.install_incoming()\n",
+        "                self._store.install_incoming(item.snapshot.index)\n",
     ),
     # Elections
     Mutant(

@@ -85,7 +85,7 @@ class Writes:
                 continue
             if item.snapshot is not None:
                 # The file first, then the mark, then what follows it.
-                self._store.install_incoming()
+                self._store.install_incoming(item.snapshot.index)
                 wal.mark_snapshot(item.snapshot.index, item.snapshot.term)
             if item.hard_state is not None or item.entries:
                 wal.append(item.hard_state, item.entries)

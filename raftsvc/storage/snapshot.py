@@ -199,10 +199,10 @@ class IncomingSnapshot:
         path: str,
         cluster_id: int,
         identity: tuple[int, int, int, int],
-        on_complete: Callable[[], None],
+        on_complete: Callable[[int], None],
         sync_bytes: int = SYNC_BYTES,
     ) -> None:
-        """`on_complete` is called by `finish` with the file verified and durable."""
+        """`on_complete` is called by `finish` with the index, the file verified and durable."""
         index, term, size_bytes, crc = identity
         self.identity: tuple[int, int, int, int] | None = identity
         self._announced = (index, term, cluster_id)
@@ -263,7 +263,7 @@ class IncomingSnapshot:
         except DamagedStorageError as error:
             # It was never ours: the sender's storage, or the way, is damaged.
             raise MalformedError(f"the snapshot received is damaged: {error}") from error
-        self._on_complete()
+        self._on_complete(header.index)
         return header
 
     def close(self) -> None:

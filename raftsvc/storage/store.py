@@ -62,11 +62,11 @@ class Store:
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
         self._dir_lock = files.owner_lock(path)
-        # Guards _is_closed, _snapshot_index, _superseded, and the names of snapshots; held while these change.
+        # Guards _is_closed, _snapshot_index, _complete_index, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False
         self._snapshot_index = 0
-        self._superseded = 0  # snapshots received whole in whose place a later one came before they were installed
+        self._complete_index = 0  # of the snapshot that was received whole and waits to be installed; 0: there is none
         self._incoming: IncomingSnapshot | None = None
         self._cluster_id = 0
         self._wal: Wal | None = None
@@ -294,28 +294,28 @@ class Store:
             )
             return self._incoming
 
-    def _complete_incoming(self) -> None:
-        complete = f"{self._path}/snap.new"
+    def _complete_incoming(self, index: int) -> None:
         with self._snapshot_lock:
             self._check_open()
-            if self._files.exists(complete):
-                self._superseded += 1
-            self._files.rename(f"{self._path}/snap.part", complete)
+            if index < self._complete_index:
+                return  # what waits to be installed covers it
+            self._files.rename(f"{self._path}/snap.part", f"{self._path}/snap.new")
+            self._complete_index = index
 
-    def install_incoming(self) -> None:
-        """Give the last snapshot that was received whole its name, durably.
+    def install_incoming(self, index: int) -> None:
+        """Give the snapshot at `index` that was received whole its name, durably; or a later one that took its place.
 
-        Does nothing if that one was installed already in place of the one meant.
+        Does nothing if what has the name covers it already.  Raises StorageError if there
+        is none that does: what the log is about to say of it would not be true.
         """
         with self._snapshot_lock:
             self._check_open()
-            complete = f"{self._path}/snap.new"
-            if self._superseded and not self._files.exists(complete):
-                self._superseded -= 1
-                return
-            publish(self._files, complete, f"{self._path}/snap")
-            with self.open_snapshot() as snapshot:
-                self._snapshot_index = snapshot.header.index
+            if self._complete_index > self._snapshot_index:
+                publish(self._files, f"{self._path}/snap.new", f"{self._path}/snap")
+                self._snapshot_index, self._complete_index = self._complete_index, 0
+            if self._snapshot_index < index:
+                what = f"the snapshot at {index} is to be installed, the last received covers {self._snapshot_index}"
+                raise StorageError(f"{self._path}: {what}")
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close the log and let the directory go; idempotent.
