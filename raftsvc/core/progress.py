@@ -3,12 +3,16 @@
 A follower is probed with one message at a time until its log is known to agree,
 then entries are streamed to it within a window of messages and bytes; one that
 needs what was compacted away gets a snapshot and nothing else meanwhile.
+
+The window is as large as leaves heartbeats quick: see pace.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+
+from raftsvc.core.pace import Pace
 
 
 class ProgressState(Enum):
@@ -30,7 +34,9 @@ class Progress:
     promise_ns:    how long it gives no vote after it heard this leader (section 6.4.1).
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
-    leaving_index: where its removal stands in the log, or 0.
+    leaving_index: where its removal stands in the log, or 0;
+    pace:          how much may be on its way to it;
+    pulse_round, pulse_tick: the first heartbeat that it has not answered, if pulse_round is not 0.
     """
 
     __slots__ = (
@@ -42,8 +48,11 @@ class Progress:
         "leaving_ticks",
         "match_index",
         "next_index",
+        "pace",
         "probe_sent",
         "promise_ns",
+        "pulse_round",
+        "pulse_tick",
         "recent_active",
         "round_acked",
         "snapshot_index",
@@ -51,7 +60,10 @@ class Progress:
         "was_active",
     )
 
-    def __init__(self, next_index: int) -> None:
+    def __init__(self, next_index: int, start_bytes: int = 64 * 1024) -> None:
+        self.pace = Pace(start_bytes)
+        self.pulse_round = 0
+        self.pulse_tick = 0
         self.match_index = 0
         self.next_index = next_index
         self.state = ProgressState.PROBE
@@ -73,11 +85,25 @@ class Progress:
         """Whether it was heard from within the last one to two election timeouts."""
         return self.recent_active or self.was_active
 
-    def has_room(self, max_messages: int, max_bytes: int) -> bool:
-        """Whether another message with entries may be sent now."""
+    def pulse(self, round_number: int, tick: int) -> None:
+        """A heartbeat is sent at `tick`."""
+        if not self.pulse_round:
+            self.pulse_round, self.pulse_tick = round_number, tick
+
+    def pulse_answered(self, round_number: int, tick: int) -> None:
+        """It answered what was sent in that round, or later."""
+        if 0 < self.pulse_round <= round_number:
+            self.pulse_round = 0
+            self.pace.answered(self.pulse_tick, tick)
+
+    def room_bytes(self, max_messages: int, max_bytes: int) -> int:
+        """How much may be sent in another message with entries now; 0: none."""
         if self.state is ProgressState.REPLICATE:
-            return len(self._inflight) < max_messages and self._inflight_bytes < max_bytes
-        return self.state is ProgressState.PROBE and not self.probe_sent
+            size = min(max_bytes, self.pace.size_bytes)
+            room = size - self._inflight_bytes
+            # Less than an eighth is not worth a message.
+            return room if 8 * room >= size and len(self._inflight) < max_messages else 0
+        return self.pace.size_bytes if self.state is ProgressState.PROBE and not self.probe_sent else 0
 
     def sent(self, last_index: int, size_bytes: int) -> None:
         """A message with entries up to `last_index` is on its way."""

@@ -8,6 +8,7 @@ KINDS = (
     "loss",
     "duplication",
     "delay and reordering",
+    "slow links",
     "partition",
     "one-way cut",
     "leader cut off",
@@ -39,6 +40,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("member added", "member removed", "leadership transfer", "partition", "kill", "loss"),
     ("pause", "leader cut off", "one-way cut", "clock drift", "delay and reordering", "leadership transfer"),
     ("leader unheard by one", "kill", "leadership transfer", "delay and reordering"),
+    ("slow links", "kill", "partition", "member added", "leadership transfer"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
 )

@@ -50,6 +50,7 @@ class NetworkFaults:
             "loss": self._lose,
             "duplication": self._duplicate,
             "delay and reordering": self._delay,
+            "slow links": self._slow_down,
             "partition": self._partition,
             "one-way cut": self._cut_one_way,
             "leader cut off": self._cut_off_leader,
@@ -69,6 +70,11 @@ class NetworkFaults:
     def _delay(self, node: SimulatedNode) -> bool:
         self._network.delay = self._world.random.choice((5, 40, 300, 1000)) * MILLISECOND
         for_a_while(self._world, lambda: setattr(self._network, "delay", USUAL_DELAY))
+        return True
+
+    def _slow_down(self, node: SimulatedNode) -> bool:
+        self._network.set_rate(self._world.random.choice((3_000, 10_000, 40_000)))
+        for_a_while(self._world, lambda: self._network.set_rate(0), longest=6000)
         return True
 
     def _cut(self, links: set[tuple[int, int]]) -> bool:

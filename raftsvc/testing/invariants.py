@@ -30,7 +30,7 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.raft import Role
 from raftsvc.member.engine import Engine
-from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
+from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope, read_piece
 from raftsvc.member.waiters import Call
 
 
@@ -334,6 +334,8 @@ class Sessions:
         self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
         self._removed: dict[int, int] = {}
         self._executed: dict[tuple[int, int, int], int] = {}
+        self._given: dict[int, bytes] = {}  # by index: what States were given
+        self._pieces: dict[tuple[int, int, int], dict[int, bytes]] = {}  # of instructions that come so, by offset
         self._verdicts: dict[int, bool | None] = {}
         self._may_take_effect: Counter[bytes] = Counter()  # by instruction: callers, save those told that it did not
         self._not_applied: list[Call] = []
@@ -342,7 +344,13 @@ class Sessions:
         """An entry is committed: remember what it is about."""
         self._committed.setdefault(index_of(entry), entry)
         if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
-            self._carried.setdefault(read_envelope(data_of(entry)), index_of(entry))
+            key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
+            if piece is None:
+                self._carried.setdefault(key, index_of(entry))
+            else:
+                offset, _, part = piece
+                known = self._pieces.setdefault(key, {})
+                known[offset] = max(part, known.get(offset, b""), key=len)  # it may be cut elsewhere the next time
         elif kind_of(entry) is EntryKind.CONFIG:
             change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
@@ -358,11 +366,18 @@ class Sessions:
             f"state machine safety: node {node_id} applies at {index} what is not committed there",
         )
         assert entry is not None
+        key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
+        if piece is None:
+            is_same = data_of(entry)[ENVELOPE_BYTES:] == data
+        else:
+            parts = self._pieces[key]
+            is_same = piece[0] + len(piece[2]) == piece[1] == len(data)
+            is_same = is_same and all(data[offset : offset + len(part)] == part for offset, part in parts.items())
+            self._carried.setdefault(key, index)
         require(
-            data_of(entry)[ENVELOPE_BYTES:] == data,
+            is_same and self._given.setdefault(index, data) == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
-        key = read_envelope(data_of(entry))
         first = self._executed.setdefault(key, index)
         require(
             first == index,
@@ -405,8 +420,7 @@ class Sessions:
         key = read_envelope(call.data) if call.data else None
         index = self._executed.get(key, 0) if key else 0
         require(
-            0 < index <= engine.applying.machine.applied_index
-            and data_of(self._committed[index])[ENVELOPE_BYTES:] == call.instruction,
+            0 < index <= engine.applying.machine.applied_index and self._given[index] == call.instruction,
             f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
             f"which is not applied there",
         )
@@ -436,7 +450,7 @@ class Sessions:
                 not index,
                 f"sessions: instruction {call.number} of a caller who was told NotApplied took effect at {index}",
             )
-        effects = Counter(data_of(self._committed[index])[ENVELOPE_BYTES:] for index in self._executed.values())
+        effects = Counter(self._given[index] for index in self._executed.values())
         for instruction, count in effects.items():
             expected = self._may_take_effect[instruction]
             require(

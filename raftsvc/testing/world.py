@@ -23,6 +23,7 @@ PATIENCE = 120 * SECOND
 class Conditions:
     """What is the same throughout a seed, and differs from one to the next.
 
+    piece_bytes:  of a snapshot, in one request.
     think_time:   mean, of clients.  Some bugs need a cluster in which seldom something is written.
     least_voters: so many are left whatever is removed.
     """
@@ -30,6 +31,7 @@ class Conditions:
     options: EngineOptions
     segment_bytes: int
     sync_bytes: int
+    piece_bytes: int
     think_time: int
     client_count: int
     least_voters: int
@@ -41,7 +43,9 @@ class Conditions:
             election_ticks=rng.choice((5, 10)),
             snapshot_entries=rng.choice((8, 30, 100, 1000)),
             trailing_entries=rng.choice((0, 5, 50)),
+            max_pinned_entries=rng.choice((0, 60, 100_000)),
             max_uncommitted_bytes=rng.choice((600, 1 << 20)),
+            start_bytes=rng.choice((24, 400, 1 << 16)),
             tick_ns=1000 * TICK,
             lease_reads=rng.random() < 0.4,
         )
@@ -49,6 +53,7 @@ class Conditions:
             options,
             segment_bytes=rng.choice((4096, 8192, 32768)),
             sync_bytes=rng.choice((100, 500, 1 << 20)),
+            piece_bytes=rng.choice((60, 200, 200, 1 << 20)),
             think_time=rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND,
             client_count=rng.randint(3, 6),
             least_voters=rng.choice((1, 2, 3, 3)),

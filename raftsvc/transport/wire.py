@@ -127,6 +127,10 @@ class UnreachableError(Exception):
     """No authentic answer came; whether the request was acted on is unknown."""
 
 
+class TooLargeError(UnreachableError):
+    """Something on the way, a proxy most likely, refuses bodies of that size: 413, signed by nobody."""
+
+
 class Part(NamedTuple):
     """Which part of a large batch a body is."""
 
