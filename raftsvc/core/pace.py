@@ -7,6 +7,8 @@ than is answered within a few ticks, whatever the link carries.
 
 from __future__ import annotations
 
+from collections import deque
+
 _SLOW_TICKS = 2
 """More than this beyond what it takes at best is slow."""
 _UNKNOWN = 1 << 30
@@ -72,3 +74,49 @@ class Pace:
         """An answer came late, or none came."""
         self._was_slow = True
         self.size_bytes = max(self.least_bytes, self.size_bytes // 2)
+
+
+class Window:
+    """Messages with entries on their way to a follower, and heartbeats among them that tell how long these take."""
+
+    __slots__ = ("_messages", "_pulse_round", "_pulse_tick", "_size_bytes", "pace")
+
+    def __init__(self, start_bytes: int) -> None:
+        self.pace = Pace(start_bytes)
+        self._messages: deque[tuple[int, int]] = deque()  # the last entry of each, and its bytes
+        self._size_bytes = 0
+        self._pulse_round = 0  # of the first heartbeat that is not answered; 0: all are
+        self._pulse_tick = 0
+
+    def room_bytes(self, max_messages: int, max_bytes: int) -> int:
+        """How much another message may have; 0: there is no room for one."""
+        size = min(max_bytes, self.pace.size_bytes)
+        room = size - self._size_bytes
+        # Less than an eighth is not worth a message.
+        return room if 8 * room >= size and len(self._messages) < max_messages else 0
+
+    def sent(self, last_index: int, size_bytes: int) -> None:
+        """A message with entries up to `last_index` is on its way."""
+        self._messages.append((last_index, size_bytes))
+        self._size_bytes += size_bytes
+
+    def acknowledged(self, match_index: int) -> None:
+        """The follower holds everything up to `match_index`."""
+        while self._messages and self._messages[0][0] <= match_index:
+            self._size_bytes -= self._messages.popleft()[1]
+
+    def clear(self) -> None:
+        """What was on its way counts as lost."""
+        self._messages.clear()
+        self._size_bytes = 0
+
+    def pulse(self, round_number: int, tick: int) -> None:
+        """A heartbeat is sent at `tick`."""
+        if not self._pulse_round:
+            self._pulse_round, self._pulse_tick = round_number, tick
+
+    def pulse_answered(self, round_number: int, tick: int) -> None:
+        """It answered what was sent in that round, or later."""
+        if 0 < self._pulse_round <= round_number:
+            self._pulse_round = 0
+            self.pace.answered(self._pulse_tick, tick)

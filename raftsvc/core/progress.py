@@ -9,10 +9,9 @@ The window is as large as leaves heartbeats quick: see pace.
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 
-from raftsvc.core.pace import Pace
+from raftsvc.core.pace import Window
 
 
 class ProgressState(Enum):
@@ -35,35 +34,28 @@ class Progress:
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
     leaving_index: where its removal stands in the log, or 0;
-    pace:          how much may be on its way to it;
-    pulse_round, pulse_tick: the first heartbeat that it has not answered, if pulse_round is not 0.
+    window:        what is on its way to it.
     """
 
     __slots__ = (
-        "_inflight",
-        "_inflight_bytes",
         "awaited_index",
         "commit_sent",
         "leaving_index",
         "leaving_ticks",
         "match_index",
         "next_index",
-        "pace",
         "probe_sent",
         "promise_ns",
-        "pulse_round",
-        "pulse_tick",
         "recent_active",
         "round_acked",
         "snapshot_index",
         "state",
         "was_active",
+        "window",
     )
 
     def __init__(self, next_index: int, start_bytes: int = 64 * 1024) -> None:
-        self.pace = Pace(start_bytes)
-        self.pulse_round = 0
-        self.pulse_tick = 0
+        self.window = Window(start_bytes)
         self.match_index = 0
         self.next_index = next_index
         self.state = ProgressState.PROBE
@@ -77,40 +69,23 @@ class Progress:
         self.awaited_index = 0
         self.leaving_index = 0
         self.leaving_ticks = 0
-        self._inflight: deque[tuple[int, int]] = deque()
-        self._inflight_bytes = 0
 
     @property
     def is_alive(self) -> bool:
         """Whether it was heard from within the last one to two election timeouts."""
         return self.recent_active or self.was_active
 
-    def pulse(self, round_number: int, tick: int) -> None:
-        """A heartbeat is sent at `tick`."""
-        if not self.pulse_round:
-            self.pulse_round, self.pulse_tick = round_number, tick
-
-    def pulse_answered(self, round_number: int, tick: int) -> None:
-        """It answered what was sent in that round, or later."""
-        if 0 < self.pulse_round <= round_number:
-            self.pulse_round = 0
-            self.pace.answered(self.pulse_tick, tick)
-
     def room_bytes(self, max_messages: int, max_bytes: int) -> int:
         """How much may be sent in another message with entries now; 0: none."""
         if self.state is ProgressState.REPLICATE:
-            size = min(max_bytes, self.pace.size_bytes)
-            room = size - self._inflight_bytes
-            # Less than an eighth is not worth a message.
-            return room if 8 * room >= size and len(self._inflight) < max_messages else 0
-        return self.pace.size_bytes if self.state is ProgressState.PROBE and not self.probe_sent else 0
+            return self.window.room_bytes(max_messages, max_bytes)
+        return self.window.pace.size_bytes if self.state is ProgressState.PROBE and not self.probe_sent else 0
 
     def sent(self, last_index: int, size_bytes: int) -> None:
         """A message with entries up to `last_index` is on its way."""
         if self.state is ProgressState.REPLICATE:
             self.next_index = last_index + 1
-            self._inflight.append((last_index, size_bytes))
-            self._inflight_bytes += size_bytes
+            self.window.sent(last_index, size_bytes)
         else:
             self.probe_sent = True
 
@@ -121,8 +96,7 @@ class Progress:
         if is_news:
             self.match_index = match_index
             self.next_index = max(self.next_index, match_index + 1)
-        while self._inflight and self._inflight[0][0] <= match_index:
-            self._inflight_bytes -= self._inflight.popleft()[1]
+        self.window.acknowledged(match_index)
         if self.state is ProgressState.PROBE and agreed:
             self.state = ProgressState.REPLICATE
             self.next_index = self.match_index + 1
@@ -149,8 +123,7 @@ class Progress:
         self.state = ProgressState.PROBE
         self.next_index = max(next_index, self.match_index + 1)
         self.probe_sent = False
-        self._inflight.clear()
-        self._inflight_bytes = 0
+        self.window.clear()
 
     def await_snapshot(self, snapshot_index: int) -> None:
         """A snapshot is on its way; send nothing else."""

@@ -68,12 +68,12 @@ class Replication:
         """Heartbeats are about to leave, and how soon they are answered says how much may be sent beside them."""
         number = self.next_round()
         for progress in self.progress.values():
-            progress.pulse(number, self._ticks)
+            progress.window.pulse(number, self._ticks)
 
     def hear_round(self, progress: Progress, number: int) -> None:
         """A follower answered what was sent in round `number`, later than any that it answered before."""
         progress.round_acked = number
-        progress.pulse_answered(number, self._ticks)
+        progress.window.pulse_answered(number, self._ticks)
 
     def send_entries(self, peer: int, progress: Progress) -> None:
         """Send what the window has room for."""
@@ -97,7 +97,7 @@ class Replication:
             last = index_of(entries[-1]) if entries else prev
             progress.sent(last, sum(map(len, entries)))
         if progress.state is ProgressState.REPLICATE and progress.next_index <= last_index:
-            progress.pace.note_short()
+            progress.window.pace.note_short()
 
     def send_heartbeat(self, peer: int, progress: Progress) -> None:
         """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
@@ -148,7 +148,7 @@ class Replication:
         if progress is not None and progress.state is ProgressState.REPLICATE:
             progress.probe_from(progress.match_index + 1)
             progress.probe_sent = True  # the next heartbeat asks
-            progress.pace.slow_down()
+            progress.window.pace.slow_down()
 
     def report_snapshot(self, peer: int, succeeded: bool) -> None:
         """The transfer of a snapshot to `peer` ended."""
