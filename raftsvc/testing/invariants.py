@@ -52,6 +52,7 @@ class Known:
         self.commit_index = 0
         self.stable_index = 0
         self.offset = 0
+        self.snapshot_index = 0
         self.term = 0
         self.led_term = 0
         self.led_last: Entry | None = None
@@ -100,6 +101,7 @@ class Consensus:
         )
         known.entries = {}
         known.commit_index = 0
+        known.snapshot_index = log.snapshot.index
         known.term = core.term
         known.led_term = 0
         known.led_last = None
@@ -134,6 +136,11 @@ class Consensus:
             require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
         known.stable_index, known.offset = log.stable_index, log.offset
+        if log.snapshot.index != known.snapshot_index:
+            known.snapshot_index = log.snapshot.index
+            kept = log.snapshot.index - log.offset
+            most = max(engine.options.trailing_entries, engine.options.max_pinned_entries)
+            require(kept <= most, f"memory: node {engine.node_id} keeps {kept} entries that its snapshot covers")
         last = log.last_entry
         if last is not known.entries.get(log.last_index):
             self._look_at_log(engine, known)

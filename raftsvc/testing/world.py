@@ -45,7 +45,7 @@ class Conditions:
             trailing_entries=rng.choice((0, 5, 50)),
             max_pinned_entries=rng.choice((0, 60, 100_000)),
             max_uncommitted_bytes=rng.choice((600, 1 << 20)),
-            start_bytes=rng.choice((24, 400, 1 << 16)),
+            start_bytes=rng.choice((8, 24, 400, 1 << 16)),
             tick_ns=1000 * TICK,
             lease_reads=rng.random() < 0.4,
         )

@@ -25,7 +25,7 @@ from tests.service.harness import (
 from tests.service.links import NarrowProxy, SlowLink
 
 MEGABIT = 1_000_000 // 8
-LONG_BYTES = 600_000
+LONG_BYTES = 400_000
 
 
 @pytest.fixture

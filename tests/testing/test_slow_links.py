@@ -102,6 +102,18 @@ def test_what_was_given_up_does_not_go_on_filling_the_link() -> None:
     assert long.outcome is None
 
 
+@pytest.mark.parametrize("at_leader", [True, False])
+def test_pieces_that_were_lost_are_sent_again(at_leader: bool) -> None:
+    writers = Writers(8, 0)
+    network = writers.simulation.network
+    node = writers.leader if at_leader else writers.followers[0]
+    assert node is not None
+    network.loss = 0.3
+    for _ in range(3):
+        writers.run_until_done(writers.write(node, 500_000), 100)
+        writers.run_until_done(writers.write(node), 20)
+
+
 def test_a_new_leader_goes_on_where_the_one_before_ended() -> None:
     writers = Writers(6, 3 * MEGABIT // 2)
     simulation = writers.simulation
