@@ -33,6 +33,7 @@ class Writers:
         simulation.run_until(simulation.now + SECOND)
         simulation.network.set_rate(rate)
         self.latencies: list[int] = []
+        self.longest_silence = 0
         self.serial = 0
         self.leader = simulation.leader()
         assert self.leader is not None and self.leader.engine is not None
@@ -53,12 +54,15 @@ class Writers:
         node.do(lambda engine: engine.submit(call))
         return call
 
-    def write_little_all_the_time(self) -> None:
-        """From every node, ten times a second."""
+    def write_little_all_the_time(self, but_at: SimulatedNode | None = None) -> None:
+        """At every node, ten times a second."""
 
         def write() -> None:
             for node in self.simulation.nodes.values():
-                self.write(node, done=self.latencies.append)
+                if node is not but_at:
+                    self.write(node, done=self.latencies.append)
+                if node.engine is not None and node is not self.leader:
+                    self.longest_silence = max(self.longest_silence, node.engine.core.election.leader_elapsed)
             self.simulation.world.schedule.at(100 * MILLISECOND, write)
 
         write()
@@ -71,10 +75,11 @@ class Writers:
     def check_nobody_lost_the_lead(self) -> None:
         terms = {node.engine.core.term for node in self.simulation.nodes.values() if node.engine is not None}
         assert terms == {self.term} and self.simulation.leader() is self.leader
+        assert self.longest_silence < 8, "ticks, of ten"
 
 
 @pytest.mark.parametrize("at_leader", [True, False])
-@pytest.mark.parametrize("rate", [3 * MEGABIT // 2, 3 * MEGABIT])
+@pytest.mark.parametrize("rate", [MEGABIT // 2, 3 * MEGABIT // 2, 3 * MEGABIT])
 def test_a_megabyte_arrives_and_holds_nobody_up(rate: int, at_leader: bool) -> None:
     writers = Writers(3, rate)
     assert writers.leader is not None
@@ -83,7 +88,7 @@ def test_a_megabyte_arrives_and_holds_nobody_up(rate: int, at_leader: bool) -> N
     writers.run_until_done(long, 4 * LONG_BYTES // rate)
     writers.check_nobody_lost_the_lead()
     assert len(writers.latencies) > 60
-    assert max(writers.latencies) < SECOND
+    assert max(writers.latencies) < (SECOND if rate > MEGABIT else 2 * SECOND)
 
 
 def test_what_was_given_up_does_not_go_on_filling_the_link() -> None:
@@ -108,9 +113,9 @@ def test_pieces_that_were_lost_are_sent_again(at_leader: bool) -> None:
     network = writers.simulation.network
     node = writers.leader if at_leader else writers.followers[0]
     assert node is not None
-    network.loss = 0.3
+    network.loss = 0.1
     for _ in range(3):
-        writers.run_until_done(writers.write(node, 500_000), 100)
+        writers.run_until_done(writers.write(node, 200_000), 60)
         writers.run_until_done(writers.write(node), 20)
 
 
@@ -134,7 +139,8 @@ def test_a_new_leader_goes_on_where_the_one_before_ended() -> None:
     assert rest < 2 + 1.5 * (LONG_BYTES / 2) / (3 * MEGABIT // 2), "not from its beginning"
 
 
-def test_who_was_away_catches_up_and_holds_nobody_up() -> None:
+@pytest.mark.parametrize("rate", [3 * MEGABIT // 2, MEGABIT // 2])
+def test_who_was_away_catches_up_and_holds_nobody_up(rate: int) -> None:
     writers = Writers(4, 0)
     simulation = writers.simulation
     away = writers.followers[0]
@@ -142,8 +148,8 @@ def test_who_was_away_catches_up_and_holds_nobody_up() -> None:
     simulation.network.cut |= links
     assert writers.leader is not None
     for _ in range(40):
-        writers.run_until_done(writers.write(writers.leader, 50_000), 1)
-    simulation.network.set_rate(3 * MEGABIT // 2)
+        writers.run_until_done(writers.write(writers.leader, 50_000 * rate // (3 * MEGABIT // 2)), 1)
+    simulation.network.set_rate(rate)
     writers.term = writers.leader.engine.core.term if writers.leader.engine else 0
     simulation.network.cut -= links
     simulation.run_until(simulation.now + SECOND)  # it campaigned, perhaps
@@ -166,12 +172,12 @@ def test_a_snapshot_passes_a_slow_link_and_holds_nobody_up() -> None:
     links = {(away.node_id, i) for i in simulation.nodes} | {(i, away.node_id) for i in simulation.nodes}
     simulation.network.cut |= links
     assert writers.leader is not None
-    for n in range(60):
+    for n in range(100):
         writers.run_until_done(writers.write(writers.leader, key=f"{n}" * 3000), 1)
     simulation.network.set_rate(3 * MEGABIT // 2)
     simulation.network.cut -= links
-    simulation.run_until(simulation.now + SECOND)
-    writers.write_little_all_the_time()
+    simulation.run_until(simulation.now + 300 * MILLISECOND)
+    writers.write_little_all_the_time(but_at=away)
     engine = away.engine
     assert engine is not None
     assert simulation.run_until(simulation.now + 30 * SECOND, lambda: engine.core.log.offset > 30)
