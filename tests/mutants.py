@@ -289,7 +289,7 @@ MUTANTS = (
         "core/pace.py",
         "        if ticks > self._best_ticks + _SLOW_TICKS:\n            self.slow_down()\n        elif",
         "        if",
-        test="testing/test_slow_links.py::test_a_megabyte_arrives_and_holds_nobody_up",
+        test="core/test_pace.py::test_answers_are_not_late_and_the_link_does_not_idle",
     ),
     Mutant(
         "pieces of a snapshot are as large as can be",
