@@ -32,6 +32,7 @@ from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.watch import ServerWatch
 from raftsvc.member.engine import EngineOptions
+from raftsvc.member.machine import MAX_WHOLE_BYTES
 from raftsvc.member.node import NodeOptions, read_boot_clock
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Call, Read
@@ -41,7 +42,7 @@ from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network, peer_url
 from raftsvc.transport.listener import Listener
 
-MAX_INSTRUCTION_BYTES = 4 * 1024 * 1024
+MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
 
 
 def start(

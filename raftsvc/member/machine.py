@@ -17,6 +17,10 @@ life can succeed, and what the former session still had under way can no longer 
 applied.  There is one session per member, so the table needs neither a limit nor a clock.  A
 member whose directory was copied or put back is void: no life of it can open a session any more.
 
+A long instruction comes as several entries, its pieces, and takes effect with the one
+that makes it whole.  They count in order, so what comes twice, or after a gap, is ignored and
+sent again; a session has one such instruction at a time.
+
 Not thread-safe: one thread at a time applies.
 """
 
@@ -42,8 +46,8 @@ from raftsvc.errors import Rejected, reason_text
 from raftsvc.state import State, StreamingState
 
 MAX_REASON_BYTES = 1024
-MAX_WHOLE_BYTES = 16 * 1024 * 1024
-"""The longest instruction that is put together from pieces; each member may have one under way."""
+MAX_WHOLE_BYTES = 4 * 1024 * 1024
+"""The longest instruction that is put together from pieces; each member may have one under way, in the snapshot too."""
 
 _ENVELOPE = struct.Struct(">BQQQQ")
 ENVELOPE_BYTES = _ENVELOPE.size
