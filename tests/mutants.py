@@ -225,7 +225,7 @@ MUTANTS = (
         "member/snapshots.py",
         "        if not is_wanted():\n            self.drop()\n            return None\n",
         "",
-        kinds="member added,leadership transfer,leader cut off,slow disk,delay and reordering",
+        test="testing/test_arrivals.py::test_an_older_one_whose_turn_comes_later_takes_nothing_away",
         also=(
             ("storage/store.py", "            if index < self._complete_index:\n", "            if False:\n"),
             (
