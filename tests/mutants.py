@@ -275,7 +275,8 @@ MUTANTS = (
         "member/machine.py",
         "(partial is None or partial.number < number)",
         "True",
-        kinds="duplication,delay and reordering,loss,leadership transfer",
+        test="member/test_pieces.py::"
+        "test_a_later_instruction_takes_the_place_of_one_that_was_given_up_and_not_the_other_way_round",
     ),
     Mutant(
         "a long instruction is sent whole",
