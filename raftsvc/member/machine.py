@@ -276,7 +276,7 @@ class Machine:
             return b""  # no node of this version writes such an entry; all ignore it alike
         op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
-        if op != _INSTRUCTION:
+        if op != _INSTRUCTION and op != _PIECE:
             if op == _OPEN_SESSION:
                 self._open_session(node_id, session_id, Life(low, number), index)
             elif op == _VOID and node_id in self.config.members:

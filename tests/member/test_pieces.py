@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from raftsvc.core.membership import ConfChange, ConfOp
-from raftsvc.core.messages import Entry, EntryKind, MalformedError, make_entry
+from raftsvc.core.messages import Entry, EntryKind, Life, MalformedError, make_entry
 from raftsvc.member.machine import Answer, Machine, wrap_instruction, wrap_open_session, wrap_piece
 from raftsvc.member.pieces import MAX_PIECE_BYTES, Pieces
 from raftsvc.member.waiters import Call
@@ -43,7 +43,7 @@ class Log:
         self.answers: list[Answer] = []
         self.index = 0
         self.apply(EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, NODE, "n1:1").encode())
-        self.apply(EntryKind.NORMAL, wrap_open_session(NODE, 0, 77))
+        self.apply(EntryKind.NORMAL, wrap_open_session(NODE, 0, Life(1, 77)))
 
     def apply(self, kind: EntryKind, data: bytes) -> None:
         self.index += 1
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_kept_nowhere(whole: int, offset: int, part: bytes)
 def test_another_session_has_nothing_of_the_former() -> None:
     log = Log()
     log.piece(5, 0, b"abc")
-    log.apply(EntryKind.NORMAL, wrap_open_session(NODE, SESSION, 78))
+    log.apply(EntryKind.NORMAL, wrap_open_session(NODE, SESSION, Life(2, 78)))
     log.piece(5, 3, b"def")
     assert log.state.given == []
     assert log.machine.held_of(NODE, log.index - 1, 5) == 0
