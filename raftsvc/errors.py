@@ -142,6 +142,26 @@ class ForkedError(NotApplied):
     """
 
 
+class InsideStateError(NotApplied):
+    """The State's own code (`apply`, `snapshot`, `restore_snapshot` and the like) called what waits for it to return.
+
+    Nothing was proposed, and nothing waited for.  A State that lets this out of `apply`
+    stops applying at that entry, as with any error but Rejected; it is not made a
+    refusal of the instruction, for with repaired code the entry, replayed, would
+    then have another outcome than it had on the other nodes.
+
+    what: the method that was called.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the State's own code called {what}, which would wait for that code to return: `apply` may depend on "
+            "nothing but the State and the instruction. Have whoever called `exec` do it after that returned, or "
+            "hand it to a thread for which `apply` does not wait"
+        )
+        self.what = what
+
+
 class EvictedError(NotApplied):
     """This node was removed from its cluster and takes no further part."""
 

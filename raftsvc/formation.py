@@ -24,9 +24,11 @@ from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
     ExistingClusterError,
+    InsideStateError,
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    ReadTimeoutError,
     StoppedError,
     UninitializedError,
     UnknownPeerError,
@@ -72,14 +74,19 @@ class Membership:
         self.home.check()
         return None if self.stopped.is_set() else self.node
 
-    def require_node(self) -> Participant:
-        """The node.  Raises ForkedError, StoppedError, UninitializedError."""
+    def require_node(self, what: str = "") -> Participant:
+        """The node, for `what` a caller wants of it, if it is one.
+
+        Raises ForkedError, StoppedError, UninitializedError; InsideStateError in the State's own code.
+        """
         self.home.check()
         if self.stopped.is_set():
             raise StoppedError("the Service was stopped")
         node = self.node
         if node is None:
             raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
+        if what and node.runs_state_here():
+            raise InsideStateError(what)
         return node
 
     # -- the beginning
@@ -155,6 +162,8 @@ class Membership:
         """Stop the node, which hands over first if it leads; False if that was done before, or in a forked child."""
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
+        if self.node is not None and self.node.runs_state_here():
+            raise InsideStateError("stop")
         with self._lifecycle:
             if self.stopped.is_set():
                 return False
@@ -236,7 +245,12 @@ class Roster:
         """Remove the member at `addr`; see `Service.evict`."""
         deadline = time.monotonic() + timeout
         node = self._membership.require_node()
-        self._calls.wait_read(timeout)
+        try:
+            self._calls.wait_read(timeout)
+        except ReadTimeoutError as error:
+            raise MembershipTimeoutError(
+                f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
+            ) from error
         config = node.applied_config
         node_id = config.id_of(addr)
         if node_id is None:

@@ -39,10 +39,14 @@ class HomeProcess:
     def check(self) -> None:
         """Raise ForkedError in every other process."""
         if os.getpid() != self.pid:
-            raise ForkedError(
-                f"this Service was started in process {self.pid}, and its threads are not in process {os.getpid()}: "
-                "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
-            )
+            raise self.error()
+
+    def error(self) -> ForkedError:
+        """What is said in every other process."""
+        return ForkedError(
+            f"this Service was started in process {self.pid}, and its threads are not in process {os.getpid()}: "
+            "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
+        )
 
 
 class HoldsDescriptors(Protocol):

@@ -34,6 +34,11 @@ class Reception:
         self._network = network
         self._admission = admission
 
+    def check_process(self) -> None:
+        """Raise a Problem in a process that was forked from the node's."""
+        if not self._membership.home.is_here:
+            raise Problem(503, "forked", "this process was forked from the one that has the node")
+
     # -- from peers
 
     def identity(self) -> Identity | None:
@@ -117,6 +122,8 @@ class Reception:
 
     def is_ready(self) -> bool:
         """Whether this node can serve an application; see `Service.is_ready`."""
+        if not self._membership.home.is_here:
+            return False
         node = self._membership.serving_node()
         if node is None or not node.is_settled():
             return False

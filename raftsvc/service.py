@@ -14,13 +14,18 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import requests
 
 from raftsvc.errors import (
     ConfigurationError,
+    DirectoryInUseError,
     InstructionTooLargeError,
+    JoinFailedError,
+    MembershipTimeoutError,
+    NodeFailedError,
     NotApplied,
     OutcomeUnknown,
     RaftError,
@@ -30,7 +35,9 @@ from raftsvc.errors import (
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
+from raftsvc.host.refusals import check_server, command_below
 from raftsvc.host.watch import ServerWatch
+from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.machine import MAX_WHOLE_BYTES
 from raftsvc.member.node import NodeOptions, read_boot_clock
@@ -43,6 +50,9 @@ from raftsvc.transport import App, Authenticator, Network, peer_url
 from raftsvc.transport.listener import Listener
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
+
+_UNHURRIED_SECONDS = 60.0
+"""For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
 
 def start(
@@ -97,6 +107,8 @@ def start(
     listen_ssl: makes that listener speak TLS.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
+                           A node that is started with a shorter one than before waits once as
+                           long as the former before it elects anybody, for it promised to.
     max_waiting:           callers that may wait in `exec`, `wait_read` and the like at once; 0: no
                            limit.  None: less than the server's threads, as far as they are known.
     max_instruction_bytes: the longest instruction; at most 4 MiB.
@@ -111,7 +123,7 @@ def start(
                            machine that is frozen without its clock noticing can read
                            what is out of date.  Without it no clock is trusted.
     lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as
-                           the server lets it drain, or 10.
+                           the server lets it drain, or 10; not at all in a command such as `flask shell`.
     clock:                 seconds, monotonic; for tests.
     files:                 the disk; for tests.
 
@@ -124,8 +136,7 @@ def start(
         if addr is not None:
             auth.check_exposure(addr)
     server = servers.find_host()
-    if lock_timeout is None:
-        lock_timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
+    check_server(server, listen is not None, max_waiting is not None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -136,7 +147,7 @@ def start(
     options = NodeOptions(election_timeout, engine_options)
     if clock is not None:
         options = options._replace(clock=clock)
-    store = Store.open(os.fspath(dir), files, lock_timeout)
+    store = _own(os.fspath(dir), files, lock_timeout, server)
     try:
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
@@ -146,6 +157,24 @@ def start(
     except BaseException:
         store.close()
         raise
+
+
+def _own(path: str, files: Files | None, timeout: float | None, server: servers.HostPool | None) -> Store:
+    """Open the directory, which a former process may have yet; a command beside a server does not wait for that."""
+    command = command_below()
+    if timeout is None:
+        timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
+        if command is not None:
+            timeout = 0.0
+    try:
+        return Store.open(path, files, timeout)
+    except DirectoryInUseError as error:
+        if command is None:
+            raise
+        raise DirectoryInUseError(
+            f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
+            "in the module that the server loads and this command does not, and ask the server over HTTP"
+        ) from error
 
 
 def _check_options(max_instruction_bytes: int, election_timeout: float, lease_reads: bool) -> None:
@@ -195,6 +224,7 @@ class Service:
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(self.wsgi_app, entrance.listen, entrance.listen_ssl)
+        prepare()
         membership.resume()
         if self._listener is not None:
             self._listener.start()
@@ -213,6 +243,9 @@ class Service:
         Returns once it can be used.  Raises ExistingClusterError, StorageError; a
         failure leaves the directory as it was.
         """
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(self.init, _UNHURRIED_SECONDS, NodeFailedError)
         self._membership.found()
 
     def join(self, boot_url: str, timeout: float = 60.0) -> None:
@@ -230,6 +263,9 @@ class Service:
         PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError if
         the member has no secret, and so serves its own machine only, which is another.
         """
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
         self._membership.join(boot_url, timeout)
 
     def evict(self, node_addr: str, timeout: float = 60.0) -> None:
@@ -241,6 +277,9 @@ class Service:
 
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """
+        self._membership.require_node("evict")
+        if is_main_thread():
+            return do_elsewhere(partial(self.evict, node_addr, timeout), timeout, MembershipTimeoutError)
         self._roster.evict(node_addr, timeout)
 
     def stop(self) -> None:
@@ -248,6 +287,10 @@ class Service:
 
         A leader hands over first.  Every caller that waits is woken with an error.
         """
+        if not self._membership.home.is_here:
+            return  # the threads and the directory are the parent's
+        if is_main_thread():
+            return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
         if not self._membership.stop():
             return
         if self._listener is not None:
@@ -271,12 +314,14 @@ class Service:
         effect and never will, OutcomeUnknown if time ran out after it may have
         reached a log; all are RaftError.  Blocks.
         """
-        node = self._membership.require_node()
+        node = self._membership.require_node("exec")
         node.check_able()
         if len(instruction) > self._max_instruction_bytes:
             raise InstructionTooLargeError(
                 f"the instruction has {len(instruction)} bytes, at most {self._max_instruction_bytes} are allowed"
             )
+        if is_main_thread():
+            return do_elsewhere(partial(self.exec, bytes(instruction), timeout), timeout, OutcomeUnknown)
         deadline = time.monotonic() + timeout
         with self._admission:
             call = Call(bytes(instruction))
@@ -300,9 +345,11 @@ class Service:
         UninitializedError, EvictedError, ApplyHaltedError and others of RaftError.
         The State has then seen nothing it had not seen before.  Blocks.
         """
-        node = self._membership.require_node()
+        node = self._membership.require_node("wait_read")
         if node.is_current():
             return
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
         deadline = time.monotonic() + timeout
         with self._admission:
             read = Read()
@@ -319,11 +366,16 @@ class Service:
 
         One that can pass, such as a disk that stalls, clears itself.
         """
-        node = self._node
-        return node.err() if node is not None else None
+        membership = self._membership
+        if not membership.home.is_here:
+            return membership.home.error()
+        return membership.node.err() if membership.node is not None else None
 
     def status(self) -> dict[str, object]:
-        """A picture of the node: role, leader, term, indexes, members, error; JSON-compatible."""
+        """A picture of the node: role, leader, term, indexes, members, error; JSON-compatible.  Raises ForkedError."""
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)
         return self._reception.status()
 
     def is_live(self) -> bool:
@@ -341,9 +393,31 @@ class Service:
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         """The WSGI callable for everything under `/raft/`."""
+        if not self._membership.home.is_here:
+            return self._app(environ, start_response)  # which says so
         found = self._admission.learn(environ)
-        if found is not None and found.graceful_timeout is not None:
-            self._watch.begin(found)
+        self._admission.uncount(environ)
+        if is_main_thread():
+            return self._answer_elsewhere(environ, start_response, found)
+        self._watch_server(found)
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
+
+    def _watch_server(self, found: servers.HostPool | None) -> None:
+        if found is not None and found.graceful_timeout is not None:
+            self._watch.begin(found)
+
+    def _answer_elsewhere(
+        self, environ: Mapping[str, Any], start_response: Callable[..., object], found: servers.HostPool | None
+    ) -> Iterable[bytes]:
+        """Where a server serves requests in the main thread."""
+        begun: list[tuple[Any, ...]] = []
+
+        def answer() -> Iterable[bytes]:
+            self._watch_server(found)
+            return self._app({**environ, MAIN_THREAD: True}, lambda *head: begun.append(head))
+
+        body = do_elsewhere(answer, _UNHURRIED_SECONDS, NodeFailedError)
+        start_response(*begun[0])
+        return body

@@ -50,6 +50,7 @@ _THREADS = "member/test_interleavings.py::"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
+_CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -67,7 +68,10 @@ MUTANTS = (
         "            reply.reject = True\n        server.send(reply)",
     ),
     Mutant(
-        "skip the vote record", "core/server.py", "HardState(term, vote, commit)", "HardState(term, NO_NODE, commit)"
+        "skip the vote record",
+        "core/server.py",
+        "HardState(term, vote, commit, self",
+        "HardState(term, NO_NODE, commit, self",
     ),
     Mutant(
         "do not write a new term that came without a vote",
@@ -80,6 +84,41 @@ MUTANTS = (
         "core/raft.py",
         "            # A candidate's vote for itself counts once it is durable (R1): see persisted.\n",
         "            self._count_vote(self.node_id, True)\n",
+    ),
+    Mutant(
+        "an election is lost one refusal late",
+        "core/election.py",
+        "        if sum(votes.get(i) is not False for i in voters) < quorum:\n",
+        "        if sum(votes.get(i) is False for i in voters) >= quorum:\n",
+        scene="an_election_is_lost_once_a_majority_is_out_of_reach",
+    ),
+    Mutant(
+        "asking for pre-votes again voids the votes that are on their way",
+        "core/raft.py",
+        "            if self.election.stands:\n                self._count",
+        "            if self.role is Role.CANDIDATE:\n                self._count",
+        scene="a_vote_that_is_late_still_counts",
+    ),
+    Mutant(
+        "asking again for a hand-over gives it another election timeout",
+        "core/leader.py",
+        "        if self.transfer_target == to_id:\n            return\n",
+        "",
+        scene="a_hand_over_asked_for_twice_has_one_deadline",
+        also=(
+            (
+                "core/leader.py",
+                "        if self.transfer_target:\n            raise ProposalRefused(Refusal.TRANSFERRING, f",
+                "        if False:\n            raise ProposalRefused(Refusal.TRANSFERRING, f",
+            ),
+        ),
+    ),
+    Mutant(
+        "a hand-over asks who says that it cannot lead",
+        "core/following.py",
+        "log_term=0 if server.is_fit_to_lead else 1,",
+        "log_term=0,",
+        scene="a_hand_over_leaves_out_who_says_that_it_cannot_lead",
     ),
     Mutant(
         "leader counts its own copy before fsync",
@@ -241,7 +280,7 @@ MUTANTS = (
         "core/raft.py",
         "                    keep_after = min(keep_after, max(pinned_after, most))\n",
         "                    keep_after = pinned_after\n",
-        kinds="member added,loss,slow links,delay and reordering",
+        kinds="member added,loss,narrow links,delay and reordering",
     ),
     # Long instructions and slow links
     Mutant(
@@ -268,7 +307,7 @@ MUTANTS = (
         "member/pieces.py",
         "        if tick - self._on_way[0][1] >= patience:\n",
         "        if False:\n",
-        test="testing/test_slow_links.py::test_pieces_that_were_lost_are_sent_again",
+        test="testing/test_narrow_links.py::test_pieces_that_were_lost_are_sent_again",
     ),
     Mutant(
         "pieces of an earlier instruction take the place of a later one's",
@@ -283,7 +322,7 @@ MUTANTS = (
         "member/pieces.py",
         "        call.is_cut = True\n",
         "        return False\n",
-        test="testing/test_slow_links.py::test_a_megabyte_arrives_and_holds_nobody_up",
+        test="testing/test_narrow_links.py::test_a_megabyte_arrives_and_holds_nobody_up",
     ),
     Mutant(
         "a slow answer is no reason to send less",
@@ -297,7 +336,7 @@ MUTANTS = (
         "transport/transfer.py",
         "            self.size_bytes = min(self._most, 2 * self.size_bytes)\n",
         "            self.size_bytes = self._most\n",
-        test="testing/test_slow_links.py::test_a_snapshot_passes_a_slow_link_and_holds_nobody_up",
+        test="testing/test_narrow_links.py::test_a_snapshot_passes_a_slow_link_and_holds_nobody_up",
         also=(
             (
                 "transport/transfer.py",
@@ -329,8 +368,8 @@ MUTANTS = (
     Mutant(
         "a voter that answers twice counts twice",
         "core/election.py",
-        "        self._votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
-        "        self._votes[len(self._votes)] = granted\n        voters = set(self._votes)\n",
+        "        votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
+        "        votes[len(votes)] = granted\n        voters = set(votes)\n",
         kinds="duplication,leader cut off,partition,kill",
     ),
     # Replication
@@ -428,8 +467,8 @@ MUTANTS = (
     Mutant(
         "a leader that is to be removed asks the same voters again and again",
         "core/leader.py",
-        "(-self._asked.get(i, 0), progress[i].match_index, i)",
-        "(progress[i].match_index, i, i)",
+        "(-self._asked.get(i, 0), progress[i].match_index, i) for i in fit",
+        "(progress[i].match_index, i, i) for i in fit",
         scene="a_leader_that_is_to_be_removed_asks_each_in_turn",
     ),
     Mutant(
@@ -438,6 +477,54 @@ MUTANTS = (
         "            or (is_removed and commit > self._commit_written)\n",
         "",
         scene="who_was_removed_knows_it_after_a_restart",
+    ),
+    Mutant(
+        "a truncated change of membership stays in force",
+        "core/log.py",
+        "        self.configs.forget_from(index)\n",
+        "",
+        kinds=_CHANGE_KINDS,
+    ),
+    Mutant(
+        "a snapshot carries a change that is not committed yet",
+        "core/log.py",
+        "SnapshotMeta(index, term, self.configs.at(index))",
+        "SnapshotMeta(index, term, self.configs.latest)",
+        kinds=_CHANGE_KINDS,
+    ),
+    Mutant(
+        "compaction makes a change that is not committed yet part of the snapshot",
+        "core/log.py",
+        "        self._since = [(index, self.at(index)), *(",
+        "        self._since = [(index, self.latest), *(",
+        scene="a_snapshot_before_a_pending_change_does_not_carry_it",
+    ),
+    Mutant(
+        "a rejection leaves in a term that is not on disk",
+        "core/following.py",
+        "            hint=hint,\n        ),\n        after=not server.term_is_durable,",
+        "            hint=hint,\n        ),\n        after=False,",
+    ),
+    Mutant(
+        "a hand-over to a member that is behind",
+        "core/leader.py",
+        "        if self.replication.progress[self.transfer_target].match_index == self._server.log.last_index:\n",
+        "        if True:\n",
+        kinds="leadership transfer,slow disk,delay and reordering",
+    ),
+    Mutant(
+        "the sessions of removed members are kept",
+        "member/machine.py",
+        "            self._sessions.pop(change.node_id, None)\n",
+        "",
+        kinds="member removed,member added",
+    ),
+    Mutant(
+        "a leader tells for ever that a member was removed",
+        "core/replication.py",
+        "                if progress.leaving_ticks > 3 * self._server.settings.election_ticks:\n",
+        "                if False:\n",
+        kinds="member removed,bit rot in the log,kill,partition",
     ),
     # Reads
     Mutant(
@@ -449,8 +536,8 @@ MUTANTS = (
     Mutant(
         "serve reads before an own-term commit",
         "core/reads.py",
-        "if not self._waiting or not self._server.has_own_term_commit:",
-        "if not self._waiting:",
+        "if not self.waiting or not self._server.has_own_term_commit:",
+        "if not self.waiting:",
         kinds="leader cut off,leadership transfer,delay and reordering,one-way cut,pause",
     ),
     Mutant(
@@ -465,6 +552,20 @@ MUTANTS = (
         "member/reads.py",
         "            read.index = state.index\n",
         "            read.index = 0\n",
+    ),
+    Mutant(
+        "asking for a read again voids the request under way",
+        "member/reads.py",
+        "        if not asked or not asked[0][0] <= state.context <= latest:\n",
+        "        if not asked or state.context != latest:\n",
+        kinds="slow links,kill,leadership transfer",
+    ),
+    Mutant(
+        "the answer to a read's request serves those who came after it",
+        "member/reads.py",
+        "        while asked and asked[0][0] <= state.context:\n",
+        "        while asked:\n",
+        kinds="narrow links,delay and reordering,leader cut off,leadership transfer",
     ),
     # Leases
     Mutant(
@@ -521,9 +622,37 @@ MUTANTS = (
     Mutant(
         "a promise ends with a newer term",
         "core/election.py",
-        "        return self.leader_elapsed < self._server.settings.election_ticks\n",
-        "        return self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks\n",
+        "        return self.leader_elapsed < self._server.settings.election_ticks or",
+        "        return (self._server.leader_id and self.leader_elapsed < self._server.settings.election_ticks) or",
         scene="a_promise_outlasts_a_newer_term",
+    ),
+    Mutant(
+        "a restart with shorter timeouts forgets what was promised under longer ones",
+        "core/election.py",
+        "        self.bound_ticks = _ticks_of(server.recovered.promise_ns, server.settings) if server.term else 0\n",
+        "        self.bound_ticks = 0\n",
+        scene="a_promise_outlasts_the_options_it_was_given_under",
+    ),
+    Mutant(
+        "who is bound by a longer promise campaigns all the same",
+        "core/election.py",
+        "            self._count_down()\n            return False\n",
+        "            self._count_down()\n",
+        scene="a_promise_outlasts_the_options_it_was_given_under",
+    ),
+    Mutant(
+        "a longer promise is not recorded before it is given",
+        "core/server.py",
+        "            self.output.note_promise(settings.promise_ns)  #",
+        "            self.output.promise_ns = settings.promise_ns  #",
+        scene="a_promise_outlasts_the_options_it_was_given_under",
+    ),
+    Mutant(
+        "a shorter promise is recorded while a longer one lasts",
+        "core/server.py",
+        "        if settings.promise_ns > hard_state.promise_ns:\n",
+        "        if settings.promise_ns != hard_state.promise_ns:\n",
+        scene="a_promise_outlasts_the_options_it_was_given_under",
     ),
     # Sessions
     Mutant(
@@ -575,6 +704,27 @@ MUTANTS = (
         "member/calls.py",
         "            if refusal is Refusal.QUOTA and not call.unsettled:\n",
         "            if refusal is Refusal.QUOTA:\n",
+    ),
+    Mutant(
+        "who was removed is told that nothing was appended of what it asked",
+        "member/calls.py",
+        "            if refusal is not Refusal.REMOVED:  #",
+        "            if True:  #",
+        test="member/test_calls.py::test_that_a_node_was_removed_says_nothing_of_what_it_asked_before",
+    ),
+    Mutant(
+        "a leader that was started anew answers for what its former life was asked",
+        "core/raft.py",
+        "standing is Standing.NEW and m.log_term > self.recovered.term",
+        "standing is Standing.NEW",
+        scene="a_refusal_is_said_only_where_nothing_was_appended_before",
+    ),
+    Mutant(
+        "a repeated proposal is looked up after its sender's membership",
+        "core/raft.py",
+        "            if standing is Standing.REPEATED:\n",
+        "            if standing is Standing.REPEATED and m.from_id in self.config.members:\n",
+        scene="a_refusal_is_said_only_where_nothing_was_appended_before",
     ),
     Mutant(
         "send a call whose caller gave up before it was sent",
@@ -659,9 +809,9 @@ MUTANTS = (
     Mutant(
         "what comes in a write is left to a log thread that may be at that write",
         "member/handoff.py",
-        "    if is_log_thread_due and not is_writing:\n",
-        "    if is_log_thread_due:\n",
-        test="member/test_duties.py::test_who_drives",
+        "    return is_log_thread_due and not is_writing and not is_over\n",
+        "    return is_log_thread_due and not is_over\n",
+        test="member/test_duties.py::test_what_is_left_to_the_log_thread",
     ),
     Mutant(
         "the end of a write looks for what came before it is over",
@@ -706,6 +856,35 @@ MUTANTS = (
         "            and self.core.log.commit_index <= self.applying.applied_index\n"
         "            and self.core.holds_lease(self._runner.now())\n",
         test=f"{_THREADS}test_a_lease_is_looked_at_before_the_commit_index",
+    ),
+    # The process
+    Mutant(
+        "the State's own code waits for itself",
+        "member/handoff.py",
+        "        self.state_thread = threading.get_ident()\n",
+        "",
+        test="service/test_inside_state.py::test_the_state_s_own_code_is_told_at_once_what_it_may_not_call[snapshot-evict]",
+    ),
+    Mutant(
+        "a forked child keeps the connections to peers",
+        "transport/peer.py",
+        "        close_in_children(self)\n",
+        "",
+        test="service/test_forks.py::test_a_forked_child_keeps_no_connection_to_a_peer",
+    ),
+    Mutant(
+        "a read is as old as the answer that it waited for",
+        "kv/client.py",
+        "            self._current_at = asked_at  # as of when it was asked, not answered\n",
+        "            self._current_at = _now()\n",
+        test="kv/test_kv_client.py::test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing",
+    ),
+    Mutant(
+        "an errand that was interrupted before anybody took it is carried out all the same",
+        "mainthread.py",
+        "        if not self.is_given_up:\n",
+        "        if True:\n",
+        test="test_mainthread.py::test_what_was_interrupted_before_anybody_took_it_is_not_carried_out",
     ),
     # Digests
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 pytest.importorskip("flask")
 pytest.importorskip("gunicorn")
@@ -167,3 +169,69 @@ def test_a_body_cut_short_on_the_way_changes_nothing(nodes: list[Any]) -> None:
     after = node.status()
     assert (after["term"], after["last_index"]) == (before["term"], before["last_index"])
     assert node.put("/kv/a", "b").status == 200
+
+
+COUNTING = """
+import os, raftsvc
+from raftsvc import kv
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+app = Flask(__name__)
+service = raftsvc.start("127.0.0.1:1", os.environ["NODE_DIR"], None, kv.KeyValueState(), insecure=True)
+app.add_url_rule("/pid", view_func=lambda: str(os.getpid()))
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/raft": service})
+"""
+
+
+def test_what_peers_ask_does_not_count_for_the_time_to_replace_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(COUNTING)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "gunicorn",
+                "-b",
+                f"127.0.0.1:{port}",
+                "--threads",
+                "4",
+                "--max-requests",
+                "30",
+                "app:app",
+            ],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "NODE_DIR": str(tmp_path / "node"),
+                "HOME": str(tmp_path),
+                "PYTHONPATH": str(EXAMPLES.parent),
+            },
+            stdout=output,
+            stderr=output,
+        )
+
+    def get(path: str) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).text
+            except requests.ConnectionError:
+                assert time.monotonic() < deadline and server.poll() is None, log.read_text()
+                time.sleep(0.05)
+
+    try:
+        first = get("/pid")
+        for _ in range(50):
+            get("/raft/livez")
+            get("/raft/status")
+        assert get("/pid") == first, "it is the worker of before"
+        deadline = time.monotonic() + PATIENCE
+        while get("/pid") == first:  # those are the application's
+            assert time.monotonic() < deadline
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)

@@ -39,17 +39,18 @@ ROOMS = {
     "errors": "",
     "state": "",
     "process": "errors",
+    "mainthread": "errors",
     "core": "",
     "storage": "errors process core",
     "transport": "errors process core storage",
     "member": "errors state process core storage transport",
-    "host": "errors state process core storage transport member",
-    "formation": "errors state process core storage transport member host",
-    "reception": "errors state process core storage transport member host formation",
-    "service": "errors state process core storage transport member host formation reception",
+    "host": "errors state process mainthread core storage transport member",
+    "formation": "errors state process mainthread core storage transport member host",
+    "reception": "errors state process mainthread core storage transport member host formation",
+    "service": "errors state process mainthread core storage transport member host formation reception",
     "raftsvc": "errors state service",
     # What stands on the public face does not reach behind it.
-    "kv": "errors state service raftsvc",
+    "kv": "errors state process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors state process core storage transport member",
 }

@@ -28,6 +28,7 @@ def test_waitress_is_known_by_its_threads() -> None:
             6,
             None,
             hosts.HostPool._field_defaults["stopping"],
+            hosts.HostPool._field_defaults["uncount"],
         )
     finally:
         done.set()

@@ -6,7 +6,17 @@ What follows from a vote that is won or lost, a new role, is for `raft.Raft`.
 from __future__ import annotations
 
 from raftsvc.core.messages import NO_NODE, Message, MessageKind
-from raftsvc.core.server import TRANSFER, VOTE_OF, Server
+from raftsvc.core.server import TRANSFER, VOTE_OF, Server, Settings
+
+
+def _ticks_of(promise_ns: int, settings: Settings) -> int:
+    """After how many ticks a promise is over that is longer than those of `settings`; 0 of any other.
+
+    A restarted server waits as long as its own promises last in any case.
+    """
+    if promise_ns <= settings.promise_ns:
+        return 0
+    return 1 + -(-promise_ns // max(settings.tick_ns, 1))  # the first tick may be almost over
 
 
 class Election:
@@ -14,16 +24,32 @@ class Election:
 
     elapsed:        ticks since its election timer was reset.
     leader_elapsed: ticks since it heard a leader; the promise of R3 lasts an election timeout.
+    bound_ticks:    for so long it keeps a promise of a former life, which was started with a longer
+                    timeout: it votes for nobody, itself included (R14).
+    stands:         whether votes of the present term were asked for, and none of what came since
+                    ended that: not the pre-votes either that are asked for when they do not come.
     """
 
-    __slots__ = ("_server", "_timeout_ticks", "_votes", "elapsed", "leader_elapsed")
+    __slots__ = (
+        "_pre_votes",
+        "_server",
+        "_timeout_ticks",
+        "_votes",
+        "bound_ticks",
+        "elapsed",
+        "leader_elapsed",
+        "stands",
+    )
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._votes: dict[int, bool] = {}
+        self._pre_votes: dict[int, bool] = {}
+        self.stands = False
         self._timeout_ticks = 0
         # A node that was never in a term never promised anything.
         self.leader_elapsed = 0 if server.term else server.settings.election_ticks
+        self.bound_ticks = _ticks_of(server.recovered.promise_ns, server.settings) if server.term else 0
         self.reset_timer()
 
     # -- time
@@ -36,9 +62,17 @@ class Election:
 
     def tick(self) -> bool:
         """A tick passed in which this server did not lead; whether its timer has run out."""
-        self.elapsed += 1
         self.leader_elapsed += 1
+        if self.bound_ticks:
+            self._count_down()
+            return False
+        self.elapsed += 1
         return self.elapsed >= self._timeout_ticks
+
+    def _count_down(self) -> None:
+        self.bound_ticks -= 1
+        if not self.bound_ticks:  # what this life promised is all that there is
+            self._server.output.note_promise(self._server.settings.promise_ns)
 
     def hear_leader(self) -> None:
         """A message of the leader of this term came."""
@@ -46,7 +80,7 @@ class Election:
 
     def become_leader(self) -> None:
         """The election is won; from now on no other leader is heard."""
-        self._votes = {}
+        self.close()
         self.leader_elapsed = self._server.settings.election_ticks
 
     @property
@@ -56,34 +90,42 @@ class Election:
         Which one, and in which term, is no matter: a newer term that was heard of since
         ends no promise, for that leader may not have heard of it (R14).
         """
-        return self.leader_elapsed < self._server.settings.election_ticks
+        return self.leader_elapsed < self._server.settings.election_ticks or self.bound_ticks > 0
 
     # -- as a candidate
 
     def ask(self, kind: MessageKind, term: int, context: int) -> None:
         """Open a ballot, and ask all other voters: for the present term, or about the next one."""
         server = self._server
-        self._votes = {}
+        if kind is MessageKind.VOTE:
+            self._votes = {}
+            self.stands = True
+        else:
+            self._pre_votes = {}
         for peer in sorted(server.config.voters - {server.node_id}):
             request = Message(
                 kind, peer, term=term, index=server.log.last_index, log_term=server.log.last_term, context=context
             )
             server.send(request, after=kind is MessageKind.VOTE)
 
-    def count(self, voter: int, granted: bool) -> bool | None:
+    def count(self, kind: MessageKind, voter: int, granted: bool) -> bool | None:
         """Count one answer; only voters count, and each once.  Whether it is won, or lost; None if neither is sure."""
-        self._votes.setdefault(voter, granted)
+        votes = self._votes if kind is MessageKind.VOTE else self._pre_votes
+        votes.setdefault(voter, granted)
         voters = self._server.config.voters
         quorum = self._server.config.quorum()
-        if sum(self._votes.get(i) is True for i in voters) >= quorum:
+        if sum(votes.get(i) is True for i in voters) >= quorum:
             return True
-        if sum(self._votes.get(i) is False for i in voters) >= quorum:
+        # Lost once too few are left who did not refuse: of an even number half are enough for that.
+        if sum(votes.get(i) is not False for i in voters) < quorum:
             return False
         return None
 
     def close(self) -> None:
         """No answer counts any more."""
         self._votes = {}
+        self._pre_votes = {}
+        self.stands = False
 
     # -- as a voter
 

@@ -75,6 +75,7 @@ def _accept(server: Server, m: Message, match_index: int, may_wait: bool) -> Non
             MessageKind.APPEND_REPLY,
             m.from_id,
             index=match_index,
+            log_term=0 if server.is_fit_to_lead else 1,
             commit=log.commit_index,
             context=m.context,
             hint=server.settings.promise_ns,

@@ -34,6 +34,7 @@ class Leader:
         "_server",
         "_transfer_elapsed",
         "_uncommitted_bytes",
+        "_unfit",
         "lease",
         "reads",
         "replication",
@@ -48,6 +49,7 @@ class Leader:
         self.lease = Lease(server, self.replication)
         self.transfer_target = NO_NODE
         self._asked: dict[int, int] = {}  # how often each was asked to take over, and did not
+        self._unfit: set[int] = set()  # those who say that they could not lead at present
         self._rest_ticks = 0
         self._transfer_elapsed = 0
         self._heartbeat_elapsed = 0
@@ -152,6 +154,10 @@ class Leader:
                 replication.send_entries(m.from_id, progress)
             return
         progress.promise_ns = m.hint
+        if m.log_term:
+            self._unfit.add(m.from_id)
+        elif self._unfit:
+            self._unfit.discard(m.from_id)
         if is_newer_round:
             self.lease.renew()
         is_news = progress.accepted(m.index)
@@ -167,7 +173,10 @@ class Leader:
             return
         replication.send_entries(m.from_id, progress)
         if self.transfer_target == m.from_id:
-            self._hand_over()
+            if m.log_term:
+                self._give_up_transfer()  # it cannot: nobody has to wait for it
+            else:
+                self._hand_over()
 
     def commit_by_count(self) -> bool:
         """Commit what a majority holds, if it is of this term (R6).  Returns whether anything was."""
@@ -241,6 +250,8 @@ class Leader:
         self.replication.adopt_members()
         if self.transfer_target not in config.voters:
             self.transfer_target = NO_NODE
+        self._asked = {i: count for i, count in self._asked.items() if i in config.voters}
+        self._unfit &= config.members.keys()
         self.lease.renew()
 
     def _promote_learners(self) -> None:
@@ -263,9 +274,18 @@ class Leader:
     # -- hand-over
 
     def hand_over_to(self, to_id: int) -> None:
-        """Let the voter `to_id` take over once it has all that is here: see `raft.Raft.transfer_leadership`."""
+        """Let the voter `to_id` take over once it has all that is here: see `raft.Raft.transfer_leadership`.
+
+        Proposals are refused meanwhile, so however often it is asked for, it has one election timeout.
+        """
         if to_id not in self._server.config.voters or to_id == self._server.node_id:
             raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} is no other voter")
+        if self.transfer_target == to_id:
+            return
+        if self.transfer_target:
+            raise ProposalRefused(Refusal.TRANSFERRING, f"to {self.transfer_target}")
+        if to_id in self._unfit:
+            raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} says that it cannot lead")
         self.transfer_target = to_id
         self._transfer_elapsed = 0
         self.replication.send_entries(to_id, self.replication.progress[to_id])
@@ -274,12 +294,14 @@ class Leader:
     def step_aside(self) -> bool:
         """Let the live voter take over that failed to the least often so far, and of those the longest log.
 
-        Returns whether there is any.  A hand-over that is under way goes on.
+        Those who say that they cannot lead are left out.  Returns whether there is any.  A hand-over
+        that is under way goes on.
         """
         if not self.transfer_target:
             progress = self.replication.progress
             others = self._server.config.voters - {self._server.node_id}
-            able = [(-self._asked.get(i, 0), progress[i].match_index, i) for i in others if progress[i].is_alive]
+            fit = [i for i in others - self._unfit if progress[i].is_alive]
+            able = [(-self._asked.get(i, 0), progress[i].match_index, i) for i in fit]
             if able:
                 self.hand_over_to(max(able)[2])
         return self.transfer_target != NO_NODE
@@ -287,9 +309,9 @@ class Leader:
     def _give_up_transfer(self) -> None:
         """The target did not take over in time (R12).
 
-        Whoever cannot, for its State has halted, may look as alive as others, and so each is
-        asked in turn.  All that time proposals are refused; so where nobody can, the
-        attempts for the sake of a removal become fewer and fewer.
+        Whoever cannot, for a reason that it does not know of itself, may look as able as others,
+        and so each is asked in turn.  All that time proposals are refused; so where nobody
+        can, the attempts for the sake of a removal become fewer and fewer.
         """
         self._asked[self.transfer_target] = self._asked.get(self.transfer_target, 0) + 1
         self.transfer_target = NO_NODE

@@ -6,13 +6,18 @@ is to be written and learns, by token, what was.
 
 Invariants:
     offset <= snapshot.index <= commit_index <= last_index
-    delivered_index <= min(commit_index, stable_index) once the snapshot is stable
+    delivered_index <= commit_index
     index_of(entries[i]) == offset + 1 + i                   (no gaps)
     what is committed is never truncated                     (section 5.4)
+
+What is delivered is durable here as well.  Nothing that is promised needs that: it is on a
+majority of the disks, and a State starts anew from snapshot and log.  But so no snapshot
+covers more than the log before it has, which keeps what a crash leaves easy to say.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -196,13 +201,13 @@ class Log:
         `index`, so the search skips whole terms at once (section 5.3, end).
         """
         index = min(index, self.last_index)
-        while True:
-            found = self.term_at(index)
-            if found is None:  # before the window: the snapshot's end is committed, hence agreed
-                return self.offset, self.offset_term
-            if found <= term:
-                return index, found
-            index -= 1
+        # Terms never fall along a log.  Of many entries few are looked at: others wait for the lock meanwhile.
+        end = max(0, index - self.offset)
+        position = bisect_right(self._entries, term, 0, end, key=term_of)
+        if position:
+            return self.offset + position, term_of(self._entries[position - 1])
+        # Before the window: the snapshot's end is committed, hence agreed.
+        return self.offset, self.offset_term
 
     # -- growing
 

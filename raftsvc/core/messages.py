@@ -136,11 +136,15 @@ class HardState(NamedTuple):
 
     Kept as one record, so that term and vote never come apart.  `commit` need not be
     durable; it spares a restarted node some waiting.
+
+    promise_ns: for how long, at the most, this node may have promised a leader to give no vote
+                (R14); whatever options it is started with next, that is not over before.
     """
 
     term: int = 0
     vote: int = NO_NODE
     commit: int = 0
+    promise_ns: int = 0
 
 
 _LIFE = struct.Struct(">QQ")
@@ -214,15 +218,18 @@ class Message:
                      leader's; context: its read round
     APPEND_REPLY     context: the read round; commit: the follower's.  Accepted: index is
                      what is verified and durable there, hint is for how many
-                     nanoseconds the follower will give no vote.  Rejected: index is the
-                     entry that differs, hint and log_term are where the logs may agree
+                     nanoseconds the follower will give no vote, log_term is 1 if it could
+                     not lead at present.  Rejected: index is the entry that differs, hint
+                     and log_term are where the logs may agree
     PRE_VOTE, VOTE   index, log_term: the candidate's last entry; context: 1 if it was
                      asked to take over
     SNAPSHOT         index, log_term: the last entry included; payload: the encoded
                      configuration there
-    PROPOSE          entries, of index and term 0; context: the sender's tag
+    PROPOSE          entries, of index and term 0; context: the sender's tag; log_term: the
+                     term in which it takes the receiver for the leader
     PROPOSE_REPLY    context: that tag.  Accepted: index is that of the first entry.
-                     Rejected: hint is a Refusal
+                     Rejected: hint is a Refusal, index where the configuration stands
+                     that is in force there
     READ_INDEX       context: the sender's tag
     READ_INDEX_REPLY context: that tag; index: the read index
     DIGEST           index: tell your digest there; hint: the leader's.  With reject it is a

@@ -88,6 +88,11 @@ class Window:
         self._pulse_round = 0  # of the first heartbeat that is not answered; 0: all are
         self._pulse_tick = 0
 
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+        return len(self._messages)
+
     def room_bytes(self, max_messages: int, max_bytes: int) -> int:
         """How much another message may have; 0: there is no room for one."""
         size = min(max_bytes, self.pace.size_bytes)

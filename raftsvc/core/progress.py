@@ -75,6 +75,11 @@ class Progress:
         """Whether it was heard from within the last one to two election timeouts."""
         return self.recent_active or self.was_active
 
+    @property
+    def inflight_count(self) -> int:
+        """How many messages with entries are on their way."""
+        return self.window.count
+
     def room_bytes(self, max_messages: int, max_bytes: int) -> int:
         """How much may be sent in another message with entries now; 0: none."""
         if self.state is ProgressState.REPLICATE:

@@ -37,15 +37,18 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
  R11 A read is served at the commit index that the leader had when it asked for a
      round of heartbeats that a majority answered, in a term in which it has
      committed an entry (T 6.4).  No clock is trusted for that.
- R12 A leader that hands over refuses proposals until the target took over or an
-     election timeout passed (T 3.10).
+ R12 A leader that hands over refuses proposals until the target took over, said that it
+     cannot, or an election timeout passed since it was first asked for (T 3.10).  Answers
+     to its heartbeats say who could lead, and nobody else is chosen.
  R13 A snapshot replaces a log only if it is ahead of what is committed there and
      the log does not hold its last entry (7).
  R14 Where the caller allows leases, a leader serves reads without a round while a
      majority of voters keeps the promise of R3 to it (T 6.4.1).  A promise counts
      from when the message that it answers was sent, for less than its giver counts
      it, by a clock of the caller's that never stands still; none counts in a term
-     in which somebody was asked to take over.
+     in which somebody was asked to take over.  Its length is durable before it is given,
+     and a restart with shorter timeouts waits it out once: before that it gives no vote,
+     to itself neither.
 
 Each has its page: R1 to R3 are in `election`; R5 and R13 in `following`; R4, R6 to R10 and
 R12 in `leader`, with what is sent to whom in `replication`; R11 in `reads`; R14 in
@@ -75,7 +78,7 @@ from raftsvc.core.messages import (
     place_of,
 )
 from raftsvc.core.progress import Progress
-from raftsvc.core.repeats import Repeats
+from raftsvc.core.repeats import Repeats, Standing
 from raftsvc.core.server import (
     TERMLESS,
     TRANSFER,
@@ -108,7 +111,8 @@ _NOBODY: Mapping[int, Progress] = MappingProxyType({})
 class Raft(Server):
     """One node's part in Raft: takes inputs, and decides which page of the algorithm they are for.
 
-    leader: what it has as a leader; None unless it is one.
+    leader:  what it has as a leader; None unless it is one.
+    repeats: the forwarded requests that came lately.
     """
 
     def __init__(
@@ -123,8 +127,7 @@ class Raft(Server):
         self.role = Role.FOLLOWER
         self.election = Election(self)
         self.leader: Leader | None = None
-        self._is_fit_to_lead = True
-        self._repeats = Repeats()
+        self.repeats = Repeats()
         self._notice_removal()
 
     # -- what a caller may ask
@@ -134,7 +137,7 @@ class Raft(Server):
         """Whether this node may ask for votes: a voter, as far as it knows, and fit to lead."""
         # The configuration is the one appended, not the one applied, so there is
         # no committed change that a campaign could overlook.
-        return self.node_id in self.config.voters and self._is_fit_to_lead and not self.is_removed
+        return self.node_id in self.config.voters and self.is_fit_to_lead and not self.is_removed
 
     @property
     def progress(self) -> Mapping[int, Progress]:
@@ -171,24 +174,29 @@ class Raft(Server):
         if kind is MessageKind.PRE_VOTE:
             self.role = Role.PRE_CANDIDATE
             self.election.ask(kind, self.term + 1, context)
-            self._count_vote(self.node_id, True)
+            self._count_pre_vote(self.node_id, True)
         else:
             self.role = Role.CANDIDATE
             self.enter_term(self.term + 1, vote=self.node_id)
             self.election.ask(kind, self.term, context)
             # A candidate's vote for itself counts once it is durable (R1): see persisted.
 
-    def _count_vote(self, voter: int, granted: bool) -> None:
-        is_won = self.election.count(voter, granted)
-        if is_won and self.role is Role.PRE_CANDIDATE:
+    def _count_pre_vote(self, voter: int, granted: bool) -> None:
+        is_won = self.election.count(MessageKind.PRE_VOTE, voter, granted)
+        if is_won:
             self._ask_for_votes(MessageKind.VOTE, 0)
-        elif is_won:
-            self._become_leader()
         elif is_won is False:
             self._become_follower(self.term, NO_NODE)
 
+    def _count_vote(self, voter: int, granted: bool) -> None:
+        is_won = self.election.count(MessageKind.VOTE, voter, granted)
+        if is_won:
+            self._become_leader()
+        elif is_won is False and self.role is Role.CANDIDATE:
+            self._become_follower(self.term, NO_NODE)
+
     def _become_leader(self) -> None:
-        assert self.role is Role.CANDIDATE, "who is elected was a candidate"
+        assert self.election.stands and self.vote == self.node_id, "who is elected was a candidate of this term"
         self.role = Role.LEADER
         self.leader_id = self.node_id
         self.election.become_leader()
@@ -212,7 +220,7 @@ class Raft(Server):
 
     def set_fit_to_lead(self, is_fit: bool) -> None:
         """Tell whether this node's disk and State work; if not it neither leads nor campaigns."""
-        self._is_fit_to_lead = is_fit
+        self.is_fit_to_lead = is_fit
         if not is_fit and self.role is not Role.FOLLOWER:
             self._become_follower(self.term, NO_NODE)
 
@@ -264,9 +272,11 @@ class Raft(Server):
                 self.leader.hear(m)
         elif m.kind is MessageKind.PRE_VOTE_REPLY:
             if self.role is Role.PRE_CANDIDATE and (m.reject or m.term == self.term + 1):
-                self._count_vote(m.from_id, not m.reject)
+                self._count_pre_vote(m.from_id, not m.reject)
         elif m.kind is MessageKind.VOTE_REPLY:
-            if self.role is Role.CANDIDATE:
+            # Also one that took longer than the candidate waited, who asks for pre-votes again
+            # by now: it is of this term, and a vote that was given is given.
+            if self.election.stands:
                 self._count_vote(m.from_id, not m.reject)
         elif self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
             assert m.kind is MessageKind.TIMEOUT_NOW, "the last of the closed set"
@@ -297,14 +307,24 @@ class Raft(Server):
         # The others are for the caller of `step`, who looks at them before.
 
     def _take_forwarded(self, m: Message) -> None:
+        """Decide a request once.  A refusal is the answer to this very request, of which nothing is in a log.
+
+        So there is none where an earlier copy may have been appended: by a former life of
+        this node, which the sender knew as the leader of a term that it was in when it was
+        started or before, or so long ago that it is forgotten.  A member whose removal was appended
+        is told that, and that says nothing of what it asked before.
+        """
+        is_certain = True
+        if m.context:  # 0: nobody waits for an answer
+            standing = self.repeats.note(m.from_id, m.context)
+            if standing is Standing.REPEATED:
+                return
+            is_certain = standing is Standing.NEW and m.log_term > self.recovered.term
         reply = Message(MessageKind.PROPOSE_REPLY, m.from_id, context=m.context)
-        if m.from_id not in self.config.members:
-            reply.reject, reply.hint = True, Refusal.REMOVED
-            self.send(reply)
-            return
-        if m.context and self._repeats.is_repeated(m.from_id, m.context):  # 0: nobody waits for an answer
-            return
         try:
+            if m.from_id not in self.config.members:
+                is_certain = True
+                raise ProposalRefused(Refusal.REMOVED)
             places = map(place_of, m.entries)
             if not m.entries or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
@@ -312,8 +332,11 @@ class Raft(Server):
             if self.leader is not None:
                 self.leader.note_awaited(m.from_id)
         except ProposalRefused as refused:
+            if not is_certain:
+                return
             reply.reject = True
             reply.hint = refused.refusal
+            reply.index = self.log.configs.latest_index
         self.send(reply)
 
     # -- what a caller wants
@@ -330,7 +353,7 @@ class Raft(Server):
         config_index = self.log.configs.latest_index
         first = self.leader.propose(proposals)
         if self.log.configs.latest_index > config_index:
-            self._repeats.forget_all_but(self.config.members)
+            self.repeats.forget_all_but({*self.committed_config.members, *self.config.members})
         return first
 
     def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int, to_id: int = NO_NODE) -> bool:
@@ -343,7 +366,7 @@ class Raft(Server):
         if target in (NO_NODE, self.node_id) or self.is_removed:
             return False
         entries = [make_entry(0, 0, kind, data) for kind, data in proposals]
-        self.send(Message(MessageKind.PROPOSE, target, context=context, entries=entries))
+        self.send(Message(MessageKind.PROPOSE, target, log_term=self.term, context=context, entries=entries))
         return True
 
     def read_index(self, context: int) -> bool:
@@ -362,7 +385,10 @@ class Raft(Server):
         return True
 
     def transfer_leadership(self, to_id: int) -> None:
-        """Hand leadership to the voter `to_id` (R12).  Raises ProposalRefused."""
+        """Hand leadership to the voter `to_id` (R12); does nothing if that is under way.
+
+        Raises ProposalRefused, also while it is handed to another.
+        """
         if self.leader is None:
             raise ProposalRefused(Refusal.NO_LEADER)
         self.leader.hand_over_to(to_id)
@@ -375,7 +401,7 @@ class Raft(Server):
         self.output.persisted(token)
         if self.leader is not None:
             self.leader.commit_by_count()
-        elif self.role is Role.CANDIDATE and self.term_is_durable:
+        elif self.election.stands and self.term_is_durable:
             self._count_vote(self.node_id, True)
 
     def report_unreachable(self, peer: int) -> None:

@@ -6,11 +6,14 @@ from raftsvc.core.messages import Message, MessageKind
 from raftsvc.core.replication import Replication
 from raftsvc.core.server import ReadState, Server
 
+MOST_WAITING = 8
+"""Requests for each member that wait for the next round; a node asks again now and then."""
+
 
 class ReadRounds:
     """The reads that a leader was asked for: those that a round is under way for, and those that came since."""
 
-    __slots__ = ("_asked", "_asked_reads", "_index", "_replication", "_server", "_waiting")
+    __slots__ = ("_asked", "_asked_reads", "_index", "_replication", "_server", "waiting")
 
     def __init__(self, server: Server, replication: Replication) -> None:
         self._server = server
@@ -18,19 +21,23 @@ class ReadRounds:
         self._asked = 0
         self._index = 0
         self._asked_reads: list[tuple[int, int]] = []
-        self._waiting: list[tuple[int, int]] = []
+        self.waiting: list[tuple[int, int]] = []
+        """Who asked since, and with which context."""
 
     def add(self, origin: int, context: int) -> None:
         """Have the read that node `origin` asked for with `context` answered."""
-        self._waiting.append((origin, context))
+        self.waiting.append((origin, context))
+        if len(self.waiting) > MOST_WAITING * len(self._server.config.members):
+            # The answer to the last request of a node serves all who wait there.
+            self.waiting = list(dict(self.waiting).items())
         if not self._asked_reads:
             self.start()
 
     def start(self) -> None:
         """Ask all voters whether we still lead, on behalf of every read that waits."""
-        if not self._waiting or not self._server.has_own_term_commit:
+        if not self.waiting or not self._server.has_own_term_commit:
             return
-        self._asked_reads, self._waiting = self._waiting, []
+        self._asked_reads, self.waiting = self.waiting, []
         self._index = self._server.log.commit_index
         self._asked = self._replication.next_round()
         if not self.finish():

@@ -55,6 +55,8 @@ class Settings(NamedTuple):
                  whom an earlier one is on its way.
     promise_ns:  how long, at the least, this node gives no vote after it heard a leader (R3);
                  0 promises nothing.
+    tick_ns:     the least time between two ticks, by which a longer promise of a former life is
+                 waited out; 0 if that cannot be said, and then it never is.
     uses_leases: whether reads may rely on such promises, and so on clocks (R14).
     """
 
@@ -73,6 +75,7 @@ class Settings(NamedTuple):
     max_pinned_entries: int = 100_000
     max_pinned_bytes: int = 64 * 1024 * 1024
     promise_ns: int = 0
+    tick_ns: int = 0
     uses_leases: bool = False
 
 
@@ -133,12 +136,14 @@ class Output:
         "_token",
         "messages",
         "messages_after",
+        "promise_ns",
         "read_states",
         "snapshot",
     )
 
-    def __init__(self, commit_index: int) -> None:
-        """commit_index: as storage has it."""
+    def __init__(self, commit_index: int, promise_ns: int) -> None:
+        """commit_index, promise_ns: as storage has them."""
+        self.promise_ns = promise_ns
         self.messages: list[Message] = []
         self.messages_after: list[Message] = []
         self.read_states: list[ReadState] = []
@@ -151,6 +156,11 @@ class Output:
 
     def note_hard_state(self) -> None:
         """Term or vote changed: they are part of the next batch."""
+        self._hard_state_dirty = True
+
+    def note_promise(self, promise_ns: int) -> None:
+        """No promise of this server lasts longer than that, from now on (R14)."""
+        self.promise_ns = promise_ns
         self._hard_state_dirty = True
 
     @property
@@ -186,7 +196,7 @@ class Output:
             # Only what is on disk already: were the power to go between this record and the
             # entries that it speaks of, older ones in their place would count as committed.
             if self._hard_state_dirty or commit > self._commit_written:
-                hard_state = HardState(term, vote, commit)
+                hard_state = HardState(term, vote, commit, self.promise_ns)
                 self._commit_written = commit
             self._hard_state_dirty = False
             self.snapshot = None
@@ -212,6 +222,8 @@ class Output:
 class Server:
     """Term, vote and log of one server, and its output.
 
+    recovered: as it was started.  It may have led that term, or one before, in a former life, and no later one.
+
     `now` is the caller's clock, in nanoseconds.  With leases (R14) it is set before each
     input, and before a read after the read came.
     """
@@ -232,8 +244,12 @@ class Server:
         self.vote = hard_state.vote
         self.leader_id = NO_NODE
         self.is_removed = False
+        self.is_fit_to_lead = True
         self.now = 0
-        self.output = Output(self.log.commit_index)
+        self.recovered = hard_state
+        self.output = Output(self.log.commit_index, hard_state.promise_ns)
+        if settings.promise_ns > hard_state.promise_ns:
+            self.output.note_promise(settings.promise_ns)  # before it is given: no answer leaves until that is durable
 
     @property
     def config(self) -> Configuration:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raftsvc.errors import OverloadedError
 from raftsvc.host import servers
+from raftsvc.mainthread import MAIN_THREAD
 from raftsvc.transport import Problem
 
 logger = logging.getLogger("raftsvc")
@@ -33,6 +34,7 @@ class Admission:
         self._lock = threading.Lock()  # guards all below
         self._is_fixed = limit is not None or has_listener
         self._has_listener = has_listener
+        self._host = host
         self._has_looked = host is not None
         self._limit = limit or 0
         self._pinned = 0
@@ -65,10 +67,15 @@ class Admission:
         if self._has_looked or "raftsvc.listener" in environ:
             return None
         self._has_looked = True
-        host = servers.find_host(environ)
+        self._host = host = servers.find_host(environ)
         if host is not None and not self._is_fixed:
             self._adopt(host)
         return host
+
+    def uncount(self, environ: Mapping[str, Any]) -> None:
+        """A request under `/raft/` is none of those after which the server replaces this process."""
+        if self._host is not None and "raftsvc.listener" not in environ:
+            self._host.uncount()
 
     def pin(self, environ: Mapping[str, Any], peers: int) -> Callable[[], None]:
         """Give the thread that serves `environ` to a stream; returns what gives it back.
@@ -77,6 +84,8 @@ class Admission:
         """
         if "raftsvc.listener" in environ:
             return lambda: None
+        if MAIN_THREAD in environ:
+            raise Problem(503, "no_stream", "no streams here: the server has but its main thread")
         host = None if self._has_listener else servers.find_host(environ)
         if host is None or (host.threads is None and host.server != "werkzeug"):
             raise Problem(503, "no_stream", "no streams here: the server and its threads are not known")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 
@@ -21,12 +22,15 @@ class HostPool(NamedTuple):
     threads:          how many requests it serves at once in this process; None: no fixed number.
     graceful_timeout: seconds it lets requests end when it shuts down, if known.
     stopping:         whether it has begun to shut down.
+    uncount:          has it forget a request that it counted for the time to replace this process: those
+                      of other nodes come all the time, and are not the application's.
     """
 
     server: str
     threads: int | None
     graceful_timeout: float | None = None
     stopping: Callable[[], bool] = lambda: False
+    uncount: Callable[[], None] = lambda: None
 
 
 def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
@@ -35,7 +39,7 @@ def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
     Without `environ` looks only at the frames below, which finds gunicorn while it
     loads the application.
     """
-    worker = _gunicorn_worker_below()
+    worker = gunicorn_worker_below()
     if worker is None and environ is not None:
         if "raftsvc.listener" in environ:
             return None
@@ -53,10 +57,10 @@ def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
         return HostPool("waitress", count or None, 5.0, lambda: dispatcher.stop_count > 0 or not dispatcher.threads)
     if "mod_wsgi.version" in environ:
         module = sys.modules.get("mod_wsgi")
-        return HostPool("mod_wsgi", _positive(getattr(module, "threads_per_process", None)))
+        return HostPool("mod_wsgi", positive(getattr(module, "threads_per_process", None)))
     if "uwsgi.version" in environ:
         options = getattr(sys.modules.get("uwsgi"), "opt", {})
-        return HostPool("uWSGI", _positive(options.get("threads", options.get(b"threads"))) or 1)
+        return HostPool("uWSGI", positive(options.get("threads", options.get(b"threads"))) or 1)
     if not environ.get("wsgi.multithread", True):
         return HostPool("a single-threaded server", 1)
     if software.startswith("werkzeug"):
@@ -64,7 +68,8 @@ def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
     return None
 
 
-def _positive(value: object) -> int | None:
+def positive(value: object) -> int | None:
+    """As a number above 0, if it is one."""
     try:
         number = int(value)  # type: ignore[call-overload]
     except (TypeError, ValueError):
@@ -72,24 +77,33 @@ def _positive(value: object) -> int | None:
     return number if number > 0 else None
 
 
-def _is_gunicorn_worker(candidate: object) -> bool:
-    kind = type(candidate)
-    return any(base.__module__ == "gunicorn.workers.base" and base.__name__ == "Worker" for base in kind.__mro__)
-
-
-def _gunicorn_worker_below() -> Any:
-    return _below(_is_gunicorn_worker) if "gunicorn" in sys.modules else None
+def gunicorn_worker_below() -> Any:
+    """The worker of gunicorn that runs the caller, if one does."""
+    return object_below("gunicorn.workers.base", "Worker")
 
 
 def _below(is_wanted: Callable[[object], bool]) -> Any:
     """The object, one of those whose methods are on this thread's stack, that is wanted."""
-    frame = sys._getframe()
-    while frame is not None:
+    for frame in frames_below():
         candidate = frame.f_locals.get("self")
         if candidate is not None and is_wanted(candidate):
             return candidate
-        frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def object_below(module: str, name: str) -> Any:
+    """The innermost object below of the class `name` of `module`, or of one derived from it; not imported for that."""
+    if module not in sys.modules:
+        return None
+    return _below(lambda candidate: any((b.__module__, b.__name__) == (module, name) for b in type(candidate).__mro__))
+
+
+def frames_below() -> Iterator[FrameType]:
+    """The frames of this thread, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _gunicorn_worker_anywhere() -> Any:
@@ -103,4 +117,10 @@ def _gunicorn_worker_anywhere() -> Any:
 def _gunicorn_host(worker: Any) -> HostPool:
     name = type(worker).__name__
     threads = int(worker.cfg.threads) if name == "ThreadWorker" else 1 if name == "SyncWorker" else None
-    return HostPool(f"gunicorn ({name})", threads, float(worker.cfg.graceful_timeout), lambda: not worker.alive)
+
+    def uncount() -> None:
+        if getattr(worker, "nr", 0) > 0:  # to be compared with max_requests; counted before the application is called
+            worker.nr -= 1
+
+    grace = float(worker.cfg.graceful_timeout)
+    return HostPool(f"gunicorn ({name})", threads, grace, lambda: not worker.alive, uncount)

@@ -18,19 +18,29 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from raftsvc.errors import OutcomeUnknown, RaftError
+from raftsvc.errors import OutcomeUnknown, RaftError, ReadTimeoutError
 from raftsvc.kv import instructions
 from raftsvc.kv.instructions import Condition, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState, Result
+from raftsvc.mainthread import do_elsewhere, is_main_thread
 
 _TAG = struct.Struct(">8sQ")
 _PID_SHIFT = 40
 """Process ids have 22 bits at most, so 10^12 transactions have tags of their own."""
+
+T = TypeVar("T")
+
+
+def _now() -> float:
+    """Seconds by a clock that goes on while the machine is suspended, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Replication(Protocol):
@@ -63,9 +73,16 @@ class KeyValue:
     state:   this state.
 
     Writes raise what `Service.exec` raises, linearizable reads what
-    `Service.wait_read` raises; `timeout` is in seconds in all.  The `_stale` forms
-    never wait: they show whole transactions in their order, but maybe not the
-    latest.
+    `Service.wait_read` raises; `timeout` is in seconds in all.
+
+    The `_stale` forms show whole transactions in their order, but maybe not the
+    latest: of a node that is cut off, or was stopped, nothing bounds how old they are.  Given
+    `max_age`, in seconds, they show nothing that was out of date longer than that: they read
+    at once as long as this node was shown to be current within that time, else they
+    ask first, as `get` does, and raise ReadTimeoutError if nobody answers within `timeout`.
+    So of many reads one in `max_age` seconds waits.  Heartbeats of a leader would be no such
+    proof: it may be deposed, and not know yet.  All reads raise ForkedError in a child that
+    was forked from the process of the node, where nothing is applied any more.
     """
 
     def __init__(self, service: Replication, state: KeyValueState) -> None:
@@ -75,6 +92,8 @@ class KeyValue:
         # and so queue behind every other caller.
         self._origin = os.urandom(8)
         self._numbers = count()
+        self._current_at = float("-inf")
+        """When it was last asked for a stale read whether this node is current, and it was."""
 
     # -- writing
 
@@ -97,6 +116,8 @@ class KeyValue:
 
     def _execute(self, operations: Iterable[Operation], timeout: float) -> Result | None:
         """The result of the transaction, None if it took effect unseen; raises ConflictError."""
+        if is_main_thread():
+            return do_elsewhere(partial(self._execute, operations, timeout), timeout, OutcomeUnknown)
         tag = _TAG.pack(self._origin, os.getpid() << _PID_SHIFT | next(self._numbers))
         instruction = instructions.encode(tag, list(operations))
         self._state.await_result(tag)
@@ -127,20 +148,30 @@ class KeyValue:
 
     def get(self, key: str, timeout: float = 30.0) -> Value | None:
         """The value of `key`, no older than this call; None if it does not exist."""
+        if is_main_thread():
+            return self._read_elsewhere(partial(self.get, key, timeout), timeout)
         self._service.wait_read(timeout)
         return self._state.get(key)
 
-    def get_stale(self, key: str) -> Value | None:
-        """The value of `key` as this node knows it."""
+    def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
+        """The value of `key` as this node knows it; with `max_age` not older than that."""
+        if max_age is not None:
+            self._bound_age(max_age, timeout)
         return self._state.get(key)
 
     def get_many(self, keys: Iterable[str], timeout: float = 30.0) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call."""
+        if is_main_thread():
+            return self._read_elsewhere(partial(self.get_many, keys, timeout), timeout)
         self._service.wait_read(timeout)
         return self._state.get_many(keys)
 
-    def get_many_stale(self, keys: Iterable[str]) -> dict[str, Value]:
-        """The values of those `keys` that exist, all of one moment, as this node knows them."""
+    def get_many_stale(
+        self, keys: Iterable[str], max_age: float | None = None, timeout: float = 30.0
+    ) -> dict[str, Value]:
+        """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
+        if max_age is not None:
+            self._bound_age(max_age, timeout)
         return self._state.get_many(keys)
 
     def get_json(self, key: str, default: Any = None, timeout: float = 30.0) -> Any:
@@ -153,12 +184,26 @@ class KeyValue:
 
     def list(self, prefix: str = "", timeout: float = 30.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment no earlier than this call."""
+        if is_main_thread():
+            return self._read_elsewhere(partial(self.list, prefix, timeout), timeout)
         self._service.wait_read(timeout)
         return self._state.list(prefix)
 
-    def list_stale(self, prefix: str = "") -> dict[str, Value]:
-        """Every key that starts with `prefix`, in order, all of one moment, as this node knows them."""
+    def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
+        """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
+        if max_age is not None:
+            self._bound_age(max_age, timeout)
         return self._state.list(prefix)
+
+    def _bound_age(self, max_age: float, timeout: float) -> None:
+        """Ask whether this node is current, unless it was within that time."""
+        asked_at = _now()
+        if asked_at - self._current_at > max_age:
+            self._service.wait_read(timeout)
+            self._current_at = asked_at  # as of when it was asked, not answered
+
+    def _read_elsewhere(self, read: Callable[[], T], timeout: float) -> T:
+        return do_elsewhere(read, timeout, ReadTimeoutError)
 
     # -- who may join
 

@@ -10,18 +10,23 @@ Invariants:
 - A snapshot depends on the content alone, not on how it came about: keys are in
   order, and where a piece ends follows from what is before it.
 - A key's version is the index of the entry that wrote it; none has 0.
+- The main thread never holds the lock (`raftsvc.mainthread`), and nobody waits for it in a
+  forked child, where whoever held it at the fork is no more.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-from raftsvc.errors import RaftError
+from raftsvc.errors import NodeFailedError, RaftError
 from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, TAG_BYTES, decode, encode
 from raftsvc.kv.pages import Page, PagedMap, Value, records_of
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.process import HomeProcess
 from raftsvc.state import BaseState
 
 _MAGIC = b"rkv1"
@@ -30,6 +35,10 @@ _ADDRESS = struct.Struct(">H")
 _RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
 _END = struct.Struct(">HQI")  # 0, how many records, 0
 _CHUNK_BYTES = 64 * 1024
+_LOOK_SECONDS = 10.0
+"""For a look at what is in memory."""
+
+T = TypeVar("T")
 
 
 class MalformedSnapshotError(RaftError, ValueError):
@@ -49,6 +58,17 @@ class Result(NamedTuple):
     conflict_version: int = 0
 
 
+def _is_away(home: HomeProcess | None) -> bool:
+    """Whether the caller is on the main thread, and has others look; raises ForkedError in a forked child."""
+    if home is not None:
+        home.check()
+    return is_main_thread()
+
+
+def _look_elsewhere(look: Callable[[], T]) -> T:
+    return do_elsewhere(look, _LOOK_SECONDS, NodeFailedError)
+
+
 class KeyValueState(BaseState):
     """A State of keys and values.  Reads are of this node alone, and may be stale: see KeyValue.
 
@@ -63,6 +83,7 @@ class KeyValueState(BaseState):
         self._allowed: frozenset[str] = frozenset()
         # Results for callers in this process; no part of the replicated state.
         self._awaited: dict[bytes, Result | None] = {}
+        self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
 
@@ -104,32 +125,47 @@ class KeyValueState(BaseState):
         """A transaction without conditions and effects."""
         return encode(bytes(TAG_BYTES), ())
 
+    def set_peer_addr(self, node_id: int, addr: str) -> None:
+        """Member `node_id` is reached at `addr`; the first thing that the node of a process says."""
+        self._home = HomeProcess()
+        super().set_peer_addr(node_id, addr)
+
     def await_result(self, tag: bytes) -> None:
         """Keep what becomes of the transaction `tag`, until `take_result`."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.await_result, tag))
         with self._lock:
             self._awaited[tag] = None
 
     def take_result(self, tag: bytes) -> Result | None:
         """What became of it; None if it was not applied here by itself."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.take_result, tag))
         with self._lock:
             return self._awaited.pop(tag, None)
 
     # -- reading
 
     def get(self, key: str) -> Value | None:
-        """The value of `key` here."""
+        """The value of `key` here.  Raises ForkedError in a child of the process that applies, as all reads."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.get, key))
         with self._lock:
             return self._map.get(key)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
         """The values, all of one moment, of those `keys` that exist."""
         wanted = list(keys)
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.get_many, wanted))
         with self._lock:
             found = [(key, self._map.get(key)) for key in wanted]
         return {key: value for key, value in found if value is not None}
 
     def list(self, prefix: str = "") -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, with its value, all of one moment."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.list, prefix))
         with self._lock:
             pages = self._map.freeze(prefix)
         return {
@@ -141,11 +177,14 @@ class KeyValueState(BaseState):
 
     def __len__(self) -> int:
         """How many keys there are here."""
+        if _is_away(self._home):
+            return _look_elsewhere(self.__len__)
         with self._lock:
             return len(self._map)
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join, as known here."""
+        _is_away(self._home)
         return self._allowed
 
     def is_allowed_member(self, addr: str) -> bool:
@@ -182,10 +221,17 @@ class KeyValueState(BaseState):
         they are no snapshot, and whatever `chunks` raises.
         """
         allowed, restored = _decode_snapshot(chunks, index)
-        with self._lock:
-            self._map = restored
-            self._allowed = allowed
-            self._applied_index = index
+
+        def replace() -> None:
+            with self._lock:
+                self._map = restored
+                self._allowed = allowed
+                self._applied_index = index
+
+        if is_main_thread():  # at the start of a process
+            _look_elsewhere(replace)
+        else:
+            replace()
 
 
 def _encode_snapshot(allowed: frozenset[str], pages: list[Page], count: int) -> Iterator[bytes]:

@@ -17,7 +17,6 @@ from raftsvc.member.health import Health
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.snapshots import Snapshots
 
-MAX_BACKLOG_BYTES = 64 * 1024 * 1024
 _FEW_ENTRIES = 16
 _FEW_BYTES = 64 * 1024
 _MUCH_BYTES = 1024 * 1024
@@ -46,9 +45,11 @@ class Applying:
         "applied_config",
         "applied_index",
         "machine",
+        "max_backlog_bytes",
     )
 
-    def __init__(self, machine: Machine, snapshots: Snapshots, health: Health) -> None:
+    def __init__(self, machine: Machine, snapshots: Snapshots, health: Health, max_backlog_bytes: int) -> None:
+        self.max_backlog_bytes = max_backlog_bytes
         self.machine = machine
         self._snapshots = snapshots
         self._health = health
@@ -68,7 +69,12 @@ class Applying:
     @property
     def is_overfull(self) -> bool:
         """Whether so much waits that the log has to wait too: the State is slower than the cluster."""
-        return self._backlog_bytes > MAX_BACKLOG_BYTES
+        return self._backlog_bytes > self.max_backlog_bytes
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much is committed and not known to be applied."""
+        return self._backlog_bytes
 
     def amount(self) -> Amount:
         """How much waits to be applied; a restart of the State counts as more than many entries."""

@@ -4,8 +4,8 @@ A lone caller writes its own entry without handing it to another thread, and und
 write covers everything that came meanwhile.  What comes while callers are being woken is
 left to the last of them, or to what that one brings next (`handoff`).
 
-A caller on the main thread neither drives nor applies: what a handler of signals
-raises there, KeyboardInterrupt for one, could come in the middle of anything.
+None of them is the main thread, where what a handler of signals raises, KeyboardInterrupt
+for one, could come in the middle of anything: that has another call (`raftsvc.mainthread`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from threading import Event
 from raftsvc.errors import StoppedError
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine
-from raftsvc.member.handoff import Driver, who_drives
-from raftsvc.member.turns import Turn, may_be_interrupted
+from raftsvc.member.handoff import is_left_to_log_thread
+from raftsvc.member.turns import Turn
 from raftsvc.member.waiters import Call, Read
 
 
@@ -56,11 +56,10 @@ class Callers:
         A caller that waits is the first to be woken when something can be applied: most
         likely its own instruction is among it, and no other thread has to be woken before.
         """
-        may_help = not may_be_interrupted()
         hands = self._turn.hands
         try:
             while not call.is_finished:
-                call.is_parked = may_help
+                call.is_parked = True
                 is_woken = call.wait(deadline - time.monotonic())
                 call.is_parked = False
                 if not is_woken:
@@ -110,17 +109,14 @@ class Callers:
 
     def _is_left_to_log_thread(self) -> bool:
         """Whether the log thread sees to what was submitted.  If it is gone the engine is over."""
-        engine, log_work = self._engine, self._turn.log_work
-        driver = who_drives(engine.health.is_over, log_work.is_set, engine.inbox.is_writing, may_be_interrupted())
-        if driver is Driver.WOKEN_LOG_THREAD:
-            log_work.set()
-        return driver is not Driver.SELF
+        engine = self._engine
+        return is_left_to_log_thread(engine.health.is_over, self._turn.log_work.is_set, engine.inbox.is_writing)
 
     def _note_awake(self) -> None:
         """Whoever was woken last sees to what was left to gather, or has the log thread see to it if that is free."""
         if not self._engine.note_awake():
             return
-        if not self._engine.inbox.is_writing or may_be_interrupted():
+        if not self._engine.inbox.is_writing:
             self._turn.log_work.set()  # this caller has waited long enough
             return
         with suppress(Exception), self._turn:  # the node has failed then, and this caller has its outcome

@@ -241,9 +241,11 @@ class Calls:
         batch = self._forwards.pop(m.context, tick) or ()
         self._pieces.hear_reply(m.context, m.reject, tick)
         if m.reject:
-            for call in batch:
-                call.unsettled -= 1
-            self._turn_back(batch, refusal_of(m), tick)
+            refusal = refusal_of(m)
+            if refusal is not Refusal.REMOVED:  # which is said whether or not it was appended before
+                for call in batch:
+                    call.unsettled -= 1
+            self._turn_back(batch, refusal, tick)
         else:
             for call in batch:
                 call.retry_tick = tick + self._patient_ticks

@@ -11,13 +11,17 @@ from raftsvc.member.calls import Contexts, refusal_of
 
 
 class ChangeAttempt:
-    """A membership change on its way, and why it was refused if it was."""
+    """A membership change on its way, and why it was refused if it was.
 
-    __slots__ = ("context", "refusal")
+    config_index: where the configuration stands that was in force where it was refused.
+    """
+
+    __slots__ = ("config_index", "context", "refusal")
 
     def __init__(self, context: int) -> None:
         self.context = context
         self.refusal: Refusal | None = None
+        self.config_index = 0
 
 
 class Changes:
@@ -41,6 +45,7 @@ class Changes:
                 self._core.propose((change.as_proposal(),))
             except ProposalRefused as refused:
                 attempt.refusal = refused.refusal
+                attempt.config_index = self._core.log.configs.latest_index
         else:
             self._core.forward((change.as_proposal(),), attempt.context)
         return attempt
@@ -56,6 +61,7 @@ class Changes:
             return False
         if m.reject:
             attempt.refusal = refusal_of(m)
+            attempt.config_index = m.index
             self._state_changed()
         return True
 

@@ -78,6 +78,8 @@ class EngineOptions(NamedTuple):
     max_pinned_bytes: int = 64 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
     start_bytes: int = 64 * 1024
+    max_backlog_bytes: int = 64 * 1024 * 1024
+    """How much that is committed may wait to be applied before a follower takes no more entries."""
     tick_ns: int = 0
     """The least time between two ticks; 0 if that cannot be said, and nobody may rely on it."""
     lease_reads: bool = False
@@ -155,7 +157,7 @@ class Engine:
             )
         self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
         self.writes = Writes(store, self.inbox, self.health)
-        self.applying = Applying(machine, self.snapshots, self.health)
+        self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.ticks = 0
         self._seen = _Seen()
 
@@ -501,6 +503,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         max_pinned_bytes=options.max_pinned_bytes,
         # The tick that is under way when a leader is heard may be almost over.
         promise_ns=(options.election_ticks - 1) * options.tick_ns,
+        tick_ns=options.tick_ns,
         uses_leases=options.lease_reads,
     )
     return Raft(settings, loaded.hard_state, meta, loaded.entries)

@@ -2,8 +2,8 @@
 
 Two things are decided here.  What is brought to a node, and to whom it is left, is decided
 without the node's lock, by one rule, `Inbox`.  What is to be done with what the engine has
-ready is decided under it, by functions of nothing but the present state: `who_drives`,
-`may_apply`, `duties`.
+ready is decided under it, by functions of nothing but the present state: `may_apply`,
+`duties`.
 
 The rule.  Whoever brings something puts it where it is looked for, and only then looks
 whether somebody is about to look; if nobody is, he drives himself.  Whoever is about to
@@ -28,7 +28,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import NamedTuple
 
 from raftsvc.member.health import Health
@@ -158,16 +158,18 @@ class Hands:
     """Who applies, or is going to: one at a time.  Used under the lock.
 
     helper:        the call whose caller was woken to apply, until he takes the work.
-    is_applying:   somebody runs the State's code, or captures it.
+    is_applying:   somebody runs the State's code, or captures it;
+    state_thread:  in this thread, whose ident it is; 0: in none.  May be looked at without the lock.
     applies_later: a thread that writes is going to apply, if that is little.
     is_quick:      the last batch was; else callers are not asked to apply what is others'.
     """
 
-    __slots__ = ("applies_later", "helper", "is_applying", "is_quick")
+    __slots__ = ("applies_later", "helper", "is_applying", "is_quick", "state_thread")
 
     def __init__(self) -> None:
         self.helper: Call | None = None
         self.is_applying = False
+        self.state_thread = 0
         self.applies_later = False
         self.is_quick = True
 
@@ -176,40 +178,32 @@ class Hands:
         """Whether somebody applies, or was asked to: he goes on with what comes since."""
         return self.is_applying or self.helper is not None
 
+    def run_state_here(self) -> bool:
+        """Whether the caller is the State's own code, which the node waits for.  Callable without the lock."""
+        return self.state_thread == threading.get_ident()
+
     def begin(self) -> None:
         """Somebody begins to apply."""
         assert not self.is_applying, "one thread at a time applies"
         self.is_applying = True
+        self.state_thread = threading.get_ident()
 
     def end(self) -> None:
         """He is done."""
         assert self.is_applying, "who ends has begun"
         self.is_applying = False
+        self.state_thread = 0
 
 
-class Driver(Enum):
-    """Who does what the engine has ready, of what was brought just now."""
-
-    SELF = "whoever brought it"
-    LOG_THREAD = "the log thread, which is about to look"
-    WOKEN_LOG_THREAD = "the log thread, which is woken for it"
-
-
-def who_drives(is_over: bool, is_log_thread_due: bool, is_writing: bool, may_be_interrupted: bool) -> Driver:
-    """Who sees to what a caller brought, if nobody is about to look anyway (`Inbox`).
+def is_left_to_log_thread(is_over: bool, is_log_thread_due: bool, is_writing: bool) -> bool:
+    """Whether the log thread sees to what a caller brought, if nobody else is about to look (`Inbox`).
 
     is_over:           there is no log thread any more, and waiters are to be failed.
     is_log_thread_due: it was woken, and has not looked yet.  Two that drive would be in each
                        other's way; but while a write goes on it may be at that, and neither a
                        read nor what is forwarded needs the disk.
-    may_be_interrupted: the caller is on the main thread, where an exception could come in the
-                       middle of anything.
     """
-    if is_over:
-        return Driver.SELF
-    if is_log_thread_due and not is_writing:
-        return Driver.LOG_THREAD
-    return Driver.WOKEN_LOG_THREAD if may_be_interrupted else Driver.SELF
+    return is_log_thread_due and not is_writing and not is_over
 
 
 class Amount(IntEnum):

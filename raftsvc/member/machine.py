@@ -27,7 +27,7 @@ Not thread-safe: one thread at a time applies.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -224,6 +224,11 @@ class Machine:
         """Which start of the node opened its session; one of the highest counter if all are void."""
         session = self._sessions.get(node_id)
         return session.life if session else Life()
+
+    @property
+    def session_holders(self) -> Collection[int]:
+        """The members that have a session."""
+        return self._sessions.keys()
 
     def recorded(self, node_id: int, number: int) -> Outcome | None:
         """The outcome that the node's session remembers of `number`."""

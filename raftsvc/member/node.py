@@ -92,6 +92,7 @@ class Node:
         engine_options = options.engine._replace(tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds))
         self._engine = engine = Engine(addr, store, state, engine_options, seed, errands)
         self._turn = turn = Turn(lock, changed, engine, errands)
+        self.runs_state_here = turn.hands.run_state_here
         self._applier = Applier(engine, turn, self._threads)
         self._peers = Peers(engine, turn, self._applier, errands, network, options.election_timeout)
         errands.attach(engine, self._peers.members_changed)
@@ -249,7 +250,6 @@ class Node:
         """
         deadline = time.monotonic() + timeout
         last = Refusal.NO_LEADER
-        invalid = 0
         change.encode()  # what cannot be is refused here, not in the middle of a turn
         engine, turn, applying = self._engine, self._turn, self._engine.applying
         with turn:
@@ -270,10 +270,10 @@ class Node:
                 engine.changes.end(attempt)
                 if attempt.refusal is not None:
                     last = attempt.refusal
-                    invalid += last is Refusal.INVALID_CHANGE
-                    if invalid > 3:
+                    # An earlier attempt may have had just that effect: it is seen once that is applied here.
+                    is_known = applying.applied_index >= attempt.config_index
+                    if last is Refusal.INVALID_CHANGE and is_known and not is_done(applying.applied_config):
                         return last
-                    # An earlier attempt may have had just that effect, and is applied here soon.
                     turn.changed.wait(self._tick_seconds)
             return None
 

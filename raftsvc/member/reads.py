@@ -2,10 +2,16 @@
 
 `Reads` gathers readers so that one round of the leader serves all that wait (R11).  It is
 used under the lock of its node, save for what `handoff.Inbox` says, and never blocks.
+
+A request may be lost, so it is made again after a while; that takes nothing back.  Requests
+are numbered, and the answer to one serves all who had come when it was made, whichever
+leader gives it and however late: what it confirms was committed no earlier than that.
+So a network on which answers take longer than the next request only makes readers wait.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from raftsvc.core.raft import Raft, ReadState
@@ -33,13 +39,19 @@ class Reads:
         self._note_time = note_time
         self._inbox = inbox
         self._new: list[Read] = []
-        self._asked: list[Read] = []
-        self._context = 0
+        self._asked: deque[tuple[int, list[Read]]] = deque()
+        """Those being asked for, with the first request that each batch is in; the latest is for all of them."""
+        self._latest = 0
         self._asked_tick = 0
         self._applying: list[Read] = []
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._asked) + len(self._applying)
+        return len(self._new) + sum([len(reads) for _, reads in self._asked]) + len(self._applying)
+
+    @property
+    def request_count(self) -> int:
+        """How many requests there are whose answers are waited for."""
+        return len(self._asked)
 
     @property
     def is_due(self) -> bool:
@@ -56,45 +68,57 @@ class Reads:
     def withdraw(self, read: Read) -> bool:
         """Give up on `read`; False if it was finished in the meantime."""
         self._take_in()
-        for reads in (self._new, self._asked, self._applying):
+        for reads in (self._new, *[reads for _, reads in self._asked], self._applying):
             if read in reads:
                 reads.remove(read)
+                self._forget_requests_for_nobody()
                 return True
         return False
+
+    def _forget_requests_for_nobody(self) -> None:
+        """All who were first asked for by a request gave up.  The last stays: its answer, or a tick, ends it."""
+        last = self._asked[-1] if self._asked else None
+        self._asked = deque([batch for batch in self._asked if batch[1] or batch is last])
 
     def ask(self, tick: int) -> None:
         """Ask one index for all readers that came since the last was asked for (R11)."""
         self._take_in()
-        if self._context and tick - self._asked_tick >= self._retry_ticks:
+        if self._asked and tick - self._asked_tick >= self._retry_ticks:
             self.ask_again(tick)  # the answer may be lost
-        elif not self._context and self._new:
-            context = self._contexts.take()
-            self._note_time()  # after they came: a lease must hold then, not before
-            if self._core.read_index(context):
-                self._context, self._asked_tick = context, tick
-                self._inbox.is_asking = True
-                self._asked, self._new = self._new, []
+        elif not self._asked and self._new:
+            self._request(tick)
 
     def ask_again(self, tick: int) -> None:
-        """The leader that was asked may be deposed: a new request for all who wait."""
-        self._new = self._asked + self._new
-        self._asked = []
-        self._end_request()
-        self.ask(tick)
+        """The leader that was asked may be deposed: one more request, for all who wait."""
+        self._take_in()
+        while self._asked and not self._asked[-1][1]:
+            self._asked.pop()
+        if self._asked or self._new:
+            self._request(tick)
+        self._inbox.is_asking = bool(self._asked)
 
-    def _end_request(self) -> None:
-        self._context = 0
-        self._inbox.is_asking = False
+    def _request(self, tick: int) -> None:
+        context = self._contexts.take()
+        self._note_time()  # after they came: a lease must hold then, not before
+        if not self._core.read_index(context):
+            return  # no leader is known; once one is, all are asked for
+        self._latest, self._asked_tick = context, tick
+        if self._new or not self._asked:
+            self._asked.append((context, self._new))
+            self._new = []
+        self._inbox.is_asking = True
 
     def hear(self, state: ReadState, applied_index: int) -> None:
-        """An index was confirmed; a late one, of a request that was given up, says nothing."""
-        if state.context != self._context:
-            return
-        reads, self._asked = self._asked, []
-        self._end_request()
-        for read in reads:
-            read.index = state.index
-        self._applying += reads
+        """An index was confirmed, for those who were first asked for by this request or an earlier one."""
+        asked, latest = self._asked, self._latest
+        if not asked or not asked[0][0] <= state.context <= latest:
+            return  # the answer to a former life of this node, or to nobody any more
+        while asked and asked[0][0] <= state.context:
+            reads = asked.popleft()[1]
+            for read in reads:
+                read.index = state.index
+            self._applying += reads
+        self._inbox.is_asking = bool(asked)
         # Applied is looked at after the index is known, never before.
         self.applied(applied_index)
 
@@ -108,9 +132,10 @@ class Reads:
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
         self._take_in()
-        reads = self._new + self._asked + self._applying
-        self._new, self._asked, self._applying = [], [], []
-        self._end_request()
+        reads = [*self._new, *[read for _, batch in self._asked for read in batch], *self._applying]
+        self._new, self._applying = [], []
+        self._asked.clear()
+        self._inbox.is_asking = False
         for read in reads:
             read.error = error
         self._inbox.finished.add_reads(reads)

@@ -28,11 +28,6 @@ from raftsvc.transport import Peer
 logger = logging.getLogger("raftsvc.node")
 
 
-def may_be_interrupted() -> bool:
-    """Whether a handler of signals may raise in this thread, at any point: it is the main thread."""
-    return threading.get_ident() == threading.main_thread().ident
-
-
 class _Effects(NamedTuple):
     """What is to be done without the lock."""
 
@@ -61,8 +56,8 @@ class Turn:
     """The node's lock as a context; what its holder caused is carried out once it is free again.
 
     An exception that is none of ours came from somewhere in the middle: nobody knows what
-    of the engine is still true, so it takes no further part, whichever thread it was.  On the
-    main thread it may be that of a handler of signals, which comes where a turn waits.
+    of the engine is still true, so it takes no further part, whichever thread it was.
+    Handlers of signals raise in the main thread alone, which takes no turns (`raftsvc.mainthread`).
 
     lock:    guards the engine and everything of its node.  First in the lock order.
     changed: leader, configuration, session, disk or failure.
@@ -86,7 +81,7 @@ class Turn:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            if isinstance(error, Exception) and not (isinstance(error, RaftError) or may_be_interrupted()):
+            if isinstance(error, Exception) and not isinstance(error, RaftError):
                 self.fail(error, "an error of the library itself")
             effects = self._take_effects()
         finally:

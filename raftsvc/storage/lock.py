@@ -70,6 +70,13 @@ class DirectoryLock:
                 if self._try_to_lock(fd):
                     if is_at(self._path, fd):
                         break  # else it was replaced meanwhile, and what stands there is to be locked
+                elif (owner := _noted_owner(self._path)) is not None and is_ancestor(owner):
+                    raise DirectoryInUseError(
+                        f"{self._path} is in use by process {owner}, which started this one and will not leave before "
+                        "it. One process owns a directory: the parent of a reloader must not start the node (start it "
+                        'only where os.environ.get("WERKZEUG_RUN_MAIN") == "true", for Django "RUN_MAIN", or run '
+                        "without the reloader), and any other child has its parent do what it wants of the node."
+                    )
                 elif time.monotonic() >= deadline:
                     raise DirectoryInUseError(
                         f"{self._path} is in use by {_describe_holder(self._path, fd)}, waited {timeout:g} s. "
@@ -159,15 +166,42 @@ def _write_note(path: str, text: str) -> None:
             os.close(fd)
 
 
+def is_ancestor(pid: int) -> bool:
+    """Whether this process, or one that it comes from, was started by `pid`, as far as this system tells."""
+    parent = os.getppid()
+    while parent > 0:
+        if parent == pid:
+            return True
+        try:
+            with open(f"/proc/{parent}/stat", "rb") as stat:
+                parent = int(stat.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def _noted_owner(path: str) -> int | None:
+    """The process on this host that noted itself as the owner, if one did."""
+    writer = _NOTE_FORM.fullmatch(_read_note(path))
+    return int(writer["pid"]) if writer is not None and writer["host"] == socket.gethostname() else None
+
+
+def _read_note(path: str) -> str:
+    try:
+        note = os.open(f"{path}/{_NOTE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(note, 200).decode(errors="replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(note)
+
+
 def _describe_holder(path: str, fd: int) -> str:
     """Whoever has the lock on the directory that `fd` is of, as far as this system tells."""
-    noted = ""
-    with suppress(OSError):
-        note = os.open(f"{path}/{_NOTE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            noted = os.read(note, 200).decode(errors="replace").strip()
-        finally:
-            os.close(note)
+    noted = _read_note(path)
     holders = dict(_holders_of(fd))
     if not holders:
         return noted or "another process"

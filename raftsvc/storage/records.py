@@ -32,7 +32,7 @@ SECTOR_BYTES = 512
 MAGIC = b"raftwal"
 VERSION = b"4"
 SEGMENT_HEAD = struct.Struct(">7scQQQQIII")
-HARD_STATE = struct.Struct(">QQQ")
+HARD_STATE = struct.Struct(">QQQQ")
 MARK = struct.Struct(">QQ")
 ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE = 1, 2, 3, 4, 5
 """Types of records."""

@@ -229,7 +229,7 @@ class Store:
         if header is not None and state.term < header.term:
             # The snapshot was installed and the term of its leader was not yet written:
             # this node never voted in that term, and no log is of a later term than its node's.
-            state = HardState(header.term, NO_NODE, state.commit)
+            state = state._replace(term=header.term, vote=NO_NODE)
         state = state._replace(commit=max(snapshot_index, min(state.commit, last_index)))
         # Last: a start that is refused counts for nothing.  Durable before anybody can be told of it.
         life = self._wal.begin_life(nonce)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from raftsvc.errors import NotApplied, RaftError
@@ -42,6 +43,39 @@ class SimulatedRead(Read):
 
     def wake(self) -> None:
         self._done()
+
+
+class Probe:
+    """Reads at one node, until one is served."""
+
+    _PATIENCE = 5 * SECOND
+
+    def __init__(self, world: World, cluster: Cluster, node_id: int) -> None:
+        self._world = world
+        self._node = cluster.nodes[node_id]
+        self._read: SimulatedRead | None = None
+        self.is_served = False
+        self._ask()
+
+    def _ask(self) -> None:
+        process = self._node.process
+        self._read = read = SimulatedRead(lambda: self._finished(read))
+        self._world.schedule.at(self._PATIENCE, lambda: self._give_up(process, read))
+        if process is not None:
+            process.do(lambda engine: self._submit(engine, read))
+
+    def _submit(self, engine: Engine, read: SimulatedRead) -> None:
+        with suppress(NotApplied):  # asked again later
+            engine.submit_read(read)
+
+    def _finished(self, read: SimulatedRead) -> None:
+        self.is_served |= read.error is None
+
+    def _give_up(self, process: SimulatedProcess | None, read: SimulatedRead) -> None:
+        if not self.is_served:
+            if process is not None:
+                process.engine.reads.withdraw(read)
+            self._ask()
 
 
 class Attempt:

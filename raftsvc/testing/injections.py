@@ -15,7 +15,7 @@ from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND
-from raftsvc.testing.world import World
+from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, draw_options
 
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
@@ -50,7 +50,8 @@ class NetworkFaults:
             "loss": self._lose,
             "duplication": self._duplicate,
             "delay and reordering": self._delay,
-            "slow links": self._slow_down,
+            "slow links": self._slow_links,
+            "narrow links": self._narrow,
             "partition": self._partition,
             "one-way cut": self._cut_one_way,
             "leader cut off": self._cut_off_leader,
@@ -72,7 +73,21 @@ class NetworkFaults:
         for_a_while(self._world, lambda: setattr(self._network, "delay", USUAL_DELAY))
         return True
 
-    def _slow_down(self, node: SimulatedNode) -> bool:
+    def _slow_links(self, node: SimulatedNode) -> bool:
+        """A question and its answers take longer than it is until the question is asked again.
+
+        Less than an election timeout, though: else nobody can lead.  Half of the time it stays so.
+        """
+        rng = self._world.random
+        network = self._network
+        network.is_paced = rng.random() < 0.5
+        shares = (0.06, 0.09, 0.12) if network.is_paced else (0.12, 0.2, 0.3)
+        network.distance = int(rng.choice(shares) * LEAST_ELECTION_TICKS * TICK)
+        if rng.random() < 0.5:
+            for_a_while(self._world, network.shorten, longest=5000)
+        return True
+
+    def _narrow(self, node: SimulatedNode) -> bool:
         self._network.set_rate(self._world.random.choice((3_000, 10_000, 40_000)))
         for_a_while(self._world, lambda: self._network.set_rate(0), longest=6000)
         return True
@@ -122,6 +137,7 @@ class NodeFaults:
             "kill": kill,
             "power cut": self._cut_power,
             "power cut in a write": self._cut_power_in_a_write,
+            "options changed": self._change_options,
             "fsync error": lambda node: self._fail(node, "sync", errno.EIO, world.random.choice(_SYNCED)),
             "write error": lambda node: self._fail(node, "write", errno.EIO),
             "full disk": self._fill_disk,
@@ -140,6 +156,12 @@ class NodeFaults:
         disk = node.computer.disk
         disk.crash_at = len(disk.operations) + 1 + self._world.random.randrange(12)
         return True
+
+    def _change_options(self, node: SimulatedNode) -> bool:
+        """One node is started again with other options than it had, and than the others have."""
+        conditions = self._world.conditions
+        node.options = draw_options(self._world.random, may_lease=conditions.options.lease_reads, is_changed=True)
+        return kill(node)
 
     def _fail(self, node: SimulatedNode, operation: str, code: int, path_end: str = "") -> bool:
         node.computer.disk.fail_next(operation, path_end, code)

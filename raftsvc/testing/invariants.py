@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from raftsvc.core.membership import ConfChange, ConfOp
+from raftsvc.core.log import SnapshotMeta
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import (
     NO_NODE,
     Entry,
@@ -29,9 +30,12 @@ from raftsvc.core.messages import (
     term_of,
 )
 from raftsvc.core.raft import Role
+from raftsvc.core.server import TERMLESS
 from raftsvc.member.engine import Engine
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope, read_piece
 from raftsvc.member.waiters import Call
+
+_SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
 
 class Violation(AssertionError):
@@ -56,6 +60,9 @@ class Known:
         self.term = 0
         self.led_term = 0
         self.led_last: Entry | None = None
+        self.snapshot: SnapshotMeta | None = None
+        self.config: Configuration | None = None
+        self.last: Entry | None = None
         self.promised_index = 0
         self.promised_entry_term = 0
         self.promised_term = 0
@@ -78,6 +85,7 @@ class Consensus:
         self.committed: dict[int, Entry] = {}
         self.last_committed = 0
         self._committed_in: dict[int, int] = {}
+        self._configs = [(0, Configuration())]  # those that are committed, and where each begins
 
     # -- a node starts
 
@@ -105,6 +113,7 @@ class Consensus:
         known.term = core.term
         known.led_term = 0
         known.led_last = None
+        known.snapshot = None
         self.look(engine)
 
     def ended(self, node_id: int) -> None:
@@ -146,6 +155,9 @@ class Consensus:
             self._look_at_log(engine, known)
         if log.commit_index != known.commit_index:
             self._look_at_commit(engine, known)
+        if log.snapshot is not known.snapshot or core.config is not known.config or last is not known.last:
+            self._look_at_configuration(engine, known)
+            known.snapshot, known.config, known.last = log.snapshot, core.config, last
         if core.role is Role.LEADER:
             if last is not known.led_last and log.configs.latest_index > log.commit_index:
                 self._look_at_changes(engine)
@@ -164,6 +176,28 @@ class Consensus:
                 not core.holds_lease(clock()),
                 f"node {node_id} holds a lease in term {core.term}, and term {self._latest_led} has a leader",
             )
+
+    def _committed_config(self, index: int) -> tuple[int, Configuration]:
+        """The configuration as of `index`, which is committed, and where it begins."""
+        return next(pair for pair in reversed(self._configs) if pair[0] <= index)
+
+    def _look_at_configuration(self, engine: Engine, known: Known) -> None:
+        """In force is what the log says: no more, though it said so once, and no less (thesis 4.1)."""
+        log = engine.core.log
+        snapshot = log.snapshot
+        require(
+            snapshot.config == self._committed_config(snapshot.index)[1],
+            f"membership: the snapshot of node {engine.node_id} at {snapshot.index} says {snapshot.config}",
+        )
+        index, config = self._committed_config(log.commit_index)
+        for later in range(max(log.commit_index, log.offset) + 1, log.last_index + 1):
+            entry = known.entries[later]
+            if kind_of(entry) is EntryKind.CONFIG:
+                index, config = later, config.changed(ConfChange.decode(data_of(entry)))
+        require(
+            engine.core.config == config and log.configs.latest_index in (index, snapshot.index),
+            f"membership: node {engine.node_id} is in {engine.core.config}, and its log says {config} since {index}",
+        )
 
     def _look_at_changes(self, engine: Engine) -> None:
         """A leader appends one change of membership at a time (thesis 4.1, and the correction of 2015)."""
@@ -227,6 +261,8 @@ class Consensus:
             first = self.committed.setdefault(index, entry)
             if first is entry:
                 self._note_committed(entry)
+                if kind_of(entry) is EntryKind.CONFIG:
+                    self._configs.append((index, self._configs[-1][1].changed(ConfChange.decode(data_of(entry)))))
             self._committed_in.setdefault(index, core.term)
             require(
                 first == entry,
@@ -298,6 +334,14 @@ class Consensus:
         """Messages leave a node: from now on it is bound by them."""
         node_id = engine.node_id
         for m in messages if node_id not in self._put_back else ():
+            if m.term == engine.core.term and m.kind not in _SPEAK_FOR_NO_TERM:
+                # What of an earlier term is said late was held back until that was durable.
+                require(
+                    engine.core.term_is_durable,
+                    f"durability: node {node_id} says {m.kind.name} in term {m.term}, which is not on its disk",
+                )
+            if m.kind is MessageKind.TIMEOUT_NOW:
+                self._hands_over(engine, m.to_id)
             if m.kind is MessageKind.VOTE:
                 self._voted(node_id, m.term, node_id)
             elif m.kind is MessageKind.VOTE_REPLY and not m.reject:
@@ -322,6 +366,16 @@ class Consensus:
                 theirs is None or ours is None or term_of(theirs) == ours,
                 f"node {engine.node_id} acknowledges entry {index}, which is another one at the leader of term {term}",
             )
+
+    def _hands_over(self, engine: Engine, target_id: int) -> None:
+        """Who is asked to take over has all that the leader has (thesis 3.10)."""
+        log = engine.core.log
+        target = self._known.get(target_id) or self._lost.get(target_id)
+        require(
+            target is not None and target.stable_index >= log.last_index,
+            f"hand-over: node {engine.node_id}, whose log ends at {log.last_index}, asks node {target_id}, "
+            f"which has {target.stable_index if target else 0}",
+        )
 
     def _voted(self, node_id: int, term: int, candidate: int) -> None:
         known = self._known[node_id]

@@ -36,6 +36,10 @@ class Network:
     """Links that delay, lose, duplicate and reorder, or pass nothing at all in one direction or both.
 
     rate: bytes a second that each link carries in each direction; what is sent meanwhile waits.  0: any number.
+    delay:    of chance, mean.
+    distance: what every message takes beside that, about; it may last when all else is healed.
+    is_paced: one batch at a time goes from one node to another, and the next leaves when the answer
+              to that could have come back: as requests do, and streams do not.
     """
 
     def __init__(self, world: World) -> None:
@@ -45,6 +49,9 @@ class Network:
         self.loss = 0.0
         self.duplication = 0.0
         self.delay = USUAL_DELAY
+        self.distance = 0
+        self.is_paced = False
+        self._behind: dict[tuple[int, Life, int], list[bytes]] = {}  # by link that is busy: what leaves next
         self.rate = 0
         self._busy_until: dict[tuple[int, int], int] = {}
 
@@ -64,12 +71,29 @@ class Network:
 
     def latency(self) -> int:
         """How long one message takes, beside its transmission."""
-        if self.rate and self.delay == USUAL_DELAY:
+        if self.rate and self.delay == USUAL_DELAY and not self.distance:
             return 0
-        return 50 + int(self._world.random.expovariate(1 / self.delay))
+        rng = self._world.random
+        far = int(self.distance * rng.uniform(0.9, 1.1)) if self.distance else 0
+        return 50 + far + int(rng.expovariate(1 / self.delay))
 
     def send(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         """Carry `data`, perhaps twice; False if it is lost."""
+        link = (source_id, life, target_id)
+        if self.is_paced:
+            if link in self._behind:
+                self._behind[link].append(data)
+                return True
+            self._behind[link] = []
+            self._world.schedule.at(2 * self.distance, lambda: self._free(link))
+        return self._carry(source_id, life, target_id, data)
+
+    def _free(self, link: tuple[int, Life, int]) -> None:
+        behind = self._behind.pop(link)
+        if behind:
+            self.send(*link, b"".join(behind))
+
+    def _carry(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
         time = self.transmission(source_id, target_id, len(data) * copies)
@@ -107,8 +131,13 @@ class Network:
         """Whether one request, or its answer, passes now."""
         return (source_id, target_id) not in self.cut and self._world.random.random() >= self.loss
 
+    def shorten(self) -> None:
+        """Messages are as fast as they usually are."""
+        self.distance = 0
+        self.is_paced = False
+
     def heal(self) -> None:
-        """All links are as they should be."""
+        """All links are as they should be, if long."""
         self.cut.clear()
         self.loss = self.duplication = 0.0
         self.delay = USUAL_DELAY

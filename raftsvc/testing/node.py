@@ -23,6 +23,7 @@ class SimulatedNode:
 
     process:    None while it is down.
     refusal:    why it did not start, if so.
+    options:    what it is started with next; other nodes may have others.
     is_gone:    its process does not start again, ever.
     is_damaged: what is stored is, as far as nobody looked at it yet.
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
@@ -36,6 +37,7 @@ class SimulatedNode:
         self.node_id = node_id
         self.name = f"n{node_id}"
         self.computer = Computer(world.random)
+        self.options = world.conditions.options
         self.process: SimulatedProcess | None = None
         self.refusal: StorageError | None = None
         self.is_gone = False
@@ -96,7 +98,13 @@ class SimulatedNode:
         self.refusal = None
         try:
             self.process = SimulatedProcess(
-                self._world, self._network, self.node_id, self.computer, self._callers, self._lose_power
+                self._world,
+                self._network,
+                self.node_id,
+                self.computer,
+                self.options,
+                self._callers,
+                self._lose_power,
             )
         except PowerLoss:
             self._lose_power()

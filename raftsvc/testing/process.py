@@ -12,10 +12,11 @@ from typing import Protocol
 
 from raftsvc.core.messages import Life, Message
 from raftsvc.errors import DivergedError, StorageError
-from raftsvc.member.engine import Engine
+from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
+from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation
@@ -54,6 +55,7 @@ class SimulatedProcess:
         network: Network,
         node_id: int,
         computer: Computer,
+        options: EngineOptions,
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
     ) -> None:
@@ -76,7 +78,7 @@ class SimulatedProcess:
         state = world.workload.make_state()
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
-        self.engine = Engine(self.name, self.store, state, world.conditions.options, seed, self)
+        self.engine = Engine(self.name, self.store, state, options, seed, self)
         self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
 
     def start(self) -> None:
@@ -144,6 +146,7 @@ class SimulatedProcess:
         def tick() -> None:
             self._schedule_tick()
             self.do(lambda engine: engine.tick())
+            look_at_bounds(self.engine)
 
         self.life.later(self.computer.tick_delay(), tick)
 

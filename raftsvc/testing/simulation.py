@@ -13,6 +13,7 @@ history, the same each time.  The parts, each of which knows those before it:
     world         what all share: time, chance, the conditions of a seed, the watch (`invariants`), the report
     network       carries bytes
     computer      what outlives a process: disk and clock
+    bounds        what a node may remember
     transfer      a snapshot on its way
     replica       the State in a process
     process       one life of a node: runs an engine, as its threads do
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftsvc.core.membership import Configuration
-from raftsvc.testing.clients import Client
+from raftsvc.testing.clients import Client, Probe
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.faults import Faults
 from raftsvc.testing.invariants import Violation
@@ -83,6 +84,7 @@ class Simulation:
         self.operator = Operator(world, self.cluster)
         self.nemesis = Nemesis(world, self.network, self.cluster, self.operator, faults)
         self._faults = faults
+        self._probes: dict[int, Probe] = {}
 
     # -- for scenes
 
@@ -125,6 +127,7 @@ class Simulation:
             for client in self.clients:
                 client.served_since_heal = 0
         self._expect(self._everybody_is_served, "liveness: a client was not served")
+        self._expect(self._every_member_serves_reads, "liveness: a read was not served")
         for client in self.clients:
             client.is_stopping = True
         self._expect(self._all_agree, "liveness: the nodes did not come to the same state")
@@ -144,6 +147,15 @@ class Simulation:
 
     def _all_clients_are_served(self) -> bool:
         return all(client.served_since_heal >= 2 for client in self.clients)
+
+    def _every_member_serves_reads(self) -> bool:
+        if self.operator.is_busy:
+            return False
+        members = self.configuration().members
+        for i in members:
+            if i not in self._probes:
+                self._probes[i] = Probe(self.world, self.cluster, i)
+        return all(self._probes[i].is_served for i in members)
 
     def _all_agree(self) -> bool:
         leader = self.leader()

@@ -85,7 +85,8 @@ class Transfer:
         chunk = SnapshotChunk(copy, self._snapshot.size_bytes, self._snapshot.crc, offset, data)
         self._request = request = self._request + 1
         self._began = self._world.schedule.now
-        self._sender.life.later(TIMEOUT, lambda: self._time_out(request, offset, size))
+        patience = TIMEOUT + 3 * network.distance
+        self._sender.life.later(patience, lambda: self._time_out(request, offset, size))
         port = network.ports.get(message.to_id)
         time = network.transmission(self._sender.node_id, message.to_id, len(chunk.encode()))
         if port is not None and time is not None and network.passes(self._sender.node_id, message.to_id):

@@ -15,8 +15,24 @@ from raftsvc.testing.schedule import MILLISECOND, SECOND, Schedule
 from raftsvc.testing.workload import Workload
 
 TICK = 100 * MILLISECOND
+LEAST_ELECTION_TICKS = 5
 PATIENCE = 120 * SECOND
 """Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
+
+
+def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> EngineOptions:
+    """Those of a node that is started; `is_changed`: by somebody who has other ideas of them."""
+    return EngineOptions(
+        election_ticks=rng.choice((LEAST_ELECTION_TICKS, 10, 30) if is_changed else (LEAST_ELECTION_TICKS, 10)),
+        snapshot_entries=rng.choice((8, 30, 100, 1000)),
+        trailing_entries=rng.choice((0, 5, 50)),
+        max_pinned_entries=rng.choice((0, 60, 100_000)),
+        start_bytes=rng.choice((8, 24, 400, 1 << 16)),
+        max_uncommitted_bytes=rng.choice((600, 1 << 20)),
+        max_backlog_bytes=rng.choice((1000, 1 << 20)),
+        tick_ns=1000 * TICK,
+        lease_reads=may_lease and (not is_changed or rng.random() < 0.8),
+    )
 
 
 @dataclass
@@ -39,18 +55,8 @@ class Conditions:
     @classmethod
     def drawn_from(cls, rng: Random) -> Conditions:
         """Those of a seed."""
-        options = EngineOptions(
-            election_ticks=rng.choice((5, 10)),
-            snapshot_entries=rng.choice((8, 30, 100, 1000)),
-            trailing_entries=rng.choice((0, 5, 50)),
-            max_pinned_entries=rng.choice((0, 60, 100_000)),
-            max_uncommitted_bytes=rng.choice((600, 1 << 20)),
-            start_bytes=rng.choice((8, 24, 400, 1 << 16)),
-            tick_ns=1000 * TICK,
-            lease_reads=rng.random() < 0.4,
-        )
         return cls(
-            options,
+            draw_options(rng, may_lease=rng.random() < 0.4),
             segment_bytes=rng.choice((4096, 8192, 32768)),
             sync_bytes=rng.choice((100, 500, 1 << 20)),
             piece_bytes=rng.choice((60, 200, 200, 1 << 20)),

@@ -74,6 +74,9 @@ _LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_O
 class Receiver(Protocol):
     """What the app asks of the Service."""
 
+    def check_process(self) -> None:
+        """Raise a Problem if this is not the node's process."""
+
     def identity(self) -> Identity | None:
         """Who this node is, or None while it belongs to no cluster."""
 
@@ -156,6 +159,7 @@ class App:
         method = str(environ.get("REQUEST_METHOD", ""))
         limit = _LIMITS.get(path, MAX_JOIN_BYTES)
         body, trouble = _read_body(environ, limit, is_required=method == "POST")
+        self._check_process()  # before any lock, which another thread of the parent may have held
         if path not in _METHODS:
             raise _Refused(Problem(404, "not_found", "no such endpoint of raftsvc"))
         allowed = _METHODS[path]
@@ -184,6 +188,12 @@ class App:
         except (NotApplied, RaftError, OSError) as error:
             logger.warning("a %s was not served: %s", path, error)
             raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error
+
+    def _check_process(self) -> None:
+        try:
+            self._receiver.check_process()
+        except Problem as problem:
+            raise _Refused(problem) from problem
 
     def _refuse_outside(self, path: str, environ: Mapping[str, Any]) -> None:
         """Refuse what may come from another machine, if this node serves none."""

@@ -15,14 +15,16 @@ import random
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import requests
 
 from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.frames import fresh_stream_nonce
@@ -107,11 +109,21 @@ class Network:
         self._peers: dict[int, Peer] = {}
         self._numbers = itertools.count(1)  # taken by one call of C: no lock
         self._template = requests.Request("POST", "http://127.0.0.1/").prepare()
+        self._sockets: WeakSet[socket.socket] = WeakSet()  # of every connection that ever brought an answer
+        close_in_children(self)
 
     @property
     def silence_seconds(self) -> float:
         """How long a peer may say nothing where something is expected."""
         return self._timeout[1]
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`.
+
+        With a copy of them in a child that outlives this process, peers would not see that it
+        ended: what they say through a stream that it held goes nowhere, unnoticed.
+        """
+        return [fd for fd in [connection.detach() for connection in list(self._sockets)] if fd >= 0]
 
     def open_peer(self, node: Listener, peer_id: int, addr: str | None) -> Peer:
         """A peer with its sender running, or, without an address, one that only gets responses."""
@@ -193,6 +205,9 @@ class Network:
             raise UnreachableError(str(error)) from error
         except Exception as error:  # urllib3's own errors, should any pass through
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
+        connection = getattr(getattr(response.raw, "connection", None), "sock", None)
+        if isinstance(connection, socket.socket):
+            self._sockets.add(connection)
         return response, mac
 
     def _read(self, response: requests.Response, mac: str) -> tuple[bytes, bool]:

@@ -22,7 +22,9 @@ link until they are delivered; writes are durable at once unless they are held.
     transfer n1 n2               n1 hands leadership to n2
     compact n1                   snapshot of all that n1 has applied
     hold n1 / release n1 [count] keep n1's writes from becoming durable / let them, oldest first
-    crash n1 / restart n1        lose what is not durable / come back with what is
+    crash n1                     lose what is not durable
+    restart n1 [held] [key=value]    come back with what is; its writes held; other Settings from now on
+    deaf n1                      n1 does not hear that it is to take over
     unreachable n1 n2            n1's transport lost messages to n2
     print [n1]                   show nodes though nothing changed
 
@@ -158,6 +160,8 @@ class Scene:
         self.wire: list[Message] = []
         self.stashed: list[Message] = []
         self.cuts: set[tuple[int, int]] = set()
+        self.deaf: set[int] = set()
+        self.forwarded = 0
         self.out: list[str] = []
         self.options: dict[str, int] = {}
         self.founded = Configuration()
@@ -195,7 +199,8 @@ class Scene:
 
     def _send(self, messages: Iterable[Message]) -> None:
         for m in messages:
-            if (m.from_id, m.to_id) not in self.cuts and m.to_id in self.nodes:
+            is_unheard = m.kind is MessageKind.TIMEOUT_NOW and m.to_id in self.deaf
+            if (m.from_id, m.to_id) not in self.cuts and m.to_id in self.nodes and not is_unheard:
                 self.wire.append(m)
 
     def _deliver_one(self, m: Message, is_shown: bool) -> None:
@@ -223,6 +228,7 @@ class Scene:
         count = int(options.pop("n"))
         learners = [int(i) for i in options.pop("learners", "").split(",") if i]
         self.options = {k: int(v) for k, v in options.items()}
+        self.deaf, self.cuts, self.wire, self.nodes = set(), set(), [], {}
         members = {i: Member(f"n{i}", i not in learners) for i in range(1, count + 1)}
         self.founded = config = Configuration(members, count)
         for i in members:
@@ -289,6 +295,9 @@ class Scene:
         self.cuts |= {(ids[0], other) for other in others} | {(other, ids[0]) for other in others}
         self.wire = [m for m in self.wire if (m.from_id, m.to_id) not in self.cuts]
 
+    def do_deaf(self, args: list[str], ids: list[int]) -> None:
+        self.deaf.add(ids[0])
+
     def do_oneway(self, args: list[str], ids: list[int]) -> None:
         """Lose what goes from the first to the second."""
         self.cuts.add((ids[0], ids[1]))
@@ -298,11 +307,12 @@ class Scene:
 
     def do_propose(self, args: list[str], ids: list[int]) -> None:
         proposals = [(EntryKind.NORMAL, a.encode()) for a in args[1:]]
+        self.forwarded += 1
 
         def propose(raft: Raft) -> None:
             if raft.role is Role.LEADER:
                 raft.propose(proposals)
-            elif not raft.forward(proposals, 1):
+            elif not raft.forward(proposals, self.forwarded):
                 raise ProposalRefused(Refusal.NO_LEADER)
 
         self._attempt(ids[0], propose)
@@ -364,8 +374,11 @@ class Scene:
         self.wire = [m for m in self.wire if m.to_id != node.id]
 
     def do_restart(self, args: list[str], ids: list[int]) -> None:
-        self.nodes[ids[0]].holds = False
-        self.nodes[ids[0]].start()
+        node = self.nodes[ids[0]]
+        node.holds = "held" in args
+        options = dict(a.split("=") for a in args[1:] if "=" in a)
+        node.options = node.options | {k: int(v) for k, v in options.items()}
+        node.start()
         self._collect(self.nodes[ids[0]])
 
     def do_wipe(self, args: list[str], ids: list[int]) -> None:

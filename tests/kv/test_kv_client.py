@@ -309,3 +309,62 @@ def test_concurrent_counters_lose_nothing_and_each_version_is_unique(store: kv.K
     assert value is not None
     assert value == (b"300", max(versions))
     assert len(versions) == len(set(versions)) == 300
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is, in its only item."""
+    now = [1000.0]
+    monkeypatch.setattr("raftsvc.kv.client._now", lambda: now[0])
+    return now
+
+
+def test_a_stale_read_of_a_bounded_age_asks_once_in_that_time(
+    store: kv.KeyValue, node: OneNode, clock: list[float]
+) -> None:
+    store.set("a", b"1")
+    reads: list[Callable[[float], object]] = [
+        lambda age: store.get_stale("a", max_age=age),
+        lambda age: store.get_many_stale(["a"], max_age=age),
+        lambda age: store.list_stale(max_age=age),
+    ]
+    for read in reads:
+        clock[0] += 100.0
+        before = node.reads
+        assert read(5.0)
+        assert node.reads == before + 1, "nobody knew how old it is"
+        clock[0] += 5.0
+        assert read(5.0)
+        assert node.reads == before + 1, "it is not older than that"
+        clock[0] += 0.1
+        assert read(5.0)
+        assert node.reads == before + 2
+        assert read(0.0)
+        assert node.reads == before + 2, "at this very moment"
+    store.get_stale("a")
+    assert node.reads == before + 2, "without a bound nobody is asked"
+
+
+def test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing(
+    store: kv.KeyValue, node: OneNode, clock: list[float]
+) -> None:
+    def answer_late() -> None:
+        clock[0] += 4.0
+
+    node.before_read = answer_late
+    store.get_stale("a", max_age=5.0)
+    clock[0] += 2.0
+    before = node.reads
+    store.get_stale("a", max_age=5.0)
+    assert node.reads == before + 1, "what was current six seconds ago"
+
+    def fail() -> None:
+        raise ReadTimeoutError("nobody answers")
+
+    node.before_read = fail
+    clock[0] += 100.0
+    for _ in range(2):
+        with pytest.raises(ReadTimeoutError):
+            store.get_stale("a", max_age=5.0, timeout=0.1)
+    assert node.timeouts[-1] == 0.1
+    assert store.get_stale("a") is None, "as far as this node knows"

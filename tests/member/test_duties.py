@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from raftsvc.member.handoff import Amount, Driver, Duties, Present, applies_little, duties, may_apply, who_drives
+from raftsvc.member.handoff import Amount, Duties, Present, applies_little, duties, is_left_to_log_thread, may_apply
 
 NOTHING, LITTLE, MORE, MUCH = Amount
 IDLE = Present(False, NOTHING, False, False, False, False, False, True)
@@ -66,25 +66,20 @@ def test_a_caller_applies_what_is_quick_and_nobody_else_does(amount: Amount, is_
 
 
 @pytest.mark.parametrize(
-    ("is_over", "is_log_thread_due", "is_writing", "may_be_interrupted", "expected"),
+    ("is_over", "is_log_thread_due", "is_writing", "expected"),
     [
-        (False, False, False, False, Driver.SELF),
-        (False, False, True, False, Driver.SELF),
+        (False, False, False, False),
+        (False, False, True, False),
         # Two that drive would be in each other's way.
-        (False, True, False, False, Driver.LOG_THREAD),
-        (False, True, False, True, Driver.LOG_THREAD),
+        (False, True, False, True),
         # But the log thread may be in that write.
-        (False, True, True, False, Driver.SELF),
-        # The main thread never drives, as long as there is another.
-        (False, False, False, True, Driver.WOKEN_LOG_THREAD),
-        (False, False, True, True, Driver.WOKEN_LOG_THREAD),
-        (False, True, True, True, Driver.WOKEN_LOG_THREAD),
+        (False, True, True, False),
         # When it is over there is no log thread.
-        (True, True, False, False, Driver.SELF),
-        (True, False, False, True, Driver.SELF),
+        (True, True, False, False),
+        (True, False, False, False),
     ],
 )
-def test_who_drives(
-    is_over: bool, is_log_thread_due: bool, is_writing: bool, may_be_interrupted: bool, expected: Driver
+def test_what_is_left_to_the_log_thread(
+    is_over: bool, is_log_thread_due: bool, is_writing: bool, expected: bool
 ) -> None:
-    assert who_drives(is_over, is_log_thread_due, is_writing, may_be_interrupted) is expected
+    assert is_left_to_log_thread(is_over, is_log_thread_due, is_writing) is expected

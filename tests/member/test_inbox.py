@@ -16,7 +16,7 @@ import pytest
 
 from raftsvc.core.messages import NO_NODE
 from raftsvc.member.calls import Calls, Contexts
-from raftsvc.member.handoff import Driver, Inbox, Signal, who_drives
+from raftsvc.member.handoff import Inbox, Signal, is_left_to_log_thread
 from raftsvc.member.health import Health
 from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Writes
@@ -65,20 +65,15 @@ class Node:
         if self.inbox.put_read(Read()):
             self.look()
 
-    def put_where_signals_come(self) -> None:
-        """As a caller on the main thread."""
-        if self.inbox.put_call(Call(b"")):
-            self.leave_to_log_thread(may_be_interrupted=True)
+    def put_for_log_thread(self) -> None:
+        """As one that wakes it, and leaves to it what there is, as who was woken last may."""
+        self.inbox.put_call(Call(b""))
+        self.signal.set()
 
     def put_beside_log_thread(self) -> None:
-        if self.inbox.put_call(Call(b"")) and not self.leave_to_log_thread(may_be_interrupted=False):
+        has_to_drive = self.inbox.put_call(Call(b""))
+        if has_to_drive and not is_left_to_log_thread(False, self.signal.is_set, self.inbox.is_writing):
             self.look()
-
-    def leave_to_log_thread(self, may_be_interrupted: bool) -> bool:
-        driver = who_drives(False, self.signal.is_set, self.inbox.is_writing, may_be_interrupted)
-        if driver is Driver.WOKEN_LOG_THREAD:
-            self.signal.set()
-        return driver is not Driver.SELF
 
     def run_log(self) -> None:
         while True:
@@ -184,11 +179,11 @@ def a_caller_wakes_while_another_gives_up(node: Node) -> list[Program]:
 
 
 def the_log_thread_is_woken(node: Node) -> list[Program]:
-    return _programs(node.put_where_signals_come, node.put_where_signals_come, log_thread=node.run_log)
+    return _programs(node.put_for_log_thread, node.put_for_log_thread, log_thread=node.run_log)
 
 
 def the_log_thread_is_about_to_look(node: Node) -> list[Program]:
-    return _programs(node.put_where_signals_come, node.put_beside_log_thread, log_thread=node.run_log)
+    return _programs(node.put_for_log_thread, node.put_beside_log_thread, log_thread=node.run_log)
 
 
 def the_log_thread_comes_while_a_write_ends(node: Node) -> list[Program]:

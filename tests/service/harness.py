@@ -125,12 +125,14 @@ class FaultyFiles(Files):
 
 
 class FaultySession(requests.Session):
-    """Refuses connections to some addresses, and loses some answers, or what comes through a stream."""
+    """Refuses connections to some addresses, is slow, and loses some answers, or what comes through a stream."""
 
     def __init__(self, has_streams: bool) -> None:
         super().__init__()
         self.__dict__.update(make_session().__dict__)
         self.blocked: set[str] = set()
+        self.request_seconds = 0.0
+        """What each request takes beside the usual."""
         self.lose_answer: Callable[[str], bool] = lambda path: False
         self._has_streams = has_streams
         self._streams: weakref.WeakValueDictionary[int, StreamFile] = weakref.WeakValueDictionary()
@@ -142,6 +144,7 @@ class FaultySession(requests.Session):
             raise requests.ReadTimeout("the test wants no streams")
         if url.netloc in self.blocked:
             raise requests.ConnectionError("cut by the test")
+        time.sleep(self.request_seconds)
         response = super().send(request, **options)
         if self.lose_answer(url.path):
             response.close()

@@ -252,9 +252,7 @@ def test_a_leader_whose_state_halts_leaves_leading_to_others(cluster: Cluster) -
     assert rest[0].service.exec(b"after", timeout=PATIENCE)
 
 
-def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(cluster: Cluster) -> None:
     cluster.form(3)
     slow = cluster.follower()
     quick = slow.state.apply
@@ -265,7 +263,7 @@ def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
         return quick(data, index)
 
     slow.state.apply = waits  # type: ignore[method-assign]
-    monkeypatch.setattr("raftsvc.member.applying.MAX_BACKLOG_BYTES", 300_000)
+    slow.service._node._engine.applying.max_backlog_bytes = 300_000
     leader = cluster.leader()
     for n in range(100):
         leader.service.exec(bytes(50_000) + b"%d" % n, timeout=PATIENCE)
@@ -614,8 +612,10 @@ def test_reads_that_gathered_do_not_wait_for_a_write(
     waking = list(engine.inbox.waking)
     engine.inbox.waking.clear()
     left_to_log_thread: set[int] = set()
+    log_work = node.service._node._turn.log_work
     monkeypatch.setattr(
-        "raftsvc.member.callers.may_be_interrupted", lambda: threading.get_ident() in left_to_log_thread
+        "raftsvc.member.callers.is_left_to_log_thread",
+        lambda *_: threading.get_ident() in left_to_log_thread and (log_work.set(), True)[1],
     )
 
     def write() -> bool:

@@ -119,7 +119,11 @@ def test_stop_ends_what_serves_streams_and_what_holds_them(cluster: Cluster) -> 
 
     def left() -> list[str]:
         names = [thread.name for thread in set(threading.enumerate()) - before]
-        return [name for name in names if name.startswith("raftsvc-") or "process_request_thread" in name]
+        return [
+            name
+            for name in names
+            if (name.startswith("raftsvc-") and name != "raftsvc-main") or "process_request_thread" in name
+        ]
 
     eventually(lambda: not left(), "no thread is left")
 

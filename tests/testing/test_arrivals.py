@@ -9,7 +9,7 @@ from raftsvc.member.engine import EngineOptions, would_install
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.schedule import SECOND
 from raftsvc.transport import SnapshotChunk
-from tests.testing.test_slow_links import Writers
+from tests.testing.test_narrow_links import Writers
 
 
 def stored_snapshot(source: SimulatedNode, target: SimulatedNode) -> SnapshotChunk:

@@ -30,6 +30,9 @@ class Recorder:
         self.life = LIFE
         self.lives: dict[int, Life] = {}
 
+    def check_process(self) -> None:
+        pass
+
     def identity(self) -> Identity | None:
         return Identity(CLUSTER, NODE, self.life, "node.example:1") if self.is_initialized else None
 

@@ -84,6 +84,9 @@ class Side:
 
     # what the app and the peer ask
 
+    def check_process(self) -> None:
+        pass
+
     @property
     def identity(self) -> Any:
         return Named(self.me)

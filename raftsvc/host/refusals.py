@@ -1,0 +1,144 @@
+"""What cannot work is refused at start, in a sentence that says what to write instead.
+
+A server that starts the application in several processes, or where no thread could hear
+the other nodes, would seem to work until the second node joins, or the lock on the
+directory is found taken.  Judged by what the frames below `start` and the server's own
+module show; where they show nothing, nothing is refused here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.host.servers import HostPool, frames_below, gunicorn_worker_below, object_below, positive
+
+_OWN_PORT = 'give the node a port of its own: listen="0.0.0.0:8001", with a laddr that names that port'
+_ONE_OWNER = "and one process owns a node's directory"
+
+
+def check_server(server: HostPool | None, has_port: bool, is_limited: bool) -> None:
+    """Raise ConfigurationError if a node cannot live here.
+
+    has_port:   the node has a listener of its own, so that it needs none of the server's threads.
+    is_limited: the application said how many callers may wait, and so knows where its threads are.
+    """
+    found = [*_gunicorn(), *_uwsgi(), *_mod_wsgi(), *_reloaders()]
+    if not has_port and not is_limited:
+        found += _one_thread(server)
+    if found:
+        raise ConfigurationError(found[0])
+
+
+def _gunicorn() -> Iterator[str]:
+    worker = gunicorn_worker_below()
+    arbiter = object_below("gunicorn.arbiter", "Arbiter")
+    if worker is None and arbiter is not None:
+        yield (
+            "this is gunicorn's master process, whose threads its workers will not have: "
+            "leave out --preload (preload_app), or call start in post_worker_init"
+        )
+    if worker is not None:
+        # Those of the configuration; of the master, as this worker was forked, after signals to have more.
+        count = max(int(worker.cfg.workers), int(getattr(arbiter, "num_workers", 1)))
+        if count > 1:
+            yield (
+                f"gunicorn is set to run {count} worker processes, {_ONE_OWNER}: "
+                "write --workers 1 --threads 16, and start more nodes for more processes"
+            )
+
+
+def _uwsgi() -> Iterator[str]:
+    module = sys.modules.get("uwsgi")
+    if module is None:
+        return
+    options = _options_of(module)
+    if not any(name in options for name in ("enable-threads", "threads")):
+        yield "uWSGI runs no threads of an application unless told to: write threads = 16 (or enable-threads = true)"
+    if "master" in options and not any(name in options for name in ("lazy-apps", "lazy")):
+        yield (
+            "uWSGI loads the application in its master and forks then, so that the node's threads would be left "
+            "behind: write lazy-apps = true"
+        )
+    count = max(positive(options.get(name)) or 1 for name in ("workers", "processes"))
+    if count > 1:
+        yield f"uWSGI is set to run {count} processes, {_ONE_OWNER}: write processes = 1, threads = 16"
+
+
+def _options_of(module: Any) -> Mapping[str, Any]:
+    """uWSGI's options by name; it has bytes for both."""
+    found: Mapping[Any, Any] = getattr(module, "opt", {})
+    return {name.decode() if isinstance(name, bytes) else str(name): value for name, value in found.items()}
+
+
+def _mod_wsgi() -> Iterator[str]:
+    count = positive(getattr(sys.modules.get("mod_wsgi"), "maximum_processes", None)) or 1
+    if count > 1:
+        yield (
+            f"Apache runs the application in up to {count} processes, {_ONE_OWNER}: "
+            "give it a WSGIDaemonProcess with processes=1 threads=16"
+        )
+
+
+def _reloaders() -> Iterator[str]:
+    """The parent of a reloader runs the application up to where it would serve, then has a child do it all again."""
+    flask = _flask_run_below()
+    if flask is not None and os.environ.get("WERKZEUG_RUN_MAIN") != "true":
+        reloads = flask.get("reload")
+        if reloads is None:
+            reloads = sys.modules["flask.helpers"].get_debug_flag()
+        if reloads:
+            yield (
+                "this is the parent of the reloader of `flask run`, which runs the application again in a child, "
+                f"{_ONE_OWNER}: write `flask run --debug --no-reload`, or start the node only where "
+                'os.environ.get("WERKZEUG_RUN_MAIN") == "true"'
+            )
+    django = object_below("django.core.management", "ManagementUtility")
+    if django is not None and os.environ.get("RUN_MAIN") != "true":
+        words = [str(word) for word in django.argv[1:]]
+        if words[:1] == ["runserver"] and "--noreload" not in words:
+            yield (
+                "this is the parent of the reloader of `manage.py runserver`, which runs the application again in a "
+                f"child, {_ONE_OWNER}: write `manage.py runserver --noreload`, or start the node in wsgi.py, or only "
+                'where os.environ.get("RUN_MAIN") == "true"'
+            )
+
+
+def _one_thread(server: HostPool | None) -> Iterator[str]:
+    without = (
+        "serves one request at a time, so that while a view waits in exec nothing is heard of the other nodes, and "
+        "none can join"
+    )
+    if server is not None and server.threads == 1:
+        yield f"{server.server} {without}: write --threads 16, or {_OWN_PORT}"
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and (positive(_options_of(uwsgi).get("threads")) or 1) == 1:
+        yield f"uWSGI {without}: write threads = 16, or {_OWN_PORT}"
+    if getattr(sys.modules.get("mod_wsgi"), "threads_per_process", None) == 1:
+        yield f"Apache's WSGIDaemonProcess {without}: write threads=16 for it, or {_OWN_PORT}"
+    if (_flask_run_below() or {}).get("with_threads") is False:
+        yield f"`flask run --without-threads` {without}: leave out --without-threads, or {_OWN_PORT}"
+
+
+def _flask_run_below() -> Mapping[str, Any] | None:
+    """The parameters of `flask run`, if that runs the caller."""
+    for frame in frames_below():
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("flask.cli", "run_command"):
+            return frame.f_locals
+    return None
+
+
+def command_below() -> str | None:
+    """The command of a framework, not its server, that runs the application to get at what it defines, if one does."""
+    if _flask_run_below() is not None:
+        return None
+    if object_below("flask.cli", "ScriptInfo") is not None:
+        command = object_below("click.core", "Command")
+        return f"flask {getattr(command, 'name', None) or ''}".strip()
+    django = object_below("django.core.management", "ManagementUtility")
+    if django is not None and django.argv[1:2] != ["runserver"]:
+        return " ".join(["manage.py", *map(str, django.argv[1:2])])
+    return None

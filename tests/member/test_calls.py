@@ -1,0 +1,59 @@
+"""Instructions on their way: what is known of them when somebody refuses one."""
+
+from __future__ import annotations
+
+from random import Random
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from raftsvc.core.messages import Life, Message, MessageKind
+from raftsvc.core.raft import Raft, Refusal, Role
+from raftsvc.errors import EvictedError, OutcomeUnknown
+from raftsvc.member.calls import Calls, Contexts
+from raftsvc.member.handoff import Inbox
+from raftsvc.member.health import Health
+from raftsvc.member.waiters import Call
+
+
+class _Follower:
+    """A core that forwards to its leader."""
+
+    node_id, leader_id, role = 3, 1, Role.FOLLOWER
+    settings = SimpleNamespace(election_ticks=10)
+
+    def __init__(self) -> None:
+        self.contexts: list[int] = []
+
+    def forward(self, proposals: object, context: int) -> bool:
+        self.contexts.append(context)
+        return True
+
+
+def _refused(refusals: list[Refusal]) -> Call:
+    """A call that was forwarded as often as it was refused, and failed then, for its node was removed."""
+    core, inbox = _Follower(), Inbox(Health())
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished)
+    calls.session_id = 1
+    call = Call(b"x")
+    inbox.put_call(call)
+    calls.take_in()
+    for tick, refusal in enumerate(refusals):
+        calls.retry(2 * tick)
+        calls.send(2 * tick, may_propose=True)
+        reply = Message(MessageKind.PROPOSE_REPLY, 3, context=core.contexts[-1], reject=True, hint=refusal)
+        calls.hear_reply(reply, 2 * tick)
+        calls.hear_reply(reply, 2 * tick)  # twice says no more than once
+    calls.fail(EvictedError("node 3 was removed"))
+    return call
+
+
+@pytest.mark.parametrize("refusals", [[Refusal.REMOVED], [Refusal.NO_LEADER, Refusal.REMOVED, Refusal.NO_LEADER]])
+def test_that_a_node_was_removed_says_nothing_of_what_it_asked_before(refusals: list[Refusal]) -> None:
+    assert isinstance(_refused(refusals).error, OutcomeUnknown)
+
+
+@pytest.mark.parametrize("refusals", [[], [Refusal.NO_LEADER], [Refusal.TRANSFERRING, Refusal.NO_LEADER]])
+def test_what_was_refused_as_often_as_it_was_sent_was_not_applied(refusals: list[Refusal]) -> None:
+    assert isinstance(_refused(refusals).error, EvictedError)

@@ -1,0 +1,179 @@
+"""A forked child has copies of a Service and nothing that runs: whoever asks there is told so, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+
+from .harness import PATIENCE, SECRET, Cluster, eventually, free_address, has_streams
+
+
+def in_child(act: Callable[[], object]) -> None:
+    """Run `act` in a forked child; fails if it raises there, or takes long."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(int(PATIENCE / 2))  # which ends it
+            act()
+            code = 0
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def request(service: raftsvc.Service, path: str, method: str = "GET") -> tuple[int, dict[str, object]]:
+    answer: list[str] = []
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": f"/raft/{path}",
+        "HTTP_RAFT_FROM": "2",
+        "wsgi.input": open(os.devnull, "rb"),  # noqa: SIM115
+        "CONTENT_LENGTH": "0",
+    }
+    body = b"".join(service(environ, lambda status, headers: answer.append(status)))
+    return int(answer[0][:3]), json.loads(body)
+
+
+def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the_fork(cluster: Cluster) -> None:
+    node = cluster.add()
+    service = node.service
+    service.init()
+    service.exec(b"a", timeout=PATIENCE)
+
+    def ask() -> None:
+        assert isinstance(service.err(), raftsvc.ForkedError)
+        assert not service.is_live()
+        assert not service.is_ready()
+        service.stop()
+        calls: list[Callable[[], object]] = [
+            service.status,
+            lambda: service.exec(b"b"),
+            service.wait_read,
+            lambda: service.evict("127.0.0.1:1"),
+            service.init,
+            lambda: service.join("127.0.0.1:1"),
+        ]
+        for call in calls:
+            with pytest.raises(raftsvc.ForkedError):
+                call()
+        for method, path in [("GET", p) for p in ("livez", "readyz", "status", "stream")] + [
+            ("POST", p) for p in ("msg", "snapshot", "join", "confirm")
+        ]:
+            status, problem = request(service, path, method)
+            assert (status, problem["code"]) == (503, "forked"), path
+
+    # As if other threads had them, which are not in the child to give them back.
+    locks = [service._node._turn.lock, service._app._lock, service._admission._lock, service._membership._lifecycle]
+    for lock in locks:
+        lock.acquire()
+    try:
+        in_child(ask)
+    finally:
+        for lock in locks:
+            lock.release()
+    assert service.exec(b"c", timeout=PATIENCE), "the parent goes on"
+
+
+def test_no_read_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path) -> None:
+    state = kv.KeyValueState()
+    service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+    store = kv.KeyValue(service, state)
+    try:
+        service.init()
+        store.set("a", b"1", timeout=PATIENCE)
+        in_child(lambda: None)
+        reads: list[Callable[[], object]] = [
+            lambda: store.get("a"),
+            lambda: store.get_stale("a"),
+            lambda: store.get_many_stale(["a"]),
+            lambda: store.list_stale(),
+            lambda: store.list_stale(max_age=100.0),
+            lambda: kv.KeyValue(service, state).get_stale("a"),
+            lambda: state.get("a"),
+            lambda: len(state),
+            store.allowed,
+            state.allowed,
+            lambda: store.set("a", b"2"),
+        ]
+
+        def read() -> None:
+            for each in reads:
+                with pytest.raises(raftsvc.ForkedError):
+                    each()
+
+        with state._lock:
+            in_child(read)
+        assert store.get_stale("a", max_age=100.0, timeout=PATIENCE)
+    finally:
+        service.stop()
+
+
+def test_a_state_that_was_made_before_a_fork_serves_the_child_that_starts_with_it(tmp_path: Path) -> None:
+    state = kv.KeyValueState()
+    assert state.get("a") is None
+
+    def serve() -> None:
+        for _ in range(2):  # founded, and then from the log
+            service = raftsvc.start(free_address(), tmp_path / "n", None, kv.KeyValueState(), secret=SECRET)
+            service.stop()
+        service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+        service.init()
+        kv.KeyValue(service, state).set("a", b"1", timeout=PATIENCE)
+        assert state.get("a") is not None
+        service.stop()
+
+    in_child(serve)
+
+
+@pytest.mark.parametrize("is_the_library_s", [True, False])
+def test_a_forked_child_keeps_no_connection_to_a_peer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, is_the_library_s: bool
+) -> None:
+    if is_the_library_s:
+        start = raftsvc.start
+        monkeypatch.setattr(
+            "raftsvc.start", lambda addr, path, session, *rest, **named: start(addr, path, None, *rest, **named)
+        )
+    members = cluster.form(3)
+    eventually(lambda: has_streams(members), "streams are held open")
+    for member in members:
+        member.service.exec(b"a", timeout=PATIENCE)
+    peers = {member.addr for member in members}
+
+    def connections() -> set[str]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                connection = socket.socket(fileno=int(name))
+            except OSError:  # it is none
+                continue
+            with suppress(OSError):  # it is a listener
+                host, port = connection.getpeername()[:2]
+                found.add(f"{host}:{port}")
+            connection.detach()
+        return found & peers
+
+    assert connections() == peers, "there are some"
+
+    def look() -> None:
+        assert not connections()
+
+    in_child(look)
+    for member in members:
+        assert member.service.exec(b"b", timeout=PATIENCE)
+    assert has_streams(members), "those of the parent go on"

@@ -1,0 +1,139 @@
+"""The State's own code may not call what would wait for it to return; it is told so at once, by name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+import raftsvc
+
+from .harness import PATIENCE, Cluster, ListState, Member, eventually, in_background
+
+CALLS: dict[str, Callable[[raftsvc.Service], object]] = {
+    "exec": lambda service: service.exec(b"inner", PATIENCE),
+    "wait_read": lambda service: service.wait_read(PATIENCE),
+    "evict": lambda service: service.evict("127.0.0.1:1", PATIENCE),
+    "stop": lambda service: service.stop(),
+}
+
+
+class Calling(ListState):
+    """Calls its Service where `calls` says, and keeps what that raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, Callable[[], object]] = {}
+        self.is_patient = True
+        self.raised: list[BaseException] = []
+
+    def come_to(self, place: str) -> None:
+        call = self.calls.get(place)
+        if call is None:
+            return
+        try:
+            call()
+        except raftsvc.RaftError as error:
+            self.raised.append(error)
+            if not self.is_patient:
+                raise
+
+    def apply(self, data: bytes, index: int) -> bool:
+        self.come_to("apply")
+        return super().apply(data, index)
+
+    def snapshot(self) -> tuple[bytes, int]:
+        self.come_to("snapshot")
+        return super().snapshot()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        self.come_to("restore")
+        super().restore_snapshot(data, index)
+
+    def set_peer_addr(self, node_id: int, addr: str) -> None:
+        self.come_to("set_peer_addr")
+        super().set_peer_addr(node_id, addr)
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> Member:
+    node = cluster.add(snapshot_entries=20, trailing_entries=5)
+    node.make_state = Calling
+    node.restart()
+    node.service.init()
+    return node
+
+
+def calls_of(node: Member, place: str, name: str) -> list[BaseException]:
+    state = node.state
+    assert isinstance(state, Calling)
+    state.calls[place] = lambda: CALLS[name](node.service)
+    return state.raised
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("place", ["apply", "snapshot"])
+def test_the_state_s_own_code_is_told_at_once_what_it_may_not_call(node: Member, place: str, name: str) -> None:
+    raised = calls_of(node, place, name)
+    started = time.monotonic()
+    for n in range(30):
+        assert node.service.exec(b"%d" % n, timeout=PATIENCE)
+    eventually(lambda: raised)
+    assert time.monotonic() - started < PATIENCE / 2, "nobody waited"
+    for error in raised:
+        assert isinstance(error, raftsvc.InsideStateError) and isinstance(error, raftsvc.NotApplied)
+        assert error.what == name and name in str(error)
+    assert node.service.err() is None
+    assert b"inner" not in node.read(), "nothing was proposed"
+
+
+def test_so_it_is_when_a_snapshot_arrives_and_a_member_comes(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(snapshot_entries=20, trailing_entries=5)
+    cluster.form(2)
+    writer = cluster.leader()
+    for n in range(60):
+        writer.service.exec(b"%d" % n, timeout=PATIENCE)
+    late = cluster.add()
+    late.make_state = Calling
+    late.restart()
+    raised = calls_of(late, "restore", "wait_read")
+    calls_of(late, "set_peer_addr", "exec")
+    late.service.join(writer.addr, PATIENCE)
+    assert late.read() == writer.read()
+    assert {error.what for error in raised if isinstance(error, raftsvc.InsideStateError)} == {"wait_read", "exec"}
+    assert late.service.exec(b"after", timeout=PATIENCE)
+
+
+def test_a_state_that_lets_it_out_stops_at_that_entry_until_it_is_repaired(node: Member) -> None:
+    calls_of(node, "apply", "exec")
+    state = node.state
+    assert isinstance(state, Calling)
+    state.is_patient = False
+    with pytest.raises(raftsvc.RaftError):
+        node.service.exec(b"a", timeout=PATIENCE)
+    error = node.service.err()
+    assert isinstance(error, raftsvc.ApplyHaltedError) and isinstance(error.__cause__, raftsvc.InsideStateError)
+    node.restart()  # with code that does not call
+    assert node.read() == [b"a"]
+    assert node.service.exec(b"b", timeout=PATIENCE)
+
+
+def test_others_are_served_as_ever_while_the_state_is_at_work(node: Member) -> None:
+    begun, gate = threading.Event(), threading.Event()
+    state = node.state
+    assert isinstance(state, Calling)
+
+    def wait() -> None:
+        begun.set()
+        gate.wait(PATIENCE)
+
+    state.calls["apply"] = wait
+    writer = in_background(lambda: node.service.exec(b"a", PATIENCE))
+    assert begun.wait(PATIENCE)
+    reader = in_background(lambda: node.service.wait_read(PATIENCE))
+    assert node.service.status()["role"] == "leader"
+    gate.set()
+    assert writer()
+    reader()

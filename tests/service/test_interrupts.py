@@ -1,0 +1,250 @@
+"""Handlers of signals run on the main thread, at any step of it: they raise there, or call what is public."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+
+from .harness import PATIENCE, SECRET, Cluster, Member, free_address, in_background
+
+PACKAGE = str(Path(raftsvc.__file__).parent)
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest takes for its own."""
+
+
+def at_step(number: int, act: Callable[[], object], call: Callable[[], object]) -> bool:
+    """Run `call`, and `act` on top of it before its step `number` in the library; whether it came that far."""
+    left = number
+    has_come = False
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left, has_come
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                has_come = True
+                act()
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(former)
+    return has_come
+
+
+def raise_interrupted() -> None:
+    raise Interrupted
+
+
+def ask_for_livez(service: raftsvc.Service) -> None:
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/raft/livez", "wsgi.multithread": False}
+    statuses: list[str] = []
+    b"".join(service(environ, lambda status, headers: statuses.append(status)))
+    assert statuses == ["200 OK"]
+
+
+def evict_nobody(service: raftsvc.Service) -> None:
+    with pytest.raises(raftsvc.UnknownPeerError):
+        service.evict("127.0.0.1:1", PATIENCE)
+
+
+CALLS: dict[str, Callable[[raftsvc.Service], object]] = {
+    "exec": lambda service: service.exec(b"main", PATIENCE),
+    "wait_read": lambda service: service.wait_read(PATIENCE),
+    "status": lambda service: service.status(),
+    "err": lambda service: service.err(),
+    "is_ready": lambda service: service.is_ready(),
+    "evict": evict_nobody,
+    "a request": ask_for_livez,
+}
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> Member:
+    assert threading.current_thread() is threading.main_thread(), "where handlers of signals run"
+    node = cluster.add()
+    node.service.init()
+    return node
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_raised_at_any_step_of_the_main_thread_leaves_the_node_sound(node: Member, name: str) -> None:
+    call = CALLS[name]
+    written: list[bytes] = []
+    for step in count(1):
+        try:
+            if not at_step(step, raise_interrupted, lambda: call(node.service)):
+                break
+        except Interrupted:
+            written.append(b"%d" % step)
+            assert node.service.exec(written[-1], timeout=PATIENCE)
+            assert node.service.err() is None
+    assert len(written) > 5, "it was interrupted"
+    assert [item for item in node.read() if item != b"main"] == written
+    node.restart()
+    assert [item for item in node.read() if item != b"main"] == written
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_called_at_any_step_of_the_main_thread_answers(node: Member, name: str) -> None:
+    handlers = [CALLS[key] for key in ("exec", "wait_read", "status", "err", "is_ready")]
+    for step in count(1):
+        handler = handlers[step % len(handlers)]
+        if not at_step(step, lambda handler=handler: handler(node.service), lambda: CALLS[name](node.service)):  # type: ignore[misc]
+            break
+    assert node.service.err() is None
+
+
+@pytest.mark.parametrize("name", ["exec", "wait_read", "status", "evict"])
+def test_a_node_that_is_stopped_at_any_step_of_the_main_thread_is_stopped(cluster: Cluster, name: str) -> None:
+    node = cluster.add()
+    node.service.init()
+    for step in range(1, 400, random.randint(40, 60)):
+        try:
+            has_come = at_step(step, node.service.stop, lambda: CALLS[name](node.service))
+        except (raftsvc.RaftError, AssertionError):
+            has_come = True
+        if not has_come:
+            break
+        with pytest.raises(raftsvc.StoppedError):
+            in_background(lambda: node.service.exec(b"a"))()
+        node.start()
+
+
+def test_the_key_value_store_is_read_and_written_on_top_of_itself(tmp_path: Path) -> None:
+    state = kv.KeyValueState()
+    service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+    store = kv.KeyValue(service, state)
+    try:
+        service.init()
+        uses: list[Callable[[], object]] = [
+            lambda: store.set("a", b"1", timeout=PATIENCE),
+            lambda: store.get("a", PATIENCE),
+            lambda: store.get_stale("a"),
+            lambda: store.list_stale(),
+            lambda: store.get_many_stale(["a"], max_age=0.0, timeout=PATIENCE),
+        ]
+        for use in uses:
+            for step in count(1):
+                handler = uses[step % len(uses)]
+                if not at_step(step, handler, use):
+                    break
+            for step in count(1):
+                try:
+                    if not at_step(step, raise_interrupted, use):
+                        break
+                except Interrupted:
+                    assert in_background(lambda: store.get("a", PATIENCE))() is not None
+        assert not state._awaited, "no caller is waited for any more"
+    finally:
+        service.stop()
+
+
+PROGRAM = """
+import random, signal, sys, time
+import raftsvc
+from tests.service.harness import ListState, SECRET, free_address
+
+directory, seed = sys.argv[1], int(sys.argv[2])
+random.seed(seed)
+
+class Interrupted(Exception): pass
+
+def begin(number):
+    addr, state = free_address(), ListState()
+    return raftsvc.start(addr, f"{directory}/{number}", None, state, secret=SECRET, election_timeout=0.2), state
+
+for number in range(6):
+    service, state = begin(number)
+    service.init()
+    interrupts, acknowledged = 0, []
+
+    def interrupt(signum, frame):
+        raise Interrupted
+
+    signal.signal(signal.SIGALRM, interrupt)
+    while interrupts < 30:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
+            while True:
+                item = b"%d" % len(acknowledged)
+                service.exec(item, timeout=60.0)
+                acknowledged.append(item)
+                try:
+                    service.evict("127.0.0.1:1", 60.0)
+                except raftsvc.UnknownPeerError:
+                    pass
+                service.status()
+                service.wait_read(60.0)
+        except Interrupted:
+            interrupts += 1
+    service.wait_read(60.0)
+    if service.err() is not None or not service.is_live():
+        sys.exit(f"not sound: {service.err()}")
+
+    def leave(signum, frame):
+        service.status(), service.err()
+        try:
+            service.exec(b"last words", timeout=1)
+        except raftsvc.RaftError:
+            pass
+        service.stop()
+
+    signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.1))
+    try:
+        while True:
+            service.status()
+            for wait in (lambda: service.wait_read(0.001), lambda: service.exec(b"x", 0.001)):
+                try:
+                    wait()
+                except raftsvc.StoppedError:
+                    raise
+                except raftsvc.RaftError:
+                    pass
+    except raftsvc.StoppedError:
+        pass
+    after, state = begin(number)
+    after.wait_read(60.0)
+    items = set(state.items)
+    lost = [item for item in acknowledged if item not in items]
+    if lost:
+        sys.exit(f"lost: {lost}")
+    after.stop()
+print("sound")
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["-O"]], ids=["", "without asserts"])
+def test_signals_at_any_time_neither_hang_a_process_nor_lose_what_it_was_told(tmp_path: Path, flags: list[str]) -> None:
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", PROGRAM, str(tmp_path), str(random.randrange(2**32))],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+    assert done.stdout == "sound\n", done.stderr[-3000:]

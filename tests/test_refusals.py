@@ -1,0 +1,216 @@
+"""What cannot work is refused at start, at once, in a sentence that says what to write instead."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raftsvc
+import raftsvc.kv
+from raftsvc.errors import ConfigurationError, DirectoryInUseError
+from raftsvc.host.refusals import check_server, command_below
+from raftsvc.host.servers import HostPool
+
+SECRET = "a secret of the tests, long enough"
+PATIENCE = 60.0
+
+PROGRAM = f"""
+import os, sys, raftsvc
+from raftsvc import kv
+from flask import Flask
+app = Flask(__name__)
+options = {{"listen": os.environ["NODE_LISTEN"]}} if "NODE_LISTEN" in os.environ else {{}}
+service = raftsvc.start(
+    "127.0.0.1:8001", os.environ["NODE_DIR"], None, kv.KeyValueState(), secret={SECRET!r}, **options
+)
+if __name__ == "__main__":
+    app.run(debug=True, port=0)
+"""
+
+SERVERS = {
+    "one sync worker": (["gunicorn", "-b", "127.0.0.1:0", "app:app"], "write --threads 16"),
+    "one thread": (["gunicorn", "-b", "127.0.0.1:0", "-k", "gthread", "app:app"], "listen="),
+    "several workers": (["gunicorn", "-b", "127.0.0.1:0", "-w", "3", "--threads", "4", "app:app"], "--workers 1"),
+    "a master": (["gunicorn", "-b", "127.0.0.1:0", "--preload", "--threads", "4", "app:app"], "leave out --preload"),
+    "a reloader": (["flask", "run", "-p", "0", "--debug"], "--no-reload"),
+    "no threads": (["flask", "run", "-p", "0", "--without-threads"], "leave out --without-threads"),
+    "a script's reloader": (["python", "app.py"], "WERKZEUG_RUN_MAIN"),
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_that_cannot_work_ends_at_once_and_says_what_to_write(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("flask")
+    pytest.importorskip("gunicorn")
+    (command, *arguments), advice = SERVERS[name]
+    (tmp_path / "app.py").write_text(PROGRAM)
+    environ = {**os.environ, "NODE_DIR": str(tmp_path / "node"), "HOME": str(tmp_path)}
+    environ |= {"PYTHONPATH": str(Path(raftsvc.__file__).parents[1])}
+    for hidden in ("FLASK_DEBUG", "WERKZEUG_RUN_MAIN", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"):
+        environ.pop(hidden, None)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command), *arguments],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode != 0
+    assert advice in done.stdout + done.stderr, done.stderr[-2000:]
+
+
+def refusal(server: HostPool | None = None, has_port: bool = False, is_limited: bool = False) -> str:
+    try:
+        check_server(server, has_port, is_limited)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
+    made = types.ModuleType(name)
+    made.__dict__.update(content)
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def below(owner: Any) -> Callable[[Callable[[], Any]], Any]:
+    """Call something with a method of `owner` on the stack."""
+
+    def run(self: Any, call: Callable[[], Any]) -> Any:
+        return call()
+
+    return lambda call: run(owner, call)
+
+
+def test_a_server_with_one_thread_is_fit_if_the_node_does_not_need_it() -> None:
+    single = HostPool("a server", 1)
+    assert "a server serves one request at a time" in refusal(single)
+    assert not refusal(single, has_port=True)
+    assert not refusal(single, is_limited=True), "the application knows where its threads are"
+    assert not refusal(HostPool("a server", 2))
+    assert not refusal(HostPool("a server", None))
+    assert not refusal(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "threads = 16"),
+        ({"enable-threads": True}, "threads = 16, or"),
+        ({"threads": b"1"}, "threads = 16, or"),
+        ({"threads": b"4"}, ""),
+        ({"threads": b"4", "processes": b"4"}, "processes = 1"),
+        ({"threads": b"4", "workers": b"2", "lazy-apps": True, "master": True}, "processes = 1"),
+        ({"threads": b"4", "master": True}, "lazy-apps = true"),
+        ({"threads": b"4", "master": True, "lazy": True}, ""),
+    ],
+)
+def test_uwsgi_needs_threads_and_one_process(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], advice: str
+) -> None:
+    module(monkeypatch, "uwsgi", opt={name.encode(): value for name, value in options.items()})
+    assert advice in refusal()
+    assert bool(advice) == bool(refusal())
+    if advice.endswith("or"):
+        assert not refusal(has_port=True)
+    elif advice:
+        assert advice in refusal(has_port=True), "no port of its own mends that"
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "advice"), [(1, 16, ""), (4, 16, "processes=1"), (1, 1, "threads=16")]
+)
+def test_apache_needs_one_process_with_threads(
+    monkeypatch: pytest.MonkeyPatch, processes: int, threads: int, advice: str
+) -> None:
+    module(monkeypatch, "mod_wsgi", maximum_processes=processes, threads_per_process=threads)
+    assert advice in refusal()
+    assert bool(advice) == bool(refusal())
+
+
+@pytest.mark.parametrize(
+    ("words", "is_child", "is_refused", "command"),
+    [
+        (["runserver"], False, True, None),
+        (["runserver"], True, False, None),
+        (["runserver", "--noreload"], False, False, None),
+        (["shell"], False, False, "manage.py shell"),
+        (["migrate", "--plan"], False, False, "manage.py migrate"),
+    ],
+)
+def test_django_starts_the_node_in_its_server_only(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], is_child: bool, is_refused: bool, command: str | None
+) -> None:
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", *words]})
+    module(monkeypatch, "django.core.management")
+    monkeypatch.setenv("RUN_MAIN", "true" if is_child else "")
+    assert ("--noreload" in below(utility())(refusal)) == is_refused
+    assert below(utility())(command_below) == command
+
+
+@pytest.mark.parametrize(("workers", "asked_for_more"), [(2, 1), (1, 2), (5, 5)])
+def test_gunicorn_runs_one_worker_whatever_made_it_more(
+    monkeypatch: pytest.MonkeyPatch, workers: int, asked_for_more: int
+) -> None:
+    for name in ("gunicorn", "gunicorn.workers.base", "gunicorn.arbiter"):
+        module(monkeypatch, name)
+    worker = type("Worker", (), {"__module__": "gunicorn.workers.base", "cfg": types.SimpleNamespace(workers=workers)})
+    master = type("Arbiter", (), {"__module__": "gunicorn.arbiter", "num_workers": asked_for_more})
+    in_master, in_worker = below(master()), below(worker())
+    assert f"{max(workers, asked_for_more)} worker processes" in in_master(lambda: in_worker(refusal))
+    assert "master process" in in_master(refusal)
+
+
+def _start(directory: str, queue: Any) -> None:
+    try:
+        raftsvc.start("127.0.0.1:1", directory, None, raftsvc.kv.KeyValueState(), secret=SECRET, lock_timeout=PATIENCE)
+    except BaseException as error:
+        queue.put(error)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_child_does_not_wait_for_a_directory_that_its_parent_has(tmp_path: Path, method: str) -> None:
+
+    service = raftsvc.start("127.0.0.1:1", tmp_path, None, raftsvc.kv.KeyValueState(), secret=SECRET)
+    try:
+        context = multiprocessing.get_context(method)
+        queue = context.SimpleQueue()
+        child = context.Process(target=_start, args=(str(tmp_path), queue))
+        child.start()
+        child.join(PATIENCE)
+        assert not queue.empty(), "it ended, with an error"
+        error = queue.get()
+        assert isinstance(error, DirectoryInUseError)
+        assert f"process {os.getpid()}, which started this one" in str(error)
+    finally:
+        service.stop()
+
+
+def test_a_command_beside_the_server_does_not_wait_for_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "check"]})
+    module(monkeypatch, "django.core.management")
+
+    def start() -> raftsvc.Service:
+        return raftsvc.start("127.0.0.1:1", tmp_path, None, raftsvc.kv.KeyValueState(), secret=SECRET)
+
+    service = start()
+    try:
+        with pytest.raises(DirectoryInUseError, match=r"waited 0 s.*`manage.py check`"):
+            below(utility())(start)
+    finally:
+        service.stop()
+    below(utility())(start).stop()
