@@ -94,7 +94,11 @@ def test_every_kind_of_fault_is_injected_somewhere() -> None:
 
 
 def test_without_faults_everything_is_done() -> None:
-    report = simulate(8, faults=Faults(kinds=(), seconds=5))  # where pieces are not so small that callers give up
+    simulation = Simulation(1, RegisterWorkload(), Faults(kinds=(), seconds=5), keep_trace=False)
+    options = simulation.conditions.options
+    # Else pieces are so small that callers give up.
+    simulation.conditions.options = options._replace(start_bytes=1 << 16, max_uncommitted_bytes=1 << 20)
+    report = simulation.run()
     assert not report.faults
     counts = report.counts
     assert counts["done"] + counts["rejected"] == counts["operations"] > 100
