@@ -13,6 +13,7 @@ reported is the median of the rounds.  Linux only: processes are read in /proc.
     web         the WSGI application that every web process runs, whatever is behind it
     load        the closed loop inside it
     http_load   the load generator outside it
+    statuses    a command of its own: what clients are answered when there are many more of them than threads
     systems/    one module a system: how it starts, and how a handler writes and reads through it
     runner      rounds, cases, and the checks after each
     costs       what restarting, snapshots, dead peers and catching up cost

@@ -22,30 +22,8 @@ import json
 from flask import Blueprint, Flask, Response, abort, request
 from werkzeug.exceptions import HTTPException
 
-from raftsvc import Service, errors
-from raftsvc.kv import ConflictError, KeyValue, if_not_exists, if_not_modified
-
-EXEC_TIMEOUT_SECONDS = 10.0
-
-# What an error tells the client to do.  The first match counts, so the particular stands before the general.
-STATUS_OF_ERROR: tuple[tuple[type[errors.RaftError], int], ...] = (
-    (errors.InstructionTooLargeError, 413),
-    (errors.NotApplied, 503),  # certainly not done: send it again; OverloadedError is one of these
-    (errors.ReadTimeoutError, 503),
-    (errors.JoinFailedError, 503),
-    (errors.PeerUninitializedError, 503),
-    (errors.OutcomeUnknown, 504),  # perhaps done: look before sending it again
-    (errors.MembershipTimeoutError, 504),
-    (ConflictError, 409),
-    (errors.ExistingClusterError, 409),
-    (errors.AddressInUseError, 409),
-    (errors.LastMemberError, 409),
-    (errors.AddressNotAllowedError, 403),
-    (errors.UnknownPeerError, 404),
-    (errors.ConfigurationError, 400),
-    (errors.Rejected, 422),
-    (errors.RaftError, 500),
-)
+from raftsvc import RaftError, Rejected, Service, error_response
+from raftsvc.kv import KeyValue, if_not_exists, if_not_modified
 
 
 def create_app(service: Service, kv: KeyValue, admin_token: str) -> Flask:
@@ -53,7 +31,8 @@ def create_app(service: Service, kv: KeyValue, admin_token: str) -> Flask:
     app = Flask(__name__)
     app.register_blueprint(_key_value_routes(kv))
     app.register_blueprint(_cluster_routes(service, kv, admin_token))
-    app.register_error_handler(errors.RaftError, _problem_of_raft_error)
+    app.register_error_handler(RaftError, error_response)
+    app.register_error_handler(Rejected, lambda error: error_response(error, detail=error.reason))
     app.register_error_handler(HTTPException, _problem_of_http_error)
     return app
 
@@ -69,25 +48,25 @@ def _key_value_routes(kv: KeyValue) -> Blueprint:
             conditions.append(if_not_exists(key))
         if "If-Match" in request.headers:
             conditions.append(if_not_modified(key, _version(request.headers["If-Match"])))
-        version = kv.set(key, request.get_data(), *conditions, timeout=EXEC_TIMEOUT_SECONDS)
+        version = kv.set(key, request.get_data(), *conditions)
         return _json({"key": key, "version": version})
 
     @routes.get("/<path:key>")
     def get(key: str) -> Response:
-        value = kv.get_stale(key) if "stale" in request.args else kv.get(key, timeout=EXEC_TIMEOUT_SECONDS)
+        value = kv.get_stale(key) if "stale" in request.args else kv.get(key)
         if value is None:
             abort(404, f"there is no key {key!r}")
         return Response(value.data, mimetype="application/octet-stream", headers={"ETag": f'"{value.version}"'})
 
     @routes.delete("/<path:key>")
     def delete(key: str) -> Response:
-        kv.delete(key, timeout=EXEC_TIMEOUT_SECONDS)
+        kv.delete(key)
         return Response(status=204)
 
     @routes.get("", strict_slashes=False)
     def listing() -> Response:
         prefix = request.args.get("prefix", "")
-        found = kv.list_stale(prefix) if "stale" in request.args else kv.list(prefix, timeout=EXEC_TIMEOUT_SECONDS)
+        found = kv.list_stale(prefix) if "stale" in request.args else kv.list(prefix)
         return _json({key: value.data.decode("utf-8", "replace") for key, value in found.items()})
 
     return routes
@@ -154,14 +133,6 @@ def _problem(status: int, code: str, detail: str) -> Response:
     """RFC 9457; `code` is what a program looks at, `detail` is for people."""
     content = {"type": "about:blank", "title": code, "status": status, "detail": detail, "code": code}
     return _json(content, status, "application/problem+json")
-
-
-def _problem_of_raft_error(error: errors.RaftError) -> Response:
-    status = next(status for kind, status in STATUS_OF_ERROR if isinstance(error, kind))
-    response = _problem(status, type(error).__name__, str(error))
-    if status == 503:
-        response.headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after", 1.0))))
-    return response
 
 
 def _problem_of_http_error(error: HTTPException) -> Response:

@@ -1,7 +1,7 @@
 """Three nodes of the example as real processes, for demo.py and cluster.py.
 
 Each node is gunicorn with one gthread worker that serves wsgi.py on a port of
-loopback, with a directory of its own.  Nothing outlives the launcher: every node
+loopback, and its peers on another, with a directory of its own.  Nothing outlives the launcher: every node
 holds one end of a socket pair, and kills itself when the other end closes.
 The same pair tells the launcher when the last process of a node is gone.
 
@@ -31,7 +31,7 @@ import requests
 
 EXAMPLES = Path(__file__).resolve().parent
 STOP_SECONDS = 10.0
-# gunicorn's pool for the application and for /raft/ together.
+# gunicorn's pool, for the application alone unless peers have no port of their own.
 POOL_THREADS = 16
 
 
@@ -52,21 +52,34 @@ class Answer:
         return self._response.json()
 
 
-class Node:
-    """One node: a directory, a port, and the processes that serve it while it runs."""
+def reserve_port() -> socket.socket:
+    """A port of ours, bound and never listening.
 
-    def __init__(self, name: str, home: Path, environment: dict[str, str]) -> None:
+    While the socket lives nobody else is given the port, a node can bind it, and while
+    that is down its peers are refused as they would be on another machine.
+    """
+    reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation.bind(("127.0.0.1", 0))
+    return reservation
+
+
+class Node:
+    """One node: a directory, its ports, and the processes that serve it while it runs.
+
+    addr: where its peers reach it.  url: where the application is.
+    """
+
+    def __init__(self, name: str, home: Path, environment: dict[str, str], is_mounted: bool) -> None:
         self.name = name
         self.log = home / f"{name}.log"
-        # Bound and never listening: while this socket lives, nobody else is given the port, the node itself can bind
-        # it, and while the node is down its peers are refused as they would be on another machine.
-        self._reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reservation.bind(("127.0.0.1", 0))
-        self.addr = f"127.0.0.1:{self._reservation.getsockname()[1]}"
-        self.url = f"http://{self.addr}"
+        self._reservations = [reserve_port() for _ in range(1 if is_mounted else 2)]
+        self._bind, self.addr = (f"127.0.0.1:{self._reservations[n].getsockname()[1]}" for n in (0, -1))
+        self.url = f"http://{self._bind}"
         self._environment = environment | {"RAFT_ADDR": self.addr, "RAFT_DIR": str(home / name)}
+        if is_mounted:
+            self._environment["RAFT_MOUNT"] = "1"
         self._authorization = {"Authorization": "Bearer " + environment["ADMIN_TOKEN"]}
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: socket.socket | None = None
@@ -81,7 +94,7 @@ class Node:
                 [
                     *(sys.executable, "-m", "gunicorn", "--config", "python:launcher", "--worker-class", "gthread"),
                     *("--workers", "1", "--threads", str(POOL_THREADS), "--graceful-timeout", "5"),
-                    *("--bind", self.addr, "--reuse-port", "--no-control-socket", "wsgi:application"),
+                    *("--bind", self._bind, "--reuse-port", "--no-control-socket", "wsgi:application"),
                 ],
                 env=self._environment | {"LAUNCHER_LIFELINE": str(theirs.fileno())},
                 cwd=EXAMPLES,  # where gunicorn finds wsgi.py and this module
@@ -139,7 +152,8 @@ class Node:
             self.wait_until_gone()
         except Failure:
             self.kill()
-        self._reservation.close()
+        for reservation in self._reservations:
+            reservation.close()
 
     def get(self, path: str, **parameters: str) -> Answer:
         return Answer(self._session().get(self.url + path, params=parameters, timeout=(2, 30)))
@@ -170,11 +184,12 @@ class Node:
 class Cluster:
     """Three nodes that form one cluster; a context manager that ends them and removes their directories."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_mounted: bool = False) -> None:
+        """is_mounted: peers have no port of their own, and share the threads of the application."""
         self.home = Path(tempfile.mkdtemp(prefix="raftsvc-example-"))
         self.admin_token = secrets.token_hex(8)
         environment = {**os.environ, "RAFT_SECRET": secrets.token_hex(32), "ADMIN_TOKEN": self.admin_token}
-        self.nodes = [Node(name, self.home, environment) for name in ("n1", "n2", "n3")]
+        self.nodes = [Node(name, self.home, environment, is_mounted) for name in ("n1", "n2", "n3")]
 
     def __enter__(self) -> Cluster:
         return self

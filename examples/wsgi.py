@@ -1,15 +1,18 @@
-"""The entry module for gunicorn: starts the node of this process and mounts it beside the application.
+"""The entry module for gunicorn: starts the node of this process, on a port of its own, and the application beside it.
 
-    RAFT_ADDR=10.0.0.1:8000 RAFT_DIR=/var/lib/kv RAFT_SECRET=... ADMIN_TOKEN=... \\
+    RAFT_ADDR=10.0.0.1:8001 RAFT_DIR=/var/lib/kv RAFT_SECRET=... ADMIN_TOKEN=... \\
         gunicorn --workers 1 --threads 16 --bind 10.0.0.1:8000 wsgi:application
 
 The node starts here, not in the application factory: the factory also runs in
 shells, tests and reloaders, which must not open the directory of a living node.
+With RAFT_MOUNT=1 there is no other port: peers come to /raft beside the application,
+at the address that gunicorn is bound to, and share its threads.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 
 from app import create_app
@@ -18,10 +21,15 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 import raftsvc
 from raftsvc.kv import KeyValue, KeyValueState
 
+logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+addr = os.environ["RAFT_ADDR"]
+listen = None if os.environ.get("RAFT_MOUNT") else addr
 state = KeyValueState()
-service = raftsvc.start(os.environ["RAFT_ADDR"], os.environ["RAFT_DIR"], None, state, secret=os.environ["RAFT_SECRET"])
+service = raftsvc.start(addr, os.environ["RAFT_DIR"], None, state, listen=listen, secret=os.environ["RAFT_SECRET"])
 atexit.register(service.stop)
 
 application = create_app(service, KeyValue(service, state), os.environ["ADMIN_TOKEN"])
-# Peers bypass the application: its hooks, its error pages and its limits are not for them.
-application.wsgi_app = DispatcherMiddleware(application.wsgi_app, {"/raft": service.wsgi_app})  # type: ignore[method-assign]
+if listen is None:
+    # Peers bypass the application: its hooks, its error pages and its limits are not for them.
+    application.wsgi_app = DispatcherMiddleware(application.wsgi_app, {"/raft": service.wsgi_app})  # type: ignore[method-assign]

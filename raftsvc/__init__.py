@@ -5,6 +5,7 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 `raftsvc.kv`.
 """
 
+from raftsvc.answers import error_response
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,
@@ -83,5 +84,6 @@ __all__ = [
     "SupersededError",
     "UninitializedError",
     "UnknownPeerError",
+    "error_response",
     "start",
 ]

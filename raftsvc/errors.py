@@ -4,17 +4,35 @@ One base class, and under it a class for each thing that a caller can do about
 it.  The two that matter to a caller of `Service.exec` say what is known about
 the outcome: `NotApplied` (it certainly took no effect, resending is safe) and
 `OutcomeUnknown` (it may have been applied, or may still be).
+
+Each says, too, what an HTTP client is to be told of it, which `raftsvc.error_response`
+makes an answer of: less than the message, which is for the log.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class RaftError(Exception):
-    """Base class of everything that raftsvc raises on purpose."""
+    """Base class of everything that raftsvc raises on purpose.
+
+    http_status: of an answer that tells an HTTP client.
+    http_detail: what happened, for a stranger: no address, no path, no name.
+    retry_after: seconds after which a new attempt is worthwhile; None if it is not, or not safe.
+    """
+
+    http_status: ClassVar[int] = 500
+    http_detail: ClassVar[str] = "The request failed."
+    retry_after: float | None = None
 
 
 class NotApplied(RaftError):
     """The instruction certainly took no effect and never will; resending it is safe."""
+
+    http_status = 503
+    http_detail = "It was certainly not done and never will be; sending it again is safe."
+    retry_after: float | None = 1.0
 
 
 class OutcomeUnknown(RaftError):
@@ -23,6 +41,10 @@ class OutcomeUnknown(RaftError):
     Raised when time ran out, or the node stopped, after the instruction had
     left the caller's hands.
     """
+
+    http_status = 504
+    http_detail = "It may have been done, or may yet be; look before sending it again."
+    retry_after = None
 
 
 class Rejected(RaftError):
@@ -37,6 +59,9 @@ class Rejected(RaftError):
             becomes the text; of anything else only the name of its type, for the text of
             an object may tell where in memory it is, which differs between nodes.
     """
+
+    http_status = 422
+    http_detail = "The request was refused, and nothing was changed."
 
     reason: str = ""
 
@@ -62,41 +87,75 @@ def reason_text(reason: object) -> str:
 class ExistingClusterError(RaftError):
     """`init` or `join` was called on a node that already belongs to a cluster."""
 
+    http_status = 409
+    http_detail = "This node belongs to a cluster already."
+
 
 class UninitializedError(NotApplied):
     """The node belongs to no cluster yet: call `init` or `join` first."""
+
+    http_status = 503
+    http_detail = "This node belongs to no cluster yet; nothing was done."
+    retry_after = 5.0
 
 
 class AddressNotAllowedError(RaftError):
     """The cluster does not allow this node's address to join."""
 
+    http_status = 403
+    http_detail = "The cluster does not allow that address to join."
+
 
 class AddressInUseError(RaftError):
     """The joining address belongs to a member already; evict that member first."""
+
+    http_status = 409
+    http_detail = "A member of the cluster has that address."
 
 
 class PeerUninitializedError(RaftError):
     """The node asked to let us join belongs to no cluster itself."""
 
+    http_status = 503
+    http_detail = "The node that was asked belongs to no cluster yet."
+    retry_after = 5.0
+
 
 class JoinFailedError(RaftError):
     """No member admitted this node before time ran out; calling `join` again is safe."""
+
+    http_status = 503
+    http_detail = "No member admitted this node in time; trying again is safe."
+    retry_after = 5.0
 
 
 class UnknownPeerError(RaftError):
     """No member of the cluster has that address."""
 
+    http_status = 404
+    http_detail = "No member of the cluster has that address."
+
 
 class LastMemberError(RaftError):
     """The only voting member of a cluster cannot be evicted."""
+
+    http_status = 409
+    http_detail = "The only voting member of a cluster cannot be removed."
 
 
 class MembershipTimeoutError(RaftError):
     """A membership change was not seen to commit in time; it may still happen."""
 
+    http_status = 504
+    http_detail = "The change was not seen to happen in time; it may still."
+
 
 class ReadTimeoutError(RaftError, TimeoutError):
     """No quorum confirmed the read in time; the local state may be stale."""
+
+    http_status = 503
+    http_detail = "What is stored could not be confirmed to be up to date in time; reading again is safe."
+    retry_after = 1.0
 
 
 class OverloadedError(NotApplied):
@@ -104,6 +163,9 @@ class OverloadedError(NotApplied):
 
     retry_after: seconds after which a new attempt is worthwhile.
     """
+
+    http_status = 503
+    http_detail = "Too many requests wait already; nothing was done, and sending it again is safe."
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -113,6 +175,10 @@ class OverloadedError(NotApplied):
 class InstructionTooLargeError(NotApplied):
     """The instruction exceeds `max_instruction_bytes`; nothing was proposed."""
 
+    http_status = 413
+    http_detail = "The request is too large; nothing was done."
+    retry_after = None
+
 
 class SupersededError(NotApplied):
     """This node's directory was copied, or put back to an older state, so the node takes no part any more.
@@ -120,6 +186,10 @@ class SupersededError(NotApplied):
     It may have forgotten what it voted and acknowledged.  Stop every process that runs as
     this node, evict it, and join again with an empty directory.
     """
+
+    http_status = 503
+    http_detail = "This node takes part no more; nothing was done, and sending it again is safe."
+    retry_after = 5.0
 
 
 class DoubledMemberError(RaftError):
@@ -129,9 +199,17 @@ class DoubledMemberError(RaftError):
     again with an empty directory.
     """
 
+    http_status = 503
+    http_detail = "A member of the cluster cannot be trusted."
+    retry_after = 5.0
+
 
 class StoppedError(NotApplied):
     """The Service was stopped before the call began."""
+
+    http_status = 503
+    http_detail = "This node is stopping; nothing was done, and sending it again is safe."
+    retry_after = 5.0
 
 
 class ForkedError(NotApplied):
@@ -140,6 +218,10 @@ class ForkedError(NotApplied):
     Start the Service after the server forks (in `post_worker_init`, in the WSGI
     entry module without `--preload`, or at the first request).
     """
+
+    http_status = 503
+    http_detail = "This process has no node; nothing was done, and sending it again is safe."
+    retry_after = 5.0
 
 
 class InsideStateError(NotApplied):
@@ -165,12 +247,20 @@ class InsideStateError(NotApplied):
 class EvictedError(NotApplied):
     """This node was removed from its cluster and takes no further part."""
 
+    http_status = 503
+    http_detail = "This node takes part no more; nothing was done, and sending it again is safe."
+    retry_after = 5.0
+
 
 class ApplyHaltedError(NotApplied):
     """`State.apply` raised something it did not declare; applying stopped at that entry.
 
     The entry is applied first thing after a restart with repaired code.
     """
+
+    http_status = 503
+    http_detail = "This node cannot serve; nothing was done, and sending it again is safe."
+    retry_after = 5.0
 
 
 class DivergedError(NotApplied):
@@ -180,6 +270,10 @@ class DivergedError(NotApplied):
 
     index: the entry up to which a majority applied something else.
     """
+
+    http_status = 503
+    http_detail = "This node cannot serve; nothing was done, and sending it again is safe."
+    retry_after = 5.0
 
     def __init__(self, message: str, index: int = 0) -> None:
         super().__init__(message)
@@ -193,13 +287,24 @@ class DisagreementError(RaftError):
     tell, who then convict the other (DivergedError), or when the two agree again.
     """
 
+    http_status = 503
+    http_detail = "This node cannot tell whether what it has is right."
+    retry_after = 5.0
+
 
 class StorageError(RaftError):
     """The disk refused or failed an operation; the node stopped acknowledging."""
 
+    http_status = 500
+    http_detail = "This node has trouble with its storage."
+
 
 class DiskStalledError(RaftError):
     """A write to the log has not returned in time; the node does not lead meanwhile."""
+
+    http_status = 503
+    http_detail = "This node has trouble with its storage."
+    retry_after = 5.0
 
 
 REPLACE_MEMBER = (
@@ -237,14 +342,28 @@ class FormatVersionError(StorageError):
 class DirectoryInUseError(StorageError):
     """Another process owns the data directory."""
 
+    http_status = 503
+    http_detail = "This node is not ready."
+    retry_after = 5.0
+
 
 class ConfigurationError(RaftError, ValueError):
     """An option makes no sense, or would be unsafe; the message says which."""
+
+    http_status = 400
+    http_detail = "What was given makes no sense here."
 
 
 class NodeFailedError(NotApplied):
     """The node stopped taking part after a serious error, which `Service.err` returns."""
 
+    http_status = 503
+    http_detail = "This node cannot serve; nothing was done, and sending it again is safe."
+    retry_after = 5.0
+
 
 class ConsensusError(RaftError):
     """A peer contradicts what is committed here: some node lost or altered its storage."""
+
+    http_status = 500
+    http_detail = "This node cannot serve."

@@ -95,6 +95,8 @@ class Membership:
         """Start the node, if the directory belongs to a member."""
         if self._store.is_initialized:
             self._start_node()
+            node = self.require_node()
+            logger.info("node %d at %s goes on as a member of cluster %016x", node.node_id, self.addr, node.cluster_id)
 
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
@@ -175,6 +177,7 @@ class Membership:
                 node.hand_over(min(1.0, self.election_timeout))
             finally:  # though one who waits be interrupted
                 node.stop(StoppedError("the Service was stopped"))
+            logger.info("node %d was stopped", node.node_id)
         elif not is_joining:
             self._store.close()
         return True

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import requests
 
@@ -104,7 +105,7 @@ def start(
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it.
-    listen_ssl: makes that listener speak TLS.
+    listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
                            A node that is started with a shorter one than before waits once as
@@ -131,6 +132,8 @@ def start(
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
     peer_url(laddr)
+    if listen is not None:
+        _check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
     for addr in (laddr, listen):
         if addr is not None:
@@ -189,6 +192,22 @@ def _check_options(max_instruction_bytes: int, election_timeout: float, lease_re
             raise ConfigurationError("lease_reads needs a clock that this system does not have") from error
 
 
+def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
+    """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
+    if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
+        raise ConfigurationError(
+            "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "
+            "verify_mode = ssl.CERT_REQUIRED"
+        )
+    url = urlsplit(peer_url(laddr))
+    if str(url.port or {"http": 80, "https": 443}[url.scheme]) != listen.rpartition(":")[2]:
+        return  # something stands between, and may speak TLS in the listener's place
+    if listen_ssl is not None and url.scheme == "http":
+        raise ConfigurationError(f"with listen_ssl peers speak TLS: advertise https://{url.netloc}/raft, not {laddr}")
+    if listen_ssl is None and url.scheme == "https":
+        raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
+
+
 class Entrance(NamedTuple):
     """What is let in, and where; see `start` for the meaning of each."""
 
@@ -216,7 +235,7 @@ class Service:
         self._membership = membership
         self._network = network
         self._max_instruction_bytes = entrance.max_instruction_bytes
-        self._admission = Admission(entrance.max_waiting, server, has_listener=entrance.listen is not None)
+        self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped)
         self._roster = Roster(membership, self, self._admission)
         self._reception = Reception(membership, self._roster, network, self._admission)
@@ -299,7 +318,7 @@ class Service:
 
     # -- instructions and reads
 
-    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
         """Replicate one instruction and return what the State said of it.
 
         Returns once the instruction is durable on a majority and applied here.  It
@@ -323,13 +342,16 @@ class Service:
         if is_main_thread():
             return do_elsewhere(partial(self.exec, bytes(instruction), timeout), timeout, OutcomeUnknown)
         deadline = time.monotonic() + timeout
-        with self._admission:
+        self._admission.enter(deadline)
+        try:
             call = Call(bytes(instruction))
             node.submit(call)
             if not node.await_outcome(call, deadline):
                 if call.unsettled:
                     raise OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be")
                 raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed")
+        finally:
+            self._admission.leave()
         if call.error is not None:
             raise call.error
         outcome = call.outcome
@@ -338,7 +360,7 @@ class Service:
             raise Rejected(outcome.rejection)
         return outcome.satisfied
 
-    def wait_read(self, timeout: float = 30.0) -> None:
+    def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call.
 
         Raises ReadTimeoutError after `timeout` seconds, OverloadedError,
@@ -351,11 +373,14 @@ class Service:
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
         deadline = time.monotonic() + timeout
-        with self._admission:
+        self._admission.enter(deadline)
+        try:
             read = Read()
             node.submit_read(read)
             if not node.await_read(read, deadline):
                 raise ReadTimeoutError(f"no majority confirmed the read within {timeout:g} s")
+        finally:
+            self._admission.leave()
         if read.error is not None:
             raise read.error
 

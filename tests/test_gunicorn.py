@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import requests
 
+from benchmarks import statuses
+
 pytest.importorskip("flask")
 pytest.importorskip("gunicorn")
 pytestmark = pytest.mark.processes
@@ -43,7 +45,7 @@ def run_nodes(monkeypatch: pytest.MonkeyPatch, pool_threads: int) -> Iterator[li
     import launcher
 
     monkeypatch.setattr(launcher, "POOL_THREADS", pool_threads)
-    cluster = launcher.Cluster()
+    cluster = launcher.Cluster(is_mounted=True)
     try:
         cluster.start()
         cluster.form()
@@ -117,7 +119,7 @@ def test_a_small_pool_keeps_its_threads_and_offers_no_streams(nodes: list[Any]) 
 def test_streams_leave_threads_to_callers_and_end_when_the_server_does(roomy_nodes: list[Any]) -> None:
     nodes = roomy_nodes
     wait_for_streams(nodes)
-    assert {node.status()["max_waiting"] for node in nodes} == {12 - 2 - 2}
+    assert {node.status()["max_waiting"] for node in nodes} == {12 - 2 - 1}
     assert all(node.put(f"/kv/{node.name}", "x").status == 200 for node in nodes)
     for node in nodes[1:]:  # one that leads, perhaps, and one that does not
         node.send_signal(signal.SIGTERM)
@@ -235,3 +237,14 @@ def test_what_peers_ask_does_not_count_for_the_time_to_replace_a_worker(tmp_path
     finally:
         server.terminate()
         server.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("is_mounted", [False, True], ids=["a port of its own", "mounted"])
+def test_many_more_clients_than_threads_are_served_or_told_when_to_come_again(is_mounted: bool) -> None:
+    """README's application as it is printed, and with its node mounted beside it."""
+    result = statuses.measure(statuses.readme_application(is_mounted), is_mounted, clients=64, threads=8, seconds=4.0)
+    seen = result["statuses"]
+    assert set(seen) <= {"200", "503", "504"}, result
+    assert seen["200"] > 100, result
+    if not is_mounted:
+        assert seen["200"] > 0.9 * sum(seen.values()), "nobody has to be refused for want of a thread"

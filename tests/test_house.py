@@ -37,6 +37,7 @@ MAX_ATTRIBUTES = 15
 # a module, of raftsvc; the last but one, `raftsvc`, is its __init__, the names that an application imports.
 ROOMS = {
     "errors": "",
+    "answers": "errors",
     "state": "",
     "process": "errors",
     "mainthread": "errors",
@@ -48,7 +49,7 @@ ROOMS = {
     "formation": "errors state process mainthread core storage transport member host",
     "reception": "errors state process mainthread core storage transport member host formation",
     "service": "errors state process mainthread core storage transport member host formation reception",
-    "raftsvc": "errors state service",
+    "raftsvc": "errors answers state service",
     # What stands on the public face does not reach behind it.
     "kv": "errors state process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.

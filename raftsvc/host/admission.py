@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,20 +19,34 @@ from raftsvc.transport import Problem
 logger = logging.getLogger("raftsvc")
 
 _FREE_THREADS = 2
-"""Threads of the server that neither callers nor streams get."""
+"""Threads of the server that neither callers nor streams get: for peers, and for a snapshot beside their messages."""
+PATIENCE_SECONDS = 0.25
+"""How long a caller waits for a place: many times what a write takes, and a small part of an election timeout."""
 
 
 class Admission:
     """At most so many callers wait at once, below the threads of the server.
 
     If every thread of the pool waited for a commit, none were left for the peers'
-    messages that bring it.  The caller over the limit is told at once.  A stream
-    keeps a thread of the pool for as long as it lives, so those it may need are
-    not given to callers; where that would take most of the pool there are none.
+    messages that bring it.  A caller over the limit waits a moment for a place, in a
+    thread that is kept free for peers, so of these one at most is lent; all others are
+    told at once.  A stream keeps a thread of the pool for as long as it lives, so those
+    it may need are not given to callers; where that would take most of the pool there are none.
+    While all peers are heard through streams of theirs, one free thread is enough.
     """
 
-    def __init__(self, limit: int | None, host: servers.HostPool | None, has_listener: bool) -> None:
+    def __init__(
+        self,
+        limit: int | None,
+        host: servers.HostPool | None,
+        has_listener: bool,
+        hears_all: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """hears_all: whether all that peers say comes through streams; asked only where places are short."""
         self._lock = threading.Lock()  # guards all below
+        self._freed = threading.Condition(self._lock)
+        self._queued = 0
+        self._hears_all = hears_all
         self._is_fixed = limit is not None or has_listener
         self._has_listener = has_listener
         self._host = host
@@ -45,15 +60,17 @@ class Admission:
 
     @property
     def limit(self) -> int:
-        """How many callers may wait; 0: any number."""
+        """How many callers may wait just now; 0: any number."""
+        return self._places(self._hears_all())
+
+    def _places(self, is_heard: bool) -> int:
         if self._is_fixed or not self._limit:
             return self._limit
-        return max(1, self._limit - max(self._pinned, self._reserved))
+        return max(1, self._limit - max(self._pinned, self._reserved) + is_heard)
 
     def _adopt(self, host: servers.HostPool) -> None:
         if host.threads is None:
             return
-        # Two stay free for peers, and for a snapshot beside their messages.
         self._limit = max(1, host.threads - _FREE_THREADS)
         if host.threads < 3:
             logger.error(
@@ -96,7 +113,10 @@ class Admission:
             self._reserved = peers if is_roomy else 0
             if not is_roomy:
                 raise Problem(503, "no_stream", f"no streams here: they would take too many of {host.threads} threads")
-            if self.waiting + self._pinned >= host.threads - _FREE_THREADS:
+            # One that the others are without finds the thread that was reserved for it, though callers use
+            # what is free while all are heard.
+            free = _FREE_THREADS - (self._pinned < peers)
+            if self.waiting + self._pinned >= host.threads - free:
                 raise Problem(503, "overloaded", "no thread can be spared for a stream just now")
             self._pinned += 1
         return self._unpin
@@ -105,14 +125,40 @@ class Admission:
         with self._lock:
             self._pinned -= 1
 
-    def __enter__(self) -> None:
+    def enter(self, deadline: float) -> None:
+        """Take a place, or wait a moment for one, no longer than `deadline`; raises OverloadedError.
+
+        Then `leave`, whatever happens.
+        """
         with self._lock:
-            if self.limit and self.waiting >= self.limit:
-                raise OverloadedError(
-                    f"{self.waiting} callers wait already, the limit of this process; try again, or at another node"
-                )
+            places = self._places(False)
+            if places and self.waiting >= places:
+                self._await_place(min(deadline, time.monotonic() + PATIENCE_SECONDS))
             self.waiting += 1
 
-    def __exit__(self, *exc_info: object) -> None:
+    def _await_place(self, deadline: float) -> None:
+        may_queue = self._has_listener or (not self._queued and (self._is_fixed or self._hears_all()))
+        self._queued += 1
+        try:
+            while self.waiting >= self.limit:
+                left = deadline - time.monotonic()
+                if not may_queue or left <= 0:
+                    raise OverloadedError(
+                        f"{self.waiting} callers wait already, the limit of this process; try again, or at another node"
+                    )
+                self._freed.wait(left)
+        finally:
+            self._queued -= 1
+
+    def leave(self) -> None:
+        """Give the place back."""
         with self._lock:
             self.waiting -= 1
+            if self._queued:
+                self._freed.notify()
+
+    def __enter__(self) -> None:
+        self.enter(float("inf"))
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.leave()

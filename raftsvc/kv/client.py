@@ -46,10 +46,10 @@ def _now() -> float:
 class Replication(Protocol):
     """What KeyValue needs of a Service."""
 
-    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
         """Replicate one instruction and return what the State said of it."""
 
-    def wait_read(self, timeout: float = 30.0) -> None:
+    def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call."""
 
 
@@ -59,6 +59,9 @@ class ConflictError(RaftError):
     key:     the first key whose condition did not hold; None if it is not known.
     version: the version that it had instead; 0 if it did not exist.
     """
+
+    http_status = 409
+    http_detail = "A condition did not hold, and nothing was changed; read again and decide anew."
 
     def __init__(self, message: str, key: str | None = None, version: int = 0) -> None:
         super().__init__(message)
@@ -97,7 +100,7 @@ class KeyValue:
 
     # -- writing
 
-    def transaction(self, operations: Iterable[Operation], timeout: float = 60.0) -> int:
+    def transaction(self, operations: Iterable[Operation], timeout: float = 10.0) -> int:
         """Do all effects among `operations` if all conditions among them hold; returns the version written.
 
         Conditions are judged by the state before the transaction, wherever they
@@ -130,23 +133,23 @@ class KeyValue:
         return result
 
     def set(
-        self, key: str, value: bytes | bytearray | memoryview, *conditions: Condition, timeout: float = 60.0
+        self, key: str, value: bytes | bytearray | memoryview, *conditions: Condition, timeout: float = 10.0
     ) -> int:
         """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`."""
         return self.transaction([*_only_conditions(conditions), instructions.set(key, value)], timeout)
 
-    def set_json(self, key: str, value: object, *conditions: Condition, timeout: float = 60.0) -> int:
+    def set_json(self, key: str, value: object, *conditions: Condition, timeout: float = 10.0) -> int:
         """Like `set`, of the JSON form of `value`; raises TypeError or ValueError if it has none."""
         data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
         return self.set(key, data, *conditions, timeout=timeout)
 
-    def delete(self, key: str, *conditions: Condition, timeout: float = 60.0) -> None:
+    def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> None:
         """Have no such key, if the conditions hold; it need not exist.  Raises like `transaction`."""
         self._execute([*_only_conditions(conditions), instructions.delete(key)], timeout)
 
     # -- reading
 
-    def get(self, key: str, timeout: float = 30.0) -> Value | None:
+    def get(self, key: str, timeout: float = 5.0) -> Value | None:
         """The value of `key`, no older than this call; None if it does not exist."""
         if is_main_thread():
             return self._read_elsewhere(partial(self.get, key, timeout), timeout)
@@ -159,7 +162,7 @@ class KeyValue:
             self._bound_age(max_age, timeout)
         return self._state.get(key)
 
-    def get_many(self, keys: Iterable[str], timeout: float = 30.0) -> dict[str, Value]:
+    def get_many(self, keys: Iterable[str], timeout: float = 5.0) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call."""
         if is_main_thread():
             return self._read_elsewhere(partial(self.get_many, keys, timeout), timeout)
@@ -174,7 +177,7 @@ class KeyValue:
             self._bound_age(max_age, timeout)
         return self._state.get_many(keys)
 
-    def get_json(self, key: str, default: Any = None, timeout: float = 30.0) -> Any:
+    def get_json(self, key: str, default: Any = None, timeout: float = 5.0) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
 
         `get(key).json()` says the same, and has the version beside it.
@@ -182,7 +185,7 @@ class KeyValue:
         value = self.get(key, timeout)
         return default if value is None else value.json()
 
-    def list(self, prefix: str = "", timeout: float = 30.0) -> dict[str, Value]:
+    def list(self, prefix: str = "", timeout: float = 5.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment no earlier than this call."""
         if is_main_thread():
             return self._read_elsewhere(partial(self.list, prefix, timeout), timeout)
@@ -207,15 +210,15 @@ class KeyValue:
 
     # -- who may join
 
-    def allow(self, addr: str, timeout: float = 60.0) -> None:
+    def allow(self, addr: str, timeout: float = 10.0) -> None:
         """Let the node that advertises exactly `addr` join."""
         self._execute([instructions.allow(addr)], timeout)
 
-    def disallow(self, addr: str, timeout: float = 60.0) -> None:
+    def disallow(self, addr: str, timeout: float = 10.0) -> None:
         """Let it join no more; evict it too if it is a member."""
         self._execute([instructions.disallow(addr)], timeout)
 
-    def allowed(self, timeout: float = 30.0) -> frozenset[str]:
+    def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
         self._service.wait_read(timeout)
         return self._state.allowed()

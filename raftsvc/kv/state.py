@@ -44,6 +44,8 @@ T = TypeVar("T")
 class MalformedSnapshotError(RaftError, ValueError):
     """The bytes to be restored are no snapshot of a key-value store; the state is as it was."""
 
+    http_detail = "This node cannot read a snapshot."
+
 
 class Result(NamedTuple):
     """What became of a transaction.

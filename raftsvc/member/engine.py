@@ -50,6 +50,7 @@ from raftsvc.errors import (
     StorageError,
     SupersededError,
 )
+from raftsvc.member import events
 from raftsvc.member.applying import Applying
 from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.changes import Changes
@@ -126,6 +127,7 @@ class _Seen(NamedTuple):
     role: Role = Role.FOLLOWER
     config: Configuration | None = None
     disagreement: RaftError | None = None
+    lead: events.Lead = (0, NO_NODE)
 
 
 class Engine:
@@ -354,13 +356,13 @@ class Engine:
         config = core.config
         is_new_view = core.term != seen.term or core.leader_id != seen.leader_id or core.role is not seen.role
         if is_new_view or config is not seen.config:
-            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement)
+            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement, seen.lead)
         if is_new_view:
             if core.role is not seen.role or core.leader_id != seen.leader_id:
-                leader = core.leader_id or "unknown"
-                self._runner.say(
-                    logging.INFO, f"node {self.node_id} is {core.role.value} in term {core.term}, leader {leader}"
-                )
+                line, lead = events.of_leader(core, seen.lead)
+                self._seen = self._seen._replace(lead=lead)
+                if line is not None:
+                    self._runner.say(*line)
             self.inbox.is_leading = core.role is Role.LEADER
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
@@ -418,11 +420,14 @@ class Engine:
     def end_apply(self, answers: Sequence[Answer], error: BaseException | None) -> None:
         """Tell those who wait how far applying came."""
         applying, calls = self.applying, self.calls
-        before = (calls.session_id, applying.applied_config)
+        session_id, config = calls.session_id, applying.applied_config
         applying.note_applied()
         calls.follow_session(applying.machine)
         self.lives.applied()
-        if before != (calls.session_id, applying.applied_config):
+        if applying.applied_config is not config:
+            for line in events.of_members(config, applying.applied_config):
+                self._runner.say(*line)
+        if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
         calls.answer(answers)

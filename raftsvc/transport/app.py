@@ -248,9 +248,11 @@ class App:
         self, path: str, envelope: Envelope, body: bytes, environ: Mapping[str, Any], secret: bytes
     ) -> tuple[str, bytes | ServedStream]:
         receiver = self._receiver
+        vouch = environ.get("raftsvc.vouch", _nobody_asks) if self._auth.can_tell else _nobody_asks
         if path == "status":
             if secret:  # else nothing was signed that could have been recorded
                 self._challenge_stranger(envelope)
+            vouch()
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
             raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
@@ -260,8 +262,9 @@ class App:
         if identity is None:
             raise Problem(503 if path != "join" else 409, "uninitialized", "this node belongs to no cluster yet")
         if path == "join":
-            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity)
+            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity, vouch)
         from_id = self._admit_peer(envelope, identity)
+        vouch()
         node_id = identity.node_id
         if path == "msg":
             return CONTENT_TYPE, self._serve_messages(from_id, node_id, envelope.part, body)
@@ -340,7 +343,9 @@ class App:
                 return None
         return bytes(data)
 
-    def _serve_join(self, request: JoinRequest, envelope: Envelope, identity: Identity) -> bytes:
+    def _serve_join(
+        self, request: JoinRequest, envelope: Envelope, identity: Identity, vouch: Callable[[], None]
+    ) -> bytes:
         """Admit a node that answers a challenge of ours, addressed to this cluster and node.
 
         So a recorded request is worth nothing, and one that was meant for another cluster neither.
@@ -349,6 +354,7 @@ class App:
         self._challenge_stranger(envelope, cluster=identity.cluster, node=str(identity.node_id))
         if (envelope.cluster, envelope.to) != (identity.cluster, str(identity.node_id)):
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
+        vouch()
         return self._receiver.admit(request.addr, request.token).encode()
 
 
@@ -384,6 +390,10 @@ def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tup
     if length > limit:
         return b"", Problem(413, "too_large", f"a body here has at most {limit} bytes")
     return b"".join(kept), None
+
+
+def _nobody_asks() -> None:
+    """In the place of what the listener wants to be told: that the connection is a peer's."""
 
 
 def _is_number(text: str) -> bool:

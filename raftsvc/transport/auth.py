@@ -117,8 +117,9 @@ class Authenticator:
             )
         self._judge = judge
         self._mutual_tls = mutual_tls
-        is_open = not self._secrets and judge is None and not mutual_tls
-        self._is_local_only = is_open and not insecure
+        self.can_tell = bool(self._secrets) or judge is not None or mutual_tls
+        """Whether a request that was admitted is known to be a peer's."""
+        self._is_local_only = not self.can_tell and not insecure
 
     def check_exposure(self, addr: str) -> None:
         """Refuse to be open to other machines unless that was asked for; raises ConfigurationError.

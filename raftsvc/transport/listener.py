@@ -1,45 +1,60 @@
 """A small HTTP/1.1 server of the library's own for one WSGI callable.
 
 It gives peers a port and threads that ordinary views of the application cannot
-starve.  A thread per connection, connections bounded in number, every read
-bounded in time.  Bodies need a Content-Length; responses without one are sent
-chunk by chunk as they come.  The port is bound in the background and retried,
-for during a reload the former process holds it a little longer.
+starve.  A thread per connection; how many there may be, how long each may take for
+what it does, and who goes when there are too many, is told in connections.  The head of
+a request is short and says clearly where it ends, or it is refused.  Bodies need a
+Content-Length; responses without one are sent chunk by chunk as they come.  The
+port is bound in the background and retried, for during a reload the former process
+holds it a little longer.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import logging
+import re
 import socket
 import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.process import close_in_children
+from raftsvc.transport.connections import HANDSHAKE_SECONDS, Connection, Connections
 from raftsvc.transport.stream import RawChunk, shut_down
 
 logger = logging.getLogger("raftsvc.listener")
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
 MAX_CONNECTIONS = 256
-HANDSHAKE_SECONDS = 10.0
+MAX_HEAD_BYTES = 16 * 1024
+"""Of the request line and all headers together."""
 READ_SECONDS = 60.0
+"""The longest wait for one read or write; how long they may take together, connections says."""
 _MAX_UNREAD_BYTES = 64 * 1024
+_LINGER_SECONDS = 2.0
+# A line that continues the one before, the end of a line that others do not take for one, what is no text.
+_UNCLEAR = re.compile(rb"\n[ \t]|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class Listener:
     """Serves `app` at `address` from `start` to `stop`."""
 
-    def __init__(self, app: WsgiApp, address: str, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        app: WsgiApp,
+        address: str,
+        ssl_context: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """address: `host:port`; port 0 takes a free one.  Raises ConfigurationError."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
@@ -48,6 +63,7 @@ class Listener:
         self._host = host.strip("[]")
         self._port = int(port)
         self._ssl_context = ssl_context
+        self._connections = Connections(MAX_CONNECTIONS, clock)
         self._stopping = threading.Event()
         self._bound = threading.Event()
         self._server: _Server | None = None
@@ -71,21 +87,21 @@ class Listener:
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`: those of the port and of every connection."""
         server, self._server = self._server, None
-        return server.take_descriptors() if server is not None else ()
+        sockets = [client.socket for client in self._connections.clients() if isinstance(client, _Client)]
+        return [one.detach() for one in ([server.socket] if server else []) + sockets]
 
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(2.0)
-        if self._server is not None:
-            self._server.close_connections()
+        self._connections.break_off_all()
 
     def _run(self) -> None:
         pause = 0.05
         while not self._stopping.is_set():
             try:
-                server = _Server(self._host, self._port, self._app, self._ssl_context)
+                server = _Server(self._host, self._port, self._app, self._ssl_context, self._connections)
             except OSError as error:
                 if pause == 0.05:
                     logger.warning("%s:%d cannot be bound yet: %s", self._host, self._port, error)
@@ -97,6 +113,7 @@ class Listener:
             with server:  # closes the port at the end
                 while not self._stopping.is_set():
                     server.handle_request()
+                    self._connections.sweep()
             return
 
 
@@ -107,85 +124,95 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, app: WsgiApp, ssl_context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, host: str, port: int, app: WsgiApp, ssl_context: ssl.SSLContext | None, connections: Connections
+    ) -> None:
         self.app = app
+        self.connections = connections
         self._ssl_context = ssl_context
-        self._lock = threading.Lock()  # guards _connections
-        self._connections: set[socket.socket] = set()
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), _Handler)
 
-    def take_descriptors(self) -> list[int]:
-        """Those of all sockets, which have none from now on."""
-        return [connection.detach() for connection in (self.socket, *self._connections)]
-
-    def get_request(self) -> tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[Any, Any]:
         try:
-            return super().get_request()
+            connection, address = super().get_request()
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
+                self.connections.make_room()
                 time.sleep(self.timeout)  # the connection still waits: to look again at once would take a processor
             raise
+        return _Client(connection), address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        with self._lock:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                return False
-            self._connections.add(request)
-            return True
+        request.record = self.connections.admit(client_address[0], request)
+        return request.record is not None
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        plain = request
+        client: _Client = request
         try:
-            request.settimeout(HANDSHAKE_SECONDS)
+            client.socket.settimeout(HANDSHAKE_SECONDS)
             if self._ssl_context is not None:
                 # Here and not where connections are accepted: a client that never
                 # finishes its handshake holds up its own thread only.
-                request = self._ssl_context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-                with self._lock:
-                    self._connections.add(request)
-                request.do_handshake()
-            request.settimeout(READ_SECONDS)
+                client.socket = self._ssl_context.wrap_socket(
+                    client.socket, server_side=True, do_handshake_on_connect=False
+                )
+                client.socket.do_handshake()
+            client.socket.settimeout(READ_SECONDS)
             self.finish_request(request, client_address)
         except (OSError, ValueError) as error:
             logger.debug("connection from %s ended: %s", client_address, error)
         except Exception:
             logger.exception("connection from %s failed", client_address)
         finally:
-            with self._lock:
-                self._connections.discard(plain)
             self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
-        with self._lock:  # here, for a connection whose thread could not be started comes by too
-            self._connections.discard(request)
-        super().shutdown_request(request)
+        if request.record is not None:
+            self.connections.forget(request.record)
+        super().shutdown_request(request.socket)
 
-    def close_connections(self) -> None:
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            with suppress(OSError):
-                shut_down(connection)
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Not on the standard error, which is the host's."""
+        logger.error("a connection from %s could not be served: %s", client_address, sys.exc_info()[1])
+
+
+class _Client:
+    """The socket of a connection, which TLS replaces by another, and the record that is kept of it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.record: Connection | None = None
+
+    def break_off(self) -> None:
+        """End the connection, from any thread."""
+        shut_down(self.socket)
 
 
 class _Body:
     """The bytes of one request's body and no more."""
 
-    def __init__(self, stream: Any, length: int) -> None:
+    def __init__(self, stream: Any, length: int, has_all: Callable[[], None]) -> None:
+        """has_all: called once the last byte was read."""
         self._stream = stream
+        self._has_all = has_all
         self.left = length
+        if not length:
+            has_all()
 
     def read(self, size: int = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
-        data: bytes = self._stream.read(size) if size else b""
-        self.left -= len(data)
-        return data
+        return self._took(self._stream.read(size)) if size else b""
 
     def readline(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.readline(self.left if size is None or size < 0 else min(size, self.left))
+        size = self.left if size is None or size < 0 else min(size, self.left)
+        return self._took(self._stream.readline(size)) if size else b""
+
+    def _took(self, data: bytes) -> bytes:
         self.left -= len(data)
+        if not self.left:
+            self._has_all()
         return data
 
     def readlines(self, hint: int = -1) -> list[bytes]:
@@ -210,6 +237,54 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "raftsvc"
 
+    def setup(self) -> None:
+        client: Any = self.request
+        self.record: Connection = client.record
+        self.request = client.socket
+        super().setup()
+        self.record.expects_head()
+
+    def handle_one_request(self) -> None:
+        if not self.rfile.peek(1):  # type: ignore[attr-defined]
+            self.close_connection = True
+            return
+        self.record.expects_head()
+        lines = self._read_head()
+        if lines is None:
+            return
+        self.raw_requestline = lines[0]
+        stream, self.rfile = self.rfile, io.BytesIO(b"".join(lines[1:]))
+        try:
+            is_good = self.parse_request()  # reads the headers, and answers what it does not understand
+        finally:
+            self.rfile = stream
+        if not is_good:
+            return
+        serve = getattr(self, f"do_{self.command}", None)
+        if serve is None:
+            self._refuse(501, "no such method")
+            return
+        serve()
+        self.wfile.flush()
+        self.record.is_done()
+
+    def _read_head(self) -> list[bytes] | None:
+        """The lines of the head; None if it was refused."""
+        self.command = self.requestline = self.request_version = ""
+        lines: list[bytes] = []
+        left = MAX_HEAD_BYTES
+        while not lines or lines[-1] not in (b"\r\n", b"\n", b""):
+            line = self.rfile.readline(left + 1)
+            left -= len(line)
+            if left < 0:
+                self._refuse(431 if lines else 414, f"request line and headers have at most {MAX_HEAD_BYTES} bytes")
+                return None
+            lines.append(line)
+        if _UNCLEAR.search(b"".join(lines)):
+            self._refuse(400, "a header is continued on another line, or holds control characters")
+            return None
+        return lines
+
     def do_GET(self) -> None:
         length = self.headers.get("Content-Length", "")
         if self.headers.defects or len(self.headers.get_all("Content-Length", ())) > 1:
@@ -222,7 +297,9 @@ class _Handler(BaseHTTPRequestHandler):
         if length and not (length.isascii() and length.isdigit() and len(length) < 19):
             self._refuse(400, "Content-Length is no number")
             return
-        body = _Body(self.rfile, int(length or 0))
+        if int(length or 0):
+            self.server.connections.announce_body(self.record, int(length))
+        body = _Body(self.rfile, int(length or 0), self.record.has_request)
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.wfile.flush()
         self._call_app(self._environ(body, length))
@@ -236,8 +313,16 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
 
     def _refuse(self, status: int, detail: str) -> None:
+        """Answer, and end the connection, but not before the client could read that: its rest is let pass."""
         self.close_connection = True
+        self.record.expects_head(_LINGER_SECONDS)
         self.send_error(status, explain=detail)
+        self.wfile.flush()
+        if not isinstance(self.connection, ssl.SSLSocket):
+            self.connection.shutdown(socket.SHUT_WR)
+        left = _MAX_UNREAD_BYTES * 4
+        while left > 0 and (rest := self.rfile.read1(8192)):
+            left -= len(rest)
 
     def _environ(self, body: _Body, length: str) -> dict[str, Any]:
         path, _, query = self.path.partition("?")
@@ -261,6 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
             "wsgi.run_once": False,
             "raftsvc.listener": True,
             "raftsvc.socket": self.connection,
+            "raftsvc.vouch": self.record.vouch,
         }
         if length:
             environ["CONTENT_LENGTH"] = length
@@ -312,12 +398,16 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers = answer
         code, _, phrase = status.partition(" ")
         self.send_response(int(code), phrase)
-        names = set()
+        length = None
         for name, value in headers:
             self.send_header(name, value)
-            names.add(name.lower())
-        is_chunked = "content-length" not in names
-        if is_chunked:
+            if name.lower() == "content-length":
+                length = int(value)
+        is_chunked = length is None
+        if length is None:
             self.send_header("Transfer-Encoding", "chunked")
+            self.record.streams()
+        else:
+            self.record.takes_answer(length)
         self.end_headers()
         return is_chunked

@@ -29,6 +29,7 @@ from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.outbox import Outbox
+from raftsvc.transport.reach import Reach, reason_of
 from raftsvc.transport.stream import (
     HeldStream,
     NoAnswerError,
@@ -151,6 +152,11 @@ class Network:
         """What makes the next request of this process differ from all others."""
         return str(next(self._numbers))
 
+    def hears_all(self) -> bool:
+        """Whether all that peers say comes through streams."""
+        with self._lock:
+            return all(peer.hears_stream for peer in self._peers.values())
+
     def post(self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None) -> bytes:
         """POST `body` and return the authentic answer's body.
 
@@ -202,7 +208,7 @@ class Network:
             # A redirect would take the request, and its meaning, to another node.
             response = self._session.send(request, timeout=limits, allow_redirects=False, stream=True, **options)
         except (requests.RequestException, OSError, ValueError) as error:
-            raise UnreachableError(str(error)) from error
+            raise UnreachableError(reason_of(error)) from error
         except Exception as error:  # urllib3's own errors, should any pass through
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
         connection = getattr(getattr(response.raw, "connection", None), "sock", None)
@@ -476,36 +482,43 @@ class Peer:
 
     def _run(self) -> None:
         failures = 0
+        reach = Reach(self._peer_id, self.addr)
         while not self._stopping.is_set():
             batch = self._outbox.take(MAX_BODY_BYTES, min(1.0, self._network.silence_seconds / 2))
             self._watch_streams()
             if self._outbox.take_loss():
                 self._report(self._node.report_unreachable, self._peer_id)
+            if self._outbox.is_streaming:
+                reach.succeeded()
             if not batch or self._stopping.is_set():
                 continue
             why: str | None = None
+            code = ""
             try:
                 replies = self._line.deliver(batch)
                 if replies:
                     self._node.receive_replies(self._peer_id, replies)
             except Problem as problem:
                 self._hear_problem(problem)
-                why = str(problem)
+                why, code = str(problem), problem.code
             except (UnreachableError, MalformedError) as error:
                 why = str(error)
             except Exception:
                 logger.exception("sending to node %d failed", self._peer_id)
                 why = "internal error"
             self._outbox.posted()
-            failures = 0 if why is None else self._back_off(failures, why)
+            if why is None:
+                reach.succeeded()
+                failures = 0
+            else:
+                reach.failed(why, code)
+                failures = self._back_off(failures)
 
-    def _back_off(self, failures: int, why: str) -> int:
-        """Say that messages were lost, and wait a moment, longer each time.
+    def _back_off(self, failures: int) -> int:
+        """Tell the node that messages were lost, and wait a moment, longer each time.
 
         The outbox goes on taking what is put, within its bounds.
         """
-        if failures == 0:
-            logger.warning("node %d at %s: %s", self._peer_id, self.addr, why)
         self._report(self._node.report_unreachable, self._peer_id)
         self._stopping.wait(min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         return failures + 1

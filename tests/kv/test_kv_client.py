@@ -26,13 +26,13 @@ class OneNode:
         self.reads = 0
         self.before_read: Callable[[], object] = lambda: None
 
-    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
         self.timeouts.append(timeout)
         with self.lock:
             self.index += 1
             return self.state.apply(instruction, self.index)
 
-    def wait_read(self, timeout: float = 30.0) -> None:
+    def wait_read(self, timeout: float = 5.0) -> None:
         self.timeouts.append(timeout)
         self.reads += 1
         self.before_read()
@@ -45,7 +45,7 @@ class Lagging(OneNode):
         super().__init__(state)
         self.elsewhere = kv.KeyValueState()
 
-    def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
         self.index += 1
         is_satisfied = self.elsewhere.apply(instruction, self.index)
         self.state.restore_snapshot(*self.elsewhere.snapshot())
@@ -219,7 +219,7 @@ def test_a_version_is_that_of_the_own_write_whoever_wrote_since(node: OneNode) -
     """The key has been overwritten, with the same value, before the first writer looks again."""
 
     class Overtaken(OneNode):
-        def exec(self, instruction: bytes, timeout: float = 60.0) -> bool:
+        def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
             is_satisfied = super().exec(instruction, timeout)
             super().exec(instruction[:1] + bytes(16) + instruction[17:], timeout)
             return is_satisfied
@@ -252,7 +252,7 @@ def test_a_version_that_a_snapshot_hid_is_not_guessed() -> None:
 def test_nothing_is_kept_of_a_write_that_failed(
     store: kv.KeyValue, node: OneNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(instruction: bytes, timeout: float = 60.0) -> bool:
+    def fail(instruction: bytes, timeout: float = 10.0) -> bool:
         raise OutcomeUnknown("no time left")
 
     tags: list[bytes] = []
@@ -273,7 +273,7 @@ def test_nothing_is_kept_of_a_write_that_failed(
 def test_no_two_transactions_have_one_tag(store: kv.KeyValue, node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     tags: list[bytes] = []
     monkeypatch.setattr(node.state, "await_result", tags.append)
-    monkeypatch.setattr(node, "exec", lambda instruction, timeout=60.0: True)
+    monkeypatch.setattr(node, "exec", lambda instruction, timeout=10.0: True)
     forked = copy.copy(store)
     forked._numbers = count()
     for each in (store, kv.KeyValue(node, node.state)):

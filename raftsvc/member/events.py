@@ -1,0 +1,50 @@
+"""What an operator is told, one line each, of who leads and who belongs to the cluster.
+
+WARNING is what he has to see although he configured nothing: a leader other than the one before.
+INFO is the rest: the first leader that a process hears of, candidacies, members.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from raftsvc.core.membership import Configuration
+from raftsvc.core.messages import NO_NODE
+from raftsvc.core.raft import Raft
+
+Line = tuple[int, str]
+Lead = tuple[int, int]
+"""A term, and who leads in it."""
+
+
+def of_leader(core: Raft, told: Lead) -> tuple[Line | None, Lead]:
+    """What to say of the leader to who was told of `told` last, and what he was told of then."""
+    lead = (core.term, core.leader_id)
+    if core.leader_id == NO_NODE:
+        return (logging.INFO, f"node {core.node_id} is {core.role.value} in term {core.term}, leader unknown"), told
+    if lead == told:
+        return None, told
+    member = core.config.members.get(core.leader_id)
+    who = "this node" if core.leader_id == core.node_id else f"node {core.leader_id}"
+    if member is not None and member.addr:
+        who += f" at {member.addr}"
+    again = " again" if told[1] == core.leader_id else ""
+    level = logging.INFO if told[1] == NO_NODE else logging.WARNING
+    return (level, f"node {core.node_id}: {who} leads{again} in term {core.term}"), lead
+
+
+def of_members(before: Configuration, after: Configuration) -> Iterator[Line]:
+    """What to say of a change of the membership."""
+    for node_id in sorted(before.members.keys() | after.members.keys()):
+        old, new = before.members.get(node_id), after.members.get(node_id)
+        if new is None and old is not None:
+            yield logging.INFO, f"node {node_id} at {old.addr} is a member no more"
+        elif new is not None and old is None:
+            kind = "a voter" if node_id in after.voters else "a member that does not vote yet"
+            yield logging.INFO, f"node {node_id} at {new.addr} is {kind}"
+        elif new is not None and old is not None:
+            if new.addr != old.addr:
+                yield logging.INFO, f"node {node_id} is at {new.addr} now, no longer at {old.addr}"
+            if node_id in after.voters and node_id not in before.voters:
+                yield logging.INFO, f"node {node_id} at {new.addr} is a voter now"

@@ -1,0 +1,71 @@
+"""What an operator is told of a peer that cannot be reached: one line when it begins and one when it is over.
+
+A peer that has only just been admitted is asked before it knows that it is a member, and one that stops says so
+beforehand: neither is worth a warning.  Nor is each break of a link that breaks all the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger("raftsvc.transport")
+
+JOINING_SECONDS = 10.0
+"""How long a node that was admitted may take to know of it."""
+CALM_SECONDS = 60.0
+"""How long after a warning another one is none, if the same happens again."""
+
+_EXPECTED = {"stopping": logging.INFO}
+_MEANINGS = {"uninitialized": "it belongs to no cluster: its join was broken off, or its directory is lost"}
+
+
+class Reach:
+    """Whether a peer is reached, as its sender sees it.  Used by one thread."""
+
+    def __init__(self, peer_id: int, addr: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._who = f"node {peer_id} at {addr}"
+        self._clock = clock
+        self._lost_at: float | None = None
+        self._said: tuple[int, str] | None = None
+        self._warned_at: dict[str, float] = {}
+
+    def failed(self, why: str, code: str = "") -> None:
+        """What was sent was lost; `code` if the peer itself said so."""
+        now = self._clock()
+        if self._lost_at is None:
+            self._lost_at = now
+        if code == "uninitialized" and now - self._lost_at < JOINING_SECONDS:
+            return
+        if self._said is not None and self._said[1] == code:
+            return
+        level = _EXPECTED.get(code, logging.WARNING)
+        if level == logging.WARNING:
+            if now - self._warned_at.get(code, -CALM_SECONDS) < CALM_SECONDS:
+                level = logging.INFO
+            else:
+                self._warned_at[code] = now
+        self._said = (level, code)
+        logger.log(level, "%s is not reached: %s", self._who, _MEANINGS.get(code, why))
+
+    def succeeded(self) -> None:
+        """The peer took what was sent."""
+        if self._lost_at is None:
+            return
+        if self._said is not None:
+            logger.log(self._said[0], "%s is reached again, after %.1f s", self._who, self._clock() - self._lost_at)
+        self._lost_at = self._said = None
+
+
+def reason_of(error: BaseException) -> str:
+    """In a few words why no answer came: what the system said, below all that libraries say about it."""
+    current: object = error
+    for _ in range(10):
+        if not isinstance(current, BaseException):
+            break
+        if isinstance(current, OSError) and current.strerror:
+            return str(current.strerror)
+        inner = getattr(current.args[0], "reason", None) if current.args else None
+        current = inner or getattr(current, "reason", None) or current.__cause__ or current.__context__
+    return str(error)

@@ -1,0 +1,50 @@
+"""What an operator finds in the log, at which level, of a cluster that is made, loses its leader and gets it back."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from tests.service.harness import Cluster, eventually
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= level and record.name.startswith("raftsvc")
+    ]
+
+
+def test_forming_a_cluster_warns_of_nothing_and_tells_of_each_member(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftsvc")
+    cluster.form(3)
+    assert lines(caplog) == []
+    text = "\n".join(lines(caplog, logging.INFO))
+    for number in (1, 2, 3):
+        assert re.search(rf"node {number} at \S+ (founded|joined) cluster", text)
+    for number in (2, 3):
+        assert re.search(rf"node {number} at \S+ is a voter now", text)
+        assert len(re.findall(rf"node {number}: node 1 .*leads in term", text)) == 1
+
+
+def test_another_leader_is_one_line_that_shows_at_each_node_that_hears_of_it(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftsvc")
+    cluster.form(3)
+    old = cluster.leader()
+    others = [member for member in cluster.members if member is not old]
+    caplog.clear()
+    old.service.stop()
+
+    def told() -> list[str]:
+        return [line for line in lines(caplog) if " leads" in line]
+
+    names = {f"node {member.status['node_id']}" for member in others}
+    eventually(lambda: {line.partition(":")[0] for line in told()} >= names, "both say so")
+    assert len(told()) == len(set(told())), "one line each for one event"

@@ -1,0 +1,233 @@
+"""TLS and mutual TLS with a private CA: the commands and the code of docs/security.md, and who is refused."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import raftsvc
+from raftsvc.transport.auth import Envelope
+from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION, JoinRequest
+from tests.service.harness import ListState, eventually
+
+PAGE = Path(__file__).parent.parent / "docs" / "security.md"
+PATIENCE = 60.0
+HOSTS = {"a": "127.0.0.1", "b": "localhost", "c": "127.0.0.2"}
+
+
+def printed(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(found) == 1, "the page has one block of it"
+    return str(found[0])
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the page's commands make, and some certificates more."""
+    path = tmp_path_factory.mktemp("ca")
+    commands = printed("sh")
+    make_ca, certify, _ = re.split(r"(?=^certify\(\))|(?<=^\})", commands, flags=re.MULTILINE)
+    more = f"""
+certify a IP:127.0.0.1
+certify b DNS:localhost
+certify c IP:127.0.0.2
+certify other DNS:other.example
+(mkdir foreign && cd foreign && {make_ca.strip()} && certify a IP:127.0.0.1)
+{certify.replace("-days 397", "-days 0")}
+certify expired IP:127.0.0.1
+"""
+    subprocess.run(["sh", "-e", "-c", commands + more], cwd=path, check=True, capture_output=True, timeout=120)
+    return path
+
+
+@pytest.fixture
+def start(ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., raftsvc.Service]]:
+    """The page's function, in a directory with the certificates; all that it started is stopped."""
+    monkeypatch.chdir(ca)
+    scope: dict[str, Any] = {}
+    exec(printed("python"), scope)
+    started: list[raftsvc.Service] = []
+
+    def start(name: str, host: str | None = None) -> raftsvc.Service:
+        host = host or HOSTS[name]
+        number = len(started)
+        started.append(scope["start"](name, host, free_port(host), tmp_path / f"{name}{number}", ListState()))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        return int(probe.getsockname()[1])
+
+
+def url_of(service: raftsvc.Service) -> str:
+    return str(service.status()["addr"])
+
+
+@pytest.fixture
+def founder(start: Callable[..., raftsvc.Service]) -> raftsvc.Service:
+    service = start("a")
+    service.init()
+    return service
+
+
+def test_three_nodes_each_with_a_certificate_for_its_own_host(
+    start: Callable[..., raftsvc.Service], founder: raftsvc.Service
+) -> None:
+    services = [founder, start("b"), start("c")]
+    for service in services[1:]:
+        service.join(url_of(founder), PATIENCE)
+    for n, service in enumerate(services):
+        assert service.exec(b"%d" % n, timeout=PATIENCE)
+        for reader in services:
+            reader.wait_read(timeout=PATIENCE)
+            state = reader._membership.state
+            assert isinstance(state, ListState)
+            assert state.items[-1] == b"%d" % n
+
+    def has_streams() -> bool:
+        return all(
+            stream["in"] and stream["out"]
+            for service in services
+            for stream in service.status()["streams"].values()  # type: ignore[attr-defined]
+        )
+
+    eventually(has_streams, "streams over TLS between all of them")
+    eventually(lambda: all(service.is_ready() for service in services), "all are ready")
+    founder.evict(url_of(services[2]), timeout=PATIENCE)
+    assert services[1].exec(b"and on", timeout=PATIENCE)
+
+
+# -- strangers
+
+
+def stranger(name: str | None) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = "ca.pem"
+    session.cert = (f"{name}.pem", f"{name}.key") if name else None
+    return session
+
+
+@pytest.mark.parametrize("name", [None, "foreign/a", "expired"], ids=["none", "of another CA", "expired"])
+@pytest.mark.parametrize("path", ["readyz", "status", "join"])
+def test_who_has_no_good_certificate_does_not_get_past_the_handshake(
+    founder: raftsvc.Service, name: str | None, path: str
+) -> None:
+    def is_refused() -> bool:
+        try:
+            stranger(name).request("POST" if path == "join" else "GET", f"{url_of(founder)}/{path}", timeout=PATIENCE)
+        except (requests.exceptions.SSLError, requests.ConnectionError):
+            return True
+        assert name == "expired", "it had no certificate that is good"  # it expires a second after it was made
+        return False
+
+    eventually(is_refused, "no answer")
+
+
+def ask_to_join(founder: raftsvc.Service, name: str, addr: str) -> requests.Response:
+    envelope = Envelope("POST", "join", PROTOCOL_VERSION, "", "", "", "", "", addr, "", "1")
+    return stranger(name).post(
+        f"{url_of(founder)}/join",
+        JoinRequest(addr, bytes(16)).encode(),
+        headers={**envelope.headers(), "Raft-Auth": "none", "Content-Type": CONTENT_TYPE},
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.parametrize("addr", ["https://127.0.0.2:9/raft", "https://localhost:9/raft", "https://127.0.0.1:9/raft"])
+def test_a_certificate_of_the_ca_for_another_host_admits_nobody_else(founder: raftsvc.Service, addr: str) -> None:
+    refused = ask_to_join(founder, "other", addr)
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
+    assert ask_to_join(founder, "other", "https://other.example:9/raft").status_code != 401, "it is its own"
+
+
+def test_nobody_speaks_for_a_member_with_the_certificate_of_another(
+    start: Callable[..., raftsvc.Service], founder: raftsvc.Service
+) -> None:
+    second = start("b")
+    second.join(url_of(founder), PATIENCE)
+    status = second.status()
+    cluster = f"{second._membership.require_node().cluster_id:016x}"
+    envelope = Envelope("POST", "msg", PROTOCOL_VERSION, cluster, str(status["node_id"]), "1", "", "", "", "", "1")
+    headers = {**envelope.headers(), "Raft-Auth": "none", "Content-Type": CONTENT_TYPE}
+    for name in ("other", "c", "b"):
+        answer = stranger(name).post(f"{url_of(founder)}/msg", b"", headers=headers, timeout=PATIENCE)
+        assert (answer.status_code == 401) == (name != "b"), "its own is looked at further"
+
+
+@pytest.mark.parametrize(("name", "host"), [("b", "127.0.0.1"), ("other", "127.0.0.1"), ("c", "localhost")])
+def test_a_node_whose_certificate_is_not_for_its_own_host_does_not_get_in(
+    start: Callable[..., raftsvc.Service], founder: raftsvc.Service, name: str, host: str
+) -> None:
+    misnamed = start(name, host)
+    with pytest.raises(raftsvc.RaftError):
+        misnamed.join(url_of(founder), 1.0)
+    assert len(founder.status()["members"]) == 1  # type: ignore[arg-type]
+
+
+def test_who_joins_does_not_speak_to_a_server_that_is_not_the_one_it_was_told(
+    start: Callable[..., raftsvc.Service],
+) -> None:
+    impostor = start("other", "127.0.0.1")
+    impostor.init()
+    with pytest.raises(raftsvc.JoinFailedError, match=r"(?i)certificate"):
+        start("b").join(url_of(impostor), 1.0)
+
+
+# -- what cannot work is refused at start
+
+
+def contexts() -> dict[str, ssl.SSLContext | None]:
+    asks_for_nothing = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    asks = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    asks.verify_mode = ssl.CERT_REQUIRED
+    return {"none": None, "asks for nothing": asks_for_nothing, "asks": asks}
+
+
+@pytest.mark.parametrize(
+    ("laddr", "listen", "context", "mutual_tls", "advice"),
+    [
+        ("https://127.0.0.1:7001/raft", "127.0.0.1:7001", "none", True, "CERT_REQUIRED"),
+        ("https://127.0.0.1:7001/raft", "127.0.0.1:7001", "asks for nothing", True, "CERT_REQUIRED"),
+        ("127.0.0.1:7001", "127.0.0.1:7001", "asks", True, "https://127.0.0.1:7001/raft"),
+        ("http://127.0.0.1:7001/raft", "0.0.0.0:7001", "asks for nothing", False, "https://127.0.0.1:7001/raft"),
+        ("https://127.0.0.1/raft", "0.0.0.0:443", "none", False, "listen_ssl"),
+    ],
+)
+def test_tls_that_cannot_work_is_refused_at_start(
+    tmp_path: Path, laddr: str, listen: str, context: str, mutual_tls: bool, advice: str
+) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match=re.escape(advice)):
+        raftsvc.start(
+            laddr,
+            tmp_path / "n",
+            None,
+            ListState(),
+            secret="0123456789abcdef",
+            mutual_tls=mutual_tls,
+            listen=listen,
+            listen_ssl=contexts()[context],
+        )
+    assert not (tmp_path / "n").exists()
+
+
+def test_another_may_speak_tls_in_the_place_of_the_listener(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"secret": "0123456789abcdef", "listen": "127.0.0.1:0"}
+    raftsvc.start("https://node.example/raft", tmp_path / "n", None, ListState(), **options).stop()
