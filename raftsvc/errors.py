@@ -237,7 +237,7 @@ class InsideStateError(NotApplied):
 
     http_status = 503
     http_detail = "The application called its node from within its replicated state; nothing was done."
-    retry_after = None
+    retry_after = 5.0
 
     def __init__(self, what: str) -> None:
         super().__init__(

@@ -41,6 +41,7 @@ from raftsvc.host.refusals import check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
+from raftsvc.member.machine import MAX_WHOLE_BYTES
 from raftsvc.member.node import NodeOptions, read_boot_clock
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Call, Read
@@ -50,7 +51,7 @@ from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network, peer_url
 from raftsvc.transport.listener import Listener
 
-MAX_INSTRUCTION_BYTES = 4 * 1024 * 1024
+MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
 
 _UNHURRIED_SECONDS = 60.0
 """For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""

@@ -301,10 +301,97 @@ MUTANTS = (
     Mutant(
         "the log says that there is a snapshot before there is",
         "member/writes.py",
-        "                    if not self._installed:\n",
+        "                    self._store.install_incoming(item.snapshot.index)\n"
+        "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n",
         "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
         "                    wal.sync()\n"
-        "                    if not self._installed:\n",
+        "                    self._store.install_incoming(item.snapshot.index)\n",
+    ),
+    Mutant(
+        "a snapshot is received because it was wanted when it came",
+        "member/snapshots.py",
+        "        if not is_wanted():\n            self.drop()\n            return None\n",
+        "",
+        test="testing/test_arrivals.py::test_an_older_one_whose_turn_comes_later_takes_nothing_away",
+        also=(
+            ("storage/store.py", "            if index < self._complete_index:\n", "            if False:\n"),
+            (
+                "storage/store.py",
+                "                if not self._is_named and self._complete_index > self._snapshot_index:\n",
+                "                if not self._is_named and self._complete_index:\n",
+            ),
+            ("storage/store.py", "            if self._snapshot_index < index:\n", "            if False:\n"),
+        ),
+    ),
+    Mutant(
+        "the log is kept for a transfer without end",
+        "core/raft.py",
+        "                    keep_after = min(keep_after, max(pinned_after, most))\n",
+        "                    keep_after = pinned_after\n",
+        kinds="member added,loss,narrow links,delay and reordering",
+    ),
+    # Long instructions and slow links
+    Mutant(
+        "pieces are joined in whatever order they come",
+        "member/machine.py",
+        "(partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)",
+        "(partial.number, partial.whole_bytes) != (number, whole_bytes)",
+    ),
+    Mutant(
+        "forget in the snapshot what came of an instruction",
+        "member/machine.py",
+        "            if session.partial is not None:\n",
+        "            if False:\n",
+    ),
+    Mutant(
+        "an instruction whose last piece is on its way is reported as not applied",
+        "member/calls.py",
+        "            call.unsettled += piece.is_last\n",
+        "",
+        kinds="slow disk,leader cut off,partition,delay and reordering,one-way cut",
+    ),
+    Mutant(
+        "a piece is sent once",
+        "member/pieces.py",
+        "        if tick - self._on_way[0][1] >= patience:\n",
+        "        if False:\n",
+        test="testing/test_narrow_links.py::test_pieces_that_were_lost_are_sent_again",
+    ),
+    Mutant(
+        "pieces of an earlier instruction take the place of a later one's",
+        "member/machine.py",
+        "(partial is None or partial.number < number)",
+        "True",
+        test="member/test_pieces.py::"
+        "test_a_later_instruction_takes_the_place_of_one_that_was_given_up_and_not_the_other_way_round",
+    ),
+    Mutant(
+        "a long instruction is sent whole",
+        "member/pieces.py",
+        "        call.is_cut = True\n",
+        "        return False\n",
+        test="testing/test_narrow_links.py::test_a_megabyte_arrives_and_holds_nobody_up",
+    ),
+    Mutant(
+        "a slow answer is no reason to send less",
+        "core/pace.py",
+        "        if ticks > self._best_ticks + _SLOW_TICKS:\n            self.slow_down()\n        elif",
+        "        if",
+        test="core/test_pace.py::test_answers_are_not_late_and_the_link_does_not_idle",
+    ),
+    Mutant(
+        "pieces of a snapshot are as large as can be",
+        "transport/transfer.py",
+        "            self.size_bytes = min(self._most, 2 * self.size_bytes)\n",
+        "            self.size_bytes = self._most\n",
+        test="testing/test_narrow_links.py::test_a_snapshot_passes_a_slow_link_and_holds_nobody_up",
+        also=(
+            (
+                "transport/transfer.py",
+                "        if elapsed > self._slow:\n            self.shorten()\n        elif",
+                "        if",
+            ),
+        ),
     ),
     # Elections
     Mutant(
@@ -526,7 +613,7 @@ MUTANTS = (
         "member/reads.py",
         "        while asked and asked[0][0] <= state.context:\n",
         "        while asked:\n",
-        kinds="slow links,delay and reordering,leader cut off,leadership transfer",
+        kinds="narrow links,delay and reordering,leader cut off,leadership transfer",
     ),
     # Leases
     Mutant(
@@ -539,8 +626,8 @@ MUTANTS = (
     Mutant(
         "a lease counts from the answer",
         "core/leader.py",
-        "            progress.round_acked = m.context\n",
-        "            progress.round_acked = m.context\n"
+        "            replication.hear_round(progress, m.context)\n",
+        "            replication.hear_round(progress, m.context)\n"
         "            rounds, now = self.lease._rounds, self._server.now\n"
         "            rounds.extend([(n, now if n == m.context else at) for n, at in list(rounds)])\n",
         kinds=_LEASE_KINDS,
@@ -696,8 +783,8 @@ MUTANTS = (
     Mutant(
         "forget that a forwarded instruction may have arrived",
         "member/calls.py",
-        "                call.unsettled += 1\n                call.retry_tick = tick + self._retry_ticks\n",
-        "                call.retry_tick = tick + self._retry_ticks\n",
+        "                call.unsettled += 1\n            forwards.add(",
+        "            forwards.add(",
     ),
     Mutant(
         "do not restart the State from an installed snapshot",

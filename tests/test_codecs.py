@@ -31,7 +31,7 @@ from raftsvc.core.messages import (
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import instructions
 from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
-from raftsvc.member.machine import Machine, Outcome, Session, _decode_sessions
+from raftsvc.member.machine import Machine, Outcome, Partial, Session, _decode_sessions
 from raftsvc.state import BaseState
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.snapshot import SnapshotHeader, StoredSnapshot
@@ -116,7 +116,7 @@ chunks = st.builds(
     data,
     numbers,
 )
-join_requests = st.builds(JoinRequest, addresses, tokens, st.text(max_size=40))
+join_requests = st.builds(JoinRequest, addresses, tokens)
 join_replies = st.builds(JoinReply, ids, st.integers(1, 2**64 - 1))
 parts = st.builds(
     lambda batch, offset, rest: Part(batch, offset, offset + rest),
@@ -140,9 +140,13 @@ outcomes = st.one_of(
 @st.composite
 def session_tables(draw: st.DrawFn) -> dict[int, Session]:
     table = {}
-    for node_id in draw(st.lists(u64, unique=True, max_size=3)):
+    for node_id in draw(st.lists(u64.filter(bool), unique=True, max_size=3)):
         session = table[node_id] = Session(draw(u64), Life(draw(u64), draw(u64)), draw(u64))
         session.outcomes = draw(st.dictionaries(u64, outcomes, max_size=4))
+        part = draw(st.none() | data)
+        if part is not None:
+            session.partial = Partial(draw(u64), draw(u64))
+            session.partial.held, session.partial.parts = len(part), [part]
     return table
 
 
@@ -166,7 +170,10 @@ def sessions_of(message_table: dict[int, Session]) -> bytes:
 
 
 def shown(table: dict[int, Session]) -> dict[int, object]:
-    return {node: (s.id, s.life, s.low, s.outcomes) for node, s in table.items()}
+    return {
+        node: (s.id, s.life, s.low, s.outcomes, p and (p.number, p.whole_bytes, p.held, p.parts))
+        for node, s, p in ((node, s, s.partial) for node, s in table.items())
+    }
 
 
 # -- it comes back
@@ -280,6 +287,8 @@ APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_e
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
 SESSION = Session(3, Life(6, 2**64 - 1), 5)
 SESSION.outcomes = {5: Outcome(True), 6: Outcome(False, "no"), 7: Outcome(False)}
+SESSION.partial = Partial(8, 90)
+SESSION.partial.held, SESSION.partial.parts = 5, [b"piece"]
 
 
 class Codec(NamedTuple):

@@ -89,6 +89,7 @@ class Leader:
             self._commit_at_heartbeat = server.log.commit_index
             if settings.uses_leases:
                 self.lease.ask()
+            self.replication.pulse()
             self.replication.broadcast_heartbeat()
         return True
 
@@ -143,7 +144,7 @@ class Leader:
         progress.recent_active = True
         is_newer_round = m.context > progress.round_acked
         if is_newer_round:
-            progress.round_acked = m.context
+            replication.hear_round(progress, m.context)
             self.reads.finish()
         if m.reject:
             agree_at, _ = log.agreement_hint(m.hint, m.log_term)

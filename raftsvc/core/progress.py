@@ -3,12 +3,15 @@
 A follower is probed with one message at a time until its log is known to agree,
 then entries are streamed to it within a window of messages and bytes; one that
 needs what was compacted away gets a snapshot and nothing else meanwhile.
+
+The window is as large as leaves heartbeats quick: see pace.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
+
+from raftsvc.core.pace import Window
 
 
 class ProgressState(Enum):
@@ -30,12 +33,11 @@ class Progress:
     promise_ns:    how long it gives no vote after it heard this leader (section 6.4.1).
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
-    leaving_index: where its removal stands in the log, or 0.
+    leaving_index: where its removal stands in the log, or 0;
+    window:        what is on its way to it.
     """
 
     __slots__ = (
-        "_inflight",
-        "_inflight_bytes",
         "awaited_index",
         "commit_sent",
         "leaving_index",
@@ -49,9 +51,11 @@ class Progress:
         "snapshot_index",
         "state",
         "was_active",
+        "window",
     )
 
-    def __init__(self, next_index: int) -> None:
+    def __init__(self, next_index: int, start_bytes: int = 64 * 1024) -> None:
+        self.window = Window(start_bytes)
         self.match_index = 0
         self.next_index = next_index
         self.state = ProgressState.PROBE
@@ -65,8 +69,6 @@ class Progress:
         self.awaited_index = 0
         self.leaving_index = 0
         self.leaving_ticks = 0
-        self._inflight: deque[tuple[int, int]] = deque()
-        self._inflight_bytes = 0
 
     @property
     def is_alive(self) -> bool:
@@ -76,20 +78,19 @@ class Progress:
     @property
     def inflight_count(self) -> int:
         """How many messages with entries are on their way."""
-        return len(self._inflight)
+        return self.window.count
 
-    def has_room(self, max_messages: int, max_bytes: int) -> bool:
-        """Whether another message with entries may be sent now."""
+    def room_bytes(self, max_messages: int, max_bytes: int) -> int:
+        """How much may be sent in another message with entries now; 0: none."""
         if self.state is ProgressState.REPLICATE:
-            return len(self._inflight) < max_messages and self._inflight_bytes < max_bytes
-        return self.state is ProgressState.PROBE and not self.probe_sent
+            return self.window.room_bytes(max_messages, max_bytes)
+        return self.window.pace.size_bytes if self.state is ProgressState.PROBE and not self.probe_sent else 0
 
     def sent(self, last_index: int, size_bytes: int) -> None:
         """A message with entries up to `last_index` is on its way."""
         if self.state is ProgressState.REPLICATE:
             self.next_index = last_index + 1
-            self._inflight.append((last_index, size_bytes))
-            self._inflight_bytes += size_bytes
+            self.window.sent(last_index, size_bytes)
         else:
             self.probe_sent = True
 
@@ -100,8 +101,7 @@ class Progress:
         if is_news:
             self.match_index = match_index
             self.next_index = max(self.next_index, match_index + 1)
-        while self._inflight and self._inflight[0][0] <= match_index:
-            self._inflight_bytes -= self._inflight.popleft()[1]
+        self.window.acknowledged(match_index)
         if self.state is ProgressState.PROBE and agreed:
             self.state = ProgressState.REPLICATE
             self.next_index = self.match_index + 1
@@ -128,8 +128,7 @@ class Progress:
         self.state = ProgressState.PROBE
         self.next_index = max(next_index, self.match_index + 1)
         self.probe_sent = False
-        self._inflight.clear()
-        self._inflight_bytes = 0
+        self.window.clear()
 
     def await_snapshot(self, snapshot_index: int) -> None:
         """A snapshot is on its way; send nothing else."""

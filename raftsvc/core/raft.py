@@ -418,12 +418,16 @@ class Raft(Server):
         """A snapshot up to `index` is durable: drop what lies before its trailing window.
 
         Returns the index up to which entries are no longer needed in storage.
-        What a snapshot on its way to a follower leaves out stays here.
+        What a snapshot on its way to a follower leaves out stays here, within bounds; where that
+        is not enough, the follower is sent another when that one has arrived.
         """
-        log = self.log
+        log, settings = self.log, self.settings
         if index > log.snapshot.index:
-            keep_after = log.trailing_start(index, self.settings.trailing_entries, self.settings.trailing_bytes)
+            keep_after = log.trailing_start(index, settings.trailing_entries, settings.trailing_bytes)
             if self.leader is not None:
-                keep_after = self.leader.kept_after(keep_after)
+                pinned_after = self.leader.kept_after(keep_after)
+                if pinned_after < keep_after:
+                    most = log.trailing_start(index, settings.max_pinned_entries, settings.max_pinned_bytes)
+                    keep_after = min(keep_after, max(pinned_after, most))
             log.compact(index, keep_after)
         return log.offset

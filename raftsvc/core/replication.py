@@ -20,11 +20,12 @@ class Replication:
            dropped: a late answer can confirm only what was asked before it was given.
     """
 
-    __slots__ = ("_server", "progress", "round")
+    __slots__ = ("_server", "_ticks", "progress", "round")
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self.round = 0
+        self._ticks = 0
         self.progress: dict[int, Progress] = {}
         self.adopt_members()
 
@@ -34,13 +35,14 @@ class Replication:
         config = server.config
         for i in config.members:
             if i != server.node_id and i not in self.progress:
-                self.progress[i] = Progress(server.log.last_index + 1)
+                self.progress[i] = Progress(server.log.last_index + 1, server.settings.start_bytes)
         for i, progress in self.progress.items():
             if i not in config.members and not progress.leaving_index:
                 progress.leaving_index = server.log.configs.latest_index
 
     def forget_leavers(self) -> None:
         """A tick passed.  A removed member is sent the commit of its removal, for a bounded time (R10)."""
+        self._ticks += 1
         for i, progress in list(self.progress.items()):
             if progress.leaving_index and progress.leaving_index <= self._server.log.commit_index:
                 progress.leaving_ticks += 1
@@ -62,6 +64,17 @@ class Replication:
         for i, progress in self.progress.items():
             self.send_heartbeat(i, progress)
 
+    def pulse(self) -> None:
+        """Heartbeats are about to leave, and how soon they are answered says how much may be sent beside them."""
+        number = self.next_round()
+        for progress in self.progress.values():
+            progress.window.pulse(number, self._ticks)
+
+    def hear_round(self, progress: Progress, number: int) -> None:
+        """A follower answered what was sent in round `number`, later than any that it answered before."""
+        progress.round_acked = number
+        progress.window.pulse_answered(number, self._ticks)
+
     def send_entries(self, peer: int, progress: Progress) -> None:
         """Send what the window has room for."""
         settings = self._server.settings
@@ -69,7 +82,7 @@ class Replication:
         last_index = log.last_index
         if progress.leaving_index > log.commit_index:
             last_index = progress.leaving_index - 1  # R10
-        while progress.has_room(settings.max_inflight_messages, settings.max_inflight_bytes):
+        while room := progress.room_bytes(settings.max_inflight_messages, settings.max_inflight_bytes):
             prev = progress.next_index - 1
             prev_term = log.term_at(prev)
             if prev_term is None or prev < log.offset:
@@ -77,12 +90,14 @@ class Replication:
                 return
             if prev >= last_index and progress.state is ProgressState.REPLICATE:
                 return
-            entries = log.entries_from(prev + 1, settings.max_message_bytes)
+            entries = log.entries_from(prev + 1, min(room, settings.max_message_bytes))
             if len(entries) > last_index - prev:
                 entries = entries[: max(0, last_index - prev)]
             self._send_append(peer, progress, prev, prev_term, entries)
             last = index_of(entries[-1]) if entries else prev
             progress.sent(last, sum(map(len, entries)))
+        if progress.state is ProgressState.REPLICATE and progress.next_index <= last_index:
+            progress.window.pace.note_short()
 
     def send_heartbeat(self, peer: int, progress: Progress) -> None:
         """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
@@ -133,6 +148,7 @@ class Replication:
         if progress is not None and progress.state is ProgressState.REPLICATE:
             progress.probe_from(progress.match_index + 1)
             progress.probe_sent = True  # the next heartbeat asks
+            progress.window.pace.slow_down()
 
     def report_snapshot(self, peer: int, succeeded: bool) -> None:
         """The transfer of a snapshot to `peer` ended."""

@@ -50,6 +50,9 @@ class ProposalRefused(Exception):
 class Settings(NamedTuple):
     """How a node behaves.  Ticks are the caller's; sizes are of framed entries.
 
+    start_bytes: how much is sent at once on a way of which nothing is known; see pace.
+    max_pinned_entries, max_pinned_bytes:  how much of what a snapshot covers is kept, at the most, for those to
+                 whom an earlier one is on its way.
     promise_ns:  how long, at the least, this node gives no vote after it heard a leader (R3);
                  0 promises nothing.
     tick_ns:     the least time between two ticks, by which a longer promise of a former life is
@@ -64,10 +67,13 @@ class Settings(NamedTuple):
     max_message_bytes: int = 256 * 1024
     max_inflight_messages: int = 64
     max_inflight_bytes: int = 4 * 1024 * 1024
+    start_bytes: int = 64 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
     max_delivery_bytes: int = 4 * 1024 * 1024
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
+    max_pinned_entries: int = 100_000
+    max_pinned_bytes: int = 64 * 1024 * 1024
     promise_ns: int = 0
     tick_ns: int = 0
     uses_leases: bool = False

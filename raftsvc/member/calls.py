@@ -17,13 +17,14 @@ from random import Random
 from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
+from raftsvc.member.forwards import Forwards
 from raftsvc.member.handoff import Finished
-from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session
+from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session, wrap_piece
+from raftsvc.member.pieces import Piece, Pieces
 from raftsvc.member.waiters import Call
 
 MAX_FORWARD_BYTES = 256 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-_MAX_FORWARDS = 1024
 _MOST_LOOKED_AT = 8
 
 
@@ -48,10 +49,14 @@ class Calls:
         contexts: Contexts,
         life: Life,
         retry_ticks: int,
+        start_bytes: int,
         inbox: deque[Call],
         finished: Finished,
     ) -> None:
-        """life: this start of the node.  inbox: that of `handoff.Inbox`."""
+        """life: this start of the node.  inbox: that of `handoff.Inbox`.
+
+        start_bytes: how much is sent at once on a way of which nothing is known.
+        """
         self._core = core
         self._finished = finished
         self._contexts = contexts
@@ -59,7 +64,8 @@ class Calls:
         self._inbox = inbox
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
         self._unsent: list[Call] = []
-        self._forwards: dict[int, list[Call]] = {}
+        self._forwards = Forwards(start_bytes, retry_ticks)
+        self._pieces = Pieces(start_bytes, retry_ticks, self._patient_ticks)
         self._next_number = 1
         self.session_id = 0
         self._former_session_id = 0
@@ -70,10 +76,15 @@ class Calls:
         return len(self._waiting)
 
     @property
+    def _patient_ticks(self) -> int:
+        """What is in a leader's log commits, or leadership is lost, which has it sent again: wait that long."""
+        return 4 * self._core.settings.election_ticks
+
+    @property
     def has_unsent(self) -> bool:
         """Whether `take_in` and `send` have something to do.  Callable without the lock."""
         # Each is looked at once, in the order in which calls move; `bool(a or b)` looks at the first twice.
-        return bool(self._inbox) or bool(self._unsent)
+        return bool(self._inbox) or bool(self._unsent) or self._pieces.is_due
 
     def parked(self) -> Call | None:
         """One whose caller waits, among the oldest, if there is any."""
@@ -120,7 +131,8 @@ class Calls:
             call.number = self._next_number
             self._next_number += 1
             self._waiting[call.number] = call
-            self._unsent.append(call)
+            if not self._pieces.takes(call):
+                self._unsent.append(call)
             inbox.popleft()  # last: whoever looks without the lock finds it here or there
 
     def withdraw(self, call: Call) -> bool:
@@ -130,22 +142,30 @@ class Calls:
         `low` can no longer take effect.
         """
         self.take_in()
-        if self._waiting.pop(call.number, None) is None:
+        if call.number not in self._waiting:
             return False
+        self._drop(call)
+        return True
+
+    def _drop(self, call: Call) -> None:
+        """It is not to be sent any more, not even if it waits for its turn to be sent again."""
+        del self._waiting[call.number]
+        self._pieces.remove(call)
         with suppress(ValueError):
             self._unsent.remove(call)
-        return True
 
     def send(self, tick: int, may_propose: bool) -> None:
         """Propose what is unsent, if this node leads and `may_propose`, or forward it to the leader."""
-        if not self._unsent or not self._core.leader_id:
+        if not (self._unsent or self._pieces) or not self._core.leader_id:
             return
         if not self.session_id:
             self.open_session(tick)
         elif self._core.role is not Role.LEADER:
             self._forward(tick)
+            self._send_pieces(tick)
         elif may_propose:
             self._propose(tick)
+            self._send_pieces(tick)
 
     def _propose(self, tick: int) -> None:
         while self._unsent:
@@ -157,22 +177,55 @@ class Calls:
                 return
             for call in batch:
                 call.unsettled += 1
-                # It is in our log: it commits, or leadership is lost, which sends it again.
-                call.retry_tick = tick + 4 * self._core.settings.election_ticks
+                call.retry_tick = tick + self._patient_ticks
 
     def _forward(self, tick: int) -> None:
-        while self._unsent:
-            batch = self._take_batch(MAX_FORWARD_BYTES)
+        forwards = self._forwards
+        while self._unsent and (room := forwards.room_bytes):
+            batch = self._take_batch(min(room, MAX_FORWARD_BYTES))
             context = self._contexts.take()
-            if not self._core.forward([(EntryKind.NORMAL, call.data) for call in batch], context):
+            proposals = [(EntryKind.NORMAL, call.data) for call in batch]
+            if not self._core.forward(proposals, context):
                 self._unsent = batch + self._unsent
                 return
             for call in batch:
+                # Each time it is waited longer, lest what is sent again keeps what was sent from arriving.
+                call.retry_tick = tick + (self._retry_ticks << min(call.unsettled, 4))
                 call.unsettled += 1
-                call.retry_tick = tick + self._retry_ticks
-            self._forwards[context] = batch
-        while len(self._forwards) > _MAX_FORWARDS:
-            del self._forwards[next(iter(self._forwards))]
+            forwards.add(context, batch, sum([len(data) for _, data in proposals]), tick)
+
+    def _send_pieces(self, tick: int) -> None:
+        """Send as much of a long instruction as may be on its way at once."""
+        core, pieces = self._core, self._pieces
+        while (piece := pieces.next(tick)) is not None:
+            call = piece.call
+            proposals = ((EntryKind.NORMAL, self._wrap_piece(piece)),)
+            if core.role is Role.LEADER:
+                try:
+                    core.propose(proposals)
+                except ProposalRefused as refused:
+                    pieces.send_again(tick + 1)
+                    self._turn_back((call,), refused.refusal, tick)
+                    return
+            else:
+                context = self._contexts.take()
+                if not core.forward(proposals, context):
+                    return
+                # They have a pace of their own: what is short does not wait until they are answered.
+                self._forwards.add(context, (call,) if piece.is_last else (), 0, tick)
+                pieces.contexts.add(context)
+            # What is not whole takes no effect.
+            call.unsettled += piece.is_last
+            pieces.note_sent(piece, tick)
+
+    def _wrap_piece(self, piece: Piece) -> bytes:
+        call = piece.call
+        low = next(iter(self._waiting))
+        data = wrap_piece(
+            self._core.node_id, self.session_id, call.number, low, piece.offset, len(call.instruction), piece.data
+        )
+        call.data = call.data or data
+        return data
 
     def _take_batch(self, max_bytes: int) -> list[Call]:
         room = max_bytes
@@ -190,13 +243,17 @@ class Calls:
 
     def hear_reply(self, m: Message, tick: int) -> None:
         """Take a leader's answer to what was forwarded."""
-        batch = self._forwards.pop(m.context, None)
-        if batch is not None and m.reject:
+        batch = self._forwards.pop(m.context, tick) or ()
+        self._pieces.hear_reply(m.context, m.reject, tick)
+        if m.reject:
             refusal = refusal_of(m)
             if refusal is not Refusal.REMOVED:  # which is said whether or not it was appended before
                 for call in batch:
                     call.unsettled -= 1
             self._turn_back(batch, refusal, tick)
+        else:
+            for call in batch:
+                call.retry_tick = tick + self._patient_ticks
 
     def _turn_back(self, batch: Iterable[Call], refusal: Refusal, tick: int) -> None:
         """Calls were refused where they were sent: fail them over the quota, else try again soon."""
@@ -204,7 +261,7 @@ class Calls:
             if call.number not in self._waiting:
                 continue
             if refusal is Refusal.QUOTA and not call.unsettled:
-                del self._waiting[call.number]
+                self._drop(call)
                 self._finished.add_call(call)
                 call.error = OverloadedError(
                     "too much waits at the leader to be committed, or to be applied by its State; "
@@ -215,16 +272,25 @@ class Calls:
 
     def retry(self, tick: int) -> None:
         """Send again what was sent long ago; sessions make repeats harmless."""
+        self._forwards.tick(tick)
+        self._pieces.retry(tick)
         unsent = set(map(id, self._unsent))
         for call in self._waiting.values():
-            if call.retry_tick <= tick and id(call) not in unsent:
+            if call.retry_tick <= tick and not call.is_cut and id(call) not in unsent:
                 self._unsent.append(call)
 
     def send_all_again(self) -> None:
         """What was on its way may be lost with its leader."""
         self._forwards.clear()
-        self._unsent = list(self._waiting.values())
+        self._unsent = [call for call in self._waiting.values() if not call.is_cut]
+        self._pieces.send_again(0)
         self._open_tick = 0
+
+    def follow_pieces(self, machine: Machine, tick: int) -> None:
+        """Learn how much is applied of the instruction that is being sent in pieces."""
+        call = self._pieces.current
+        if call is not None and self.session_id:
+            self._pieces.note_held(machine.held_of(self._core.node_id, self.session_id, call.number), tick)
 
     # -- outcomes
 
@@ -245,6 +311,7 @@ class Calls:
     def _finish(self, number: int, outcome: Outcome) -> None:
         call = self._waiting.pop(number, None)
         if call is not None:
+            self._pieces.remove(call)
             self._finished.add_call(call)
             call.outcome = outcome
 
@@ -252,6 +319,7 @@ class Calls:
         """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
         self.take_in()
         calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
+        self._pieces.clear()
         for call in calls:
             self._finished.add_call(call)
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error

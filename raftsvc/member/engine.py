@@ -79,7 +79,10 @@ class EngineOptions(NamedTuple):
     snapshot_bytes: int = 64 * 1024 * 1024
     trailing_entries: int = 10_000
     trailing_bytes: int = 16 * 1024 * 1024
+    max_pinned_entries: int = 100_000
+    max_pinned_bytes: int = 64 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
+    start_bytes: int = 64 * 1024
     max_backlog_bytes: int = 64 * 1024 * 1024
     """How much that is committed may wait to be applied before a follower takes no more entries."""
     tick_ns: int = 0
@@ -169,7 +172,8 @@ class Engine:
 
         contexts = Contexts(random)
         retry_ticks = options.retry_ticks
-        self.calls = Calls(core, contexts, loaded.life, retry_ticks, self.inbox.calls, self.inbox.finished)
+        inbox = self.inbox
+        self.calls = Calls(core, contexts, loaded.life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished)
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self._note_time)
         self.changes = Changes(core, contexts, runner.state_changed)
         self.digests = DigestCheck(core, machine)
@@ -425,6 +429,7 @@ class Engine:
             self._runner.state_changed()
         self.digests.applied()
         calls.answer(answers)
+        calls.follow_pieces(applying.machine, self.ticks)
         if self.snapshots.take_restored():
             calls.answer_recorded(applying.machine.recorded)
         self.reads.applied(applying.applied_index)
@@ -489,8 +494,11 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         random,
         election_ticks=options.election_ticks,
         max_uncommitted_bytes=options.max_uncommitted_bytes,
+        start_bytes=options.start_bytes,
         trailing_entries=options.trailing_entries,
         trailing_bytes=options.trailing_bytes,
+        max_pinned_entries=options.max_pinned_entries,
+        max_pinned_bytes=options.max_pinned_bytes,
         # The tick that is under way when a leader is heard may be almost over.
         promise_ns=(options.election_ticks - 1) * options.tick_ns,
         tick_ns=options.tick_ns,

@@ -17,6 +17,10 @@ life can succeed, and what the former session still had under way can no longer 
 applied.  There is one session per member, so the table needs neither a limit nor a clock.  A
 member whose directory was copied or put back is void: no life of it can open a session any more.
 
+A long instruction comes as several entries, its pieces, and takes effect with the one
+that makes it whole.  They count in order, so what comes twice, or after a gap, is ignored and
+sent again; a session has one such instruction at a time.
+
 Not thread-safe: one thread at a time applies.
 """
 
@@ -42,6 +46,8 @@ from raftsvc.errors import Rejected, reason_text
 from raftsvc.state import State, StreamingState
 
 MAX_REASON_BYTES = 1024
+MAX_WHOLE_BYTES = 4 * 1024 * 1024
+"""The longest instruction that is put together from pieces; each member may have one under way, in the snapshot too."""
 
 _ENVELOPE = struct.Struct(">BQQQQ")
 ENVELOPE_BYTES = _ENVELOPE.size
@@ -52,6 +58,8 @@ _OPEN_SESSION = 2
 _VOID = 3
 _VOID_LIFE = Life(MAX_NUMBER, 0)
 _ALL_SETTLED = 2**64 - 1
+_PIECE = 4
+_PLACE_IN_WHOLE = struct.Struct(">QQ")
 
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 _FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
@@ -70,6 +78,22 @@ def wrap_open_session(node_id: int, former_id: int, life: Life) -> bytes:
 def wrap_void(node_id: int) -> bytes:
     """The data of an entry after which no life of `node_id` counts any more."""
     return _ENVELOPE.pack(_VOID, node_id, 0, 0, 0)
+
+
+def wrap_piece(
+    node_id: int, session_id: int, number: int, low: int, offset: int, whole_bytes: int, piece: bytes
+) -> bytes:
+    """The data of an entry that carries a part of an instruction of `whole_bytes`; else as `wrap_instruction`."""
+    return _ENVELOPE.pack(_PIECE, node_id, session_id, number, low) + _PLACE_IN_WHOLE.pack(offset, whole_bytes) + piece
+
+
+def read_piece(data: bytes) -> tuple[int, int, bytes] | None:
+    """Offset, size of the whole and bytes of the piece that an entry carries; None if it carries none."""
+    start = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
+    if len(data) < start or data[0] != _PIECE:
+        return None
+    offset, whole_bytes = _PLACE_IN_WHOLE.unpack_from(data, ENVELOPE_BYTES)
+    return offset, whole_bytes, data[start:]
 
 
 def read_envelope(data: bytes) -> tuple[int, int, int]:
@@ -110,16 +134,55 @@ class Answer(NamedTuple):
     outcome: Outcome
 
 
-class Session:
-    """The instructions of one node since it opened this session."""
+class Partial:
+    """What has come so far of an instruction that comes in pieces."""
 
-    __slots__ = ("id", "life", "low", "outcomes")
+    __slots__ = ("held", "number", "parts", "whole_bytes")
+
+    def __init__(self, number: int, whole_bytes: int) -> None:
+        self.number = number
+        self.whole_bytes = whole_bytes
+        self.held = 0
+        self.parts: list[bytes] = []
+
+
+class Session:
+    """The instructions of one node since it opened this session.
+
+    partial: the one that is coming in pieces.  A node sends one at a time, so a later one is the sign
+             that its caller gave the one before up.
+    """
+
+    __slots__ = ("id", "life", "low", "outcomes", "partial")
 
     def __init__(self, session_id: int, life: Life, low: int = 0) -> None:
         self.id = session_id
         self.life = life
         self.low = low
         self.outcomes: dict[int, Outcome] = {}
+        self.partial: Partial | None = None
+
+    def join(self, number: int, data: bytes) -> bytes | None:
+        """Take a piece, if it is the one that comes next; the instruction if it is whole with it."""
+        piece = read_piece(data)
+        if piece is None:
+            return None
+        offset, whole_bytes, part = piece
+        partial = self.partial
+        if offset == 0 and (partial is None or partial.number < number) and 0 < whole_bytes <= MAX_WHOLE_BYTES:
+            partial = self.partial = Partial(number, whole_bytes)
+        if (
+            partial is None
+            or (partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)
+            or offset + len(part) > whole_bytes
+        ):
+            return None
+        partial.parts.append(part)
+        partial.held += len(part)
+        if partial.held < whole_bytes:
+            return None
+        self.partial = None
+        return b"".join(partial.parts)
 
     def settle_below(self, low: int) -> None:
         """Forget the outcomes of numbers below `low`, more than before: the node will not ask about them again."""
@@ -130,6 +193,8 @@ class Session:
         for number in settled:
             self.outcomes.pop(number, None)
         self.low = low
+        if self.partial is not None and self.partial.number < low:
+            self.partial = None
 
 
 _SESSION = struct.Struct(">QQQQQI")
@@ -169,6 +234,12 @@ class Machine:
         """The outcome that the node's session remembers of `number`."""
         session = self._sessions.get(node_id)
         return session.outcomes.get(number) if session else None
+
+    def held_of(self, node_id: int, session_id: int, number: int) -> int:
+        """How many bytes there are by now of an instruction that comes in pieces."""
+        session = self._sessions.get(node_id)
+        partial = session.partial if session is not None and session.id == session_id else None
+        return partial.held if partial is not None and partial.number == number else 0
 
     def take_digests(self) -> tuple[int, list[int]]:
         """The digest after each entry applied since the last call, and the index of the first.
@@ -210,7 +281,7 @@ class Machine:
             return b""  # no node of this version writes such an entry; all ignore it alike
         op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
-        if op != _INSTRUCTION:
+        if op != _INSTRUCTION and op != _PIECE:
             if op == _OPEN_SESSION:
                 self._open_session(node_id, session_id, Life(low, number), index)
             elif op == _VOID and node_id in self.config.members:
@@ -220,8 +291,11 @@ class Machine:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
+            whole = entry[_INSTRUCTION_OFFSET:] if op == _INSTRUCTION else session.join(number, data_of(entry))
+            if whole is None:
+                return b""
             try:
-                answer = self.state.apply(entry[_INSTRUCTION_OFFSET:], index)
+                answer = self.state.apply(whole, index)
                 outcome = _SATISFIED if answer else _UNSATISFIED
             except Rejected as rejected:
                 reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
@@ -296,16 +370,31 @@ class Machine:
             for number in sorted(session.outcomes):
                 data = session.outcomes[number]._encode()
                 parts += (_OUTCOME.pack(number, len(data)), data)
+            if session.partial is not None:
+                partial = session.partial
+                parts += (
+                    _SESSION.pack(0, node_id, partial.number, partial.whole_bytes, 0, partial.held),
+                    *partial.parts,
+                )
         return b"".join(parts)
 
 
 def _decode_sessions(data: bytes) -> dict[int, Session]:
-    sessions = {}
+    sessions: dict[int, Session] = {}
     offset = 0
     try:
         while offset < len(data):
             node_id, session_id, counter, nonce, low, count = _SESSION.unpack_from(data, offset)
             offset += _SESSION.size
+            if node_id == 0:  # no member: what there is of an instruction of member `session_id`
+                partial = Partial(number=counter, whole_bytes=nonce)
+                partial.held = count
+                partial.parts = [data[offset : offset + count]]
+                offset += count
+                if offset > len(data) or session_id not in sessions:
+                    raise MalformedError("session table is cut short")
+                sessions[session_id].partial = partial
+                continue
             session = sessions[node_id] = Session(session_id, Life(counter, nonce), low)
             for _ in range(count):
                 number, length = _OUTCOME.unpack_from(data, offset)

@@ -214,9 +214,7 @@ class Peers:
         installed, and MalformedError if the data is not what was announced.
         """
         arrivals = self._engine.snapshots.arrivals
-        with self._turn.lock:
-            wanted = would_install(self._engine, chunk.message)
-        if not wanted:  # the core's answer says why: a newer term, or we have all that
+        if not self._is_wanted(chunk):  # the core's answer says why: a newer term, or we have all that
             if self.incoming_lock.acquire(blocking=False):
                 arrivals.drop()
                 self.incoming_lock.release()
@@ -224,8 +222,13 @@ class Peers:
         if not self.incoming_lock.acquire(timeout=self._patience):
             raise OverloadedError("another snapshot is being received")
         try:
-            offset = arrivals.receive_chunk(chunk)
-            replies = self.receive(from_id, [chunk.message]) if offset == chunk.size_bytes else []
-            return offset, replies
+            offset = arrivals.receive_chunk(chunk, lambda: self._is_wanted(chunk))
+            if offset is not None and offset < chunk.size_bytes:
+                return offset, []
+            return chunk.size_bytes, self.receive(from_id, [chunk.message])
         finally:
             self.incoming_lock.release()
+
+    def _is_wanted(self, chunk: SnapshotChunk) -> bool:
+        with self._turn.lock:
+            return would_install(self._engine, chunk.message)

@@ -9,7 +9,7 @@ leader's together.  Installing it is a write of the log: see `writes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from raftsvc.core.membership import Configuration
@@ -160,12 +160,17 @@ class Arrivals:
         self._store = store
         self._incoming: IncomingSnapshot | None = None
 
-    def receive_chunk(self, chunk: SnapshotChunk) -> int:
-        """Take a piece of a snapshot that is wanted; returns the offset wanted next, its size once it is whole.
+    def receive_chunk(self, chunk: SnapshotChunk, is_wanted: Callable[[], bool]) -> int | None:
+        """Take a piece of a snapshot; returns the offset wanted next, its size once it is whole.
 
-        Slow, and called by one thread at a time.  Raises MalformedError if the data
-        is not what was announced, OSError.
+        Slow, and called by one thread at a time.  is_wanted: looked at now that it is this
+        thread's turn, for what was wanted when the piece came may have been installed since,
+        or something later; None if it is not.  Raises MalformedError if the data is not what
+        was announced, OSError.
         """
+        if not is_wanted():
+            self.drop()
+            return None
         message = chunk.message
         identity = (message.index, message.log_term, chunk.size_bytes, chunk.crc)
         if self._incoming is None or self._incoming.identity != identity:

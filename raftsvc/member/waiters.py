@@ -41,9 +41,10 @@ class Call(Waiter):
     unsettled: how many times it was handed to a log, here or at a leader, with no
                word that it was refused there; above 0 it may yet be applied.
     is_parked: its caller waits, and can be woken to help.
+    is_cut:    it is sent piece by piece.
     """
 
-    __slots__ = ("data", "instruction", "is_parked", "number", "outcome", "retry_tick", "unsettled")
+    __slots__ = ("data", "instruction", "is_cut", "is_parked", "number", "outcome", "retry_tick", "unsettled")
 
     def __init__(self, instruction: bytes) -> None:
         super().__init__()
@@ -53,6 +54,7 @@ class Call(Waiter):
         self.unsettled = 0
         self.retry_tick = 0
         self.is_parked = False
+        self.is_cut = False
         self.outcome: Outcome | None = None
 
     @property

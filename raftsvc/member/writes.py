@@ -41,7 +41,6 @@ class Writes:
         "_held",
         "_in_write",
         "_inbox",
-        "_installed",
         "_is_preparing",
         "_refusals",
         "_rest_ticks",
@@ -58,7 +57,6 @@ class Writes:
         self._waiting: list[Ready | SnapshotMark] = []
         self._in_write: Batch = ()
         self._written = 0  # of the items of this batch, and whether the snapshot of the next is installed
-        self._installed = False
         self._refusals = 0  # of this batch
         self._rest_ticks = 0  # until it is tried again
         self._held: deque[tuple[int, Sequence[Message]]] = deque()
@@ -110,14 +108,11 @@ class Writes:
             else:
                 if item.snapshot is not None:
                     # The file first, then the mark, then what follows it.
-                    if not self._installed:
-                        self._store.install_incoming()
-                        self._installed = True
+                    self._store.install_incoming(item.snapshot.index)
                     wal.mark_snapshot(item.snapshot.index, item.snapshot.term)
                 if item.hard_state is not None or item.entries:
                     wal.append(item.hard_state, item.entries)
             self._written += 1
-            self._installed = False
 
     def end(self) -> None:
         """The write returned; whoever wrote looks into the inbox after this, and not before."""

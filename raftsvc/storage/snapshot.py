@@ -199,11 +199,11 @@ class IncomingSnapshot:
         path: str,
         cluster_id: int,
         identity: tuple[int, int, int, int],
-        on_complete: Callable[[], None],
+        on_complete: Callable[[int], None],
         sync_bytes: int = SYNC_BYTES,
         on_useless: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_complete` is called by `finish` with the file verified and durable, `on_useless` where that fails."""
+        """on_complete: called by `finish` with the index, all verified and durable; on_useless: where that fails."""
         index, term, size_bytes, crc = identity
         self.identity: tuple[int, int, int, int] | None = identity
         self._announced = (index, term, cluster_id)
@@ -270,7 +270,7 @@ class IncomingSnapshot:
             # It was never ours: the sender's storage, or the way, is damaged.
             raise MalformedError(f"the snapshot received is damaged: {error}") from error
         with self._giving_up():
-            self._on_complete()
+            self._on_complete(header.index)
         return header
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class Store:
         self._snapshot_lock = threading.Lock()
         self._is_closed = False
         self._snapshot_index = 0
-        self._superseded = 0  # snapshots received whole in whose place a later one came before they were installed
+        self._complete_index = 0  # of the snapshot that was received whole and waits to be installed; 0: there is none
         self._is_named = False  # one received whole has its name, which is not durable yet
         self._incoming: IncomingSnapshot | None = None
         self._cluster_id = 0
@@ -344,34 +344,32 @@ class Store:
             if not self._is_closed:
                 self._files.remove(f"{self._path}/snap.part")
 
-    def _complete_incoming(self) -> None:
-        complete = f"{self._path}/snap.new"
+    def _complete_incoming(self, index: int) -> None:
         with self._snapshot_lock:
             self._check_open()
-            if self._files.exists(complete):
-                self._superseded += 1
-            self._files.rename(f"{self._path}/snap.part", complete)
+            if index < self._complete_index:
+                return  # what waits to be installed covers it
+            self._files.rename(f"{self._path}/snap.part", f"{self._path}/snap.new")
+            self._complete_index = index
 
-    def install_incoming(self) -> None:
-        """Give the last snapshot that was received whole its name, durably.
+    def install_incoming(self, index: int) -> None:
+        """Give the snapshot at `index` that was received whole its name, durably; or a later one that took its place.
 
-        Does nothing if that one was installed already in place of the one meant.
-        Raises DiskRefusedError, after which it is to be called again; OSError, StorageError.
+        Does nothing if what has the name covers it already.  Raises DiskRefusedError, after which
+        it is to be called again; OSError; StorageError, also if there is none that covers
+        it: what the log is about to say of it would not be true.
         """
         with self._snapshot_lock:
             self._check_open()
             complete = f"{self._path}/snap.new"
-            if not self._is_named and self._superseded and not self._files.exists(complete):
-                self._superseded -= 1
-                return
             try:
-                if not self._is_named:
-                    with StoredSnapshot(self._files, complete) as snapshot:
-                        index = snapshot.header.index
+                if not self._is_named and self._complete_index > self._snapshot_index:
                     self._files.rename(complete, f"{self._path}/snap")
                     self._is_named = True
-                    self._snapshot_index = index  # now: one of our own that is older must not take its place
-                self._files.sync_dir(self._path)
+                    # Now: one of our own that is older must not take its place.
+                    self._snapshot_index, self._complete_index = self._complete_index, 0
+                if self._is_named:
+                    self._files.sync_dir(self._path)
             except OSError as error:
                 # Nothing happened, or the directory was not even opened; what a sync says is final.
                 is_foreign = error.errno in FOREIGN or isinstance(error, FileNotFoundError)
@@ -379,6 +377,9 @@ class Store:
                     raise DiskRefusedError(f"{complete}: installing it was refused: {error}") from error
                 raise
             self._is_named = False
+            if self._snapshot_index < index:
+                what = f"the snapshot at {index} is to be installed, the last received covers {self._snapshot_index}"
+                raise StorageError(f"{self._path}: {what}")
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close the log and let the directory go; idempotent.

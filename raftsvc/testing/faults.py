@@ -9,6 +9,7 @@ KINDS = (
     "duplication",
     "delay and reordering",
     "slow links",
+    "narrow links",
     "partition",
     "one-way cut",
     "leader cut off",
@@ -47,6 +48,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("options changed", "leader unheard by one", "leader cut off", "one-way cut", "pause", "kill"),
     ("slow links", "kill", "leadership transfer", "options changed", "member added"),
     ("slow State", "hung State", "full disk", "nothing left", "slow disk", "kill"),
+    ("narrow links", "kill", "partition", "member added", "leadership transfer"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
 )

@@ -59,6 +59,7 @@ class NetworkFaults:
             "duplication": self._duplicate,
             "delay and reordering": self._delay,
             "slow links": self._slow_links,
+            "narrow links": self._narrow,
             "partition": self._partition,
             "one-way cut": self._cut_one_way,
             "leader cut off": self._cut_off_leader,
@@ -92,6 +93,11 @@ class NetworkFaults:
         network.distance = int(rng.choice(shares) * LEAST_ELECTION_TICKS * TICK)
         if rng.random() < 0.5:
             for_a_while(self._world, network.shorten, longest=5000)
+        return True
+
+    def _narrow(self, node: SimulatedNode) -> bool:
+        self._network.set_rate(self._world.random.choice((3_000, 10_000, 40_000)))
+        for_a_while(self._world, lambda: self._network.set_rate(0), longest=6000)
         return True
 
     def _cut(self, links: set[tuple[int, int]]) -> bool:

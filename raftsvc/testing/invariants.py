@@ -33,10 +33,10 @@ from raftsvc.core.messages import (
 from raftsvc.core.raft import Role
 from raftsvc.core.server import TERMLESS
 from raftsvc.member.engine import Engine
-from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope
+from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope, read_piece
 from raftsvc.member.waiters import Call
 
-_SLACK_BYTES = 2500
+_SLACK_BYTES = 6000
 """What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
@@ -59,6 +59,7 @@ class Known:
         self.commit_index = 0
         self.stable_index = 0
         self.offset = 0
+        self.snapshot_index = 0
         self.term = 0
         self.led_term = 0
         self.led_last: Entry | None = None
@@ -111,6 +112,7 @@ class Consensus:
         )
         known.entries = {}
         known.commit_index = 0
+        known.snapshot_index = log.snapshot.index
         known.term = core.term
         known.led_term = 0
         known.led_last = None
@@ -146,6 +148,11 @@ class Consensus:
             require(core.term > known.term, f"term of node {engine.node_id} went back to {core.term}")
             known.term = core.term
         known.stable_index, known.offset = log.stable_index, log.offset
+        if log.snapshot.index != known.snapshot_index:
+            known.snapshot_index = log.snapshot.index
+            kept = log.snapshot.index - log.offset
+            most = max(engine.options.trailing_entries, engine.options.max_pinned_entries)
+            require(kept <= most, f"memory: node {engine.node_id} keeps {kept} entries that its snapshot covers")
         last = log.last_entry
         if last is not known.entries.get(log.last_index):
             self._look_at_log(engine, known)
@@ -391,6 +398,8 @@ class Sessions:
         self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
         self._removed: dict[int, int] = {}
         self._executed: dict[tuple[int, int, int], int] = {}
+        self._given: dict[int, bytes] = {}  # by index: what States were given
+        self._pieces: dict[tuple[int, int, int], dict[int, bytes]] = {}  # of instructions that come so, by offset
         self._verdicts: dict[int, bool | None] = {}
         self._may_take_effect: Counter[bytes] = Counter()  # by instruction: callers, save those told that it did not
         self._not_applied: list[Call] = []
@@ -399,7 +408,13 @@ class Sessions:
         """An entry is committed: remember what it is about."""
         self._committed.setdefault(index_of(entry), entry)
         if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
-            self._carried.setdefault(read_envelope(data_of(entry)), index_of(entry))
+            key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
+            if piece is None:
+                self._carried.setdefault(key, index_of(entry))
+            else:
+                offset, _, part = piece
+                known = self._pieces.setdefault(key, {})
+                known[offset] = max(part, known.get(offset, b""), key=len)  # it may be cut elsewhere the next time
         elif kind_of(entry) is EntryKind.CONFIG:
             change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
@@ -415,11 +430,18 @@ class Sessions:
             f"state machine safety: node {node_id} applies at {index} what is not committed there",
         )
         assert entry is not None
+        key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
+        if piece is None:
+            is_same = data_of(entry)[ENVELOPE_BYTES:] == data
+        else:
+            parts = self._pieces[key]
+            is_same = piece[0] + len(piece[2]) == piece[1] == len(data)
+            is_same = is_same and all(data[offset : offset + len(part)] == part for offset, part in parts.items())
+            self._carried.setdefault(key, index)
         require(
-            data_of(entry)[ENVELOPE_BYTES:] == data,
+            is_same and self._given.setdefault(index, data) == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
-        key = read_envelope(data_of(entry))
         first = self._executed.setdefault(key, index)
         require(
             first == index,
@@ -462,8 +484,7 @@ class Sessions:
         key = read_envelope(call.data) if call.data else None
         index = self._executed.get(key, 0) if key else 0
         require(
-            0 < index <= engine.applying.machine.applied_index
-            and data_of(self._committed[index])[ENVELOPE_BYTES:] == call.instruction,
+            0 < index <= engine.applying.machine.applied_index and self._given[index] == call.instruction,
             f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
             f"which is not applied there",
         )
@@ -493,7 +514,7 @@ class Sessions:
                 not index,
                 f"sessions: instruction {call.number} of a caller who was told NotApplied took effect at {index}",
             )
-        effects = Counter(data_of(self._committed[index])[ENVELOPE_BYTES:] for index in self._executed.values())
+        effects = Counter(self._given[index] for index in self._executed.values())
         for instruction, count in effects.items():
             expected = self._may_take_effect[instruction]
             require(

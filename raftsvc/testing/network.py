@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raftsvc.core.messages import Life
+from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
 USUAL_DELAY = 300
 """Mean, microseconds."""
+MOST_QUEUED = 20 * SECOND
+"""What would wait longer for a slow link is lost."""
 
 
 class Port(Protocol):
@@ -32,6 +35,7 @@ class Port(Protocol):
 class Network:
     """Links that delay, lose, duplicate and reorder, or pass nothing at all in one direction or both.
 
+    rate: bytes a second that each link carries in each direction; what is sent meanwhile waits.  0: any number.
     delay:    of chance, mean.
     distance: what every message takes beside that, about; it may last when all else is healed.
     is_paced: one batch at a time goes from one node to another, and the next leaves when the answer
@@ -48,9 +52,27 @@ class Network:
         self.distance = 0
         self.is_paced = False
         self._behind: dict[tuple[int, Life, int], list[bytes]] = {}  # by link that is busy: what leaves next
+        self.rate = 0
+        self._busy_until: dict[tuple[int, int], int] = {}
+
+    def transmission(self, source_id: int, target_id: int, size_bytes: int) -> int | None:
+        """How long it is until so much has passed a link, behind what was sent before; None if it is lost."""
+        if not self.rate:
+            return 0
+        now = self._world.schedule.now
+        link = source_id, target_id
+        queued = max(0, self._busy_until.get(link, 0) - now)
+        if queued > MOST_QUEUED:
+            return None
+        # With the time that it takes anyway, lest what is behind it overtakes it: such a link is one connection.
+        time = queued + size_bytes * SECOND // self.rate + 50
+        self._busy_until[link] = now + time
+        return time
 
     def latency(self) -> int:
-        """How long one message takes."""
+        """How long one message takes, beside its transmission."""
+        if self.rate and self.delay == USUAL_DELAY and not self.distance:
+            return 0
         rng = self._world.random
         far = int(self.distance * rng.uniform(0.9, 1.1)) if self.distance else 0
         return 50 + far + int(rng.expovariate(1 / self.delay))
@@ -74,11 +96,12 @@ class Network:
     def _carry(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
-        if (source_id, target_id) in self.cut or rng.random() < self.loss:
+        time = self.transmission(source_id, target_id, len(data) * copies)
+        if (source_id, target_id) in self.cut or rng.random() < self.loss or time is None:
             self._world.report.counts["batches lost"] += 1
             return False
         for _ in range(copies):
-            self._world.schedule.at(self.latency(), lambda: self._deliver(source_id, life, target_id, data))
+            self._world.schedule.at(time + self.latency(), lambda: self._deliver(source_id, life, target_id, data))
         return True
 
     def _deliver(self, source_id: int, life: Life, target_id: int, data: bytes) -> None:
@@ -118,3 +141,9 @@ class Network:
         self.cut.clear()
         self.loss = self.duplication = 0.0
         self.delay = USUAL_DELAY
+        self.set_rate(0)
+
+    def set_rate(self, rate: int) -> None:
+        """From now on each link carries so much."""
+        self.rate = rate
+        self._busy_until.clear()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raftsvc.core.messages import Life, Message
 from raftsvc.errors import DivergedError, StorageError
-from raftsvc.member.engine import Engine, EngineOptions, would_install
+from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
@@ -23,7 +23,7 @@ from raftsvc.testing.invariants import Violation
 from raftsvc.testing.network import Network
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
-from raftsvc.testing.transfer import Transfer
+from raftsvc.testing.transfer import Reception, Transfer
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -74,6 +74,7 @@ class SimulatedProcess:
         self.halted_at = 0
         self.is_applying = False
         self._transferring: set[int] = set()
+        self.reception = Reception(world, self)
         state = world.workload.make_state()
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
@@ -179,31 +180,11 @@ class SimulatedProcess:
         return False
 
     def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
-        """A piece of a snapshot arrives."""
-        if not self._may_speak(chunk.message.from_id, life):
+        """A piece of a snapshot arrives, and may have to wait until another was received."""
+        if self._may_speak(chunk.message.from_id, life):
+            self.do(lambda engine: self.reception.take(engine, chunk, reply))
+        else:
             reply(None)
-            return
-        answer: list[int | None] = []  # none if the power goes
-
-        def receive(engine: Engine) -> None:
-            if not would_install(engine, chunk.message):
-                engine.snapshots.arrivals.drop()
-                wanted = chunk.size_bytes
-            else:
-                try:
-                    wanted = engine.snapshots.arrivals.receive_chunk(chunk)
-                except (ValueError, OSError, StorageError) as error:
-                    self.note(f"a piece of a snapshot is refused: {error}")
-                    answer.append(None)
-                    return
-            answer.append(wanted)
-            if wanted == chunk.size_bytes:
-                self.computer.spoilt_snapshots.discard(chunk.message.index)
-                engine.step([chunk.message])
-
-        self.do(receive)
-        for wanted in answer:
-            reply(wanted)
 
     # -- slow work
 

@@ -1,22 +1,24 @@
-"""A stored snapshot on its way from one node to another, piece by piece, as a transfer thread sends it."""
+"""A stored snapshot on its way from one node to another, piece by piece, as threads send and receive it."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from raftsvc.core.messages import Message, decode_messages
 from raftsvc.errors import StorageError
-from raftsvc.member.engine import Engine
+from raftsvc.member.engine import Engine, would_install
 from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.network import Network
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.world import World
-from raftsvc.transport import SnapshotChunk
+from raftsvc.transport import SnapshotChunk, Stride
 
-PIECE_BYTES = 200
 TRIES = 4
 TIMEOUT = 500 * MILLISECOND
+SLOW = 100 * MILLISECOND
 
 
 class Sender(Protocol):
@@ -45,6 +47,9 @@ class Transfer:
         self._message = message
         self._tries = 0
         self._request = 0
+        most = world.conditions.piece_bytes
+        self._stride = Stride(max(60, most // 8), 60, most, SLOW)
+        self._began = 0
         self._is_refused = False
 
     def start(self) -> None:
@@ -79,12 +84,14 @@ class Transfer:
         copy = decode_messages(message.encode())[0]
         chunk = SnapshotChunk(copy, self._snapshot.size_bytes, self._snapshot.crc, offset, data)
         self._request = request = self._request + 1
+        self._began = self._world.schedule.now
         patience = TIMEOUT + 3 * network.distance
         self._sender.life.later(patience, lambda: self._time_out(request, offset, size))
         port = network.ports.get(message.to_id)
-        if port is not None and network.passes(self._sender.node_id, message.to_id):
+        time = network.transmission(self._sender.node_id, message.to_id, len(chunk.encode()))
+        if port is not None and time is not None and network.passes(self._sender.node_id, message.to_id):
             self._world.schedule.at(
-                network.latency(),
+                time + network.latency(),
                 lambda: port.take(life, chunk, lambda wanted: self._replied(request, wanted)),
             )
 
@@ -94,7 +101,8 @@ class Transfer:
             if self._tries >= TRIES:
                 self._end(False, self._look_for_damage() if self._is_refused else None)
             else:
-                self._send(offset, size)
+                self._stride.shorten()
+                self._send(offset, min(size, self._stride.size_bytes))
 
     def _replied(self, request: int, wanted: int | None) -> None:
         """An answer sets out."""
@@ -110,7 +118,9 @@ class Transfer:
         if wanted >= self._snapshot.size_bytes:
             self._end(True)
         else:
-            self._send(wanted, PIECE_BYTES)
+            self._stride.passed(self._world.schedule.now - self._began)
+            self._tries = 0
+            self._send(wanted, self._stride.size_bytes)
 
     def _look_for_damage(self) -> Exception | None:
         try:
@@ -123,3 +133,87 @@ class Transfer:
         self._request = 0
         self._sender.note(f"the snapshot for n{self._message.to_id} {'arrived' if succeeded else 'did not arrive'}")
         self._sender.end_transfer(self._message.to_id, succeeded, damage)
+
+
+class Receiver(Protocol):
+    """The process that receives snapshots."""
+
+    life: Lifetime
+    engine: Engine
+    computer: Computer
+
+    def note(self, what: str) -> None:
+        """Write a line of the trace."""
+
+    def do(self, step: Callable[[Engine], None]) -> None:
+        """One step of the engine."""
+
+
+class Reception:
+    """What serves the pieces that arrive, as `member.peers` does: one at a time, the others wait for their turn.
+
+    To ask whether a piece is wanted, to receive it and to step what it is for are events of
+    their own: anything may come between them.
+    """
+
+    def __init__(self, world: World, receiver: Receiver) -> None:
+        self._world = world
+        self._receiver = receiver
+        self._waiting: deque[tuple[SnapshotChunk, Callable[[int | None], None]]] = deque()
+        self._is_busy = False
+
+    def take(self, engine: Engine, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        """A piece arrives."""
+        if not would_install(engine, chunk.message):
+            if not self._is_busy:
+                engine.snapshots.arrivals.drop()
+            self._step(engine, chunk, reply)
+        elif self._is_busy:
+            self._waiting.append((chunk, reply))
+        else:
+            self._begin(chunk, reply)
+
+    def _begin(self, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        self._is_busy = True
+        self._later(lambda engine: self._receive(engine, chunk, reply))
+
+    def _later(self, step: Callable[[Engine], None]) -> None:
+        rng = self._world.random
+        delay = int(rng.expovariate(1 / rng.choice((100, 100, 20 * MILLISECOND))))
+        self._receiver.life.later(delay, lambda: self._receiver.do(step))
+
+    def _receive(self, engine: Engine, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        receiver = self._receiver
+        try:
+            wanted = engine.snapshots.arrivals.receive_chunk(chunk, lambda: would_install(engine, chunk.message))
+        except (ValueError, OSError, StorageError) as error:
+            receiver.note(f"a piece of a snapshot is refused: {error}")
+            self._end()
+            reply(None)
+            return
+        if wanted is not None and wanted < chunk.size_bytes:
+            self._end()
+            reply(wanted)
+            return
+        if wanted is not None:
+            receiver.computer.spoilt_snapshots.discard(chunk.message.index)
+
+        def finish(engine: Engine) -> None:
+            self._step(engine, chunk, reply)
+            self._end_later()
+
+        self._later(finish)
+
+    def _step(self, engine: Engine, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+        engine.step([chunk.message])
+        reply(chunk.size_bytes)
+
+    def _end_later(self) -> None:
+        """Whoever received the last piece waits until it is durable, or for an election timeout."""
+        rng = self._world.random
+        self._receiver.life.later(int(rng.expovariate(1 / (20 * MILLISECOND))), lambda: self._end())
+
+    def _end(self) -> None:
+        self._is_busy = False
+        if self._waiting:
+            self._begin(*self._waiting.popleft())

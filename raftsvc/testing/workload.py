@@ -102,6 +102,9 @@ class RegisterWorkload:
 
     def next_action(self, random: Random, serial: int) -> Action:
         """Reads and writes, about as many of either; every value is written once."""
+        return _padded(self._next_action(random, serial), random)
+
+    def _next_action(self, random: Random, serial: int) -> Action:
         key = random.choice(self._keys)
         chance = random.random()
         if chance < 0.45:
@@ -138,3 +141,10 @@ class RegisterWorkload:
 
 def _instruction(verb: str, key: str, *arguments: int | None) -> Action:
     return Action((verb, key, *arguments), json.dumps([verb, key, *arguments]).encode())
+
+
+def _padded(action: Action, random: Random) -> Action:
+    """The same, but once in a while so long that it is sent in pieces."""
+    if action.instruction is None or random.random() < 0.9:
+        return action
+    return action._replace(instruction=action.instruction + b" " * random.choice((30, 300, 3000)))

@@ -26,6 +26,8 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         election_ticks=rng.choice((LEAST_ELECTION_TICKS, 10, 30) if is_changed else (LEAST_ELECTION_TICKS, 10)),
         snapshot_entries=rng.choice((8, 30, 100, 1000)),
         trailing_entries=rng.choice((0, 5, 50)),
+        max_pinned_entries=rng.choice((0, 60, 100_000)),
+        start_bytes=rng.choice((8, 24, 400, 1 << 16)),
         max_uncommitted_bytes=rng.choice((600, 1 << 20)),
         max_backlog_bytes=rng.choice((1000, 1 << 20)),
         tick_ns=1000 * TICK,
@@ -37,6 +39,7 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
 class Conditions:
     """What is the same throughout a seed, and differs from one to the next.
 
+    piece_bytes:  of a snapshot, in one request.
     think_time:   mean, of clients.  Some bugs need a cluster in which seldom something is written.
     least_voters: so many are left whatever is removed.
     """
@@ -44,6 +47,7 @@ class Conditions:
     options: EngineOptions
     segment_bytes: int
     sync_bytes: int
+    piece_bytes: int
     think_time: int
     client_count: int
     least_voters: int
@@ -55,6 +59,7 @@ class Conditions:
             draw_options(rng, may_lease=rng.random() < 0.4),
             segment_bytes=rng.choice((4096, 8192, 32768)),
             sync_bytes=rng.choice((100, 500, 1 << 20)),
+            piece_bytes=rng.choice((60, 200, 200, 1 << 20)),
             think_time=rng.choice((20, 40, 40, 40, 1500)) * MILLISECOND,
             client_count=rng.randint(3, 6),
             least_voters=rng.choice((1, 2, 3, 3)),

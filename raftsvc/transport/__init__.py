@@ -9,6 +9,7 @@ from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import request_join, stranger_envelope
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
+from raftsvc.transport.transfer import Stride
 from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk, peer_url
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Problem",
     "ServedStream",
     "SnapshotChunk",
+    "Stride",
     "connection_of",
     "peer_url",
     "request_join",

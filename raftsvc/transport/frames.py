@@ -33,6 +33,8 @@ _HASH_PIECE_BYTES = 2047
 _MAX_HELD_BYTES = 64 * 1024
 """and of how much that is worth it: 50 µs."""
 NONCE_BYTES = 16
+FRAME_BYTES = 16 * 1024
+"""A longer body is cut: who writes to a slow connection is seen to come on."""
 
 
 def fresh_stream_nonce() -> bytes:
@@ -80,9 +82,9 @@ class FrameWriter:
 
     def encode(self, body: bytes) -> list[bytes]:
         """The frame for `body`; several if it is too long for one."""
-        if len(body) <= MAX_BODY_BYTES:
+        if len(body) <= FRAME_BYTES:
             return [self._frame(body, len(body))]
-        pieces = [body[start : start + MAX_BODY_BYTES] for start in range(0, len(body), MAX_BODY_BYTES)]
+        pieces = [body[start : start + FRAME_BYTES] for start in range(0, len(body), FRAME_BYTES)]
         last = pieces.pop()
         return [*(self._frame(piece, len(piece) | _GOES_ON) for piece in pieces), self._frame(last, len(last))]
 

@@ -47,6 +47,10 @@ class Drain:
     def is_attached(self) -> bool:
         return self._outbox._drain is self
 
+    def note_progress(self) -> None:
+        """Some of what it took has left: the peer reads, however slowly."""
+        self._busy_since = time.monotonic()
+
     @property
     def is_busy(self) -> bool:
         """Whether it is at work with what it took."""

@@ -48,6 +48,7 @@ from raftsvc.transport.wire import (
     Identity,
     Part,
     Problem,
+    TooLargeError,
     UnreachableError,
     decode_problem,
     peer_url,
@@ -59,6 +60,8 @@ _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
 _MAX_SIGNINGS = 4
 _Answer = TypeVar("_Answer")
+_LEAST_BODY_BYTES = 2 * 1024
+"""What refuses less than that lets no node through."""
 
 
 class Listener(Protocol):
@@ -158,13 +161,16 @@ class Network:
     def post(self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None) -> bytes:
         """POST `body` and return the authentic answer's body.
 
-        Raises Problem for an authentic error answer, UnreachableError for everything else.
+        Raises Problem for an authentic error answer, TooLargeError where something on the way
+        refuses bodies of that size, UnreachableError for everything else.
         """
         limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
         response, mac = self._send(base_url, envelope, body, limits)
         answer, is_authentic = self._read(response, mac)
         if not is_authentic:
             status = response.status_code
+            if status == 413:
+                raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
             raise UnreachableError(f"status {status}, and the answer is not signed by a peer", status)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
@@ -259,6 +265,17 @@ class Line:
         self._stopping = stopping
         self._epoch = ""  # the life that the peer speaks as, as far as it is known
         self._late: Life | None = None  # one that answered although a later one had been heard
+        self._max_body_bytes = MAX_BODY_BYTES
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long the peer may say nothing."""
+        return self._network.silence_seconds
+
+    def move(self, addr: str) -> None:
+        """The peer is reached elsewhere, perhaps by another way."""
+        self.addr = addr
+        self._max_body_bytes = MAX_BODY_BYTES
 
     def post(self, path: str, body: bytes, part: str = "") -> bytes:
         """POST `body` and return the answer's.  Raises Problem, UnreachableError."""
@@ -316,18 +333,35 @@ class Line:
     def deliver(self, batch: Sequence[Message]) -> list[Message]:
         """POST messages, in parts if they are too many for one body; the replies to them."""
         body = b"".join([message.encode() for message in batch])
-        if len(body) <= MAX_BODY_BYTES:
-            answer = self._post_messages(body)
-        else:
-            batch_id = secrets.randbits(63)
-            for offset in range(0, len(body), MAX_BODY_BYTES):
-                part = Part(batch_id, offset, len(body))
-                answer = self._post_messages(body[offset : offset + MAX_BODY_BYTES], part.encode())
-        replies = decode_messages(answer)
+        while True:
+            try:
+                replies = decode_messages(self._post_messages(body))
+                break
+            except TooLargeError as error:
+                size = min(len(body), self._max_body_bytes)
+                if size <= _LEAST_BODY_BYTES:
+                    raise
+                self._max_body_bytes = max(_LEAST_BODY_BYTES, size // 2)
+                logger.warning(
+                    "node %d at %s: %s; from now on they have %d at most",
+                    self._peer_id,
+                    self.addr,
+                    error,
+                    self._max_body_bytes,
+                )
         self.check(replies)
         return replies
 
-    def _post_messages(self, body: bytes, part: str = "") -> bytes:
+    def _post_messages(self, body: bytes) -> bytes:
+        size = self._max_body_bytes
+        if len(body) <= size:
+            return self._post_part(body)
+        batch_id = secrets.randbits(63)
+        for offset in range(0, len(body), size):
+            answer = self._post_part(body[offset : offset + size], Part(batch_id, offset, len(body)).encode())
+        return answer
+
+    def _post_part(self, body: bytes, part: str = "") -> bytes:
         try:
             return self.post("msg", body, part)
         except Problem as problem:
@@ -431,7 +465,7 @@ class Peer:
 
     def move(self, addr: str) -> None:
         """The peer is reached elsewhere from now on.  Raises RuntimeError as a new one would."""
-        self._line.addr = addr
+        self._line.move(addr)
         if self._holder is None:
             self._start()
         else:

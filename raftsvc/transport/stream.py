@@ -28,7 +28,7 @@ from typing import Any
 import requests
 
 from raftsvc.core.messages import MalformedError, Message, decode_messages
-from raftsvc.transport.frames import ChunkDecoder, FrameReader, FrameWriter, Seal
+from raftsvc.transport.frames import FRAME_BYTES, ChunkDecoder, FrameReader, FrameWriter, Seal
 from raftsvc.transport.outbox import Drain, Outbox
 from raftsvc.transport.wire import MAX_BODY_BYTES, Problem, UnreachableError
 
@@ -90,6 +90,7 @@ class ServedStream:
 
     def __next__(self) -> bytes:
         if self._frames:  # the hello, or the rest of a long body
+            self.drain.note_progress()
             return self._frames.popleft()
         drain = self.drain
         is_attached = drain.is_attached
@@ -98,7 +99,10 @@ class ServedStream:
         )
         if self._rest and batch is not None:
             unsent, self._rest = self._rest, b""
-            return RawChunk(unsent)
+            self._frames.extend(
+                RawChunk(unsent[start : start + FRAME_BYTES]) for start in range(0, len(unsent), FRAME_BYTES)
+            )
+            return self._frames.popleft()
         if batch is None or not (is_attached or drain.is_attached):
             self.close()
             raise StopIteration

@@ -5,25 +5,73 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from raftsvc.core.messages import MalformedError, Message
 from raftsvc.errors import StorageError
 from raftsvc.storage import StoredSnapshot
-from raftsvc.transport.wire import SNAPSHOT_PIECE_BYTES, Problem, SnapshotChunk, UnreachableError, decode_chunk_reply
+from raftsvc.transport.wire import (
+    SNAPSHOT_PIECE_BYTES,
+    Problem,
+    SnapshotChunk,
+    TooLargeError,
+    UnreachableError,
+    decode_chunk_reply,
+)
 
 logger = logging.getLogger("raftsvc.transport")
 
 _TRIES = 4
+_FIRST_PIECE_BYTES = 32 * 1024
+_LEAST_PIECE_BYTES = 2 * 1024
+_SLOW_SHARE = 8
 _UNREADABLE = frozenset((errno.ENOENT, errno.EIO))
+
+
+class Stride:
+    """How large the next piece is: as large as passes quickly, for heartbeats may have to wait behind it.
+
+    first, least, most: bytes.
+    """
+
+    __slots__ = ("_least", "_most", "_slow", "size_bytes")
+
+    def __init__(self, first: int, least: int, most: int, slow: float) -> None:
+        """slow: how long a piece takes that is too large; half of that is not quick enough for a larger one."""
+        self.size_bytes = first
+        self._least = least
+        self._most = most
+        self._slow = slow
+
+    def passed(self, elapsed: float) -> None:
+        """A piece took that long, its answer included."""
+        if elapsed > self._slow:
+            self.shorten()
+        elif 2 * elapsed < self._slow:
+            self.size_bytes = min(self._most, 2 * self.size_bytes)
+
+    def shorten(self) -> bool:
+        """It was too large; whether it can be smaller."""
+        before, self.size_bytes = self.size_bytes, max(self._least, self.size_bytes // 2)
+        return self.size_bytes < before
+
+    def refused(self) -> bool:
+        """Something on the way refuses pieces of this size, today and tomorrow; whether it can be smaller."""
+        self._most = max(self._least, self.size_bytes // 2)
+        return self.shorten()
 
 
 class Line(Protocol):
     """The requests that reach the peer."""
 
+    @property
+    def silence_seconds(self) -> float:
+        """How long the peer may say nothing."""
+
     def post(self, path: str, body: bytes) -> bytes:
-        """Raises Problem, UnreachableError."""
+        """Raises Problem, TooLargeError, UnreachableError."""
 
     def check(self, replies: Sequence[Message]) -> None:
         """Raise MalformedError if these are not replies of that peer."""
@@ -92,25 +140,39 @@ class Transfer:
         """
         offset, size = 0, 0  # an empty piece asks where to go on
         tries, setbacks = 0, 0
+        stride = Stride(
+            _FIRST_PIECE_BYTES, _LEAST_PIECE_BYTES, SNAPSHOT_PIECE_BYTES, self._line.silence_seconds / _SLOW_SHARE
+        )
         announced = self._announced(snapshot)
         while not self._stopping.is_set():
             data = snapshot.read(offset, size)
             chunk = SnapshotChunk(announced, snapshot.size_bytes, snapshot.crc, offset, data)
+            began = time.monotonic()
             try:
                 wanted, replies = decode_chunk_reply(self._line.post("snapshot", chunk.encode()))
+            except TooLargeError as error:
+                if not stride.refused():
+                    raise
+                logger.warning("node %d: %s; smaller pieces of the snapshot follow", self._peer_id, error)
+                size = min(size, stride.size_bytes)
+                continue
             except (Problem, UnreachableError) as error:
                 tries += 1
                 if tries >= _TRIES or (isinstance(error, Problem) and error.status < 500):
                     raise
+                stride.shorten()
+                size = min(size, stride.size_bytes)
                 self._stopping.wait(0.1 * 2.0**tries)
                 continue
+            if size:
+                stride.passed(time.monotonic() - began)
             if wanted >= snapshot.size_bytes:
                 return replies
             tries = 0
             setbacks += bool(size) and wanted <= offset
             if setbacks >= _TRIES:
                 raise UnreachableError("the peer keeps asking for pieces that it was sent")
-            offset, size = wanted, SNAPSHOT_PIECE_BYTES
+            offset, size = wanted, stride.size_bytes
         raise UnreachableError("this node is stopping")
 
     def _announced(self, snapshot: StoredSnapshot) -> Message:

@@ -134,6 +134,10 @@ class UnreachableError(Exception):
         self.status = status
 
 
+class TooLargeError(UnreachableError):
+    """Something on the way, a proxy most likely, refuses bodies of that size: 413, signed by nobody."""
+
+
 class Part(NamedTuple):
     """Which part of a large batch a body is."""
 

@@ -41,22 +41,22 @@ def test_a_late_acceptance_is_no_news() -> None:
 def test_the_window_bounds_messages_and_bytes_and_opens_with_acknowledgements() -> None:
     progress = replicating(5)
     for index in (6, 7, 8):
-        assert progress.has_room(3, 1000)
+        assert progress.room_bytes(3, 1000)
         progress.sent(index, 400)
-    assert not progress.has_room(3, 10_000)
-    assert not progress.has_room(10, 1000)
+    assert not progress.room_bytes(3, 10_000)
+    assert not progress.room_bytes(10, 1000)
     progress.accepted(7)
-    assert progress.has_room(3, 1000)
+    assert progress.room_bytes(3, 1000)
     assert progress.next_index == 9
 
 
 def test_a_probe_is_not_repeated_for_an_answer_that_settles_nothing() -> None:
     progress = Progress(10)
     progress.sent(12, 100)
-    assert not progress.has_room(10, 10_000)
+    assert not progress.room_bytes(10, 10_000)
     assert not progress.accepted(0)
     assert progress.state is ProgressState.PROBE
-    assert not progress.has_room(10, 10_000), "the next heartbeat asks"
+    assert not progress.room_bytes(10, 10_000), "the next heartbeat asks"
     assert progress.accepted(9)
     assert progress.state is ProgressState.REPLICATE
 
@@ -64,6 +64,6 @@ def test_a_probe_is_not_repeated_for_an_answer_that_settles_nothing() -> None:
 def test_nothing_is_streamed_while_a_snapshot_is_awaited() -> None:
     progress = replicating(5)
     progress.await_snapshot(20)
-    assert not progress.has_room(10, 10_000)
+    assert not progress.room_bytes(10, 10_000)
     progress.accepted(5)
     assert progress.state is ProgressState.SNAPSHOT

@@ -114,18 +114,18 @@ def test_a_request_that_comes_twice_is_decided_once() -> None:
     raft = make_leader(max_uncommitted_bytes=100)
     raft.step(Message(MessageKind.APPEND_REPLY, 1, 2, term=1, index=1))
     proposal = [make_entry(0, 0, EntryKind.NORMAL, bytes(90))]
-    request = Message(MessageKind.PROPOSE, 1, 2, context=7, entries=proposal)
+    request = Message(MessageKind.PROPOSE, 1, 2, context=7, log_term=1, entries=proposal)
     raft.step(request)
     assert [m.reject for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [False]
     raft.step(request)
     assert not [m for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY]
-    raft.step(Message(MessageKind.PROPOSE, 1, 2, context=8, entries=proposal))
+    raft.step(Message(MessageKind.PROPOSE, 1, 2, context=8, log_term=1, entries=proposal))
     assert [m.hint for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [Refusal.QUOTA]
     for i in (2, 3):
         raft.step(Message(MessageKind.APPEND_REPLY, 1, i, term=1, index=raft.log.last_index))
     pump(raft)
     last = raft.log.last_index
-    raft.step(Message(MessageKind.PROPOSE, 1, 2, context=8, entries=proposal))
+    raft.step(Message(MessageKind.PROPOSE, 1, 2, context=8, log_term=1, entries=proposal))
     assert not [m for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY]
     assert raft.log.last_index == last, "what was refused is not appended later"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from raftsvc.core.messages import Message, MessageKind
+from raftsvc.core.messages import Life, Message, MessageKind
 from raftsvc.core.raft import Raft, Refusal, Role
-from raftsvc.errors import EvictedError, OutcomeUnknown
+from raftsvc.errors import EvictedError, OutcomeUnknown, OverloadedError
 from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
@@ -20,6 +21,7 @@ class _Follower:
     """A core that forwards to its leader."""
 
     node_id, leader_id, role = 3, 1, Role.FOLLOWER
+    settings = SimpleNamespace(election_ticks=10)
 
     def __init__(self) -> None:
         self.contexts: list[int] = []
@@ -32,7 +34,7 @@ class _Follower:
 def _refused(refusals: list[Refusal]) -> Call:
     """A call that was forwarded as often as it was refused, and failed then, for its node was removed."""
     core, inbox = _Follower(), Inbox(Health())
-    calls = Calls(cast(Raft, core), Contexts(Random(1)), 7, 1, inbox.calls, inbox.finished)
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished)
     calls.session_id = 1
     call = Call(b"x")
     inbox.put_call(call)
@@ -55,3 +57,19 @@ def test_that_a_node_was_removed_says_nothing_of_what_it_asked_before(refusals: 
 @pytest.mark.parametrize("refusals", [[], [Refusal.NO_LEADER], [Refusal.TRANSFERRING, Refusal.NO_LEADER]])
 def test_what_was_refused_as_often_as_it_was_sent_was_not_applied(refusals: list[Refusal]) -> None:
     assert isinstance(_refused(refusals).error, EvictedError)
+
+
+def test_what_was_refused_is_not_sent_again_though_it_waited_for_its_turn() -> None:
+    core, inbox = _Follower(), Inbox(Health())
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished)
+    calls.session_id = 1
+    call = Call(b"x")
+    inbox.put_call(call)
+    calls.take_in()
+    calls.send(0, may_propose=True)
+    calls.retry(9)  # it is to be sent again, and before that comes the answer
+    refusal = Message(MessageKind.PROPOSE_REPLY, 3, context=core.contexts[-1], reject=True, hint=Refusal.QUOTA)
+    calls.hear_reply(refusal, 9)
+    assert isinstance(call.error, OverloadedError)
+    calls.send(9, may_propose=True)
+    assert len(core.contexts) == 1 and not calls.has_unsent

@@ -77,7 +77,7 @@ def test_no_sync_of_a_large_snapshot_has_much_to_write(piece_bytes: int) -> None
     put_snapshot(written, PATH, HEADER, [bytes(piece_bytes)] * (size_bytes // piece_bytes))
     with StoredSnapshot(written, PATH) as snapshot:
         identity = (HEADER.index, HEADER.term, snapshot.size_bytes, snapshot.crc)
-        incoming = IncomingSnapshot(received, "/node/snap.part", HEADER.cluster_id, identity, lambda: None)
+        incoming = IncomingSnapshot(received, "/node/snap.part", HEADER.cluster_id, identity, lambda index: None)
         offset = 0
         while offset < snapshot.size_bytes:
             offset = incoming.append(offset, snapshot.read(offset, 500_000))
@@ -151,7 +151,7 @@ class Reception:
         )
         self.incoming = self.begin()
 
-    def complete(self) -> None:
+    def complete(self, index: int) -> None:
         self.completed += 1
 
     def receive(self, data: bytes) -> None:

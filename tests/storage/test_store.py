@@ -383,7 +383,7 @@ def test_recovered_entries_are_not_kept_by_the_store(path: str, disk: Disk) -> N
 def test_an_older_snapshot_never_replaces_a_newer_one(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     receive(store, header(9, 2), data_up_to(9))
-    store.install_incoming()
+    store.install_incoming(9)
     assert not store.save_snapshot(header(4), [data_up_to(4)])
     with store.open_snapshot() as snapshot:
         assert snapshot.header == header(9, 2)
@@ -418,7 +418,7 @@ def test_a_state_that_fails_while_it_is_written_leaves_no_trace(path: str, disk:
 def test_a_snapshot_from_a_leader_replaces_a_log_that_differs(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     receive(store, header(4, 3), data_up_to(4))
-    store.install_incoming()
+    store.install_incoming(4)
     assert not store.wal.mark_snapshot(4, 3)
     store.wal.append(HardState(3, 0, 4), [entry(5, term=3)])
     store.wal.sync()
@@ -430,7 +430,7 @@ def test_a_snapshot_waiting_to_be_installed_is_untouched_by_one_that_is_only_arr
     store = member(path, disk, 5)
     receive(store, header(9, 2), data_up_to(9))
     receive(store, header(12, 3), data_up_to(12), upto=50)
-    store.install_incoming()
+    store.install_incoming(9)
     with store.open_snapshot() as snapshot:
         snapshot.verify()
         assert snapshot.header == header(9, 2)
@@ -440,10 +440,10 @@ def test_a_later_snapshot_is_installed_in_place_of_one_that_waited(path: str, di
     store = member(path, disk, 5)
     receive(store, header(9, 2), data_up_to(9))
     receive(store, header(12, 3), data_up_to(12))
-    store.install_incoming()
+    store.install_incoming(9)
     store.wal.mark_snapshot(9, 2)
     store.wal.sync()
-    store.install_incoming()
+    store.install_incoming(12)
     store.wal.mark_snapshot(12, 3)
     store.wal.sync()
     loaded = restarted(store, path, disk).load(1)
@@ -453,8 +453,24 @@ def test_a_later_snapshot_is_installed_in_place_of_one_that_waited(path: str, di
 def test_nothing_is_installed_that_was_not_received(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     receive(store, header(9, 2), data_up_to(9), upto=50)
-    with pytest.raises(FileNotFoundError):
-        store.install_incoming()
+    with pytest.raises(StorageError, match="the snapshot at 9 is to be installed"):
+        store.install_incoming(9)
+    receive(store, header(9, 2), data_up_to(9))
+    with pytest.raises(StorageError, match="last received covers 9"):
+        store.install_incoming(12)
+
+
+def test_an_older_snapshot_that_is_whole_later_takes_no_place(path: str, disk: Disk) -> None:
+    store = member(path, disk, 5)
+    receive(store, header(12, 3), data_up_to(12))
+    receive(store, header(9, 2), data_up_to(9))
+    store.install_incoming(12)
+    store.wal.mark_snapshot(12, 3)
+    store.wal.sync()
+    receive(store, header(11, 2), data_up_to(11))
+    store.install_incoming(12)
+    loaded = restarted(store, path, disk).load(1)
+    assert (loaded.snapshot, list(loaded.entries)) == (header(12, 3), [])
 
 
 @pytest.mark.parametrize(
@@ -473,9 +489,9 @@ def test_an_installation_that_is_refused_is_repeated_and_nothing_older_comes_bet
     receive(store, header(9, 2), data_up_to(9))
     disk.fail_next(operation, name, code)
     with pytest.raises(DiskRefusedError):
-        store.install_incoming()
+        store.install_incoming(9)
     store.save_snapshot(header(4), [data_up_to(4)])
-    store.install_incoming()
+    store.install_incoming(9)
     store.close()
     disk.lose_power(lambda: False)
     with open_store(path, disk).open_snapshot() as snapshot:
@@ -487,7 +503,7 @@ def test_an_installation_whose_sync_failed_is_not_repeated(path: str, disk: Disk
     receive(store, header(9, 2), data_up_to(9))
     disk.fail_next("sync_dir", "", errno.ENOSPC)
     with pytest.raises(OSError, match="No space"):
-        store.install_incoming()
+        store.install_incoming(9)
 
 
 @pytest.mark.parametrize("operation", ["write", "sync", "rename"])
@@ -499,7 +515,7 @@ def test_a_snapshot_that_does_not_arrive_gives_its_space_back(path: str, disk: D
         receive(store, header(9, 2), data_up_to(9))
     assert disk.list_dir(path) == ["id", "wal"]
     receive(store, header(9, 2), data_up_to(9))
-    store.install_incoming()
+    store.install_incoming(9)
 
 
 def test_a_snapshot_that_is_not_wanted_any_more_gives_its_space_back(path: str, disk: Disk) -> None:
@@ -524,7 +540,7 @@ def test_a_snapshot_of_our_own_that_gets_no_name_gives_its_space_back(path: str,
 def test_a_crash_between_a_snapshot_and_its_mark_is_made_good(path: str, disk: Disk, term: int) -> None:
     store = member(path, disk, 5)
     receive(store, header(4, term), data_up_to(4))
-    store.install_incoming()
+    store.install_incoming(4)
     for _ in range(2):  # the mark is written at the first start
         store.close()
         disk.lose_power(lambda: False)
@@ -575,7 +591,7 @@ def test_a_snapshot_that_outlives_its_store_leaves_the_next_owner_alone(path: st
 
     with pytest.raises(StorageError, match="closed"):
         store.save_snapshot(header(4), chunks())
-    for attempt in (lambda: store.incoming(9, 2, 100, 1), store.install_incoming):
+    for attempt in (lambda: store.incoming(9, 2, 100, 1), lambda: store.install_incoming(9)):
         with pytest.raises(StorageError):
             attempt()
     with late[0].open_snapshot() as snapshot:
@@ -637,7 +653,7 @@ class Life:
             index = self.written + chance.randrange(1, 9)
             receive(store, header(index), data_up_to(index))
             self.written = index
-            store.install_incoming()
+            store.install_incoming(index)
             wal.mark_snapshot(index, 1)
             wal.sync()
             self.durable = self.snapshot_index = index

@@ -182,7 +182,7 @@ class BusyLife(Life):
                 receive(store, header(index), data_up_to(index))
             self.written = second
             for index in (first, second):
-                store.install_incoming()
+                store.install_incoming(index)
                 wal.mark_snapshot(index, 1)
                 wal.sync()
                 self.durable = self.snapshot_index = index if index == second else self.snapshot_index

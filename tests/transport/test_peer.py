@@ -361,3 +361,47 @@ def test_a_peer_for_which_there_is_no_thread_leaves_none_behind(monkeypatch: pyt
         thread.join(PATIENCE)
         assert not thread.is_alive()
     stranger.stop()
+
+
+def narrow(app: Any, limit: int, refused: list[int]) -> WsgiApp:
+    """What stands before `app` and refuses longer bodies, with a page that no peer signed."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> Sequence[bytes]:
+        if int(environ["CONTENT_LENGTH"]) <= limit:
+            return app(environ, start_response)  # type: ignore[no-any-return]
+        refused.append(int(environ["CONTENT_LENGTH"]))
+        environ["wsgi.input"].read(refused[-1])
+        start_response("413 Request Entity Too Large", [("Content-Length", "6"), ("Content-Type", "text/html")])
+        return [b"<html>"]
+
+    return answer
+
+
+@pytest.mark.parametrize("limit", [65536, 10_000, 2048])
+def test_what_is_too_large_for_a_proxy_arrives_in_smaller_parts(
+    talk: Callable[..., tuple[NodeStub, Peer]], limit: int
+) -> None:
+    recorder = Recorder()
+    refused: list[int] = []
+    node, peer = talk(narrow(make_app(recorder), limit, refused))
+    big = heartbeat(0, [make_entry(1, 1, EntryKind.NORMAL, bytes(200_000))])
+    peer.put([big])
+    node.wait_for("replies")
+    assert recorder.calls == [(PEER, [big])]
+    learnt = len(refused)
+    assert refused == sorted(refused, reverse=True), "smaller each time"
+    node.events.clear()
+    peer.put([big])
+    node.wait_for("replies")
+    assert len(refused) == learnt, "it is known by now"
+    assert {event[0] for event in node.events} == {"replies"}
+
+
+def test_a_proxy_that_refuses_everything_is_none_to_be_passed(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
+    recorder = Recorder()
+    refused: list[int] = []
+    node, peer = talk(narrow(make_app(recorder), 0, refused))
+    peer.put([heartbeat(0, [make_entry(1, 1, EntryKind.NORMAL, bytes(200_000))])])
+    node.wait_for("unreachable")
+    assert recorder.calls == []
+    assert min(refused) == 2048
