@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "the quota forgets what the State has not applied",
         "core/leader.py",
-        "self._uncommitted_bytes + self._server.log.unapplied_bytes\n",
-        "self._uncommitted_bytes\n",
+        "self._count_waiting() + self._server.log.unapplied_bytes\n",
+        "self._count_waiting()\n",
         kinds="hung State,slow State,leader cut off",
     ),
     Mutant(

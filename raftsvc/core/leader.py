@@ -33,7 +33,8 @@ class Leader:
         "_rest_ticks",
         "_server",
         "_transfer_elapsed",
-        "_uncommitted_bytes",
+        "_waiting_after",
+        "_waiting_bytes",
         "_unfit",
         "lease",
         "reads",
@@ -55,7 +56,9 @@ class Leader:
         self._heartbeat_elapsed = 0
         self._quorum_elapsed = 0
         self._commit_at_heartbeat = log.commit_index
-        self._uncommitted_bytes = log.bytes_between(log.commit_index, log.last_index)
+        # What is in the log and was not handed out to be applied: not committed, or not durable here.
+        self._waiting_after = log.delivered_index
+        self._waiting_bytes = log.bytes_between(log.delivered_index, log.last_index)
 
     def begin(self) -> None:
         """Assert leadership by an entry of this term (R7)."""
@@ -109,7 +112,7 @@ class Leader:
         if self.transfer_target:
             raise ProposalRefused(Refusal.TRANSFERRING)
         size_bytes = sum([len(data) for _, data in proposals])
-        waiting_bytes = self._uncommitted_bytes + self._server.log.unapplied_bytes
+        waiting_bytes = self._count_waiting() + self._server.log.unapplied_bytes
         if waiting_bytes and waiting_bytes + size_bytes > self._server.settings.max_uncommitted_bytes:
             raise ProposalRefused(Refusal.QUOTA)
         for kind, data in proposals:
@@ -122,13 +125,25 @@ class Leader:
         self.replication.broadcast_entries()
         return first
 
+    def _count_waiting(self) -> int:
+        """How many bytes wait to be handed out as committed."""
+        log = self._server.log
+        delivered, counted = log.delivered_index, self._waiting_after
+        if delivered != counted:
+            self._waiting_after = delivered
+            if counted >= log.offset:
+                self._waiting_bytes -= log.bytes_between(counted, delivered)
+            else:  # what was counted is compacted away
+                self._waiting_bytes = log.bytes_between(delivered, log.last_index)
+        return self._waiting_bytes
+
     def _append(self, proposals: Iterable[tuple[EntryKind, bytes]]) -> None:
         log = self._server.log
         term = self._server.term
         index = log.last_index
         entries = [make_entry(index + n, term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
         log.append(entries)
-        self._uncommitted_bytes += sum(map(len, entries))
+        self._waiting_bytes += sum(map(len, entries))
         if log.configs.latest_index > index:
             self._adopt_members()
 
@@ -188,7 +203,6 @@ class Leader:
             return False
         had_own_term_commit = server.has_own_term_commit
         is_for_all = log.commit_index < log.configs.latest_index <= index
-        self._uncommitted_bytes -= log.bytes_between(log.commit_index, index)
         log.advance_commit(index)
         for i, follower in progress.items():
             self.replication.send_entries(i, follower)

@@ -36,7 +36,7 @@ from raftsvc.member.engine import Engine
 from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope, read_piece
 from raftsvc.member.waiters import Call
 
-_SLACK_BYTES = 6000
+_SLACK_BYTES = 4000
 """What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
@@ -339,8 +339,10 @@ class Consensus:
         for m in messages if node_id not in self._put_back else ():
             if m.term == engine.core.term and m.kind not in _SPEAK_FOR_NO_TERM:
                 # What of an earlier term is said late was held back until that was durable.
+                # A refused vote may have been, when the same term's vote was given to somebody who asked next.
+                is_refused_before = m.kind is MessageKind.VOTE_REPLY and m.reject and engine.core.vote != NO_NODE
                 require(
-                    engine.core.term_is_durable,
+                    engine.core.term_is_durable or is_refused_before,
                     f"durability: node {node_id} says {m.kind.name} in term {m.term}, which is not on its disk",
                 )
             if m.kind is MessageKind.TIMEOUT_NOW:

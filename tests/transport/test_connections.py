@@ -210,7 +210,7 @@ def serve(clock: Clock) -> Iterator[Callable[..., Listener]]:
     made: list[Listener] = []
 
     def make(app: Any = echo, context: ssl.SSLContext | None = None) -> Listener:
-        listener = Listener(app, "127.0.0.1:0", context, clock)
+        listener = Listener(app, "127.0.0.1:0", context, clock=clock)
         made.append(listener)
         listener.start()
         assert listener.wait_bound(PATIENCE)
