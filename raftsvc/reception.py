@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raftsvc.core.messages import Life, Message
+from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
 from raftsvc.transport import (
@@ -48,9 +48,9 @@ class Reception:
             raise Problem(503, "stopping", "this node was stopped")
         return node.identity if node else None
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
-        """Who speaks as `life` of `node_id`; see `Node.hear_from`."""
-        return self._membership.require_node().hear_from(node_id, life, proves_now)
+    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        """Who speaks as a life of `node_id`; see `Node.hear_from`."""
+        return self._membership.require_node().hear_from(node_id, claim, proves_now)
 
     def latest_life(self, node_id: int) -> Life:
         """The latest life of another member that is known here."""

@@ -1007,8 +1007,8 @@ MUTANTS = (
     Mutant(
         "nobody finds a directory that was put back",
         "member/lives.py",
-        "        if recorded.counter >= self.own.counter and recorded != self.own:",
-        "        if False:",
+        "        elif recorded.counter > self.own.counter:",
+        "        elif False:",
         kinds=_PUT_BACK_KINDS,
         also=(
             (
@@ -1021,7 +1021,7 @@ MUTANTS = (
     Mutant(
         "two starts of one number are one",
         "member/lives.py",
-        "        if life.counter == highest.counter:\n",
+        "        if any(known.counter == life.counter and known != life for known in twins):\n",
         "        if False:\n",
         test="member/test_lives.py::test_two_nonces_of_one_counter_need_no_other_proof",
     ),
@@ -1057,7 +1057,7 @@ MUTANTS = (
         "a new segment forgets how often the node was started",
         "storage/wal.py",
         "            (LIFE, self.life.encode()),\n",
-        "            (LIFE, Life().encode()),\n",
+        "            (LIFE, Lineage().encode()),\n",
         test="storage/test_wal.py::test_a_segment_begins_with_the_life_of_its_time",
     ),
     Mutant(
@@ -1084,8 +1084,8 @@ MUTANTS = (
     Mutant(
         "a challenge serves twice",
         "transport/freshness.py",
-        "            issued = self._challenges.pop(challenge, None)\n",
-        "            issued = self._challenges.get(challenge)\n",
+        "            is_first = challenge not in self._redeemed\n",
+        "            is_first = True\n",
         test="transport/test_app.py::test_a_join_answers_a_challenge_that_works_once",
     ),
 )

@@ -147,7 +147,9 @@ class HardState(NamedTuple):
     promise_ns: int = 0
 
 
-_LIFE = struct.Struct(">QQ")
+KEPT_LIVES = 32
+"""As many starts of a node can be told from others'; 8 bytes each in every segment of its log."""
+_LINEAGE = struct.Struct(f">{1 + KEPT_LIVES}Q")
 
 
 class Life(NamedTuple):
@@ -160,16 +162,6 @@ class Life(NamedTuple):
 
     counter: int = 0
     nonce: int = 0
-
-    def encode(self) -> bytes:
-        return _LIFE.pack(*self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Life:
-        """Raises MalformedError."""
-        if len(data) != _LIFE.size:
-            raise MalformedError("a life of a wrong length")
-        return cls(*_LIFE.unpack(data))
 
     def __str__(self) -> str:
         return f"{self.counter}.{self.nonce:016x}"
@@ -185,6 +177,64 @@ class Life(NamedTuple):
         except ValueError:
             return None
         return life if str(life) == text and life.counter <= MAX_NUMBER else None
+
+
+class Lineage(NamedTuple):
+    """A life and those before it in the same directory: what a copy of the directory went on from is not all in it.
+
+    nonces: of the last starts, the latest first; 0 where there was none.
+    """
+
+    counter: int = 0
+    nonces: tuple[int, ...] = (0,) * KEPT_LIVES
+
+    @property
+    def life(self) -> Life:
+        """The start that goes on."""
+        return Life(self.counter, self.nonces[0])
+
+    def at(self, counter: int) -> Life | None:
+        """The start of that number; None if there was none, or it is too long ago."""
+        age = self.counter - counter
+        return Life(counter, self.nonces[age]) if counter > 0 and 0 <= age < KEPT_LIVES else None
+
+    def next(self, nonce: int) -> Lineage:
+        """One more start; `nonce` is random."""
+        return Lineage(self.counter + 1, (nonce, *self.nonces[:-1]))
+
+    def encode(self) -> bytes:
+        return _LINEAGE.pack(self.counter, *self.nonces)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Lineage:
+        """Raises MalformedError."""
+        if len(data) != _LINEAGE.size:
+            raise MalformedError("a lineage of a wrong length")
+        counter, *nonces = _LINEAGE.unpack(data)
+        return cls(counter, tuple(nonces))
+
+
+class Claim(NamedTuple):
+    """What a node says of the life that speaks.
+
+    ancestor: an earlier start in the same directory, to whom knows of that one; one of nonce 0 is too long ago
+              to be told from others; None: not said.
+    """
+
+    life: Life
+    ancestor: Life | None = None
+
+    def __str__(self) -> str:
+        return str(self.life) if self.ancestor is None else f"{self.life} {self.ancestor}"
+
+    @classmethod
+    def parse(cls, text: str) -> Claim | None:
+        """What `str` made, or None if `text` is no claim's."""
+        first, space, second = text.partition(" ")
+        life, ancestor = Life.parse(first), Life.parse(second)
+        if life is None or (space and ancestor is None):
+            return None
+        return cls(life, ancestor)
 
 
 class MessageKind(IntEnum):

@@ -71,6 +71,7 @@ class Calls:
         self._former_session_id = 0
         self._life = life
         self._open_tick = 0
+        self._open_tries = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -101,6 +102,7 @@ class Calls:
         session_id = machine.session_of(node_id)
         if machine.life_of(node_id) == self._life:
             self.session_id = session_id
+            self._open_tries = 0
         else:
             self.session_id, self._former_session_id = 0, session_id
         machine.listener = (node_id, self.session_id)
@@ -117,9 +119,11 @@ class Calls:
         if self._core.role is Role.LEADER:
             with suppress(ProposalRefused):
                 self._core.propose(proposals)
-                self._open_tick = tick + self._retry_ticks
-        elif self._core.forward(proposals, self._contexts.take()):
-            self._open_tick = tick + self._retry_ticks
+        elif not self._core.forward(proposals, self._contexts.take()):
+            return
+        # Longer each time: if this node does not see that it is open, each attempt is one more entry for nothing.
+        self._open_tick = tick + (self._retry_ticks << min(self._open_tries, 6))
+        self._open_tries += 1
 
     # -- on the way
 

@@ -71,6 +71,10 @@ _SNAPSHOT_RETRY = 10
 """Election timeouts after which a snapshot that failed is tried again, at first."""
 
 
+_NEARLY = 1000
+"""Entries that a node may be behind in what it applied and still be taken for current."""
+
+
 class EngineOptions(NamedTuple):
     """What shapes a node, in ticks, entries and bytes; see `raftsvc.start`."""
 
@@ -113,8 +117,11 @@ class Runner(Protocol):
     def prepare_log(self) -> None:
         """Have `Writes.prepare` called until it returns False, by one thread, outside of any lock."""
 
+    def end_directory(self, why: str) -> None:
+        """Have `Writes.end_directory(why)` called, outside of any lock."""
+
     def members_changed(self) -> None:
-        """The configuration is another: have what is said to a member reach it."""
+        """The configuration is another, or this node takes no part: have what is said reach the members, or nobody."""
 
     def state_changed(self) -> None:
         """Leader, configuration, session or health changed: wake those who wait for that."""
@@ -173,7 +180,9 @@ class Engine:
         contexts = Contexts(random)
         retry_ticks = options.retry_ticks
         inbox = self.inbox
-        self.calls = Calls(core, contexts, loaded.life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished)
+        self.calls = Calls(
+            core, contexts, loaded.life.life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished
+        )
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self._note_time)
         self.changes = Changes(core, contexts, runner.state_changed)
         self.digests = DigestCheck(core, machine)
@@ -288,7 +297,8 @@ class Engine:
         self.vigil.tick()
         self.snapshots.tick()
         self.core.tick()
-        self.calls.open_session(self.ticks)
+        if self.health.may_apply and self.applying.applied_index + _NEARLY >= self.core.log.commit_index:
+            self.calls.open_session(self.ticks)  # else it may be open already, as will be seen
         self.calls.retry(self.ticks)
         self.lives.tick(self.ticks)
         self.reads.ask(self.ticks)
@@ -460,9 +470,13 @@ class Engine:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
         if not self.health.is_over:
             self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
-            self.health.note(Condition.SUPERSEDED if isinstance(error, SupersededError) else Condition.FAILED, error)
+            is_superseded = isinstance(error, SupersededError)
+            self.health.note(Condition.SUPERSEDED if is_superseded else Condition.FAILED, error)
             self.vigil.judge_fitness()
             self.writes.clear()
+            self._runner.members_changed()  # nothing is said to them any more
+            if is_superseded:
+                self._runner.end_directory(str(error))
             self._fail_waiters(self.health.refusal())
 
     def halt(self, error: RaftError) -> None:

@@ -107,6 +107,16 @@ class Errands:
         with self._changed:
             self._engine.vigil.note_room(free_bytes, segment_bytes)
 
+    def end_directory(self, why: str) -> None:
+        """Have every later start refused."""
+        self._start_job("end", partial(self._end, why))
+
+    def _end(self, why: str) -> None:
+        try:
+            self._engine.writes.end_directory(why)
+        except (OSError, StorageError) as error:
+            logger.error("node %d: its directory cannot be marked as one not to use: %s", self._engine.node_id, error)
+
     def prepare_log(self) -> None:
         """Make the log's next segment."""
         if not self._start_job("prepare", self._prepare):

@@ -4,7 +4,8 @@ A member counts its starts (`core.messages.Life`), and each start says which one
 replicated machine keeps, for each member, the life under which it opened its session; a node
 also remembers what it heard since.  A higher life follows a lower one: whatever the lower one
 still says comes late, and is worth nothing.  But if it goes on speaking, in answer to what was asked after
-the higher one was heard, or if one counter comes with two nonces, then two directories are
+the higher one was heard, or if one counter comes with two nonces, or a higher life does not
+go on from the one that is known (each directory remembers its last starts), then two directories are
 one member's: it was copied, or put back to an older state.  What either of them
 voted and acknowledged the other does not know.  So neither counts any more: what they say is refused here at once, and
 everywhere, and by whoever comes later, once an entry in the log says that the member's lives are void.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 
-from raftsvc.core.messages import MAX_NUMBER, EntryKind, Life
+from raftsvc.core.messages import MAX_NUMBER, Claim, EntryKind, Life, Lineage
 from raftsvc.core.raft import ProposalRefused, Raft, Role
 from raftsvc.errors import DoubledMemberError, SupersededError
 from raftsvc.member.calls import Contexts
@@ -37,6 +38,8 @@ class Speaker(Enum):
     """A later one was heard already."""
     VOID = auto()
     """Nothing that its member says counts."""
+    UNPROVEN = auto()
+    """Later than any that is known, and it has not said yet that it goes on from the latest of those."""
 
 
 class Lives:
@@ -45,22 +48,25 @@ class Lives:
     __slots__ = (
         "_contexts",
         "_core",
+        "_current",
         "_give_up",
         "_health",
         "_heard",
         "_machine",
         "_retry_ticks",
         "_say",
+        "_seen_changes",
         "_try_tick",
         "addr",
         "doubled",
+        "lineage",
         "own",
     )
 
     def __init__(
         self,
         addr: str,
-        own: Life,
+        lineage: Lineage,
         core: Raft,
         machine: Machine,
         health: Health,
@@ -74,7 +80,8 @@ class Lives:
         say: logs soon.  give_up: has this node take no further part.
         """
         self.addr = addr
-        self.own = own
+        self.lineage = lineage
+        self.own = lineage.life
         self._core = core
         self._machine = machine
         self._health = health
@@ -84,6 +91,10 @@ class Lives:
         self._give_up = give_up
         self._try_tick = 0
         self._heard: dict[int, Life] = {}
+        self._current: dict[
+            int, Life
+        ] = {}  # whoever counts, as far as that was asked since the log last said something
+        self._seen_changes = -1
         self.doubled: dict[int, str] = {}
         """Members that are to be void, and why."""
 
@@ -91,33 +102,59 @@ class Lives:
         """The latest life of `member` that is known here."""
         return max(self._heard.get(member, Life()), self._machine.life_of(member), key=lambda life: life.counter)
 
-    def judge(self, member: int, life: Life, proves_now: bool = False) -> Speaker:
-        """What to do with what `life` of `member` says, authentically.
+    def counts(self, member: int, life: Life) -> bool:
+        """Whether what `life` of `member` says counts.  Callable without the lock, which a judgement takes."""
+        return self._current.get(member) == life
+
+    def judge(self, member: int, claim: Claim, proves_now: bool = False) -> Speaker:
+        """What to do with what somebody says, authentically, who claims to be a life of `member`.
 
         proves_now: it was said after the highest life that is known here had been heard.
         """
-        if member in self.doubled or self._machine.life_of(member).counter == MAX_NUMBER:
+        speaker = self._judge(member, claim, proves_now)
+        if speaker is Speaker.CURRENT:
+            self._current[member] = claim.life
+        return speaker
+
+    def _judge(self, member: int, claim: Claim, proves_now: bool) -> Speaker:
+        life, recorded = claim.life, self._machine.life_of(member)
+        if member in self.doubled or recorded.counter == MAX_NUMBER:
             return Speaker.VOID
         highest = self.highest(member)
+        twins = (highest, recorded)
+        if any(known.counter == life.counter and known != life for known in twins):
+            self.doubt(member, f"two processes say that they are its start number {life.counter}")
+            return Speaker.VOID
         if life == highest:
             return Speaker.CURRENT
         if life.counter > highest.counter:
-            if len(self._heard) < _MAX_STRANGERS + len(self._core.config.members) or member in self._heard:
-                self._heard[member] = life
-            return Speaker.CURRENT
-        if life.counter == highest.counter:
-            self.doubt(member, f"two processes say that they are its start number {life.counter}")
-            return Speaker.VOID
+            return self._follow(member, claim, highest)
         if proves_now:
             self.doubt(member, f"its start number {life.counter} goes on speaking beside number {highest.counter}")
             return Speaker.VOID
         return Speaker.LATE
+
+    def _follow(self, member: int, claim: Claim, highest: Life) -> Speaker:
+        """A start later than all that are known: one of the same directory, or of a copy of what it was before?"""
+        ancestor = claim.ancestor
+        if highest.counter:
+            if ancestor is None or ancestor.counter != highest.counter:
+                return Speaker.UNPROVEN
+            if ancestor.nonce not in (0, highest.nonce):  # 0: so many starts ago that nobody can tell
+                self.doubt(
+                    member, f"its start number {claim.life.counter} does not go on from number {highest.counter}"
+                )
+                return Speaker.VOID
+        if len(self._heard) < _MAX_STRANGERS + len(self._core.config.members) or member in self._heard:
+            self._heard[member] = claim.life
+        return Speaker.CURRENT
 
     def doubt(self, member: int, why: str) -> None:
         """Count nothing of `member` any more; `why` completes "node N: "."""
         if member in self.doubled or member == self._core.node_id:
             return
         self.doubled[member] = why
+        self._current.pop(member, None)
         self._try_tick = 0
         error = self._error()
         self._health.note(Condition.DOUBLED, error)
@@ -135,20 +172,27 @@ class Lives:
 
     def applied(self) -> None:
         """Entries were applied, or a snapshot was: what do they say of lives?"""
-        if self.doubled:
-            config = self._machine.config
-            for member in [i for i in self.doubled if i not in config.members and config.highest_id >= i]:
-                del self.doubled[member]
-                self._heard.pop(member, None)
-            if not self.doubled:
-                self._health.clear(Condition.DOUBLED)
+        if self._machine.life_changes == self._seen_changes:
+            return
+        self._seen_changes = self._machine.life_changes
+        self._current.clear()
+        config = self._machine.config
+        for member in [i for i in self._heard if config.was_removed(i)]:
+            del self._heard[member]
+        for member in [i for i in self.doubled if config.was_removed(i)]:
+            del self.doubled[member]
+        if not self.doubled:
+            self._health.clear(Condition.DOUBLED)
         recorded = self._machine.life_of(self._core.node_id)
-        if recorded.counter >= self.own.counter and recorded != self.own:
+        known = self.lineage.at(recorded.counter)
+        if recorded.counter == MAX_NUMBER:
+            self.supersede("its cluster voided it")
+        elif recorded.counter > self.own.counter:
             self.supersede(
-                "its cluster voided it"
-                if recorded.counter == MAX_NUMBER
-                else f"its cluster knows start number {recorded.counter} of it, and this is number {self.own.counter}"
+                f"its cluster knows start number {recorded.counter} of it, and this is number {self.own.counter}"
             )
+        elif known is not None and known.nonce and known != recorded:
+            self.supersede(f"its cluster knows another start number {recorded.counter} of it than this directory")
 
     def supersede(self, why: str) -> None:
         """Take no further part: this directory is not the only one of this member, or not all of it."""

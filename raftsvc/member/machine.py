@@ -214,6 +214,8 @@ class Machine:
         """The node and session whose answers are wanted; None: all.  Replaying a log makes a million of others."""
         self.config = Configuration()
         self._sessions: dict[int, Session] = {}
+        self.life_changes = 0
+        """How often something came to be known of which start of whom speaks."""
 
     def session_of(self, node_id: int) -> int:
         """The id of the node's session; 0 if it has none."""
@@ -286,6 +288,7 @@ class Machine:
                 self._open_session(node_id, session_id, Life(low, number), index)
             elif op == _VOID and node_id in self.config.members:
                 self._sessions[node_id] = Session(index, _VOID_LIFE, _ALL_SETTLED)
+                self.life_changes += 1
             return b""
         if session is None or session.id != session_id or number < session.low:
             return b""
@@ -313,6 +316,7 @@ class Machine:
         is_later = life.counter > (former.life.counter if former else 0)
         if (former.id if former else 0) == former_id and is_later and node_id in self.config.members:
             self._sessions[node_id] = Session(index, life)
+            self.life_changes += 1
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)
@@ -322,6 +326,7 @@ class Machine:
         else:
             self.state.set_peer_addr(change.node_id, config.members[change.node_id].addr)
         self.config = config
+        self.life_changes += 1
 
     # -- snapshots
 
@@ -355,6 +360,7 @@ class Machine:
             self.state.set_peer_addr(node_id, member.addr)
         self.state.set_applied_index(index)
         self._sessions = decoded
+        self.life_changes += 1
         self.config = config
         self.digest = digest
         self._fresh_digests = [digest]

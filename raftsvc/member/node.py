@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, Life, Message
+from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal, Role
 from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.applier import Applier
@@ -215,9 +215,9 @@ class Node:
         """The configuration as of the entries applied here."""
         return self._engine.applying.applied_config
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
-        """Who speaks as `life` of `node_id`; see `Peers.hear_from`."""
-        return self._peers.hear_from(node_id, life, proves_now)
+    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        """Who speaks as a life of `node_id`; see `Peers.hear_from`."""
+        return self._peers.hear_from(node_id, claim, proves_now)
 
     def latest_life(self, node_id: int) -> Life:
         """The latest life of another member that is known here."""

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from raftsvc.core.membership import Member
-from raftsvc.core.messages import Life, Message
+from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.errors import OverloadedError
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.errands import Errands
 from raftsvc.member.lives import Speaker
 from raftsvc.member.turns import Turn
-from raftsvc.transport import Identity, Network, SnapshotChunk
+from raftsvc.transport import Identity, Network, Problem, SnapshotChunk
 
 MAX_STRANGERS = 16
 
@@ -43,7 +43,7 @@ class Peers:
         self._patience = patience
         self._is_stopped = False
         self.node_id = engine.node_id
-        self.identity = Identity(engine.snapshots.cluster_id, engine.node_id, engine.lives.own, engine.lives.addr)
+        self.identity = Identity(engine.snapshots.cluster_id, engine.node_id, engine.lives.lineage, engine.lives.addr)
         self.incoming_lock = threading.Lock()
         """One snapshot is received at a time; never taken under the node lock."""
 
@@ -53,6 +53,9 @@ class Peers:
         peers = list(self._errands.peers.values())
         self._errands.peers.clear()
 
+        for peer in peers:
+            peer.stop(wait=False)  # at once: no more is signed, for soon another process may be this member
+
         def stop_senders() -> None:
             for peer in peers:
                 peer.stop()
@@ -61,7 +64,7 @@ class Peers:
 
     def _wanted(self) -> Mapping[int, Member]:
         core = self._engine.core
-        if core.is_removed:
+        if core.is_removed or self._engine.health.is_over:
             return {}
         return {i: member for i, member in core.config.members.items() if i != self.node_id}
 
@@ -80,7 +83,7 @@ class Peers:
             except RuntimeError as error:  # no thread can be started; the ticker tries again
                 peers.pop(peer_id, None)
                 self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
-        leaving = set(self._engine.core.progress)
+        leaving = set() if self._engine.health.is_over else set(self._engine.core.progress)
         for peer_id in set(peers) - set(wanted) - leaving:
             if not peers[peer_id].is_responding:
                 peers.pop(peer_id).stop(wait=False)
@@ -99,8 +102,8 @@ class Peers:
 
     # -- who speaks
 
-    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:
-        """Who speaks as `life` of `peer_id`: `member`, `unknown`, `removed`, by what is committed here, `late`, `void`.
+    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str:
+        """Who speaks as a life of `peer_id`: `member`, `unknown`, `removed`, by what is committed here, or a `Speaker`.
 
         proves_now: it answers what was asked after the latest life of that node had been heard.
         """
@@ -108,13 +111,22 @@ class Peers:
             config = self._engine.core.committed_config
             if config.was_removed(peer_id):
                 return "removed"
-            speaker = self._engine.lives.judge(peer_id, life, proves_now)
+            speaker = self._engine.lives.judge(peer_id, claim, proves_now)
         if speaker is not Speaker.CURRENT:
             return speaker.name.lower()
         return "member" if peer_id in config.members else "unknown"
 
+    def counts(self, peer_id: int, life: Life) -> bool:
+        """Whether what `life` of another member answers counts here."""
+        return self._engine.lives.counts(peer_id, life) or self.hear_from(peer_id, Claim(life), False) in (
+            "member",
+            "unknown",
+        )
+
     def latest_life(self, peer_id: int) -> Life:
-        """The latest life of another member that is known here."""
+        """The latest life of another member that is known here; raises Problem once this node takes no part."""
+        if self._engine.health.is_over:
+            raise Problem(503, "unavailable", "this node takes no part any more")
         return self._engine.lives.highest(peer_id)
 
     def report_void(self, peer_id: int) -> None:

@@ -178,6 +178,10 @@ class Writes:
         """Delete what the log need not keep up to `index`.  Slow.  Raises StorageError; the log goes on."""
         self._store.wal.release_before(index)
 
+    def end_directory(self, why: str) -> None:
+        """Have every later start of this directory refused.  Slow.  Raises OSError, StorageError."""
+        self._store.end(why)
+
     def room(self) -> tuple[int | None, int]:
         """How many bytes the disk still takes, as far as that can be said, and those of a segment.  Slow."""
         return self._store.room(), self._store.segment_bytes

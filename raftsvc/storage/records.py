@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
-from raftsvc.core.messages import Life
+from raftsvc.core.messages import Lineage
 from raftsvc.errors import REPLACE_MEMBER
 
 SECTOR_BYTES = 512
@@ -57,7 +57,7 @@ def record_size(payload_size: int) -> int:
 
 START = _aligned(SEGMENT_HEAD.size)
 """Offset of a segment's first record."""
-BODY = START + record_size(HARD_STATE.size) + record_size(MARK.size) + record_size(len(Life().encode()))
+BODY = START + record_size(HARD_STATE.size) + record_size(MARK.size) + record_size(len(Lineage().encode()))
 """Offset of a segment's first appended record, behind the three that it begins with."""
 CLOSING_BYTES = record_size(0)
 

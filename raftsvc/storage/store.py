@@ -23,8 +23,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from raftsvc.core.messages import NO_NODE, Entry, HardState, Life, index_of
-from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError
+from raftsvc.core.messages import NO_NODE, Entry, HardState, Lineage, index_of
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError, SupersededError
 from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, Files, make_dirs, read_file, write_file
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
@@ -49,7 +49,7 @@ class Loaded(NamedTuple):
     hard_state: HardState
     snapshot: SnapshotHeader | None
     entries: Sequence[Entry]
-    life: Life
+    life: Lineage
 
 
 class Store:
@@ -207,9 +207,13 @@ class Store:
     def load(self, nonce: int) -> Loaded:
         """Open the log, read everything but the State's data, and begin a life; `nonce` is random.
 
-        Raises DamagedStorageError, StorageError.
+        Raises DamagedStorageError, StorageError; SupersededError if an earlier start found out that the
+        directory was copied or put back.
         """
         try:
+            ended = f"{self._path}/wal/ended"
+            if self._files.exists(ended):
+                raise SupersededError(read_file(self._files, ended).decode(errors="replace"))
             return self._load(nonce)
         except OSError as error:
             raise StorageError(f"{self._path}: cannot be read: {error}") from error
@@ -261,6 +265,15 @@ class Store:
         # Last: a start that is refused counts for nothing.  Durable before anybody can be told of it.
         life = self._wal.begin_life(nonce)
         return Loaded(node_id, recovered.cluster_id, state, header, entries, life)
+
+    def end(self, why: str) -> None:
+        """Have every later start refused, durably: the directory is not the only one of its member, or not all of it.
+
+        Raises OSError, StorageError.
+        """
+        with self._snapshot_lock:  # so that it is ours meanwhile
+            self._check_open()
+            write_file(self._files, f"{self._path}/wal/ended", why.encode())
 
     # -- snapshots
 

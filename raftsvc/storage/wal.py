@@ -45,7 +45,7 @@ from zlib import crc32
 from raftsvc.core.messages import (
     Entry,
     HardState,
-    Life,
+    Lineage,
     MalformedError,
     decode_entries,
     entries_follow,
@@ -103,7 +103,7 @@ class _Standing:
 
     hard_state: HardState
     mark: Mark
-    life: Life
+    life: Lineage
 
     def records(self) -> Sequence[tuple[int, bytes]]:
         """As it is written."""
@@ -124,7 +124,7 @@ class Recovered:
     hard_state: HardState
     mark: Mark
     entries: list[Entry]
-    life: Life
+    life: Lineage
 
     def _take(self, kind: int, payload: bytes) -> int:
         """Take in one record; returns the highest index of an entry in it."""
@@ -133,7 +133,7 @@ class Recovered:
                 self.hard_state = HardState(*HARD_STATE.unpack(payload))
                 return 0
             if kind == LIFE:
-                self.life = Life.decode(payload)
+                self.life = Lineage.decode(payload)
                 return 0
             if kind == SNAPSHOT_MARK:
                 self.mark = mark = Mark(*MARK.unpack(payload))
@@ -283,7 +283,7 @@ class Wal:
         self._spare = spare.Spare(files, path, segment_bytes)
         self._segments: list[_Segment] = []
         self._tail = _NO_TAIL
-        self._standing = _Standing(HardState(), Mark(), Life())
+        self._standing = _Standing(HardState(), Mark(), Lineage())
         self._durable_mark_index = 0
         self._extent = _Extent(0)
         self._failure: BaseException | None = None
@@ -455,11 +455,11 @@ class Wal:
             raise
         return goes_on
 
-    def begin_life(self, nonce: int) -> Life:
+    def begin_life(self, nonce: int) -> Lineage:
         """Count one more start, durably; `nonce` is random.  Raises StorageError."""
         self._check()
         standing = self._standing
-        standing.life = Life(standing.life.counter + 1, nonce)
+        standing.life = standing.life.next(nonce)
         self._write([(LIFE, standing.life.encode())])
         self.sync()
         return standing.life
@@ -619,7 +619,9 @@ class Wal:
             head = self._read_head(path, data, number, before)
             tail.size, tail.salt = head.size, head.crc
             if found is None:
-                found = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Life())
+                found = Recovered(
+                    head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage()
+                )
             elif (head.cluster_id, head.node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", ADVICE)
             end = self._read_records(path, data, head.crc, found, is_last)

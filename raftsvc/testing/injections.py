@@ -326,6 +326,9 @@ class Damage:
             return False
         node.note(f"its directory is put back to that of {life}, from {own}")
         node.put_back()
+        for _ in range(self._world.random.choice((0, 0, 1, 5))):
+            node.start()  # as often as its supervisor tries, before it can say anything
+            node.kill()
         node.restart_later()
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from raftsvc.core.messages import Life
+from raftsvc.core.messages import Life, Lineage
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
@@ -19,7 +19,7 @@ MOST_QUEUED = 20 * SECOND
 class Port(Protocol):
     """Where a node can be reached, whether its process runs or not."""
 
-    def hear(self, source_id: int, life: Life, data: bytes) -> None:
+    def hear(self, source_id: int, lineage: Lineage, data: bytes) -> None:
         """Encoded messages of one life of a node arrive."""
 
     def speaks_as(self, life: Life) -> bool:
@@ -28,7 +28,7 @@ class Port(Protocol):
     def voided(self, by_id: int) -> None:
         """Another node says that nothing which this one says counts."""
 
-    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; `reply` is told the offset wanted next, or None if the piece is refused."""
 
 
@@ -51,7 +51,7 @@ class Network:
         self.delay = USUAL_DELAY
         self.distance = 0
         self.is_paced = False
-        self._behind: dict[tuple[int, Life, int], list[bytes]] = {}  # by link that is busy: what leaves next
+        self._behind: dict[tuple[int, Lineage, int], list[bytes]] = {}  # by link that is busy: what leaves next
         self.rate = 0
         self._busy_until: dict[tuple[int, int], int] = {}
 
@@ -77,23 +77,23 @@ class Network:
         far = int(self.distance * rng.uniform(0.9, 1.1)) if self.distance else 0
         return 50 + far + int(rng.expovariate(1 / self.delay))
 
-    def send(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
+    def send(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> bool:
         """Carry `data`, perhaps twice; False if it is lost."""
-        link = (source_id, life, target_id)
+        link = (source_id, lineage, target_id)
         if self.is_paced:
             if link in self._behind:
                 self._behind[link].append(data)
                 return True
             self._behind[link] = []
             self._world.schedule.at(2 * self.distance, lambda: self._free(link))
-        return self._carry(source_id, life, target_id, data)
+        return self._carry(source_id, lineage, target_id, data)
 
-    def _free(self, link: tuple[int, Life, int]) -> None:
+    def _free(self, link: tuple[int, Lineage, int]) -> None:
         behind = self._behind.pop(link)
         if behind:
             self.send(*link, b"".join(behind))
 
-    def _carry(self, source_id: int, life: Life, target_id: int, data: bytes) -> bool:
+    def _carry(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> bool:
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
         time = self.transmission(source_id, target_id, len(data) * copies)
@@ -101,13 +101,13 @@ class Network:
             self._world.report.counts["batches lost"] += 1
             return False
         for _ in range(copies):
-            self._world.schedule.at(time + self.latency(), lambda: self._deliver(source_id, life, target_id, data))
+            self._world.schedule.at(time + self.latency(), lambda: self._deliver(source_id, lineage, target_id, data))
         return True
 
-    def _deliver(self, source_id: int, life: Life, target_id: int, data: bytes) -> None:
+    def _deliver(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> None:
         port = self.ports.get(target_id)
         if port is not None and (source_id, target_id) not in self.cut:
-            port.hear(source_id, life, data)
+            port.hear(source_id, lineage, data)
 
     def refuse(self, by_id: int, source_id: int, life: Life, repeated: Callable[[], None] | None) -> None:
         """Answer that what `life` of `source_id` said is refused at `by_id`, if the answer passes.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from raftsvc.core.messages import Entry, HardState, Life, decode_messages
-from raftsvc.errors import StorageError
+from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
+from raftsvc.errors import StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
@@ -39,7 +39,7 @@ class SimulatedNode:
         self.computer = Computer(world.random)
         self.options = world.conditions.options
         self.process: SimulatedProcess | None = None
-        self.refusal: StorageError | None = None
+        self.refusal: StorageError | SupersededError | None = None
         self.is_gone = False
         self.is_damaged = False
         self.copy: tuple[Life, SimulatedDisk] | None = None
@@ -109,7 +109,7 @@ class SimulatedNode:
         except PowerLoss:
             self._lose_power()
             return
-        except StorageError as error:
+        except (StorageError, SupersededError) as error:
             self.note(f"refuses to start: {error}")
             self._world.report.counts["refused to start"] += 1
             self.refusal = error
@@ -158,11 +158,11 @@ class SimulatedNode:
 
     # -- what happens to it
 
-    def hear(self, source_id: int, life: Life, data: bytes) -> None:
+    def hear(self, source_id: int, lineage: Lineage, data: bytes) -> None:
         """Messages arrive; as a Port."""
         process = self.process
         if process is not None:
-            process.life.when_running(lambda: process.hear(source_id, life, decode_messages(data)))
+            process.life.when_running(lambda: process.hear(source_id, lineage, decode_messages(data)))
 
     def speaks_as(self, life: Life) -> bool:
         """Whether that life of the node runs; as a Port."""
@@ -172,11 +172,11 @@ class SimulatedNode:
         """Nothing that it says counts at another; as a Port."""
         self.do_when_running(lambda engine: engine.lives.supersede(f"node {by_id} knows another life of it"))
 
-    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; as a Port."""
         process = self.process
         if process is not None:
-            process.life.when_running(lambda: process.take(life, chunk, reply))
+            process.life.when_running(lambda: process.take(lineage, chunk, reply))
 
     def put_back(self) -> None:
         """End the process, and put the copy in the place of the directory."""

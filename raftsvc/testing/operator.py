@@ -9,7 +9,7 @@ from contextlib import suppress
 from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import EntryKind, HardState, make_entry
 from raftsvc.core.raft import ProposalRefused
-from raftsvc.errors import DivergedError
+from raftsvc.errors import DivergedError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.testing.cluster import Cluster
@@ -88,7 +88,10 @@ class Operator:
             if not self._tasks:
                 self._world.report.counts["found out"] += 1
                 node.kill()
-                self.replace(node)
+                if self._world.random.random() < 0.5:
+                    node.restart_later()  # in vain, says its directory
+                else:
+                    self.replace(node)
         elif isinstance(engine.health.halted, DivergedError):
             if self._world.schedule.now - process.halted_at >= SECOND:
                 self._mend(node, process)
@@ -101,7 +104,7 @@ class Operator:
 
     def _look_after_refusal(self, node: SimulatedNode) -> None:
         """A node that did not start can be started again, unless its storage is damaged."""
-        if not node.is_damaged:
+        if not node.is_damaged and not isinstance(node.refusal, SupersededError):
             node.refusal = None
             node.restart_later()
         elif not self._tasks:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
-from raftsvc.core.messages import Life, Message
+from raftsvc.core.messages import Claim, Life, Lineage, Message
 from raftsvc.errors import DivergedError, StorageError
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.lives import Speaker
@@ -153,35 +153,37 @@ class SimulatedProcess:
 
     # -- what comes from others
 
-    def hear(self, source_id: int, life: Life, messages: Sequence[Message]) -> None:
+    def hear(self, source_id: int, lineage: Lineage, messages: Sequence[Message]) -> None:
         """Messages arrive."""
-        if not self._may_speak(source_id, life):
+        if not self._may_speak(source_id, lineage):
             return
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"<- {message!r}")
         self.do(lambda engine: engine.step(messages))
 
-    def _may_speak(self, source_id: int, life: Life) -> bool:
-        """Whether what `life` says counts.  One that is late may still speak, and then answers that it was refused."""
+    def _may_speak(self, source_id: int, lineage: Lineage) -> bool:
+        """Whether what its life says counts.  One that is late may still speak, and then says it again."""
         if self.life.is_over:
             return False
-        speaker = self.engine.lives.judge(source_id, life)
+        life, known = lineage.life, self.engine.lives.highest(source_id).counter
+        claim = Claim(life, lineage.at(known) or (Life(known, 0) if known else None))
+        speaker = self.engine.lives.judge(source_id, claim)
         if speaker is Speaker.CURRENT:
             return True
 
         def repeated() -> None:
             """It says so again, in answer to the refusal."""
-            if not self.life.is_over and self.engine.lives.judge(source_id, life, proves_now=True) is Speaker.VOID:
+            if not self.life.is_over and self.engine.lives.judge(source_id, claim, proves_now=True) is Speaker.VOID:
                 self._network.refuse(self.node_id, source_id, life, None)
 
         self.note(f"refuses n{source_id} {life}: {speaker.name.lower()}")
         self._network.refuse(self.node_id, source_id, life, repeated if speaker is Speaker.LATE else None)
         return False
 
-    def take(self, life: Life, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
+    def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives, and may have to wait until another was received."""
-        if self._may_speak(chunk.message.from_id, life):
+        if self._may_speak(chunk.message.from_id, lineage):
             self.do(lambda engine: self.reception.take(engine, chunk, reply))
         else:
             reply(None)
@@ -274,7 +276,7 @@ class SimulatedProcess:
             for message in messages:
                 self.note(f"-> {message!r}")
         data = b"".join([message.encode() for message in messages])
-        is_lost = not self._network.send(self.node_id, self.engine.lives.own, peer_id, data)
+        is_lost = not self._network.send(self.node_id, self.engine.lives.lineage, peer_id, data)
         # A connection that breaks is noticed, a request on its way may not be.
         if is_lost and self._world.random.random() < 0.5:
             self.life.later(
@@ -334,14 +336,22 @@ class SimulatedProcess:
 
         go_on()
 
+    def end_directory(self, why: str) -> None:
+        """Have every later start refused, a little later."""
+
+        def end(engine: Engine) -> None:
+            try:
+                engine.writes.end_directory(why)
+            except (OSError, StorageError) as error:
+                self.note(f"its end cannot be kept: {error}")
+
+        self.life.later(MILLISECOND, lambda: self.do(end))
+
     def members_changed(self) -> None:
         """Nothing to keep."""
 
     def state_changed(self) -> None:
         """Nobody is asleep."""
-
-    def apply_work(self) -> None:
-        """Seen after each step."""
 
     def now(self) -> int:
         """The clock that leases are measured by."""

@@ -78,7 +78,7 @@ class Transfer:
         self._send(0, 0)
 
     def _send(self, offset: int, size: int) -> None:
-        network, life = self._network, self._sender.engine.lives.own
+        network, lineage = self._network, self._sender.engine.lives.lineage
         data = self._snapshot.read(offset, size)
         message = self._message
         copy = decode_messages(message.encode())[0]
@@ -92,7 +92,7 @@ class Transfer:
         if port is not None and time is not None and network.passes(self._sender.node_id, message.to_id):
             self._world.schedule.at(
                 time + network.latency(),
-                lambda: port.take(life, chunk, lambda wanted: self._replied(request, wanted)),
+                lambda: port.take(lineage, chunk, lambda wanted: self._replied(request, wanted)),
             )
 
     def _time_out(self, request: int, offset: int, size: int) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
 from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope
 from raftsvc.transport.freshness import Freshness
@@ -84,8 +84,8 @@ class Receiver(Protocol):
     def identity(self) -> Identity | None:
         """Who this node is, or None while it belongs to no cluster."""
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
-        """Who speaks as `life` of `node_id`: `member`, `unknown`, `removed`, `late` or `void`.
+    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        """Who speaks as a life of `node_id`: `member`, `unknown`, `removed`, `late`, `void`, `unproven`.
 
         proves_now: it answers what was asked after `latest_life` had been heard.
         """
@@ -298,20 +298,25 @@ class App:
         if _number(envelope.to, "Raft-To") != identity.node_id:
             raise Problem(412, "wrong_node", f"this is node {identity.node_id}")
         from_id = _number(envelope.sender, "Raft-From")
-        life = Life.parse(envelope.life)
-        if from_id in (0, identity.node_id) or life is None:
+        claim = Claim.parse(envelope.life)
+        if from_id in (0, identity.node_id) or claim is None:
             raise Problem(400, "malformed", "a peer names itself in Raft-From, and its life in Raft-Life")
+        life = claim.life
         number = _number(envelope.number, "Raft-Number")
         epoch = str(identity.life)
         latest = receiver.latest_life(from_id)
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
-            raise Problem(409, "epoch", "this is another start of the node", epoch=epoch)
-        standing = receiver.hear_from(from_id, life, proves_now)
+            raise Problem(409, "epoch", "this is another start of the node", epoch=str(identity.claim()))
+        standing = receiver.hear_from(from_id, claim, proves_now)
         if standing == "removed":
             raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
         if standing == "void":
             raise Problem(409, "void", f"node {from_id} has two lives, or forgot one: nothing that it says counts")
+        if standing == "unproven":
+            counter = receiver.latest_life(from_id).counter
+            what = f"start number {counter} of node {from_id} is known here: say which one that was"
+            raise Problem(409, "descent", what, counter=str(counter))
         if standing == "late":
             proof = self._freshness.proof_for(from_id, life, receiver.latest_life(from_id))
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)

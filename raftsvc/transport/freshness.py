@@ -9,7 +9,7 @@ means that it was delivered and its answer lost, and is no refusal.
 Who has no life yet, because it only wants to join, or to look, answers a challenge, which
 serves once.
 
-Thread-safe.  Bounded: by the members there are, and by MAX_CHALLENGES.
+Thread-safe.  Bounded: by the members there are, and by who answered a challenge of late.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from raftsvc.transport.wire import Problem
 
 _KEPT_NUMBERS = 64
 _MAX_WINDOWS = 1024
-_MAX_CHALLENGES = 256
 _CHALLENGE_SECONDS = 60.0
 
 
@@ -59,7 +58,7 @@ class Freshness:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards all below; the last in the order
         self._windows: dict[tuple[int, str], _Window] = {}
-        self._challenges: dict[str, float] = {}
+        self._redeemed: dict[str, float] = {}
         self._key = secrets.token_bytes(32)
 
     def take(self, sender: int, life: Life, kind: str, number: int) -> None:
@@ -90,16 +89,21 @@ class Freshness:
     # -- strangers
 
     def challenge(self) -> str:
-        """A new challenge."""
-        challenge = secrets.token_hex(16)
-        with self._lock:
-            while len(self._challenges) >= _MAX_CHALLENGES:
-                del self._challenges[next(iter(self._challenges))]
-            self._challenges[challenge] = time.monotonic()
-        return challenge
+        """A new challenge.  Nothing is kept of it, so that whoever asks for many takes nobody's place."""
+        issued = f"{int(time.monotonic()):x}.{secrets.token_hex(8)}"
+        return f"{issued}.{self._sign(issued)}"
+
+    def _sign(self, issued: str) -> str:
+        return hmac.digest(self._key, b"challenge " + issued.encode(), "sha256").hex()[:32]
 
     def redeem(self, challenge: str) -> bool:
-        """Whether `challenge` was issued here, lately, and not redeemed yet."""
+        """Whether `challenge`, in an authentic request, was issued here, lately, and not redeemed yet."""
+        issued, _, signature = challenge.rpartition(".")
+        if not hmac.compare_digest(self._sign(issued), signature):
+            return False
+        now = time.monotonic()
         with self._lock:
-            issued = self._challenges.pop(challenge, None)
-        return issued is not None and time.monotonic() - issued <= _CHALLENGE_SECONDS
+            self._redeemed = {c: since for c, since in self._redeemed.items() if now - since <= 2 * _CHALLENGE_SECONDS}
+            is_first = challenge not in self._redeemed
+            self._redeemed[challenge] = now
+        return is_first and now - int(issued.partition(".")[0], 16) <= _CHALLENGE_SECONDS

@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 import requests
 
-from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
@@ -69,7 +69,8 @@ class Listener(Protocol):
 
     @property
     def identity(self) -> Identity: ...
-    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str: ...
+    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str: ...
+    def counts(self, peer_id: int, life: Life) -> bool: ...
     def report_void(self, peer_id: int) -> None: ...
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
@@ -265,6 +266,8 @@ class Line:
         self._stopping = stopping
         self._epoch = ""  # the life that the peer speaks as, as far as it is known
         self._late: Life | None = None  # one that answered although a later one had been heard
+        self._answered = threading.local()  # by: which life answered the last request of the thread
+        self._stream_life: Life | None = None
         self._max_body_bytes = MAX_BODY_BYTES
 
     @property
@@ -285,6 +288,7 @@ class Line:
         """Have a request sent, signed for who is there, and signed again if that is another start of the peer."""
         assert self.addr is not None, "only peers with an address are sent to"
         me = self._node.identity
+        claim = me.claim()
         proof = ""
         for attempt in range(_MAX_SIGNINGS):
             epoch = proof or self._epoch
@@ -296,14 +300,16 @@ class Line:
                 str(me.node_id),
                 str(self._peer_id),
                 part,
-                str(me.life),
+                str(claim),
                 me.addr,
                 epoch,
                 self._network.next_number(),
             )
             late = self._late
             try:
-                return send(peer_url(self.addr), envelope)
+                answer = send(peer_url(self.addr), envelope)
+                self._answered.by = Life.parse(epoch)
+                return answer
             except Problem as problem:
                 if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
                     raise
@@ -312,6 +318,8 @@ class Line:
                     proof = problem.extra.get("challenge", "")  # we do speak, beside whatever was heard later
                 elif problem.code == "epoch":
                     self._learn_epoch(problem, late)
+                elif problem.code == "descent" and problem.extra.get("counter", "").isdecimal():
+                    claim = me.claim(int(problem.extra["counter"]))
                 elif problem.code != "too_old" and not (problem.code == "seen" and path != "msg"):
                     raise
         raise AssertionError("unreachable")
@@ -321,14 +329,14 @@ class Line:
 
         late: one of that kind that was known before the request was sent, which so shows that it still speaks.
         """
-        life = Life.parse(problem.extra.get("epoch", ""))
-        if life is None:
+        claim = Claim.parse(problem.extra.get("epoch", ""))
+        if claim is None:
             raise problem
-        standing = self._node.hear_from(self._peer_id, life, life == late)
+        standing = self._node.hear_from(self._peer_id, claim, claim.life == late)
         if standing not in ("member", "unknown"):
-            self._late = life
-            raise problem
-        self._epoch, self._late = str(life), None
+            self._late = claim.life if standing == "late" else None
+            raise problem  # who is unproven proves itself by a request of its own
+        self._epoch, self._late = str(claim.life), None
 
     def deliver(self, batch: Sequence[Message]) -> list[Message]:
         """POST messages, in parts if they are too many for one body; the replies to them."""
@@ -370,7 +378,19 @@ class Line:
             raise
 
     def check(self, replies: Sequence[Message]) -> None:
-        """Raise MalformedError if these are not the peer's: none speaks for another."""
+        """Raise MalformedError if these answers to this thread are no peer's, UnreachableError if it does not count.
+
+        None speaks for another.
+        """
+        self._check(replies, self._answered.by)
+
+    def check_stream(self, messages: Sequence[Message]) -> None:
+        """The same of what came through the stream that was opened last."""
+        self._check(messages, self._stream_life)
+
+    def _check(self, replies: Sequence[Message], life: Life | None) -> None:
+        if life is None or not self._node.counts(self._peer_id, life):
+            raise UnreachableError("what answered is no start of the node that counts")
         if any(m.from_id != self._peer_id or m.to_id != self._node.identity.node_id for m in replies):
             raise MalformedError("the answer holds messages of another node")
         if any(m.kind is MessageKind.SNAPSHOT for m in replies):
@@ -378,14 +398,16 @@ class Line:
 
     def open_stream(self) -> HeldStream:
         """Ask for a stream; raises as `Network.open_stream`."""
-        return self._request("GET", "stream", "", self._network.open_stream)
+        held = self._request("GET", "stream", "", self._network.open_stream)
+        self._stream_life = self._answered.by
+        return held
 
     def confirm_stream(self, nonce: bytes) -> None:
         """Say that its first frame came.  Raises Problem, UnreachableError, NotOfferedError."""
         try:
             self.post("confirm", nonce)
         except Problem as problem:
-            if problem.status == 409:
+            if problem.code == "no_stream":
                 raise NotOfferedError("what the peer sends is kept back on its way") from problem
             raise
 
@@ -627,7 +649,7 @@ class Peer:
         return self._holder is not None and self._holder.is_open
 
     def _hear_stream(self, messages: Sequence[Message]) -> None:
-        self._line.check(messages)
+        self._line.check_stream(messages)
         if self._contact.trouble is not None and self.is_streaming:
             self._contact.answered()
         self._node.receive_stream(self._peer_id, messages)

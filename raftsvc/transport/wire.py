@@ -14,7 +14,16 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
-from raftsvc.core.messages import MAX_NUMBER, Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import (
+    MAX_NUMBER,
+    Claim,
+    Life,
+    Lineage,
+    MalformedError,
+    Message,
+    MessageKind,
+    decode_messages,
+)
 from raftsvc.errors import ConfigurationError
 
 PROTOCOL_VERSION = "1"
@@ -76,7 +85,7 @@ def is_loopback_ip(text: str) -> bool:
     return "%" not in text and (mapped or address).is_loopback
 
 
-_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node"})
+_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node", "counter"})
 """What an error answer may say besides its code and detail."""
 
 
@@ -114,8 +123,20 @@ class Identity(NamedTuple):
 
     cluster_id: int
     node_id: int
-    life: Life
+    lineage: Lineage
     addr: str
+
+    @property
+    def life(self) -> Life:
+        """Which start of it goes on."""
+        return self.lineage.life
+
+    def claim(self, known: int | None = None) -> Claim:
+        """What it says of itself to whom knows of its start number `known`; None: to whom knows of the last, maybe."""
+        lineage = self.lineage
+        if known is None:
+            return Claim(lineage.life, lineage.at(lineage.counter - 1))
+        return Claim(lineage.life, lineage.at(known) or Life(known, 0))
 
     @property
     def cluster(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import EntryKind, Life, make_entry
+from raftsvc.core.messages import KEPT_LIVES, Claim, EntryKind, Life, Lineage, make_entry
 from raftsvc.core.raft import Role
 from raftsvc.errors import SupersededError
 from raftsvc.member.calls import Contexts
@@ -19,6 +19,7 @@ from raftsvc.state import BaseState
 ME, PEER = 1, 2
 CONFIG = Configuration({i: Member(f"n{i}:1", True) for i in (1, 2, 3)}, 3)
 OWN = Life(5, 0xA)
+LINEAGE = Lineage(5, (0xA, 0x9, 0x8, 0x7, 0x6, *[0] * (KEPT_LIVES - 5)))
 
 
 class Core:
@@ -52,7 +53,7 @@ class Scene:
         contexts._last = 0
         self.lives = Lives(
             "n1:1",
-            OWN,
+            LINEAGE,
             self.core,
             self.machine,
             self.health,
@@ -69,7 +70,9 @@ class Scene:
         return index
 
     def judge(self, counter: int, nonce: int = 0, proves_now: bool = False) -> Speaker:
-        return self.lives.judge(PEER, Life(counter, nonce), proves_now)
+        known = self.lives.highest(PEER)
+        ancestor = known if known.counter else None  # as whoever goes on from what is known says
+        return self.lives.judge(PEER, Claim(Life(counter, nonce), ancestor), proves_now)
 
 
 def test_a_later_start_follows_an_earlier_one_whose_last_words_come_late() -> None:
@@ -128,11 +131,11 @@ def test_it_is_over_once_that_member_was_evicted() -> None:
     scene.judge(4, 7)
     scene.judge(4, 8)
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
-    scene.lives.applied()
+    scene.apply(wrap_open_session(3, 0, Life(1, 1)))
     assert scene.health.err() is None and not scene.lives.doubled
 
 
-@pytest.mark.parametrize("recorded", [Life(5, 0xB), Life(6, 0xA)])
+@pytest.mark.parametrize("recorded", [Life(5, 0xB), Life(6, 0xA), Life(4, 0xB), Life(1, 0xA)])
 def test_a_node_whose_cluster_knows_another_start_of_it_gives_up(recorded: Life) -> None:
     scene = Scene()
     scene.apply(wrap_open_session(ME, 0, recorded))
@@ -145,7 +148,7 @@ def test_a_node_that_is_void_gives_up() -> None:
     assert "its cluster voided it" in str(scene.given_up[0])
 
 
-@pytest.mark.parametrize("recorded", [Life(4, 0xB), OWN])
+@pytest.mark.parametrize("recorded", [Life(4, 0x9), Life(1, 0x6), OWN])
 def test_a_restart_is_nothing_to_give_up_for(recorded: Life) -> None:
     scene = Scene()
     scene.apply(wrap_open_session(ME, 0, recorded))
@@ -161,5 +164,53 @@ def test_a_node_doubts_itself_only_by_what_the_log_says() -> None:
 def test_what_strangers_are_remembered_by_is_bounded() -> None:
     scene = Scene()
     for stranger in range(10, 500):
-        assert scene.lives.judge(stranger, Life(1, 1)) is Speaker.CURRENT
+        assert scene.lives.judge(stranger, Claim(Life(1, 1))) is Speaker.CURRENT
     assert len(scene.lives._heard) <= 100
+
+
+def test_a_later_start_says_from_which_it_goes_on() -> None:
+    scene = Scene()
+    assert scene.lives.judge(PEER, Claim(Life(3, 7))) is Speaker.CURRENT, "nobody knows better"
+    for ancestor in (None, Life(2, 6), Life(4, 8)):
+        assert scene.lives.judge(PEER, Claim(Life(9, 1), ancestor)) is Speaker.UNPROVEN
+        assert not scene.lives.counts(PEER, Life(9, 1))
+    assert scene.judge(3, 7) is Speaker.CURRENT, "what is not proven changes nothing"
+    assert scene.lives.judge(PEER, Claim(Life(9, 1), Life(3, 7))) is Speaker.CURRENT
+    assert scene.lives.counts(PEER, Life(9, 1)) and not scene.lives.counts(PEER, Life(3, 7))
+
+
+def test_one_that_does_not_go_on_from_what_is_known_is_found_out_however_high_it_counts() -> None:
+    scene = Scene()
+    scene.judge(3, 7)
+    assert scene.lives.judge(PEER, Claim(Life(9, 1), Life(3, 8))) is Speaker.VOID
+    assert "does not go on from number 3" in str(scene.health.err())
+
+
+def test_one_that_was_started_too_often_since_to_remember_is_believed() -> None:
+    scene = Scene()
+    scene.judge(3, 7)
+    assert scene.lives.judge(PEER, Claim(Life(99, 1), Life(3, 0))) is Speaker.CURRENT
+
+
+def test_one_that_was_heard_does_not_hide_its_twin_in_the_log() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    scene.apply(wrap_open_session(PEER, 0, Life(4, 8)))
+    assert not scene.lives.counts(PEER, Life(4, 7))
+    assert scene.judge(4, 7) is Speaker.VOID
+
+
+def test_what_counted_does_not_once_the_log_knows_of_a_later_start() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    assert scene.lives.counts(PEER, Life(4, 7))
+    scene.apply(wrap_open_session(PEER, 0, Life(5, 8)))
+    assert not scene.lives.counts(PEER, Life(4, 7)) and scene.judge(4, 7) is Speaker.LATE
+
+
+def test_nothing_is_remembered_of_who_was_removed() -> None:
+    scene = Scene()
+    scene.judge(4, 7)
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.apply(wrap_open_session(3, 0, Life(1, 1)))
+    assert PEER not in scene.lives._heard

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
 
 import raftsvc
+from raftsvc.storage import Store
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
 
 
@@ -59,8 +63,9 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
         for member in others:
             member.restart()
         eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
-        clone.restart()
-        eventually(lambda: is_superseded(clone), "the copy is told again")
+        eventually((clone.path / "wal" / "ended").exists, "its directory knows")
+        with pytest.raises(raftsvc.SupersededError):
+            clone.restart()
         # And what the message advises helps.
         addr = eventually(
             lambda: next((m["addr"] for i, m in others[0].status["members"].items() if i == str(node_id)), None)
@@ -161,5 +166,76 @@ def test_what_was_recorded_between_nodes_is_worth_nothing(tmp_path: Path, path: 
                 answer.close()
         assert (one.status["last_index"], one.status["members"], one.status["term"]) == before
         assert one.state.items == [b"a", b"b"]
+    finally:
+        cluster.stop()
+
+
+def test_a_directory_that_was_found_out_stays_so_however_often_it_is_started(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        member = cluster.follower()
+        older = copy_of(member, tmp_path / "older")
+        member.restart()
+        eventually(member.service.is_ready, "it is back")
+        eventually(lambda: all(m.service.exec(b"x", PATIENCE) for m in members), "its start is known")
+        member.service.stop()
+        shutil.rmtree(member.path)
+        shutil.move(older, member.path)
+        member.start()
+        eventually(lambda: is_superseded(member), "it knows")
+        eventually((member.path / "wal" / "ended").exists, "so does its directory")
+        member.service.stop()
+        for _ in range(3):
+            with pytest.raises(raftsvc.SupersededError, match="put back"):
+                member.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+def test_a_directory_that_was_put_back_is_found_out_though_it_was_started_often_before_anybody_heard_it(
+    tmp_path: Path, starts: int
+) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        member = cluster.follower()
+        others = [m for m in members if m is not member]
+        older = copy_of(member, tmp_path / "older")
+        member.restart()
+        eventually(member.service.is_ready, "it is back")
+        assert all(m.service.exec(b"x", PATIENCE) for m in members)
+        member.service.stop()
+        shutil.rmtree(member.path)
+        shutil.move(older, member.path)
+        for _ in range(starts):  # in vain: nobody hears of these
+            store = Store.open(str(member.path))
+            store.load(random.getrandbits(64))
+            store.close()
+        member.start()
+        eventually(lambda: is_superseded(member), "it knows")
+        assert all(m.service.is_ready() for m in others)
+    finally:
+        cluster.stop()
+
+
+def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        member = cluster.follower()
+        others = [m for m in members if m is not member]
+        member.files.sync_error = errno.EIO
+        with suppress(raftsvc.RaftError):
+            member.service.exec(b"x", 1.0)
+        eventually(lambda: isinstance(member.service.err(), raftsvc.StorageError), "its disk failed")
+        # Its volume is moved to another machine, and the process lives on.
+        successor = started_elsewhere(cluster, member, copy_of(member, tmp_path / "moved"))
+        eventually(successor.service.is_ready, "it goes on elsewhere")
+        for _ in range(3):
+            assert successor.service.exec(b"y", PATIENCE)
+        assert successor.service.err() is None
+        assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
     finally:
         cluster.stop()

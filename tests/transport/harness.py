@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from raftsvc.core.messages import Life, Message, MessageKind
+from raftsvc.core.messages import KEPT_LIVES, Claim, Life, Lineage, Message, MessageKind
 from raftsvc.transport import App, Authenticator, Identity, JoinReply, Problem, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION
@@ -17,6 +17,11 @@ SECRET = "a secret of the tests, long enough"
 CLUSTER, NODE, PEER = 0xC1, 1, 2
 LIFE, PEER_LIFE = Life(4, 0xA), Life(9, 0xB)
 _numbers = itertools.count(1)
+
+
+def lineage_of(life: Life) -> Lineage:
+    """That of a directory whose other starts nobody knows of."""
+    return Lineage(life.counter, (life.nonce, *[0] * (KEPT_LIVES - 1)))
 
 
 class Recorder:
@@ -36,9 +41,10 @@ class Recorder:
         pass
 
     def identity(self) -> Identity | None:
-        return Identity(CLUSTER, NODE, self.life, "node.example:1") if self.is_initialized else None
+        return Identity(CLUSTER, NODE, lineage_of(self.life), "node.example:1") if self.is_initialized else None
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        life = claim.life
         latest = self.latest_life(node_id)
         if life.counter < latest.counter:
             return "void" if proves_now else "late"

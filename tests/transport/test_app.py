@@ -222,7 +222,7 @@ def test_a_request_for_another_start_of_a_node_is_told_which_one_this_is() -> No
     for epoch in ("", "nonsense", str(Life(LIFE.counter - 1, 1)), str(Life(LIFE.counter, 1))):
         answer = call(app, request("msg", BODIES["msg"], epoch=epoch))
         assert (answer.status, answer.code) == (409, "epoch")
-        assert json.loads(answer.body)["epoch"] == str(LIFE)
+        assert json.loads(answer.body)["epoch"].split()[0] == str(LIFE)
     assert recorder.calls == []
 
 

@@ -50,7 +50,7 @@ def check_answer(app: Any, attempt: Attempt) -> int:
 
 def remembered(app: App) -> tuple[int, int]:
     """How many windows and challenges it keeps."""
-    return len(app._freshness._windows), len(app._freshness._challenges)
+    return len(app._freshness._windows), len(app._freshness._redeemed)
 
 
 def is_health_check(attempt: Attempt) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import requests
 
-from raftsvc.core.messages import Entry, EntryKind, Life, Message, MessageKind, make_entry
+from raftsvc.core.messages import Claim, Entry, EntryKind, Life, Message, MessageKind, make_entry
 from raftsvc.transport import App, Authenticator, Identity, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
-from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, make_app
+from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, lineage_of, make_app
 
 PATIENCE = 60.0
 WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Sequence[bytes]]
@@ -24,7 +24,7 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Sequence[bytes]]
 class NodeStub:
     """Node 2, which sends to node 1 and notes what it is told."""
 
-    identity = Identity(CLUSTER, PEER, PEER_LIFE, "peer.example:1")
+    identity = Identity(CLUSTER, PEER, lineage_of(PEER_LIFE), "peer.example:1")
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -51,7 +51,11 @@ class NodeStub:
     def report_void(self, peer_id: int) -> None:
         self._note("void", peer_id)
 
-    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:
+    def counts(self, peer_id: int, life: Life) -> bool:
+        return life == self.lives.get(peer_id)
+
+    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str:
+        life = claim.life
         self._note("life", peer_id, life, proves_now)
         if life.counter < self.lives.get(peer_id, Life()).counter:
             return "void" if proves_now else "late"
@@ -146,7 +150,7 @@ def test_what_no_peer_signed_counts_as_no_answer(talk: Callable[..., tuple[NodeS
 
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed()))
@@ -166,7 +170,7 @@ def test_without_a_secret_a_page_of_some_proxy_removes_nobody(
 
 def test_without_a_secret_a_peer_can_still_tell_of_a_removal(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+        def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed(), secret=None), None)

@@ -13,7 +13,7 @@ import pytest
 import requests
 import werkzeug.serving
 
-from raftsvc.core.messages import EntryKind, Life, Message, MessageKind, make_entry
+from raftsvc.core.messages import Claim, EntryKind, Life, Message, MessageKind, make_entry
 from raftsvc.transport import (
     App,
     Authenticator,
@@ -29,7 +29,7 @@ from raftsvc.transport import stream as stream_module
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.stream import HeldStream, NoAnswerError, NotOfferedError, StreamHolder, connection_of
 from raftsvc.transport.wire import JoinReply, UnreachableError
-from tests.transport.harness import CLUSTER, LIFE, SECRET, call, envelope_of, request
+from tests.transport.harness import CLUSTER, LIFE, SECRET, call, envelope_of, lineage_of, request
 
 PATIENCE = 60.0
 WsgiApp = Callable[[dict[str, Any], Callable[..., object]], Iterable[bytes]]
@@ -51,7 +51,7 @@ class Side:
 
     def __init__(self, node_id: int, secret: str | None, silence: float) -> None:
         self.node_id = node_id
-        self.me = Identity(CLUSTER, node_id, LIFE, f"side-{node_id}.example:1")
+        self.me = Identity(CLUSTER, node_id, lineage_of(LIFE), f"side-{node_id}.example:1")
         self.other_id = 3 - node_id
         self.is_removed = False
         self.offers = True
@@ -91,7 +91,10 @@ class Side:
     def identity(self) -> Any:
         return Named(self.me)
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+    def counts(self, peer_id: int, life: Life) -> bool:
+        return True
+
+    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
         return "removed" if self.is_removed else "member"
 
     def latest_life(self, node_id: int) -> Life:
