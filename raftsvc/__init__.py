@@ -6,6 +6,7 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 """
 
 from raftsvc.answers import error_response
+from raftsvc.addresses import canonical_addr
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,
@@ -98,6 +99,7 @@ __all__ = [
     "UnknownPeerError",
     "WrongClusterError",
     "WrongSecretError",
+    "canonical_addr",
     "error_response",
     "start",
 ]

@@ -19,6 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from raftsvc.addresses import same_addr
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
@@ -252,8 +253,9 @@ class Roster:
             known = _member_with_token(config, token)
             if known != NO_NODE:
                 return JoinReply(known, node.cluster_id)
-            if config.id_of(addr) is not None:
-                raise Problem(409, "address_in_use", f"{addr} is member {config.id_of(addr)} already; evict it first")
+            holder = _member_at(config, addr)
+            if holder is not None:
+                raise Problem(409, "address_in_use", f"{addr} is member {holder} already; evict it first")
             node_id = self._allocate_id(node, deadline)
             with self._admission:
                 refusal = node.change_membership(
@@ -287,11 +289,10 @@ class Roster:
                 f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
             ) from error
         config = node.applied_config
-        node_id = config.id_of(addr)
+        node_id = _member_at(config, addr)
         if node_id is None:
-            raise UnknownPeerError(
-                f"no member is at {addr}; members are at {sorted(m.addr for m in config.members.values())}"
-            )
+            known = ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
+            raise UnknownPeerError(f"no member is at {addr}; the members are: {known}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
         with self._admission:
@@ -307,6 +308,14 @@ class Roster:
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
             )
+
+
+def _member_at(config: Configuration, addr: str) -> int | None:
+    """The member at `addr`, however either is spelled, or, if that is digits alone, the one with that id."""
+    if addr.isascii() and addr.isdigit():
+        return int(addr) if int(addr) in config.members else None
+    wanted = same_addr(addr)
+    return next((i for i, m in config.members.items() if m.addr and wanted in (m.addr, same_addr(m.addr))), None)
 
 
 def _member_with_token(config: Configuration, token: bytes) -> int:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from raftsvc.addresses import canonical_addr, peer_url
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -48,7 +49,7 @@ from raftsvc.member.waiters import Call, Read
 from raftsvc.reception import Reception
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
-from raftsvc.transport import App, Authenticator, Network, peer_url
+from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
@@ -88,7 +89,10 @@ def start(
     the server forked, once.
 
     laddr:    where peers reach this node: `host:port`, which means
-              `http://host:port/raft`, or a URL with scheme and mount prefix.
+              `http://host:port/raft`, or a URL with scheme and mount prefix
+              (`http://host:port/` is mounted at the root).  However it is spelled, it is known
+              by its canonical spelling (`raftsvc.canonical_addr`).  No wildcard: that is
+              where a server listens, not where it is reached.
     dir:      the directory of this node and of no other; made if missing.
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
@@ -105,7 +109,8 @@ def start(
                   bound to.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
-                application cannot starve; recommended in production.  `laddr` names it.
+                application cannot starve; recommended in production.  `laddr` names it;
+                here `0.0.0.0:port` is fine.
     listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
@@ -133,7 +138,7 @@ def start(
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
     _check_state(state)
-    peer_url(laddr)
+    laddr = canonical_addr(laddr)
     if listen is not None:
         _check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
@@ -322,10 +327,12 @@ class Service:
         self._membership.home.check()
         if is_main_thread():
             return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
-        self._membership.join(boot_url, timeout)
+        self._membership.join(canonical_addr(boot_url), timeout)
 
     def evict(self, node_addr: str, timeout: float = 60.0) -> None:
         """Remove the member at `node_addr`; returns when its removal is committed and applied here.
+
+        node_addr: in whatever spelling; or the id of the member, in digits, as `status` has it.
 
         Any member may be evicted, this node and the leader included, but not the
         only voter, nor one without which the rest would have no live majority.

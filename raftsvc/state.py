@@ -72,7 +72,10 @@ class State(Protocol):
         """`node_id` is no member any more."""
 
     def is_allowed_member(self, addr: str) -> bool:
-        """Whether a node at `addr` may join."""
+        """Whether a node at `addr`, in its canonical spelling (`raftsvc.canonical_addr`), may join.
+
+        Asked on the leader when it is current, and once more right before the node becomes a member.
+        """
 
     def next_node_id(self) -> tuple[int, int]:
         """An id that no member has had yet, and a version for `increment_next_node_id`."""

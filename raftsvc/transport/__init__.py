@@ -10,7 +10,7 @@ from raftsvc.transport.join import request_join, stranger_envelope
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.transfer import Stride
-from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk, peer_url
+from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk
 
 __all__ = [
     "App",
@@ -26,7 +26,6 @@ __all__ = [
     "SnapshotChunk",
     "Stride",
     "connection_of",
-    "peer_url",
     "request_join",
     "stranger_envelope",
 ]

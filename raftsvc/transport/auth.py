@@ -17,12 +17,12 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raftsvc.addresses import host_of, is_loopback
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import ConfigurationError
 from raftsvc.transport.frames import Seal
 from raftsvc.transport.local import trace_of_outside
-from raftsvc.transport.wire import host_of, is_loopback
 
 MIN_SECRET_BYTES = 16
 Judge = Callable[[Mapping[str, Any]], bool]

@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 
+from raftsvc.addresses import peer_url
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     AddressInUseError,
@@ -20,7 +21,7 @@ from raftsvc.errors import (
 )
 from raftsvc.transport.auth import Envelope
 from raftsvc.transport.peer import Network
-from raftsvc.transport.wire import PROTOCOL_VERSION, JoinReply, JoinRequest, Problem, UnreachableError, peer_url
+from raftsvc.transport.wire import PROTOCOL_VERSION, JoinReply, JoinRequest, Problem, UnreachableError
 
 _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,

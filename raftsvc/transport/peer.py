@@ -23,6 +23,7 @@ from weakref import WeakSet
 
 import requests
 
+from raftsvc.addresses import peer_url
 from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
@@ -51,7 +52,6 @@ from raftsvc.transport.wire import (
     TooLargeError,
     UnreachableError,
     decode_problem,
-    peer_url,
 )
 
 logger = logging.getLogger("raftsvc.transport")
