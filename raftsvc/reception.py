@@ -48,6 +48,10 @@ class Reception:
             raise Problem(503, "stopping", "this node was stopped")
         return node.identity if node else None
 
+    def join_proof(self) -> str:
+        """What shows that this node is the one that asks to join, while it does."""
+        return self._membership.join_proof
+
     def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
         """Who speaks as `life` of `node_id`; see `Node.hear_from`."""
         return self._membership.require_node().hear_from(node_id, life, proves_now)

@@ -266,7 +266,7 @@ class Service:
         self._max_instruction_bytes = entrance.max_instruction_bytes
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped, self._hears_while_server_drains)
-        self._roster = Roster(membership, self, self._admission)
+        self._roster = Roster(membership, self, self._admission, network)
         self._reception = Reception(membership, self._roster, network, self._admission)
         self._app = App(self._reception, auth)
         self._listener: Listener | None = None
@@ -316,13 +316,15 @@ class Service:
         timeout:  seconds in all.
 
         Returns once this node knows its cluster and follows it; it becomes a voter
-        when it has caught up, which is waited for within `timeout` too.  Safe to
-        repeat after any error, in a new process as well: the cluster finds the
-        membership that an earlier attempt made.
+        when it has caught up, which is waited for within `timeout` too.  Nothing is
+        written before the leader reached this node at `laddr`: serve `/raft/` meanwhile.
+        Safe to repeat after any error, in a new process as well: the cluster finds the
+        membership that an earlier attempt made, and a node that was admitted and
+        not taken in yet, though its directory be a member's, just waits for that.
 
         Raises ExistingClusterError, AddressNotAllowedError, AddressInUseError,
-        PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError if
-        the member has no secret, and so serves its own machine only, which is another.
+        PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError, at once, if
+        the secrets differ, or the member has none, and so serves its own machine only, which is another.
         """
         self._membership.home.check()
         if is_main_thread():

@@ -84,6 +84,9 @@ class Receiver(Protocol):
     def identity(self) -> Identity | None:
         """Who this node is, or None while it belongs to no cluster."""
 
+    def join_proof(self) -> str:
+        """What shows that this node, which belongs to no cluster, is the one that asks to join; see wire."""
+
     def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
         """Who speaks as `life` of `node_id`: `member`, `unknown`, `removed`, `late` or `void`.
 
@@ -269,7 +272,8 @@ class App:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
         identity = receiver.identity()
         if identity is None:
-            raise Problem(503 if path != "join" else 409, "uninitialized", "this node belongs to no cluster yet")
+            status = 503 if path != "join" else 409
+            raise Problem(status, "uninitialized", "this node belongs to no cluster yet", proof=receiver.join_proof())
         if path == "join":
             return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity, vouch)
         from_id = self._admit_peer(envelope, identity)
@@ -296,7 +300,9 @@ class App:
                 receiver.note_claim(envelope.cluster, int(envelope.sender))
             raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
         if _number(envelope.to, "Raft-To") != identity.node_id:
-            raise Problem(412, "wrong_node", f"this is node {identity.node_id}")
+            # Who expected another one here may look for it elsewhere, and knows where we are.
+            here = {"node": str(identity.node_id), "life": str(identity.life), "addr": identity.addr}
+            raise Problem(412, "wrong_node", f"this is node {identity.node_id}", **here)
         from_id = _number(envelope.sender, "Raft-From")
         life = Life.parse(envelope.life)
         if from_id in (0, identity.node_id) or life is None:

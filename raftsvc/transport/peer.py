@@ -51,6 +51,7 @@ from raftsvc.transport.wire import (
     Problem,
     TooLargeError,
     UnreachableError,
+    UnsignedError,
     decode_problem,
 )
 
@@ -171,7 +172,7 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            raise UnreachableError(f"status {status}, and the answer is not signed by a peer", status)
+            raise UnsignedError(decode_problem(status, answer))
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
         return answer

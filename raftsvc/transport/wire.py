@@ -7,6 +7,7 @@ in parts, and a snapshot as many pieces.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from typing import NamedTuple
@@ -23,7 +24,7 @@ MAX_JOIN_BYTES = 16 * 1024
 SNAPSHOT_PIECE_BYTES = 256 * 1024
 
 
-_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node"})
+_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node", "life", "addr", "proof"})
 """What an error answer may say besides its code and detail."""
 
 
@@ -83,6 +84,14 @@ class UnreachableError(Exception):
 
 class TooLargeError(UnreachableError):
     """Something on the way, a proxy most likely, refuses bodies of that size: 413, signed by nobody."""
+
+
+class UnsignedError(UnreachableError):
+    """An answer came, and no peer signed it.  `problem` is what it says, of which nobody knows who said it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"status {problem.status}, and the answer is not signed by a peer", problem.status)
+        self.problem = problem
 
 
 class Part(NamedTuple):
@@ -165,6 +174,14 @@ class JoinRequest(NamedTuple):
         if len(raw) != 16:
             raise MalformedError("a join token has 16 bytes")
         return cls(addr, raw)
+
+
+def join_proof(token: bytes) -> str:
+    """What a node that asks to join answers by whoever it is asked, until it belongs to a cluster.
+
+    Only who was shown the token knows of whom that is.
+    """
+    return hashlib.sha256(b"raftsvc join\n" + token).hexdigest()
 
 
 class JoinReply(NamedTuple):

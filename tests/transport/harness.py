@@ -38,6 +38,9 @@ class Recorder:
     def identity(self) -> Identity | None:
         return Identity(CLUSTER, NODE, self.life, "node.example:1") if self.is_initialized else None
 
+    def join_proof(self) -> str:
+        return ""
+
     def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
         latest = self.latest_life(node_id)
         if life.counter < latest.counter:
