@@ -74,6 +74,14 @@ def same_addr(addr: str) -> str:
         return addr
 
 
+def is_canonical(addr: str) -> bool:
+    """Whether `addr` is an address in its canonical spelling."""
+    try:
+        return canonical_addr(addr) == addr
+    except ConfigurationError:
+        return False
+
+
 def _refuse(addr: str, why: str, instead: str = "") -> NoReturn:
     raise ConfigurationError(f"{addr!r} is no address of a node: {why}; {instead or _FORM}")
 

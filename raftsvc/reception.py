@@ -52,9 +52,9 @@ class Reception:
         """What shows that this node is the one that asks to join, while it does."""
         return self._membership.join_proof
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, life: Life, addr: str, proves_now: bool) -> str:
         """Who speaks as `life` of `node_id`; see `Node.hear_from`."""
-        return self._membership.require_node().hear_from(node_id, life, proves_now)
+        return self._membership.require_node().hear_from(node_id, life, addr, proves_now)
 
     def latest_life(self, node_id: int) -> Life:
         """The latest life of another member that is known here."""

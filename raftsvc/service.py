@@ -70,6 +70,7 @@ def start(
     insecure: bool = False,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
+    peers: Mapping[int, str] | None = None,
     election_timeout: float = 1.0,
     max_waiting: int | None = None,
     max_instruction_bytes: int = 1024 * 1024,
@@ -112,6 +113,9 @@ def start(
                 application cannot starve; recommended in production.  `laddr` names it;
                 here `0.0.0.0:port` is fine.
     listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
+    peers:      where other members may be reached, by id, beside what the cluster recorded.  Only
+                needed where all their addresses changed while all were down: as long as one member is
+                where it was, or where another was, they find each other without help.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
                            A node that is started with a shorter one than before waits once as
@@ -154,7 +158,8 @@ def start(
         max_uncommitted_bytes=max_uncommitted_bytes,
         lease_reads=lease_reads,
     )
-    options = NodeOptions(election_timeout, engine_options)
+    hints = {node_id: canonical_addr(addr) for node_id, addr in (peers or {}).items()}
+    options = NodeOptions(election_timeout, engine_options, peers=hints)
     if clock is not None:
         options = options._replace(clock=clock)
     store = _own(os.fspath(dir), files, lock_timeout, server)

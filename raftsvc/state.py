@@ -66,7 +66,7 @@ class State(Protocol):
         """The members' addresses by id; not to be modified."""
 
     def set_peer_addr(self, node_id: int, addr: str) -> None:
-        """Member `node_id`, maybe new, is reached at `addr`."""
+        """Member `node_id`, maybe new, is reached at `addr`; empty while another is there and it was not found yet."""
 
     def remove_peer_addr(self, node_id: int) -> None:
         """`node_id` is no member any more."""

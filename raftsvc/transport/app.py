@@ -87,9 +87,10 @@ class Receiver(Protocol):
     def join_proof(self) -> str:
         """What shows that this node, which belongs to no cluster, is the one that asks to join; see wire."""
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, life: Life, addr: str, proves_now: bool) -> str:
         """Who speaks as `life` of `node_id`: `member`, `unknown`, `removed`, `late` or `void`.
 
+        addr:       where it says that it is reached.
         proves_now: it answers what was asked after `latest_life` had been heard.
         """
 
@@ -300,6 +301,7 @@ class App:
                 receiver.note_claim(envelope.cluster, int(envelope.sender))
             raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
         if _number(envelope.to, "Raft-To") != identity.node_id:
+            self._hear_who_is_astray(envelope, identity)
             # Who expected another one here may look for it elsewhere, and knows where we are.
             here = {"node": str(identity.node_id), "life": str(identity.life), "addr": identity.addr}
             raise Problem(412, "wrong_node", f"this is node {identity.node_id}", **here)
@@ -313,7 +315,7 @@ class App:
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
             raise Problem(409, "epoch", "this is another start of the node", epoch=epoch)
-        standing = receiver.hear_from(from_id, life, proves_now)
+        standing = receiver.hear_from(from_id, life, envelope.addr, proves_now)
         if standing == "removed":
             raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
         if standing == "void":
@@ -323,6 +325,15 @@ class App:
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
         self._freshness.take(from_id, life, envelope.path, number)
         return from_id
+
+    def _hear_who_is_astray(self, envelope: Envelope, identity: Identity) -> None:
+        """A member of this cluster looks for another one here, and says where it is itself.
+
+        A life has one address, so it does not matter if that is a recorded request.
+        """
+        life = Life.parse(envelope.life)
+        if life is not None and _is_number(envelope.sender) and int(envelope.sender) not in (0, identity.node_id):
+            self._receiver.hear_from(int(envelope.sender), life, envelope.addr, False)
 
     def _challenge_stranger(self, envelope: Envelope, **extra: str) -> None:
         """Raise Problem `challenge`, unless the request answers one of ours, which serves once."""

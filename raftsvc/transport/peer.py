@@ -24,7 +24,7 @@ from weakref import WeakSet
 import requests
 
 from raftsvc.addresses import peer_url
-from raftsvc.core.messages import Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import NO_NODE, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
@@ -70,7 +70,9 @@ class Listener(Protocol):
 
     @property
     def identity(self) -> Identity: ...
-    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str: ...
+    def hear_from(self, peer_id: int, life: Life, addr: str, proves_now: bool) -> str: ...
+    def report_reached(self, peer_id: int, addr: str) -> None: ...
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None: ...
     def report_void(self, peer_id: int) -> None: ...
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
@@ -266,6 +268,7 @@ class Line:
         self._stopping = stopping
         self._epoch = ""  # the life that the peer speaks as, as far as it is known
         self._late: Life | None = None  # one that answered although a later one had been heard
+        self._reached = ""  # where the peer answered last
         self._max_body_bytes = MAX_BODY_BYTES
 
     @property
@@ -303,9 +306,22 @@ class Line:
                 self._network.next_number(),
             )
             late = self._late
+            addr = self.addr
             try:
-                return send(peer_url(self.addr), envelope)
+                answer = send(peer_url(addr), envelope)
+                if addr != self._reached and path != "stream":
+                    self._reached = addr
+                    self._node.report_reached(self._peer_id, addr)
+                return answer
+            except NoAnswerError:
+                raise  # a stream that is kept back says nothing of where the peer is
+            except UnreachableError:
+                self._reached = ""
+                self._node.report_missed(self._peer_id, addr, NO_NODE)
+                raise
             except Problem as problem:
+                if problem.code == "wrong_node":
+                    self._learn_who_is_there(problem, addr)
                 if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
                     raise
                 proof = ""
@@ -317,6 +333,15 @@ class Line:
                     raise
         raise AssertionError("unreachable")
 
+    def _learn_who_is_there(self, problem: Problem, addr: str) -> None:
+        """Another node answered at `addr`, and says who it is and where."""
+        node, life = problem.extra.get("node", ""), Life.parse(problem.extra.get("life", ""))
+        if life is not None and node.isascii() and node.isdigit() and len(node) < 20:
+            if int(node) != self._node.identity.node_id:
+                self._node.hear_from(int(node), life, problem.extra.get("addr", ""), False)
+            self._reached = ""
+            self._node.report_missed(self._peer_id, addr, int(node))
+
     def _learn_epoch(self, problem: Problem, late: Life | None) -> None:
         """Another life of the peer answered: speak to it, unless a later one was heard.
 
@@ -325,7 +350,7 @@ class Line:
         life = Life.parse(problem.extra.get("epoch", ""))
         if life is None:
             raise problem
-        standing = self._node.hear_from(self._peer_id, life, life == late)
+        standing = self._node.hear_from(self._peer_id, life, "", life == late)
         if standing not in ("member", "unknown"):
             self._late = life
             raise problem
@@ -407,6 +432,7 @@ class Peer:
         self._holder: StreamHolder | None = None
         self._lock = threading.Lock()  # guards _served; before the outbox lock
         self._served: list[ServedStream] = []
+        self._is_to_knock = False
         if addr is not None:
             self._start()
 
@@ -472,6 +498,21 @@ class Peer:
         else:
             self._holder.reopen()
 
+    def knock(self) -> None:
+        """Have the peer asked soon whether it is there, though there be nothing to say to it."""
+        self._is_to_knock = True
+
+    def _knock(self) -> None:
+        self._is_to_knock = False
+        try:
+            replies = self._line.deliver(())
+            if replies:
+                self._node.receive_replies(self._peer_id, replies)
+        except Problem as problem:
+            self._hear_problem(problem)
+        except (UnreachableError, MalformedError) as error:
+            logger.debug("node %d is not at %s: %s", self._peer_id, self.addr, error)
+
     def stop(self, wait: bool = True) -> None:
         """End the sender; waits a moment unless `wait` is false.  A request under way ends by its own timeout."""
         self._stopping.set()
@@ -509,6 +550,8 @@ class Peer:
             self._report(self._node.report_unreachable, self._peer_id)
         if self._outbox.is_streaming:
             reach.succeeded()
+        if self._is_to_knock and not batch and not self._stopping.is_set():
+            self._knock()
         if not batch or self._stopping.is_set():
             return failures
         why: Exception | None = None

@@ -31,6 +31,7 @@ class Recorder:
         self.lives: dict[int, Life] = {}
         self.wrong: list[str] = []
         self.claims: list[tuple[str, int]] = []
+        self.heard_addrs: set[tuple[int, str]] = set()
 
     def check_process(self) -> None:
         pass
@@ -41,7 +42,9 @@ class Recorder:
     def join_proof(self) -> str:
         return ""
 
-    def hear_from(self, node_id: int, life: Life, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, life: Life, addr: str, proves_now: bool) -> str:
+        if addr:
+            self.heard_addrs.add((node_id, addr))
         latest = self.latest_life(node_id)
         if life.counter < latest.counter:
             return "void" if proves_now else "late"

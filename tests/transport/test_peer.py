@@ -51,7 +51,13 @@ class NodeStub:
     def report_void(self, peer_id: int) -> None:
         self._note("void", peer_id)
 
-    def hear_from(self, peer_id: int, life: Life, proves_now: bool) -> str:
+    def report_reached(self, peer_id: int, addr: str) -> None:
+        self._note("reached", peer_id, addr)
+
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
+        self._note("missed", peer_id, addr, other_id)
+
+    def hear_from(self, peer_id: int, life: Life, addr: str, proves_now: bool) -> str:
         self._note("life", peer_id, life, proves_now)
         if life.counter < self.lives.get(peer_id, Life()).counter:
             return "void" if proves_now else "late"
