@@ -5,8 +5,8 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 `raftsvc.kv`.
 """
 
-from raftsvc.answers import error_response
 from raftsvc.addresses import canonical_addr
+from raftsvc.answers import error_response
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,

@@ -68,7 +68,8 @@ class Addresses:
 
     def _likely(self, node_id: int, recorded: str) -> list[str]:
         all_of_them = (self._said.get(node_id, ""), recorded, self._given.get(node_id, ""))
-        return [addr for addr in dict.fromkeys(all_of_them) if addr and addr != self.own_addr]
+        # Also what we take for our own address: if we are mistaken it is another's.
+        return [addr for addr in dict.fromkeys(all_of_them) if addr]
 
     def _others(self, likely: list[str]) -> list[str]:
         """Where others were recorded, the latest first."""

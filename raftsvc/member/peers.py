@@ -11,11 +11,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from raftsvc.addresses import is_canonical
 from raftsvc.core.messages import Life, Message
-from raftsvc.core.raft import ProposalRefused, Role
 from raftsvc.errors import OverloadedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
@@ -129,11 +127,7 @@ class Peers:
         """Propose to record where members were found, and look for others where they may be.  In a turn."""
         core = self._engine.core
         for change in self._addresses.corrections(core.config):
-            if core.role is Role.LEADER:
-                with suppress(ProposalRefused):
-                    core.propose((change.as_proposal(),))
-            elif core.leader_id:
-                core.forward((change.as_proposal(),), 0, core.leader_id)
+            self._engine.changes.suggest(change)
         for peer_id in self._addresses.unfound(core.config):
             if (peer := self._errands.peers.get(peer_id)) is not None:
                 peer.knock()

@@ -313,8 +313,8 @@ class Line:
                     self._reached = addr
                     self._node.report_reached(self._peer_id, addr)
                 return answer
-            except NoAnswerError:
-                raise  # a stream that is kept back says nothing of where the peer is
+            except (NoAnswerError, TooLargeError):
+                raise  # what is kept back, or refused on the way, says nothing of where the peer is
             except UnreachableError:
                 self._reached = ""
                 self._node.report_missed(self._peer_id, addr, NO_NODE)
