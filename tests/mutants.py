@@ -421,7 +421,7 @@ MUTANTS = (
         "member/addresses.py",
         "if failures > _PATIENCE or not likely else []",
         "if failures > 1_000_000 else []",
-        kinds=_ADDRESS_KINDS,
+        test="member/test_addresses.py::test_a_hint_is_used_at_once_and_left_when_it_fails",
     ),
     Mutant(
         "a join is authorized by a State that is out of date",

@@ -163,6 +163,7 @@ class Network:
             self._world.report.counts["batches lost"] += 1
             return False
         for _ in range(copies):
+
             def arrive() -> None:
                 self._deliver(source_id, life, addr, target_id, data)
 

@@ -16,6 +16,7 @@ history, the same each time.  The parts, each of which knows those before it:
     bounds        what a node may remember
     transfer      a snapshot on its way
     replica       the State in a process
+    ways          how what a process says finds the way, whoever is where
     process       one life of a node: runs an engine, as its threads do
     node          a computer, and the processes that come and go on it
     cluster       all nodes
