@@ -130,7 +130,7 @@ class Peers:
             self._engine.changes.suggest(change)
         for peer_id in self._addresses.unfound(core.config):
             if (peer := self._errands.peers.get(peer_id)) is not None:
-                peer.knock()
+                peer.is_to_knock = True
 
     # -- who speaks
 

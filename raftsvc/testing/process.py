@@ -76,7 +76,6 @@ class SimulatedProcess:
         self.life = Lifetime(world.schedule)
         self.halted_at = 0
         self.is_applying = False
-        self._transferring: set[int] = set()
         self.reception = Reception(world, self)
         state = world.workload.make_state()
         self.store = open_store(world, computer)
@@ -287,16 +286,16 @@ class SimulatedProcess:
 
     def send_snapshot(self, message: Message) -> bool:
         """Send the stored snapshot piece by piece, as a transfer thread does."""
-        if message.to_id in self._transferring or not self.ways.leads_to(message.to_id):
+        if message.to_id in self.ways.transferring or not self.ways.leads_to(message.to_id):
             return False
         self._world.watch.digests.sends_snapshot(self.engine)
-        self._transferring.add(message.to_id)
+        self.ways.transferring.add(message.to_id)
         Transfer(self._world, self._network, self, message).start()
         return True
 
     def end_transfer(self, peer_id: int, succeeded: bool, damage: Exception | None) -> None:
         """A transfer came to its end."""
-        self._transferring.discard(peer_id)
+        self.ways.transferring.discard(peer_id)
         self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, (), damage))
 
     def look_at_room(self) -> None:

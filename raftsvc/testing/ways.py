@@ -36,6 +36,8 @@ class Ways:
         self._world = world
         self._network = network
         self._process = process
+        self.transferring: set[int] = set()
+        """To whom a snapshot is on its way."""
         self.addresses = Addresses(process.node_id, place.advertised, place.hints)
 
     @property

@@ -432,7 +432,8 @@ class Peer:
         self._holder: StreamHolder | None = None
         self._lock = threading.Lock()  # guards _served; before the outbox lock
         self._served: list[ServedStream] = []
-        self._is_to_knock = False
+        self.is_to_knock = False
+        """Have the peer asked soon whether it is there, though there be nothing to say to it."""
         if addr is not None:
             self._start()
 
@@ -498,21 +499,6 @@ class Peer:
         else:
             self._holder.reopen()
 
-    def knock(self) -> None:
-        """Have the peer asked soon whether it is there, though there be nothing to say to it."""
-        self._is_to_knock = True
-
-    def _knock(self) -> None:
-        self._is_to_knock = False
-        try:
-            replies = self._line.deliver(())
-            if replies:
-                self._node.receive_replies(self._peer_id, replies)
-        except Problem as problem:
-            self._hear_problem(problem)
-        except (UnreachableError, MalformedError) as error:
-            logger.debug("node %d is not at %s: %s", self._peer_id, self.addr, error)
-
     def stop(self, wait: bool = True) -> None:
         """End the sender; waits a moment unless `wait` is false.  A request under way ends by its own timeout."""
         self._stopping.set()
@@ -550,9 +536,8 @@ class Peer:
             self._report(self._node.report_unreachable, self._peer_id)
         if self._outbox.is_streaming:
             reach.succeeded()
-        if self._is_to_knock and not batch and not self._stopping.is_set():
-            self._knock()
-        if not batch or self._stopping.is_set():
+        is_knocking, self.is_to_knock = self.is_to_knock, False
+        if not (batch or is_knocking) or self._stopping.is_set():
             return failures
         why: Exception | None = None
         try:
