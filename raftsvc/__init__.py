@@ -5,6 +5,7 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 `raftsvc.kv`.
 """
 
+from raftsvc.addresses import canonical_addr
 from raftsvc.answers import error_response
 from raftsvc.errors import (
     AddressInUseError,
@@ -98,6 +99,7 @@ __all__ = [
     "UnknownPeerError",
     "WrongClusterError",
     "WrongSecretError",
+    "canonical_addr",
     "error_response",
     "start",
 ]

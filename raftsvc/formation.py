@@ -19,6 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from raftsvc.addresses import same_addr
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
@@ -41,7 +42,8 @@ from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store
-from raftsvc.transport import JoinReply, Network, Problem, request_join
+from raftsvc.transport import JoinReply, Network, Problem, request_join, who_answers
+from raftsvc.transport.wire import join_proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("raftsvc")
 
 _ADMIT_SECONDS = 10.0
+_ASK_SECONDS = 3.0
 
 
 class Membership:
@@ -69,6 +72,8 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._is_joining = False
+        self.join_proof = ""
+        """While this node asks to be let in: by what a member that it asked knows it at its address."""
 
     # -- what there is
 
@@ -139,22 +144,49 @@ class Membership:
         """Join the cluster of a member at `boot_url`; see `Service.join`."""
         self.home.check()
         deadline = time.monotonic() + timeout
-        with self._begin():
-            if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
-                token = self._store.join_token()
-                reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
-                self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
-            self._start_node()
-        node = self.require_node()
-        logger.info("node %d at %s joined cluster %016x", node.node_id, self.addr, node.cluster_id)
-        node.wait_until(node.is_settled, max(0.0, deadline - time.monotonic()))
-        if self.stopped.is_set():
-            raise StoppedError("the Service was stopped")
+        node = self.node
+        if node is None or node.applied_config.members:
+            with self._begin():
+                if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
+                    token = self._store.join_token()
+                    self.join_proof = join_proof(token)
+                    try:
+                        reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
+                    finally:
+                        self.join_proof = ""
+                    self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
+                self._start_node()
+            node = self.require_node()
+            logger.info("node %d at %s joined cluster %016x", node.node_id, self.addr, node.cluster_id)
+        self._settle(node, boot_url, deadline)
         if not node.applied_config.members and not node.status()["leader_id"]:
             raise JoinFailedError(
                 f"this node is member {node.node_id} now, but no leader reached it at {self.addr} "
                 f"within {timeout:g} s; it takes part as soon as one does"
             )
+
+    def _settle(self, node: Participant, boot_url: str, deadline: float) -> None:
+        """Wait until the cluster has taken in `node`, which it admitted; tell it where that is, for it may have moved.
+
+        Raises StoppedError, and ExistingClusterError if it was another cluster that admitted it.
+        """
+        pause = 0.25 * self.election_timeout
+        while not node.wait_until(node.is_settled, min(pause, max(0.0, deadline - time.monotonic()))):
+            if self.stopped.is_set():
+                raise StoppedError("the Service was stopped")
+            if time.monotonic() >= deadline or node.applied_config.members:
+                pause = max(0.0, deadline - time.monotonic())
+                if not pause:
+                    return
+                continue
+            answerer = who_answers(self._network, node.identity, [boot_url], min(pause, 2 * self.election_timeout))
+            if answerer[boot_url].code == "wrong_cluster":
+                raise ExistingClusterError(
+                    f"this node was admitted to cluster {node.cluster_id:016x} already, and {boot_url} is of another"
+                )
+            pause = min(2 * pause, 4 * self.election_timeout)
+        if self.stopped.is_set():
+            raise StoppedError("the Service was stopped")
 
     @contextmanager
     def _begin(self) -> Iterator[None]:
@@ -225,8 +257,9 @@ class Calls(Protocol):
 class Roster:
     """The members of the cluster that this process's node belongs to, as they come and go."""
 
-    def __init__(self, membership: Membership, calls: Calls, admission: Admission) -> None:
+    def __init__(self, membership: Membership, calls: Calls, admission: Admission, network: Network) -> None:
         self._membership = membership
+        self._network = network
         self._calls = calls
         self._admission = admission
 
@@ -239,31 +272,74 @@ class Roster:
     def admit(self, addr: str, token: bytes) -> JoinReply:
         """Make the node at `addr`, which presented `token`, a learner; it is promoted when it has caught up.
 
-        Authorized first, by a state that is current; nothing is written for one
-        who may not join.  A token that is known gets the id it has.  Raises Problem.
+        Authorized first, by a state that is current, and found to be where it says; nothing is written
+        for one who may not join, or is not there.  Authorized again right before, and once it is in
+        the log, where all that was forbidden before comes before it.  A token that
+        is known gets the id it has.  Raises Problem.
         """
         node = self._membership.require_node()
         deadline = time.monotonic() + _ADMIT_SECONDS
-        self._calls.wait_read(_ADMIT_SECONDS)
-        if not self._membership.state.is_allowed_member(addr):
-            raise Problem(403, "address_not_allowed", f"{addr} is not allowed to join")
+        self._check_allowed(addr, deadline)
+        config = node.applied_config
+        if _member_with_token(config, token) == NO_NODE:
+            _check_unused(config, addr)
+            self._check_presence(node, addr, token)
         while True:
             config = node.applied_config
             known = _member_with_token(config, token)
             if known != NO_NODE:
                 return JoinReply(known, node.cluster_id)
-            if config.id_of(addr) is not None:
-                raise Problem(409, "address_in_use", f"{addr} is member {config.id_of(addr)} already; evict it first")
+            _check_unused(config, addr)
             node_id = self._allocate_id(node, deadline)
+            self._check_allowed(addr, deadline)
             with self._admission:
                 refusal = node.change_membership(
                     ConfChange(ConfOp.ADD_LEARNER, node_id, addr, token),
                     lambda applied: _member_with_token(applied, token) != NO_NODE,
                     min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
                 )
+            if refusal is None and not self._membership.state.is_allowed_member(addr):
+                self._take_out_again(node, token)
             self.check_leader()
             if refusal not in (None, Refusal.INVALID_CHANGE) or time.monotonic() >= deadline:
                 raise Problem(503, "busy", "another membership change is under way, or no majority answers")
+
+    def _check_allowed(self, addr: str, deadline: float) -> None:
+        """Ask the State, once it is current, whether a node at `addr` may join; raises Problem."""
+        self._calls.wait_read(max(0.1, deadline - time.monotonic()))
+        if not self._membership.state.is_allowed_member(addr):
+            raise Problem(403, "address_not_allowed", f"{addr} is not allowed to join")
+
+    def _check_presence(self, node: Participant, addr: str, token: bytes) -> None:
+        """Ask who answers at `addr`, and where members are: raises Problem unless it is who asks, and there only.
+
+        So a node that mistook its address gets no membership that it could not use, and one that lost its
+        disk none beside the one that it had, however its address was spelled then.
+        """
+        wanted = join_proof(token)
+        places = {m.addr: i for i, m in node.applied_config.members.items() if m.addr and i != node.node_id}
+        answers = who_answers(self._network, node.identity, [addr, *places], _ASK_SECONDS)
+        for place, holder in places.items():
+            if answers[place].proof == wanted:
+                what = f"{addr} is where member {holder} is known as {place}; it lost its directory: evict it first"
+                raise Problem(409, "address_in_use", what)
+        there = answers[addr]
+        if there.proof != wanted:
+            who = f"node {there.node} of the cluster" if there.node else "another node" if there.code else "nobody"
+            what = f"{who} answers at {addr}: is that the address of the node that asks to join, and does it listen?"
+            raise Problem(503, "unreachable_joiner", what)
+
+    def _take_out_again(self, node: Participant, token: bytes) -> None:
+        """Remove a learner that was forbidden to join before its entry was in the log; raises Problem."""
+        node_id = _member_with_token(node.applied_config, token)
+        if node_id != NO_NODE:
+            with self._admission:
+                node.change_membership(
+                    ConfChange(ConfOp.REMOVE, node_id),
+                    lambda applied: node_id not in applied.members,
+                    _ADMIT_SECONDS / 2,
+                )
+        raise Problem(403, "address_not_allowed", "that address may not join any more")
 
     def _allocate_id(self, node: Participant, deadline: float) -> int:
         """An id that no member ever had: what the State proposes, unless the log knows it was used."""
@@ -287,11 +363,10 @@ class Roster:
                 f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
             ) from error
         config = node.applied_config
-        node_id = config.id_of(addr)
+        node_id = _member_at(config, addr)
         if node_id is None:
-            raise UnknownPeerError(
-                f"no member is at {addr}; members are at {sorted(m.addr for m in config.members.values())}"
-            )
+            known = ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
+            raise UnknownPeerError(f"no member is at {addr}; the members are: {known}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
         with self._admission:
@@ -307,6 +382,20 @@ class Roster:
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
             )
+
+
+def _check_unused(config: Configuration, addr: str) -> None:
+    holder = _member_at(config, addr)
+    if holder is not None:
+        raise Problem(409, "address_in_use", f"{addr} is member {holder} already; evict it first")
+
+
+def _member_at(config: Configuration, addr: str) -> int | None:
+    """The member at `addr`, however either is spelled, or, if that is digits alone, the one with that id."""
+    if addr.isascii() and addr.isdigit():
+        return int(addr) if int(addr) in config.members else None
+    wanted = same_addr(addr)
+    return next((i for i, m in config.members.items() if m.addr and wanted in (m.addr, same_addr(m.addr))), None)
 
 
 def _member_with_token(config: Configuration, token: bytes) -> int:

@@ -48,9 +48,13 @@ class Reception:
             raise Problem(503, "stopping", "this node was stopped")
         return node.identity if node else None
 
-    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+    def join_proof(self) -> str:
+        """What shows that this node is the one that asks to join, while it does."""
+        return self._membership.join_proof
+
+    def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `node_id`; see `Node.hear_from`."""
-        return self._membership.require_node().hear_from(node_id, claim, proves_now)
+        return self._membership.require_node().hear_from(node_id, claim, addr, proves_now)
 
     def latest_life(self, node_id: int) -> Life:
         """The latest life of another member that is known here."""

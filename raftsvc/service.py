@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from raftsvc.addresses import canonical_addr, peer_url
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -48,7 +49,7 @@ from raftsvc.member.waiters import Call, Read
 from raftsvc.reception import Reception
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
-from raftsvc.transport import App, Authenticator, Network, peer_url
+from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
@@ -69,6 +70,7 @@ def start(
     insecure: bool = False,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
+    peers: Mapping[int, str] | None = None,
     election_timeout: float = 1.0,
     max_waiting: int | None = None,
     max_instruction_bytes: int = 1024 * 1024,
@@ -88,7 +90,10 @@ def start(
     the server forked, once.
 
     laddr:    where peers reach this node: `host:port`, which means
-              `http://host:port/raft`, or a URL with scheme and mount prefix.
+              `http://host:port/raft`, or a URL with scheme and mount prefix
+              (`http://host:port/` is mounted at the root).  However it is spelled, it is known
+              by its canonical spelling (`raftsvc.canonical_addr`).  No wildcard: that is
+              where a server listens, not where it is reached.
     dir:      the directory of this node and of no other; made if missing.
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
@@ -105,8 +110,12 @@ def start(
                   bound to.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
-                application cannot starve; recommended in production.  `laddr` names it.
+                application cannot starve; recommended in production.  `laddr` names it;
+                here `0.0.0.0:port` is fine.
     listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
+    peers:      where other members may be reached, by id, beside what the cluster recorded.  Only
+                needed where all their addresses changed while all were down: as long as one member is
+                where it was, or where another was, they find each other without help.
 
     election_timeout:      seconds without a leader before an election; heartbeats are ten times as frequent.
                            A node that is started with a shorter one than before waits once as
@@ -133,7 +142,7 @@ def start(
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
     _check_state(state)
-    peer_url(laddr)
+    laddr = canonical_addr(laddr)
     if listen is not None:
         _check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
@@ -149,7 +158,8 @@ def start(
         max_uncommitted_bytes=max_uncommitted_bytes,
         lease_reads=lease_reads,
     )
-    options = NodeOptions(election_timeout, engine_options)
+    hints = {node_id: canonical_addr(addr) for node_id, addr in (peers or {}).items()}
+    options = NodeOptions(election_timeout, engine_options, peers=hints)
     if clock is not None:
         options = options._replace(clock=clock)
     store = _own(os.fspath(dir), files, lock_timeout, server)
@@ -261,7 +271,7 @@ class Service:
         self._max_instruction_bytes = entrance.max_instruction_bytes
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped, self._hears_while_server_drains)
-        self._roster = Roster(membership, self, self._admission)
+        self._roster = Roster(membership, self, self._admission, network)
         self._reception = Reception(membership, self._roster, network, self._admission)
         self._app = App(self._reception, auth)
         self._listener: Listener | None = None
@@ -311,21 +321,25 @@ class Service:
         timeout:  seconds in all.
 
         Returns once this node knows its cluster and follows it; it becomes a voter
-        when it has caught up, which is waited for within `timeout` too.  Safe to
-        repeat after any error, in a new process as well: the cluster finds the
-        membership that an earlier attempt made.
+        when it has caught up, which is waited for within `timeout` too.  Nothing is
+        written before the leader reached this node at `laddr`: serve `/raft/` meanwhile.
+        Safe to repeat after any error, in a new process as well: the cluster finds the
+        membership that an earlier attempt made, and a node that was admitted and
+        not taken in yet, though its directory be a member's, just waits for that.
 
         Raises ExistingClusterError, AddressNotAllowedError, AddressInUseError,
-        PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError if
-        the member has no secret, and so serves its own machine only, which is another.
+        PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError, at once, if
+        the secrets differ, or the member has none, and so serves its own machine only, which is another.
         """
         self._membership.home.check()
         if is_main_thread():
             return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
-        self._membership.join(boot_url, timeout)
+        self._membership.join(canonical_addr(boot_url), timeout)
 
     def evict(self, node_addr: str, timeout: float = 60.0) -> None:
         """Remove the member at `node_addr`; returns when its removal is committed and applied here.
+
+        node_addr: in whatever spelling; or the id of the member, in digits, as `status` has it.
 
         Any member may be evicted, this node and the leader included, but not the
         only voter, nor one without which the rest would have no live majority.

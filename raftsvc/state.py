@@ -66,13 +66,16 @@ class State(Protocol):
         """The members' addresses by id; not to be modified."""
 
     def set_peer_addr(self, node_id: int, addr: str) -> None:
-        """Member `node_id`, maybe new, is reached at `addr`."""
+        """Member `node_id`, maybe new, is reached at `addr`; empty while another is there and it was not found yet."""
 
     def remove_peer_addr(self, node_id: int) -> None:
         """`node_id` is no member any more."""
 
     def is_allowed_member(self, addr: str) -> bool:
-        """Whether a node at `addr` may join."""
+        """Whether a node at `addr`, in its canonical spelling (`raftsvc.canonical_addr`), may join.
+
+        Asked on the leader when it is current, and once more right before the node becomes a member.
+        """
 
     def next_node_id(self) -> tuple[int, int]:
         """An id that no member has had yet, and a version for `increment_next_node_id`."""

@@ -51,6 +51,7 @@ _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
+_ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -392,6 +393,56 @@ MUTANTS = (
                 "        if",
             ),
         ),
+    ),
+    # Addresses
+    Mutant(
+        "what a member says of where it is is not used",
+        "member/addresses.py",
+        "        if node_id == self.own_id or not addr or addr == self._said.get(node_id):",
+        "        if True:",
+        kinds=_ADDRESS_KINDS,
+    ),
+    Mutant(
+        "an address that another holds cannot be set",
+        "core/membership.py",
+        "            if holder not in (None, node_id):\n",
+        "            if holder not in (None, node_id):\n                raise InvalidChangeError('held')\n",
+        kinds=_ADDRESS_KINDS,
+    ),
+    Mutant(
+        "what a member says of where it is is recorded unseen",
+        "member/addresses.py",
+        "            for i, addr in self.answered.items()\n",
+        "            for i, addr in self._said.items()\n",
+        kinds=_ADDRESS_KINDS,
+    ),
+    Mutant(
+        "a member is not looked for where others were",
+        "member/addresses.py",
+        "if failures > _PATIENCE or not likely else []",
+        "if failures > 1_000_000 else []",
+        test="member/test_addresses.py::test_a_hint_is_used_at_once_and_left_when_it_fails",
+    ),
+    Mutant(
+        "a join is authorized by a State that is out of date",
+        "formation.py",
+        "        self._calls.wait_read(max(0.1, deadline - time.monotonic()))\n",
+        "",
+        test="service/test_joining.py::test_a_state_that_is_out_of_date_authorizes_nobody",
+    ),
+    Mutant(
+        "who is disallowed while it joins stays",
+        "formation.py",
+        "            if refusal is None and not self._membership.state.is_allowed_member(addr):",
+        "            if False:",
+        test="service/test_joining.py::test_who_is_disallowed_while_it_joins_does_not_become_a_member",
+    ),
+    Mutant(
+        "who wants to join is not looked for",
+        "formation.py",
+        "            self._check_presence(node, addr, token)\n",
+        "",
+        test="service/test_joining.py::test_a_node_that_mistook_its_own_address_is_not_let_in_and_may_correct_it",
     ),
     # Elections
     Mutant(

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raftsvc import kv
+from raftsvc.addresses import peer_url
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import (
     MAX_NUMBER,
@@ -44,7 +45,6 @@ from raftsvc.transport.wire import (
     decode_chunk_reply,
     decode_problem,
     encode_chunk_reply,
-    peer_url,
 )
 from tests.storage.faults import Disk
 from tests.storage.logs import put_snapshot
@@ -56,7 +56,9 @@ numbers = st.one_of(st.integers(0, MAX_NUMBER), st.sampled_from([0, 1, MAX_NUMBE
 ids = st.one_of(st.integers(1, MAX_NUMBER), st.integers(1, 9))
 data = st.binary(max_size=200)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
-addresses = st.builds("{}:{}".format, st.from_regex(r"[a-z0-9][a-z0-9.-]{0,20}", fullmatch=True), st.integers(0, 65535))
+addresses = st.builds(
+    "{}:{}".format, st.from_regex(r"[a-z](\.?[a-z0-9]){0,10}[a-z]", fullmatch=True), st.integers(1, 65535)
+)
 tokens = st.binary(min_size=16, max_size=16)
 
 entries = st.lists(st.builds(make_entry, u64, u64, st.sampled_from(EntryKind), data), max_size=4)
@@ -157,7 +159,7 @@ operations = st.one_of(
     st.builds(kv.if_not_modified, keys, u64),
     st.builds(kv.set, keys, data),
     st.builds(kv.delete, keys),
-    st.builds(kv.allow, keys),
+    st.builds(kv.allow, addresses),
     st.builds(kv.disallow, keys),
 )
 transactions = st.tuples(tokens, st.lists(operations, max_size=6))

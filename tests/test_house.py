@@ -42,18 +42,19 @@ ROOMS = {
     "process": "errors",
     "mainthread": "errors",
     "core": "",
+    "addresses": "errors core",
     "storage": "errors process core",
-    "transport": "errors process core storage",
-    "member": "errors state process core storage transport",
-    "host": "errors state process mainthread core storage transport member",
-    "formation": "errors state process mainthread core storage transport member host",
-    "reception": "errors state process mainthread core storage transport member host formation",
-    "service": "errors state process mainthread core storage transport member host formation reception",
-    "raftsvc": "errors answers state service",
+    "transport": "errors addresses process core storage",
+    "member": "errors addresses state process core storage transport",
+    "host": "errors addresses state process mainthread core storage transport member",
+    "formation": "errors addresses state process mainthread core storage transport member host",
+    "reception": "errors addresses state process mainthread core storage transport member host formation",
+    "service": "errors addresses state process mainthread core storage transport member host formation reception",
+    "raftsvc": "errors addresses answers state service",
     # What stands on the public face does not reach behind it.
-    "kv": "errors state process mainthread service raftsvc",
+    "kv": "errors addresses state process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors state process core storage transport member",
+    "testing": "errors addresses state process core storage transport member",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

@@ -20,7 +20,11 @@ MAX_ADDRESS_BYTES = 1024
 
 
 class Member(NamedTuple):
-    """One member.  `token` is the join token it presented, so that a repeated join finds it."""
+    """One member.
+
+    addr:  empty while another member is where it was, and nobody found it elsewhere yet.
+    token: the join token it presented, so that a repeated join finds it.
+    """
 
     addr: str
     is_voter: bool
@@ -104,7 +108,7 @@ class Configuration:
         return 0 < node_id <= self.highest_id and node_id not in self.members
 
     def id_of(self, addr: str) -> int | None:
-        """The member at `addr`, or None."""
+        """The member that is recorded at `addr`, or None."""
         return next((i for i, member in self.members.items() if member.addr == addr), None)
 
     def quorum(self) -> int:
@@ -136,8 +140,13 @@ class Configuration:
                 raise InvalidChangeError("the only voter cannot be removed")
             del members[node_id]
         else:
-            if not change.addr or self.id_of(change.addr) not in (None, node_id):
-                raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to another member")
+            if not change.addr:
+                raise InvalidChangeError("an address that is set is not empty")
+            holder = self.id_of(change.addr)
+            if holder not in (None, node_id):
+                # Who answers there was looked at (`member.addresses`), and it is not the former
+                # holder: where that is now shows when it speaks.
+                members[holder] = members[holder]._replace(addr="")
             members[node_id] = members[node_id]._replace(addr=change.addr)
         return Configuration(members, highest_id)
 

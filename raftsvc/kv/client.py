@@ -211,7 +211,7 @@ class KeyValue:
     # -- who may join
 
     def allow(self, addr: str, timeout: float = 10.0) -> None:
-        """Let the node that advertises exactly `addr` join."""
+        """Let the node that advertises `addr`, in whatever spelling, join.  Raises ConfigurationError if it is none."""
         self._execute([instructions.allow(addr)], timeout)
 
     def disallow(self, addr: str, timeout: float = 10.0) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from raftsvc.addresses import canonical_addr, same_addr
 from raftsvc.errors import Rejected
 
 MAX_KEY_BYTES = 1024
@@ -110,13 +111,13 @@ def delete(key: str) -> Effect:
 
 
 def allow(addr: str) -> Effect:
-    """Let the node at `addr` join."""
-    return Effect(Code.ALLOW, _checked_key(addr))
+    """Let the node at `addr`, however spelled, join.  Raises ConfigurationError, a ValueError, if it is no address."""
+    return Effect(Code.ALLOW, _checked_key(canonical_addr(_checked_key(addr))))
 
 
 def disallow(addr: str) -> Effect:
     """Let it join no more; a member remains one."""
-    return Effect(Code.DISALLOW, _checked_key(addr))
+    return Effect(Code.DISALLOW, _checked_key(same_addr(_checked_key(addr))))
 
 
 def _checked_key(key: str) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from raftsvc.addresses import same_addr
 from raftsvc.errors import NodeFailedError, RaftError
 from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, TAG_BYTES, decode, encode
 from raftsvc.kv.pages import Page, PagedMap, Value, records_of
@@ -190,8 +191,8 @@ class KeyValueState(BaseState):
         return self._allowed
 
     def is_allowed_member(self, addr: str) -> bool:
-        """Whether `addr` is in the allowed list."""
-        return addr in self._allowed
+        """Whether `addr`, however spelled, is in the allowed list."""
+        return same_addr(addr) in self._allowed
 
     # -- snapshots
 

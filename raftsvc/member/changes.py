@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from raftsvc.core.membership import ConfChange
 from raftsvc.core.messages import Message
@@ -49,6 +50,14 @@ class Changes:
         else:
             self._core.forward((change.as_proposal(),), attempt.context)
         return attempt
+
+    def suggest(self, change: ConfChange) -> None:
+        """Have `change` proposed, and hear no more of it: what shows that it was in vain is that it is still wanted."""
+        if self._core.role is Role.LEADER:
+            with suppress(ProposalRefused):
+                self._core.propose((change.as_proposal(),))
+        elif self._core.leader_id:
+            self._core.forward((change.as_proposal(),), 0, self._core.leader_id)
 
     def end(self, attempt: ChangeAttempt) -> None:
         """Hear no more of it."""

@@ -324,7 +324,10 @@ class Machine:
             self.state.remove_peer_addr(change.node_id)
             self._sessions.pop(change.node_id, None)
         else:
-            self.state.set_peer_addr(change.node_id, config.members[change.node_id].addr)
+            for node_id, member in config.members.items():
+                former = self.config.members.get(node_id)
+                if node_id == change.node_id or (former is not None and former.addr != member.addr):
+                    self.state.set_peer_addr(node_id, member.addr)
         self.config = config
         self.life_changes += 1
 

@@ -24,13 +24,15 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal, Role
 from raftsvc.errors import RaftError, StartFailedError, StoppedError
+from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
 from raftsvc.member.engine import Engine, EngineOptions
@@ -59,6 +61,7 @@ class NodeOptions(NamedTuple):
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
     lease_clock: Callable[[], int] = lambda: read_boot_clock()
+    peers: Mapping[int, str] = MappingProxyType({})
 
     @property
     def tick_seconds(self) -> float:
@@ -96,7 +99,8 @@ class Node:
         self._turn = turn = Turn(lock, changed, engine, errands)
         self.runs_state_here = turn.hands.run_state_here
         self._applier = Applier(engine, turn, self._threads)
-        self._peers = Peers(engine, turn, self._applier, errands, network, options.election_timeout)
+        addresses = Addresses(engine.node_id, addr, options.peers)
+        self._peers = Peers(engine, turn, self._applier, errands, network, options.election_timeout, addresses)
         errands.attach(engine, self._peers.members_changed)
         self._callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
@@ -200,10 +204,8 @@ class Node:
     @property
     def leader_addr(self) -> str | None:
         """Where the leader is reached, if one is known."""
-        core = self._engine.core
         with self._turn.lock:
-            member = core.config.members.get(core.leader_id)
-        return member.addr if member else None
+            return self._peers.addr_of(self._engine.core.leader_id) or None
 
     @property
     def is_leader(self) -> bool:
@@ -215,9 +217,9 @@ class Node:
         """The configuration as of the entries applied here."""
         return self._engine.applying.applied_config
 
-    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `node_id`; see `Peers.hear_from`."""
-        return self._peers.hear_from(node_id, claim, proves_now)
+        return self._peers.hear_from(node_id, claim, addr, proves_now)
 
     def latest_life(self, node_id: int) -> Life:
         """The latest life of another member that is known here."""

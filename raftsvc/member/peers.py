@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from raftsvc.core.membership import Member
+from raftsvc.addresses import is_canonical
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.errors import OverloadedError
+from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.errands import Errands
@@ -32,9 +33,17 @@ class Peers:
     """The other members, to each of whom there may be something to say, and strangers who said something."""
 
     def __init__(
-        self, engine: Engine, turn: Turn, applier: Applier, errands: Errands, network: Network, patience: float
+        self,
+        engine: Engine,
+        turn: Turn,
+        applier: Applier,
+        errands: Errands,
+        network: Network,
+        patience: float,
+        addresses: Addresses,
     ) -> None:
         """patience: seconds for what a peer waits for meanwhile: an election timeout."""
+        self._addresses = addresses
         self._engine = engine
         self._turn = turn
         self._applier = applier
@@ -62,28 +71,23 @@ class Peers:
 
         return stop_senders
 
-    def _wanted(self) -> Mapping[int, Member]:
-        core = self._engine.core
-        if core.is_removed or self._engine.health.is_over:
-            return {}
-        return {i: member for i, member in core.config.members.items() if i != self.node_id}
-
     def members_changed(self) -> None:
         """Have a sender for each member, for those being told of their removal, and for no one else."""
         if self._is_stopped:
             return
-        wanted, peers = self._wanted(), self._errands.peers
-        for peer_id, member in wanted.items():
+        core, peers = self._engine.core, self._errands.peers
+        wanted = {} if core.is_removed else self._addresses.wanted(core.config)
+        for peer_id, addr in wanted.items():
             peer = peers.get(peer_id)
             try:
                 if peer is None:
-                    peers[peer_id] = self._network.open_peer(self, peer_id, member.addr)
-                elif peer.addr != member.addr:
-                    peer.move(member.addr)
+                    peers[peer_id] = self._network.open_peer(self, peer_id, addr or None)
+                elif addr and peer.addr != addr:
+                    peer.move(addr)
             except RuntimeError as error:  # no thread can be started; the ticker tries again
                 peers.pop(peer_id, None)
                 self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
-        leaving = set() if self._engine.health.is_over else set(self._engine.core.progress)
+        leaving = set() if self._engine.health.is_over else set(core.progress)
         for peer_id in set(peers) - set(wanted) - leaving:
             if not peers[peer_id].is_responding:
                 peers.pop(peer_id).stop(wait=False)
@@ -100,11 +104,43 @@ class Peers:
         peer = self._errands.peers.get(peer_id)
         return peer is not None and peer.hears_stream
 
+    # -- where they are
+
+    def addr_of(self, node_id: int) -> str:
+        """Where a member is reached, as far as it is known; under the lock."""
+        member = self._engine.core.config.members.get(node_id)
+        if member is None:
+            return ""
+        return self._engine.lives.addr if node_id == self.node_id else self._addresses.of(node_id, member.addr)
+
+    def report_reached(self, peer_id: int, addr: str) -> None:
+        """That very member answered at `addr`."""
+        with self._turn.lock:
+            self._addresses.reached(peer_id, addr)
+
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
+        """It did not answer at `addr`; `other_id` did, or nobody."""
+        with self._turn:
+            if other_id and (what := self._addresses.contradicted(peer_id, addr, other_id)) is not None:
+                self._errands.say(logging.WARNING, what)
+            if self._addresses.failed(peer_id, addr, self._engine.core.config):
+                self.members_changed()
+
+    def correct_addresses(self) -> None:
+        """Propose to record where members were found, and look for others where they may be.  In a turn."""
+        core = self._engine.core
+        for change in self._addresses.corrections(core.config):
+            self._engine.changes.suggest(change)
+        for peer_id in self._addresses.unfound(core.config):
+            if (peer := self._errands.peers.get(peer_id)) is not None:
+                peer.is_to_knock = True
+
     # -- who speaks
 
-    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str:
+    def hear_from(self, peer_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `peer_id`: `member`, `unknown`, `removed`, by what is committed here, or a `Speaker`.
 
+        addr:       where it says that it is reached; empty if it does not.
         proves_now: it answers what was asked after the latest life of that node had been heard.
         """
         with self._turn.lock:
@@ -112,13 +148,20 @@ class Peers:
             if config.was_removed(peer_id):
                 return "removed"
             speaker = self._engine.lives.judge(peer_id, claim, proves_now)
-        if speaker is not Speaker.CURRENT:
+        if speaker in (Speaker.LATE, Speaker.VOID):
             return speaker.name.lower()
+        # Also from one that has not proven what it goes on from: it may have to be found for that.
+        if addr and addr != self._addresses.said(peer_id) and is_canonical(addr):
+            with self._turn:
+                if self._addresses.hear(peer_id, addr, self._engine.core.config):
+                    self.members_changed()
+        if speaker is Speaker.UNPROVEN:
+            return "unproven"
         return "member" if peer_id in config.members else "unknown"
 
     def counts(self, peer_id: int, life: Life) -> bool:
         """Whether what `life` of another member answers counts here."""
-        return self._engine.lives.counts(peer_id, life) or self.hear_from(peer_id, Claim(life), False) in (
+        return self._engine.lives.counts(peer_id, life) or self.hear_from(peer_id, Claim(life), "", False) in (
             "member",
             "unknown",
         )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Event
 
-from raftsvc.core.membership import ConfChange, ConfOp
-from raftsvc.core.raft import ProposalRefused, Role
 from raftsvc.member.engine import Engine
 from raftsvc.member.peers import Peers
 from raftsvc.member.turns import Turn
@@ -52,22 +49,6 @@ class Ticker:
                 engine.tick()
                 if engine.ticks % engine.options.election_ticks == 0:
                     self._peers.look_after()
-                    self._correct_address()
+                    self._peers.correct_addresses()
                 turn.drive(inline=False)
             last = clock()
-
-    def _correct_address(self) -> None:
-        """Announce that this member is reached at another address than the cluster recorded."""
-        core, addr = self._engine.core, self._engine.lives.addr
-        member = core.config.members.get(core.node_id)
-        if member is None or member.addr == addr or core.config.id_of(addr) is not None:
-            return
-        change = ConfChange(ConfOp.SET_ADDRESS, core.node_id, addr)
-        if core.role is Role.LEADER:
-            with suppress(ProposalRefused):
-                core.propose((change.as_proposal(),))
-        else:
-            # A leader that looks for this node at the old address is not known here.
-            known = core.leader_id
-            for peer_id in [known] if known else core.config.voters - {core.node_id}:
-                core.forward((change.as_proposal(),), 0, peer_id)

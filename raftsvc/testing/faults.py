@@ -37,6 +37,8 @@ KINDS = (
     "member added",
     "member removed",
     "leadership transfer",
+    "addresses changed",
+    "address mistaken",
 )
 
 FOCUSES: tuple[tuple[str, ...], ...] = (
@@ -50,6 +52,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("slow State", "hung State", "full disk", "nothing left", "slow disk", "kill"),
     ("narrow links", "kill", "partition", "member added", "leadership transfer"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
+    ("addresses changed", "address mistaken", "kill", "power cut", "partition", "loss", "leadership transfer"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""

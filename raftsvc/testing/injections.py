@@ -343,6 +343,7 @@ class Changes:
     """What people may do to a cluster at any time."""
 
     def __init__(self, world: World, cluster: Cluster, operator: Operator) -> None:
+        self._address_count = 0
         self._world = world
         self._cluster = cluster
         self._operator = operator
@@ -350,6 +351,8 @@ class Changes:
             "member added": self._add,
             "member removed": self._remove,
             "leadership transfer": self._hand_over,
+            "addresses changed": self._change_addresses,
+            "address mistaken": self._mistake_address,
         }
 
     def _add(self, node: SimulatedNode) -> bool:
@@ -370,6 +373,53 @@ class Changes:
         leaves = node.node_id if node.node_id in config.members else world.random.choice(sorted(config.members))
         self._operator.remove(leaves)
         return True
+
+    def _are_addresses_known(self) -> bool:
+        """Whether every member runs and has, in force, the addresses that all are reached at."""
+        nodes = self._cluster.nodes
+        members = [nodes.get(i) for i in self._cluster.configuration().members]
+        places = {node.node_id: node.place.addr for node in members if node is not None}
+        return all(
+            node is not None
+            and node.engine is not None
+            and {i: member.addr for i, member in node.engine.core.config.members.items()} == places
+            for node in members
+        )
+
+    def _change_addresses(self, node: SimulatedNode) -> bool:
+        """End some processes and start them at each other's addresses, or at new ones.
+
+        Where nobody might be left at an address that everybody knows, the operator tells them.
+        """
+        rng = self._world.random
+        nodes = [n for n in self._cluster.nodes.values() if not n.is_gone]
+        chosen = rng.sample(nodes, rng.choice((len(nodes), rng.randint(1, len(nodes)))))
+        known = {n.place.addr for n in nodes} if self._are_addresses_known() else set()
+        for each in chosen:
+            each.kill()
+        places = [each.place.addr for each in chosen]
+        turn = rng.randrange(len(places))
+        places = places[turn:] + places[:turn]
+        share = rng.choice((0.0, 0.0, 0.3, 1.0))
+        for each, place in zip(chosen, places, strict=True):
+            self._address_count += 1
+            each.place.addr = f"{each.name}.{self._address_count}" if rng.random() < share else place
+            each.place.mistaken = ""
+        needs_hints = not any(n.place.addr in known for n in nodes)
+        for each in chosen:
+            each.place.hints = {n.node_id: n.place.addr for n in nodes} if needs_hints else {}
+            each.note(f"is at {each.place.addr} now" + (", and told where the others are" if needs_hints else ""))
+            each.restart_later()
+        return True
+
+    def _mistake_address(self, node: SimulatedNode) -> bool:
+        """Start a process that says it is reached where another is."""
+        others = [n for n in self._cluster.nodes.values() if n is not node and not n.is_gone]
+        if not others or node.node_id not in self._cluster.configuration().members or not self._are_addresses_known():
+            return False
+        node.place.mistaken = self._world.random.choice(others).place.addr
+        for_a_while(self._world, lambda: setattr(node.place, "mistaken", ""))
+        return kill(node)
 
     def _hand_over(self, node: SimulatedNode) -> bool:
         self._operator.hand_over()

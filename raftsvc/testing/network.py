@@ -16,11 +16,43 @@ MOST_QUEUED = 20 * SECOND
 """What would wait longer for a slow link is lost."""
 
 
+class Acquaintance(Protocol):
+    """A process that can be asked who it is."""
+
+    @property
+    def own_lineage(self) -> Lineage: ...
+    @property
+    def own_addr(self) -> str: ...
+    def meet(self, other_id: int, lineage: Lineage, addr: str) -> None: ...
+
+
+class Place:
+    """Where the processes of a node listen, and what they are told; stays when they end.
+
+    mistaken: what they say of that instead; empty: nothing else.
+    hints:    where others are, as the operator says.
+    ways:     of the process that runs.
+    """
+
+    def __init__(self, addr: str) -> None:
+        self.addr = addr
+        self.mistaken = ""
+        self.hints: dict[int, str] = {}
+        self.ways: Acquaintance | None = None
+
+    @property
+    def advertised(self) -> str:
+        """What the next process says."""
+        return self.mistaken or self.addr
+
+
 class Port(Protocol):
     """Where a node can be reached, whether its process runs or not."""
 
-    def hear(self, source_id: int, lineage: Lineage, data: bytes) -> None:
-        """Encoded messages of one life of a node arrive."""
+    @property
+    def place(self) -> Place: ...
+    def hear(self, source_id: int, lineage: Lineage, addr: str, data: bytes) -> None:
+        """Encoded messages of one life of a node, which says that it is reached at `addr`, arrive."""
 
     def speaks_as(self, life: Life) -> bool:
         """Whether that life of the node runs."""
@@ -51,7 +83,7 @@ class Network:
         self.delay = USUAL_DELAY
         self.distance = 0
         self.is_paced = False
-        self._behind: dict[tuple[int, Lineage, int], list[bytes]] = {}  # by link that is busy: what leaves next
+        self._behind: dict[tuple[int, Lineage, str, int], list[bytes]] = {}  # by link that is busy: what leaves next
         self.rate = 0
         self._busy_until: dict[tuple[int, int], int] = {}
 
@@ -77,23 +109,53 @@ class Network:
         far = int(self.distance * rng.uniform(0.9, 1.1)) if self.distance else 0
         return 50 + far + int(rng.expovariate(1 / self.delay))
 
-    def send(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> bool:
+    def occupant(self, addr: str) -> int | None:
+        """The node whose process listens at `addr`."""
+        places = [(i, port.place) for i, port in self.ports.items()]
+        return next((i for i, place in places if place.addr == addr and place.ways is not None), None)
+
+    def introduce(self, source_id: int, target_id: int, astray: Callable[[], None]) -> None:
+        """`source_id` asks where it expects another: each hears of the other, if request and answer pass.
+
+        astray: called with the answer.
+        """
+        asking, asked = self.ports[source_id].place.ways, self.ports[target_id].place.ways
+        assert asking is not None and asked is not None, "both run"
+
+        def is_there(node_id: int, ways: Acquaintance) -> bool:
+            return self.ports[node_id].place.ways is ways
+
+        def arrive() -> None:
+            if is_there(target_id, asked):
+                asked.meet(source_id, asking.own_lineage, asking.own_addr)
+                if self.passes(target_id, source_id):
+                    self._world.schedule.at(self.latency(), answer)
+
+        def answer() -> None:
+            if is_there(source_id, asking):
+                asking.meet(target_id, asked.own_lineage, asked.own_addr)
+                astray()
+
+        if self.passes(source_id, target_id):
+            self._world.schedule.at(self.latency(), arrive)
+
+    def send(self, source_id: int, lineage: Lineage, addr: str, target_id: int, data: bytes) -> bool:
         """Carry `data`, perhaps twice; False if it is lost."""
-        link = (source_id, lineage, target_id)
+        link = (source_id, lineage, addr, target_id)
         if self.is_paced:
             if link in self._behind:
                 self._behind[link].append(data)
                 return True
             self._behind[link] = []
             self._world.schedule.at(2 * self.distance, lambda: self._free(link))
-        return self._carry(source_id, lineage, target_id, data)
+        return self._carry(source_id, lineage, addr, target_id, data)
 
-    def _free(self, link: tuple[int, Lineage, int]) -> None:
+    def _free(self, link: tuple[int, Lineage, str, int]) -> None:
         behind = self._behind.pop(link)
         if behind:
             self.send(*link, b"".join(behind))
 
-    def _carry(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> bool:
+    def _carry(self, source_id: int, lineage: Lineage, addr: str, target_id: int, data: bytes) -> bool:
         rng = self._world.random
         copies = 1 + (rng.random() < self.duplication)
         time = self.transmission(source_id, target_id, len(data) * copies)
@@ -101,13 +163,17 @@ class Network:
             self._world.report.counts["batches lost"] += 1
             return False
         for _ in range(copies):
-            self._world.schedule.at(time + self.latency(), lambda: self._deliver(source_id, lineage, target_id, data))
+
+            def arrive() -> None:
+                self._deliver(source_id, lineage, addr, target_id, data)
+
+            self._world.schedule.at(time + self.latency(), arrive)
         return True
 
-    def _deliver(self, source_id: int, lineage: Lineage, target_id: int, data: bytes) -> None:
+    def _deliver(self, source_id: int, lineage: Lineage, addr: str, target_id: int, data: bytes) -> None:
         port = self.ports.get(target_id)
         if port is not None and (source_id, target_id) not in self.cut:
-            port.hear(source_id, lineage, data)
+            port.hear(source_id, lineage, addr, data)
 
     def refuse(self, by_id: int, source_id: int, life: Life, repeated: Callable[[], None] | None) -> None:
         """Answer that what `life` of `source_id` said is refused at `by_id`, if the answer passes.

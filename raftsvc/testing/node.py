@@ -9,7 +9,7 @@ from raftsvc.errors import StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
-from raftsvc.testing.network import Network
+from raftsvc.testing.network import Network, Place
 from raftsvc.testing.process import Caller, SimulatedProcess, open_store
 from raftsvc.testing.schedule import MILLISECOND
 from raftsvc.testing.world import World
@@ -28,6 +28,7 @@ class SimulatedNode:
     is_damaged: what is stored is, as far as nobody looked at it yet.
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
     is_put_back: what is stored is such a copy.
+    place:      where its processes listen.
     """
 
     def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
@@ -44,6 +45,7 @@ class SimulatedNode:
         self.is_damaged = False
         self.copy: tuple[Life, SimulatedDisk] | None = None
         self.is_put_back = False
+        self.place = Place(self.name)
         network.ports[node_id] = self
 
     # -- what is known
@@ -105,6 +107,7 @@ class SimulatedNode:
                 self.options,
                 self._callers,
                 self._lose_power,
+                self.place,
             )
         except PowerLoss:
             self._lose_power()
@@ -115,6 +118,7 @@ class SimulatedNode:
             self.refusal = error
             self.computer.disk.kill_process()
             return
+        self.place.ways = self.process.ways
         self.is_damaged = False  # everything stored was looked at
         self.note("starts: " + self.describe())
         self.process.start()
@@ -153,16 +157,17 @@ class SimulatedNode:
 
     def _end(self) -> None:
         process, self.process = self.process, None
+        self.place.ways = None
         if process is not None:
             process.end()
 
     # -- what happens to it
 
-    def hear(self, source_id: int, lineage: Lineage, data: bytes) -> None:
+    def hear(self, source_id: int, lineage: Lineage, addr: str, data: bytes) -> None:
         """Messages arrive; as a Port."""
         process = self.process
         if process is not None:
-            process.life.when_running(lambda: process.hear(source_id, lineage, decode_messages(data)))
+            process.life.when_running(lambda: process.hear(source_id, lineage, addr, decode_messages(data)))
 
     def speaks_as(self, life: Life) -> bool:
         """Whether that life of the node runs; as a Port."""

@@ -20,10 +20,11 @@ from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation
-from raftsvc.testing.network import Network
+from raftsvc.testing.network import Network, Place
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.transfer import Reception, Transfer
+from raftsvc.testing.ways import Ways
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -58,10 +59,12 @@ class SimulatedProcess:
         options: EngineOptions,
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
+        place: Place,
     ) -> None:
         """Recover from the disk, which may raise StorageError, or PowerLoss.
 
         power_lost: called when the power goes in the midst of a step; it is to end this process.
+        place:      where it listens.
         """
         self._world = world
         self._network = network
@@ -73,12 +76,12 @@ class SimulatedProcess:
         self.life = Lifetime(world.schedule)
         self.halted_at = 0
         self.is_applying = False
-        self._transferring: set[int] = set()
         self.reception = Reception(world, self)
         state = world.workload.make_state()
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
-        self.engine = Engine(self.name, self.store, state, options, seed, self)
+        self.engine = Engine(place.advertised, self.store, state, options, seed, self)
+        self.ways = Ways(world, network, self, place)
         self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
 
     def start(self) -> None:
@@ -144,19 +147,24 @@ class SimulatedProcess:
             self.do(lambda engine: None)
 
     def _schedule_tick(self) -> None:
+        def count(engine: Engine) -> None:
+            engine.tick()
+            self.ways.tick()
+
         def tick() -> None:
             self._schedule_tick()
-            self.do(lambda engine: engine.tick())
+            self.do(count)
             look_at_bounds(self.engine)
 
         self.life.later(self.computer.tick_delay(), tick)
 
     # -- what comes from others
 
-    def hear(self, source_id: int, lineage: Lineage, messages: Sequence[Message]) -> None:
+    def hear(self, source_id: int, lineage: Lineage, addr: str, messages: Sequence[Message]) -> None:
         """Messages arrive."""
         if not self._may_speak(source_id, lineage):
             return
+        self.ways.hear(source_id, addr)
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"<- {message!r}")
@@ -275,27 +283,21 @@ class SimulatedProcess:
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"-> {message!r}")
-        data = b"".join([message.encode() for message in messages])
-        is_lost = not self._network.send(self.node_id, self.engine.lives.lineage, peer_id, data)
-        # A connection that breaks is noticed, a request on its way may not be.
-        if is_lost and self._world.random.random() < 0.5:
-            self.life.later(
-                self._network.latency(), lambda: self.do(lambda engine: engine.core.report_unreachable(peer_id))
-            )
+        self.ways.send(peer_id, messages)
         return True
 
     def send_snapshot(self, message: Message) -> bool:
         """Send the stored snapshot piece by piece, as a transfer thread does."""
-        if message.to_id in self._transferring:
+        if message.to_id in self.ways.transferring or not self.ways.leads_to(message.to_id):
             return False
         self._world.watch.digests.sends_snapshot(self.engine)
-        self._transferring.add(message.to_id)
+        self.ways.transferring.add(message.to_id)
         Transfer(self._world, self._network, self, message).start()
         return True
 
     def end_transfer(self, peer_id: int, succeeded: bool, damage: Exception | None) -> None:
         """A transfer came to its end."""
-        self._transferring.discard(peer_id)
+        self.ways.transferring.discard(peer_id)
         self.do(lambda engine: engine.report_snapshot(peer_id, succeeded, (), damage))
 
     def look_at_room(self) -> None:

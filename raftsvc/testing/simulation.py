@@ -16,6 +16,7 @@ history, the same each time.  The parts, each of which knows those before it:
     bounds        what a node may remember
     transfer      a snapshot on its way
     replica       the State in a process
+    ways          how what a process says finds the way, whoever is where
     process       one life of a node: runs an engine, as its threads do
     node          a computer, and the processes that come and go on it
     cluster       all nodes
@@ -165,6 +166,8 @@ class Simulation:
             return False
         applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members
+        if any(member.addr != self.nodes[i].place.addr for i, member in members.items()):
+            return False
         return applied == self.watch.consensus.last_committed and all(
             (engine := self.nodes[i].engine) is not None
             and engine.applying.applied_index == applied

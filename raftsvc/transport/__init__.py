@@ -6,13 +6,14 @@ Knows messages, not roles.
 from raftsvc.transport.app import App
 from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.contact import PeerTrouble
-from raftsvc.transport.join import request_join, stranger_envelope
+from raftsvc.transport.join import Answerer, request_join, stranger_envelope, who_answers
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.transfer import Stride
-from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk, peer_url
+from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk
 
 __all__ = [
+    "Answerer",
     "App",
     "Authenticator",
     "Envelope",
@@ -26,7 +27,7 @@ __all__ = [
     "SnapshotChunk",
     "Stride",
     "connection_of",
-    "peer_url",
     "request_join",
     "stranger_envelope",
+    "who_answers",
 ]

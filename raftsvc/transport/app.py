@@ -84,9 +84,13 @@ class Receiver(Protocol):
     def identity(self) -> Identity | None:
         """Who this node is, or None while it belongs to no cluster."""
 
-    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+    def join_proof(self) -> str:
+        """What shows that this node, which belongs to no cluster, is the one that asks to join; see wire."""
+
+    def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `node_id`: `member`, `unknown`, `removed`, `late`, `void`, `unproven`.
 
+        addr:       where it says that it is reached.
         proves_now: it answers what was asked after `latest_life` had been heard.
         """
 
@@ -269,7 +273,8 @@ class App:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
         identity = receiver.identity()
         if identity is None:
-            raise Problem(503 if path != "join" else 409, "uninitialized", "this node belongs to no cluster yet")
+            status = 503 if path != "join" else 409
+            raise Problem(status, "uninitialized", "this node belongs to no cluster yet", proof=receiver.join_proof())
         if path == "join":
             return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity, vouch)
         from_id = self._admit_peer(envelope, identity)
@@ -296,7 +301,10 @@ class App:
                 receiver.note_claim(envelope.cluster, int(envelope.sender))
             raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
         if _number(envelope.to, "Raft-To") != identity.node_id:
-            raise Problem(412, "wrong_node", f"this is node {identity.node_id}")
+            self._hear_who_is_astray(envelope, identity)
+            # Who expected another one here may look for it elsewhere, and knows where we are.
+            here = {"node": str(identity.node_id), "life": str(identity.claim()), "addr": identity.addr}
+            raise Problem(412, "wrong_node", f"this is node {identity.node_id}", **here)
         from_id = _number(envelope.sender, "Raft-From")
         claim = Claim.parse(envelope.life)
         if from_id in (0, identity.node_id) or claim is None:
@@ -308,7 +316,7 @@ class App:
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
             raise Problem(409, "epoch", "this is another start of the node", epoch=str(identity.claim()))
-        standing = receiver.hear_from(from_id, claim, proves_now)
+        standing = receiver.hear_from(from_id, claim, envelope.addr, proves_now)
         if standing == "removed":
             raise Problem(410, "removed", f"node {from_id} was removed from the cluster")
         if standing == "void":
@@ -322,6 +330,15 @@ class App:
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
         self._freshness.take(from_id, life, envelope.path, number)
         return from_id
+
+    def _hear_who_is_astray(self, envelope: Envelope, identity: Identity) -> None:
+        """A member of this cluster looks for another one here, and says where it is itself.
+
+        A life has one address, so it does not matter if that is a recorded request.
+        """
+        claim = Claim.parse(envelope.life)
+        if claim is not None and _is_number(envelope.sender) and int(envelope.sender) not in (0, identity.node_id):
+            self._receiver.hear_from(int(envelope.sender), claim, envelope.addr, False)
 
     def _challenge_stranger(self, envelope: Envelope, **extra: str) -> None:
         """Raise Problem `challenge`, unless the request answers one of ours, which serves once."""

@@ -17,12 +17,12 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raftsvc.addresses import host_of, is_loopback
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import ConfigurationError
 from raftsvc.transport.frames import Seal
 from raftsvc.transport.local import trace_of_outside
-from raftsvc.transport.wire import host_of, is_loopback
 
 MIN_SECRET_BYTES = 16
 Judge = Callable[[Mapping[str, Any]], bool]
@@ -147,7 +147,10 @@ class Authenticator:
     ) -> bytes | None:
         """Judge a request.  Returns the secret that verified it (empty if none is used), or None.
 
-        sender_addr: where the sender is known to be reached, None if that is unknown.
+        sender_addr: where the sender is known to be reached, None if that is unknown.  Its certificate has to
+                     be valid for that; if a secret vouches for the envelope, for where that says it is
+                     reached, which may be new.  With TLS alone a member that got another host name is not
+                     heard before its address is set: only the recorded one says who may use which.
         """
         used = b""
         if self._secrets:
@@ -157,10 +160,11 @@ class Authenticator:
             if not matching:
                 return None
             used = matching[0]
+            sender_addr = envelope.addr or sender_addr
         if self._mutual_tls:
             certificate = _peer_certificate(environ)
             if not certificate or (
-                sender_addr is not None and not certificate_names(certificate, host_of(sender_addr))
+                sender_addr is not None and not certificate_names(certificate, _host_claimed(sender_addr))
             ):
                 return None
         if self._judge is not None and not self._judge(environ):
@@ -197,6 +201,14 @@ def _mac(secret: bytes, data: bytes) -> str:
 
 def _signed_answer(request_mac: str, status: int, body: bytes) -> bytes:
     return f"raftsvc answer\n{request_mac}\n{status}\n".encode(errors="replace") + body
+
+
+def _host_claimed(addr: str) -> str:
+    """The host in what a sender says is its address; none, of which no certificate is, if it makes no sense."""
+    try:
+        return host_of(addr)
+    except ConfigurationError:
+        return ""
 
 
 def _peer_certificate(environ: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import random
 import secrets
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
-from raftsvc.core.messages import MalformedError
+from raftsvc.addresses import peer_url
+from raftsvc.core.messages import NO_NODE, Life, MalformedError
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,
@@ -20,15 +25,38 @@ from raftsvc.errors import (
 )
 from raftsvc.transport.auth import Envelope
 from raftsvc.transport.peer import Network
-from raftsvc.transport.wire import PROTOCOL_VERSION, JoinReply, JoinRequest, Problem, UnreachableError, peer_url
+from raftsvc.transport.wire import (
+    PROTOCOL_VERSION,
+    Identity,
+    JoinReply,
+    JoinRequest,
+    Problem,
+    UnreachableError,
+    UnsignedError,
+)
+
+logger = logging.getLogger("raftsvc.transport")
 
 _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,
     "address_in_use": AddressInUseError,
     "uninitialized": PeerUninitializedError,
     "local_only": ConfigurationError,
+    "unauthenticated": ConfigurationError,
+    "unsupported_version": ConfigurationError,
+    "malformed": ConfigurationError,
 }
+_DIFFER = "its secret and that of this node differ, or one of the two has none: all nodes of a cluster have the same"
+_UNSIGNED: dict[str, str] = {
+    "unauthenticated": _DIFFER,
+    "challenge": _DIFFER,  # it has no secret, and asks who has one
+    "not_leader": _DIFFER,
+    "local_only": "it has no secret, and so serves its own machine only; give all nodes the same",
+}
+"""What is final although nobody signed it, and what it means.
 
+Anybody on the way could have said so; but who can alter an answer can also see to it that none comes.
+"""
 
 _ANSWER_SECONDS = 15.0
 """A leader answers a join within ten seconds; one that does not will not."""
@@ -39,15 +67,16 @@ def request_join(
 ) -> JoinReply:
     """Ask for membership at `boot_url`, and at the leader that it names, until admitted or refused.
 
-    Safe to repeat: the token makes the cluster give the same id again.  Raises
-    AddressNotAllowedError, AddressInUseError, PeerUninitializedError,
-    ConfigurationError if who is asked has no secret and this is another machine,
-    JoinFailedError when `timeout` seconds are over.
+    Safe to repeat: the token makes the cluster give the same id again.  An answer that
+    will not change ends it at once.  Raises AddressNotAllowedError, AddressInUseError,
+    PeerUninitializedError, ConfigurationError if the secrets differ, who is asked has none
+    and this is another machine, or it speaks another version, JoinFailedError when
+    `timeout` seconds are over.
     """
     deadline = time.monotonic() + timeout
     boot = peer_url(boot_url)
     url = boot
-    epoch = cluster = to = ""
+    epoch = cluster = to = why = ""
     pause = 0.1
     while True:
         left = deadline - time.monotonic()
@@ -56,8 +85,12 @@ def request_join(
             return _ask(network, url, envelope, JoinRequest(addr, token), min(max(0.1, left), _ANSWER_SECONDS))
         except Problem as problem:
             if problem.code in _FINAL:
-                raise _FINAL[problem.code](f"{url}: {problem.detail}") from problem
-            why = str(problem)
+                what = _DIFFER if problem.code == "unauthenticated" else problem.detail
+                raise _FINAL[problem.code](f"{url}: {what}") from problem
+            if problem.code == "unreachable_joiner" and why != str(problem):
+                logger.warning("joining by way of %s: %s; asking again", url, problem.detail)
+            if problem.code != "challenge" or not why:
+                why = str(problem)
             # One challenge is met at once; who answers with another one has to wait.
             is_met = bool(epoch)
             epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
@@ -65,7 +98,10 @@ def request_join(
             if not epoch:
                 url = _leader_url(problem) or boot
         except (UnreachableError, MalformedError) as error:
-            why = str(error)
+            if isinstance(error, UnsignedError) and error.problem.code in _UNSIGNED:
+                raise ConfigurationError(f"{url}: {_UNSIGNED[error.problem.code]}") from error
+            if not why or left > 1.0:  # the last one is cut short, and would say so
+                why = str(error)
             url, epoch, is_met = boot, "", False
         if stopped.is_set():
             raise StoppedError("the Service was stopped")
@@ -82,6 +118,65 @@ def stranger_envelope(
     """For a request of who is no member.  epoch: the challenge that it answers, issued by node `to` of `cluster`."""
     number = str(secrets.randbits(63))
     return Envelope(method, path, PROTOCOL_VERSION, cluster, "", to, "", "", addr, epoch, number)
+
+
+class Answerer(NamedTuple):
+    """Who answers at an address.
+
+    node:  the member of our cluster that says that it is there; 0: none.
+    life, addr: what that member says of itself.
+    proof: what a node shows that belongs to no cluster and asks to join; see wire.
+    code:  of the answer; empty if none came that a peer vouches for.
+    """
+
+    node: int = NO_NODE
+    life: Life = Life()
+    addr: str = ""
+    proof: str = ""
+    code: str = ""
+
+
+def who_answers(network: Network, me: Identity, addrs: Iterable[str], timeout: float) -> dict[str, Answerer]:
+    """Ask all of `addrs` at once who is there, and wait `timeout` seconds at most.  Whoever is a member hears of us."""
+    wanted = list(dict.fromkeys(addrs))
+    answers: queue.SimpleQueue[tuple[str, Answerer]] = queue.SimpleQueue()
+
+    def ask(addr: str) -> None:
+        try:
+            answers.put((addr, _who_answers(network, me, addr, timeout)))
+        except Exception:
+            logger.exception("asking who answers at %s failed", addr)
+
+    found = dict.fromkeys(wanted, Answerer())
+    deadline = time.monotonic() + timeout
+    for addr in wanted:
+        with suppress(RuntimeError):  # no thread can be started: then nobody was reached
+            threading.Thread(target=ask, args=(addr,), name="raftsvc-ask", daemon=True).start()
+    for _ in wanted:
+        try:
+            addr, answerer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        found[addr] = answerer
+    return found
+
+
+def _who_answers(network: Network, me: Identity, addr: str, timeout: float) -> Answerer:
+    number = network.next_number()
+    envelope = Envelope(
+        "POST", "msg", PROTOCOL_VERSION, me.cluster, str(me.node_id), "0", "", str(me.life), me.addr, "", number
+    )
+    try:
+        network.post(peer_url(addr), envelope, b"", timeout=timeout)
+    except Problem as problem:
+        said = problem.extra
+        node, life = said.get("node", ""), Life.parse(said.get("life", ""))
+        if problem.code == "wrong_node" and life is not None and node.isascii() and node.isdigit() and len(node) < 20:
+            return Answerer(int(node), life, said.get("addr", ""), "", problem.code)
+        return Answerer(proof=said.get("proof", ""), code=problem.code)
+    except (UnreachableError, ConfigurationError):
+        pass
+    return Answerer()
 
 
 def _leader_url(problem: Problem) -> str | None:

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from raftsvc.addresses import is_loopback_host, is_loopback_ip
 from raftsvc.transport.stream import connection_of
-from raftsvc.transport.wire import is_loopback_host, is_loopback_ip
 
 BROKEN = "its connection is gone"
 

@@ -23,7 +23,8 @@ from weakref import WeakSet
 
 import requests
 
-from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.addresses import peer_url
+from raftsvc.core.messages import NO_NODE, Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
@@ -50,8 +51,8 @@ from raftsvc.transport.wire import (
     Problem,
     TooLargeError,
     UnreachableError,
+    UnsignedError,
     decode_problem,
-    peer_url,
 )
 
 logger = logging.getLogger("raftsvc.transport")
@@ -69,8 +70,10 @@ class Listener(Protocol):
 
     @property
     def identity(self) -> Identity: ...
-    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str: ...
     def counts(self, peer_id: int, life: Life) -> bool: ...
+    def hear_from(self, peer_id: int, claim: Claim, addr: str, proves_now: bool) -> str: ...
+    def report_reached(self, peer_id: int, addr: str) -> None: ...
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None: ...
     def report_void(self, peer_id: int) -> None: ...
     def receive_replies(self, from_id: int, messages: Sequence[Message]) -> None: ...
     def receive_stream(self, from_id: int, messages: Sequence[Message]) -> None: ...
@@ -172,7 +175,7 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            raise UnreachableError(f"status {status}, and the answer is not signed by a peer", status)
+            raise UnsignedError(decode_problem(status, answer))
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
         return answer
@@ -268,6 +271,7 @@ class Line:
         self._late: Life | None = None  # one that answered although a later one had been heard
         self._answered = threading.local()  # by: which life answered the last request of the thread
         self._stream_life: Life | None = None
+        self._reached = ""  # where the peer answered last
         self._max_body_bytes = MAX_BODY_BYTES
 
     @property
@@ -306,11 +310,23 @@ class Line:
                 self._network.next_number(),
             )
             late = self._late
+            addr = self.addr
             try:
-                answer = send(peer_url(self.addr), envelope)
+                answer = send(peer_url(addr), envelope)
+                if addr != self._reached and path != "stream":
+                    self._reached = addr
+                    self._node.report_reached(self._peer_id, addr)
                 self._answered.by = Life.parse(epoch)
                 return answer
+            except (NoAnswerError, TooLargeError):
+                raise  # what is kept back, or refused on the way, says nothing of where the peer is
+            except UnreachableError:
+                self._reached = ""
+                self._node.report_missed(self._peer_id, addr, NO_NODE)
+                raise
             except Problem as problem:
+                if problem.code == "wrong_node":
+                    self._learn_who_is_there(problem, addr)
                 if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
                     raise
                 proof = ""
@@ -324,6 +340,15 @@ class Line:
                     raise
         raise AssertionError("unreachable")
 
+    def _learn_who_is_there(self, problem: Problem, addr: str) -> None:
+        """Another node answered at `addr`, and says who it is and where."""
+        node, claim = problem.extra.get("node", ""), Claim.parse(problem.extra.get("life", ""))
+        if claim is not None and node.isascii() and node.isdigit() and len(node) < 20:
+            if int(node) != self._node.identity.node_id:
+                self._node.hear_from(int(node), claim, problem.extra.get("addr", ""), False)
+            self._reached = ""
+            self._node.report_missed(self._peer_id, addr, int(node))
+
     def _learn_epoch(self, problem: Problem, late: Life | None) -> None:
         """Another life of the peer answered: speak to it, unless a later one was heard.
 
@@ -332,7 +357,7 @@ class Line:
         claim = Claim.parse(problem.extra.get("epoch", ""))
         if claim is None:
             raise problem
-        standing = self._node.hear_from(self._peer_id, claim, claim.life == late)
+        standing = self._node.hear_from(self._peer_id, claim, "", claim.life == late)
         if standing not in ("member", "unknown"):
             self._late = claim.life if standing == "late" else None
             raise problem  # who is unproven proves itself by a request of its own
@@ -428,6 +453,8 @@ class Peer:
         self._holder: StreamHolder | None = None
         self._lock = threading.Lock()  # guards _served; before the outbox lock
         self._served: list[ServedStream] = []
+        self.is_to_knock = False
+        """Have the peer asked soon whether it is there, though there be nothing to say to it."""
         if addr is not None:
             self._start()
 
@@ -530,7 +557,8 @@ class Peer:
             self._report(self._node.report_unreachable, self._peer_id)
         if self._outbox.is_streaming:
             reach.succeeded()
-        if not batch or self._stopping.is_set():
+        is_knocking, self.is_to_knock = self.is_to_knock, False
+        if not (batch or is_knocking) or self._stopping.is_set():
             return failures
         why: Exception | None = None
         try:

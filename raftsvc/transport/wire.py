@@ -7,13 +7,12 @@ in parts, and a snapshot as many pieces.
 
 from __future__ import annotations
 
-import ipaddress
+import hashlib
 import json
 import struct
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from raftsvc.core.membership import MAX_ADDRESS_BYTES
+from raftsvc.addresses import canonical_addr
 from raftsvc.core.messages import (
     MAX_NUMBER,
     Claim,
@@ -24,7 +23,6 @@ from raftsvc.core.messages import (
     MessageKind,
     decode_messages,
 )
-from raftsvc.errors import ConfigurationError
 
 PROTOCOL_VERSION = "1"
 CONTENT_TYPE = "application/x-raftsvc"
@@ -35,57 +33,7 @@ MAX_JOIN_BYTES = 16 * 1024
 SNAPSHOT_PIECE_BYTES = 256 * 1024
 
 
-def peer_url(addr: str) -> str:
-    """The base URL, without a slash at its end, at which `addr` serves `msg`, `join` and the others.
-
-    addr: `host:port`, which means `http://host:port/raft`, or a URL with scheme
-          and mount prefix.
-    Raises ConfigurationError.
-    """
-    if len(addr) > MAX_ADDRESS_BYTES or len(addr.encode(errors="replace")) > MAX_ADDRESS_BYTES:
-        # A node that founded a cluster under it could never start again.
-        raise ConfigurationError(f"an address has at most {MAX_ADDRESS_BYTES} bytes")
-    is_url = "://" in addr
-    url = addr.rstrip("/") if is_url else f"http://{addr}/raft"
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and (is_url or parts.port is not None)
-    except ValueError:  # a port that is no number, brackets that do not match, a host that Unicode rules out
-        is_good = False
-    # The address may come from a node that wants to join: what one parser drops or
-    # takes for the end of the path, or of the host, another does not.
-    if not is_good or not url.isprintable() or any(c in url for c in " ?#@\\") or (not is_url and "/" in addr):
-        raise ConfigurationError(f"{addr!r} is neither host:port nor an http(s) URL")
-    return url
-
-
-def host_of(addr: str) -> str:
-    """The host name or address in `addr`."""
-    return urlsplit(peer_url(addr)).hostname or ""
-
-
-def is_loopback(addr: str) -> bool:
-    """Whether `addr` can be reached from this machine only."""
-    return is_loopback_host(host_of(addr))
-
-
-def is_loopback_host(host: str) -> bool:
-    """Whether a name or an address, in small letters and without brackets, is this machine's to itself."""
-    return host == "localhost" or is_loopback_ip(host)
-
-
-def is_loopback_ip(text: str) -> bool:
-    """Whether `text` is a loopback address and nothing else: no name, no port, no zone."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    # An IPv6 socket says `::ffff:127.0.0.1` of who comes by IPv4, which ipaddress knows from Python 3.13 on.
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return "%" not in text and (mapped or address).is_loopback
-
-
-_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node", "counter"})
+_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node", "counter", "life", "addr", "proof"})
 """What an error answer may say besides its code and detail."""
 
 
@@ -157,6 +105,14 @@ class UnreachableError(Exception):
 
 class TooLargeError(UnreachableError):
     """Something on the way, a proxy most likely, refuses bodies of that size: 413, signed by nobody."""
+
+
+class UnsignedError(UnreachableError):
+    """An answer came, and no peer signed it.  `problem` is what it says, of which nobody knows who said it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"status {problem.status}, and the answer is not signed by a peer", problem.status)
+        self.problem = problem
 
 
 class Part(NamedTuple):
@@ -232,13 +188,21 @@ class JoinRequest(NamedTuple):
         if not isinstance(addr, str) or not isinstance(token, str):
             raise MalformedError("a join names an address and a token")
         try:
-            peer_url(addr)
+            addr = canonical_addr(addr)
             raw = bytes.fromhex(token)
         except ValueError as error:
             raise MalformedError(f"a join does not decode: {error}") from error
         if len(raw) != 16:
             raise MalformedError("a join token has 16 bytes")
         return cls(addr, raw)
+
+
+def join_proof(token: bytes) -> str:
+    """What a node that asks to join answers by whoever it is asked, until it belongs to a cluster.
+
+    Only who was shown the token knows of whom that is.
+    """
+    return hashlib.sha256(b"raftsvc join\n" + token).hexdigest()
 
 
 class JoinReply(NamedTuple):

@@ -33,7 +33,7 @@ operations = st.one_of(
     st.builds(kv.if_not_modified, keys, st.integers(0, 2**64 - 1)),
     st.builds(kv.set, keys, st.binary(max_size=50)),
     st.builds(kv.delete, keys),
-    st.builds(kv.allow, keys),
+    st.builds(kv.allow, st.sampled_from(["10.0.0.1:80", "https://host:443/raft"])),
     st.builds(kv.disallow, keys),
 )
 

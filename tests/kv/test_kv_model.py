@@ -23,14 +23,15 @@ keys = st.one_of(
     st.text("ab/", min_size=1, max_size=3),
     st.sampled_from(["\u00fc", "\U0010ffff", "\ud7ff", "\x00", "a" * MAX_KEY_BYTES]),
 )
+addresses = st.sampled_from(["a:1", "b:1", "https://c:443/raft"])
 datas = st.binary(max_size=40)
 versions = st.one_of(st.just("as it is"), st.integers(0, 40), st.just(2**64 - 1))
 effects = st.one_of(
     st.builds(kv.set, keys, datas),
     st.builds(kv.set, keys, datas),
     st.builds(kv.delete, keys),
-    st.builds(kv.allow, keys),
-    st.builds(kv.disallow, keys),
+    st.builds(kv.allow, addresses),
+    st.builds(kv.disallow, addresses),
 )
 
 

@@ -377,11 +377,12 @@ state = kv.KeyValueState()
 outcomes = 0
 for index in range(1, 3000):
     key = lambda: f"{source.choice('abc')}/{source.randrange(700)}"
+    addr = lambda: key().replace("/", "") + ":1"
     operations = [
         source.choice([
             lambda: kv.set(key(), source.randbytes(8)), lambda: kv.delete(key()), lambda: kv.if_not_exists(key()),
             lambda: kv.if_not_modified(key(), source.randrange(index)),
-            lambda: kv.allow(key()), lambda: kv.disallow(key()),
+            lambda: kv.allow(addr()), lambda: kv.disallow(addr()),
         ])()
         for _ in range(source.choice([1, 1, 2, 5]))
     ]

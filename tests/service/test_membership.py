@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,26 @@ def test_evicting_an_unknown_address_says_so(cluster: Cluster) -> None:
     one.service.evict(two.addr)
     with pytest.raises(raftsvc.UnknownPeerError):
         one.service.evict(two.addr)
+
+
+@pytest.mark.parametrize("spelling", ["http://{}/raft", "HTTP://{}/raft/", "{id}"])
+def test_a_member_is_evicted_by_any_spelling_of_its_address_and_by_its_id(cluster: Cluster, spelling: str) -> None:
+    one, two = cluster.form(2)
+    one.service.evict(spelling.format(two.addr, id=two.status["node_id"]), PATIENCE)
+    assert voters(one) == [one.addr]
+
+
+@pytest.mark.parametrize("spelling", ["http://{}/raft", "Http://{}/raft/"])
+def test_a_node_that_lost_its_disk_is_known_by_any_spelling_of_its_address(cluster: Cluster, spelling: str) -> None:
+    one, two, _ = cluster.form(3)
+    two.service.stop()
+    shutil.rmtree(two.path)
+    two.addr = spelling.format(two.addr)
+    two.options = {**two.options, "listen": two.addr.split("/")[2]}
+    two.start()
+    with pytest.raises(raftsvc.AddressInUseError, match="member 2"):
+        two.service.join(one.addr, PATIENCE)
+    assert len(one.status["members"]) == 3
 
 
 def test_an_eviction_that_would_leave_no_live_majority_is_refused(cluster: Cluster) -> None:

@@ -36,6 +36,7 @@ class Recorder:
         self.lives: dict[int, Life] = {}
         self.wrong: list[str] = []
         self.claims: list[tuple[str, int]] = []
+        self.heard_addrs: set[tuple[int, str]] = set()
 
     def check_process(self) -> None:
         pass
@@ -43,7 +44,12 @@ class Recorder:
     def identity(self) -> Identity | None:
         return Identity(CLUSTER, NODE, lineage_of(self.life), "node.example:1") if self.is_initialized else None
 
-    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+    def join_proof(self) -> str:
+        return ""
+
+    def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
+        if addr:
+            self.heard_addrs.add((node_id, addr))
         life = claim.life
         latest = self.latest_life(node_id)
         if life.counter < latest.counter:

@@ -54,7 +54,13 @@ class NodeStub:
     def counts(self, peer_id: int, life: Life) -> bool:
         return life == self.lives.get(peer_id)
 
-    def hear_from(self, peer_id: int, claim: Claim, proves_now: bool) -> str:
+    def report_reached(self, peer_id: int, addr: str) -> None:
+        self._note("reached", peer_id, addr)
+
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
+        self._note("missed", peer_id, addr, other_id)
+
+    def hear_from(self, peer_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         life = claim.life
         self._note("life", peer_id, life, proves_now)
         if life.counter < self.lives.get(peer_id, Life()).counter:

@@ -167,6 +167,9 @@ class Side:
     def report_removed(self, peer_id: int) -> None:
         self.note("removed")
 
+    def report_reached(self, peer_id: int, addr: str) -> None: ...
+    def report_missed(self, peer_id: int, addr: str, other_id: int) -> None: ...
+
     def note(self, *event: Any) -> None:
         with self.happened:
             self.events.append(event)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import raftsvc
-from raftsvc.transport import Authenticator, peer_url
+from raftsvc.addresses import is_loopback, peer_url
+from raftsvc.transport import Authenticator
 from raftsvc.transport.auth import certificate_names
-from raftsvc.transport.wire import decode_problem, is_loopback
+from raftsvc.transport.wire import decode_problem
 
 
 def test_addresses_mean_base_urls() -> None:

@@ -1,0 +1,77 @@
+"""Where to send, what is learnt of it, and what is proposed to be recorded."""
+
+from __future__ import annotations
+
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.member.addresses import Addresses
+
+CONFIG = Configuration({1: Member("a:1", True), 2: Member("b:1", True), 3: Member("c:1", True)}, 3)
+
+
+def made(**given: str) -> Addresses:
+    addresses = Addresses(1, "a:1", {int(name[1:]): addr for name, addr in given.items()})
+    addresses.wanted(CONFIG)
+    return addresses
+
+
+def test_a_hint_is_used_at_once_and_left_when_it_fails() -> None:
+    addresses = made(n2="g:1")
+    assert addresses.wanted(CONFIG) == {2: "b:1", 3: "c:1"}
+    assert addresses.hear(2, "x:1", CONFIG) and not addresses.hear(2, "x:1", CONFIG)
+    tried = []
+    for _ in range(8):
+        tried.append(addresses.wanted(CONFIG)[2])
+        addresses.failed(2, tried[-1], CONFIG)
+    assert tried[:3] == ["x:1", "b:1", "g:1"]
+    assert "c:1" in tried[3:], "it may be where another was"
+    assert set(tried[3:]) & {"x:1", "b:1", "g:1"}, "or be back"
+    addresses.reached(2, addresses.wanted(CONFIG)[2])
+    assert not addresses.failed(2, "elsewhere:1", CONFIG), "news of a place that was left already"
+
+
+def test_only_who_was_found_where_it_says_is_proposed_to_be_recorded_there() -> None:
+    addresses = made()
+    addresses.hear(2, "x:1", CONFIG)
+    assert addresses.corrections(CONFIG) == []
+    assert addresses.unfound(CONFIG) == [2]
+    addresses.reached(2, "b:1")
+    assert addresses.corrections(CONFIG) == []
+    addresses.reached(2, "x:1")
+    change = ConfChange(ConfOp.SET_ADDRESS, 2, "x:1")
+    assert addresses.corrections(CONFIG) == [change]
+    assert addresses.corrections(CONFIG.changed(change)) == [] == addresses.unfound(CONFIG.changed(change))
+    addresses.failed(2, "x:1", CONFIG)
+    assert addresses.corrections(CONFIG) == []
+
+
+def test_an_address_is_taken_from_who_is_not_there_any_more() -> None:
+    config = CONFIG.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "c:1"))
+    assert [m.addr for m in config.members.values()] == ["a:1", "c:1", ""]
+    config = config.changed(ConfChange(ConfOp.SET_ADDRESS, 3, "b:1"))
+    assert [m.addr for m in config.members.values()] == ["a:1", "c:1", "b:1"]
+    assert Configuration.decode(config.encode()) == config
+
+
+def test_who_advertises_anothers_address_is_named_once() -> None:
+    addresses = made()
+    assert addresses.contradicted(2, "b:1", 3) is None, "that is only where it was"
+    addresses.hear(2, "c:1", CONFIG)
+    assert "node 2 says that it is reached at c:1, where node 3 answers" in str(addresses.contradicted(2, "c:1", 3))
+    assert addresses.contradicted(2, "c:1", 3) is None
+
+
+def test_what_is_known_is_bounded_by_the_members_there_are() -> None:
+    addresses = made()
+    config = CONFIG
+    for node_id in range(4, 400):
+        addresses.hear(node_id, f"n{node_id}:1", config)
+        config = config.changed(ConfChange(ConfOp.ADD_LEARNER, node_id, f"n{node_id}:1"))
+        addresses.wanted(config)
+        config = config.changed(ConfChange(ConfOp.REMOVE, node_id))
+        addresses.corrections(config)
+    assert all(addresses.said(i) == "" for i in range(4, 400))
+    likely_places = set()
+    for _ in range(200):
+        likely_places.add(addresses.wanted(config)[2])
+        addresses.failed(2, addresses.wanted(config)[2], config)
+    assert len(likely_places) < 30
