@@ -1070,6 +1070,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "who denies what it acknowledged is asked again",
+        "core/leader.py",
+        "        if m.reject and progress.has_forgotten(m.index, m.context):\n",
+        "        if False:\n",
+        scene="a_follower_that_lacks_what_it_acknowledged_is_fed_no_more",
+    ),
+    Mutant(
         "two starts of one number are one",
         "member/lives.py",
         "        if any(known.counter == life.counter and known != life for known in twins):\n",

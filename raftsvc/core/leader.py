@@ -12,7 +12,7 @@ from contextlib import suppress
 from raftsvc.core.lease import Lease
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError
 from raftsvc.core.messages import NO_NODE, EntryKind, MalformedError, Message, MessageKind, make_entry
-from raftsvc.core.progress import ProgressState
+from raftsvc.core.progress import Progress, ProgressState
 from raftsvc.core.reads import ReadRounds
 from raftsvc.core.replication import Replication
 from raftsvc.core.server import ProposalRefused, Refusal, Server
@@ -154,7 +154,10 @@ class Leader:
         log = self._server.log
         replication = self.replication
         progress = replication.progress.get(m.from_id)
-        if progress is None or m.index > log.last_index:
+        if progress is None or m.index > log.last_index or progress.state is ProgressState.FORGETFUL:
+            return
+        if m.reject and progress.has_forgotten(m.index, m.context):
+            self._disown(m.from_id, progress)
             return
         progress.recent_active = True
         is_newer_round = m.context > progress.round_acked
@@ -173,7 +176,7 @@ class Leader:
             self._unfit.discard(m.from_id)
         if is_newer_round:
             self.lease.renew()
-        is_news = progress.accepted(m.index)
+        is_news = progress.accepted(m.index, replication.round)
         assert progress.match_index <= log.last_index, "nobody holds more than its leader"
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= log.offset:
             progress.probe_from(progress.match_index + 1)
@@ -190,6 +193,13 @@ class Leader:
                 self._give_up_transfer()  # it cannot: nobody has to wait for it
             else:
                 self._hand_over()
+
+    def _disown(self, follower: int, progress: Progress) -> None:
+        """A follower lacks what it acknowledged: it may have forgotten votes as well, and is fed no more (figure 2)."""
+        progress.disown()
+        self.lease.renew()
+        if self.transfer_target == follower:
+            self._give_up_transfer()
 
     def commit_by_count(self) -> bool:
         """Commit what a majority holds, if it is of this term (R6).  Returns whether anything was."""

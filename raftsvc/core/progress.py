@@ -20,12 +20,15 @@ class ProgressState(Enum):
     PROBE = "probe"
     REPLICATE = "replicate"
     SNAPSHOT = "snapshot"
+    FORGETFUL = "forgetful"
+    """It lacks what it acknowledged: its storage was lost, or put back to an older state."""
 
 
 class Progress:
     """A follower's log as its leader sees it (figure 2, volatile state on leaders).
 
-    match_index:   highest entry known to be durable there.
+    match_index:   highest entry known to be durable there;
+    match_round:   the latest round when that was heard.
     next_index:    the entry to send next; always above match_index.
     recent_active: whether it was heard from since the last quorum check;
     was_active:    in the period before that.
@@ -43,6 +46,7 @@ class Progress:
         "leaving_index",
         "leaving_ticks",
         "match_index",
+        "match_round",
         "next_index",
         "probe_sent",
         "promise_ns",
@@ -57,6 +61,7 @@ class Progress:
     def __init__(self, next_index: int, start_bytes: int = 64 * 1024) -> None:
         self.window = Window(start_bytes)
         self.match_index = 0
+        self.match_round = 0
         self.next_index = next_index
         self.state = ProgressState.PROBE
         self.probe_sent = False
@@ -94,12 +99,13 @@ class Progress:
         else:
             self.probe_sent = True
 
-    def accepted(self, match_index: int) -> bool:
+    def accepted(self, match_index: int, latest_round: int) -> bool:
         """The follower holds everything up to `match_index`, durably.  Returns whether that is news."""
         agreed = match_index >= self.next_index - 1
         is_news = match_index > self.match_index
         if is_news:
             self.match_index = match_index
+            self.match_round = latest_round
             self.next_index = max(self.next_index, match_index + 1)
         self.window.acknowledged(match_index)
         if self.state is ProgressState.PROBE and agreed:
@@ -122,6 +128,17 @@ class Progress:
             return False
         self.probe_from(min(refused_index, agree_at + 1))
         return True
+
+    def has_forgotten(self, refused_index: int, round_number: int) -> bool:
+        """Whether it denies, to what was asked after it had acknowledged it, what it acknowledged."""
+        return refused_index <= self.match_index and round_number > self.match_round
+
+    def disown(self) -> None:
+        """Count nothing of it, for as long as this leader leads: not what it says from here on, nor what it said."""
+        self.probe_from(self.next_index)
+        self.state = ProgressState.FORGETFUL
+        self.match_index = self.round_acked = self.promise_ns = 0
+        self.recent_active = self.was_active = False
 
     def probe_from(self, next_index: int) -> None:
         """Ask again where the logs agree, from `next_index` on."""

@@ -77,7 +77,7 @@ from raftsvc.core.messages import (
     make_entry,
     place_of,
 )
-from raftsvc.core.progress import Progress
+from raftsvc.core.progress import Progress, ProgressState
 from raftsvc.core.repeats import Repeats, Standing
 from raftsvc.core.server import (
     TERMLESS,
@@ -143,6 +143,11 @@ class Raft(Server):
     def progress(self) -> Mapping[int, Progress]:
         """What a leader knows of each other member; empty for others."""
         return self.leader.replication.progress if self.leader is not None else _NOBODY
+
+    @property
+    def forgetful(self) -> list[int]:
+        """Those who lack what they had acknowledged to this leader."""
+        return [i for i, progress in self.progress.items() if progress.state is ProgressState.FORGETFUL]
 
     def holds_lease(self, now: int) -> bool:
         """Whether nobody else can lead at `now` (R14).  May be asked without the lock: see `lease.Lease.holds`."""

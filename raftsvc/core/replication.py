@@ -101,6 +101,8 @@ class Replication:
 
     def send_heartbeat(self, peer: int, progress: Progress) -> None:
         """An append without entries: asserts leadership, carries commit and read round, finds lost messages."""
+        if progress.state is ProgressState.FORGETFUL:
+            return
         log = self._server.log
         prev = progress.next_index - 1
         prev_term = log.term_at(prev)

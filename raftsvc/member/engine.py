@@ -300,6 +300,8 @@ class Engine:
         if self.health.may_apply and self.applying.applied_index + _NEARLY >= self.core.log.commit_index:
             self.calls.open_session(self.ticks)  # else it may be open already, as will be seen
         self.calls.retry(self.ticks)
+        for peer_id in self.core.forgetful:
+            self.lives.doubt(peer_id, "it lacks entries that it had acknowledged")
         self.lives.tick(self.ticks)
         self.reads.ask(self.ticks)
         for peer_id, message in self.digests.announce():

@@ -49,15 +49,21 @@ class Contact:
         self._answered_at = time.monotonic()
         self.trouble = None
 
-    def failed(self, error: Exception, after_seconds: float = 0.0) -> None:
-        """It did not; counts if it has not answered for so long by any way."""
+    def failed(self, error: Exception, after_seconds: float = 0.0) -> bool:
+        """It did not; counts, as is returned, if it has not answered for so long by any way.
+
+        That it is not where others are, either, tells nothing new.
+        """
         now = time.monotonic()
         if now - self._answered_at < after_seconds:
-            return
+            return False
         code = _code_of(error)
         before = self.trouble
+        if before is not None and before.code != code == "wrong_node":
+            return False
         since = before.since if before is not None and before.code == code else now
         self.trouble = PeerTrouble(since, code, f"{error} ({_MEANINGS[code]})" if code in _MEANINGS else str(error))
+        return True
 
 
 def _code_of(error: Exception) -> str:

@@ -425,6 +425,13 @@ class Line:
         """Ask for a stream; raises as `Network.open_stream`."""
         held = self._request("GET", "stream", "", self._network.open_stream)
         self._stream_life = self._answered.by
+        try:
+            self.check_stream(
+                ()
+            )  # else what it says is to come by requests, which are answered by what is wrong with it
+        except UnreachableError:
+            held.close()
+            raise
         return held
 
     def confirm_stream(self, nonce: bytes) -> None:
@@ -578,15 +585,15 @@ class Peer:
         if why is None:
             reach.succeeded()
             return 0
-        reach.failed(str(why), why.code if isinstance(why, Problem) else "")
-        return self._back_off(failures, why)
+        if self._contact.failed(why):
+            reach.failed(str(why), why.code if isinstance(why, Problem) else "")
+        return self._back_off(failures)
 
-    def _back_off(self, failures: int, why: Exception) -> int:
-        """Tell the node that messages were lost, and why, and wait a moment, longer each time.
+    def _back_off(self, failures: int) -> int:
+        """Tell the node that messages were lost, and wait a moment, longer each time.
 
         The outbox goes on taking what is put, within its bounds.
         """
-        self._contact.failed(why)
         self._report(self._node.report_unreachable, self._peer_id)
         self._stopping.wait(min(_MAX_BACKOFF_SECONDS, 0.05 * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         return failures + 1

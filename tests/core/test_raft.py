@@ -113,6 +113,7 @@ def test_a_request_that_comes_twice_is_decided_once() -> None:
     """The answer to the second would say of the first what is not true: appended, and refused."""
     raft = make_leader(max_uncommitted_bytes=100)
     raft.step(Message(MessageKind.APPEND_REPLY, 1, 2, term=1, index=1))
+    pump(raft)
     proposal = [make_entry(0, 0, EntryKind.NORMAL, bytes(90))]
     request = Message(MessageKind.PROPOSE, 1, 2, context=7, log_term=1, entries=proposal)
     raft.step(request)

@@ -239,3 +239,26 @@ def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(tmp_
         assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
     finally:
         cluster.stop()
+
+
+def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_had_acknowledged_to(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        members = cluster.form(3)
+        member = cluster.follower()
+        others = [m for m in members if m is not member]
+        older = copy_of(member, tmp_path / "older")
+        for n in range(5):
+            assert member.service.exec(b"%d" % n, PATIENCE)  # applied, hence durable there
+        eventually(lambda: all(m.status["commit_index"] == m.status["last_index"] for m in members))
+        member.service.stop()
+        shutil.rmtree(member.path)
+        shutil.move(older, member.path)
+        member.start()
+        eventually(lambda: is_superseded(member), "it knows")
+        assert any("lacks entries" in str(m.service.err()) for m in others)
+        assert all(m.read() == [b"%d" % n for n in range(5)] for m in others)
+    finally:
+        cluster.stop()
