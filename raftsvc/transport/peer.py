@@ -315,14 +315,14 @@ class Line:
                 answer = send(peer_url(addr), envelope)
                 if addr != self._reached and path != "stream":
                     self._reached = addr
-                    self._node.report_reached(self._peer_id, addr)
+                    self._say(self._node.report_reached, addr)
                 self._answered.by = Life.parse(epoch)
                 return answer
             except (NoAnswerError, TooLargeError):
                 raise  # what is kept back, or refused on the way, says nothing of where the peer is
             except UnreachableError:
                 self._reached = ""
-                self._node.report_missed(self._peer_id, addr, NO_NODE)
+                self._say(self._node.report_missed, addr, NO_NODE)
                 raise
             except Problem as problem:
                 if problem.code == "wrong_node":
@@ -347,7 +347,14 @@ class Line:
             if int(node) != self._node.identity.node_id:
                 self._node.hear_from(int(node), claim, problem.extra.get("addr", ""), False)
             self._reached = ""
-            self._node.report_missed(self._peer_id, addr, int(node))
+            self._say(self._node.report_missed, addr, int(node))
+
+    def _say(self, report: Callable[..., None], *args: object) -> None:
+        """Tell the node where the peer is; trouble of its own takes nothing from what the peer answered."""
+        try:
+            report(self._peer_id, *args)
+        except Exception:
+            logger.exception("a report about node %d failed", self._peer_id)
 
     def _learn_epoch(self, problem: Problem, late: Life | None) -> None:
         """Another life of the peer answered: speak to it, unless a later one was heard.

@@ -151,12 +151,12 @@ def test_what_no_peer_signed_counts_as_no_answer(talk: Callable[..., tuple[NodeS
     node, peer = talk(app)
     peer.put([heartbeat()])
     assert node.wait_for("unreachable") == ("unreachable", NODE)
-    assert {event[0] for event in node.events} - {"life"} == {"unreachable"}
+    assert {event[0] for event in node.events} - {"life", "missed", "reached"} == {"unreachable"}
 
 
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed()))
@@ -171,12 +171,12 @@ def test_without_a_secret_a_page_of_some_proxy_removes_nobody(
     node, peer = talk(answering(status, b"<html>gone</html>"), None)
     peer.put([heartbeat()])
     node.wait_for("unreachable")
-    assert {event[0] for event in node.events} - {"life"} == {"unreachable"}
+    assert {event[0] for event in node.events} - {"life", "missed", "reached"} == {"unreachable"}
 
 
 def test_without_a_secret_a_peer_can_still_tell_of_a_removal(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
-        def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+        def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
             return "removed"
 
     node, peer = talk(make_app(Removed(), secret=None), None)
@@ -282,12 +282,13 @@ def test_connections_are_kept_open_whatever_was_answered(talk: Callable[..., tup
         return (bad if len(threads) % 2 else good)(environ, start_response)
 
     node, peer = talk(app)
+    answered = ("replies", "unreachable")
     for n in range(4):
         peer.put([heartbeat(n)])
         with node.happened:
-            assert node.happened.wait_for(lambda n=n: len(node.events) > n, PATIENCE)
+            assert node.happened.wait_for(lambda n=n: sum(e[0] in answered for e in node.events) > n, PATIENCE)
     # The request for a stream may have come meanwhile, and its connection is as good as the other.
-    assert len(threads) == 4 and len(set(threads)) <= 2
+    assert len(threads) >= 4 and len(set(threads)) <= 2
 
 
 def test_replies_in_the_name_of_another_are_dropped(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
@@ -404,7 +405,7 @@ def test_what_is_too_large_for_a_proxy_arrives_in_smaller_parts(
     peer.put([big])
     node.wait_for("replies")
     assert len(refused) == learnt, "it is known by now"
-    assert {event[0] for event in node.events} == {"replies"}
+    assert {event[0] for event in node.events} - {"reached"} == {"replies"}
 
 
 def test_a_proxy_that_refuses_everything_is_none_to_be_passed(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:

@@ -94,7 +94,7 @@ class Side:
     def counts(self, peer_id: int, life: Life) -> bool:
         return True
 
-    def hear_from(self, node_id: int, claim: Claim, proves_now: bool) -> str:
+    def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         return "removed" if self.is_removed else "member"
 
     def latest_life(self, node_id: int) -> Life:
