@@ -369,8 +369,11 @@ def no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
         yield
 
 
+_OTHERS = ("raftsvc-listener", "raftsvc-main")  # that of the port, and of the process
+
+
 def threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("raftsvc-") and "listener" not in t.name]
+    return [t.name for t in threading.enumerate() if t.name.startswith("raftsvc-") and not t.name.startswith(_OTHERS)]
 
 
 @pytest.mark.parametrize("thread", ["raftsvc-ticker", "raftsvc-log", "raftsvc-apply"])
