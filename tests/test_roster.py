@@ -23,7 +23,7 @@ class _NoMajority:
 
 def test_an_eviction_without_a_majority_ends_in_its_own_error() -> None:
     membership = SimpleNamespace(require_node=lambda: None)
-    roster = Roster(cast(Any, membership), _NoMajority(), cast(Any, None))
+    roster = Roster(cast(Any, membership), _NoMajority(), cast(Any, None), cast(Any, None))
     with pytest.raises(MembershipTimeoutError, match="nothing was changed") as refusal:
         roster.evict("a:1", 0.1)
     assert isinstance(refusal.value.__cause__, ReadTimeoutError)
