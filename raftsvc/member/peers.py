@@ -76,7 +76,8 @@ class Peers:
         if self._is_stopped:
             return
         core, peers = self._engine.core, self._errands.peers
-        wanted = {} if core.is_removed else self._addresses.wanted(core.config)
+        is_over = self._engine.health.is_over
+        wanted = {} if core.is_removed or is_over else self._addresses.wanted(core.config)
         for peer_id, addr in wanted.items():
             peer = peers.get(peer_id)
             try:
@@ -87,7 +88,7 @@ class Peers:
             except RuntimeError as error:  # no thread can be started; the ticker tries again
                 peers.pop(peer_id, None)
                 self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
-        leaving = set() if self._engine.health.is_over else set(core.progress)
+        leaving = set() if is_over else set(core.progress)
         for peer_id in set(peers) - set(wanted) - leaving:
             if not peers[peer_id].is_responding:
                 peers.pop(peer_id).stop(wait=False)

@@ -54,10 +54,10 @@ def test_an_older_one_whose_turn_comes_later_takes_nothing_away(
     assert process is not None and would_install(process.engine, older.message)
     answers: list[int | None] = []
     away.computer.is_hung = is_disk_hung  # what was received whole waits to be installed
-    life = leader.engine.lives.own if leader.engine is not None else None
-    assert life is not None
+    assert leader.engine is not None
+    lineage = leader.engine.lives.lineage
     for n in order:
-        process.take(life, chunks[n], answers.append)
+        process.take(lineage, chunks[n], answers.append)
     simulation.run_until(simulation.now + SECOND)
     away.computer.is_hung = False
     simulation.run_until(simulation.now + SECOND)
