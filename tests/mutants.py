@@ -356,7 +356,7 @@ MUTANTS = (
         "member/pieces.py",
         "        if tick - self._on_way[0][1] >= patience:\n",
         "        if False:\n",
-        test="testing/test_narrow_links.py::test_pieces_that_were_lost_are_sent_again",
+        test="member/test_calls.py::test_a_piece_of_which_nothing_is_heard_is_sent_again",
     ),
     Mutant(
         "pieces of an earlier instruction take the place of a later one's",

@@ -14,6 +14,7 @@ from raftsvc.errors import EvictedError, OutcomeUnknown, OverloadedError
 from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
+from raftsvc.member.pieces import Pieces
 from raftsvc.member.waiters import Call
 
 
@@ -73,3 +74,20 @@ def test_what_was_refused_is_not_sent_again_though_it_waited_for_its_turn() -> N
     assert isinstance(call.error, OverloadedError)
     calls.send(9, may_propose=True)
     assert len(core.contexts) == 1 and not calls.has_unsent
+
+
+def test_a_piece_of_which_nothing_is_heard_is_sent_again() -> None:
+    pieces = Pieces(1 << 16, retry_ticks=3, patient_ticks=40)
+    call = Call(bytes(200_000))
+    assert pieces.takes(call)
+    sent = pieces.next(1)
+    assert sent is not None and sent.offset == 0
+    pieces.note_sent(sent, 1)
+    pieces.contexts.add(7)
+    for tick in (2, 3):
+        pieces.retry(tick)
+        following = pieces.next(tick)
+        assert following is None or following.offset > 0, "it may still arrive"
+    pieces.retry(4)
+    again = pieces.next(4)
+    assert again is not None and again.offset == 0
