@@ -82,7 +82,10 @@ def test_what_does_not_return_is_given_up_with_the_error_that_was_asked_for(
 def test_what_was_interrupted_before_anybody_took_it_is_not_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
-    def interrupted(self: object, seconds: float) -> bool:
+    given_up: list[mainthread._Errand] = []
+
+    def interrupted(self: mainthread._Errand, seconds: float) -> bool:
+        given_up.append(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -91,6 +94,7 @@ def test_what_was_interrupted_before_anybody_took_it_is_not_carried_out(monkeypa
         with pytest.raises(KeyboardInterrupt):
             do_elsewhere(lambda: done.append("the first"), PATIENCE, NodeFailedError)
     do_elsewhere(lambda: done.append("the second"), PATIENCE, NodeFailedError)
+    assert given_up[0].wait(PATIENCE), "it was taken, too"
     assert done == ["the second"]
 
 
