@@ -46,6 +46,7 @@ class Snapshots:
         "arrivals",
         "bytes_since",
         "cluster_id",
+        "restored_index",
     )
 
     def __init__(
@@ -59,6 +60,8 @@ class Snapshots:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._last_index = 0
+        self.restored_index = 0
+        """Of the snapshot that the State started from last: perhaps a later one than the one that was announced."""
         self.bytes_since = 0
         """Of entries applied since the last; counted by who applies."""
         self._is_saving = False
@@ -141,7 +144,7 @@ class Snapshots:
                 header.digest,
                 snapshot.chunks(),
             )
-        self._last_index = header.index
+        self._last_index = self.restored_index = header.index
         self.bytes_since = 0
         self._was_restored = True
 

@@ -401,11 +401,15 @@ class Changes:
         turn = rng.randrange(len(places))
         places = places[turn:] + places[:turn]
         share = rng.choice((0.0, 0.0, 0.3, 1.0))
+        any_new = False
         for each, place in zip(chosen, places, strict=True):
             self._address_count += 1
-            each.place.addr = f"{each.name}.{self._address_count}" if rng.random() < share else place
+            is_new = rng.random() < share
+            any_new = any_new or is_new
+            each.place.addr = f"{each.name}.{self._address_count}" if is_new else place
             each.place.mistaken = ""
-        needs_hints = not any(n.place.addr in known for n in nodes)
+        # Whoever is left where everybody knows may be the next to die.
+        needs_hints = any_new or not any(n.place.addr in known for n in nodes)
         for each in chosen:
             each.place.hints = {n.node_id: n.place.addr for n in nodes} if needs_hints else {}
             each.note(f"is at {each.place.addr} now" + (", and told where the others are" if needs_hints else ""))

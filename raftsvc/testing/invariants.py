@@ -538,7 +538,7 @@ class Digests:
         """A node applied a batch, or restored a snapshot; what a State that `is_damaged` made of it may be anything."""
         machine = engine.applying.machine
         require(
-            machine.applied_index <= engine.core.log.commit_index,
+            machine.applied_index <= max(engine.core.log.commit_index, engine.snapshots.restored_index),
             f"node {engine.node_id} applied up to {machine.applied_index}, of which "
             f"only {engine.core.log.commit_index} are committed",
         )
