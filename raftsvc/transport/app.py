@@ -315,7 +315,9 @@ class App:
         latest = receiver.latest_life(from_id)
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
-            raise Problem(409, "epoch", "this is another start of the node", epoch=str(identity.claim()))
+            # All that it goes on from: two that were both started more than once may have nothing else to go by.
+            own = {"epoch": epoch, "lineage": identity.lineage.encode().hex()}
+            raise Problem(409, "epoch", "this is another start of the node", **own)
         standing = receiver.hear_from(from_id, claim, envelope.addr, proves_now)
         if standing == "removed":
             raise Problem(410, "removed", f"node {from_id} was removed from the cluster")

@@ -24,7 +24,7 @@ from weakref import WeakSet
 import requests
 
 from raftsvc.addresses import peer_url
-from raftsvc.core.messages import NO_NODE, Claim, Life, MalformedError, Message, MessageKind, decode_messages
+from raftsvc.core.messages import NO_NODE, Claim, Life, Lineage, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
@@ -71,6 +71,7 @@ class Listener(Protocol):
     @property
     def identity(self) -> Identity: ...
     def counts(self, peer_id: int, life: Life) -> bool: ...
+    def latest_life(self, peer_id: int) -> Life: ...
     def hear_from(self, peer_id: int, claim: Claim, addr: str, proves_now: bool) -> str: ...
     def report_reached(self, peer_id: int, addr: str) -> None: ...
     def report_missed(self, peer_id: int, addr: str, other_id: int) -> None: ...
@@ -361,13 +362,16 @@ class Line:
 
         late: one of that kind that was known before the request was sent, which so shows that it still speaks.
         """
-        claim = Claim.parse(problem.extra.get("epoch", ""))
-        if claim is None:
-            raise problem
+        try:
+            lineage = Lineage.decode(bytes.fromhex(problem.extra.get("lineage", "")))
+        except ValueError:
+            raise problem from None
+        known = self._node.latest_life(self._peer_id).counter
+        claim = Claim(lineage.life, (lineage.at(known) or Life(known, 0)) if known else None)
         standing = self._node.hear_from(self._peer_id, claim, "", claim.life == late)
         if standing not in ("member", "unknown"):
             self._late = claim.life if standing == "late" else None
-            raise problem  # who is unproven proves itself by a request of its own
+            raise problem
         self._epoch, self._late = str(claim.life), None
 
     def deliver(self, batch: Sequence[Message]) -> list[Message]:

@@ -33,7 +33,7 @@ MAX_JOIN_BYTES = 16 * 1024
 SNAPSHOT_PIECE_BYTES = 256 * 1024
 
 
-_EXTRAS = frozenset({"leader", "challenge", "epoch", "cluster", "node", "counter", "life", "addr", "proof"})
+_EXTRAS = frozenset({"leader", "challenge", "epoch", "lineage", "cluster", "node", "counter", "life", "addr", "proof"})
 """What an error answer may say besides its code and detail."""
 
 

@@ -206,7 +206,8 @@ class StreamFile:
 
     def cut(self) -> None:
         with suppress(OSError):
-            self._file.raw._sock.shutdown(socket.SHUT_RDWR)
+            with suppress(AttributeError, OSError):  # it may be closed, and have no socket any more
+                self._file.raw._sock.shutdown(socket.SHUT_RDWR)
 
 
 class Member:

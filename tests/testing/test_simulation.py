@@ -488,7 +488,7 @@ def test_a_node_that_halted_still_answers_for_what_it_applied() -> None:
     heard: list[Message] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(halted.process, "post", lambda peer_id, messages: heard.extend(messages) or True)
-        _process(halted).hear([question])
+        _process(halted).hear(leader.node_id, _engine(leader).lives.lineage, "", [question])
     assert [(m.index, m.hint) for m in heard if m.kind is MessageKind.DIGEST_REPLY] == [
         (index, engine.applying.machine.digest)
     ]
@@ -537,10 +537,10 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     leader = simulation.leader()
     slow = next(n for n in simulation.nodes.values() if n is not leader)
     assert slow.engine is not None
-    slow.engine.applying._backlog_bytes = 1 << 40
+    slow.engine.applying._backlog_bytes = slow.engine.applying.max_backlog_bytes + 1
     heard: list[int] = []
     hear = _process(slow).hear
-    monkeypatch.setattr(slow.process, "hear", lambda messages: (heard.append(len(messages)), hear(messages)))
+    monkeypatch.setattr(slow.process, "hear", lambda *who, **_: (heard.append(len(who[-1])), hear(*who)))
     done = simulation.report.counts["done"]
     assert leader is not None
     for _ in range(100):

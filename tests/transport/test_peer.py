@@ -51,6 +51,9 @@ class NodeStub:
     def report_void(self, peer_id: int) -> None:
         self._note("void", peer_id)
 
+    def latest_life(self, peer_id: int) -> Life:
+        return self.lives.get(peer_id, Life())
+
     def counts(self, peer_id: int, life: Life) -> bool:
         return life == self.lives.get(peer_id)
 
