@@ -205,9 +205,8 @@ class StreamFile:
         return data
 
     def cut(self) -> None:
-        with suppress(OSError):
-            with suppress(AttributeError, OSError):  # it may be closed, and have no socket any more
-                self._file.raw._sock.shutdown(socket.SHUT_RDWR)
+        with suppress(AttributeError, OSError):  # it may be closed, and have no socket any more
+            self._file.raw._sock.shutdown(socket.SHUT_RDWR)
 
 
 class Member:
