@@ -163,6 +163,9 @@ def is_torn(data: bytes, offset: int, salt: int) -> bool:
         return False  # no write goes beyond its segment
     if _proves_durable(data, searched, written_end, offset, salt):
         return False
+    in_first = -offset % SECTOR_BYTES
+    if 0 < in_first < _RECORD_HEAD.size and is_zero(head[in_first:]):
+        return True  # a start was cutting it off, and of its head only the second sector was
     if written_end <= mark or is_zero(head):
         return True  # zero from some byte on; or from its first on, by a start that was cutting it off, up to some byte
     borders = [offset, *range(offset - offset % SECTOR_BYTES + SECTOR_BYTES, stop, SECTOR_BYTES), stop]
