@@ -198,6 +198,10 @@ class Lineage(NamedTuple):
         age = self.counter - counter
         return Life(counter, self.nonces[age]) if counter > 0 and 0 <= age < KEPT_LIVES else None
 
+    def claim(self, known: int) -> Claim:
+        """What it says to whom knows of its start of number `known`; 0: of none."""
+        return Claim(self.life, (self.at(known) or Life(known, 0)) if known else None)
+
     def next(self, nonce: int) -> Lineage:
         """One more start; `nonce` is random."""
         return Lineage(self.counter + 1, (nonce, *self.nonces[:-1]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
-from raftsvc.core.messages import Claim, Life, Lineage, Message
+from raftsvc.core.messages import Lineage, Message
 from raftsvc.errors import DivergedError, StorageError
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.lives import Speaker
@@ -175,7 +175,7 @@ class SimulatedProcess:
         if self.life.is_over:
             return False
         life, known = lineage.life, self.engine.lives.highest(source_id).counter
-        claim = Claim(life, lineage.at(known) or (Life(known, 0) if known else None))
+        claim = lineage.claim(known)
         speaker = self.engine.lives.judge(source_id, claim)
         if speaker is Speaker.CURRENT:
             return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from raftsvc.core.messages import Claim, Life, Lineage, Message
+from raftsvc.core.messages import Lineage, Message
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.engine import Engine
 from raftsvc.member.lives import Speaker
@@ -69,8 +69,7 @@ class Ways:
             if process.life.is_over:
                 return
             known = process.engine.lives.highest(other_id).counter
-            claim = Claim(lineage.life, lineage.at(known) or (Life(known, 0) if known else None))
-            if process.engine.lives.judge(other_id, claim) is Speaker.CURRENT:
+            if process.engine.lives.judge(other_id, lineage.claim(known)) is Speaker.CURRENT:
                 self.hear(other_id, addr)
 
         process.life.when_running(met)

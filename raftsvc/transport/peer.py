@@ -367,7 +367,7 @@ class Line:
         except ValueError:
             raise problem from None
         known = self._node.latest_life(self._peer_id).counter
-        claim = Claim(lineage.life, (lineage.at(known) or Life(known, 0)) if known else None)
+        claim = lineage.claim(known)
         standing = self._node.hear_from(self._peer_id, claim, "", claim.life == late)
         if standing not in ("member", "unknown"):
             self._late = claim.life if standing == "late" else None

@@ -84,7 +84,7 @@ class Identity(NamedTuple):
         lineage = self.lineage
         if known is None:
             return Claim(lineage.life, lineage.at(lineage.counter - 1))
-        return Claim(lineage.life, lineage.at(known) or Life(known, 0))
+        return lineage.claim(known)
 
     @property
     def cluster(self) -> str:

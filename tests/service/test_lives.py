@@ -22,6 +22,13 @@ def copy_of(member: Member, path: Path) -> Path:
     return path
 
 
+def put_back(member: Member, older: Path) -> None:
+    """Stop it, and have `older` in the place of its directory."""
+    member.service.stop()
+    shutil.rmtree(member.path)
+    shutil.move(older, member.path)
+
+
 def started_elsewhere(cluster: Cluster, member: Member, path: Path) -> Member:
     """A process on another directory of the same member, at an address of its own."""
     clone = Member(free_address(), path, member.options, has_streams=True)
@@ -109,9 +116,7 @@ def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(tmp_
             eventually(member.service.is_ready, "it is back")
         assert cluster.leader().service.exec(b"acknowledged", PATIENCE)
         eventually(lambda: all(b"acknowledged" in m.state.items for m in members), "everybody has it")
-        member.service.stop()
-        shutil.rmtree(member.path)
-        shutil.move(older, member.path)
+        put_back(member, older)
         member.start()
         eventually(lambda: is_superseded(member), "it knows")
         assert "put back" in str(member.service.err())
@@ -179,9 +184,7 @@ def test_a_directory_that_was_found_out_stays_so_however_often_it_is_started(tmp
         member.restart()
         eventually(member.service.is_ready, "it is back")
         eventually(lambda: all(m.service.exec(b"x", PATIENCE) for m in members), "its start is known")
-        member.service.stop()
-        shutil.rmtree(member.path)
-        shutil.move(older, member.path)
+        put_back(member, older)
         member.start()
         eventually(lambda: is_superseded(member), "it knows")
         eventually((member.path / "wal" / "ended").exists, "so does its directory")
@@ -206,9 +209,7 @@ def test_a_directory_that_was_put_back_is_found_out_though_it_was_started_often_
         member.restart()
         eventually(member.service.is_ready, "it is back")
         assert all(m.service.exec(b"x", PATIENCE) for m in members)
-        member.service.stop()
-        shutil.rmtree(member.path)
-        shutil.move(older, member.path)
+        put_back(member, older)
         for _ in range(starts):  # in vain: nobody hears of these
             store = Store.open(str(member.path))
             store.load(random.getrandbits(64))
@@ -253,9 +254,7 @@ def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_h
         for n in range(5):
             assert member.service.exec(b"%d" % n, PATIENCE)  # applied, hence durable there
         eventually(lambda: all(m.status["commit_index"] == m.status["last_index"] for m in members))
-        member.service.stop()
-        shutil.rmtree(member.path)
-        shutil.move(older, member.path)
+        put_back(member, older)
         member.start()
         eventually(lambda: is_superseded(member), "it knows")
         assert any("lacks entries" in str(m.service.err()) for m in others)
