@@ -162,10 +162,11 @@ class Peers:
 
     def counts(self, peer_id: int, life: Life) -> bool:
         """Whether what `life` of another member answers counts here."""
-        return self._engine.lives.counts(peer_id, life) or self.hear_from(peer_id, Claim(life), "", False) in (
-            "member",
-            "unknown",
-        )
+        lives = self._engine.lives
+        if lives.counts(peer_id, life):
+            return True
+        with self._turn.lock:  # also of one that was removed: it answers that it knows (R10)
+            return lives.judge(peer_id, Claim(life)) is Speaker.CURRENT
 
     def latest_life(self, peer_id: int) -> Life:
         """The latest life of another member that is known here; raises Problem once this node takes no part."""

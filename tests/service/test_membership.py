@@ -311,3 +311,16 @@ def test_a_clock_that_goes_back_stops_nothing(make_cluster: Callable[..., Cluste
     others = [m for m in cluster.members if m is not leader]
     cluster.cut(leader, others)
     eventually(lambda: any(m.is_leader for m in others), "another leads")
+
+
+def test_what_an_evicted_node_answers_is_heard_until_it_knows(
+    make_cluster: Callable[..., Cluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = make_cluster(has_streams=False)
+    cluster.form(3)
+    leader, gone = cluster.leader(), cluster.follower()
+    node_id = str(gone.status["node_id"])
+    leader.service.evict(gone.addr, PATIENCE)
+    eventually(lambda: isinstance(gone.service.err(), raftsvc.EvictedError), "it knows")
+    eventually(lambda: node_id not in leader.status["followers"], "and its leader knows that it does")
+    assert "is no start of the node that counts" not in caplog.text
