@@ -453,6 +453,14 @@ class Service:
             return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)
         return self._reception.status()
 
+    def log_time(self) -> int:
+        """Milliseconds of log time, as applied here: time in which somebody led, which no clock says; 0 at first.
+
+        What entries are stamped with.  It goes on with them, and stands still where nothing is written.
+        """
+        node = self._node
+        return node.vitals.log_time_ms if node is not None else 0
+
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""
         return self._reception.is_live()

@@ -45,6 +45,7 @@ class Applying:
         "_waiting",
         "applied_config",
         "applied_index",
+        "applied_time_ms",
         "machine",
         "max_backlog_bytes",
     )
@@ -60,6 +61,7 @@ class Applying:
         self._is_under_way = False
         self.applied_index = 0
         """As of the last batch that ended; the machine may be ahead.  May be looked at without the lock."""
+        self.applied_time_ms = 0
         self.applied_config = Configuration()
         self.note_applied()
 
@@ -127,6 +129,7 @@ class Applying:
         """A batch ended."""
         assert self.machine.applied_index >= self.applied_index, "what was applied stays applied"
         self.applied_index = self.machine.applied_index
+        self.applied_time_ms = self.machine.applied_time_ms
         self.applied_config = self.machine.config
         self._backlog_bytes -= self._taken_bytes
         self._taken_bytes = 0

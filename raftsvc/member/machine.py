@@ -208,6 +208,7 @@ class Machine:
         self.state = state
         self.applied_index = 0
         self.applied_term = 0
+        self.applied_time_ms = 0
         self.digest = 0
         self._fresh_digests: list[int] = []
         self.listener: tuple[int, int] | None = None
@@ -262,7 +263,7 @@ class Machine:
         note_digest = self._fresh_digests.append
         try:
             for entry in entries:
-                index, term, kind = place_of(entry)
+                index, term, time_ms, kind = place_of(entry)
                 if index <= self.applied_index:
                     continue  # a snapshot brought it
                 assert index == self.applied_index + 1, "entries are applied without gaps"
@@ -275,6 +276,7 @@ class Machine:
                 note_digest(digest)
                 self.applied_index = index
                 self.applied_term = term
+                self.applied_time_ms = time_ms
         finally:
             self.state.set_applied_index(self.applied_index)
 
@@ -349,7 +351,14 @@ class Machine:
         return chunks
 
     def restore(
-        self, index: int, term: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]
+        self,
+        index: int,
+        term: int,
+        config: Configuration,
+        sessions: bytes,
+        digest: int,
+        chunks: Iterator[bytes],
+        time_ms: int = 0,
     ) -> None:
         """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
         decoded = _decode_sessions(sessions)
@@ -369,6 +378,7 @@ class Machine:
         self._fresh_digests = [digest]
         self.applied_index = index
         self.applied_term = term
+        self.applied_time_ms = time_ms
 
     def encode_sessions(self) -> bytes:
         """The session table for a snapshot's header."""
