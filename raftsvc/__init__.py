@@ -50,7 +50,7 @@ from raftsvc.errors import (
     WrongSecretError,
 )
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, State, StreamingState
+from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
 
 __version__ = "0.1.0"
 
@@ -95,8 +95,10 @@ __all__ = [
     "StorageError",
     "StreamingState",
     "SupersededError",
+    "TimedState",
     "UninitializedError",
     "UnknownPeerError",
+    "WaitingState",
     "WrongClusterError",
     "WrongSecretError",
     "canonical_addr",

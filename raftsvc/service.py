@@ -231,6 +231,12 @@ def _check_state(state: object) -> None:
         raise ConfigurationError(
             f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
         )
+    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
+        lacking = [other for other in needs if not callable(getattr(state, other, None))]
+        if callable(getattr(state, name, None)) and lacking:
+            raise ConfigurationError(
+                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
+            )
     try:
         index, members = state.applied_index(), dict(state.peers())  # type: ignore[attr-defined]
     except Exception as error:

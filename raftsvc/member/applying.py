@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import Entry
+from raftsvc.member.deadlines import Deadlines
 from raftsvc.member.handoff import Amount
 from raftsvc.member.health import Health
 from raftsvc.member.machine import Answer, Machine
@@ -46,6 +47,7 @@ class Applying:
         "applied_config",
         "applied_index",
         "applied_time_ms",
+        "deadlines",
         "machine",
         "max_backlog_bytes",
     )
@@ -59,6 +61,8 @@ class Applying:
         self._backlog_bytes = 0
         self._taken_bytes = 0
         self._is_under_way = False
+        self.deadlines = Deadlines(machine)
+        self.deadlines.ask()
         self.applied_index = 0
         """As of the last batch that ended; the machine may be ahead.  May be looked at without the lock."""
         self.applied_time_ms = 0
@@ -121,6 +125,7 @@ class Applying:
                 else:
                     self.machine.apply(items, answers)
                     self._snapshots.bytes_since += sum(map(len, items))
+            self.deadlines.ask()
         except BaseException as error:  # of the State, whatever it is: applying stops at this entry
             return answers, error
         return answers, None

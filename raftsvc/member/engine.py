@@ -202,6 +202,7 @@ class Engine:
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
         self.lives.applied()
+        self._await_deadline()
         if self.core.config.voters == {self.node_id} and not self.health.is_over:
             self.core.campaign()
         self.advance()
@@ -444,6 +445,7 @@ class Engine:
         session_id, config = calls.session_id, applying.applied_config
         applying.note_applied()
         self.core.log.unapplied_bytes = applying.backlog_bytes
+        self._await_deadline()
         calls.follow_session(applying.machine)
         self.lives.applied()
         if applying.applied_config is not config:
@@ -464,6 +466,14 @@ class Engine:
             )
             halted.__cause__ = error
             self.halt(halted)
+
+    def _await_deadline(self) -> None:
+        """Have the core know what the State waits for, as of what is applied."""
+        deadlines = self.applying.deadlines
+        self.core.await_deadline(deadlines.next_ms, self.applying.applied_index)
+        trouble = deadlines.take_trouble()
+        if trouble is not None:
+            self._runner.say(logging.WARNING, f"node {self.node_id}: {trouble}")
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""

@@ -43,7 +43,7 @@ from raftsvc.core.messages import (
     place_of,
 )
 from raftsvc.errors import Rejected, reason_text
-from raftsvc.state import State, StreamingState
+from raftsvc.state import State, StreamingState, TimedState, WaitingState
 
 MAX_REASON_BYTES = 1024
 MAX_WHOLE_BYTES = 4 * 1024 * 1024
@@ -209,6 +209,9 @@ class Machine:
         self.applied_index = 0
         self.applied_term = 0
         self.applied_time_ms = 0
+        self._timed = state if isinstance(state, TimedState) else None
+        self._waiting = state if isinstance(state, WaitingState) else None
+        self._pulse_ms = -1
         self.digest = 0
         self._fresh_digests: list[int] = []
         self.listener: tuple[int, int] | None = None
@@ -252,6 +255,11 @@ class Machine:
         fresh, self._fresh_digests = self._fresh_digests, []
         return self.applied_index + 1 - len(fresh), fresh
 
+    def take_pulse(self) -> int:
+        """What `pass_time` was told last since this was asked last; -1: nothing."""
+        pulse_ms, self._pulse_ms = self._pulse_ms, -1
+        return pulse_ms
+
     # -- applying
 
     def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
@@ -269,9 +277,12 @@ class Machine:
                 assert index == self.applied_index + 1, "entries are applied without gaps"
                 result = b""
                 if kind == _NORMAL:
-                    result = self._apply_normal(entry, index, answers)
+                    result = self._apply_normal(entry, index, time_ms, answers)
                 elif kind == _CONFIG:
                     self._apply_change(ConfChange.decode(data_of(entry)))
+                elif self._waiting is not None:
+                    self._waiting.pass_time(index, time_ms)
+                    self._pulse_ms = time_ms
                 self.digest = digest = crc32(result, crc32(entry, self.digest))
                 note_digest(digest)
                 self.applied_index = index
@@ -280,7 +291,7 @@ class Machine:
         finally:
             self.state.set_applied_index(self.applied_index)
 
-    def _apply_normal(self, entry: Entry, index: int, answers: list[Answer]) -> bytes:
+    def _apply_normal(self, entry: Entry, index: int, time_ms: int, answers: list[Answer]) -> bytes:
         if len(entry) < _INSTRUCTION_OFFSET:
             return b""  # no node of this version writes such an entry; all ignore it alike
         op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
@@ -300,7 +311,8 @@ class Machine:
             if whole is None:
                 return b""
             try:
-                answer = self.state.apply(whole, index)
+                timed = self._timed
+                answer = self.state.apply(whole, index) if timed is None else timed.apply_at(whole, index, time_ms)
                 outcome = _SATISFIED if answer else _UNSATISFIED
             except Rejected as rejected:
                 reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]

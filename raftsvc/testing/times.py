@@ -26,6 +26,8 @@ class LogTimes:
         self._slept: int = 0
         self._appended: dict[tuple[int, int], int] = {}
         self._committed: dict[int, int] = {}
+        self._real: dict[int, int] = {}  # of what is committed: when it was appended
+        self._ended: dict[int, int] = {}  # by the index at which a timer was set: where it ran down
         self._last_ms = 0
         self._least = 0.0  # of all entries that are committed: how far their time is ahead of the truth
         self._counted: dict[int, tuple[int, int]] = {}  # by node: the term it leads, and what time it is there
@@ -54,6 +56,7 @@ class LogTimes:
         )
         self._last_ms, self._least = time_ms, min(self._least, ahead)
         self._committed[index] = time_ms
+        self._real[index] = self._appended[index, term_of(entry)]
 
     def look(self, engine: Engine) -> None:
         """A node did something: no more time passed for it at once than an election timeout."""
@@ -75,6 +78,16 @@ class LogTimes:
         require(
             snapshot.time_ms == self._committed.get(snapshot.index, 0),
             f"log time: the snapshot of node {engine.node_id} at {snapshot.index} says {snapshot.time_ms}",
+        )
+
+    def ran_down(self, node_id: int, since: int, ttl_ms: int, index: int) -> None:
+        """At `index` something ends that was to last for `ttl_ms` since `since`: not early, and there on all nodes."""
+        first = self._ended.setdefault(since, index)
+        require(first == index, f"log time: what {since} began ends at {first} and, on node {node_id}, at {index}")
+        lasted = (self._real[index] - self._real[since]) * FASTEST / _US_PER_MS
+        require(
+            lasted >= ttl_ms - 1,
+            f"log time: what was to last for {ttl_ms} ms since entry {since} is over after {lasted:.1f}, at {index}",
         )
 
     def applied(self, engine: Engine) -> None:

@@ -10,7 +10,9 @@ from raftsvc.core.log import Log, SnapshotMeta, ViolationError, last_time_ms
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import MAX_TIME_MS, Entry, EntryKind, Message, MessageKind, make_entry, time_of
 from raftsvc.core.raft import Raft, Settings
+from tests.core.scene import Scene
 
+HOUR_MS = 3_600_000
 CONFIG = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
 ALONE = Configuration({1: Member("n1", True)}, 1)
 
@@ -118,6 +120,30 @@ def test_a_deadline_that_an_entry_has_reached_is_not_pulsed_for_until_that_is_ap
     leader.await_deadline(100, 2)  # and the State did not care: its caller finds out what that means
     leader.tick()
     assert leader.log.last_index == 3
+
+
+def test_a_deadline_a_day_away_comes_though_the_leader_crashes_every_hour() -> None:
+    scene, hours = Scene(), 0
+    scene.run("cluster n=3 election_ticks=10 tick_ms=60000")  # a tick a minute
+    scene.run(f"await {24 * HOUR_MS}")
+
+    def times() -> list[int]:
+        return [last_time_ms(node.raft.log) for node in scene.nodes.values() if node.raft is not None]
+
+    while min(times()) < 24 * HOUR_MS:
+        leader = f"n{hours % 3 + 1}"
+        scene.run(f"elect {leader}")
+        for _ in range(60):
+            scene.run(f"pass {leader} 60000")
+            scene.run(f"tick {leader}")
+            scene.run("deliver quietly")
+        scene.run(f"pass {leader} 60000")
+        scene.run(f"crash {leader}")  # what it counted last nobody hears of
+        scene.run(f"elect n{(hours + 1) % 3 + 1}")
+        scene.run(f"restart {leader}")
+        hours += 1
+        assert hours < 30
+    assert hours == 24, "of each the minute is lost that it counted after the last entry, and no more"
 
 
 def test_nobody_else_lets_time_pass() -> None:

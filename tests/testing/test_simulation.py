@@ -314,7 +314,7 @@ def test_a_leader_whose_state_does_not_answer_in_time_steps_down_until_it_does(s
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > served + 10), (
         "the others serve"
     )
-    slow.computer.heal()
+    slow.computer.heal(simulation.now)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
     assert engine.core.is_promotable
 
@@ -331,7 +331,7 @@ def test_a_leader_whose_disk_is_always_late_steps_down_though_it_never_hangs() -
     late.computer.write_delay = int(1.5 * engine.options.election_ticks * TICK)
     assert simulation.run_until(simulation.now + 120 * SECOND, lambda: not engine.core.is_promotable)
     assert isinstance(engine.health.err(), raftsvc.DiskStalledError)
-    late.computer.heal()
+    late.computer.heal(simulation.now)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
     assert engine.core.is_promotable
 
@@ -348,7 +348,7 @@ def test_equal_nodes_whose_disks_are_full_at_once_go_on_when_there_is_room() -> 
     assert any(engine.health.conditions() for engine in engines)
     assert all(engine.health.failure is None for engine in engines), "nobody is dead"
     for node in simulation.nodes.values():
-        node.computer.heal()
+        node.computer.heal(simulation.now)
     served = simulation.report.counts["done"]
     assert simulation.run_until(
         simulation.now + 60 * SECOND,
