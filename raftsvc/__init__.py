@@ -55,7 +55,7 @@ from raftsvc.errors import (
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, State, StreamingState
+from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
 
 __version__ = "0.1.0"
 
@@ -104,9 +104,11 @@ __all__ = [
     "StorageError",
     "StreamingState",
     "SupersededError",
+    "TimedState",
     "TransferFailedError",
     "UninitializedError",
     "UnknownPeerError",
+    "WaitingState",
     "WrongClusterError",
     "WrongSecretError",
     "canonical_addr",

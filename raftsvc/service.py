@@ -236,6 +236,12 @@ def _check_state(state: State | None) -> State:
         raise ConfigurationError(
             f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
         )
+    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
+        lacking = [other for other in needs if not callable(getattr(state, other, None))]
+        if callable(getattr(state, name, None)) and lacking:
+            raise ConfigurationError(
+                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
+            )
     try:
         index, members = state.applied_index(), dict(state.peers())
     except Exception as error:
@@ -524,6 +530,14 @@ class Service:
         """
         node = self._membership.serving_node()
         return node is not None and node.is_leader
+
+    def log_time(self) -> int:
+        """Milliseconds of log time, as applied here: time in which somebody led, which no clock says; 0 at first.
+
+        What entries are stamped with.  It goes on with them, and stands still where nothing is written.
+        """
+        node = self._node
+        return node.vitals.log_time_ms if node is not None else 0
 
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""

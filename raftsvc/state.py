@@ -1,7 +1,8 @@
 """What a user of raftsvc writes: the state that is replicated.
 
 `State` is the whole contract, `BaseState` supplies all of it but three methods,
-and `StreamingState` is for states too large to be one bytes object.
+`StreamingState` is for states too large to be one bytes object, `TimedState` for those that
+want to know what time it is, and `WaitingState` for those that have something happen then.
 
 The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
 thread at a time, not always the same one: a caller that waits in `exec` may be the
@@ -118,6 +119,42 @@ class StreamingState(Protocol):
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
         """Become the state whose pieces, in order but cut elsewhere maybe, are `chunks`."""
+
+
+@runtime_checkable
+class TimedState(Protocol):
+    """A State that is told log time: milliseconds in which somebody led, the same on all nodes and at each replay.
+
+    It never goes back, never runs ahead of true time, and stands still while nobody leads; so what
+    is to last for so long lasts no shorter, and perhaps longer.  It says nothing of the time of day.
+    """
+
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
+        """Apply one instruction, at log time `time_ms`; called in the place of `apply`, and as that."""
+
+
+@runtime_checkable
+class WaitingState(TimedState, Protocol):
+    """A TimedState in which something happens when a time has come, such as that a key expires.
+
+    While it waits for one the cluster sees to it that log time is told, by entries of its own: soon
+    after the deadline, and now and then before, so that it comes whoever leads and dies.
+    While it waits for none, an idle cluster writes nothing.
+    """
+
+    def next_deadline(self) -> int | None:
+        """The log time at which something is to happen next; None: nothing is.
+
+        Asked after each batch, by whoever applied it, with nothing being applied meanwhile; quick.  One that
+        has passed asks for `pass_time` now; it should be another after that, for one that stays as
+        it is then is reported, and not waited for any more until it changes.
+        """
+
+    def pass_time(self, index: int, time_ms: int) -> None:
+        """It is `time_ms` at the entry `index`, which has no instruction: do what is due, deterministically.
+
+        Not called before each instruction: `apply_at` sees to what is due before it.
+        """
 
 
 class BaseState:

@@ -52,6 +52,7 @@ _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and re
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
+_TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -587,8 +588,8 @@ MUTANTS = (
     Mutant(
         "a snapshot carries a change that is not committed yet",
         "core/log.py",
-        "SnapshotMeta(index, term, self.configs.at(index))",
-        "SnapshotMeta(index, term, self.configs.latest)",
+        "SnapshotMeta(index, term, self.configs.at(index), time_ms)",
+        "SnapshotMeta(index, term, self.configs.latest, time_ms)",
         kinds=_CHANGE_KINDS,
     ),
     Mutant(
@@ -683,11 +684,144 @@ MUTANTS = (
         "            rounds.extend([(n, now if n == m.context else at) for n, at in list(rounds)])\n",
         kinds=_LEASE_KINDS,
     ),
+    # Log time
+    Mutant(
+        "a new leader counts from nothing",
+        "core/logtime.py",
+        "        self.now_ms = last_time_ms(server.log)\n",
+        "        self.now_ms = 0\n",
+    ),
+    Mutant(
+        "a leader counts what passed while another led",
+        "member/elapsed.py",
+        "        if leader is not self._leader:  # what",
+        "        if False:  # what",
+        kinds=_TIME_KINDS,
+    ),
+    Mutant(
+        "log time goes by the faster clock",
+        "member/elapsed.py",
+        "max(0, min(map(",
+        "max(0, max(map(",
+        kinds=_TIME_KINDS,
+    ),
+    Mutant(
+        "log time is rounded up",
+        "member/elapsed.py",
+        "elapsed_ms: int = ns // _NS_PER_MS\n        self._rest_ns = ns - elapsed_ms * _NS_PER_MS\n",
+        "elapsed_ms: int = -(-ns // _NS_PER_MS)\n        self._rest_ns = 0\n",
+        kinds=_TIME_KINDS,
+    ),
+    Mutant(
+        "what a freeze left out is made up for",
+        "core/logtime.py",
+        "        elapsed_ms = min(max(elapsed_ms, 0), settings.election_ticks * settings.tick_ms)\n",
+        "        elapsed_ms = max(elapsed_ms, 0)\n",
+        kinds=_TIME_KINDS,
+    ),
+    Mutant(
+        "a clock that goes back takes log time along",
+        "member/elapsed.py",
+        "self._rest_ns + max(0, min(map(sub, self._last, last)))",
+        "self._rest_ns + min(map(sub, self._last, last))",
+        kinds=_TIME_KINDS,
+        also=(("core/logtime.py", "min(max(elapsed_ms, 0), ", "min(elapsed_ms, "),),
+    ),
+    Mutant(
+        "instructions are stamped with the time of the tick before",
+        "member/engine.py",
+        "(may_propose or not self.calls.session_id):\n            self.time.note()\n",
+        "(may_propose or not self.calls.session_id):\n            pass\n",
+    ),
+    Mutant(
+        "forwarded instructions are stamped with the time of the tick before",
+        "member/engine.py",
+        "                        self.time.note()  # of",
+        "                        pass  # of",
+    ),
+    Mutant(
+        "a snapshot forgets what time it was",
+        "member/snapshots.py",
+        "            machine.applied_time_ms,\n",
+        "            0,\n",
+    ),
+    Mutant(
+        "a snapshot from elsewhere says nothing of the time",
+        "core/following.py",
+        "config, m.hint)",
+        "config, 0)",
+    ),
+    Mutant(
+        "a compacted log says nothing of the time",
+        "core/log.py",
+        "self.configs.at(index), time_ms)",
+        "self.configs.at(index))",
+    ),
+    Mutant(
+        "a State starts from a snapshot without its time",
+        "member/machine.py",
+        "        self.applied_term = term\n        self.applied_time_ms = time_ms\n\n",
+        "        self.applied_term = term\n\n",
+    ),
+    Mutant(
+        "what a leader counted is lost when it hands over",
+        "core/leader.py",
+        "        if self.time.is_farewell_due():\n",
+        "        if False:\n",
+        scene="a_leader_says_what_time_it_is_before_it_hands_over",
+    ),
+    Mutant(
+        "a State that hangs has the log grow",
+        "core/logtime.py",
+        "        if deadline_ms is None or log.applied_index < self._pulse_index:\n",
+        "        if deadline_ms is None:\n",
+        scene="a_pulse_is_appended_when_a_deadline_has_come",
+    ),
+    Mutant(
+        "pulses wait until the deadline",
+        "core/logtime.py",
+        "deadline_ms <= self.now_ms or self.now_ms - last_ms >= interval_ms",
+        "deadline_ms <= self.now_ms",
+        scene="pulses_are_a_tenth_of_what_remains_apart",
+    ),
+    Mutant(
+        "a follower takes entries in which log time goes back",
+        "core/log.py",
+        "        if time_ms < before_ms:\n",
+        "        if False:\n",
+        test="core/test_logtime.py::test_a_follower_takes_no_entries_in_which_log_time_goes_back",
+    ),
+    Mutant(
+        "a State is not told the time by a pulse",
+        "member/machine.py",
+        "                    self._waiting.pass_time(index, time_ms)\n",
+        "                    pass\n",
+    ),
+    Mutant(
+        "a leader knows what its State waits for only from its start",
+        "member/engine.py",
+        "        self._await_deadline()\n        calls.follow_session(",
+        "        calls.follow_session(",
+    ),
+    Mutant(
+        "a deadline that stays is pulsed for again and again",
+        "member/deadlines.py",
+        "            self._ignored_ms = deadline_ms\n",
+        "            pass\n",
+        test="member/test_deadlines.py::test_a_deadline_that_time_does_not_move_is_reported_once_and_ignored_until_it_changes",
+    ),
+    Mutant(
+        "a State that waits for nothing is told the time all the same",
+        "core/logtime.py",
+        "        deadline_ms = log.deadline_ms\n",
+        "        deadline_ms = log.deadline_ms or 0\n",
+        scene="a_pulse_is_appended_when_a_deadline_has_come",
+    ),
     Mutant(
         "a lease is looked at by an old clock",
-        "member/engine.py",
-        "            self.core.now = self._runner.now()\n",
-        "            self.core.now = self.ticks * self.options.tick_ns\n",
+        "member/elapsed.py",
+        "            core.now = self._now()\n",
+        "            pass\n",
         kinds=_LEASE_KINDS,
     ),
     Mutant(

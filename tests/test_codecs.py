@@ -15,6 +15,7 @@ from raftsvc.addresses import peer_url
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import (
     MAX_NUMBER,
+    MAX_TIME_MS,
     Entry,
     EntryKind,
     MalformedError,
@@ -60,7 +61,8 @@ addresses = st.builds(
 )
 tokens = st.binary(min_size=16, max_size=16)
 
-entries = st.lists(st.builds(make_entry, u64, u64, st.sampled_from(EntryKind), data), max_size=4)
+entries = st.lists(st.builds(make_entry, u64, u64, st.sampled_from(EntryKind), data, u64), max_size=4)
+times = st.integers(0, MAX_TIME_MS)
 
 
 @st.composite
@@ -71,8 +73,8 @@ def messages(draw: st.DrawFn) -> Message:
     carried: list[Entry] = []
     if kind is MessageKind.APPEND:
         carried = [
-            make_entry(index + n, draw(st.integers(0, term)), draw(st.sampled_from(EntryKind)), draw(data))
-            for n in range(1, draw(st.integers(0, 4)) + 1)
+            make_entry(index + n, draw(st.integers(0, term)), draw(st.sampled_from(EntryKind)), draw(data), time_ms)
+            for n, time_ms in enumerate(sorted(draw(st.lists(times, max_size=4))), 1)
         ]
     elif kind is MessageKind.PROPOSE:
         carried = draw(entries)
@@ -86,7 +88,7 @@ def messages(draw: st.DrawFn) -> Message:
         draw(numbers),
         draw(u64),
         draw(st.booleans()),
-        draw(numbers),
+        draw(times if kind is MessageKind.SNAPSHOT else numbers),
         carried,
         draw(data) if kind is MessageKind.SNAPSHOT else b"",
     )
@@ -162,7 +164,7 @@ def session_tables(draw: st.DrawFn) -> Sessions:
     return table
 
 
-headers = st.builds(SnapshotHeader, numbers, u64, u64, data, data, u64)
+headers = st.builds(SnapshotHeader, numbers, u64, u64, data, data, u64, times)
 keys = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20)
 operations = st.one_of(
     st.builds(kv.if_not_exists, keys),
@@ -232,7 +234,13 @@ def test_session_tables_and_ids_come_back(table: Sessions, node_id: int) -> None
 @given(headers, st.lists(data, max_size=3))
 def test_snapshots_come_back(header: SnapshotHeader, pieces: list[bytes]) -> None:
     header = SnapshotHeader(
-        header.index, header.term, header.cluster_id, header.config, header.sessions, header.digest % 2**32
+        header.index,
+        header.term,
+        header.cluster_id,
+        header.config,
+        header.sessions,
+        header.digest % 2**32,
+        header.time_ms,
     )
     disk = Disk()
     put_snapshot(disk, "/snap", header, pieces)
@@ -481,6 +489,29 @@ def test_numbers_that_something_is_added_to_leave_room_for_it() -> None:
     put_snapshot(disk, "/snap", SnapshotHeader(MAX_NUMBER + 1, 1, 1, b"", b"", 0), [])
     with pytest.raises(DamagedStorageError, match="index"):
         StoredSnapshot(disk, "/snap")
+
+
+def test_no_log_time_is_later_than_it_can_be() -> None:
+    for time_ms in (MAX_TIME_MS + 1, 2**63, 2**64 - 1):
+        entry = make_entry(4, 1, EntryKind.NORMAL, b"", time_ms)
+        with pytest.raises(MalformedError):
+            decode_messages(Message(MessageKind.APPEND, 2, 1, 1, 3, entries=[entry]).encode())
+        with pytest.raises(MalformedError):
+            decode_messages(Message(MessageKind.SNAPSHOT, 2, 1, 1, 3, hint=time_ms).encode())
+        disk = Disk()
+        put_snapshot(disk, "/snap", SnapshotHeader(1, 1, 1, b"", b"", 0, time_ms), [])
+        with pytest.raises(DamagedStorageError, match="log time"):
+            StoredSnapshot(disk, "/snap")
+    last = make_entry(4, 1, EntryKind.NORMAL, b"", MAX_TIME_MS)
+    said = Message(MessageKind.APPEND, 2, 1, 1, 3, entries=[last])
+    assert decode_messages(said.encode()) == [said]
+
+
+@pytest.mark.parametrize("times_ms", [(5, 4), (0, 9, 8), (7, 7, 0)])
+def test_entries_in_which_log_time_goes_back_are_refused(times_ms: tuple[int, ...]) -> None:
+    entries = [make_entry(4 + n, 1, EntryKind.NORMAL, b"", time_ms) for n, time_ms in enumerate(times_ms)]
+    with pytest.raises(MalformedError, match="log time"):
+        decode_messages(Message(MessageKind.APPEND, 2, 1, 1, 3, entries=entries).encode())
 
 
 def test_an_address_that_no_configuration_can_hold_is_refused_before_it_is_used() -> None:

@@ -48,7 +48,9 @@ def follow_snapshot(server: Server, m: Message) -> None:
         config = Configuration.decode(m.payload)
     except MalformedError as error:
         raise ViolationError(f"configuration of the snapshot at {m.index}: {error}") from error
-    snapshot = SnapshotMeta(m.index, m.log_term, config)
+    if m.hint < log.snapshot.time_ms:
+        raise ViolationError(f"log time goes back at {m.index}, from {log.snapshot.time_ms} to {m.hint} ms")
+    snapshot = SnapshotMeta(m.index, m.log_term, config, m.hint)
     log.restore(snapshot)
     server.output.snapshot = snapshot
     _accept(server, m, m.index, may_wait=True)

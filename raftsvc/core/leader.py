@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from raftsvc.core.lease import Lease
+from raftsvc.core.logtime import LogTime
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError
 from raftsvc.core.messages import NO_NODE, EntryKind, MalformedError, Message, MessageKind, make_entry
 from raftsvc.core.progress import Progress, ProgressState
@@ -21,7 +22,7 @@ from raftsvc.core.server import ProposalRefused, Refusal, Server
 class Leader:
     """Leadership of one term.
 
-    replication, reads, lease: see there.
+    replication, reads, lease, time: see there.
     transfer_target: the voter that is to take over, or NO_NODE (R12).
     """
 
@@ -39,6 +40,7 @@ class Leader:
         "lease",
         "reads",
         "replication",
+        "time",
         "transfer_target",
     )
 
@@ -48,6 +50,7 @@ class Leader:
         self.replication = Replication(server)
         self.reads = ReadRounds(server, self.replication)
         self.lease = Lease(server, self.replication)
+        self.time = LogTime(server)
         self.transfer_target = NO_NODE
         self._asked: dict[int, int] = {}  # how often each was asked to take over, and did not
         self._unfit: set[int] = set()  # those who say that they could not lead at present
@@ -82,8 +85,11 @@ class Leader:
             self._transfer_elapsed += 1
             if self._transfer_elapsed >= settings.election_ticks:
                 self._give_up_transfer()
-        elif self._rest_ticks:
-            self._rest_ticks -= 1
+        else:
+            if self._rest_ticks:
+                self._rest_ticks -= 1
+            if self.time.is_pulse_due():
+                self._pulse()
         self.replication.forget_leavers()
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= settings.heartbeat_ticks:
@@ -104,6 +110,12 @@ class Leader:
         for follower in progress.values():
             follower.was_active, follower.recent_active = follower.recent_active, False
         return active >= server.config.quorum()
+
+    def _pulse(self) -> None:
+        """Let the others know what time it is (R15)."""
+        self._append(((EntryKind.EMPTY, b""),))
+        self.time.note_pulse()
+        self.replication.broadcast_entries()
 
     # -- proposals
 
@@ -141,7 +153,8 @@ class Leader:
         log = self._server.log
         term = self._server.term
         index = log.last_index
-        entries = [make_entry(index + n, term, kind, data) for n, (kind, data) in enumerate(proposals, 1)]
+        now_ms = self.time.now_ms
+        entries = [make_entry(index + n, term, kind, data, now_ms) for n, (kind, data) in enumerate(proposals, 1)]
         log.append(entries)
         self._waiting_bytes += sum(map(len, entries))
         if log.configs.latest_index > index:
@@ -308,6 +321,8 @@ class Leader:
             raise ProposalRefused(Refusal.TRANSFERRING, f"to {self.transfer_target}")
         if to_id in self._unfit:
             raise ProposalRefused(Refusal.INVALID_CHANGE, f"{to_id} says that it cannot lead")
+        if self.time.is_farewell_due():
+            self._pulse()
         self.transfer_target = to_id
         self._transfer_elapsed = 0
         self.replication.send_entries(to_id, self.replication.progress[to_id])

@@ -9,6 +9,7 @@ Invariants:
     delivered_index <= commit_index
     index_of(entries[i]) == offset + 1 + i                   (no gaps)
     what is committed is never truncated                     (section 5.4)
+    log time never goes back along the entries               (R15)
 
 What is delivered is durable here as well.  Nothing that is promised needs that: it is on a
 majority of the disks, and a State starts anew from snapshot and log.  But so no snapshot
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
-from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, term_of
+from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, term_of, time_of
 
 
 class ViolationError(Exception):
@@ -38,11 +39,15 @@ _NOBODY = Configuration()
 
 @dataclass(frozen=True, slots=True)
 class SnapshotMeta:
-    """What a snapshot covers: everything up to `index`, which has `term`, with `config` in force there."""
+    """What a snapshot covers: everything up to `index`, which has `term`, with `config` in force there.
+
+    time_ms: log time of that entry (R15).
+    """
 
     index: int = 0
     term: int = 0
     config: Configuration = _NOBODY
+    time_ms: int = 0
 
 
 class Configurations:
@@ -103,8 +108,10 @@ class Log:
     __slots__ = (
         "_entries",
         "_in_flight",
+        "applied_index",
         "commit_index",
         "configs",
+        "deadline_ms",
         "delivered_index",
         "handed_index",
         "offset",
@@ -133,6 +140,9 @@ class Log:
         self.delivered_index = snapshot.index
         self.unapplied_bytes = 0
         """What the caller was handed as committed and has not applied, as it says: it counts in a leader's quota."""
+        self.applied_index = snapshot.index
+        self.deadline_ms: int | None = None
+        """What the caller said last: how far it applied, and which log time what it has then waits for (R15)."""
         # (token, last index) of each write that was handed out and is not known to be done.
         self._in_flight: deque[list[int]] = deque()
         self.configs = Configurations(snapshot.index, snapshot.config)
@@ -218,6 +228,9 @@ class Log:
         """Add entries that follow the last one."""
         if index_of(entries[0]) != self.last_index + 1:  # no assert: what was acknowledged would be lost
             raise ViolationError(f"an entry at {index_of(entries[0])} does not follow the last one, {self.last_index}")
+        before_ms, time_ms = last_time_ms(self), time_of(entries[0])
+        if time_ms < before_ms:
+            raise ViolationError(f"log time goes back at {index_of(entries[0])}, from {before_ms} to {time_ms} ms")
         self.configs.adopt(entries)
         self._entries.extend(entries)
         self.size_bytes += sum(map(len, entries))
@@ -300,7 +313,8 @@ class Log:
         assert self.snapshot.index < index <= self.delivered_index, "a snapshot covers what was applied"
         term = self.term_at(index)
         assert term is not None, "delivered entries after the snapshot are here"
-        self.snapshot = SnapshotMeta(index, term, self.configs.at(index))
+        time_ms = time_of(self._entries[index - self.offset - 1])
+        self.snapshot = SnapshotMeta(index, term, self.configs.at(index), time_ms)
         self.configs.begin_at(index)
         keep_after = min(keep_after, index)
         if keep_after > self.offset:
@@ -331,3 +345,9 @@ class Log:
         self.offset, self.offset_term = snapshot.index, snapshot.term
         self.configs = Configurations(snapshot.index, snapshot.config)
         self.commit_index = self.handed_index = self.delivered_index = snapshot.index
+
+
+def last_time_ms(log: Log) -> int:
+    """Log time as of the last entry (R15); with no entry the log ends where its snapshot does."""
+    last = log.last_entry
+    return time_of(last) if last is not None else log.snapshot.time_ms

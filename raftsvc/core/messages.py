@@ -21,36 +21,42 @@ NO_NODE = 0
 """The member id that no member has: no leader, no vote, nobody."""
 MAX_NUMBER = 2**63 - 1
 """The highest term, index or member id from outside: whatever is added to it fits its field of 64 bits."""
+MAX_TIME_MS = 2**53 - 1
+"""Where log time stops, in 285,000 years; a number that JSON carries as well."""
 
 
 class MalformedError(ValueError):
     """Bytes from outside do not decode."""
 
 
+ENTRY_VERSION = 1
+"""Of an entry's format, in the high nibble of its kind; of any other version none is read."""
+
+
 class EntryKind(IntEnum):
     """What an entry's data is."""
 
-    EMPTY = 0  # a new leader's first entry (section 8); data is empty
-    NORMAL = 1  # a proposal, opaque to the core
-    CONFIG = 2  # an encoded membership.ConfChange
+    EMPTY = ENTRY_VERSION << 4 | 0  # a new leader's first entry (section 8), or a pulse (R15); data is empty
+    NORMAL = ENTRY_VERSION << 4 | 1  # a proposal, opaque to the core
+    CONFIG = ENTRY_VERSION << 4 | 2  # an encoded membership.ConfChange
 
 
 Entry = NewType("Entry", bytes)
 """One entry of the replicated log: its frame.
 
-CRC-32 of all that follows (4 bytes), length of the data (4), index (8), term (8),
-kind (1), data.  Plain bytes, since a log keeps tens of thousands of entries for long, and
+CRC-32 of all that follows (4 bytes), length of the data (4), index (8), term (8), log time in
+milliseconds (8), version and kind (1), data.  Plain bytes, since a log keeps tens of thousands of entries for long, and
 a full garbage collection, which stops every thread of the process, looks at each
 object that may refer to others: beside 60,000 objects with attributes it took 23 ms
 longer, and takes no longer beside as many frames (gc.collect, timed).
 """
 
 _CRC = struct.Struct(">I")
-_ENTRY_HEAD = struct.Struct(">IQQB")
-_CRC_AND_HEAD = struct.Struct(">IIQQB")
+_ENTRY_HEAD = struct.Struct(">IQQQB")
+_CRC_AND_HEAD = struct.Struct(">IIQQQB")
 _NUMBER = struct.Struct(">Q")
-_PLACE = struct.Struct(">QQB")
-_INDEX_OFFSET, _TERM_OFFSET, _KIND_OFFSET = 8, 16, 24
+_PLACE = struct.Struct(">QQQB")
+_INDEX_OFFSET, _TERM_OFFSET, _TIME_OFFSET, _KIND_OFFSET = 8, 16, 24, 32
 ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
 """Bytes that framing adds to an entry's data."""
 
@@ -58,9 +64,9 @@ _KINDS = {int(kind): kind for kind in EntryKind}
 _CONFIG = int(EntryKind.CONFIG)
 
 
-def make_entry(index: int, term: int, kind: EntryKind, data: bytes) -> Entry:
-    """Frame `data` as the entry at `index` of `term`."""
-    head = _ENTRY_HEAD.pack(len(data), index, term, kind)
+def make_entry(index: int, term: int, kind: EntryKind, data: bytes, time_ms: int = 0) -> Entry:
+    """Frame `data` as the entry at `index` of `term`, appended at log time `time_ms`."""
+    head = _ENTRY_HEAD.pack(len(data), index, term, time_ms, kind)
     return Entry(_CRC.pack(crc32(data, crc32(head))) + head + data)
 
 
@@ -76,13 +82,19 @@ def term_of(entry: Entry) -> int:
     return term
 
 
+def time_of(entry: Entry) -> int:
+    """The log time at which the entry was appended, in milliseconds (R15)."""
+    time_ms: int = _NUMBER.unpack_from(entry, _TIME_OFFSET)[0]
+    return time_ms
+
+
 def kind_of(entry: Entry) -> EntryKind:
     """What the entry's data is."""
     return _KINDS[entry[_KIND_OFFSET]]
 
 
-def place_of(entry: Entry) -> tuple[int, int, int]:
-    """Index, term and kind, as a number, for less than one by one."""
+def place_of(entry: Entry) -> tuple[int, int, int, int]:
+    """Index, term, log time and kind, as a number, for less than one by one."""
     return _PLACE.unpack_from(entry, _INDEX_OFFSET)
 
 
@@ -97,12 +109,17 @@ def configs_among(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def entries_follow(entries: Iterable[Entry], index: int, highest_term: int = 2**64 - 1) -> bool:
-    """Whether `entries` stand one after the other behind `index`, none of a later term than `highest_term`."""
-    for entry_index, term, _ in map(place_of, entries):
+    """Whether `entries` stand one after the other behind `index`, none of a later term than `highest_term`.
+
+    And whether log time goes on along them, and is no later than it can be (R15).
+    """
+    last_ms = 0
+    for entry_index, term, time_ms, _ in map(place_of, entries):
         index += 1
-        if entry_index != index or term > highest_term:
+        if entry_index != index or term > highest_term or time_ms < last_ms:
             return False
-    return True
+        last_ms = time_ms
+    return last_ms <= MAX_TIME_MS
 
 
 def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> list[Entry]:
@@ -117,7 +134,7 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
     while offset < end:
         if end - offset < ENTRY_OVERHEAD_BYTES:
             raise MalformedError(f"entry frame cut short at byte {offset}")
-        crc, length, _, _, kind = _CRC_AND_HEAD.unpack_from(buffer, offset)
+        crc, length, _, _, _, kind = _CRC_AND_HEAD.unpack_from(buffer, offset)
         stop = offset + ENTRY_OVERHEAD_BYTES + length
         if stop > end:
             raise MalformedError(f"entry at byte {offset} claims {length} bytes of data, beyond its buffer")
@@ -125,7 +142,12 @@ def decode_entries(buffer: bytes, start: int = 0, end: int | None = None) -> lis
         if crc32(buffer[offset + _CRC.size : stop]) != crc:
             raise MalformedError(f"checksum of the entry at byte {offset} does not match")
         if kind not in _KINDS:
-            raise MalformedError(f"entry at byte {offset} is of unknown kind {kind}")
+            version = kind >> 4
+            if version != ENTRY_VERSION:
+                raise MalformedError(
+                    f"entry at byte {offset} is of format version {version}, and here {ENTRY_VERSION} is read"
+                )
+            raise MalformedError(f"entry at byte {offset} is of unknown kind {kind & 15}")
         entries.append(buffer[offset:stop])
         offset = stop
     return cast("list[Entry]", entries)
@@ -277,9 +299,9 @@ class Message:
                      and log_term are where the logs may agree
     PRE_VOTE, VOTE   index, log_term: the candidate's last entry; context: 1 if it was
                      asked to take over
-    SNAPSHOT         index, log_term: the last entry included; payload: the encoded
-                     configuration there
-    PROPOSE          entries, of index and term 0; context: the sender's tag; log_term: the
+    SNAPSHOT         index, log_term, hint: the last entry included, and its log time;
+                     payload: the encoded configuration there
+    PROPOSE          entries, of index, term and log time 0; context: the sender's tag; log_term: the
                      term in which it takes the receiver for the leader
     PROPOSE_REPLY    context: that tag.  Accepted: index is that of the first entry.
                      Rejected: hint is a Refusal, index where the configuration stands
@@ -406,12 +428,14 @@ def decode_messages(buffer: bytes) -> list[Message]:
             entries = decode_entries(buffer, offset, stop)
         elif kind == MessageKind.SNAPSHOT:
             payload = bytes(buffer[offset:stop])
+            if hint > MAX_TIME_MS:
+                raise MalformedError(f"no log time is as late as {hint}")
         elif length:
             raise MalformedError(f"a {_MESSAGE_KINDS[kind].name} carries no body")
         if kind == MessageKind.APPEND and (
             index + len(entries) > MAX_NUMBER or not entries_follow(entries, index, term)
         ):
-            raise MalformedError("entries of an APPEND do not follow its prev_index, or are from a later term")
+            raise MalformedError("entries of an APPEND do not follow its prev_index, in index, term or log time")
         offset = stop
         messages.append(
             Message(

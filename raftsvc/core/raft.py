@@ -49,10 +49,17 @@ and Ousterhout, USENIX ATC 2014), those marked T of the thesis (Ongaro 2014).
      in which somebody was asked to take over.  Its length is durable before it is given,
      and a restart with shorter timeouts waits it out once: before that it gives no vote,
      to itself neither.
+ R15 Every entry has a log time, which its leader gives it and which never goes back along
+     the log.  A leader begins with that of the last entry in its log and adds what its caller says
+     passed, at most an election timeout at once and nothing while it does not lead: so time
+     stands still between leaders, what a freeze left out is never made up, and nobody's
+     clock says what it is.  While the State waits for a deadline the leader lets time be
+     known by pulses, entries that say nothing else: when the deadline has come, now
+     and then before, and before it hands over.
 
 Each has its page: R1 to R3 are in `election`; R5 and R13 in `following`; R4, R6 to R10 and
 R12 in `leader`, with what is sent to whom in `replication`; R11 in `reads`; R14 in
-`lease`.  What all of them work on is in `server`.  Here are the inputs, and what each
+`lease`; R15 in `logtime`.  What all of them work on is in `server`.  Here are the inputs, and what each
 message means in which role.
 """
 
@@ -155,6 +162,16 @@ class Raft(Server):
         return leader is not None and leader.lease.holds(now)
 
     # -- time
+
+    def advance(self, elapsed_ms: int) -> None:
+        """So much time passed, rounded down; called before every input (R15).  Ticks are counted apart from it."""
+        if self.leader is not None:
+            self.leader.time.advance(elapsed_ms)
+
+    def await_deadline(self, deadline_ms: int | None, applied_index: int) -> None:
+        """The State as of `applied_index` waits for that log time next; None: for nothing."""
+        self.log.deadline_ms = deadline_ms
+        self.log.applied_index = applied_index
 
     def tick(self) -> None:
         """One tick of time passed."""
@@ -331,7 +348,9 @@ class Raft(Server):
                 is_certain = True
                 raise ProposalRefused(Refusal.REMOVED)
             places = map(place_of, m.entries)
-            if not m.entries or any(index or term or kind == EntryKind.EMPTY for index, term, kind in places):
+            if not m.entries or any(
+                index or term or time_ms or kind == EntryKind.EMPTY for index, term, time_ms, kind in places
+            ):
                 raise ProposalRefused(Refusal.INVALID_CHANGE, "such entries are not proposed")
             reply.index = self.propose([(kind_of(entry), data_of(entry)) for entry in m.entries])
             if self.leader is not None:

@@ -140,6 +140,7 @@ class Replication:
                 peer,
                 index=snapshot.index,
                 log_term=snapshot.term,
+                hint=snapshot.time_ms,
                 payload=snapshot.config.encode(),
             )
         )

@@ -57,6 +57,7 @@ class Settings(NamedTuple):
                  0 promises nothing.
     tick_ns:     the least time between two ticks, by which a longer promise of a former life is
                  waited out; 0 if that cannot be said, and then it never is.
+    tick_ms:     how long a tick should be; by it is told how much time may pass at once (R15).
     uses_leases: whether reads may rely on such promises, and so on clocks (R14).
     """
 
@@ -76,6 +77,7 @@ class Settings(NamedTuple):
     max_pinned_bytes: int = 64 * 1024 * 1024
     promise_ns: int = 0
     tick_ns: int = 0
+    tick_ms: int = 100
     uses_leases: bool = False
 
 

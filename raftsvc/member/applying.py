@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import Entry
+from raftsvc.member.deadlines import Deadlines
 from raftsvc.member.handoff import Amount
 from raftsvc.member.health import Health
 from raftsvc.member.machine import Answer, Machine
@@ -45,6 +46,8 @@ class Applying:
         "_waiting",
         "applied_config",
         "applied_index",
+        "applied_time_ms",
+        "deadlines",
         "machine",
         "max_backlog_bytes",
     )
@@ -58,8 +61,11 @@ class Applying:
         self._backlog_bytes = 0
         self._taken_bytes = 0
         self._is_under_way = False
+        self.deadlines = Deadlines(machine)
+        self.deadlines.ask()
         self.applied_index = 0
         """As of the last batch that ended; the machine may be ahead.  May be looked at without the lock."""
+        self.applied_time_ms = 0
         self.applied_config = Configuration()
         self.note_applied()
 
@@ -119,6 +125,7 @@ class Applying:
                 else:
                     self.machine.apply(items, answers)
                     self._snapshots.bytes_since += sum(map(len, items))
+            self.deadlines.ask()
         except BaseException as error:  # of the State, whatever it is: applying stops at this entry
             return answers, error
         return answers, None
@@ -127,6 +134,7 @@ class Applying:
         """A batch ended."""
         assert self.machine.applied_index >= self.applied_index, "what was applied stays applied"
         self.applied_index = self.machine.applied_index
+        self.applied_time_ms = self.machine.applied_time_ms
         self.applied_config = self.machine.config
         self._backlog_bytes -= self._taken_bytes
         self._taken_bytes = 0

@@ -28,10 +28,13 @@ class ChangeAttempt:
 class Changes:
     """The attempts of one node that are under way."""
 
-    __slots__ = ("_attempts", "_contexts", "_core", "_state_changed")
+    __slots__ = ("_attempts", "_contexts", "_core", "_note_time", "_state_changed")
 
-    def __init__(self, core: Raft, contexts: Contexts, state_changed: Callable[[], None]) -> None:
-        """state_changed: wakes those who wait for what becomes of an attempt."""
+    def __init__(
+        self, core: Raft, contexts: Contexts, state_changed: Callable[[], None], note_time: Callable[[], None]
+    ) -> None:
+        """state_changed: wakes those who wait for what becomes of an attempt.  note_time: see `Timekeeper.note`."""
+        self._note_time = note_time
         self._core = core
         self._state_changed = state_changed
         self._contexts = contexts
@@ -42,6 +45,7 @@ class Changes:
         attempt = ChangeAttempt(self._contexts.take())
         self._attempts[attempt.context] = attempt
         if self._core.role is Role.LEADER:
+            self._note_time()
             try:
                 self._core.propose((change.as_proposal(),))
             except ProposalRefused as refused:
@@ -54,6 +58,7 @@ class Changes:
     def suggest(self, change: ConfChange) -> None:
         """Have `change` proposed, and hear no more of it: what shows that it was in vain is that it is still wanted."""
         if self._core.role is Role.LEADER:
+            self._note_time()
             with suppress(ProposalRefused):
                 self._core.propose((change.as_proposal(),))
         elif self._core.leader_id:

@@ -25,7 +25,7 @@ in `handoff`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -55,6 +55,7 @@ from raftsvc.member.applying import Applying
 from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.changes import Changes
 from raftsvc.member.digests import DigestCheck
+from raftsvc.member.elapsed import Timekeeper
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.lives import Lives
@@ -91,6 +92,8 @@ class EngineOptions(NamedTuple):
     """How much that is committed may wait to be applied before a follower takes no more entries."""
     tick_ns: int = 0
     """The least time between two ticks; 0 if that cannot be said, and nobody may rely on it."""
+    tick_ms: int = 100
+    """How long a tick should be."""
     lease_reads: bool = False
 
     @property
@@ -100,7 +103,13 @@ class EngineOptions(NamedTuple):
 
 
 class Runner(Protocol):
-    """What an engine asks of whoever runs it.  None of these waits."""
+    """What an engine asks of whoever runs it.  None of these waits.
+
+    elapsed_clocks: tells nanoseconds by each of the clocks that log time is measured by; asked by who leads.
+    """
+
+    @property
+    def elapsed_clocks(self) -> Callable[[], tuple[int, ...]]: ...
 
     def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
         """Send `messages`, in order, if possible; False if some were dropped already."""
@@ -176,6 +185,7 @@ class Engine:
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
         self._seen = _Seen()
+        self.time = Timekeeper(core, runner.elapsed_clocks, runner.now if options.lease_reads else None)
 
         contexts = Contexts(random)
         retry_ticks = options.retry_ticks
@@ -183,8 +193,8 @@ class Engine:
         self.calls = Calls(
             core, contexts, loaded.life.life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished
         )
-        self.reads = Reads(core, contexts, retry_ticks, self.inbox, self._note_time)
-        self.changes = Changes(core, contexts, runner.state_changed)
+        self.reads = Reads(core, contexts, retry_ticks, self.inbox, self.time.note)
+        self.changes = Changes(core, contexts, runner.state_changed, self.time.note)
         self.digests = DigestCheck(core, machine)
         self.lives = Lives(addr, loaded.life, core, machine, self.health, contexts, retry_ticks, runner.say, self.fail)
         self.calls.follow_session(machine)
@@ -192,6 +202,7 @@ class Engine:
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
         self.lives.applied()
+        self._await_deadline()
         if self.core.config.voters == {self.node_id} and not self.health.is_over:
             self.core.campaign()
         self.advance()
@@ -251,7 +262,8 @@ class Engine:
 
     def step(self, messages: Iterable[Message]) -> None:
         """Take messages of peers."""
-        self._note_time()
+        if self.options.lease_reads:
+            self.core.now = self._runner.now()
         try:
             for message in messages:
                 if self.health.is_over:
@@ -267,13 +279,11 @@ class Engine:
                 elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
                     self.digests.hear(message)
                 else:
+                    if message.kind is MessageKind.PROPOSE:
+                        self.time.note()  # of no other message anything is appended that could say it
                     self.core.step(message)
         except ViolationError as violation:
             self.fail(ConsensusError(str(violation)))
-
-    def _note_time(self) -> None:
-        if self.options.lease_reads:
-            self.core.now = self._runner.now()
 
     def report_snapshot(
         self, peer_id: int, succeeded: bool, replies: Sequence[Message], damage: Exception | None = None
@@ -293,7 +303,7 @@ class Engine:
         if self.health.is_over:
             return
         self.inbox.finished.tick()
-        self._note_time()
+        self.time.note()
         self.vigil.tick()
         self.snapshots.tick()
         self.core.tick()
@@ -340,7 +350,10 @@ class Engine:
             self.reads.ask(self.ticks)
         # While the disk is busy calls gather into one batch: one record, one
         # message per peer and one fsync for all of them.
-        self.calls.send(self.ticks, may_propose=not inbox.is_writing)
+        may_propose = not inbox.is_writing
+        if self.core.leader is not None and self.calls.has_unsent and (may_propose or not self.calls.session_id):
+            self.time.note()
+        self.calls.send(self.ticks, may_propose)
 
     def _dispatch(self, ready: Ready) -> None:
         self._post(ready.messages)
@@ -432,6 +445,7 @@ class Engine:
         session_id, config = calls.session_id, applying.applied_config
         applying.note_applied()
         self.core.log.unapplied_bytes = applying.backlog_bytes
+        self._await_deadline()
         calls.follow_session(applying.machine)
         self.lives.applied()
         if applying.applied_config is not config:
@@ -452,6 +466,14 @@ class Engine:
             )
             halted.__cause__ = error
             self.halt(halted)
+
+    def _await_deadline(self) -> None:
+        """Have the core know what the State waits for, as of what is applied."""
+        deadlines = self.applying.deadlines
+        self.core.await_deadline(deadlines.next_ms, self.applying.applied_index)
+        trouble = deadlines.take_trouble()
+        if trouble is not None:
+            self._runner.say(logging.WARNING, f"node {self.node_id}: {trouble}")
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
@@ -504,7 +526,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
     snapshot = loaded.snapshot
     meta = SnapshotMeta()
     if snapshot is not None:
-        meta = SnapshotMeta(snapshot.index, snapshot.term, decode_config(snapshot.config))
+        meta = SnapshotMeta(snapshot.index, snapshot.term, decode_config(snapshot.config), snapshot.time_ms)
     settings = Settings(
         loaded.node_id,
         random,
@@ -518,6 +540,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         # The tick that is under way when a leader is heard may be almost over.
         promise_ns=(options.election_ticks - 1) * options.tick_ns,
         tick_ns=options.tick_ns,
+        tick_ms=options.tick_ms,
         uses_leases=options.lease_reads,
     )
     return Raft(settings, loaded.hard_state, meta, loaded.entries)

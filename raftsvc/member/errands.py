@@ -27,6 +27,7 @@ class Errands:
         "_now",
         "_open_snapshot",
         "_threads",
+        "elapsed_clocks",
         "peers",
         "said",
         "unflushed",
@@ -36,12 +37,17 @@ class Errands:
         self,
         changed: threading.Condition,
         now: Callable[[], int],
+        clocks: Callable[[], tuple[int, ...]],
         open_snapshot: Callable[[], StoredSnapshot],
         threads: Threads,
     ) -> None:
-        """changed: notified of what those who wait for it may see.  now: what leases are measured by."""
+        """changed: notified of what those who wait for it may see.
+
+        now: what leases are measured by; clocks: what log time is.
+        """
         self._changed = changed
         self._now = now
+        self.elapsed_clocks = clocks
         self._open_snapshot = open_snapshot
         self._threads = threads
         self.peers: dict[int, Peer] = {}

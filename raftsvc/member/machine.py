@@ -40,7 +40,7 @@ from raftsvc.member.envelopes import (
     whole_of,
 )
 from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
-from raftsvc.state import State, StreamingState
+from raftsvc.state import State, StreamingState, TimedState, WaitingState
 
 MAX_REASON_BYTES = 1024
 
@@ -62,6 +62,10 @@ class Machine:
         self.state = state
         self.applied_index = 0
         self.applied_term = 0
+        self.applied_time_ms = 0
+        self._timed = state if isinstance(state, TimedState) else None
+        self._waiting = state if isinstance(state, WaitingState) else None
+        self._pulse_ms = -1
         self.digest = 0
         self._fresh_digests: list[int] = []
         self.listener: int | None = None
@@ -86,6 +90,11 @@ class Machine:
         fresh, self._fresh_digests = self._fresh_digests, []
         return self.applied_index + 1 - len(fresh), fresh
 
+    def take_pulse(self) -> int:
+        """What `pass_time` was told last since this was asked last; -1: nothing."""
+        pulse_ms, self._pulse_ms = self._pulse_ms, -1
+        return pulse_ms
+
     # -- applying
 
     def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
@@ -97,23 +106,27 @@ class Machine:
         note_digest = self._fresh_digests.append
         try:
             for entry in entries:
-                index, term, kind = place_of(entry)
+                index, term, time_ms, kind = place_of(entry)
                 if index <= self.applied_index:
                     continue  # a snapshot brought it
                 assert index == self.applied_index + 1, "entries are applied without gaps"
                 result = b""
                 if kind == _NORMAL:
-                    result = self._apply_normal(entry, index, answers)
+                    result = self._apply_normal(entry, index, time_ms, answers)
                 elif kind == _CONFIG:
                     self._apply_change(ConfChange.decode(data_of(entry)))
+                elif self._waiting is not None:
+                    self._waiting.pass_time(index, time_ms)
+                    self._pulse_ms = time_ms
                 self.digest = digest = crc32(result, crc32(entry, self.digest))
                 note_digest(digest)
                 self.applied_index = index
                 self.applied_term = term
+                self.applied_time_ms = time_ms
         finally:
             self.state.set_applied_index(self.applied_index)
 
-    def _apply_normal(self, entry: Entry, index: int, answers: list[Answer]) -> bytes:
+    def _apply_normal(self, entry: Entry, index: int, time_ms: int, answers: list[Answer]) -> bytes:
         if len(entry) < INSTRUCTION_OFFSET:
             return b""  # no node of this version writes such an entry; all ignore it alike
         op, session_id, nonce, number, low = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
@@ -135,7 +148,7 @@ class Machine:
             if outcome is None:
                 if not session.takes(number, low):
                     return b""
-                outcome = self._execute(entry[INSTRUCTION_OFFSET:], index)
+                outcome = self._execute(entry[INSTRUCTION_OFFSET:], index, time_ms)
                 session.record(number, low, (outcome,))
             listener = self.listener
             if listener is None or listener == session_id:
@@ -148,10 +161,10 @@ class Machine:
             op, data = whole
         else:
             data = whole_of(entry)
-        return self._apply_whole(op, session, number, low, data, index, answers)
+        return self._apply_whole(op, session, number, low, data, (index, time_ms), answers)
 
     def _apply_whole(
-        self, op: int, session: Session, number: int, low: int, data: bytes, index: int, answers: list[Answer]
+        self, op: int, session: Session, number: int, low: int, data: bytes, at: tuple[int, int], answers: list[Answer]
     ) -> bytes:
         """Apply a list, or what came in pieces."""
         instructions = decode_list(data) if op == LIST else [data]
@@ -161,7 +174,7 @@ class Machine:
         if known is not None:  # then all of it is
             outcomes = [session.outcomes.get(number + place, known) for place in range(len(instructions))]
         elif session.takes(number, low, len(instructions)):
-            outcomes = [self._execute(instruction, index) for instruction in instructions]
+            outcomes = [self._execute(instruction, *at) for instruction in instructions]
             session.record(number, low, outcomes)
         else:
             return b""
@@ -169,14 +182,18 @@ class Machine:
             answers.append(Answer(session.id, number, outcomes if op == LIST else outcomes[0]))
         return b"".join(map(encode_outcome, outcomes))
 
-    def _execute(self, instruction: bytes, index: int) -> Outcome:
+    def _execute(self, instruction: bytes, index: int, time_ms: int) -> Outcome:
         try:
-            answer: object = self.state.apply(instruction, index)
+            timed = self._timed
+            if timed is None:
+                answer: object = self.state.apply(instruction, index)
+            else:
+                answer = timed.apply_at(instruction, index, time_ms)
         except Rejected as rejected:
             reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
-            return Outcome(False, reason.decode(errors="ignore"), None, True, index)
+            return Outcome(False, reason.decode(errors="ignore"), None, True, index, time_ms)
         # Not its truth, which a State's own class may define: nothing of the user's runs here.
-        return Outcome(answer is not False and answer is not None, None, answer, True, index)
+        return Outcome(answer is not False and answer is not None, None, answer, True, index, time_ms)
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)
@@ -209,7 +226,14 @@ class Machine:
         return chunks
 
     def restore(
-        self, index: int, term: int, config: Configuration, sessions: bytes, digest: int, chunks: Iterator[bytes]
+        self,
+        index: int,
+        term: int,
+        config: Configuration,
+        sessions: bytes,
+        digest: int,
+        chunks: Iterator[bytes],
+        time_ms: int = 0,
     ) -> None:
         """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
         decoded = Sessions.decode(sessions)
@@ -229,3 +253,4 @@ class Machine:
         self._fresh_digests = [digest]
         self.applied_index = index
         self.applied_term = term
+        self.applied_time_ms = time_ms

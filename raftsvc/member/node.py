@@ -35,6 +35,7 @@ from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
+from raftsvc.member.elapsed import read_clocks
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
 from raftsvc.member.peers import Peers
@@ -60,6 +61,7 @@ class NodeOptions(NamedTuple):
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
     lease_clock: Callable[[], int] = lambda: read_boot_clock()
+    elapsed_clocks: Callable[[], tuple[int, ...]] = lambda: read_clocks()
     peers: Mapping[int, str] = MappingProxyType({})
 
     @property
@@ -91,9 +93,11 @@ class Node:
         lock = threading.Lock()
         changed = threading.Condition(lock)
         self._threads = Threads(self._note_failure)
-        errands = Errands(changed, options.lease_clock, store.open_snapshot, self._threads)
+        errands = Errands(changed, options.lease_clock, options.elapsed_clocks, store.open_snapshot, self._threads)
         seed = random.Random(secrets.randbits(256))
-        engine_options = options.engine._replace(tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds))
+        engine_options = options.engine._replace(
+            tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds), tick_ms=max(1, int(1e3 * self._tick_seconds))
+        )
         self._engine = engine = Engine(addr, store, state, engine_options, seed, errands)
         self._turn = turn = Turn(lock, changed, engine, errands)
         self.runs_state_here = turn.hands.run_state_here
@@ -143,6 +147,7 @@ class Node:
         deadline = time.monotonic() + timeout
         turn, core, health = self._turn, self._engine.core, self._engine.health
         with turn:
+            self._engine.time.note()
             if core.leader is None or health.is_over:
                 return None
             try:

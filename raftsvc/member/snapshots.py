@@ -117,6 +117,7 @@ class Snapshots:
             machine.config.encode(),
             machine.sessions.encode(),
             machine.digest,
+            machine.applied_time_ms,
         )
         return Capture(header, machine.capture())
 
@@ -143,6 +144,7 @@ class Snapshots:
                 header.sessions,
                 header.digest,
                 snapshot.chunks(),
+                header.time_ms,
             )
         self._last_index = self.restored_index = header.index
         self.bytes_since = 0
@@ -183,7 +185,8 @@ class Arrivals:
             return wanted_offset
         incoming, self._incoming = self._incoming, None
         header = incoming.finish()
-        if (header.index, header.term, header.config) != (message.index, message.log_term, message.payload):
+        announced = (message.index, message.log_term, message.hint, message.payload)
+        if (header.index, header.term, header.time_ms, header.config) != announced:
             raise MalformedError("the snapshot is not what its message announced")
         return chunk.size_bytes
 

@@ -25,6 +25,7 @@ def status_of(engine: Engine) -> dict[str, object]:
         "leader_addr": leader.addr if leader else None,
         "term": core.term,
         "commit_index": core.log.commit_index,
+        "time_ms": engine.applying.applied_time_ms,
         "applied_index": engine.applying.applied_index,
         "last_index": core.log.last_index,
         "snapshot_index": core.log.snapshot.index,

@@ -84,6 +84,11 @@ class Vitals:
             health.is_over or core.is_removed,
         )
 
+    @property
+    def log_time_ms(self) -> int:
+        """Log time as of the last entry that is applied here."""
+        return self._engine.applying.applied_time_ms
+
     def hears_leader_by_itself(self) -> bool:
         """Whether what the leader says comes without a request that this process has to accept."""
         leader_id = self._engine.core.leader_id

@@ -1,6 +1,6 @@
 """The snapshot file: what the State was at one index, in checked chunks.
 
-    head    magic, length of what follows in it, index, term, cluster id, digest,
+    head    magic, length of what follows in it, index, term, log time, cluster id, digest,
             configuration, session table, CRC-32 of the head
     chunks  length, CRC-32, data; at most MAX_CHUNK_BYTES each
     end     length 0, CRC-32 over the CRCs of head and chunks, bytes of data in all
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from zlib import crc32
 
-from raftsvc.core.messages import MAX_NUMBER, MalformedError
+from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
 from raftsvc.errors import DamagedStorageError, FormatVersionError
 from raftsvc.storage.files import Files, parent_of
 
@@ -30,9 +30,9 @@ _MAX_HEAD_BYTES = 64 * 1024 * 1024
 SYNC_BYTES = 4 * 1024 * 1024
 
 _MAGIC = b"raftsnp"
-_VERSION = b"2"
+_VERSION = b"3"
 _PREFIX = struct.Struct(">7scI")
-_HEAD = struct.Struct(">QQQIII")
+_HEAD = struct.Struct(">QQQQIII")
 _CRC = struct.Struct(">I")
 _CHUNK = struct.Struct(">II")
 _END = struct.Struct(">IIQ")
@@ -40,7 +40,10 @@ _END = struct.Struct(">IIQ")
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHeader:
-    """What a snapshot covers, and what the library itself keeps in it."""
+    """What a snapshot covers, and what the library itself keeps in it.
+
+    time_ms: log time as of its last entry.
+    """
 
     index: int
     term: int
@@ -48,10 +51,19 @@ class SnapshotHeader:
     config: bytes
     sessions: bytes
     digest: int
+    time_ms: int = 0
 
     def _encode(self) -> bytes:
         body = (
-            _HEAD.pack(self.index, self.term, self.cluster_id, self.digest, len(self.config), len(self.sessions))
+            _HEAD.pack(
+                self.index,
+                self.term,
+                self.time_ms,
+                self.cluster_id,
+                self.digest,
+                len(self.config),
+                len(self.sessions),
+            )
             + self.config
             + self.sessions
         )
@@ -172,13 +184,16 @@ class StoredSnapshot:
             raise self._damaged(0, "the head's checksum does not match")
         if version != _VERSION:
             raise FormatVersionError(self._path, version.decode(errors="replace"), _VERSION.decode())
-        index, term, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
+        index, term, time_ms, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)
         if _HEAD.size + config_length + sessions_length != length:
             raise self._damaged(_PREFIX.size, "the head's lengths do not add up")
         if index > MAX_NUMBER:
             raise self._damaged(_PREFIX.size, f"no entry has the index {index}")
+        if time_ms > MAX_TIME_MS:
+            raise self._damaged(_PREFIX.size, f"no log time is as late as {time_ms}")
         config_end = _HEAD.size + config_length
-        header = SnapshotHeader(index, term, cluster_id, body[_HEAD.size : config_end], body[config_end:length], digest)
+        config, sessions = body[_HEAD.size : config_end], body[config_end:length]
+        header = SnapshotHeader(index, term, cluster_id, config, sessions, digest, time_ms)
         return header, _PREFIX.size + length + _CRC.size, crc
 
     def _damaged(self, offset: int, what: str) -> DamagedStorageError:

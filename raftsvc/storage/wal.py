@@ -51,6 +51,7 @@ from raftsvc.core.messages import (
     entries_follow,
     index_of,
     term_of,
+    time_of,
 )
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
 from raftsvc.storage import spare
@@ -147,11 +148,13 @@ class Recovered:
         entries = decode_entries(payload)
         first = index_of(entries[0]) if entries else 0
         if not entries or not entries_follow(entries, first - 1):
-            raise MalformedError("a batch of entries has gaps")
+            raise MalformedError("a batch of entries has gaps, or log time goes back in it")
         if first > self.base + len(self.entries) + 1:
             raise MalformedError(f"entry {first} follows {self.base + len(self.entries)}")
         self.base = min(self.base, first - 1)
         del self.entries[first - self.base - 1 :]
+        if self.entries and time_of(entries[0]) < time_of(self.entries[-1]):
+            raise MalformedError(f"log time goes back at entry {first}")
         self.entries += entries
         return index_of(entries[-1])
 

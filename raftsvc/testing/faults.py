@@ -34,6 +34,9 @@ KINDS = (
     "pause",
     "clock drift",
     "clock jump",
+    "elapsed clock bent",
+    "machine frozen",
+    "cluster down for an hour",
     "member added",
     "member removed",
     "leadership transfer",
@@ -54,6 +57,14 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
     ("addresses changed", "address mistaken", "kill", "power cut", "partition", "loss", "leadership transfer"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
+    (
+        "elapsed clock bent",
+        "machine frozen",
+        "cluster down for an hour",
+        "leadership transfer",
+        "leader cut off",
+        "kill",
+    ),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 

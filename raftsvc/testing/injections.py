@@ -14,9 +14,11 @@ from raftsvc.testing.computer import USUAL_APPLY_DELAY, USUAL_WRITE_DELAY
 from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
-from raftsvc.testing.schedule import MILLISECOND
+from raftsvc.testing.schedule import MILLISECOND, SECOND
 from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, draw_options
 
+HOUR = 3600
+"""In seconds."""
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
 """Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
@@ -157,6 +159,8 @@ class NodeFaults:
             "pause": self._pause,
             "clock drift": self._drift,
             "clock jump": self._jump,
+            "elapsed clock bent": self._bend,
+            "machine frozen": self._freeze,
         }
 
     def _cut_power(self, node: SimulatedNode) -> bool:
@@ -238,6 +242,33 @@ class NodeFaults:
         else:
             computer.tick_rate = 30.0
             for_a_while(self._world, lambda: setattr(computer, "tick_rate", 1.0))
+        return True
+
+    def _bend(self, node: SimulatedNode) -> bool:
+        """A clock that log time is measured by is wrong: the second in any way, the first only behind."""
+        schedule, rng = self._world.schedule, self._world.random
+        first, second = node.computer.elapsed
+        clock = rng.choice((first, second))
+        if rng.random() < 0.4:
+            clock.jump(-rng.choice((0.01, 3, 4000)) if clock is first else rng.choice((-4000, 0.2, 3, 4000)))
+            return True
+        clock.bend(schedule.now, rng.choice((0.0, 0.3, -1.0) if clock is first else (0.0, 0.5, 1.3, 30.0)))
+        for_a_while(self._world, lambda: clock.bend(schedule.now, None), longest=6000)
+        return True
+
+    def _freeze(self, node: SimulatedNode) -> bool:
+        """It stands still for an hour, of which all its clocks know; the others saw no more than a pause."""
+        if not node.is_ready:
+            return False
+        node.pause()
+
+        def end() -> None:
+            for clock in node.computer.elapsed:
+                clock.jump(HOUR)
+            self._world.watch.times.slept(HOUR * SECOND)
+            node.resume()
+
+        for_a_while(self._world, end, longest=5000)
         return True
 
 
@@ -351,6 +382,7 @@ class Changes:
             "member added": self._add,
             "member removed": self._remove,
             "leadership transfer": self._hand_over,
+            "cluster down for an hour": self._end_all,
             "addresses changed": self._change_addresses,
             "address mistaken": self._mistake_address,
         }
@@ -424,6 +456,16 @@ class Changes:
         node.place.mistaken = self._world.random.choice(others).place.addr
         for_a_while(self._world, lambda: setattr(node.place, "mistaken", ""))
         return kill(node)
+
+    def _end_all(self, node: SimulatedNode) -> bool:
+        """All processes end, and start again when it is an hour later by all clocks.  To log time that is no time."""
+        for each in self._cluster.up():
+            each.kill()
+        for each in self._cluster.nodes.values():
+            for clock in each.computer.elapsed:
+                clock.jump(HOUR)
+            each.restart_later()
+        return True
 
     def _hand_over(self, node: SimulatedNode) -> bool:
         self._operator.hand_over()

@@ -36,20 +36,14 @@ from raftsvc.member.engine import Engine
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, LIST, decode_list, read_envelope, read_piece
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
+from raftsvc.testing.times import LogTimes
+from raftsvc.testing.violation import Violation, require
+
+__all__ = ["Violation", "Watch", "require"]
 
 _SLACK_BYTES = 4000
 """What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
-
-
-class Violation(AssertionError):
-    """Something that must never be was."""
-
-
-def require(condition: bool, what: str) -> None:
-    """Raise Violation unless `condition` holds."""
-    if not condition:
-        raise Violation(what)
 
 
 class Known:
@@ -75,8 +69,9 @@ class Known:
 class Consensus:
     """What nodes store, promise and commit: figure 3, durability, membership and leases."""
 
-    def __init__(self, committed: Callable[[Entry], None]) -> None:
+    def __init__(self, committed: Callable[[Entry], None], times: LogTimes) -> None:
         """committed: is told each entry, at least once, when some node knows that it is committed."""
+        self._times = times
         self._note_committed = committed
         self._running: dict[int, tuple[Engine, Callable[[], int]]] = {}  # by node, with its clock
         self._known: dict[int, Known] = {}
@@ -162,10 +157,12 @@ class Consensus:
         if log.snapshot is not known.snapshot or core.config is not known.config or last is not known.last:
             self._look_at_configuration(engine, known)
             known.snapshot, known.config, known.last = log.snapshot, core.config, last
+            self._times.look_at_snapshot(engine)
         if core.role is Role.LEADER:
             if last is not known.led_last and log.configs.latest_index > log.commit_index:
                 self._look_at_changes(engine)
             self._look_at_leader(engine, known, last)
+        self._times.look(engine)
         self._look_at_lease(engine.node_id)
         if self._latest_led != latest_led:
             for node_id in self._running:
@@ -217,13 +214,14 @@ class Consensus:
         """Log matching (5.3): an entry of one index and term is the same everywhere, and follows the same."""
         log = engine.core.log
         for entry in log.newest_first():
-            index, term, _ = place_of(entry)
+            index, term, _, _ = place_of(entry)
             before = known.entries.get(index)
             if before is entry:
                 break
             if before is not None and term_of(before) != term:
                 self._truncated(engine, known, index)
             known.entries[index] = entry
+            self._times.appended(entry)
             prev_term = log.term_at(index - 1)
             assert prev_term is not None, "the window has an anchor"
             if index == log.first_index:
@@ -265,6 +263,7 @@ class Consensus:
             first = self.committed.setdefault(index, entry)
             if first is entry:
                 self._note_committed(entry)
+                self._times.committed(entry)
                 if kind_of(entry) is EntryKind.CONFIG:
                     self._configs.append((index, self._configs[-1][1].changed(ConfChange.decode(data_of(entry)))))
             self._committed_in.setdefault(index, core.term)
@@ -281,25 +280,28 @@ class Consensus:
     def _look_at_quorum(self, engine: Engine) -> None:
         """What a leader commits is on the disks of a majority of voters (5.3), or was before one rotted.
 
-        A leader whose own write was slow may have heard from a member that was lost since.
+        A leader whose own write was slow may have heard from a member that was lost since.  And in the
+        same step after it counted, by the configuration of before, it may have appended another.
         """
         index = engine.core.log.commit_index
-        config = engine.core.config
+        config, former = engine.core.config, self._known[engine.node_id].config
         term = engine.core.log.term_at(index)
         require(
             term is None or term == engine.core.term,
             f"node {engine.node_id} commits entry {index}@{term} by counting, in term {engine.core.term} (5.4.2)",
         )
         committed = self.committed.get(index)
-        holders = 0
-        for node_id in config.voters:
+        holders = set()
+        for node_id in config.voters | (former or config).voters:
             known = self._known.get(node_id) or self._lost.get(node_id)
             if known is not None and known.stable_index >= index:
                 entry = known.entries.get(index)  # None: it is covered by a snapshot there
-                holders += index <= known.offset or entry is None or entry == committed
+                if index <= known.offset or entry is None or entry == committed:
+                    holders.add(node_id)
+        count = len(holders & config.voters)
         require(
-            holders >= config.quorum(),
-            f"durability: node {engine.node_id} commits entry {index}, which only {holders} voters have on disk",
+            count >= config.quorum() or (former is not None and len(holders & former.voters) >= former.quorum()),
+            f"durability: node {engine.node_id} commits entry {index}, which only {count} voters have on disk",
         )
 
     def _look_at_leader(self, engine: Engine, known: Known, last: Entry | None) -> None:
@@ -325,7 +327,7 @@ class Consensus:
                         f"without entry {index}@{term_of(self.committed[index])}",
                     )
         elif known.led_last is not None:
-            before, term, _ = place_of(known.led_last)
+            before, term, _, _ = place_of(known.led_last)
             require(
                 log.offset >= before or log.term_at(before) == term,
                 f"leader append-only: node {engine.node_id} dropped entry {before} while it led",
@@ -584,7 +586,8 @@ class Sessions:
 class Digests:
     """What members make of the same entries, and what they say of each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: LogTimes) -> None:
+        self._times = times
         self._digests: dict[int, int] = {}
         self._witnessed: dict[int, int] = {}  # by node: how far it applied with a State that was whole
         self.was_damaged = False  # some State, at some time
@@ -597,6 +600,7 @@ class Digests:
             f"node {engine.node_id} applied up to {machine.applied_index}, of which "
             f"only {engine.core.log.commit_index} are committed",
         )
+        self._times.applied(engine)
         if is_damaged:
             return
         self._witnessed[engine.node_id] = max(self._witnessed.get(engine.node_id, 0), machine.applied_index)
@@ -668,8 +672,10 @@ class Bounds:
 class Watch:
     """Sees all nodes, remembers what they said and did, and raises Violation."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int] = lambda: 0) -> None:
+        """now: what time it is, in microseconds."""
+        self.times = LogTimes(now)
         self.sessions = Sessions()
-        self.consensus = Consensus(self.sessions.committed)
-        self.digests = Digests()
+        self.consensus = Consensus(self.sessions.committed, self.times)
+        self.digests = Digests(self.times)
         self.bounds = Bounds()

@@ -63,7 +63,7 @@ class Nemesis:
         self._world.is_healed = True
         self._network.heal()
         for node in self._cluster.nodes.values():
-            node.computer.heal()
+            node.computer.heal(self._world.schedule.now)
             node.resume()
             node.restart_later()
         if self._world.random.random() < 0.5:

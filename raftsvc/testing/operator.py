@@ -214,6 +214,7 @@ class Operator:
 
             def transfer(engine: Engine) -> None:
                 with suppress(ProposalRefused):
+                    engine.time.note()
                     engine.core.transfer_leadership(target)
 
             leader.do(transfer)

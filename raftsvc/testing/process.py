@@ -359,6 +359,11 @@ class SimulatedProcess:
         """The clock that leases are measured by."""
         return self.computer.clock(self._world.schedule.now)
 
+    @property
+    def elapsed_clocks(self) -> Callable[[], tuple[int, ...]]:
+        """Those that log time is measured by."""
+        return lambda: self.computer.elapsed_clocks(self._world.schedule.now)
+
     def say(self, level: int, message: str, error: BaseException | None = None) -> None:
         """Log it at once: nothing is locked."""
         logger.log(level, "%s", message, exc_info=error)

@@ -7,7 +7,7 @@ from typing import Any
 
 from raftsvc.errors import Rejected
 from raftsvc.state import State, StreamingState
-from raftsvc.testing.workload import DamagingWorkload
+from raftsvc.testing.workload import DamagingWorkload, TimerState
 from raftsvc.testing.world import World
 
 
@@ -33,6 +33,8 @@ class Replica:
 
     def _put_under_watch(self, state: Any) -> None:
         state.apply = self._watched_apply(state.apply)
+        if isinstance(state, TimerState):
+            state.ran_down = self._ran_down
         state.restore_snapshot = self._watched_restore(state.restore_snapshot)
         if isinstance(state, StreamingState):
             streaming: Any = state
@@ -54,6 +56,10 @@ class Replica:
             return answer
 
         return seen
+
+    def _ran_down(self, since: int, ttl_ms: int, index: int) -> None:
+        if not self.is_damaged:
+            self._world.watch.times.ran_down(self._node_id, since, ttl_ms, index)
 
     def _watched_restore(self, restore: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
         def restored(data: Any, index: int) -> None:

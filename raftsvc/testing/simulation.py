@@ -31,6 +31,7 @@ from collections.abc import Callable
 from raftsvc.core.membership import Configuration
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
+from raftsvc.state import WaitingState
 from raftsvc.testing.clients import Client, Probe
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.faults import Faults
@@ -163,6 +164,9 @@ class Simulation:
     def _all_agree(self) -> bool:
         leader = self.leader()
         if leader is None or self.operator.is_busy or any(client.is_waiting for client in self.clients):
+            return False
+        state = leader.process.replica.state if leader.process else None
+        if isinstance(state, WaitingState) and state.next_deadline() is not None:
             return False
         applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members

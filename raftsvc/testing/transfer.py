@@ -73,7 +73,14 @@ class Transfer:
             return
         m = self._message
         self._message = Message(
-            m.kind, m.to_id, m.from_id, m.term, index=header.index, log_term=header.term, payload=header.config
+            m.kind,
+            m.to_id,
+            m.from_id,
+            m.term,
+            index=header.index,
+            log_term=header.term,
+            hint=header.time_ms,
+            payload=header.config,
         )
         self._send(0, 0)
 

@@ -8,6 +8,7 @@ registers here are what the library itself is tested with.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -67,6 +68,8 @@ class RegisterState(BaseState):
         verb, key, *arguments = json.loads(data)
         if verb == "refuse":
             raise Rejected(f"{key} is refused")
+        if verb == "timer":
+            return True
         if verb == "cas":
             expected, new = arguments
             if self.values.get(key) != expected:
@@ -89,8 +92,50 @@ class RegisterState(BaseState):
         self.values = json.loads(data)
 
 
+class TimerState(RegisterState):
+    """Registers, counters, and timers, which count what they were when they run down.
+
+    timers:  by the index at which each was set: when it is due, and how long it was to run.
+    ran_down: is told of each the index at which it was set, for how long, and the index at which it is over.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers: dict[int, tuple[int, int]] = {}
+        self.ran_down: Callable[[int, int, int], None] = lambda since, ttl_ms, index: None
+
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> bool:
+        """Do one instruction, after what is due before it."""
+        self.pass_time(index, time_ms)
+        is_satisfied = self.apply(data, index)
+        verb, _, *arguments = json.loads(data)
+        if verb == "timer":
+            self.timers[index] = time_ms + arguments[0], arguments[0]
+        return is_satisfied
+
+    def next_deadline(self) -> int | None:
+        """When the first timer runs down."""
+        return min((due_ms for due_ms, _ in self.timers.values()), default=None)
+
+    def pass_time(self, index: int, time_ms: int) -> None:
+        """End the timers that are due, in their order."""
+        due = sorted((due_ms, since) for since, (due_ms, _) in self.timers.items() if due_ms <= time_ms)
+        for due_ms, since in due:
+            self.values["ran down"] = (self.values.get("ran down", 0) * 31 + due_ms + since) % 2**61
+            self.ran_down(since, self.timers.pop(since)[1], index)
+
+    def snapshot(self) -> tuple[bytes, int]:
+        """All values and timers."""
+        return json.dumps([self.values, sorted(self.timers.items())], sort_keys=True).encode(), self.applied_index()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        """Take all of them."""
+        self.values, timers = json.loads(data)
+        self.timers = {since: (due_ms, ttl_ms) for since, (due_ms, ttl_ms) in timers}
+
+
 class RegisterWorkload:
-    """Clients that set, compare and set, count, read and check a few keys."""
+    """Clients that set, compare and set, count, read and check a few keys, and set timers."""
 
     def __init__(self, keys: int = 4) -> None:
         self.model: Model = KeyValueModel()
@@ -98,7 +143,7 @@ class RegisterWorkload:
 
     def make_state(self) -> RegisterState:
         """An empty State."""
-        return RegisterState()
+        return TimerState()
 
     def next_action(self, random: Random, serial: int) -> Action:
         """Reads and writes, about as many of either; every value is written once."""
@@ -119,6 +164,8 @@ class RegisterWorkload:
         if chance < 0.98:
             # The answer depends on every bit.
             return _instruction("even", key)._replace(is_judged=False)
+        if chance < 0.99:
+            return _instruction("timer", key, random.choice((1, 100, 700, 3000)))._replace(is_judged=False)
         return _instruction("refuse", key)._replace(is_judged=False)
 
     def output_of(self, action: Action, is_satisfied: bool) -> Any:

@@ -31,6 +31,7 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         max_uncommitted_bytes=rng.choice((600, 1 << 20)),
         max_backlog_bytes=rng.choice((1000, 1 << 20)),
         tick_ns=1000 * TICK,
+        tick_ms=TICK // MILLISECOND,
         lease_reads=may_lease and (not is_changed or rng.random() < 0.8),
     )
 
@@ -78,7 +79,7 @@ class World:
         self.random = Random(f"raftsvc {seed}")
         self.workload = workload
         self.conditions = Conditions.drawn_from(self.random)
-        self.watch = Watch()
+        self.watch = Watch(lambda: self.schedule.now)
         self.report = Report(seed)
         self.is_healed = False
         self.absent: frozenset[int] = frozenset()

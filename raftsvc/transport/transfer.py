@@ -185,5 +185,6 @@ class Transfer:
             message.term,
             index=header.index,
             log_term=header.term,
+            hint=header.time_ms,
             payload=header.config,
         )

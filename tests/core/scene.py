@@ -17,6 +17,9 @@ link until they are delivered; writes are durable at once unless they are held.
     cut n1 [n2] / heal           lose everything from and to n1 (or between the two) / no longer
     propose n1 a b               propose as n1: appended there, or forwarded
     clock n1 900                 n1's clock shows 900 ms; ticks do not move it
+    pass n1 500                  500 ms pass for n1, as it is told; ticks pass none
+    await 3000 / await nothing   what is applied from now on has every node's State wait for that log time, or for none
+    times n1                     show the log time of each of n1's entries
     read n1 7                    ask for a read index with tag 7
     add n1 n4 / promote n1 n4 / remove n1 n2      membership changes, proposed at n1
     transfer n1 n2               n1 hands leadership to n2
@@ -53,6 +56,7 @@ from raftsvc.core.messages import (
     index_of,
     kind_of,
     term_of,
+    time_of,
 )
 from raftsvc.core.raft import ProposalRefused, Raft, Ready, Refusal, Role, Settings, SnapshotMeta
 
@@ -84,6 +88,7 @@ class _Node:
         self.pending: list[Ready] = []
         self.holds = False
         self.applied: list[str] = []
+        self.deadline_ms: int | None = None
         self.shown = ""
         self.start()
 
@@ -181,6 +186,7 @@ class Scene:
             node.applied += [data_of(e).decode() for e in ready.committed if kind_of(e) is EntryKind.NORMAL]
             for state in ready.read_states:
                 self.out.append(f"n{node.id} read {state.context} is served at index {state.index}")
+            raft.await_deadline(node.deadline_ms, raft.log.delivered_index)
             if ready.must_persist or node.pending:
                 node.pending.append(ready)
                 if not node.holds:
@@ -326,6 +332,21 @@ class Scene:
 
     def do_clock(self, args: list[str], ids: list[int]) -> None:
         self._raft(ids[0]).now = int(args[1]) * 1_000_000
+
+    def do_pass(self, args: list[str], ids: list[int]) -> None:
+        self._raft(ids[0]).advance(int(args[1]))
+
+    def do_await(self, args: list[str], ids: list[int]) -> None:
+        for node in self.nodes.values():
+            node.deadline_ms = int(args[0]) if args[0].isdigit() else None
+            if node.raft is not None and not node.holds:
+                node.raft.await_deadline(node.deadline_ms, node.raft.log.delivered_index)
+
+    def do_times(self, args: list[str], ids: list[int]) -> None:
+        log = self._raft(ids[0]).log
+        times = [f"{index_of(entry)}:{time_of(entry)}" for entry in log.newest_first()][::-1]
+        since = f" [{log.snapshot.index}:{log.snapshot.time_ms}]" if log.snapshot.index else ""
+        self.out.append(f"n{ids[0]} times{since} {' '.join(times)}".rstrip())
 
     def do_read(self, args: list[str], ids: list[int]) -> None:
         if not self._raft(ids[0]).read_index(int(args[1])):

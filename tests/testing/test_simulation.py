@@ -46,6 +46,16 @@ CHUNK = 20
 
 @pytest.mark.parametrize(("held", "is_right"), [(7, True), (6, False)])
 def test_what_a_voter_acknowledged_before_its_disk_rotted_counts(held: int, is_right: bool) -> None:
+    look_at_quorum(held, is_right, frozenset((2, 3, 4)))
+
+
+def test_who_is_removed_in_the_step_that_commits_counts_for_that() -> None:
+    look_at_quorum(7, True, frozenset((2, 3)), former=frozenset((2, 3, 4)))
+    look_at_quorum(7, False, frozenset((2, 3)), former=frozenset((2, 3)))
+
+
+def look_at_quorum(held: int, is_right: bool, voters: frozenset[int], former: frozenset[int] = frozenset()) -> None:
+    """A leader commits entry 7, which 2 and, if it is `held` up to there, 4 have; of them `voters` vote by now."""
     watch = Watch().consensus
     entry = make_entry(7, 3, EntryKind.NORMAL, b"")
     watch.committed[7] = entry
@@ -53,7 +63,9 @@ def test_what_a_voter_acknowledged_before_its_disk_rotted_counts(held: int, is_r
         known = watch._known[node_id] = Known()
         known.stable_index, known.entries = stable_index, {7: entry}
     watch.lost(4)
-    members = {node_id: Member(f"n{node_id}", True) for node_id in (2, 3, 4)}
+    if former:
+        watch._known[2].config = Configuration({node_id: Member(f"n{node_id}", True) for node_id in former})
+    members = {node_id: Member(f"n{node_id}", True) for node_id in voters}
     log = SimpleNamespace(commit_index=7, term_at=lambda index: 3)
     leader: Any = SimpleNamespace(node_id=2, core=SimpleNamespace(log=log, term=3, config=Configuration(members)))
     with nullcontext() if is_right else pytest.raises(Violation, match="only 1 voters"):
@@ -313,7 +325,7 @@ def test_a_leader_whose_state_does_not_answer_in_time_steps_down_until_it_does(s
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: simulation.report.counts["done"] > served + 10), (
         "the others serve"
     )
-    slow.computer.heal()
+    slow.computer.heal(simulation.now)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
     assert engine.core.is_promotable
 
@@ -330,7 +342,7 @@ def test_a_leader_whose_disk_is_always_late_steps_down_though_it_never_hangs() -
     late.computer.write_delay = int(1.5 * engine.options.election_ticks * TICK)
     assert simulation.run_until(simulation.now + 120 * SECOND, lambda: not engine.core.is_promotable)
     assert isinstance(engine.health.err(), raftsvc.DiskStalledError)
-    late.computer.heal()
+    late.computer.heal(simulation.now)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
     assert engine.core.is_promotable
 
@@ -347,7 +359,7 @@ def test_equal_nodes_whose_disks_are_full_at_once_go_on_when_there_is_room() -> 
     assert any(engine.health.conditions() for engine in engines)
     assert all(engine.health.failure is None for engine in engines), "nobody is dead"
     for node in simulation.nodes.values():
-        node.computer.heal()
+        node.computer.heal(simulation.now)
     served = simulation.report.counts["done"]
     assert simulation.run_until(
         simulation.now + 60 * SECOND,

@@ -1,0 +1,96 @@
+"""How much time passed, for who leads: by clocks that nobody sets, and no more than any of them says.
+
+Log time must never run ahead of the truth, or what expires by it expires early.  So of several
+clocks the one counts that moved least since they were looked at last, each time anew; one that
+went back says that nothing passed.  Fractions of a millisecond are carried, and never rounded up.
+
+A machine whose clocks do not notice that it is frozen, such as a paused guest, is seen by none of
+them: time stands still there, which makes a lease longer and never shorter.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from operator import sub
+
+from raftsvc.core.leader import Leader
+from raftsvc.core.raft import Raft
+
+_NS_PER_MS = 1_000_000
+
+
+def _clock_ids() -> tuple[int, ...]:
+    """CLOCK_BOOTTIME goes on while the machine is suspended, CLOCK_MONOTONIC_RAW is not slewed; on macOS it is both."""
+    names = ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC_RAW") if sys.platform == "linux" else ("CLOCK_MONOTONIC_RAW",)
+    ids = []
+    for name in names:
+        try:
+            time.clock_gettime_ns(getattr(time, name))
+        except (AttributeError, OSError):
+            continue
+        ids.append(getattr(time, name))
+    return tuple(ids)
+
+
+_IDS = _clock_ids()
+
+
+def read_clocks() -> tuple[int, ...]:
+    """What each of the clocks of this system shows, in nanoseconds; `time.monotonic` where there is none."""
+    return tuple(map(time.clock_gettime_ns, _IDS)) or (time.monotonic_ns(),)
+
+
+class Elapsed:
+    """Time since this was asked last."""
+
+    __slots__ = ("_clocks", "_last", "_rest_ns")
+
+    def __init__(self, clocks: Callable[[], tuple[int, ...]]) -> None:
+        self._clocks = clocks
+        self._last: tuple[int, ...] | None = None
+        self._rest_ns = 0
+
+    def stop(self) -> None:
+        """Nothing is to be counted until `take_ms` is called the next time."""
+        self._last = None
+        self._rest_ns = 0
+
+    def take_ms(self) -> int:
+        """How many whole milliseconds passed since the last call, or since `stop` and the first call after it."""
+        last, self._last = self._last, self._clocks()
+        if last is None:
+            return 0
+        ns = self._rest_ns + max(0, min(map(sub, self._last, last)))
+        elapsed_ms: int = ns // _NS_PER_MS
+        self._rest_ns = ns - elapsed_ms * _NS_PER_MS
+        return elapsed_ms
+
+
+class Timekeeper:
+    """Has the core of a node know what time it is."""
+
+    __slots__ = ("_core", "_elapsed", "_leader", "_now")
+
+    def __init__(self, core: Raft, clocks: Callable[[], tuple[int, ...]], now: Callable[[], int] | None) -> None:
+        """clocks: what log time is measured by; now: the clock of leases, None without them."""
+        self._core = core
+        self._now = now
+        self._elapsed = Elapsed(clocks)
+        self._leader: Leader | None = None  # whose time is counted
+
+    def note(self) -> None:
+        """Time passed: for leases, and for the log as far as this node led.  To be called before whatever may append.
+
+        An entry that is stamped with what was noted earlier seems older than it is, and what
+        it has expire after some time expires early.
+        """
+        core, leader = self._core, self._core.leader
+        if self._now is not None:
+            core.now = self._now()
+        if leader is not self._leader:  # what passed before belongs to another, or to nobody
+            self._leader = leader
+            self._elapsed.stop()
+        if leader is not None:
+            core.advance(self._elapsed.take_ms())

@@ -1,0 +1,107 @@
+"""How much time passed: by the clock that moved least, never rounded up, and none for who did not lead."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raftsvc.member import elapsed
+from raftsvc.member.elapsed import Elapsed, Timekeeper, read_clocks
+
+MS = 1_000_000
+
+
+class Clocks:
+    def __init__(self, *shown: int) -> None:
+        self.shown = list(shown)
+
+    def __call__(self) -> tuple[int, ...]:
+        return tuple(self.shown)
+
+    def move(self, *by: int) -> None:
+        self.shown = [shown + ns for shown, ns in zip(self.shown, by, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [
+        ([(3 * MS, 3 * MS)], [3]),
+        ([(3600_000 * MS, 2 * MS), (2 * MS, 3600_000 * MS)], [2, 2]),
+        ([(-5 * MS, 4 * MS), (4 * MS, 4 * MS)], [0, 4]),
+        ([(0, 9 * MS)], [0]),
+        ([(MS // 2, MS // 2)] * 5, [0, 1, 0, 1, 0]),
+        ([(MS - 1, MS - 1), (1, 1)], [0, 1]),
+    ],
+)
+def test_what_passed_is_what_the_slower_clock_says(moves: list[tuple[int, int]], expected: list[int]) -> None:
+    clocks = Clocks(10**12, 7)
+    passed = Elapsed(clocks)
+    assert passed.take_ms() == 0
+    told = []
+    for move in moves:
+        clocks.move(*move)
+        told.append(passed.take_ms())
+    assert told == expected
+
+
+def test_no_fraction_is_carried_over_a_stop() -> None:
+    clocks = Clocks(0)
+    passed = Elapsed(clocks)
+    passed.take_ms()
+    clocks.move(MS - 1)
+    passed.take_ms()
+    passed.stop()
+    clocks.move(10 * MS)
+    assert passed.take_ms() == 0
+    clocks.move(MS - 1)
+    assert passed.take_ms() == 0
+
+
+def test_time_counts_for_who_leads_and_from_when_it_is_seen_to_lead() -> None:
+    clocks, told = Clocks(0), list[int]()
+    core: Any = SimpleNamespace(leader=None, advance=told.append, now=0)
+    keeper = Timekeeper(core, clocks, None)
+    steps = [(None, []), ("a", [0]), ("a", [50]), (None, []), ("b", [0]), ("c", [0]), ("c", [50]), ("b", [0])]
+    for leader, expected in steps:
+        core.leader = leader
+        clocks.move(50 * MS)
+        told.clear()
+        keeper.note()
+        assert told == expected, (leader, expected)
+
+
+def test_the_clock_of_leases_is_told_to_everybody_where_there_are_leases() -> None:
+    core: Any = SimpleNamespace(leader=None, now=0)
+    Timekeeper(core, Clocks(0), lambda: 77).note()
+    assert core.now == 77
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other clocks")
+def test_clocks_of_this_system_that_nobody_sets_are_read() -> None:
+    boot, raw = read_clocks()
+    assert boot <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert raw <= time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+
+
+@pytest.mark.parametrize("missing", ["CLOCK_BOOTTIME", "CLOCK_MONOTONIC_RAW"])
+def test_a_clock_that_is_missing_is_done_without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delattr(time, missing, raising=False)
+    there = elapsed._clock_ids()
+    monkeypatch.setattr(elapsed, "_IDS", there)
+    assert len(read_clocks()) == max(1, len(there))
+
+
+def test_without_any_such_clock_there_is_the_monotonic_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(clock: int) -> int:
+        raise OSError(22, "no such clock")
+
+    monkeypatch.setattr(time, "clock_gettime_ns", unknown)
+    assert elapsed._clock_ids() == ()
+    monkeypatch.setattr(elapsed, "_IDS", ())
+    before = time.monotonic_ns()
+    assert before <= read_clocks()[0] <= time.monotonic_ns()
