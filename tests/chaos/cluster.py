@@ -232,7 +232,7 @@ class Cluster:
         self.nodes[0].ask("init", {})
         for node in self.nodes[1:]:
             self.join(node)
-        eventually(self.is_whole, "every node knows every voter")
+        self.expect_whole("when all joined")
 
     def join(self, node: Process) -> None:
         """Have a node with an empty directory join through any other."""
@@ -262,6 +262,20 @@ class Cluster:
             return False
         self.node_ids = {node: picture["node_id"] for node, picture in zip(self.nodes, pictures, strict=True)}
         return True
+
+    def expect_whole(self, when: str) -> None:
+        """Wait until it is; Trouble says what each node knows if it does not come to that."""
+        try:
+            eventually(self.is_whole, f"the cluster is whole {when}")
+        except Trouble as trouble:
+            raise Trouble("\n".join([str(trouble), *(self._describe(node) for node in self.nodes)])) from None
+
+    @staticmethod
+    def _describe(node: Process) -> str:
+        try:
+            return f"{node.name} at {node.addr}: {json.dumps(node.status())}"
+        except requests.RequestException as error:
+            return f"{node.name} at {node.addr}: {error}"
 
     def leader(self) -> Process | None:
         """The one that leads in the latest term, as far as it answers."""

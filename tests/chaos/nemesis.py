@@ -77,10 +77,17 @@ class Nemesis:
         # The leader as often as not: what befalls a follower is seldom noticed.
         node = leader if leader is not None and self._random.random() < 0.6 else self._random.choice(nodes)
         run.take_pause()
+        self._note(f"{kind} at {node.name}")
         self.faults[kind](node)
         self._cluster.links.heal()
-        eventually(self._cluster.is_whole, f"the cluster is whole again after {kind} at {node.name}")
+        self._cluster.expect_whole(f"after {kind} at {node.name}")
+        self._note(f"whole after {kind}")
         time.sleep(0.3)
+
+    def _note(self, what: str) -> None:
+        """Beside the logs of the nodes, in their time."""
+        with (self._run.home / "faults.log").open("a") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} {what}\n")
 
     def _wait(self, least: float = 0.5, most: float = 3.0) -> None:
         time.sleep(self._random.uniform(least, most))
@@ -177,6 +184,7 @@ class Nemesis:
             knowing = self._random.sample(movers, self._random.randint(1, len(movers)))
         node_ids = cluster.node_ids
         for mover in movers:
+            self._note(f"{mover.name} is now at {mover.addr}")
             mover.hints = {node_ids[other]: other.addr for other in cluster.nodes} if mover in knowing else {}
             mover.start()
         if self._random.random() < 0.3:  # one of them does not come to the end of it
@@ -184,7 +192,7 @@ class Nemesis:
             mover = self._random.choice(movers)
             mover.kill()
             mover.start()
-        eventually(cluster.is_whole, "every node is found where it is now")
+        cluster.expect_whole("with every node where it is now")
         for mover in movers:
             mover.hints = {}
 
@@ -197,7 +205,7 @@ class Nemesis:
         self._wait(0.0, 0.5)
         node.kill()
         node.start()
-        eventually(self._cluster.is_whole, f"{node.name}, whose children live on, is back")
+        self._cluster.expect_whole(f"with {node.name}, whose children live on")
         for child in self._children:
             child.check()
 
@@ -260,7 +268,7 @@ class Nemesis:
         for each in self._cluster.nodes:
             each.terminate()
             each.start()
-            eventually(self._cluster.is_whole, f"the cluster is whole again after the restart of {each.name}")
+            self._cluster.expect_whole(f"after the restart of {each.name}")
 
     def _reload(self, node: Process) -> None:
         node.reload()

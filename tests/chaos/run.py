@@ -232,7 +232,7 @@ class Run:
         return self.outcome
 
     def _expect_service(self, clients: list[Client]) -> None:
-        eventually(self.cluster.is_whole, "the cluster is whole again")
+        self.cluster.expect_whole("at the end")
         before = [client.served for client in clients]
         eventually(
             lambda: all(c.served > n + 3 for c, n in zip(clients, before, strict=True)), "every client is served again"

@@ -6,6 +6,7 @@ Steered by the run through a small JSON file: what its disk and its clock do.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,8 @@ class Control:
             return self._wishes
 
 
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
 control = Control(os.environ["CHAOS_CONTROL"])
 
 
