@@ -201,6 +201,9 @@ class Nemesis:
         for child in self._children:
             child.check()
             child.end()
+        if self._random.random() < 0.5:  # then there is always something on its way, or about to be connected
+            for each in self._cluster.nodes:
+                self._cluster.links.slow(each.stand.place, self._random.uniform(0.05, 0.3))
         self._children = [Child(node, how) for how in ("os.fork", "multiprocessing") * 3]
         self._wait(0.0, 0.5)
         node.kill()
