@@ -270,7 +270,7 @@ class Line:
         self._stopping = stopping
         self._epoch = ""  # the life that the peer speaks as, as far as it is known
         self._late: Life | None = None  # one that answered although a later one had been heard
-        self._answered = threading.local()  # by: which life answered the last request of the thread
+        self._answered = threading.local()  # the last request of the thread; at: where, by: which life answered it
         self._stream_life: Life | None = None
         self._reached = ""  # where the peer answered last
         self._max_body_bytes = MAX_BODY_BYTES
@@ -279,6 +279,11 @@ class Line:
     def silence_seconds(self) -> float:
         """How long the peer may say nothing."""
         return self._network.silence_seconds
+
+    @property
+    def tried(self) -> str:
+        """Where the last request of this thread went."""
+        return getattr(self._answered, "at", None) or self.addr or ""
 
     def move(self, addr: str) -> None:
         """The peer is reached elsewhere, perhaps by another way."""
@@ -311,7 +316,7 @@ class Line:
                 self._network.next_number(),
             )
             late = self._late
-            addr = self.addr
+            addr = self._answered.at = self.addr
             try:
                 answer = send(peer_url(addr), envelope)
                 if addr != self._reached and path != "stream":
@@ -473,6 +478,8 @@ class Peer:
         self._served: list[ServedStream] = []
         self.is_to_knock = False
         """Have the peer asked soon whether it is there, though there be nothing to say to it."""
+        self.guess = ""
+        """Where it is only looked for because others were there: that it is not tells nobody anything."""
         if addr is not None:
             self._start()
 
@@ -557,7 +564,7 @@ class Peer:
 
     def _run(self) -> None:
         failures = 0
-        reach = Reach(self._peer_id, self.addr)
+        reach = Reach(self._peer_id)
         while not self._stopping.is_set():
             try:
                 failures = self._send_next(failures, reach)
@@ -574,7 +581,7 @@ class Peer:
         if self._outbox.take_loss():
             self._report(self._node.report_unreachable, self._peer_id)
         if self._outbox.is_streaming:
-            reach.succeeded()
+            reach.succeeded(self.addr)
         is_knocking, self.is_to_knock = self.is_to_knock, False
         if not (batch or is_knocking) or self._stopping.is_set():
             return failures
@@ -594,10 +601,11 @@ class Peer:
             why = error
         self._outbox.posted()
         if why is None:
-            reach.succeeded()
+            reach.succeeded(self._line.tried)
             return 0
-        if self._contact.failed(why):
-            reach.failed(str(why), why.code if isinstance(why, Problem) else "")
+        tried = self._line.tried
+        if tried != self.guess and self._contact.failed(tried, why):
+            reach.failed(tried, str(why), why.code if isinstance(why, Problem) else "")
         return self._back_off(failures)
 
     def _back_off(self, failures: int) -> int:
@@ -618,7 +626,8 @@ class Peer:
 
     def _hear_refusal(self, error: Exception) -> None:
         """No stream could be held: of weight where nothing else is asked of the peer."""
-        self._contact.failed(error, self._network.silence_seconds)
+        if (tried := self._line.tried) != self.guess:
+            self._contact.failed(tried, error, self._network.silence_seconds)
         if isinstance(error, Problem):
             self._hear_problem(error)
 
