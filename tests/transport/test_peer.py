@@ -349,12 +349,11 @@ def test_that_it_is_not_where_others_were_is_no_trouble_of_a_peer(
         return tried.count("GET" if by_stream else "POST") >= 3
 
     try:
-        peer.guess = addr
-        peer.move(addr)
+        peer.move(addr, is_guess=True)
         wait_until(is_tried_again)
         assert peer.trouble is None
         assert "is not reached" not in caplog.text
-        peer.guess = ""  # it says that it is there
+        peer.move(addr)  # it says that it is there
         wait_until(lambda: peer.trouble is not None)
         trouble = peer.trouble
         assert trouble is not None and trouble.addr == addr
@@ -362,6 +361,42 @@ def test_that_it_is_not_where_others_were_is_no_trouble_of_a_peer(
     finally:
         peer.stop()
         listener.stop()
+
+
+def test_a_peer_that_is_looked_for_elsewhere_in_between_has_trouble_where_it_should_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Searching(NodeStub):
+        """Has the peer tried at the other place as soon as it fails at one."""
+
+        def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
+            super().report_missed(peer_id, addr, other_id)
+            is_guess = addr != guess
+            peer.move(guess if is_guess else home, is_guess)
+
+    listener = Listener(make_app(Recorder()), "127.0.0.1:0")
+    listener.start()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    guess = f"http://127.0.0.1:{listener.address[1]}"
+    node = Searching()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        home = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        peer = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0).open_peer(node, 3, None)
+        try:
+            peer.move(guess, is_guess=True)
+            deadline = time.monotonic() + PATIENCE
+            while node.events.count(("missed", 3, guess, NODE)) < 4 or peer.trouble is None:
+                assert time.monotonic() < deadline, node.events
+                assert peer.trouble is None or (peer.trouble.addr, peer.trouble.code) == (home, "unreachable")
+                peer.put([heartbeat()])
+                time.sleep(0.01)
+        finally:
+            peer.stop()
+            listener.stop()
+    assert [r.getMessage() for r in caplog.records if "not reached" in r.getMessage()] == [
+        f"node 3 at {home} is not reached: Connection refused"
+    ]
 
 
 def test_it_goes_on_after_a_failure(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
