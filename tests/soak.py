@@ -10,6 +10,7 @@ memory, blocks of it that Python handed out, threads and file descriptors are co
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import os
 import random
@@ -82,7 +83,7 @@ class Soak:
     """The cluster, its clients, and what was counted."""
 
     def __init__(self, directory: Path, clients: int, pause_seconds: float) -> None:
-        self.threads_before, self.files_before = threading.active_count(), count_files()
+        self.threads_before, self.files_before = self._threads(), count_files()
         self.nodes = [Node(directory / f"n{n}") for n in range(3)]
         self.samples: list[Sample] = []
         self.writes = self.reads = self.restarts = 0
@@ -182,8 +183,18 @@ class Soak:
         for node in self.nodes:
             assert node.service.err() is None
         self.stop()
-        eventually(lambda: threading.active_count() <= self.threads_before, "every thread ends")
+        try:
+            eventually(lambda: self._threads() <= self.threads_before, "every thread ends")
+        except AssertionError:
+            faulthandler.dump_traceback(all_threads=True)  # which, and where
+            raise AssertionError(f"threads live on: {[thread.name for thread in threading.enumerate()]}") from None
         eventually(lambda: gc.collect() >= 0 and count_files() <= self.files_before, "every file is closed")
+
+    @staticmethod
+    def _threads() -> int:
+        """All but the one that is kept for the main thread once that called (`raftsvc.mainthread`)."""
+        deputies = sum(thread.name == "raftsvc-main" for thread in threading.enumerate())
+        return threading.active_count() - min(deputies, 1)
 
     def stop(self) -> None:
         for node in self.nodes:

@@ -111,6 +111,11 @@ class Configuration:
         """The member that is recorded at `addr`, or None."""
         return next((i for i, member in self.members.items() if member.addr == addr), None)
 
+    def name_of(self, node_id: int) -> str:
+        """For people: `node 3 at 10.0.0.3:8001`, or `node 3` of whom no address is recorded."""
+        member = self.members.get(node_id)
+        return f"node {node_id} at {member.addr}" if member is not None and member.addr else f"node {node_id}"
+
     def quorum(self) -> int:
         """How many voters make a majority."""
         return len(self.voters) // 2 + 1

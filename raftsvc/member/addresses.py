@@ -66,6 +66,12 @@ class Addresses:
         tried = self._tried.get(node_id, "")
         return tried if tried in likely or tried in others else next(iter([*likely, *others]), "")
 
+    def is_guess(self, node_id: int, addr: str, config: Configuration) -> bool:
+        """Whether nobody says that it is at `addr`, where others were, and somebody says that it is elsewhere."""
+        member = config.members.get(node_id)
+        likely = self._likely(node_id, member.addr if member is not None else "")
+        return bool(likely) and addr not in likely
+
     def _likely(self, node_id: int, recorded: str) -> list[str]:
         all_of_them = (self._said.get(node_id, ""), recorded, self._given.get(node_id, ""))
         # Also what we take for our own address: if we are mistaken it is another's.

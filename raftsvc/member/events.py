@@ -25,10 +25,9 @@ def of_leader(core: Raft, told: Lead) -> tuple[Line | None, Lead]:
         return (logging.INFO, f"node {core.node_id} is {core.role.value} in term {core.term}, leader unknown"), told
     if lead == told:
         return None, told
-    member = core.config.members.get(core.leader_id)
-    who = "this node" if core.leader_id == core.node_id else f"node {core.leader_id}"
-    if member is not None and member.addr:
-        who += f" at {member.addr}"
+    who = core.config.name_of(core.leader_id)
+    if core.leader_id == core.node_id:
+        who = who.replace(f"node {core.node_id}", "this node", 1)
     again = " again" if told[1] == core.leader_id else ""
     level = logging.INFO if told[1] == NO_NODE else logging.WARNING
     return (level, f"node {core.node_id}: {who} leads{again} in term {core.term}"), lead
@@ -39,12 +38,18 @@ def of_members(before: Configuration, after: Configuration) -> Iterator[Line]:
     for node_id in sorted(before.members.keys() | after.members.keys()):
         old, new = before.members.get(node_id), after.members.get(node_id)
         if new is None and old is not None:
-            yield logging.INFO, f"node {node_id} at {old.addr} is a member no more"
+            yield logging.INFO, f"{before.name_of(node_id)} is a member no more"
         elif new is not None and old is None:
             kind = "a voter" if node_id in after.voters else "a member that does not vote yet"
-            yield logging.INFO, f"node {node_id} at {new.addr} is {kind}"
+            yield logging.INFO, f"{after.name_of(node_id)} is {kind}"
         elif new is not None and old is not None:
             if new.addr != old.addr:
-                yield logging.INFO, f"node {node_id} is at {new.addr} now, no longer at {old.addr}"
+                yield logging.INFO, f"node {node_id} is {_move(old.addr, new.addr)}"
             if node_id in after.voters and node_id not in before.voters:
-                yield logging.INFO, f"node {node_id} at {new.addr} is a voter now"
+                yield logging.INFO, f"{after.name_of(node_id)} is a voter now"
+
+
+def _move(old: str, new: str) -> str:
+    if not new:
+        return f"no longer at {old}, where another member is now; nobody found it elsewhere yet"
+    return f"at {new} now, no longer at {old}" if old else f"at {new} now"

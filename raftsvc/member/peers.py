@@ -83,8 +83,8 @@ class Peers:
             try:
                 if peer is None:
                     peers[peer_id] = self._network.open_peer(self, peer_id, addr or None)
-                elif addr and peer.addr != addr:
-                    peer.move(addr)
+                elif addr:
+                    peer.move(addr, self._addresses.is_guess(peer_id, addr, core.config))
             except RuntimeError as error:  # no thread can be started; the ticker tries again
                 peers.pop(peer_id, None)
                 self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")

@@ -257,12 +257,12 @@ class Vigil:
 
     def _describe_silence(self, timeouts: int) -> str:
         core = self._core
-        members = core.config.members
-        if not members:
+        config = core.config
+        if not config.members:
             why = f"no member reaches it at {self._addr}; is that where others find it?"
         else:
-            others = [i for i in sorted(members) if i != core.node_id]
-            told = [f"node {i} at {members[i].addr}: {self.troubles[i].why}" for i in others if i in self.troubles]
+            others = [i for i in sorted(config.members) if i != core.node_id]
+            told = [f"node {i} at {t.addr}: {t.why}" for i in others if (t := self.troubles.get(i)) is not None]
             quiet = [str(i) for i in others if i not in self.troubles]
             if quiet:
                 told.append(f"node {', '.join(quiet)}: answers, or was not asked, and knows of no leader either")
@@ -297,8 +297,7 @@ class Vigil:
         self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
 
     def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:
-        members = self._core.config.members
-        met = [f"node {i} at {members[i].addr}: {t.why}" for i, t in sorted(self.troubles.items()) if t.code == code]
+        met = [f"node {i} at {t.addr}: {t.why}" for i, t in sorted(self.troubles.items()) if t.code == code]
         if met:
             self.begin(condition, kind("; ".join(met)))
         else:

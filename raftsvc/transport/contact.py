@@ -14,11 +14,13 @@ from raftsvc.transport.wire import Problem, UnreachableError
 class PeerTrouble(NamedTuple):
     """Why a peer does not take what it is told.
 
+    addr:  where that was tried.
     since: by `time.monotonic`.
     code:  of its answer, as in `Problem`; `unreachable` if there was none that is a peer's.
     why:   for people.
     """
 
+    addr: str
     since: float
     code: str
     why: str
@@ -49,8 +51,8 @@ class Contact:
         self._answered_at = time.monotonic()
         self.trouble = None
 
-    def failed(self, error: Exception, after_seconds: float = 0.0) -> bool:
-        """It did not; counts, as is returned, if it has not answered for so long by any way.
+    def failed(self, addr: str, error: Exception, after_seconds: float = 0.0) -> bool:
+        """It did not, at `addr`; counts, as is returned, if it has not answered for so long by any way.
 
         That it is not where others are, either, tells nothing new.
         """
@@ -62,7 +64,8 @@ class Contact:
         if before is not None and before.code != code == "wrong_node":
             return False
         since = before.since if before is not None and before.code == code else now
-        self.trouble = PeerTrouble(since, code, f"{error} ({_MEANINGS[code]})" if code in _MEANINGS else str(error))
+        why = f"{error} ({_MEANINGS[code]})" if code in _MEANINGS else str(error)
+        self.trouble = PeerTrouble(addr, since, code, why)
         return True
 
 

@@ -263,14 +263,16 @@ class Line:
         self, network: Network, node: Listener, peer_id: int, addr: str | None, stopping: threading.Event
     ) -> None:
         """stopping: set before another process can be this member."""
-        self.addr = addr
+        self._place = (addr, False)  # and whether that is a guess; taken at once, by whoever sends
         self._network = network
         self._node = node
         self._peer_id = peer_id
         self._stopping = stopping
         self._epoch = ""  # the life that the peer speaks as, as far as it is known
         self._late: Life | None = None  # one that answered although a later one had been heard
-        self._answered = threading.local()  # by: which life answered the last request of the thread
+        self._answered = (
+            threading.local()
+        )  # the last request of the thread; at: see `tried`, by: which life answered it
         self._stream_life: Life | None = None
         self._reached = ""  # where the peer answered last
         self._max_body_bytes = MAX_BODY_BYTES
@@ -280,10 +282,21 @@ class Line:
         """How long the peer may say nothing."""
         return self._network.silence_seconds
 
-    def move(self, addr: str) -> None:
+    @property
+    def addr(self) -> str | None:
+        """Where requests go."""
+        return self._place[0]
+
+    @property
+    def tried(self) -> str:
+        """Where the last request of this thread went; empty if that was a guess."""
+        return str(getattr(self._answered, "at", ""))
+
+    def move(self, addr: str, is_guess: bool) -> None:
         """The peer is reached elsewhere, perhaps by another way."""
-        self.addr = addr
-        self._max_body_bytes = MAX_BODY_BYTES
+        if addr != self.addr:
+            self._max_body_bytes = MAX_BODY_BYTES
+        self._place = (addr, is_guess)
 
     def post(self, path: str, body: bytes, part: str = "") -> bytes:
         """POST `body` and return the answer's.  Raises Problem, UnreachableError."""
@@ -291,7 +304,6 @@ class Line:
 
     def _request(self, method: str, path: str, part: str, send: Callable[[str, Envelope], _Answer]) -> _Answer:
         """Have a request sent, signed for who is there, and signed again if that is another start of the peer."""
-        assert self.addr is not None, "only peers with an address are sent to"
         me = self._node.identity
         claim = me.claim()
         proof = ""
@@ -311,7 +323,9 @@ class Line:
                 self._network.next_number(),
             )
             late = self._late
-            addr = self.addr
+            addr, is_guess = self._place
+            assert addr is not None, "only peers with an address are sent to"
+            self._answered.at = "" if is_guess else addr
             try:
                 answer = send(peer_url(addr), envelope)
                 if addr != self._reached and path != "stream":
@@ -530,12 +544,16 @@ class Peer:
         """Replies that fit a response."""
         return self._outbox.take_replies(MAX_BODY_BYTES)
 
-    def move(self, addr: str) -> None:
-        """The peer is reached elsewhere from now on.  Raises RuntimeError as a new one would."""
-        self._line.move(addr)
+    def move(self, addr: str, is_guess: bool = False) -> None:
+        """The peer is reached at `addr` from now on.  Raises RuntimeError as a new one would.
+
+        is_guess: it is only looked for there because others were: that it is not there is no trouble.
+        """
+        is_elsewhere = addr != self.addr
+        self._line.move(addr, is_guess)
         if self._holder is None:
             self._start()
-        else:
+        elif is_elsewhere:
             self._holder.reopen()
 
     def stop(self, wait: bool = True) -> None:
@@ -557,7 +575,7 @@ class Peer:
 
     def _run(self) -> None:
         failures = 0
-        reach = Reach(self._peer_id, self.addr)
+        reach = Reach(self._peer_id)
         while not self._stopping.is_set():
             try:
                 failures = self._send_next(failures, reach)
@@ -574,7 +592,7 @@ class Peer:
         if self._outbox.take_loss():
             self._report(self._node.report_unreachable, self._peer_id)
         if self._outbox.is_streaming:
-            reach.succeeded()
+            reach.succeeded(self.addr)
         is_knocking, self.is_to_knock = self.is_to_knock, False
         if not (batch or is_knocking) or self._stopping.is_set():
             return failures
@@ -594,10 +612,11 @@ class Peer:
             why = error
         self._outbox.posted()
         if why is None:
-            reach.succeeded()
+            reach.succeeded(self.addr)
             return 0
-        if self._contact.failed(why):
-            reach.failed(str(why), why.code if isinstance(why, Problem) else "")
+        tried = self._line.tried
+        if tried and self._contact.failed(tried, why):
+            reach.failed(tried, str(why), why.code if isinstance(why, Problem) else "")
         return self._back_off(failures)
 
     def _back_off(self, failures: int) -> int:
@@ -618,7 +637,8 @@ class Peer:
 
     def _hear_refusal(self, error: Exception) -> None:
         """No stream could be held: of weight where nothing else is asked of the peer."""
-        self._contact.failed(error, self._network.silence_seconds)
+        if tried := self._line.tried:
+            self._contact.failed(tried, error, self._network.silence_seconds)
         if isinstance(error, Problem):
             self._hear_problem(error)
 

@@ -24,15 +24,15 @@ _MEANINGS = {"uninitialized": "it belongs to no cluster: its join was broken off
 class Reach:
     """Whether a peer is reached, as its sender sees it.  Used by one thread."""
 
-    def __init__(self, peer_id: int, addr: str | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._who = f"node {peer_id} at {addr}"
+    def __init__(self, peer_id: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._peer_id = peer_id
         self._clock = clock
         self._lost_at: float | None = None
         self._said: tuple[int, str] | None = None
         self._warned_at: dict[str, float] = {}
 
-    def failed(self, why: str, code: str = "") -> None:
-        """What was sent was lost; `code` if the peer itself said so."""
+    def failed(self, addr: str, why: str, code: str = "") -> None:
+        """What was sent to `addr` was lost; `code` if a node there said so."""
         now = self._clock()
         if self._lost_at is None:
             self._lost_at = now
@@ -47,14 +47,15 @@ class Reach:
             else:
                 self._warned_at[code] = now
         self._said = (level, code)
-        logger.log(level, "%s is not reached: %s", self._who, _MEANINGS.get(code, why))
+        logger.log(level, "node %d at %s is not reached: %s", self._peer_id, addr, _MEANINGS.get(code, why))
 
-    def succeeded(self) -> None:
-        """The peer took what was sent."""
+    def succeeded(self, addr: str | None) -> None:
+        """The peer took what was sent to `addr`, or comes for it."""
         if self._lost_at is None:
             return
         if self._said is not None:
-            logger.log(self._said[0], "%s is reached again, after %.1f s", self._who, self._clock() - self._lost_at)
+            seconds = self._clock() - self._lost_at
+            logger.log(self._said[0], "node %d at %s is reached again, after %.1f s", self._peer_id, addr, seconds)
         self._lost_at = self._said = None
 
 

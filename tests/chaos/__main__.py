@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.cluster import Trouble
-from tests.chaos.links import NamespaceLinks
 from tests.chaos.run import Run, make_links
 
 
@@ -18,16 +17,21 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=120.0, help="how long faults are injected")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--links", choices=("namespaces", "proxies"), default="namespaces")
+    parser.add_argument(
+        "--links",
+        choices=("namespaces", "proxies"),
+        help="default: namespaces where these can delay packets, else proxies",
+    )
     parser.add_argument("--mount", action="store_true", help="/raft/ on the pool of the clients, not on a listener")
     parser.add_argument("--lease-reads", action="store_true", help="leaders read by lease")
     parser.add_argument("--kinds", help="only these faults, with commas between")
     options = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="raftsvc-chaos-"))
-    use_namespaces = options.links == "namespaces" and NamespaceLinks.is_possible()
-    print(f"seed {options.seed}, {options.nodes} nodes, {'namespaces' if use_namespaces else 'proxies'}, in {home}")
+    links = make_links(options.nodes, options.links)
     kinds = [kind.strip() for kind in options.kinds.split(",")] if options.kinds else None
-    links = make_links(options.nodes, use_namespaces)
+    print(f"seed {options.seed}, {options.nodes} nodes, {type(links).__name__}, in {home}", flush=True)
+    if not links.can_delay:
+        print("this kernel cannot delay packets: no slow or far links", flush=True)
     run = Run(home, options.nodes, options.seed, links, not options.mount, options.lease_reads)
     try:
         print(run.go(options.seconds, kinds))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 
@@ -40,28 +40,59 @@ def eventually(condition: Callable[[], Any], what: str, patience: float = PATIEN
         time.sleep(0.05)
 
 
-class Process:
-    """One node: its addresses stay, its processes and its directory come and go."""
+class Stand(NamedTuple):
+    """Where a node is to be found: the place, where clients reach it, and where peers do."""
 
-    def __init__(
-        self, number: int, home: Path, links: Links, secret: str, has_listener: bool, lease_reads: bool
-    ) -> None:
+    place: int
+    web: str
+    addr: str
+
+
+class Setup(NamedTuple):
+    """What all nodes of a run have in common."""
+
+    home: Path
+    links: Links
+    secret: str
+    has_listener: bool  # its own, or /raft/ is on the pool that the clients use
+    lease_reads: bool
+
+
+def _put(path: Path, what: dict[str, Any]) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(what))
+    temporary.replace(path)
+
+
+class Process:
+    """One node: its processes, its directory and where it stands come and go."""
+
+    def __init__(self, number: int, setup: Setup, stand: Stand) -> None:
         self.number = number
-        self.home = home
-        self.log = home / f"n{number}.log"
-        self._control = home / f"n{number}.control"
-        self._links = links
-        self._secret = secret
+        self.stand = stand
+        self.hints: dict[int, str] = {}
+        self.log = setup.home / f"n{number}.log"
+        self._setup = setup
+        self._control = setup.home / f"n{number}.control"
+        self._routes = setup.home / f"n{number}.routes"
         self._generation = 0
-        host = links.address(number)
-        self.web = f"{host}:{free_port(host)}"
-        # With a listener of its own, or with /raft/ on the pool that the clients use.
-        self.addr = f"{host}:{8001 if not host.startswith('127.') else free_port(host)}" if has_listener else self.web
-        self._has_listener = has_listener
-        self._lease_reads = lease_reads
-        self.peers: dict[int, str] = {}
         self._popen: subprocess.Popen[bytes] | None = None
         self.wish()
+        self.route()
+
+    @property
+    def web(self) -> str:
+        """Where clients reach it."""
+        return self.stand.web
+
+    @property
+    def addr(self) -> str:
+        """Where peers reach it."""
+        return self.stand.addr
+
+    @property
+    def directory(self) -> Path:
+        return self._setup.home / f"n{self.number}.{self._generation}"
 
     @property
     def name(self) -> str:
@@ -69,9 +100,11 @@ class Process:
 
     def wish(self, **wishes: Any) -> None:
         """What its disk and its clock do from now on."""
-        temporary = self._control.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wishes))
-        temporary.replace(self._control)
+        _put(self._control, wishes)
+
+    def route(self) -> None:
+        """By which links it reaches the others from now on."""
+        _put(self._routes, self._setup.links.routes(self.stand.place))
 
     def start(self) -> None:
         """Start the server; `is_up` says when it serves."""
@@ -79,17 +112,19 @@ class Process:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "CHAOS_CONTROL": str(self._control),
+            "CHAOS_WEB": self.web,
             "CHAOS_ADDR": self.addr,
-            "CHAOS_DIR": str(self.home / f"n{self.number}.{self._generation}"),
-            "CHAOS_LINKS": json.dumps(self._links.routes(self.number, self.peers)),
-            "CHAOS_SECRET": self._secret,
+            "CHAOS_DIR": str(self.directory),
+            "CHAOS_ROUTES": str(self._routes),
+            "CHAOS_PEERS": json.dumps(self.hints),
+            "CHAOS_SECRET": self._setup.secret,
         }
-        if self._has_listener:
+        if self._setup.has_listener:
             environment["CHAOS_LISTEN"] = self.addr
-        if self._lease_reads:
+        if self._setup.lease_reads:
             environment["CHAOS_LEASE_READS"] = "yes"
         command = [
-            *self._links.command(self.number),
+            *self._setup.links.command(self.stand.place),
             *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", str(THREADS)),
             *("--bind", self.web, "--graceful-timeout", "10", "--timeout", "120", "tests.chaos.server:application"),
         ]
@@ -101,7 +136,7 @@ class Process:
     def wipe(self) -> None:
         """Begin with an empty directory, as another member."""
         assert self._popen is None
-        shutil.rmtree(self.home / f"n{self.number}.{self._generation}", ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         self._generation += 1
 
     @property
@@ -159,11 +194,34 @@ class Cluster:
     """All nodes of a run."""
 
     def __init__(self, home: Path, links: Links, size: int, has_listener: bool, lease_reads: bool) -> None:
-        secret = secrets.token_hex(16)
         self.links = links
-        self.nodes = [Process(number, home, links, secret, has_listener, lease_reads) for number in range(size)]
+        self._has_listener = has_listener
+        self._ports: set[int] = set()
+        self.node_ids: dict[Process, int] = {}  # when the cluster was whole last
+        setup = Setup(home, links, secrets.token_hex(16), has_listener, lease_reads)
+        self.nodes = [Process(number, setup, self.new_stand(number)) for number in range(size)]
+        self.settle()
+
+    def new_stand(self, place: int) -> Stand:
+        """Addresses at `place` that nobody ever had."""
+        host = self.links.address(place)
+        web, raft = (f"{host}:{self._new_port(host)}" for _ in range(2))
+        return Stand(place, web, raft if self._has_listener else web)
+
+    def _new_port(self, host: str) -> int:
+        port = free_port(host, self._ports)
+        self._ports.add(port)
+        return port
+
+    def settle(self) -> None:
+        """Have the links know where everybody is, and everybody know the links."""
+        self.links.settle({node.addr: node.stand.place for node in self.nodes})
         for node in self.nodes:
-            node.peers = {peer.number: peer.addr for peer in self.nodes}
+            node.route()
+
+    def cut(self, source: Process, target: Process) -> None:
+        """Let nothing that `source` sends reach `target`."""
+        self.links.cut(source.stand.place, target.stand.place)
 
     def form(self) -> None:
         """Start all and make them one cluster."""
@@ -174,7 +232,7 @@ class Cluster:
         self.nodes[0].ask("init", {})
         for node in self.nodes[1:]:
             self.join(node)
-        eventually(self.is_whole, "every node knows every voter")
+        self.expect_whole("when all joined")
 
     def join(self, node: Process) -> None:
         """Have a node with an empty directory join through any other."""
@@ -192,15 +250,32 @@ class Cluster:
         eventually(joined, f"{node.name} joins")
 
     def is_whole(self) -> bool:
-        """Whether every node serves, and sees every node as a voter."""
+        """Whether every node serves, and sees every node as a voter that is where it is."""
         pictures = [node.status() for node in self.nodes]
-        return all(
-            picture["error"] is None
-            and picture["leader_id"]
-            and sum(m["is_voter"] for m in picture["members"].values()) == len(self.nodes)
-            and {m["addr"] for m in picture["members"].values()} == {node.addr for node in self.nodes}
-            for picture in pictures
-        )
+        if any(picture["error"] or not picture.get("leader_id") for picture in pictures):
+            return False
+        wanted = {
+            str(picture["node_id"]): {"addr": node.addr, "is_voter": True}
+            for node, picture in zip(self.nodes, pictures, strict=True)
+        }
+        if any(picture["members"] != wanted for picture in pictures):
+            return False
+        self.node_ids = {node: picture["node_id"] for node, picture in zip(self.nodes, pictures, strict=True)}
+        return True
+
+    def expect_whole(self, when: str) -> None:
+        """Wait until it is; Trouble says what each node knows if it does not come to that."""
+        try:
+            eventually(self.is_whole, f"the cluster is whole {when}")
+        except Trouble as trouble:
+            raise Trouble("\n".join([str(trouble), *(self._describe(node) for node in self.nodes)])) from None
+
+    @staticmethod
+    def _describe(node: Process) -> str:
+        try:
+            return f"{node.name} at {node.addr}: {json.dumps(node.status())}"
+        except requests.RequestException as error:
+            return f"{node.name} at {node.addr}: {error}"
 
     def leader(self) -> Process | None:
         """The one that leads in the latest term, as far as it answers."""

@@ -1,16 +1,13 @@
-"""One chaos run: clients, a nemesis, and the judgement of what the clients saw."""
+"""One chaos run: clients, and the judgement of what they saw."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import random
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +18,11 @@ import requests
 from raftsvc.testing import KeyValueModel, Operation, check
 from tests.chaos.cluster import Cluster, Process, Trouble, eventually
 from tests.chaos.links import Links, NamespaceLinks, ProxyLinks
+from tests.chaos.nemesis import Nemesis
 
 CLIENTS = 6
 KEYS = 6
+LONG_PATIENCE = 30.0
 
 
 @dataclass
@@ -82,16 +81,20 @@ class Client(threading.Thread):
             operation = ("cas", key, self._run.values.get(key), value)
         else:
             operation = ("add", "count-" + key, 1)
-        node = rng.choice(self._run.cluster.nodes)
+        self._do(rng.choice(self._run.cluster.nodes), operation)
+
+    def _do(self, node: Process, operation: tuple[Any, ...], size: int = 0, timeout: float = 5.0) -> None:
+        """Do it there, by an instruction of at least `size` bytes, and note what came of it."""
         called = time.monotonic()
-        result, output = self._call(node, operation)
+        result, output = self._call(node, operation, {"size": size, "timeout": timeout})
         returned = time.monotonic()
         self._run.note(self._number, called, returned, operation, result, output)
         self.served += result == "done"
 
-    def _call(self, node: Process, operation: tuple[Any, ...]) -> tuple[str, Any]:
+    def _call(self, node: Process, operation: tuple[Any, ...], how: dict[str, float]) -> tuple[str, Any]:
         try:
-            answer = self._session.post(f"http://{node.web}/do", json=operation, timeout=(2.0, 12.0))
+            limits = (2.0, how["timeout"] + 7.0)
+            answer = self._session.post(f"http://{node.web}/do", json=operation, params=how, timeout=limits)
         except requests.ConnectTimeout:
             return "refused", None
         except requests.ConnectionError as error:
@@ -107,6 +110,28 @@ class Client(threading.Thread):
                 return ("refused" if answer.json().get("is_certain") else "unknown"), None
         self._run.complain(f"{operation} at {node.name} was answered {answer.status_code}: {answer.text[:300]}")
         return "unknown", None
+
+
+class LongWriter(Client):
+    """Writes long values, one after the other, until it is told to stop."""
+
+    def __init__(self, number: int, run: Run, size: int) -> None:
+        super().__init__(number, run)
+        self._size = size
+        self._is_told = threading.Event()
+
+    def run(self) -> None:
+        serial = 0
+        while not self._is_told.is_set():
+            serial += 1
+            value = -serial * 1_000_000 - self._number  # nobody else writes that
+            operation = ("set", f"k{self._random.randrange(KEYS)}", value)
+            self._do(self._random.choice(self._run.cluster.nodes), operation, self._size, LONG_PATIENCE)
+
+    def stop(self) -> None:
+        """Let it finish what it does."""
+        self._is_told.set()
+        self.join(LONG_PATIENCE + 10.0)
 
 
 class Run:
@@ -127,6 +152,7 @@ class Run:
         self._complaints: list[str] = []
         self._last_write = time.monotonic()
         self._longest_pause = 0.0
+        self._long_writers = 0
 
     def note(
         self, client: int, called: float, returned: float, operation: tuple[Any, ...], result: str, output: Any
@@ -150,6 +176,14 @@ class Run:
             if is_write and result == "done":
                 self._longest_pause = max(self._longest_pause, returned - self._last_write)
                 self._last_write = max(self._last_write, returned)
+
+    def write_long_values(self, size: int) -> LongWriter:
+        """A client of its own that does, and is running."""
+        with self._lock:
+            self._long_writers += 1
+            writer = LongWriter(CLIENTS + self._long_writers, self, size)
+        writer.start()
+        return writer
 
     def complain(self, what: str) -> None:
         """Something that must not happen did."""
@@ -175,12 +209,13 @@ class Run:
     def go(self, seconds: float, kinds: list[str] | None = None) -> Outcome:
         """Everything; raises Trouble."""
         started = time.monotonic()
+        nemesis = Nemesis(self)
         try:
             self.cluster.form()
             clients = [Client(number, self) for number in range(CLIENTS)]
             for client in clients:
                 client.start()
-            Nemesis(self).strike_for(seconds, kinds)
+            nemesis.strike_for(seconds, kinds)
             self._expect_service(clients)
             self.is_over.set()
             for client in clients:
@@ -190,13 +225,14 @@ class Run:
             raise Trouble(f"seed {self.seed}: {trouble}\nlogs and history are in {self.home}") from trouble
         finally:
             self.is_over.set()
+            nemesis.close()
             self.save_history()
             self.cluster.close()
         self.outcome.seconds = time.monotonic() - started
         return self.outcome
 
     def _expect_service(self, clients: list[Client]) -> None:
-        eventually(self.cluster.is_whole, "the cluster is whole again")
+        self.cluster.expect_whole("at the end")
         before = [client.served for client in clients]
         eventually(
             lambda: all(c.served > n + 3 for c, n in zip(clients, before, strict=True)), "every client is served again"
@@ -222,166 +258,11 @@ class Run:
         self.outcome.counts["operations judged"] = len(self._history)
 
 
-class Nemesis:
-    """One fault after the other, now and then two at once; the time without writes is taken for each."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._cluster = run.cluster
-        self._random = run.random
-        self.faults: dict[str, Callable[[Process], None]] = {
-            "kill -9": self._kill,
-            "stop longer than election": self._stop_process,
-            "partition": self._partition,
-            "one-way cut": self._one_way,
-            "leader cut off": lambda node: self._isolate(node),
-            "slow links": self._slow,
-            "disk full": self._fill_disk,
-            "fsync fails": lambda node: self._break_disk(node, sync_error=errno.EIO),
-            "fsync hangs": self._hang_disk,
-            "clock jumps": self._jump_clock,
-            "member replaced": self._replace,
-            "rolling restart": self._roll,
-            "reload": self._reload,
-            "kill -9 of all": self._kill_all,
-        }
-
-    def strike_for(self, seconds: float, kinds: list[str] | None) -> None:
-        """Faults of all kinds in an order of the seed's, again and again, until the time is over."""
-        deadline = time.monotonic() + seconds
-        run = self._run
-        while True:
-            order = kinds or sorted(self.faults)
-            self._random.shuffle(order)
-            for kind in order:
-                if time.monotonic() >= deadline:
-                    return
-                self._strike(kind)
-                for node in self._cluster.nodes:
-                    node.check_alive()
-                run.outcome.faults[kind] += 1
-                run.outcome.pauses[kind] = max(run.outcome.pauses.get(kind, 0.0), run.take_pause())
-
-    def _strike(self, kind: str) -> None:
-        run = self._run
-        nodes = self._cluster.nodes
-        leader = self._cluster.leader()
-        # The leader as often as not: what befalls a follower is seldom noticed.
-        node = leader if leader is not None and self._random.random() < 0.6 else self._random.choice(nodes)
-        run.take_pause()
-        self.faults[kind](node)
-        self._cluster.links.heal()
-        eventually(self._cluster.is_whole, f"the cluster is whole again after {kind} at {node.name}")
-        time.sleep(0.3)
-
-    def _wait(self, least: float = 0.5, most: float = 3.0) -> None:
-        time.sleep(self._random.uniform(least, most))
-
-    def _kill(self, node: Process) -> None:
-        node.kill()
-        self._wait(0.1)
-        node.start()
-
-    def _kill_all(self, node: Process) -> None:
-        for each in self._cluster.nodes:
-            each.kill()
-        for each in self._cluster.nodes:
-            each.start()
-
-    def _stop_process(self, node: Process) -> None:
-        node.signal(signal.SIGSTOP)
-        self._wait(2.0, 4.0)
-        node.signal(signal.SIGCONT)
-        with suppress(requests.RequestException):  # what it believed must not be read now
-            node.ask("dump")
-
-    def _cut_between(self, side: set[int], other: set[int]) -> None:
-        for a in side:
-            for b in other:
-                self._cluster.links.cut(a, b)
-                self._cluster.links.cut(b, a)
-        self._wait(1.5, 4.0)
-
-    def _partition(self, node: Process) -> None:
-        numbers = [n.number for n in self._cluster.nodes]
-        side = set(self._random.sample(numbers, self._random.randint(1, len(numbers) - 1)))
-        self._cut_between(side, set(numbers) - side)
-
-    def _isolate(self, node: Process) -> None:
-        self._cut_between({node.number}, {n.number for n in self._cluster.nodes} - {node.number})
-
-    def _one_way(self, node: Process) -> None:
-        for other in self._cluster.nodes:
-            if other is not node:
-                pair = (node.number, other.number)
-                self._cluster.links.cut(*(pair if self._random.random() < 0.5 else pair[::-1]))
-        self._wait(1.5, 4.0)
-
-    def _slow(self, node: Process) -> None:
-        for each in self._cluster.nodes:
-            self._cluster.links.slow(each.number, self._random.choice((0.0, 0.05, 0.3)))
-        self._wait(2.0, 4.0)
-
-    def _break_disk(self, node: Process, **wishes: int) -> None:
-        node.wish(**wishes)
-        eventually(lambda: node.status()["error"], f"{node.name} says that its disk failed")
-        self._wait(0.1, 1.0)
-        node.kill()
-        node.wish()
-        node.start()
-
-    def _fill_disk(self, node: Process) -> None:
-        node.wish(write_error=errno.ENOSPC)
-        eventually(lambda: node.status()["error"], f"{node.name} says that its disk is full")
-        self._wait(0.1, 3.0)
-        node.wish()
-        eventually(lambda: not node.status()["error"], f"{node.name} goes on once there is room")
-
-    def _hang_disk(self, node: Process) -> None:
-        node.wish(hang=True)
-        eventually(lambda: node.status()["role"] != "leader", f"{node.name}, whose disk hangs, leads no more")
-        self._wait(1.0, 3.0)
-        if (picture := node.status())["role"] == "leader":
-            raise Trouble(f"{node.name} leads though its disk hangs: {picture}")
-        node.wish()
-
-    def _jump_clock(self, node: Process) -> None:
-        for each in self._cluster.nodes:
-            each.wish(
-                clock_offset=self._random.choice((0, 3600, -3600, 1e6)), clock_rate=self._random.choice((0.7, 1.0, 1.5))
-            )
-        self._wait(1.5, 3.0)
-        for each in self._cluster.nodes:
-            each.wish()
-
-    def _replace(self, node: Process) -> None:
-        others = [n for n in self._cluster.nodes if n is not node]
-
-        def evicted() -> bool:
-            asked = self._random.choice([*others, node])
-            with suppress(requests.RequestException):
-                asked.ask("evict", {"addr": node.addr})
-            members = self._random.choice(others).status()["members"]
-            return node.addr not in {m["addr"] for m in members.values()}
-
-        eventually(evicted, f"{node.name} is evicted")
-        self._wait(0.1, 1.0)
-        node.kill()
-        node.wipe()
-        node.start()
-        self._cluster.join(node)
-
-    def _roll(self, node: Process) -> None:
-        for each in self._cluster.nodes:
-            each.terminate()
-            each.start()
-            eventually(self._cluster.is_whole, f"the cluster is whole again after the restart of {each.name}")
-
-    def _reload(self, node: Process) -> None:
-        node.reload()
-        self._wait(1.0, 2.0)
-
-
-def make_links(nodes: int, use_namespaces: bool) -> Links:
-    """Namespaces if they are wished and possible, else proxies."""
-    return NamespaceLinks(nodes) if use_namespaces and NamespaceLinks.is_possible() else ProxyLinks()
+def make_links(nodes: int, kind: str | None = None) -> Links:
+    """`namespaces` or `proxies`; by default the former where they are possible and can do everything."""
+    if kind == "namespaces" or (kind is None and NamespaceLinks.is_possible()):
+        links = NamespaceLinks(nodes)
+        if kind is not None or links.can_delay:
+            return links
+        links.close()
+    return ProxyLinks()

@@ -6,9 +6,14 @@ Steered by the run through a small JSON file: what its disk and its clock do.
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
+import signal
+import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +27,8 @@ from raftsvc.storage import Files
 from raftsvc.testing import RegisterState
 from raftsvc.transport.peer import make_session
 
+LINGER_SECONDS = 300
+
 
 class Control:
     """What the run wants of this process now; read anew when the file changed."""
@@ -33,15 +40,21 @@ class Control:
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Any:
+        return self.wishes().get(name)
+
+    def wishes(self) -> dict[str, Any]:
+        """All of them."""
         with self._lock:
             stamp = os.stat(self._path).st_mtime_ns
             if stamp != self._stamp:
                 with open(self._path) as file:
                     self._wishes = json.load(file)
                 self._stamp = stamp
-            return self._wishes.get(name)
+            return self._wishes
 
 
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+logging.getLogger("werkzeug").setLevel(logging.WARNING)
 control = Control(os.environ["CHAOS_CONTROL"])
 
 
@@ -64,15 +77,15 @@ class FaultyFiles(Files):
 class LinkedSession(requests.Session):
     """Goes to each peer through the link that the run made for the pair."""
 
-    def __init__(self, links: dict[str, str]) -> None:
+    def __init__(self, routes: Control) -> None:
         super().__init__()
         self.__dict__.update(make_session().__dict__)
-        self._links = links
+        self._routes = routes
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         url = urlsplit(str(request.url))
-        if url.netloc in self._links:
-            request.url = url._replace(netloc=self._links[url.netloc]).geturl()
+        if route := self._routes[url.netloc]:
+            request.url = url._replace(netloc=route).geturl()
         return super().send(request, **options)
 
 
@@ -81,14 +94,15 @@ def _clock() -> float:
 
 
 state = RegisterState()
-_links = json.loads(os.environ["CHAOS_LINKS"])
+_routes = Control(os.environ["CHAOS_ROUTES"])
 service = raftsvc.start(
     os.environ["CHAOS_ADDR"],
     os.environ["CHAOS_DIR"],
-    LinkedSession(_links) if _links else None,
+    LinkedSession(_routes) if _routes.wishes() else None,
     state,
     secret=os.environ["CHAOS_SECRET"],
     listen=os.environ.get("CHAOS_LISTEN"),
+    peers={int(node_id): addr for node_id, addr in json.loads(os.environ["CHAOS_PEERS"]).items()},
     election_timeout=1.0,
     snapshot_entries=400,
     trailing_entries=100,
@@ -131,14 +145,48 @@ def dump() -> ResponseReturnValue:
 @app.post("/do")
 def do() -> ResponseReturnValue:
     verb, key, *_ = operation = request.get_json()
+    timeout = float(request.args.get("timeout", 5.0))
     output: Any = None
     if verb == "get":
-        service.wait_read(5.0)
+        service.wait_read(timeout)
         output = state.values.get(key)
     else:
-        satisfied = service.exec(json.dumps(operation).encode(), 5.0)
+        satisfied = service.exec(json.dumps(operation).encode().ljust(int(request.args.get("size", 0))), timeout)
         output = satisfied if verb == "cas" else None
     return jsonify({"output": output})
+
+
+def _linger() -> None:
+    """What a forked child does: nothing, for as long as it is let, whatever becomes of its parent."""
+    os.setsid()  # not in the group of the server, which is killed
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LINGER_SECONDS)
+    # What an application has to do, for the server does not: its port, and the connections of clients.
+    port = int(os.environ["CHAOS_WEB"].rpartition(":")[2])
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            connection = socket.socket(fileno=int(name))
+            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port:
+                connection.close()
+            else:
+                connection.detach()
+    while True:
+        time.sleep(LINGER_SECONDS)
+
+
+@app.post("/fork")
+def fork() -> ResponseReturnValue:
+    if request.get_json()["how"] == "multiprocessing":
+        child = multiprocessing.get_context("fork").Process(target=_linger, daemon=False)
+        child.start()
+        return jsonify({"pid": child.pid})
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _linger()
+        finally:
+            os._exit(1)
+    return jsonify({"pid": pid})
 
 
 @app.errorhandler(raftsvc.RaftError)

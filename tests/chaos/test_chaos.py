@@ -19,12 +19,13 @@ pytestmark = pytest.mark.processes
     [
         (True, False, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
         (False, True, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
+        (True, False, ["members trade places", "all at new addresses", "forked children", "narrow links"]),
     ],
 )
 def test_real_processes_keep_every_promise_under_faults(
     tmp_path: Path, has_listener: bool, lease_reads: bool, kinds: list[str]
 ) -> None:
-    run = Run(tmp_path, 3, 1, make_links(3, use_namespaces=False), has_listener, lease_reads)
+    run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads)
     try:
         outcome = run.go(12.0, kinds)
     except Trouble as trouble:

@@ -29,6 +29,17 @@ def test_a_hint_is_used_at_once_and_left_when_it_fails() -> None:
     assert not addresses.failed(2, "elsewhere:1", CONFIG), "news of a place that was left already"
 
 
+def test_a_guess_is_where_only_others_were() -> None:
+    addresses = made(n2="g:1")
+    addresses.hear(2, "x:1", CONFIG)
+    assert [addr for addr in ("x:1", "b:1", "g:1", "c:1", "a:1") if addresses.is_guess(2, addr, CONFIG)] == [
+        "c:1",
+        "a:1",
+    ]
+    nowhere = CONFIG.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "c:1"))
+    assert not addresses.is_guess(3, "b:1", nowhere), "nothing better is known"
+
+
 def test_only_who_was_found_where_it_says_is_proposed_to_be_recorded_there() -> None:
     addresses = made()
     addresses.hear(2, "x:1", CONFIG)

@@ -316,6 +316,89 @@ def test_a_snapshot_in_an_answer_is_dropped(talk: Callable[..., tuple[NodeStub, 
     assert not [e for e in node.events if e[0] == "replies"]
 
 
+@pytest.mark.parametrize("by_stream", [False, True])
+@pytest.mark.parametrize("there", ["another node", "nobody"])
+def test_that_it_is_not_where_others_were_is_no_trouble_of_a_peer(
+    caplog: pytest.LogCaptureFixture, there: str, by_stream: bool
+) -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        tried.append(environ["REQUEST_METHOD"])
+        if there == "another node":
+            return node_1(environ, start_response)
+        raise ConnectionError
+
+    tried: list[str] = []
+    node_1 = make_app(Recorder())
+    listener = Listener(app, "127.0.0.1:0")
+    listener.start()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    addr = f"http://127.0.0.1:{listener.address[1]}"
+    # The holder of streams counts only once it has been silent.
+    network = Network(None, Authenticator(SECRET, None, False), 5.0, 0.1 if by_stream else 5.0)
+    peer = network.open_peer(NodeStub(), 3, None)
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline
+            if not by_stream:
+                peer.put([heartbeat()])
+            time.sleep(0.01)
+
+    def is_tried_again() -> bool:
+        return tried.count("GET" if by_stream else "POST") >= 3
+
+    try:
+        peer.move(addr, is_guess=True)
+        wait_until(is_tried_again)
+        assert peer.trouble is None
+        assert "is not reached" not in caplog.text
+        peer.move(addr)  # it says that it is there
+        wait_until(lambda: peer.trouble is not None)
+        trouble = peer.trouble
+        assert trouble is not None and trouble.addr == addr
+        assert by_stream or trouble.code == ("wrong_node" if there == "another node" else "unreachable")
+    finally:
+        peer.stop()
+        listener.stop()
+
+
+def test_a_peer_that_is_looked_for_elsewhere_in_between_has_trouble_where_it_should_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Searching(NodeStub):
+        """Has the peer tried at the other place as soon as it fails at one."""
+
+        def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
+            super().report_missed(peer_id, addr, other_id)
+            is_guess = addr != guess
+            peer.move(guess if is_guess else home, is_guess)
+
+    listener = Listener(make_app(Recorder()), "127.0.0.1:0")
+    listener.start()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    guess = f"http://127.0.0.1:{listener.address[1]}"
+    node = Searching()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        home = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        peer = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0).open_peer(node, 3, None)
+        try:
+            peer.move(guess, is_guess=True)
+            deadline = time.monotonic() + PATIENCE
+            while node.events.count(("missed", 3, guess, NODE)) < 4 or peer.trouble is None:
+                assert time.monotonic() < deadline, node.events
+                assert peer.trouble is None or (peer.trouble.addr, peer.trouble.code) == (home, "unreachable")
+                peer.put([heartbeat()])
+                time.sleep(0.01)
+        finally:
+            peer.stop()
+            listener.stop()
+    assert [r.getMessage() for r in caplog.records if "not reached" in r.getMessage()] == [
+        f"node 3 at {home} is not reached: Connection refused"
+    ]
+
+
 def test_it_goes_on_after_a_failure(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     recorder = Recorder()
     good = make_app(recorder)

@@ -27,7 +27,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reach(clock: Clock) -> Reach:
-    return Reach(3, "n3:8000", clock)
+    return Reach(3, clock)
 
 
 @pytest.fixture
@@ -46,19 +46,30 @@ Said = Callable[[], list[tuple[int, str]]]
 
 
 def test_it_is_said_once_and_once_that_it_is_over(reach: Reach, clock: Clock, said: Said) -> None:
-    reach.succeeded()
+    reach.succeeded("n3:8000")
     for _ in range(20):
-        reach.failed("Connection refused")
+        reach.failed("n3:8000", "Connection refused")
         clock.now += 1
     assert said() == [(logging.WARNING, "node 3 at n3:8000 is not reached: Connection refused")]
-    reach.succeeded()
-    reach.succeeded()
+    reach.succeeded("n3:8000")
+    reach.succeeded("n3:8000")
     assert said() == [(logging.WARNING, "node 3 at n3:8000 is reached again, after 20.0 s")]
 
 
+def test_who_moved_is_named_where_it_is(reach: Reach, said: Said) -> None:
+    reach.failed("n3:8000", "Connection refused")
+    reach.succeeded("n9:8000")
+    reach.failed("n9:8000", "Connection reset by peer", "other")
+    assert [line for _, line in said()] == [
+        "node 3 at n3:8000 is not reached: Connection refused",
+        "node 3 at n9:8000 is reached again, after 0.0 s",
+        "node 3 at n9:8000 is not reached: Connection reset by peer",
+    ]
+
+
 def test_another_trouble_is_another_line(reach: Reach, said: Said) -> None:
-    reach.failed("Connection refused")
-    reach.failed("412 wrong_cluster: another", "wrong_cluster")
+    reach.failed("n3:8000", "Connection refused")
+    reach.failed("n3:8000", "412 wrong_cluster: another", "wrong_cluster")
     assert [level for level, _ in said()] == [logging.WARNING] * 2
 
 
@@ -66,27 +77,27 @@ def test_a_node_that_is_just_joining_is_no_warning_and_one_that_lost_its_directo
     reach: Reach, clock: Clock, said: Said
 ) -> None:
     for _ in range(5):
-        reach.failed("503 uninitialized: ...", "uninitialized")
+        reach.failed("n3:8000", "503 uninitialized: ...", "uninitialized")
         clock.now += JOINING_SECONDS / 10
-    reach.succeeded()
+    reach.succeeded("n3:8000")
     assert said() == []
-    reach.failed("503 uninitialized: ...", "uninitialized")
+    reach.failed("n3:8000", "503 uninitialized: ...", "uninitialized")
     clock.now += JOINING_SECONDS
-    reach.failed("503 uninitialized: ...", "uninitialized")
+    reach.failed("n3:8000", "503 uninitialized: ...", "uninitialized")
     ((level, line),) = said()
     assert level == logging.WARNING and "belongs to no cluster" in line
 
 
 def test_a_peer_that_says_it_stops_is_no_warning(reach: Reach, said: Said) -> None:
-    reach.failed("503 stopping: ...", "stopping")
-    reach.succeeded()
+    reach.failed("n3:8000", "503 stopping: ...", "stopping")
+    reach.succeeded("n3:8000")
     assert [level for level, _ in said()] == [logging.INFO] * 2
 
 
 def test_a_link_that_breaks_all_the_time_is_warned_of_now_and_then(reach: Reach, clock: Clock, said: Said) -> None:
     for _ in range(int(10 * CALM_SECONDS)):
-        reach.failed("Connection refused")
-        reach.succeeded()
+        reach.failed("n3:8000", "Connection refused")
+        reach.succeeded("n3:8000")
         clock.now += 1
     warnings = [line for level, line in said() if level >= logging.WARNING]
     assert 10 <= len(warnings) <= 2 * 11
