@@ -186,7 +186,7 @@ class Engine:
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self._note_time)
         self.changes = Changes(core, contexts, runner.state_changed)
         self.digests = DigestCheck(core, machine)
-        self.lives = Lives(addr, loaded.life, core, machine, self.health, contexts, retry_ticks, runner.say, self.fail)
+        self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
         self.calls.follow_session(machine)
 
     def start(self) -> None:

@@ -90,6 +90,7 @@ class Receiver(Protocol):
     def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `node_id`: `member`, `unknown`, `removed`, `late`, `void`, `unproven`.
 
+        node_id:    or this node's own: a peer takes that life for one of it, which is `void` if it is none.
         addr:       where it says that it is reached.
         proves_now: it answers what was asked after `latest_life` had been heard.
         """
@@ -315,6 +316,7 @@ class App:
         latest = receiver.latest_life(from_id)
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
+            self._hear_of_itself(envelope.epoch, identity.node_id)
             # All that it goes on from: two that were both started more than once may have nothing else to go by.
             own = {"epoch": epoch, "lineage": identity.lineage.encode().hex()}
             raise Problem(409, "epoch", "this is another start of the node", **own)
@@ -332,6 +334,15 @@ class App:
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
         self._freshness.take(from_id, life, envelope.path, number)
         return from_id
+
+    def _hear_of_itself(self, epoch: str, node_id: int) -> None:
+        """A peer speaks to another life of this node, which it heard, lately or long ago; raises Problem if it is none.
+
+        So it does not matter either if that is a recorded request.
+        """
+        life = Life.parse(epoch)
+        if life is not None and self._receiver.hear_from(node_id, Claim(life), "", False) == "void":
+            raise Problem(503, "unavailable", "this node takes no part any more")
 
     def _hear_who_is_astray(self, envelope: Envelope, identity: Identity) -> None:
         """A member of this cluster looks for another one here, and says where it is itself.

@@ -371,6 +371,8 @@ class Line:
         standing = self._node.hear_from(self._peer_id, claim, "", claim.life == late)
         if standing not in ("member", "unknown"):
             self._late = claim.life if standing == "late" else None
+            # From the next request it hears which life of it is known: so it learns that it was put back.
+            self._epoch = str(self._node.latest_life(self._peer_id))
             raise problem
         self._epoch, self._late = str(claim.life), None
 

@@ -235,3 +235,28 @@ def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_h
     eventually(lambda: is_superseded(member), "it knows")
     assert any("lacks entries" in str(m.service.err()) for m in others)
     assert all(m.read() == [b"%d" % n for n in range(5)] for m in others)
+
+
+@pytest.mark.parametrize("are_restarted", [False, True], ids=["at once", "by others who were started since"])
+def test_a_founder_put_back_to_when_it_was_alone_is_told_by_members_that_it_never_heard_of(
+    cluster: Cluster, tmp_path: Path, are_restarted: bool
+) -> None:
+    founder = cluster.add()
+    founder.service.init()
+    older = copy_of(founder, tmp_path / "older")
+    founder.restart()
+    for _ in range(2):
+        cluster.add().service.join(founder.addr, PATIENCE)
+    assert founder.service.exec(b"acknowledged", PATIENCE)
+    others = cluster.members[1:]
+    put_back(founder, older)
+    eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    if are_restarted:
+        for member in others:
+            member.restart()
+    founder.start()  # it elects itself, for it needs nobody, and asks nobody
+    eventually(lambda: is_superseded(founder), "it knows")
+    with pytest.raises(raftsvc.SupersededError):
+        founder.service.exec(b"never", PATIENCE)
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert b"acknowledged" in writer.read()
