@@ -157,6 +157,29 @@ def test_what_no_peer_signed_counts_as_no_answer(talk: Callable[..., tuple[NodeS
     assert {event[0] for event in node.events} - {"life", "missed", "reached"} == {"unreachable"}
 
 
+def test_who_answers_as_an_earlier_start_is_told_which_one_is_known(
+    talk: Callable[..., tuple[NodeStub, Peer]],
+) -> None:
+    recorder = Recorder()
+    known = Life(recorder.life.counter + 2, 0xF)
+    app = make_app(recorder)
+    epochs: list[str] = []
+
+    def spy(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        if environ["REQUEST_METHOD"] == "POST":
+            epochs.append(str(environ.get("HTTP_RAFT_EPOCH", "")))
+        return app(environ, start_response)
+
+    node, peer = talk(spy)
+    node.lives[NODE] = known
+    for n in range(2):
+        peer.put([heartbeat()])
+        with node.happened:
+            assert node.happened.wait_for(lambda n=n: sum(e[0] == "unreachable" for e in node.events) > n, PATIENCE)
+    assert epochs[0] == "" and str(known) in epochs[1:]
+    assert recorder.calls == []
+
+
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
         def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
