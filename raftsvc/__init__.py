@@ -45,9 +45,11 @@ from raftsvc.errors import (
     StorageError,
     SupersededError,
     UninitializedError,
+    UnknownOperationError,
     UnknownPeerError,
     WrongClusterError,
     WrongSecretError,
+    WrongVersionError,
 )
 from raftsvc.service import Service, start
 from raftsvc.state import BaseState, State, StreamingState
@@ -96,9 +98,11 @@ __all__ = [
     "StreamingState",
     "SupersededError",
     "UninitializedError",
+    "UnknownOperationError",
     "UnknownPeerError",
     "WrongClusterError",
     "WrongSecretError",
+    "WrongVersionError",
     "canonical_addr",
     "error_response",
     "start",

@@ -354,6 +354,24 @@ class WrongSecretError(RaftError):
     retry_after = 5.0
 
 
+class WrongVersionError(RaftError):
+    """A member speaks another version of the protocol: run the same version of raftsvc on both.  It passes then."""
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class UnknownOperationError(RaftError):
+    """The log holds an entry of a kind that this version of raftsvc does not know: a later version wrote it.
+
+    Nothing is applied from there on, for members that skipped it would differ.  Start the node with that version.
+    """
+
+    http_status = 503
+    http_detail = "This node does not know what the others do."
+
+
 class WrongClusterError(RaftError):
     """At the address of a member a node of another cluster answers, or members of another take this node for theirs.
 

@@ -49,6 +49,7 @@ from raftsvc.errors import (
     RaftError,
     StorageError,
     SupersededError,
+    UnknownOperationError,
 )
 from raftsvc.member import events
 from raftsvc.member.applying import Applying
@@ -445,7 +446,9 @@ class Engine:
         if self.snapshots.take_restored():
             calls.answer_recorded(applying.machine.recorded)
         self.reads.applied(applying.applied_index)
-        if error is not None:
+        if isinstance(error, UnknownOperationError):
+            self.halt(error)
+        elif error is not None:
             halted = ApplyHaltedError(
                 f"applying stopped at entry {applying.applied_index + 1}, where the State raised {error!r}; "
                 "it resumes at that entry after a restart with repaired code"

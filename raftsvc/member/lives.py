@@ -156,8 +156,8 @@ class Lives:
 
     def doubt(self, member: int, why: str) -> None:
         """Count nothing of `member` any more; `why` completes "node N: "."""
-        if member in self.doubled or member == self._core.node_id:
-            return
+        if member in self.doubled or member == self._core.node_id or self._machine.config.was_removed(member):
+            return  # who is being told of its removal may have forgotten all it likes
         is_first = not self.doubled
         self.doubled[member] = why
         self._current.pop(member, None)
@@ -235,7 +235,8 @@ class Lives:
         self._disown()  # perhaps it leads only now
         if tick < self._try_tick or not self._core.leader_id:
             return
-        wanted = [i for i in self.doubled if self._machine.life_of(i).counter != MAX_NUMBER]
+        members = self._machine.config.members  # of others the log would take no notice
+        wanted = [i for i in self.doubled if i in members and self._machine.life_of(i).counter != MAX_NUMBER]
         proposals = [(EntryKind.NORMAL, wrap_void(i)) for i in wanted]
         if not proposals:
             return

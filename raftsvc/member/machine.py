@@ -42,7 +42,7 @@ from raftsvc.core.messages import (
     data_of,
     place_of,
 )
-from raftsvc.errors import Rejected, reason_text
+from raftsvc.errors import Rejected, UnknownOperationError, reason_text
 from raftsvc.state import State, StreamingState
 
 MAX_REASON_BYTES = 1024
@@ -256,8 +256,9 @@ class Machine:
     def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
         """Apply `entries` in order; append to `answers` as instructions get their outcomes.
 
-        If the State raises anything but Rejected, it propagates; `applied_index` is
-        then the last entry that took effect, and `answers` holds those before it.
+        If the State raises anything but Rejected, it propagates, and UnknownOperationError is raised at
+        an entry of a later version; `applied_index` is then the last entry that took
+        effect, and `answers` holds those before it.
         """
         note_digest = self._fresh_digests.append
         try:
@@ -279,8 +280,13 @@ class Machine:
             self.state.set_applied_index(self.applied_index)
 
     def _apply_normal(self, entry: Entry, index: int, answers: list[Answer]) -> bytes:
-        if len(entry) < _INSTRUCTION_OFFSET:
-            return b""  # no node of this version writes such an entry; all ignore it alike
+        op = entry[ENTRY_OVERHEAD_BYTES] if len(entry) >= _INSTRUCTION_OFFSET else 0
+        if not _INSTRUCTION <= op <= _PIECE:
+            # Never ignored: whoever knows what it is does something.
+            raise UnknownOperationError(
+                f"entry {index} is of kind {op}, which a later version of raftsvc wrote and this one does not know; "
+                "applying stopped there. Start the node with the version that the others run"
+            )
         op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         session = self._sessions.get(node_id)
         if op != _INSTRUCTION and op != _PIECE:

@@ -255,6 +255,9 @@ class App:
             sender_addr = self._receiver.addr_of(int(envelope.sender))
         secret = self._auth.admit(envelope, body, environ, sender_addr)
         if secret is None:
+            if envelope.version not in ("", PROTOCOL_VERSION):
+                # Another version may sign otherwise: say that, and not that the secrets differ.
+                raise _Refused(_other_version())
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
         return secret
 
@@ -269,7 +272,7 @@ class App:
             vouch()
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
-            raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
+            raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
         identity = receiver.identity()
@@ -436,6 +439,10 @@ def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tup
     if length > limit:
         return b"", Problem(413, "too_large", f"a body here has at most {limit} bytes")
     return b"".join(kept), None
+
+
+def _other_version() -> Problem:
+    return Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION} of the protocol")
 
 
 def _nobody_asks() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from raftsvc.transport.wire import Problem, UnreachableError
+from raftsvc.transport.wire import PROTOCOL_VERSION, Problem, UnreachableError, UnsignedError
 
 
 class PeerTrouble(NamedTuple):
@@ -30,6 +30,7 @@ _MEANINGS = {
     "wrong_node": "another node answers there",
     "void": "it knows two lives of this node, or one that this node forgot",
     "removed": "it says that this node was removed",
+    "unsupported_version": f"and this one version {PROTOCOL_VERSION}: the two run different versions of raftsvc",
     "uninitialized": "the node there belongs to no cluster: its directory is empty",
 }
 
@@ -69,6 +70,8 @@ class Contact:
 def _code_of(error: Exception) -> str:
     if isinstance(error, Problem):
         return error.code
+    if isinstance(error, UnsignedError) and error.problem.code == "unsupported_version":
+        return error.problem.code  # nor can one that signs otherwise
     if isinstance(error, UnreachableError) and error.status == 401:
         return "unauthenticated"  # who has another secret cannot sign that in a way that we could tell
     return "unreachable"

@@ -24,7 +24,8 @@ from raftsvc.core.messages import (
     decode_messages,
 )
 
-PROTOCOL_VERSION = "1"
+PROTOCOL_VERSION = "2"
+"""Another one with each change of what messages and entries mean: members of two would apply one log differently."""
 CONTENT_TYPE = "application/x-raftsvc"
 MAX_BODY_BYTES = 512 * 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024

@@ -188,6 +188,18 @@ def test_a_void_member_is_named_by_all_whoever_found_it_out_and_whenever_they_he
         assert not scene.core.proposed, "it is void already"
 
 
+def test_nothing_is_held_against_who_was_removed_nor_proposed_against_who_is_no_member() -> None:
+    scene = Scene()
+    stranger = 4
+    scene.lives.doubt(stranger, "it is confused")
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.lives.doubt(PEER, "it lacks entries, as it hears that it was removed")
+    assert list(scene.lives.doubled) == [stranger]
+    for tick in range(20):
+        scene.lives.tick(tick)
+    assert not scene.core.proposed
+
+
 @pytest.mark.parametrize("is_leader_then", [True, False])
 def test_what_a_doubled_member_had_acknowledged_counts_no_more_either(is_leader_then: bool) -> None:
     scene = Scene()

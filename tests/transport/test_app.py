@@ -226,6 +226,19 @@ def test_a_request_for_another_start_of_a_node_is_told_which_one_this_is() -> No
     assert recorder.calls == []
 
 
+@pytest.mark.parametrize(
+    ("version", "problem"), [("1", "unsupported_version"), ("3", "unsupported_version"), ("", 401)]
+)
+@pytest.mark.parametrize("path", ["msg", "join"])
+def test_who_signs_as_another_version_does_hears_of_the_version_and_not_of_the_secret(
+    path: str, version: str, problem: str | int
+) -> None:
+    recorder = Recorder()
+    answer = call(make_app(recorder), request(path, BODIES[path], secret=b"signed in another way", version=version))
+    assert problem in (answer.status, answer.code)
+    assert recorder.calls == [] and recorder.lives == {}
+
+
 @pytest.mark.parametrize("known", [Life(LIFE.counter + 1, 2), Life(LIFE.counter, 3), Life(2**63 - 1, 0)])
 @pytest.mark.parametrize("path", ["msg", "confirm", "snapshot", "stream"])
 def test_a_node_hears_by_any_request_of_a_life_of_it_that_it_does_not_know(path: str, known: Life) -> None:
