@@ -260,3 +260,52 @@ def test_a_founder_put_back_to_when_it_was_alone_is_told_by_members_that_it_neve
         founder.service.exec(b"never", PATIENCE)
     writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
     assert b"acknowledged" in writer.read()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EIO])
+def test_a_directory_is_marked_as_one_not_to_use_as_soon_as_its_disk_takes_that(
+    cluster: Cluster, trio: Trio, tmp_path: Path, code: int
+) -> None:
+    _, member, _ = trio
+    older = copy_of(member, tmp_path / "older")
+    member.restart()
+    eventually(member.service.is_ready, "it is back")
+    eventually(lambda: member.service.exec(b"x", PATIENCE), "its start is known")
+    put_back(member, older)
+    create, refused = member.files.create, []
+
+    def refuse(path: str) -> int:
+        if "/ended" in path and len(refused) < 2:
+            refused.append(path)
+            raise OSError(code, "refused by the test")
+        return create(path)
+
+    member.files.create = refuse  # type: ignore[method-assign]
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    eventually((member.path / "wal" / "ended").exists, "so does its directory, in the end")
+    assert len(refused) == 2
+
+
+def test_a_node_whose_disk_hangs_takes_no_part_once_it_is_found_out_and_is_found_out_again_after_a_restart(
+    cluster: Cluster, trio: Trio, tmp_path: Path
+) -> None:
+    _, original, others = trio
+    path = copy_of(original, tmp_path / "copy")
+    original.files.gate.clear()
+    clone = started_elsewhere(cluster, original, path)
+    eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+    for call in (lambda: original.service.exec(b"never", PATIENCE), lambda: original.service.wait_read(PATIENCE)):
+        with pytest.raises(raftsvc.SupersededError):
+            call()
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert writer.service.exec(b"on", PATIENCE)
+    assert not (original.path / "wal" / "ended").exists()
+    clone.service.stop()
+    # The process is killed, and its directory could not be marked.
+    killed = copy_of(original, tmp_path / "killed")
+    original.files.gate.set()
+    original.service.stop()
+    again = started_elsewhere(cluster, original, killed)
+    eventually(lambda: is_superseded(again), "it knows again")
+    assert writer.service.exec(b"and on", PATIENCE)
