@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
@@ -301,9 +301,7 @@ class App:
         """The member that speaks, to this life of this node, and not for the second time; raises Problem."""
         receiver = self._receiver
         if envelope.cluster != identity.cluster:
-            if _is_number(envelope.sender) and _CLUSTER.fullmatch(envelope.cluster):
-                receiver.note_claim(envelope.cluster, int(envelope.sender))
-            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+            self._hear_other_cluster(envelope)
         if _number(envelope.to, "Raft-To") != identity.node_id:
             self._hear_who_is_astray(envelope, identity)
             # Who expected another one here may look for it elsewhere, and knows where we are.
@@ -337,6 +335,18 @@ class App:
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
         self._freshness.take(from_id, life, envelope.path, number)
         return from_id
+
+    def _hear_other_cluster(self, envelope: Envelope) -> NoReturn:
+        """A member of another cluster, which knows the secret, takes this node for one of its own.
+
+        That may keep this node from being ready, so it is noted only of one that answers a challenge.
+        """
+        what = "this node belongs to another cluster"
+        if not self._freshness.redeem(envelope.epoch):
+            raise Problem(412, "wrong_cluster", what, challenge=self._freshness.challenge())
+        if _is_number(envelope.sender) and _CLUSTER.fullmatch(envelope.cluster):
+            self._receiver.note_claim(envelope.cluster, int(envelope.sender))
+        raise Problem(412, "wrong_cluster", what)
 
     def _hear_of_itself(self, epoch: str, node_id: int) -> None:
         """A peer speaks to another life of this node, which it heard, lately or long ago; raises Problem if it is none.

@@ -331,8 +331,8 @@ class Line:
                 if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
                     raise
                 proof = ""
-                if problem.code == "late":
-                    proof = problem.extra.get("challenge", "")  # we do speak, beside whatever was heard later
+                if problem.code in ("late", "wrong_cluster") and "challenge" in problem.extra:
+                    proof = problem.extra["challenge"]  # we do say so now, whatever was heard later
                 elif problem.code == "epoch":
                     self._learn_epoch(problem, late)
                 elif problem.code == "descent" and problem.extra.get("counter", "").isdecimal():

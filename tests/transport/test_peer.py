@@ -180,6 +180,21 @@ def test_who_answers_as_an_earlier_start_is_told_which_one_is_known(
     assert recorder.calls == []
 
 
+def test_a_node_that_takes_one_of_another_cluster_for_its_own_says_so_when_it_is_asked_whether_it_is_there(
+    talk: Callable[..., tuple[NodeStub, Peer]],
+) -> None:
+    class Other(Recorder):
+        def identity(self) -> Identity | None:
+            return Identity(0xC2, NODE, lineage_of(self.life), "node.example:1")
+
+    recorder = Other()
+    node, peer = talk(make_app(recorder))
+    peer.put([heartbeat()])
+    node.wait_for("unreachable")
+    assert recorder.claims == [(f"{CLUSTER:016x}", PEER)]
+    assert peer.trouble is not None and peer.trouble.code == "wrong_cluster"
+
+
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
     class Removed(Recorder):
         def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
