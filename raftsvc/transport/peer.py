@@ -198,8 +198,10 @@ class Network:
         if response.status_code == 200:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
         answer, is_authentic = self._read(response, mac)
-        problem = decode_problem(response.status_code, answer) if is_authentic else None
-        raise refusal_of(response.status_code, problem)
+        problem = decode_problem(response.status_code, answer)
+        if not is_authentic and problem.code == "unsupported_version":
+            raise UnsignedError(problem)
+        raise refusal_of(response.status_code, problem if is_authentic else None)
 
     def _send(
         self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float]
