@@ -1098,6 +1098,27 @@ MUTANTS = (
         test="transport/test_app.py::test_a_node_hears_by_any_request_of_a_life_of_it_that_it_does_not_know",
     ),
     Mutant(
+        "what a removed member forgot is held against it",
+        "member/lives.py",
+        " or self._machine.config.was_removed(member):\n",
+        ":\n",
+        test="member/test_lives.py::test_nothing_is_held_against_who_was_removed_nor_proposed_against_who_is_no_member",
+    ),
+    Mutant(
+        "a recording keeps a node from being ready",
+        "transport/app.py",
+        "        if not self._freshness.redeem(envelope.epoch):\n            raise Problem(412",
+        "        if False:\n            raise Problem(412",
+        test="transport/test_app.py::test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of",
+    ),
+    Mutant(
+        "an entry of a later version is skipped",
+        "member/machine.py",
+        "        if not _INSTRUCTION <= op <= _PIECE:\n",
+        '        if not _INSTRUCTION <= op <= _PIECE:\n            return b""\n        if False:\n',
+        test="test_machine.py::test_an_entry_that_this_version_does_not_know_is_not_skipped",
+    ),
+    Mutant(
         "two starts of one number are one",
         "member/lives.py",
         "        if any(known.counter == life.counter and known != life for known in twins):\n",

@@ -72,7 +72,7 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
     node_id = original.status["node_id"]
     clone = started_elsewhere(cluster, original, copy_of(original, tmp_path / "copy"))
     eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
-    eventually(lambda: any(names(m, node_id) for m in others), "who found it out says so")
+    eventually(lambda: all(names(m, node_id) for m in others), "all of them say so, whoever found it out")
     # The others are a majority.
     writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
     assert writer.service.exec(b"after", PATIENCE)
@@ -84,6 +84,7 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
     for member in others:
         member.restart()
     eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    eventually(lambda: all(names(m, node_id) for m in others), "they say so")
     eventually((clone.path / "wal" / "ended").exists, "its directory knows")
     with pytest.raises(raftsvc.SupersededError):
         clone.restart()
@@ -309,3 +310,23 @@ def test_a_node_whose_disk_hangs_takes_no_part_once_it_is_found_out_and_is_found
     again = started_elsewhere(cluster, original, killed)
     eventually(lambda: is_superseded(again), "it knows again")
     assert writer.service.exec(b"and on", PATIENCE)
+
+
+def test_a_founder_put_back_between_two_starts_to_when_it_was_alone_ends_when_others_speak_to_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    founder = cluster.add()
+    founder.service.init()
+    older = copy_of(founder, tmp_path / "older")
+    others = [cluster.add() for _ in range(2)]
+    for member in others:
+        member.service.join(founder.addr, PATIENCE)
+    assert founder.service.exec(b"acknowledged", PATIENCE)
+    put_back(founder, older)
+    eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    founder.start()  # no start of it is known that it lacks, but what it committed alone is not what they did
+    eventually(lambda: isinstance(founder.service.err(), (raftsvc.ConsensusError, raftsvc.SupersededError)), "it ends")
+    with pytest.raises(raftsvc.RaftError):
+        founder.service.exec(b"never", PATIENCE)
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert b"acknowledged" in writer.read()
