@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from raftsvc.transport.wire import PROTOCOL_VERSION, Problem, UnreachableError, UnsignedError
+from raftsvc.transport.wire import PROTOCOL_VERSION, Problem, UnreachableError
 
 
 class PeerTrouble(NamedTuple):
@@ -70,8 +70,6 @@ class Contact:
 def _code_of(error: Exception) -> str:
     if isinstance(error, Problem):
         return error.code
-    if isinstance(error, UnsignedError) and error.problem.code == "unsupported_version":
-        return error.problem.code  # nor can one that signs otherwise
     if isinstance(error, UnreachableError) and error.status == 401:
         return "unauthenticated"  # who has another secret cannot sign that in a way that we could tell
     return "unreachable"

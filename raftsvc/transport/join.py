@@ -48,7 +48,6 @@ _FINAL: dict[str, type[RaftError]] = {
 }
 _DIFFER = "its secret and that of this node differ, or one of the two has none: all nodes of a cluster have the same"
 _UNSIGNED: dict[str, str] = {
-    "unsupported_version": "it speaks another version of the protocol; all nodes of a cluster run the same of raftsvc",
     "unauthenticated": _DIFFER,
     "challenge": _DIFFER,  # it has no secret, and asks who has one
     "not_leader": _DIFFER,

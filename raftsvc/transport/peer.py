@@ -61,6 +61,8 @@ _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
 _MAX_SIGNINGS = 4
 _Answer = TypeVar("_Answer")
+_BELIEVED_UNSIGNED = frozenset({"unsupported_version"})
+"""Who signs in another way cannot sign that for us; who only says so could as well see to it that no answer comes."""
 _LEAST_BODY_BYTES = 2 * 1024
 """What refuses less than that lets no node through."""
 
@@ -176,7 +178,8 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            raise UnsignedError(decode_problem(status, answer))
+            problem = decode_problem(status, answer)
+            raise problem if problem.code in _BELIEVED_UNSIGNED else UnsignedError(problem)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
         return answer
@@ -199,9 +202,8 @@ class Network:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
         answer, is_authentic = self._read(response, mac)
         problem = decode_problem(response.status_code, answer)
-        if not is_authentic and problem.code == "unsupported_version":
-            raise UnsignedError(problem)
-        raise refusal_of(response.status_code, problem if is_authentic else None)
+        is_believed = is_authentic or problem.code in _BELIEVED_UNSIGNED
+        raise refusal_of(response.status_code, problem if is_believed else None)
 
     def _send(
         self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float]

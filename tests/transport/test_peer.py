@@ -15,6 +15,7 @@ from raftsvc.core.messages import Claim, Entry, EntryKind, Life, Message, Messag
 from raftsvc.transport import App, Authenticator, Identity, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
+from raftsvc.transport.wire import PROTOCOL_VERSION
 from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, lineage_of, make_app
 
 PATIENCE = 60.0
@@ -193,6 +194,18 @@ def test_a_node_that_takes_one_of_another_cluster_for_its_own_says_so_when_it_is
     node.wait_for("unreachable")
     assert recorder.claims == [(f"{CLUSTER:016x}", PEER)]
     assert peer.trouble is not None and peer.trouble.code == "wrong_cluster"
+
+
+@pytest.mark.parametrize("secret", [SECRET, None], ids=["nobody signed", "nobody signs"])
+def test_a_peer_of_another_version_says_so_though_it_signs_otherwise(
+    talk: Callable[..., tuple[NodeStub, Peer]], secret: str | None
+) -> None:
+    other = Problem(400, "unsupported_version", "this node speaks version 3 of the protocol")
+    node, peer = talk(answering("400 Bad Request", other.encode()), secret)
+    peer.put([heartbeat()])
+    node.wait_for("unreachable")
+    assert peer.trouble is not None and peer.trouble.code == "unsupported_version"
+    assert "speaks version 3" in peer.trouble.why and f"this one version {PROTOCOL_VERSION}" in peer.trouble.why
 
 
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
