@@ -267,6 +267,13 @@ class ApplyHaltedError(NotApplied):
     retry_after = 5.0
 
 
+class UnknownOperationError(ApplyHaltedError):
+    """The log holds an entry of a kind that this version of raftsvc does not know: a later version wrote it.
+
+    Nothing is applied from there on, for members that skipped it would differ.  Start the node with that version.
+    """
+
+
 class DivergedError(NotApplied):
     """What this node applied differs from what the others applied; it serves nothing any more.
 
@@ -360,16 +367,6 @@ class WrongVersionError(RaftError):
     http_status = 503
     http_detail = "This node is out of touch with the others."
     retry_after = 5.0
-
-
-class UnknownOperationError(RaftError):
-    """The log holds an entry of a kind that this version of raftsvc does not know: a later version wrote it.
-
-    Nothing is applied from there on, for members that skipped it would differ.  Start the node with that version.
-    """
-
-    http_status = 503
-    http_detail = "This node does not know what the others do."
 
 
 class WrongClusterError(RaftError):
