@@ -48,9 +48,11 @@ from raftsvc.errors import (
     SupersededError,
     TransferFailedError,
     UninitializedError,
+    UnknownOperationError,
     UnknownPeerError,
     WrongClusterError,
     WrongSecretError,
+    WrongVersionError,
 )
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
@@ -107,10 +109,12 @@ __all__ = [
     "TimedState",
     "TransferFailedError",
     "UninitializedError",
+    "UnknownOperationError",
     "UnknownPeerError",
     "WaitingState",
     "WrongClusterError",
     "WrongSecretError",
+    "WrongVersionError",
     "canonical_addr",
     "error_response",
     "start",

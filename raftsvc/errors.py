@@ -290,6 +290,13 @@ class ApplyHaltedError(NotApplied):
     retry_after = 5.0
 
 
+class UnknownOperationError(ApplyHaltedError):
+    """The log holds an entry of a kind that this version of raftsvc does not know: a later version wrote it.
+
+    Nothing is applied from there on, for members that skipped it would differ.  Start the node with that version.
+    """
+
+
 class DivergedError(NotApplied):
     """What this node applied differs from what the others applied; it serves nothing any more.
 
@@ -371,6 +378,14 @@ class OutOfTouchError(RaftError):
 
 class WrongSecretError(RaftError):
     """A member refuses what this node says: their secrets differ.  Give both the same; it passes then."""
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class WrongVersionError(RaftError):
+    """A member speaks another version of the protocol: run the same version of raftsvc on both.  It passes then."""
 
     http_status = 503
     http_detail = "This node is out of touch with the others."

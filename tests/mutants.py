@@ -1232,7 +1232,7 @@ MUTANTS = (
     Mutant(
         "nobody finds a directory that was put back",
         "member/lives.py",
-        "        elif recorded.counter > self.own.counter:",
+        "        elif life.counter > self.own.counter:",
         "        elif False:",
         kinds=_PUT_BACK_KINDS,
         also=(
@@ -1249,6 +1249,48 @@ MUTANTS = (
         "        if m.reject and progress.has_forgotten(m.index, m.context):\n",
         "        if False:\n",
         scene="a_follower_that_lacks_what_it_acknowledged_is_fed_no_more",
+    ),
+    Mutant(
+        "what a member that is found out had acknowledged counts on",
+        "member/lives.py",
+        "        self._disown()  # perhaps it leads only now\n",
+        "",
+        test="member/test_lives.py::test_what_a_doubled_member_had_acknowledged_counts_no_more_either",
+    ),
+    Mutant(
+        "a void member is named only by who found it out",
+        "member/lives.py",
+        "            if self._machine.life_of(member).counter == MAX_NUMBER:  # whoever found it out\n",
+        "            if False:\n",
+        test="member/test_lives.py::test_a_void_member_is_named_by_all_whoever_found_it_out_and_whenever_they_hear_of_it",
+    ),
+    Mutant(
+        "a node that was put back is not told by requests for its later start",
+        "transport/app.py",
+        "            self._hear_of_itself(envelope.epoch, identity.node_id)\n",
+        "",
+        test="transport/test_app.py::test_a_node_hears_by_any_request_of_a_life_of_it_that_it_does_not_know",
+    ),
+    Mutant(
+        "what a removed member forgot is held against it",
+        "member/lives.py",
+        " or self._machine.config.was_removed(member):\n",
+        ":\n",
+        test="member/test_lives.py::test_nothing_is_held_against_who_was_removed_nor_proposed_against_who_is_no_member",
+    ),
+    Mutant(
+        "a recording keeps a node from being ready",
+        "transport/app.py",
+        "        if not self._freshness.redeem(envelope.epoch):\n            raise Problem(412",
+        "        if False:\n            raise Problem(412",
+        test="transport/test_app.py::test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of",
+    ),
+    Mutant(
+        "an entry of a later version is skipped",
+        "member/machine.py",
+        "        if not _INSTRUCTION <= op <= _PIECE:\n",
+        '        if not _INSTRUCTION <= op <= _PIECE:\n            return b""\n        if False:\n',
+        test="test_machine.py::test_an_entry_that_this_version_does_not_know_is_not_skipped",
     ),
     Mutant(
         "two starts of one number are one",

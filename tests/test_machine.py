@@ -11,7 +11,7 @@ import pytest
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import EntryKind, Life, MalformedError, make_entry
-from raftsvc.errors import Rejected
+from raftsvc.errors import Rejected, UnknownOperationError
 from raftsvc.member.envelopes import INSTRUCTION, LIST, encode_list, wrap, wrap_close, wrap_open, wrap_void
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.sessions import MAX_OPEN_AGE, MAX_OUTCOMES, MAX_SESSIONS, Outcome
@@ -373,10 +373,15 @@ def test_strangers_and_removed_members_have_no_session() -> None:
     assert dict(log.machine.state.peers()) == {1: "a:1"}
 
 
-def test_entries_that_no_version_writes_are_ignored_alike() -> None:
+@pytest.mark.parametrize("data", [b"", b"\x01", b"\x0b" + bytes(40), b"\x09" * 40, bytes(100)])
+def test_an_entry_that_this_version_does_not_know_is_not_skipped(data: bytes) -> None:
     log = Log()
-    for data in (b"", b"\x01", b"\x09" * 40, bytes(100)):
-        log.entry(EntryKind.NORMAL, data)
+    before = log.machine.applied_index
+    entry = make_entry(before + 1, 1, EntryKind.NORMAL, data)
+    for _ in range(2):
+        with pytest.raises(UnknownOperationError, match=f"entry {before + 1} is of kind"):
+            log.machine.apply([entry], [])
+        assert log.machine.applied_index == log.machine.state.applied_index() == before
     assert log.items == []
 
 

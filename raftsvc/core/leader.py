@@ -13,7 +13,7 @@ from raftsvc.core.lease import Lease
 from raftsvc.core.logtime import LogTime
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError
 from raftsvc.core.messages import NO_NODE, EntryKind, MalformedError, Message, MessageKind, make_entry
-from raftsvc.core.progress import Progress, ProgressState
+from raftsvc.core.progress import ProgressState
 from raftsvc.core.reads import ReadRounds
 from raftsvc.core.replication import Replication
 from raftsvc.core.server import ProposalRefused, Refusal, Server
@@ -170,7 +170,7 @@ class Leader:
         if progress is None or m.index > log.last_index or progress.state is ProgressState.FORGETFUL:
             return
         if m.reject and progress.has_forgotten(m.index, m.context):
-            self._disown(m.from_id, progress)
+            self.disown(m.from_id)
             return
         progress.recent_active = True
         is_newer_round = m.context > progress.round_acked
@@ -207,8 +207,11 @@ class Leader:
             else:
                 self._hand_over()
 
-    def _disown(self, follower: int, progress: Progress) -> None:
+    def disown(self, follower: int) -> None:
         """A follower lacks what it acknowledged: it may have forgotten votes as well, and is fed no more (figure 2)."""
+        progress = self.replication.progress.get(follower)
+        if progress is None or progress.state is ProgressState.FORGETFUL:
+            return
         progress.disown()
         self.lease.renew()
         if self.transfer_target == follower:

@@ -49,6 +49,7 @@ from raftsvc.errors import (
     RaftError,
     StorageError,
     SupersededError,
+    UnknownOperationError,
 )
 from raftsvc.member import events
 from raftsvc.member.applying import Applying
@@ -196,7 +197,7 @@ class Engine:
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self.time.note)
         self.changes = Changes(core, contexts, runner.state_changed, self.time.note)
         self.digests = DigestCheck(core, machine)
-        self.lives = Lives(addr, loaded.life, core, machine, self.health, contexts, retry_ticks, runner.say, self.fail)
+        self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
         self.calls.follow_session(machine)
 
     def start(self) -> None:
@@ -459,7 +460,9 @@ class Engine:
         if self.snapshots.take_restored():
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
-        if error is not None:
+        if isinstance(error, UnknownOperationError):
+            self.halt(error)
+        elif error is not None:
             halted = ApplyHaltedError(
                 f"applying stopped at entry {applying.applied_index + 1}, where the State raised {error!r}; "
                 "it resumes at that entry after a restart with repaired code"

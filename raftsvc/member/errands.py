@@ -16,6 +16,8 @@ from raftsvc.transport import Peer
 
 logger = logging.getLogger("raftsvc.node")
 
+_PAUSE_SECONDS = 1.0
+
 
 class Errands:
     """The engine's `Runner`.  All under the lock of the node; what waits for others is done after it."""
@@ -118,10 +120,18 @@ class Errands:
         self._start_job("end", partial(self._end, why))
 
     def _end(self, why: str) -> None:
-        try:
-            self._engine.writes.end_directory(why)
-        except (OSError, StorageError) as error:
-            logger.error("node %d: its directory cannot be marked as one not to use: %s", self._engine.node_id, error)
+        is_said = False
+        while True:
+            try:
+                self._engine.writes.end_directory(why)
+                return
+            except (OSError, StorageError) as error:
+                if not is_said:
+                    what = "node %d: its directory cannot be marked as one not to use, which is tried again: %s"
+                    logger.error(what, self._engine.node_id, error)
+                is_said = True
+            if self._threads.stopping.wait(_PAUSE_SECONDS):
+                return
 
     def prepare_log(self) -> None:
         """Make the log's next segment."""

@@ -60,6 +60,8 @@ class Condition(Enum):
     """At a member's address another cluster answers: that member is lost.  The others serve on."""
     WRONG_SECRET = ("wrong-secret", Part.NONE, "no member refuses its secret any more")
     """A member refuses its requests."""
+    WRONG_VERSION = ("wrong-version", Part.NONE, "no member speaks another version any more")
+    """A member speaks another version of the protocol."""
     UNSAVED = ("unsaved", Part.NONE, "a snapshot was taken")
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
     UNRELEASED = ("unreleased", Part.NONE, "old segments of the log are deleted again")

@@ -10,13 +10,17 @@ one member's: it was copied, or put back to an older state.  What either of them
 voted and acknowledged the other does not know.  So neither counts any more: what they say is refused here at once, and
 everywhere, and by whoever comes later, once an entry in the log says that the member's lives are void.
 
+Whoever knows a life of this node says so in each request, and that may be one of which this directory knows nothing:
+then it is the one that was put back.  So it is told also where it asks nobody, as does one that was put back to
+when it was alone in its cluster.
+
 Used under the lock of the node, save for `highest`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, auto
 
@@ -25,8 +29,9 @@ from raftsvc.core.raft import ProposalRefused, Raft, Role
 from raftsvc.errors import DoubledMemberError, SupersededError
 from raftsvc.member.calls import Contexts
 from raftsvc.member.envelopes import wrap_void
-from raftsvc.member.health import Condition, Health
+from raftsvc.member.health import Condition
 from raftsvc.member.machine import Machine
+from raftsvc.member.vigil import Vigil
 
 _MAX_STRANGERS = 64
 
@@ -51,13 +56,13 @@ class Lives:
         "_core",
         "_current",
         "_give_up",
-        "_health",
         "_heard",
         "_machine",
         "_retry_ticks",
         "_say",
         "_seen_changes",
         "_try_tick",
+        "_vigil",
         "addr",
         "doubled",
         "lineage",
@@ -70,7 +75,7 @@ class Lives:
         lineage: Lineage,
         core: Raft,
         machine: Machine,
-        health: Health,
+        vigil: Vigil,
         contexts: Contexts,
         retry_ticks: int,
         say: Callable[[int, str], None],
@@ -85,7 +90,7 @@ class Lives:
         self.own = lineage.life
         self._core = core
         self._machine = machine
-        self._health = health
+        self._vigil = vigil
         self._contexts = contexts
         self._retry_ticks = retry_ticks
         self._say = say
@@ -152,19 +157,33 @@ class Lives:
 
     def doubt(self, member: int, why: str) -> None:
         """Count nothing of `member` any more; `why` completes "node N: "."""
-        if member in self.doubled or member == self._core.node_id:
-            return
+        if member in self.doubled or member == self._core.node_id or self._machine.config.was_removed(member):
+            return  # who is being told of its removal may have forgotten all it likes
+        is_first = not self.doubled
         self.doubled[member] = why
         self._current.pop(member, None)
         self._try_tick = 0
-        error = self._error()
-        self._health.note(Condition.DOUBLED, error)
-        self._say(logging.ERROR, f"node {self._core.node_id}: {error}")
+        self._disown()
+        self._tell()
+        if not is_first:
+            self._say(logging.ERROR, f"node {self._core.node_id}: {self._error([member])}")
 
-    def _error(self) -> DoubledMemberError:
+    def _disown(self) -> None:
+        """Nor is anything counted that a doubled member said before, where this node leads."""
+        if self._core.leader is not None:
+            for member in self.doubled:
+                self._core.leader.disown(member)
+
+    def _tell(self) -> None:
+        if self.doubled:
+            self._vigil.begin(Condition.DOUBLED, self._error(self.doubled))
+        else:
+            self._vigil.end(Condition.DOUBLED)
+
+    def _error(self, which: Iterable[int]) -> DoubledMemberError:
         members = self._core.config.members
         named = "; ".join(
-            f"node {i} ({members[i].addr if i in members else 'no member'}): {why}" for i, why in self.doubled.items()
+            f"node {i} ({members[i].addr if i in members else 'no member'}): {self.doubled[i]}" for i in which
         )
         return DoubledMemberError(
             f"{named}. Its directory was copied, or put back to an older state, so nothing that it says counts any "
@@ -182,18 +201,23 @@ class Lives:
             del self._heard[member]
         for member in [i for i in self.doubled if config.was_removed(i)]:
             del self.doubled[member]
-        if not self.doubled:
-            self._health.clear(Condition.DOUBLED)
-        recorded = self._machine.life_of(self._core.node_id)
-        known = self.lineage.at(recorded.counter)
-        if recorded.counter == MAX_NUMBER:
+        for member in config.members:
+            if self._machine.life_of(member).counter == MAX_NUMBER:  # whoever found it out
+                self.doubt(member, "a member found out that it has two lives, or forgot one")
+        self._tell()
+        self.recognize(self._machine.life_of(self._core.node_id))
+
+    def recognize(self, life: Life) -> None:
+        """Somebody knows `life` for one of this node; if this directory does not, it takes no further part."""
+        known = self.lineage.at(life.counter)
+        if life.counter == MAX_NUMBER:
             self.supersede("its cluster voided it")
-        elif recorded.counter > self.own.counter:
+        elif life.counter > self.own.counter:
             self.supersede(
-                f"its cluster knows start number {recorded.counter} of it, and this is number {self.own.counter}"
+                f"its cluster knows start number {life.counter} of it, and this is number {self.own.counter}"
             )
-        elif known is not None and known.nonce and known != recorded:
-            self.supersede(f"its cluster knows another start number {recorded.counter} of it than this directory")
+        elif known is not None and known.nonce and known != life:
+            self.supersede(f"its cluster knows another start number {life.counter} of it than this directory")
 
     def supersede(self, why: str) -> None:
         """Take no further part: this directory is not the only one of this member, or not all of it."""
@@ -207,9 +231,13 @@ class Lives:
 
     def tick(self, tick: int) -> None:
         """Have the lives of doubled members voided through the log, asking again now and then until they are."""
-        if not self.doubled or tick < self._try_tick or not self._core.leader_id:
+        if not self.doubled:
             return
-        wanted = [i for i in self.doubled if self._machine.life_of(i).counter != MAX_NUMBER]
+        self._disown()  # perhaps it leads only now
+        if tick < self._try_tick or not self._core.leader_id:
+            return
+        members = self._machine.config.members  # of others the log would take no notice
+        wanted = [i for i in self.doubled if i in members and self._machine.life_of(i).counter != MAX_NUMBER]
         proposals = [(EntryKind.NORMAL, wrap_void(i)) for i in wanted]
         if not proposals:
             return

@@ -26,7 +26,7 @@ from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, Life, data_of, place_of
-from raftsvc.errors import Rejected, reason_text
+from raftsvc.errors import Rejected, UnknownOperationError, reason_text
 from raftsvc.member.envelopes import (
     CLOSE,
     ENVELOPE,
@@ -100,8 +100,9 @@ class Machine:
     def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
         """Apply `entries` in order; append to `answers` as instructions get their outcomes.
 
-        If the State raises anything but Rejected, it propagates; `applied_index` is
-        then the last entry that took effect, and `answers` holds those before it.
+        If the State raises anything but Rejected, it propagates, and UnknownOperationError is raised at
+        an entry of a later version; `applied_index` is then the last entry that took
+        effect, and `answers` holds those before it.
         """
         note_digest = self._fresh_digests.append
         try:
@@ -128,16 +129,20 @@ class Machine:
 
     def _apply_normal(self, entry: Entry, index: int, time_ms: int, answers: list[Answer]) -> bytes:
         if len(entry) < INSTRUCTION_OFFSET:
-            return b""  # no node of this version writes such an entry; all ignore it alike
+            raise _unknown(0, index)
         op, session_id, nonce, number, low = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
         if op != INSTRUCTION and op != PIECE and op != LIST:
             # Then the four mean what `envelopes` says.
-            if op == CLOSE:
+            if op == OPEN:
+                if session_id in self.config.members:
+                    self.sessions.open(index, session_id, nonce, number, low)
+            elif op == VOID:
+                if session_id in self.config.members:
+                    self.sessions.void(session_id)
+            elif op == CLOSE:
                 self.sessions.close(session_id, nonce)
-            elif op == OPEN and session_id in self.config.members:
-                self.sessions.open(index, session_id, nonce, number, low)
-            elif op == VOID and session_id in self.config.members:
-                self.sessions.void(session_id)
+            else:
+                raise _unknown(op, index)
             return b""
         session = self.sessions.get(session_id, nonce)
         if session is None:
@@ -167,6 +172,8 @@ class Machine:
         self, op: int, session: Session, number: int, low: int, data: bytes, at: tuple[int, int], answers: list[Answer]
     ) -> bytes:
         """Apply a list, or what came in pieces."""
+        if op not in (INSTRUCTION, LIST):
+            raise _unknown(op, at[0])
         instructions = decode_list(data) if op == LIST else [data]
         if instructions is None:
             return b""
@@ -254,3 +261,11 @@ class Machine:
         self.applied_index = index
         self.applied_term = term
         self.applied_time_ms = time_ms
+
+
+def _unknown(op: int, index: int) -> UnknownOperationError:
+    """Never ignored: whoever knows what it is does something."""
+    return UnknownOperationError(
+        f"entry {index} is of kind {op}, which a later version of raftsvc wrote and this one does not know; "
+        "applying stopped there. Start the node with the version that the others run"
+    )

@@ -99,6 +99,9 @@ class Peers:
         long_ago = time.monotonic() - self._patience
         troubles = {i: peer.trouble for i, peer in self._errands.peers.items()}
         self._engine.vigil.note_peers({i: t for i, t in troubles.items() if t is not None and t.since <= long_ago})
+        for peer_id in self._engine.lives.doubled:  # for what runs there is to hear what is known of it
+            if (peer := self._errands.peers.get(peer_id)) is not None:
+                peer.is_to_knock = True
 
     def hears_stream_of(self, peer_id: int) -> bool:
         """Whether a stream brings what `peer_id` says."""
@@ -141,9 +144,12 @@ class Peers:
     def hear_from(self, peer_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `peer_id`: `member`, `unknown`, `removed`, by what is committed here, or a `Speaker`.
 
+        peer_id:    or this node: then somebody takes that life for one of its own, which is `void` if it is none.
         addr:       where it says that it is reached; empty if it does not.
         proves_now: it answers what was asked after the latest life of that node had been heard.
         """
+        if peer_id == self.node_id:
+            return self._recognize(claim.life)
         with self._turn.lock:
             config = self._engine.core.committed_config
             if config.was_removed(peer_id):
@@ -159,6 +165,12 @@ class Peers:
         if speaker is Speaker.UNPROVEN:
             return "unproven"
         return "member" if peer_id in config.members else "unknown"
+
+    def _recognize(self, life: Life) -> str:
+        with self._turn:
+            self._engine.lives.recognize(life)
+            self._turn.drive(inline=False)
+        return "void" if self._engine.health.is_over else "member"
 
     def counts(self, peer_id: int, life: Life) -> bool:
         """Whether what `life` of another member answers counts here."""

@@ -20,6 +20,7 @@ from raftsvc.errors import (
     StorageError,
     WrongClusterError,
     WrongSecretError,
+    WrongVersionError,
 )
 from raftsvc.member.applying import Applying
 from raftsvc.member.health import Condition, Health
@@ -294,6 +295,7 @@ class Vigil:
         members = self._core.config.members
         self.troubles = {i: trouble for i, trouble in troubles.items() if i in members}
         self._note_code("unauthenticated", Condition.WRONG_SECRET, WrongSecretError)
+        self._note_code("unsupported_version", Condition.WRONG_VERSION, WrongVersionError)
         self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
 
     def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:

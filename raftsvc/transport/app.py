@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
@@ -90,6 +90,7 @@ class Receiver(Protocol):
     def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
         """Who speaks as a life of `node_id`: `member`, `unknown`, `removed`, `late`, `void`, `unproven`.
 
+        node_id:    or this node's own: a peer takes that life for one of it, which is `void` if it is none.
         addr:       where it says that it is reached.
         proves_now: it answers what was asked after `latest_life` had been heard.
         """
@@ -254,6 +255,9 @@ class App:
             sender_addr = self._receiver.addr_of(int(envelope.sender))
         secret = self._auth.admit(envelope, body, environ, sender_addr)
         if secret is None:
+            if envelope.version not in ("", PROTOCOL_VERSION):
+                # Another version may sign otherwise: say that, and not that the secrets differ.
+                raise _Refused(_other_version())
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
         return secret
 
@@ -268,7 +272,7 @@ class App:
             vouch()
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
-            raise Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION}")
+            raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
         identity = receiver.identity()
@@ -297,9 +301,7 @@ class App:
         """The member that speaks, to this life of this node, and not for the second time; raises Problem."""
         receiver = self._receiver
         if envelope.cluster != identity.cluster:
-            if _is_number(envelope.sender) and _CLUSTER.fullmatch(envelope.cluster):
-                receiver.note_claim(envelope.cluster, int(envelope.sender))
-            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+            self._hear_other_cluster(envelope)
         if _number(envelope.to, "Raft-To") != identity.node_id:
             self._hear_who_is_astray(envelope, identity)
             # Who expected another one here may look for it elsewhere, and knows where we are.
@@ -315,6 +317,7 @@ class App:
         latest = receiver.latest_life(from_id)
         proves_now = hmac.compare_digest(envelope.epoch, self._freshness.proof_for(from_id, life, latest))
         if envelope.epoch != epoch and not proves_now:
+            self._hear_of_itself(envelope.epoch, identity.node_id)
             # All that it goes on from: two that were both started more than once may have nothing else to go by.
             own = {"epoch": epoch, "lineage": identity.lineage.encode().hex()}
             raise Problem(409, "epoch", "this is another start of the node", **own)
@@ -332,6 +335,27 @@ class App:
             raise Problem(409, "late", f"a later start of node {from_id} was heard", challenge=proof)
         self._freshness.take(from_id, life, envelope.path, number)
         return from_id
+
+    def _hear_other_cluster(self, envelope: Envelope) -> NoReturn:
+        """A member of another cluster, which knows the secret, takes this node for one of its own.
+
+        That may keep this node from being ready, so it is noted only of one that answers a challenge.
+        """
+        what = "this node belongs to another cluster"
+        if not self._freshness.redeem(envelope.epoch):
+            raise Problem(412, "wrong_cluster", what, challenge=self._freshness.challenge())
+        if _is_number(envelope.sender) and _CLUSTER.fullmatch(envelope.cluster):
+            self._receiver.note_claim(envelope.cluster, int(envelope.sender))
+        raise Problem(412, "wrong_cluster", what)
+
+    def _hear_of_itself(self, epoch: str, node_id: int) -> None:
+        """A peer speaks to another life of this node, which it heard, lately or long ago; raises Problem if it is none.
+
+        So it does not matter either if that is a recorded request.
+        """
+        life = Life.parse(epoch)
+        if life is not None and self._receiver.hear_from(node_id, Claim(life), "", False) == "void":
+            raise Problem(503, "unavailable", "this node takes no part any more")
 
     def _hear_who_is_astray(self, envelope: Envelope, identity: Identity) -> None:
         """A member of this cluster looks for another one here, and says where it is itself.
@@ -425,6 +449,10 @@ def _read_body(environ: Mapping[str, Any], limit: int, is_required: bool) -> tup
     if length > limit:
         return b"", Problem(413, "too_large", f"a body here has at most {limit} bytes")
     return b"".join(kept), None
+
+
+def _other_version() -> Problem:
+    return Problem(400, "unsupported_version", f"this node speaks version {PROTOCOL_VERSION} of the protocol")
 
 
 def _nobody_asks() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from raftsvc.transport.wire import Problem, UnreachableError
+from raftsvc.transport.wire import PROTOCOL_VERSION, Problem, UnreachableError
 
 
 class PeerTrouble(NamedTuple):
@@ -32,6 +32,7 @@ _MEANINGS = {
     "wrong_node": "another node answers there",
     "void": "it knows two lives of this node, or one that this node forgot",
     "removed": "it says that this node was removed",
+    "unsupported_version": f"and this one version {PROTOCOL_VERSION}: the two run different versions of raftsvc",
     "uninitialized": "the node there belongs to no cluster: its directory is empty",
 }
 

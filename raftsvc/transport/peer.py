@@ -61,6 +61,8 @@ _MAX_ANSWER_BYTES = 2 * 1024 * 1024
 _MAX_BACKOFF_SECONDS = 1.0
 _MAX_SIGNINGS = 4
 _Answer = TypeVar("_Answer")
+_BELIEVED_UNSIGNED = frozenset({"unsupported_version"})
+"""Who signs in another way cannot sign that for us; who only says so could as well see to it that no answer comes."""
 _LEAST_BODY_BYTES = 2 * 1024
 """What refuses less than that lets no node through."""
 
@@ -176,7 +178,8 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            raise UnsignedError(decode_problem(status, answer))
+            problem = decode_problem(status, answer)
+            raise problem if problem.code in _BELIEVED_UNSIGNED else UnsignedError(problem)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
         return answer
@@ -198,8 +201,9 @@ class Network:
         if response.status_code == 200:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
         answer, is_authentic = self._read(response, mac)
-        problem = decode_problem(response.status_code, answer) if is_authentic else None
-        raise refusal_of(response.status_code, problem)
+        problem = decode_problem(response.status_code, answer)
+        is_believed = is_authentic or problem.code in _BELIEVED_UNSIGNED
+        raise refusal_of(response.status_code, problem if is_believed else None)
 
     def _send(
         self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float]
@@ -345,8 +349,8 @@ class Line:
                 if attempt + 1 == _MAX_SIGNINGS or self._stopping.is_set():
                     raise
                 proof = ""
-                if problem.code == "late":
-                    proof = problem.extra.get("challenge", "")  # we do speak, beside whatever was heard later
+                if problem.code in ("late", "wrong_cluster") and "challenge" in problem.extra:
+                    proof = problem.extra["challenge"]  # we do say so now, whatever was heard later
                 elif problem.code == "epoch":
                     self._learn_epoch(problem, late)
                 elif problem.code == "descent" and problem.extra.get("counter", "").isdecimal():
@@ -385,6 +389,8 @@ class Line:
         standing = self._node.hear_from(self._peer_id, claim, "", claim.life == late)
         if standing not in ("member", "unknown"):
             self._late = claim.life if standing == "late" else None
+            # From the next request it hears which life of it is known: so it learns that it was put back.
+            self._epoch = str(self._node.latest_life(self._peer_id))
             raise problem
         self._epoch, self._late = str(claim.life), None
 

@@ -25,6 +25,7 @@ from raftsvc.core.messages import (
 )
 
 PROTOCOL_VERSION = "2"
+"""Another one with each change of what messages and entries mean: members of two would apply one log differently."""
 CONTENT_TYPE = "application/x-raftsvc"
 MAX_BODY_BYTES = 512 * 1024
 MAX_BATCH_BYTES = 8 * 1024 * 1024

@@ -23,6 +23,7 @@ from raftsvc.errors import (
     SupersededError,
     WrongClusterError,
     WrongSecretError,
+    WrongVersionError,
 )
 from raftsvc.member.health import Condition, Health
 
@@ -39,6 +40,7 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
     Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),
     Condition.WRONG_SECRET: WrongSecretError("wrong-secret"),
+    Condition.WRONG_VERSION: WrongVersionError("wrong-version"),
     Condition.UNRELEASED: StorageError("unreleased"),
     Condition.LOW_ROOM: DiskRefusedError("low-room"),
     Condition.UNSAVED: StorageError("unsaved"),
@@ -76,6 +78,7 @@ def test_every_condition_is_told_of() -> None:
         (Condition.OUT_OF_TOUCH, True, True, True, True, False),
         (Condition.WRONG_CLUSTER, True, True, True, True, True),
         (Condition.WRONG_SECRET, True, True, True, True, True),
+        (Condition.WRONG_VERSION, True, True, True, True, True),
         (Condition.UNSAVED, True, True, True, True, True),
         (Condition.UNRELEASED, True, True, True, True, True),
         (Condition.DISPUTED, True, True, True, True, True),

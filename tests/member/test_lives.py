@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raftsvc.core.membership import Configuration, Member
-from raftsvc.core.messages import KEPT_LIVES, Claim, EntryKind, Life, Lineage, make_entry
+from raftsvc.core.messages import KEPT_LIVES, MAX_NUMBER, Claim, EntryKind, Life, Lineage, make_entry
 from raftsvc.core.raft import Role
 from raftsvc.errors import SupersededError
 from raftsvc.member.calls import Contexts
@@ -15,6 +16,7 @@ from raftsvc.member.envelopes import wrap_open, wrap_void
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.lives import Lives, Speaker
 from raftsvc.member.machine import Machine
+from raftsvc.member.vigil import Vigil
 from raftsvc.state import BaseState
 
 ME, PEER = 1, 2
@@ -28,11 +30,20 @@ class Core:
 
     node_id = ME
     config = CONFIG
+    settings = SimpleNamespace(election_ticks=10)
 
     def __init__(self) -> None:
+        self.leader = self
+        self.disowned: set[int] = set()
         self.role = Role.LEADER
         self.leader_id = ME
         self.proposed: list[Any] = []
+
+    def disown(self, member: int) -> None:
+        self.disowned.add(member)
+
+    def set_fit_to_lead(self, is_fit: bool) -> None:
+        assert is_fit
 
     def propose(self, proposals: Any) -> None:
         self.proposed += proposals
@@ -50,6 +61,10 @@ class Scene:
         self.health = Health()
         self.said: list[str] = []
         self.given_up: list[SupersededError] = []
+        runner: Any = self
+        applying: Any = SimpleNamespace(applied_index=0)
+        writes: Any = None
+        vigil = Vigil(self.core, self.health, writes, applying, runner, "n1:1")
         contexts: Any = Contexts.__new__(Contexts)
         contexts._last = 0
         self.lives = Lives(
@@ -57,12 +72,18 @@ class Scene:
             LINEAGE,
             self.core,
             self.machine,
-            self.health,
+            vigil,
             contexts,
             retry_ticks=3,
-            say=lambda level, message: self.said.append(message),
+            say=self.say,
             give_up=self.given_up.append,
         )
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        self.said.append(message)
+
+    def state_changed(self) -> None:
+        pass
 
     def apply(self, data: bytes) -> int:
         index = self.machine.applied_index + 1
@@ -134,6 +155,77 @@ def test_it_is_over_once_that_member_was_evicted() -> None:
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
     scene.apply(wrap_open(3, 1, 1, 0))
     assert scene.health.err() is None and not scene.lives.doubled
+    assert "every member speaks for itself again" in scene.said[-1] and len(scene.said) == 2
+
+
+def test_each_doubled_member_is_said_once_and_only_those_that_are_members_yet_are_named() -> None:
+    scene = Scene()
+    for member in (PEER, 3):
+        scene.lives.judge(member, Claim(Life(4, 7)))
+        scene.lives.judge(member, Claim(Life(4, 8)))
+    assert [line.count("start number 4") for line in scene.said] == [1, 1]
+    assert [f"n{i}:1" in str(scene.health.err()) for i in (2, 3)] == [True, True]
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.machine.sessions.changes += 1
+    scene.lives.applied()
+    assert [f"node {i} (" in str(scene.health.err()) for i in (2, 3)] == [False, True]
+    assert len(scene.said) == 2, "it is not over"
+
+
+def test_a_void_member_is_named_by_all_whoever_found_it_out_and_whenever_they_hear_of_it() -> None:
+    for brings in ("entry", "snapshot"):
+        scene = Scene()
+        if brings == "entry":
+            scene.apply(wrap_void(PEER))
+        else:
+            source = Scene()
+            source.apply(wrap_void(PEER))
+            scene.machine.state.restore_snapshot = lambda data, index: None  # type: ignore[method-assign]
+            scene.machine.restore(1, 1, CONFIG, source.machine.sessions.encode(), 0, iter([b""]))
+            scene.lives.applied()
+        assert "node 2 (n2:1)" in str(scene.health.error_of(Condition.DOUBLED)) and len(scene.said) == 1, brings
+        for tick in range(10):
+            scene.lives.tick(tick)
+        assert not scene.core.proposed, "it is void already"
+
+
+def test_nothing_is_held_against_who_was_removed_nor_proposed_against_who_is_no_member() -> None:
+    scene = Scene()
+    stranger = 4
+    scene.lives.doubt(stranger, "it is confused")
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.lives.doubt(PEER, "it lacks entries, as it hears that it was removed")
+    assert list(scene.lives.doubled) == [stranger]
+    for tick in range(20):
+        scene.lives.tick(tick)
+    assert not scene.core.proposed
+
+
+@pytest.mark.parametrize("is_leader_then", [True, False])
+def test_what_a_doubled_member_had_acknowledged_counts_no_more_either(is_leader_then: bool) -> None:
+    scene = Scene()
+    if not is_leader_then:
+        scene.core.leader = None
+    scene.judge(4, 7)
+    scene.judge(4, 8)
+    assert scene.core.disowned == ({PEER} if is_leader_then else set())
+    scene.core.leader = scene.core
+    scene.lives.tick(1)
+    assert scene.core.disowned == {PEER}
+
+
+@pytest.mark.parametrize("named", [Life(6, 0x1), Life(5, 0xB), Life(3, 0x1), Life(MAX_NUMBER, 0)])
+def test_a_node_that_is_spoken_to_as_another_start_than_its_directory_knows_gives_up(named: Life) -> None:
+    scene = Scene()
+    scene.lives.recognize(named)
+    assert len(scene.given_up) == 1
+
+
+@pytest.mark.parametrize("named", [OWN, Life(4, 0x9), Life(1, 0x6), Life()])
+def test_a_node_that_is_spoken_to_as_an_earlier_start_of_its_own_goes_on(named: Life) -> None:
+    scene = Scene()
+    scene.lives.recognize(named)
+    assert not scene.given_up
 
 
 @pytest.mark.parametrize("recorded", [Life(5, 0xB), Life(6, 0xA), Life(4, 0xB), Life(1, 0xA)])

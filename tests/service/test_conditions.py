@@ -241,6 +241,29 @@ def test_a_node_with_another_secret_is_told_of_on_both_sides_until_it_has_the_sa
     well(*members)
 
 
+def test_a_node_of_another_version_is_told_of_on_both_sides_until_it_is_of_the_same(quick: Cluster) -> None:
+    members = quick.form(3)
+    leader, odd = quick.leader(), quick.follower()
+    sends = {id(member): member.session.send for member in members}
+    for member in members:
+        # Those between it and the others, as another version would send them: it may sign otherwise, too.
+        def send(request: Any, member: Member = member, **options: Any) -> Any:
+            if member is odd or odd.addr in request.url:
+                request.headers["Raft-Version"] = "1"
+            return sends[id(member)](request, **options)
+
+        member.session.send = send  # type: ignore[method-assign]
+    odd.restart()
+    eventually(lambda: "different versions of raftsvc" in str(odd.service.err()), "it says why")
+    assert "wrong-version" in odd.status["conditions"]
+    leader = quick.leader()
+    assert odd.addr in str(told(leader, raftsvc.WrongVersionError, "wrong-version"))
+    assert leader.service.is_ready()
+    for member in members:
+        member.session.send = sends[id(member)]  # type: ignore[method-assign]
+    well(*members)
+
+
 def test_a_founder_that_lost_its_disk_and_founds_again_is_found_out_on_both_sides(quick: Cluster) -> None:
     members = quick.form(3)
     quick.leader().service.exec(b"kept")

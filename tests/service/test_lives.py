@@ -7,6 +7,7 @@ import random
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
@@ -14,6 +15,21 @@ import requests
 import raftsvc
 from raftsvc.storage import Store
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
+
+
+class Trio(NamedTuple):
+    """A cluster of three: all of them, one that does not lead, and the two others."""
+
+    members: list[Member]
+    member: Member
+    others: list[Member]
+
+
+@pytest.fixture
+def trio(cluster: Cluster) -> Trio:
+    members = cluster.form(3)
+    member = cluster.follower()
+    return Trio(members, member, [m for m in members if m is not member])
 
 
 def copy_of(member: Member, path: Path) -> Path:
@@ -47,217 +63,280 @@ def names(member: Member, node_id: int) -> bool:
 
 @pytest.mark.parametrize("which", ["follower", "leader"])
 def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_nothing(
-    tmp_path: Path, which: str
+    cluster: Cluster, trio: Trio, tmp_path: Path, which: str
 ) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        cluster.leader().service.exec(b"before", PATIENCE)
-        original = cluster.leader() if which == "leader" else cluster.follower()
-        others = [m for m in members if m is not original]
-        node_id = original.status["node_id"]
-        clone = started_elsewhere(cluster, original, copy_of(original, tmp_path / "copy"))
-        eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
-        eventually(lambda: any(names(m, node_id) for m in others), "who found it out says so")
-        # The others are a majority.
-        writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
-        assert writer.service.exec(b"after", PATIENCE)
-        for member in (original, clone):
-            with pytest.raises(raftsvc.SupersededError, match="evict it, and join again"):
-                member.service.exec(b"never", PATIENCE)
-            assert not member.service.is_ready()
-        # For good: whoever is started again knows it from the log.
-        for member in others:
-            member.restart()
-        eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
-        eventually((clone.path / "wal" / "ended").exists, "its directory knows")
-        with pytest.raises(raftsvc.SupersededError):
-            clone.restart()
-        # And what the message advises helps.
-        addr = eventually(
-            lambda: next((m["addr"] for i, m in others[0].status["members"].items() if i == str(node_id)), None)
-        )
-        original.service.stop()
-        clone.service.stop()
-        cluster.leader().service.evict(addr, PATIENCE)
-        eventually(lambda: all(m.service.err() is None for m in others), "nothing is wrong any more")
-        cluster.add().service.join(others[0].addr, PATIENCE)
-    finally:
-        cluster.stop()
+    members, follower, _ = trio
+    cluster.leader().service.exec(b"before", PATIENCE)
+    original = cluster.leader() if which == "leader" else follower
+    others = [m for m in members if m is not original]
+    node_id = original.status["node_id"]
+    clone = started_elsewhere(cluster, original, copy_of(original, tmp_path / "copy"))
+    eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+    eventually(lambda: all(names(m, node_id) for m in others), "all of them say so, whoever found it out")
+    # The others are a majority.
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert writer.service.exec(b"after", PATIENCE)
+    for member in (original, clone):
+        with pytest.raises(raftsvc.SupersededError, match="evict it, and join again"):
+            member.service.exec(b"never", PATIENCE)
+        assert not member.service.is_ready()
+    # For good: whoever is started again knows it from the log.
+    for member in others:
+        member.restart()
+    eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    eventually(lambda: all(names(m, node_id) for m in others), "they say so")
+    eventually((clone.path / "wal" / "ended").exists, "its directory knows")
+    with pytest.raises(raftsvc.SupersededError):
+        clone.restart()
+    # And what the message advises helps.
+    addr = eventually(
+        lambda: next((m["addr"] for i, m in others[0].status["members"].items() if i == str(node_id)), None)
+    )
+    original.service.stop()
+    clone.service.stop()
+    cluster.leader().service.evict(addr, PATIENCE)
+    eventually(lambda: all(m.service.err() is None for m in others), "nothing is wrong any more")
+    cluster.add().service.join(others[0].addr, PATIENCE)
 
 
-def test_two_copies_that_count_alike_are_both_found_out(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        original = cluster.follower()
-        others = [m for m in members if m is not original]
-        path = copy_of(original, tmp_path / "copy")
-        original.service.stop()
-        original.start()
-        clone = started_elsewhere(cluster, original, path)
-        eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
-        eventually(lambda: any(names(m, original.status["node_id"]) for m in others), "who found it out says so")
-        leader = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
-        assert leader.service.exec(b"on", PATIENCE)
-    finally:
-        cluster.stop()
+def test_two_copies_that_count_alike_are_both_found_out(cluster: Cluster, trio: Trio, tmp_path: Path) -> None:
+    _, original, others = trio
+    path = copy_of(original, tmp_path / "copy")
+    original.service.stop()
+    original.start()
+    clone = started_elsewhere(cluster, original, path)
+    eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+    eventually(lambda: any(names(m, original.status["node_id"]) for m in others), "who found it out says so")
+    leader = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert leader.service.exec(b"on", PATIENCE)
 
 
-def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        member = cluster.follower()
-        others = [m for m in members if m is not member]
-        older = copy_of(member, tmp_path / "older")
-        for _ in range(2):
-            member.restart()
-            eventually(member.service.is_ready, "it is back")
-        assert cluster.leader().service.exec(b"acknowledged", PATIENCE)
-        eventually(lambda: all(b"acknowledged" in m.state.items for m in members), "everybody has it")
-        put_back(member, older)
-        member.start()
-        eventually(lambda: is_superseded(member), "it knows")
-        assert "put back" in str(member.service.err())
-        assert all(b"acknowledged" in m.read() for m in others)
-    finally:
-        cluster.stop()
-
-
-def test_a_restart_is_no_copy_however_often_and_wherever(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        for round_number in range(3):
-            for member in members:
-                member.restart()
-            assert cluster.leader().service.exec(b"%d" % round_number, PATIENCE)
-        moved = cluster.follower()
-        moved.addr = free_address()
-        moved.restart()
-        eventually(moved.service.is_ready, "it is back, elsewhere")
-        assert all(m.service.err() is None for m in members)
-    finally:
-        cluster.stop()
-
-
-@pytest.mark.parametrize("path", ["msg", "confirm", "stream", "join"])
-def test_what_was_recorded_between_nodes_is_worth_nothing(tmp_path: Path, path: str) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        one, two = cluster.add(), cluster.add()
-        recorded: list[requests.PreparedRequest] = []
-        for member in (one, two):
-            send = member.session.send
-
-            def record(prepared: requests.PreparedRequest, send: object = send, **options: object) -> requests.Response:
-                recorded.append(prepared.copy())
-                return send(prepared, **options)  # type: ignore[operator,no-any-return]
-
-            member.session.send = record  # type: ignore[method-assign]
-        one.service.init()
-        two.service.join(one.addr, PATIENCE)
-        one.service.exec(b"a", PATIENCE)
-        two.service.exec(b"b", PATIENCE)
-        of_kind = [r for r in list(recorded) if str(r.url).endswith(f"/{path}")]
-        assert of_kind
-        before = one.status["last_index"], one.status["members"], one.status["term"]
-        with requests.Session() as enemy:
-            for prepared in of_kind[-50:]:
-                answer = enemy.send(prepared, timeout=PATIENCE, stream=True)
-                assert answer.status_code in (409, 412, 421), answer.text
-                assert answer.json()["code"] in ("seen", "epoch", "too_old", "challenge", "not_leader", "wrong_node")
-                answer.close()
-        assert (one.status["last_index"], one.status["members"], one.status["term"]) == before
-        assert one.state.items == [b"a", b"b"]
-    finally:
-        cluster.stop()
-
-
-def test_a_directory_that_was_found_out_stays_so_however_often_it_is_started(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        member = cluster.follower()
-        older = copy_of(member, tmp_path / "older")
+def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(
+    cluster: Cluster, trio: Trio, tmp_path: Path
+) -> None:
+    members, member, others = trio
+    older = copy_of(member, tmp_path / "older")
+    for _ in range(2):
         member.restart()
         eventually(member.service.is_ready, "it is back")
-        eventually(lambda: all(m.service.exec(b"x", PATIENCE) for m in members), "its start is known")
-        put_back(member, older)
-        member.start()
-        eventually(lambda: is_superseded(member), "it knows")
-        eventually((member.path / "wal" / "ended").exists, "so does its directory")
-        member.service.stop()
-        for _ in range(3):
-            with pytest.raises(raftsvc.SupersededError, match="put back"):
-                member.start()
-    finally:
-        cluster.stop()
+    assert cluster.leader().service.exec(b"acknowledged", PATIENCE)
+    eventually(lambda: all(b"acknowledged" in m.state.items for m in members), "everybody has it")
+    put_back(member, older)
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    assert "put back" in str(member.service.err())
+    assert all(b"acknowledged" in m.read() for m in others)
+
+
+def test_a_restart_is_no_copy_however_often_and_wherever(cluster: Cluster, trio: Trio) -> None:
+    members, moved, _ = trio
+    for round_number in range(3):
+        for member in members:
+            member.restart()
+        assert cluster.leader().service.exec(b"%d" % round_number, PATIENCE)
+    moved.addr = free_address()
+    moved.restart()
+    eventually(moved.service.is_ready, "it is back, elsewhere")
+    assert all(m.service.err() is None for m in members)
+
+
+@pytest.mark.parametrize("how", ["at once", "to the other node", "after both were started again"])
+@pytest.mark.parametrize("path", ["msg", "confirm", "stream", "join"])
+def test_what_was_recorded_between_nodes_is_worth_nothing(cluster: Cluster, path: str, how: str) -> None:
+    one, two = cluster.add(), cluster.add()
+    recorded: list[requests.PreparedRequest] = []
+    for member in (one, two):
+        send = member.session.send
+
+        def record(prepared: requests.PreparedRequest, send: object = send, **options: object) -> requests.Response:
+            recorded.append(prepared.copy())
+            return send(prepared, **options)  # type: ignore[operator,no-any-return]
+
+        member.session.send = record  # type: ignore[method-assign]
+    one.service.init()
+    two.service.join(one.addr, PATIENCE)
+    one.service.exec(b"a", PATIENCE)
+    two.service.exec(b"b", PATIENCE)
+    of_kind = [r for r in list(recorded) if str(r.url).endswith(f"/{path}")]
+    assert of_kind
+    if how == "after both were started again":
+        for member in (one, two):
+            member.restart()
+        assert all(m.read() == [b"a", b"b"] for m in (one, two))
+    elif how == "to the other node":
+        for prepared in of_kind:
+            here, there = (one, two) if one.addr in str(prepared.url) else (two, one)
+            prepared.url = str(prepared.url).replace(here.addr, there.addr)
+    watched = ["members"] if how == "after both were started again" else ["last_index", "members", "term"]
+    before = [one.status[name] for name in watched]
+    with requests.Session() as enemy:
+        for prepared in of_kind[-50:]:
+            answer = enemy.send(prepared, timeout=PATIENCE, stream=True)
+            assert answer.status_code in (409, 412, 421), answer.text
+            assert answer.json()["code"] in ("seen", "epoch", "too_old", "challenge", "not_leader", "wrong_node")
+            answer.close()
+    assert [one.status[name] for name in watched] == before
+    assert all(m.service.err() is None and m.read() == [b"a", b"b"] for m in (one, two))
+
+
+def test_a_directory_that_was_found_out_stays_so_however_often_it_is_started(
+    cluster: Cluster, trio: Trio, tmp_path: Path
+) -> None:
+    members, member, _ = trio
+    older = copy_of(member, tmp_path / "older")
+    member.restart()
+    eventually(member.service.is_ready, "it is back")
+    eventually(lambda: all(m.service.exec(b"x", PATIENCE) for m in members), "its start is known")
+    put_back(member, older)
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    eventually((member.path / "wal" / "ended").exists, "so does its directory")
+    member.service.stop()
+    for _ in range(3):
+        with pytest.raises(raftsvc.SupersededError, match="put back"):
+            member.start()
 
 
 @pytest.mark.parametrize("starts", [1, 3])
 def test_a_directory_that_was_put_back_is_found_out_though_it_was_started_often_before_anybody_heard_it(
-    tmp_path: Path, starts: int
+    cluster: Cluster, trio: Trio, tmp_path: Path, starts: int
 ) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        member = cluster.follower()
-        others = [m for m in members if m is not member]
-        older = copy_of(member, tmp_path / "older")
-        member.restart()
-        eventually(member.service.is_ready, "it is back")
-        assert all(m.service.exec(b"x", PATIENCE) for m in members)
-        put_back(member, older)
-        for _ in range(starts):  # in vain: nobody hears of these
-            store = Store.open(str(member.path))
-            store.load(random.getrandbits(64))
-            store.close()
-        member.start()
-        eventually(lambda: is_superseded(member), "it knows")
-        assert all(m.service.is_ready() for m in others)
-    finally:
-        cluster.stop()
+    members, member, others = trio
+    older = copy_of(member, tmp_path / "older")
+    member.restart()
+    eventually(member.service.is_ready, "it is back")
+    assert all(m.service.exec(b"x", PATIENCE) for m in members)
+    put_back(member, older)
+    for _ in range(starts):  # in vain: nobody hears of these
+        store = Store.open(str(member.path))
+        store.load(random.getrandbits(64))
+        store.close()
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    assert all(m.service.is_ready() for m in others)
 
 
-def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        member = cluster.follower()
-        others = [m for m in members if m is not member]
-        member.files.sync_error = errno.EIO
-        with suppress(raftsvc.RaftError):
-            member.service.exec(b"x", 1.0)
-        eventually(lambda: isinstance(member.service.err(), raftsvc.StorageError), "its disk failed")
-        # Its volume is moved to another machine, and the process lives on.
-        successor = started_elsewhere(cluster, member, copy_of(member, tmp_path / "moved"))
-        eventually(successor.service.is_ready, "it goes on elsewhere")
-        for _ in range(3):
-            assert successor.service.exec(b"y", PATIENCE)
-        assert successor.service.err() is None
-        assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
-    finally:
-        cluster.stop()
+def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(
+    cluster: Cluster, trio: Trio, tmp_path: Path
+) -> None:
+    _, member, others = trio
+    member.files.sync_error = errno.EIO
+    with suppress(raftsvc.RaftError):
+        member.service.exec(b"x", 1.0)
+    eventually(lambda: isinstance(member.service.err(), raftsvc.StorageError), "its disk failed")
+    # Its volume is moved to another machine, and the process lives on.
+    successor = started_elsewhere(cluster, member, copy_of(member, tmp_path / "moved"))
+    eventually(successor.service.is_ready, "it goes on elsewhere")
+    for _ in range(3):
+        assert successor.service.exec(b"y", PATIENCE)
+    assert successor.service.err() is None
+    assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
 
 
 def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_had_acknowledged_to(
-    tmp_path: Path,
+    cluster: Cluster, trio: Trio, tmp_path: Path
 ) -> None:
-    cluster = Cluster(tmp_path)
-    try:
-        members = cluster.form(3)
-        member = cluster.follower()
-        others = [m for m in members if m is not member]
-        older = copy_of(member, tmp_path / "older")
-        for n in range(5):
-            assert member.service.exec(b"%d" % n, PATIENCE)  # applied, hence durable there
-        eventually(lambda: all(m.status["commit_index"] == m.status["last_index"] for m in members))
-        put_back(member, older)
-        member.start()
-        eventually(lambda: is_superseded(member), "it knows")
-        assert any("lacks entries" in str(m.service.err()) for m in others)
-        assert all(m.read() == [b"%d" % n for n in range(5)] for m in others)
-    finally:
-        cluster.stop()
+    members, member, others = trio
+    older = copy_of(member, tmp_path / "older")
+    for n in range(5):
+        assert member.service.exec(b"%d" % n, PATIENCE)  # applied, hence durable there
+    eventually(lambda: all(m.status["commit_index"] == m.status["last_index"] for m in members))
+    put_back(member, older)
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    assert any("lacks entries" in str(m.service.err()) for m in others)
+    assert all(m.read() == [b"%d" % n for n in range(5)] for m in others)
+
+
+@pytest.mark.parametrize("are_restarted", [False, True], ids=["at once", "by others who were started since"])
+def test_a_founder_put_back_to_when_it_was_alone_is_told_by_members_that_it_never_heard_of(
+    cluster: Cluster, tmp_path: Path, are_restarted: bool
+) -> None:
+    founder = cluster.add()
+    founder.service.init()
+    older = copy_of(founder, tmp_path / "older")
+    founder.restart()
+    for _ in range(2):
+        cluster.add().service.join(founder.addr, PATIENCE)
+    assert founder.service.exec(b"acknowledged", PATIENCE)
+    others = cluster.members[1:]
+    put_back(founder, older)
+    eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    if are_restarted:
+        for member in others:
+            member.restart()
+    founder.start()  # it elects itself, for it needs nobody, and asks nobody
+    eventually(lambda: is_superseded(founder), "it knows")
+    with pytest.raises(raftsvc.SupersededError):
+        founder.service.exec(b"never", PATIENCE)
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert b"acknowledged" in writer.read()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EIO])
+def test_a_directory_is_marked_as_one_not_to_use_as_soon_as_its_disk_takes_that(
+    cluster: Cluster, trio: Trio, tmp_path: Path, code: int
+) -> None:
+    _, member, _ = trio
+    older = copy_of(member, tmp_path / "older")
+    member.restart()
+    eventually(member.service.is_ready, "it is back")
+    eventually(lambda: member.service.exec(b"x", PATIENCE), "its start is known")
+    put_back(member, older)
+    create, refused = member.files.create, []
+
+    def refuse(path: str) -> int:
+        if "/ended" in path and len(refused) < 2:
+            refused.append(path)
+            raise OSError(code, "refused by the test")
+        return create(path)
+
+    member.files.create = refuse  # type: ignore[method-assign]
+    member.start()
+    eventually(lambda: is_superseded(member), "it knows")
+    eventually((member.path / "wal" / "ended").exists, "so does its directory, in the end")
+    assert len(refused) == 2
+
+
+def test_a_node_whose_disk_hangs_takes_no_part_once_it_is_found_out_and_is_found_out_again_after_a_restart(
+    cluster: Cluster, trio: Trio, tmp_path: Path
+) -> None:
+    _, original, others = trio
+    path = copy_of(original, tmp_path / "copy")
+    original.files.gate.clear()
+    clone = started_elsewhere(cluster, original, path)
+    eventually(lambda: is_superseded(original) and is_superseded(clone), "both know")
+    for call in (lambda: original.service.exec(b"never", PATIENCE), lambda: original.service.wait_read(PATIENCE)):
+        with pytest.raises(raftsvc.SupersededError):
+            call()
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert writer.service.exec(b"on", PATIENCE)
+    assert not (original.path / "wal" / "ended").exists()
+    clone.service.stop()
+    # The process is killed, and its directory could not be marked.
+    killed = copy_of(original, tmp_path / "killed")
+    original.files.gate.set()
+    original.service.stop()
+    again = started_elsewhere(cluster, original, killed)
+    eventually(lambda: is_superseded(again), "it knows again")
+    assert writer.service.exec(b"and on", PATIENCE)
+
+
+def test_a_founder_put_back_between_two_starts_to_when_it_was_alone_ends_when_others_speak_to_it(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    founder = cluster.add()
+    founder.service.init()
+    older = copy_of(founder, tmp_path / "older")
+    others = [cluster.add() for _ in range(2)]
+    for member in others:
+        member.service.join(founder.addr, PATIENCE)
+    assert founder.service.exec(b"acknowledged", PATIENCE)
+    put_back(founder, older)
+    eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
+    founder.start()  # no start of it is known that it lacks, but what it committed alone is not what they did
+    eventually(lambda: isinstance(founder.service.err(), (raftsvc.ConsensusError, raftsvc.SupersededError)), "it ends")
+    with pytest.raises(raftsvc.RaftError):
+        founder.service.exec(b"never", PATIENCE)
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
+    assert b"acknowledged" in writer.read()

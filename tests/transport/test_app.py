@@ -13,7 +13,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 from werkzeug.wsgi import LimitedStream
 
-from raftsvc.core.messages import EntryKind, Life, Message, MessageKind, decode_messages, make_entry
+from raftsvc.core.messages import Claim, EntryKind, Life, Message, MessageKind, decode_messages, make_entry
 from raftsvc.errors import NodeFailedError, OverloadedError
 from raftsvc.transport import Authenticator, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
@@ -223,6 +223,36 @@ def test_a_request_for_another_start_of_a_node_is_told_which_one_this_is() -> No
         answer = call(app, request("msg", BODIES["msg"], epoch=epoch))
         assert (answer.status, answer.code) == (409, "epoch")
         assert json.loads(answer.body)["epoch"].split()[0] == str(LIFE)
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize(
+    ("version", "problem"), [("1", "unsupported_version"), ("3", "unsupported_version"), ("", 401)]
+)
+@pytest.mark.parametrize("path", ["msg", "join"])
+def test_who_signs_as_another_version_does_hears_of_the_version_and_not_of_the_secret(
+    path: str, version: str, problem: str | int
+) -> None:
+    recorder = Recorder()
+    answer = call(make_app(recorder), request(path, BODIES[path], secret=b"signed in another way", version=version))
+    assert problem in (answer.status, answer.code)
+    assert recorder.calls == [] and recorder.lives == {}
+
+
+@pytest.mark.parametrize("known", [Life(LIFE.counter + 1, 2), Life(LIFE.counter, 3), Life(2**63 - 1, 0)])
+@pytest.mark.parametrize("path", ["msg", "confirm", "snapshot", "stream"])
+def test_a_node_hears_by_any_request_of_a_life_of_it_that_it_does_not_know(path: str, known: Life) -> None:
+    class PutBack(Recorder):
+        def hear_from(self, node_id: int, claim: Claim, addr: str, proves_now: bool) -> str:
+            if node_id == NODE:
+                assert (claim, addr, proves_now) == (Claim(known), "", False)
+                return "void"
+            return super().hear_from(node_id, claim, addr, proves_now)
+
+    recorder = PutBack()
+    method = "GET" if path == "stream" else "POST"
+    answer = call(make_app(recorder), request(path, BODIES.get(path, b""), method=method, epoch=str(known)))
+    assert (answer.status, answer.code) == (503, "unavailable")
     assert recorder.calls == []
 
 
@@ -485,6 +515,12 @@ def test_probes_name_what_is_wrong(wrong: list[str], lines: list[str]) -> None:
 )
 def test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of(secret: str, claims: list[Any]) -> None:
     recorder = Recorder()
-    answer = call(make_app(recorder), request("msg", BODIES["msg"], secret, cluster=f"{0xC2:016x}"))
+    app = make_app(recorder)
+    answer = call(app, request("msg", BODIES["msg"], secret, cluster=f"{0xC2:016x}"))
     assert answer.status == (412 if claims else 401)
-    assert recorder.claims == claims
+    assert recorder.claims == [], "it may be a recording"
+    challenge = json.loads(answer.body).get("challenge", "")
+    for _ in range(2):
+        answer = call(app, request("msg", BODIES["msg"], secret, cluster=f"{0xC2:016x}", epoch=challenge))
+        assert answer.status == (412 if claims else 401)
+        assert recorder.claims == claims, "once"

@@ -195,3 +195,9 @@ def test_stopping_ends_it(serve: Serve) -> None:
     stopped.set()
     thread.join(PATIENCE / 2)
     assert isinstance(outcome[0], raftsvc.StoppedError)
+
+
+def test_who_would_join_another_version_hears_of_the_version_at_once(serve: Serve) -> None:
+    other = Problem(400, "unsupported_version", "this node speaks version 3 of the protocol")
+    with pytest.raises(raftsvc.ConfigurationError, match="speaks version 3"):
+        ask(serve(answering("400 Bad Request", other.encode())))

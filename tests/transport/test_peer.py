@@ -15,6 +15,7 @@ from raftsvc.core.messages import Claim, Entry, EntryKind, Life, Message, Messag
 from raftsvc.transport import App, Authenticator, Identity, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
+from raftsvc.transport.wire import PROTOCOL_VERSION
 from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, lineage_of, make_app
 
 PATIENCE = 60.0
@@ -155,6 +156,56 @@ def test_what_no_peer_signed_counts_as_no_answer(talk: Callable[..., tuple[NodeS
     peer.put([heartbeat()])
     assert node.wait_for("unreachable") == ("unreachable", NODE)
     assert {event[0] for event in node.events} - {"life", "missed", "reached"} == {"unreachable"}
+
+
+def test_who_answers_as_an_earlier_start_is_told_which_one_is_known(
+    talk: Callable[..., tuple[NodeStub, Peer]],
+) -> None:
+    recorder = Recorder()
+    known = Life(recorder.life.counter + 2, 0xF)
+    app = make_app(recorder)
+    epochs: list[str] = []
+
+    def spy(environ: dict[str, Any], start_response: Callable[..., object]) -> Any:
+        if environ["REQUEST_METHOD"] == "POST":
+            epochs.append(str(environ.get("HTTP_RAFT_EPOCH", "")))
+        return app(environ, start_response)
+
+    node, peer = talk(spy)
+    node.lives[NODE] = known
+    for n in range(2):
+        peer.put([heartbeat()])
+        with node.happened:
+            assert node.happened.wait_for(lambda n=n: sum(e[0] == "unreachable" for e in node.events) > n, PATIENCE)
+    assert epochs[0] == "" and str(known) in epochs[1:]
+    assert recorder.calls == []
+
+
+def test_a_node_that_takes_one_of_another_cluster_for_its_own_says_so_when_it_is_asked_whether_it_is_there(
+    talk: Callable[..., tuple[NodeStub, Peer]],
+) -> None:
+    class Other(Recorder):
+        def identity(self) -> Identity | None:
+            return Identity(0xC2, NODE, lineage_of(self.life), "node.example:1")
+
+    recorder = Other()
+    node, peer = talk(make_app(recorder))
+    peer.put([heartbeat()])
+    node.wait_for("unreachable")
+    assert recorder.claims == [(f"{CLUSTER:016x}", PEER)]
+    assert peer.trouble is not None and peer.trouble.code == "wrong_cluster"
+
+
+@pytest.mark.parametrize("secret", [SECRET, None], ids=["nobody signed", "nobody signs"])
+def test_a_peer_of_another_version_says_so_though_it_signs_otherwise(
+    talk: Callable[..., tuple[NodeStub, Peer]], secret: str | None
+) -> None:
+    other = Problem(400, "unsupported_version", "this node speaks version 3 of the protocol")
+    node, peer = talk(answering("400 Bad Request", other.encode()), secret)
+    peer.put([heartbeat()])
+    node.wait_for("unreachable")
+    assert peer.trouble is not None and peer.trouble.code == "unsupported_version"
+    assert "speaks version 3" in peer.trouble.why and f"this one version {PROTOCOL_VERSION}" in peer.trouble.why
 
 
 def test_a_removed_node_is_told_by_a_peer(talk: Callable[..., tuple[NodeStub, Peer]]) -> None:
