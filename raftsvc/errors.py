@@ -180,6 +180,29 @@ class InstructionTooLargeError(NotApplied):
     retry_after = None
 
 
+class InvalidInstructionError(NotApplied, TypeError):
+    """What was given is no instruction, which is bytes; nothing was proposed."""
+
+    http_status = 400
+    http_detail = "What was given makes no sense here; nothing was done."
+    retry_after = None
+
+
+class NotLeaderError(RaftError):
+    """Another node leads, or nobody does, and only the leader can do that.  The message says where it is."""
+
+    http_status = 409
+    http_detail = "This node does not lead the cluster."
+
+
+class TransferFailedError(RaftError):
+    """Nobody took over in time.  This node leads on, or another was elected meanwhile; asking again is safe."""
+
+    http_status = 503
+    http_detail = "No other node took over in time; asking again is safe."
+    retry_after = 1.0
+
+
 class SupersededError(NotApplied):
     """This node's directory was copied, or put back to an older state, so the node takes no part any more.
 

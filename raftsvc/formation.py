@@ -29,10 +29,12 @@ from raftsvc.errors import (
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    NotLeaderError,
     RaftError,
     ReadTimeoutError,
     StoppedError,
     StorageError,
+    TransferFailedError,
     UninitializedError,
     UnknownPeerError,
 )
@@ -352,6 +354,36 @@ class Roster:
             if time.monotonic() >= deadline:
                 raise Problem(503, "busy", "no id could be allocated")
 
+    def transfer(self, addr: str | None, timeout: float) -> None:
+        """Hand leadership over; see `Service.transfer`."""
+        node = self._membership.require_node()
+        node.check_able()
+        config = node.applied_config
+        if not node.is_leader:
+            where = node.leader_addr
+            raise NotLeaderError(
+                f"node {node.node_id} does not lead"
+                + (
+                    f": {where} does, and only there leadership is handed over"
+                    if where
+                    else ", and knows nobody who does"
+                )
+            )
+        to_id = NO_NODE
+        if addr is not None:
+            found = _member_at(config, addr)
+            if found is None:
+                raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
+            if found == node.node_id:
+                return
+            to_id = found
+        with self._admission:
+            refusal = node.hand_over(timeout, to_id)
+        if refusal is not None:
+            raise TransferFailedError(
+                f"node {node.node_id} leads on: {_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s')}"
+            )
+
     def evict(self, addr: str, timeout: float) -> None:
         """Remove the member at `addr`; see `Service.evict`."""
         deadline = time.monotonic() + timeout
@@ -365,8 +397,7 @@ class Roster:
         config = node.applied_config
         node_id = _member_at(config, addr)
         if node_id is None:
-            known = ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
-            raise UnknownPeerError(f"no member is at {addr}; the members are: {known}")
+            raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
         with self._admission:
@@ -382,6 +413,16 @@ class Roster:
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
             )
+
+
+_WHY_NOT = {
+    Refusal.NO_LEADER: "no other voter is reachable and able to lead",
+    Refusal.INVALID_CHANGE: "that member is no voter, or says that it cannot lead",
+}
+
+
+def _named(config: Configuration) -> str:
+    return ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
 
 
 def _check_unused(config: Configuration, addr: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
+from raftsvc.listeners import Listeners
 from raftsvc.transport import (
     Envelope,
     Identity,
@@ -27,11 +28,14 @@ from raftsvc.transport import (
 class Reception:
     """The transport's Receiver for a Service; see transport.app."""
 
-    def __init__(self, membership: Membership, roster: Roster, network: Network, admission: Admission) -> None:
+    def __init__(
+        self, membership: Membership, roster: Roster, network: Network, admission: Admission, listeners: Listeners
+    ) -> None:
         self._membership = membership
         self._roster = roster
         self._network = network
         self._admission = admission
+        self._listeners = listeners
 
     def check_process(self) -> None:
         """Raise a Problem in a process that was forked from the node's."""
@@ -115,6 +119,7 @@ class Reception:
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
+        picture["listener_errors"] = self._listeners.errors
         picture["streams"] = {
             str(peer_id): {"in": comes_in, "out": goes_out}
             for peer_id, (comes_in, goes_out) in self._network.streams().items()

@@ -14,6 +14,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,29 +25,29 @@ from raftsvc.addresses import canonical_addr, peer_url
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
-    InstructionTooLargeError,
     JoinFailedError,
     MembershipTimeoutError,
     NodeFailedError,
-    NotApplied,
-    OutcomeUnknown,
     RaftError,
     ReadTimeoutError,
-    Rejected,
     StartFailedError,
+    TransferFailedError,
 )
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.refusals import check_server, command_below
 from raftsvc.host.watch import ServerWatch
+from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
-from raftsvc.member.machine import MAX_WHOLE_BYTES
 from raftsvc.member.node import NodeOptions, read_boot_clock
 from raftsvc.member.participant import Participant
-from raftsvc.member.waiters import Call, Read
+from raftsvc.member.sessions import MAX_WHOLE_BYTES
+from raftsvc.member.waiters import Read
+from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
+from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network
@@ -61,8 +62,8 @@ _UNHURRIED_SECONDS = 60.0
 def start(
     laddr: str,
     dir: str | os.PathLike[str],  # noqa: A002 - the name is part of the API
-    session: requests.Session | None,
-    state: State,
+    session: requests.Session | None = None,
+    state: State | None = None,
     *,
     secret: str | bytes | Sequence[str | bytes] | None = None,
     authenticate: Callable[[Mapping[str, Any]], bool] | None = None,
@@ -141,7 +142,7 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
-    _check_state(state)
+    state = _check_state(state)
     laddr = canonical_addr(laddr)
     if listen is not None:
         _check_tls(laddr, listen, listen_ssl, mutual_tls)
@@ -220,8 +221,12 @@ def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutua
         raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
 
 
-def _check_state(state: object) -> None:
-    """Refuse what is no State before anything is made of it, or written."""
+def _check_state(state: State | None) -> State:
+    """The State, or what is wrong with it, before anything is made of it, or written."""
+    if state is None:
+        raise ConfigurationError(
+            "start needs what is to be replicated: state=raftsvc.kv.KeyValueState(), or one of yours"
+        )
     if isinstance(state, type):
         raise ConfigurationError(f"state is the class {state.__name__}, not an instance of it: {state.__name__}()")
     kind = type(state).__name__
@@ -238,7 +243,7 @@ def _check_state(state: object) -> None:
                 f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
             )
     try:
-        index, members = state.applied_index(), dict(state.peers())  # type: ignore[attr-defined]
+        index, members = state.applied_index(), dict(state.peers())
     except Exception as error:
         raise ConfigurationError(
             f"the State, of class {kind}, cannot say what it has applied ({type(error).__name__}: {error}); "
@@ -246,6 +251,7 @@ def _check_state(state: object) -> None:
         ) from error
     if not isinstance(index, int):
         raise ConfigurationError(f"the State, of class {kind}, says that it has applied up to {index!r}, of {members}")
+    return state
 
 
 class Entrance(NamedTuple):
@@ -274,11 +280,12 @@ class Service:
         """Use `start`."""
         self._membership = membership
         self._network = network
-        self._max_instruction_bytes = entrance.max_instruction_bytes
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped, self._hears_while_server_drains)
+        self._proposals = Proposals(membership, self._admission, entrance.max_instruction_bytes)
+        self._listeners = Listeners(membership)
         self._roster = Roster(membership, self, self._admission, network)
-        self._reception = Reception(membership, self._roster, network, self._admission)
+        self._reception = Reception(membership, self._roster, network, self._admission, self._listeners)
         self._app = App(self._reception, auth)
         self._listener: Listener | None = None
         if entrance.listen is not None:
@@ -358,6 +365,22 @@ class Service:
             return do_elsewhere(partial(self.evict, node_addr, timeout), timeout, MembershipTimeoutError)
         self._roster.evict(node_addr, timeout)
 
+    def transfer(self, addr: str | None = None, timeout: float = 10.0) -> None:
+        """Hand leadership over, and return once this node does not lead any more.
+
+        addr: to the voter there, in whatever spelling, or of that id; None: to the one that is best fit.
+              If it is this node itself nothing is done.
+
+        Until then no instruction is taken, so callers of all nodes wait, an election timeout at most.
+        Whoever takes over may lose the lead like any leader.
+
+        Raises NotLeaderError, with where to ask, UnknownPeerError, OverloadedError; TransferFailedError: it leads on.
+        """
+        self._membership.require_node("transfer")
+        if is_main_thread():
+            return do_elsewhere(partial(self.transfer, addr, timeout), timeout, TransferFailedError)
+        self._roster.transfer(addr, timeout)
+
     def stop(self) -> None:
         """Stop replicating; afterwards the Service is unusable.  Idempotent, bounded.
 
@@ -390,34 +413,41 @@ class Service:
         effect and never will, OutcomeUnknown if time ran out after it may have
         reached a log; all are RaftError.  Blocks.
         """
-        node = self._membership.require_node("exec")
-        node.check_able()
-        if len(instruction) > self._max_instruction_bytes:
-            raise InstructionTooLargeError(
-                f"the instruction has {len(instruction)} bytes, at most {self._max_instruction_bytes} are allowed"
-            )
-        if is_main_thread():
-            return do_elsewhere(partial(self.exec, bytes(instruction), timeout), timeout, OutcomeUnknown)
-        deadline = time.monotonic() + timeout
-        self._admission.enter(deadline)
-        try:
-            call = Call(bytes(instruction))
-            node.submit(call)
-            if not node.await_outcome(call, deadline):
-                if call.unsettled:
-                    raise OutcomeUnknown(
-                        f"not applied here within {timeout:g} s; it may have been, or may yet be: {call.stage}"
-                    )
-                raise NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed: {call.stage}")
-        finally:
-            self._admission.leave()
-        if call.error is not None:
-            raise call.error
-        outcome = call.outcome
-        assert outcome is not None, "finished without an error"
-        if outcome.rejection is not None:
-            raise Rejected(outcome.rejection)
-        return outcome.satisfied
+        return self._proposals.propose(instruction, timeout, "exec").satisfied
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+        """Like `exec`, and tells where in the log it took effect, and all that the State said of it.
+
+        Raises what `exec` raises.  Where `Applied.known` is False it took effect, and only what the
+        State answered is not known.
+        """
+        return applied_of(self._proposals.propose(instruction, timeout, "propose"))
+
+    def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> list[Applied]:
+        """Have several instructions applied with one entry of the log: in order, with none of others' between.
+
+        instructions: at most 1,000, together at most 4 MiB, each at most `max_instruction_bytes`.
+
+        Each is applied exactly once, and has an outcome of its own, in the same order; they are not
+        a transaction.  One that the State refused has a `Rejected` for its answer.
+
+        Raises what `exec` raises, but Rejected: NotApplied if none of them took effect,
+        OutcomeUnknown if either none did or all were applied.  Blocks.
+        """
+        return self._proposals.propose_many(instructions, timeout)
+
+    def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]:
+        """As `propose`, without waiting: at once returns a future that always completes, with that or its error.
+
+        `cancel` of the future has its outcome forgotten, and undoes nothing.  Several take effect in
+        whatever order.  Up to 1,000 may be on their way from this process, beside
+        those that wait in `exec`; the future of one more has OverloadedError.  What
+        is called when a future is done must be quick, for one thread does it for all.
+
+        Raises only what is known at once: InvalidInstructionError, InstructionTooLargeError, and what keeps
+        this node from serving anybody.
+        """
+        return self._proposals.propose_async(instruction, timeout)
 
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call.
@@ -427,17 +457,40 @@ class Service:
         The State has then seen nothing it had not seen before.  Blocks.
         """
         node = self._membership.require_node("wait_read")
-        if node.is_current():
+        if node.callers.is_current():
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
+        self._await(node, lambda read: node.callers.submit_read(read), timeout, "confirmed and applied")
+
+    def wait_applied(self, index: int, timeout: float = 5.0) -> None:
+        """Return once reads of the local State see everything up to entry `index`, which some node was told of.
+
+        So what one node wrote another reads, with `Applied.index` carried along, and without
+        asking the others.  Of what else was written it says nothing.
+
+        Raises what `wait_read` raises; ReadTimeoutError also if there is no such entry.  Blocks.
+        """
+        node = self._membership.require_node("wait_applied")
+        if not isinstance(index, int):
+            raise ConfigurationError(f"an index is a whole number, and this is {index!r}")
+        if node.applied_index >= index:
+            node.check_able()
+            return
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_applied, index, timeout), timeout, ReadTimeoutError)
+        self._await(
+            node, lambda read: node.callers.submit_expectation(read, index), timeout, f"applied up to entry {index}"
+        )
+
+    def _await(self, node: Participant, submit: Callable[[Read], None], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
         self._admission.enter(deadline)
         try:
             read = Read()
-            node.submit_read(read)
-            if not node.await_read(read, deadline):
-                raise ReadTimeoutError(f"the read was not confirmed and applied within {timeout:g} s: {read.stage}")
+            submit(read)
+            if not node.callers.await_read(read, deadline):
+                raise ReadTimeoutError(f"the read was not {what} within {timeout:g} s: {read.stage}")
         finally:
             self._admission.leave()
         if read.error is not None:
@@ -468,6 +521,25 @@ class Service:
         self._membership.home.check()
         node = self._node
         return node.vitals.log_time_ms if node is not None else 0
+
+    def add_listener(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Have `listener` called with an `Event` whenever leader, members or `err` changed, the present first.
+
+        One thread of the library calls all listeners, one after the other, under no lock: it may call this Service.
+        What one raises is logged, and counted in `status`.  Returns what ends that, callable any time.
+        """
+        self._membership.home.check()
+        return self._listeners.add(listener)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node believes that it leads: another may lead by the time that this is looked at, or already.
+
+        Good for a display, or for whom to ask first.  What must be done once, or by one alone, needs
+        more than a belief: have it decided by an instruction.
+        """
+        node = self._membership.serving_node()
+        return node is not None and node.is_leader
 
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""

@@ -46,8 +46,14 @@ class State(Protocol):
     def applied_index(self) -> int:
         """The index up to which this state reflects the log; 0 at first."""
 
-    def apply(self, data: bytes, index: int) -> bool:
-        """Apply one instruction; returns whether it was satisfied, which is what `exec` returns.
+    def apply(self, data: bytes, index: int) -> object:
+        """Apply one instruction; returns whether it was satisfied, which is what `exec` returns, or more.
+
+        What is returned is `Applied.answer` to whoever brought the instruction.  False and None mean that
+        it was not satisfied, all else that it was.  A bool, None, an int of 64 bits, or at
+        most 64 bytes (of exactly these types), is remembered by the cluster like the outcome itself,
+        and comes back whatever happens; other objects may get lost on the way (`Applied.known`), are
+        never sent to another node, and are in no digest.
 
         Raise `raftsvc.Rejected` to refuse it, deterministically and without effect.
         Anything else that is raised stops applying on this node until it is
@@ -123,7 +129,7 @@ class TimedState(Protocol):
     is to last for so long lasts no shorter, and perhaps longer.  It says nothing of the time of day.
     """
 
-    def apply_at(self, data: bytes, index: int, time_ms: int) -> bool:
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
         """Apply one instruction, at log time `time_ms`; called in the place of `apply`, and as that."""
 
 

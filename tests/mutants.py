@@ -335,13 +335,13 @@ MUTANTS = (
     # Long instructions and slow links
     Mutant(
         "pieces are joined in whatever order they come",
-        "member/machine.py",
-        "(partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)",
-        "(partial.number, partial.whole_bytes) != (number, whole_bytes)",
+        "member/sessions.py",
+        "(partial.number, partial.whole_bytes, partial.op, partial.held) != (number, whole_bytes, op, offset)",
+        "(partial.number, partial.whole_bytes, partial.op) != (number, whole_bytes, op)",
     ),
     Mutant(
         "forget in the snapshot what came of an instruction",
-        "member/machine.py",
+        "member/sessions.py",
         "            if session.partial is not None:\n",
         "            if False:\n",
     ),
@@ -361,7 +361,7 @@ MUTANTS = (
     ),
     Mutant(
         "pieces of an earlier instruction take the place of a later one's",
-        "member/machine.py",
+        "member/sessions.py",
         "(partial is None or partial.number < number)",
         "True",
         test="member/test_pieces.py::"
@@ -615,7 +615,7 @@ MUTANTS = (
     Mutant(
         "the sessions of removed members are kept",
         "member/machine.py",
-        "            self._sessions.pop(change.node_id, None)\n",
+        "            self.sessions.remove(change.node_id)\n",
         "",
         kinds="member removed,member added",
     ),
@@ -760,8 +760,8 @@ MUTANTS = (
     Mutant(
         "a State starts from a snapshot without its time",
         "member/machine.py",
-        "        self.applied_term = term\n        self.applied_time_ms = time_ms\n\n",
-        "        self.applied_term = term\n\n",
+        "\n        self.applied_time_ms = time_ms\n",
+        "\n        self.applied_time_ms = 0\n",
     ),
     Mutant(
         "what a leader counted is lost when it hands over",
@@ -890,15 +890,55 @@ MUTANTS = (
     # Sessions
     Mutant(
         "forget the session table in the snapshot",
-        "member/machine.py",
+        "member/sessions.py",
         '        return b"".join(parts)\n',
         '        return b""\n',
     ),
     Mutant(
         "forget that an instruction was applied",
+        "member/sessions.py",
+        "            self.outcomes[number + place] = outcome.recorded()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "of a list only the first instruction is remembered",
+        "member/sessions.py",
+        "enumerate(outcomes):",
+        "enumerate(outcomes[:1]):",
+    ),
+    Mutant(
+        "a list that comes again is applied again",
         "member/machine.py",
-        "            session.outcomes[number] = outcome\n",
+        "        if known is not None:  # then all of it is\n",
+        "        if known is not None and op != LIST:\n",
+    ),
+    Mutant(
+        "who guesses the id of a session may use it",
+        "member/sessions.py",
+        "session is not None and session.nonce == nonce else None",
+        "session is not None else None",
+        test="test_machine.py::test_who_does_not_know_the_nonce_of_a_session_has_nothing_done_and_nothing_closed",
+    ),
+    Mutant(
+        "an attempt to open a session counts however late it comes",
+        "member/sessions.py",
+        "index - asked_at > MAX_OPEN_AGE or ",
         "",
+        test="test_machine.py::test_an_attempt_to_open_a_session_that_comes_late_or_twice_opens_nothing",
+    ),
+    Mutant(
+        "a session remembers any number of outcomes",
+        "member/sessions.py",
+        " and number + count <= max(low, self.low) + MAX_OUTCOMES",
+        "",
+        test="test_machine.py::test_a_session_remembers_so_many_outcomes_and_takes_nothing_beyond",
+    ),
+    Mutant(
+        "more is sent than a session takes",
+        "member/calls.py",
+        "call.number + call.count > low + MAX_OUTCOMES",
+        "False",
+        test="member/test_calls.py::test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room",
     ),
     Mutant(
         "settle numbers that are still under way",
@@ -909,22 +949,22 @@ MUTANTS = (
     Mutant(
         "give a call the outcome of another session's",
         "member/calls.py",
-        "answer.node_id == self._core.node_id and answer.session_id == self.session_id:",
-        "answer.node_id == self._core.node_id:",
+        "            if answer.session_id == self.session_id:\n",
+        "            if True:\n",
         # What the machine is told to listen for is of the same session, so either alone makes no difference.
         also=(
             (
                 "member/machine.py",
-                "listener[1] == session_id and listener[0] == node_id",
-                "listener[0] == node_id",
+                "if listener is None or listener == session_id:",
+                "if True:",
             ),
         ),
     ),
     Mutant(
         "give a call the outcome that a snapshot recorded for another session's",
         "member/calls.py",
-        "        if self.session_id:\n            for number in list(self._waiting):",
-        "        if True:\n            for number in list(self._waiting):",
+        "sessions.recorded(self.session_id, number)",
+        "next((o for i in range(9999) if (o := sessions.recorded(i, number))), None)",
     ),
     Mutant(
         "report what may be applied as not applied",
@@ -1233,9 +1273,9 @@ MUTANTS = (
     ),
     Mutant(
         "an earlier start opens a session",
-        "member/machine.py",
-        "        is_later = life.counter > (former.life.counter if former else 0)\n",
-        "        is_later = True\n",
+        "member/sessions.py",
+        "counter <= life.counter or ",
+        "",
         test="test_machine.py::test_an_earlier_start_or_a_second_one_of_the_same_number_opens_no_session",
     ),
     Mutant(

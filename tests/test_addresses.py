@@ -103,10 +103,10 @@ def test_a_service_does_not_start_under_an_address_that_is_none(tmp_path: object
 def test_the_allowed_list_knows_an_address_in_every_spelling() -> None:
     state = KeyValueState()
     for index, spelling in enumerate(("HTTP://N2.example:8001/raft", "[FD00::0:2]:8001"), 1):
-        state.apply(instructions.encode(bytes(16), [instructions.allow(spelling)]), index)
+        state.apply(instructions.encode([instructions.allow(spelling)]), index)
         assert state.is_allowed_member(spelling)
     assert state.is_allowed_member("n2.example:8001") and state.is_allowed_member("[fd00::2]:8001")
-    state.apply(instructions.encode(bytes(16), [instructions.disallow("N2.EXAMPLE:8001")]), 3)
+    state.apply(instructions.encode([instructions.disallow("N2.EXAMPLE:8001")]), 3)
     assert state.allowed() == {"[fd00::2]:8001"}
     with pytest.raises(ValueError, match="no prefix"):
         instructions.allow("http://n2.example:8001")

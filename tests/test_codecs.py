@@ -18,7 +18,6 @@ from raftsvc.core.messages import (
     MAX_TIME_MS,
     Entry,
     EntryKind,
-    Life,
     MalformedError,
     Message,
     MessageKind,
@@ -33,8 +32,8 @@ from raftsvc.core.messages import (
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import instructions
 from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
-from raftsvc.member.machine import Machine, Outcome, Partial, Session, _decode_sessions
-from raftsvc.state import BaseState
+from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
+from raftsvc.member.sessions import Outcome, Sessions
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.snapshot import SnapshotHeader, StoredSnapshot
 from raftsvc.transport.wire import (
@@ -135,22 +134,33 @@ problems = st.builds(
     st.text(max_size=40),
     leader=st.text(max_size=20),
 )
-outcomes = st.one_of(
-    st.booleans().map(lambda satisfied: Outcome(satisfied)),
-    texts.map(lambda reason: Outcome(False, reason)),
+answers: st.SearchStrategy[object] = st.one_of(
+    st.booleans(), st.none(), st.integers(-(2**63), 2**63 - 1), st.binary(max_size=64), st.just([])
 )
 
 
 @st.composite
-def session_tables(draw: st.DrawFn) -> dict[int, Session]:
-    table = {}
-    for node_id in draw(st.lists(u64.filter(bool), unique=True, max_size=3)):
-        session = table[node_id] = Session(draw(u64), Life(draw(u64), draw(u64)), draw(u64))
-        session.outcomes = draw(st.dictionaries(u64, outcomes, max_size=4))
-        part = draw(st.none() | data)
-        if part is not None:
-            session.partial = Partial(draw(u64), draw(u64))
-            session.partial.held, session.partial.parts = len(part), [part]
+def session_tables(draw: st.DrawFn) -> Sessions:
+    table = Sessions()
+    index = 1
+    for member in draw(st.lists(st.integers(1, 2**62), unique=True, max_size=3)):
+        for counter in (*draw(st.lists(st.integers(1, 2**62), max_size=2)), 0, 0):
+            index += 1
+            nonce = draw(u64)
+            table.open(index, member, nonce, counter, index - 1)
+            session = table.get(index, nonce)
+            if session is None:
+                continue
+            for number in draw(st.lists(st.integers(1, 1000), unique=True, max_size=4)):
+                answer, reason = draw(answers), draw(st.none() | texts)
+                satisfied = reason is None and answer not in (False, None)
+                outcome = Outcome(satisfied, reason, None if reason is not None else answer, True, draw(u64), draw(u64))
+                session.record(number, draw(st.integers(0, number)), [outcome])
+            part = draw(data)
+            op = draw(st.sampled_from([INSTRUCTION, LIST]))
+            session.join(2000, wrap_piece(op, index, nonce, 2000, 0, 0, len(part) + 1, part))
+        if draw(st.booleans()):
+            table.void(member)
     return table
 
 
@@ -164,20 +174,7 @@ operations = st.one_of(
     st.builds(kv.allow, addresses),
     st.builds(kv.disallow, keys),
 )
-transactions = st.tuples(tokens, st.lists(operations, max_size=6))
-
-
-def sessions_of(message_table: dict[int, Session]) -> bytes:
-    machine = Machine(BaseState())  # type: ignore[arg-type]
-    machine._sessions = message_table
-    return machine.encode_sessions()
-
-
-def shown(table: dict[int, Session]) -> dict[int, object]:
-    return {
-        node: (s.id, s.life, s.low, s.outcomes, p and (p.number, p.whole_bytes, p.held, p.parts))
-        for node, s, p in ((node, s, s.partial) for node, s in table.items())
-    }
+transactions = st.lists(operations, max_size=6)
 
 
 # -- it comes back
@@ -229,8 +226,8 @@ def test_joins_parts_and_problems_come_back(
 
 
 @given(session_tables(), ids)
-def test_session_tables_and_ids_come_back(table: dict[int, Session], node_id: int) -> None:
-    assert shown(_decode_sessions(sessions_of(table))) == shown(table)
+def test_session_tables_and_ids_come_back(table: Sessions, node_id: int) -> None:
+    assert Sessions.decode(table.encode()).encode() == table.encode()
     assert decode_id(encode_id(node_id), "id") == node_id
 
 
@@ -253,10 +250,8 @@ def test_snapshots_come_back(header: SnapshotHeader, pieces: list[bytes]) -> Non
 
 
 @given(transactions)
-def test_transactions_come_back(transaction: tuple[bytes, list[instructions.Operation]]) -> None:
-    tag, said = transaction
-    heard_tag, conditions, effects = instructions.decode(instructions.encode(tag, said))
-    assert heard_tag == tag
+def test_transactions_come_back(said: list[instructions.Operation]) -> None:
+    conditions, effects = instructions.decode(instructions.encode(said))
     assert conditions == [(o.key, o.version) for o in said if isinstance(o, kv.Condition)]
     assert effects == [(o.code, o.key, o.data) for o in said if isinstance(o, kv.Effect)]
 
@@ -264,12 +259,15 @@ def test_transactions_come_back(transaction: tuple[bytes, list[instructions.Oper
 # -- all else is refused
 
 
-def restore_sessions(encoded: bytes) -> None:
-    _decode_sessions(encoded)
-
-
 def restore_keys(encoded: bytes) -> None:
     KeyValueState().restore_snapshot(encoded, 2**64 - 1)
+
+
+def decode_list_or_raise(encoded: bytes) -> list[bytes]:
+    heard = decode_list(encoded)
+    if heard is None:
+        raise MalformedError("no list")
+    return heard
 
 
 def read_snapshot(encoded: bytes) -> None:
@@ -287,7 +285,7 @@ def whole_snapshot() -> bytes:
 
 def whole_keys() -> bytes:
     state = KeyValueState()
-    state.apply(instructions.encode(bytes(16), [kv.set("a", b"1"), kv.set("b", b"2"), kv.allow("h:1")]), 5)
+    state.apply(instructions.encode([kv.set("a", b"1"), kv.set("b", b"2"), kv.allow("h:1")]), 5)
     return state.snapshot()[0]
 
 
@@ -295,10 +293,28 @@ CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", Fals
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
-SESSION = Session(3, Life(6, 2**64 - 1), 5)
-SESSION.outcomes = {5: Outcome(True), 6: Outcome(False, "no"), 7: Outcome(False)}
-SESSION.partial = Partial(8, 90)
-SESSION.partial.held, SESSION.partial.parts = 5, [b"piece"]
+
+
+def whole_sessions() -> bytes:
+    table = Sessions()
+    table.open(3, 2, 2**64 - 1, 6, 2)
+    table.open(9, 4, 1, 0, 8)
+    table.void(5)
+    session = table.get(3, 2**64 - 1)
+    assert session is not None
+    for number, outcome in enumerate(
+        (
+            Outcome(True, None, True, True, 4, 5),
+            Outcome(False, "no", None, True, 4, 5),
+            Outcome(False, None, False, True, 4, 5),
+            Outcome(True, None, -7, True, 4, 5),
+            Outcome(True, None, b"bytes", True, 4, 5),
+            Outcome(True, None, [], True, 4, 5),
+        )
+    ):
+        session.record(number + 1, 1, [outcome])
+    session.join(9, wrap_piece(INSTRUCTION, 3, 0, 9, 1, 0, 90, b"piece"))
+    return table.encode()
 
 
 class Codec(NamedTuple):
@@ -340,12 +356,13 @@ CODECS = {
         MalformedError,
         lambda heard: heard.encode().encode(),
     ),
-    "sessions": Codec(restore_sessions, sessions_of({2: SESSION, 4: Session(9, Life(1, 1))}), MalformedError),
+    "sessions": Codec(Sessions.decode, whole_sessions(), MalformedError),
+    "list": Codec(decode_list_or_raise, encode_list([b"a", b"", b"bcd"]), MalformedError, encode_list),
     "id": Codec(lambda raw: decode_id(raw, "id"), encode_id(7), DamagedStorageError, encode_id),
     "snapshot": Codec(read_snapshot, whole_snapshot(), DamagedStorageError),
     "transaction": Codec(
         instructions.decode,
-        instructions.encode(bytes(16), [kv.set("k", b"v"), kv.if_not_modified("k", 3), kv.allow("h:1")]),
+        instructions.encode([kv.set("k", b"v"), kv.if_not_modified("k", 3), kv.allow("h:1")]),
         Rejected,
     ),
     "keys": Codec(restore_keys, whole_keys(), MalformedSnapshotError),

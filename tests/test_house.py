@@ -39,6 +39,7 @@ ROOMS = {
     "errors": "",
     "answers": "errors",
     "state": "",
+    "results": "",
     "process": "errors",
     "mainthread": "errors",
     "core": "",
@@ -48,11 +49,14 @@ ROOMS = {
     "member": "errors addresses state process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state process mainthread core storage transport member host",
-    "reception": "errors addresses state process mainthread core storage transport member host formation",
-    "service": "errors addresses state process mainthread core storage transport member host formation reception",
-    "raftsvc": "errors addresses answers state service",
+    "proposals": "errors results mainthread member host formation",
+    "listeners": "errors member formation",
+    "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
+    "service": "errors addresses state results process mainthread core storage transport member host formation "
+    "proposals listeners reception",
+    "raftsvc": "errors addresses answers state results listeners service",
     # What stands on the public face does not reach behind it.
-    "kv": "errors addresses state process mainthread service raftsvc",
+    "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state process core storage transport member",
 }

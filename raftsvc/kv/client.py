@@ -1,39 +1,25 @@
 """What an application calls: the key-value store of the whole cluster.
 
 Proposes transactions and waits for their results, reads after `wait_read` or at
-once.  Holds nothing of the cluster's, and needs of the Service no more than `exec` and
+once.  Holds nothing of the cluster's, and needs of the Service no more than `propose` and
 `wait_read`.
-
-A transaction's version is the index of its log entry, which `exec` does not tell.
-Reading it back from the key would be wrong: another writer may have been there
-since, even with the same value.  So each transaction carries a tag that no other has, and
-the State notes what became of the tags that callers of this process wait for.  That
-is no part of the replicated state, costs it nothing, and cannot overflow.  Where it
-fails, because a snapshot brought the transaction together with others, the
-caller is told so rather than given a version that may be another's.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import struct
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
-from raftsvc.errors import OutcomeUnknown, RaftError, ReadTimeoutError
+from raftsvc.errors import RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
 from raftsvc.kv.instructions import Condition, Operation
 from raftsvc.kv.pages import Value
-from raftsvc.kv.state import KeyValueState, Result
+from raftsvc.kv.state import KeyValueState
 from raftsvc.mainthread import do_elsewhere, is_main_thread
-
-_TAG = struct.Struct(">8sQ")
-_PID_SHIFT = 40
-"""Process ids have 22 bits at most, so 10^12 transactions have tags of their own."""
+from raftsvc.results import Applied
 
 T = TypeVar("T")
 
@@ -46,8 +32,8 @@ def _now() -> float:
 class Replication(Protocol):
     """What KeyValue needs of a Service."""
 
-    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
-        """Replicate one instruction and return what the State said of it."""
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+        """Replicate one instruction and return where in the log it took effect, and what the State said of it."""
 
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call."""
@@ -56,15 +42,16 @@ class Replication(Protocol):
 class ConflictError(RaftError):
     """A condition did not hold, so the transaction took no effect.  Read again and decide anew.
 
-    key:     the first key whose condition did not hold; None if it is not known.
+    key:     the first key whose condition did not hold.
     version: the version that it had instead; 0 if it did not exist.
     """
 
     http_status = 409
     http_detail = "A condition did not hold, and nothing was changed; read again and decide anew."
 
-    def __init__(self, message: str, key: str | None = None, version: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, key: str, version: int) -> None:
+        has = f"was last written at version {version}" if version else "does not exist"
+        super().__init__(f"the condition on {key!r} did not hold: it {has}")
         self.key = key
         self.version = version
 
@@ -91,10 +78,6 @@ class KeyValue:
     def __init__(self, service: Replication, state: KeyValueState) -> None:
         self._service = service
         self._state = state
-        # Drawn once: asking the system for each tag would let go of the interpreter,
-        # and so queue behind every other caller.
-        self._origin = os.urandom(8)
-        self._numbers = count()
         self._current_at = float("-inf")
         """When it was last asked for a stale read whether this node is current, and it was."""
 
@@ -106,31 +89,20 @@ class KeyValue:
         Conditions are judged by the state before the transaction, wherever they
         stand; effects happen in their order.
 
-        Raises ConflictError if a condition does not hold, OutcomeUnknown also in
-        the rare case that it took effect but its version cannot be told, TypeError
-        or ValueError if an operation makes no sense or there are too many.
+        Raises ConflictError if a condition does not hold, TypeError or ValueError if an operation
+        makes no sense or there are too many.
         """
-        result = self._execute(operations, timeout)
-        if result is None:
-            raise OutcomeUnknown(
-                "it took effect, but reached this node within a snapshot, so its version cannot be told; read the key"
-            )
-        return result.version
-
-    def _execute(self, operations: Iterable[Operation], timeout: float) -> Result | None:
-        """The result of the transaction, None if it took effect unseen; raises ConflictError."""
-        if is_main_thread():
-            return do_elsewhere(partial(self._execute, operations, timeout), timeout, OutcomeUnknown)
-        tag = _TAG.pack(self._origin, os.getpid() << _PID_SHIFT | next(self._numbers))
-        instruction = instructions.encode(tag, list(operations))
-        self._state.await_result(tag)
+        listed = list(operations)
+        instruction = instructions.encode(listed)
         try:
-            is_satisfied = self._service.exec(instruction, timeout)
-        finally:
-            result = self._state.take_result(tag)
-        if not is_satisfied:
-            raise _conflict_of(result)
-        return result
+            return self._service.propose(instruction, timeout).index
+        except Rejected as rejected:
+            found = instructions.read_conflict(str(rejected.reason))
+            if found is None:
+                raise
+            position, version = found
+            conditions = [operation for operation in listed if isinstance(operation, Condition)]
+            raise ConflictError(conditions[position].key, version) from None
 
     def set(
         self, key: str, value: bytes | bytearray | memoryview, *conditions: Condition, timeout: float = 10.0
@@ -145,7 +117,7 @@ class KeyValue:
 
     def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> None:
         """Have no such key, if the conditions hold; it need not exist.  Raises like `transaction`."""
-        self._execute([*_only_conditions(conditions), instructions.delete(key)], timeout)
+        self.transaction([*_only_conditions(conditions), instructions.delete(key)], timeout)
 
     # -- reading
 
@@ -212,11 +184,11 @@ class KeyValue:
 
     def allow(self, addr: str, timeout: float = 10.0) -> None:
         """Let the node that advertises `addr`, in whatever spelling, join.  Raises ConfigurationError if it is none."""
-        self._execute([instructions.allow(addr)], timeout)
+        self.transaction([instructions.allow(addr)], timeout)
 
     def disallow(self, addr: str, timeout: float = 10.0) -> None:
         """Let it join no more; evict it too if it is a member."""
-        self._execute([instructions.disallow(addr)], timeout)
+        self.transaction([instructions.disallow(addr)], timeout)
 
     def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
@@ -229,11 +201,3 @@ def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]
         if not isinstance(condition, Condition):
             raise TypeError(f"{condition!r} is no condition; `transaction` combines several effects")
     return conditions
-
-
-def _conflict_of(result: Result | None) -> ConflictError:
-    if result is None or result.conflict_key is None:
-        return ConflictError("a condition did not hold")
-    key, version = result.conflict_key, result.conflict_version
-    has = f"was last written at version {version}" if version else "does not exist"
-    return ConflictError(f"the condition on {key!r} did not hold: it {has}", key, version)

@@ -4,19 +4,21 @@ Conditions and effects are made by the functions below and combined into one
 transaction: every condition is judged by the state before the transaction, and
 either all effects happen or none.  Nothing here applies anything.
 
-Instruction: format (1 byte), tag (16), count of operations (2), then the
+Instruction: format (1 byte), count of operations (2), then the
 operations: code (1), length of the key's UTF-8 form (2), the key, and what the
 code asks for.  All integers are big-endian.  The count makes every shortened
 instruction recognizable as such.
 
 Invariant: what `encode` makes, `decode` reads; anything else is refused by
 Rejected, with a reason that depends on the bytes alone, since the reason is part
-of the replicated outcome.  The set of codes of a format never grows: a node of an
+of the replicated outcome.  So is a transaction of which a condition does not hold, and
+its reason says which, and why (`conflict`).  The set of codes of a format never grows: a node of an
 older version would refuse what a newer one applies, and they would part ways.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,12 +31,11 @@ MAX_KEY_BYTES = 1024
 """Of the UTF-8 form of a key, or of an address in the allowed list."""
 MAX_OPERATIONS = 4096
 """In one transaction; readers wait while one takes effect."""
-TAG_BYTES = 16
 
 _FORMAT = 1
-_HEAD = struct.Struct(f">B{TAG_BYTES}sH")
+_HEAD = struct.Struct(">BH")
 _OPERATION = struct.Struct(">BH")
-_HEAD_AND_OPERATION = struct.Struct(f">B{TAG_BYTES}sHBH")
+_HEAD_AND_OPERATION = struct.Struct(">BHBH")
 _VERSION = struct.Struct(">Q")
 _LENGTH = struct.Struct(">I")
 _MAX_VERSION = 2**64 - 1
@@ -129,13 +130,11 @@ def _checked_key(key: str) -> str:
     return key
 
 
-def encode(tag: bytes, operations: Sequence[Operation]) -> bytes:
-    """The instruction for these operations.  `tag` tells this transaction from all others."""
-    if len(tag) != TAG_BYTES:
-        raise ValueError(f"a tag has {TAG_BYTES} bytes")
+def encode(operations: Sequence[Operation]) -> bytes:
+    """The instruction for these operations."""
     if len(operations) > MAX_OPERATIONS:
         raise ValueError(f"a transaction has at most {MAX_OPERATIONS} operations, not {len(operations)}")
-    parts = [_HEAD.pack(_FORMAT, tag, len(operations))]
+    parts = [_HEAD.pack(_FORMAT, len(operations))]
     for operation in operations:
         if isinstance(operation, Condition):
             key = operation.key.encode()
@@ -150,8 +149,8 @@ def encode(tag: bytes, operations: Sequence[Operation]) -> bytes:
     return b"".join(parts)
 
 
-def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, str, bytes]]]:
-    """Tag, conditions and effects of an instruction, each in its order; raises Rejected.
+def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, bytes]]]:
+    """Conditions and effects of an instruction, each in its order; raises Rejected.
 
     Conditions and effects are tuples here, of the fields of those classes: every node
     decodes every instruction.
@@ -159,7 +158,7 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
     size = len(data)
     if size >= _HEAD_AND_OPERATION.size:
         # One SET and nothing else, as most are, for 0.2 µs less (timeit); what is wrong with it is said below.
-        version, tag, count, code, length = _HEAD_AND_OPERATION.unpack_from(data)
+        version, count, code, length = _HEAD_AND_OPERATION.unpack_from(data)
         stop = _HEAD_AND_OPERATION.size + length
         start = stop + _LENGTH.size
         if (
@@ -169,12 +168,12 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
             and _LENGTH.unpack_from(data, stop)[0] == size - start
         ):
             try:
-                return tag, [], [(code, data[_HEAD_AND_OPERATION.size : stop].decode(), data[start:])]
+                return [], [(code, data[_HEAD_AND_OPERATION.size : stop].decode(), data[start:])]
             except UnicodeDecodeError:
                 pass
     if size < _HEAD.size:
         raise Rejected("not a transaction: cut short")
-    version, tag, count = _HEAD.unpack_from(data)
+    version, count = _HEAD.unpack_from(data)
     if version != _FORMAT:
         raise Rejected(f"not a transaction: unknown format {version}")
     if count > MAX_OPERATIONS:
@@ -216,7 +215,21 @@ def decode(data: bytes) -> tuple[bytes, list[tuple[str, int]], list[tuple[int, s
             raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
     if offset != size:
         raise Rejected(f"not a transaction: {size - offset} bytes too many")
-    return tag, conditions, effects
+    return conditions, effects
+
+
+_CONFLICT = re.compile(r"condition (\d+) does not hold: (\d+)")
+
+
+def conflict(position: int, version: int) -> Rejected:
+    """The refusal of a transaction whose condition number `position` does not hold, for its key is at `version`."""
+    return Rejected(f"condition {position} does not hold: {version}")
+
+
+def read_conflict(reason: str) -> tuple[int, int] | None:
+    """Position and version, if a transaction was refused for `conflict`; None: for something else."""
+    found = _CONFLICT.fullmatch(reason)
+    return (int(found[1]), int(found[2])) if found is not None else None
 
 
 def _cut_short(offset: int) -> Rejected:

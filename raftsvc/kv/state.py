@@ -20,11 +20,11 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import NodeFailedError, RaftError
-from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, TAG_BYTES, decode, encode
+from raftsvc.kv.instructions import ALLOW, DELETE, MAX_KEY_BYTES, SET, conflict, decode, encode
 from raftsvc.kv.pages import Page, PagedMap, Value, records_of
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess
@@ -46,19 +46,6 @@ class MalformedSnapshotError(RaftError, ValueError):
     """The bytes to be restored are no snapshot of a key-value store; the state is as it was."""
 
     http_detail = "This node cannot read a snapshot."
-
-
-class Result(NamedTuple):
-    """What became of a transaction.
-
-    version:      what its writes have; 0 if a condition did not hold.
-    conflict_key: the first key whose condition did not hold, and
-    conflict_version: the version that it has instead.
-    """
-
-    version: int
-    conflict_key: str | None = None
-    conflict_version: int = 0
 
 
 def _is_away(home: HomeProcess | None) -> bool:
@@ -84,37 +71,32 @@ class KeyValueState(BaseState):
         self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
         self._map = PagedMap()
         self._allowed: frozenset[str] = frozenset()
-        # Results for callers in this process; no part of the replicated state.
-        self._awaited: dict[bytes, Result | None] = {}
         self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
 
     def apply(self, data: bytes, index: int) -> bool:
-        """Apply a transaction; False if one of its conditions does not hold.
+        """Apply a transaction, which is satisfied.
 
-        Raises Rejected if `data` is no transaction.
+        Raises Rejected if one of its conditions does not hold, or if `data` is no transaction.
         """
-        tag, conditions, effects = decode(data)
+        conditions, effects = decode(data)
         with self._lock:
-            conflict = self._judge(conditions) if conditions else None
-            if conflict is None:
-                for code, key, value in effects:
-                    if code == SET:
-                        self._map.set(key, value, index)
-                    else:
-                        self._take_effect(code, key)
-            if tag in self._awaited:
-                self._awaited[tag] = conflict or Result(index)
+            if conditions:
+                self._judge(conditions)
+            for code, key, value in effects:
+                if code == SET:
+                    self._map.set(key, value, index)
+                else:
+                    self._take_effect(code, key)
             self._applied_index = index
-        return conflict is None
+        return True
 
-    def _judge(self, conditions: Iterable[tuple[str, int]]) -> Result | None:
-        for key, expected in conditions:
+    def _judge(self, conditions: Iterable[tuple[str, int]]) -> None:
+        for position, (key, expected) in enumerate(conditions):
             version = self._map.version(key)
             if version != expected:
-                return Result(0, key, version)
-        return None
+                raise conflict(position, version)
 
     def _take_effect(self, code: int, key: str) -> None:
         if code == DELETE:
@@ -126,26 +108,12 @@ class KeyValueState(BaseState):
 
     def empty_write(self) -> bytes:
         """A transaction without conditions and effects."""
-        return encode(bytes(TAG_BYTES), ())
+        return encode(())
 
     def set_peer_addr(self, node_id: int, addr: str) -> None:
         """Member `node_id` is reached at `addr`; the first thing that the node of a process says."""
         self._home = HomeProcess()
         super().set_peer_addr(node_id, addr)
-
-    def await_result(self, tag: bytes) -> None:
-        """Keep what becomes of the transaction `tag`, until `take_result`."""
-        if _is_away(self._home):
-            return _look_elsewhere(partial(self.await_result, tag))
-        with self._lock:
-            self._awaited[tag] = None
-
-    def take_result(self, tag: bytes) -> Result | None:
-        """What became of it; None if it was not applied here by itself."""
-        if _is_away(self._home):
-            return _look_elsewhere(partial(self.take_result, tag))
-        with self._lock:
-            return self._awaited.pop(tag, None)
 
     # -- reading
 

@@ -97,6 +97,14 @@ class Callers:
                     raise
                 # Else as for a call.
 
+    def submit_expectation(self, read: Read, index: int) -> None:
+        """Have `read` finished once `index` is applied here."""
+        self._check_running()
+        engine = self._engine
+        engine.health.check_able()
+        with self._turn:
+            engine.reads.expect(read, index, engine.applying.applied_index)
+
     def await_read(self, read: Read, deadline: float) -> bool:
         """Wait until `read` is finished; False if it was not by `deadline`, and is given up."""
         if not read.wait(deadline - time.monotonic()) and self._withdraw_read(read):

@@ -9,7 +9,7 @@ kept in `handoff.Finished`, to be woken once that lock is free again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from random import Random
@@ -17,10 +17,12 @@ from random import Random
 from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
+from raftsvc.member.envelopes import wrap, wrap_open, wrap_piece
 from raftsvc.member.forwards import Forwards
 from raftsvc.member.handoff import Finished
-from raftsvc.member.machine import Answer, Machine, Outcome, wrap_instruction, wrap_open_session, wrap_piece
+from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.pieces import Piece, Pieces
+from raftsvc.member.sessions import MAX_OUTCOMES, Outcome, Sessions
 from raftsvc.member.waiters import Call
 
 MAX_FORWARD_BYTES = 256 * 1024
@@ -68,8 +70,8 @@ class Calls:
         self._pieces = Pieces(start_bytes, retry_ticks, self._patient_ticks)
         self._next_number = 1
         self.session_id = 0
-        self._former_session_id = 0
         self._life = life
+        self._seen_index = 0
         self._open_tick = 0
         self._open_tries = 0
 
@@ -99,13 +101,12 @@ class Calls:
     def follow_session(self, machine: Machine) -> None:
         """Learn which session this node has as of what is applied, and have its answers listened for."""
         node_id = self._core.node_id
-        session_id = machine.session_of(node_id)
-        if machine.life_of(node_id) == self._life:
-            self.session_id = session_id
+        is_open = machine.sessions.life_of(node_id) == self._life
+        self.session_id = machine.sessions.owner_of(node_id) if is_open else 0
+        if is_open:
             self._open_tries = 0
-        else:
-            self.session_id, self._former_session_id = 0, session_id
-        machine.listener = (node_id, self.session_id)
+        machine.listener = self.session_id
+        self._seen_index = machine.applied_index
 
     def open_session(self, tick: int) -> None:
         """Have a session opened, unless there is one, asking again now and then.
@@ -114,7 +115,7 @@ class Calls:
         """
         if self.session_id or tick < self._open_tick or not self._core.leader_id or self._core.is_removed:
             return
-        data = wrap_open_session(self._core.node_id, self._former_session_id, self._life)
+        data = wrap_open(self._core.node_id, self._life.nonce, self._life.counter, self._seen_index)
         proposals = ((EntryKind.NORMAL, data),)
         if self._core.role is Role.LEADER:
             with suppress(ProposalRefused):
@@ -133,7 +134,7 @@ class Calls:
         while inbox:
             call = inbox[0]
             call.number = self._next_number
-            self._next_number += 1
+            self._next_number += call.count
             self._waiting[call.number] = call
             if not self._pieces.takes(call):
                 self._unsent.append(call)
@@ -172,8 +173,7 @@ class Calls:
             self._send_pieces(tick)
 
     def _propose(self, tick: int) -> None:
-        while self._unsent:
-            batch = self._take_batch(MAX_BATCH_BYTES)
+        while batch := self._take_batch(MAX_BATCH_BYTES):
             try:
                 self._core.propose([(EntryKind.NORMAL, call.data) for call in batch])
             except ProposalRefused as refused:
@@ -187,6 +187,8 @@ class Calls:
         forwards = self._forwards
         while self._unsent and (room := forwards.room_bytes):
             batch = self._take_batch(min(room, MAX_FORWARD_BYTES))
+            if not batch:
+                return
             context = self._contexts.take()
             proposals = [(EntryKind.NORMAL, call.data) for call in batch]
             if not self._core.forward(proposals, context):
@@ -203,6 +205,8 @@ class Calls:
         core, pieces = self._core, self._pieces
         while (piece := pieces.next(tick)) is not None:
             call = piece.call
+            if _is_too_far(call, next(iter(self._waiting))):
+                return
             proposals = ((EntryKind.NORMAL, self._wrap_piece(piece)),)
             if core.role is Role.LEADER:
                 try:
@@ -226,18 +230,28 @@ class Calls:
         call = piece.call
         low = next(iter(self._waiting))
         data = wrap_piece(
-            self._core.node_id, self.session_id, call.number, low, piece.offset, len(call.instruction), piece.data
+            call.op,
+            self.session_id,
+            self._life.nonce,
+            call.number,
+            low,
+            piece.offset,
+            len(call.instruction),
+            piece.data,
         )
         call.data = call.data or data
         return data
 
     def _take_batch(self, max_bytes: int) -> list[Call]:
+        """The next that go out together; none if the session takes no more for now."""
         room = max_bytes
         count = 0
         low = next(iter(self._waiting), 0)  # those sent before have their data
         for call in self._unsent:
             if not call.data:
-                call.data = wrap_instruction(self._core.node_id, self.session_id, call.number, low, call.instruction)
+                if _is_too_far(call, low):
+                    break  # as all after it, for the numbers of those that were never sent rise
+                call.data = wrap(call.op, self.session_id, self._life.nonce, call.number, low, call.instruction)
             room -= len(call.data)
             if room < 0 and count:
                 break
@@ -279,9 +293,11 @@ class Calls:
         self._forwards.tick(tick)
         self._pieces.retry(tick)
         unsent = set(map(id, self._unsent))
-        for call in self._waiting.values():
-            if call.retry_tick <= tick and not call.is_cut and id(call) not in unsent:
-                self._unsent.append(call)
+        self._unsent[:0] = [
+            call
+            for call in self._waiting.values()
+            if call.retry_tick <= tick and not call.is_cut and id(call) not in unsent
+        ]
 
     def send_all_again(self) -> None:
         """What was on its way may be lost with its leader."""
@@ -294,25 +310,27 @@ class Calls:
         """Learn how much is applied of the instruction that is being sent in pieces."""
         call = self._pieces.current
         if call is not None and self.session_id:
-            self._pieces.note_held(machine.held_of(self._core.node_id, self.session_id, call.number), tick)
+            self._pieces.note_held(machine.sessions.held_of(self.session_id, call.number), tick)
 
     # -- outcomes
 
     def answer(self, answers: Iterable[Answer]) -> None:
         """Finish the calls that `answers` are for."""
         for answer in answers:
-            if answer.node_id == self._core.node_id and answer.session_id == self.session_id:
+            if answer.session_id == self.session_id:
                 self._finish(answer.number, answer.outcome)
 
-    def answer_recorded(self, recorded: Callable[[int, int], Outcome | None]) -> None:
+    def answer_recorded(self, sessions: Sessions) -> None:
         """Finish calls whose effect a snapshot brought, as the session in it remembers them."""
         if self.session_id:
-            for number in list(self._waiting):
-                outcome = recorded(self._core.node_id, number)
-                if outcome is not None:
-                    self._finish(number, outcome)
+            for call in list(self._waiting.values()):
+                numbers = range(call.number, call.number + call.count)
+                outcomes = [sessions.recorded(self.session_id, number) for number in numbers]
+                known = [outcome for outcome in outcomes if outcome is not None]
+                if len(known) == len(numbers):
+                    self._finish(call.number, known if call.is_list else known[0])
 
-    def _finish(self, number: int, outcome: Outcome) -> None:
+    def _finish(self, number: int, outcome: Outcome | list[Outcome]) -> None:
         call = self._waiting.pop(number, None)
         if call is not None:
             self._pieces.remove(call)
@@ -327,6 +345,11 @@ class Calls:
         for call in calls:
             self._finished.add_call(call)
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
+
+
+def _is_too_far(call: Call, low: int) -> bool:
+    """Whether the session would not take it yet, for too many before it have no outcome."""
+    return call.number + call.count > low + MAX_OUTCOMES
 
 
 _REFUSALS = {int(refusal): refusal for refusal in Refusal}

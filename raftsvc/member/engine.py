@@ -457,7 +457,7 @@ class Engine:
         calls.answer(answers)
         calls.follow_pieces(applying.machine, self.ticks)
         if self.snapshots.take_restored():
-            calls.answer_recorded(applying.machine.recorded)
+            calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
         if error is not None:
             halted = ApplyHaltedError(

@@ -24,8 +24,9 @@ from raftsvc.core.messages import MAX_NUMBER, Claim, EntryKind, Life, Lineage
 from raftsvc.core.raft import ProposalRefused, Raft, Role
 from raftsvc.errors import DoubledMemberError, SupersededError
 from raftsvc.member.calls import Contexts
+from raftsvc.member.envelopes import wrap_void
 from raftsvc.member.health import Condition, Health
-from raftsvc.member.machine import Machine, wrap_void
+from raftsvc.member.machine import Machine
 
 _MAX_STRANGERS = 64
 

@@ -1,204 +1,58 @@
 """The replicated machine: a user's State, and what makes each instruction count exactly once.
 
 Everything here is a deterministic function of the log, so it is the same on all
-nodes at the same index and travels in the snapshot: the sessions, the
+nodes at the same index and travels in the snapshot: the sessions (`sessions`), the
 configuration applied, and a running digest of all that was applied.  At each start
 the State is brought to the snapshot and the log is replayed, so what it holds and
 its applied index cannot disagree after a crash, even if it is durable by itself.
 
-Sessions (section 8; thesis section 6.3).  Each node proposes under a session of
-its own and numbers its instructions.  A session remembers the outcome of every
-number that its node may still ask about, so an instruction that arrives twice
-is answered and not applied again; numbers below `low`, which the node announces
-with each instruction, are settled and are ignored.  A session is opened through
-the log by each start of a node, naming the session that it follows and the life of that start: of
-two attempts, one of them maybe a late message from before a restart, only the later
-life can succeed, and what the former session still had under way can no longer be
-applied.  There is one session per member, so the table needs neither a limit nor a clock.  A
-member whose directory was copied or put back is void: no life of it can open a session any more.
-
 A long instruction comes as several entries, its pieces, and takes effect with the one
 that makes it whole.  They count in order, so what comes twice, or after a gap, is ignored and
-sent again; a session has one such instruction at a time.
+sent again.  Several instructions may come as one list, which is one entry, or one such whole:
+all of them take effect with it, in their order, and each has an outcome of its own.
+
+If the State raises what it may not, in the middle of a list too, that entry did not happen as far
+as anybody is told, though the State may hold part of it: such a State is not used any more
+(`engine.halt`), and a restart makes another.
 
 Not thread-safe: one thread at a time applies.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import (
-    ENTRY_OVERHEAD_BYTES,
-    MAX_NUMBER,
-    Entry,
-    EntryKind,
-    Life,
-    MalformedError,
-    data_of,
-    place_of,
-)
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, Life, data_of, place_of
 from raftsvc.errors import Rejected, reason_text
+from raftsvc.member.envelopes import (
+    CLOSE,
+    ENVELOPE,
+    INSTRUCTION,
+    INSTRUCTION_OFFSET,
+    LIST,
+    OPEN,
+    PIECE,
+    VOID,
+    decode_list,
+    whole_of,
+)
+from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
 from raftsvc.state import State, StreamingState, TimedState, WaitingState
 
 MAX_REASON_BYTES = 1024
-MAX_WHOLE_BYTES = 4 * 1024 * 1024
-"""The longest instruction that is put together from pieces; each member may have one under way, in the snapshot too."""
-
-_ENVELOPE = struct.Struct(">BQQQQ")
-ENVELOPE_BYTES = _ENVELOPE.size
-"""Bytes that an envelope adds to an instruction."""
-_INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
-_INSTRUCTION = 1
-_OPEN_SESSION = 2
-_VOID = 3
-_VOID_LIFE = Life(MAX_NUMBER, 0)
-_ALL_SETTLED = 2**64 - 1
-_PIECE = 4
-_PLACE_IN_WHOLE = struct.Struct(">QQ")
 
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
-_FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
-
-
-def wrap_instruction(node_id: int, session_id: int, number: int, low: int, instruction: bytes) -> bytes:
-    """The data of an entry that carries `instruction` as `number` of a session; lower than `low` is settled."""
-    return _ENVELOPE.pack(_INSTRUCTION, node_id, session_id, number, low) + instruction
-
-
-def wrap_open_session(node_id: int, former_id: int, life: Life) -> bytes:
-    """The data of an entry that opens a session for `life` of a node, if its session is still `former_id` (0: none)."""
-    return _ENVELOPE.pack(_OPEN_SESSION, node_id, former_id, life.nonce, life.counter)
-
-
-def wrap_void(node_id: int) -> bytes:
-    """The data of an entry after which no life of `node_id` counts any more."""
-    return _ENVELOPE.pack(_VOID, node_id, 0, 0, 0)
-
-
-def wrap_piece(
-    node_id: int, session_id: int, number: int, low: int, offset: int, whole_bytes: int, piece: bytes
-) -> bytes:
-    """The data of an entry that carries a part of an instruction of `whole_bytes`; else as `wrap_instruction`."""
-    return _ENVELOPE.pack(_PIECE, node_id, session_id, number, low) + _PLACE_IN_WHOLE.pack(offset, whole_bytes) + piece
-
-
-def read_piece(data: bytes) -> tuple[int, int, bytes] | None:
-    """Offset, size of the whole and bytes of the piece that an entry carries; None if it carries none."""
-    start = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
-    if len(data) < start or data[0] != _PIECE:
-        return None
-    offset, whole_bytes = _PLACE_IN_WHOLE.unpack_from(data, ENVELOPE_BYTES)
-    return offset, whole_bytes, data[start:]
-
-
-def read_envelope(data: bytes) -> tuple[int, int, int]:
-    """Node, session and number of the instruction that an entry carries."""
-    _, node_id, session_id, number, _ = _ENVELOPE.unpack_from(data)
-    return node_id, session_id, number
-
-
-class Outcome(NamedTuple):
-    """What became of an applied instruction: the State's answer, or why the State refused it."""
-
-    satisfied: bool = False
-    rejection: str | None = None
-
-    def _encode(self) -> bytes:
-        if self.rejection is not None:
-            return _REJECTED + self.rejection.encode()
-        return _TRUE if self.satisfied else _FALSE
-
-    @classmethod
-    def _decode(cls, data: bytes) -> Outcome:
-        if data[:1] == _REJECTED:
-            return cls(False, data[1:].decode())
-        if data not in (_TRUE, _FALSE):
-            raise MalformedError("outcome does not decode")
-        return cls(data == _TRUE)
-
-
-_SATISFIED, _UNSATISFIED = Outcome(True), Outcome(False)
 
 
 class Answer(NamedTuple):
-    """An outcome and whom it is for."""
+    """An outcome and whom it is for; of a list, those of all from `number` on."""
 
-    node_id: int
     session_id: int
     number: int
-    outcome: Outcome
-
-
-class Partial:
-    """What has come so far of an instruction that comes in pieces."""
-
-    __slots__ = ("held", "number", "parts", "whole_bytes")
-
-    def __init__(self, number: int, whole_bytes: int) -> None:
-        self.number = number
-        self.whole_bytes = whole_bytes
-        self.held = 0
-        self.parts: list[bytes] = []
-
-
-class Session:
-    """The instructions of one node since it opened this session.
-
-    partial: the one that is coming in pieces.  A node sends one at a time, so a later one is the sign
-             that its caller gave the one before up.
-    """
-
-    __slots__ = ("id", "life", "low", "outcomes", "partial")
-
-    def __init__(self, session_id: int, life: Life, low: int = 0) -> None:
-        self.id = session_id
-        self.life = life
-        self.low = low
-        self.outcomes: dict[int, Outcome] = {}
-        self.partial: Partial | None = None
-
-    def join(self, number: int, data: bytes) -> bytes | None:
-        """Take a piece, if it is the one that comes next; the instruction if it is whole with it."""
-        piece = read_piece(data)
-        if piece is None:
-            return None
-        offset, whole_bytes, part = piece
-        partial = self.partial
-        if offset == 0 and (partial is None or partial.number < number) and 0 < whole_bytes <= MAX_WHOLE_BYTES:
-            partial = self.partial = Partial(number, whole_bytes)
-        if (
-            partial is None
-            or (partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)
-            or offset + len(part) > whole_bytes
-        ):
-            return None
-        partial.parts.append(part)
-        partial.held += len(part)
-        if partial.held < whole_bytes:
-            return None
-        self.partial = None
-        return b"".join(partial.parts)
-
-    def settle_below(self, low: int) -> None:
-        """Forget the outcomes of numbers below `low`, more than before: the node will not ask about them again."""
-        # Those between, or those there are: whichever are fewer.
-        settled: Iterable[int] = range(self.low, low)
-        if low - self.low > len(self.outcomes):
-            settled = [n for n in self.outcomes if n < low]
-        for number in settled:
-            self.outcomes.pop(number, None)
-        self.low = low
-        if self.partial is not None and self.partial.number < low:
-            self.partial = None
-
-
-_SESSION = struct.Struct(">QQQQQI")
-_OUTCOME = struct.Struct(">QH")
+    outcome: Outcome | list[Outcome]
 
 
 class Machine:
@@ -214,38 +68,19 @@ class Machine:
         self._pulse_ms = -1
         self.digest = 0
         self._fresh_digests: list[int] = []
-        self.listener: tuple[int, int] | None = None
-        """The node and session whose answers are wanted; None: all.  Replaying a log makes a million of others."""
+        self.listener: int | None = None
+        """The session whose answers are wanted; None: all.  Replaying a log makes a million of others."""
         self.config = Configuration()
-        self._sessions: dict[int, Session] = {}
-        self.life_changes = 0
-        """How often something came to be known of which start of whom speaks."""
-
-    def session_of(self, node_id: int) -> int:
-        """The id of the node's session; 0 if it has none."""
-        session = self._sessions.get(node_id)
-        return session.id if session else 0
+        self.sessions = Sessions()
 
     def life_of(self, node_id: int) -> Life:
         """Which start of the node opened its session; one of the highest counter if all are void."""
-        session = self._sessions.get(node_id)
-        return session.life if session else Life()
+        return self.sessions.life_of(node_id)
 
     @property
-    def session_holders(self) -> Collection[int]:
-        """The members that have a session."""
-        return self._sessions.keys()
-
-    def recorded(self, node_id: int, number: int) -> Outcome | None:
-        """The outcome that the node's session remembers of `number`."""
-        session = self._sessions.get(node_id)
-        return session.outcomes.get(number) if session else None
-
-    def held_of(self, node_id: int, session_id: int, number: int) -> int:
-        """How many bytes there are by now of an instruction that comes in pieces."""
-        session = self._sessions.get(node_id)
-        partial = session.partial if session is not None and session.id == session_id else None
-        return partial.held if partial is not None and partial.number == number else 0
+    def life_changes(self) -> int:
+        """How often something came to be known of which start of whom speaks."""
+        return self.sessions.changes
 
     def take_digests(self) -> tuple[int, list[int]]:
         """The digest after each entry applied since the last call, and the index of the first.
@@ -292,58 +127,85 @@ class Machine:
             self.state.set_applied_index(self.applied_index)
 
     def _apply_normal(self, entry: Entry, index: int, time_ms: int, answers: list[Answer]) -> bytes:
-        if len(entry) < _INSTRUCTION_OFFSET:
+        if len(entry) < INSTRUCTION_OFFSET:
             return b""  # no node of this version writes such an entry; all ignore it alike
-        op, node_id, session_id, number, low = _ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
-        session = self._sessions.get(node_id)
-        if op != _INSTRUCTION and op != _PIECE:
-            if op == _OPEN_SESSION:
-                self._open_session(node_id, session_id, Life(low, number), index)
-            elif op == _VOID and node_id in self.config.members:
-                self._sessions[node_id] = Session(index, _VOID_LIFE, _ALL_SETTLED)
-                self.life_changes += 1
+        op, session_id, nonce, number, low = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
+        if op != INSTRUCTION and op != PIECE and op != LIST:
+            # Then the four mean what `envelopes` says.
+            if op == CLOSE:
+                self.sessions.close(session_id, nonce)
+            elif op == OPEN and session_id in self.config.members:
+                self.sessions.open(index, session_id, nonce, number, low)
+            elif op == VOID and session_id in self.config.members:
+                self.sessions.void(session_id)
             return b""
-        if session is None or session.id != session_id or number < session.low:
+        session = self.sessions.get(session_id, nonce)
+        if session is None:
             return b""
-        outcome = session.outcomes.get(number)
-        if outcome is None:
-            whole = entry[_INSTRUCTION_OFFSET:] if op == _INSTRUCTION else session.join(number, data_of(entry))
+        session.used = index
+        if op == INSTRUCTION:
+            outcome = session.outcomes.get(number)
+            if outcome is None:
+                if not session.takes(number, low):
+                    return b""
+                outcome = self._execute(entry[INSTRUCTION_OFFSET:], index, time_ms)
+                session.record(number, low, (outcome,))
+            listener = self.listener
+            if listener is None or listener == session_id:
+                answers.append(Answer(session_id, number, outcome))
+            return encode_outcome(outcome)
+        if op == PIECE:
+            whole = session.join(number, data_of(entry)) if session.takes(number, low) else None
             if whole is None:
                 return b""
-            try:
-                timed = self._timed
-                answer = self.state.apply(whole, index) if timed is None else timed.apply_at(whole, index, time_ms)
-                outcome = _SATISFIED if answer else _UNSATISFIED
-            except Rejected as rejected:
-                reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
-                outcome = Outcome(False, reason.decode(errors="ignore"))
-            if low > session.low:
-                session.settle_below(low)
-            session.outcomes[number] = outcome
-        listener = self.listener
-        if listener is None or (listener[1] == session_id and listener[0] == node_id):
-            answers.append(Answer(node_id, session_id, number, outcome))
-        return _TRUE if outcome is _SATISFIED else outcome._encode()
+            op, data = whole
+        else:
+            data = whole_of(entry)
+        return self._apply_whole(op, session, number, low, data, (index, time_ms), answers)
 
-    def _open_session(self, node_id: int, former_id: int, life: Life, index: int) -> None:
-        former = self._sessions.get(node_id)
-        is_later = life.counter > (former.life.counter if former else 0)
-        if (former.id if former else 0) == former_id and is_later and node_id in self.config.members:
-            self._sessions[node_id] = Session(index, life)
-            self.life_changes += 1
+    def _apply_whole(
+        self, op: int, session: Session, number: int, low: int, data: bytes, at: tuple[int, int], answers: list[Answer]
+    ) -> bytes:
+        """Apply a list, or what came in pieces; `at`: the index and log time of the entry."""
+        instructions = decode_list(data) if op == LIST else [data]
+        if instructions is None:
+            return b""
+        known = session.outcomes.get(number)
+        if known is not None:  # then all of it is
+            outcomes = [session.outcomes.get(number + place, known) for place in range(len(instructions))]
+        elif session.takes(number, low, len(instructions)):
+            outcomes = [self._execute(instruction, *at) for instruction in instructions]
+            session.record(number, low, outcomes)
+        else:
+            return b""
+        if self.listener is None or self.listener == session.id:
+            answers.append(Answer(session.id, number, outcomes if op == LIST else outcomes[0]))
+        return b"".join(map(encode_outcome, outcomes))
+
+    def _execute(self, instruction: bytes, index: int, time_ms: int) -> Outcome:
+        timed = self._timed
+        try:
+            answer: object = (
+                self.state.apply(instruction, index) if timed is None else timed.apply_at(instruction, index, time_ms)
+            )
+        except Rejected as rejected:
+            reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
+            return Outcome(False, reason.decode(errors="ignore"), None, True, index, time_ms)
+        # Not its truth, which a State's own class may define: nothing of the user's runs here.
+        return Outcome(answer is not False and answer is not None, None, answer, True, index, time_ms)
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)
         if change.op == ConfOp.REMOVE:
             self.state.remove_peer_addr(change.node_id)
-            self._sessions.pop(change.node_id, None)
+            self.sessions.remove(change.node_id)
         else:
             for node_id, member in config.members.items():
                 former = self.config.members.get(node_id)
                 if node_id == change.node_id or (former is not None and former.addr != member.addr):
                     self.state.set_peer_addr(node_id, member.addr)
         self.config = config
-        self.life_changes += 1
+        self.sessions.changes += 1
 
     # -- snapshots
 
@@ -373,7 +235,7 @@ class Machine:
         time_ms: int = 0,
     ) -> None:
         """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
-        decoded = _decode_sessions(sessions)
+        decoded = Sessions.decode(sessions)
         if isinstance(self.state, StreamingState):
             self.state.restore_chunks(chunks, index)
         else:
@@ -383,57 +245,11 @@ class Machine:
         for node_id, member in config.members.items():
             self.state.set_peer_addr(node_id, member.addr)
         self.state.set_applied_index(index)
-        self._sessions = decoded
-        self.life_changes += 1
+        decoded.changes = self.sessions.changes + 1
+        self.sessions = decoded
         self.config = config
         self.digest = digest
         self._fresh_digests = [digest]
         self.applied_index = index
         self.applied_term = term
         self.applied_time_ms = time_ms
-
-    def encode_sessions(self) -> bytes:
-        """The session table for a snapshot's header."""
-        parts = []
-        for node_id in sorted(self._sessions):
-            session = self._sessions[node_id]
-            parts.append(_SESSION.pack(node_id, session.id, *session.life, session.low, len(session.outcomes)))
-            for number in sorted(session.outcomes):
-                data = session.outcomes[number]._encode()
-                parts += (_OUTCOME.pack(number, len(data)), data)
-            if session.partial is not None:
-                partial = session.partial
-                parts += (
-                    _SESSION.pack(0, node_id, partial.number, partial.whole_bytes, 0, partial.held),
-                    *partial.parts,
-                )
-        return b"".join(parts)
-
-
-def _decode_sessions(data: bytes) -> dict[int, Session]:
-    sessions: dict[int, Session] = {}
-    offset = 0
-    try:
-        while offset < len(data):
-            node_id, session_id, counter, nonce, low, count = _SESSION.unpack_from(data, offset)
-            offset += _SESSION.size
-            if node_id == 0:  # no member: what there is of an instruction of member `session_id`
-                partial = Partial(number=counter, whole_bytes=nonce)
-                partial.held = count
-                partial.parts = [data[offset : offset + count]]
-                offset += count
-                if offset > len(data) or session_id not in sessions:
-                    raise MalformedError("session table is cut short")
-                sessions[session_id].partial = partial
-                continue
-            session = sessions[node_id] = Session(session_id, Life(counter, nonce), low)
-            for _ in range(count):
-                number, length = _OUTCOME.unpack_from(data, offset)
-                offset += _OUTCOME.size
-                if offset + length > len(data):
-                    raise MalformedError("session table is cut short")
-                session.outcomes[number] = Outcome._decode(data[offset : offset + length])
-                offset += length
-    except (struct.error, UnicodeDecodeError) as error:
-        raise MalformedError("session table does not decode") from error
-    return sessions

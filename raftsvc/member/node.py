@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
-from raftsvc.core.raft import Refusal, Role
+from raftsvc.core.raft import ProposalRefused, Refusal, Role
 from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
@@ -44,7 +44,6 @@ from raftsvc.member.threads import Threads
 from raftsvc.member.ticker import LEAST_TICK, Ticker
 from raftsvc.member.turns import Turn
 from raftsvc.member.vitals import Vitals
-from raftsvc.member.waiters import Call, Read
 from raftsvc.state import State
 from raftsvc.storage import Store, held_by
 from raftsvc.transport import Network, SnapshotChunk
@@ -106,7 +105,7 @@ class Node:
         addresses = Addresses(engine.node_id, addr, options.peers)
         self._peers = Peers(engine, turn, self._applier, errands, network, options.election_timeout, addresses)
         errands.attach(engine, self._peers.members_changed)
-        self._callers = Callers(engine, turn, self._applier, self._threads.stopping)
+        self.callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
         self.identity = self._peers.identity
         self.vitals = Vitals(engine, turn, self._peers, self._threads, self.is_settled)
@@ -140,21 +139,32 @@ class Node:
         with self._turn:
             self._turn.fail(error, what)
 
-    def hand_over(self, timeout: float) -> None:
-        """If this node leads, let the most advanced live voter take over, waiting at most `timeout` seconds."""
+    def hand_over(self, timeout: float, to_id: int = NO_NODE) -> Refusal | None:
+        """If this node leads, let the voter `to_id`, or the most advanced live one, take over.
+
+        Waits at most `timeout` seconds.  Returns None if this node does not lead any more, else why.
+        """
         deadline = time.monotonic() + timeout
         turn, core, health = self._turn, self._engine.core, self._engine.health
         with turn:
             self._engine.time.note()
-            if core.leader is None or health.is_over or not core.leader.step_aside():
-                return
+            if core.leader is None or health.is_over:
+                return None
+            try:
+                if to_id != NO_NODE:
+                    core.transfer_leadership(to_id)
+                elif not core.leader.step_aside():
+                    return Refusal.NO_LEADER  # there is none who could
+            except ProposalRefused as refused:
+                return refused.refusal
             turn.drive(inline=False)
             turn.pause()
-            while (leader := core.leader) is not None and leader.transfer_target and not health.is_over:
+            while (leader := core.leader) is not None and not health.is_over:
                 remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return
+                if remaining <= 0 or not leader.transfer_target:
+                    return Refusal.TRANSFERRING
                 turn.changed.wait(min(remaining, self._tick_seconds))
+            return None
 
     def stop(self, error: RaftError) -> None:
         """End all threads and fail every waiter with what is known; bounded, idempotent."""
@@ -241,27 +251,10 @@ class Node:
                 self._turn.changed.wait(min(remaining, self._tick_seconds))
         return True
 
-    # -- what callers wait for; see callers
-
-    def submit(self, call: Call) -> None:
-        """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
-        self._callers.submit(call)
-
-    def await_outcome(self, call: Call, deadline: float) -> bool:
-        """Wait until `call` is finished; False if it was not by `deadline`, and is given up."""
-        return self._callers.await_outcome(call, deadline)
-
-    def is_current(self) -> bool:
-        """Whether what is applied here is current as of now, as far as that is known without waiting."""
-        return self._callers.is_current()
-
-    def submit_read(self, read: Read) -> None:
-        """Have `read` finished once what is applied here is current as of now."""
-        self._callers.submit_read(read)
-
-    def await_read(self, read: Read, deadline: float) -> bool:
-        """Wait until `read` is finished; False if it was not by `deadline`, and is given up."""
-        return self._callers.await_read(read, deadline)
+    @property
+    def applied_index(self) -> int:
+        """Up to which entry the State here reflects the log."""
+        return self._engine.applying.applied_index
 
     # -- membership
 

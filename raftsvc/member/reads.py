@@ -129,6 +129,12 @@ class Reads:
             self._applying = [read for read in self._applying if read.index > index]
             self._inbox.finished.add_reads(done)
 
+    def expect(self, read: Read, index: int, applied_index: int) -> None:
+        """Have `read` finished once `index` is applied here, whoever leads."""
+        read.index = index
+        self._applying.append(read)
+        self.applied(applied_index)
+
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
         self._take_in()

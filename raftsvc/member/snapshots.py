@@ -115,7 +115,7 @@ class Snapshots:
             machine.applied_term,
             self.cluster_id,
             machine.config.encode(),
-            machine.encode_sessions(),
+            machine.sessions.encode(),
             machine.digest,
             machine.applied_time_ms,
         )

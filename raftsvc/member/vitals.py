@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
+from raftsvc.core.messages import NO_NODE
+from raftsvc.core.raft import Role
 from raftsvc.errors import RaftError
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.member.peers import Peers
 from raftsvc.member.threads import Threads
 from raftsvc.member.turns import Turn
+
+
+class View(NamedTuple):
+    """Who leads, who belongs to the cluster and what is wrong, as one node has it at one moment.
+
+    is_over: it takes no further part.
+    """
+
+    term: int = 0
+    leader_id: int = NO_NODE
+    leader_addr: str | None = None
+    is_leader: bool = False
+    members: Mapping[int, str] = {}
+    error: RaftError | None = None
+    is_over: bool = False
+
+    @property
+    def lead(self) -> tuple[int, int, str | None]:
+        """Who leads: term, id and address."""
+        return self.term if self.leader_id else 0, self.leader_id, self.leader_addr
 
 
 class Vitals:
@@ -43,6 +67,27 @@ class Vitals:
     def log_time_ms(self) -> int:
         """Log time as of the last entry that is applied here."""
         return self._engine.applying.applied_time_ms
+
+    def await_change(self, told: Sequence[View], timeout: float) -> View:
+        """The node as it is once it is not as `told` any more, or after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._turn.lock:
+            while [view := self._view()] == told and not view.is_over and time.monotonic() < deadline:
+                self._turn.changed.wait(deadline - time.monotonic())
+        return view
+
+    def _view(self) -> View:
+        core, health = self._engine.core, self._engine.health
+        leader = core.config.members.get(core.leader_id)
+        return View(
+            core.term,
+            core.leader_id,
+            leader.addr if leader is not None else None,
+            core.role is Role.LEADER,
+            {node_id: member.addr for node_id, member in core.config.members.items()},
+            health.err(),
+            health.is_over or core.is_removed,
+        )
 
     def hears_leader_by_itself(self) -> bool:
         """Whether what the leader says comes without a request that this process has to accept."""

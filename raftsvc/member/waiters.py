@@ -6,7 +6,8 @@ import threading
 from contextlib import suppress
 
 from raftsvc.errors import RaftError
-from raftsvc.member.machine import Outcome
+from raftsvc.member.envelopes import INSTRUCTION, LIST
+from raftsvc.member.sessions import Outcome
 
 
 class Waiter:
@@ -36,26 +37,46 @@ class Waiter:
 
 
 class Call(Waiter):
-    """An instruction on its way, and its caller.
+    """An instruction on its way, or a list of them, and its caller.
 
+    count:     how many there are, each of which has a number, from `number` on.
     unsettled: how many times it was handed to a log, here or at a leader, with no
                word that it was refused there; above 0 it may yet be applied.
     is_parked: its caller waits, and can be woken to help.
     is_cut:    it is sent piece by piece.
     """
 
-    __slots__ = ("data", "instruction", "is_cut", "is_parked", "number", "outcome", "retry_tick", "unsettled")
+    __slots__ = (
+        "count",
+        "data",
+        "instruction",
+        "is_cut",
+        "is_parked",
+        "number",
+        "op",
+        "outcome",
+        "retry_tick",
+        "unsettled",
+    )
 
-    def __init__(self, instruction: bytes) -> None:
+    def __init__(self, instruction: bytes, listed: int = 0) -> None:
+        """listed: how many instructions it is the encoded list of, if it is one."""
         super().__init__()
         self.instruction = instruction
+        self.op = LIST if listed else INSTRUCTION
+        self.count = listed or 1
         self.data = b""
         self.number = 0
         self.unsettled = 0
         self.retry_tick = 0
         self.is_parked = False
         self.is_cut = False
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome | list[Outcome] | None = None
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its outcome is a list."""
+        return self.op == LIST
 
     @property
     def is_finished(self) -> bool:

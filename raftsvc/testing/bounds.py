@@ -16,7 +16,7 @@ def look_at_bounds(engine: Engine) -> None:
     _look_at_leader(engine)
     name = f"memory: node {engine.node_id}"
     machine = engine.applying.machine
-    strangers = set(machine.session_holders) - set(machine.config.members)
+    strangers = set(machine.sessions.holders) - set(machine.config.members)
     require(not strangers, f"{name} keeps sessions of {sorted(strangers)}, who are no members")
     members = len(engine.core.config.members) + 2  # one that is leaving, and one that left last
     remembered = len(engine.core.repeats)

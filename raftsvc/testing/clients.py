@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from raftsvc.errors import NotApplied, RaftError
 from raftsvc.member.engine import Engine
+from raftsvc.member.envelopes import encode_list
 from raftsvc.member.waiters import Call, Read
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.invariants import Violation
@@ -18,14 +19,21 @@ from raftsvc.testing.schedule import MILLISECOND, SECOND
 from raftsvc.testing.workload import Action
 from raftsvc.testing.world import World
 
+_LISTS = 0.15
+"""How often something more goes into the same list."""
+
 
 class SimulatedCall(Call):
     """An instruction whose caller is called back instead of woken."""
 
     __slots__ = ("_done",)
 
-    def __init__(self, instruction: bytes, done: Callable[[], None]) -> None:
-        super().__init__(instruction)
+    def __init__(self, instructions: Sequence[bytes], done: Callable[[], None]) -> None:
+        """More than one make a list."""
+        if len(instructions) > 1:
+            super().__init__(encode_list(instructions), len(instructions))
+        else:
+            super().__init__(instructions[0])
         self._done = done
 
     def wake(self) -> None:
@@ -79,16 +87,16 @@ class Probe:
 
 
 class Attempt:
-    """One action of a client at one process, until it ends.
+    """One action of a client at one process, or several writes in one list, until it ends.
 
     floor: what was committed anywhere when a read was asked for.
     """
 
-    __slots__ = ("action", "call", "called", "floor", "process", "read")
+    __slots__ = ("actions", "call", "called", "floor", "process", "read")
 
-    def __init__(self, process: SimulatedProcess, action: Action, called: int) -> None:
+    def __init__(self, process: SimulatedProcess, actions: Sequence[Action], called: int) -> None:
         self.process = process
-        self.action = action
+        self.actions = actions
         self.called = called
         self.call: SimulatedCall | None = None
         self.read: SimulatedRead | None = None
@@ -133,20 +141,29 @@ class Client:
 
     def _act(self, process: SimulatedProcess) -> None:
         world = self._world
-        world.report.counts["operations"] += 1
-        action = world.workload.next_action(world.random, world.report.counts["operations"])
-        self._attempt = attempt = Attempt(process, action, world.schedule.now)
-        self._note(f"{action.input} at {process.name}")
+        actions = [self._choose()]
+        while actions[-1].instruction is not None and world.random.random() < _LISTS:
+            actions.append(self._choose())
+        if len(actions) > 1 and actions[-1].instruction is None:
+            del actions[-1]  # a read, which is in no list
+        self._attempt = attempt = Attempt(process, actions, world.schedule.now)
+        self._note(f"{[action.input for action in actions]} at {process.name}")
         process.do(lambda engine: self._submit(attempt, engine))
         patience = world.random.choice((300 * MILLISECOND, 2 * SECOND, 5 * SECOND))
         process.life.later(patience, lambda: self._give_up(attempt))
 
+    def _choose(self) -> Action:
+        world = self._world
+        world.report.counts["operations"] += 1
+        return world.workload.next_action(world.random, world.report.counts["operations"])
+
     def _submit(self, attempt: Attempt, engine: Engine) -> None:
         try:
-            if attempt.action.instruction is None:
+            instructions = [action.instruction for action in attempt.actions if action.instruction is not None]
+            if not instructions:
                 self._submit_read(attempt, engine)
             else:
-                attempt.call = SimulatedCall(attempt.action.instruction, lambda: self._call_finished(attempt))
+                attempt.call = SimulatedCall(instructions, lambda: self._call_finished(attempt))
                 self._world.watch.sessions.asks(attempt.call)
                 engine.submit(attempt.call)
         except NotApplied as error:
@@ -191,8 +208,8 @@ class Client:
     def _look(self, attempt: Attempt) -> None:
         if attempt is self._attempt:
             replica = attempt.process.replica
-            output = self._world.workload.read(replica.state, attempt.action)
-            self._end(attempt, "misread" if replica.is_suspect else "done", None, output)
+            output = self._world.workload.read(replica.state, attempt.actions[0])
+            self._end(attempt, "misread" if replica.is_suspect else "done", None, [output])
 
     def _call_finished(self, attempt: Attempt) -> None:
         call, process = attempt.call, attempt.process
@@ -202,11 +219,11 @@ class Client:
         elif process.replica.is_suspect:
             self._end(attempt, "unknown", None)  # to the history: it took effect, but the answer may be wrong
         else:
-            outcome = self._world.watch.sessions.answered(process.engine, call)
-            if outcome.rejection is not None:
-                self._end(attempt, "rejected", None)
-            else:
-                self._end(attempt, "done", None, self._world.workload.output_of(attempt.action, outcome.satisfied))
+            outcomes = self._world.watch.sessions.answered(process.engine, call)
+            output_of = self._world.workload.output_of
+            taken = [(a, o) for a, o in zip(attempt.actions, outcomes, strict=True) if o.rejection is None]
+            attempt.actions = [action for action, _ in taken]
+            self._end(attempt, "done" if taken else "rejected", None, [output_of(a, o.satisfied) for a, o in taken])
 
     def _settle(self, attempt: Attempt, call: SimulatedCall, is_not_applied: bool) -> None:
         """It ended without an outcome: for certain, or not."""
@@ -214,14 +231,17 @@ class Client:
             self._world.watch.sessions.told_not_applied(call)
         self._end(attempt, "not applied" if is_not_applied else "unknown", call.error)
 
-    def _end(self, attempt: Attempt, result: str, error: RaftError | None, output: Any = None) -> None:
+    def _end(self, attempt: Attempt, result: str, error: RaftError | None, outputs: Sequence[Any] = ()) -> None:
+        """It is over; if it is done, each of what is left of it has an output."""
         world = self._world
-        action = attempt.action
         world.report.counts[result] += 1
-        self._note(f"{action.input} {result} {output} {error or ''}")
-        if result in ("done", "unknown") and action.is_judged:
+        self._note(f"{[action.input for action in attempt.actions]} {result} {[*outputs]} {error or ''}")
+        if result in ("done", "unknown"):
             returned = world.schedule.now if result == "done" else math.inf
-            world.report.history.append(Operation(self._number, attempt.called, returned, action.input, output))
+            for place, action in enumerate(attempt.actions):
+                if action.is_judged:
+                    output = outputs[place] if result == "done" else None
+                    world.report.history.append(Operation(self._number, attempt.called, returned, action.input, output))
         if result in ("done", "rejected") and world.is_healed:
             self.served_since_heal += 1
         self._attempt = None

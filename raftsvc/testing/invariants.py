@@ -33,7 +33,8 @@ from raftsvc.core.messages import (
 from raftsvc.core.raft import Role
 from raftsvc.core.server import TERMLESS
 from raftsvc.member.engine import Engine
-from raftsvc.member.machine import ENVELOPE_BYTES, Outcome, read_envelope, read_piece
+from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, LIST, decode_list, read_envelope, read_piece
+from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.testing.times import LogTimes
 from raftsvc.testing.violation import Violation, require
@@ -394,74 +395,122 @@ class Consensus:
         )
 
 
+Place = tuple[int, int]
+"""Where an instruction took effect: the index of its entry, and which of the entry's it is."""
+_Key = tuple[int, int, int]
+"""An instruction, for all its ways: session, nonce and number."""
+
+
+def instructions_of(call: Call) -> list[bytes]:
+    """What a caller brought, one by one."""
+    if not call.is_list:
+        return [call.instruction]
+    instructions = decode_list(call.instruction)
+    assert instructions is not None, "what was encoded decodes"
+    return instructions
+
+
+def _keys_of(call: Call) -> list[_Key]:
+    if not call.data:
+        return []  # it was never sent
+    session_id, nonce, number = read_envelope(call.data)
+    return [(session_id, nonce, number + place) for place in range(call.count)]
+
+
 class Sessions:
     """What States are given and callers are told: an instruction takes effect once, and its caller hears of it."""
 
     def __init__(self) -> None:
         self._committed: dict[int, Entry] = {}
-        self._carried: dict[tuple[int, int, int], int] = {}  # by node, session and number: where it was first committed
+        self._carried: dict[_Key, int] = {}  # where it was first committed
         self._removed: dict[int, int] = {}
-        self._executed: dict[tuple[int, int, int], int] = {}
-        self._given: dict[int, bytes] = {}  # by index: what States were given
-        self._pieces: dict[tuple[int, int, int], dict[int, bytes]] = {}  # of instructions that come so, by offset
-        self._verdicts: dict[int, bool | None] = {}
+        self._executed: dict[_Key, Place] = {}
+        self._given: dict[Place, bytes] = {}  # what States were given
+        self._positions: dict[int, Place] = {}  # by node: what its State was given last
+        self._pieces: dict[_Key, dict[int, bytes]] = {}  # of what comes so, by offset
+        self._verdicts: dict[Place, tuple[bool | None, object]] = {}
         self._may_take_effect: Counter[bytes] = Counter()  # by instruction: callers, save those told that it did not
         self._not_applied: list[Call] = []
 
     def committed(self, entry: Entry) -> None:
         """An entry is committed: remember what it is about."""
-        self._committed.setdefault(index_of(entry), entry)
+        index = index_of(entry)
+        self._committed.setdefault(index, entry)
         if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
             key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
             if piece is None:
-                self._carried.setdefault(key, index_of(entry))
+                for place in range(len(self._instructions_at(index))):
+                    self._carried.setdefault((*key[:2], key[2] + place), index)
             else:
-                offset, _, part = piece
+                offset, _, _, part = piece
                 known = self._pieces.setdefault(key, {})
                 known[offset] = max(part, known.get(offset, b""), key=len)  # it may be cut elsewhere the next time
         elif kind_of(entry) is EntryKind.CONFIG:
             change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
-                self._removed.setdefault(change.node_id, index_of(entry))
+                self._removed.setdefault(change.node_id, index)
+
+    def _instructions_at(self, index: int) -> list[bytes]:
+        """What the entry at `index` has States do; of a piece what is whole with it."""
+        data = data_of(self._committed[index])
+        op, piece = data[0], read_piece(data)
+        whole: bytes = data[ENVELOPE_BYTES:]
+        if piece is not None:
+            offset, whole_bytes, op, part = piece
+            if offset + len(part) != whole_bytes:
+                return []
+            joined = bytearray(whole_bytes)
+            for start, known in self._pieces[read_envelope(data)].items():
+                joined[start : start + len(known)] = known
+            whole = bytes(joined)
+        if op == LIST:
+            return decode_list(whole) or []
+        return [whole] if op == INSTRUCTION else []
 
     # -- a State is given something
 
-    def executes(self, node_id: int, data: bytes, index: int) -> None:
-        """The State of a node is given an instruction."""
+    def starts(self, node_id: int) -> None:
+        """The State of a node is what a snapshot was, or empty."""
+        self._positions.pop(node_id, None)
+
+    def executes(self, node_id: int, data: bytes, index: int) -> Place:
+        """The State of a node is given an instruction; which one that is."""
         entry = self._committed.get(index)
         require(
             entry is not None and kind_of(entry) is EntryKind.NORMAL,
             f"state machine safety: node {node_id} applies at {index} what is not committed there",
         )
         assert entry is not None
-        key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
-        if piece is None:
-            is_same = data_of(entry)[ENVELOPE_BYTES:] == data
-        else:
-            parts = self._pieces[key]
-            is_same = piece[0] + len(piece[2]) == piece[1] == len(data)
-            is_same = is_same and all(data[offset : offset + len(part)] == part for offset, part in parts.items())
-            self._carried.setdefault(key, index)
+        last_index, last = self._positions.get(node_id, (0, 0))
+        place = self._positions[node_id] = (index, last + 1 if last_index == index else 0)
+        instructions = self._instructions_at(index)
         require(
-            is_same and self._given.setdefault(index, data) == data,
+            place[1] < len(instructions)
+            and instructions[place[1]] == data
+            and self._given.setdefault(place, data) == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
-        first = self._executed.setdefault(key, index)
+        session_id, nonce, number = read_envelope(data_of(entry))
+        key = session_id, nonce, number + place[1]
+        self._carried.setdefault(key, index)
+        first = self._executed.setdefault(key, place)
         require(
-            first == index,
-            f"applied twice: instruction {key[2]} of session {key[1]} of node {key[0]} took effect "
-            f"at {first} and, on node {node_id}, at {index}",
+            first == place,
+            f"applied twice: instruction {key[2]} of session {session_id} took effect at {first[0]} and, "
+            f"on node {node_id}, at {index}",
         )
+        return place
 
-    def decides(self, index: int, verdict: bool | None) -> None:
-        """The State said whether what was committed at `index` is satisfied; None: it refused it."""
-        self._verdicts.setdefault(index, verdict)
+    def decides(self, place: Place, verdict: bool | None, answer: object = None) -> None:
+        """The State said whether an instruction is satisfied, and what else; None: it refused it."""
+        self._verdicts.setdefault(place, (verdict, answer))
 
     # -- a caller asks, waits, or is told
 
     def asks(self, call: Call) -> None:
-        """A caller is about to have its instruction applied."""
-        self._may_take_effect[call.instruction] += 1
+        """A caller is about to have its instructions applied."""
+        for instruction in instructions_of(call):
+            self._may_take_effect[instruction] += 1
 
     def waits(self, engine: Engine, call: Call) -> None:
         """A caller waits on after its node applied a batch: then its instruction was not among what is applied.
@@ -471,38 +520,44 @@ class Sessions:
         """
         if not call.data or call.is_finished:
             return
-        key = read_envelope(call.data)
-        index = self._carried.get(key)
-        applied = engine.applying.machine.applied_index
-        if index is not None and index <= applied < self._removed.get(engine.node_id, applied + 1):
-            what = f"took effect at {self._executed[key]}" if key in self._executed else "was ignored"
-            raise Violation(
-                f"sessions: instruction {key[2]} of session {key[1]} of node {key[0]}, committed at {index}, {what}, "
-                f"and its caller still waits when {applied} is applied there"
-            )
+        for key in _keys_of(call):
+            index = self._carried.get(key)
+            applied = engine.applying.machine.applied_index
+            if index is not None and index <= applied < self._removed.get(engine.node_id, applied + 1):
+                what = f"took effect at {self._executed[key][0]}" if key in self._executed else "was ignored"
+                raise Violation(
+                    f"sessions: instruction {key[2]} of session {key[0]} of node {engine.node_id}, committed at "
+                    f"{index}, {what}, and its caller still waits when {applied} is applied there"
+                )
 
-    def answered(self, engine: Engine, call: Call) -> Outcome:
-        """A caller is told an outcome: the one of its own instruction, which took effect and is applied on its node."""
-        outcome = call.outcome
-        assert outcome is not None, "a call is finished by an error or an outcome"
-        key = read_envelope(call.data) if call.data else None
-        index = self._executed.get(key, 0) if key else 0
-        require(
-            0 < index <= engine.applying.machine.applied_index and self._given[index] == call.instruction,
-            f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {call.number}, "
-            f"which is not applied there",
-        )
-        told = outcome.satisfied if outcome.rejection is None else None
-        require(
-            told is self._verdicts.get(index),
-            f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {call.number}, "
-            f"of which the State said {self._verdicts.get(index)} at {index}",
-        )
-        return outcome
+    def answered(self, engine: Engine, call: Call) -> list[Outcome]:
+        """A caller is told outcomes: those of its own instructions, which took effect and are applied on its node."""
+        assert call.outcome is not None, "a call is finished by an error or an outcome"
+        outcomes = call.outcome if isinstance(call.outcome, list) else [call.outcome]
+        instructions = instructions_of(call)
+        require(len(outcomes) == len(instructions), f"a caller is told {len(outcomes)} outcomes of {call.count}")
+        for key, instruction, outcome in zip(_keys_of(call), instructions, outcomes, strict=True):
+            place = self._executed.get(key, (0, 0))
+            require(
+                0 < place[0] <= engine.applying.machine.applied_index and self._given[place] == instruction,
+                f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {key[2]}, "
+                f"which is not applied there",
+            )
+            told = outcome.satisfied if outcome.rejection is None else None
+            verdict, answer = self._verdicts.get(place, (None, None))
+            require(
+                told is verdict
+                and outcome.entry_index == place[0]
+                and (outcome.answer == answer if outcome.is_known else outcome.answer is None),
+                f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {key[2]}, "
+                f"of which the State said {verdict} and {answer!r} at {place[0]}",
+            )
+        return outcomes
 
     def told_not_applied(self, call: Call) -> None:
-        """A caller is told NotApplied: its instruction has no effect, now or later."""
-        self._may_take_effect[call.instruction] -= 1
+        """A caller is told NotApplied: nothing that it brought has an effect, now or later."""
+        for instruction in instructions_of(call):
+            self._may_take_effect[instruction] -= 1
         self._not_applied.append(call)
 
     def judge(self) -> None:
@@ -512,13 +567,13 @@ class Sessions:
         number nobody can tell by the count of those who asked for the same, for each takes effect once at most.
         """
         for call in self._not_applied:
-            key = read_envelope(call.data) if call.data else None
-            index = self._executed.get(key, 0) if key else 0
-            require(
-                not index,
-                f"sessions: instruction {call.number} of a caller who was told NotApplied took effect at {index}",
-            )
-        effects = Counter(self._given[index] for index in self._executed.values())
+            for key in _keys_of(call):
+                require(
+                    key not in self._executed,
+                    f"sessions: instruction {key[2]} of a caller who was told NotApplied took effect "
+                    f"at {self._executed.get(key, (0, 0))[0]}",
+                )
+        effects = Counter(self._given[place] for place in self._executed.values())
         for instruction, count in effects.items():
             expected = self._may_take_effect[instruction]
             require(

@@ -40,20 +40,20 @@ class Replica:
             streaming: Any = state
             streaming.restore_chunks = self._watched_restore(streaming.restore_chunks)
 
-    def _watched_apply(self, apply: Callable[[bytes, int], bool]) -> Callable[[bytes, int], bool]:
+    def _watched_apply(self, apply: Callable[[bytes, int], object]) -> Callable[[bytes, int], object]:
         watch = self._world.watch.sessions
 
-        def seen(data: bytes, index: int) -> bool:
-            watch.executes(self._node_id, data, index)
+        def seen(data: bytes, index: int) -> object:
+            place = watch.executes(self._node_id, data, index)
             if self.is_damaged:
-                return bool(apply(data, index))
+                return apply(data, index)
             try:
-                satisfied = bool(apply(data, index))
+                answer = apply(data, index)
             except Rejected:
-                watch.decides(index, None)
+                watch.decides(place, None)
                 raise
-            watch.decides(index, satisfied)
-            return satisfied
+            watch.decides(place, answer is not False and answer is not None, answer)
+            return answer
 
         return seen
 
@@ -70,6 +70,7 @@ class Replica:
 
     def _restored(self, index: int) -> None:
         """The State is what the snapshot at `index` was."""
+        self._world.watch.sessions.starts(self._node_id)
         self.is_damaged = index in self._spoilt_snapshots
         self._is_damaged_again = False
 

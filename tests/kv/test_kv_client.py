@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import os
 import threading
 from collections.abc import Callable
-from itertools import count
 
 import pytest
 
 from raftsvc import kv
-from raftsvc.errors import NotApplied, OutcomeUnknown, RaftError, ReadTimeoutError
+from raftsvc.errors import NotApplied, RaftError, ReadTimeoutError
 from raftsvc.kv.instructions import encode
+from raftsvc.results import Applied
 
 
 class OneNode:
@@ -26,30 +24,17 @@ class OneNode:
         self.reads = 0
         self.before_read: Callable[[], object] = lambda: None
 
-    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
         self.timeouts.append(timeout)
         with self.lock:
             self.index += 1
-            return self.state.apply(instruction, self.index)
+            answer = self.state.apply(instruction, self.index)
+            return Applied(answer, self.index, 0, answer, True)
 
     def wait_read(self, timeout: float = 5.0) -> None:
         self.timeouts.append(timeout)
         self.reads += 1
         self.before_read()
-
-
-class Lagging(OneNode):
-    """Its own transactions reach it within a snapshot of another replica."""
-
-    def __init__(self, state: kv.KeyValueState) -> None:
-        super().__init__(state)
-        self.elsewhere = kv.KeyValueState()
-
-    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
-        self.index += 1
-        is_satisfied = self.elsewhere.apply(instruction, self.index)
-        self.state.restore_snapshot(*self.elsewhere.snapshot())
-        return is_satisfied
 
 
 @pytest.fixture
@@ -72,7 +57,7 @@ def test_a_write_returns_the_version_that_a_read_shows(store: kv.KeyValue) -> No
 
 
 def test_a_linearizable_read_looks_after_the_confirmation(store: kv.KeyValue, node: OneNode) -> None:
-    node.before_read = lambda: node.exec(encode(bytes(16), [kv.set("late", b"1")]))
+    node.before_read = lambda: node.propose(encode([kv.set("late", b"1")]))
     assert store.get("late") is not None
     node.before_read = lambda: None
     for read in (
@@ -219,10 +204,10 @@ def test_a_version_is_that_of_the_own_write_whoever_wrote_since(node: OneNode) -
     """The key has been overwritten, with the same value, before the first writer looks again."""
 
     class Overtaken(OneNode):
-        def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
-            is_satisfied = super().exec(instruction, timeout)
-            super().exec(instruction[:1] + bytes(16) + instruction[17:], timeout)
-            return is_satisfied
+        def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+            applied = super().propose(instruction, timeout)
+            super().propose(instruction, timeout)
+            return applied
 
     node = Overtaken(kv.KeyValueState())
     store = kv.KeyValue(node, node.state)
@@ -232,57 +217,6 @@ def test_a_version_is_that_of_the_own_write_whoever_wrote_since(node: OneNode) -
     assert value.version == version + 1
     with pytest.raises(kv.ConflictError):
         store.set("a", b"2", kv.if_not_modified("a", version))
-
-
-def test_a_version_that_a_snapshot_hid_is_not_guessed() -> None:
-    node = Lagging(kv.KeyValueState())
-    store = kv.KeyValue(node, node.state)
-    with pytest.raises(OutcomeUnknown, match="took effect"):
-        store.set("a", b"1")
-    assert store.get("a") == (b"1", 2)
-    with pytest.raises(kv.ConflictError) as caught:
-        store.set("a", b"2", kv.if_not_exists("a"))
-    assert caught.value.key is None
-    store.allow("a:1")
-    store.delete("a")  # these return no version, so there is nothing to be in doubt about
-    assert store.get("a") is None
-    assert store.allowed() == {"a:1"}
-
-
-def test_nothing_is_kept_of_a_write_that_failed(
-    store: kv.KeyValue, node: OneNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(instruction: bytes, timeout: float = 10.0) -> bool:
-        raise OutcomeUnknown("no time left")
-
-    tags: list[bytes] = []
-    real_await = node.state.await_result
-
-    def note(tag: bytes) -> None:
-        tags.append(tag)
-        real_await(tag)
-
-    monkeypatch.setattr(node.state, "await_result", note)
-    monkeypatch.setattr(node, "exec", fail)
-    with pytest.raises(OutcomeUnknown):
-        store.set("a", b"1")
-    node.state.apply(encode(tags[0], [kv.set("a", b"1")]), 9)  # it arrives after all
-    assert node.state.take_result(tags[0]) is None
-
-
-def test_no_two_transactions_have_one_tag(store: kv.KeyValue, node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    tags: list[bytes] = []
-    monkeypatch.setattr(node.state, "await_result", tags.append)
-    monkeypatch.setattr(node, "exec", lambda instruction, timeout=10.0: True)
-    forked = copy.copy(store)
-    forked._numbers = count()
-    for each in (store, kv.KeyValue(node, node.state)):
-        for _ in range(10):
-            each.delete("a")
-    monkeypatch.setattr(os, "getpid", lambda: 2**22)
-    for _ in range(10):
-        forked.delete("a")
-    assert len(tags) == len(set(tags)) == 30
 
 
 def test_concurrent_counters_lose_nothing_and_each_version_is_unique(store: kv.KeyValue) -> None:

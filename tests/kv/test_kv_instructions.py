@@ -16,7 +16,6 @@ from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv.instructions import MAX_KEY_BYTES, MAX_OPERATIONS, decode, encode
 
-TAG = bytes(range(16))
 EVERYTHING = [
     kv.if_not_exists("new"),
     kv.if_not_modified("klüger", 7),
@@ -40,14 +39,13 @@ operations = st.one_of(
 
 @given(st.lists(operations, max_size=20))
 def test_what_is_encoded_decodes(transaction: list[Any]) -> None:
-    tag, conditions, effects = decode(encode(TAG, transaction))
-    assert tag == TAG
+    conditions, effects = decode(encode(transaction))
     assert conditions == [(one.key, one.version) for one in transaction if isinstance(one, kv.Condition)]
     assert effects == [(one.code, one.key, one.data) for one in transaction if isinstance(one, kv.Effect)]
 
 
 def test_every_shortened_instruction_is_refused() -> None:
-    whole = encode(TAG, EVERYTHING)
+    whole = encode(EVERYTHING)
     for length in range(len(whole)):
         with pytest.raises(Rejected):
             decode(whole[:length])
@@ -56,13 +54,13 @@ def test_every_shortened_instruction_is_refused() -> None:
 
 @given(st.binary(max_size=100))
 def test_bytes_from_anywhere_are_decoded_or_refused(data: bytes) -> None:
-    for candidate in (data, b"\x01" + TAG + data):
+    for candidate in (data, b"\x01" + data):
         with contextlib.suppress(Rejected):
             decode(candidate)
 
 
 def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
-    whole = encode(TAG, EVERYTHING)
+    whole = encode(EVERYTHING)
     refused = 0
     for bit in range(len(whole) * 8):
         damaged = bytearray(whole)
@@ -78,15 +76,15 @@ def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
     ("data", "reason"),
     [
         (b"", "cut short"),
-        (b"\x02" + TAG + b"\x00\x00", "unknown format 2"),
-        (b"\x01" + TAG + b"\x00\x00!", "1 bytes too many"),
-        (b"\x01" + TAG + b"\x00\x01\x63\x00\x01k", "unknown operation 99"),
-        (b"\x01" + TAG + b"\x00\x01\x11\x00\x00", "a key of 0 bytes"),
-        (b"\x01" + TAG + b"\x00\x01\x11\x00\x01\xff", "not UTF-8"),
-        (b"\x01" + TAG + b"\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
-        (b"\x01" + TAG + b"\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
-        (b"\x01" + TAG + b"\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
-        (b"\x01" + TAG + b"\xff\xff", "at most 4096 operations"),
+        (b"\x02\x00\x00", "unknown format 2"),
+        (b"\x01\x00\x00!", "1 bytes too many"),
+        (b"\x01\x00\x01\x63\x00\x01k", "unknown operation 99"),
+        (b"\x01\x00\x01\x11\x00\x00", "a key of 0 bytes"),
+        (b"\x01\x00\x01\x11\x00\x01\xff", "not UTF-8"),
+        (b"\x01\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
+        (b"\x01\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
+        (b"\x01\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
+        (b"\x01\xff\xff", "at most 4096 operations"),
     ],
 )
 def test_a_refusal_says_why(data: bytes, reason: str) -> None:
@@ -104,7 +102,7 @@ def test_a_refusal_has_the_same_words_in_every_process() -> None:
         "source = random.Random(5)\n"
         "digest = 0\n"
         "for _ in range(3000):\n"
-        "    head = bytes([1]) + source.randbytes(16) + bytes([0, source.randrange(4)])\n"
+        "    head = bytes([1, 0, source.randrange(4)])\n"
         "    data = head + source.randbytes(source.randrange(40))\n"
         "    try:\n"
         "        outcome = repr(decode(data))\n"
@@ -150,14 +148,14 @@ def test_operations_of_the_wrong_type_are_refused_at_once() -> None:
     with pytest.raises(ValueError):
         kv.if_not_modified("k", 2**64)
     with pytest.raises(TypeError, match="neither a condition nor an effect"):
-        encode(TAG, [wrong])
+        encode([wrong])
 
 
 def test_longest_keys_and_most_operations_fit() -> None:
     most = [kv.delete("k" * MAX_KEY_BYTES)] * MAX_OPERATIONS
-    assert len(decode(encode(TAG, most))[2]) == MAX_OPERATIONS
+    assert len(decode(encode(most))[1]) == MAX_OPERATIONS
     with pytest.raises(ValueError, match="at most"):
-        encode(TAG, [*most, kv.delete("k")])
+        encode([*most, kv.delete("k")])
 
 
 def test_values_may_be_any_kind_of_bytes() -> None:

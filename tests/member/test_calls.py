@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from raftsvc.core.messages import Life, Message, MessageKind
+from raftsvc.core.messages import EntryKind, Life, Message, MessageKind
 from raftsvc.core.raft import Raft, Refusal, Role
 from raftsvc.errors import EvictedError, OutcomeUnknown, OverloadedError
 from raftsvc.member.calls import Calls, Contexts
+from raftsvc.member.envelopes import encode_list, read_envelope
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
+from raftsvc.member.machine import Answer
 from raftsvc.member.pieces import Pieces
+from raftsvc.member.sessions import MAX_OUTCOMES, Outcome
 from raftsvc.member.waiters import Call
 
 
@@ -26,9 +30,11 @@ class _Follower:
 
     def __init__(self) -> None:
         self.contexts: list[int] = []
+        self.numbers: list[int] = []
 
-    def forward(self, proposals: object, context: int) -> bool:
+    def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int) -> bool:
         self.contexts.append(context)
+        self.numbers += [read_envelope(data)[2] for _, data in proposals]
         return True
 
 
@@ -74,6 +80,34 @@ def test_what_was_refused_is_not_sent_again_though_it_waited_for_its_turn() -> N
     assert isinstance(call.error, OverloadedError)
     calls.send(9, may_propose=True)
     assert len(core.contexts) == 1 and not calls.has_unsent
+
+
+def test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room() -> None:
+    core, inbox = _Follower(), Inbox(Health())
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 20, inbox.calls, inbox.finished)
+    calls.session_id = 1
+    brought = [Call(b"x") for _ in range(MAX_OUTCOMES)] + [Call(encode_list([b"y", b"z"]), 2), Call(b"last")]
+    for call in brought:
+        inbox.put_call(call)
+    calls.take_in()
+
+    def sent(tick: int) -> list[int]:
+        core.numbers = []
+        calls.send(tick, may_propose=True)
+        return core.numbers
+
+    everything = list(range(1, MAX_OUTCOMES + 1))
+    assert sent(0) == everything
+    calls.retry(2)
+    assert sent(2) == everything, "what is sent again does not wait for what may not be sent yet"
+    calls.answer([Answer(1, 2, Outcome(True))])
+    assert sent(3) == [], "the first number is what counts"
+    calls.answer([Answer(1, 1, Outcome(True))])
+    assert sent(4) == [MAX_OUTCOMES + 1], "the list, of two, has two numbers"
+    calls.answer([Answer(1, MAX_OUTCOMES + 1, [Outcome(True), Outcome(False)])])
+    assert brought[MAX_OUTCOMES].outcome == [Outcome(True), Outcome(False)]
+    calls.answer([Answer(1, 3, Outcome(True))])
+    assert sent(5) == [MAX_OUTCOMES + 3]
 
 
 def test_a_piece_of_which_nothing_is_heard_is_sent_again() -> None:

@@ -11,9 +11,10 @@ from raftsvc.core.messages import KEPT_LIVES, Claim, EntryKind, Life, Lineage, m
 from raftsvc.core.raft import Role
 from raftsvc.errors import SupersededError
 from raftsvc.member.calls import Contexts
+from raftsvc.member.envelopes import wrap_open, wrap_void
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.lives import Lives, Speaker
-from raftsvc.member.machine import Machine, wrap_open_session, wrap_void
+from raftsvc.member.machine import Machine
 from raftsvc.state import BaseState
 
 ME, PEER = 1, 2
@@ -103,7 +104,7 @@ def test_two_nonces_of_one_counter_need_no_other_proof() -> None:
 @pytest.mark.parametrize("counter", [1, 3, 4])
 def test_what_the_log_says_of_lives_counts_as_if_it_had_been_heard(counter: int) -> None:
     scene = Scene()
-    scene.apply(wrap_open_session(PEER, 0, Life(4, 7)))
+    scene.apply(wrap_open(PEER, 7, 4, 0))
     assert scene.judge(4, 7) is Speaker.CURRENT
     assert scene.judge(counter, 9) is (Speaker.VOID if counter == 4 else Speaker.LATE)
 
@@ -131,14 +132,14 @@ def test_it_is_over_once_that_member_was_evicted() -> None:
     scene.judge(4, 7)
     scene.judge(4, 8)
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
-    scene.apply(wrap_open_session(3, 0, Life(1, 1)))
+    scene.apply(wrap_open(3, 1, 1, 0))
     assert scene.health.err() is None and not scene.lives.doubled
 
 
 @pytest.mark.parametrize("recorded", [Life(5, 0xB), Life(6, 0xA), Life(4, 0xB), Life(1, 0xA)])
 def test_a_node_whose_cluster_knows_another_start_of_it_gives_up(recorded: Life) -> None:
     scene = Scene()
-    scene.apply(wrap_open_session(ME, 0, recorded))
+    scene.apply(wrap_open(ME, recorded.nonce, recorded.counter, 0))
     assert len(scene.given_up) == 1 and f"start number {recorded.counter}" in str(scene.given_up[0])
 
 
@@ -151,7 +152,7 @@ def test_a_node_that_is_void_gives_up() -> None:
 @pytest.mark.parametrize("recorded", [Life(4, 0x9), Life(1, 0x6), OWN])
 def test_a_restart_is_nothing_to_give_up_for(recorded: Life) -> None:
     scene = Scene()
-    scene.apply(wrap_open_session(ME, 0, recorded))
+    scene.apply(wrap_open(ME, recorded.nonce, recorded.counter, 0))
     assert not scene.given_up
 
 
@@ -195,7 +196,7 @@ def test_one_that_was_started_too_often_since_to_remember_is_believed() -> None:
 def test_one_that_was_heard_does_not_hide_its_twin_in_the_log() -> None:
     scene = Scene()
     scene.judge(4, 7)
-    scene.apply(wrap_open_session(PEER, 0, Life(4, 8)))
+    scene.apply(wrap_open(PEER, 8, 4, 0))
     assert not scene.lives.counts(PEER, Life(4, 7))
     assert scene.judge(4, 7) is Speaker.VOID
 
@@ -204,7 +205,7 @@ def test_what_counted_does_not_once_the_log_knows_of_a_later_start() -> None:
     scene = Scene()
     scene.judge(4, 7)
     assert scene.lives.counts(PEER, Life(4, 7))
-    scene.apply(wrap_open_session(PEER, 0, Life(5, 8)))
+    scene.apply(wrap_open(PEER, 8, 5, 0))
     assert not scene.lives.counts(PEER, Life(4, 7)) and scene.judge(4, 7) is Speaker.LATE
 
 
@@ -212,5 +213,5 @@ def test_nothing_is_remembered_of_who_was_removed() -> None:
     scene = Scene()
     scene.judge(4, 7)
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
-    scene.apply(wrap_open_session(3, 0, Life(1, 1)))
+    scene.apply(wrap_open(3, 1, 1, 0))
     assert PEER not in scene.lives._heard

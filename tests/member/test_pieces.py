@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import pytest
 
 from raftsvc.core.membership import ConfChange, ConfOp
-from raftsvc.core.messages import Entry, EntryKind, Life, MalformedError, make_entry
-from raftsvc.member.machine import Answer, Machine, wrap_instruction, wrap_open_session, wrap_piece
+from raftsvc.core.messages import Entry, EntryKind, MalformedError, make_entry
+from raftsvc.member.envelopes import INSTRUCTION, LIST, encode_list, wrap, wrap_open, wrap_piece
+from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.pieces import MAX_PIECE_BYTES, Pieces
+from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.state import BaseState
 
 NODE = 1
 SESSION = 2
+NONCE = 77
 
 
 class Heard(BaseState):
@@ -43,15 +46,15 @@ class Log:
         self.answers: list[Answer] = []
         self.index = 0
         self.apply(EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, NODE, "n1:1").encode())
-        self.apply(EntryKind.NORMAL, wrap_open_session(NODE, 0, Life(1, 77)))
+        self.apply(EntryKind.NORMAL, wrap_open(NODE, NONCE, 1, self.index))
 
     def apply(self, kind: EntryKind, data: bytes) -> None:
         self.index += 1
         entries: Sequence[Entry] = [make_entry(self.index, 1, kind, data)]
         self.machine.apply(entries, self.answers)
 
-    def piece(self, number: int, offset: int, part: bytes, whole: int = 6, low: int = 0) -> None:
-        self.apply(EntryKind.NORMAL, wrap_piece(NODE, SESSION, number, low, offset, whole, part))
+    def piece(self, number: int, offset: int, part: bytes, whole: int = 6, low: int = 0, op: int = INSTRUCTION) -> None:
+        self.apply(EntryKind.NORMAL, wrap_piece(op, SESSION, NONCE, number, low, offset, whole, part))
 
     def restart(self) -> None:
         """Go on from a snapshot."""
@@ -59,7 +62,7 @@ class Log:
         self.state = Heard()
         self.machine = Machine(self.state)
         self.machine.restore(
-            before.applied_index, 1, before.config, before.encode_sessions(), before.digest, iter([b""])
+            before.applied_index, 1, before.config, before.sessions.encode(), before.digest, iter([b""])
         )
 
 
@@ -69,11 +72,23 @@ def test_pieces_become_one_instruction(restarts: bool) -> None:
     log.piece(5, 0, b"abc")
     if restarts:
         log.restart()
-    assert log.machine.held_of(NODE, SESSION, 5) == 3
+    assert log.machine.sessions.held_of(SESSION, 5) == 3
     log.piece(5, 3, b"def")
     assert log.state.given == [b"abcdef"]
-    assert [(answer.number, answer.outcome.satisfied) for answer in log.answers] == [(5, True)]
-    assert log.machine.held_of(NODE, SESSION, 5) == 0
+    assert [(a.number, isinstance(a.outcome, Outcome) and a.outcome.satisfied) for a in log.answers] == [(5, True)]
+    assert log.machine.sessions.held_of(SESSION, 5) == 0
+
+
+def test_a_list_may_come_in_pieces_and_pieces_of_one_kind_complete_none_of_the_other() -> None:
+    log = Log()
+    data = encode_list([b"ab", b"c"])
+    log.piece(5, 0, data[:4], len(data), op=LIST)
+    log.piece(5, 4, data[4:], len(data))
+    assert log.state.given == []
+    log.restart()
+    log.piece(5, 4, data[4:], len(data), op=LIST)
+    assert log.state.given == [b"ab", b"c"]
+    assert [(a.number, len(a.outcome)) for a in log.answers if isinstance(a.outcome, list)] == [(5, 2)]
 
 
 def test_what_comes_twice_counts_once() -> None:
@@ -90,7 +105,7 @@ def test_what_comes_twice_counts_once() -> None:
     ):
         log.piece(5, offset, part)
     assert log.state.given == [b"abcdef"]
-    assert {answer.outcome for answer in log.answers} == {log.answers[0].outcome}, "a repeat is answered alike"
+    assert all(answer.outcome == log.answers[0].outcome for answer in log.answers), "a repeat is answered alike"
 
 
 def test_a_gap_is_not_filled_by_what_follows_it() -> None:
@@ -112,8 +127,8 @@ def test_a_later_instruction_takes_the_place_of_one_that_was_given_up_and_not_th
     log.piece(6, 3, b"jkl")
     assert log.state.given == [b"ghijkl"]
     log.piece(7, 0, b"mno")
-    log.apply(EntryKind.NORMAL, wrap_instruction(NODE, SESSION, 9, 8, b"short"))
-    assert log.machine.held_of(NODE, SESSION, 7) == 0, "settled"
+    log.apply(EntryKind.NORMAL, wrap(INSTRUCTION, SESSION, NONCE, 9, 8, b"short"))
+    assert log.machine.sessions.held_of(SESSION, 7) == 0, "settled"
     log.piece(7, 3, b"pqr")
     assert log.state.given == [b"ghijkl", b"short"]
 
@@ -123,23 +138,23 @@ def test_what_does_not_fit_is_kept_nowhere(whole: int, offset: int, part: bytes)
     log = Log()
     log.piece(5, offset, part, whole)
     assert log.state.given == []
-    assert log.machine.held_of(NODE, SESSION, 5) == 0
+    assert log.machine.sessions.held_of(SESSION, 5) == 0
 
 
 def test_another_session_has_nothing_of_the_former() -> None:
     log = Log()
     log.piece(5, 0, b"abc")
-    log.apply(EntryKind.NORMAL, wrap_open_session(NODE, SESSION, Life(2, 78)))
+    log.apply(EntryKind.NORMAL, wrap_open(NODE, NONCE + 1, 2, log.index))
     log.piece(5, 3, b"def")
     assert log.state.given == []
-    assert log.machine.held_of(NODE, log.index - 1, 5) == 0
+    assert log.machine.sessions.held_of(log.index - 1, 5) == 0
 
 
 def test_a_table_that_is_cut_short_is_refused() -> None:
     log = Log()
     log.piece(5, 0, b"abc")
-    table = log.machine.encode_sessions()
-    for size in range(len(table) - 38, len(table)):  # all of the piece and its head, but for their first byte
+    table = log.machine.sessions.encode()
+    for size in range(len(table) - 24, len(table)):  # all of the piece and its head, but for their first byte
         with pytest.raises(MalformedError):
             Machine(Heard()).restore(1, 1, log.machine.config, table[:size], 0, iter([b""]))
 

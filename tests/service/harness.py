@@ -215,8 +215,8 @@ class Member:
     def __init__(self, addr: str, path: Path, options: dict[str, Any], has_streams: bool) -> None:
         self.addr = addr
         self.path = path
+        self.make_state: Callable[[], ListState] = options.pop("make_state", ListState)
         self.options = options
-        self.make_state: Callable[[], ListState] = ListState
         self.files = FaultyFiles()
         self.session = FaultySession(has_streams)
         self.start()
@@ -264,12 +264,12 @@ class Cluster:
         self.members.append(member)
         return member
 
-    def form(self, size: int) -> list[Member]:
+    def form(self, size: int, **options: Any) -> list[Member]:
         """A cluster of `size` voters."""
-        first = self.add()
+        first = self.add(**options)
         first.service.init()
         for _ in range(size - 1):
-            self.add().service.join(first.addr, PATIENCE)
+            self.add(**options).service.join(first.addr, PATIENCE)
         eventually(lambda: all(len(voters(m)) == size for m in self.members), "every member sees every voter")
         return self.members
 

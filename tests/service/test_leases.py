@@ -41,7 +41,7 @@ def test_a_leader_with_a_lease_reads_without_the_others(
     cluster.form(3)
     leader = cluster.leader()
     leader.service.exec(b"a")
-    eventually(leader.service._node.is_current, "a majority promised")
+    eventually(leader.service._node.callers.is_current, "a majority promised")
     cluster.cut(leader, [m for m in cluster.members if m is not leader])
     assert is_served(leader), "by the lease, for nobody else is asked"
     assert leader.state.items == [b"a"]
@@ -65,7 +65,7 @@ def test_a_leader_that_stood_still_serves_nothing_stale(make_cluster: Callable[.
     leader = cluster.leader()
     rest = [m for m in cluster.members if m is not leader]
     leader.service.exec(b"old")
-    eventually(leader.service._node.is_current, "a majority promised")
+    eventually(leader.service._node.callers.is_current, "a majority promised")
     with leader.service._node._turn.lock:  # nothing of it moves: no tick, no message
         heir = eventually(lambda: next((m for m in rest if m.is_leader), None), "another leader")
         heir.service.exec(b"new", timeout=PATIENCE)

@@ -50,7 +50,7 @@ class Writers:
         self.serial += 1
         instruction = json.dumps(["set", key, self.serial]).encode().ljust(size)
         began = self.simulation.now
-        call = SimulatedCall(instruction, lambda: done(self.simulation.now - began) if done else None)
+        call = SimulatedCall([instruction], lambda: done(self.simulation.now - began) if done else None)
         node.do(lambda engine: engine.submit(call))
         return call
 
@@ -128,7 +128,7 @@ def test_a_new_leader_goes_on_where_the_one_before_ended() -> None:
     assert engine is not None and writers.leader is not None
 
     def held() -> int:
-        return engine.applying.machine.held_of(node.node_id, engine.calls.session_id, long.number)
+        return engine.applying.machine.sessions.held_of(engine.calls.session_id, long.number)
 
     assert simulation.run_until(simulation.now + 20 * SECOND, lambda: held() > LONG_BYTES // 2)
     writers.leader.kill()

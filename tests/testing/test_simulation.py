@@ -19,7 +19,9 @@ from raftsvc.core.messages import EntryKind, Message, MessageKind, make_entry
 from raftsvc.core.raft import Raft
 from raftsvc.member.calls import Calls
 from raftsvc.member.engine import Engine
-from raftsvc.member.machine import Answer, Outcome, wrap_instruction
+from raftsvc.member.envelopes import INSTRUCTION, wrap
+from raftsvc.member.machine import Answer
+from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.testing import (
     KINDS,
@@ -203,7 +205,16 @@ def test_an_outcome_that_the_state_did_not_give_is_found_out(monkeypatch: pytest
     answer = Calls.answer
 
     def lie(self: Calls, answers: Iterable[Answer]) -> None:
-        answer(self, [a._replace(outcome=Outcome(satisfied=True)) for a in answers])
+        def of(outcome: Outcome) -> Outcome:
+            return outcome._replace(satisfied=True, rejection=None)
+
+        answer(
+            self,
+            [
+                a._replace(outcome=[of(o) for o in a.outcome] if isinstance(a.outcome, list) else of(a.outcome))
+                for a in answers
+            ],
+        )
 
     monkeypatch.setattr(Calls, "answer", lie)
     with pytest.raises(SimulationFailed, match=r"of which the State said (False|None)"):
@@ -211,10 +222,10 @@ def test_an_outcome_that_the_state_did_not_give_is_found_out(monkeypatch: pytest
 
 
 def test_a_number_that_is_settled_while_its_caller_waits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_early(node_id: int, session_id: int, number: int, low: int, instruction: bytes) -> bytes:
-        return wrap_instruction(node_id, session_id, number, number, instruction)
+    def too_early(op: int, session_id: int, nonce: int, number: int, low: int, instruction: bytes) -> bytes:
+        return wrap(op, session_id, nonce, number, number, instruction)
 
-    monkeypatch.setattr("raftsvc.member.calls.wrap_instruction", too_early)
+    monkeypatch.setattr("raftsvc.member.calls.wrap", too_early)
     with pytest.raises(SimulationFailed, match="was ignored, and its caller still waits"):
         for seed in range(100):
             simulate(seed, faults=Faults(kinds=("loss", "duplication", "delay and reordering")))
@@ -233,7 +244,7 @@ def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
 def _apply(sessions: Sessions, index: int, number: int, instruction: bytes) -> bytes:
     """Have an instruction applied, as that of such a number; the data of its entry."""
-    data = wrap_instruction(1, 2, number, number, instruction)
+    data = wrap(INSTRUCTION, 2, 7, number, number, instruction)
     sessions.committed(make_entry(index, 1, EntryKind.NORMAL, data))
     sessions.executes(1, instruction, index)
     return data

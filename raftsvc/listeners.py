@@ -1,0 +1,121 @@
+"""What an application is told of its node without asking: who leads, who belongs to the cluster, what is wrong.
+
+Listeners are called by one thread of their own, never under a lock of the node, one event after
+the other.  What they are told is the node as it is then: of changes that follow each other faster
+than they are told, only what came of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from raftsvc.errors import RaftError
+from raftsvc.formation import Membership
+from raftsvc.member.vitals import View
+
+logger = logging.getLogger("raftsvc")
+
+_PAUSE_SECONDS = 0.1
+"""Between two looks whether there is a node."""
+_LOOK_SECONDS = 1.0
+"""Between two looks at one that has nothing to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something changed at this node; the other fields are as of then, whatever the kind.
+
+    kind:        "leader": who leads, or whether anybody is known to; the first that a listener is told.
+                 "members": who belongs to the cluster, and where it is reached.
+                 "error": what `Service.err` says, or that it is over.
+                 "stopped": the Service was stopped, or this node removed or superseded; the last.
+    is_leader:   whether this node believed to lead: another may lead by the time that this is looked at.
+    leader_addr: where the leader is reached; None if none is known.
+    term:        the term of that.
+    members:     addresses by member id.
+    error:       what keeps this node from operating normally, or None.
+    """
+
+    kind: str
+    is_leader: bool
+    leader_addr: str | None
+    term: int
+    members: Mapping[int, str] = field(default_factory=dict)
+    error: RaftError | None = None
+
+
+Listener = Callable[[Event], object]
+
+
+class Listeners:
+    """Who is told, and the thread that does.  Thread-safe.
+
+    errors: how many exceptions listeners raised; each was logged.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._lock = threading.Lock()  # guards _listeners and _is_served; nothing is called under it
+        self._listeners: dict[int, tuple[Listener, list[View]]] = {}
+        self._next = 0
+        self._is_served = False
+        self.errors = 0
+
+    def add(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called with an Event from now on, the present first; returns what ends that."""
+        with self._lock:
+            number = self._next
+            self._next += 1
+            self._listeners[number] = listener, []
+            is_served, self._is_served = self._is_served, True
+        if not is_served:
+            threading.Thread(target=self._run, name="raftsvc-listeners", daemon=True).start()
+
+        def remove() -> None:
+            with self._lock:
+                self._listeners.pop(number, None)
+
+        return remove
+
+    def _run(self) -> None:
+        membership = self._membership
+        while True:
+            with self._lock:
+                listeners = list(self._listeners.values())
+                if not listeners:
+                    self._is_served = False
+                    return
+            node = membership.node
+            if node is not None:
+                view = node.vitals.await_change(min(listeners, key=lambda pair: len(pair[1]))[1], _LOOK_SECONDS)
+            else:
+                membership.stopped.wait(_PAUSE_SECONDS)
+                view = View(error=membership.err())
+            is_over = view.is_over or membership.stopped.is_set()
+            for listener, told in listeners:
+                self._tell(listener, told, view, is_over)
+            if is_over:
+                with self._lock:
+                    self._listeners.clear()
+
+    def _tell(self, listener: Listener, told: list[View], now: View, is_over: bool) -> None:
+        last = told[0] if told else View()
+        kinds = []
+        if not told or now.lead != last.lead:
+            kinds.append("leader")
+        if now.members != last.members:
+            kinds.append("members")
+        if now.error is not last.error:
+            kinds.append("error")
+        if is_over:
+            kinds.append("stopped")
+        told[:] = [now]
+        for kind in kinds:
+            try:
+                listener(Event(kind, now.is_leader, now.leader_addr, now.term, now.members, now.error))
+            except Exception:
+                self.errors += 1
+                logger.exception("a listener raised this when it was told of %r; it is told of what comes next", kind)

@@ -1,0 +1,114 @@
+"""What an entry of kind NORMAL says to the machine: an operation, whose it is, and its data.
+
+Envelope: op (1 byte), then four numbers of 8 bytes, which mean
+
+    INSTRUCTION, LIST  the session's id and nonce, number, low; the data follows
+    PIECE              the same; then offset and size of the whole (8 each), op of the whole (1), the part
+    OPEN               member, nonce, counter of its start (0: a session that is not the owner's), index
+    CLOSE              the session's id and nonce, 0, 0
+    VOID               member, 0, 0, 0
+
+A LIST is several instructions: how many (2 bytes), then each one's length (4) and bytes.  All
+integers are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry
+
+ENVELOPE = struct.Struct(">BQQQQ")
+ENVELOPE_BYTES = ENVELOPE.size
+"""Bytes that an envelope adds to an instruction."""
+INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
+"""Where, in an entry, what follows the envelope begins."""
+INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE = 1, 2, 3, 4, 5, 6
+MAX_LISTED = 1000
+"""Instructions in one list."""
+
+_PLACE_IN_WHOLE = struct.Struct(">QQB")
+PIECE_OVERHEAD_BYTES = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
+_COUNT = struct.Struct(">H")
+_LENGTH = struct.Struct(">I")
+
+
+def wrap(op: int, session_id: int, nonce: int, number: int, low: int, data: bytes) -> bytes:
+    """The data of an entry that carries an INSTRUCTION or a LIST as `number` of a session; lower than `low` is settled.
+
+    The instructions of a list have the numbers from `number` on.
+    """
+    return ENVELOPE.pack(op, session_id, nonce, number, low) + data
+
+
+def wrap_piece(
+    op: int, session_id: int, nonce: int, number: int, low: int, offset: int, whole_bytes: int, piece: bytes
+) -> bytes:
+    """The data of an entry that carries a part of `whole_bytes` of what `wrap` would carry whole."""
+    return ENVELOPE.pack(PIECE, session_id, nonce, number, low) + _PLACE_IN_WHOLE.pack(offset, whole_bytes, op) + piece
+
+
+def wrap_open(member: int, nonce: int, counter: int, index: int) -> bytes:
+    """The data of an entry that opens a session of `member`, asked for when `index` was applied there.
+
+    nonce:   random, by which who asked knows the session again.
+    counter: of the member's start, whose nonce this is then; 0 for a session that is not the owner's.
+    """
+    return ENVELOPE.pack(OPEN, member, nonce, counter, index)
+
+
+def wrap_close(session_id: int, nonce: int) -> bytes:
+    """The data of an entry that closes a session."""
+    return ENVELOPE.pack(CLOSE, session_id, nonce, 0, 0)
+
+
+def wrap_void(member: int) -> bytes:
+    """The data of an entry after which no life of `member` counts any more."""
+    return ENVELOPE.pack(VOID, member, 0, 0, 0)
+
+
+def read_piece(data: bytes) -> tuple[int, int, int, bytes] | None:
+    """Offset, size of the whole, its op and the bytes of the piece that an entry carries; None if it carries none."""
+    if len(data) < PIECE_OVERHEAD_BYTES or data[0] != PIECE:
+        return None
+    offset, whole_bytes, op = _PLACE_IN_WHOLE.unpack_from(data, ENVELOPE_BYTES)
+    return offset, whole_bytes, op, data[PIECE_OVERHEAD_BYTES:]
+
+
+def read_envelope(data: bytes) -> tuple[int, int, int]:
+    """Session, nonce and number of the instruction, list or piece that an entry carries."""
+    _, session_id, nonce, number, _ = ENVELOPE.unpack_from(data)
+    return session_id, nonce, number
+
+
+def whole_of(entry: Entry) -> bytes:
+    """What follows the envelope."""
+    return entry[INSTRUCTION_OFFSET:]
+
+
+def encode_list(instructions: Sequence[bytes]) -> bytes:
+    """The data of a LIST."""
+    parts = [_COUNT.pack(len(instructions))]
+    for instruction in instructions:
+        parts += (_LENGTH.pack(len(instruction)), instruction)
+    return b"".join(parts)
+
+
+def decode_list(data: bytes) -> list[bytes] | None:
+    """The instructions of a LIST; None if it is none that `encode_list` made."""
+    if len(data) < _COUNT.size:
+        return None
+    (count,) = _COUNT.unpack_from(data)
+    offset = _COUNT.size
+    instructions = []
+    for _ in range(count):
+        if offset + _LENGTH.size > len(data):
+            return None
+        (length,) = _LENGTH.unpack_from(data, offset)
+        offset += _LENGTH.size
+        if offset + length > len(data):
+            return None
+        instructions.append(data[offset : offset + length])
+        offset += length
+    return instructions if 0 < count <= MAX_LISTED and offset == len(data) else None

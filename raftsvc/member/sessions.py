@@ -1,0 +1,381 @@
+"""Sessions: by them an instruction counts once, however often and by whichever way it arrives.
+
+A session (section 8; thesis section 6.3) is the numbered instructions of one process: the owner
+of a member's directory, or one that works through that member.  It remembers the outcome of every
+number that its process may still ask about, so what arrives twice is answered and not applied
+again; numbers below `low`, which the process announces with each instruction, are settled and are
+ignored.  Who carries an instruction to the log changes nothing about its session and number, so
+one whose carrier died is sent again by another way, and counts once.
+
+A session is opened through the log, and its id is the index of the entry that did.  Its nonce is
+random: who says it has not guessed the id, and an attempt to open that comes twice opens one.
+An attempt says how far its process had applied when it was made, and one from long ago is
+ignored, as is one of a start of the owner that is not later than the one known: so nothing late opens what was closed.
+
+There is no clock here, and bounds come from the log alone: of a session at most
+`MAX_OUTCOMES` numbers are unsettled, of a member there are at most `MAX_SESSIONS`, of which one
+more closes the one that was not used for longest, never the owner's.  A session is closed when its
+member is removed or void, when the owner starts anew, if it is the owner's, or through the log.
+
+All of it is a deterministic function of the log, and travels in the snapshot.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from raftsvc.core.messages import MAX_NUMBER, Life, MalformedError
+from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
+
+MAX_OUTCOMES = 1024
+"""Numbers of one session that are not settled; one further ahead of `low` is ignored."""
+MAX_SESSIONS = 256
+"""Of one member."""
+MAX_OPEN_AGE = 100_000
+"""Entries after which an attempt to open a session is too old."""
+MAX_WHOLE_BYTES = 4 * 1024 * 1024
+"""The longest that is put together from pieces; each session may have one under way, in the snapshot too."""
+MAX_ANSWER_BYTES = 64
+"""The longest bytes that are kept as an answer."""
+VOID_LIFE = Life(MAX_NUMBER, 0)
+
+_FALSE, _TRUE, _NONE, _INT, _BYTES, _OBJECT, _REJECTED = (bytes([code]) for code in range(7))
+_INT64 = struct.Struct(">q")
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+class Outcome(NamedTuple):
+    """What became of an applied instruction.
+
+    satisfied: as the State said; False if it refused.
+    rejection: why the State refused it, if it did.
+    answer:    what the State said, if that `is_known`.
+    entry_index: of the entry with which it took effect, and
+    time_ms:     its time.
+    """
+
+    satisfied: bool
+    rejection: str | None = None
+    answer: object = None
+    is_known: bool = True
+    entry_index: int = 0
+    time_ms: int = 0
+
+    def recorded(self) -> Outcome:
+        """As it is kept: without an answer that is not."""
+        return self._replace(answer=None, is_known=False) if encode_outcome(self) == _OBJECT else self
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """All of an outcome that is kept but where and when: for the digest, and the snapshot."""
+    answer = outcome.answer
+    if answer is True:
+        return _TRUE
+    if outcome.rejection is not None:
+        return _REJECTED + outcome.rejection.encode()
+    if not outcome.is_known:
+        return _OBJECT
+    if answer is False:
+        return _FALSE
+    if answer is None:
+        return _NONE
+    kind = type(answer)  # exactly: what a subclass says of itself is not ours
+    if kind is int and _LEAST <= answer <= _MOST:  # type: ignore[operator]
+        return _INT + _INT64.pack(answer)
+    if kind is bytes and len(answer) <= MAX_ANSWER_BYTES:  # type: ignore[arg-type]
+        return _BYTES + answer  # type: ignore[operator]
+    return _OBJECT
+
+
+def _decode_outcome(data: bytes, index: int, time_ms: int) -> Outcome:
+    code, rest = data[:1], data[1:]
+    if code == _REJECTED:
+        return Outcome(False, rest.decode(), None, True, index, time_ms)
+    if code == _INT and len(rest) == _INT64.size:
+        return Outcome(True, None, _INT64.unpack(rest)[0], True, index, time_ms)
+    if code == _BYTES and len(rest) <= MAX_ANSWER_BYTES:
+        return Outcome(True, None, rest, True, index, time_ms)
+    if rest or code not in (_FALSE, _TRUE, _NONE, _OBJECT):
+        raise MalformedError("outcome does not decode")
+    answer = {_FALSE: False, _TRUE: True}.get(code)
+    return Outcome(code in (_TRUE, _OBJECT), None, answer, code != _OBJECT, index, time_ms)
+
+
+class _Partial:
+    """What has come so far of an instruction, or a list, that comes in pieces."""
+
+    __slots__ = ("held", "number", "op", "parts", "whole_bytes")
+
+    def __init__(self, number: int, whole_bytes: int, op: int) -> None:
+        self.number = number
+        self.whole_bytes = whole_bytes
+        self.op = op
+        self.held = 0
+        self.parts: list[bytes] = []
+
+
+class Session:
+    """The instructions of one process.
+
+    counter: which start of its member it is, if it is the owner's; else 0.
+    used:    the index of the last entry that was for it.
+    partial: what is coming in pieces.  A process sends one at a time, so a later one is the sign
+             that its caller gave the one before up.
+    """
+
+    __slots__ = ("counter", "id", "low", "member", "nonce", "outcomes", "partial", "used")
+
+    def __init__(self, session_id: int, member: int, nonce: int, counter: int, low: int = 0, used: int = 0) -> None:
+        self.id = session_id
+        self.member = member
+        self.nonce = nonce
+        self.counter = counter
+        self.low = low
+        self.used = used or session_id
+        self.outcomes: dict[int, Outcome] = {}
+        self.partial: _Partial | None = None
+
+    def takes(self, number: int, low: int, count: int = 1) -> bool:
+        """Whether `count` instructions from `number` on may be new: neither settled nor too far ahead."""
+        return self.low <= number and low <= number and number + count <= max(low, self.low) + MAX_OUTCOMES
+
+    def record(self, number: int, low: int, outcomes: Sequence[Outcome]) -> None:
+        """Instructions from `number` on were applied; what is below `low` nobody will ask about again."""
+        if low > self.low:
+            self._settle_below(low)
+        for place, outcome in enumerate(outcomes):
+            self.outcomes[number + place] = outcome.recorded()
+
+    def join(self, number: int, data: bytes) -> tuple[int, bytes] | None:
+        """Take a piece, if it is the one that comes next; op and data of the whole if it is complete with it."""
+        piece = read_piece(data)
+        if piece is None:
+            return None
+        offset, whole_bytes, op, part = piece
+        partial = self.partial
+        if offset == 0 and (partial is None or partial.number < number) and 0 < whole_bytes <= MAX_WHOLE_BYTES:
+            partial = self.partial = _Partial(number, whole_bytes, op)
+        if (
+            partial is None
+            or (partial.number, partial.whole_bytes, partial.op, partial.held) != (number, whole_bytes, op, offset)
+            or offset + len(part) > whole_bytes
+        ):
+            return None
+        partial.parts.append(part)
+        partial.held += len(part)
+        if partial.held < whole_bytes:
+            return None
+        self.partial = None
+        return op, b"".join(partial.parts)
+
+    def _settle_below(self, low: int) -> None:
+        # Those between, or those there are: whichever are fewer.
+        settled: Iterable[int] = range(self.low, low)
+        if low - self.low > len(self.outcomes):
+            settled = [n for n in self.outcomes if n < low]
+        for number in settled:
+            self.outcomes.pop(number, None)
+        self.low = low
+        if self.partial is not None and self.partial.number < low:
+            self.partial = None
+
+
+class Sessions:
+    """The sessions of all members, and which start of each member is known.
+
+    changes: how often one was opened or closed, or a life came to be known.
+    """
+
+    __slots__ = ("_lives", "_sessions", "changes")
+
+    def __init__(self) -> None:
+        self._sessions: dict[int, Session] = {}
+        self._lives: dict[int, tuple[Life, int]] = {}  # by member; with the owner's session, 0 if it has none
+        self.changes = 0
+
+    def get(self, session_id: int, nonce: int) -> Session | None:
+        """The session of that id, if who asks knows its nonce."""
+        session = self._sessions.get(session_id)
+        return session if session is not None and session.nonce == nonce else None
+
+    def life_of(self, member: int) -> Life:
+        """Which start of the member opened its owner's session last; one of the highest counter if all are void."""
+        return self._lives.get(member, (Life(), 0))[0]
+
+    def owner_of(self, member: int) -> int:
+        """The id of the session of the process that owns the member's directory; 0 if it has none."""
+        return self._lives.get(member, (Life(), 0))[1]
+
+    def find(self, member: int, nonce: int) -> int:
+        """The id of the member's session that was opened with `nonce`; 0 if there is none."""
+        return next((s.id for s in self._sessions.values() if s.member == member and s.nonce == nonce), 0)
+
+    def recorded(self, session_id: int, number: int) -> Outcome | None:
+        """The outcome that a session remembers of `number`."""
+        session = self._sessions.get(session_id)
+        return session.outcomes.get(number) if session is not None else None
+
+    def held_of(self, session_id: int, number: int) -> int:
+        """How many bytes there are by now of what comes in pieces."""
+        session = self._sessions.get(session_id)
+        partial = session.partial if session is not None else None
+        return partial.held if partial is not None and partial.number == number else 0
+
+    @property
+    def holders(self) -> Collection[int]:
+        """The members that have sessions, or of which a life is known."""
+        return {session.member for session in self._sessions.values()} | self._lives.keys()
+
+    def count_of(self, member: int) -> int:
+        """How many sessions a member has."""
+        return sum(session.member == member for session in self._sessions.values())
+
+    # -- what the log says
+
+    def open(self, index: int, member: int, nonce: int, counter: int, asked_at: int) -> None:
+        """The entry at `index` opens a session of `member`, unless it comes late, or twice."""
+        life, owner = self._lives.get(member, (Life(), 0))
+        if life == VOID_LIFE or index - asked_at > MAX_OPEN_AGE or asked_at >= index:
+            return
+        if counter:
+            if counter <= life.counter or counter >= MAX_NUMBER:
+                return
+            self._sessions.pop(owner, None)
+            self._lives[member] = Life(counter, nonce), index
+        else:
+            if self.find(member, nonce):
+                return
+            others = [s for s in self._sessions.values() if s.member == member and not s.counter]
+            if len(others) >= MAX_SESSIONS - 1:
+                del self._sessions[min(others, key=lambda s: (s.used, s.id)).id]
+        self._sessions[index] = Session(index, member, nonce, counter)
+        self.changes += 1
+
+    def close(self, session_id: int, nonce: int) -> None:
+        """A session is over; the owner's only with another start of it."""
+        session = self.get(session_id, nonce)
+        if session is not None and not session.counter:
+            del self._sessions[session_id]
+            self.changes += 1
+
+    def void(self, member: int) -> None:
+        """Nothing that any process of `member` said counts any more."""
+        self._close_all(member)
+        self._lives[member] = VOID_LIFE, 0
+        self.changes += 1
+
+    def remove(self, member: int) -> None:
+        """It is no member any more."""
+        self._close_all(member)
+        self._lives.pop(member, None)
+        self.changes += 1
+
+    def _close_all(self, member: int) -> None:
+        for session_id in [s.id for s in self._sessions.values() if s.member == member]:
+            del self._sessions[session_id]
+
+    # -- snapshots
+
+    def encode(self) -> bytes:
+        """The table for a snapshot's header: how many records, and the records."""
+        partials = sum(session.partial is not None for session in self._sessions.values())
+        parts = [_COUNT.pack(len(self._lives) + len(self._sessions) + partials)]
+        for member in sorted(self._lives):
+            life, owner = self._lives[member]
+            parts.append(_LIFE.pack(_IS_LIFE, member, *life, owner))
+        for session_id in sorted(self._sessions):
+            session = self._sessions[session_id]
+            parts.append(
+                _SESSION.pack(
+                    _IS_SESSION,
+                    session_id,
+                    session.member,
+                    session.nonce,
+                    session.counter,
+                    session.low,
+                    session.used,
+                    len(session.outcomes),
+                )
+            )
+            for number in sorted(session.outcomes):
+                outcome = session.outcomes[number]
+                data = encode_outcome(outcome)
+                parts += (_OUTCOME.pack(number, outcome.entry_index, outcome.time_ms, len(data)), data)
+            if session.partial is not None:
+                partial = session.partial
+                parts += (
+                    _PARTIAL.pack(_IS_PARTIAL, partial.number, partial.whole_bytes, partial.op, partial.held),
+                    *partial.parts,
+                )
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Sessions:
+        """What `encode` made; raises MalformedError."""
+        sessions = cls()
+        reader = _Reader(data)
+        session: Session | None = None
+        try:
+            (records,) = reader.take(_COUNT)
+            for _ in range(records):
+                code = reader.peek()
+                if code == _IS_LIFE:
+                    _, member, counter, nonce, owner = reader.take(_LIFE)
+                    sessions._lives[member] = Life(counter, nonce), owner
+                elif code == _IS_SESSION:
+                    _, session_id, member, nonce, counter, low, used, count = reader.take(_SESSION)
+                    session = sessions._sessions[session_id] = Session(session_id, member, nonce, counter, low, used)
+                    for _ in range(count):
+                        number, index, time_ms, length = reader.take(_OUTCOME)
+                        session.outcomes[number] = _decode_outcome(reader.take_bytes(length), index, time_ms)
+                elif code == _IS_PARTIAL and session is not None:
+                    _, number, whole_bytes, op, held = reader.take(_PARTIAL)
+                    if op not in (INSTRUCTION, LIST) or held >= whole_bytes:
+                        raise MalformedError("session table does not decode")
+                    session.partial = partial = _Partial(number, whole_bytes, op)
+                    partial.held, partial.parts = held, [reader.take_bytes(held)]
+                else:
+                    raise MalformedError("session table does not decode")
+        except (struct.error, UnicodeDecodeError) as error:
+            raise MalformedError("session table does not decode") from error
+        if not reader.is_at_end:
+            raise MalformedError("session table is longer than it says")
+        return sessions
+
+
+_COUNT = struct.Struct(">I")
+_LIFE = struct.Struct(">BQQQQ")
+_SESSION = struct.Struct(">BQQQQQQI")
+_OUTCOME = struct.Struct(">QQQH")
+_PARTIAL = struct.Struct(">BQQBI")
+_IS_LIFE, _IS_SESSION, _IS_PARTIAL = 1, 2, 3
+
+
+class _Reader:
+    """Takes fields from the front of a table."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        return self._offset >= len(self._data)
+
+    def peek(self) -> int:
+        """The next byte, 0 at the end."""
+        return 0 if self.is_at_end else self._data[self._offset]
+
+    def take(self, fields: struct.Struct) -> tuple[int, ...]:
+        taken = fields.unpack_from(self._data, self._offset)
+        self._offset += fields.size
+        return taken
+
+    def take_bytes(self, length: int) -> bytes:
+        taken = self._data[self._offset : self._offset + length]
+        if len(taken) < length:
+            raise MalformedError("session table is cut short")
+        self._offset += length
+        return taken

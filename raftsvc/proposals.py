@@ -1,0 +1,271 @@
+"""What an application has done: it brings instructions, and is told what became of them.
+
+Here is how long it waits, what is certain when it does not wait any longer, and what is
+refused before anything is proposed.  Who carries an instruction on is the member's business
+(`raftsvc.member.callers`); who may bring one, of how many at once, is `raftsvc.host.admission`'s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from raftsvc.errors import (
+    InstructionTooLargeError,
+    InvalidInstructionError,
+    NodeFailedError,
+    NotApplied,
+    OutcomeUnknown,
+    OverloadedError,
+    RaftError,
+    Rejected,
+)
+from raftsvc.formation import Membership
+from raftsvc.host.admission import Admission
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.member.envelopes import MAX_LISTED, encode_list
+from raftsvc.member.participant import Participant
+from raftsvc.member.sessions import MAX_WHOLE_BYTES, Outcome
+from raftsvc.member.waiters import Call
+from raftsvc.results import Applied
+
+MAX_ASYNC = 1000
+"""Calls of `propose_async` on their way at once; with a list more, about what one session holds."""
+
+_IDLE_SECONDS = 60.0
+
+
+class Proposals:
+    """The instructions that one process brings to its node.  Thread-safe."""
+
+    def __init__(self, membership: Membership, admission: Admission, max_instruction_bytes: int) -> None:
+        self._membership = membership
+        self._admission = admission
+        self._max_bytes = max_instruction_bytes
+        self._futures = _Futures()
+
+    def propose(self, instruction: bytes, timeout: float, what: str) -> Outcome:
+        """Have one instruction applied; see `Service.propose`.  what: the method that was called."""
+        node = self._ready_node(what)
+        data = self._checked(instruction)
+        if is_main_thread():
+            return do_elsewhere(partial(self.propose, data, timeout, what), timeout, OutcomeUnknown)
+        outcome = self._await(node, Call(data), timeout)
+        assert isinstance(outcome, Outcome), "one instruction has one outcome"
+        if outcome.rejection is not None:
+            raise Rejected(outcome.rejection)
+        return outcome
+
+    def propose_many(self, instructions: Iterable[bytes], timeout: float) -> list[Applied]:
+        """Have several applied in one entry; see `Service.propose_many`."""
+        node = self._ready_node("propose_many")
+        listed = self._checked_list(instructions)
+        if is_main_thread():
+            return do_elsewhere(partial(self.propose_many, listed, timeout), timeout, OutcomeUnknown)
+        if not listed:
+            return []
+        outcomes = self._await(node, Call(encode_list(listed), len(listed)), timeout)
+        assert isinstance(outcomes, list), "a list has one outcome for each"
+        return list(map(applied_of, outcomes))
+
+    def propose_async(self, instruction: bytes, timeout: float) -> Future[Applied]:
+        """Have one applied without waiting for it; see `Service.propose_async`."""
+        node = self._ready_node("propose_async")
+        data = self._checked(instruction)
+        if is_main_thread():
+            return do_elsewhere(partial(self.propose_async, data, timeout), timeout, OutcomeUnknown)
+        return self._futures.begin(node, data, timeout)
+
+    def _ready_node(self, what: str) -> Participant:
+        node = self._membership.require_node(what)
+        node.check_able()
+        return node
+
+    def _checked(self, instruction: bytes) -> bytes:
+        """The instruction as bytes that nobody can change any more; raises what is wrong with it."""
+        if not isinstance(instruction, bytes | bytearray | memoryview):
+            raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
+        data = bytes(instruction)
+        if len(data) > self._max_bytes:
+            raise InstructionTooLargeError(
+                f"the instruction has {len(data)} bytes, at most {self._max_bytes} are allowed"
+            )
+        return data
+
+    def _checked_list(self, instructions: Iterable[bytes]) -> list[bytes]:
+        if isinstance(instructions, bytes | bytearray | memoryview | str):
+            raise InvalidInstructionError(
+                f"propose_many takes several instructions, and this is one {type(instructions).__name__}"
+            )
+        listed = [self._checked(instruction) for instruction in instructions]
+        if len(listed) > MAX_LISTED:
+            raise InstructionTooLargeError(f"{len(listed)} instructions; one list has at most {MAX_LISTED}")
+        if len(encode_list(listed)) > MAX_WHOLE_BYTES:
+            raise InstructionTooLargeError(f"the list is longer than {MAX_WHOLE_BYTES} bytes; make several of it")
+        return listed
+
+    def _await(self, node: Participant, call: Call, timeout: float) -> Outcome | list[Outcome]:
+        deadline = time.monotonic() + timeout
+        self._admission.enter(deadline)
+        try:
+            node.callers.submit(call)
+            if not node.callers.await_outcome(call, deadline):
+                raise _error_of_late(call, timeout)
+        finally:
+            self._admission.leave()
+        return _outcome_of(call)
+
+
+def applied_of(outcome: Outcome) -> Applied:
+    """What a caller is told of an instruction; of one that was refused, where it is one of many."""
+    answer = outcome.answer if outcome.rejection is None else Rejected(outcome.rejection)
+    return Applied(outcome.satisfied, outcome.entry_index, outcome.time_ms, answer, outcome.is_known)
+
+
+def _outcome_of(call: Call) -> Outcome | list[Outcome]:
+    if call.error is not None:
+        raise call.error
+    assert call.outcome is not None, "finished without an error"
+    return call.outcome
+
+
+def _error_of_late(call: Call, timeout: float) -> RaftError:
+    """What is certain of a call that was given up."""
+    if call.unsettled:
+        return OutcomeUnknown(f"not applied here within {timeout:g} s; it may have been, or may yet be: {call.stage}")
+    return NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed: {call.stage}")
+
+
+class _Promise(Call):
+    """An instruction for which nobody waits: whoever finishes it leaves it to a thread of ours."""
+
+    __slots__ = ("_ended", "serial")
+
+    def __init__(self, data: bytes, serial: int, ended: SimpleQueue[int | None]) -> None:
+        super().__init__(data)
+        self.serial = serial
+        self._ended = ended
+
+    def wake(self) -> None:
+        """What waits for the future may take long, and is not ours: this thread has more to do."""
+        self._ended.put(self.serial)
+
+
+class _Pending(NamedTuple):
+    """What is to be done with a promise once it is finished, or its time is over."""
+
+    promise: _Promise
+    future: Future[Applied]
+    node: Participant
+    timeout: float
+
+
+class _Futures:
+    """The calls of `propose_async`, and the thread that completes their futures, each by its deadline at the latest.
+
+    The thread ends when there was nothing to do for a while, and another begins with the next call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below; held for a moment, and nothing is called under it
+        self._ended: SimpleQueue[int | None] = SimpleQueue()  # None: one with an earlier deadline came
+        self._pending: dict[int, _Pending] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._serials = count()
+        self._is_served = False
+
+    def begin(self, node: Participant, data: bytes, timeout: float) -> Future[Applied]:
+        """Send an instruction on its way."""
+        future: Future[Applied] = Future()
+        promise = _Promise(data, next(self._serials), self._ended)
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            is_full = len(self._pending) >= MAX_ASYNC
+            if not is_full:
+                self._pending[promise.serial] = _Pending(promise, future, node, timeout)
+                is_earliest = not self._deadlines or deadline < self._deadlines[0][0]
+                heapq.heappush(self._deadlines, (deadline, promise.serial))
+                is_served, self._is_served = self._is_served, True
+        if is_full:
+            future.set_exception(OverloadedError(f"{MAX_ASYNC} calls of propose_async are on their way already"))
+            return future
+        if not is_served and not self._serve():
+            promise.error = NodeFailedError("no thread can be started, so nothing was proposed")
+            self._complete(promise.serial)
+            return future
+        if is_earliest:
+            self._ended.put(None)
+        try:
+            node.callers.submit(promise)
+        except RaftError as error:
+            if not promise.is_finished:  # else its outcome comes the usual way
+                promise.error = error
+                promise.wake()
+        return future
+
+    def _serve(self) -> bool:
+        try:
+            threading.Thread(target=self._run, name="raftsvc-futures", daemon=True).start()
+        except RuntimeError:  # there can be no more
+            with self._lock:
+                self._is_served = False
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            try:
+                serial = self._ended.get(timeout=self._seconds_left())
+            except Empty:
+                with self._lock:
+                    if not self._pending:
+                        self._is_served = False
+                        return
+            else:
+                if serial is not None:
+                    self._complete(serial)
+            for late in self._take_late():
+                self._complete(late)
+
+    def _seconds_left(self) -> float:
+        with self._lock:
+            deadlines = self._deadlines
+            while deadlines and deadlines[0][1] not in self._pending:
+                heapq.heappop(deadlines)
+            return min(max(deadlines[0][0] - time.monotonic(), 0.0), _IDLE_SECONDS) if deadlines else _IDLE_SECONDS
+
+    def _take_late(self) -> Sequence[int]:
+        late = []
+        now = time.monotonic()
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                late.append(heapq.heappop(self._deadlines)[1])
+        return late
+
+    def _complete(self, serial: int) -> None:
+        """It is finished, or its time is over, or both, so that this comes twice."""
+        with self._lock:
+            pending = self._pending.pop(serial, None)
+        if pending is None:
+            return
+        promise, future, node, timeout = pending
+        is_done = promise.is_finished or node.callers.await_outcome(promise, 0.0)
+        if not future.set_running_or_notify_cancel():
+            return  # nobody wants to know
+        try:
+            if not is_done:
+                raise _error_of_late(promise, timeout)
+            outcome = _outcome_of(promise)
+            assert isinstance(outcome, Outcome), "one instruction has one outcome"
+            if outcome.rejection is not None:
+                raise Rejected(outcome.rejection)
+            future.set_result(applied_of(outcome))
+        except RaftError as error:
+            future.set_exception(error)
