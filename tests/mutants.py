@@ -792,6 +792,19 @@ MUTANTS = (
         test="core/test_logtime.py::test_a_follower_takes_no_entries_in_which_log_time_goes_back",
     ),
     Mutant(
+        "an outcome does not say when",
+        "member/machine.py",
+        "None, answer, True, index, time_ms)",
+        "None, answer, True, index, 0)",
+    ),
+    Mutant(
+        "an outcome forgets in a snapshot when it was",
+        "member/sessions.py",
+        "_OUTCOME.pack(number, outcome.entry_index, outcome.time_ms, len(data))",
+        "_OUTCOME.pack(number, outcome.entry_index, 0, len(data))",
+        test="test_machine.py::test_a_repeat_after_a_snapshot_tells_when_it_was",
+    ),
+    Mutant(
         "a State is not told the time by a pulse",
         "member/machine.py",
         "                    self._waiting.pass_time(index, time_ms)\n",
