@@ -512,16 +512,6 @@ class Service:
             return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)
         return self._reception.status()
 
-    def log_time(self) -> int:
-        """Milliseconds of log time, as applied here: time in which somebody led, which no clock says; 0 at first.
-
-        What entries are stamped with.  It goes on with them, and stands still where nothing is written.
-        Raises ForkedError.
-        """
-        self._membership.home.check()
-        node = self._node
-        return node.vitals.log_time_ms if node is not None else 0
-
     def add_listener(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Have `listener` called with an `Event` whenever leader, members or `err` changed, the present first.
 
@@ -540,6 +530,16 @@ class Service:
         """
         node = self._membership.serving_node()
         return node is not None and node.is_leader
+
+    def log_time(self) -> int:
+        """Milliseconds of log time, as applied here: time in which somebody led, which no clock says; 0 at first.
+
+        What entries are stamped with.  It goes on with them, and stands still where nothing is written.
+        Raises ForkedError.
+        """
+        self._membership.home.check()
+        node = self._node
+        return node.vitals.log_time_ms if node is not None else 0
 
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""

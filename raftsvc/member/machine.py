@@ -166,7 +166,7 @@ class Machine:
     def _apply_whole(
         self, op: int, session: Session, number: int, low: int, data: bytes, at: tuple[int, int], answers: list[Answer]
     ) -> bytes:
-        """Apply a list, or what came in pieces; `at`: the index and log time of the entry."""
+        """Apply a list, or what came in pieces."""
         instructions = decode_list(data) if op == LIST else [data]
         if instructions is None:
             return b""
@@ -183,11 +183,12 @@ class Machine:
         return b"".join(map(encode_outcome, outcomes))
 
     def _execute(self, instruction: bytes, index: int, time_ms: int) -> Outcome:
-        timed = self._timed
         try:
-            answer: object = (
-                self.state.apply(instruction, index) if timed is None else timed.apply_at(instruction, index, time_ms)
-            )
+            timed = self._timed
+            if timed is None:
+                answer: object = self.state.apply(instruction, index)
+            else:
+                answer = timed.apply_at(instruction, index, time_ms)
         except Rejected as rejected:
             reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
             return Outcome(False, reason.decode(errors="ignore"), None, True, index, time_ms)

@@ -63,11 +63,6 @@ class Vitals:
         """What is wrong, and what is said of it, by the name of the condition, the gravest first."""
         return self._engine.health.conditions()
 
-    @property
-    def log_time_ms(self) -> int:
-        """Log time as of the last entry that is applied here."""
-        return self._engine.applying.applied_time_ms
-
     def await_change(self, told: Sequence[View], timeout: float) -> View:
         """The node as it is once it is not as `told` any more, or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
@@ -88,6 +83,11 @@ class Vitals:
             health.err(),
             health.is_over or core.is_removed,
         )
+
+    @property
+    def log_time_ms(self) -> int:
+        """Log time as of the last entry that is applied here."""
+        return self._engine.applying.applied_time_ms
 
     def hears_leader_by_itself(self) -> bool:
         """Whether what the leader says comes without a request that this process has to accept."""
