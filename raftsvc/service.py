@@ -535,7 +535,9 @@ class Service:
         """Milliseconds of log time, as applied here: time in which somebody led, which no clock says; 0 at first.
 
         What entries are stamped with.  It goes on with them, and stands still where nothing is written.
+        Raises ForkedError.
         """
+        self._membership.home.check()
         node = self._node
         return node.vitals.log_time_ms if node is not None else 0
 

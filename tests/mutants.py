@@ -760,8 +760,8 @@ MUTANTS = (
     Mutant(
         "a State starts from a snapshot without its time",
         "member/machine.py",
-        "        self.applied_term = term\n        self.applied_time_ms = time_ms\n\n",
-        "        self.applied_term = term\n\n",
+        "\n        self.applied_time_ms = time_ms\n",
+        "\n        self.applied_time_ms = 0\n",
     ),
     Mutant(
         "what a leader counted is lost when it hands over",
@@ -790,6 +790,19 @@ MUTANTS = (
         "        if time_ms < before_ms:\n",
         "        if False:\n",
         test="core/test_logtime.py::test_a_follower_takes_no_entries_in_which_log_time_goes_back",
+    ),
+    Mutant(
+        "an outcome does not say when",
+        "member/machine.py",
+        "None, answer, True, index, time_ms)",
+        "None, answer, True, index, 0)",
+    ),
+    Mutant(
+        "an outcome forgets in a snapshot when it was",
+        "member/sessions.py",
+        "_OUTCOME.pack(number, outcome.entry_index, outcome.time_ms, len(data))",
+        "_OUTCOME.pack(number, outcome.entry_index, 0, len(data))",
+        test="test_machine.py::test_a_repeat_after_a_snapshot_tells_when_it_was",
     ),
     Mutant(
         "a State is not told the time by a pulse",

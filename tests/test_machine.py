@@ -45,7 +45,7 @@ class Log:
     def entry(self, kind: EntryKind, data: bytes) -> int:
         index = self.machine.applied_index + 1
         self.answers = []
-        self.machine.apply([make_entry(index, 1, kind, data)], self.answers)
+        self.machine.apply([make_entry(index, 1, kind, data, 10 * index)], self.answers)
         return index
 
     def change(self, change: ConfChange) -> int:
@@ -315,7 +315,10 @@ def test_answers_of_some_kinds_come_back_and_others_are_known_to_who_applied_the
     state.next = answer
     first = log.send(session, 1, 1, b"a")[0].outcome
     assert isinstance(first, Outcome)
-    assert first == Outcome(satisfied, None, answer, True, log.machine.applied_index) and first.answer is answer
+    assert (
+        first == Outcome(satisfied, None, answer, True, log.machine.applied_index, log.machine.applied_time_ms)
+        and first.answer is answer
+    )
     state.next = b"something else"
     assert log.send(session, 1, 1, b"a")[0].outcome == log.machine.sessions.recorded(session, 1)
     for recorded in (log.machine.sessions.recorded(session, 1), restored(log).sessions.recorded(session, 1)):
@@ -385,6 +388,20 @@ def test_an_entry_that_this_version_does_not_know_is_not_skipped(data: bytes) ->
     assert log.items == []
 
 
+@pytest.mark.parametrize("instruction", [b"a", b"false", b"no"])
+def test_a_repeat_after_a_snapshot_tells_when_it_was(instruction: bytes) -> None:
+    log = Log()
+    session = log.open(1)
+    (first,) = log.send(session, 1, 1, instruction)
+    index = log.machine.applied_index
+    assert isinstance(first.outcome, Outcome)
+    assert (first.outcome.entry_index, first.outcome.time_ms) == (index, 10 * index)
+    log.machine = restored(log)
+    assert log.machine.applied_time_ms == 10 * index
+    (again,) = log.send(session, 1, 1, instruction)
+    assert again.outcome == first.outcome
+
+
 def restored(log: Log) -> Machine:
     machine = log.machine
     other = Machine(ListState())
@@ -395,6 +412,7 @@ def restored(log: Log) -> Machine:
         machine.sessions.encode(),
         machine.digest,
         iter(list(machine.capture())),
+        machine.applied_time_ms,
     )
     return other
 

@@ -29,6 +29,7 @@ from raftsvc.core.messages import (
     kind_of,
     place_of,
     term_of,
+    time_of,
 )
 from raftsvc.core.raft import Role
 from raftsvc.core.server import TERMLESS
@@ -548,6 +549,7 @@ class Sessions:
             require(
                 told is verdict
                 and outcome.entry_index == place[0]
+                and outcome.time_ms == time_of(self._committed[place[0]])
                 and (outcome.answer == answer if outcome.is_known else outcome.answer is None),
                 f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {key[2]}, "
                 f"of which the State said {verdict} and {answer!r} at {place[0]}",

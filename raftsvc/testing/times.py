@@ -27,7 +27,7 @@ class LogTimes:
         self._appended: dict[tuple[int, int], int] = {}
         self._committed: dict[int, int] = {}
         self._real: dict[int, int] = {}  # of what is committed: when it was appended
-        self._ended: dict[int, int] = {}  # by the index at which a timer was set: where it ran down
+        self._ended: dict[tuple[int, int], int] = {}  # by where a timer was set, and for how long: where it ran down
         self._last_ms = 0
         self._least = 0.0  # of all entries that are committed: how far their time is ahead of the truth
         self._counted: dict[int, tuple[int, int]] = {}  # by node: the term it leads, and what time it is there
@@ -82,7 +82,7 @@ class LogTimes:
 
     def ran_down(self, node_id: int, since: int, ttl_ms: int, index: int) -> None:
         """At `index` something ends that was to last for `ttl_ms` since `since`: not early, and there on all nodes."""
-        first = self._ended.setdefault(since, index)
+        first = self._ended.setdefault((since, ttl_ms), index)
         require(first == index, f"log time: what {since} began ends at {first} and, on node {node_id}, at {index}")
         lasted = (self._real[index] - self._real[since]) * FASTEST / _US_PER_MS
         require(

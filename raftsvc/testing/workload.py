@@ -92,10 +92,13 @@ class RegisterState(BaseState):
         self.values = json.loads(data)
 
 
+_MOST_AT_ONCE = 1024
+
+
 class TimerState(RegisterState):
     """Registers, counters, and timers, which count what they were when they run down.
 
-    timers:  by the index at which each was set: when it is due, and how long it was to run.
+    timers:  by the index at which each was set, times 1024, and its place there: when it is due, and how long it runs.
     ran_down: is told of each the index at which it was set, for how long, and the index at which it is over.
     """
 
@@ -104,14 +107,15 @@ class TimerState(RegisterState):
         self.timers: dict[int, tuple[int, int]] = {}
         self.ran_down: Callable[[int, int, int], None] = lambda since, ttl_ms, index: None
 
-    def apply_at(self, data: bytes, index: int, time_ms: int) -> bool:
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
         """Do one instruction, after what is due before it."""
         self.pass_time(index, time_ms)
-        is_satisfied = self.apply(data, index)
+        answer = self.apply(data, index)
         verb, _, *arguments = json.loads(data)
         if verb == "timer":
-            self.timers[index] = time_ms + arguments[0], arguments[0]
-        return is_satisfied
+            place = sum(key // _MOST_AT_ONCE == index for key in self.timers)  # of those that one entry sets
+            self.timers[index * _MOST_AT_ONCE + place] = time_ms + arguments[0], arguments[0]
+        return answer
 
     def next_deadline(self) -> int | None:
         """When the first timer runs down."""
@@ -122,7 +126,7 @@ class TimerState(RegisterState):
         due = sorted((due_ms, since) for since, (due_ms, _) in self.timers.items() if due_ms <= time_ms)
         for due_ms, since in due:
             self.values["ran down"] = (self.values.get("ran down", 0) * 31 + due_ms + since) % 2**61
-            self.ran_down(since, self.timers.pop(since)[1], index)
+            self.ran_down(since // _MOST_AT_ONCE, self.timers.pop(since)[1], index)
 
     def snapshot(self) -> tuple[bytes, int]:
         """All values and timers."""

@@ -62,6 +62,7 @@ def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the
         service.stop()
         calls: list[Callable[[], object]] = [
             service.status,
+            service.log_time,
             lambda: service.exec(b"b"),
             service.wait_read,
             lambda: service.evict("127.0.0.1:1"),

@@ -25,7 +25,7 @@ ANNOUNCEMENT = Message(MessageKind.SNAPSHOT, NODE, PEER, term=3, index=1, payloa
 class Stored:
     """A stored snapshot, as the transfer reads it."""
 
-    header = SimpleNamespace(index=9, term=2, config=b"config")
+    header = SimpleNamespace(index=9, term=2, time_ms=7, config=b"config")
     size_bytes = len(DATA)
     crc = 77
 
