@@ -219,8 +219,10 @@ class Membership:
             self._store.unload()
             raise
         self.node = node
-        if self._trouble is not None:
-            node.vitals.note_listening(self._trouble)
+        told = None
+        while (trouble := self._trouble) is not told:  # the listener may tell it of another meanwhile
+            node.vitals.note_listening(trouble)
+            told = trouble
 
     # -- the end
 
