@@ -60,6 +60,10 @@ class Condition(Enum):
     """At a member's address another cluster answers: that member is lost.  The others serve on."""
     WRONG_SECRET = ("wrong-secret", Part.NONE, "no member refuses its secret any more")
     """A member refuses its requests."""
+    WRONG_CERTIFICATE = ("wrong-certificate", Part.NONE, "no member refuses its certificate any more")
+    """A member refuses its requests, for its certificate is not for the host that is recorded for it."""
+    MISPLACED = ("misplaced", Part.NONE, "every member has an address of its own again")
+    """A member, this one or another, says that it is reached where another one is."""
     UNSAVED = ("unsaved", Part.NONE, "a snapshot was taken")
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
     UNRELEASED = ("unreleased", Part.NONE, "old segments of the log are deleted again")
