@@ -38,7 +38,7 @@ from raftsvc.errors import (
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import check_server, command_below
+from raftsvc.host.refusals import check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
@@ -340,13 +340,18 @@ class Service:
         written before the leader reached this node at `laddr`: serve `/raft/` meanwhile.
         Safe to repeat after any error, in a new process as well: the cluster finds the
         membership that an earlier attempt made, and a node that was admitted and
-        not taken in yet, though its directory be a member's, just waits for that.
+        not taken in yet, though its directory be a member's, just waits for that.  An attempt
+        whose caller was interrupted goes on; who repeats it waits for that one first.
 
         Raises ExistingClusterError, AddressNotAllowedError, AddressInUseError,
         PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError, at once, if
-        the secrets differ, or the member has none, and so serves its own machine only, which is another.
+        the secrets differ, or the member has none, and so serves its own machine only, which is another,
+        or where the server, on whose port others would look for this node, does not serve
+        before this call has returned, for it is loading the application.
         """
         self._membership.home.check()
+        if self._node is None and self._listener is None:
+            check_reachable(self._membership.addr)
         if is_main_thread():
             return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
         self._membership.join(canonical_addr(boot_url), timeout)

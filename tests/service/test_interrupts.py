@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import requests
 
 import raftsvc
 from raftsvc import kv
@@ -203,6 +205,57 @@ def test_a_start_that_is_interrupted_leaves_nothing_and_can_be_repeated_at_once(
         start()
         started.pop().stop()
     assert interrupted > 10
+
+
+@pytest.mark.parametrize("when", ["before anybody answers", "while it is looked for"])
+def test_a_join_that_is_interrupted_can_be_repeated_at_once(cluster: Cluster, when: str) -> None:
+    one, two = cluster.add(), cluster.add()
+    one.service.init()
+    asks, goes_on = threading.Event(), threading.Event()
+    asking = two if when == "before anybody answers" else one
+    send = asking.session.send
+
+    def held(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        asks.set()
+        assert goes_on.wait(PATIENCE)
+        return send(request, **options)
+
+    asking.session.send = held  # type: ignore[method-assign]
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+
+        def send_signal() -> None:
+            assert asks.wait(PATIENCE)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+        signalled = in_background(send_signal)
+        with pytest.raises(Interrupted):
+            two.service.join(one.addr, PATIENCE)
+        signalled()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    with pytest.raises(raftsvc.ExistingClusterError, match="another call of init or join"):
+        two.service.init()
+    with pytest.raises(raftsvc.ExistingClusterError, match="another call of init or join"):
+        two.service.join(one.addr, timeout=0.1)
+    waits, stopped = threading.Event(), two.service._membership.stopped
+    wait = stopped.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        waits.set()
+        return wait(timeout)
+
+    stopped.wait = noted  # type: ignore[method-assign]
+    again = in_background(lambda: two.service.join(one.addr, PATIENCE))
+    assert waits.wait(PATIENCE)
+    goes_on.set()
+    again()
+    assert two.service.exec(b"in", PATIENCE)
+    assert list(one.status["members"]) == ["1", "2"]
 
 
 def test_the_key_value_store_is_read_and_written_on_top_of_itself(tmp_path: Path) -> None:
