@@ -41,7 +41,15 @@ def canonical_addr(addr: str) -> str:
     Raises ConfigurationError, which says what to write instead, for what peers cannot be told to connect to:
     wildcards, multicast, broadcast, port 0, a zone, credentials, a URL without a prefix.
     """
+    if not isinstance(addr, str):
+        _refuse(addr, "it is no text")
     peer_url(addr)  # what is no URL at all
+    canonical = _canonical(addr)
+    _check_length(canonical)  # it may be the longer one
+    return canonical
+
+
+def _canonical(addr: str) -> str:
     if not addr.isprintable() or any(c in addr for c in " ?#@\\%"):
         _refuse(addr, "it has credentials, a query, a zone, an escape or a blank")
     match = _WHOLE.fullmatch(addr)
@@ -147,9 +155,7 @@ def peer_url(addr: str) -> str:
           and mount prefix.
     Raises ConfigurationError.
     """
-    if len(addr) > MAX_ADDRESS_BYTES or len(addr.encode(errors="replace")) > MAX_ADDRESS_BYTES:
-        # A node that founded a cluster under it could never start again.
-        raise ConfigurationError(f"an address has at most {MAX_ADDRESS_BYTES} bytes")
+    _check_length(addr)
     is_url = "://" in addr
     url = addr.rstrip("/") if is_url else f"http://{addr}/raft"
     try:
@@ -162,6 +168,12 @@ def peer_url(addr: str) -> str:
     if not is_good or not url.isprintable() or any(c in url for c in " ?#@\\") or (not is_url and "/" in addr):
         raise ConfigurationError(f"{addr!r} is neither host:port nor an http(s) URL")
     return url
+
+
+def _check_length(addr: str) -> None:
+    if len(addr) > MAX_ADDRESS_BYTES or len(addr.encode(errors="replace")) > MAX_ADDRESS_BYTES:
+        # A node that founded a cluster under it could never start again.
+        raise ConfigurationError(f"an address has at most {MAX_ADDRESS_BYTES} bytes, with its port written out")
 
 
 def host_of(addr: str) -> str:

@@ -392,6 +392,30 @@ class WrongVersionError(RaftError):
     retry_after = 5.0
 
 
+class WrongCertificateError(RaftError):
+    """A member refuses what this node says: its certificate is not valid for the host that is recorded for it.
+
+    With mutual TLS and no secret only that says who it is.  Start it with a certificate for both
+    hosts, the former one and the new one; it passes once the new one is recorded.
+    """
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
+class MisplacedError(RaftError):
+    """A member, this one or another, says that it is reached at an address where another one is.
+
+    It takes part by the address that is recorded for it.  Give each node an address of its own
+    (`laddr`); it passes then.
+    """
+
+    http_status = 503
+    http_detail = "This node is out of touch with the others."
+    retry_after = 5.0
+
+
 class WrongClusterError(RaftError):
     """At the address of a member a node of another cluster answers, or members of another take this node for theirs.
 

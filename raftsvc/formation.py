@@ -73,7 +73,7 @@ class Membership:
         self._options = options
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
-        self._is_joining = False
+        self._under_way: str | None = None  # the URL by which `join` asks, empty for `init`; None: neither
         self.join_proof = ""
         """While this node asks to be let in: by what a member that it asked knows it at its address."""
 
@@ -127,7 +127,7 @@ class Membership:
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
-        with self._begin():
+        with self._begin(""):
             change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr)
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
             cluster_id = secrets.randbits(63) + 1
@@ -146,9 +146,10 @@ class Membership:
         """Join the cluster of a member at `boot_url`; see `Service.join`."""
         self.home.check()
         deadline = time.monotonic() + timeout
+        is_repeated = self._await_former(boot_url, deadline)
         node = self.node
-        if node is None or node.applied_config.members:
-            with self._begin():
+        if node is None or (node.applied_config.members and not is_repeated):
+            with self._begin(boot_url):
                 if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)
@@ -166,6 +167,14 @@ class Membership:
                 f"this node is member {node.node_id} now, but no leader reached it at {self.addr} "
                 f"within {timeout:g} s; it takes part as soon as one does"
             )
+
+    def _await_former(self, boot_url: str, deadline: float) -> bool:
+        """Wait until no other call is at it, such as one whose caller was interrupted; whether one was, by that URL."""
+        is_repeated = False
+        while (by := self._under_way) is not None and time.monotonic() < deadline:
+            is_repeated |= by == boot_url
+            self.stopped.wait(0.02)
+        return is_repeated
 
     def _settle(self, node: Participant, boot_url: str, deadline: float) -> None:
         """Wait until the cluster has taken in `node`, which it admitted; tell it where that is, for it may have moved.
@@ -191,19 +200,21 @@ class Membership:
             raise StoppedError("the Service was stopped")
 
     @contextmanager
-    def _begin(self) -> Iterator[None]:
+    def _begin(self, by: str) -> Iterator[None]:
         """One attempt at a time, by a node without a cluster; the lock itself is held only for a moment."""
         with self._lifecycle:
             if self.stopped.is_set():
                 raise StoppedError("the Service was stopped")
-            if self.node is not None or self._is_joining:
-                raise ExistingClusterError("this node belongs to a cluster already, or is just joining one")
-            self._is_joining = True
+            if self.node is not None:
+                raise ExistingClusterError("this node belongs to a cluster already")
+            if self._under_way is not None:
+                raise ExistingClusterError("another call of init or join is under way at this node")
+            self._under_way = by
         try:
             yield
         finally:
             with self._lifecycle:
-                self._is_joining = False
+                self._under_way = None
                 node = self.node
                 is_late = self.stopped.is_set()
             if is_late:  # stop came meanwhile and left what was being made to us
@@ -221,8 +232,10 @@ class Membership:
             self._store.unload()
             raise
         self.node = node
-        if self._trouble is not None:
-            node.vitals.note_listening(self._trouble)
+        told = None
+        while (trouble := self._trouble) is not told:  # the listener may tell it of another meanwhile
+            node.vitals.note_listening(trouble)
+            told = trouble
 
     # -- the end
 
@@ -237,7 +250,7 @@ class Membership:
                 return False
             self.stopped.set()
             node = self.node
-            is_joining = self._is_joining  # now: one who joins and ends later sees that it is stopped
+            is_joining = self._under_way is not None  # now: one who joins and ends later sees that it is stopped
         if node is not None:
             try:
                 node.hand_over(min(1.0, self.election_timeout))

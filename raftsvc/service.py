@@ -36,7 +36,7 @@ from raftsvc.errors import (
 from raftsvc.formation import Membership, Roster
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import check_server, command_below
+from raftsvc.host.refusals import check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
@@ -159,31 +159,34 @@ def start(
         max_uncommitted_bytes=max_uncommitted_bytes,
         lease_reads=lease_reads,
     )
-    hints = {node_id: canonical_addr(addr) for node_id, addr in (peers or {}).items()}
-    options = NodeOptions(election_timeout, engine_options, peers=hints)
+    options = NodeOptions(election_timeout, engine_options, peers=_canonical_peers(peers or {}))
     if clock is not None:
         options = options._replace(clock=clock)
-    store = _own(os.fspath(dir), files, lock_timeout, server)
+    store = Store(os.fspath(dir), files)
+    service = None
     try:
+        _own(store, lock_timeout, server)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
         entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl)
-        return Service(membership, network, auth, entrance, server)
-    except BaseException:
-        store.close()
+        service = Service(membership, network, auth, entrance, server)
+        service._begin(server)
+        return service
+    except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
+        (store.close if service is None else service.stop)()
         raise
 
 
-def _own(path: str, files: Files | None, timeout: float | None, server: servers.HostPool | None) -> Store:
-    """Open the directory, which a former process may have yet; a command beside a server does not wait for that."""
+def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
+    """Own the directory, which a former process may have yet; a command beside a server does not wait for that."""
     command = command_below()
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
         if command is not None:
             timeout = 0.0
     try:
-        return Store.open(path, files, timeout)
+        store.own(timeout)
     except DirectoryInUseError as error:
         if command is None:
             raise
@@ -191,6 +194,18 @@ def _own(path: str, files: Files | None, timeout: float | None, server: servers.
             f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
             "in the module that the server loads and this command does not, and ask the server over HTTP"
         ) from error
+
+
+def _canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
+    """Where members may be, by id; refuses what would be looked at by nobody, such as ids that JSON made texts."""
+    if not isinstance(peers, Mapping) or not all(type(i) is int and i > 0 for i in peers):
+        raise ConfigurationError(
+            f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r}'
+        )
+    hints = {node_id: canonical_addr(addr) for node_id, addr in peers.items()}
+    if len(set(hints.values())) < len(hints):
+        raise ConfigurationError(f"peers= has two members at one address: {hints}")
+    return hints
 
 
 def _check_options(max_instruction_bytes: int, election_timeout: float, lease_reads: bool) -> None:
@@ -292,18 +307,18 @@ class Service:
             self._listener = Listener(
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
+
+    def _begin(self, server: servers.HostPool | None) -> None:
+        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped."""
         prepare()
         try:
-            membership.resume()
+            self._membership.resume()
             if self._listener is not None:
                 self._listener.start()
             if server is not None:
                 self._watch.begin(server)
-        except BaseException as error:
-            self.stop()  # of what was begun nothing is left
-            if isinstance(error, RuntimeError):
-                raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
-            raise
+        except RuntimeError as error:
+            raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
 
     @property
     def _node(self) -> Participant | None:
@@ -338,13 +353,18 @@ class Service:
         written before the leader reached this node at `laddr`: serve `/raft/` meanwhile.
         Safe to repeat after any error, in a new process as well: the cluster finds the
         membership that an earlier attempt made, and a node that was admitted and
-        not taken in yet, though its directory be a member's, just waits for that.
+        not taken in yet, though its directory be a member's, just waits for that.  An attempt
+        whose caller was interrupted goes on; who repeats it waits for that one first.
 
         Raises ExistingClusterError, AddressNotAllowedError, AddressInUseError,
         PeerUninitializedError, JoinFailedError, StorageError; ConfigurationError, at once, if
-        the secrets differ, or the member has none, and so serves its own machine only, which is another.
+        the secrets differ, or the member has none, and so serves its own machine only, which is another,
+        or where the server, on whose port others would look for this node, does not serve
+        before this call has returned, for it is loading the application.
         """
         self._membership.home.check()
+        if self._node is None and self._listener is None:
+            check_reachable(self._membership.addr)
         if is_main_thread():
             return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
         self._membership.join(canonical_addr(boot_url), timeout)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc import canonical_addr
 from raftsvc.addresses import peer_url, same_addr
+from raftsvc.core.membership import MAX_ADDRESS_BYTES
 from raftsvc.kv import instructions
 from raftsvc.kv.state import KeyValueState
 
@@ -98,6 +100,30 @@ def test_a_service_does_not_start_under_an_address_that_is_none(tmp_path: object
     for addr in ("0.0.0.0:8001", "[::]:8001", "239.1.1.1:8001", "http://10.0.0.1:8001"):
         with pytest.raises(raftsvc.ConfigurationError):
             raftsvc.start(addr, f"{tmp_path}/node", None, KeyValueState(), secret="a secret that is long enough")
+
+
+@pytest.mark.parametrize("addr", ["http://localhost/", "https://b\u00fccher.example:8001/", "https://\u00e4.example/"])
+def test_an_address_that_is_too_long_once_it_is_spelled_out_is_none(addr: str) -> None:
+    longest = addr + "x" * (MAX_ADDRESS_BYTES - len(addr.encode()))
+    with pytest.raises(raftsvc.ConfigurationError, match=f"at most {MAX_ADDRESS_BYTES} bytes"):
+        canonical_addr(longest)
+    assert len(canonical_addr(longest[:-20])) <= MAX_ADDRESS_BYTES
+
+
+@pytest.mark.parametrize("addr", [None, b"n:8001", ("n", 8001)])
+def test_what_is_no_text_is_refused_in_a_sentence(addr: Any) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="no text"):
+        canonical_addr(addr)
+
+
+@pytest.mark.parametrize(
+    "peers", [{"2": "n:1"}, {0: "n:1"}, {2.0: "n:1"}, {True: "n:1"}, ["n:1"], {2: "n:1", 3: "N:1"}, {2: None}]
+)
+def test_hints_that_nobody_would_look_at_are_refused(tmp_path: object, peers: Any) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match=r"peers=|no text"):
+        raftsvc.start(
+            "n:1", f"{tmp_path}/node", None, KeyValueState(), secret="a secret that is long enough", peers=peers
+        )
 
 
 def test_the_allowed_list_knows_an_address_in_every_spelling() -> None:

@@ -31,6 +31,8 @@ options = {{"listen": os.environ["NODE_LISTEN"]}} if "NODE_LISTEN" in os.environ
 service = raftsvc.start(
     "127.0.0.1:8001", os.environ["NODE_DIR"], None, kv.KeyValueState(), secret={SECRET!r}, **options
 )
+if "JOIN" in os.environ:
+    service.join(os.environ["JOIN"])
 if __name__ == "__main__":
     app.run(debug=True, port=0)
 """
@@ -46,18 +48,42 @@ SERVERS = {
 }
 
 
+JOINING = {
+    "gunicorn": ["gunicorn", "-b", "127.0.0.1:0", "-k", "gthread", "--threads", "4", "app:app"],
+    "waitress": ["waitress-serve", "--listen", "127.0.0.1:0", "app:app"],
+    "flask": ["flask", "run", "-p", "0"],
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", JOINING)
+def test_a_join_that_its_own_server_waits_for_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    for module_name in ("flask", name):
+        pytest.importorskip(module_name)
+    done = run_server(tmp_path, *JOINING[name], JOIN="127.0.0.1:1")
+    assert done.returncode != 0
+    assert "Call join later" in done.stdout + done.stderr, done.stderr[-2000:]
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_that_cannot_work_ends_at_once_and_says_what_to_write(tmp_path: Path, name: str) -> None:
     pytest.importorskip("flask")
     pytest.importorskip("gunicorn")
-    (command, *arguments), advice = SERVERS[name]
+    command, advice = SERVERS[name]
+    done = run_server(tmp_path, *command)
+    assert done.returncode != 0
+    assert advice in done.stdout + done.stderr, done.stderr[-2000:]
+
+
+def run_server(tmp_path: Path, command: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a server with the program above."""
     (tmp_path / "app.py").write_text(PROGRAM)
-    environ = {**os.environ, "NODE_DIR": str(tmp_path / "node"), "HOME": str(tmp_path)}
+    environ = {**os.environ, "NODE_DIR": str(tmp_path / "node"), "HOME": str(tmp_path), **more}
     environ |= {"PYTHONPATH": str(Path(raftsvc.__file__).parents[1])}
     for hidden in ("FLASK_DEBUG", "WERKZEUG_RUN_MAIN", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"):
         environ.pop(hidden, None)
-    done = subprocess.run(
+    return subprocess.run(
         [str(Path(sys.executable).parent / command), *arguments],
         cwd=tmp_path,
         env=environ,
@@ -65,8 +91,6 @@ def test_a_server_that_cannot_work_ends_at_once_and_says_what_to_write(tmp_path:
         text=True,
         timeout=PATIENCE,
     )
-    assert done.returncode != 0
-    assert advice in done.stdout + done.stderr, done.stderr[-2000:]
 
 
 def refusal(server: HostPool | None = None, has_port: bool = False, is_limited: bool = False) -> str:
@@ -170,6 +194,41 @@ def test_gunicorn_runs_one_worker_whatever_made_it_more(
     in_master, in_worker = below(master()), below(worker())
     assert f"{max(workers, asked_for_more)} worker processes" in in_master(lambda: in_worker(refusal))
     assert "master process" in in_master(refusal)
+
+
+@pytest.mark.parametrize(
+    ("module_name", "function"),
+    [
+        ("gunicorn.workers.base", "load_wsgi"),
+        ("waitress.runner", "run"),
+        ("flask.cli", "run_command"),
+        ("django.core.servers.basehttp", "get_internal_wsgi_application"),
+    ],
+)
+def test_a_node_does_not_wait_to_be_found_on_a_port_that_is_not_served_yet(
+    tmp_path: Path, module_name: str, function: str
+) -> None:
+    scope: dict[str, Any] = {"__name__": module_name}
+    exec(f"def {function}(call):\n    return call()", scope)
+    load = scope[function]
+    state = raftsvc.kv.KeyValueState
+    service = raftsvc.start("127.0.0.1:1", tmp_path / "a", None, state(), secret=SECRET)
+    try:
+        with pytest.raises(ConfigurationError, match=r"loads the application.*127\.0\.0\.1:1.*listen="):
+            load(lambda: service.join("127.0.0.1:2", PATIENCE))
+        with pytest.raises(raftsvc.JoinFailedError):
+            service.join("127.0.0.1:2", 0.0)
+        load(service.init)
+        with pytest.raises(raftsvc.ExistingClusterError):  # as it is each time but the first
+            load(lambda: service.join("127.0.0.1:2", PATIENCE))
+    finally:
+        service.stop()
+    service = raftsvc.start("127.0.0.1:1", tmp_path / "b", None, state(), secret=SECRET, listen="127.0.0.1:0")
+    try:
+        with pytest.raises(raftsvc.JoinFailedError):
+            load(lambda: service.join("127.0.0.1:2", 0.0))
+    finally:
+        service.stop()
 
 
 def _start(directory: str, queue: Any) -> None:

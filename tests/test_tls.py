@@ -40,6 +40,7 @@ certify a IP:127.0.0.1
 certify b DNS:localhost
 certify c IP:127.0.0.2
 certify other DNS:other.example
+certify both DNS:localhost,IP:127.0.0.2
 (mkdir foreign && cd foreign && {make_ca.strip()} && certify a IP:127.0.0.1)
 {certify.replace("-days 397", "-days 0")}
 certify expired IP:127.0.0.1
@@ -56,10 +57,10 @@ def start(ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     exec(printed("python"), scope)
     started: list[raftsvc.Service] = []
 
-    def start(name: str, host: str | None = None) -> raftsvc.Service:
+    def start(name: str, host: str | None = None, directory: str = "") -> raftsvc.Service:
         host = host or HOSTS[name]
-        number = len(started)
-        started.append(scope["start"](name, host, free_port(host), tmp_path / f"{name}{number}", ListState()))
+        path = tmp_path / (directory or f"{name}{len(started)}")
+        started.append(scope["start"](name, host, free_port(host), path, ListState()))
         return started[-1]
 
     yield start
@@ -154,7 +155,8 @@ def ask_to_join(founder: raftsvc.Service, name: str, addr: str) -> requests.Resp
 @pytest.mark.parametrize("addr", ["https://127.0.0.2:9/raft", "https://localhost:9/raft", "https://127.0.0.1:9/raft"])
 def test_a_certificate_of_the_ca_for_another_host_admits_nobody_else(founder: raftsvc.Service, addr: str) -> None:
     refused = ask_to_join(founder, "other", addr)
-    assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
+    assert (refused.status_code, refused.json()["code"]) == (401, "wrong_certificate")
+    assert "the certificate is for other.example, and not for " in refused.json()["detail"]
     assert ask_to_join(founder, "other", "https://other.example:9/raft").status_code != 401, "it is its own"
 
 
@@ -180,6 +182,37 @@ def test_a_node_whose_certificate_is_not_for_its_own_host_does_not_get_in(
     with pytest.raises(raftsvc.RaftError):
         misnamed.join(url_of(founder), 1.0)
     assert len(founder.status()["members"]) == 1  # type: ignore[arg-type]
+
+
+def test_a_node_that_joins_with_the_certificate_of_another_is_told_so_at_once(
+    start: Callable[..., raftsvc.Service], founder: raftsvc.Service
+) -> None:
+    misnamed = start("c", "localhost")
+    with pytest.raises(raftsvc.ConfigurationError, match=r"for 127\.0\.0\.2, and not for localhost.*asks to join"):
+        misnamed.join(url_of(founder), PATIENCE)
+
+
+def test_a_member_that_moved_to_another_host_name_knows_why_it_is_not_heard_and_what_to_do(
+    start: Callable[..., raftsvc.Service], founder: raftsvc.Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [start("b"), start("a")]
+    for other in others:
+        other.join(url_of(founder), PATIENCE)
+    mover = start("c", directory="mover")
+    mover.join(url_of(founder), PATIENCE)
+    mover.stop()
+    told = "certificate is for localhost, and not for 127.0.0.2, the host that is recorded for node 4"
+    moved = start("b", directory="mover")
+    eventually(lambda: "wrong-certificate" in moved.status()["conditions"], "it knows")  # type: ignore[operator]
+    eventually(lambda: told in str(moved.err()), "and says it")
+    assert told in caplog.text, "so do those who refuse it"
+    moved.stop()
+    moved = start("both", "localhost", "mover")
+    eventually(lambda: url_of(moved) in str(founder.status()["members"]), "that is how it is done")
+    moved.stop()
+    moved = start("b", directory="mover")
+    eventually(moved.is_ready, "and then its own is enough, wherever at that host")
+    assert moved.exec(b"it is here", timeout=PATIENCE)
 
 
 def test_who_joins_does_not_speak_to_a_server_that_is_not_the_one_it_was_told(

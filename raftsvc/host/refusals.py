@@ -123,6 +123,26 @@ def _one_thread(server: HostPool | None) -> Iterator[str]:
         yield f"`flask run --without-threads` {without}: leave out --without-threads, or {_OWN_PORT}"
 
 
+_LOADERS = {
+    ("gunicorn.workers.base", "load_wsgi"): "gunicorn",
+    ("waitress.runner", "run"): "waitress-serve",
+    ("flask.cli", "run_command"): "`flask run`",
+    ("django.core.servers.basehttp", "get_internal_wsgi_application"): "`manage.py runserver`",
+}
+
+
+def check_reachable(addr: str) -> None:
+    """Raise ConfigurationError where a node without a port of its own waits to be found before its server serves."""
+    for frame in frames_below():
+        server = _LOADERS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
+        if server is not None:
+            raise ConfigurationError(
+                f"join is called while {server} loads the application, and serves nothing before that has returned: "
+                f"nobody would find this node at {addr}. Call join later, in a request handler or in a thread that "
+                f"the module starts, or {_OWN_PORT}"
+            )
+
+
 def _flask_run_below() -> Mapping[str, Any] | None:
     """The parameters of `flask run`, if that runs the caller."""
     for frame in frames_below():

@@ -9,7 +9,8 @@ who does not answer at any of them may be where another one was, so these places
 
 A member that said where it is, and answered there, has been *found*, and only what was found is
 proposed to be recorded: by whoever found it, so by a follower if it is the leader that moved.
-A member that says it is where another answers is named in the log and sent to elsewhere, and nothing is proposed.
+A member that says it is where another answers is named and sent to elsewhere, and nothing is proposed; now and then
+it is looked for there again, for an address may come to be one's own later.
 
 Pure: without threads, clock or log; used under the lock of the node, save `said`.
 """
@@ -23,12 +24,25 @@ from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 _MAX_STRANGERS = 16
 _PATIENCE = 2
 """Failures in a row after which a member is looked for where others were."""
+_LOOK_AGAIN = 60
+"""So many times `corrections` is asked until who was found to be wrong is looked for where it says once more."""
 
 
 class Addresses:
     """What one node knows of where the others are.  Bounded by the members there are."""
 
-    __slots__ = ("_failures", "_given", "_named", "_places", "_said", "_tried", "answered", "own_addr", "own_id")
+    __slots__ = (
+        "_failures",
+        "_given",
+        "_looks",
+        "_named",
+        "_places",
+        "_said",
+        "_tried",
+        "answered",
+        "own_addr",
+        "own_id",
+    )
 
     def __init__(self, own_id: int, own_addr: str, given: Mapping[int, str]) -> None:
         """given: hints of the operator, by id."""
@@ -38,7 +52,8 @@ class Addresses:
         self._said: dict[int, str] = {}
         self._tried: dict[int, str] = {}
         self._failures: dict[int, int] = {}
-        self._named: dict[int, str] = {}
+        self._named: dict[int, tuple[str, int]] = {}  # who says to be where which other answered
+        self._looks = 0
         self._places: dict[str, None] = {}  # that were recorded for anybody, the latest last
         self.answered: dict[int, str] = {}
         """Where each answered last, if it did not fail since, by id."""
@@ -96,12 +111,21 @@ class Addresses:
         self._said[node_id] = addr
         self._tried[node_id] = addr
         self._failures[node_id] = 0
+        self._named.pop(node_id, None)
+        for other_id in [i for i, (_, by_id) in self._named.items() if by_id == node_id]:
+            self._look_again(other_id)  # it may have made room
         return True
+
+    def _look_again(self, node_id: int) -> None:
+        self._tried[node_id] = self._said.get(node_id, "")
+        self._failures[node_id] = 0
 
     def reached(self, node_id: int, addr: str) -> None:
         """That very member answered at `addr`."""
         self._failures[node_id] = 0
         self.answered[node_id] = addr
+        if self._named.get(node_id, ("", 0))[0] == addr:
+            del self._named[node_id]
 
     def failed(self, node_id: int, addr: str, config: Configuration) -> bool:
         """It did not answer at `addr`: try elsewhere next; whether there is another place."""
@@ -124,15 +148,32 @@ class Addresses:
         self._tried[node_id] = choice[turn % len(choice)]
         return self._tried[node_id] != addr
 
-    def contradicted(self, node_id: int, addr: str, by_id: int) -> str | None:
-        """Another member answers at `addr`: what to tell people, once, if `node_id` says that it is there."""
-        if self._said.get(node_id) != addr or self._named.get(node_id) == addr or by_id == node_id:
-            return None
-        self._named[node_id] = addr
-        return (
-            f"node {node_id} says that it is reached at {addr}, where node {by_id} answers: give each node its own "
-            "address (`laddr`)"
-        )
+    def contradicted(self, node_id: int, addr: str, by_id: int) -> None:
+        """At `addr` another member answers, or, 0, nobody: is that where `node_id` says that it is?"""
+        if self._said.get(node_id) != addr or by_id == node_id:
+            return
+        if by_id:
+            self._named[node_id] = (addr, by_id)
+        else:
+            self._named.pop(node_id, None)
+
+    def conflicts(self, config: Configuration) -> str:
+        """Who says to be where another is, this node included; empty if all have addresses of their own."""
+        found = [
+            f"node {i} says that it is reached at {addr}, where node {by_id} answers"
+            for i, (addr, by_id) in sorted(self._named.items())
+            if i in config.members and by_id != self.own_id and addr != self.own_addr
+        ]
+        for i in sorted(config.members):
+            if self._said.get(i) == self.own_addr:
+                found.append(
+                    f"node {i} says that it is reached at {self.own_addr}, and so does this node {self.own_id}"
+                )
+            elif self.answered.get(i) == self.own_addr:
+                found.append(
+                    f"this node {self.own_id} says that it is reached at {self.own_addr}, where node {i} answers"
+                )
+        return "; ".join(found)
 
     # -- what to do about it, now and then
 
@@ -141,6 +182,10 @@ class Addresses:
         for known in (self._said, self._tried, self._failures, self._named, self.answered):
             for node_id in [i for i in known if config.was_removed(i)]:
                 del known[node_id]
+        self._looks += 1
+        if self._looks % _LOOK_AGAIN == 0:
+            for node_id in self._named:
+                self._look_again(node_id)
         members = config.members
         changes = [
             ConfChange(ConfOp.SET_ADDRESS, i, addr)

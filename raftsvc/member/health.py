@@ -62,6 +62,10 @@ class Condition(Enum):
     """A member refuses its requests."""
     WRONG_VERSION = ("wrong-version", Part.NONE, "no member speaks another version any more")
     """A member speaks another version of the protocol."""
+    WRONG_CERTIFICATE = ("wrong-certificate", Part.NONE, "no member refuses its certificate any more")
+    """A member refuses its requests, for its certificate is not for the host that is recorded for it."""
+    MISPLACED = ("misplaced", Part.NONE, "every member has an address of its own again")
+    """A member, this one or another, says that it is reached where another one is."""
     UNSAVED = ("unsaved", Part.NONE, "a snapshot was taken")
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
     UNRELEASED = ("unreleased", Part.NONE, "old segments of the log are deleted again")

@@ -125,14 +125,14 @@ class Peers:
     def report_missed(self, peer_id: int, addr: str, other_id: int) -> None:
         """It did not answer at `addr`; `other_id` did, or nobody."""
         with self._turn:
-            if other_id and (what := self._addresses.contradicted(peer_id, addr, other_id)) is not None:
-                self._errands.say(logging.WARNING, what)
+            self._addresses.contradicted(peer_id, addr, other_id)
             if self._addresses.failed(peer_id, addr, self._engine.core.config):
                 self.members_changed()
 
     def correct_addresses(self) -> None:
         """Propose to record where members were found, and look for others where they may be.  In a turn."""
         core = self._engine.core
+        self._engine.vigil.note_conflicts(self._addresses.conflicts(core.config))
         for change in self._addresses.corrections(core.config):
             self._engine.changes.suggest(change)
         for peer_id in self._addresses.unfound(core.config):

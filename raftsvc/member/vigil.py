@@ -14,10 +14,12 @@ from raftsvc.core.raft import Raft, Role
 from raftsvc.errors import (
     DiskRefusedError,
     DiskStalledError,
+    MisplacedError,
     OutOfTouchError,
     RaftError,
     StateStalledError,
     StorageError,
+    WrongCertificateError,
     WrongClusterError,
     WrongSecretError,
     WrongVersionError,
@@ -290,12 +292,20 @@ class Vigil:
             ),
         )
 
+    def note_conflicts(self, conflicts: str) -> None:
+        """Which members say to be where others are, this node maybe one of them; told every election timeout."""
+        if conflicts:
+            self.begin(Condition.MISPLACED, MisplacedError(f"{conflicts}: give each node its own address (`laddr`)"))
+        else:
+            self.end(Condition.MISPLACED)
+
     def note_peers(self, troubles: Mapping[int, PeerTrouble]) -> None:
         """What keeps other members from answering, by their ids; told every election timeout."""
         members = self._core.config.members
         self.troubles = {i: trouble for i, trouble in troubles.items() if i in members}
         self._note_code("unauthenticated", Condition.WRONG_SECRET, WrongSecretError)
         self._note_code("unsupported_version", Condition.WRONG_VERSION, WrongVersionError)
+        self._note_code("wrong_certificate", Condition.WRONG_CERTIFICATE, WrongCertificateError)
         self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
 
     def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:

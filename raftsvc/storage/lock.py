@@ -89,8 +89,12 @@ class DirectoryLock:
                 self._close()
                 raise
             self._close()
-        with suppress(OSError):  # a full disk does not keep the owner out
-            _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
+        try:
+            with suppress(OSError):  # a full disk does not keep the owner out
+                _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
+        except BaseException:  # who is interrupted owns nothing
+            self.release()
+            raise
 
     def _try_to_lock(self, fd: int) -> bool:
         """Whether the directory was free."""

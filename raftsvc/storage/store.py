@@ -53,10 +53,21 @@ class Loaded(NamedTuple):
 
 
 class Store:
-    """A directory owned by this process, until `close`."""
+    """A directory owned by this process, from `own` until `close`."""
 
-    def __init__(self, path: str, files: Files, segment_bytes: int, sync_bytes: int) -> None:
-        """Use `open`."""
+    def __init__(
+        self,
+        path: str,
+        files: Files | None = None,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        sync_bytes: int = SYNC_BYTES,
+    ) -> None:
+        """The directory `path`, which is not looked at before `own`.
+
+        sync_bytes: how much of a snapshot is written between two fsyncs.
+        """
+        path = os.path.abspath(path)  # the host may change its working directory
+        files = files or Files()
         self._path = path
         self._files = files
         self._segment_bytes = segment_bytes
@@ -81,27 +92,29 @@ class Store:
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         sync_bytes: int = SYNC_BYTES,
     ) -> Store:
-        """Own the directory `path`, which is made if it is missing.
+        """A Store that owns its directory; raises as `own`."""
+        store = cls(path, files, segment_bytes, sync_bytes)
+        store.own(lock_timeout)
+        return store
+
+    def own(self, lock_timeout: float) -> None:
+        """Own the directory, which is made if it is missing.
 
         lock_timeout: seconds to wait for a former owner to end.
-        sync_bytes:   how much of a snapshot is written between two fsyncs.
-        Raises DirectoryInUseError, DamagedStorageError, StorageError.
+        Raises DirectoryInUseError, DamagedStorageError, StorageError.  Whatever is raised, be it
+        by a handler of signals: the directory is not owned then.
         """
-        path = os.path.abspath(path)  # the host may change its working directory
-        files = files or Files()
         try:
-            make_dirs(files, path)
-            store = cls(path, files, segment_bytes, sync_bytes)
-            store._dir_lock.acquire(lock_timeout)
-            files.stay_with(store._dir_lock)
+            make_dirs(self._files, self._path)
             try:
-                store._clean_up()
+                self._dir_lock.acquire(lock_timeout)
+                self._files.stay_with(self._dir_lock)
+                self._clean_up()
             except BaseException:
-                store._dir_lock.release()
+                self._dir_lock.release()
                 raise
         except OSError as error:
-            raise StorageError(f"{path}: cannot be used as a data directory: {error}") from error
-        return store
+            raise StorageError(f"{self._path}: cannot be used as a data directory: {error}") from error
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
@@ -133,7 +146,7 @@ class Store:
             token = read_file(self._files, path) if self._files.exists(path) else b""
             if len(token) != TOKEN_BYTES:
                 token = secrets.token_bytes(TOKEN_BYTES)
-                self._make_stage()
+                self._clear_stage()
             # Also the one found, which may be as young as the crash, or of an attempt whose sync failed.
             write_file(self._files, path, token)
             self._files.sync_dir(self._path)
@@ -141,12 +154,11 @@ class Store:
             raise StorageError(f"{self._path}: the join token cannot be kept: {error}") from error
         return token
 
-    def _make_stage(self) -> None:
-        if not self._files.exists(f"{self._path}/wal.tmp"):
-            self._files.make_dir(f"{self._path}/wal.tmp")
-
     def _clear_stage(self) -> None:
+        """Have a place where a log can be made, with nothing in it but the join token."""
         staged = f"{self._path}/wal.tmp"
+        if not self._files.exists(staged):
+            self._files.make_dir(staged)
         for name in self._files.list_dir(staged):
             if name != "token":
                 self._files.remove(f"{staged}/{name}")
@@ -160,7 +172,6 @@ class Store:
             raise StorageError(f"{self._path}: belongs to a member already, whose id never changes")
         staged = f"{self._path}/wal.tmp"
         try:
-            self._make_stage()
             self._clear_stage()
             Wal.create(self._files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
             write_file(self._files, f"{self._path}/id", encode_id(node_id))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from raftsvc.core.messages import Lineage, Message
+from raftsvc.core.messages import NO_NODE, Lineage, Message
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.engine import Engine
 from raftsvc.member.lives import Speaker
@@ -91,6 +91,7 @@ class Ways:
         there = network.occupant(addr)
 
         def missed(engine: Engine) -> None:
+            self.addresses.contradicted(peer_id, addr, there or NO_NODE)
             self.addresses.failed(peer_id, addr, engine.core.config)
             engine.core.report_unreachable(peer_id)
 

@@ -32,7 +32,7 @@ from typing import Any, NoReturn, Protocol
 
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
-from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope
+from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope, MisnamedError
 from raftsvc.transport.freshness import Freshness
 from raftsvc.transport.local import BROKEN
 from raftsvc.transport.stream import ServedStream
@@ -137,7 +137,7 @@ class App:
         self._freshness = Freshness()
         self._lock = threading.Lock()  # guards the two below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
-        self._alarmed_at: float | None = None
+        self._alarmed_at: dict[str, float] = {}
 
     def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         secret = b""
@@ -230,11 +230,8 @@ class App:
         Not of each request, or strangers filled the log; but again after an hour, for what was
         said weeks ago has been rotated away while the server is still reached.
         """
-        now = time.monotonic()
-        with self._lock:
-            if self._alarmed_at is not None and now - self._alarmed_at < _ALARM_SECONDS:
-                return
-            self._alarmed_at = now
+        if not self._is_due("outside"):
+            return
         logger.error(
             "a request for %s was refused, since %s: this node has no secret, so it serves its own machine only, but "
             "its server is reached from elsewhere. Bind the server to 127.0.0.1, or %s. More are refused without a "
@@ -243,6 +240,16 @@ class App:
             trace,
             WAYS_TO_BE_REACHED,
         )
+
+    def _is_due(self, alarm: str) -> bool:
+        """Whether it is to be said now: for an hour it is not said again."""
+        now = time.monotonic()
+        with self._lock:
+            said_at = self._alarmed_at.get(alarm)
+            if said_at is not None and now - said_at < _ALARM_SECONDS:
+                return False
+            self._alarmed_at[alarm] = now
+            return True
 
     def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
         sender_addr = None
@@ -253,13 +260,31 @@ class App:
                 sender_addr = None  # refused below, once its sender is known to be one of ours
         elif _is_number(envelope.sender):  # else refused below, as above
             sender_addr = self._receiver.addr_of(int(envelope.sender))
-        secret = self._auth.admit(envelope, body, environ, sender_addr)
+        try:
+            secret = self._auth.admit(envelope, body, environ, sender_addr)
+        except MisnamedError as error:
+            raise self._refuse_misnamed(error, envelope) from error
         if secret is None:
             if envelope.version not in ("", PROTOCOL_VERSION):
                 # Another version may sign otherwise: say that, and not that the secrets differ.
                 raise _Refused(_other_version())
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
         return secret
+
+    def _refuse_misnamed(self, error: MisnamedError, envelope: Envelope) -> _Refused:
+        """What is said to who has a certificate of the CA, so that it, and whoever operates this node, knows why."""
+        if envelope.path == "join":
+            what = f"{error}, where the node that asks to join says that it is reached"
+        elif error.secret:
+            what = f"{error}, where node {envelope.sender} says that it is reached"
+        else:
+            what = (
+                f"{error}, the host that is recorded for node {envelope.sender}: to move, it is started with a "
+                "certificate for both, the former host and the new one"
+            )
+        if self._is_due("misnamed"):
+            logger.warning("a request for %s was refused: %s", envelope.path, what)
+        return _Refused(Problem(401, "wrong_certificate", what), error.secret)
 
     def _serve(
         self, path: str, envelope: Envelope, body: bytes, environ: Mapping[str, Any], secret: bytes

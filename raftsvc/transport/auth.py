@@ -93,6 +93,16 @@ class Envelope(NamedTuple):
         return b"raftsvc request\n" + self._encode() + body
 
 
+class MisnamedError(Exception):
+    """A request comes with a good certificate of the cluster's CA, for others than the host that it should be for."""
+
+    def __init__(self, certificate: Mapping[str, Any], host: str, secret: bytes) -> None:
+        """secret: that verified the request; empty if none is used."""
+        names = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+        super().__init__(f"the certificate is for {', '.join(names) or 'no host'}, and not for {host}")
+        self.secret = secret
+
+
 class Authenticator:
     """Signs what this node sends and verifies what it receives."""
 
@@ -151,6 +161,7 @@ class Authenticator:
                      be valid for that; if a secret vouches for the envelope, for where that says it is
                      reached, which may be new.  With TLS alone a member that got another host name is not
                      heard before its address is set: only the recorded one says who may use which.
+        Raises MisnamedError if it is not.
         """
         used = b""
         if self._secrets:
@@ -163,10 +174,10 @@ class Authenticator:
             sender_addr = envelope.addr or sender_addr
         if self._mutual_tls:
             certificate = _peer_certificate(environ)
-            if not certificate or (
-                sender_addr is not None and not certificate_names(certificate, _host_claimed(sender_addr))
-            ):
+            if not certificate:
                 return None
+            if sender_addr is not None and not certificate_names(certificate, host := _host_claimed(sender_addr)):
+                raise MisnamedError(certificate, host, used)
         if self._judge is not None and not self._judge(environ):
             return None
         return used

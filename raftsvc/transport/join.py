@@ -43,6 +43,7 @@ _FINAL: dict[str, type[RaftError]] = {
     "uninitialized": PeerUninitializedError,
     "local_only": ConfigurationError,
     "unauthenticated": ConfigurationError,
+    "wrong_certificate": ConfigurationError,
     "unsupported_version": ConfigurationError,
     "malformed": ConfigurationError,
 }

@@ -64,8 +64,8 @@ class Listener:
         on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
         """
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigurationError(f"listen={address!r} is not host:port")
+        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
+            raise ConfigurationError(f"listen={address!r} is not host:port, with a port up to 65535")
         self._app = app
         self._host = host.strip("[]")
         self._port = int(port)
@@ -107,13 +107,20 @@ class Listener:
         self._connections.break_off_all()
 
     def _run(self) -> None:
+        """Serve until the end, be it after many attempts: whatever keeps others from the port is told, and may pass."""
         pause = 0.05
         while not self._stopping.is_set():
             try:
                 self._servers = self._bind()
-            except OSError as error:
+                if self._is_in_trouble:
+                    self._is_in_trouble = False
+                    self._on_trouble(None)
+                self._serve(self._servers)
+            except Exception as error:
                 if not self._is_in_trouble:
                     self._is_in_trouble = True
+                    if not isinstance(error, (OSError, ValueError)):  # a name that cannot be one is a ValueError
+                        logger.exception("the listener at %s:%d failed", self._host, self._port)
                     self._on_trouble(
                         NotListeningError(
                             f"{self._host}:{self._port} cannot be bound, so that others do not reach this node there: "
@@ -122,11 +129,6 @@ class Listener:
                     )
                 self._stopping.wait(pause)
                 pause = min(1.0, pause * 2)
-                continue
-            if self._is_in_trouble:
-                self._on_trouble(None)
-            self._serve(self._servers)
-            return
 
     def _bind(self) -> list[_Server]:
         """A server for each address of the host, at one port; those that this machine does not have are left out."""
@@ -218,6 +220,8 @@ class _Server(ThreadingTCPServer):
                 client.socket = self._ssl_context.wrap_socket(
                     client.socket, server_side=True, do_handshake_on_connect=False
                 )
+                if request.record.is_broken_off:  # while there was no socket to be ended
+                    return
                 client.socket.do_handshake()
             client.socket.settimeout(READ_SECONDS)
             self.finish_request(request, client_address)
@@ -351,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
             # Where the body ends another would see elsewhere: one client of a proxy could speak for the next.
             self._refuse(400, "the headers do not parse")
             return
-        if self.headers.get("Transfer-Encoding"):
+        if "Transfer-Encoding" in self.headers:  # though it be empty
             self._refuse(411, "send a Content-Length")
             return
         if length and not (length.isascii() and length.isdigit() and len(length) < 19):

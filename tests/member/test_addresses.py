@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.member.addresses import Addresses
 
@@ -63,12 +67,65 @@ def test_an_address_is_taken_from_who_is_not_there_any_more() -> None:
     assert Configuration.decode(config.encode()) == config
 
 
-def test_who_advertises_anothers_address_is_named_once() -> None:
+def test_who_advertises_anothers_address_is_named_until_it_says_another() -> None:
     addresses = made()
-    assert addresses.contradicted(2, "b:1", 3) is None, "that is only where it was"
+    addresses.contradicted(2, "b:1", 3)
+    assert addresses.conflicts(CONFIG) == "", "that is only where it was"
     addresses.hear(2, "c:1", CONFIG)
-    assert "node 2 says that it is reached at c:1, where node 3 answers" in str(addresses.contradicted(2, "c:1", 3))
-    assert addresses.contradicted(2, "c:1", 3) is None
+    assert addresses.conflicts(CONFIG) == "", "it may be so"
+    addresses.contradicted(2, "c:1", 3)
+    assert addresses.conflicts(CONFIG) == "node 2 says that it is reached at c:1, where node 3 answers"
+    addresses.hear(2, "x:1", CONFIG)
+    assert addresses.conflicts(CONFIG) == ""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda addresses: addresses.reached(2, "c:1"),
+        lambda addresses: addresses.contradicted(2, "c:1", 0),
+        lambda addresses: addresses.hear(2, "b:1", CONFIG),
+        lambda addresses: addresses.corrections(CONFIG.changed(ConfChange(ConfOp.REMOVE, 2))),
+    ],
+    ids=["it answers there", "nobody answers there any more", "it says another", "it is evicted"],
+)
+def test_a_conflict_ends_when_there_is_none_any_more(end: Callable[[Addresses], object]) -> None:
+    addresses = made()
+    addresses.hear(2, "c:1", CONFIG)
+    addresses.contradicted(2, "c:1", 3)
+    assert addresses.conflicts(CONFIG)
+    end(addresses)
+    assert addresses.conflicts(CONFIG) == ""
+
+
+def test_a_node_knows_when_its_own_address_is_another_s() -> None:
+    addresses = made()
+    addresses.hear(2, "a:1", CONFIG)
+    assert addresses.conflicts(CONFIG) == "node 2 says that it is reached at a:1, and so does this node 1"
+    addresses.hear(2, "b:1", CONFIG)
+    assert addresses.conflicts(CONFIG) == ""
+    addresses.reached(3, "a:1")  # by a name that leads to it
+    assert addresses.conflicts(CONFIG) == "this node 1 says that it is reached at a:1, where node 3 answers"
+    addresses.reached(3, "c:1")
+    assert addresses.conflicts(CONFIG) == ""
+
+
+@pytest.mark.parametrize("by_whom", ["the holder moves", "time passes"])
+def test_who_was_not_where_it_says_is_looked_for_there_again(by_whom: str) -> None:
+    addresses = made()
+    addresses.hear(2, "c:1", CONFIG)
+    addresses.failed(2, "c:1", CONFIG)
+    addresses.contradicted(2, "c:1", 3)
+    addresses.reached(2, "b:1")
+    assert addresses.wanted(CONFIG)[2] == "b:1"
+    if by_whom == "the holder moves":
+        addresses.hear(3, "x:1", CONFIG)
+    else:
+        for _ in range(100):
+            addresses.corrections(CONFIG)
+    assert addresses.wanted(CONFIG)[2] == "c:1"
+    addresses.reached(2, "c:1")
+    assert addresses.corrections(CONFIG) == [ConfChange(ConfOp.SET_ADDRESS, 2, "c:1")]
 
 
 def test_what_is_known_is_bounded_by_the_members_there_are() -> None:

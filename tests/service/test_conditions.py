@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -94,8 +95,7 @@ def test_equal_nodes_whose_disks_are_full_at_the_same_time_go_on_once_there_is_r
 def test_a_segment_that_cannot_be_made_for_a_moment_keeps_its_callers_waiting_and_loses_nothing(
     quick: Cluster, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_open = Store.open
-    monkeypatch.setattr(Store, "open", lambda path, files, lock_timeout: real_open(path, files, lock_timeout, 4096))
+    monkeypatch.setattr("raftsvc.service.Store", partial(Store, segment_bytes=4096))
     node = quick.add()
     node.service.init()
     node.files.create_error = code

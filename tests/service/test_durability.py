@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,8 +308,7 @@ def test_a_leader_whose_disk_hangs_steps_down_and_comes_back(make_cluster: Calla
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> int:
     """Logs rotate every few writes; the bytes of a segment."""
     size = 4096
-    real_open = Store.open
-    monkeypatch.setattr(Store, "open", lambda path, files, lock_timeout: real_open(path, files, lock_timeout, size))
+    monkeypatch.setattr("raftsvc.service.Store", partial(Store, segment_bytes=size))
     return size
 
 

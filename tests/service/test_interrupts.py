@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+import requests
 
 import raftsvc
 from raftsvc import kv
 
-from .harness import PATIENCE, SECRET, Cluster, Member, free_address, in_background
+from .harness import PATIENCE, SECRET, Cluster, ListState, Member, free_address, in_background
 
 PACKAGE = str(Path(raftsvc.__file__).parent)
 
@@ -130,6 +133,129 @@ def test_a_node_that_is_stopped_at_any_step_of_the_main_thread_is_stopped(cluste
         with pytest.raises(raftsvc.StoppedError):
             in_background(lambda: node.service.exec(b"a"))()
         node.start()
+
+
+def steps_in(names: tuple[str, ...], call: Callable[[], object]) -> list[int]:
+    """The numbers of the steps that `call` takes in functions of these names, of all steps in the library."""
+    found, number = [], 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal number
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            number += 1
+            if frame.f_code.co_name in names:
+                found.append(number)
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(former)
+    return found
+
+
+def what_is_left(directory: Path) -> list[str]:
+    """Threads of a node, and what is open of `directory` or bound to a port."""
+    threads = [t.name for t in threading.enumerate() if t.name.startswith("raftsvc-") and t.name != "raftsvc-main"]
+    opened = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            opened.append(os.readlink(f"/proc/self/fd/{number}"))
+    return threads + [name for name in opened if name.startswith(f"{directory}/")]
+
+
+@pytest.mark.parametrize("is_member", [False, True], ids=["an empty directory", "a member's"])
+@pytest.mark.parametrize(
+    "names", [("acquire", "_write_note", "own", "_own", "start"), ("_begin", "resume", "_start_node", "start")]
+)
+def test_a_start_that_is_interrupted_leaves_nothing_and_can_be_repeated_at_once(
+    tmp_path: Path, is_member: bool, names: tuple[str, ...]
+) -> None:
+    addr, directory = free_address(), tmp_path / "n"
+    started: list[raftsvc.Service] = []
+
+    def start() -> None:
+        started.append(raftsvc.start(addr, directory, None, ListState(), secret=SECRET, listen=addr, lock_timeout=0.0))
+
+    start()
+    if is_member:
+        started[0].init()
+    started.pop().stop()
+    steps = steps_in(names, start)
+    started.pop().stop()
+    interrupted = 0  # save at the last two, where the Service is the caller's already
+    for step in sorted(random.sample(steps[:-2], 20)):
+        before = what_is_left(tmp_path)
+        try:
+            at_step(step, raise_interrupted, start)
+        except Interrupted:
+            interrupted += 1
+        for service in started:  # it was over before it came that far
+            service.stop()
+        started.clear()
+        # A file that was opened that moment is nobody's yet; it locks nothing and is not written to.
+        left = what_is_left(tmp_path)
+        assert len(left) <= len(before) + 1, f"after step {step}"
+        assert not [one for one in left if one.startswith(("raftsvc-", f"{directory}/wal"))], f"after step {step}"
+        start()
+        started.pop().stop()
+    assert interrupted > 10
+
+
+@pytest.mark.parametrize("when", ["before anybody answers", "while it is looked for"])
+def test_a_join_that_is_interrupted_can_be_repeated_at_once(cluster: Cluster, when: str) -> None:
+    one, two = cluster.add(), cluster.add()
+    one.service.init()
+    asks, goes_on = threading.Event(), threading.Event()
+    asking = two if when == "before anybody answers" else one
+    send = asking.session.send
+
+    def held(request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        asks.set()
+        assert goes_on.wait(PATIENCE)
+        return send(request, **options)
+
+    asking.session.send = held  # type: ignore[method-assign]
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+
+        def send_signal() -> None:
+            assert asks.wait(PATIENCE)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+        signalled = in_background(send_signal)
+        with pytest.raises(Interrupted):
+            two.service.join(one.addr, PATIENCE)
+        signalled()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    with pytest.raises(raftsvc.ExistingClusterError, match="another call of init or join"):
+        two.service.init()
+    with pytest.raises(raftsvc.ExistingClusterError, match="another call of init or join"):
+        two.service.join(one.addr, timeout=0.1)
+    waits, stopped = threading.Event(), two.service._membership.stopped
+    wait = stopped.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        waits.set()
+        return wait(timeout)
+
+    stopped.wait = noted  # type: ignore[method-assign]
+    again = in_background(lambda: two.service.join(one.addr, PATIENCE))
+    assert waits.wait(PATIENCE)
+    goes_on.set()
+    again()
+    assert two.service.exec(b"in", PATIENCE)
+    assert list(one.status["members"]) == ["1", "2"]
 
 
 def test_the_key_value_store_is_read_and_written_on_top_of_itself(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import raftsvc
+from raftsvc.transport.listener import Listener
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
 
 # What becomes of the addresses a, b, c of members 1, 2, 3 while all are down; new ones are in capitals.
@@ -101,31 +103,73 @@ def test_a_member_that_moves_while_the_others_go_on_is_recorded_where_it_is(tmp_
         cluster.stop()
 
 
+def are_told(members: list[Member], *words: str) -> None:
+    """Each of them has it in `err`."""
+    for member in members:
+        eventually(lambda member=member: isinstance(member.service.err(), raftsvc.MisplacedError), "it is in err()")
+        eventually(lambda member=member: all(word in str(member.service.err()) for word in words), f"{words}")
+        assert member.service.is_ready(), "and serves all the same"
+
+
+@pytest.mark.parametrize("spelling", ["the same", "another name of that machine"])
 def test_a_member_that_advertises_anothers_address_is_named_and_changes_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spelling: str
 ) -> None:
     cluster = Cluster(tmp_path, election_timeout=0.5)
     try:
         members = cluster.form(3)
-        wanted = [m.addr for m in members]
         wrong, other = members[1], members[2]
         right = wrong.addr
+        if spelling != "the same":
+            other.options = {**other.options, "listen": f"0.0.0.0:{other.addr.rpartition(':')[2]}"}
+            other.restart()
+        wanted = [m.addr for m in members]
+        eventually(lambda: all(m.service.is_ready() for m in members), "all are ready")
         wrong.options = {**wrong.options, "listen": right}
-        with caplog.at_level(logging.WARNING):
-            wrong.addr = other.addr
+        wrong.addr = other.addr if spelling == "the same" else f"localhost:{other.addr.rpartition(':')[2]}"
+        named = f"node 2 says that it is reached at {wrong.addr}, where node 3 answers"
+        with caplog.at_level(logging.ERROR):
             wrong.restart()
-            eventually(
-                lambda: f"node 2 says that it is reached at {other.addr}, where node 3 answers" in caplog.text,
-                "who is wrong is named",
-            )
-        eventually(lambda: all(m.service.is_ready() for m in members), "it takes part, by the address on record")
+            are_told([members[0]], named)
+            eventually(lambda: named in caplog.text, "it is in the log")
+        if spelling == "the same":
+            are_told([wrong], "this node 2", other.addr)
+            are_told([other], "node 2 says", "this node 3")
         before = cluster.leader().status["last_index"]
         assert wrong.service.exec(b"all the same", PATIENCE)
         eventually(lambda: all(b"all the same" in m.state.items for m in members), "everybody has it")
         assert all(recorded(m) == wanted for m in members)
         assert cluster.leader().status["last_index"] <= before + 3, "nothing is proposed over and over"
+        wrong.addr = right
+        wrong.restart()
+        eventually(lambda: all(m.service.err() is None for m in members), "it passes")
+        are_found(members)
     finally:
         cluster.stop()
+
+
+def test_an_address_that_becomes_ones_own_later_is_found_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a name that leads to another machine first, and a container that gets it before the former one is gone."""
+    monkeypatch.setattr("raftsvc.member.addresses._LOOK_AGAIN", 3)
+    cluster = Cluster(tmp_path, election_timeout=0.5)
+    server = None
+    try:
+        members = cluster.form(3)
+        early, late = members[1], members[2]
+        early.options = {**early.options, "listen": early.addr}
+        early.addr = late.addr
+        early.restart()
+        are_told([members[0], early], late.addr)
+        late.service.stop()
+        late.addr = free_address()
+        late.start()
+        server = Listener(early.service.wsgi_app, early.addr)
+        server.start()
+        are_found(members)
+    finally:
+        cluster.stop()
+        if server is not None:
+            server.stop()
 
 
 def test_a_cluster_of_one_knows_where_it_is_now(cluster: Cluster) -> None:

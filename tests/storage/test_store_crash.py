@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import raftsvc
 from raftsvc import formation
 from raftsvc.core.messages import HardState
 from raftsvc.errors import ExistingClusterError, RaftError
-from raftsvc.storage import Files, Store
+from raftsvc.storage import Store
 from raftsvc.transport import JoinReply
 from tests.service.harness import SECRET, ListState
 from tests.storage import test_store
@@ -250,12 +251,7 @@ def started_again(path: str, disk: Disk) -> None:
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk in memory need not hold 16 MiB of zeros."""
-    real_open = Store.open
-
-    def open_small(path: str, files: Files | None = None, lock_timeout: float = 10.0) -> Store:
-        return real_open(path, files, lock_timeout, 4096)
-
-    monkeypatch.setattr(Store, "open", open_small)
+    monkeypatch.setattr("raftsvc.service.Store", partial(Store, segment_bytes=4096))
 
 
 def start(path: str, disk: Disk) -> tuple[raftsvc.Service, ListState]:

@@ -24,6 +24,7 @@ import pytest
 import raftsvc
 from raftsvc.transport import listener as listener_module
 from raftsvc.transport.listener import Listener
+from tests.service.harness import eventually
 
 PATIENCE = 60.0
 
@@ -121,6 +122,9 @@ def test_a_body_that_the_app_left_does_not_spoil_the_next_request(serve: Callabl
 def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener]) -> None:
     listener = serve()
     assert b" 411 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    for coding in (b"", b" ", b"identity"):
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:" + coding + b"\r\nContent-Length: 5\r\n\r\n"
+        assert b" 411 " in raw(listener, head + b"0\r\n\r\n")
     assert b" 400 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n")
     assert b"400" in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")  # to HTTP/0.9 there is no status line
     assert b" 414 " in raw(listener, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
@@ -234,7 +238,17 @@ def test_stop_ends_open_connections(serve: Callable[..., Listener]) -> None:
 
 
 def test_a_wrong_address_is_refused() -> None:
-    for address in ("host", ":1", "host:", "host:x"):
+    for address in (
+        "host",
+        ":1",
+        "host:",
+        "host:x",
+        "host:65536",
+        "host:999999",
+        "host:\u00b2",
+        "host:\u0668",
+        "host:-1",
+    ):
         with pytest.raises(raftsvc.ConfigurationError):
             Listener(echo, address)
 
@@ -455,3 +469,65 @@ def test_an_address_that_is_taken_is_told_once_and_none_is_served_until_it_is_fr
             assert told[1:] == [None]
         finally:
             listener.stop()
+
+
+@pytest.mark.parametrize("host", ["a..name", "n" * 64, "\u2488.name"])
+def test_a_host_that_can_be_none_is_told_of_and_not_the_end_of_a_thread(host: str) -> None:
+    told: list[raftsvc.NotListeningError | None] = []
+    listener = Listener(echo, f"{host}:80", on_trouble=told.append)
+    listener.start()
+    try:
+        eventually(lambda: told, "it is told of")
+        assert "cannot be bound" in str(told[0])
+        assert listener._thread.is_alive()
+    finally:
+        listener.stop()
+
+
+def test_a_listener_that_breaks_says_so_and_begins_anew(
+    serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[raftsvc.NotListeningError | None] = []
+    listener = Listener(echo, "127.0.0.1:0", on_trouble=told.append)
+    sweep = listener._connections.sweep
+    broken = [MemoryError("no more"), RuntimeError("set changed size")]
+
+    def sweep_badly() -> None:
+        if broken:
+            raise broken.pop()
+        sweep()
+
+    monkeypatch.setattr(listener._connections, "sweep", sweep_badly)
+    listener.start()
+    try:
+        eventually(lambda: told[1:] == [None], "it was in trouble, and is over it")
+        assert isinstance(told[0], raftsvc.NotListeningError)
+        assert ask(connect(listener), "GET", "/")[0] == 200
+    finally:
+        listener.stop()
+
+
+def test_a_client_whose_time_is_over_while_tls_takes_its_socket_is_ended(
+    monkeypatch: pytest.MonkeyPatch, certificates: Path
+) -> None:
+    now = [0.0]
+    handshakes: list[str] = []
+
+    class Slow(ssl.SSLContext):
+        def wrap_socket(self, sock: socket.socket, *args: Any, **options: Any) -> ssl.SSLSocket:
+            wrapped = super().wrap_socket(sock, *args, **options)
+            now[0] += 1000.0
+            listener._connections.sweep()  # which has no socket to end just now
+            monkeypatch.setattr(wrapped, "do_handshake", lambda *rest: handshakes.append("begun"))
+            return wrapped
+
+    context = Slow(ssl.PROTOCOL_TLS_SERVER)
+    listener = Listener(echo, "127.0.0.1:0", context, clock=lambda: now[0])
+    listener.start()
+    try:
+        assert listener.wait_bound(PATIENCE) and listener.address is not None
+        with socket.create_connection(listener.address, timeout=PATIENCE) as client:
+            assert client.recv(1) == b"", "it is ended"
+        assert not handshakes
+    finally:
+        listener.stop()
