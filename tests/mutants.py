@@ -335,8 +335,8 @@ MUTANTS = (
     Mutant(
         "pieces are joined in whatever order they come",
         "member/machine.py",
-        "(partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)",
-        "(partial.number, partial.whole_bytes) != (number, whole_bytes)",
+        "            or not part.offset <= partial.held < end <= part.whole_bytes\n",
+        "            or not partial.held < end <= part.whole_bytes\n",
     ),
     Mutant(
         "forget in the snapshot what came of an instruction",
@@ -347,9 +347,37 @@ MUTANTS = (
     Mutant(
         "an instruction whose last piece is on its way is reported as not applied",
         "member/calls.py",
-        "            call.unsettled += piece.is_last\n",
-        "",
+        "            for call in whole:  # what is not whole takes no effect\n",
+        "            for call in ():\n",
         kinds="slow disk,leader cut off,partition,delay and reordering,one-way cut",
+    ),
+    Mutant(
+        "a long instruction begins before the one ahead of it is settled",
+        "member/machine.py",
+        "(part.previous < self.low or part.previous in self.outcomes or not part.previous)",
+        "True",
+        test="member/test_pieces.py::test_what_follows_another_begins_once_that_is_settled",
+    ),
+    Mutant(
+        "a piece that was cut elsewhere the time before is of no use",
+        "member/machine.py",
+        "not part.offset <= partial.held < end",
+        "not part.offset == partial.held < end",
+        test="member/test_pieces.py::test_pieces_that_were_cut_elsewhere_the_time_before_fit",
+    ),
+    Mutant(
+        "one long instruction waits until the one before it is applied",
+        "member/pieces.py",
+        "        self._end = self._goal = long.end\n",
+        "        self._end = long.end\n        self._goal = self._goal or long.end\n",
+        test="member/test_pieces.py::test_several_follow_each_other_without_a_pause",
+    ),
+    Mutant(
+        "what a way took at best counts for ever",
+        "core/pace.py",
+        "            self._best_ticks += 1 ",
+        "            pass ",
+        test="core/test_pace.py::test_a_way_that_takes_longer_than_it_did_is_not_taken_for_full",
     ),
     Mutant(
         "a piece is sent once",

@@ -19,7 +19,7 @@ member whose directory was copied or put back is void: no life of it can open a 
 
 A long instruction comes as several entries, its pieces, and takes effect with the one
 that makes it whole.  They count in order, so what comes twice, or after a gap, is ignored and
-sent again; a session has one such instruction at a time.
+sent again; a session has one such instruction at a time, and a later one begins once that is settled.
 
 Not thread-safe: one thread at a time applies.
 """
@@ -59,7 +59,7 @@ _VOID = 3
 _VOID_LIFE = Life(MAX_NUMBER, 0)
 _ALL_SETTLED = 2**64 - 1
 _PIECE = 4
-_PLACE_IN_WHOLE = struct.Struct(">QQ")
+_PLACE_IN_WHOLE = struct.Struct(">QQQ")
 
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 _FALSE, _TRUE, _REJECTED = b"\x00", b"\x01", b"\x02"
@@ -81,19 +81,32 @@ def wrap_void(node_id: int) -> bytes:
 
 
 def wrap_piece(
-    node_id: int, session_id: int, number: int, low: int, offset: int, whole_bytes: int, piece: bytes
+    node_id: int, session_id: int, number: int, low: int, previous: int, offset: int, whole_bytes: int, piece: bytes
 ) -> bytes:
-    """The data of an entry that carries a part of an instruction of `whole_bytes`; else as `wrap_instruction`."""
-    return _ENVELOPE.pack(_PIECE, node_id, session_id, number, low) + _PLACE_IN_WHOLE.pack(offset, whole_bytes) + piece
+    """The data of an entry that carries a part of an instruction of `whole_bytes`; else as `wrap_instruction`.
+
+    previous: the number of the one in pieces that has to be settled before this begins; 0: none.
+    """
+    envelope = _ENVELOPE.pack(_PIECE, node_id, session_id, number, low)
+    return b"".join((envelope, _PLACE_IN_WHOLE.pack(previous, offset, whole_bytes), piece))
 
 
-def read_piece(data: bytes) -> tuple[int, int, bytes] | None:
-    """Offset, size of the whole and bytes of the piece that an entry carries; None if it carries none."""
-    start = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
-    if len(data) < start or data[0] != _PIECE:
+class Part(NamedTuple):
+    """A part of an instruction of `whole_bytes`; see `wrap_piece`."""
+
+    previous: int
+    offset: int
+    whole_bytes: int
+    data: bytes
+
+
+def read_piece(data: bytes, start: int = 0) -> Part | None:
+    """The piece in what an entry carries, which begins at `start`; None if it carries none."""
+    begin = start + ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
+    if len(data) < begin or data[start] != _PIECE:
         return None
-    offset, whole_bytes = _PLACE_IN_WHOLE.unpack_from(data, ENVELOPE_BYTES)
-    return offset, whole_bytes, data[start:]
+    previous, offset, whole_bytes = _PLACE_IN_WHOLE.unpack_from(data, start + ENVELOPE_BYTES)
+    return Part(previous, offset, whole_bytes, data[begin:])
 
 
 def read_envelope(data: bytes) -> tuple[int, int, int]:
@@ -149,8 +162,7 @@ class Partial:
 class Session:
     """The instructions of one node since it opened this session.
 
-    partial: the one that is coming in pieces.  A node sends one at a time, so a later one is the sign
-             that its caller gave the one before up.
+    partial: the one that is coming in pieces.
     """
 
     __slots__ = ("id", "life", "low", "outcomes", "partial")
@@ -162,24 +174,34 @@ class Session:
         self.outcomes: dict[int, Outcome] = {}
         self.partial: Partial | None = None
 
-    def join(self, number: int, data: bytes) -> bytes | None:
-        """Take a piece, if it is the one that comes next; the instruction if it is whole with it."""
-        piece = read_piece(data)
-        if piece is None:
+    def join(self, number: int, entry: Entry) -> bytes | None:
+        """Take a piece, as far as it is what comes next; the instruction if it is whole with it.
+
+        One begins once the one before it is settled, which is so in a log from which nothing is missing.
+        What was begun, and is not what another waits for, was given up.
+        """
+        part = read_piece(entry, ENTRY_OVERHEAD_BYTES)
+        if part is None:
             return None
-        offset, whole_bytes, part = piece
         partial = self.partial
-        if offset == 0 and (partial is None or partial.number < number) and 0 < whole_bytes <= MAX_WHOLE_BYTES:
-            partial = self.partial = Partial(number, whole_bytes)
+        if (
+            part.offset == 0
+            and (partial is None or partial.number < number)
+            and (part.previous < self.low or part.previous in self.outcomes or not part.previous)
+            and 0 < part.whole_bytes <= MAX_WHOLE_BYTES
+        ):
+            partial = self.partial = Partial(number, part.whole_bytes)
+        end = part.offset + len(part.data)
         if (
             partial is None
-            or (partial.number, partial.whole_bytes, partial.held) != (number, whole_bytes, offset)
-            or offset + len(part) > whole_bytes
+            or (partial.number, partial.whole_bytes) != (number, part.whole_bytes)
+            or not part.offset <= partial.held < end <= part.whole_bytes
         ):
             return None
-        partial.parts.append(part)
-        partial.held += len(part)
-        if partial.held < whole_bytes:
+        # It may have been cut elsewhere the time before.
+        partial.parts.append(part.data[partial.held - part.offset :])
+        partial.held = end
+        if end < part.whole_bytes:
             return None
         self.partial = None
         return b"".join(partial.parts)
@@ -294,7 +316,7 @@ class Machine:
             return b""
         outcome = session.outcomes.get(number)
         if outcome is None:
-            whole = entry[_INSTRUCTION_OFFSET:] if op == _INSTRUCTION else session.join(number, data_of(entry))
+            whole = entry[_INSTRUCTION_OFFSET:] if op == _INSTRUCTION else session.join(number, entry)
             if whole is None:
                 return b""
             try:

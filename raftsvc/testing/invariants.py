@@ -414,9 +414,10 @@ class Sessions:
             if piece is None:
                 self._carried.setdefault(key, index_of(entry))
             else:
-                offset, _, part = piece
                 known = self._pieces.setdefault(key, {})
-                known[offset] = max(part, known.get(offset, b""), key=len)  # it may be cut elsewhere the next time
+                known[piece.offset] = max(
+                    piece.data, known.get(piece.offset, b""), key=len
+                )  # it may be cut elsewhere the next time
         elif kind_of(entry) is EntryKind.CONFIG:
             change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
@@ -437,7 +438,7 @@ class Sessions:
             is_same = data_of(entry)[ENVELOPE_BYTES:] == data
         else:
             parts = self._pieces[key]
-            is_same = piece[0] + len(piece[2]) == piece[1] == len(data)
+            is_same = piece.offset + len(piece.data) == piece.whole_bytes == len(data)
             is_same = is_same and all(data[offset : offset + len(part)] == part for offset, part in parts.items())
             self._carried.setdefault(key, index)
         require(
