@@ -409,6 +409,13 @@ MUTANTS = (
         test="core/test_pace.py::test_answers_are_not_late_and_the_link_does_not_idle",
     ),
     Mutant(
+        "what was refused once is never tried again",
+        "transport/limit.py",
+        "        return min(MAX_BODY_BYTES, 2 * limit.passes_bytes) if is_to_try else limit.passes_bytes\n",
+        "        return limit.passes_bytes\n",
+        test="transport/test_limit.py::test_a_limit_that_is_gone_is_found_gone",
+    ),
+    Mutant(
         "pieces of a snapshot are as large as can be",
         "transport/transfer.py",
         "            self.size_bytes = min(self._most, 2 * self.size_bytes)\n",

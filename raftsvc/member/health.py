@@ -70,6 +70,8 @@ class Condition(Enum):
     """Another member's directory was copied or put back, and nothing that it says counts here."""
     LOW_ROOM = ("low-room", Part.NONE, "there is room on the disk again")
     """The disk will soon be full: a warning, and no error yet."""
+    NARROW = ("narrow", Part.NONE, "nothing on the way to a member refuses long requests any more")
+    """What is long goes to a member in parts: slower, and no error."""
     STOPPED = ("stopped", Part.ALL)
     """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
 
@@ -86,7 +88,7 @@ class Condition(Enum):
         return bool(self.over)
 
 
-_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.STOPPED))
+_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED))
 
 
 class Health:

@@ -99,6 +99,8 @@ class Peers:
         long_ago = time.monotonic() - self._patience
         troubles = {i: peer.trouble for i, peer in self._errands.peers.items()}
         self._engine.vigil.note_peers({i: t for i, t in troubles.items() if t is not None and t.since <= long_ago})
+        limits = {i: peer.body_limit.known for i, peer in self._errands.peers.items()}
+        self._engine.vigil.note_limits({i: limit for i, limit in limits.items() if limit is not None})
 
     def hears_stream_of(self, peer_id: int) -> bool:
         """Whether a stream brings what `peer_id` says."""

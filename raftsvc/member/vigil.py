@@ -24,7 +24,7 @@ from raftsvc.errors import (
 from raftsvc.member.applying import Applying
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.writes import Writes
-from raftsvc.transport import PeerTrouble
+from raftsvc.transport import Limit, PeerTrouble
 
 _OUT_OF_TOUCH = 3
 """Election timeouts without a leader after which a node says so; an election takes one or two."""
@@ -295,6 +295,20 @@ class Vigil:
         self.troubles = {i: trouble for i, trouble in troubles.items() if i in members}
         self._note_code("unauthenticated", Condition.WRONG_SECRET, WrongSecretError)
         self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
+
+    def note_limits(self, limits: Mapping[int, Limit]) -> None:
+        """How long a request may be on the way to members where not every length passes."""
+        members = self._core.config.members
+        met = [
+            f"requests of {limit.refused_bytes:,} bytes to node {i} at {members[i].addr} are refused on the way (413), "
+            f"and have {limit.passes_bytes:,} at most meanwhile; a proxy in between should let 1 MiB pass"
+            for i, limit in sorted(limits.items())
+            if i in members
+        ]
+        if met:
+            self.begin(Condition.NARROW, RaftError("; ".join(met)), logging.WARNING)
+        else:
+            self.end(Condition.NARROW)
 
     def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:
         members = self._core.config.members

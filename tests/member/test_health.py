@@ -44,11 +44,12 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.UNSAVED: StorageError("unsaved"),
     Condition.DISPUTED: DisagreementError("disputed"),
     Condition.DOUBLED: DoubledMemberError("doubled"),
+    Condition.NARROW: RaftError("narrow"),
     Condition.STOPPED: StoppedError("stopped"),
 }
 
 
-NO_ERRORS = (Condition.LOW_ROOM, Condition.STOPPED)
+NO_ERRORS = (Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED)
 
 
 def test_every_condition_is_told_of() -> None:

@@ -213,6 +213,22 @@ def test_a_node_that_nobody_reaches_says_so_and_why_until_it_is_over(
     eventually(lambda: not quick.leader().status["unreachable"], "and it is reached again")
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_who_has_nothing_to_say_to_a_member_learns_all_the_same_that_it_answers_again(
+    make_cluster: Callable[..., Cluster], count: int
+) -> None:
+    quick = make_cluster(election_timeout=ELECTION, has_streams=False)
+    members = quick.form(count)
+    alone = quick.follower()
+    quick.cut(alone, [m for m in members if m is not alone])
+    told(alone, raftsvc.OutOfTouchError, "out-of-touch")
+    eventually(lambda: len(alone.status["unreachable"]) == count - 1, "it knows who does not answer")
+    quick.heal()
+    well(alone)
+    for member in members:
+        eventually(lambda m=member: not m.status["unreachable"], "all answer")
+
+
 def test_a_node_without_others_says_so(quick: Cluster) -> None:
     members = quick.form(3)
     for member in members[1:]:
