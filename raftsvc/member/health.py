@@ -54,6 +54,8 @@ class Condition(Enum):
     """The disk refuses writes for now, and is asked again; nothing is acknowledged meanwhile."""
     NOT_LISTENING = ("not-listening", Part.BE_READY, "its listener is bound")
     """The port on which others reach it is not open."""
+    UNRECEIVED = ("unreceived", Part.BE_READY, "nothing keeps it from storing its leader's snapshot any more")
+    """A snapshot that it needs cannot be stored, so that it falls behind."""
     OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")
     """No leader is heard."""
     WRONG_CLUSTER = ("wrong-cluster", Part.NONE, "no other cluster answers at a member's address any more")

@@ -30,8 +30,8 @@ _OUT_OF_TOUCH = 3
 """Election timeouts without a leader after which a node says so; an election takes one or two."""
 _LOOK_AT_ROOM = 10
 """Election timeouts between two looks at the room on the disk, and between attempts to make some."""
-_CLAIM = 10
-"""Election timeouts after which one that was not repeated is over."""
+_REPEATED = 10
+"""Election timeouts after which what others bring about, and was not repeated, is over."""
 _LEAST_SEGMENTS = 4
 """So many segments of the log should fit on the disk."""
 
@@ -117,7 +117,7 @@ class Vigil:
         self._silent_ticks = 0
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
-        self._claimed_tick = 0
+        self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
         self._release_index = 0
         self.ticks = 0
 
@@ -158,8 +158,9 @@ class Vigil:
         self._look_at_disk()
         self._look_at_state()
         self._look_for_leader()
-        if self.ticks - self._claimed_tick >= _CLAIM * self._election_ticks:
-            self.end(Condition.CLAIMED)
+        for condition, tick in list(self._repeated.items()):
+            if self.ticks - tick >= _REPEATED * self._election_ticks:
+                self._end_repeated(condition)
         if self.ticks % (_LOOK_AT_ROOM * self._election_ticks) == 0:
             self._runner.look_at_room()
             if self._health.error_of(Condition.UNRELEASED) is not None:
@@ -220,6 +221,23 @@ class Vigil:
         elif free_bytes >= least + segment_bytes:  # and not to and fro at the limit
             self.end(Condition.LOW_ROOM)
 
+    def note_reception(self, error: Exception | None) -> None:
+        """A piece of the leader's snapshot could not be stored; None: the whole was, or is not needed any more."""
+        if error is None:
+            if Condition.UNRECEIVED in self._repeated:
+                self._end_repeated(Condition.UNRECEIVED)
+            return
+        self._repeated[Condition.UNRECEIVED] = self.ticks
+        told = StorageError(
+            f"the leader's snapshot cannot be stored at node {self._core.node_id}, which falls behind: {error}"
+        )
+        told.__cause__ = error
+        self.begin(Condition.UNRECEIVED, told)
+
+    def _end_repeated(self, condition: Condition) -> None:
+        del self._repeated[condition]
+        self.end(condition)
+
     # -- the State
 
     def _look_at_state(self) -> None:
@@ -279,7 +297,7 @@ class Vigil:
         """
         if len(self._core.config.members) > 1:
             return
-        self._claimed_tick = self.ticks
+        self._repeated[Condition.CLAIMED] = self.ticks
         self.begin(
             Condition.CLAIMED,
             WrongClusterError(

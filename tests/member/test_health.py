@@ -36,6 +36,7 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.STALLED: DiskStalledError("stalled"),
     Condition.REFUSED: DiskRefusedError("refused"),
     Condition.NOT_LISTENING: NotListeningError("not-listening"),
+    Condition.UNRECEIVED: StorageError("unreceived"),
     Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
     Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),
     Condition.WRONG_SECRET: WrongSecretError("wrong-secret"),
