@@ -7,6 +7,7 @@ passes ends by itself.  All under the node's lock; nothing here waits.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -32,6 +33,10 @@ _LOOK_AT_ROOM = 10
 """Election timeouts between two looks at the room on the disk, and between attempts to make some."""
 _REPEATED = 10
 """Election timeouts after which what others bring about, and was not repeated, is over."""
+_LOUD = 3
+"""So often what comes and goes is said as loud as it is,"""
+_CALM = 60
+"""within so many election timeouts."""
 _LEAST_SEGMENTS = 4
 """So many segments of the log should fit on the disk."""
 
@@ -92,6 +97,40 @@ class Stall:
         return self._late_ticks >= self._patience
 
 
+class Lines:
+    """What the log says of conditions: one line when one begins, one when it is over.
+
+    Of what begins again and again, each time soon after the last, only the first few are said so that
+    they show: a full disk that takes one write and refuses the next would fill the log with it.
+    """
+
+    __slots__ = ("_begins", "_calm_ticks", "_node_id", "_quiet", "_runner")
+
+    def __init__(self, runner: Runner, node_id: int, calm_ticks: int) -> None:
+        self._runner = runner
+        self._node_id = node_id
+        self._calm_ticks = calm_ticks
+        self._begins: dict[Condition, deque[int]] = {}
+        self._quiet: set[Condition] = set()
+
+    def begin(self, condition: Condition, error: RaftError, level: int, tick: int) -> None:
+        """It begins, because of `error`."""
+        begins = self._begins.setdefault(condition, deque(maxlen=_LOUD))
+        if len(begins) == _LOUD and tick - begins[0] < self._calm_ticks:
+            self._quiet.add(condition)
+            level = logging.INFO
+        else:
+            self._quiet.discard(condition)
+            begins.append(tick)
+        cause = error.__cause__ if level >= logging.ERROR else None
+        self._runner.say(level, f"node {self._node_id}: {error}", cause)
+
+    def end(self, condition: Condition) -> None:
+        """It is over."""
+        level = logging.INFO if condition in self._quiet else logging.WARNING
+        self._runner.say(level, f"node {self._node_id}: {condition.over}")
+
+
 class Vigil:
     """What is wrong with one node, from what can be seen of it tick by tick."""
 
@@ -110,9 +149,10 @@ class Vigil:
         self._applying = applying
         self._runner = runner
         self._addr = addr
-        self._election_ticks = core.settings.election_ticks
-        self._disk = Stall(self._election_ticks)
-        self._state = Stall(self._election_ticks)
+        election_ticks = self._election_ticks
+        self._lines = Lines(runner, core.node_id, _CALM * election_ticks)
+        self._disk = Stall(election_ticks)
+        self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
         self._silent_ticks = 0
         self.troubles: Mapping[int, PeerTrouble] = {}
@@ -121,6 +161,10 @@ class Vigil:
         self._release_index = 0
         self.ticks = 0
 
+    @property
+    def _election_ticks(self) -> int:
+        return self._core.settings.election_ticks
+
     # -- conditions
 
     def begin(self, condition: Condition, error: RaftError, level: int = logging.ERROR) -> None:
@@ -128,14 +172,13 @@ class Vigil:
         is_new = self._health.error_of(condition) is None
         self._health.note(condition, error)
         if is_new:
-            cause = error.__cause__
-            self._runner.say(level, f"node {self._core.node_id}: {error}", cause if level >= logging.ERROR else None)
+            self._lines.begin(condition, error, level, self.ticks)
             self.judge_fitness()
 
     def end(self, condition: Condition) -> None:
         """`condition` does not hold any more, if it did."""
         if self._health.clear(condition):
-            self._runner.say(logging.WARNING, f"node {self._core.node_id}: {condition.over}")
+            self._lines.end(condition)
             self.judge_fitness()
 
     def judge_fitness(self) -> None:
@@ -206,7 +249,8 @@ class Vigil:
 
     def note_room(self, free_bytes: int | None, segment_bytes: int) -> None:
         """So much may still be written to the disk."""
-        if free_bytes is None:
+        if free_bytes is None:  # that cannot be said any more, nor that there is little
+            self.end(Condition.LOW_ROOM)
             return
         least = _LEAST_SEGMENTS * segment_bytes
         if free_bytes < least:
@@ -246,6 +290,8 @@ class Vigil:
         if index != self._applied_index:
             self._applied_index = index
             self._state.advanced()
+        if not self._health.may_apply:
+            return  # halted, for good: it does not go on
         self._state.tick(applying.is_at_work)
         if self._state.is_stalled:
             self.begin(
