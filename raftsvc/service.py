@@ -426,8 +426,9 @@ class Service:
 
         instruction: opaque to raftsvc; at most `max_instruction_bytes`.
         timeout:     seconds to wait in all, queueing and leader changes included.  A caller
-                     that writes to the log itself, as a lone one does, also waits for
-                     that write to return, however long a failing disk takes.
+                     that writes to the log itself, or applies what it brought, as a lone
+                     one does, also waits for that to return, however long a failing disk
+                     or a State that hangs takes.
 
         Raises Rejected if the State refused it, NotApplied if it certainly took no
         effect and never will, OutcomeUnknown if time ran out after it may have

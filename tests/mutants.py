@@ -336,8 +336,8 @@ MUTANTS = (
     Mutant(
         "pieces are joined in whatever order they come",
         "member/sessions.py",
-        "(partial.number, partial.whole_bytes, partial.op, partial.held) != (number, whole_bytes, op, offset)",
-        "(partial.number, partial.whole_bytes, partial.op) != (number, whole_bytes, op)",
+        "            or not part.offset <= partial.held < end <= part.whole_bytes\n",
+        "            or not partial.held < end <= part.whole_bytes\n",
     ),
     Mutant(
         "forget in the snapshot what came of an instruction",
@@ -348,9 +348,37 @@ MUTANTS = (
     Mutant(
         "an instruction whose last piece is on its way is reported as not applied",
         "member/calls.py",
-        "            call.unsettled += piece.is_last\n",
-        "",
+        "            for call in whole:  # what is not whole takes no effect\n",
+        "            for call in ():\n",
         kinds="slow disk,leader cut off,partition,delay and reordering,one-way cut",
+    ),
+    Mutant(
+        "a long instruction begins before the one ahead of it is settled",
+        "member/sessions.py",
+        "(part.previous < self.low or part.previous in self.outcomes or not part.previous)",
+        "True",
+        test="member/test_pieces.py::test_what_follows_another_begins_once_that_is_settled",
+    ),
+    Mutant(
+        "a piece that was cut elsewhere the time before is of no use",
+        "member/sessions.py",
+        "not part.offset <= partial.held < end",
+        "not part.offset == partial.held < end",
+        test="member/test_pieces.py::test_pieces_that_were_cut_elsewhere_the_time_before_fit",
+    ),
+    Mutant(
+        "one long instruction waits until the one before it is applied",
+        "member/pieces.py",
+        "        self._end = self._goal = long.end\n",
+        "        self._end = long.end\n        self._goal = self._goal or long.end\n",
+        test="member/test_pieces.py::test_several_follow_each_other_without_a_pause",
+    ),
+    Mutant(
+        "what a way took at best counts for ever",
+        "core/pace.py",
+        "            self._best_ticks += 1 ",
+        "            pass ",
+        test="core/test_pace.py::test_a_way_that_takes_longer_than_it_did_is_not_taken_for_full",
     ),
     Mutant(
         "a piece is sent once",
@@ -380,6 +408,13 @@ MUTANTS = (
         "        if ticks > self._best_ticks + _SLOW_TICKS:\n            self.slow_down()\n        elif",
         "        if",
         test="core/test_pace.py::test_answers_are_not_late_and_the_link_does_not_idle",
+    ),
+    Mutant(
+        "what was refused once is never tried again",
+        "transport/limit.py",
+        "        return min(MAX_BODY_BYTES, 2 * limit.passes_bytes) if is_to_try else limit.passes_bytes\n",
+        "        return limit.passes_bytes\n",
+        test="transport/test_limit.py::test_a_limit_that_is_gone_is_found_gone",
     ),
     Mutant(
         "pieces of a snapshot are as large as can be",
@@ -1344,8 +1379,8 @@ MUTANTS = (
     Mutant(
         "an entry of a later version is skipped",
         "member/machine.py",
-        "        if not _INSTRUCTION <= op <= _PIECE:\n",
-        '        if not _INSTRUCTION <= op <= _PIECE:\n            return b""\n        if False:\n',
+        "                raise _unknown(op, index)\n",
+        '                return b""\n',
         test="test_machine.py::test_an_entry_that_this_version_does_not_know_is_not_skipped",
     ),
     Mutant(

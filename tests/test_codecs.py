@@ -158,7 +158,10 @@ def session_tables(draw: st.DrawFn) -> Sessions:
                 session.record(number, draw(st.integers(0, number)), [outcome])
             part = draw(data)
             op = draw(st.sampled_from([INSTRUCTION, LIST]))
-            session.join(2000, wrap_piece(op, index, nonce, 2000, 0, 0, len(part) + 1, part))
+            session.join(
+                2000,
+                make_entry(9, 1, EntryKind.NORMAL, wrap_piece(op, index, nonce, 2000, 0, 0, 0, len(part) + 1, part)),
+            )
         if draw(st.booleans()):
             table.void(member)
     return table
@@ -313,7 +316,7 @@ def whole_sessions() -> bytes:
         )
     ):
         session.record(number + 1, 1, [outcome])
-    session.join(9, wrap_piece(INSTRUCTION, 3, 0, 9, 1, 0, 90, b"piece"))
+    session.join(9, make_entry(9, 1, EntryKind.NORMAL, wrap_piece(INSTRUCTION, 3, 0, 9, 1, 0, 0, 90, b"piece")))
     return table.encode()
 
 

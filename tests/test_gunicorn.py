@@ -157,6 +157,48 @@ def test_a_reload_hands_the_directory_from_one_worker_to_the_next(nodes: list[An
     assert nodes[2].get("/kv/after").text == "2"
 
 
+def test_a_node_that_is_replaced_while_it_is_written_to_keeps_no_caller_waiting(nodes: list[Any]) -> None:
+    followers = [node for node in nodes if node.status()["role"] == "follower"]
+    assert len(followers) == 2
+    is_over = threading.Event()
+    told: list[tuple[int, float]] = []
+
+    def write(node: Any) -> None:
+        while not is_over.is_set():
+            began = time.monotonic()
+            try:
+                status = node.put("/kv/a", "1").status
+            except Exception:  # it went with the old worker, or waits for the new one
+                time.sleep(0.05)
+                continue
+            told.append((status, time.monotonic() - began))
+
+    writers = [threading.Thread(target=write, args=(node,)) for node in followers]
+    for writer in writers:
+        writer.start()
+    try:
+        for node in followers:
+            before = node.status()["fsync_count"]
+            os.kill(node.pid, signal.SIGHUP)
+            deadline = time.monotonic() + PATIENCE
+            is_new = False
+            while not is_new:
+                assert time.monotonic() < deadline, node.log.read_text()[-3000:]
+                try:
+                    status = node.status()
+                    is_new = status["role"] in ("leader", "follower") and status["fsync_count"] < before
+                    is_new = is_new and bool(status["leader_id"])
+                except Exception:  # the connection breaks, or the answer is not the new worker's yet
+                    time.sleep(0.05)
+    finally:
+        is_over.set()
+        for writer in writers:
+            writer.join()
+    assert [status for status, _ in told].count(200) > 10
+    assert {status for status, _ in told} <= {200, 503, 504}
+    assert all(seconds < 8 for status, seconds in told if status == 504), "its timeout has 10"
+
+
 def test_a_body_cut_short_on_the_way_changes_nothing(nodes: list[Any]) -> None:
     node = nodes[0]
     before = node.status()

@@ -189,7 +189,7 @@ class Leader:
             self._unfit.discard(m.from_id)
         if is_newer_round:
             self.lease.renew()
-        is_news = progress.accepted(m.index, replication.round)
+        is_news = replication.hear_accepted(progress, m.index)
         assert progress.match_index <= log.last_index, "nobody holds more than its leader"
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= log.offset:
             progress.probe_from(progress.match_index + 1)

@@ -11,6 +11,8 @@ from collections import deque
 
 _SLOW_TICKS = 2
 """More than this beyond what it takes at best is slow."""
+_IDLE_TICKS = 2
+"""Short of room no longer ago than that it is not too large: answers come in bursts."""
 _UNKNOWN = 1 << 30
 
 
@@ -19,11 +21,11 @@ class Pace:
 
     It doubles while it is what holds up the sender and answers are quick, and grows by a quarter
     where one was slow before.  It is halved for a slow one, and goes back to where it began
-    while less would do: so a link that has become slow meanwhile is not filled with
-    what it carried once.
+    while less would do, for some ticks: so a link that has become slow meanwhile is not filled
+    with what it carried once.
     """
 
-    __slots__ = ("_best_ticks", "_changed_tick", "_is_short", "_start_bytes", "_was_slow", "size_bytes")
+    __slots__ = ("_best_ticks", "_busy_tick", "_changed_tick", "_is_short", "_start_bytes", "_was_slow", "size_bytes")
 
     def __init__(self, start_bytes: int) -> None:
         self._start_bytes = start_bytes
@@ -32,6 +34,11 @@ class Pace:
         self._is_short = False
         self._was_slow = False
         self._changed_tick = 0
+        self._busy_tick = 0  # when less would not have done
+
+    def anew(self) -> Pace:
+        """One that knows as little as this did at first."""
+        return Pace(self._start_bytes)
 
     @property
     def is_unknown(self) -> bool:
@@ -41,12 +48,12 @@ class Pace:
     @property
     def least_bytes(self) -> int:
         """It never gets smaller."""
-        return max(1, self._start_bytes // 32)
+        return max(1, self._start_bytes // 8)
 
     @property
     def most_bytes(self) -> int:
         """It never gets larger."""
-        return 64 * self._start_bytes
+        return 256 * self._start_bytes
 
     def note_short(self) -> None:
         """There is more to be sent than it allows."""
@@ -59,16 +66,30 @@ class Pace:
         if sent_tick < self._changed_tick:
             return  # it says nothing of how things are since
         before = self.size_bytes
+        if self._is_short:
+            self._busy_tick = tick
+        if before == self.least_bytes and ticks > self._best_ticks:
+            self._best_ticks += 1  # so little holds nothing up: it is the way that takes longer than it did
         if ticks > self._best_ticks + _SLOW_TICKS:
             self.slow_down()
         elif self._is_short and ticks <= self._best_ticks + 1:
             more = before // 4 if self._was_slow else before
             self.size_bytes = min(self.most_bytes, before + max(1, more))
-        elif not self._is_short and before > self._start_bytes:
-            self.size_bytes = max(self._start_bytes, before // 2)
+        elif not self._is_short and tick - self._busy_tick > _IDLE_TICKS:
+            self.rest()
         self._is_short = False
         if self.size_bytes != before:
             self._changed_tick = tick
+
+    def answered_soon(self, sent_tick: int, tick: int) -> None:
+        """As `answered`, of something that did not wait: no need to wait for an answer that tells more."""
+        if self._is_short and sent_tick >= self._changed_tick:
+            self.answered(sent_tick, tick)
+
+    def rest(self) -> None:
+        """Nothing was to be sent for a tick, or less than it allows for some."""
+        if self.size_bytes > self._start_bytes:
+            self.size_bytes = max(self._start_bytes, self.size_bytes // 2)
 
     def slow_down(self) -> None:
         """An answer came late, or none came."""
@@ -83,7 +104,7 @@ class Window:
 
     def __init__(self, start_bytes: int) -> None:
         self.pace = Pace(start_bytes)
-        self._messages: deque[tuple[int, int]] = deque()  # the last entry of each, and its bytes
+        self._messages: deque[tuple[int, int, int]] = deque()  # the last entry of each, its bytes, and when it was sent
         self._size_bytes = 0
         self._pulse_round = 0  # of the first heartbeat that is not answered; 0: all are
         self._pulse_tick = 0
@@ -100,15 +121,20 @@ class Window:
         # Less than an eighth is not worth a message.
         return room if 8 * room >= size and len(self._messages) < max_messages else 0
 
-    def sent(self, last_index: int, size_bytes: int) -> None:
+    def sent(self, last_index: int, size_bytes: int, tick: int) -> None:
         """A message with entries up to `last_index` is on its way."""
-        self._messages.append((last_index, size_bytes))
+        self._messages.append((last_index, size_bytes, tick))
         self._size_bytes += size_bytes
 
-    def acknowledged(self, match_index: int) -> None:
+    def acknowledged(self, match_index: int, tick: int) -> None:
         """The follower holds everything up to `match_index`."""
-        while self._messages and self._messages[0][0] <= match_index:
-            self._size_bytes -= self._messages.popleft()[1]
+        messages = self._messages
+        while messages and messages[0][0] <= match_index:
+            _, size_bytes, sent_tick = messages.popleft()
+            self._size_bytes -= size_bytes
+            if sent_tick >= tick - 1:
+                # Late ones say nothing, for they may have waited for the follower's disk.
+                self.pace.answered_soon(sent_tick, tick)
 
     def clear(self) -> None:
         """What was on its way counts as lost."""

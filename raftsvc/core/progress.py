@@ -58,7 +58,7 @@ class Progress:
         "window",
     )
 
-    def __init__(self, next_index: int, start_bytes: int = 64 * 1024) -> None:
+    def __init__(self, next_index: int, start_bytes: int = 16 * 1024) -> None:
         self.window = Window(start_bytes)
         self.match_index = 0
         self.match_round = 0
@@ -91,15 +91,15 @@ class Progress:
             return self.window.room_bytes(max_messages, max_bytes)
         return self.window.pace.size_bytes if self.state is ProgressState.PROBE and not self.probe_sent else 0
 
-    def sent(self, last_index: int, size_bytes: int) -> None:
+    def sent(self, last_index: int, size_bytes: int, tick: int) -> None:
         """A message with entries up to `last_index` is on its way."""
         if self.state is ProgressState.REPLICATE:
             self.next_index = last_index + 1
-            self.window.sent(last_index, size_bytes)
+            self.window.sent(last_index, size_bytes, tick)
         else:
             self.probe_sent = True
 
-    def accepted(self, match_index: int, latest_round: int) -> bool:
+    def accepted(self, match_index: int, latest_round: int, tick: int) -> bool:
         """The follower holds everything up to `match_index`, durably.  Returns whether that is news."""
         agreed = match_index >= self.next_index - 1
         is_news = match_index > self.match_index
@@ -107,7 +107,7 @@ class Progress:
             self.match_index = match_index
             self.match_round = latest_round
             self.next_index = max(self.next_index, match_index + 1)
-        self.window.acknowledged(match_index)
+        self.window.acknowledged(match_index, tick)
         if self.state is ProgressState.PROBE and agreed:
             self.state = ProgressState.REPLICATE
             self.next_index = self.match_index + 1

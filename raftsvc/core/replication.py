@@ -75,6 +75,10 @@ class Replication:
         progress.round_acked = number
         progress.window.pulse_answered(number, self._ticks)
 
+    def hear_accepted(self, progress: Progress, match_index: int) -> bool:
+        """A follower holds everything up to `match_index`; whether that is news."""
+        return progress.accepted(match_index, self.round, self._ticks)
+
     def send_entries(self, peer: int, progress: Progress) -> None:
         """Send what the window has room for."""
         settings = self._server.settings
@@ -95,7 +99,7 @@ class Replication:
                 entries = entries[: max(0, last_index - prev)]
             self._send_append(peer, progress, prev, prev_term, entries)
             last = index_of(entries[-1]) if entries else prev
-            progress.sent(last, sum(map(len, entries)))
+            progress.sent(last, sum(map(len, entries)), self._ticks)
         if progress.state is ProgressState.REPLICATE and progress.next_index <= last_index:
             progress.window.pace.note_short()
 

@@ -65,10 +65,10 @@ class Settings(NamedTuple):
     random: Random
     election_ticks: int = 10
     heartbeat_ticks: int = 1
-    max_message_bytes: int = 256 * 1024
+    max_message_bytes: int = 480 * 1024
     max_inflight_messages: int = 64
     max_inflight_bytes: int = 4 * 1024 * 1024
-    start_bytes: int = 64 * 1024
+    start_bytes: int = 16 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
     max_delivery_bytes: int = 4 * 1024 * 1024
     trailing_entries: int = 10_000

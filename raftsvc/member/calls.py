@@ -201,44 +201,35 @@ class Calls:
             forwards.add(context, batch, sum([len(data) for _, data in proposals]), tick)
 
     def _send_pieces(self, tick: int) -> None:
-        """Send as much of a long instruction as may be on its way at once."""
+        """Send as much of long instructions as may be on its way at once."""
         core, pieces = self._core, self._pieces
-        while (piece := pieces.next(tick)) is not None:
-            call = piece.call
-            if _is_too_far(call, next(iter(self._waiting))):
-                return
-            proposals = ((EntryKind.NORMAL, self._wrap_piece(piece)),)
-            if core.role is Role.LEADER:
+        is_leader = core.role is Role.LEADER
+        limit = next(iter(self._waiting), 0) + MAX_OUTCOMES
+        while batch := pieces.take(MAX_BATCH_BYTES if is_leader else MAX_FORWARD_BYTES, tick, limit):
+            proposals = [(EntryKind.NORMAL, self._wrap_piece(piece)) for piece in batch]
+            whole = [piece.call for piece in batch if piece.is_last]
+            if is_leader:
                 try:
                     core.propose(proposals)
                 except ProposalRefused as refused:
                     pieces.send_again(tick + 1)
-                    self._turn_back((call,), refused.refusal, tick)
+                    self._turn_back([piece.call for piece in batch], refused.refusal, tick)
                     return
             else:
                 context = self._contexts.take()
                 if not core.forward(proposals, context):
+                    pieces.send_again(0)
                     return
                 # They have a pace of their own: what is short does not wait until they are answered.
-                self._forwards.add(context, (call,) if piece.is_last else (), 0, tick)
+                self._forwards.add(context, whole, 0, tick)
                 pieces.contexts.add(context)
-            # What is not whole takes no effect.
-            call.unsettled += piece.is_last
-            pieces.note_sent(piece, tick)
+            for call in whole:  # what is not whole takes no effect
+                call.unsettled += 1
 
     def _wrap_piece(self, piece: Piece) -> bytes:
-        call = piece.call
-        low = next(iter(self._waiting))
-        data = wrap_piece(
-            call.op,
-            self.session_id,
-            self._life.nonce,
-            call.number,
-            low,
-            piece.offset,
-            len(call.instruction),
-            piece.data,
-        )
+        call, low = piece.call, next(iter(self._waiting))
+        place = (piece.previous, piece.offset, len(call.instruction))
+        data = wrap_piece(call.op, self.session_id, self._life.nonce, call.number, low, *place, piece.data)
         call.data = call.data or data
         return data
 
@@ -262,13 +253,15 @@ class Calls:
     def hear_reply(self, m: Message, tick: int) -> None:
         """Take a leader's answer to what was forwarded."""
         batch = self._forwards.pop(m.context, tick) or ()
-        self._pieces.hear_reply(m.context, m.reject, tick)
+        is_of_pieces = self._pieces.hear_reply(m.context, m.reject, tick)
         if m.reject:
             refusal = refusal_of(m)
             if refusal is not Refusal.REMOVED:  # which is said whether or not it was appended before
                 for call in batch:
                     call.unsettled -= 1
             self._turn_back(batch, refusal, tick)
+            if is_of_pieces and (first := self._pieces.current) is not None:
+                self._turn_back((first,), refusal, tick)
         else:
             for call in batch:
                 call.retry_tick = tick + self._patient_ticks
@@ -301,9 +294,9 @@ class Calls:
 
     def send_all_again(self) -> None:
         """What was on its way may be lost with its leader."""
-        self._forwards.clear()
+        self._forwards.change_way()
         self._unsent = [call for call in self._waiting.values() if not call.is_cut]
-        self._pieces.send_again(0)
+        self._pieces.change_way()
         self._open_tick = 0
 
     def follow_pieces(self, machine: Machine, tick: int) -> None:
@@ -314,11 +307,11 @@ class Calls:
 
     # -- outcomes
 
-    def answer(self, answers: Iterable[Answer]) -> None:
+    def answer(self, answers: Iterable[Answer], tick: int) -> None:
         """Finish the calls that `answers` are for."""
         for answer in answers:
             if answer.session_id == self.session_id:
-                self._finish(answer.number, answer.outcome)
+                self._finish(answer.number, answer.outcome, tick)
 
     def answer_recorded(self, sessions: Sessions) -> None:
         """Finish calls whose effect a snapshot brought, as the session in it remembers them."""
@@ -330,10 +323,10 @@ class Calls:
                 if len(known) == len(numbers):
                     self._finish(call.number, known if call.is_list else known[0])
 
-    def _finish(self, number: int, outcome: Outcome | list[Outcome]) -> None:
+    def _finish(self, number: int, outcome: Outcome | list[Outcome], tick: int | None = None) -> None:
         call = self._waiting.pop(number, None)
         if call is not None:
-            self._pieces.remove(call)
+            self._pieces.remove(call, tick)
             self._finished.add_call(call)
             call.outcome = outcome
 

@@ -88,7 +88,7 @@ class EngineOptions(NamedTuple):
     max_pinned_entries: int = 100_000
     max_pinned_bytes: int = 64 * 1024 * 1024
     max_uncommitted_bytes: int = 64 * 1024 * 1024
-    start_bytes: int = 64 * 1024
+    start_bytes: int = 16 * 1024
     max_backlog_bytes: int = 64 * 1024 * 1024
     """How much that is committed may wait to be applied before a follower takes no more entries."""
     tick_ns: int = 0
@@ -455,7 +455,7 @@ class Engine:
         if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
-        calls.answer(answers)
+        calls.answer(answers, self.ticks)
         calls.follow_pieces(applying.machine, self.ticks)
         if self.snapshots.take_restored():
             calls.answer_recorded(applying.machine.sessions)

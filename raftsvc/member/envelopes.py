@@ -3,7 +3,8 @@
 Envelope: op (1 byte), then four numbers of 8 bytes, which mean
 
     INSTRUCTION, LIST  the session's id and nonce, number, low; the data follows
-    PIECE              the same; then offset and size of the whole (8 each), op of the whole (1), the part
+    PIECE              the same; then, of 8 bytes each, the number of what has to be settled before this
+                       begins (0: nothing), offset, size of the whole; op of the whole (1), the part
     OPEN               member, nonce, counter of its start (0: a session that is not the owner's), index
     CLOSE              the session's id and nonce, 0, 0
     VOID               member, 0, 0, 0
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry
 
@@ -28,7 +30,7 @@ INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE = 1, 2, 3, 4, 5, 6
 MAX_LISTED = 1000
 """Instructions in one list."""
 
-_PLACE_IN_WHOLE = struct.Struct(">QQB")
+_PLACE_IN_WHOLE = struct.Struct(">QQQB")
 PIECE_OVERHEAD_BYTES = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
 _COUNT = struct.Struct(">H")
 _LENGTH = struct.Struct(">I")
@@ -43,10 +45,22 @@ def wrap(op: int, session_id: int, nonce: int, number: int, low: int, data: byte
 
 
 def wrap_piece(
-    op: int, session_id: int, nonce: int, number: int, low: int, offset: int, whole_bytes: int, piece: bytes
+    op: int,
+    session_id: int,
+    nonce: int,
+    number: int,
+    low: int,
+    previous: int,
+    offset: int,
+    whole_bytes: int,
+    piece: bytes,
 ) -> bytes:
-    """The data of an entry that carries a part of `whole_bytes` of what `wrap` would carry whole."""
-    return ENVELOPE.pack(PIECE, session_id, nonce, number, low) + _PLACE_IN_WHOLE.pack(offset, whole_bytes, op) + piece
+    """The data of an entry that carries a part of `whole_bytes` of what `wrap` would carry whole.
+
+    previous: the number of the one in pieces that has to be settled before this begins; 0: none.
+    """
+    envelope = ENVELOPE.pack(PIECE, session_id, nonce, number, low)
+    return b"".join((envelope, _PLACE_IN_WHOLE.pack(previous, offset, whole_bytes, op), piece))
 
 
 def wrap_open(member: int, nonce: int, counter: int, index: int) -> bytes:
@@ -68,12 +82,23 @@ def wrap_void(member: int) -> bytes:
     return ENVELOPE.pack(VOID, member, 0, 0, 0)
 
 
-def read_piece(data: bytes) -> tuple[int, int, int, bytes] | None:
-    """Offset, size of the whole, its op and the bytes of the piece that an entry carries; None if it carries none."""
-    if len(data) < PIECE_OVERHEAD_BYTES or data[0] != PIECE:
+class Part(NamedTuple):
+    """A part of `whole_bytes`; see `wrap_piece`."""
+
+    previous: int
+    offset: int
+    whole_bytes: int
+    op: int
+    data: bytes
+
+
+def read_piece(data: bytes, start: int = 0) -> Part | None:
+    """The piece in what an entry carries, which begins at `start`; None if it carries none."""
+    begin = start + PIECE_OVERHEAD_BYTES
+    if len(data) < begin or data[start] != PIECE:
         return None
-    offset, whole_bytes, op = _PLACE_IN_WHOLE.unpack_from(data, ENVELOPE_BYTES)
-    return offset, whole_bytes, op, data[PIECE_OVERHEAD_BYTES:]
+    previous, offset, whole_bytes, op = _PLACE_IN_WHOLE.unpack_from(data, start + ENVELOPE_BYTES)
+    return Part(previous, offset, whole_bytes, op, data[begin:])
 
 
 def read_envelope(data: bytes) -> tuple[int, int, int]:

@@ -79,8 +79,11 @@ class Forwards:
             batch.size_bytes = 0
         if is_late:
             self._pace.slow_down()
+        elif not self._on_way_bytes:
+            self._pace.rest()
 
-    def clear(self) -> None:
-        """Answers to these mean nothing any more."""
+    def change_way(self) -> None:
+        """They go elsewhere from now on, and answers to these mean nothing any more."""
+        self._pace = self._pace.anew()
         self._batches.clear()
         self._on_way_bytes = 0

@@ -54,6 +54,8 @@ class Condition(Enum):
     """The disk refuses writes for now, and is asked again; nothing is acknowledged meanwhile."""
     NOT_LISTENING = ("not-listening", Part.BE_READY, "its listener is bound")
     """The port on which others reach it is not open."""
+    UNRECEIVED = ("unreceived", Part.BE_READY, "nothing keeps it from storing its leader's snapshot any more")
+    """A snapshot that it needs cannot be stored, so that it falls behind."""
     OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")
     """No leader is heard."""
     WRONG_CLUSTER = ("wrong-cluster", Part.NONE, "no other cluster answers at a member's address any more")
@@ -76,6 +78,8 @@ class Condition(Enum):
     """Another member's directory was copied or put back, and nothing that it says counts here."""
     LOW_ROOM = ("low-room", Part.NONE, "there is room on the disk again")
     """The disk will soon be full: a warning, and no error yet."""
+    NARROW = ("narrow", Part.NONE, "nothing on the way to a member refuses long requests any more")
+    """What is long goes to a member in parts: slower, and no error."""
     STOPPED = ("stopped", Part.ALL)
     """On purpose, so that it is no error; last, for who is told of it might be told of worse."""
 
@@ -92,7 +96,7 @@ class Condition(Enum):
         return bool(self.over)
 
 
-_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.STOPPED))
+_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED))
 
 
 class Health:

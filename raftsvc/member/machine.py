@@ -8,8 +8,9 @@ its applied index cannot disagree after a crash, even if it is durable by itself
 
 A long instruction comes as several entries, its pieces, and takes effect with the one
 that makes it whole.  They count in order, so what comes twice, or after a gap, is ignored and
-sent again.  Several instructions may come as one list, which is one entry, or one such whole:
-all of them take effect with it, in their order, and each has an outcome of its own.
+sent again; a session has one such at a time, and a later one begins once that is settled.  Several
+instructions may come as one list, which is one entry, or one such whole: all of them take effect
+with it, in their order, and each has an outcome of its own.
 
 If the State raises what it may not, in the middle of a list too, that entry did not happen as far
 as anybody is told, though the State may hold part of it: such a State is not used any more
@@ -160,7 +161,8 @@ class Machine:
                 answers.append(Answer(session_id, number, outcome))
             return encode_outcome(outcome)
         if op == PIECE:
-            whole = session.join(number, data_of(entry)) if session.takes(number, low) else None
+            is_new = number not in session.outcomes and session.takes(number, low)
+            whole = session.join(number, entry) if is_new else None
             if whole is None:
                 return b""
             op, data = whole

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from raftsvc.addresses import is_canonical
 from raftsvc.core.messages import Claim, Life, Message
-from raftsvc.errors import OverloadedError
+from raftsvc.errors import OverloadedError, StorageError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.engine import Engine, would_install
@@ -102,6 +102,8 @@ class Peers:
         for peer_id in self._engine.lives.doubled:  # for what runs there is to hear what is known of it
             if (peer := self._errands.peers.get(peer_id)) is not None:
                 peer.is_to_knock = True
+        limits = {i: peer.body_limit.known for i, peer in self._errands.peers.items()}
+        self._engine.vigil.note_limits({i: limit for i, limit in limits.items() if limit is not None})
 
     def hears_stream_of(self, peer_id: int) -> bool:
         """Whether a stream brings what `peer_id` says."""
@@ -287,6 +289,7 @@ class Peers:
             if self.incoming_lock.acquire(blocking=False):
                 arrivals.drop()
                 self.incoming_lock.release()
+            self._note_reception(None)
             return chunk.size_bytes, self.receive(from_id, [chunk.message])
         if not self.incoming_lock.acquire(timeout=self._patience):
             raise OverloadedError("another snapshot is being received")
@@ -294,9 +297,17 @@ class Peers:
             offset = arrivals.receive_chunk(chunk, lambda: self._is_wanted(chunk))
             if offset is not None and offset < chunk.size_bytes:
                 return offset, []
+            self._note_reception(None)
             return chunk.size_bytes, self.receive(from_id, [chunk.message])
+        except (OSError, StorageError) as error:
+            self._note_reception(error)
+            raise
         finally:
             self.incoming_lock.release()
+
+    def _note_reception(self, error: Exception | None) -> None:
+        with self._turn:
+            self._engine.vigil.note_reception(error)
 
     def _is_wanted(self, chunk: SnapshotChunk) -> bool:
         with self._turn.lock:

@@ -5,6 +5,9 @@ breaks: connections, leaders, this very node's way to the log.  Small instructio
 heartbeats go between pieces.  The machine puts them together (`machine.Session`), in order and
 each byte once; what an instruction does it does with its last.
 
+Several follow each other without a pause, as one stream of bytes: what is sent of it and what
+is known to be applied are places in that.  What is lost is sent again from there on.
+
 Used under the lock of its node.
 """
 
@@ -20,11 +23,17 @@ MAX_PIECE_BYTES = 64 * 1024
 
 
 class Piece(NamedTuple):
-    """A part of an instruction."""
+    """A part of an instruction.
+
+    end_place: where it ends in the stream;
+    previous:  the number of the instruction before its own, which is to be applied first; 0: none.
+    """
 
     call: Call
     offset: int
     data: bytes
+    end_place: int
+    previous: int
 
     @property
     def is_last(self) -> bool:
@@ -32,15 +41,29 @@ class Piece(NamedTuple):
         return self.offset + len(self.data) == len(self.call.instruction)
 
 
-class Pieces:
-    """Long instructions, the first of which is being sent.
+class _Long:
+    """An instruction, and its place in the stream."""
 
-    contexts: of forwarded pieces that are not answered yet.
+    __slots__ = ("begin", "call", "end")
+
+    def __init__(self, call: Call, begin: int) -> None:
+        self.call = call
+        self.begin = begin
+        self.end = begin + len(call.instruction)
+
+
+class Pieces:
+    """Long instructions, the first of which is being applied piece by piece.
+
+    contexts: of what was forwarded and is not answered yet.
     """
 
     __slots__ = (
-        "_calls",
+        "_end",
+        "_goal",
         "_held",
+        "_held_of_first",
+        "_longs",
         "_on_way",
         "_pace",
         "_patient_ticks",
@@ -57,86 +80,129 @@ class Pieces:
         retry_ticks:   what no leader has answered by then is sent again,
         patient_ticks: and what is in a leader's log, after that.
         """
-        self._calls: deque[Call] = deque()
+        self._longs: deque[_Long] = deque()
         self._pace = Pace(max(1, start_bytes // 2))  # it may pass two links, to the leader and from it
         self._retry_ticks = retry_ticks
         self._patient_ticks = patient_ticks
         self._tries = 0
+        # Places in the stream, which never go back but for `_sent`, and `_held` if this node has another session.
+        self._end = 0  # of all that ever came
+        self._goal = 0  # the end of the last that is to be sent
         self._held = 0
         self._sent = 0
+        self._held_of_first = 0
         self._on_way: deque[tuple[int, int]] = deque()  # where each ends, and when it was sent
         self._wait_until = 0
         self.contexts: set[int] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._calls)
+        return bool(self._longs)
 
     @property
     def current(self) -> Call | None:
-        """The instruction that is being sent."""
-        return self._calls[0] if self._calls else None
+        """The instruction that is the next to be whole."""
+        return self._longs[0].call if self._longs else None
 
     @property
     def is_due(self) -> bool:
-        """Whether there may be something to send.  Callable without the lock."""
-        calls = self._calls
-        return bool(calls) and self._sent - self._held < self._pace.size_bytes and not self._wait_until
+        """Whether there is something to send.  Callable without the lock."""
+        return self._sent < self._goal and self._sent - self._held < self._room_bytes and not self._wait_until
+
+    @property
+    def _room_bytes(self) -> int:
+        # What it takes at best is seen from a small one.
+        return 1 if self._pace.is_unknown else self._pace.size_bytes
 
     def takes(self, call: Call) -> bool:
         """Whether `call` is too long to be sent whole; then it is seen to here."""
         if len(call.instruction) <= min(2 * self._pace.size_bytes, MAX_PIECE_BYTES):
             return False
         call.is_cut = True
-        self._calls.append(call)
+        long = _Long(call, self._end)
+        self._longs.append(long)
+        self._end = self._goal = long.end
         return True
 
-    def remove(self, call: Call) -> None:
-        """Its outcome is known, or nobody waits for it any more."""
+    def remove(self, call: Call, tick: int | None = None) -> None:
+        """Its outcome is known, as of `tick`; or nobody waits for it any more."""
         if not call.is_cut:
             return
-        if call is self.current:
-            self._calls.popleft()
-            self.send_again(0)
-            self._held = self._sent = 0
-        elif call in self._calls:
-            self._calls.remove(call)
+        longs = self._longs
+        long = next((one for one in longs if one.call is call), None)
+        if long is None:
+            return
+        is_first = long is longs[0]
+        longs.remove(long)
+        self._goal = longs[-1].end if longs else 0
+        if is_first:
+            self._held_of_first = 0
+            self._advance(longs[0].begin if longs else self._end, tick)
+
+    def take(self, max_bytes: int, tick: int, end_number: int) -> list[Piece]:
+        """What to send now, in one batch of `max_bytes` or little more; it counts as on its way.
+
+        end_number: calls that reach beyond that number are not sent yet.
+        """
+        batch: list[Piece] = []
+        while max_bytes > 0 and (piece := self.next(tick)) is not None:
+            if piece.call.number + piece.call.count > end_number:
+                break
+            self.note_sent(piece, tick)
+            batch.append(piece)
+            max_bytes -= len(piece.data)
+        return batch
 
     def next(self, tick: int) -> Piece | None:
-        """What to send now, if anything."""
-        call = self.current
-        if call is None or tick < self._wait_until:
+        """What to send now, if anything; `note_sent` has to follow."""
+        if tick < self._wait_until:
             return None
         self._wait_until = 0
-        size = self._pace.size_bytes
-        rest = len(call.instruction) - self._sent
-        if rest and self._sent - self._held >= size:
+        if self._sent >= self._goal:
+            return None
+        if self._sent - self._held >= self._room_bytes:
             self._pace.note_short()
             return None
-        length = min(rest, MAX_PIECE_BYTES, max(1, size // 2))
-        if self._pace.is_unknown:
-            # What it takes at best is seen from a small one.
-            length = min(length, self._pace.least_bytes) if not self._sent else 0
-        return Piece(call, self._sent, call.instruction[self._sent : self._sent + length]) if length else None
+        previous = 0
+        for long in self._longs:
+            if long.end > self._sent:
+                break
+            previous = long.call.number
+        pace = self._pace
+        offset = max(0, self._sent - long.begin)
+        length = min(MAX_PIECE_BYTES, pace.least_bytes if pace.is_unknown else max(1, pace.size_bytes // 2))
+        data = long.call.instruction[offset : offset + length]
+        return Piece(long.call, offset, data, long.begin + offset + len(data), previous)
 
     def note_sent(self, piece: Piece, tick: int) -> None:
         """It is on its way."""
-        self._sent = piece.offset + len(piece.data)
+        self._sent = piece.end_place
         self._on_way.append((self._sent, tick))
 
     def note_held(self, held: int, tick: int) -> None:
-        """So much of it is applied here: less than before if this node has another session since."""
-        if held < self._held:
-            self._held = held
+        """So much of the first is applied here: less than before if this node has another session since."""
+        place = self._longs[0].begin + held
+        if held < self._held_of_first:
+            self._held = place
             self.send_again(0)
-        self._held = held
-        self._sent = max(self._sent, held)
-        while self._on_way and self._on_way[0][0] <= held:
+        self._held_of_first = held
+        self._advance(place, tick)
+
+    def _advance(self, place: int, tick: int | None) -> None:
+        """All before `place` is done with: applied as of `tick`, or given up."""
+        self._held = max(self._held, place)
+        self._sent = max(self._sent, self._held)
+        while self._on_way and self._on_way[0][0] <= self._held:
+            sent_tick = self._on_way.popleft()[1]
             self._tries = 0
-            self._pace.answered(self._on_way.popleft()[1], tick)
+            if tick is not None:
+                self._pace.answered(sent_tick, tick)
+        if not self._on_way:
+            self.contexts.clear()
 
     def retry(self, tick: int) -> None:
         """Send again what was sent long ago; the way may have become slow, or what was sent is lost."""
         if not self._on_way:
+            self._pace.rest()
             return
         patience = self._retry_ticks << min(self._tries, 4) if self.contexts else self._patient_ticks
         if tick - self._on_way[0][1] >= patience:
@@ -144,12 +210,19 @@ class Pieces:
             self._pace.slow_down()
             self.send_again(0)
 
-    def hear_reply(self, context: int, is_refused: bool, tick: int) -> None:
-        """A leader answered what was forwarded to it."""
-        if context in self.contexts:
-            self.contexts.discard(context)
-            if is_refused:
-                self.send_again(tick + 1)
+    def hear_reply(self, context: int, is_refused: bool, tick: int) -> bool:
+        """A leader answered what was forwarded to it; whether that is still of weight."""
+        if context not in self.contexts:
+            return False
+        self.contexts.discard(context)
+        if is_refused:
+            self.send_again(tick + 1)
+        return True
+
+    def change_way(self) -> None:
+        """They go elsewhere from now on, and what is on its way may be lost."""
+        self._pace = self._pace.anew()
+        self.send_again(0)
 
     def send_again(self, tick: int) -> None:
         """From `tick` on: what is on its way may be lost."""
@@ -160,6 +233,7 @@ class Pieces:
 
     def clear(self) -> None:
         """There are none any more."""
-        self._calls.clear()
+        self._longs.clear()
+        self._goal = self._held_of_first = 0
+        self._held = self._end
         self.send_again(0)
-        self._held = self._sent = 0

@@ -26,7 +26,7 @@ import struct
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from raftsvc.core.messages import MAX_NUMBER, Life, MalformedError
+from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
 
 MAX_OUTCOMES = 1024
@@ -121,8 +121,7 @@ class Session:
 
     counter: which start of its member it is, if it is the owner's; else 0.
     used:    the index of the last entry that was for it.
-    partial: what is coming in pieces.  A process sends one at a time, so a later one is the sign
-             that its caller gave the one before up.
+    partial: what is coming in pieces.
     """
 
     __slots__ = ("counter", "id", "low", "member", "nonce", "outcomes", "partial", "used")
@@ -148,27 +147,37 @@ class Session:
         for place, outcome in enumerate(outcomes):
             self.outcomes[number + place] = outcome.recorded()
 
-    def join(self, number: int, data: bytes) -> tuple[int, bytes] | None:
-        """Take a piece, if it is the one that comes next; op and data of the whole if it is complete with it."""
-        piece = read_piece(data)
-        if piece is None:
+    def join(self, number: int, entry: Entry) -> tuple[int, bytes] | None:
+        """Take a piece, as far as it is what comes next; op and data of the whole if it is complete with it.
+
+        One begins once the one before it is settled, which is so in a log from which nothing is missing.
+        What was begun, and is not what another waits for, was given up.
+        """
+        part = read_piece(entry, ENTRY_OVERHEAD_BYTES)
+        if part is None:
             return None
-        offset, whole_bytes, op, part = piece
         partial = self.partial
-        if offset == 0 and (partial is None or partial.number < number) and 0 < whole_bytes <= MAX_WHOLE_BYTES:
-            partial = self.partial = _Partial(number, whole_bytes, op)
+        if (
+            part.offset == 0
+            and (partial is None or partial.number < number)
+            and (part.previous < self.low or part.previous in self.outcomes or not part.previous)
+            and 0 < part.whole_bytes <= MAX_WHOLE_BYTES
+        ):
+            partial = self.partial = _Partial(number, part.whole_bytes, part.op)
+        end = part.offset + len(part.data)
         if (
             partial is None
-            or (partial.number, partial.whole_bytes, partial.op, partial.held) != (number, whole_bytes, op, offset)
-            or offset + len(part) > whole_bytes
+            or (partial.number, partial.whole_bytes, partial.op) != (number, part.whole_bytes, part.op)
+            or not part.offset <= partial.held < end <= part.whole_bytes
         ):
             return None
-        partial.parts.append(part)
-        partial.held += len(part)
-        if partial.held < whole_bytes:
+        # It may have been cut elsewhere the time before.
+        partial.parts.append(part.data[partial.held - part.offset :])
+        partial.held = end
+        if end < part.whole_bytes:
             return None
         self.partial = None
-        return op, b"".join(partial.parts)
+        return partial.op, b"".join(partial.parts)
 
     def _settle_below(self, low: int) -> None:
         # Those between, or those there are: whichever are fewer.

@@ -7,6 +7,7 @@ passes ends by itself.  All under the node's lock; nothing here waits.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -27,14 +28,18 @@ from raftsvc.errors import (
 from raftsvc.member.applying import Applying
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.writes import Writes
-from raftsvc.transport import PeerTrouble
+from raftsvc.transport import Limit, PeerTrouble
 
 _OUT_OF_TOUCH = 3
 """Election timeouts without a leader after which a node says so; an election takes one or two."""
 _LOOK_AT_ROOM = 10
 """Election timeouts between two looks at the room on the disk, and between attempts to make some."""
-_CLAIM = 10
-"""Election timeouts after which one that was not repeated is over."""
+_REPEATED = 10
+"""Election timeouts after which what others bring about, and was not repeated, is over."""
+_LOUD = 3
+"""So often what comes and goes is said as loud as it is,"""
+_CALM = 60
+"""within so many election timeouts."""
 _LEAST_SEGMENTS = 4
 """So many segments of the log should fit on the disk."""
 
@@ -95,6 +100,40 @@ class Stall:
         return self._late_ticks >= self._patience
 
 
+class Lines:
+    """What the log says of conditions: one line when one begins, one when it is over.
+
+    Of what begins again and again, each time soon after the last, only the first few are said so that
+    they show: a full disk that takes one write and refuses the next would fill the log with it.
+    """
+
+    __slots__ = ("_begins", "_calm_ticks", "_node_id", "_quiet", "_runner")
+
+    def __init__(self, runner: Runner, node_id: int, calm_ticks: int) -> None:
+        self._runner = runner
+        self._node_id = node_id
+        self._calm_ticks = calm_ticks
+        self._begins: dict[Condition, deque[int]] = {}
+        self._quiet: set[Condition] = set()
+
+    def begin(self, condition: Condition, error: RaftError, level: int, tick: int) -> None:
+        """It begins, because of `error`."""
+        begins = self._begins.setdefault(condition, deque(maxlen=_LOUD))
+        if len(begins) == _LOUD and tick - begins[0] < self._calm_ticks:
+            self._quiet.add(condition)
+            level = logging.INFO
+        else:
+            self._quiet.discard(condition)
+            begins.append(tick)
+        cause = error.__cause__ if level >= logging.ERROR else None
+        self._runner.say(level, f"node {self._node_id}: {error}", cause)
+
+    def end(self, condition: Condition) -> None:
+        """It is over."""
+        level = logging.INFO if condition in self._quiet else logging.WARNING
+        self._runner.say(level, f"node {self._node_id}: {condition.over}")
+
+
 class Vigil:
     """What is wrong with one node, from what can be seen of it tick by tick."""
 
@@ -113,16 +152,21 @@ class Vigil:
         self._applying = applying
         self._runner = runner
         self._addr = addr
-        self._election_ticks = core.settings.election_ticks
-        self._disk = Stall(self._election_ticks)
-        self._state = Stall(self._election_ticks)
+        election_ticks = self._election_ticks
+        self._lines = Lines(runner, core.node_id, _CALM * election_ticks)
+        self._disk = Stall(election_ticks)
+        self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
         self._silent_ticks = 0
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
-        self._claimed_tick = 0
+        self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
         self._release_index = 0
         self.ticks = 0
+
+    @property
+    def _election_ticks(self) -> int:
+        return self._core.settings.election_ticks
 
     # -- conditions
 
@@ -131,14 +175,13 @@ class Vigil:
         is_new = self._health.error_of(condition) is None
         self._health.note(condition, error)
         if is_new:
-            cause = error.__cause__
-            self._runner.say(level, f"node {self._core.node_id}: {error}", cause if level >= logging.ERROR else None)
+            self._lines.begin(condition, error, level, self.ticks)
             self.judge_fitness()
 
     def end(self, condition: Condition) -> None:
         """`condition` does not hold any more, if it did."""
         if self._health.clear(condition):
-            self._runner.say(logging.WARNING, f"node {self._core.node_id}: {condition.over}")
+            self._lines.end(condition)
             self.judge_fitness()
 
     def judge_fitness(self) -> None:
@@ -161,8 +204,9 @@ class Vigil:
         self._look_at_disk()
         self._look_at_state()
         self._look_for_leader()
-        if self.ticks - self._claimed_tick >= _CLAIM * self._election_ticks:
-            self.end(Condition.CLAIMED)
+        for condition, tick in list(self._repeated.items()):
+            if self.ticks - tick >= _REPEATED * self._election_ticks:
+                self._end_repeated(condition)
         if self.ticks % (_LOOK_AT_ROOM * self._election_ticks) == 0:
             self._runner.look_at_room()
             if self._health.error_of(Condition.UNRELEASED) is not None:
@@ -208,7 +252,8 @@ class Vigil:
 
     def note_room(self, free_bytes: int | None, segment_bytes: int) -> None:
         """So much may still be written to the disk."""
-        if free_bytes is None:
+        if free_bytes is None:  # that cannot be said any more, nor that there is little
+            self.end(Condition.LOW_ROOM)
             return
         least = _LEAST_SEGMENTS * segment_bytes
         if free_bytes < least:
@@ -223,6 +268,23 @@ class Vigil:
         elif free_bytes >= least + segment_bytes:  # and not to and fro at the limit
             self.end(Condition.LOW_ROOM)
 
+    def note_reception(self, error: Exception | None) -> None:
+        """A piece of the leader's snapshot could not be stored; None: the whole was, or is not needed any more."""
+        if error is None:
+            if Condition.UNRECEIVED in self._repeated:
+                self._end_repeated(Condition.UNRECEIVED)
+            return
+        self._repeated[Condition.UNRECEIVED] = self.ticks
+        told = StorageError(
+            f"the leader's snapshot cannot be stored at node {self._core.node_id}, which falls behind: {error}"
+        )
+        told.__cause__ = error
+        self.begin(Condition.UNRECEIVED, told)
+
+    def _end_repeated(self, condition: Condition) -> None:
+        del self._repeated[condition]
+        self.end(condition)
+
     # -- the State
 
     def _look_at_state(self) -> None:
@@ -231,6 +293,8 @@ class Vigil:
         if index != self._applied_index:
             self._applied_index = index
             self._state.advanced()
+        if not self._health.may_apply:
+            return  # halted, for good: it does not go on
         self._state.tick(applying.is_at_work)
         if self._state.is_stalled:
             self.begin(
@@ -282,7 +346,7 @@ class Vigil:
         """
         if len(self._core.config.members) > 1:
             return
-        self._claimed_tick = self.ticks
+        self._repeated[Condition.CLAIMED] = self.ticks
         self.begin(
             Condition.CLAIMED,
             WrongClusterError(
@@ -307,6 +371,20 @@ class Vigil:
         self._note_code("unsupported_version", Condition.WRONG_VERSION, WrongVersionError)
         self._note_code("wrong_certificate", Condition.WRONG_CERTIFICATE, WrongCertificateError)
         self._note_code("wrong_cluster", Condition.WRONG_CLUSTER, WrongClusterError)
+
+    def note_limits(self, limits: Mapping[int, Limit]) -> None:
+        """How long a request may be on the way to members where not every length passes."""
+        members = self._core.config.members
+        met = [
+            f"requests of {limit.refused_bytes:,} bytes to node {i} at {members[i].addr} are refused on the way (413), "
+            f"and have {limit.passes_bytes:,} at most meanwhile; a proxy in between should let 1 MiB pass"
+            for i, limit in sorted(limits.items())
+            if i in members
+        ]
+        if met:
+            self.begin(Condition.NARROW, RaftError("; ".join(met)), logging.WARNING)
+        else:
+            self.end(Condition.NARROW)
 
     def _note_code(self, code: str, condition: Condition, kind: type[RaftError]) -> None:
         met = [f"node {i} at {t.addr}: {t.why}" for i, t in sorted(self.troubles.items()) if t.code == code]

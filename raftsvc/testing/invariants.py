@@ -443,9 +443,9 @@ class Sessions:
                 for place in range(len(self._instructions_at(index))):
                     self._carried.setdefault((*key[:2], key[2] + place), index)
             else:
-                offset, _, _, part = piece
                 known = self._pieces.setdefault(key, {})
-                known[offset] = max(part, known.get(offset, b""), key=len)  # it may be cut elsewhere the next time
+                # It may be cut elsewhere the next time.
+                known[piece.offset] = max(piece.data, known.get(piece.offset, b""), key=len)
         elif kind_of(entry) is EntryKind.CONFIG:
             change = ConfChange.decode(data_of(entry))
             if change.op == ConfOp.REMOVE:
@@ -457,10 +457,9 @@ class Sessions:
         op, piece = data[0], read_piece(data)
         whole: bytes = data[ENVELOPE_BYTES:]
         if piece is not None:
-            offset, whole_bytes, op, part = piece
-            if offset + len(part) != whole_bytes:
+            if piece.offset + len(piece.data) != piece.whole_bytes:
                 return []
-            joined = bytearray(whole_bytes)
+            op, joined = piece.op, bytearray(piece.whole_bytes)
             for start, known in self._pieces[read_envelope(data)].items():
                 joined[start : start + len(known)] = known
             whole = bytes(joined)

@@ -7,6 +7,7 @@ from raftsvc.transport.app import App
 from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import Answerer, request_join, stranger_envelope, who_answers
+from raftsvc.transport.limit import Limit
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.transfer import Stride
@@ -19,6 +20,7 @@ __all__ = [
     "Envelope",
     "Identity",
     "JoinReply",
+    "Limit",
     "Network",
     "Peer",
     "PeerTrouble",

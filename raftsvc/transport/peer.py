@@ -30,6 +30,7 @@ from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.contact import Contact, PeerTrouble
 from raftsvc.transport.frames import fresh_stream_nonce
+from raftsvc.transport.limit import BodyLimit
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.reach import Reach, reason_of
 from raftsvc.transport.stream import (
@@ -63,8 +64,6 @@ _MAX_SIGNINGS = 4
 _Answer = TypeVar("_Answer")
 _BELIEVED_UNSIGNED = frozenset({"unsupported_version"})
 """Who signs in another way cannot sign that for us; who only says so could as well see to it that no answer comes."""
-_LEAST_BODY_BYTES = 2 * 1024
-"""What refuses less than that lets no node through."""
 
 
 class Listener(Protocol):
@@ -279,7 +278,7 @@ class Line:
         )  # the last request of the thread; at: see `tried`, by: which life answered it
         self._stream_life: Life | None = None
         self._reached = ""  # where the peer answered last
-        self._max_body_bytes = MAX_BODY_BYTES
+        self.body_limit = BodyLimit()
 
     @property
     def silence_seconds(self) -> float:
@@ -299,7 +298,7 @@ class Line:
     def move(self, addr: str, is_guess: bool) -> None:
         """The peer is reached elsewhere, perhaps by another way."""
         if addr != self.addr:
-            self._max_body_bytes = MAX_BODY_BYTES
+            self.body_limit.forget()
         self._place = (addr, is_guess)
 
     def post(self, path: str, body: bytes, part: str = "") -> bytes:
@@ -398,26 +397,19 @@ class Line:
         """POST messages, in parts if they are too many for one body; the replies to them."""
         body = b"".join([message.encode() for message in batch])
         while True:
+            limit = self.body_limit
+            size = min(len(body), limit.size_bytes())
             try:
-                replies = decode_messages(self._post_messages(body))
+                replies = decode_messages(self._post_messages(body, size))
+                limit.passed(size)
                 break
-            except TooLargeError as error:
-                size = min(len(body), self._max_body_bytes)
-                if size <= _LEAST_BODY_BYTES:
+            except TooLargeError:
+                if not limit.refused(size):
                     raise
-                self._max_body_bytes = max(_LEAST_BODY_BYTES, size // 2)
-                logger.warning(
-                    "node %d at %s: %s; from now on they have %d at most",
-                    self._peer_id,
-                    self.addr,
-                    error,
-                    self._max_body_bytes,
-                )
         self.check(replies)
         return replies
 
-    def _post_messages(self, body: bytes) -> bytes:
-        size = self._max_body_bytes
+    def _post_messages(self, body: bytes, size: int) -> bytes:
         if len(body) <= size:
             return self._post_part(body)
         batch_id = secrets.randbits(63)
@@ -481,6 +473,7 @@ class Peer:
     def __init__(self, network: Network, node: Listener, peer_id: int, addr: str | None) -> None:
         self._stopping = threading.Event()
         self._line = Line(network, node, peer_id, addr, self._stopping)
+        self.body_limit = self._line.body_limit
         self._network = network
         self._node = node
         self._peer_id = peer_id

@@ -100,13 +100,13 @@ def test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room() 
     assert sent(0) == everything
     calls.retry(2)
     assert sent(2) == everything, "what is sent again does not wait for what may not be sent yet"
-    calls.answer([Answer(1, 2, Outcome(True))])
+    calls.answer([Answer(1, 2, Outcome(True))], 9)
     assert sent(3) == [], "the first number is what counts"
-    calls.answer([Answer(1, 1, Outcome(True))])
+    calls.answer([Answer(1, 1, Outcome(True))], 9)
     assert sent(4) == [MAX_OUTCOMES + 1], "the list, of two, has two numbers"
-    calls.answer([Answer(1, MAX_OUTCOMES + 1, [Outcome(True), Outcome(False)])])
+    calls.answer([Answer(1, MAX_OUTCOMES + 1, [Outcome(True), Outcome(False)])], 9)
     assert brought[MAX_OUTCOMES].outcome == [Outcome(True), Outcome(False)]
-    calls.answer([Answer(1, 3, Outcome(True))])
+    calls.answer([Answer(1, 3, Outcome(True))], 9)
     assert sent(5) == [MAX_OUTCOMES + 3]
 
 

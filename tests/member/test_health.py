@@ -39,6 +39,7 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.STALLED: DiskStalledError("stalled"),
     Condition.REFUSED: DiskRefusedError("refused"),
     Condition.NOT_LISTENING: NotListeningError("not-listening"),
+    Condition.UNRECEIVED: StorageError("unreceived"),
     Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
     Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),
     Condition.WRONG_SECRET: WrongSecretError("wrong-secret"),
@@ -50,11 +51,12 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.UNSAVED: StorageError("unsaved"),
     Condition.DISPUTED: DisagreementError("disputed"),
     Condition.DOUBLED: DoubledMemberError("doubled"),
+    Condition.NARROW: RaftError("narrow"),
     Condition.STOPPED: StoppedError("stopped"),
 }
 
 
-NO_ERRORS = (Condition.LOW_ROOM, Condition.STOPPED)
+NO_ERRORS = (Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED)
 
 
 def test_every_condition_is_told_of() -> None:

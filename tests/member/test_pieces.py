@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -53,8 +54,18 @@ class Log:
         entries: Sequence[Entry] = [make_entry(self.index, 1, kind, data)]
         self.machine.apply(entries, self.answers)
 
-    def piece(self, number: int, offset: int, part: bytes, whole: int = 6, low: int = 0, op: int = INSTRUCTION) -> None:
-        self.apply(EntryKind.NORMAL, wrap_piece(op, SESSION, NONCE, number, low, offset, whole, part))
+    def piece(
+        self,
+        number: int,
+        offset: int,
+        part: bytes,
+        whole: int = 6,
+        low: int = 0,
+        previous: int = 0,
+        op: int = INSTRUCTION,
+    ) -> None:
+        data = wrap_piece(op, SESSION, NONCE, number, low, previous, offset, whole, part)
+        self.apply(EntryKind.NORMAL, data)
 
     def restart(self) -> None:
         """Go on from a snapshot."""
@@ -133,6 +144,42 @@ def test_a_later_instruction_takes_the_place_of_one_that_was_given_up_and_not_th
     assert log.state.given == [b"ghijkl", b"short"]
 
 
+def test_what_follows_another_begins_once_that_is_settled() -> None:
+    log = Log()
+    log.piece(5, 0, b"abc")
+    log.piece(6, 0, b"ghi", previous=5)
+    log.piece(6, 3, b"jkl", previous=5)
+    assert log.state.given == [] and log.machine.sessions.held_of(SESSION, 5) == 3, "it waits for what is missing"
+    log.piece(5, 3, b"def")
+    log.piece(6, 0, b"ghi", previous=5)
+    log.piece(7, 0, b"mno", previous=6)
+    log.piece(6, 3, b"jkl", previous=5)
+    log.piece(7, 0, b"mno", previous=6)
+    log.piece(7, 3, b"pqr", previous=6, low=7)
+    assert log.state.given == [b"abcdef", b"ghijkl", b"mnopqr"]
+    log.piece(8, 0, b"stu", previous=6)
+    assert log.machine.sessions.held_of(SESSION, 8) == 3, "what its node knows is settled"
+
+
+def test_one_that_was_given_up_between_two_is_no_hindrance() -> None:
+    log = Log()
+    log.piece(5, 0, b"abc")
+    log.piece(5, 3, b"def")
+    log.piece(6, 0, b"ghi", previous=5)  # given up
+    log.piece(7, 0, b"mno", previous=5)
+    log.piece(7, 3, b"pqr", previous=5)
+    assert log.state.given == [b"abcdef", b"mnopqr"]
+
+
+@pytest.mark.parametrize("cuts", [(0, 2, 6), (0, 1, 2, 6), (0, 4, 5, 6), (0, 6)])
+def test_pieces_that_were_cut_elsewhere_the_time_before_fit(cuts: tuple[int, ...]) -> None:
+    log = Log()
+    log.piece(5, 0, b"abc")
+    for begin, end in pairwise(cuts):
+        log.piece(5, begin, b"abcdef"[begin:end])
+    assert log.state.given == [b"abcdef"]
+
+
 @pytest.mark.parametrize(("whole", "offset", "part"), [(1 << 40, 0, b"abc"), (0, 0, b""), (2, 0, b"abc"), (6, 7, b"a")])
 def test_what_does_not_fit_is_kept_nowhere(whole: int, offset: int, part: bytes) -> None:
     log = Log()
@@ -159,10 +206,75 @@ def test_a_table_that_is_cut_short_is_refused() -> None:
             Machine(Heard()).restore(1, 1, log.machine.config, table[:size], 0, iter([b""]))
 
 
-def long_call(size: int) -> Call:
+def long_call(size: int, number: int = 5) -> Call:
     call = Call(bytes(size))
-    call.number = 5
+    call.number = number
     return call
+
+
+def well_known(pieces: Pieces, size: int) -> None:
+    """Have it send as much as that at once."""
+    call = long_call(MAX_PIECE_BYTES + 8 * size, 1)
+    assert pieces.takes(call)
+    tick = 0
+    while True:
+        batch = pieces.take(1 << 30, tick, 1 << 30)
+        pieces.note_held(batch[-1].offset + len(batch[-1].data), tick)
+        tick += 1
+        if sum(len(piece.data) for piece in batch) >= size:
+            break
+    pieces.remove(call, tick)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_several_follow_each_other_without_a_pause(count: int) -> None:
+    pieces = Pieces(16 * 1024, 5, 40)
+    well_known(pieces, 1_000_000)
+    calls = [long_call(100_000, number) for number in range(5, 5 + count)]
+    assert all(pieces.takes(call) for call in calls)
+    batch = pieces.take(1 << 30, 99, 1 << 30)
+    assert [piece.call for piece in batch if piece.is_last] == calls
+    assert {piece.call.number: piece.previous for piece in batch} == {c.number: c.number - 1 for c in calls} | {5: 0}
+    assert not pieces.is_due and pieces.next(99) is None, "all is on its way"
+    for call in calls[:-1]:
+        pieces.remove(call, 99)
+        pieces.note_held(0, 99)
+        assert not pieces.take(1 << 30, 99, 1 << 30), "nothing of it is sent again"
+    pieces.send_again(0)
+    assert {piece.call for piece in pieces.take(1 << 30, 99, 1 << 30)} == {calls[-1]}
+    pieces.remove(calls[-1], 99)
+    assert not pieces and not pieces.is_due
+
+
+@pytest.mark.parametrize("given_up", [[0], [1], [2], [0, 1], [1, 2], [0, 2]])
+def test_one_that_is_given_up_leaves_the_others_as_they_are(given_up: list[int]) -> None:
+    pieces = Pieces(16 * 1024, 5, 40)
+    well_known(pieces, 150_000)
+    calls = [long_call(100_000, number) for number in (5, 6, 7)]
+    for call in calls:
+        pieces.takes(call)
+    sent: dict[Call, int] = {}
+
+    def send(tick: int) -> None:
+        for piece in pieces.take(1 << 30, tick, 1 << 30):
+            assert piece.offset == sent.get(piece.call, 0)
+            sent[piece.call] = piece.offset + len(piece.data)
+
+    send(50)
+    rest = [call for n, call in enumerate(calls) if n not in given_up]
+    for n in given_up:
+        pieces.remove(calls[n])
+    for tick in range(51, 80):
+        send(tick)
+        first = pieces.current
+        if first is None:
+            break
+        if sent.get(first) == 100_000:
+            pieces.remove(first, tick)
+        else:
+            pieces.note_held(sent.get(first, 0), tick)
+    assert pieces.current is None and all(sent[call] == 100_000 for call in rest)
+    assert not pieces.is_due
 
 
 def test_a_long_one_is_sent_as_far_as_it_gets_through() -> None:

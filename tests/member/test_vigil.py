@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
+from raftsvc.errors import DiskRefusedError, OutOfTouchError, RaftError
 from raftsvc.member.health import Condition
-from raftsvc.member.vigil import Stall
+from raftsvc.member.vigil import Lines, Stall
 from raftsvc.testing import Faults, RegisterWorkload
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
@@ -73,3 +76,39 @@ def test_only_a_node_that_is_alone_can_be_one_that_lost_its_directory(members: i
     assert (Condition.CLAIMED.label in engine.health.conditions()) is is_mistaken
     assert engine.health.may_be_ready is not is_mistaken
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
+
+
+class Log:
+    """What is said, and how loud."""
+
+    def __init__(self) -> None:
+        self.levels: list[int] = []
+
+    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+        self.levels.append(level)
+
+
+@pytest.mark.parametrize(
+    ("condition", "error", "level"),
+    [
+        (Condition.REFUSED, DiskRefusedError("full"), logging.ERROR),
+        (Condition.OUT_OF_TOUCH, OutOfTouchError("alone"), logging.ERROR),
+        (Condition.LOW_ROOM, DiskRefusedError("soon"), logging.WARNING),
+    ],
+)
+def test_what_comes_and_goes_all_the_time_does_not_fill_the_log(
+    condition: Condition, error: RaftError, level: int
+) -> None:
+    log = Log()
+    lines = Lines(log, 1, 600)  # type: ignore[arg-type]
+    for tick in range(500):
+        lines.begin(condition, error, level, tick)
+        lines.end(condition)
+    assert [said for said in log.levels if said > logging.INFO] == [level, logging.WARNING] * 3
+    assert len(log.levels) == 1000, "nothing is kept from who wants to know"
+    log.levels.clear()
+    lines.begin(Condition.STALLED, error, logging.ERROR, 500)
+    assert log.levels == [logging.ERROR], "another is another"
+    lines.begin(condition, error, level, 2000)
+    lines.end(condition)
+    assert log.levels[1:] == [level, logging.WARNING], "it is news again"

@@ -81,13 +81,13 @@ class NarrowProxy:
 
     def __init__(self, app: App, limit: int) -> None:
         self._app = app
-        self._limit = limit
+        self.limit = limit
         self.refused = 0
         self.largest = 0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length > self._limit:
+        if length > self.limit:
             self.refused += 1
             environ["wsgi.input"].read(length)
             return self._answer(start_response, "413 Request Entity Too Large")

@@ -132,6 +132,27 @@ def test_a_snapshot_that_finds_no_room_is_taken_later_without_anything_being_wri
     eventually(lambda: node.status["snapshot_index"] > 0, "it is taken")
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_snapshot_of_the_leader_that_cannot_be_stored_is_an_error_until_it_can(
+    make_cluster: Callable[..., Cluster], caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    cluster = make_cluster(election_timeout=ELECTION, snapshot_entries=10, trailing_entries=5)
+    members = cluster.form(3)
+    away = cluster.follower()
+    cluster.cut(away, [m for m in members if m is not away])
+    for n in range(30):
+        cluster.leader().service.exec(b"%d" % n, timeout=PATIENCE)
+    eventually(lambda: cluster.leader().status["snapshot_index"] > 20, "what it lacks is compacted away")
+    away.files.create_error = code
+    with said_once(caplog, "snapshot cannot be stored", "nothing keeps it from storing"):
+        cluster.heal()
+        told(away, raftsvc.StorageError, "unreceived")
+        assert not away.service.is_ready()
+        away.files.create_error = None
+        well(away)
+    assert len(away.read()) == 30
+
+
 def test_a_disk_that_is_nearly_full_is_told_of_before_it_is(
     quick: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +232,22 @@ def test_a_node_that_nobody_reaches_says_so_and_why_until_it_is_over(
         quick.heal()
         well(alone)
     eventually(lambda: not quick.leader().status["unreachable"], "and it is reached again")
+
+
+@pytest.mark.parametrize("count", [3])
+def test_who_has_nothing_to_say_to_a_member_learns_all_the_same_that_it_answers_again(
+    make_cluster: Callable[..., Cluster], count: int
+) -> None:
+    quick = make_cluster(election_timeout=ELECTION, has_streams=False)
+    members = quick.form(count)
+    alone = quick.follower()
+    quick.cut(alone, [m for m in members if m is not alone])
+    told(alone, raftsvc.OutOfTouchError, "out-of-touch")
+    eventually(lambda: len(alone.status["unreachable"]) == count - 1, "it knows who does not answer")
+    quick.heal()
+    well(alone)
+    for member in members:
+        eventually(lambda m=member: not m.status["unreachable"], "all answer")
 
 
 def test_a_node_without_others_says_so(quick: Cluster) -> None:

@@ -102,9 +102,13 @@ def test_a_long_value_passes_slow_links_and_holds_nobody_up(
 
 @pytest.mark.parametrize("limit", [64 * 1024, 10_000])
 def test_a_proxy_that_refuses_large_bodies_is_passed_in_smaller_ones(
-    tmp_path: Path, opened: list[Any], caplog: pytest.LogCaptureFixture, limit: int
+    tmp_path: Path, opened: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    cluster = Cluster(tmp_path, has_streams=False, listen=None, snapshot_entries=10, trailing_entries=5)
+    monkeypatch.setattr("raftsvc.transport.limit._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("raftsvc.transport.limit._MOST_PATIENCE_SECONDS", 1.0)
+    cluster = Cluster(
+        tmp_path, has_streams=False, election_timeout=1.0, listen=None, snapshot_entries=10, trailing_entries=5
+    )
     opened.append(cluster)
     members, proxies = [], []
 
@@ -130,6 +134,20 @@ def test_a_proxy_that_refuses_large_bodies_is_passed_in_smaller_ones(
         members[3].service.join(members[0].addr, PATIENCE)
         for member in members:
             assert [len(item) for item in member.read()].count(200_000) == 3
-    assert all(0 < proxy.largest <= limit for proxy in proxies)
-    assert any("refuses bodies of" in record.getMessage() for record in caplog.records)
-    assert all(member.service.err() is None for member in members)
+        assert all(0 < proxy.largest <= limit for proxy in proxies)
+        leader = cluster.leader()
+        leader.service.exec(b"long" * 50_000, timeout=PATIENCE)
+        eventually(lambda: "narrow" in leader.status["conditions"], "it says so")
+        assert "(413)" in leader.status["conditions"]["narrow"]
+        assert all(member.service.err() is None for member in members), "and is no error"
+        for proxy in proxies:
+            proxy.limit = 1 << 20
+
+        def is_over() -> bool:
+            leader.service.exec(b"long" * 50_000, timeout=PATIENCE)
+            return "narrow" not in leader.status["conditions"]
+
+        eventually(is_over, "it tries what is longer again")
+    assert max(proxy.largest for proxy in proxies) > limit
+    lines = [record.getMessage() for record in caplog.records if "(413)" in record.getMessage()]
+    assert lines and not any("smaller pieces" in line for line in lines[len(members) * 3 :])

@@ -91,6 +91,33 @@ def test_a_megabyte_arrives_and_holds_nobody_up(rate: int, at_leader: bool) -> N
     assert max(writers.latencies) < (SECOND if rate > MEGABIT else 2 * SECOND)
 
 
+@pytest.mark.parametrize("at_leader", [True, False])
+@pytest.mark.parametrize("rate", [25_000, 40_000])
+def test_below_what_links_have_today_what_is_long_costs_no_election_either(rate: int, at_leader: bool) -> None:
+    writers = Writers(3, rate)
+    assert writers.leader is not None
+    writers.write_little_all_the_time()
+    long = writers.write(writers.leader if at_leader else writers.followers[0], 10 * rate)
+    writers.run_until_done(long, 40)
+    writers.check_nobody_lost_the_lead()
+    assert max(writers.latencies) < 3 * SECOND
+
+
+@pytest.mark.parametrize("at_leader", [True, False])
+def test_a_link_that_became_slow_since_the_last_long_one_is_measured_anew(at_leader: bool) -> None:
+    writers = Writers(3, 0)
+    assert writers.leader is not None
+    node = writers.leader if at_leader else writers.followers[0]
+    for _ in range(8):
+        writers.run_until_done(writers.write(node, LONG_BYTES), 5)
+    writers.simulation.run_until(writers.simulation.now + 3 * SECOND)
+    writers.simulation.network.set_rate(3 * MEGABIT // 2)
+    writers.write_little_all_the_time()
+    writers.run_until_done(writers.write(node, LONG_BYTES), 20)
+    writers.check_nobody_lost_the_lead()
+    assert max(writers.latencies) < SECOND
+
+
 def test_what_was_given_up_does_not_go_on_filling_the_link() -> None:
     writers = Writers(5, 3 * MEGABIT // 2)
     simulation = writers.simulation
