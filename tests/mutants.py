@@ -52,6 +52,7 @@ _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and re
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
+_TRANSFER_KINDS = "member added,loss,narrow links,delay and reordering"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -183,6 +184,13 @@ MUTANTS = (
         kinds="hung State,slow State,leader cut off",
     ),
     Mutant(
+        "a follower whose State is slow takes entries without end",
+        "member/engine.py",
+        "if message.kind is MessageKind.APPEND and self.applying.is_overfull:",
+        "if False:",
+        kinds="hung State,slow State",
+    ),
+    Mutant(
         "nobody watches the State",
         "member/vigil.py",
         "        if self._state.is_stalled:\n",
@@ -307,6 +315,7 @@ MUTANTS = (
         "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
         "                    wal.sync()\n"
         "                    self._store.install_incoming(item.snapshot.index)\n",
+        test="member/test_writes.py::test_the_power_may_go_at_any_operation_of_installing_a_snapshot",
     ),
     Mutant(
         "a snapshot is received because it was wanted when it came",
@@ -329,7 +338,20 @@ MUTANTS = (
         "core/raft.py",
         "                    keep_after = min(keep_after, max(pinned_after, most))\n",
         "                    keep_after = pinned_after\n",
-        kinds="member added,loss,narrow links,delay and reordering",
+        kinds=_TRANSFER_KINDS,
+    ),
+    Mutant(
+        "of what is kept for a transfer the entries count and not the bytes",
+        "core/raft.py",
+        "trailing_start(index, settings.max_pinned_entries, settings.max_pinned_bytes)",
+        "trailing_start(index, settings.max_pinned_entries, 1 << 62)",
+        kinds=_TRANSFER_KINDS,
+    ),
+    Mutant(
+        "of what is kept before a snapshot the entries count and not the bytes",
+        "core/raft.py",
+        "trailing_start(index, settings.trailing_entries, settings.trailing_bytes)",
+        "trailing_start(index, settings.trailing_entries, 1 << 62)",
     ),
     # Long instructions and slow links
     Mutant(
