@@ -47,6 +47,7 @@ class Mutant(NamedTuple):
 
 _INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
 _THREADS = "member/test_interleavings.py::"
+_MAIN_THREAD = "service/test_interrupts.py::test_the_main_thread_takes_no_lock"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
@@ -999,6 +1000,27 @@ MUTANTS = (
         "            self._current_at = asked_at  # as of when it was asked, not answered\n",
         "            self._current_at = _now()\n",
         test="kv/test_kv_client.py::test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing",
+    ),
+    Mutant(
+        "the main thread takes locks that its own handlers would wait for",
+        "mainthread.py",
+        "    return get_ident() == _main_ident\n",
+        "    return False\n",
+        test=f"{_MAIN_THREAD}[exec]",
+    ),
+    Mutant(
+        "the main thread looks at the engine by itself",
+        "service.py",
+        "            return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)\n",
+        "            return self._reception.status()\n",
+        test=f"{_MAIN_THREAD}[status]",
+    ),
+    Mutant(
+        "the main thread stops a node by itself",
+        "service.py",
+        "            return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)\n",
+        "            pass\n",
+        test=f"{_MAIN_THREAD}[stop]",
     ),
     Mutant(
         "an errand that was interrupted before anybody took it is carried out all the same",
