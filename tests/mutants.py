@@ -75,6 +75,7 @@ MUTANTS = (
         "core/server.py",
         "HardState(term, vote, commit, self",
         "HardState(term, NO_NODE, commit, self",
+        scene="a_vote_leaves_after_it_is_durable",
     ),
     Mutant(
         "do not write a new term that came without a vote",
@@ -141,7 +142,7 @@ MUTANTS = (
         "core/server.py",
         "commit = min(log.commit_index, log.stable_index)",
         "commit = log.commit_index",
-        kinds="power cut in a write,power cut,leader cut off,partition,kill",
+        test="core/test_raft.py::test_a_commit_is_recorded_after_the_entries_that_it_speaks_of",
     ),
     Mutant(
         "no fsync of the log",
@@ -182,7 +183,7 @@ MUTANTS = (
         "core/leader.py",
         "self._count_waiting() + self._server.log.unapplied_bytes\n",
         "self._count_waiting()\n",
-        kinds="hung State,slow State,leader cut off",
+        test="core/test_raft.py::test_what_the_state_of_a_leader_has_not_applied_counts_in_its_quota",
     ),
     Mutant(
         "a follower whose State is slow takes entries without end",
@@ -372,7 +373,7 @@ MUTANTS = (
         "member/calls.py",
         "            call.unsettled += piece.is_last\n",
         "",
-        kinds="slow disk,leader cut off,partition,delay and reordering,one-way cut",
+        test="member/test_calls.py::test_a_long_instruction_may_be_applied_from_when_its_last_piece_is_sent",
     ),
     Mutant(
         "a piece is sent once",
@@ -577,7 +578,7 @@ MUTANTS = (
                 "",
             ),
         ),
-        kinds="member removed,leader cut off,partition,kill",
+        scene="a_leader_that_is_to_be_removed_hands_over_first",
     ),
     Mutant(
         "who is removed is told before that is committed",
@@ -826,6 +827,7 @@ MUTANTS = (
         "member/calls.py",
         "            if refusal is Refusal.QUOTA and not call.unsettled:\n",
         "            if refusal is Refusal.QUOTA:\n",
+        test="member/test_calls.py::test_over_the_quota_is_what_may_not_be_in_a_log_from_an_earlier_time",
     ),
     Mutant(
         "who was removed is told that nothing was appended of what it asked",
