@@ -47,12 +47,14 @@ class Mutant(NamedTuple):
 
 _INBOX = "member/test_inbox.py::test_nothing_is_left_with_nobody_about_to_look"
 _THREADS = "member/test_interleavings.py::"
+_MAIN_THREAD = "service/test_interrupts.py::test_the_main_thread_takes_no_lock"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
+_TRANSFER_KINDS = "member added,loss,narrow links,delay and reordering"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -74,6 +76,7 @@ MUTANTS = (
         "core/server.py",
         "HardState(term, vote, commit, self",
         "HardState(term, NO_NODE, commit, self",
+        scene="a_vote_leaves_after_it_is_durable",
     ),
     Mutant(
         "do not write a new term that came without a vote",
@@ -140,7 +143,7 @@ MUTANTS = (
         "core/server.py",
         "commit = min(log.commit_index, log.stable_index)",
         "commit = log.commit_index",
-        kinds="power cut in a write,power cut,leader cut off,partition,kill",
+        test="core/test_raft.py::test_a_commit_is_recorded_after_the_entries_that_it_speaks_of",
     ),
     Mutant(
         "no fsync of the log",
@@ -181,7 +184,14 @@ MUTANTS = (
         "core/leader.py",
         "self._count_waiting() + self._server.log.unapplied_bytes\n",
         "self._count_waiting()\n",
-        kinds="hung State,slow State,leader cut off",
+        test="core/test_raft.py::test_what_the_state_of_a_leader_has_not_applied_counts_in_its_quota",
+    ),
+    Mutant(
+        "a follower whose State is slow takes entries without end",
+        "member/engine.py",
+        "if message.kind is MessageKind.APPEND and self.applying.is_overfull:",
+        "if False:",
+        kinds="hung State,slow State",
     ),
     Mutant(
         "nobody watches the State",
@@ -308,6 +318,7 @@ MUTANTS = (
         "                    wal.mark_snapshot(item.snapshot.index, item.snapshot.term)\n"
         "                    wal.sync()\n"
         "                    self._store.install_incoming(item.snapshot.index)\n",
+        test="member/test_writes.py::test_the_power_may_go_at_any_operation_of_installing_a_snapshot",
     ),
     Mutant(
         "a snapshot is received because it was wanted when it came",
@@ -330,7 +341,20 @@ MUTANTS = (
         "core/raft.py",
         "                    keep_after = min(keep_after, max(pinned_after, most))\n",
         "                    keep_after = pinned_after\n",
-        kinds="member added,loss,narrow links,delay and reordering",
+        kinds=_TRANSFER_KINDS,
+    ),
+    Mutant(
+        "of what is kept for a transfer the entries count and not the bytes",
+        "core/raft.py",
+        "trailing_start(index, settings.max_pinned_entries, settings.max_pinned_bytes)",
+        "trailing_start(index, settings.max_pinned_entries, 1 << 62)",
+        kinds=_TRANSFER_KINDS,
+    ),
+    Mutant(
+        "of what is kept before a snapshot the entries count and not the bytes",
+        "core/raft.py",
+        "trailing_start(index, settings.trailing_entries, settings.trailing_bytes)",
+        "trailing_start(index, settings.trailing_entries, 1 << 62)",
     ),
     # Long instructions and slow links
     Mutant(
@@ -350,7 +374,7 @@ MUTANTS = (
         "member/calls.py",
         "            for call in whole:  # what is not whole takes no effect\n",
         "            for call in ():\n",
-        kinds="slow disk,leader cut off,partition,delay and reordering,one-way cut",
+        test="member/test_calls.py::test_a_long_instruction_may_be_applied_from_when_its_last_piece_is_sent",
     ),
     Mutant(
         "a long instruction begins before the one ahead of it is settled",
@@ -633,7 +657,7 @@ MUTANTS = (
                 "",
             ),
         ),
-        kinds="member removed,leader cut off,partition,kill",
+        scene="a_leader_that_is_to_be_removed_hands_over_first",
     ),
     Mutant(
         "who is removed is told before that is committed",
@@ -1068,6 +1092,7 @@ MUTANTS = (
         "member/calls.py",
         "            if refusal is Refusal.QUOTA and not call.unsettled:\n",
         "            if refusal is Refusal.QUOTA:\n",
+        test="member/test_calls.py::test_over_the_quota_is_what_may_not_be_in_a_log_from_an_earlier_time",
     ),
     Mutant(
         "who was removed is told that nothing was appended of what it asked",
@@ -1242,6 +1267,27 @@ MUTANTS = (
         "            self._current_at = asked_at  # as of when it was asked, not answered\n",
         "            self._current_at = _now()\n",
         test="kv/test_kv_client.py::test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing",
+    ),
+    Mutant(
+        "the main thread takes locks that its own handlers would wait for",
+        "mainthread.py",
+        "    return get_ident() == _main_ident\n",
+        "    return False\n",
+        test=f"{_MAIN_THREAD}[exec]",
+    ),
+    Mutant(
+        "the main thread looks at the engine by itself",
+        "service.py",
+        "            return do_elsewhere(self._reception.status, _UNHURRIED_SECONDS, NodeFailedError)\n",
+        "            return self._reception.status()\n",
+        test=f"{_MAIN_THREAD}[status]",
+    ),
+    Mutant(
+        "the main thread stops a node by itself",
+        "service.py",
+        "            return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)\n",
+        "            pass\n",
+        test=f"{_MAIN_THREAD}[stop]",
     ),
     Mutant(
         "an errand that was interrupted before anybody took it is carried out all the same",

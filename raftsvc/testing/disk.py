@@ -59,6 +59,7 @@ class SimulatedDisk(Files):
     crash_at:   the number of the operation, counted from 1 so, during which the power
                 goes; 0: none.
     free_bytes: how much files may still grow; None: without limit.
+    hasty:      files that were given a name before what is in them was durable.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,9 @@ class SimulatedDisk(Files):
         self.is_dead = False
         self.operations: list[tuple[str, str]] = []
         self.crash_at = 0
+        self._crash_near = ("", 0)
         self.free_bytes: int | None = None
+        self.hasty: list[str] = []
         self._failures: list[_Failure] = []
 
     # -- what tests do to it
@@ -79,10 +82,15 @@ class SimulatedDisk(Files):
         """The next such operation on a path that ends so fails, after `skip` that do not."""
         self._failures.append(_Failure(operation, path_end, code, skip))
 
+    def crash_near(self, path_end: str, count: int) -> None:
+        """The power goes during the next operation on a path that ends so, or `count` operations later."""
+        self._crash_near = path_end, count
+
     def heal(self) -> None:
         """No failure that was arranged happens any more, and there is room."""
         self._failures.clear()
         self.crash_at = 0
+        self._crash_near = ("", 0)
         self.free_bytes = None
 
     def paths(self) -> list[str]:
@@ -118,6 +126,7 @@ class SimulatedDisk(Files):
         self.fds.clear()
         self.is_dead = False
         self.crash_at = 0
+        self._crash_near = ("", 0)
         self.operations.clear()
 
     def lose_power(self, keep: Callable[[], bool]) -> None:
@@ -224,6 +233,10 @@ class SimulatedDisk(Files):
                     continue
                 self._failures.remove(failure)
                 raise OSError(failure.code, os.strerror(failure.code), path)
+        path_end, count = self._crash_near
+        if path_end and path.endswith(path_end):
+            self.crash_at = len(self.operations) + count
+            self._crash_near = ("", 0)
         return len(self.operations) == self.crash_at
 
     def _end(self, crashes: bool) -> None:
@@ -323,7 +336,10 @@ class SimulatedDisk(Files):
         if replaced is not None and replaced.is_dir and replaced.names:
             self._end(crashes)
             raise OSError(errno.ENOTEMPTY, "directory not empty", target)
-        self._change(parent, (target_name, name, parent.names[name]))
+        moved = parent.names[name]
+        if moved.data != moved.durable:
+            self.hasty.append(target)
+        self._change(parent, (target_name, name, moved))
         self._end(crashes)
 
     def remove(self, path: str) -> None:

@@ -22,6 +22,8 @@ HOUR = 3600
 Injection = Callable[[SimulatedNode], bool]
 _SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
 """Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
+_CUT = (".wal", ".wal", ".wal", "/snap", "/snap.part", "/snap.new", "/snap.new", "/snap.tmp", "/next.tmp")
+"""Near which write the power goes: the log's next, or one of a file at which work is seldom done."""
 _REFUSED = (
     *[("create", "/next.tmp", code) for code in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM)],
     *[("write", ".wal", code) for code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)],
@@ -169,7 +171,8 @@ class NodeFaults:
 
     def _cut_power_in_a_write(self, node: SimulatedNode) -> bool:
         disk = node.computer.disk
-        disk.crash_at = len(disk.operations) + 1 + self._world.random.randrange(12)
+        rng = self._world.random
+        disk.crash_near(rng.choice(_CUT), rng.randrange(6))
         return True
 
     def _change_options(self, node: SimulatedNode) -> bool:

@@ -150,6 +150,9 @@ class Consensus:
             kept = log.snapshot.index - log.offset
             most = max(engine.options.trailing_entries, engine.options.max_pinned_entries)
             require(kept <= most, f"memory: node {engine.node_id} keeps {kept} entries that its snapshot covers")
+            kept = log.bytes_between(log.offset, log.snapshot.index) if kept else 0
+            most = max(engine.options.trailing_bytes, engine.options.max_pinned_bytes)
+            require(kept <= most, f"memory: node {engine.node_id} keeps {kept} bytes that its snapshot covers")
         last = log.last_entry
         if last is not known.entries.get(log.last_index):
             self._look_at_log(engine, known)
@@ -640,13 +643,16 @@ class Bounds:
 
     def __init__(self) -> None:
         self._terms: dict[int, tuple[int, int]] = {}  # by leader: the term it leads, and what waited at its beginning
+        self._full: dict[int, tuple[Engine, int, int]] = {}  # by follower with too much to apply: ends of log, snapshot
 
     def look(self, engine: Engine) -> None:
         """A leader takes no more proposals than the quota lets wait, be it for a majority or for its State.
 
-        And of all that disks say only what leaves a doubt, which is EIO here, ends a node for good.
+        Nor does a follower take entries while more than the bound waits for its State.  And of
+        all that disks say only what leaves a doubt, which is EIO here, ends a node for good.
         """
         core = engine.core
+        self._look_at_follower(engine)
         cause: BaseException | None = engine.health.failure
         while cause is not None:
             require(
@@ -668,6 +674,19 @@ class Bounds:
             waiting_bytes <= most,
             f"memory: {waiting_bytes} bytes wait at leader {engine.node_id}, and {most} may",
         )
+
+    def _look_at_follower(self, engine: Engine) -> None:
+        log, applying = engine.core.log, engine.applying
+        former = self._full.pop(engine.node_id, None)
+        if engine.core.role is Role.LEADER or not applying.is_overfull:
+            return
+        if former is not None and former[0] is engine and former[2] == log.snapshot.index:
+            require(
+                log.last_index <= former[1],
+                f"memory: node {engine.node_id} takes entries while {applying.backlog_bytes} bytes wait to be applied, "
+                f"of at most {applying.max_backlog_bytes}",
+            )
+        self._full[engine.node_id] = engine, log.last_index, log.snapshot.index
 
 
 class Watch:

@@ -19,7 +19,7 @@ from raftsvc.storage import Store
 from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
-from raftsvc.testing.invariants import Violation
+from raftsvc.testing.invariants import Violation, require
 from raftsvc.testing.network import Network, Place
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
@@ -134,6 +134,8 @@ class SimulatedProcess:
         watch = self._world.watch
         watch.consensus.look(engine)
         watch.bounds.look(engine)
+        hasty = self.computer.disk.hasty
+        require(not hasty, f"durability: {self.name} gives {hasty} a name before what is in it is on disk")
         if not self.halted_at and isinstance(engine.health.halted, DivergedError):
             self.halted_at = self._world.schedule.now
             self._world.report.counts["convicted"] += 1

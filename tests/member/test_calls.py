@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 from types import SimpleNamespace
 from typing import cast
@@ -13,10 +14,10 @@ from raftsvc.core.messages import EntryKind, Life, Message, MessageKind
 from raftsvc.core.raft import Raft, Refusal, Role
 from raftsvc.errors import EvictedError, OutcomeUnknown, OverloadedError
 from raftsvc.member.calls import Calls, Contexts
-from raftsvc.member.envelopes import encode_list, read_envelope
+from raftsvc.member.envelopes import encode_list, read_envelope, read_piece
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
-from raftsvc.member.machine import Answer
+from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.pieces import Pieces
 from raftsvc.member.sessions import MAX_OUTCOMES, Outcome
 from raftsvc.member.waiters import Call
@@ -36,6 +37,24 @@ class _Follower:
         self.contexts.append(context)
         self.numbers += [read_envelope(data)[2] for _, data in proposals]
         return True
+
+
+class _Sender(_Follower):
+    """A core that knows how far it sent an instruction in pieces."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__()
+        self.role = role
+        self.sent = 0
+
+    def propose(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> None:
+        piece = read_piece(proposals[-1][1])
+        assert piece is not None
+        self.sent = piece.offset + len(piece.data)
+
+    def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int) -> bool:  # type: ignore[override]
+        self.propose(proposals)
+        return super().forward(proposals, context)
 
 
 def _refused(refusals: list[Refusal]) -> Call:
@@ -108,6 +127,50 @@ def test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room() 
     assert brought[MAX_OUTCOMES].outcome == [Outcome(True), Outcome(False)]
     calls.answer([Answer(1, 3, Outcome(True))], 9)
     assert sent(5) == [MAX_OUTCOMES + 3]
+
+
+@pytest.mark.parametrize("refused", [[0], [1]])
+def test_over_the_quota_is_what_may_not_be_in_a_log_from_an_earlier_time(refused: list[int]) -> None:
+    core, inbox = _Follower(), Inbox(Health())
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished)
+    calls.session_id = 1
+    call = Call(b"x")
+    inbox.put_call(call)
+    calls.take_in()
+    for tick in (0, 9):
+        calls.retry(tick)
+        calls.send(tick, may_propose=True)
+    assert len(core.contexts) == 2
+    for n in refused:
+        refusal = Message(MessageKind.PROPOSE_REPLY, 3, context=core.contexts[n], reject=True, hint=Refusal.QUOTA)
+        calls.hear_reply(refusal, 9)
+    assert call.error is None, "the other may have been taken"
+    calls.fail(EvictedError("node 3 was removed"))
+    assert isinstance(call.error, OutcomeUnknown)
+
+
+@pytest.mark.parametrize("role", [Role.LEADER, Role.FOLLOWER])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_long_instruction_may_be_applied_from_when_its_last_piece_is_sent(role: Role, is_whole: bool) -> None:
+    core, inbox = _Sender(role), Inbox(Health())
+    calls = Calls(cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished)
+    calls.session_id = 1
+    call = Call(bytes(200_000))
+    inbox.put_call(call)
+    calls.take_in()
+    before = -1
+    for tick in count():
+        calls.send(tick, may_propose=True)
+        assert core.sent > before, "it comes forward"
+        before = core.sent
+        if before >= (200_000 if is_whole else 50_000):
+            break
+        calls.follow_pieces(
+            cast(Machine, SimpleNamespace(sessions=SimpleNamespace(held_of=lambda *of: core.sent))), tick
+        )
+    assert is_whole or before < 200_000
+    calls.fail(EvictedError("node 3 was removed"))
+    assert isinstance(call.error, OutcomeUnknown if is_whole else EvictedError)
 
 
 def test_a_piece_of_which_nothing_is_heard_is_sent_again() -> None:

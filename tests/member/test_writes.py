@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+from itertools import count
 
 import pytest
 
@@ -14,7 +15,7 @@ from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
 from raftsvc.member.writes import SnapshotMark, Writes
 from raftsvc.storage import Store
-from tests.storage.faults import Disk
+from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import batch
 from tests.storage.test_store import data_up_to, header, member, receive
 
@@ -93,6 +94,40 @@ def test_a_snapshot_that_was_installed_before_its_mark_was_refused_is_not_instal
     loaded = Store.open(path, disk, lock_timeout=0, segment_bytes=1400).load(1)
     assert loaded.snapshot == header(9, 2)
     assert list(loaded.entries) == batch(10, 2)
+
+
+@pytest.mark.parametrize("is_after_entries", [False, True])
+@pytest.mark.parametrize("loss", range(5))
+def test_the_power_may_go_at_any_operation_of_installing_a_snapshot(
+    tmp_path: object, loss: int, is_after_entries: bool
+) -> None:
+    path = str(tmp_path)
+    for operation in count(1):
+        disk = Disk()
+        disk.add_dirs(path)
+        store, writes = make(path, disk)
+        receive(store, header(9, 2), data_up_to(9))
+        if is_after_entries:
+            writes.add(ready(1, 4, 2))
+        writes.add(ready(2, 10, 2, SnapshotMeta(9, 2)))
+        disk.operations.clear()
+        disk.crash_at = operation
+        try:
+            is_whole = attempt(writes)
+        except PowerLoss:
+            is_whole = False
+        store._dir_lock.release()
+        disk.lose_power(losses(operation)[loss][1])
+        store = Store.open(path, disk, lock_timeout=0, segment_bytes=1400)
+        loaded = store.load(1)  # whatever is left is the directory of a member that goes on
+        last = loaded.snapshot.index if loaded.snapshot else 0
+        assert last in (0, 9)
+        assert len(loaded.entries) >= 3 or last == 9, "what was acknowledged before"
+        store.close()
+        if is_whole:
+            assert (last, list(loaded.entries)) == (9, batch(10, 2))
+            break
+    assert operation > 4
 
 
 def test_it_rests_longer_each_time(tmp_path: object, disk: Disk) -> None:

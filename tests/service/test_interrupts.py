@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 import requests
 
 import raftsvc
-from raftsvc import kv
+from raftsvc import kv, mainthread
 
 from .harness import PATIENCE, SECRET, Cluster, ListState, Member, free_address, in_background
 
@@ -83,6 +84,20 @@ CALLS: dict[str, Callable[[raftsvc.Service], object]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    """A main thread that waits for itself fails its test."""
+
+    def hangs(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("the main thread hangs")
+
+    former = signal.signal(signal.SIGALRM, hangs)
+    signal.setitimer(signal.ITIMER_REAL, 5 * PATIENCE)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
 @pytest.fixture
 def node(cluster: Cluster) -> Member:
     assert threading.current_thread() is threading.main_thread(), "where handlers of signals run"
@@ -119,13 +134,94 @@ def test_what_is_called_at_any_step_of_the_main_thread_answers(node: Member, nam
     assert node.service.err() is None
 
 
-@pytest.mark.parametrize("name", ["exec", "wait_read", "status", "evict"])
-def test_a_node_that_is_stopped_at_any_step_of_the_main_thread_is_stopped(cluster: Cluster, name: str) -> None:
+class WatchedLock:
+    """A lock that remembers where the main thread took it."""
+
+    def __init__(self, lock: Any, taken: list[str]) -> None:
+        self._lock = lock
+        self._taken = taken
+
+    def acquire(self, *arguments: Any, **options: Any) -> bool:
+        if threading.get_ident() == threading.main_thread().ident:
+            self._taken += [line for line in traceback.format_stack() if PACKAGE in line][-1:]
+        return bool(self._lock.acquire(*arguments, **options))
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where the main thread takes a lock that was made from here on, by the library or for it."""
+    taken: list[str] = []
+    for name in ("Lock", "RLock"):
+        make = getattr(threading, name)
+        monkeypatch.setattr(threading, name, lambda make=make: WatchedLock(make(), taken))
+    monkeypatch.setattr(mainthread, "_deputies", mainthread._Deputies())
+    return taken
+
+
+@pytest.mark.parametrize("name", [*CALLS, "is_live", "stop", "status when stopped"])
+def test_the_main_thread_takes_no_lock(taken: list[str], cluster: Cluster, name: str) -> None:
     node = cluster.add()
     node.service.init()
-    for step in range(1, 400, random.randint(40, 60)):
+    call = {
+        **CALLS,
+        "is_live": lambda service: service.is_live(),
+        "stop": lambda service: service.stop(),
+        "status when stopped": lambda service: (service.stop(), service.status()),
+    }[name]
+    taken.clear()
+    call(node.service)
+    assert taken == []
+
+
+def test_the_main_thread_takes_no_lock_before_there_is_a_cluster(taken: list[str], cluster: Cluster) -> None:
+    node = cluster.add()
+    taken.clear()
+    with pytest.raises(raftsvc.JoinFailedError):
+        node.service.join("127.0.0.1:1", 0.1)
+    node.service.init()
+    with pytest.raises(raftsvc.ExistingClusterError):
+        node.service.init()
+    assert taken == []
+
+
+def test_the_main_thread_takes_no_lock_of_the_key_value_store(taken: list[str], tmp_path: Path) -> None:
+    state = kv.KeyValueState()
+    service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+    store = kv.KeyValue(service, state)
+    try:
+        service.init()
+        taken.clear()
+        store.set("a", b"1", timeout=PATIENCE)
+        assert store.get("a", PATIENCE) is not None
+        store.get_stale("a")
+        store.list_stale()
+        store.get_many_stale(["a"], max_age=0.0, timeout=PATIENCE)
+        assert taken == []
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("name", ["exec", "wait_read", "status", "evict", "stop"])
+def test_a_node_that_is_stopped_at_any_step_of_the_main_thread_is_stopped(cluster: Cluster, name: str) -> None:
+    """Some steps of each run: what makes all of them alike is that the main thread takes no lock, see above."""
+    node = cluster.add()
+    node.service.init()
+    call = {**CALLS, "stop": lambda service: service.stop()}[name]
+    for step in range(random.randint(1, 50), 400, random.randint(40, 60)):
         try:
-            has_come = at_step(step, node.service.stop, lambda: CALLS[name](node.service))
+            has_come = at_step(step, node.service.stop, lambda: call(node.service))
         except (raftsvc.RaftError, AssertionError):
             has_come = True
         if not has_come:
@@ -330,6 +426,18 @@ for number in range(6):
     if service.err() is not None or not service.is_live():
         sys.exit(f"not sound: {service.err()}")
 
+    asked = []
+
+    def ask(signum, frame):
+        service.status(), service.err()
+        asked.append(signum)
+
+    signal.signal(signal.SIGALRM, ask)
+    for number_of_answers in range(60):
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.001))
+        while len(asked) <= number_of_answers:
+            service.status()
+
     def leave(signum, frame):
         service.status(), service.err()
         try:
@@ -365,11 +473,11 @@ print("sound")
 
 @pytest.mark.parametrize("flags", [[], ["-O"]], ids=["", "without asserts"])
 def test_signals_at_any_time_neither_hang_a_process_nor_lose_what_it_was_told(tmp_path: Path, flags: list[str]) -> None:
-    root = str(Path(__file__).parents[2])
+    roots = [str(Path(PACKAGE).parent), str(Path(__file__).parents[2])]
     done = subprocess.run(
         [sys.executable, *flags, "-c", PROGRAM, str(tmp_path), str(random.randrange(2**32))],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": root},
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(roots)},
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
