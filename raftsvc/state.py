@@ -153,7 +153,8 @@ class WaitingState(TimedState, Protocol):
     def pass_time(self, index: int, time_ms: int) -> None:
         """It is `time_ms` at the entry `index`, which has no instruction: do what is due, deterministically.
 
-        Not called before each instruction: `apply_at` sees to what is due before it.
+        Not called before each instruction: `apply_at` sees to what is due before it.  What is raised here, of
+        whatever kind, stops applying as in `apply`.
         """
 
 

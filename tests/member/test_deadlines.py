@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import raftsvc
 from raftsvc.core.messages import MAX_TIME_MS, EntryKind, make_entry
 from raftsvc.member.deadlines import Deadlines
 from raftsvc.member.machine import Machine
@@ -118,3 +119,17 @@ def test_a_state_that_waits_for_nothing_is_not_asked() -> None:
     deadlines = Deadlines(Machine(Plain()))
     deadlines.ask()
     assert deadlines.next_ms is None
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), raftsvc.Rejected("nor is this a refusal here")])
+def test_what_is_raised_where_time_passes_stops_applying_before_that_entry(error: Exception) -> None:
+    waits = Fixture(5)
+
+    def pass_time(index: int, time_ms: int) -> None:
+        raise error
+
+    waits.ask(3)
+    waits.state.pass_time = pass_time  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        waits.ask(9)
+    assert (waits.machine.applied_index, waits.machine.applied_time_ms) == (1, 3)

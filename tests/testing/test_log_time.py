@@ -47,7 +47,7 @@ class Play:
         return [state for state in found if isinstance(state, TimerState)]
 
     def set_timer(self, ttl_ms: int) -> None:
-        call = SimulatedCall(json.dumps(["timer", "k", ttl_ms]).encode(), lambda: None)
+        call = SimulatedCall([json.dumps(["timer", "k", ttl_ms]).encode()], lambda: None)
         self.simulation.watch.sessions.asks(call)
         self.leader.do(lambda engine: engine.submit(call))
         assert self.simulation.run_until(
