@@ -60,6 +60,7 @@ from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
 from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ __all__ = [
     "Event",
     "EvictedError",
     "ExistingClusterError",
+    "ForeignSnapshotError",
     "ForkedError",
     "FormatVersionError",
     "InsideStateError",
@@ -97,6 +99,7 @@ __all__ = [
     "OutOfTouchError",
     "OutcomeUnknown",
     "OverloadedError",
+    "Part",
     "PeerUninitializedError",
     "RaftError",
     "ReadTimeoutError",
@@ -105,6 +108,7 @@ __all__ = [
     "StartFailedError",
     "State",
     "StateStalledError",
+    "States",
     "StoppedError",
     "StorageError",
     "StreamingState",

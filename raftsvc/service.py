@@ -278,6 +278,23 @@ class Entrance(NamedTuple):
     listen_ssl: ssl.SSLContext | None
 
 
+def _await_read(
+    node: Participant, admission: Admission, submit: Callable[[Read], None], timeout: float, what: str
+) -> None:
+    """Wait for a read that `submit` has finished once it was `what`."""
+    deadline = time.monotonic() + timeout
+    admission.enter(deadline)
+    try:
+        read = Read()
+        submit(read)
+        if not node.callers.await_read(read, deadline):
+            raise ReadTimeoutError(f"the read was not {what} within {timeout:g} s: {read.stage}")
+    finally:
+        admission.leave()
+    if read.error is not None:
+        raise read.error
+
+
 class Service:
     """A node and its callers.  Made by `start`; every method is thread-safe.
 
@@ -482,7 +499,9 @@ class Service:
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
-        self._await(node, lambda read: node.callers.submit_read(read), timeout, "confirmed and applied")
+        _await_read(
+            node, self._admission, lambda read: node.callers.submit_read(read), timeout, "confirmed and applied"
+        )
 
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`, which some node was told of.
@@ -500,22 +519,13 @@ class Service:
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_applied, index, timeout), timeout, ReadTimeoutError)
-        self._await(
-            node, lambda read: node.callers.submit_expectation(read, index), timeout, f"applied up to entry {index}"
+        _await_read(
+            node,
+            self._admission,
+            lambda read: node.callers.submit_expectation(read, index),
+            timeout,
+            f"applied up to entry {index}",
         )
-
-    def _await(self, node: Participant, submit: Callable[[Read], None], timeout: float, what: str) -> None:
-        deadline = time.monotonic() + timeout
-        self._admission.enter(deadline)
-        try:
-            read = Read()
-            submit(read)
-            if not node.callers.await_read(read, deadline):
-                raise ReadTimeoutError(f"the read was not {what} within {timeout:g} s: {read.stage}")
-        finally:
-            self._admission.leave()
-        if read.error is not None:
-            raise read.error
 
     # -- how it is
 

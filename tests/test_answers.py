@@ -79,6 +79,7 @@ def test_only_what_is_nobodys_fault_but_ours_is_an_internal_error() -> None:
         "FormatVersionError",
         "ConsensusError",
         "MalformedSnapshotError",
+        "ForeignSnapshotError",
     }
 
 

@@ -40,6 +40,7 @@ ROOMS = {
     "answers": "errors",
     "state": "",
     "results": "",
+    "states": "errors results state",
     "process": "errors",
     "mainthread": "errors",
     "core": "",
@@ -54,7 +55,7 @@ ROOMS = {
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
     "service": "errors addresses state results process mainthread core storage transport member host formation "
     "proposals listeners reception",
-    "raftsvc": "errors addresses answers state results listeners service",
+    "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.

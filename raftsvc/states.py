@@ -1,0 +1,262 @@
+"""Several States as one: whoever has a State of their own has the key-value store's beside it.
+
+    states = raftsvc.States(kv=KeyValueState(), mine=MyState())
+    service = raftsvc.start(laddr, dir, state=states, ...)
+    store = raftsvc.kv.KeyValue(states.part("kv", service), states["kv"])
+    mine = states.part("mine", service)  # exec, propose, ... for MyState's instructions
+
+All parts are one State to the node: one log, one order, one snapshot.  An instruction says which
+part it is for; each part sees its own, at the indexes of the log that all share.  The names and
+the kinds of the parts are the same on every node, and for as long as the directories live.
+
+Instruction: length of the name (1 byte), the name, the part's own instruction; an empty one
+changes nothing.  Snapshot: for each part, in the order of their names, its name as above, then
+its pieces, each with its length (4 bytes) before it, and a length of 0.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from raftsvc.errors import ConfigurationError, RaftError, Rejected
+from raftsvc.results import Applied
+from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+
+_LENGTH = struct.Struct(">I")
+_MAX_NAME_BYTES = 255
+
+
+class ForeignSnapshotError(RaftError, ValueError):
+    """The snapshot is not one of these parts: another node has others, or this one had others before."""
+
+    http_detail = "This node cannot read a snapshot."
+
+
+class Replication(Protocol):
+    """What a part needs of a Service."""
+
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool: ...
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied: ...
+    def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> list[Applied]: ...
+    def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]: ...
+    def wait_read(self, timeout: float = 5.0) -> None: ...
+    def wait_applied(self, index: int, timeout: float = 5.0) -> None: ...
+
+
+class Part:
+    """A Service as one of several States has it: what is proposed here is for that one.  See `Service` for each."""
+
+    def __init__(self, service: Replication, head: bytes) -> None:
+        """Use `States.part`."""
+        self._service = service
+        self._head = head
+
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
+        """Replicate one instruction for this part and return what its State said of it."""
+        return self._service.exec(self._addressed(instruction), timeout)
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+        """Like `exec`, and tells where in the log it took effect, and all that the State said of it."""
+        return self._service.propose(self._addressed(instruction), timeout)
+
+    def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> list[Applied]:
+        """Have several instructions for this part applied with one entry of the log."""
+        return self._service.propose_many([self._addressed(i) for i in instructions], timeout)
+
+    def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]:
+        """As `propose`, without waiting."""
+        return self._service.propose_async(self._addressed(instruction), timeout)
+
+    def wait_read(self, timeout: float = 5.0) -> None:
+        """Return once reads of the local State see every write that finished before this call, to any part."""
+        self._service.wait_read(timeout)
+
+    def wait_applied(self, index: int, timeout: float = 5.0) -> None:
+        """Return once reads of the local State see everything up to entry `index`."""
+        self._service.wait_applied(index, timeout)
+
+    def _addressed(self, instruction: bytes) -> bytes:
+        # What is no instruction the Service refuses in its own words.
+        return (
+            self._head + bytes(instruction) if isinstance(instruction, bytes | bytearray | memoryview) else instruction
+        )
+
+
+class States(BaseState):
+    """Several named States as one.  A mapping of names to them, as far as `states["name"]` and `in` go."""
+
+    def __init__(self, **parts: State) -> None:
+        """Raises ConfigurationError if there is none, or a name is too long."""
+        super().__init__()
+        if not parts:
+            raise ConfigurationError("States needs at least one part: States(kv=KeyValueState(), mine=MyState())")
+        self._parts = dict(sorted(parts.items()))
+        self._heads = {name: _head_of(name) for name in self._parts}
+        self._appliers = {name.encode(): _applier_of(part) for name, part in self._parts.items()}
+        self._waiting = [part for part in parts.values() if isinstance(part, WaitingState)]
+
+    def __getitem__(self, name: str) -> Any:
+        """The State of that name."""
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def part(self, name: str, service: Replication) -> Part:
+        """`service`, for the instructions of the part of that name.  Raises KeyError if there is none."""
+        return Part(service, self._heads[name])
+
+    # -- applying
+
+    def apply(self, data: bytes, index: int) -> object:
+        """Not used by a node, which calls `apply_at`."""
+        return self.apply_at(data, index, 0)
+
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
+        """Have one part apply one instruction.  Raises Rejected if it is for no part."""
+        if not data:
+            return True
+        stop = 1 + data[0]
+        apply = self._appliers.get(data[1:stop]) if len(data) >= stop else None
+        if apply is None:
+            raise Rejected("the instruction is for no part of this State")
+        return apply(data[stop:], index, time_ms)
+
+    def next_deadline(self) -> int | None:
+        """The earliest of any part."""
+        deadlines = [part.next_deadline() for part in self._waiting]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def pass_time(self, index: int, time_ms: int) -> None:
+        """Each part that waits for a time does what is due."""
+        for part in self._waiting:
+            part.pass_time(index, time_ms)
+
+    def set_applied_index(self, index: int) -> None:
+        """Everything up to `index` has been applied, or was for another part."""
+        super().set_applied_index(index)
+        for part in self._parts.values():
+            part.set_applied_index(index)
+
+    # -- members
+
+    def set_peer_addr(self, node_id: int, addr: str) -> None:
+        """Member `node_id` is reached at `addr`."""
+        super().set_peer_addr(node_id, addr)
+        for part in self._parts.values():
+            part.set_peer_addr(node_id, addr)
+
+    def remove_peer_addr(self, node_id: int) -> None:
+        """`node_id` is no member any more."""
+        super().remove_peer_addr(node_id)
+        for part in self._parts.values():
+            part.remove_peer_addr(node_id)
+
+    def is_allowed_member(self, addr: str) -> bool:
+        """Whether every part allows it."""
+        return all(part.is_allowed_member(addr) for part in self._parts.values())
+
+    # -- snapshots
+
+    def snapshot(self) -> tuple[bytes, int]:
+        """All parts in one bytes object; `snapshot_chunks` needs less memory."""
+        chunks, index = self.snapshot_chunks()
+        return b"".join(chunks), index
+
+    def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
+        """All parts as of now, and the applied index.  Raises ValueError if a part answers for another index."""
+        index = self.applied_index()
+        captured: list[tuple[bytes, Iterable[bytes]]] = []
+        for name, part in self._parts.items():
+            if isinstance(part, StreamingState):
+                chunks, of = part.snapshot_chunks()
+            else:
+                data, of = part.snapshot()
+                chunks = iter((data,))
+            if of != index:
+                raise ValueError(f"the snapshot of part {name!r} is of index {of}, not of {index}")
+            captured.append((self._heads[name], chunks))
+        return _framed(captured), index
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        """Become what `snapshot` returned."""
+        self.restore_chunks(iter((data,)), index)
+
+    def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
+        """Become the parts whose pieces, cut anywhere, are `chunks`.
+
+        Raises ForeignSnapshotError if it is not a snapshot of these parts; those before the one at which that is
+        seen are restored by then, and the node stops applying.
+        """
+        reader = _Reader(chunks)
+        for name, part in self._parts.items():
+            head = reader.take(len(self._heads[name]))
+            if head != self._heads[name]:
+                raise ForeignSnapshotError(
+                    f"the snapshot does not go on with part {name!r}, of the parts {', '.join(self._parts)}: "
+                    "every node has the same parts, for as long as its directory lives"
+                )
+            pieces = reader.pieces()
+            if isinstance(part, StreamingState):
+                part.restore_chunks(pieces, index)
+            else:
+                part.restore_snapshot(b"".join(pieces), index)
+            if next(pieces, None) is not None:
+                raise ForeignSnapshotError(f"part {name!r} left some of its snapshot unread")
+        if not reader.is_at_end():
+            raise ForeignSnapshotError(f"the snapshot has more parts than {', '.join(self._parts)}")
+        self.set_applied_index(index)
+
+
+def _applier_of(part: State) -> Callable[[bytes, int, int], object]:
+    return part.apply_at if isinstance(part, TimedState) else lambda data, index, time_ms: part.apply(data, index)
+
+
+def _head_of(name: str) -> bytes:
+    encoded = name.encode()
+    if len(encoded) > _MAX_NAME_BYTES:
+        raise ConfigurationError(f"the name of a part has at most {_MAX_NAME_BYTES} bytes, not {len(encoded)}")
+    return bytes([len(encoded)]) + encoded
+
+
+def _framed(captured: list[tuple[bytes, Iterable[bytes]]]) -> Iterator[bytes]:
+    captured.reverse()
+    while captured:
+        head, chunks = captured.pop()  # what a part holds for its snapshot goes as soon as that is written
+        yield head
+        for chunk in chunks:
+            if chunk:
+                yield _LENGTH.pack(len(chunk)) + chunk
+        yield _LENGTH.pack(0)
+
+
+class _Reader:
+    """Takes bytes from the front of pieces that are cut anywhere."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._offset = 0
+
+    def take(self, length: int) -> bytes:
+        """Raises ForeignSnapshotError if there are not so many.  A length is believed only as far as bytes arrive."""
+        while len(self._buffer) - self._offset < length:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise ForeignSnapshotError("the snapshot is cut short")
+            self._buffer = self._buffer[self._offset :] + chunk
+            self._offset = 0
+        taken = self._buffer[self._offset : self._offset + length]
+        self._offset += length
+        return taken
+
+    def pieces(self) -> Iterator[bytes]:
+        """Those of one part."""
+        while (length := _LENGTH.unpack(self.take(_LENGTH.size))[0]) > 0:
+            yield self.take(length)
+
+    def is_at_end(self) -> bool:
+        return self._offset == len(self._buffer) and not any(self._chunks)

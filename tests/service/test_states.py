@@ -1,0 +1,205 @@
+"""Several States as one: each applies its own, all are in one snapshot, at a real node too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+from tests.service.harness import PATIENCE, Cluster, ListState, eventually
+
+
+class Pieces(ListState):
+    """Written in pieces; `none` of them if it is empty."""
+
+    def snapshot_chunks(self) -> tuple[Iterator[bytes], int]:
+        return iter([b"", *self.items, b""]), self.applied_index()
+
+    def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
+        self.items = list(chunks)
+        self.set_applied_index(index)
+
+
+class Alarm(ListState):
+    """Rings at the log time that it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due: int | None = None
+
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> bool:
+        self.due = time_ms + int(data)
+        return True
+
+    def next_deadline(self) -> int | None:
+        return self.due
+
+    def pass_time(self, index: int, time_ms: int) -> None:
+        if self.due is not None and self.due <= time_ms:
+            self.items.append(b"rang")
+            self.due = None
+
+
+class Direct:
+    """Applies at once."""
+
+    def __init__(self, states: raftsvc.States) -> None:
+        self.states = states
+        self.index = 0
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> raftsvc.Applied:
+        self.index += 1
+        answer = self.states.apply_at(instruction, self.index, 0)
+        self.states.set_applied_index(self.index)
+        return raftsvc.Applied(answer is not False and answer is not None, self.index, 0, answer, True)
+
+
+def made() -> tuple[raftsvc.States, Any]:
+    states = raftsvc.States(kv=kv.KeyValueState(), mine=ListState(), parts=Pieces())
+    return states, Direct(states)
+
+
+def filled() -> tuple[raftsvc.States, Any]:
+    states, service = made()
+    store = kv.KeyValue(states.part("kv", service), states["kv"])
+    store.set("a", b"1")
+    store.allow("a:1")
+    mine, parts = states.part("mine", service), states.part("parts", service)
+    assert [mine.propose(b"x").answer, mine.propose(b"false").answer, parts.propose(b"y").answer] == [True, False, True]
+    with pytest.raises(raftsvc.Rejected, match="no to no"):
+        mine.propose(b"no")
+    states.set_applied_index(service.index)
+    return states, service
+
+
+def test_each_part_applies_what_is_for_it() -> None:
+    states, service = filled()
+    assert states["mine"].items == [b"x", b"false"] and states["parts"].items == [b"y"]
+    assert states["kv"].get("a") == kv.Value(b"1", 1), "at the index of the log"
+    assert {part.applied_index() for part in (states, states["kv"], states["mine"])} == {service.index}
+    assert "kv" in states and "other" not in states
+
+
+@pytest.mark.parametrize("data", [b"\x05other1", b"\x05mi", b"\xff", b"\x00", b"\x04"])
+def test_what_is_for_no_part_is_refused_in_the_same_words_everywhere(data: bytes) -> None:
+    states, _ = filled()
+    with pytest.raises(raftsvc.Rejected, match="no part of this State"):
+        states.apply_at(data, 9, 0)
+    assert states.apply(states.empty_write(), 9) is True
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10_000])
+def test_a_snapshot_brings_all_parts_back_however_it_is_cut(cut: int) -> None:
+    states, _ = filled()
+    data, index = states.snapshot()
+    other, _ = made()
+    other.restore_chunks(iter([data[i : i + cut] for i in range(0, len(data), cut)]), index)
+    assert other.snapshot() == (data, index)
+    assert other["mine"].items == [b"x", b"false"] and b"".join(other["parts"].items) == b"y"
+    assert other["kv"].allowed() == {"a:1"} and other["kv"].applied_index() == index
+
+
+def test_a_snapshot_is_of_the_moment_at_which_it_was_taken() -> None:
+    states, service = filled()
+    expected = states.snapshot()
+    chunks, index = states.snapshot_chunks()
+    states.part("mine", service).propose(b"later")
+    kv.KeyValue(states.part("kv", service), states["kv"]).set("a", b"later")
+    assert (b"".join(chunks), index) == expected
+
+
+@pytest.mark.parametrize(
+    "parts", [{"kv": ListState()}, {"other": ListState()}, {"kv": kv.KeyValueState(), "more": ListState()}]
+)
+def test_the_snapshot_of_other_parts_is_refused_by_name(parts: dict[str, Any]) -> None:
+    states, _ = filled()
+    other = raftsvc.States(**parts)
+    with pytest.raises(ValueError, match=r"part|cut short|key-value"):
+        other.restore_snapshot(*states.snapshot())
+    with pytest.raises(ValueError, match=r"part|cut short|key-value"):
+        states.restore_snapshot(*other.snapshot())
+
+
+def test_every_shortened_or_longer_snapshot_is_refused() -> None:
+    states, _ = filled()
+    data, index = states.snapshot()
+    for end in range(len(data)):
+        with pytest.raises(ValueError):
+            made()[0].restore_snapshot(data[:end], index)
+    with pytest.raises(raftsvc.ForeignSnapshotError):
+        made()[0].restore_snapshot(data + b"x", index)
+
+
+def test_a_part_of_another_index_is_not_taken() -> None:
+    states, _ = filled()
+    states["mine"].set_applied_index(99)
+    with pytest.raises(ValueError, match="'mine' is of index 99"):
+        states.snapshot()
+
+
+def test_members_are_told_to_all_and_allowed_by_all() -> None:
+    states, _ = filled()
+    states.set_peer_addr(1, "a:1")
+    assert dict(states["mine"].peers()) == dict(states["kv"].peers()) == {1: "a:1"}
+    assert states.is_allowed_member("a:1") and not states.is_allowed_member("b:1")
+    states["mine"].refused.add("a:1")
+    assert not states.is_allowed_member("a:1")
+    states.remove_peer_addr(1)
+    assert not states["mine"].peers() and not states["kv"].peers()
+
+
+def test_what_cannot_be_made_is_refused() -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="at least one"):
+        raftsvc.States()
+    with pytest.raises(raftsvc.ConfigurationError, match="256"):
+        raftsvc.States(**{"x" * 256: ListState()})
+    with pytest.raises(KeyError):
+        made()[0].part("other", None)  # type: ignore[arg-type]
+
+
+def test_parts_are_told_of_time_and_the_earliest_deadline_counts() -> None:
+    first, second = Alarm(), Alarm()
+    states = raftsvc.States(a=first, b=second, c=ListState())
+    assert states.next_deadline() is None
+    states.apply_at(b"\x01a500", 1, 1000)
+    states.apply_at(b"\x01b200", 2, 1000)
+    assert states.next_deadline() == 1200
+    states.pass_time(3, 1300)
+    assert (first.items, second.items, states.next_deadline()) == ([], [b"rang"], 1500)
+
+
+def make_states() -> Any:
+    return raftsvc.States(kv=kv.KeyValueState(), mine=ListState(), alarm=Alarm())
+
+
+def test_nodes_have_several_states(cluster: Cluster) -> None:
+    first = cluster.add(make_state=make_states)
+    first.service.init()
+    states: Any = first.state
+    kv.KeyValue(states.part("kv", first.service), states["kv"]).allow(cluster.add(make_state=make_states).addr)
+    second = cluster.members[1]
+    second.service.join(first.addr, PATIENCE)
+    stores, mines = [], []
+    for member in cluster.members:
+        parts: Any = member.state
+        stores.append(kv.KeyValue(parts.part("kv", member.service), parts["kv"]))
+        mines.append(parts.part("mine", member.service))
+    version = stores[0].set("a", b"1", timeout=PATIENCE)
+    assert mines[1].propose(b"x", PATIENCE).index > version
+    assert [o.satisfied for o in mines[1].propose_many([b"y", b"false"], PATIENCE)] == [True, False]
+    assert mines[0].propose_async(b"z", PATIENCE).result(PATIENCE).satisfied and mines[0].exec(b"last", PATIENCE)
+    assert stores[1].get("a", PATIENCE) == (b"1", version)
+    for member in cluster.members:
+        parts = member.state
+        mines[0].wait_read(PATIENCE)
+        eventually(lambda parts=parts: parts["mine"].items == [b"x", b"y", b"false", b"z", b"last"])  # type: ignore[misc]
+    with pytest.raises(raftsvc.InvalidInstructionError):
+        mines[0].exec("text")  # type: ignore[arg-type]
+    states.part("alarm", first.service).exec(b"100", PATIENCE)
+    for member in cluster.members:
+        parts = member.state
+        eventually(lambda parts=parts: parts["alarm"].items == [b"rang"], "though nobody writes")  # type: ignore[misc]
+    mines[1].wait_applied(mines[0].propose(b"more", PATIENCE).index, PATIENCE)
