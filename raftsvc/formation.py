@@ -390,8 +390,14 @@ class Roster:
             if found == node.node_id:
                 return
             to_id = found
+        deadline = time.monotonic() + timeout
+        # A leader that was just elected has heard of nobody yet.
+        patience = min(deadline, time.monotonic() + 2 * self._membership.election_timeout)
         with self._admission:
             refusal = node.hand_over(timeout, to_id)
+            while refusal is Refusal.NO_LEADER and len(config.voters) > 1 and time.monotonic() < patience:
+                node.wait_until(lambda: not node.is_leader, self._membership.election_timeout / 10)
+                refusal = node.hand_over(deadline - time.monotonic(), to_id)
         if refusal is not None:
             raise TransferFailedError(
                 f"node {node.node_id} leads on: {_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s')}"
