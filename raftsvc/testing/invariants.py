@@ -44,6 +44,8 @@ __all__ = ["Violation", "Watch", "require"]
 
 _SLACK_BYTES = 4000
 """What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
+_LONG_BYTES = 3000
+"""Of an instruction that a client of the simulator brings, at the most; such are within that."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
 
@@ -670,6 +672,8 @@ class Bounds:
             self._terms[engine.node_id] = core.term, waiting_bytes
             least = waiting_bytes
         most = max(least, core.settings.max_uncommitted_bytes) + _SLACK_BYTES
+        if waiting_bytes > most:  # a list of several long instructions is one entry
+            most += max(0, max(map(len, log.entries_from(applied + 1, 1 << 62))) - _LONG_BYTES)
         require(
             waiting_bytes <= most,
             f"memory: {waiting_bytes} bytes wait at leader {engine.node_id}, and {most} may",
