@@ -566,6 +566,7 @@ MUTANTS = (
         "core/log.py",
         "return (last_term, last_index) >= (self.last_term, self.last_index)",
         "return (last_index, last_term) >= (self.last_index, self.last_term)",
+        scene="the_log_is_compared_by_term_before_length",
     ),
     Mutant(
         "a voter that answers twice counts twice",
@@ -624,6 +625,7 @@ MUTANTS = (
         "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
         "        return\n",
         "",
+        scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
     # Membership
     Mutant(
@@ -951,7 +953,7 @@ MUTANTS = (
         "core/lease.py",
         "or self._is_forgone or not server.has_own_term_commit:",
         "or self._is_forgone:",
-        kinds=_LEASE_KINDS,
+        scene="a_new_leader_has_no_lease_before_it_has_committed",
     ),
     Mutant(
         "a lease needs no majority",
@@ -1132,6 +1134,7 @@ MUTANTS = (
         "member/engine.py",
         "                self.applying.add_restore(item.snapshot.index)\n",
         "                pass\n",
+        test="testing/test_arrivals.py::test_an_older_one_whose_turn_comes_later_takes_nothing_away[False-order0-1]",
     ),
     # Hand-offs
     Mutant(
@@ -1320,7 +1323,7 @@ MUTANTS = (
         "member/digests.py",
         "votes = [question.answers[i] for i in config.voters if i in question.answers]",
         "votes = list(question.answers.values())",
-        kinds=_DAMAGE_KINDS,
+        test="test_digests.py::test_only_a_majority_of_the_voters_convicts",
     ),
     Mutant(
         "a leader that is wrong judges others",
