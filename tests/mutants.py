@@ -833,9 +833,9 @@ MUTANTS = (
     ),
     Mutant(
         "instructions are stamped with the time of the tick before",
-        "member/engine.py",
-        "(may_propose or not self.calls.session_id):\n            self.time.note()\n",
-        "(may_propose or not self.calls.session_id):\n            pass\n",
+        "member/calls.py",
+        "            self._note_time()\n            try:\n                self._core.propose([",
+        "            try:\n                self._core.propose([",
     ),
     Mutant(
         "forwarded instructions are stamped with the time of the tick before",

@@ -9,7 +9,7 @@ kept in `handoff.Finished`, to be woken once that lock is free again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
 from random import Random
@@ -42,6 +42,16 @@ class Contexts:
         return self._last
 
 
+class _Opening:
+    """The attempts to have a session opened: when the next is due, and how many there were."""
+
+    __slots__ = ("tick", "tries")
+
+    def __init__(self) -> None:
+        self.tick = 0
+        self.tries = 0
+
+
 class Calls:
     """The instructions of this node that have no outcome yet, and the session they run under."""
 
@@ -54,9 +64,11 @@ class Calls:
         start_bytes: int,
         inbox: deque[Call],
         finished: Finished,
+        note_time: Callable[[], None],
     ) -> None:
         """life: this start of the node.  inbox: that of `handoff.Inbox`.
 
+        note_time: has the core know what time it is now; called right before whatever may append.
         start_bytes: how much is sent at once on a way of which nothing is known.
         """
         self._core = core
@@ -64,6 +76,7 @@ class Calls:
         self._contexts = contexts
         self._retry_ticks = retry_ticks
         self._inbox = inbox
+        self._note_time = note_time
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
         self._unsent: list[Call] = []
         self._forwards = Forwards(start_bytes, retry_ticks)
@@ -72,8 +85,7 @@ class Calls:
         self.session_id = 0
         self._life = life
         self._seen_index = 0
-        self._open_tick = 0
-        self._open_tries = 0
+        self._opening = _Opening()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -104,7 +116,7 @@ class Calls:
         is_open = machine.sessions.life_of(node_id) == self._life
         self.session_id = machine.sessions.owner_of(node_id) if is_open else 0
         if is_open:
-            self._open_tries = 0
+            self._opening.tries = 0
         machine.listener = self.session_id
         self._seen_index = machine.applied_index
 
@@ -113,18 +125,19 @@ class Calls:
 
         Before the first call comes, for it tells the cluster which start of this node this is.
         """
-        if self.session_id or tick < self._open_tick or not self._core.leader_id or self._core.is_removed:
+        if self.session_id or tick < self._opening.tick or not self._core.leader_id or self._core.is_removed:
             return
         data = wrap_open(self._core.node_id, self._life.nonce, self._life.counter, self._seen_index)
         proposals = ((EntryKind.NORMAL, data),)
         if self._core.role is Role.LEADER:
+            self._note_time()
             with suppress(ProposalRefused):
                 self._core.propose(proposals)
         elif not self._core.forward(proposals, self._contexts.take()):
             return
         # Longer each time: if this node does not see that it is open, each attempt is one more entry for nothing.
-        self._open_tick = tick + (self._retry_ticks << min(self._open_tries, 6))
-        self._open_tries += 1
+        self._opening.tick = tick + (self._retry_ticks << min(self._opening.tries, 6))
+        self._opening.tries += 1
 
     # -- on the way
 
@@ -174,6 +187,7 @@ class Calls:
 
     def _propose(self, tick: int) -> None:
         while batch := self._take_batch(MAX_BATCH_BYTES):
+            self._note_time()
             try:
                 self._core.propose([(EntryKind.NORMAL, call.data) for call in batch])
             except ProposalRefused as refused:
@@ -209,6 +223,7 @@ class Calls:
             proposals = [(EntryKind.NORMAL, self._wrap_piece(piece)) for piece in batch]
             whole = [piece.call for piece in batch if piece.is_last]
             if is_leader:
+                self._note_time()
                 try:
                     core.propose(proposals)
                 except ProposalRefused as refused:
@@ -297,7 +312,7 @@ class Calls:
         self._forwards.change_way()
         self._unsent = [call for call in self._waiting.values() if not call.is_cut]
         self._pieces.change_way()
-        self._open_tick = 0
+        self._opening.tick = 0
 
     def follow_pieces(self, machine: Machine, tick: int) -> None:
         """Learn how much is applied of the instruction that is being sent in pieces."""

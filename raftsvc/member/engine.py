@@ -192,7 +192,14 @@ class Engine:
         retry_ticks = options.retry_ticks
         inbox = self.inbox
         self.calls = Calls(
-            core, contexts, loaded.life.life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished
+            core,
+            contexts,
+            loaded.life.life,
+            retry_ticks,
+            options.start_bytes,
+            inbox.calls,
+            inbox.finished,
+            self.time.note,
         )
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self.time.note)
         self.changes = Changes(core, contexts, runner.state_changed, self.time.note)
@@ -351,10 +358,7 @@ class Engine:
             self.reads.ask(self.ticks)
         # While the disk is busy calls gather into one batch: one record, one
         # message per peer and one fsync for all of them.
-        may_propose = not inbox.is_writing
-        if self.core.leader is not None and self.calls.has_unsent and (may_propose or not self.calls.session_id):
-            self.time.note()
-        self.calls.send(self.ticks, may_propose)
+        self.calls.send(self.ticks, may_propose=not inbox.is_writing)
 
     def _dispatch(self, ready: Ready) -> None:
         self._post(ready.messages)

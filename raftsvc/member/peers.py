@@ -99,7 +99,11 @@ class Peers:
         long_ago = time.monotonic() - self._patience
         troubles = {i: peer.trouble for i, peer in self._errands.peers.items()}
         self._engine.vigil.note_peers({i: t for i, t in troubles.items() if t is not None and t.since <= long_ago})
-        for peer_id in self._engine.lives.doubled:  # for what runs there is to hear what is known of it
+        # Who did not answer may do so again, though there is nothing to say to it; what runs where a doubled member's
+        # directory is has to hear what is known of it.
+        for peer_id in {
+            i for i, trouble in troubles.items() if trouble is not None
+        } | self._engine.lives.doubled.keys():
             if (peer := self._errands.peers.get(peer_id)) is not None:
                 peer.is_to_knock = True
         limits = {i: peer.body_limit.known for i, peer in self._errands.peers.items()}

@@ -143,7 +143,7 @@ def test_what_was_not_used_for_a_while_begins_anew(pause: int) -> None:
         call = Call(bytes(1_000_000))
         call.number = tick
         pieces.takes(call)
-        while batch := pieces.take(1 << 20, tick):
+        while batch := pieces.take(1 << 20, tick, 1 << 20):
             pieces.note_held(batch[-1].offset + len(batch[-1].data), tick)
         pieces.remove(call, tick)
         forwards.add(tick, (), forwards.room_bytes, tick)
@@ -155,7 +155,7 @@ def test_what_was_not_used_for_a_while_begins_anew(pause: int) -> None:
         forwards.tick(tick)
     pieces.takes(Call(bytes(1_000_000)))
     limit = 16 * KIB if pause > 10 else 128 * KIB
-    assert sum(len(piece.data) for piece in pieces.take(1 << 20, 9 + pause)) <= limit
+    assert sum(len(piece.data) for piece in pieces.take(1 << 20, 9 + pause, 1 << 20)) <= limit
     assert forwards.room_bytes <= limit
 
 

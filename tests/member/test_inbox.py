@@ -35,7 +35,9 @@ class Node:
         self.writes = Writes(None, self.inbox, self.health)  # type: ignore[arg-type]
         core: Any = SimpleNamespace(leader_id=NO_NODE, node_id=1, settings=SimpleNamespace(election_ticks=10))
         watched_calls = watched(Calls, ("_unsent",) if watches_unsent else (), lambda: None)
-        self.calls = watched_calls(core, Contexts(Random(1)), 1, 3, 1 << 16, self.inbox.calls, self.inbox.finished)
+        self.calls = watched_calls(
+            core, Contexts(Random(1)), 1, 3, 1 << 16, self.inbox.calls, self.inbox.finished, lambda: None
+        )
         self.signal: Any = watched(Signal, ("is_set",), lambda: None)()
         self.signal._lock = Lock()
         self.signal._lock.acquire()

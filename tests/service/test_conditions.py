@@ -404,7 +404,7 @@ class WithoutBase(ListState):
         (ListState, "an instance"),
         (WithoutBase(), "super"),
         (Unfinished(), "snapshot"),
-        (None, "lacks"),
+        (None, "state="),
         (dict, "an instance"),
     ],
     ids=["class", "no base", "unfinished", "none", "other class"],

@@ -24,6 +24,7 @@ def stored_snapshot(source: SimulatedNode, target: SimulatedNode) -> SnapshotChu
             source.engine.core.term,
             index=header.index,
             log_term=header.term,
+            hint=header.time_ms,
             payload=header.config,
         )
         return SnapshotChunk(message, snapshot.size_bytes, snapshot.crc, 0, snapshot.read(0, snapshot.size_bytes))

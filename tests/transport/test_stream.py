@@ -241,6 +241,14 @@ def streams(side: Side) -> tuple[bool, bool]:
     return side.network.streams()[side.other_id]
 
 
+def move_away_and_back(side: Side) -> None:
+    """Have its stream opened anew, where it was."""
+    assert side.peer is not None and side.peer.addr is not None
+    addr = side.peer.addr
+    for where in ("http://127.0.0.1:9/raft", addr):
+        side.peer.move(where)
+
+
 def wait_for_streams(*sides: Side) -> None:
     for side in sides:
         side.wait_for(lambda side=side: streams(side) == (True, True), "streams both ways")
@@ -346,7 +354,7 @@ def test_what_was_queued_when_a_stream_breaks_arrives_in_order_and_a_new_stream_
     one.wait_for(lambda: not one.pinned, "the thread that served it is free")
     two.gate.set()
     one.offers = True
-    two.peer.move(two.peer.addr)  # type: ignore[union-attr,arg-type]
+    move_away_and_back(two)
     wait_for_streams(one, two)
     put(one, 2000)
     two.wait_for(lambda: 2000 in two.indexes("streamed"), "it came through the new stream")
@@ -607,7 +615,7 @@ def test_opening_again_and_again_leaks_neither_threads_nor_files(make_pair: Call
         for _ in range(times):
             wait_for_streams(one, two)
             before = one.opened
-            two.peer.move(two.peer.addr)  # type: ignore[union-attr,arg-type]
+            move_away_and_back(two)
             one.wait_for(lambda before=before: one.opened > before, "it was opened again")
         wait_for_streams(one, two)
 
