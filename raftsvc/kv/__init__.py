@@ -22,10 +22,13 @@ from raftsvc.kv.instructions import (
     disallow,
     if_not_exists,
     if_not_modified,
+    incr,
     set,  # noqa: A004 - read as kv.set
+    touch,
 )
 from raftsvc.kv.pages import Value
-from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.state import KeyValueState
 
 __all__ = [
     "Condition",
@@ -42,5 +45,7 @@ __all__ = [
     "disallow",
     "if_not_exists",
     "if_not_modified",
+    "incr",
     "set",
+    "touch",
 ]

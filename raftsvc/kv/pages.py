@@ -122,6 +122,11 @@ class PagedMap:
             return None
         return Value(datas[position], _VERSION.unpack_from(versions, position * _VERSION.size)[0])
 
+    def first(self) -> str | None:
+        """The first key in order."""
+        keys = self._pages[0][0]
+        return keys[0] if keys else None
+
     def version(self, key: str) -> int:
         """The version of `key`; 0 if there is none."""
         value = self.get(key)
@@ -161,9 +166,9 @@ class PagedMap:
         else:
             self._pages[number] = _spliced(page, position, position + 1, _EMPTY)
 
-    def freeze(self, prefix: str = "") -> list[Page]:
-        """The pages, as they are now, that hold every key that starts with `prefix`."""
-        start = bisect_right(self._bounds, prefix) - 1
+    def freeze(self, prefix: str = "", after: str = "") -> list[Page]:
+        """The pages, as they are now, that hold every key that starts with `prefix` and comes after `after`."""
+        start = bisect_right(self._bounds, max(prefix, after)) - 1
         # Of the bounds above the prefix, those that start with it come first.
         stop = bisect_left(self._bounds, True, lo=start + 1, key=lambda bound: not bound.startswith(prefix))
         return self._pages[start:stop]
