@@ -1147,7 +1147,7 @@ MUTANTS = (
     ),
     Mutant(
         "a read is as old as the answer that it waited for",
-        "kv/client.py",
+        "kv/freshness.py",
         "            self._current_at = asked_at  # as of when it was asked, not answered\n",
         "            self._current_at = _now()\n",
         test="kv/test_kv_client.py::test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_nothing",

@@ -7,12 +7,14 @@
     version = store.set("jobs/7", b"todo", kv.if_not_exists("jobs/7"))
     store.transaction([kv.if_not_modified("jobs/7", version), kv.set("jobs/7", b"mine"), kv.delete("queue/7")])
     store.get("jobs/7").data
+    store.set("session/7", b"...", ttl=3600)
+    store.incr("visits")
 
 Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must fit
 `max_instruction_bytes`.  Everything is in memory on each node.
 """
 
-from raftsvc.kv.client import ConflictError, KeyValue, Replication
+from raftsvc.kv.client import ConflictError, CounterError, KeyValue, Replication
 from raftsvc.kv.instructions import (
     Condition,
     Effect,
@@ -33,6 +35,7 @@ from raftsvc.kv.state import KeyValueState
 __all__ = [
     "Condition",
     "ConflictError",
+    "CounterError",
     "Effect",
     "KeyValue",
     "KeyValueState",

@@ -100,7 +100,7 @@ class Effect(Operation):
 
 def if_not_exists(key: str) -> Condition:
     """There is no such key."""
-    return Condition(_checked_key(key), 0)
+    return Condition(checked_key(key), 0)
 
 
 def if_not_modified(key: str, version: int) -> Condition:
@@ -109,7 +109,7 @@ def if_not_modified(key: str, version: int) -> Condition:
         raise TypeError(f"a version is an int, not {type(version).__name__}")
     if not 0 <= version <= _MAX_VERSION:
         raise ValueError(f"a version is from 0 to {_MAX_VERSION}, not {version}")
-    return Condition(_checked_key(key), version)
+    return Condition(checked_key(key), version)
 
 
 def set(  # noqa: A001 - read as kv.set
@@ -127,8 +127,8 @@ def set(  # noqa: A001 - read as kv.set
     if len(data) > _MAX_VALUE_BYTES:
         raise ValueError(f"a value has at most {_MAX_VALUE_BYTES} bytes")
     if ttl is None:
-        return Effect(Code.SET, _checked_key(key), data)
-    return Effect(Code.SET_EXPIRING, _checked_key(key), data, ttl_ms_of(ttl))
+        return Effect(Code.SET, checked_key(key), data)
+    return Effect(Code.SET_EXPIRING, checked_key(key), data, ttl_ms_of(ttl))
 
 
 def touch(key: str, ttl: float | None) -> Effect:
@@ -136,7 +136,7 @@ def touch(key: str, ttl: float | None) -> Effect:
 
     Value and version stay as they are: nobody who is about to write the key is disturbed.
     """
-    return Effect(Code.TOUCH, _checked_key(key), b"", ttl_ms_of(ttl))
+    return Effect(Code.TOUCH, checked_key(key), b"", ttl_ms_of(ttl))
 
 
 def incr(key: str, delta: int = 1, initial: int = 0, ttl: float | None = None) -> Effect:
@@ -151,7 +151,7 @@ def incr(key: str, delta: int = 1, initial: int = 0, ttl: float | None = None) -
     """
     return Effect(
         Code.INCR,
-        _checked_key(key),
+        checked_key(key),
         NUMBERS.pack(_checked_number("delta", delta), _checked_number("initial", initial)),
         ttl_ms_of(ttl),
     )
@@ -159,17 +159,17 @@ def incr(key: str, delta: int = 1, initial: int = 0, ttl: float | None = None) -
 
 def delete(key: str) -> Effect:
     """Have no such key; nothing happens if there is none."""
-    return Effect(Code.DELETE, _checked_key(key))
+    return Effect(Code.DELETE, checked_key(key))
 
 
 def allow(addr: str) -> Effect:
     """Let the node at `addr`, however spelled, join.  Raises ConfigurationError, a ValueError, if it is no address."""
-    return Effect(Code.ALLOW, _checked_key(canonical_addr(_checked_key(addr))))
+    return Effect(Code.ALLOW, checked_key(canonical_addr(checked_key(addr))))
 
 
 def disallow(addr: str) -> Effect:
     """Let it join no more; a member remains one."""
-    return Effect(Code.DISALLOW, _checked_key(same_addr(_checked_key(addr))))
+    return Effect(Code.DISALLOW, checked_key(same_addr(checked_key(addr))))
 
 
 def ttl_ms_of(ttl: float | None) -> int:
@@ -191,7 +191,8 @@ def _checked_number(name: str, number: int) -> int:
     return number
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """The key, if it can be one; raises TypeError or ValueError."""
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}")
     size_bytes = len(key.encode())  # raises UnicodeEncodeError, a ValueError, on half a surrogate pair
