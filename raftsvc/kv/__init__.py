@@ -14,7 +14,7 @@ Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must
 `max_instruction_bytes`.  Everything is in memory on each node.
 """
 
-from raftsvc.kv.client import ConflictError, CounterError, KeyValue, Replication
+from raftsvc.kv.client import ConflictError, CounterError, KeyValue, QuotaExceeded, Replication
 from raftsvc.kv.instructions import (
     Condition,
     Effect,
@@ -25,12 +25,13 @@ from raftsvc.kv.instructions import (
     if_not_exists,
     if_not_modified,
     incr,
+    max_state_bytes,
     set,  # noqa: A004 - read as kv.set
     touch,
 )
 from raftsvc.kv.pages import Value
 from raftsvc.kv.snapshots import MalformedSnapshotError
-from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.state import KeyValueState, Usage
 
 __all__ = [
     "Condition",
@@ -41,7 +42,9 @@ __all__ = [
     "KeyValueState",
     "MalformedSnapshotError",
     "Operation",
+    "QuotaExceeded",
     "Replication",
+    "Usage",
     "Value",
     "allow",
     "delete",
@@ -49,6 +52,7 @@ __all__ = [
     "if_not_exists",
     "if_not_modified",
     "incr",
+    "max_state_bytes",
     "set",
     "touch",
 ]

@@ -68,6 +68,16 @@ class CounterError(Rejected):
         self.key = key
 
 
+class QuotaExceeded(Rejected):
+    """The store is as large as it may be (`kv.max_state_bytes`), and this would have it grow; nothing was done.
+
+    Delete something, or raise the limit.
+    """
+
+    http_status = 507
+    http_detail = "There is no room for that, and nothing was changed."
+
+
 class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
@@ -126,6 +136,7 @@ class KeyValue:
         stand; effects happen in their order.
 
         Raises ConflictError if a condition does not hold, CounterError if an `incr` among them cannot count,
+        QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`),
         TypeError or ValueError if an operation makes no sense or there are too many.
         """
         return self._apply(list(operations), timeout).index
@@ -326,7 +337,7 @@ class KeyValue:
         return self._freshness.read(self._state.allowed, None, timeout)
 
 
-_OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW)
+_OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
 
 
 def _below(prefix: str, operation: Operation) -> Operation:
@@ -349,7 +360,7 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
     if counted is not None:
         effects = [operation for operation in operations if isinstance(operation, Effect)]
         return CounterError(effects[counted].key, rejected.reason)
-    return None
+    return QuotaExceeded(rejected.reason) if instructions.read_over_quota(rejected.reason) else None
 
 
 def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:

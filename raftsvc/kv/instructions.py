@@ -8,7 +8,8 @@ Instruction: format (1 byte), count of operations (2), then the
 operations: code (1), length of the key's UTF-8 form (2), the key, and what the
 code asks for: IF_NOT_MODIFIED a version (8), SET the length of a value (4) and the value,
 SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a delta and an
-initial number (8 each, signed); a TTL of 0 is none, in the last two.  All integers are
+initial number (8 each, signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL
+of 0 is none, with TOUCH and INCR.  All integers are
 big-endian.  The count makes every shortened instruction recognizable as such.
 
 Invariant: what `encode` makes, `decode` reads; anything else is refused by
@@ -50,6 +51,9 @@ _TTL = struct.Struct(">Q")
 _TTL_AND_LENGTH = struct.Struct(">QI")
 NUMBERS = struct.Struct(">qq")
 """Delta and initial number of an INCR, which are its data."""
+SIZE = struct.Struct(">Q")
+"""Data of a LIMIT."""
+MAX_STATE_BYTES = "max_state_bytes"
 _MAX_VERSION = 2**64 - 1
 _MAX_VALUE_BYTES = 2**32 - 1
 
@@ -65,12 +69,15 @@ class Code(IntEnum):
     SET_EXPIRING = 20
     TOUCH = 21
     INCR = 22
+    LIMIT = 23
 
 
 # As numbers, for every node compares them with those of every instruction.
-IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR = map(int, Code)
+IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT = map(int, Code)
 _KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW))
-_WITH_MORE = frozenset((SET, SET_EXPIRING, TOUCH, INCR))
+_WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR))
+_WITH_MORE = _WITH_TTL | {SET, LIMIT}
+_FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size}
 _LONE_SET = (_FORMAT, 1, SET)
 
 
@@ -172,6 +179,21 @@ def disallow(addr: str) -> Effect:
     return Effect(Code.DISALLOW, checked_key(same_addr(checked_key(addr))))
 
 
+def max_state_bytes(size_bytes: int | None) -> Effect:
+    """Refuse, from the next transaction on, whatever makes the state larger than that (QuotaExceeded); None: nothing.
+
+    The limit is the cluster's, wherever it is set.  What counts is each key and value, and 100 bytes more
+    for each, about what they take in memory; see `KeyValueState.usage`.  Over it what deletes,
+    shrinks or replaces by something no larger goes on, as do TTLs, which take about as
+    much as the key again and do not count, and the list of who may join.
+    """
+    if size_bytes is None:
+        return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(0))
+    if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or not 0 < size_bytes <= MAX_NUMBER:
+        raise ConfigurationError(f"max_state_bytes is a number of bytes, 1 or more, or None, not {size_bytes!r}")
+    return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(size_bytes))
+
+
 def ttl_ms_of(ttl: float | None) -> int:
     """A TTL in whole milliseconds, rounded up, 0 for None; raises ConfigurationError if it makes no sense."""
     if ttl is None:
@@ -220,6 +242,8 @@ def encode(operations: Sequence[Operation]) -> bytes:
                 parts += (_TTL_AND_LENGTH.pack(operation.ttl_ms, len(operation.data)), operation.data)
             elif code in (TOUCH, INCR):
                 parts += (_TTL.pack(operation.ttl_ms), operation.data)
+            elif code == LIMIT:
+                parts.append(operation.data)
         else:
             raise TypeError(f"{operation!r} is neither a condition nor an effect")
     return b"".join(parts)
@@ -289,6 +313,8 @@ def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, byt
         elif code in _KEY_ONLY:
             effects.append((code, key, b"", 0))
         elif code in _WITH_MORE:
+            if code == LIMIT and key != MAX_STATE_BYTES:
+                raise Rejected(f"not a transaction: unknown limit at byte {key_start}")
             content, ttl_ms, offset = _decode_rest(code, data, offset)
             effects.append((code, key, content, ttl_ms))
         else:
@@ -301,7 +327,7 @@ def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, byt
 def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
     """What an effect has after its key: data, TTL, and where it ends."""
     ttl_ms = 0
-    if code != SET:
+    if code in _WITH_TTL:
         if offset + _TTL.size > len(data):
             raise _cut_short(offset)
         (ttl_ms,) = _TTL.unpack_from(data, offset)
@@ -315,7 +341,7 @@ def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
             raise _cut_short(offset)
         stop = start + _LENGTH.unpack_from(data, offset)[0]
     else:
-        stop = start + (NUMBERS.size if code == INCR else 0)
+        stop = start + _FIXED_BYTES[code]
     if stop > len(data):
         raise _cut_short(start)
     return data[start:stop], ttl_ms, stop
@@ -352,6 +378,19 @@ def read_no_counter(reason: str) -> int | None:
     """The position, if a transaction was refused for `no_number` or `no_room`."""
     found = _NO_COUNTER.fullmatch(reason)
     return int(found[1] or found[2]) if found is not None else None
+
+
+_OVER_QUOTA = re.compile("the state would have ([0-9]+) bytes, and may have ([0-9]+)")
+
+
+def over_quota(size_bytes: int, max_bytes: int) -> Rejected:
+    """The refusal of a transaction that would have the state grow to more than it may have."""
+    return Rejected(f"the state would have {size_bytes} bytes, and may have {max_bytes}")
+
+
+def read_over_quota(reason: str) -> bool:
+    """Whether a transaction was refused for `over_quota`."""
+    return _OVER_QUOTA.fullmatch(reason) is not None
 
 
 def _cut_short(offset: int) -> Rejected:

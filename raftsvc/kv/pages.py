@@ -87,11 +87,15 @@ def _find(keys: tuple[str, ...], key: str) -> tuple[int, bool]:
 
 
 class PagedMap:
-    """Keys in order, each with data and a version."""
+    """Keys in order, each with data and a version.
 
-    __slots__ = ("_bounds", "_count", "_pages")
+    size_bytes: of all data, and of the keys in their UTF-8 form.
+    """
+
+    __slots__ = ("_bounds", "_count", "_pages", "size_bytes")
 
     def __init__(self) -> None:
+        self.size_bytes = 0
         self._bounds = [""]
         self._pages = [_EMPTY]
         self._count = 0
@@ -106,6 +110,7 @@ class PagedMap:
             made._bounds.append(keys[0])
             made._pages.append((keys, datas, b"".join(map(_VERSION.pack, versions))))
             made._count += len(keys)
+            made.size_bytes += len("".join(keys).encode()) + sum(map(len, datas))
         if made._count:
             del made._pages[0], made._bounds[0]
             made._bounds[0] = ""
@@ -139,6 +144,7 @@ class PagedMap:
         keys, datas, versions = page
         position, exists = _find(keys, key)
         if exists:
+            self.size_bytes += len(data) - len(datas[position])
             changed = list(datas)
             changed[position] = data
             start, stop = _at(position), _at(position + 1)
@@ -150,6 +156,7 @@ class PagedMap:
         else:
             self._pages[number] = _spliced(page, position, position, _one(key, data, version))
             self._count += 1
+            self.size_bytes += len(key.encode()) + len(data)
 
     def delete(self, key: str) -> None:
         """Have no such key."""
@@ -159,6 +166,7 @@ class PagedMap:
         if not exists:
             return
         self._count -= 1
+        self.size_bytes -= len(key.encode()) + len(page[1][position])
         if len(page[0]) == 1 and len(self._pages) > 1:
             del self._pages[number]
             del self._bounds[number]

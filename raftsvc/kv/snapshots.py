@@ -1,9 +1,10 @@
 """The key-value store's snapshot: its content as bytes, in pieces, and back.
 
-Format: magic, then how many addresses may join (4 bytes) and each, its length (2) first; the keys in
-order, each as the length of its UTF-8 form (2), version (8), length of the data (4), key
-and data; an end, which is 0 for the length, and how many there were; the keys that expire, in order,
-each as its length (2), the deadline in log time (8) and the key; an end like that.  All integers are big-endian.
+Format: magic, the limit of the size (8 bytes; 0 is none), then how many addresses may join (4) and each,
+its length (2) first; the keys in order, each as the length of its UTF-8 form (2), version (8), length of
+the data (4), key and data; an end, which is 0 for the length, and how many there were; the keys that
+expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
+that.  All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -21,7 +22,7 @@ from raftsvc.kv.instructions import MAX_KEY_BYTES
 from raftsvc.kv.pages import Page, PagedMap, records_of
 
 _MAGIC = b"rkv2"
-_ADDRESS_COUNT = struct.Struct(">I")
+_LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
 _ADDRESS = struct.Struct(">H")
 _RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
 _EXPIRY = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
@@ -37,13 +38,14 @@ class MalformedSnapshotError(RaftError, ValueError):
 def encode_snapshot(content: Content) -> Iterator[bytes]:
     """Pieces of about 64 KiB, of the content as it is now, whatever happens to it while they are consumed."""
     pages, expiring = content.keys.freeze(), content.expiries.freeze()
-    return _in_pieces(_parts(content.allowed, pages, len(content.keys), expiring, len(content.expiries)))
+    head = _MAGIC + _LIMIT_AND_COUNT.pack(content.max_bytes, len(content.allowed))
+    return _in_pieces(_parts(head, content.allowed, pages, len(content.keys), expiring, len(content.expiries)))
 
 
 def _parts(
-    allowed: frozenset[str], pages: list[Page], count: int, expiring: list[Page], expiring_count: int
+    head: bytes, allowed: frozenset[str], pages: list[Page], count: int, expiring: list[Page], expiring_count: int
 ) -> Iterator[bytes]:
-    yield _MAGIC + _ADDRESS_COUNT.pack(len(allowed))
+    yield head
     for addr in sorted(allowed):
         encoded = addr.encode()
         yield _ADDRESS.pack(len(encoded)) + encoded
@@ -86,13 +88,13 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     reader = _Reader(chunks)
     if reader.take(len(_MAGIC)) != _MAGIC:
         raise MalformedSnapshotError("no snapshot of a key-value store of this version")
-    (address_count,) = _ADDRESS_COUNT.unpack(reader.take(_ADDRESS_COUNT.size))
+    max_bytes, address_count = _LIMIT_AND_COUNT.unpack(reader.take(_LIMIT_AND_COUNT.size))
     allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
     keys = PagedMap.of(_decode_records(reader, index))
     expiries = Expiries.of(_decode_expiries(reader, keys))
     if not reader.is_at_end():
         raise MalformedSnapshotError("the snapshot does not end as it should")
-    return Content(keys, expiries, allowed)
+    return Content(keys, expiries, allowed, max_bytes)
 
 
 def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, int]]:

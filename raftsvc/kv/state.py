@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import NodeFailedError
@@ -51,6 +51,17 @@ def _look_elsewhere(look: Callable[[], T]) -> T:
     return do_elsewhere(look, _LOOK_SECONDS, NodeFailedError)
 
 
+class Usage(NamedTuple):
+    """How large the content of a store is.
+
+    size_bytes: all keys and values, and 100 bytes for each.
+    max_bytes:  what it may grow to, see `kv.max_state_bytes`; None: without end.
+    """
+
+    size_bytes: int
+    max_bytes: int | None
+
+
 class KeyValueState(BaseState):
     """A State of keys and values.  Reads are of this node alone, and may be stale: see KeyValue.
 
@@ -74,14 +85,14 @@ class KeyValueState(BaseState):
         """Apply a transaction, after what is due by `time_ms` has expired.
 
         Returns the number that its last INCR made; of a DELETE or TOUCH that is all of it whether there was
-        such a key; else True.  Raises Rejected if one of its conditions does not hold or
-        it adds to what is no number, or if `data` is no transaction.
+        such a key; else True.  Raises Rejected if one of its conditions does not hold,
+        it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
         """
         content = self._content
         if content.expiries.next_ms <= time_ms:
-            self._expire(time_ms)
+            self.pass_time(index, time_ms)
         lone = decode_lone_set(data)
-        if lone is not None:
+        if lone is not None and (not content.max_bytes or content.has_room(len(data))):
             key, value = lone
             with self._lock:
                 content.keys.set(key, value, index)
@@ -97,19 +108,16 @@ class KeyValueState(BaseState):
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
-        self._expire(time_ms)
+        content = self._content
+        while content.expiries.next_ms <= time_ms:
+            with self._lock:
+                content.expire(time_ms, _EXPIRED_AT_ONCE)
         self._applied_index = index
 
     def next_deadline(self) -> int | None:
         """The log time at which the next key expires."""
         next_ms = self._content.expiries.next_ms
         return None if next_ms == NEVER else next_ms
-
-    def _expire(self, time_ms: int) -> None:
-        content = self._content
-        while content.expiries.next_ms <= time_ms:
-            with self._lock:
-                content.expire(time_ms, _EXPIRED_AT_ONCE)
 
     def empty_write(self) -> bytes:
         """A transaction without conditions and effects."""
@@ -161,6 +169,12 @@ class KeyValueState(BaseState):
             return _look_elsewhere(self.__len__)
         with self._lock:
             return len(self._content.keys)
+
+    def usage(self) -> Usage:
+        """How large the content is here, and how large it may grow."""
+        _is_away(self._home)
+        content = self._content
+        return Usage(content.size_bytes, content.max_bytes or None)
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join, as known here."""

@@ -496,3 +496,54 @@ def test_a_namespace_is_the_same_store_from_below_a_prefix(store: kv.KeyValue, n
     with pytest.raises(ConfigurationError, match="a prefix is a str"):
         app.namespace(b"x")  # type: ignore[arg-type]
     assert node.index == index
+
+
+# -- how large it may be
+
+
+def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, node: OneNode) -> None:
+    store.transaction([kv.set(f"k{n}", bytes(48)) for n in range(10)])
+    assert node.state.usage() == kv.Usage(1500, None)
+    store.transaction([kv.max_state_bytes(1400)])
+    assert node.state.usage() == kv.Usage(1500, 1400)
+    grown: list[Callable[[], object]] = [
+        lambda: store.set("new", b""),
+        lambda: store.set("new", b"", ttl=1),
+        lambda: store.set("k1", bytes(49)),
+        lambda: store.incr("n"),
+        lambda: store.update("k1", lambda data: (data or b"") + b"x"),
+        lambda: store.transaction([kv.delete("k1"), kv.set("n1", bytes(24)), kv.set("n2", bytes(24))]),
+        lambda: store.transaction([kv.max_state_bytes(None), kv.set("new", b"")]),
+    ]
+    for write in grown:
+        before = node.state.snapshot()[0]
+        with pytest.raises(kv.QuotaExceeded, match="may have 1400") as caught:
+            write()
+        assert (caught.value.http_status, isinstance(caught.value, Rejected)) == (507, True)
+        assert node.state.snapshot()[0] == before
+    store.set("k1", bytes(48))
+    store.transaction([kv.delete("k2"), kv.set("n2", bytes(40))])
+    store.touch("k3", 1.0)
+    store.allow("10.0.0.1:80")
+    node.time_ms = 1001
+    store.delete("k4")
+    assert node.state.usage().size_bytes < 1200, "it may be over it, and come down"
+    store.set("new", b"x" * 80)
+    with pytest.raises(kv.QuotaExceeded):
+        store.set("more", b"x" * 80)
+    store.transaction([kv.max_state_bytes(None)])
+    store.set("more", b"x" * 80)
+
+
+def test_a_lone_set_is_held_to_the_same_limit_to_the_byte(store: kv.KeyValue, node: OneNode) -> None:
+    store.namespace("any/").transaction([kv.max_state_bytes(1000)])
+    for length in range(1000):
+        if length <= 899:
+            store.set("k", bytes(length))
+            continue
+        with pytest.raises(kv.QuotaExceeded):
+            store.set("k", bytes(length))
+    assert node.state.usage() == (1000, 1000)
+    copy = kv.KeyValueState()
+    copy.restore_snapshot(*node.state.snapshot())
+    assert copy.usage() == (1000, 1000)

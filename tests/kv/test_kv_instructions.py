@@ -28,6 +28,7 @@ EVERYTHING = [
     kv.touch("short", 1e6),
     kv.touch("for ever", None),
     kv.incr("count", -7, initial=2**63 - 1, ttl=36525 * 86400),
+    kv.max_state_bytes(10**9),
 ]
 
 keys = st.text(min_size=1, max_size=20).filter(lambda key: not any("\ud800" <= c <= "\udfff" for c in key))
@@ -111,6 +112,7 @@ def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
         (b"\x02\x00\x01\x15\x00\x01k" + b"\xff" * 8, "not 18446744073709551615"),
         (b"\x02\x00\x01\x16\x00\x01k" + b"\xff" * 24, "not 18446744073709551615"),
         (b"\x02\x00\x01\x16\x00\x01k" + bytes(23), "cut short"),
+        (b"\x02\x00\x01\x17\x00\x01k" + bytes(8), "unknown limit"),
         (b"\x02\xff\xff", "at most 4096 operations"),
     ],
 )
@@ -178,6 +180,12 @@ def test_a_ttl_is_rounded_up_to_whole_milliseconds() -> None:
         4350,
         MAX_TTL_MS,
     ]
+
+
+@pytest.mark.parametrize("size_bytes", [0, -1, 2**63, 1e9, "1G", True])
+def test_a_size_that_makes_no_sense_is_refused_at_once(size_bytes: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_state_bytes is a number of bytes"):
+        kv.max_state_bytes(size_bytes)
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 1.0, True, "1", None])

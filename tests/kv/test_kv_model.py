@@ -40,6 +40,7 @@ effects = st.one_of(
     st.builds(kv.delete, keys),
     st.builds(kv.allow, addresses),
     st.builds(kv.disallow, addresses),
+    st.builds(kv.max_state_bytes, st.sampled_from([None, 300, 3000, 3500, 4000])),
 )
 
 
@@ -47,13 +48,14 @@ def copy_of(model: Model) -> Model:
     copy = Model()
     copy.content = dict(model.content)
     copy.deadlines = dict(model.deadlines)
+    copy.max_bytes = model.max_bytes
     copy.allowed = set(model.allowed)
     return copy
 
 
 def as_bytes(model: Model) -> bytes:
     """The snapshot of a state that is as the model says, by a writer of its own."""
-    written = b"rkv2" + struct.pack(">I", len(model.allowed))
+    written = b"rkv2" + struct.pack(">QI", model.max_bytes, len(model.allowed))
     for addr in sorted(model.allowed):
         written += struct.pack(">H", len(addr.encode())) + addr.encode()
     for key, (data, version) in model.listed(""):
@@ -203,6 +205,7 @@ class Store(RuleBasedStateMachine):
         assert len(self.state) == len(self.model.content)
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
+        assert self.state.usage() == (self.model.size_bytes(), self.model.max_bytes or None)
         assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv.instructions import Operation, encode, read_conflict, read_no_counter
+from raftsvc.kv.instructions import Operation, encode, read_conflict, read_no_counter, read_over_quota
 from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap, records_of
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
@@ -31,12 +31,13 @@ def transaction(*operations: Operation) -> bytes:
 
 
 def is_done(state: KeyValueState, instruction: bytes, index: int, time_ms: int = 0) -> bool:
-    """Apply a transaction: False if a condition does not hold, or what is to be counted is no number."""
+    """Apply a transaction: False if a condition does not hold, it counts what is no number, or there is no room."""
     try:
         state.apply_at(instruction, index, time_ms)
         return True
     except Rejected as rejected:
-        if read_conflict(rejected.reason) is None and read_no_counter(rejected.reason) is None:
+        reason = rejected.reason
+        if read_conflict(reason) is None and read_no_counter(reason) is None and not read_over_quota(reason):
             raise
         state.set_applied_index(index)
         return False
@@ -63,6 +64,10 @@ class Model:
         self.content: dict[str, tuple[bytes, int]] = {}
         self.deadlines: dict[str, int] = {}
         self.allowed: set[str] = set()
+        self.max_bytes = 0
+
+    def size_bytes(self) -> int:
+        return sum(100 + len(key.encode()) + len(data) for key, (data, _) in self.content.items())
 
     def pass_time(self, time_ms: int) -> None:
         for key in [key for key, deadline_ms in self.deadlines.items() if deadline_ms <= time_ms]:
@@ -76,11 +81,15 @@ class Model:
                 has = self.content[operation.key][1] if operation.key in self.content else 0
                 if has != operation.version:
                     return False
-        before = dict(self.content), dict(self.deadlines), set(self.allowed)
-        for operation in operations:
-            if isinstance(operation, kv.Effect) and not self.take_effect(operation, index, time_ms):
-                self.content, self.deadlines, self.allowed = before
-                return False
+        before = dict(self.content), dict(self.deadlines), set(self.allowed), self.max_bytes
+        size_bytes = self.size_bytes()
+        is_done = all(
+            self.take_effect(operation, index, time_ms) for operation in operations if isinstance(operation, kv.Effect)
+        )
+        *_, max_bytes = before
+        if not is_done or (max_bytes and size_bytes < self.size_bytes() > max_bytes):
+            self.content, self.deadlines, self.allowed, self.max_bytes = before
+            return False
         return True
 
     def take_effect(self, effect: kv.Effect, index: int, time_ms: int) -> bool:
@@ -106,6 +115,8 @@ class Model:
             self.allowed.add(key)
         elif name == "DISALLOW":
             self.allowed.discard(key)
+        elif name == "LIMIT":
+            self.max_bytes = int.from_bytes(effect.data, "big")
         if name not in ("ALLOW", "DISALLOW"):
             self.deadlines.pop(key, None)
             if deadline_ms is not None and key in self.content:
@@ -407,6 +418,7 @@ for index in range(1, 3000):
             lambda: kv.if_not_modified(key(), source.randrange(index)),
             lambda: kv.allow(addr()), lambda: kv.disallow(addr()),
             lambda: kv.set(key(), b"%d" % index, ttl=source.uniform(0.001, 2)), lambda: kv.touch(key(), 1.0),
+            lambda: kv.max_state_bytes(source.choice([None, 100_000, 200_000])),
             lambda: kv.incr("n" + key(), source.randrange(9), ttl=source.choice([None, 0.5])),
         ])()
         for _ in range(source.choice([1, 1, 2, 5]))

@@ -59,6 +59,7 @@ def test_a_key_expires_at_every_node_although_nobody_writes_and_then_nothing_is_
     clocks.move(900)
     store.set("short", b"1", ttl=2.0, timeout=PATIENCE)
     assert leader.status["last_index"] == before + 1, "with nothing pending time makes no entries"
+    assert store_of(leader).get("short", PATIENCE) is not None  # so the leader has applied it
     set_at = leader.service.log_time()
     for _ in range(2):
         clocks.move(900)  # what is more than an election timeout at once would count for a freeze
