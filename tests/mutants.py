@@ -1155,7 +1155,7 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/state.py",
-        "        if content.expiries.next_ms <= time_ms:\n            self.pass_time(index, time_ms)\n",
+        "        if content.expiries.next_ms <= time_ms:\n            _expire(content, time_ms, self._lock)\n",
         "",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
     ),
@@ -1176,8 +1176,8 @@ MUTANTS = (
     Mutant(
         "a restored key never expires",
         "kv/expiry.py",
-        "                made._in_order.set(_text(deadline_ms, key), b\"\", 1)\n        made._note_first()\n",
-        "                made._in_order.set(_text(deadline_ms, key), b\"\", 1)\n",
+        '                made._in_order.set(_text(deadline_ms, key), b"", 1)\n        made._note_first()\n',
+        '                made._in_order.set(_text(deadline_ms, key), b"", 1)\n',
         test="kv/test_kv_expiry.py::test_a_replica_restored_anywhere_has_the_same_future_to_the_byte",
     ),
     Mutant(

@@ -51,6 +51,13 @@ def _look_elsewhere(look: Callable[[], T]) -> T:
     return do_elsewhere(look, _LOOK_SECONDS, NodeFailedError)
 
 
+def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
+    """Have what is due expire, some at a time, so that readers get their turn."""
+    while content.expiries.next_ms <= time_ms:
+        with lock:
+            content.expire(time_ms, _EXPIRED_AT_ONCE)
+
+
 class Usage(NamedTuple):
     """How large the content of a store is.
 
@@ -90,7 +97,7 @@ class KeyValueState(BaseState):
         """
         content = self._content
         if content.expiries.next_ms <= time_ms:
-            self.pass_time(index, time_ms)
+            _expire(content, time_ms, self._lock)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
             key, value = lone
@@ -108,10 +115,7 @@ class KeyValueState(BaseState):
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
-        content = self._content
-        while content.expiries.next_ms <= time_ms:
-            with self._lock:
-                content.expire(time_ms, _EXPIRED_AT_ONCE)
+        _expire(self._content, time_ms, self._lock)
         self._applied_index = index
 
     def next_deadline(self) -> int | None:

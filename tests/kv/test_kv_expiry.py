@@ -9,6 +9,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raftsvc import kv
 from raftsvc.errors import Rejected
@@ -57,6 +59,29 @@ def test_a_key_is_there_for_its_whole_ttl_and_gone_with_the_first_entry_after_it
     log.pulse(1501)
     assert log.keys() == []
     assert log.state.next_deadline() is None
+
+
+@given(
+    st.floats(0, 3), st.floats(0.001, 0.05), st.lists(st.floats(0, 20), max_size=30), st.sampled_from(["set", "touch"])
+)
+def test_nothing_expires_early_by_a_clock_that_knows_fractions(
+    set_at_ms: float, ttl: float, later_ms: list[float], how: str
+) -> None:
+    """Log time is what passed in truth, rounded down, as of each entry."""
+    log = Log()
+    now_ms = set_at_ms
+    if how == "set":
+        log.at(int(now_ms), kv.set("a", b"", ttl=ttl))
+    else:
+        log.at(int(now_ms), kv.set("a", b""))
+        log.at(int(now_ms), kv.touch("a", ttl))
+    for passed_ms in later_ms:
+        now_ms += passed_ms
+        log.pulse(int(now_ms))
+        if now_ms - set_at_ms < ttl * 1000:
+            assert log.keys() == ["a"]
+        if now_ms - set_at_ms >= ttl * 1000 + 3:
+            assert log.keys() == []
 
 
 def test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged(log: Log) -> None:
@@ -165,6 +190,7 @@ def test_readers_get_their_turn_while_very_many_keys_expire(log: Log) -> None:
     def watched(self: Any, time_ms: int, at_most: int) -> None:
         expire(self, time_ms, at_most)
         seen.append(len(self.keys))
+        assert log.state.applied_index() < log.index, "what the entry does is not to be seen yet"
 
     with mock.patch.object(type(content), "expire", watched):
         log.at(1001, kv.set("a", b""))
