@@ -70,12 +70,9 @@ class Content:
         """Whether there is room for certain for what an instruction of that length sets one key to."""
         return self.size_bytes + instruction_bytes + KEY_BYTES <= self.max_bytes
 
-    def expire(self, time_ms: int, at_most: int) -> None:
-        """Delete what is due by `time_ms`, in the order of deadlines and then of keys, but no more than that."""
-        for _ in range(at_most):
-            key = self.expiries.pop(time_ms)
-            if key is None:
-                break
+    def expire(self, time_ms: int) -> None:
+        """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys."""
+        for key in self.expiries.take(time_ms):
             self.keys.delete(key)
 
     def transact(

@@ -82,15 +82,17 @@ class Expiries:
             self._by_key.delete(key)
         self._note_first()
 
-    def pop(self, time_ms: int) -> str | None:
-        """Take out the first key that is due by `time_ms`, of the first deadline, and of those the first in order."""
-        if self.next_ms > time_ms:
-            return None
-        first = self._in_order.first()
-        assert first is not None, "a deadline has a key"
-        key = first[_DIGITS:]
-        self.set(key, 0)
-        return key
+    def take(self, time_ms: int) -> list[str]:
+        """Take out keys that are due by `time_ms`, about a hundred at once; none: there are no more.
+
+        They come in the order of their deadlines, and those of one deadline in that of the keys.
+        """
+        texts = self._in_order.take_first(f"{min(time_ms, MAX_DEADLINE_MS) + 1:0{_DIGITS}x}")
+        keys = [text[_DIGITS:] for text in texts]
+        for key in keys:
+            self._by_key.delete(key)
+        self._note_first()
+        return keys
 
     def freeze(self) -> list[Page]:
         """The keys as they are now, each with its deadline as the version."""

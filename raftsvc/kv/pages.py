@@ -174,6 +174,20 @@ class PagedMap:
         else:
             self._pages[number] = _spliced(page, position, position + 1, _EMPTY)
 
+    def take_first(self, bound: str) -> tuple[str, ...]:
+        """Take out the first keys, as many as are below `bound` and in one page; returns them in order."""
+        page = self._pages[0]
+        keys, datas, _ = page
+        count = bisect_left(keys, bound)
+        self._count -= count
+        self.size_bytes -= len("".join(keys[:count]).encode()) + sum(map(len, datas[:count]))
+        if count == len(keys) and len(self._pages) > 1:
+            del self._pages[0], self._bounds[0]
+            self._bounds[0] = ""
+        else:
+            self._pages[0] = _part(page, count, len(keys))
+        return keys[:count]
+
     def freeze(self, prefix: str = "", after: str = "") -> list[Page]:
         """The pages, as they are now, that hold every key that starts with `prefix` and comes after `after`."""
         start = bisect_right(self._bounds, max(prefix, after)) - 1

@@ -34,8 +34,6 @@ from raftsvc.state import BaseState
 
 _LOOK_SECONDS = 10.0
 """For a look at what is in memory."""
-_EXPIRED_AT_ONCE = 256
-"""Under one hold of the lock: readers need not wait until a million keys are gone."""
 
 T = TypeVar("T")
 
@@ -52,10 +50,10 @@ def _look_elsewhere(look: Callable[[], T]) -> T:
 
 
 def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
-    """Have what is due expire, some at a time, so that readers get their turn."""
+    """Have what is due expire, some under each hold of the lock, so that readers get their turn."""
     while content.expiries.next_ms <= time_ms:
         with lock:
-            content.expire(time_ms, _EXPIRED_AT_ONCE)
+            content.expire(time_ms)
 
 
 class Usage(NamedTuple):

@@ -153,11 +153,18 @@ def test_what_expires_does_so_in_the_order_of_deadlines_and_then_of_keys() -> No
     assert len(expiries) == len(expected)
     in_order = sorted((deadline_ms, key) for key, deadline_ms in expected.items())
     assert expiries.next_ms == in_order[0][0]
-    assert expiries.pop(in_order[0][0] - 1) is None
-    popped = []
+    assert expiries.take(in_order[0][0] - 1) == []
+    taken: list[tuple[int, str]] = []
     while (next_ms := expiries.next_ms) != NEVER:
-        popped.append((next_ms, expiries.pop(next_ms)))
-    assert popped == in_order
+        assert next_ms == in_order[len(taken)][0]
+        by_ms = max(next_ms, source.choice([0, 20, 2**50]))
+        while keys := expiries.take(by_ms):
+            assert len(keys) <= 128
+            taken += [(expected[key], key) for key in keys]
+        assert all(deadline_ms <= by_ms for deadline_ms, _ in taken)
+        assert expiries.next_ms > by_ms
+    assert taken == in_order
+    assert len(expiries) == 0
 
 
 def test_a_deadline_that_is_moved_leaves_nothing_behind(log: Log) -> None:
@@ -187,8 +194,8 @@ def test_readers_get_their_turn_while_very_many_keys_expire(log: Log) -> None:
     content = log.state._content
     expire = type(content).expire
 
-    def watched(self: Any, time_ms: int, at_most: int) -> None:
-        expire(self, time_ms, at_most)
+    def watched(self: Any, time_ms: int) -> None:
+        expire(self, time_ms)
         seen.append(len(self.keys))
         assert log.state.applied_index() < log.index, "what the entry does is not to be seen yet"
 
