@@ -242,7 +242,7 @@ def create_app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         (raftsvc.EvictedError("this node was removed"), 503),
         (raftsvc.ReadTimeoutError("no majority"), 503),
         (raftsvc.OutcomeUnknown("time ran out"), 504),
-        (ConflictError("a condition did not hold"), 409),
+        (ConflictError("key", 7), 409),
         (raftsvc.InstructionTooLargeError("too long"), 413),
         (raftsvc.Rejected("no such account"), 422),
         (raftsvc.StorageError("the disk is full"), 500),
