@@ -183,6 +183,21 @@ def _catch_up_once(system: System, home: Path, lag_seconds: float) -> dict[str, 
     }
 
 
+def counting(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """Callers at the leader that raise one number together: by `incr`, and by conditional writes."""
+    rows: list[dict[str, Any]] = []
+    with _system("raftsvc", 3, home) as system:
+        leader = system.leader()
+        for threads in (1, 8, 64):
+            for how in ("incr", "update"):
+                seconds = 2.0 if quick else 8.0
+                seen = leader.call("count", key=f"{how}-{threads}", threads=threads, seconds=seconds, how=how)
+                rows.append({"callers": threads, "by": how, "ops/s": seen["per_second"], "lost": seen["lost"]})
+                rows[-1] |= {"least of a caller": seen["least"], "most of a caller": seen["most"]}
+                say(f"counting: {rows[-1]}")
+    return "Counting: callers that raise one number", rows
+
+
 def _lag(leader: Web, follower: Web) -> int:
     behind: int = leader.status()["applied"] - follower.status()["applied"]
     return behind
@@ -198,4 +213,5 @@ CASES: dict[str, Callable[[list[str], Path, bool, Say], Table]] = {
     "snapshot": snapshot,
     "peers": peers,
     "catch-up": catch_up,
+    "counting": counting,
 }

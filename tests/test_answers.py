@@ -11,7 +11,7 @@ import pytest
 
 import raftsvc
 from raftsvc import errors
-from raftsvc.kv import ConflictError, KeyValue, Replication
+from raftsvc.kv import ConflictError, CounterError, KeyValue, Replication
 
 SECRET_THINGS = "/var/lib/app/wal/00000001 10.1.2.3:8000 users/jane@example.org s3cret"
 
@@ -29,6 +29,7 @@ def make(kind: type[raftsvc.RaftError]) -> raftsvc.RaftError:
     made = {
         errors.DamagedStorageError: lambda: errors.DamagedStorageError(SECRET_THINGS, 7, SECRET_THINGS),
         ConflictError: lambda: ConflictError(SECRET_THINGS, 7),
+        CounterError: lambda: CounterError(SECRET_THINGS, SECRET_THINGS),
         errors.FormatVersionError: lambda: errors.FormatVersionError(SECRET_THINGS, "2", "1"),
     }
     factory: Callable[[], raftsvc.RaftError] = made.get(kind, lambda: kind(SECRET_THINGS))
@@ -129,7 +130,7 @@ def test_flask_takes_it_as_it_is() -> None:
 
 @pytest.mark.parametrize("owner", [raftsvc.Service, KeyValue, Replication], ids=lambda owner: owner.__name__)
 def test_who_says_nothing_waits_less_long_than_proxies_and_workers_do(owner: type) -> None:
-    writes = {"exec", "transaction", "set", "set_json", "delete", "allow", "disallow"}
+    writes = {"exec", "transaction", "set", "set_json", "touch", "incr", "update", "delete", "allow", "disallow"}
     reads = {"wait_read", "get", "get_many", "get_json", "list", "allowed"}
     seen = {}
     for name in writes | reads:

@@ -85,6 +85,34 @@ class Backend:
             keys = range(begin, min(begin + 1000, first + count))
             self._kv.transaction([kv.set(f"fill/{key}", bytes(100)) for key in keys])
 
+    def count(self, key: str, threads: int, seconds: float, how: str) -> dict[str, float]:
+        """Have that many threads raise one number, by `incr` or by `update`; it is checked that none is lost."""
+        counts = [0] * threads
+        ends_at = time.monotonic() + seconds
+
+        def work(number: int) -> None:
+            while time.monotonic() < ends_at:
+                if how == "incr":
+                    self._kv.incr(key, timeout=60.0)
+                else:
+                    self._kv.update(key, lambda data: b"%d" % (int(data or b"0") + 1), timeout=60.0)
+                counts[number] += 1
+
+        workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
+        began = time.monotonic()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(seconds + 120.0)
+        took = time.monotonic() - began
+        found = self._kv.get_json(key, timeout=10.0)
+        return {
+            "per_second": sum(counts) / took,
+            "lost": sum(counts) - found,
+            "least": min(counts),
+            "most": max(counts),
+        }
+
 
 class RaftSystem(System):
     name = "raftsvc"

@@ -7,12 +7,14 @@
     version = store.set("jobs/7", b"todo", kv.if_not_exists("jobs/7"))
     store.transaction([kv.if_not_modified("jobs/7", version), kv.set("jobs/7", b"mine"), kv.delete("queue/7")])
     store.get("jobs/7").data
+    store.set("session/7", b"...", ttl=3600)
+    store.incr("visits")
 
 Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must fit
 `max_instruction_bytes`.  Everything is in memory on each node.
 """
 
-from raftsvc.kv.client import ConflictError, KeyValue, Replication
+from raftsvc.kv.client import ConflictError, CounterError, KeyValue, QuotaExceeded, Replication
 from raftsvc.kv.instructions import (
     Condition,
     Effect,
@@ -22,25 +24,35 @@ from raftsvc.kv.instructions import (
     disallow,
     if_not_exists,
     if_not_modified,
+    incr,
+    max_state_bytes,
     set,  # noqa: A004 - read as kv.set
+    touch,
 )
 from raftsvc.kv.pages import Value
-from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.state import KeyValueState, Usage
 
 __all__ = [
     "Condition",
     "ConflictError",
+    "CounterError",
     "Effect",
     "KeyValue",
     "KeyValueState",
     "MalformedSnapshotError",
     "Operation",
+    "QuotaExceeded",
     "Replication",
+    "Usage",
     "Value",
     "allow",
     "delete",
     "disallow",
     "if_not_exists",
     "if_not_modified",
+    "incr",
+    "max_state_bytes",
     "set",
+    "touch",
 ]

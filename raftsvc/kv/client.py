@@ -8,25 +8,23 @@ once.  Holds nothing of the cluster's, and needs of the Service no more than `pr
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol
 
-from raftsvc.errors import RaftError, ReadTimeoutError, Rejected
+from raftsvc.errors import ConfigurationError, RaftError, Rejected
 from raftsvc.kv import instructions
-from raftsvc.kv.instructions import Condition, Operation
+from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.instructions import Code, Condition, Effect, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
-from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.mainthread import is_main_thread
 from raftsvc.results import Applied
 
-T = TypeVar("T")
-
-
-def _now() -> float:
-    """Seconds by a clock that goes on while the machine is suspended, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+_FIRST_PAUSE_SECONDS = 0.002
+_LONGEST_PAUSE_SECONDS = 0.25
 
 
 class Replication(Protocol):
@@ -56,30 +54,78 @@ class ConflictError(RaftError):
         self.version = version
 
 
+class CounterError(Rejected):
+    """What was to be counted has a value that is no decimal number of 64 bits, or would leave those; nothing was done.
+
+    key: whose value it is.
+    """
+
+    http_status = 409
+    http_detail = "What is stored there cannot be counted so, and nothing was changed."
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key!r} was not counted: {reason}")
+        self.key = key
+
+
+class QuotaExceeded(Rejected):
+    """The store is as large as it may be (`kv.max_state_bytes`), and this would have it grow; nothing was done.
+
+    Delete something, or raise the limit.
+    """
+
+    http_status = 507
+    http_detail = "There is no room for that, and nothing was changed."
+
+
 class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
     service: a Service, started with
     state:   this state.
+    prefix:  all that is read and written is below it, see `namespace`.
 
     Writes raise what `Service.exec` raises, linearizable reads what
     `Service.wait_read` raises; `timeout` is in seconds in all.
 
+    With `ttl`, in seconds from 0.001 to a hundred years, a key lives that long: never shorter, and longer by as much
+    as nobody led meanwhile.  It is counted in log time, see `Service.log_time`.  A write without it
+    ends what was said before.  Any other `ttl` raises ConfigurationError, a ValueError, and nothing is written.
+
     The `_stale` forms show whole transactions in their order, but maybe not the
-    latest: of a node that is cut off, or was stopped, nothing bounds how old they are.  Given
-    `max_age`, in seconds, they show nothing that was out of date longer than that: they read
-    at once as long as this node was shown to be current within that time, else they
-    ask first, as `get` does, and raise ReadTimeoutError if nobody answers within `timeout`.
-    So of many reads one in `max_age` seconds waits.  Heartbeats of a leader would be no such
-    proof: it may be deposed, and not know yet.  All reads raise ForkedError in a child that
+    latest: of a node that is cut off, or was stopped, nothing bounds how old they are, and a key whose
+    time is over is shown until this node has heard of that.  Given
+    `max_age`, in seconds, a read shows nothing that was out of date longer than that: it reads
+    at once as long as this node was shown to be current within that time, else it
+    asks first, as `get` does, and raises ReadTimeoutError if nobody answers within `timeout`.
+    So of many reads one in `max_age` seconds waits.  All reads raise ForkedError in a child that
     was forked from the process of the node, where nothing is applied any more.
+
+    `kv[key]`, `kv[key] = value`, `del kv[key]` and `key in kv` are the linearizable forms with their default
+    timeouts: each is a round through the cluster, as expensive as `get`, `set` and `delete`.  There is
+    no `len` and no iteration, which would hide how much they ask for: `list` has a limit.
     """
 
-    def __init__(self, service: Replication, state: KeyValueState) -> None:
+    __iter__ = None  # else Python would try the items 0, 1, 2...
+
+    def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
         self._service = service
         self._state = state
-        self._current_at = float("-inf")
-        """When it was last asked for a stale read whether this node is current, and it was."""
+        self._prefix = prefix
+        self._freshness = Freshness(service)
+
+    def namespace(self, prefix: str) -> KeyValue:
+        """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
+
+        So `kv.namespace("app/").get("a")` is `kv.get("app/a")`, and a listing has keys without the prefix.
+        It keeps nobody out and is no right: whoever has the whole store sees it too.  The
+        list of who may join is the cluster's in every namespace.
+        """
+        if not isinstance(prefix, str):
+            raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
+        below = KeyValue(self._service, self._state, self._prefix + prefix)
+        below._freshness = self._freshness
+        return below
 
     # -- writing
 
@@ -89,96 +135,192 @@ class KeyValue:
         Conditions are judged by the state before the transaction, wherever they
         stand; effects happen in their order.
 
-        Raises ConflictError if a condition does not hold, TypeError or ValueError if an operation
-        makes no sense or there are too many.
+        Raises ConflictError if a condition does not hold, CounterError if an `incr` among them cannot count,
+        QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`),
+        TypeError or ValueError if an operation makes no sense or there are too many.
         """
-        listed = list(operations)
-        instruction = instructions.encode(listed)
+        return self._apply(list(operations), timeout).index
+
+    def _apply(self, operations: list[Operation], timeout: float) -> Applied:
+        prefix = self._prefix
+        instruction = instructions.encode([_below(prefix, each) for each in operations] if prefix else operations)
         try:
-            return self._service.propose(instruction, timeout).index
+            return self._service.propose(instruction, timeout)
         except Rejected as rejected:
-            found = instructions.read_conflict(str(rejected.reason))
-            if found is None:
+            error = _meaning_of(rejected, operations)
+            if error is None:
                 raise
-            position, version = found
-            conditions = [operation for operation in listed if isinstance(operation, Condition)]
-            raise ConflictError(conditions[position].key, version) from None
+        raise error
 
     def set(
-        self, key: str, value: bytes | bytearray | memoryview, *conditions: Condition, timeout: float = 10.0
+        self,
+        key: str,
+        value: bytes | bytearray | memoryview,
+        *conditions: Condition,
+        ttl: float | None = None,
+        timeout: float = 10.0,
     ) -> int:
         """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`."""
-        return self.transaction([*_only_conditions(conditions), instructions.set(key, value)], timeout)
+        return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl)], timeout)
 
-    def set_json(self, key: str, value: object, *conditions: Condition, timeout: float = 10.0) -> int:
+    def set_json(
+        self, key: str, value: object, *conditions: Condition, ttl: float | None = None, timeout: float = 10.0
+    ) -> int:
         """Like `set`, of the JSON form of `value`; raises TypeError or ValueError if it has none."""
         data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-        return self.set(key, data, *conditions, timeout=timeout)
+        return self.set(key, data, *conditions, ttl=ttl, timeout=timeout)
 
-    def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> None:
-        """Have no such key, if the conditions hold; it need not exist.  Raises like `transaction`."""
-        self.transaction([*_only_conditions(conditions), instructions.delete(key)], timeout)
+    def touch(self, key: str, ttl: float | None, *conditions: Condition, timeout: float = 10.0) -> bool:
+        """Have `key` live for `ttl` seconds from now on, None: until it is deleted; returns whether there is one.
+
+        Value and version stay as they are.  Raises like `transaction`.
+        """
+        return bool(self._apply([*_only_conditions(conditions), instructions.touch(key, ttl)], timeout).answer)
+
+    def incr(self, key: str, delta: int = 1, initial: int = 0, ttl: float | None = None, timeout: float = 10.0) -> int:
+        """Add `delta` to the number that `key` has, and return what it became.  One write, exactly once.
+
+        initial: what a key counts for that does not exist.
+        ttl:     for how long it lives if it is made here; one that exists keeps the time that it has.
+
+        The value is the number in decimal, of 64 bits with its sign, and can be set and read like any other.
+        Raises CounterError if it is something else or the sum is too large, ConfigurationError if an argument is.
+        """
+        answer = self._apply([instructions.incr(key, delta, initial, ttl)], timeout).answer
+        assert isinstance(answer, int), "the cluster keeps an int"
+        return answer
+
+    def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> bool:
+        """Have no such key, if the conditions hold.  Returns whether there was one.  Raises like `transaction`."""
+        return bool(self._apply([*_only_conditions(conditions), instructions.delete(key)], timeout).answer)
+
+    def update(
+        self,
+        key: str,
+        change: Callable[[bytes | None], bytes | None],
+        ttl: float | None = None,
+        timeout: float = 10.0,
+    ) -> Value | None:
+        """Replace the value of `key` by what `change` makes of it, whoever else writes; returns what it is now.
+
+        change: called with the value, None: there is no such key; returns the new one, None: there shall be none.
+                It is called again whenever another writer came first, so it should do nothing else.
+        ttl:    of what is written; without it what is written lives until it is deleted.
+
+        After each conflict it waits, by chance and longer each time.  Raises ConflictError if there was one after
+        another until `timeout` was over: nothing was changed.  Else like `get` and `set`.  Where
+        many count, `incr` is far cheaper.
+        """
+        ends_at = time.monotonic() + timeout
+        value = self.get(key, timeout)
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            data = change(None if value is None else value.data)
+            is_as_read = instructions.if_not_modified(key, value.version if value is not None else 0)
+            remaining = max(ends_at - time.monotonic(), 0.0)
+            try:
+                if data is not None:
+                    version = self.set(key, data, is_as_read, ttl=ttl, timeout=remaining)
+                    return Value(bytes(data), version)
+                if value is not None:
+                    self.delete(key, is_as_read, timeout=remaining)
+                return None
+            except ConflictError:
+                wait = random.uniform(0.0, pause)
+                if time.monotonic() + wait >= ends_at:
+                    raise
+            time.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            value = self.get_stale(key)  # the refusal was applied here, and with it what came before it
 
     # -- reading
 
-    def get(self, key: str, timeout: float = 5.0) -> Value | None:
-        """The value of `key`, no older than this call; None if it does not exist."""
-        if is_main_thread():
-            return self._read_elsewhere(partial(self.get, key, timeout), timeout)
-        self._service.wait_read(timeout)
-        return self._state.get(key)
+    def get(self, key: str, timeout: float = 5.0, *, max_age: float | None = None) -> Value | None:
+        """The value of `key`, no older than this call, or than `max_age`; None if it does not exist."""
+        name = self._prefix + key
+        if max_age is None and not is_main_thread():  # as below, without the detour: most reads are such
+            self._service.wait_read(timeout)
+            return self._state.get(name)
+        return self._freshness.read(lambda: self._state.get(name), max_age, timeout)
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
-        if max_age is not None:
-            self._bound_age(max_age, timeout)
-        return self._state.get(key)
+        return self._state.get(self._prefix + key) if max_age is None else self.get(key, timeout, max_age=max_age)
 
-    def get_many(self, keys: Iterable[str], timeout: float = 5.0) -> dict[str, Value]:
-        """The values of those `keys` that exist, all of one moment no earlier than this call."""
-        if is_main_thread():
-            return self._read_elsewhere(partial(self.get_many, keys, timeout), timeout)
-        self._service.wait_read(timeout)
-        return self._state.get_many(keys)
+    def get_many(self, keys: Iterable[str], timeout: float = 5.0, *, max_age: float | None = None) -> dict[str, Value]:
+        """The values of those `keys` that exist, all of one moment no earlier than this call, or than `max_age` ago."""
+        names = [self._prefix + key for key in keys]
+        return self._without_prefix(self._freshness.read(lambda: self._state.get_many(names), max_age, timeout))
 
     def get_many_stale(
         self, keys: Iterable[str], max_age: float | None = None, timeout: float = 30.0
     ) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
-            self._bound_age(max_age, timeout)
-        return self._state.get_many(keys)
+            return self.get_many(keys, timeout, max_age=max_age)
+        return self._without_prefix(self._state.get_many([self._prefix + key for key in keys]))
 
-    def get_json(self, key: str, default: Any = None, timeout: float = 5.0) -> Any:
+    def get_json(self, key: str, default: Any = None, timeout: float = 5.0, *, max_age: float | None = None) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
 
         `get(key).json()` says the same, and has the version beside it.
         """
-        value = self.get(key, timeout)
+        value = self.get(key, timeout, max_age=max_age)
         return default if value is None else value.json()
 
-    def list(self, prefix: str = "", timeout: float = 5.0) -> dict[str, Value]:
-        """Every key that starts with `prefix`, in order, all of one moment no earlier than this call."""
-        if is_main_thread():
-            return self._read_elsewhere(partial(self.list, prefix, timeout), timeout)
-        self._service.wait_read(timeout)
-        return self._state.list(prefix)
+    def list(
+        self,
+        prefix: str = "",
+        timeout: float = 5.0,
+        *,
+        limit: int | None = None,
+        after: str = "",
+        max_age: float | None = None,
+    ) -> dict[str, Value]:
+        """Every key that starts with `prefix`, in order, all of one moment no earlier than this call.
+
+        limit:   the first so many, and
+        after:   only what comes after this key: give the last one of a page to get the next.  Each page is of
+                 a moment of its own.
+        max_age: of a moment no earlier than so many seconds ago.
+        """
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r}")
+        name, start = self._prefix + prefix, self._prefix + after
+        found = self._freshness.read(lambda: self._state.list(name, limit, start), max_age, timeout)
+        return self._without_prefix(found)
 
     def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
-            self._bound_age(max_age, timeout)
-        return self._state.list(prefix)
+            return self.list(prefix, timeout, max_age=max_age)
+        return self._without_prefix(self._state.list(self._prefix + prefix, None, self._prefix))
 
-    def _bound_age(self, max_age: float, timeout: float) -> None:
-        """Ask whether this node is current, unless it was within that time."""
-        asked_at = _now()
-        if asked_at - self._current_at > max_age:
-            self._service.wait_read(timeout)
-            self._current_at = asked_at  # as of when it was asked, not answered
+    def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
+        length = len(self._prefix)
+        return {key[length:]: value for key, value in found.items()} if length else found
 
-    def _read_elsewhere(self, read: Callable[[], T], timeout: float) -> T:
-        return do_elsewhere(read, timeout, ReadTimeoutError)
+    # -- as a mapping
+
+    def __getitem__(self, key: str) -> bytes:
+        """The value of `key`, as `get`; raises KeyError if it does not exist."""
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value.data
+
+    def __setitem__(self, key: str, value: bytes | bytearray | memoryview) -> None:
+        """As `set`, without a TTL."""
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        """As `delete`; raises KeyError if it did not exist."""
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is such a key, as `get`."""
+        return isinstance(key, str) and self.get(key) is not None
 
     # -- who may join
 
@@ -192,8 +334,33 @@ class KeyValue:
 
     def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
-        self._service.wait_read(timeout)
-        return self._state.allowed()
+        return self._freshness.read(self._state.allowed, None, timeout)
+
+
+_OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
+
+
+def _below(prefix: str, operation: Operation) -> Operation:
+    """What `operation` is in the whole store, if it was meant within a namespace."""
+    if isinstance(operation, Condition):
+        return Condition(instructions.checked_key(prefix + operation.key), operation.version)
+    if isinstance(operation, Effect) and operation.code not in _OF_THE_CLUSTER:
+        return replace(operation, key=instructions.checked_key(prefix + operation.key))
+    return operation  # of neither kind: `encode` says so
+
+
+def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | None:
+    """The error of ours that says why `operations` were refused, with the key that it was."""
+    found = instructions.read_conflict(rejected.reason)
+    if found is not None:
+        position, version = found
+        conditions = [operation for operation in operations if isinstance(operation, Condition)]
+        return ConflictError(conditions[position].key, version)
+    counted = instructions.read_no_counter(rejected.reason)
+    if counted is not None:
+        effects = [operation for operation in operations if isinstance(operation, Effect)]
+        return CounterError(effects[counted].key, rejected.reason)
+    return QuotaExceeded(rejected.reason) if instructions.read_over_quota(rejected.reason) else None
 
 
 def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:

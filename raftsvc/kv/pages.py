@@ -87,11 +87,15 @@ def _find(keys: tuple[str, ...], key: str) -> tuple[int, bool]:
 
 
 class PagedMap:
-    """Keys in order, each with data and a version."""
+    """Keys in order, each with data and a version.
 
-    __slots__ = ("_bounds", "_count", "_pages")
+    size_bytes: of all data, and of the keys in their UTF-8 form.
+    """
+
+    __slots__ = ("_bounds", "_count", "_pages", "size_bytes")
 
     def __init__(self) -> None:
+        self.size_bytes = 0
         self._bounds = [""]
         self._pages = [_EMPTY]
         self._count = 0
@@ -106,6 +110,7 @@ class PagedMap:
             made._bounds.append(keys[0])
             made._pages.append((keys, datas, b"".join(map(_VERSION.pack, versions))))
             made._count += len(keys)
+            made.size_bytes += len("".join(keys).encode()) + sum(map(len, datas))
         if made._count:
             del made._pages[0], made._bounds[0]
             made._bounds[0] = ""
@@ -122,6 +127,11 @@ class PagedMap:
             return None
         return Value(datas[position], _VERSION.unpack_from(versions, position * _VERSION.size)[0])
 
+    def first(self) -> str | None:
+        """The first key in order."""
+        keys = self._pages[0][0]
+        return keys[0] if keys else None
+
     def version(self, key: str) -> int:
         """The version of `key`; 0 if there is none."""
         value = self.get(key)
@@ -134,6 +144,7 @@ class PagedMap:
         keys, datas, versions = page
         position, exists = _find(keys, key)
         if exists:
+            self.size_bytes += len(data) - len(datas[position])
             changed = list(datas)
             changed[position] = data
             start, stop = _at(position), _at(position + 1)
@@ -145,6 +156,7 @@ class PagedMap:
         else:
             self._pages[number] = _spliced(page, position, position, _one(key, data, version))
             self._count += 1
+            self.size_bytes += len(key.encode()) + len(data)
 
     def delete(self, key: str) -> None:
         """Have no such key."""
@@ -154,6 +166,7 @@ class PagedMap:
         if not exists:
             return
         self._count -= 1
+        self.size_bytes -= len(key.encode()) + len(page[1][position])
         if len(page[0]) == 1 and len(self._pages) > 1:
             del self._pages[number]
             del self._bounds[number]
@@ -161,9 +174,23 @@ class PagedMap:
         else:
             self._pages[number] = _spliced(page, position, position + 1, _EMPTY)
 
-    def freeze(self, prefix: str = "") -> list[Page]:
-        """The pages, as they are now, that hold every key that starts with `prefix`."""
-        start = bisect_right(self._bounds, prefix) - 1
+    def take_first(self, bound: str) -> tuple[str, ...]:
+        """Take out the first keys, as many as are below `bound` and in one page; returns them in order."""
+        page = self._pages[0]
+        keys, datas, _ = page
+        count = bisect_left(keys, bound)
+        self._count -= count
+        self.size_bytes -= len("".join(keys[:count]).encode()) + sum(map(len, datas[:count]))
+        if count == len(keys) and len(self._pages) > 1:
+            del self._pages[0], self._bounds[0]
+            self._bounds[0] = ""
+        else:
+            self._pages[0] = _part(page, count, len(keys))
+        return keys[:count]
+
+    def freeze(self, prefix: str = "", after: str = "") -> list[Page]:
+        """The pages, as they are now, that hold every key that starts with `prefix` and comes after `after`."""
+        start = bisect_right(self._bounds, max(prefix, after)) - 1
         # Of the bounds above the prefix, those that start with it come first.
         stop = bisect_left(self._bounds, True, lo=start + 1, key=lambda bound: not bound.startswith(prefix))
         return self._pages[start:stop]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from raftsvc import kv
-from raftsvc.errors import NotApplied, RaftError, ReadTimeoutError
+from raftsvc.errors import ConfigurationError, NotApplied, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv.instructions import encode
 from raftsvc.results import Applied
 
@@ -19,6 +20,7 @@ class OneNode:
     def __init__(self, state: kv.KeyValueState) -> None:
         self.state = state
         self.index = 1
+        self.time_ms = 0
         self.lock = threading.Lock()
         self.timeouts: list[float] = []
         self.reads = 0
@@ -28,8 +30,9 @@ class OneNode:
         self.timeouts.append(timeout)
         with self.lock:
             self.index += 1
-            answer = self.state.apply(instruction, self.index)
-            return Applied(answer, self.index, 0, answer, True)
+            answer = self.state.apply_at(instruction, self.index, self.time_ms)
+            satisfied = answer is not False
+            return Applied(satisfied, self.index, self.time_ms, answer, True)
 
     def wait_read(self, timeout: float = 5.0) -> None:
         self.timeouts.append(timeout)
@@ -60,13 +63,17 @@ def test_a_linearizable_read_looks_after_the_confirmation(store: kv.KeyValue, no
     node.before_read = lambda: node.propose(encode([kv.set("late", b"1")]))
     assert store.get("late") is not None
     node.before_read = lambda: None
-    for read in (
+    reads: list[Callable[[], object]] = [
         lambda: store.get("x"),
         lambda: store.get_many(["x"]),
         lambda: store.list("x"),
         lambda: store.get_json("x"),
+        lambda: "x" in store,
+        lambda: store.list(limit=1),
+        lambda: store.namespace("x").get("x"),
         store.allowed,
-    ):
+    ]
+    for read in reads:
         before = node.reads
         read()
         assert node.reads == before + 1
@@ -102,7 +109,9 @@ def test_timeouts_reach_the_service(store: kv.KeyValue, node: OneNode) -> None:
     store.get_json("a", timeout=9.0)
     store.list("a", 10.0)
     store.allowed(11.0)
-    assert node.timeouts == [float(i) for i in range(1, 12)]
+    store.touch("a", None, timeout=12.0)
+    store.incr("n", timeout=13.0)
+    assert node.timeouts == [float(i) for i in range(1, 14)]
 
 
 def test_create_only_once(store: kv.KeyValue) -> None:
@@ -249,7 +258,7 @@ def test_concurrent_counters_lose_nothing_and_each_version_is_unique(store: kv.K
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is, in its only item."""
     now = [1000.0]
-    monkeypatch.setattr("raftsvc.kv.client._now", lambda: now[0])
+    monkeypatch.setattr("raftsvc.kv.freshness._now", lambda: now[0])
     return now
 
 
@@ -261,6 +270,11 @@ def test_a_stale_read_of_a_bounded_age_asks_once_in_that_time(
         lambda age: store.get_stale("a", max_age=age),
         lambda age: store.get_many_stale(["a"], max_age=age),
         lambda age: store.list_stale(max_age=age),
+        lambda age: store.get("a", max_age=age),
+        lambda age: store.get_many(["a"], max_age=age),
+        lambda age: store.list(max_age=age),
+        lambda age: store.get_json("a", max_age=age),
+        lambda age: store.namespace("").get("a", max_age=age),
     ]
     for read in reads:
         clock[0] += 100.0
@@ -302,3 +316,234 @@ def test_how_old_a_read_is_counts_from_when_it_was_asked_and_what_failed_proves_
             store.get_stale("a", max_age=5.0, timeout=0.1)
     assert node.timeouts[-1] == 0.1
     assert store.get_stale("a") is None, "as far as this node knows"
+
+
+@pytest.mark.parametrize("max_age", [-1, -0.1, float("nan"), "7", True, [1]])
+def test_an_age_that_makes_no_sense_is_refused(store: kv.KeyValue, node: OneNode, max_age: Any) -> None:
+    for read in (
+        lambda: store.get("a", max_age=max_age),
+        lambda: store.get_stale("a", max_age=max_age),
+        lambda: store.list(max_age=max_age),
+    ):
+        with pytest.raises(ConfigurationError, match="max_age is a number of seconds"):
+            read()
+    assert node.reads == 0
+
+
+# -- time and numbers
+
+
+def test_a_key_with_a_ttl_is_gone_after_it(store: kv.KeyValue, node: OneNode) -> None:
+    store.set("a", b"1", ttl=1)
+    store.set_json("b", 1, ttl=2.5)
+    store.transaction([kv.set("c", b"1", ttl=0.5), kv.incr("n", ttl=0.25), kv.touch("n", None)])
+    node.time_ms = 1001
+    assert store.touch("b", 3600) is True
+    assert list(store.list()) == ["b", "n"]
+    assert store.touch("a", 1) is False
+    version = store.set("b", b"2", kv.if_not_exists("a"))
+    with pytest.raises(kv.ConflictError):
+        store.touch("b", 1, kv.if_not_modified("b", version - 1))
+    node.time_ms = 10**9
+    assert store.touch("b", 0.001, kv.if_not_modified("b", version)), "a write without a ttl ended the one before"
+
+
+def test_a_ttl_that_makes_no_sense_is_refused_before_it_is_proposed(store: kv.KeyValue, node: OneNode) -> None:
+    wrong: Any
+    for wrong in (0, -1, 1e12, float("nan"), "1", True):
+        for write in (
+            lambda: store.set("a", b"", ttl=wrong),  # noqa: B023 - called at once
+            lambda: store.set_json("a", 1, ttl=wrong),  # noqa: B023
+            lambda: store.touch("a", wrong),  # noqa: B023
+            lambda: store.incr("a", ttl=wrong),  # noqa: B023
+            lambda: store.update("a", lambda _: b"", ttl=wrong),  # noqa: B023
+        ):
+            with pytest.raises(ConfigurationError, match="a ttl is"):
+                write()
+    with pytest.raises(ConfigurationError, match="delta is an int"):
+        store.incr("a", 1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="a limit is"):
+        store.list(limit=-1)
+    assert node.index == 1
+
+
+def test_counting_says_what_it_became_and_what_cannot_be_counted(store: kv.KeyValue, node: OneNode) -> None:
+    assert [store.incr("n"), store.incr("n", 41), store.incr("n", -43), store.incr("m", initial=10)] == [1, 42, -1, 11]
+    assert store.get_json("n") == -1
+    store.set("text", b"many")
+    for key, delta in (("text", 1), ("n", -(2**63))):
+        with pytest.raises(kv.CounterError, match=f"'{key}' was not counted") as caught:
+            store.incr(key, delta)
+        assert caught.value.key == key
+        assert isinstance(caught.value, Rejected)
+    with pytest.raises(kv.CounterError) as caught:
+        store.namespace("te").transaction([kv.set("a", b""), kv.incr("xt")])
+    assert caught.value.key == "xt"
+    assert store.get("tea") is None
+
+
+def test_an_update_is_of_what_is_there_whoever_else_writes(store: kv.KeyValue, node: OneNode) -> None:
+    seen: list[bytes | None] = []
+
+    def change(data: bytes | None) -> bytes:
+        seen.append(data)
+        if len(seen) < 3:
+            store.set("a", b"other %d" % len(seen))
+        return b"mine"
+
+    value = store.update("a", change)
+    assert seen == [None, b"other 1", b"other 2"]
+    assert value == store.get("a") == (b"mine", node.index)
+    assert node.reads == 2, "after a conflict it is known here what came first"
+    assert store.update("a", lambda _: None) is None
+    assert "a" not in store
+    index = node.index
+    assert store.update("a", lambda _: None) is None
+    assert node.index == index, "nothing to be done"
+    with pytest.raises(TypeError, match="a value is bytes"):
+        store.update("a", lambda _: 7)  # type: ignore[arg-type,return-value]
+    store.update("a", lambda _: b"", ttl=5)
+    node.time_ms += 5001
+    assert store.incr("x") and "a" not in store
+
+
+def test_an_update_gives_up_when_its_time_is_over(store: kv.KeyValue, node: OneNode) -> None:
+    calls = []
+
+    def disturb(data: bytes | None) -> bytes:
+        calls.append(data)
+        store.set("a", b"again")
+        return b"mine"
+
+    with pytest.raises(kv.ConflictError):
+        store.update("a", disturb, timeout=0.3)
+    assert 1 < len(calls) < 150, "it rests in between"
+    assert store.get("a") == (b"again", node.index - 1)
+
+
+def test_updates_from_many_threads_lose_nothing(store: kv.KeyValue) -> None:
+    def count_up() -> None:
+        for _ in range(20):
+            store.update("n", lambda data: b"%d" % (int(data or b"0") + 1), timeout=60.0)
+
+    threads = [threading.Thread(target=count_up, daemon=True) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120.0)
+    assert store.get_json("n") == 120
+
+
+# -- as a mapping, page by page, and from below a prefix
+
+
+def test_it_can_be_written_as_a_mapping(store: kv.KeyValue) -> None:
+    store["a"] = b"1"
+    assert store["a"] == b"1"
+    assert "a" in store and "b" not in store and 7 not in store
+    del store["a"]
+    for wrong in (lambda: store["a"], lambda: store.__delitem__("a")):
+        with pytest.raises(KeyError, match="a"):
+            wrong()
+    with pytest.raises(TypeError):
+        iter(store)  # type: ignore[call-overload]
+    assert bool(store), "an empty store is no reason for `if kv:` to fail"
+
+
+def test_a_listing_comes_page_by_page(store: kv.KeyValue) -> None:
+    store.transaction([kv.set(f"{c}/{n:03d}", b"") for c in "abc" for n in range(300)])
+    seen: list[str] = []
+    while page := store.list("b/", limit=70, after=seen[-1] if seen else ""):
+        assert len(page) <= 70
+        seen += page
+    assert seen == [f"b/{n:03d}" for n in range(300)]
+    assert store.list("b/", limit=0) == {}
+    assert list(store.list(limit=2)) == ["a/000", "a/001"]
+    assert list(store.list(after="c/297")) == ["c/298", "c/299"]
+    assert list(store.list("b/", limit=1, after="a")) == ["b/000"], "what is before the prefix is not skipped to"
+    assert store.list("b/", after="c") == {}
+    assert list(store.list("b/", limit=1, after="b/2985")) == ["b/299"], "the one it goes on after need not exist"
+
+
+def test_a_namespace_is_the_same_store_from_below_a_prefix(store: kv.KeyValue, node: OneNode) -> None:
+    app = store.namespace("app/")
+    deep = app.namespace("x/")
+    store.set("other", b"0")
+    store.set("app/", b"the prefix itself is no key below it")
+    version = app.set("a", b"1", kv.if_not_exists("a"))
+    assert store.get("app/a") == app.get("a") == app.get_stale("a") == (b"1", version)
+    deep["b"] = b"2"
+    assert store["app/x/b"] == app["x/b"] == deep["b"] == b"2"
+    assert list(app.list()) == list(app.list_stale()) == ["a", "x/b"]
+    assert list(app.list("x/")) == ["x/b"]
+    assert list(app.list(after="a", limit=5)) == ["x/b"]
+    assert list(app.get_many(["a", "other", "x/b"])) == list(app.get_many_stale(["x/b", "a"]))[::-1] == ["a", "x/b"]
+    assert (app.incr("n"), store.incr("app/n")) == (1, 2)
+    with pytest.raises(kv.ConflictError, match="'a'") as caught:
+        app.transaction([kv.if_not_exists("b"), kv.if_not_exists("a"), kv.set("b", b"")])
+    assert caught.value.key == "a"
+    app.transaction([kv.if_not_modified("a", version), kv.delete("a"), kv.set("c", b"", ttl=1), kv.touch("x/b", 1)])
+    app.allow("10.0.0.1:80")
+    assert store.allowed() == app.allowed() == {"10.0.0.1:80"}
+    node.time_ms = 1001
+    app.update("n", lambda data: data)
+    assert list(store.list()) == ["app/", "app/n", "other"]
+    index = node.index
+    with pytest.raises(ValueError, match="a key has"):
+        app.set("k" * 1024, b"")
+    with pytest.raises(TypeError):
+        app.transaction(["a"])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="a prefix is a str"):
+        app.namespace(b"x")  # type: ignore[arg-type]
+    assert node.index == index
+
+
+# -- how large it may be
+
+
+def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, node: OneNode) -> None:
+    store.transaction([kv.set(f"k{n}", bytes(48)) for n in range(10)])
+    assert node.state.usage() == kv.Usage(1500, None)
+    store.transaction([kv.max_state_bytes(1400)])
+    assert node.state.usage() == kv.Usage(1500, 1400)
+    grown: list[Callable[[], object]] = [
+        lambda: store.set("new", b""),
+        lambda: store.set("new", b"", ttl=1),
+        lambda: store.set("k1", bytes(49)),
+        lambda: store.incr("n"),
+        lambda: store.update("k1", lambda data: (data or b"") + b"x"),
+        lambda: store.transaction([kv.delete("k1"), kv.set("n1", bytes(24)), kv.set("n2", bytes(24))]),
+        lambda: store.transaction([kv.max_state_bytes(None), kv.set("new", b"")]),
+    ]
+    for write in grown:
+        before = node.state.snapshot()[0]
+        with pytest.raises(kv.QuotaExceeded, match="may have 1400") as caught:
+            write()
+        assert (caught.value.http_status, isinstance(caught.value, Rejected)) == (507, True)
+        assert node.state.snapshot()[0] == before
+    store.set("k1", bytes(48))
+    store.transaction([kv.delete("k2"), kv.set("n2", bytes(40))])
+    store.touch("k3", 1.0)
+    store.allow("10.0.0.1:80")
+    node.time_ms = 1001
+    store.delete("k4")
+    assert node.state.usage().size_bytes < 1200, "it may be over it, and come down"
+    store.set("new", b"x" * 80)
+    with pytest.raises(kv.QuotaExceeded):
+        store.set("more", b"x" * 80)
+    store.transaction([kv.max_state_bytes(None)])
+    store.set("more", b"x" * 80)
+
+
+def test_a_lone_set_is_held_to_the_same_limit_to_the_byte(store: kv.KeyValue, node: OneNode) -> None:
+    store.namespace("any/").transaction([kv.max_state_bytes(1000)])
+    for length in range(1000):
+        if length <= 899:
+            store.set("k", bytes(length))
+            continue
+        with pytest.raises(kv.QuotaExceeded):
+            store.set("k", bytes(length))
+    assert node.state.usage() == (1000, 1000)
+    copy = kv.KeyValueState()
+    copy.restore_snapshot(*node.state.snapshot())
+    assert copy.usage() == (1000, 1000)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftsvc import kv
-from raftsvc.errors import Rejected
-from raftsvc.kv.instructions import MAX_KEY_BYTES, MAX_OPERATIONS, decode, encode
+from raftsvc.errors import ConfigurationError, Rejected
+from raftsvc.kv.instructions import MAX_KEY_BYTES, MAX_OPERATIONS, MAX_TTL_MS, SET, decode, decode_lone_set, encode
 
 EVERYTHING = [
     kv.if_not_exists("new"),
@@ -24,13 +24,23 @@ EVERYTHING = [
     kv.delete("old"),
     kv.allow("10.0.0.1:80"),
     kv.disallow("https://host/raft"),
+    kv.set("short", b"lived", ttl=0.5),
+    kv.touch("short", 1e6),
+    kv.touch("for ever", None),
+    kv.incr("count", -7, initial=2**63 - 1, ttl=36525 * 86400),
+    kv.max_state_bytes(10**9),
 ]
 
 keys = st.text(min_size=1, max_size=20).filter(lambda key: not any("\ud800" <= c <= "\udfff" for c in key))
+ttls = st.one_of(st.none(), st.floats(0.001, 36525 * 86400), st.integers(1, 36525 * 86400))
+numbers = st.integers(-(2**63), 2**63 - 1)
 operations = st.one_of(
     st.builds(kv.if_not_exists, keys),
     st.builds(kv.if_not_modified, keys, st.integers(0, 2**64 - 1)),
     st.builds(kv.set, keys, st.binary(max_size=50)),
+    st.builds(kv.set, keys, st.binary(max_size=50), ttls),
+    st.builds(kv.touch, keys, ttls),
+    st.builds(kv.incr, keys, numbers, numbers, ttls),
     st.builds(kv.delete, keys),
     st.builds(kv.allow, st.sampled_from(["10.0.0.1:80", "https://host:443/raft"])),
     st.builds(kv.disallow, keys),
@@ -41,7 +51,20 @@ operations = st.one_of(
 def test_what_is_encoded_decodes(transaction: list[Any]) -> None:
     conditions, effects = decode(encode(transaction))
     assert conditions == [(one.key, one.version) for one in transaction if isinstance(one, kv.Condition)]
-    assert effects == [(one.code, one.key, one.data) for one in transaction if isinstance(one, kv.Effect)]
+    assert effects == [(one.code, one.key, one.data, one.ttl_ms) for one in transaction if isinstance(one, kv.Effect)]
+
+
+@given(st.one_of(keys, st.just("\u00fc")), st.binary(max_size=9), st.integers(0, 200), st.integers(1, 255))
+def test_one_set_alone_is_read_the_same_either_way_or_left_to_the_other(
+    key: str, value: bytes, where: int, change: int
+) -> None:
+    whole = bytearray(encode([kv.set(key, value)]))
+    assert decode_lone_set(bytes(whole)) == (key, value)
+    whole[where % len(whole)] ^= change
+    for data in (bytes(whole), bytes(whole[: where % len(whole)])):
+        lone = decode_lone_set(data)
+        if lone is not None:
+            assert decode(data) == ([], [(SET, *lone, 0)])
 
 
 def test_every_shortened_instruction_is_refused() -> None:
@@ -54,7 +77,7 @@ def test_every_shortened_instruction_is_refused() -> None:
 
 @given(st.binary(max_size=100))
 def test_bytes_from_anywhere_are_decoded_or_refused(data: bytes) -> None:
-    for candidate in (data, b"\x01" + data):
+    for candidate in (data, b"\x02" + data):
         with contextlib.suppress(Rejected):
             decode(candidate)
 
@@ -76,15 +99,21 @@ def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
     ("data", "reason"),
     [
         (b"", "cut short"),
-        (b"\x02\x00\x00", "unknown format 2"),
-        (b"\x01\x00\x00!", "1 bytes too many"),
-        (b"\x01\x00\x01\x63\x00\x01k", "unknown operation 99"),
-        (b"\x01\x00\x01\x11\x00\x00", "a key of 0 bytes"),
-        (b"\x01\x00\x01\x11\x00\x01\xff", "not UTF-8"),
-        (b"\x01\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
-        (b"\x01\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
-        (b"\x01\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
-        (b"\x01\xff\xff", "at most 4096 operations"),
+        (b"\x01\x00\x00", "unknown format 1"),
+        (b"\x02\x00\x00!", "1 bytes too many"),
+        (b"\x02\x00\x01\x63\x00\x01k", "unknown operation 99"),
+        (b"\x02\x00\x01\x11\x00\x00", "a key of 0 bytes"),
+        (b"\x02\x00\x01\x11\x00\x01\xff", "not UTF-8"),
+        (b"\x02\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
+        (b"\x02\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
+        (b"\x02\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
+        (b"\x02\x00\x01\x14\x00\x01k" + bytes(12), "a ttl is from 1 to 3155760000000 ms, not 0"),
+        (b"\x02\x00\x01\x14\x00\x01k" + (MAX_TTL_MS + 1).to_bytes(8, "big") + bytes(4), "a ttl is from"),
+        (b"\x02\x00\x01\x15\x00\x01k" + b"\xff" * 8, "not 18446744073709551615"),
+        (b"\x02\x00\x01\x16\x00\x01k" + b"\xff" * 24, "not 18446744073709551615"),
+        (b"\x02\x00\x01\x16\x00\x01k" + bytes(23), "cut short"),
+        (b"\x02\x00\x01\x17\x00\x01k" + bytes(8), "unknown limit"),
+        (b"\x02\xff\xff", "at most 4096 operations"),
     ],
 )
 def test_a_refusal_says_why(data: bytes, reason: str) -> None:
@@ -97,12 +126,12 @@ def test_a_refusal_has_the_same_words_in_every_process() -> None:
     # The reason is part of the replicated digest.
     program = (
         "import random, zlib\n"
-        "from raftsvc.errors import Rejected\n"
+        "from raftsvc.errors import ConfigurationError, Rejected\n"
         "from raftsvc.kv.instructions import decode\n"
         "source = random.Random(5)\n"
         "digest = 0\n"
         "for _ in range(3000):\n"
-        "    head = bytes([1, 0, source.randrange(4)])\n"
+        "    head = bytes([2, 0, source.randrange(4)])\n"
         "    data = head + source.randbytes(source.randrange(40))\n"
         "    try:\n"
         "        outcome = repr(decode(data))\n"
@@ -131,6 +160,40 @@ def test_a_key_that_cannot_be_is_refused_at_once(key: str) -> None:
             make(key)
     with pytest.raises(ValueError):
         kv.set(key, b"")
+
+
+@pytest.mark.parametrize(
+    "ttl", [0, 0.0, 0.0009, -1, 36525 * 86400 + 0.001, 1e300, float("inf"), float("nan"), True, "7", b"7", [], 1j]
+)
+def test_a_ttl_that_makes_no_sense_is_refused_at_once(ttl: Any) -> None:
+    for make in (lambda: kv.set("k", b"", ttl), lambda: kv.touch("k", ttl), lambda: kv.incr("k", ttl=ttl)):
+        with pytest.raises(ConfigurationError, match="a ttl is") as caught:
+            make()
+        assert isinstance(caught.value, ValueError)
+
+
+def test_a_ttl_is_rounded_up_to_whole_milliseconds() -> None:
+    assert [kv.set("k", b"", ttl).ttl_ms for ttl in (0.001, 0.0011, 1, 4.35, 36525 * 86400)] == [
+        1,
+        2,
+        1000,
+        4350,
+        MAX_TTL_MS,
+    ]
+
+
+@pytest.mark.parametrize("size_bytes", [0, -1, 2**63, 1e9, "1G", True])
+def test_a_size_that_makes_no_sense_is_refused_at_once(size_bytes: Any) -> None:
+    with pytest.raises(ConfigurationError, match="max_state_bytes is a number of bytes"):
+        kv.max_state_bytes(size_bytes)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 1.0, True, "1", None])
+def test_what_is_no_number_of_64_bits_is_refused_at_once(number: Any) -> None:
+    with pytest.raises(ConfigurationError, match="delta is an int"):
+        kv.incr("k", number)
+    with pytest.raises(ConfigurationError, match="initial is an int"):
+        kv.incr("k", 1, number)
 
 
 def test_operations_of_the_wrong_type_are_refused_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Any sequence of transactions, snapshots and restores, on pages so small that there are many, against a dict."""
+"""Any sequence of transactions, times, snapshots, restores, on pages so small that there are many, against a dict."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv import pages
-from raftsvc.kv import state as state_module
+from raftsvc.kv import pages, snapshots
 from raftsvc.kv.instructions import MAX_KEY_BYTES, Operation, encode
-from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.state import KeyValueState
 from tests.effort import EFFORT
 from tests.kv.test_kv_state import Model, is_done
 
@@ -26,30 +26,44 @@ keys = st.one_of(
 addresses = st.sampled_from(["a:1", "b:1", "https://c:443/raft"])
 datas = st.binary(max_size=40)
 versions = st.one_of(st.just("as it is"), st.integers(0, 40), st.just(2**64 - 1))
+# Some of them meet at the same time, and two never come.
+ttls = st.sampled_from([0.001, 0.002, 0.01, 0.02, 0.03, 86400.0, 36525 * 86400.0])
 effects = st.one_of(
     st.builds(kv.set, keys, datas),
     st.builds(kv.set, keys, datas),
+    st.builds(kv.set, keys, datas, ttls),
+    st.builds(kv.touch, keys, st.one_of(st.none(), ttls)),
+    st.builds(
+        kv.incr, st.sampled_from(["n", "n/2"]), st.integers(-3, 3), st.integers(-9, 9), st.one_of(st.none(), ttls)
+    ),
+    st.builds(kv.incr, st.sampled_from(["n", "a"]), st.sampled_from([2**63 - 1, -(2**63)])),
     st.builds(kv.delete, keys),
     st.builds(kv.allow, addresses),
     st.builds(kv.disallow, addresses),
+    st.builds(kv.max_state_bytes, st.sampled_from([None, 300, 3000, 3500, 4000])),
 )
 
 
 def copy_of(model: Model) -> Model:
     copy = Model()
     copy.content = dict(model.content)
+    copy.deadlines = dict(model.deadlines)
+    copy.max_bytes = model.max_bytes
     copy.allowed = set(model.allowed)
     return copy
 
 
 def as_bytes(model: Model) -> bytes:
     """The snapshot of a state that is as the model says, by a writer of its own."""
-    written = b"rkv1" + struct.pack(">I", len(model.allowed))
+    written = b"rkv2" + struct.pack(">QI", model.max_bytes, len(model.allowed))
     for addr in sorted(model.allowed):
         written += struct.pack(">H", len(addr.encode())) + addr.encode()
     for key, (data, version) in model.listed(""):
         written += struct.pack(">HQI", len(key.encode()), version, len(data)) + key.encode() + data
-    return written + struct.pack(">HQI", 0, len(model.content), 0)
+    written += struct.pack(">HQI", 0, len(model.content), 0)
+    for key, deadline_ms in sorted(model.deadlines.items()):
+        written += struct.pack(">HQ", len(key.encode()), deadline_ms) + key.encode()
+    return written + struct.pack(">HQ", 0, len(model.deadlines))
 
 
 class Store(RuleBasedStateMachine):
@@ -60,13 +74,14 @@ class Store(RuleBasedStateMachine):
         # Pages of 4 keys and pieces of 64 bytes show with 20 keys what else takes 10,000.
         self.small = [
             mock.patch.object(pages, "MAX_PAGE_KEYS", 4),
-            mock.patch.object(state_module, "_CHUNK_BYTES", 64),
+            mock.patch.object(snapshots, "_CHUNK_BYTES", 64),
         ]
         for patch in self.small:
             patch.start()
         self.state = KeyValueState()
         self.model = Model()
         self.index = 0
+        self.time_ms = 0
         self.under_way: list[tuple[Iterator[bytes], list[bytes], int, Model]] = []
         self.finished: list[tuple[bytes, int, Model]] = []
 
@@ -82,8 +97,19 @@ class Store(RuleBasedStateMachine):
 
     def apply(self, operations: list[Operation]) -> None:
         self.index += 1
-        expected = self.model.apply(operations, self.index)
-        assert is_done(self.state, encode(operations), self.index) == expected
+        expected = self.model.apply(operations, self.index, self.time_ms)
+        assert is_done(self.state, encode(operations), self.index, self.time_ms) == expected
+
+    @rule(passed_ms=st.one_of(st.integers(0, 12), st.sampled_from([31, 10**6, 2**52])))
+    def time_passes(self, passed_ms: int) -> None:
+        """The next entry is that much later; nothing happens before there is one."""
+        self.time_ms = min(self.time_ms + passed_ms, 2**53 - 1)
+
+    @rule()
+    def have_a_pulse(self) -> None:
+        self.index += 1
+        self.model.pass_time(self.time_ms)
+        self.state.pass_time(self.index, self.time_ms)
 
     @rule(conditions=st.lists(st.tuples(keys, versions), max_size=2), done=st.lists(effects, max_size=6))
     def transact(self, conditions: list[tuple[str, object]], done: list[Operation]) -> None:
@@ -95,11 +121,12 @@ class Store(RuleBasedStateMachine):
             judged.append(kv.if_not_modified(key, version) if version else kv.if_not_exists(key))
         self.apply([*judged, *done])
 
-    @rule(raw=st.binary(max_size=60).filter(lambda raw: raw[:1] != b"\x01"))
+    @rule(raw=st.binary(max_size=60).filter(lambda raw: raw[:1] != b"\x02"))
     def say_nonsense(self, raw: bytes) -> None:
         self.index += 1
         try:
-            self.state.apply(raw, self.index)
+            self.model.pass_time(self.time_ms)
+            self.state.apply_at(raw, self.index, self.time_ms)
         except Rejected:
             self.state.set_applied_index(self.index)
         else:
@@ -150,6 +177,7 @@ class Store(RuleBasedStateMachine):
     def go_back_to_a_snapshot(self, which: int) -> None:
         """The state itself is restored, while snapshots of what it was are under way."""
         data, self.index, model = self.finished[which % len(self.finished)]
+        # Log time does not go back with it: what expired meanwhile does so at the next entry.
         self.state.restore_snapshot(data, self.index)
         self.model = copy_of(model)
 
@@ -177,6 +205,8 @@ class Store(RuleBasedStateMachine):
         assert len(self.state) == len(self.model.content)
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
+        assert self.state.usage() == (self.model.size_bytes(), self.model.max_bytes or None)
+        assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 
 Store.TestCase.settings = settings(

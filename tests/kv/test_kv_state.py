@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -16,10 +17,11 @@ import pytest
 
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv.instructions import Operation, encode, read_conflict
+from raftsvc.kv.instructions import Operation, encode, read_conflict, read_no_counter, read_over_quota
 from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap, records_of
-from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
-from raftsvc.state import State, StreamingState
+from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.state import KeyValueState
+from raftsvc.state import State, StreamingState, WaitingState
 
 DEADLINE_SECONDS = 60.0
 
@@ -28,12 +30,14 @@ def transaction(*operations: Operation) -> bytes:
     return encode(operations)
 
 
-def is_done(state: KeyValueState, instruction: bytes, index: int) -> bool:
-    """Apply a transaction: False if a condition does not hold."""
+def is_done(state: KeyValueState, instruction: bytes, index: int, time_ms: int = 0) -> bool:
+    """Apply a transaction: False if a condition does not hold, it counts what is no number, or there is no room."""
     try:
-        return state.apply(instruction, index)
+        state.apply_at(instruction, index, time_ms)
+        return True
     except Rejected as rejected:
-        if read_conflict(str(rejected.reason)) is None:
+        reason = rejected.reason
+        if read_conflict(reason) is None and read_no_counter(reason) is None and not read_over_quota(reason):
             raise
         state.set_applied_index(index)
         return False
@@ -58,25 +62,65 @@ class Model:
 
     def __init__(self) -> None:
         self.content: dict[str, tuple[bytes, int]] = {}
+        self.deadlines: dict[str, int] = {}
         self.allowed: set[str] = set()
+        self.max_bytes = 0
 
-    def apply(self, operations: list[Operation], index: int) -> bool:
+    def size_bytes(self) -> int:
+        return sum(100 + len(key.encode()) + len(data) for key, (data, _) in self.content.items())
+
+    def pass_time(self, time_ms: int) -> None:
+        for key in [key for key, deadline_ms in self.deadlines.items() if deadline_ms <= time_ms]:
+            del self.content[key], self.deadlines[key]
+
+    def apply(self, operations: list[Operation], index: int, time_ms: int = 0) -> bool:
+        """Whether it takes effect."""
+        self.pass_time(time_ms)
         for operation in operations:
             if isinstance(operation, kv.Condition):
                 has = self.content[operation.key][1] if operation.key in self.content else 0
                 if has != operation.version:
                     return False
-        for operation in operations:
-            if isinstance(operation, kv.Effect):
-                name = operation.code.name
-                if name == "SET":
-                    self.content[operation.key] = (operation.data, index)
-                elif name == "DELETE":
-                    self.content.pop(operation.key, None)
-                elif name == "ALLOW":
-                    self.allowed.add(operation.key)
-                else:
-                    self.allowed.discard(operation.key)
+        before = dict(self.content), dict(self.deadlines), set(self.allowed), self.max_bytes
+        size_bytes = self.size_bytes()
+        is_done = all(
+            self.take_effect(operation, index, time_ms) for operation in operations if isinstance(operation, kv.Effect)
+        )
+        *_, max_bytes = before
+        if not is_done or (max_bytes and size_bytes < self.size_bytes() > max_bytes):
+            self.content, self.deadlines, self.allowed, self.max_bytes = before
+            return False
+        return True
+
+    def take_effect(self, effect: kv.Effect, index: int, time_ms: int) -> bool:
+        name, key = effect.code.name, effect.key
+        # Log time is in whole milliseconds, so one more has to pass for certain.
+        deadline_ms = min(time_ms + effect.ttl_ms + 1, 2**53 - 1) if effect.ttl_ms else None
+        if name == "INCR":
+            delta, initial = struct.unpack(">qq", effect.data)
+            data = self.content[key][0] if key in self.content else b"%d" % initial
+            if not data.removeprefix(b"-").isdigit() or len(data.removeprefix(b"-")) > 19:
+                return False
+            number = int(data)
+            if not -(2**63) <= number < 2**63 or not -(2**63) <= number + delta < 2**63:
+                return False
+            if key in self.content:
+                deadline_ms = self.deadlines.get(key)
+            self.content[key] = (b"%d" % (number + delta), index)
+        elif name in ("SET", "SET_EXPIRING"):
+            self.content[key] = (effect.data, index)
+        elif name == "DELETE":
+            self.content.pop(key, None)
+        elif name == "ALLOW":
+            self.allowed.add(key)
+        elif name == "DISALLOW":
+            self.allowed.discard(key)
+        elif name == "LIMIT":
+            self.max_bytes = int.from_bytes(effect.data, "big")
+        if name not in ("ALLOW", "DISALLOW"):
+            self.deadlines.pop(key, None)
+            if deadline_ms is not None and key in self.content:
+                self.deadlines[key] = deadline_ms
         return True
 
     def listed(self, prefix: str) -> list[tuple[str, tuple[bytes, int]]]:
@@ -173,14 +217,15 @@ def test_the_garbage_collector_does_not_visit_keys_and_values() -> None:
     for looked_at in (state, restored(*state.snapshot())):
         gc.collect()
         gc.collect()  # a page after its parts
-        pages = looked_at._map.freeze()
+        pages = looked_at._content.keys.freeze()
         assert len(pages) > 30
         assert not any(gc.is_tracked(part) for page in pages for part in (page, *page))
 
 
-def test_it_is_a_streaming_state() -> None:
+def test_it_is_a_streaming_state_that_waits() -> None:
     state: State = KeyValueState()
     assert isinstance(state, StreamingState)
+    assert isinstance(state, WaitingState)
 
 
 # -- transactions
@@ -372,6 +417,9 @@ for index in range(1, 3000):
             lambda: kv.set(key(), source.randbytes(8)), lambda: kv.delete(key()), lambda: kv.if_not_exists(key()),
             lambda: kv.if_not_modified(key(), source.randrange(index)),
             lambda: kv.allow(addr()), lambda: kv.disallow(addr()),
+            lambda: kv.set(key(), b"%d" % index, ttl=source.uniform(0.001, 2)), lambda: kv.touch(key(), 1.0),
+            lambda: kv.max_state_bytes(source.choice([None, 100_000, 200_000])),
+            lambda: kv.incr("n" + key(), source.randrange(9), ttl=source.choice([None, 0.5])),
         ])()
         for _ in range(source.choice([1, 1, 2, 5]))
     ]
@@ -379,7 +427,7 @@ for index in range(1, 3000):
     if source.random() < 0.1:
         data = data[: source.randrange(len(data))]
     try:
-        outcome = str(state.apply(data, index))
+        outcome = str(state.apply_at(data, index, index * 7 // 3))
     except Rejected as rejected:
         outcome = rejected.reason
     outcomes = zlib.crc32(outcome.encode(), outcomes)

@@ -1,0 +1,175 @@
+"""What the key-value store holds, as transactions and time change it.
+
+Deterministic: what happens depends on what is held, the instruction, its index and its log
+time.  Knows no threads; who may look when is `KeyValueState`'s business.
+
+Invariants:
+- A key's version is the index of the entry that wrote its value; none has 0.
+- Every key that expires exists.
+- Whatever is refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from raftsvc.kv.expiry import Expiries, deadline_of
+from raftsvc.kv.instructions import (
+    ALLOW,
+    DELETE,
+    DISALLOW,
+    INCR,
+    LIMIT,
+    MAX_NUMBER,
+    MIN_NUMBER,
+    NUMBERS,
+    SET,
+    SET_EXPIRING,
+    SIZE,
+    TOUCH,
+    conflict,
+    no_number,
+    no_room,
+    over_quota,
+)
+from raftsvc.kv.pages import PagedMap
+
+KEY_BYTES = 100
+"""What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
+
+_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+
+
+class Content:
+    """Keys with their values, when they expire, and the addresses that may join.
+
+    max_bytes: what `size_bytes` may grow to; 0: it may without end.
+    """
+
+    __slots__ = ("allowed", "expiries", "keys", "max_bytes")
+
+    def __init__(
+        self,
+        keys: PagedMap | None = None,
+        expiries: Expiries | None = None,
+        allowed: frozenset[str] = frozenset(),
+        max_bytes: int = 0,
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.keys = PagedMap() if keys is None else keys
+        self.expiries = Expiries() if expiries is None else expiries
+        self.allowed = allowed
+
+    @property
+    def size_bytes(self) -> int:
+        """Keys, values, and KEY_BYTES for each."""
+        return self.keys.size_bytes + KEY_BYTES * len(self.keys)
+
+    def has_room(self, instruction_bytes: int) -> bool:
+        """Whether there is room for certain for what an instruction of that length sets one key to."""
+        return self.size_bytes + instruction_bytes + KEY_BYTES <= self.max_bytes
+
+    def expire(self, time_ms: int) -> None:
+        """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys."""
+        for key in self.expiries.take(time_ms):
+            self.keys.delete(key)
+
+    def transact(
+        self, conditions: list[tuple[str, int]], effects: list[tuple[int, str, bytes, int]], index: int, time_ms: int
+    ) -> int:
+        """Have all effects take place in their order, or raise Rejected.
+
+        Returns the number that the last INCR made; of a DELETE or TOUCH that is alone whether there was such
+        a key; else True.
+        """
+        for position, (key, expected) in enumerate(conditions):
+            version = self.keys.version(key)
+            if version != expected:
+                raise conflict(position, version)
+        answer: int = True
+        numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
+        if self.max_bytes:
+            self._check_quota(effects, numbers)
+        if len(effects) == 1 and effects[0][0] in (DELETE, TOUCH):
+            answer = self.keys.version(effects[0][1]) != 0
+        for position, (code, key, data, ttl_ms) in enumerate(effects):
+            if code in (SET, SET_EXPIRING):
+                self._set(key, data, index, deadline_of(time_ms, ttl_ms) if ttl_ms else 0)
+            elif code == DELETE:
+                self._delete(key)
+            elif code == TOUCH:
+                if self.keys.version(key):
+                    self.expiries.set(key, deadline_of(time_ms, ttl_ms) if ttl_ms else 0)
+            elif code == INCR:
+                answer = numbers[position]
+                if ttl_ms and not self.keys.version(key):
+                    self.expiries.set(key, deadline_of(time_ms, ttl_ms))
+                self.keys.set(key, b"%d" % answer, index)
+            elif code == ALLOW:
+                self.allowed |= {key}
+            elif code == DISALLOW:
+                self.allowed -= {key}
+            else:
+                assert code == LIMIT, "these are all"
+                (self.max_bytes,) = SIZE.unpack(data)
+        return answer
+
+    def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
+        """Raise Rejected if they would have the content grow to more than it may have."""
+        lengths: dict[str, int] = {}  # of what is written, with its key and all; 0: it is deleted
+        for position, (code, key, data, _) in enumerate(effects):
+            if code in (SET, SET_EXPIRING):
+                lengths[key] = _size_of(key, data)
+            elif code == INCR:
+                lengths[key] = _size_of(key, b"%d" % numbers[position])
+            elif code == DELETE:
+                lengths[key] = 0
+        growth_bytes = 0
+        for key, length in lengths.items():
+            value = self.keys.get(key)
+            growth_bytes += length - (0 if value is None else _size_of(key, value.data))
+        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
+            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+
+    def _set(self, key: str, data: bytes, index: int, deadline_ms: int) -> None:
+        self.keys.set(key, data, index)
+        self.expiries.set(key, deadline_ms)
+
+    def _delete(self, key: str) -> None:
+        self.keys.delete(key)
+        self.expiries.set(key, 0)
+
+    def _count(self, effects: Iterable[tuple[int, str, bytes, int]]) -> dict[int, int]:
+        """The number that each INCR will make, by its position.  Raises Rejected if one cannot, before anything is."""
+        numbers: dict[int, int] = {}
+        written: dict[str, bytes | None] = {}  # by the effects before it
+        for position, (code, key, data, _) in enumerate(effects):
+            if code == INCR:
+                delta, initial = NUMBERS.unpack(data)
+                if key in written:
+                    former = written[key]
+                else:
+                    value = self.keys.get(key)
+                    former = None if value is None else value.data
+                number = initial + delta if former is None else _number(former, position) + delta
+                if not MIN_NUMBER <= number <= MAX_NUMBER:
+                    raise no_room(position)
+                numbers[position] = number
+                written[key] = b"%d" % number
+            elif code in (SET, SET_EXPIRING):
+                written[key] = data
+            elif code == DELETE:
+                written[key] = None
+        return numbers
+
+
+def _size_of(key: str, data: bytes) -> int:
+    return len(key.encode()) + len(data) + KEY_BYTES
+
+
+def _number(data: bytes, position: int) -> int:
+    """What `data` says in decimal: digits, and maybe a minus before them; Python's own reading takes much more."""
+    if _NUMBER.fullmatch(data) and MIN_NUMBER <= (number := int(data)) <= MAX_NUMBER:
+        return number
+    raise no_number(position)

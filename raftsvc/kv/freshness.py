@@ -1,0 +1,57 @@
+"""How old what a reader is shown may be.
+
+A node knows that it is current by asking: one round, for which `wait_read` waits.  Heartbeats of a
+leader would be no such proof, for it may be deposed, and not know yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from raftsvc.errors import ConfigurationError, ReadTimeoutError
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+
+T = TypeVar("T")
+
+
+def _now() -> float:
+    """Seconds by a clock that goes on while the machine is suspended, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Asked(Protocol):
+    """Who can tell whether this node is current."""
+
+    def wait_read(self, timeout: float = 5.0) -> None:
+        """Return once reads of the local State see every write that finished before this call."""
+
+
+class Freshness:
+    """What is known of how current this node is.  Thread-safe."""
+
+    __slots__ = ("_asked", "_current_at")
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._current_at = float("-inf")
+        """When it was last asked for a bounded age whether this node is current, and it was."""
+
+    def read(self, look: Callable[[], T], max_age: float | None, timeout: float) -> T:
+        """What `look` returns, once nothing that it shows has been out of date for longer than `max_age` seconds.
+
+        None: nothing that was out of date when this was called.  Raises ReadTimeoutError if nobody confirms it in time.
+        """
+        if max_age is None:
+            if is_main_thread():
+                return do_elsewhere(lambda: self.read(look, None, timeout), timeout, ReadTimeoutError)
+            self._asked.wait_read(timeout)
+            return look()
+        if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
+            raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+        asked_at = _now()
+        if asked_at - self._current_at > max_age:
+            self._asked.wait_read(timeout)
+            self._current_at = asked_at  # as of when it was asked, not answered
+        return look()

@@ -1,0 +1,177 @@
+"""The key-value store's snapshot: its content as bytes, in pieces, and back.
+
+Format: magic, the limit of the size (8 bytes; 0 is none), then how many addresses may join (4) and each,
+its length (2) first; the keys in order, each as the length of its UTF-8 form (2), version (8), length of
+the data (4), key and data; an end, which is 0 for the length, and how many there were; the keys that
+expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
+that.  All integers are big-endian.
+
+Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
+ends follows from what is before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from raftsvc.errors import RaftError
+from raftsvc.kv.content import Content
+from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
+from raftsvc.kv.instructions import MAX_KEY_BYTES
+from raftsvc.kv.pages import Page, PagedMap, records_of
+
+_MAGIC = b"rkv2"
+_LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
+_ADDRESS = struct.Struct(">H")
+_RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
+_EXPIRY = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
+_CHUNK_BYTES = 64 * 1024
+
+
+class MalformedSnapshotError(RaftError, ValueError):
+    """The bytes to be restored are no snapshot of a key-value store; the state is as it was."""
+
+    http_detail = "This node cannot read a snapshot."
+
+
+def encode_snapshot(content: Content) -> Iterator[bytes]:
+    """Pieces of about 64 KiB, of the content as it is now, whatever happens to it while they are consumed."""
+    pages, expiring = content.keys.freeze(), content.expiries.freeze()
+    head = _MAGIC + _LIMIT_AND_COUNT.pack(content.max_bytes, len(content.allowed))
+    return _in_pieces(_parts(head, content.allowed, pages, len(content.keys), expiring, len(content.expiries)))
+
+
+def _parts(
+    head: bytes, allowed: frozenset[str], pages: list[Page], count: int, expiring: list[Page], expiring_count: int
+) -> Iterator[bytes]:
+    yield head
+    for addr in sorted(allowed):
+        encoded = addr.encode()
+        yield _ADDRESS.pack(len(encoded)) + encoded
+    for key, data, version in _passing(pages):
+        encoded = key.encode()
+        yield _RECORD.pack(len(encoded), version, len(data)) + encoded
+        yield data
+    yield _RECORD.pack(0, count, 0)
+    for key, _, deadline_ms in _passing(expiring):
+        encoded = key.encode()
+        yield _EXPIRY.pack(len(encoded), deadline_ms) + encoded
+    yield _EXPIRY.pack(0, expiring_count)
+
+
+def _passing(pages: list[Page]) -> Iterator[tuple[str, bytes, int]]:
+    """The records of all pages; each is let go of once it was passed, for it may have been replaced meanwhile."""
+    pages.reverse()
+    while pages:
+        yield from records_of(pages.pop())
+
+
+def _in_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
+    piece: list[bytes] = []
+    size_bytes = 0
+    for part in parts:
+        piece.append(part)
+        size_bytes += len(part)
+        if size_bytes >= _CHUNK_BYTES:
+            yield b"".join(piece)
+            piece = []
+            size_bytes = 0
+    yield b"".join(piece)
+
+
+def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
+    """The content of a snapshot of that index, whose pieces, cut anywhere, are `chunks`.
+
+    Raises MalformedSnapshotError if they are none, and whatever `chunks` raises.
+    """
+    reader = _Reader(chunks)
+    if reader.take(len(_MAGIC)) != _MAGIC:
+        raise MalformedSnapshotError("no snapshot of a key-value store of this version")
+    max_bytes, address_count = _LIMIT_AND_COUNT.unpack(reader.take(_LIMIT_AND_COUNT.size))
+    allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
+    keys = PagedMap.of(_decode_records(reader, index))
+    expiries = Expiries.of(_decode_expiries(reader, keys))
+    if not reader.is_at_end():
+        raise MalformedSnapshotError("the snapshot does not end as it should")
+    return Content(keys, expiries, allowed, max_bytes)
+
+
+def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, int]]:
+    last_key = ""
+    count = 0
+    while True:
+        key_length, version, length = _RECORD.unpack(reader.take(_RECORD.size))
+        if key_length == 0:
+            break
+        key = reader.take_key(key_length)
+        if key <= last_key or not 0 < version <= index:
+            raise MalformedSnapshotError(f"the snapshot has {key!r} out of order, or of a version after {index}")
+        yield key, reader.take(length), version
+        last_key = key
+        count += 1
+    if (version, length) != (count, 0):
+        raise MalformedSnapshotError(f"the snapshot has {count} keys and says otherwise")
+
+
+def _decode_expiries(reader: _Reader, keys: PagedMap) -> Iterator[tuple[str, int]]:
+    last_key = ""
+    count = 0
+    while True:
+        key_length, deadline_ms = _EXPIRY.unpack(reader.take(_EXPIRY.size))
+        if key_length == 0:
+            break
+        key = reader.take_key(key_length)
+        if key <= last_key or not 0 < deadline_ms <= MAX_DEADLINE_MS or not keys.version(key):
+            raise MalformedSnapshotError(f"the snapshot has {key!r} expire out of order, never, or without a value")
+        yield key, deadline_ms
+        last_key = key
+        count += 1
+    if deadline_ms != count:
+        raise MalformedSnapshotError(f"the snapshot has {count} keys that expire and says otherwise")
+
+
+class _Reader:
+    """Takes bytes from the front of pieces that are cut anywhere."""
+
+    __slots__ = ("_buffer", "_chunks", "_offset")
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._buffer = b""
+        self._offset = 0
+
+    def take(self, length: int) -> bytes:
+        stop = self._offset + length
+        if stop > len(self._buffer):
+            self._gather(length)
+            stop = length
+        taken = self._buffer[self._offset : stop]
+        self._offset = stop
+        return taken
+
+    def _gather(self, length: int) -> None:
+        """Have at least `length` bytes ahead.  A length is believed only as far as bytes arrive."""
+        rest = self._buffer[self._offset :]
+        parts = [rest] if rest else []
+        missing = length - len(rest)
+        while missing > 0:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                raise MalformedSnapshotError("the snapshot is cut short")
+            parts.append(chunk)
+            missing -= len(chunk)
+        # A snapshot that is one piece is not copied.
+        self._buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._offset = 0
+
+    def take_key(self, length: int) -> str:
+        if not 0 < length <= MAX_KEY_BYTES:
+            raise MalformedSnapshotError(f"the snapshot claims a key of {length} bytes")
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError as error:
+            raise MalformedSnapshotError("the snapshot has a key that is not UTF-8") from error
+
+    def is_at_end(self) -> bool:
+        return self._offset == len(self._buffer) and not any(self._chunks)
