@@ -400,7 +400,8 @@ class Roster:
                 refusal = node.hand_over(deadline - time.monotonic(), to_id)
         if refusal is not None:
             raise TransferFailedError(
-                f"node {node.node_id} leads on: {_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s')}"
+                f"node {node.node_id} did not hand over: "
+                f"{_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s, and may yet')}"
             )
 
     def evict(self, addr: str, timeout: float) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 
-from raftsvc.errors import RaftError
+from raftsvc.errors import NodeFailedError, RaftError
 from raftsvc.formation import Membership
+from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.member.vitals import View
 
 logger = logging.getLogger("raftsvc")
@@ -58,25 +62,32 @@ class Listeners:
 
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
-        self._lock = threading.Lock()  # guards _listeners and _is_served; nothing is called under it
+        self._lock = threading.Lock()  # who adds, and the thread that ends for want of listeners
         self._listeners: dict[int, tuple[Listener, list[View]]] = {}
         self._next = 0
         self._is_served = False
         self.errors = 0
 
     def add(self, listener: Listener) -> Callable[[], None]:
-        """Have `listener` called with an Event from now on, the present first; returns what ends that."""
+        """Have `listener` called with an Event from now on, the present first; returns what ends that.
+
+        Raises NodeFailedError if no thread can be started; then it is not called.
+        """
+        if is_main_thread():
+            return do_elsewhere(partial(self.add, listener), _LOOK_SECONDS, NodeFailedError)
         with self._lock:
             number = self._next
             self._next += 1
+            if not self._is_served:
+                try:
+                    threading.Thread(target=self._run, name="raftsvc-listeners", daemon=True).start()
+                except RuntimeError as error:
+                    raise NodeFailedError(f"no thread can be started for listeners: {error}") from error
+                self._is_served = True
             self._listeners[number] = listener, []
-            is_served, self._is_served = self._is_served, True
-        if not is_served:
-            threading.Thread(target=self._run, name="raftsvc-listeners", daemon=True).start()
 
         def remove() -> None:
-            with self._lock:
-                self._listeners.pop(number, None)
+            self._listeners.pop(number, None)  # at once, without the lock that this thread may hold
 
         return remove
 
@@ -84,7 +95,7 @@ class Listeners:
         membership = self._membership
         while True:
             with self._lock:
-                listeners = list(self._listeners.values())
+                numbers, listeners = list(self._listeners), list(self._listeners.values())
                 if not listeners:
                     self._is_served = False
                     return
@@ -98,8 +109,8 @@ class Listeners:
             for listener, told in listeners:
                 self._tell(listener, told, view, is_over)
             if is_over:
-                with self._lock:
-                    self._listeners.clear()
+                for number in numbers:
+                    self._listeners.pop(number, None)
 
     def _tell(self, listener: Listener, told: list[View], now: View, is_over: bool) -> None:
         last = told[0] if told else View()
@@ -114,8 +125,14 @@ class Listeners:
             kinds.append("stopped")
         told[:] = [now]
         for kind in kinds:
+            event = Event(
+                kind, now.is_leader, now.leader_addr, now.term, MappingProxyType(dict(now.members)), now.error
+            )
             try:
-                listener(Event(kind, now.is_leader, now.leader_addr, now.term, now.members, now.error))
-            except Exception:
+                listener(event)
+            except BaseException:  # whatever it is: others are told by this thread too
                 self.errors += 1
-                logger.exception("a listener raised this when it was told of %r; it is told of what comes next", kind)
+                with suppress(Exception):  # of a handler of log records
+                    logger.exception(
+                        "a listener raised this when it was told of %r; it is told of what comes next", kind
+                    )

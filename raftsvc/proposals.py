@@ -8,16 +8,19 @@ refused before anything is proposed.  Who carries an instruction on is the membe
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from raftsvc.errors import (
+    ConfigurationError,
     InstructionTooLargeError,
     InvalidInstructionError,
     NodeFailedError,
@@ -35,6 +38,8 @@ from raftsvc.member.participant import Participant
 from raftsvc.member.sessions import MAX_WHOLE_BYTES, Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.results import Applied
+
+logger = logging.getLogger("raftsvc")
 
 MAX_ASYNC = 1000
 """Calls of `propose_async` on their way at once; with a list more, about what one session holds."""
@@ -79,9 +84,15 @@ class Proposals:
         """Have one applied without waiting for it; see `Service.propose_async`."""
         node = self._ready_node("propose_async")
         data = self._checked(instruction)
+        if not timeout < float("inf"):  # also if it is no number
+            raise ConfigurationError(f"a timeout is a finite number of seconds, not {timeout}")
         if is_main_thread():
             return do_elsewhere(partial(self.propose_async, data, timeout), timeout, OutcomeUnknown)
         return self._futures.begin(node, data, timeout)
+
+    def stop(self) -> None:
+        """The Service was stopped: what is on its way has its error, and nothing else comes."""
+        self._futures.stop()
 
     def _ready_node(self, what: str) -> Participant:
         node = self._membership.require_node(what)
@@ -104,9 +115,9 @@ class Proposals:
             raise InvalidInstructionError(
                 f"propose_many takes several instructions, and this is one {type(instructions).__name__}"
             )
-        listed = [self._checked(instruction) for instruction in instructions]
+        listed = [self._checked(instruction) for instruction in islice(instructions, MAX_LISTED + 1)]
         if len(listed) > MAX_LISTED:
-            raise InstructionTooLargeError(f"{len(listed)} instructions; one list has at most {MAX_LISTED}")
+            raise InstructionTooLargeError(f"one list has at most {MAX_LISTED} instructions; make several of it")
         if len(encode_list(listed)) > MAX_WHOLE_BYTES:
             raise InstructionTooLargeError(f"the list is longer than {MAX_WHOLE_BYTES} bytes; make several of it")
         return listed
@@ -180,6 +191,8 @@ class _Futures:
         self._deadlines: list[tuple[float, int]] = []
         self._serials = count()
         self._is_served = False
+        self._is_stopping = False
+        self._idle_at = 0.0  # until then the thread waits for more
 
     def begin(self, node: Participant, data: bytes, timeout: float) -> Future[Applied]:
         """Send an instruction on its way."""
@@ -188,22 +201,23 @@ class _Futures:
         deadline = time.monotonic() + timeout
         with self._lock:
             is_full = len(self._pending) >= MAX_ASYNC
+            self._idle_at = time.monotonic() + _IDLE_SECONDS
             if not is_full:
                 self._pending[promise.serial] = _Pending(promise, future, node, timeout)
                 is_earliest = not self._deadlines or deadline < self._deadlines[0][0]
                 heapq.heappush(self._deadlines, (deadline, promise.serial))
-                is_served, self._is_served = self._is_served, True
+                self._is_served = is_served = self._is_served or self._serve()
         if is_full:
             future.set_exception(OverloadedError(f"{MAX_ASYNC} calls of propose_async are on their way already"))
             return future
-        if not is_served and not self._serve():
+        if not is_served:
             promise.error = NodeFailedError("no thread can be started, so nothing was proposed")
             self._complete(promise.serial)
             return future
         if is_earliest:
             self._ended.put(None)
         try:
-            node.callers.submit(promise)
+            node.callers.submit(promise, leaves_work=True)
         except RaftError as error:
             if not promise.is_finished:  # else its outcome comes the usual way
                 promise.error = error
@@ -214,40 +228,55 @@ class _Futures:
         try:
             threading.Thread(target=self._run, name="raftsvc-futures", daemon=True).start()
         except RuntimeError:  # there can be no more
-            with self._lock:
-                self._is_served = False
             return False
         return True
 
+    def stop(self) -> None:
+        """Have the thread end once nothing is on its way: the node fails what is."""
+        self._is_stopping = True
+        self._ended.put(None)
+
     def _run(self) -> None:
         while True:
-            try:
+            serial: int | None = None
+            with suppress(Empty):
                 serial = self._ended.get(timeout=self._seconds_left())
-            except Empty:
+            is_idle = serial is None and not self._take_late(self._complete_safely)
+            if serial is not None:
+                self._complete_safely(serial)
+            elif is_idle:
                 with self._lock:
-                    if not self._pending:
+                    if not self._pending and (self._is_stopping or time.monotonic() >= self._idle_at):
                         self._is_served = False
                         return
-            else:
-                if serial is not None:
-                    self._complete(serial)
-            for late in self._take_late():
-                self._complete(late)
+
+    def _complete_safely(self, serial: int) -> None:
+        """Whatever is called when a future is done may raise anything; nobody else would complete the others."""
+        try:
+            self._complete(serial)
+        except BaseException:
+            logger.exception("what was to be done when a future of propose_async was complete raised this")
 
     def _seconds_left(self) -> float:
         with self._lock:
             deadlines = self._deadlines
             while deadlines and deadlines[0][1] not in self._pending:
                 heapq.heappop(deadlines)
+            if len(deadlines) > 2 * MAX_ASYNC:  # those of finished ones stay behind the earliest
+                self._deadlines = deadlines = [d for d in deadlines if d[1] in self._pending]
+                heapq.heapify(deadlines)
             return min(max(deadlines[0][0] - time.monotonic(), 0.0), _IDLE_SECONDS) if deadlines else _IDLE_SECONDS
 
-    def _take_late(self) -> Sequence[int]:
+    def _take_late(self, complete: Callable[[int], None]) -> bool:
+        """Complete those whose time is over; whether there were any."""
         late = []
         now = time.monotonic()
         with self._lock:
             while self._deadlines and self._deadlines[0][0] <= now:
                 late.append(heapq.heappop(self._deadlines)[1])
-        return late
+        for serial in late:
+            complete(serial)
+        return bool(late)
 
     def _complete(self, serial: int) -> None:
         """It is finished, or its time is over, or both, so that this comes twice."""
@@ -256,9 +285,9 @@ class _Futures:
         if pending is None:
             return
         promise, future, node, timeout = pending
-        is_done = promise.is_finished or node.callers.await_outcome(promise, 0.0)
-        if not future.set_running_or_notify_cancel():
-            return  # nobody wants to know
+        is_done = node.callers.await_outcome(promise, 0.0)  # also if it is finished: this thread is who was woken
+        if future.done() or not future.set_running_or_notify_cancel():
+            return  # nobody wants to know, or somebody completed what is not his
         try:
             if not is_done:
                 raise _error_of_late(promise, timeout)

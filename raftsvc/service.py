@@ -411,7 +411,7 @@ class Service:
         Until then no instruction is taken, so callers of all nodes wait, an election timeout at most.
         Whoever takes over may lose the lead like any leader.
 
-        Raises NotLeaderError, with where to ask, UnknownPeerError, OverloadedError; TransferFailedError: it leads on.
+        Raises NotLeaderError, with where to ask, UnknownPeerError, OverloadedError, TransferFailedError.
         """
         self._membership.require_node("transfer")
         if is_main_thread():
@@ -429,6 +429,7 @@ class Service:
             return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
         if not self._membership.stop():
             return
+        self._proposals.stop()
         if self._listener is not None:
             self._listener.stop()
         self._network.close()

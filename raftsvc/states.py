@@ -16,6 +16,7 @@ its pieces, each with its length (4 bytes) before it, and a length of 0.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -27,6 +28,9 @@ from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingS
 
 _LENGTH = struct.Struct(">I")
 _MAX_NAME_BYTES = 255
+_MAX_PIECE_BYTES = 1024 * 1024
+
+logger = logging.getLogger("raftsvc")
 
 
 class ForeignSnapshotError(RaftError, ValueError):
@@ -93,10 +97,13 @@ class States(BaseState):
         super().__init__()
         if not parts:
             raise ConfigurationError("States needs at least one part: States(kv=KeyValueState(), mine=MyState())")
+        if len({id(part) for part in parts.values()}) < len(parts):
+            raise ConfigurationError("one State has two names in States; each part is a State of its own")
         self._parts = dict(sorted(parts.items()))
         self._heads = {name: _head_of(name) for name in self._parts}
         self._appliers = {name.encode(): _applier_of(part) for name, part in self._parts.items()}
-        self._waiting = [part for part in parts.values() if isinstance(part, WaitingState)]
+        self._waiting = {name.encode(): part for name, part in self._parts.items() if isinstance(part, WaitingState)}
+        self._stuck: dict[bytes, int] = {}
 
     def __getitem__(self, name: str) -> Any:
         """The State of that name."""
@@ -120,20 +127,40 @@ class States(BaseState):
         if not data:
             return True
         stop = 1 + data[0]
-        apply = self._appliers.get(data[1:stop]) if len(data) >= stop else None
+        name = data[1:stop] if len(data) >= stop else b""
+        # What is due in the others happens here too: while one is written to no entry comes for time alone.
+        for other, part in self._waiting.items():
+            if other != name:
+                deadline = part.next_deadline()
+                if deadline is not None and deadline <= time_ms:
+                    part.pass_time(index, time_ms)
+        apply = self._appliers.get(name)
         if apply is None:
             raise Rejected("the instruction is for no part of this State")
         return apply(data[stop:], index, time_ms)
 
     def next_deadline(self) -> int | None:
         """The earliest of any part."""
-        deadlines = [part.next_deadline() for part in self._waiting]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        deadlines = {name: part.next_deadline() for name, part in self._waiting.items()}
+        # One that stayed although its time was told is of no use to the others, until it is another.
+        self._stuck = {name: due for name, due in self._stuck.items() if deadlines[name] == due}
+        return min(
+            (due for name, due in deadlines.items() if due is not None and name not in self._stuck), default=None
+        )
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Each part that waits for a time does what is due."""
-        for part in self._waiting:
+        for name, part in self._waiting.items():
             part.pass_time(index, time_ms)
+            deadline = part.next_deadline()
+            if deadline is not None and deadline <= time_ms and self._stuck.get(name) != deadline:
+                self._stuck[name] = deadline
+                logger.error(
+                    "part %r still waits for %d at log time %d; it is told again once it waits for another",
+                    name.decode(),
+                    deadline,
+                    time_ms,
+                )
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied, or was for another part."""
@@ -228,8 +255,9 @@ def _framed(captured: list[tuple[bytes, Iterable[bytes]]]) -> Iterator[bytes]:
         head, chunks = captured.pop()  # what a part holds for its snapshot goes as soon as that is written
         yield head
         for chunk in chunks:
-            if chunk:
-                yield _LENGTH.pack(len(chunk)) + chunk
+            for start in range(0, len(chunk), _MAX_PIECE_BYTES):
+                piece = chunk[start : start + _MAX_PIECE_BYTES]
+                yield _LENGTH.pack(len(piece)) + piece
         yield _LENGTH.pack(0)
 
 
@@ -243,11 +271,16 @@ class _Reader:
 
     def take(self, length: int) -> bytes:
         """Raises ForeignSnapshotError if there are not so many.  A length is believed only as far as bytes arrive."""
-        while len(self._buffer) - self._offset < length:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                raise ForeignSnapshotError("the snapshot is cut short")
-            self._buffer = self._buffer[self._offset :] + chunk
+        if len(self._buffer) - self._offset < length:
+            parts = [self._buffer[self._offset :]]
+            missing = length - len(parts[0])
+            while missing > 0:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    raise ForeignSnapshotError("the snapshot is cut short")
+                parts.append(chunk)
+                missing -= len(chunk)
+            self._buffer = b"".join(parts)
             self._offset = 0
         taken = self._buffer[self._offset : self._offset + length]
         self._offset += length

@@ -30,8 +30,7 @@ from raftsvc.core.messages import (
     term_of,
 )
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
-from raftsvc.kv import instructions
-from raftsvc.kv.state import KeyValueState, MalformedSnapshotError
+from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions
 from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
 from raftsvc.member.sessions import Outcome, Sessions
 from raftsvc.storage.identity import decode_id, encode_id
@@ -256,7 +255,7 @@ def test_snapshots_come_back(header: SnapshotHeader, pieces: list[bytes]) -> Non
 def test_transactions_come_back(said: list[instructions.Operation]) -> None:
     conditions, effects = instructions.decode(instructions.encode(said))
     assert conditions == [(o.key, o.version) for o in said if isinstance(o, kv.Condition)]
-    assert effects == [(o.code, o.key, o.data) for o in said if isinstance(o, kv.Effect)]
+    assert effects == [(o.code, o.key, o.data, o.ttl_ms) for o in said if isinstance(o, kv.Effect)]
 
 
 # -- all else is refused

@@ -51,7 +51,7 @@ ROOMS = {
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state process mainthread core storage transport member host",
     "proposals": "errors results mainthread member host formation",
-    "listeners": "errors member formation",
+    "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
     "service": "errors addresses state results process mainthread core storage transport member host formation "
     "proposals listeners reception",

@@ -34,10 +34,16 @@ class Callers:
         self._applier = applier
         self._stopping = stopping
 
-    def submit(self, call: Call) -> None:
-        """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first."""
+    def submit(self, call: Call, leaves_work: bool = False) -> None:
+        """Send `call` on its way; it is finished with an outcome or an error unless withdrawn first.
+
+        leaves_work: this thread does not write or apply what comes of it, which another does a little later.
+        """
         self._check_running()
         if not self._engine.submit(call) or self._is_left_to_log_thread():
+            return
+        if leaves_work:
+            self._turn.log_work.set()
             return
         turn = self._turn
         try:
@@ -103,6 +109,7 @@ class Callers:
         engine = self._engine
         engine.health.check_able()
         with self._turn:
+            engine.health.check_able()  # once more, for who fails all readers did so before or comes after
             engine.reads.expect(read, index, engine.applying.applied_index)
 
     def await_read(self, read: Read, deadline: float) -> bool:

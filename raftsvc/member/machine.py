@@ -162,7 +162,10 @@ class Machine:
             return encode_outcome(outcome)
         if op == PIECE:
             is_new = number not in session.outcomes and session.takes(number, low)
+            before = session.partial
             whole = session.join(number, entry) if is_new else None
+            if session.partial is not None and session.partial is not before:
+                self.sessions.bound_partials(session)
             if whole is None:
                 return b""
             op, data = whole

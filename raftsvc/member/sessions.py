@@ -37,6 +37,8 @@ MAX_OPEN_AGE = 100_000
 """Entries after which an attempt to open a session is too old."""
 MAX_WHOLE_BYTES = 4 * 1024 * 1024
 """The longest that is put together from pieces; each session may have one under way, in the snapshot too."""
+MAX_PARTIAL_BYTES = 8 * MAX_WHOLE_BYTES
+"""Of all that comes in pieces; beyond that what belongs to the session that was not used for longest begins again."""
 MAX_ANSWER_BYTES = 64
 """The longest bytes that are kept as an answer."""
 VOID_LIFE = Life(MAX_NUMBER, 0)
@@ -262,6 +264,15 @@ class Sessions:
         self._sessions[index] = Session(index, member, nonce, counter)
         self.changes += 1
 
+    def bound_partials(self, newest: Session) -> None:
+        """Something began to come in pieces for `newest`: have others begin again, if it is too much in all."""
+        partials = {s.id: s.partial.whole_bytes for s in self._sessions.values() if s.partial is not None}
+        excess = sum(partials.values()) - MAX_PARTIAL_BYTES
+        while excess > 0:
+            oldest = min((self._sessions[i] for i in partials if i != newest.id), key=lambda s: (s.used, s.id))
+            oldest.partial = None
+            excess -= partials.pop(oldest.id)
+
     def close(self, session_id: int, nonce: int) -> None:
         """A session is over; the owner's only with another start of it."""
         session = self.get(session_id, nonce)
@@ -341,7 +352,7 @@ class Sessions:
                         session.outcomes[number] = _decode_outcome(reader.take_bytes(length), index, time_ms)
                 elif code == _IS_PARTIAL and session is not None:
                     _, number, whole_bytes, op, held = reader.take(_PARTIAL)
-                    if op not in (INSTRUCTION, LIST) or held >= whole_bytes:
+                    if op not in (INSTRUCTION, LIST) or not held < whole_bytes <= MAX_WHOLE_BYTES:
                         raise MalformedError("session table does not decode")
                     session.partial = partial = _Partial(number, whole_bytes, op)
                     partial.held, partial.parts = held, [reader.take_bytes(held)]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
-from raftsvc.errors import DamagedStorageError, FormatVersionError
+from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
 from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES = 1024 * 1024
@@ -67,6 +67,8 @@ class SnapshotHeader:
             + self.config
             + self.sessions
         )
+        if len(body) > _MAX_HEAD_BYTES:  # which nobody would read again
+            raise StorageError(f"the sessions take {len(body)} bytes of a snapshot, of at most {_MAX_HEAD_BYTES}")
         head = _PREFIX.pack(_MAGIC, _VERSION, len(body)) + body
         return head + _CRC.pack(crc32(head))
 

@@ -146,6 +146,7 @@ class Client:
             actions.append(self._choose())
         if len(actions) > 1 and actions[-1].instruction is None:
             del actions[-1]  # a read, which is in no list
+            world.report.counts["operations"] -= 1
         self._attempt = attempt = Attempt(process, actions, world.schedule.now)
         self._note(f"{[action.input for action in actions]} at {process.name}")
         process.do(lambda engine: self._submit(attempt, engine))
@@ -222,7 +223,9 @@ class Client:
             outcomes = self._world.watch.sessions.answered(process.engine, call)
             output_of = self._world.workload.output_of
             taken = [(a, o) for a, o in zip(attempt.actions, outcomes, strict=True) if o.rejection is None]
-            attempt.actions = [action for action, _ in taken]
+            if taken:
+                self._world.report.counts["rejected"] += len(attempt.actions) - len(taken)
+                attempt.actions = [action for action, _ in taken]
             self._end(attempt, "done" if taken else "rejected", None, [output_of(a, o.satisfied) for a, o in taken])
 
     def _settle(self, attempt: Attempt, call: SimulatedCall, is_not_applied: bool) -> None:
@@ -234,7 +237,7 @@ class Client:
     def _end(self, attempt: Attempt, result: str, error: RaftError | None, outputs: Sequence[Any] = ()) -> None:
         """It is over; if it is done, each of what is left of it has an output."""
         world = self._world
-        world.report.counts[result] += 1
+        world.report.counts[result] += len(attempt.actions)
         self._note(f"{[action.input for action in attempt.actions]} {result} {[*outputs]} {error or ''}")
         if result in ("done", "unknown"):
             returned = world.schedule.now if result == "done" else math.inf

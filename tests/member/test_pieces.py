@@ -12,7 +12,7 @@ from raftsvc.core.messages import Entry, EntryKind, MalformedError, make_entry
 from raftsvc.member.envelopes import INSTRUCTION, LIST, encode_list, wrap, wrap_open, wrap_piece
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.pieces import MAX_PIECE_BYTES, Pieces
-from raftsvc.member.sessions import Outcome
+from raftsvc.member.sessions import MAX_PARTIAL_BYTES, MAX_WHOLE_BYTES, Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.state import BaseState
 
@@ -100,6 +100,23 @@ def test_a_list_may_come_in_pieces_and_pieces_of_one_kind_complete_none_of_the_o
     log.piece(5, 4, data[4:], len(data), op=LIST)
     assert log.state.given == [b"ab", b"c"]
     assert [(a.number, len(a.outcome)) for a in log.answers if isinstance(a.outcome, list)] == [(5, 2)]
+
+
+def test_what_comes_in_pieces_takes_no_more_memory_than_a_bound() -> None:
+    log = Log()
+    sessions = []
+    for n in range(MAX_PARTIAL_BYTES // MAX_WHOLE_BYTES + 2):
+        log.apply(EntryKind.NORMAL, wrap_open(NODE, 1000 + n, 0, log.index))
+        sessions.append((log.index, 1000 + n))
+
+    def begin(n: int) -> None:
+        session, nonce = sessions[n]
+        log.apply(EntryKind.NORMAL, wrap_piece(INSTRUCTION, session, nonce, 1, 0, 0, 0, MAX_WHOLE_BYTES, b"abc"))
+
+    for n in range(len(sessions)):
+        begin(n)
+    held = [log.machine.sessions.held_of(session, 1) for session, _ in sessions]
+    assert held == [0, 0] + [3] * (len(sessions) - 2), "those that were not used for longest begin again"
 
 
 def test_what_comes_twice_counts_once() -> None:

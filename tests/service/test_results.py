@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -150,6 +152,58 @@ def test_what_is_called_when_a_future_is_done_may_call_the_service(cluster: Clus
     assert node.read() == [b"x", b"and this"]
 
 
+def test_futures_are_completed_as_soon_as_they_are_done_and_hold_up_nobody(cluster: Cluster) -> None:
+    node = cluster.add(election_timeout=30.0)  # a tick of it takes three seconds
+    node.service.init()
+    node.service.exec(b"x", PATIENCE)
+    begun = time.monotonic()
+    for _ in range(20):
+        node.service.propose_async(b"x", PATIENCE).result(PATIENCE)
+        node.service.exec(b"x", PATIENCE)
+    assert time.monotonic() - begun < 30, "nobody waited for ticks"
+
+
+class Final(BaseException):
+    """As SystemExit, which pytest takes for its own."""
+
+
+def test_whatever_is_called_when_a_future_is_done_the_others_are_completed(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+
+    def raises(future: object) -> None:
+        raise Final
+
+    node.service.propose_async(b"x", PATIENCE).add_done_callback(raises)
+    taken = node.service.propose_async(b"x", PATIENCE)
+    with contextlib.suppress(Exception):
+        taken.set_running_or_notify_cancel()
+        taken.set_result(None)  # type: ignore[arg-type]
+    for timeout in (float("nan"), float("inf")):
+        with pytest.raises(raftsvc.ConfigurationError, match="finite"):
+            node.service.propose_async(b"x", timeout)
+    assert node.service.propose_async(b"x", PATIENCE).result(PATIENCE).satisfied
+
+
+def test_the_thread_of_futures_ends_with_the_service(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    before = {thread for thread in threading.enumerate() if thread.name == "raftsvc-futures"}
+    node.service.propose_async(b"x", PATIENCE).result(PATIENCE)
+    node.service.stop()
+    eventually(lambda: {t for t in threading.enumerate() if t.name == "raftsvc-futures"} <= before)
+
+
+def test_a_future_is_returned_though_the_disk_hangs(cluster: Cluster) -> None:
+    node = cluster.add()
+    node.service.init()
+    node.files.gate.clear()
+    future = node.service.propose_async(b"x", PATIENCE)
+    assert not future.done(), "nobody waited for the disk"
+    node.files.gate.set()
+    assert future.result(PATIENCE).satisfied
+
+
 def test_what_one_node_wrote_another_reads_with_the_index_that_it_was_told(cluster: Cluster) -> None:
     cluster.form(3)
     for n in range(20):
@@ -169,6 +223,7 @@ def test_leadership_goes_to_whom_it_is_given(cluster: Cluster) -> None:
     for _ in range(3):
         leader = cluster.leader()
         target = next(m for m in cluster.members if m is not leader)
+        eventually(lambda t=target, addr=leader.addr: t.status["leader_addr"] == addr)  # type: ignore[misc]
         with pytest.raises(raftsvc.NotLeaderError, match=leader.addr):
             target.service.transfer()
         leader.service.transfer(target.addr, PATIENCE)
@@ -233,7 +288,9 @@ def test_what_a_listener_raises_is_counted_and_keeps_no_other_from_hearing(clust
     heard = Heard()
 
     def broken(event: raftsvc.Event) -> None:
-        raise ZeroDivisionError
+        with pytest.raises((AttributeError, TypeError)):
+            event.members.clear()  # type: ignore[attr-defined]
+        raise Final
 
     remove = node.service.add_listener(broken)
     node.service.add_listener(heard)

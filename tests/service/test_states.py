@@ -154,6 +154,9 @@ def test_members_are_told_to_all_and_allowed_by_all() -> None:
 def test_what_cannot_be_made_is_refused() -> None:
     with pytest.raises(raftsvc.ConfigurationError, match="at least one"):
         raftsvc.States()
+    twice = ListState()
+    with pytest.raises(raftsvc.ConfigurationError, match="two names"):
+        raftsvc.States(a=twice, b=twice)
     with pytest.raises(raftsvc.ConfigurationError, match="256"):
         raftsvc.States(**{"x" * 256: ListState()})
     with pytest.raises(KeyError):
@@ -169,6 +172,41 @@ def test_parts_are_told_of_time_and_the_earliest_deadline_counts() -> None:
     assert states.next_deadline() == 1200
     states.pass_time(3, 1300)
     assert (first.items, second.items, states.next_deadline()) == ([], [b"rang"], 1500)
+
+
+def test_what_is_due_in_one_part_happens_while_another_is_written_to() -> None:
+    alarm, other = Alarm(), ListState()
+    states = raftsvc.States(alarm=alarm, other=other)
+    states.apply_at(b"\x05alarm500", 1, 1000)
+    states.apply_at(b"\x05othera", 2, 1499)
+    assert alarm.items == []
+    states.apply_at(b"\x05otherb", 3, 1500)
+    assert alarm.items == [b"rang"] and other.items == [b"a", b"b"]
+
+
+def test_a_part_whose_deadline_stays_keeps_no_other_from_its_own() -> None:
+    class Stuck(Alarm):
+        def pass_time(self, index: int, time_ms: int) -> None: ...
+
+    stuck, sound = Stuck(), Alarm()
+    states = raftsvc.States(stuck=stuck, sound=sound)
+    states.apply_at(b"\x05stuck10", 1, 1000)
+    states.apply_at(b"\x05sound500", 2, 1000)
+    assert states.next_deadline() == 1010
+    states.pass_time(3, 1010)
+    assert states.next_deadline() == 1500, "that of the other"
+    states.pass_time(4, 1500)
+    assert sound.items == [b"rang"] and states.next_deadline() is None
+    stuck.due = 2000
+    assert states.next_deadline() == 2000, "it is another"
+
+
+def test_a_large_part_in_one_piece_comes_back() -> None:
+    source, target = raftsvc.States(a=ListState()), raftsvc.States(a=ListState())
+    source["a"].items = [bytes(3 << 20), b"x"]
+    data, index = source.snapshot()
+    target.restore_chunks(iter([data[i : i + 65536] for i in range(0, len(data), 65536)]), index)
+    assert target["a"].items == source["a"].items
 
 
 def make_states() -> Any:

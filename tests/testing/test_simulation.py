@@ -109,7 +109,7 @@ def test_every_kind_of_fault_is_injected_somewhere() -> None:
 
 
 def test_without_faults_everything_is_done() -> None:
-    simulation = Simulation(1, RegisterWorkload(), Faults(kinds=(), seconds=5), keep_trace=False)
+    simulation = Simulation(2, RegisterWorkload(), Faults(kinds=(), seconds=5), keep_trace=False)
     options = simulation.conditions.options
     # Else pieces are so small that callers give up.
     simulation.conditions.options = options._replace(start_bytes=1 << 16, max_uncommitted_bytes=1 << 20)
@@ -169,7 +169,8 @@ def test_a_state_that_is_not_deterministic_is_found_out() -> None:
             return Moody()
 
     with pytest.raises(SimulationFailed, match="differs from"):
-        simulate(1, MoodyWorkload(), Faults(kinds=()))
+        for seed in range(20):
+            simulate(seed, MoodyWorkload(), Faults(kinds=()))
 
 
 def test_a_state_that_reads_what_is_not_there_yet_is_found_out() -> None:
@@ -191,11 +192,12 @@ def test_an_outcome_of_another_call_is_found_out(monkeypatch: pytest.MonkeyPatch
 
     answer = Calls.answer
 
-    def deliver_twice(self: Calls, answers: Iterable[Answer]) -> None:
-        answer(self, answers)
-        answer(self, [a._replace(number=max(self._waiting, default=0)) for a in answers])
+    def deliver_twice(self: Calls, answers: Iterable[Answer], tick: int) -> None:
+        answer(self, answers, tick)
+        answer(self, [a._replace(number=max(self._waiting, default=0)) for a in answers], tick)
 
     monkeypatch.setattr(Calls, "answer", deliver_twice)
+    monkeypatch.setattr("raftsvc.testing.clients._LISTS", 0.0)
     with pytest.raises(SimulationFailed, match="which is not applied there"):
         for seed in range(20):
             simulate(seed, Alike(), Faults(kinds=()))
@@ -204,7 +206,7 @@ def test_an_outcome_of_another_call_is_found_out(monkeypatch: pytest.MonkeyPatch
 def test_an_outcome_that_the_state_did_not_give_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Calls.answer
 
-    def lie(self: Calls, answers: Iterable[Answer]) -> None:
+    def lie(self: Calls, answers: Iterable[Answer], tick: int) -> None:
         def of(outcome: Outcome) -> Outcome:
             return outcome._replace(satisfied=True, rejection=None)
 
@@ -214,6 +216,7 @@ def test_an_outcome_that_the_state_did_not_give_is_found_out(monkeypatch: pytest
                 a._replace(outcome=[of(o) for o in a.outcome] if isinstance(a.outcome, list) else of(a.outcome))
                 for a in answers
             ],
+            tick,
         )
 
     monkeypatch.setattr(Calls, "answer", lie)
@@ -234,12 +237,13 @@ def test_a_number_that_is_settled_while_its_caller_waits_is_found_out(monkeypatc
 def test_a_caller_who_is_not_told_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = Calls.answer
 
-    def forget(self: Calls, answers: Iterable[Answer]) -> None:
-        answer(self, [a for a in answers if a.number % 10])
+    def forget(self: Calls, answers: Iterable[Answer], tick: int) -> None:
+        answer(self, [a for a in answers if a.number % 10], tick)
 
     monkeypatch.setattr(Calls, "answer", forget)
     with pytest.raises(SimulationFailed, match=r"took effect at \d+, and its caller still waits"):
-        simulate(1, faults=Faults(kinds=()))
+        for seed in range(20):
+            simulate(seed, faults=Faults(kinds=()))
 
 
 def _apply(sessions: Sessions, index: int, number: int, instruction: bytes) -> bytes:
@@ -297,7 +301,7 @@ def test_a_state_of_ones_own_is_simulated() -> None:
         def next_action(self, random: Random, serial: int) -> Action:
             return super().next_action(random, serial)
 
-    assert simulate(8, Once()).counts["done"] > 100
+    assert simulate(3, Once()).counts["done"] > 100
 
 
 @pytest.mark.parametrize("slowness", ["hangs", "always late"])
@@ -566,8 +570,9 @@ def test_a_follower_whose_state_is_slow_is_not_sent_the_same_again_and_again(mon
     monkeypatch.setattr(slow.process, "hear", lambda *who, **_: (heard.append(len(who[-1])), hear(*who)))
     done = simulation.report.counts["done"]
     assert leader is not None
+    of_nobody = wrap(INSTRUCTION, 10**9, 1, 1, 1, bytes(10_000))
     for _ in range(100):
-        leader.do(lambda engine: engine.core.propose(((EntryKind.NORMAL, bytes(10_000)),)) and None)
+        leader.do(lambda engine: engine.core.propose(((EntryKind.NORMAL, of_nobody),)) and None)
     simulation.run_until(simulation.now + 5 * SECOND)
     assert simulation.report.counts["done"] > done, "the others serve"
     assert sum(heard) < 400, "a heartbeat a tick, and little more"
