@@ -1022,6 +1022,7 @@ MUTANTS = (
         "member/sessions.py",
         "enumerate(outcomes):",
         "enumerate(outcomes[:1]):",
+        test="test_machine.py::test_the_instructions_of_a_list_take_effect_in_order_each_once_with_an_outcome_of_its_own",
     ),
     Mutant(
         "a list that comes again is applied again",

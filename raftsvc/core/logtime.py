@@ -2,9 +2,9 @@
 
 A State that lets things expire needs a time that is the same on all nodes, so it is part of
 the log: each entry has the one at which its leader appended it.  It counts milliseconds that
-passed while somebody led.  Two entries are never further apart by it than they were in
-truth, whoever appended them: a later leader counts from an entry that was in its log before
-it led.  That is what lets a lease in log time be no shorter than it says.
+passed while somebody led.  Two entries are further apart by it than they were in truth by less
+than a millisecond, for it counts whole ones, whoever appended them: a later leader counts from an
+entry that was in its log before it led.  So what ends a millisecond later than it says ends no earlier.
 
 What a leader counted and put into no entry is lost with it.  While somebody waits for a deadline
 that must not be, or leaders that follow each other soon enough would keep it from ever
