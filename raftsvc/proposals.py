@@ -241,10 +241,10 @@ class _Futures:
             serial: int | None = None
             with suppress(Empty):
                 serial = self._ended.get(timeout=self._seconds_left())
-            is_idle = serial is None and not self._take_late(self._complete_safely)
             if serial is not None:
                 self._complete_safely(serial)
-            elif is_idle:
+            is_late = self._take_late(self._complete_safely)
+            if serial is None and not is_late:
                 with self._lock:
                     if not self._pending and (self._is_stopping or time.monotonic() >= self._idle_at):
                         self._is_served = False
