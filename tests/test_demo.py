@@ -48,6 +48,8 @@ def is_refused(url: str) -> bool:
         socket.create_connection((host, int(port)), timeout=5).close()
     except ConnectionRefusedError:
         return True
+    except OSError:  # cut off, or not answered, by one that is being killed just now: it is asked again
+        return False
     return False
 
 
