@@ -71,6 +71,15 @@ class Log:
         return [outcome for answer in self.answers for outcome in answer.outcome]  # type: ignore[misc]
 
 
+class Broken(ListState):
+    """Raises what it may not at `poison`."""
+
+    def apply(self, data: bytes, index: int) -> bool:
+        if data == b"poison":
+            raise ZeroDivisionError
+        return super().apply(data, index)
+
+
 class Nameless(Rejected):
     """As a subclass with an `__init__` of its own that does not call the base's."""
 
@@ -254,12 +263,6 @@ def test_what_is_no_list_is_ignored(data: bytes) -> None:
 
 
 def test_a_list_in_the_middle_of_which_the_state_breaks_is_applied_as_far_as_nobody_is_told() -> None:
-    class Broken(ListState):
-        def apply(self, data: bytes, index: int) -> bool:
-            if data == b"poison":
-                raise ZeroDivisionError
-            return super().apply(data, index)
-
     log = Log()
     session = log.open(1)
     log.machine.state = Broken()
@@ -450,12 +453,6 @@ def test_entries_that_a_snapshot_brought_are_not_applied_again() -> None:
 
 
 def test_an_exception_stops_at_the_entry_and_what_was_before_counts() -> None:
-    class Broken(ListState):
-        def apply(self, data: bytes, index: int) -> bool:
-            if data == b"poison":
-                raise ZeroDivisionError
-            return super().apply(data, index)
-
     log = Log()
     log.machine.state = Broken()
     session = log.open(1)

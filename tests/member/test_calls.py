@@ -57,13 +57,19 @@ class _Sender(_Follower):
         return super().forward(proposals, context)
 
 
+def _calls(core: _Follower, inbox: Inbox, start_bytes: int = 1 << 16) -> Calls:
+    """The calls of a node that has a session."""
+    calls = Calls(
+        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, start_bytes, inbox.calls, inbox.finished, lambda: None
+    )
+    calls.session_id = 1
+    return calls
+
+
 def _refused(refusals: list[Refusal]) -> Call:
     """A call that was forwarded as often as it was refused, and failed then, for its node was removed."""
     core, inbox = _Follower(), Inbox(Health())
-    calls = Calls(
-        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished, lambda: None
-    )
-    calls.session_id = 1
+    calls = _calls(core, inbox)
     call = Call(b"x")
     inbox.put_call(call)
     calls.take_in()
@@ -89,10 +95,7 @@ def test_what_was_refused_as_often_as_it_was_sent_was_not_applied(refusals: list
 
 def test_what_was_refused_is_not_sent_again_though_it_waited_for_its_turn() -> None:
     core, inbox = _Follower(), Inbox(Health())
-    calls = Calls(
-        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished, lambda: None
-    )
-    calls.session_id = 1
+    calls = _calls(core, inbox)
     call = Call(b"x")
     inbox.put_call(call)
     calls.take_in()
@@ -107,10 +110,7 @@ def test_what_was_refused_is_not_sent_again_though_it_waited_for_its_turn() -> N
 
 def test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room() -> None:
     core, inbox = _Follower(), Inbox(Health())
-    calls = Calls(
-        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 20, inbox.calls, inbox.finished, lambda: None
-    )
-    calls.session_id = 1
+    calls = _calls(core, inbox, 1 << 20)
     brought = [Call(b"x") for _ in range(MAX_OUTCOMES)] + [Call(encode_list([b"y", b"z"]), 2), Call(b"last")]
     for call in brought:
         inbox.put_call(call)
@@ -138,10 +138,7 @@ def test_no_more_is_sent_than_a_session_takes_and_the_rest_when_there_is_room() 
 @pytest.mark.parametrize("refused", [[0], [1]])
 def test_over_the_quota_is_what_may_not_be_in_a_log_from_an_earlier_time(refused: list[int]) -> None:
     core, inbox = _Follower(), Inbox(Health())
-    calls = Calls(
-        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished, lambda: None
-    )
-    calls.session_id = 1
+    calls = _calls(core, inbox)
     call = Call(b"x")
     inbox.put_call(call)
     calls.take_in()
@@ -161,10 +158,7 @@ def test_over_the_quota_is_what_may_not_be_in_a_log_from_an_earlier_time(refused
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_a_long_instruction_may_be_applied_from_when_its_last_piece_is_sent(role: Role, is_whole: bool) -> None:
     core, inbox = _Sender(role), Inbox(Health())
-    calls = Calls(
-        cast(Raft, core), Contexts(Random(1)), Life(1, 7), 1, 1 << 16, inbox.calls, inbox.finished, lambda: None
-    )
-    calls.session_id = 1
+    calls = _calls(core, inbox)
     call = Call(bytes(200_000))
     inbox.put_call(call)
     calls.take_in()

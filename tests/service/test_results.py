@@ -12,7 +12,7 @@ import pytest
 
 import raftsvc
 from raftsvc.proposals import MAX_ASYNC
-from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
+from tests.service.harness import PATIENCE, Cluster, ListState, Member, eventually, in_background
 
 
 class Counting(ListState):
@@ -103,12 +103,18 @@ def test_one_thread_has_many_on_their_way(cluster: Cluster) -> None:
         refused.result(PATIENCE)
 
 
-def test_a_future_completes_by_its_deadline_whoever_does_not_answer(cluster: Cluster) -> None:
+def leader_without_followers(cluster: Cluster) -> Member:
+    """One whose writes reach its log, and no majority."""
     cluster.form(3)
     leader = cluster.leader()
     for member in cluster.members:
         if member is not leader:
             member.service.stop()
+    return leader
+
+
+def test_a_future_completes_by_its_deadline_whoever_does_not_answer(cluster: Cluster) -> None:
+    leader = leader_without_followers(cluster)
     futures = [leader.service.propose_async(b"x", timeout) for timeout in (0.3, 0.1, 0.2)]
     for future in futures:
         assert isinstance(future.exception(PATIENCE), raftsvc.OutcomeUnknown)
@@ -119,11 +125,7 @@ def test_a_future_completes_by_its_deadline_whoever_does_not_answer(cluster: Clu
 
 
 def test_more_futures_than_there_may_be_are_refused_in_the_future(cluster: Cluster) -> None:
-    cluster.form(3)
-    leader = cluster.leader()
-    for member in cluster.members:
-        if member is not leader:
-            member.service.stop()
+    leader = leader_without_followers(cluster)
     futures = [leader.service.propose_async(b"x", PATIENCE) for _ in range(MAX_ASYNC)]
     assert isinstance(leader.service.propose_async(b"x").exception(0), raftsvc.OverloadedError)
     leader.service.stop()
