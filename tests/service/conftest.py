@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.harness import Cluster
+from tests.service.harness import Clocks, Cluster
 
 
 @pytest.fixture
@@ -27,3 +27,11 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 @pytest.fixture
 def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     return make_cluster()
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """What log time is measured by, moved by hand."""
+    made = Clocks()
+    monkeypatch.setattr("raftsvc.member.node.read_clocks", made)
+    return made

@@ -137,6 +137,19 @@ class FaultyFiles(Files):
         super().remove(path)
 
 
+class Clocks:
+    """Both clocks that log time is measured by, of all nodes, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 10**12
+
+    def __call__(self) -> tuple[int, int]:
+        return self.now, self.now
+
+    def move(self, ms: int) -> None:
+        self.now += ms * 1_000_000
+
+
 class FaultySession(requests.Session):
     """Refuses connections to some addresses, is slow, and loses some answers, or what comes through a stream."""
 

@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 
 from raftsvc import kv
-from tests.service.harness import PATIENCE, Cluster, Member, eventually
-from tests.service.test_log_time import Clocks
-
-
-@pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """What log time is measured by, moved by hand."""
-    made = Clocks()
-    monkeypatch.setattr("raftsvc.member.node.read_clocks", made)
-    return made
+from tests.service.harness import PATIENCE, Clocks, Cluster, Member, eventually
 
 
 class OpenState(kv.KeyValueState):

@@ -10,29 +10,7 @@ from typing import Any
 import pytest
 
 import raftsvc
-from tests.service.harness import Cluster, Member, eventually
-
-MS = 1_000_000
-
-
-class Clocks:
-    """Both clocks that log time is measured by, of all nodes, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 10**12
-
-    def __call__(self) -> tuple[int, int]:
-        return self.now, self.now
-
-    def move(self, ms: int) -> None:
-        self.now += ms * MS
-
-
-@pytest.fixture
-def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    made = Clocks()
-    monkeypatch.setattr("raftsvc.member.node.read_clocks", made)
-    return made
+from tests.service.harness import Clocks, Cluster, Member, eventually
 
 
 class Leases(raftsvc.BaseState):
