@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import requests
 
-from raftsvc.addresses import canonical_addr, peer_url
+from raftsvc.addresses import canonical_addr
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -41,10 +40,10 @@ from raftsvc.host.watch import ServerWatch
 from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
-from raftsvc.member.node import NodeOptions, read_boot_clock
+from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
-from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.member.waiters import Read
+from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
 from raftsvc.results import Applied
@@ -53,12 +52,11 @@ from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
-MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
-
 _UNHURRIED_SECONDS = 60.0
 """For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
 
+@checked
 def start(
     laddr: str,
     dir: str | os.PathLike[str],  # noqa: A002 - the name is part of the API
@@ -141,11 +139,10 @@ def start(
 
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
-    _check_options(max_instruction_bytes, election_timeout, lease_reads)
-    state = _check_state(state)
+    state = check_state(state)
     laddr = canonical_addr(laddr)
     if listen is not None:
-        _check_tls(laddr, listen, listen_ssl, mutual_tls)
+        check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
     for addr in (laddr, listen):
         if addr is not None:
@@ -159,7 +156,7 @@ def start(
         max_uncommitted_bytes=max_uncommitted_bytes,
         lease_reads=lease_reads,
     )
-    options = NodeOptions(election_timeout, engine_options, peers=_canonical_peers(peers or {}))
+    options = NodeOptions(election_timeout, engine_options, peers=canonical_peers(peers or {}))
     if clock is not None:
         options = options._replace(clock=clock)
     store = Store(os.fspath(dir), files)
@@ -194,79 +191,6 @@ def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -
             f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
             "in the module that the server loads and this command does not, and ask the server over HTTP"
         ) from error
-
-
-def _canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
-    """Where members may be, by id; refuses what would be looked at by nobody, such as ids that JSON made texts."""
-    if not isinstance(peers, Mapping) or not all(type(i) is int and i > 0 for i in peers):
-        raise ConfigurationError(
-            f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r}'
-        )
-    hints = {node_id: canonical_addr(addr) for node_id, addr in peers.items()}
-    if len(set(hints.values())) < len(hints):
-        raise ConfigurationError(f"peers= has two members at one address: {hints}")
-    return hints
-
-
-def _check_options(max_instruction_bytes: int, election_timeout: float, lease_reads: bool) -> None:
-    if not 0 < max_instruction_bytes <= MAX_INSTRUCTION_BYTES:
-        raise ConfigurationError(f"max_instruction_bytes is from 1 to {MAX_INSTRUCTION_BYTES}")
-    if election_timeout < 0.1:
-        raise ConfigurationError("an election_timeout below 0.1 s elects leaders all the time")
-    if lease_reads:
-        try:
-            read_boot_clock()
-        except (AttributeError, OSError) as error:
-            raise ConfigurationError("lease_reads needs a clock that this system does not have") from error
-
-
-def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
-    """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
-    if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
-        raise ConfigurationError(
-            "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "
-            "verify_mode = ssl.CERT_REQUIRED"
-        )
-    url = urlsplit(peer_url(laddr))
-    if str(url.port or {"http": 80, "https": 443}[url.scheme]) != listen.rpartition(":")[2]:
-        return  # something stands between, and may speak TLS in the listener's place
-    if listen_ssl is not None and url.scheme == "http":
-        raise ConfigurationError(f"with listen_ssl peers speak TLS: advertise https://{url.netloc}/raft, not {laddr}")
-    if listen_ssl is None and url.scheme == "https":
-        raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
-
-
-def _check_state(state: State | None) -> State:
-    """The State, or what is wrong with it, before anything is made of it, or written."""
-    if state is None:
-        raise ConfigurationError(
-            "start needs what is to be replicated: state=raftsvc.kv.KeyValueState(), or one of yours"
-        )
-    if isinstance(state, type):
-        raise ConfigurationError(f"state is the class {state.__name__}, not an instance of it: {state.__name__}()")
-    kind = type(state).__name__
-    wanted = [name for name, member in vars(State).items() if callable(member) and not name.startswith("_")]
-    missing = [name for name in wanted if not callable(getattr(state, name, None))]
-    if missing:
-        raise ConfigurationError(
-            f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
-        )
-    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
-        lacking = [other for other in needs if not callable(getattr(state, other, None))]
-        if callable(getattr(state, name, None)) and lacking:
-            raise ConfigurationError(
-                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
-            )
-    try:
-        index, members = state.applied_index(), dict(state.peers())
-    except Exception as error:
-        raise ConfigurationError(
-            f"the State, of class {kind}, cannot say what it has applied ({type(error).__name__}: {error}); "
-            "does its __init__ call super().__init__()?"
-        ) from error
-    if not isinstance(index, int):
-        raise ConfigurationError(f"the State, of class {kind}, says that it has applied up to {index!r}, of {members}")
-    return state
 
 
 class Entrance(NamedTuple):

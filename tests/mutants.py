@@ -484,6 +484,13 @@ MUTANTS = (
         test="member/test_addresses.py::test_a_hint_is_used_at_once_and_left_when_it_fails",
     ),
     Mutant(
+        "who hears of no leader says nothing of where it is",
+        "member/addresses.py",
+        "and (not knows_leader or (self.answered",
+        "and ((self.answered",
+        test="member/test_addresses.py::test_who_hears_of_no_leader_says_to_everybody_where_it_is",
+    ),
+    Mutant(
         "who says that it is where another answers is believed for ever",
         "member/addresses.py",
         "            self._named[node_id] = (addr, by_id)\n",

@@ -50,11 +50,12 @@ ROOMS = {
     "member": "errors addresses state process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state process mainthread core storage transport member host",
+    "options": "errors addresses state member storage",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
     "service": "errors addresses state results process mainthread core storage transport member host formation "
-    "proposals listeners reception",
+    "options proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",

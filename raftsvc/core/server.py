@@ -134,6 +134,7 @@ class Output:
         "_commit_written",
         "_hard_state_dirty",
         "_hard_state_token",
+        "_is_promise_shorter",
         "_persisted_token",
         "_token",
         "messages",
@@ -154,6 +155,7 @@ class Output:
         self._persisted_token = 0
         self._hard_state_dirty = False
         self._hard_state_token = 0
+        self._is_promise_shorter = False
         self._commit_written = commit_index
 
     def note_hard_state(self) -> None:
@@ -161,13 +163,19 @@ class Output:
         self._hard_state_dirty = True
 
     def note_promise(self, promise_ns: int) -> None:
-        """No promise of this server lasts longer than that, from now on (R14)."""
+        """No promise of this server lasts longer than that, from now on (R14).
+
+        Nothing waits until a shorter one is durable: with the longer one a restart waits too long at worst.
+        """
+        if promise_ns > self.promise_ns:
+            self._hard_state_dirty = True
+        else:
+            self._is_promise_shorter = True
         self.promise_ns = promise_ns
-        self._hard_state_dirty = True
 
     @property
     def hard_state_is_durable(self) -> bool:
-        """Whether term and vote as they are now are on disk."""
+        """Whether term and vote as they are now are on disk, and as long a promise as may be given."""
         return not self._hard_state_dirty and self._hard_state_token <= self._persisted_token
 
     def persisted(self, token: int) -> None:
@@ -184,8 +192,9 @@ class Output:
         entries: Sequence[Entry] = ()
         snapshot = self.snapshot
         commit = min(log.commit_index, log.stable_index)
+        has_hard_state = self._hard_state_dirty or self._is_promise_shorter
         must_persist = (
-            self._hard_state_dirty
+            has_hard_state
             or snapshot is not None
             or log.handed_index < log.last_index
             or (is_removed and commit > self._commit_written)
@@ -197,10 +206,10 @@ class Output:
                 self._hard_state_token = self._token
             # Only what is on disk already: were the power to go between this record and the
             # entries that it speaks of, older ones in their place would count as committed.
-            if self._hard_state_dirty or commit > self._commit_written:
+            if has_hard_state or commit > self._commit_written:
                 hard_state = HardState(term, vote, commit, self.promise_ns)
                 self._commit_written = commit
-            self._hard_state_dirty = False
+            self._hard_state_dirty = self._is_promise_shorter = False
             self.snapshot = None
         elif not (self.messages or self.messages_after or self.read_states or log.has_undelivered):
             return None

@@ -196,11 +196,16 @@ class Addresses:
             changes.append(ConfChange(ConfOp.SET_ADDRESS, self.own_id, self.own_addr))  # there is nobody to find it
         return changes
 
-    def unfound(self, config: Configuration) -> list[int]:
-        """Whom to say something to, so that they answer: they may be elsewhere than is recorded."""
+    def to_address(self, config: Configuration, knows_leader: bool) -> list[int]:
+        """Whom to say something to, whatever there is to say.
+
+        So that they answer, for they may be elsewhere than is recorded; and so that they hear where this node is, if
+        no leader finds it: a learner, or who forgot, asks nobody for a vote, and may be the one who moved.
+        """
         members = config.members
         return [
             i
             for i, addr in self.wanted(config).items()
-            if addr and self.answered.get(i) != addr and (i not in members or members[i].addr != addr)
+            if addr
+            and (not knows_leader or (self.answered.get(i) != addr and (i not in members or members[i].addr != addr)))
         ]

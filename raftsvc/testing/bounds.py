@@ -11,8 +11,11 @@ _BACKLOG_SLACK_BYTES = 40_000
 """What may be in a log when its State begins to fall behind: more than is ever on its way in a simulation."""
 
 
-def look_at_bounds(engine: Engine) -> None:
-    """Raise Violation if a node keeps more than it needs."""
+def look_at_bounds(engine: Engine, found_index: int) -> None:
+    """Raise Violation if a node keeps more than it needs.
+
+    found_index: up to where its log went when its process began: all that may wait to be applied at once.
+    """
     _look_at_leader(engine)
     name = f"memory: node {engine.node_id}"
     machine = engine.applying.machine
@@ -23,7 +26,9 @@ def look_at_bounds(engine: Engine) -> None:
     require(remembered <= REMEMBERED * members, f"{name} remembers {remembered} requests of {members} members")
     reads = engine.reads
     require(reads.request_count <= len(reads) + 1, f"{name} waits for {reads.request_count} answers, for {len(reads)}")
-    backlog = engine.applying.backlog_bytes
+    log, applied = engine.core.log, max(engine.applying.applied_index, engine.core.log.offset)
+    found = log.bytes_between(applied, found_index) if applied < found_index else 0
+    backlog = engine.applying.backlog_bytes - found
     most = max(engine.options.max_backlog_bytes, engine.options.max_uncommitted_bytes)
     require(
         backlog <= most + _BACKLOG_SLACK_BYTES, f"{name} has {backlog} bytes that wait to be applied, of at most {most}"

@@ -68,3 +68,8 @@ class Cluster:
             change = ConfChange(ConfOp.PROMOTE, learner)
             configs |= {config.changed(change) for config in configs if learner in config.learners}
         return all(len(config.voters.intersection(node_ids)) >= config.quorum() for config in configs)
+
+    def know_the_way(self, node_ids: Collection[int]) -> bool:
+        """Whether each of those sends to where the others are: who moved is found by those who are where they were."""
+        running = [process for i in node_ids if (process := self.nodes[i].process) is not None]
+        return all(process.ways.leads_to(i) for process in running for i in node_ids if i != process.node_id)

@@ -42,10 +42,6 @@ from raftsvc.testing.violation import Violation, require
 
 __all__ = ["Violation", "Watch", "require"]
 
-_SLACK_BYTES = 4000
-"""What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
-_LONG_BYTES = 3000
-"""Of an instruction that a client of the simulator brings, at the most; such are within that."""
 _SPEAK_FOR_NO_TERM = TERMLESS | {MessageKind.PRE_VOTE, MessageKind.PRE_VOTE_REPLY}
 
 
@@ -239,8 +235,10 @@ class Consensus:
             )
         if log.last_index < known.promised_index and log.offset < known.promised_index:
             self._truncated(engine, known, log.last_index + 1)
-        for index in [i for i in known.entries if i > log.last_index]:
-            del known.entries[index]
+        gone = log.last_index + 1
+        while gone in known.entries:  # what was beyond the end had no gaps
+            del known.entries[gone]
+            gone += 1
 
     def _truncated(self, engine: Engine, known: Known, index: int) -> None:
         committed = self.committed.get(index)
@@ -644,7 +642,9 @@ class Bounds:
     """What may pile up in memory, and what may end a node."""
 
     def __init__(self) -> None:
-        self._terms: dict[int, tuple[int, int]] = {}  # by leader: the term it leads, and what waited at its beginning
+        self._waiting: dict[
+            int, tuple[int, int, int, int]
+        ] = {}  # by leader: term, ends of State and log, bytes between
         self._full: dict[int, tuple[Engine, int, int]] = {}  # by follower with too much to apply: ends of log, snapshot
 
     def look(self, engine: Engine) -> None:
@@ -664,19 +664,26 @@ class Bounds:
             cause = cause.__cause__
         if core.role is not Role.LEADER:
             return
+        self._look_at_leader(engine)
+
+    def _look_at_leader(self, engine: Engine) -> None:
+        """While anything waits at all, nothing is taken that would have more wait than the quota lets."""
+        core = engine.core
         log = core.log
         applied = max(engine.applying.applied_index, log.offset)
-        waiting_bytes = log.bytes_between(applied, log.last_index) if log.last_index > applied else 0
-        term, least = self._terms.get(engine.node_id, (0, 0))
-        if term != core.term:
-            self._terms[engine.node_id] = core.term, waiting_bytes
-            least = waiting_bytes
-        most = max(least, core.settings.max_uncommitted_bytes) + _SLACK_BYTES
-        if waiting_bytes > most:  # a list of several long instructions is one entry
-            most += max(0, max(map(len, log.entries_from(applied + 1, 1 << 62))) - _LONG_BYTES)
+        last = log.last_index
+        waiting_bytes = log.bytes_between(applied, last) if last > applied else 0
+        term, former_applied, former_last, former_bytes = self._waiting.get(engine.node_id, (0, 0, 0, 0))
+        self._waiting[engine.node_id] = core.term, applied, last, waiting_bytes
+        if term != core.term or former_applied != applied or former_last == last or not former_bytes:
+            return
+        taken = [e for e in log.entries_from(former_last + 1, 1 << 62) if kind_of(e) is not EntryKind.EMPTY]
+        taken_bytes = sum([len(data_of(entry)) for entry in taken])
+        most = core.settings.max_uncommitted_bytes
         require(
-            waiting_bytes <= most,
-            f"memory: {waiting_bytes} bytes wait at leader {engine.node_id}, and {most} may",
+            not taken or former_bytes + taken_bytes <= most,
+            f"memory: {former_bytes} bytes waited at leader {engine.node_id}, which took {taken_bytes} more; "
+            f"{most} may wait",
         )
 
     def _look_at_follower(self, engine: Engine) -> None:

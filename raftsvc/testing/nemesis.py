@@ -81,7 +81,7 @@ class Nemesis:
         for i in world.random.sample(ids, len(ids)):
             if self._cluster.is_live(alive - {i}, leaving):
                 alive.discard(i)
-        if not self._cluster.is_live(alive, leaving):
+        if not self._cluster.is_live(alive, leaving) or not self._cluster.know_the_way(alive):
             return
         world.absent = frozenset(ids) - alive - damaged
         for i in world.absent:

@@ -60,6 +60,9 @@ class Port(Protocol):
     def voided(self, by_id: int) -> None:
         """Another node says that nothing which this one says counts."""
 
+    def removed(self, by_id: int) -> None:
+        """A member says that this node is none any more."""
+
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; `reply` is told the offset wanted next, or None if the piece is refused."""
 
@@ -175,20 +178,16 @@ class Network:
         if port is not None and (source_id, target_id) not in self.cut:
             port.hear(source_id, lineage, addr, data)
 
-    def refuse(self, by_id: int, source_id: int, life: Life, repeated: Callable[[], None] | None) -> None:
+    def refuse(self, by_id: int, source_id: int, life: Life, told: Callable[[Port], None]) -> None:
         """Answer that what `life` of `source_id` said is refused at `by_id`, if the answer passes.
 
-        repeated: what to do if it says so again; None: it is told that nothing that it says counts.
+        told: what the answer does there, if that life still runs.
         """
 
         def answer() -> None:
             port = self.ports[source_id]
-            if not port.speaks_as(life):
-                return
-            if repeated is None:
-                port.voided(by_id)
-            elif self.passes(source_id, by_id):
-                self._world.schedule.at(self.latency(), repeated)
+            if port.speaks_as(life):
+                told(port)
 
         if self.passes(by_id, source_id):
             self._world.schedule.at(self.latency(), answer)

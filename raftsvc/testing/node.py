@@ -177,6 +177,11 @@ class SimulatedNode:
         """Nothing that it says counts at another; as a Port."""
         self.do_when_running(lambda engine: engine.lives.supersede(f"node {by_id} knows another life of it"))
 
+    def removed(self, by_id: int) -> None:
+        """A member says that this node is none; as a Port."""
+        self.note(f"is told by n{by_id} that it was removed")
+        self.do_when_running(lambda engine: engine.core.mark_removed())
+
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; as a Port."""
         process = self.process

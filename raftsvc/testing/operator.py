@@ -99,8 +99,17 @@ class Operator:
             node.note(f"is restarted after: {engine.health.err()}")
             node.kill()
             node.restart_later()
+        elif self._world.is_healed and self._is_alone_and_lost(node, process):
+            node.note("is told where it is, and restarted")
+            node.kill()
+            node.restart_later()
         elif process.replica.is_damaged and self._world.is_healed:
             self._await_conviction(node, process)
+
+    def _is_alone_and_lost(self, node: SimulatedNode, process: SimulatedProcess) -> bool:
+        """Whether the only member mistakes its own address, which nobody else can tell."""
+        alone = list(self._cluster.configuration().members) == [node.node_id]
+        return alone and process.ways.own_addr != node.place.addr and not node.place.mistaken
 
     def _look_after_refusal(self, node: SimulatedNode) -> None:
         """A node that did not start can be started again, unless its storage is damaged."""

@@ -20,7 +20,7 @@ from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation, require
-from raftsvc.testing.network import Network, Place
+from raftsvc.testing.network import Network, Place, Port
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.transfer import Reception, Transfer
@@ -72,7 +72,6 @@ class SimulatedProcess:
         self._callers = callers
         self._power_lost = power_lost
         self.node_id = node_id
-        self.name = f"n{node_id}"
         self.life = Lifetime(world.schedule)
         self.halted_at = 0
         self.is_applying = False
@@ -81,8 +80,14 @@ class SimulatedProcess:
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
         self.engine = Engine(place.advertised, self.store, state, options, seed, self)
+        self._found_index = self.engine.core.log.last_index
         self.ways = Ways(world, network, self, place)
         self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"n{self.node_id}"
 
     def start(self) -> None:
         """Begin to take part."""
@@ -156,7 +161,7 @@ class SimulatedProcess:
         def tick() -> None:
             self._schedule_tick()
             self.do(count)
-            look_at_bounds(self.engine)
+            look_at_bounds(self.engine, self._found_index)
 
         self.life.later(self.computer.tick_delay(), tick)
 
@@ -176,8 +181,11 @@ class SimulatedProcess:
         """Whether what its life says counts.  One that is late may still speak, and then says it again."""
         if self.life.is_over:
             return False
-        life, known = lineage.life, self.engine.lives.highest(source_id).counter
-        claim = lineage.claim(known)
+        network, own_id, life = self._network, self.node_id, lineage.life
+        if self.engine.core.committed_config.was_removed(source_id):
+            network.refuse(own_id, source_id, life, lambda port: port.removed(own_id))
+            return self._world.random.random() < 0.5  # a stream that was opened before goes on
+        claim = lineage.claim(self.engine.lives.highest(source_id).counter)
         speaker = self.engine.lives.judge(source_id, claim)
         if speaker is Speaker.CURRENT:
             return True
@@ -185,10 +193,16 @@ class SimulatedProcess:
         def repeated() -> None:
             """It says so again, in answer to the refusal."""
             if not self.life.is_over and self.engine.lives.judge(source_id, claim, proves_now=True) is Speaker.VOID:
-                self._network.refuse(self.node_id, source_id, life, None)
+                network.refuse(own_id, source_id, life, lambda port: port.voided(own_id))
+
+        def told(port: Port) -> None:
+            if speaker is not Speaker.LATE:
+                port.voided(own_id)
+            elif network.passes(source_id, own_id):
+                self._world.schedule.at(network.latency(), repeated)
 
         self.note(f"refuses n{source_id} {life}: {speaker.name.lower()}")
-        self._network.refuse(self.node_id, source_id, life, repeated if speaker is Speaker.LATE else None)
+        network.refuse(own_id, source_id, life, told)
         return False
 
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:

@@ -38,6 +38,7 @@ class Ways:
         self._process = process
         self.transferring: set[int] = set()
         """To whom a snapshot is on its way."""
+        self._last: dict[int, str] = {}
         self.addresses = Addresses(process.node_id, place.advertised, place.hints)
 
     @property
@@ -51,7 +52,11 @@ class Ways:
         return self.addresses.own_addr
 
     def _way_to(self, peer_id: int) -> str:
-        return self.addresses.wanted(self._process.engine.core.config).get(peer_id, "")
+        """Where to send; who leaves is told so where it was last."""
+        addr = self.addresses.wanted(self._process.engine.core.config).get(peer_id)
+        if addr is not None:
+            self._last[peer_id] = addr
+        return self._last.get(peer_id, "")
 
     def leads_to(self, peer_id: int) -> bool:
         """Whether what is sent to that node would reach it, if it passes."""
@@ -81,7 +86,7 @@ class Ways:
             config = engine.core.config
             for change in self.addresses.corrections(config):
                 engine.changes.suggest(change)
-            for peer_id in self.addresses.unfound(config):
+            for peer_id in self.addresses.to_address(config, engine.core.leader_id != NO_NODE):
                 self.send(peer_id, ())
 
     def send(self, peer_id: int, messages: Sequence[Message]) -> None:

@@ -33,6 +33,15 @@ def test_a_hint_is_used_at_once_and_left_when_it_fails() -> None:
     assert not addresses.failed(2, "elsewhere:1", CONFIG), "news of a place that was left already"
 
 
+@pytest.mark.parametrize("has_answered", [False, True])
+def test_who_hears_of_no_leader_says_to_everybody_where_it_is(has_answered: bool) -> None:
+    addresses = made()
+    if has_answered:
+        addresses.reached(2, "b:1")
+    assert addresses.to_address(CONFIG, True) == []
+    assert addresses.to_address(CONFIG, False) == [2, 3], "a learner that moved asks for no vote, and nobody finds it"
+
+
 def test_a_guess_is_where_only_others_were() -> None:
     addresses = made(n2="g:1")
     addresses.hear(2, "x:1", CONFIG)
@@ -48,13 +57,13 @@ def test_only_who_was_found_where_it_says_is_proposed_to_be_recorded_there() -> 
     addresses = made()
     addresses.hear(2, "x:1", CONFIG)
     assert addresses.corrections(CONFIG) == []
-    assert addresses.unfound(CONFIG) == [2]
+    assert addresses.to_address(CONFIG, True) == [2]
     addresses.reached(2, "b:1")
     assert addresses.corrections(CONFIG) == []
     addresses.reached(2, "x:1")
     change = ConfChange(ConfOp.SET_ADDRESS, 2, "x:1")
     assert addresses.corrections(CONFIG) == [change]
-    assert addresses.corrections(CONFIG.changed(change)) == [] == addresses.unfound(CONFIG.changed(change))
+    assert addresses.corrections(CONFIG.changed(change)) == [] == addresses.to_address(CONFIG.changed(change), True)
     addresses.failed(2, "x:1", CONFIG)
     assert addresses.corrections(CONFIG) == []
 

@@ -1,0 +1,188 @@
+"""What `start` may be given: each option by itself, and what goes together; a sentence for what may not.
+
+Everything here is asked before a directory, a socket or a thread is made, so whoever is told what is wrong
+has nothing to tidy up.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+
+from raftsvc.addresses import canonical_addr, peer_url
+from raftsvc.errors import ConfigurationError
+from raftsvc.member.node import read_boot_clock
+from raftsvc.member.sessions import MAX_WHOLE_BYTES
+from raftsvc.state import State
+from raftsvc.storage import Files
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
+_MAX_COUNT = 2**53
+_MAX_SECONDS = 86400.0
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, whose options are those of `start`; raises ConfigurationError if one makes no sense by itself."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in _RULES:
+                _RULES[name](name, value)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _whole(least: int, name: str, value: object, most: int = _MAX_COUNT) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"from {least} to {most}" if most < _MAX_COUNT else f"of at least {least}"
+        raise ConfigurationError(f"{name} is a whole number {bounds}, not {value!r}")
+
+
+def _seconds(least: float, why: str, name: str, value: object) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MAX_SECONDS:
+        return
+    raise ConfigurationError(f"{name} is a number of seconds from {least:g} to {_MAX_SECONDS:g}{why}, not {value!r}")
+
+
+def _flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is True or False, not {value!r}")
+
+
+def _instance(kind: type, what: str, name: str, value: object) -> None:
+    if not isinstance(value, kind):
+        is_class = isinstance(value, type) and issubclass(value, kind)
+        raise ConfigurationError(f"{name} is {what}, not {'the class of such' if is_class else repr(value)}")
+
+
+def _callable(what: str, name: str, value: object) -> None:
+    if not callable(value):
+        raise ConfigurationError(f"{name} is {what}, which is called; {value!r} cannot be")
+
+
+def _or_none(rule: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def _directory(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
+        raise ConfigurationError(
+            f"{name} is the path of a directory for this node alone, not {value!r}; it is made if it is missing"
+        )
+
+
+def _secret(name: str, value: object) -> None:
+    several = [value] if isinstance(value, str | bytes) else value
+    if not isinstance(several, list | tuple) or not all(isinstance(each, str | bytes) for each in several):
+        raise ConfigurationError(
+            f"{name} is a text or bytes, or, during a rotation, a list of several, not a {type(value).__name__}"
+        )
+    if not several:
+        raise ConfigurationError(f"{name} is an empty list: nobody could be told from a stranger; give None for none")
+
+
+def _lease_reads(name: str, value: object) -> None:
+    _flag(name, value)
+    if value:
+        try:
+            read_boot_clock()
+        except (AttributeError, OSError) as error:
+            raise ConfigurationError("lease_reads needs a clock that this system does not have") from error
+
+
+_RULES: dict[str, Callable[[str, object], None]] = {
+    "dir": _directory,
+    "session": _or_none(partial(_instance, requests.Session, "a requests.Session")),
+    "secret": _or_none(_secret),
+    "authenticate": _or_none(partial(_callable, "a judge of requests")),
+    "mutual_tls": _flag,
+    "insecure": _flag,
+    "listen": _or_none(partial(_instance, str, "host:port, as a text")),
+    "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
+    "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),
+    "max_waiting": _or_none(partial(_whole, 0)),
+    "max_instruction_bytes": partial(_whole, 1, most=MAX_INSTRUCTION_BYTES),
+    "snapshot_entries": partial(_whole, 1),
+    "snapshot_bytes": partial(_whole, 1),
+    "trailing_entries": partial(_whole, 0),
+    "max_uncommitted_bytes": partial(_whole, 1),
+    "lease_reads": _lease_reads,
+    "lock_timeout": _or_none(partial(_seconds, 0.0, "")),
+    "clock": _or_none(partial(_callable, "a clock")),
+    "files": _or_none(partial(_instance, Files, "a disk for tests, as raftsvc.storage.Files is")),
+}
+
+
+def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
+    """Where members may be, by id; refuses what would be looked at by nobody, such as ids that JSON made texts."""
+    if not isinstance(peers, Mapping) or not all(type(i) is int and i > 0 for i in peers):
+        raise ConfigurationError(
+            f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r}'
+        )
+    hints = {node_id: canonical_addr(addr) for node_id, addr in peers.items()}
+    if len(set(hints.values())) < len(hints):
+        raise ConfigurationError(f"peers= has two members at one address: {hints}")
+    return hints
+
+
+def check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
+    """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
+    if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
+        raise ConfigurationError(
+            "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "
+            "verify_mode = ssl.CERT_REQUIRED"
+        )
+    url = urlsplit(peer_url(laddr))
+    if str(url.port or {"http": 80, "https": 443}[url.scheme]) != listen.rpartition(":")[2]:
+        return  # something stands between, and may speak TLS in the listener's place
+    if listen_ssl is not None and url.scheme == "http":
+        raise ConfigurationError(f"with listen_ssl peers speak TLS: advertise https://{url.netloc}/raft, not {laddr}")
+    if listen_ssl is None and url.scheme == "https":
+        raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
+
+
+def check_state(state: State | None) -> State:
+    """The State, or what is wrong with it, before anything is made of it, or written."""
+    if state is None:
+        raise ConfigurationError(
+            "start needs what is to be replicated: state=raftsvc.kv.KeyValueState(), or one of yours"
+        )
+    if isinstance(state, type):
+        raise ConfigurationError(f"state is the class {state.__name__}, not an instance of it: {state.__name__}()")
+    kind = type(state).__name__
+    wanted = [name for name, member in vars(State).items() if callable(member) and not name.startswith("_")]
+    missing = [name for name in wanted if not callable(getattr(state, name, None))]
+    if missing:
+        raise ConfigurationError(
+            f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
+        )
+    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
+        lacking = [other for other in needs if not callable(getattr(state, other, None))]
+        if callable(getattr(state, name, None)) and lacking:
+            raise ConfigurationError(
+                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
+            )
+    try:
+        index, members = state.applied_index(), dict(state.peers())
+    except Exception as error:
+        raise ConfigurationError(
+            f"the State, of class {kind}, cannot say what it has applied ({type(error).__name__}: {error}); "
+            "does its __init__ call super().__init__()?"
+        ) from error
+    if not isinstance(index, int):
+        raise ConfigurationError(f"the State, of class {kind}, says that it has applied up to {index!r}, of {members}")
+    return state
