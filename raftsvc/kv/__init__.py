@@ -1,7 +1,9 @@
 """A ready-made key-value store on a raftsvc node.
 
-    state = kv.KeyValueState()
-    service = raftsvc.start(laddr, dir, None, state, secret=...)
+    store = kv.start_from_env()  # RAFTSVC_ADDR and the like, see raftsvc.kv.environment
+
+    state = kv.KeyValueState()  # or by hand
+    service = raftsvc.start(laddr, dir, state=state, secret=...)
     store = kv.KeyValue(service, state)
 
     version = store.set("jobs/7", b"todo", kv.if_not_exists("jobs/7"))
@@ -15,6 +17,7 @@ Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must
 """
 
 from raftsvc.kv.client import ConflictError, CounterError, KeyValue, QuotaExceeded, Replication
+from raftsvc.kv.environment import start_from_env
 from raftsvc.kv.instructions import (
     Condition,
     Effect,
@@ -54,5 +57,6 @@ __all__ = [
     "incr",
     "max_state_bytes",
     "set",
+    "start_from_env",
     "touch",
 ]

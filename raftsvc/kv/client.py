@@ -109,6 +109,8 @@ class KeyValue:
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
     def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
+        self.service: Any = service
+        """The Service that it was made with."""
         self._service = service
         self._state = state
         self._prefix = prefix

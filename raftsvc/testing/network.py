@@ -57,11 +57,8 @@ class Port(Protocol):
     def speaks_as(self, life: Life) -> bool:
         """Whether that life of the node runs."""
 
-    def voided(self, by_id: int) -> None:
-        """Another node says that nothing which this one says counts."""
-
-    def removed(self, by_id: int) -> None:
-        """A member says that this node is none any more."""
+    def refused(self, by_id: int, is_removed: bool) -> None:
+        """Another node says that nothing which this one says counts: it was removed, or its directory lives twice."""
 
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; `reply` is told the offset wanted next, or None if the piece is refused."""

@@ -173,14 +173,13 @@ class SimulatedNode:
         """Whether that life of the node runs; as a Port."""
         return self.is_ready and self.engine is not None and self.engine.lives.own == life
 
-    def voided(self, by_id: int) -> None:
+    def refused(self, by_id: int, is_removed: bool) -> None:
         """Nothing that it says counts at another; as a Port."""
-        self.do_when_running(lambda engine: engine.lives.supersede(f"node {by_id} knows another life of it"))
-
-    def removed(self, by_id: int) -> None:
-        """A member says that this node is none; as a Port."""
-        self.note(f"is told by n{by_id} that it was removed")
-        self.do_when_running(lambda engine: engine.core.mark_removed())
+        self.note(f"is told by n{by_id} that it " + ("was removed" if is_removed else "is void"))
+        if is_removed:
+            self.do_when_running(lambda engine: engine.core.mark_removed())
+        else:
+            self.do_when_running(lambda engine: engine.lives.supersede(f"node {by_id} knows another life of it"))
 
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
         """A piece of a snapshot arrives; as a Port."""

@@ -183,7 +183,7 @@ class SimulatedProcess:
             return False
         network, own_id, life = self._network, self.node_id, lineage.life
         if self.engine.core.committed_config.was_removed(source_id):
-            network.refuse(own_id, source_id, life, lambda port: port.removed(own_id))
+            network.refuse(own_id, source_id, life, lambda port: port.refused(own_id, is_removed=True))
             return self._world.random.random() < 0.5  # a stream that was opened before goes on
         claim = lineage.claim(self.engine.lives.highest(source_id).counter)
         speaker = self.engine.lives.judge(source_id, claim)
@@ -193,11 +193,11 @@ class SimulatedProcess:
         def repeated() -> None:
             """It says so again, in answer to the refusal."""
             if not self.life.is_over and self.engine.lives.judge(source_id, claim, proves_now=True) is Speaker.VOID:
-                network.refuse(own_id, source_id, life, lambda port: port.voided(own_id))
+                network.refuse(own_id, source_id, life, lambda port: port.refused(own_id, is_removed=False))
 
         def told(port: Port) -> None:
             if speaker is not Speaker.LATE:
-                port.voided(own_id)
+                port.refused(own_id, is_removed=False)
             elif network.passes(source_id, own_id):
                 self._world.schedule.at(network.latency(), repeated)
 

@@ -1,0 +1,92 @@
+"""A node with a key-value store, by the environment alone, as containers and service managers give it.
+
+    RAFTSVC_ADDR             where the others reach this node: host:port, or a URL
+    RAFTSVC_DIR              the directory of this node alone
+    RAFTSVC_INITIAL_CLUSTER  the addresses of all nodes, this one's too, with commas or blanks between: the
+                             same list everywhere, and the cluster forms itself.  Unset: `init` and `join`
+    RAFTSVC_SECRET_FILE      a file with the cluster's secret; several lines during a rotation, the first signs
+    RAFTSVC_SECRET           the secret itself, where there is no such file
+    RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
+                             and the application mounts the Service under /raft/
+
+But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from raftsvc.addresses import peer_url
+from raftsvc.errors import ConfigurationError
+from raftsvc.kv.client import KeyValue
+from raftsvc.kv.state import KeyValueState
+from raftsvc.service import start
+
+_PREFIX = "RAFTSVC_"
+_NAMES = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
+_NEEDED = {
+    "ADDR": "where the others reach this node, such as n1.example:8001",
+    "DIR": "a directory for this node alone, such as /var/lib/app/raft",
+}
+
+
+def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> KeyValue:
+    """Start a node as the environment says, and return its store, whose `service` is the Service.
+
+    Call it where `raftsvc.start` may be called, once in a process that serves requests.  The variables are
+    those at the head of `raftsvc.kv.environment`.
+
+    environ: in the place of os.environ.
+    options: more of those of `raftsvc.start`, such as `election_timeout=`; what is given here and in the
+             environment is as it is given here.
+
+    Raises ConfigurationError if something is missing, makes no sense, or is said twice, and what `raftsvc.start`
+    raises.
+    """
+    given = os.environ if environ is None else environ
+    said = {name: given.get(_PREFIX + name, "").strip() for name in _NAMES}
+    chosen: dict[str, Any] = {"laddr": said["ADDR"], "dir": said["DIR"], "state": KeyValueState()}
+    for option, name in (("laddr", "ADDR"), ("dir", "DIR")):
+        if option not in options and not said[name]:
+            raise ConfigurationError(_missing(name, given))
+    if "secret" not in options:
+        chosen["secret"] = _secrets(said["SECRET_FILE"], said["SECRET"])
+    if said["INITIAL_CLUSTER"]:
+        chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))
+    chosen.update(options)
+    if "listen" not in options:
+        is_said = _PREFIX + "LISTEN" in given
+        chosen["listen"] = said["LISTEN"] or None if is_said else _port_of(chosen["laddr"])
+    return KeyValue(start(**chosen), chosen["state"])
+
+
+def _secrets(path: str, secret: str) -> list[str] | None:
+    if path and secret:
+        raise ConfigurationError("RAFTSVC_SECRET_FILE and RAFTSVC_SECRET are both set: which is meant?")
+    if not path:
+        return [secret] if secret else None
+    try:
+        with open(path, encoding="utf-8") as file:
+            secrets = [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} cannot be read: {error}") from error
+    if not secrets:
+        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} is empty; secrets.token_hex() makes a good secret")
+    return secrets
+
+
+def _port_of(laddr: str) -> str:
+    """The host and port that `laddr` names, to listen there."""
+    parts = urlsplit(peer_url(laddr))
+    return parts.netloc if parts.port else f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}"
+
+
+def _missing(name: str, given: Mapping[str, str]) -> str:
+    unknown = [other for other in given if other.startswith("RAFT") and other.removeprefix(_PREFIX) not in _NAMES]
+    near = difflib.get_close_matches(_PREFIX + name, unknown, 1, 0.75)
+    return f"{_PREFIX}{name} is not set: {_NEEDED[name]}" + (f"; {near[0]} is, was that meant?" if near else "")

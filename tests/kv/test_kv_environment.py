@@ -1,0 +1,108 @@
+"""A store by the environment alone: what each variable means, and what is wrong with it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+from raftsvc.kv import environment
+
+SECRET = "a secret of the whole cluster"
+BASE = {"RAFTSVC_ADDR": "n1.example:8001", "RAFTSVC_DIR": "/var/lib/app/raft"}
+
+
+class Asked(Exception):
+    """`start` was called, with these options."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def start(**options: Any) -> None:
+        raise Asked(options)
+
+    monkeypatch.setattr(environment, "start", start)
+
+    def ask(given: dict[str, str], **options: Any) -> dict[str, Any]:
+        with pytest.raises(Asked) as caught:
+            kv.start_from_env(given, **options)
+        found: dict[str, Any] = caught.value.args[0]
+        assert isinstance(found.pop("state"), kv.KeyValueState)
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({}, {"listen": "n1.example:8001", "secret": None}),
+        ({"RAFTSVC_LISTEN": "0.0.0.0:9"}, {"listen": "0.0.0.0:9"}),
+        ({"RAFTSVC_LISTEN": ""}, {"listen": None}),
+        ({"RAFTSVC_ADDR": "https://n1.example/raft"}, {"listen": "n1.example:443"}),
+        ({"RAFTSVC_ADDR": "http://n1.example/raft"}, {"listen": "n1.example:80"}),
+        ({"RAFTSVC_ADDR": "[::1]:8001"}, {"listen": "[::1]:8001"}),
+        ({"RAFTSVC_SECRET": f" {SECRET}\n"}, {"secret": [SECRET]}),
+        ({"RAFTSVC_SECRET": "", "RAFTSVC_SECRET_FILE": ""}, {"secret": None}),
+        ({"RAFTSVC_INITIAL_CLUSTER": "a:1,b:2 , c:3,"}, {"initial_cluster": ["a:1", "b:2", "c:3"]}),
+        ({"RAFTSVC_INITIAL_CLUSTER": "a:1\n  b:2\n"}, {"initial_cluster": ["a:1", "b:2"]}),
+        ({"RAFTSVC_INITIAL_CLUSTER": " "}, {}),
+    ],
+)
+def test_variables_mean_options(asked: Any, given: dict[str, str], meant: dict[str, Any]) -> None:
+    found = asked({**BASE, **given})
+    assert {name: found[name] for name in meant} == meant
+    assert ("initial_cluster" in found) == ("initial_cluster" in meant)
+
+
+def test_a_file_has_the_secret_and_during_a_rotation_several(asked: Any, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"\n{SECRET}\n\nthe one before, of many bytes\r\n")
+    found = asked({**BASE, "RAFTSVC_SECRET_FILE": str(file)})
+    assert found["secret"] == [SECRET, "the one before, of many bytes"]
+
+
+def test_what_the_caller_gives_comes_first(asked: Any) -> None:
+    given = {**BASE, "RAFTSVC_SECRET": SECRET, "RAFTSVC_SECRET_FILE": "both"}
+    found = asked(given, secret="x" * 16, laddr="b:2", listen=None, election_timeout=3.0)
+    assert found == {"laddr": "b:2", "dir": BASE["RAFTSVC_DIR"], "secret": "x" * 16, "listen": None} | {
+        "election_timeout": 3.0
+    }
+    assert asked({}, laddr="b:2", dir="d")["listen"] == "b:2"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"RAFTSVC_ADDR": ""}, "RAFTSVC_ADDR is not set: where the others reach this node"),
+        ({"RAFTSVC_ADDR": "", "RAFTSVC_ADDRESS": "a:1"}, "RAFTSVC_ADDRESS is, was that meant?"),
+        ({"RAFTSVC_DIR": " "}, "RAFTSVC_DIR is not set: a directory"),
+        ({"RAFTSVC_SECRET": SECRET, "RAFTSVC_SECRET_FILE": "/x"}, "both set"),
+        ({"RAFTSVC_SECRET_FILE": "/nowhere/secret"}, "/nowhere/secret cannot be read"),
+        ({"RAFTSVC_SECRET_FILE": "/dev/null"}, "/dev/null is empty"),
+        ({"RAFTSVC_ADDR": "nowhere"}, "neither host:port"),
+    ],
+)
+def test_what_is_missing_or_makes_no_sense_is_said_by_its_name(asked: Any, given: dict[str, str], why: str) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match=why.replace("?", r"\?")):
+        kv.start_from_env({**BASE, **given})
+
+
+def test_a_node_starts_as_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        addr = f"127.0.0.1:{probe.getsockname()[1]}"
+    for name, value in {"ADDR": addr, "DIR": str(tmp_path / "node"), "SECRET": SECRET}.items():
+        monkeypatch.setenv(f"RAFTSVC_{name}", value)
+    store = kv.start_from_env(election_timeout=0.3)
+    try:
+        store.service.init()
+        store["a"] = b"1"
+        assert store.incr("a") == 2
+        assert store.service.status()["addr"] == addr
+    finally:
+        store.service.stop()
