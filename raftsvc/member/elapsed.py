@@ -1,11 +1,13 @@
-"""How much time passed, for who leads: by clocks that nobody sets, and no more than any of them says.
+"""How much time passed, by clocks that nobody sets: for who leads no more than any of them says, for who holds no less.
 
 Log time must never run ahead of the truth, or what expires by it expires early.  So of several
 clocks the one counts that moved least since they were looked at last, each time anew; one that
 went back says that nothing passed.  Fractions of a millisecond are carried, and never rounded up.
+Who holds something until a time comes, such as a leader its lease for reads, has to let go of it
+early rather than late, and goes by the one that moved most.
 
 A machine whose clocks do not notice that it is frozen, such as a paused guest, is seen by none of
-them: time stands still there, which makes a lease longer and never shorter.
+them: time stands still there, which makes what is held longer and never shorter.
 """
 
 from __future__ import annotations
@@ -35,11 +37,35 @@ def _clock_ids() -> tuple[int, ...]:
 
 
 _IDS = _clock_ids()
+SEES_SUSPENSION = (getattr(time, "CLOCK_BOOTTIME", None) if sys.platform == "linux" else next(iter(_IDS), None)) in _IDS
+"""Whether one of them goes on while the machine is suspended."""
 
 
 def read_clocks() -> tuple[int, ...]:
     """What each of the clocks of this system shows, in nanoseconds; `time.monotonic` where there is none."""
     return tuple(map(time.clock_gettime_ns, _IDS)) or (time.monotonic_ns(),)
+
+
+class FastestClock:
+    """Nanoseconds of a clock that advances, each time it is looked at, by as much as any of several did since the last.
+
+    Callable by several threads at once, without a lock: who is overtaken by another leaves an older pair of readings
+    and time behind, and the advance from there is no less, for no sum of maxima is below the maximum of the sums.
+    """
+
+    __slots__ = ("_clocks", "_mark")
+
+    def __init__(self, clocks: Callable[[], tuple[int, ...]]) -> None:
+        self._clocks = clocks
+        self._mark = clocks(), 0
+
+    def __call__(self) -> int:
+        before, passed_ns = self._mark
+        readings = self._clocks()
+        most: int = max(map(sub, readings, before))
+        passed_ns += max(0, most)
+        self._mark = readings, passed_ns
+        return passed_ns
 
 
 class Elapsed:
@@ -66,6 +92,10 @@ class Elapsed:
         elapsed_ms: int = ns // _NS_PER_MS
         self._rest_ns = ns - elapsed_ms * _NS_PER_MS
         return elapsed_ms
+
+
+read_fastest_clock = FastestClock(read_clocks)
+"""By what this process knows when a lease is over."""
 
 
 class Timekeeper:

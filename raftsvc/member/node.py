@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import random
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
-from raftsvc.member.elapsed import read_clocks
+from raftsvc.member.elapsed import read_clocks, read_fastest_clock
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
 from raftsvc.member.peers import Peers
@@ -60,7 +59,7 @@ class NodeOptions(NamedTuple):
     election_timeout: float = 1.0
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
-    lease_clock: Callable[[], int] = lambda: read_boot_clock()
+    lease_clock: Callable[[], int] = lambda: read_fastest_clock()
     elapsed_clocks: Callable[[], tuple[int, ...]] = lambda: read_clocks()
     peers: Mapping[int, str] = MappingProxyType({})
 
@@ -68,15 +67,6 @@ class NodeOptions(NamedTuple):
     def tick_seconds(self) -> float:
         """Between two ticks."""
         return self.election_timeout / self.engine.election_ticks
-
-
-def read_boot_clock() -> int:
-    """Nanoseconds by the clock that goes on while the machine is suspended.
-
-    That is CLOCK_BOOTTIME on Linux, and CLOCK_MONOTONIC on macOS, where `time.monotonic`
-    stands still during sleep.  Raises AttributeError where there is neither.
-    """
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC)
 
 
 class Node:

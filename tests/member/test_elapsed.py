@@ -1,4 +1,7 @@
-"""How much time passed: by the clock that moved least, never rounded up, and none for who did not lead."""
+"""How much time passed: by the clock that moved least, never rounded up, and none for who did not lead.
+
+For who holds a lease by the one that moved most.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 from raftsvc.member import elapsed
-from raftsvc.member.elapsed import Elapsed, Timekeeper, read_clocks
+from raftsvc.member.elapsed import Elapsed, FastestClock, Timekeeper, read_clocks
 
 MS = 1_000_000
 
@@ -46,6 +49,50 @@ def test_what_passed_is_what_the_slower_clock_says(moves: list[tuple[int, int]],
         clocks.move(*move)
         told.append(passed.take_ms())
     assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [
+        ([(3, 3)], [3]),
+        ([(3600, 2), (2, 3600)], [3600, 7200]),  # each stood still in another's hour
+        ([(-5, 4), (4, 4)], [4, 8]),
+        ([(-5, -4), (4, 4)], [0, 4]),
+    ],
+)
+def test_a_lease_is_over_by_the_clock_that_moved_most(moves: list[tuple[int, int]], expected: list[int]) -> None:
+    clocks = Clocks(10**12, 7)
+    clock = FastestClock(clocks)
+    told = []
+    for move in moves:
+        clocks.move(*move)
+        told.append(clock())
+    assert told == expected
+
+
+def test_who_is_overtaken_while_looking_at_the_clock_makes_nothing_last_longer() -> None:
+    shown = Clocks(0, 0)
+    before_return: list[Any] = []
+
+    def clocks() -> tuple[int, ...]:
+        readings = shown()
+        if before_return:
+            before_return.pop()()
+        return readings
+
+    clock = FastestClock(clocks)
+    later: list[int] = []
+
+    def overtake() -> None:
+        shown.move(50, 1)
+        later.append(clock())
+
+    shown.move(1, 50)
+    before_return.append(overtake)
+    assert clock() == 50
+    shown.move(1, 2)
+    assert later == [51]
+    assert clock() == 101 >= later[0] + 2, "no less than passed since, though the earlier readings were noted last"
 
 
 def test_no_fraction_is_carried_over_a_stop() -> None:
