@@ -484,6 +484,13 @@ MUTANTS = (
         test="member/test_addresses.py::test_a_hint_is_used_at_once_and_left_when_it_fails",
     ),
     Mutant(
+        "a read goes on waiting for those who were removed",
+        "core/leader.py",
+        "        self.reads.finish()  # those who",
+        "        pass  # those who",
+        scene="a_read_is_confirmed_once_nobody_else_is_left_to_ask",
+    ),
+    Mutant(
         "who hears of no leader says nothing of where it is",
         "member/addresses.py",
         "and (not knows_leader or (self.answered",

@@ -291,6 +291,7 @@ class Leader:
         self._asked = {i: count for i, count in self._asked.items() if i in config.voters}
         self._unfit &= config.members.keys()
         self.lease.renew()
+        self.reads.finish()  # those who were left may have confirmed it already, and nobody else will
 
     def _promote_learners(self) -> None:
         """Make a learner a voter once it holds all that was committed a heartbeat ago (R9)."""
