@@ -1435,8 +1435,8 @@ MUTANTS = (
         also=(
             (
                 "testing/node.py",
-                "    def voided(self, by_id: int) -> None:\n",
-                "    def voided(self, by_id: int) -> None:\n        return\n",
+                "        else:\n            self.do_when_running(lambda engine: engine.lives.supersede(",
+                "        elif False:\n            self.do_when_running(lambda engine: engine.lives.supersede(",
             ),
         ),
     ),
