@@ -59,7 +59,7 @@ from raftsvc.errors import (
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import BaseState, ReportingState, State, StreamingState, TimedState, WaitingState
 from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
@@ -104,6 +104,7 @@ __all__ = [
     "RaftError",
     "ReadTimeoutError",
     "Rejected",
+    "ReportingState",
     "Service",
     "StartFailedError",
     "State",

@@ -13,6 +13,7 @@ from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.formation import Membership, Roster
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
+from raftsvc.state import ReportingState
 from raftsvc.transport import (
     Envelope,
     Identity,
@@ -116,6 +117,8 @@ class Reception:
         picture: dict[str, object] = (
             {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
         )
+        state = self._membership.state
+        picture["state"] = dict(state.report()) if isinstance(state, ReportingState) else {}
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting

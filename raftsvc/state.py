@@ -158,6 +158,24 @@ class WaitingState(TimedState, Protocol):
         """
 
 
+@runtime_checkable
+class ReportingState(Protocol):
+    """A State that tells people how it is."""
+
+    def report(self) -> Mapping[str, object]:
+        """What `Service.status` shows of it, under "state": JSON-compatible, and quick.
+
+        Called by whoever asks for the status, at any time, also while something is applied.
+        """
+
+    def warning(self) -> str | None:
+        """What an operator should see to before it becomes an error, as a sentence; None: nothing.
+
+        Asked after each batch, by whoever applied it, with nothing being applied meanwhile; quick.  It is logged when
+        it begins, changes and ends, so it says the same as long as the same is meant.
+        """
+
+
 class BaseState:
     """Everything of a State but `apply`, `snapshot` and `restore_snapshot`.
 

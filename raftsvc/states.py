@@ -9,8 +9,11 @@ All parts are one State to the node: one log, one order, one snapshot.  An instr
 part it is for; each part sees its own, at the indexes of the log that all share.  The names and
 the kinds of the parts are the same on every node, and for as long as the directories live.
 
+Where two nodes came to differ, `status()["state"]` of each has a digest of every part: at one applied index
+they are the same on all nodes, and the part whose digest is not is the one to look at.
+
 Instruction: length of the name (1 byte), the name, the part's own instruction; an empty one
-changes nothing.  Snapshot: for each part, in the order of their names, its name as above, then
+changes nothing.  Snapshot: for each part, in the order of their names, its name as above, its digest (4 bytes), then
 its pieces, each with its length (4 bytes) before it, and a length of 0.
 """
 
@@ -18,15 +21,17 @@ from __future__ import annotations
 
 import logging
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from raftsvc.errors import ConfigurationError, RaftError, Rejected
 from raftsvc.results import Applied
-from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import BaseState, ReportingState, State, StreamingState, TimedState, WaitingState
 
 _LENGTH = struct.Struct(">I")
+_DIGEST = struct.Struct(">I")
 _MAX_NAME_BYTES = 255
 _MAX_PIECE_BYTES = 1024 * 1024
 
@@ -104,6 +109,7 @@ class States(BaseState):
         self._appliers = {name.encode(): _applier_of(part) for name, part in self._parts.items()}
         self._waiting = {name.encode(): part for name, part in self._parts.items() if isinstance(part, WaitingState)}
         self._stuck: dict[bytes, int] = {}
+        self._digests = dict.fromkeys(self._appliers, 0)
 
     def __getitem__(self, name: str) -> Any:
         """The State of that name."""
@@ -137,7 +143,18 @@ class States(BaseState):
         apply = self._appliers.get(name)
         if apply is None:
             raise Rejected("the instruction is for no part of this State")
-        return apply(data[stop:], index, time_ms)
+        self._digests[name] = zlib.crc32(data, self._digests[name])
+        try:
+            answer = apply(data[stop:], index, time_ms)
+        except Rejected as rejected:
+            self._note(name, rejected.reason.encode())
+            raise
+        if type(answer) in (bool, int, bytes):
+            self._note(name, repr(answer).encode())
+        return answer
+
+    def _note(self, name: bytes, answer: bytes) -> None:
+        self._digests[name] = zlib.crc32(answer, self._digests[name])
 
     def next_deadline(self) -> int | None:
         """The earliest of any part."""
@@ -167,6 +184,27 @@ class States(BaseState):
         super().set_applied_index(index)
         for part in self._parts.values():
             part.set_applied_index(index)
+
+    # -- for people
+
+    def report(self) -> dict[str, object]:
+        """What each part reports, by its name, with the digest of what it was told and answered."""
+        return {
+            name: {
+                "digest": f"{self._digests[name.encode()]:08x}",
+                **(part.report() if isinstance(part, ReportingState) else {}),
+            }
+            for name, part in self._parts.items()
+        }
+
+    def warning(self) -> str | None:
+        """What any part warns of."""
+        found = [
+            f"part {name!r}: {warning}"
+            for name, part in self._parts.items()
+            if isinstance(part, ReportingState) and (warning := part.warning()) is not None
+        ]
+        return "; ".join(found) or None
 
     # -- members
 
@@ -205,7 +243,7 @@ class States(BaseState):
                 chunks = iter((data,))
             if of != index:
                 raise ValueError(f"the snapshot of part {name!r} is of index {of}, not of {index}")
-            captured.append((self._heads[name], chunks))
+            captured.append((self._heads[name] + _DIGEST.pack(self._digests[name.encode()]), chunks))
         return _framed(captured), index
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
@@ -226,6 +264,7 @@ class States(BaseState):
                     f"the snapshot does not go on with part {name!r}, of the parts {', '.join(self._parts)}: "
                     "every node has the same parts, for as long as its directory lives"
                 )
+            (self._digests[name.encode()],) = _DIGEST.unpack(reader.take(_DIGEST.size))
             pieces = reader.pieces()
             if isinstance(part, StreamingState):
                 part.restore_chunks(pieces, index)

@@ -80,6 +80,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "methods",
         "core/raft.py Raft",
     ): "27 of its own, one for each input and change of role, and the ten of every server",
+    ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",

@@ -34,7 +34,7 @@ from raftsvc.kv.instructions import (
 )
 from raftsvc.kv.pages import Value
 from raftsvc.kv.snapshots import MalformedSnapshotError
-from raftsvc.kv.state import KeyValueState, Usage
+from raftsvc.kv.state import KeyValueState
 
 __all__ = [
     "Condition",
@@ -47,7 +47,6 @@ __all__ = [
     "Operation",
     "QuotaExceeded",
     "Replication",
-    "Usage",
     "Value",
     "allow",
     "delete",

@@ -183,7 +183,7 @@ def max_state_bytes(size_bytes: int | None) -> Effect:
     """Refuse, from the next transaction on, whatever makes the state larger than that (QuotaExceeded); None: nothing.
 
     The limit is the cluster's, wherever it is set.  What counts is each key and value, and 100 bytes more
-    for each, about what they take in memory; see `KeyValueState.usage`.  Over it what deletes,
+    for each, about what they take in memory; see `KeyValueState.report`.  Over it what deletes,
     shrinks or replaces by something no larger goes on, as do TTLs, which take about as
     much as the key again and do not count, and the list of who may join.
     """

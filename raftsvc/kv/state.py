@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import NodeFailedError
@@ -34,6 +34,8 @@ from raftsvc.state import BaseState
 
 _LOOK_SECONDS = 10.0
 """For a look at what is in memory."""
+
+_FULL, _HAS_ROOM = 0.8, 0.75
 
 T = TypeVar("T")
 
@@ -56,17 +58,6 @@ def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
             content.expire(time_ms)
 
 
-class Usage(NamedTuple):
-    """How large the content of a store is.
-
-    size_bytes: all keys and values, and 100 bytes for each.
-    max_bytes:  what it may grow to, see `kv.max_state_bytes`; None: without end.
-    """
-
-    size_bytes: int
-    max_bytes: int | None
-
-
 class KeyValueState(BaseState):
     """A State of keys and values.  Reads are of this node alone, and may be stale: see KeyValue.
 
@@ -78,6 +69,7 @@ class KeyValueState(BaseState):
         super().__init__()
         self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
         self._content = Content()
+        self._is_nearly_full = False
         self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
@@ -172,11 +164,30 @@ class KeyValueState(BaseState):
         with self._lock:
             return len(self._content.keys)
 
-    def usage(self) -> Usage:
-        """How large the content is here, and how large it may grow."""
+    def report(self) -> dict[str, object]:
+        """How many keys there are here, how large all is, and how large it may grow (`kv.max_state_bytes`)."""
         _is_away(self._home)
         content = self._content
-        return Usage(content.size_bytes, content.max_bytes or None)
+        return {
+            "keys": len(content.keys),
+            "size_bytes": content.size_bytes,
+            "max_bytes": content.max_bytes or None,
+        }
+
+    def warning(self) -> str | None:
+        """That it is nearly as large as it may be: from four fifths on, until it is under three quarters."""
+        content = self._content
+        share = content.size_bytes / content.max_bytes if content.max_bytes else 0.0
+        if share >= _FULL:
+            self._is_nearly_full = True
+        elif share < _HAS_ROOM:
+            self._is_nearly_full = False
+        if not self._is_nearly_full:
+            return None
+        return (
+            f"the key-value store holds more than {_FULL:.0%} of the {content.max_bytes} bytes that it may "
+            "(kv.max_state_bytes): delete something, or raise that, before writes are refused"
+        )
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join, as known here."""

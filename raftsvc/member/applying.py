@@ -17,6 +17,7 @@ from raftsvc.member.handoff import Amount
 from raftsvc.member.health import Health
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.snapshots import Snapshots
+from raftsvc.state import ReportingState
 
 _FEW_ENTRIES = 16
 _FEW_BYTES = 64 * 1024
@@ -41,6 +42,7 @@ class Applying:
         "_backlog_bytes",
         "_health",
         "_is_under_way",
+        "_reporting",
         "_snapshots",
         "_taken_bytes",
         "_waiting",
@@ -50,6 +52,7 @@ class Applying:
         "deadlines",
         "machine",
         "max_backlog_bytes",
+        "warning",
     )
 
     def __init__(self, machine: Machine, snapshots: Snapshots, health: Health, max_backlog_bytes: int) -> None:
@@ -62,7 +65,10 @@ class Applying:
         self._taken_bytes = 0
         self._is_under_way = False
         self.deadlines = Deadlines(machine)
-        self.deadlines.ask()
+        self._reporting = machine.state if isinstance(machine.state, ReportingState) else None
+        self.warning: str | None = None
+        """What the State said last that people should see to."""
+        self._ask()
         self.applied_index = 0
         """As of the last batch that ended; the machine may be ahead.  May be looked at without the lock."""
         self.applied_time_ms = 0
@@ -125,10 +131,19 @@ class Applying:
                 else:
                     self.machine.apply(items, answers)
                     self._snapshots.bytes_since += sum(map(len, items))
-            self.deadlines.ask()
+            self._ask()
         except BaseException as error:  # of the State, whatever it is: applying stops at this entry
             return answers, error
         return answers, None
+
+    def _ask(self) -> None:
+        """Ask the State what it waits for, and what is to be said of it."""
+        self.deadlines.ask()
+        if self._reporting is not None:
+            try:
+                self.warning = self._reporting.warning()
+            except Exception as error:  # of the State, whatever it is: what is applied stays applied
+                self.warning = f"warning() of the State raised {error!r}"
 
     def note_applied(self) -> None:
         """A batch ended."""

@@ -152,6 +152,7 @@ class _Seen(NamedTuple):
     config: Configuration | None = None
     disagreement: RaftError | None = None
     lead: events.Lead = (0, NO_NODE)
+    warning: str | None = None
 
 
 class Engine:
@@ -394,7 +395,7 @@ class Engine:
         config = core.config
         is_new_view = core.term != seen.term or core.leader_id != seen.leader_id or core.role is not seen.role
         if is_new_view or config is not seen.config:
-            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement, seen.lead)
+            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement, seen.lead, seen.warning)
         if is_new_view:
             if core.role is not seen.role or core.leader_id != seen.leader_id:
                 line, lead = events.of_leader(core, seen.lead)
@@ -481,6 +482,11 @@ class Engine:
         trouble = deadlines.take_trouble()
         if trouble is not None:
             self._runner.say(logging.WARNING, f"node {self.node_id}: {trouble}")
+        warning = self.applying.warning
+        if warning != self._seen.warning:
+            self._seen = self._seen._replace(warning=warning)
+            level = logging.INFO if warning is None else logging.WARNING
+            self._runner.say(level, f"node {self.node_id}: {warning or 'the State warns of nothing any more'}")
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""

@@ -39,6 +39,7 @@ def status_of(engine: Engine) -> dict[str, object]:
         },
         "fsync_count": engine.writes.fsync_count,
         "unapplied_bytes": engine.applying.backlog_bytes,
+        "warnings": [engine.applying.warning] if engine.applying.warning else [],
         "conditions": engine.health.conditions(),
         "unreachable": {
             str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())

@@ -14,6 +14,11 @@ from raftsvc.kv.instructions import encode
 from raftsvc.results import Applied
 
 
+def usage(state: kv.KeyValueState) -> tuple[Any, Any]:
+    report = state.report()
+    return report["size_bytes"], report["max_bytes"]
+
+
 class OneNode:
     """A cluster of one that commits at once; `before_read` is what a confirmed read waits for."""
 
@@ -503,9 +508,9 @@ def test_a_namespace_is_the_same_store_from_below_a_prefix(store: kv.KeyValue, n
 
 def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, node: OneNode) -> None:
     store.transaction([kv.set(f"k{n}", bytes(48)) for n in range(10)])
-    assert node.state.usage() == kv.Usage(1500, None)
+    assert usage(node.state) == (1500, None)
     store.transaction([kv.max_state_bytes(1400)])
-    assert node.state.usage() == kv.Usage(1500, 1400)
+    assert usage(node.state) == (1500, 1400)
     grown: list[Callable[[], object]] = [
         lambda: store.set("new", b""),
         lambda: store.set("new", b"", ttl=1),
@@ -527,7 +532,7 @@ def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, 
     store.allow("10.0.0.1:80")
     node.time_ms = 1001
     store.delete("k4")
-    assert node.state.usage().size_bytes < 1200, "it may be over it, and come down"
+    assert usage(node.state)[0] < 1200, "it may be over it, and come down"
     store.set("new", b"x" * 80)
     with pytest.raises(kv.QuotaExceeded):
         store.set("more", b"x" * 80)
@@ -543,7 +548,21 @@ def test_a_lone_set_is_held_to_the_same_limit_to_the_byte(store: kv.KeyValue, no
             continue
         with pytest.raises(kv.QuotaExceeded):
             store.set("k", bytes(length))
-    assert node.state.usage() == (1000, 1000)
+    assert usage(node.state) == (1000, 1000)
     copy = kv.KeyValueState()
     copy.restore_snapshot(*node.state.snapshot())
-    assert copy.usage() == (1000, 1000)
+    assert usage(copy) == (1000, 1000)
+
+
+def test_it_warns_from_four_fifths_on_until_there_is_room_again(store: kv.KeyValue, node: OneNode) -> None:
+    state = node.state
+    warned = []
+    for length in (10, 700, 699, 655, 649, 648, 698, 899):
+        store.set("k", bytes(length))
+        if len(warned) == 0:
+            store.transaction([kv.max_state_bytes(1000)])
+        warned.append(state.warning() is not None)
+    assert warned == [False, True, True, True, True, False, False, True]
+    assert "more than 80% of the 1000 bytes" in str(state.warning())
+    store.transaction([kv.max_state_bytes(None)])
+    assert state.warning() is None

@@ -205,7 +205,8 @@ class Store(RuleBasedStateMachine):
         assert len(self.state) == len(self.model.content)
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
-        assert self.state.usage() == (self.model.size_bytes(), self.model.max_bytes or None)
+        sizes = {"size_bytes": self.model.size_bytes(), "max_bytes": self.model.max_bytes or None}
+        assert self.state.report() == {"keys": len(self.state), **sizes}
         assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 

@@ -241,3 +241,61 @@ def test_nodes_have_several_states(cluster: Cluster) -> None:
         parts = member.state
         eventually(lambda parts=parts: parts["alarm"].items == [b"rang"], "though nobody writes")  # type: ignore[misc]
     mines[1].wait_applied(mines[0].propose(b"more", PATIENCE).index, PATIENCE)
+
+
+def test_a_digest_of_each_part_says_which_of_them_differs() -> None:
+    (states, service), (others, other_service) = filled(), filled()
+    assert states.report() == others.report()
+    kept, _ = states.snapshot()
+    restored, _ = made()
+    restored.restore_snapshot(kept, service.index)
+    assert restored.report() == states.report(), "it goes on from a snapshot"
+    for each, at in ((states, service), (others, other_service)):
+        each["mine"].apply = lambda data, index, it=each: it is states  # type: ignore[misc]
+        each.part("mine", at).propose(b"z")
+        each.part("parts", at).propose(b"z")
+    one, other = states.report(), others.report()
+    assert one["kv"] == other["kv"] and one["parts"] == other["parts"] and one["mine"] != other["mine"]
+
+
+def test_what_a_state_warns_of_is_in_the_status_and_logged_once(
+    make_cluster: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OpenState(kv.KeyValueState):
+        def is_allowed_member(self, addr: str) -> bool:
+            return True
+
+    caplog.set_level("INFO", "raftsvc")
+    cluster: Cluster = make_cluster(make_state=lambda: raftsvc.States(kv=OpenState(), mine=ListState()))
+    (member,) = cluster.form(1)
+    states: Any = member.state
+    store = kv.KeyValue(states.part("kv", member.service), states["kv"])
+    store.transaction([kv.max_state_bytes(1000)])
+    store.set("k", bytes(200))
+    assert member.status["warnings"] == []
+    for length in (800, 801, 820):
+        store.set("k", bytes(length))
+    eventually(lambda: member.status["warnings"], "it is nearly full")
+    assert "part 'kv': the key-value store holds more than 80%" in str(member.status["warnings"])
+    shown: Any = member.status["state"]
+    assert shown["kv"]["size_bytes"] == 921 and shown["kv"]["max_bytes"] == 1000 and set(shown["mine"]) == {"digest"}
+    store.delete("k")
+    eventually(lambda: not member.status["warnings"], "there is room")
+    said = [record.getMessage() for record in caplog.records]
+    eventually(lambda: any("warns of nothing" in record.getMessage() for record in caplog.records), "it says so")
+    assert sum("more than 80%" in line for line in said) == 1
+
+
+def test_a_warning_that_raises_stops_nobody(make_cluster: Any) -> None:
+    class Broken(ListState):
+        def report(self) -> dict[str, object]:
+            return {"items": len(self.items)}
+
+        def warning(self) -> str | None:
+            raise KeyError("x")
+
+    cluster: Cluster = make_cluster(make_state=Broken)
+    (member,) = cluster.form(1)
+    assert member.service.exec(b"a", PATIENCE)
+    eventually(lambda: member.status["warnings"] == ["warning() of the State raised KeyError('x')"], "it is said")
+    assert member.status["state"] == {"items": 1}
