@@ -83,6 +83,7 @@ MUTANTS = (
         "core/server.py",
         "        self.vote = vote\n        self.output.note_hard_state()\n",
         "        self.vote = vote\n        if vote:\n            self.output.note_hard_state()\n",
+        test="core/test_raft.py::test_a_commit_is_recorded_after_the_entries_that_it_speaks_of",
     ),
     Mutant(
         "candidate counts its own vote before it is durable",
@@ -568,6 +569,7 @@ MUTANTS = (
         "            server.vote == m.from_id\n",
         "            True\n",
         also=(("core/server.py", '        assert self.vote == NO_NODE, "one vote a term"\n', ""),),
+        scene="a_promise_outlasts_a_newer_term",
     ),
     Mutant(
         "vote for a log that is behind",
@@ -587,7 +589,7 @@ MUTANTS = (
         "core/election.py",
         "        votes.setdefault(voter, granted)\n        voters = self._server.config.voters\n",
         "        votes[len(votes)] = granted\n        voters = set(votes)\n",
-        kinds="duplication,leader cut off,partition,kill",
+        scene="a_commit_stays_over_restarts_of_all",
     ),
     # Replication
     Mutant(
@@ -608,18 +610,21 @@ MUTANTS = (
         "core/following.py",
         "log.advance_commit(min(m.commit, verified))",
         "log.advance_commit(min(m.commit, log.last_index))",
+        scene="an_acknowledgement_covers_what_was_verified",
     ),
     Mutant(
         "acknowledge the whole log instead of what was verified",
         "core/following.py",
         "    _accept(server, m, verified, may_wait=bool(m.entries))",
         "    _accept(server, m, log.last_index, may_wait=bool(m.entries))",
+        scene="an_acknowledgement_covers_what_was_verified",
     ),
     Mutant(
         "accept entries without looking at the one before them",
         "core/following.py",
         "elif log.holds(m.index, m.log_term):\n        entries = m.entries",
         "elif m.index <= log.last_index:\n        entries = m.entries",
+        scene="figure_8_overwrites_what_only_looked_committed",
     ),
     Mutant(
         "commit by half of the voters",
@@ -776,7 +781,7 @@ MUTANTS = (
         "member/reads.py",
         "        if not asked or not asked[0][0] <= state.context <= latest:\n",
         "        if not asked or state.context != latest:\n",
-        kinds="slow links,kill,leadership transfer",
+        test="member/test_reads.py::test_an_answer_that_takes_longer_than_the_retry_serves_those_it_was_asked_for",
     ),
     Mutant(
         "the answer to a read's request serves those who came after it",
@@ -799,8 +804,8 @@ MUTANTS = (
         "            replication.hear_round(progress, m.context)\n",
         "            replication.hear_round(progress, m.context)\n"
         "            rounds, now = self.lease._rounds, self._server.now\n"
-        "            rounds.extend([(n, now if n == m.context else at) for n, at in list(rounds)])\n",
-        kinds=_LEASE_KINDS,
+        "            rounds.extend([(n, now if n <= m.context else at) for n, at in list(rounds)])\n",
+        scene="a_lease_counts_from_when_it_was_asked_for",
     ),
     # Log time
     Mutant(
@@ -953,14 +958,14 @@ MUTANTS = (
         "member/elapsed.py",
         "            core.now = self._now()\n",
         "            pass\n",
-        kinds=_LEASE_KINDS,
+        test="member/test_elapsed.py::test_the_clock_of_leases_is_told_to_everybody_where_there_are_leases",
     ),
     Mutant(
         "a lease outlives a hand-over",
         "core/lease.py",
         "        self._is_forgone = True\n        self._window = _NO_LEASE\n",
         "        pass\n",
-        kinds=_LEASE_KINDS,
+        scene="a_leader_that_handed_over_has_no_lease",
     ),
     Mutant(
         "a lease before an own-term commit",
@@ -1625,7 +1630,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mutant, caught in zip(chosen, pool.map(lambda m: catch(m, options.seeds), chosen), strict=True):
             survivors += caught is None
             count, what = caught or (f"none of {options.seeds}", "SURVIVED")
-            what = what.split(": ", 1)[-1].replace("|", "/").splitlines()[0][:110]
+            what = (what.split(": ", 1)[-1].replace("|", "/").splitlines() or ["it fails"])[0][:110]
             print(f"| {mutant.name} | {count} | {what} |", flush=True)
     print(f"{len(chosen)} bugs, {survivors} not caught")
     return 1 if survivors else 0
