@@ -46,6 +46,7 @@ from raftsvc.state import State
 from raftsvc.storage import Store
 from raftsvc.transport import JoinReply, Network, Problem, request_join, who_answers
 from raftsvc.transport.wire import join_proof
+from raftsvc.versions import versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,7 +129,7 @@ class Membership:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
         with self._begin(""):
-            change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr)
+            change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr, versions=versions_of(self.state))
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
             cluster_id = secrets.randbits(63) + 1
             self._store.create(1, cluster_id, HardState(term=1, commit=1), [entry])

@@ -29,6 +29,7 @@ from raftsvc.core.messages import (
     make_entry,
     term_of,
 )
+from raftsvc.core.versions import Versions
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions
 from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
@@ -93,14 +94,17 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
-changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255))
+versions = st.builds(
+    Versions.of, st.integers(1, 2**31 - 1), st.dictionaries(texts, st.integers(1, 2**31 - 1), max_size=3)
+)
+changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255), versions)
 members = st.builds(Member, texts, st.booleans(), st.binary(max_size=255))
 
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
     chosen = draw(st.dictionaries(ids, members, max_size=5))
-    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)))
+    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)), draw(versions))
 
 
 chunks = st.builds(
@@ -291,7 +295,8 @@ def whole_keys() -> bytes:
     return state.snapshot()[0]
 
 
-CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4)
+VERSIONS = Versions.of(2, {"kv": 3, "mine": 2})
+CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4, VERSIONS)
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
@@ -338,7 +343,7 @@ CODECS = {
     ),
     "change": Codec(
         ConfChange.decode,
-        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16).encode(),
+        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16, VERSIONS).encode(),
         MalformedError,
         lambda heard: heard.encode(),
     ),

@@ -44,12 +44,13 @@ ROOMS = {
     "process": "errors",
     "mainthread": "errors",
     "core": "",
+    "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses state process core storage transport",
+    "member": "errors addresses state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
-    "formation": "errors addresses state process mainthread core storage transport member host",
+    "formation": "errors addresses state versions process mainthread core storage transport member host",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
@@ -59,7 +60,7 @@ ROOMS = {
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state process core storage transport member",
+    "testing": "errors addresses state versions process core storage transport member",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

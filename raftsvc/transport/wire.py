@@ -24,7 +24,7 @@ from raftsvc.core.messages import (
     decode_messages,
 )
 
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION = "3"
 """Another one with each change of what messages and entries mean: members of two would apply one log differently."""
 CONTENT_TYPE = "application/x-raftsvc"
 MAX_BODY_BYTES = 512 * 1024
