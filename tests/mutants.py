@@ -1628,7 +1628,7 @@ MUTANTS = (
     Mutant(
         "that the version rose is not written down at once",
         "member/upgrades.py",
-        "            self._core.output.note_hard_state()\n",
+        "            self._core.output.note_due(machine.applied_index)\n",
         "",
         test="service/test_upgrades.py::test_older_code_does_not_start_after_the_raise_and_later_code_goes_on",
     ),

@@ -59,7 +59,7 @@ class Upgrades:
             self.effective = machine.versions
             # That it is committed is written down at once, so that older code that is started here next is refused
             # by what the log says, and does not find it out only as it applies.
-            self._core.output.note_hard_state()
+            self._core.output.note_due(machine.applied_index)
         self._reports = {i: (machine.life_of(i), machine.sessions.versions_of(i)) for i in machine.config.members}
 
     def tick(self) -> None:
