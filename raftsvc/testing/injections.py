@@ -402,9 +402,16 @@ class Upgrades:
         behind = [each for each in self._cluster.up() if each.code != world.latest_code]
         if not behind:
             return False
+        if len(behind) == 1 and rng.random() < 0.4:
+            self._fall_back([each for each in self._cluster.up() if each not in behind])
         node = rng.choice(behind)
         code = world.latest_code if rng.random() < 0.8 else between(rng, node.code, world.latest_code)
         return code != node.code and self._restart(node, code)
+
+    def _fall_back(self, others: list[SimulatedNode]) -> None:
+        """One that has reported ends just before the last does, and comes back with older code, maybe too late."""
+        if others:
+            self._roll_back(self._world.random.choice(others))
 
     def _roll_back(self, node: SimulatedNode) -> bool:
         """Start a node with older code, as is allowed until what it knew is effective."""
