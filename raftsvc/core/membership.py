@@ -46,6 +46,9 @@ class ConfOp(IntEnum):
     RAISE = 6  # the effective version
 
 
+_OPS = frozenset(map(int, ConfOp))
+
+
 class InvalidChangeError(ValueError):
     """The change does not apply to this configuration; the message says why."""
 
@@ -85,6 +88,8 @@ class ConfChange(NamedTuple):
         if len(data) < _CHANGE_HEAD.size:
             raise MalformedError("membership change cut short")
         op, node_id, addr_length, token_length = _CHANGE_HEAD.unpack_from(data)
+        if op not in _OPS:
+            raise MalformedError(f"it is of kind {op}, which a later version wrote and this one does not know")
         start = _CHANGE_HEAD.size
         addr_end = start + addr_length
         end = addr_end + token_length
@@ -95,7 +100,7 @@ class ConfChange(NamedTuple):
         try:
             addr, token = data[start:addr_end].decode(), bytes(data[addr_end:end])
             return cls(ConfOp(op), node_id, addr, token, Versions.decode(data[end:]))
-        except ValueError as error:  # unknown op, versions that do not decode, or an address that is not UTF-8
+        except ValueError as error:  # versions that do not decode, or an address that is not UTF-8
             raise MalformedError(f"membership change does not decode: {error}") from error
 
 
