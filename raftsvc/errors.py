@@ -297,6 +297,13 @@ class UnknownOperationError(ApplyHaltedError):
     """
 
 
+class OutdatedError(ApplyHaltedError):
+    """This node's code, the library's or the State's, is older than the version that is effective in its cluster.
+
+    Or in the one that it asked to let it in.  Start it with the code that the other members run, or with later.
+    """
+
+
 class DivergedError(NotApplied):
     """What this node applied differs from what the others applied; it serves nothing any more.
 

@@ -12,6 +12,9 @@ the kinds of the parts are the same on every node, and for as long as the direct
 Where two nodes came to differ, `status()["state"]` of each has a digest of every part: at one applied index
 they are the same on all nodes, and the part whose digest is not is the one to look at.
 
+Each part has a version of its own, if it is a `raftsvc.VersionedState`: the cluster's rises for each
+part by itself, to the least that any member knows of that part, and each part is told its own.
+
 Instruction: length of the name (1 byte), the name, the part's own instruction; an empty one
 changes nothing.  Snapshot: for each part, in the order of their names, its name as above, its digest (4 bytes), then
 its pieces, each with its length (4 bytes) before it, and a length of 0.
@@ -22,13 +25,22 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from raftsvc.errors import ConfigurationError, RaftError, Rejected
 from raftsvc.results import Applied
-from raftsvc.state import BaseState, ReportingState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import (
+    BaseState,
+    ReportingState,
+    State,
+    StreamingState,
+    TimedState,
+    VersionedParts,
+    VersionedState,
+    WaitingState,
+)
 
 _LENGTH = struct.Struct(">I")
 _DIGEST = struct.Struct(">I")
@@ -223,6 +235,27 @@ class States(BaseState):
     def is_allowed_member(self, addr: str) -> bool:
         """Whether every part allows it."""
         return all(part.is_allowed_member(addr) for part in self._parts.values())
+
+    # -- versions
+
+    def state_versions(self) -> Mapping[str, int]:
+        """Those of the parts; of a part that has parts itself, under both names with a slash between."""
+        versions: dict[str, int] = {}
+        for name, part in self._parts.items():
+            if isinstance(part, VersionedParts):
+                versions |= {f"{name}/{inner}": version for inner, version in part.state_versions().items()}
+            elif isinstance(part, VersionedState):
+                versions[name] = part.state_version()
+        return versions
+
+    def use_versions(self, versions: Mapping[str, int]) -> None:
+        """From here on those are effective.  Each part is told, also one for which nothing changed."""
+        for name, part in self._parts.items():
+            if isinstance(part, VersionedParts):
+                head = f"{name}/"
+                part.use_versions({key[len(head) :]: n for key, n in versions.items() if key.startswith(head)})
+            elif isinstance(part, VersionedState):
+                part.use_version(versions.get(name, 1))
 
     # -- snapshots
 

@@ -29,6 +29,7 @@ from raftsvc.core.messages import (
     make_entry,
     term_of,
 )
+from raftsvc.core.versions import Versions
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions
 from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
@@ -93,14 +94,17 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
-changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255))
+versions = st.builds(
+    Versions.of, st.integers(1, 2**31 - 1), st.dictionaries(texts, st.integers(1, 2**31 - 1), max_size=3)
+)
+changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255), versions)
 members = st.builds(Member, texts, st.booleans(), st.binary(max_size=255))
 
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
     chosen = draw(st.dictionaries(ids, members, max_size=5))
-    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)))
+    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)), draw(versions))
 
 
 chunks = st.builds(
@@ -118,7 +122,7 @@ chunks = st.builds(
     data,
     numbers,
 )
-join_requests = st.builds(JoinRequest, addresses, tokens)
+join_requests = st.builds(JoinRequest, addresses, tokens, versions)
 join_replies = st.builds(JoinReply, ids, st.integers(1, 2**64 - 1))
 parts = st.builds(
     lambda batch, offset, rest: Part(batch, offset, offset + rest),
@@ -146,7 +150,7 @@ def session_tables(draw: st.DrawFn) -> Sessions:
         for counter in (*draw(st.lists(st.integers(1, 2**62), max_size=2)), 0, 0):
             index += 1
             nonce = draw(u64)
-            table.open(index, member, nonce, counter, index - 1)
+            table.open(index, member, nonce, counter, index - 1, draw(st.none() | versions))
             session = table.get(index, nonce)
             if session is None:
                 continue
@@ -291,7 +295,8 @@ def whole_keys() -> bytes:
     return state.snapshot()[0]
 
 
-CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4)
+VERSIONS = Versions.of(2, {"kv": 3, "mine": 2})
+CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4, VERSIONS)
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
@@ -338,7 +343,7 @@ CODECS = {
     ),
     "change": Codec(
         ConfChange.decode,
-        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16).encode(),
+        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16, VERSIONS).encode(),
         MalformedError,
         lambda heard: heard.encode(),
     ),
@@ -350,7 +355,7 @@ CODECS = {
         lambda heard: heard.encode(),
     ),
     "answer to a piece": Codec(decode_chunk_reply, encode_chunk_reply(7, APPEND.encode()), MalformedError),
-    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16).encode(), MalformedError),
+    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16, VERSIONS).encode(), MalformedError),
     "answer to a join": Codec(JoinReply.decode, JoinReply(5, 0xC1).encode(), MalformedError),
     "part": Codec(
         lambda raw: Part.decode(raw.decode("latin-1")),

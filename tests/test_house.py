@@ -44,23 +44,24 @@ ROOMS = {
     "process": "errors",
     "mainthread": "errors",
     "core": "",
+    "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses state process core storage transport",
+    "member": "errors addresses state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
-    "formation": "errors addresses state process mainthread core storage transport member host",
-    "options": "errors addresses state member storage",
+    "formation": "errors addresses state versions process mainthread core storage transport member host",
+    "options": "errors addresses state versions member storage",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
-    "service": "errors addresses state results process mainthread core storage transport member host formation "
-    "options proposals listeners reception",
+    "service": "errors addresses state versions results process mainthread core storage transport member host "
+    "formation options proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state process core storage transport member",
+    "testing": "errors addresses state versions process core storage transport member",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.
@@ -81,6 +82,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "core/raft.py Raft",
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
+    ("methods", "states.py States"): "all that a State may be, for each part",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",

@@ -4,6 +4,9 @@ A Configuration is immutable.  It takes effect when its entry is *appended*, not
 when it commits (thesis section 4.1), and is undone if that entry is overwritten.
 Servers are added and removed one at a time, so there is no joint configuration
 that a crash could leave a cluster in.
+
+The effective version is part of it, and raising it a change like any other: so none is raised
+beside a change of members that is not committed, and nobody is let in beside a raise.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from raftsvc.core.messages import MAX_NUMBER, EntryKind, MalformedError
+from raftsvc.core.messages import MAX_NUMBER, NO_NODE, EntryKind, MalformedError
+from raftsvc.core.versions import FIRST, Versions
 
 MAX_ADDRESS_BYTES = 1024
 
@@ -39,6 +43,10 @@ class ConfOp(IntEnum):
     PROMOTE = 3  # a learner becomes a voter
     REMOVE = 4
     SET_ADDRESS = 5
+    RAISE = 6  # the effective version
+
+
+_OPS = frozenset(map(int, ConfOp))
 
 
 class InvalidChangeError(ValueError):
@@ -49,12 +57,21 @@ _CHANGE_HEAD = struct.Struct(">BQHB")
 
 
 class ConfChange(NamedTuple):
-    """One membership change, the data of a CONFIG entry."""
+    """One membership change, the data of a CONFIG entry.
+
+    versions: to found a cluster, or with RAISE, what is effective from there on; of who joins, what it knows.
+    """
 
     op: ConfOp
     node_id: int
     addr: str = ""
     token: bytes = b""
+    versions: Versions = FIRST
+
+    @classmethod
+    def to_raise(cls, versions: Versions) -> ConfChange:
+        """`versions` are to be effective."""
+        return cls(ConfOp.RAISE, NO_NODE, versions=versions)
 
     def as_proposal(self) -> tuple[EntryKind, bytes]:
         """The change as what is proposed, always alone."""
@@ -62,7 +79,8 @@ class ConfChange(NamedTuple):
 
     def encode(self) -> bytes:
         addr = self.addr.encode()
-        return _CHANGE_HEAD.pack(self.op, self.node_id, len(addr), len(self.token)) + addr + self.token
+        head = _CHANGE_HEAD.pack(self.op, self.node_id, len(addr), len(self.token))
+        return b"".join((head, addr, self.token, self.versions.encode()))
 
     @classmethod
     def decode(cls, data: bytes) -> ConfChange:
@@ -70,16 +88,19 @@ class ConfChange(NamedTuple):
         if len(data) < _CHANGE_HEAD.size:
             raise MalformedError("membership change cut short")
         op, node_id, addr_length, token_length = _CHANGE_HEAD.unpack_from(data)
+        if op not in _OPS:
+            raise MalformedError(f"it is of kind {op}, which a later version wrote and this one does not know")
         start = _CHANGE_HEAD.size
-        if len(data) != start + addr_length + token_length or addr_length > MAX_ADDRESS_BYTES:
+        addr_end = start + addr_length
+        end = addr_end + token_length
+        if end > len(data) or addr_length > MAX_ADDRESS_BYTES:
             raise MalformedError("membership change of a wrong length")
         if node_id > MAX_NUMBER:
             raise MalformedError(f"member id {node_id} is above {MAX_NUMBER}")
         try:
-            return cls(
-                ConfOp(op), node_id, data[start : start + addr_length].decode(), bytes(data[start + addr_length :])
-            )
-        except ValueError as error:  # unknown op, or an address that is not UTF-8
+            addr, token = data[start:addr_end].decode(), bytes(data[addr_end:end])
+            return cls(ConfOp(op), node_id, addr, token, Versions.decode(data[end:]))
+        except ValueError as error:  # versions that do not decode, or an address that is not UTF-8
             raise MalformedError(f"membership change does not decode: {error}") from error
 
 
@@ -93,13 +114,17 @@ class Configuration:
     members:    id -> Member, read-only.
     highest_id: the highest id ever given to a member; ids are never reused, so
                 an id at or below it that is no member was removed.
+    versions:   the effective ones.
     """
 
-    __slots__ = ("highest_id", "learners", "members", "voters")
+    __slots__ = ("highest_id", "learners", "members", "versions", "voters")
 
-    def __init__(self, members: Mapping[int, Member] = MappingProxyType({}), highest_id: int = 0) -> None:
+    def __init__(
+        self, members: Mapping[int, Member] = MappingProxyType({}), highest_id: int = 0, versions: Versions = FIRST
+    ) -> None:
         self.members: Mapping[int, Member] = MappingProxyType(dict(members))
         self.highest_id = highest_id
+        self.versions = versions
         self.voters = frozenset(i for i, member in members.items() if member.is_voter)
         self.learners = frozenset(members) - self.voters
 
@@ -122,8 +147,12 @@ class Configuration:
 
     def changed(self, change: ConfChange) -> Configuration:
         """The configuration after `change`; raises InvalidChangeError."""
+        if change.op == ConfOp.RAISE:
+            if change.versions == self.versions or not change.versions.covers(self.versions):
+                raise InvalidChangeError(f"{change.versions} is not above the effective version, {self.versions}")
+            return Configuration(self.members, self.highest_id, change.versions)
         members = dict(self.members)
-        highest_id = self.highest_id
+        highest_id, versions = self.highest_id, self.versions
         node_id = change.node_id
         if change.op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER):
             if node_id <= highest_id:
@@ -132,6 +161,10 @@ class Configuration:
                 raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
             if change.op == ConfOp.ADD_VOTER and members:
                 raise InvalidChangeError("a node joins as a learner")
+            if change.op == ConfOp.ADD_VOTER:
+                versions = change.versions
+            elif not change.versions.covers(versions):
+                raise InvalidChangeError(f"a node of {change.versions} cannot join where {versions} is effective")
             members[node_id] = Member(change.addr, change.op == ConfOp.ADD_VOTER, change.token)
             highest_id = node_id
         elif node_id not in members:
@@ -153,10 +186,10 @@ class Configuration:
                 # holder: where that is now shows when it speaks.
                 members[holder] = members[holder]._replace(addr="")
             members[node_id] = members[node_id]._replace(addr=change.addr)
-        return Configuration(members, highest_id)
+        return Configuration(members, highest_id, versions)
 
     def encode(self) -> bytes:
-        parts = [_CONFIG_HEAD.pack(self.highest_id, len(self.members))]
+        parts = [_CONFIG_HEAD.pack(self.highest_id, len(self.members)), self.versions.encode()]
         for node_id in sorted(self.members):
             member = self.members[node_id]
             addr = member.addr.encode()
@@ -170,7 +203,7 @@ class Configuration:
             highest_id, count = _CONFIG_HEAD.unpack_from(data)
             if highest_id > MAX_NUMBER:
                 raise MalformedError(f"member id {highest_id} is above {MAX_NUMBER}")
-            offset = _CONFIG_HEAD.size
+            versions, offset = Versions.decode_from(data, _CONFIG_HEAD.size)
             members = {}
             for _ in range(count):
                 node_id, is_voter, addr_length, token_length = _MEMBER_HEAD.unpack_from(data, offset)
@@ -185,15 +218,20 @@ class Configuration:
             raise MalformedError("configuration does not decode") from error
         if offset != len(data) or len(members) != count:
             raise MalformedError("configuration does not decode")
-        return cls(members, highest_id)
+        return cls(members, highest_id, versions)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Configuration) and (self.members, self.highest_id) == (other.members, other.highest_id)
+        return isinstance(other, Configuration) and (self.members, self.highest_id, self.versions) == (
+            other.members,
+            other.highest_id,
+            other.versions,
+        )
 
     def __hash__(self) -> int:
         return hash(self.encode())
 
     def __repr__(self) -> str:
         return (
-            f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id})"
+            f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id}"
+            f" versions={self.versions})"
         )

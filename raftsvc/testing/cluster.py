@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import Entry, HardState
 from raftsvc.core.raft import Role
+from raftsvc.core.versions import Versions
 from raftsvc.testing.network import Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import Caller
@@ -22,9 +23,9 @@ class Cluster:
         self._callers = callers
         self.nodes: dict[int, SimulatedNode] = {}
 
-    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry], code: Versions) -> None:
         """Set up a member and start it."""
-        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers)
+        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers, code)
         node.create(hard_state, entries)
         node.start()
 
