@@ -21,11 +21,17 @@ class Cluster:
         self._network = network
         self._callers = callers
         self.nodes: dict[int, SimulatedNode] = {}
+        self.cluster_id = 7
+
+    def place(self, node_id: int) -> SimulatedNode:
+        """Set up a computer for a member."""
+        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers)
+        return node
 
     def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Set up a member and start it."""
-        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers)
-        node.create(hard_state, entries)
+        node = self.place(node_id)
+        node.create(self.cluster_id, hard_state, entries)
         node.start()
 
     def up(self) -> list[SimulatedNode]:
