@@ -36,6 +36,7 @@ from raftsvc.errors import (
     NotLeaderError,
     NotListeningError,
     OutcomeUnknown,
+    OutdatedError,
     OutOfTouchError,
     OverloadedError,
     PeerUninitializedError,
@@ -59,7 +60,7 @@ from raftsvc.errors import (
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import BaseState, State, StreamingState, TimedState, VersionedState, WaitingState
 from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
@@ -98,6 +99,7 @@ __all__ = [
     "NotListeningError",
     "OutOfTouchError",
     "OutcomeUnknown",
+    "OutdatedError",
     "OverloadedError",
     "Part",
     "PeerUninitializedError",
@@ -118,6 +120,7 @@ __all__ = [
     "UninitializedError",
     "UnknownOperationError",
     "UnknownPeerError",
+    "VersionedState",
     "WaitingState",
     "WrongCertificateError",
     "WrongClusterError",

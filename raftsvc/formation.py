@@ -44,9 +44,9 @@ from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store
-from raftsvc.transport import JoinReply, Network, Problem, request_join, who_answers
+from raftsvc.transport import JoinReply, JoinRequest, Network, Problem, request_join, who_answers
 from raftsvc.transport.wire import join_proof
-from raftsvc.versions import versions_of
+from raftsvc.versions import outdated, versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,7 +155,8 @@ class Membership:
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)
                     try:
-                        reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
+                        request = JoinRequest(self.addr, token, versions_of(self.state))
+                        reply = request_join(self._network, boot_url, request, timeout, self.stopped)
                     finally:
                         self.join_proof = ""
                     self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
@@ -285,18 +286,20 @@ class Roster:
         if not node.is_leader:
             raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr`, which presented `token`, a learner; it is promoted when it has caught up.
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make the node that asks, with its token, a learner; it is promoted when it has caught up.
 
         Authorized first, by a state that is current, and found to be where it says; nothing is written
         for one who may not join, or is not there.  Authorized again right before, and once it is in
         the log, where all that was forbidden before comes before it.  A token that
         is known gets the id it has.  Raises Problem.
         """
+        addr, token = request.addr, request.token
         node = self._membership.require_node()
         deadline = time.monotonic() + _ADMIT_SECONDS
         self._check_allowed(addr, deadline)
         config = node.applied_config
+        _check_versions(config, request)
         if _member_with_token(config, token) == NO_NODE:
             _check_unused(config, addr)
             self._check_presence(node, addr, token)
@@ -305,12 +308,13 @@ class Roster:
             known = _member_with_token(config, token)
             if known != NO_NODE:
                 return JoinReply(known, node.cluster_id)
+            _check_versions(config, request)
             _check_unused(config, addr)
             node_id = self._allocate_id(node, deadline)
             self._check_allowed(addr, deadline)
             with self._admission:
                 refusal = node.change_membership(
-                    ConfChange(ConfOp.ADD_LEARNER, node_id, addr, token),
+                    ConfChange(ConfOp.ADD_LEARNER, node_id, addr, token, request.versions),
                     lambda applied: _member_with_token(applied, token) != NO_NODE,
                     min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
                 )
@@ -444,6 +448,12 @@ _WHY_NOT = {
 
 def _named(config: Configuration) -> str:
     return ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
+
+
+def _check_versions(config: Configuration, request: JoinRequest) -> None:
+    if not request.versions.covers(config.versions):
+        who = f"the node at {request.addr} that asks to join"
+        raise Problem(409, "outdated", str(outdated(who, request.versions, config.versions)))
 
 
 def _check_unused(config: Configuration, addr: str) -> None:

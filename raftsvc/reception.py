@@ -17,6 +17,7 @@ from raftsvc.transport import (
     Envelope,
     Identity,
     JoinReply,
+    JoinRequest,
     Network,
     Problem,
     ServedStream,
@@ -102,9 +103,9 @@ class Reception:
         """Raise a Problem that names the leader if this node does not lead."""
         self._roster.check_leader()
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr`, which presented `token`, a member; raises Problem."""
-        return self._roster.admit(addr, token)
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make the node that asks a member; raises Problem."""
+        return self._roster.admit(request)
 
     # -- from monitors
 

@@ -52,6 +52,7 @@ from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
+from raftsvc.versions import versions_of
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
 
@@ -236,6 +237,15 @@ def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutua
         raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
 
 
+_OPTIONAL = (
+    ("next_deadline", ("pass_time", "apply_at"), "WaitingState"),
+    ("pass_time", ("next_deadline", "apply_at"), "WaitingState"),
+    ("state_version", ("use_version",), "VersionedState"),
+    ("use_version", ("state_version",), "VersionedState"),
+)
+"""A method of a State, those that it does not go without, and the protocol that says why."""
+
+
 def _check_state(state: State | None) -> State:
     """The State, or what is wrong with it, before anything is made of it, or written."""
     if state is None:
@@ -251,12 +261,13 @@ def _check_state(state: State | None) -> State:
         raise ConfigurationError(
             f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
         )
-    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
+    for name, needs, protocol in _OPTIONAL:
         lacking = [other for other in needs if not callable(getattr(state, other, None))]
         if callable(getattr(state, name, None)) and lacking:
             raise ConfigurationError(
-                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
+                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.{protocol}"
             )
+    versions_of(state)
     try:
         index, members = state.applied_index(), dict(state.peers())
     except Exception as error:

@@ -161,7 +161,7 @@ chunks = st.builds(
     data,
     numbers,
 )
-join_requests = st.builds(JoinRequest, addresses, tokens)
+join_requests = st.builds(JoinRequest, addresses, tokens, versions)
 join_replies = st.builds(JoinReply, ids, st.integers(1, 2**64 - 1))
 parts = st.builds(
     lambda batch, offset, rest: Part(batch, offset, offset + rest),
@@ -189,7 +189,7 @@ def session_tables(draw: st.DrawFn) -> Sessions:
         for counter in (*draw(st.lists(st.integers(1, 2**62), max_size=2)), 0, 0):
             index += 1
             nonce = draw(u64)
-            table.open(index, member, nonce, counter, index - 1)
+            table.open(index, member, nonce, counter, index - 1, draw(st.none() | versions))
             session = table.get(index, nonce)
             if session is None:
                 continue
@@ -423,7 +423,7 @@ CODECS = {
         lambda heard: heard.encode(),
     ),
     "answer to a piece": Codec(decode_chunk_reply, encode_chunk_reply(7, APPEND.encode()), MalformedError),
-    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16).encode(), MalformedError),
+    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16, VERSIONS).encode(), MalformedError),
     "answer to a join": Codec(JoinReply.decode, JoinReply(5, 0xC1).encode(), MalformedError),
     "part": Codec(
         lambda raw: Part.decode(raw.decode("latin-1")),

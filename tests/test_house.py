@@ -54,8 +54,8 @@ ROOMS = {
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
-    "service": "errors addresses state results process mainthread core storage transport member host formation "
-    "proposals listeners reception",
+    "service": "errors addresses state versions results process mainthread core storage transport member host "
+    "formation proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",

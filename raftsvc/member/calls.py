@@ -16,6 +16,7 @@ from random import Random
 
 from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
+from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
 from raftsvc.member.envelopes import wrap, wrap_open, wrap_piece
 from raftsvc.member.forwards import Forwards
@@ -43,11 +44,13 @@ class Contexts:
 
 
 class _Opening:
-    """The attempts to have a session opened: when the next is due, and how many there were."""
+    """The attempts to have a session opened: when the next is due, how many there were, and what each says."""
 
-    __slots__ = ("tick", "tries")
+    __slots__ = ("life", "tick", "tries", "versions")
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life, versions: Versions) -> None:
+        self.life = life
+        self.versions = versions
         self.tick = 0
         self.tries = 0
 
@@ -65,8 +68,9 @@ class Calls:
         inbox: deque[Call],
         finished: Finished,
         note_time: Callable[[], None],
+        versions: Versions = FIRST,
     ) -> None:
-        """life: this start of the node.  inbox: that of `handoff.Inbox`.
+        """life: this start of the node, and `versions` what its code knows.  inbox: that of `handoff.Inbox`.
 
         note_time: has the core know what time it is now; called right before whatever may append.
         start_bytes: how much is sent at once on a way of which nothing is known.
@@ -83,9 +87,8 @@ class Calls:
         self._pieces = Pieces(start_bytes, retry_ticks, self._patient_ticks)
         self._next_number = 1
         self.session_id = 0
-        self._life = life
         self._seen_index = 0
-        self._opening = _Opening()
+        self._opening = _Opening(life, versions)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -113,7 +116,7 @@ class Calls:
     def follow_session(self, machine: Machine) -> None:
         """Learn which session this node has as of what is applied, and have its answers listened for."""
         node_id = self._core.node_id
-        is_open = machine.sessions.life_of(node_id) == self._life
+        is_open = machine.sessions.life_of(node_id) == self._opening.life
         self.session_id = machine.sessions.owner_of(node_id) if is_open else 0
         if is_open:
             self._opening.tries = 0
@@ -127,7 +130,8 @@ class Calls:
         """
         if self.session_id or tick < self._opening.tick or not self._core.leader_id or self._core.is_removed:
             return
-        data = wrap_open(self._core.node_id, self._life.nonce, self._life.counter, self._seen_index)
+        life, versions = self._opening.life, self._opening.versions
+        data = wrap_open(self._core.node_id, life.nonce, life.counter, self._seen_index, versions)
         proposals = ((EntryKind.NORMAL, data),)
         if self._core.role is Role.LEADER:
             self._note_time()
@@ -244,7 +248,7 @@ class Calls:
     def _wrap_piece(self, piece: Piece) -> bytes:
         call, low = piece.call, next(iter(self._waiting))
         place = (piece.previous, piece.offset, len(call.instruction))
-        data = wrap_piece(call.op, self.session_id, self._life.nonce, call.number, low, *place, piece.data)
+        data = wrap_piece(call.op, self.session_id, self._opening.life.nonce, call.number, low, *place, piece.data)
         call.data = call.data or data
         return data
 
@@ -253,11 +257,12 @@ class Calls:
         room = max_bytes
         count = 0
         low = next(iter(self._waiting), 0)  # those sent before have their data
+        nonce = self._opening.life.nonce
         for call in self._unsent:
             if not call.data:
                 if _is_too_far(call, low):
                     break  # as all after it, for the numbers of those that were never sent rise
-                call.data = wrap(call.op, self.session_id, self._life.nonce, call.number, low, call.instruction)
+                call.data = wrap(call.op, self.session_id, nonce, call.number, low, call.instruction)
             room -= len(call.data)
             if room < 0 and count:
                 break

@@ -46,6 +46,7 @@ from raftsvc.errors import (
     DiskRefusedError,
     EvictedError,
     NodeFailedError,
+    OutdatedError,
     RaftError,
     StorageError,
     SupersededError,
@@ -63,11 +64,13 @@ from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
+from raftsvc.member.upgrades import Upgrades
 from raftsvc.member.vigil import Vigil
 from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Batch, SnapshotMark, Writes
 from raftsvc.state import State
 from raftsvc.storage import Loaded, Store
+from raftsvc.versions import LIBRARY_VERSION, outdated
 
 _SNAPSHOT_RETRY = 10
 """Election timeouts after which a snapshot that failed is tried again, at first."""
@@ -96,6 +99,8 @@ class EngineOptions(NamedTuple):
     tick_ms: int = 100
     """How long a tick should be."""
     lease_reads: bool = False
+    library_version: int = LIBRARY_VERSION
+    """What the library's code here knows; another only in tests, which have it pretend."""
 
     @property
     def retry_ticks(self) -> int:
@@ -162,15 +167,15 @@ class Engine:
     ) -> None:
         """Recover from `store`, which is initialized; `runner` is not called before `start`.
 
-        Raises StorageError if what is stored cannot be trusted, and whatever the
-        State raises if it cannot be restored.
+        Raises StorageError if what is stored cannot be trusted, OutdatedError if only later code
+        can go on from it, and whatever the State raises if it cannot be restored.
         """
         loaded = store.load(random.getrandbits(64))
         self.options = options
         self._runner = runner
         self.health = Health()
         self.inbox = Inbox(self.health)
-        machine = Machine(state)
+        machine = Machine(state, options.library_version)
         self.snapshots = Snapshots(
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
@@ -182,6 +187,8 @@ class Engine:
                 "give the Service an empty State; the log and the snapshot bring it up to date"
             )
         self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
+        if not machine.own.covers(core.committed_config.versions):
+            raise outdated(f"node {loaded.node_id} at {addr}", machine.own, core.committed_config.versions)
         self.writes = Writes(store, self.inbox, self.health)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
@@ -200,16 +207,19 @@ class Engine:
             inbox.calls,
             inbox.finished,
             self.time.note,
+            machine.own,
         )
         self.reads = Reads(core, contexts, retry_ticks, self.inbox, self.time.note)
         self.changes = Changes(core, contexts, runner.state_changed, self.time.note)
         self.digests = DigestCheck(core, machine)
         self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
+        self.upgrades = Upgrades(core, machine, self.lives, self.time.note)
         self.calls.follow_session(machine)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
         self.lives.applied()
+        self.upgrades.applied()
         self._await_deadline()
         if self.core.config.voters == {self.node_id} and not self.health.is_over:
             self.core.campaign()
@@ -321,6 +331,7 @@ class Engine:
         for peer_id in self.core.forgetful:
             self.lives.doubt(peer_id, "it lacks entries that it had acknowledged")
         self.lives.tick(self.ticks)
+        self.upgrades.tick()
         self.reads.ask(self.ticks)
         for peer_id, message in self.digests.announce():
             self._runner.post(peer_id, (message,))
@@ -453,6 +464,7 @@ class Engine:
         self._await_deadline()
         calls.follow_session(applying.machine)
         self.lives.applied()
+        self.upgrades.applied()
         if applying.applied_config is not config:
             for line in events.of_members(config, applying.applied_config):
                 self._runner.say(*line)
@@ -464,7 +476,7 @@ class Engine:
         if self.snapshots.take_restored():
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
-        if isinstance(error, UnknownOperationError):
+        if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
         elif error is not None:
             halted = ApplyHaltedError(

@@ -11,7 +11,7 @@ from raftsvc.transport.limit import Limit
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.transfer import Stride
-from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport.wire import Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 
 __all__ = [
     "Answerer",
@@ -20,6 +20,7 @@ __all__ = [
     "Envelope",
     "Identity",
     "JoinReply",
+    "JoinRequest",
     "Limit",
     "Network",
     "Peer",

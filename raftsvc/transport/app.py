@@ -113,8 +113,8 @@ class Receiver(Protocol):
     def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
         """Its first frame arrived there; False if there is no such stream."""
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr` a member; raises Problem."""
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make who asks a member; raises Problem."""
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster takes this node for one of its own."""
@@ -439,7 +439,7 @@ class App:
         if (envelope.cluster, envelope.to) != (identity.cluster, str(identity.node_id)):
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         vouch()
-        return self._receiver.admit(request.addr, request.token).encode()
+        return self._receiver.admit(request).encode()
 
 
 class _Refused(Exception):

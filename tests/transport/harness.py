@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raftsvc.core.messages import KEPT_LIVES, Claim, Life, Lineage, Message, MessageKind
-from raftsvc.transport import App, Authenticator, Identity, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport import App, Authenticator, Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION
 
@@ -75,8 +75,8 @@ class Recorder:
         self.calls.append((from_id, chunk))
         return chunk.offset + len(chunk.data), []
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        self.calls.append((addr, token))
+    def admit(self, request: JoinRequest) -> JoinReply:
+        self.calls.append(request)
         return JoinReply(5, CLUSTER)
 
     def check_leader(self) -> None:

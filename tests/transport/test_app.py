@@ -397,7 +397,7 @@ def test_a_join_answers_a_challenge_that_works_once() -> None:
     environ = request("join", body, cluster=cluster, sender="", to=node, life="", epoch=challenge)
     again = dict(environ, **{"wsgi.input": io.BytesIO(body)})
     assert JoinReply.decode(call(app, environ).body) == JoinReply(5, CLUSTER)
-    assert recorder.calls == [("new.example:1", b"t" * 16)]
+    assert recorder.calls == [JoinRequest("new.example:1", b"t" * 16)]
     replayed = call(app, again)
     assert (replayed.status, replayed.code) == (409, "challenge")
     assert len(recorder.calls) == 1, "a recorded request is worth nothing"
