@@ -51,11 +51,13 @@ ROOMS = {
     "member": "errors addresses state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member host",
+    "forming": "errors addresses versions core member transport formation",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
+    "reception": "errors addresses state process mainthread core storage transport member host formation forming "
+    "listeners",
     "service": "errors addresses state versions results process mainthread core storage transport member host "
-    "formation proposals listeners reception",
+    "formation forming proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",

@@ -300,6 +300,15 @@ class Work(NamedTuple):
     addr: str = ""
 
 
+def clusters_among(answers: Mapping[str, Answer]) -> dict[int, list[str]]:
+    """To which clusters those belong who are exactly where they were asked, and where that is."""
+    found: dict[int, list[str]] = {}
+    for addr, answer in answers.items():
+        if answer.cluster_id and answer.addr == addr:
+            found.setdefault(answer.cluster_id, []).append(addr)
+    return found
+
+
 class Nascent:
     """A node with a list, until it speaks as a member."""
 
@@ -340,6 +349,10 @@ class Nascent:
     def asked(self) -> tuple[str, ...]:
         """Whom this node asks: those of its list, or who founded the cluster with it."""
         return self.members if self.stored is None else self.stored.founders.addrs
+
+    def is_own(self, answer: Answer) -> bool:
+        """Whether this very process answered so: by its token."""
+        return answer.token == self._token
 
     # -- to be asked
 
@@ -413,8 +426,8 @@ class Nascent:
         if answer.round == self._round and asked in self.asked:
             self.answers[asked] = answer
 
-    def next_work(self) -> Work | None:
-        """What is to be done, as far as was answered in this round."""
+    def next_work(self, is_over: bool = False) -> Work | None:
+        """What is to be done, as far as was answered in this round; is_over: nothing more is waited for."""
         if self.work is not None or self.is_over:
             return None
         if self.stored is not None:
@@ -427,6 +440,8 @@ class Nascent:
         if len(clusters) > 1:
             return None
         if clusters:
+            if not is_over and len(self._counting()) < len(self.members) - 1:
+                return None  # one that was not heard yet may be of another cluster
             open_at = [
                 addr
                 for addr, answer in self._counting().items()
@@ -438,11 +453,7 @@ class Nascent:
 
     def clusters(self) -> dict[int, list[str]]:
         """Of which clusters listed nodes say that they are, by where they are."""
-        found: dict[int, list[str]] = {}
-        for addr, answer in self._counting().items():
-            if answer.cluster_id:
-                found.setdefault(answer.cluster_id, []).append(addr)
-        return found
+        return clusters_among(self._counting())
 
     def _counting(self) -> Mapping[str, Answer]:
         """What was answered by others who are exactly where they were asked."""

@@ -49,6 +49,7 @@ class ConfOp(IntEnum):
     RAISE = 6  # the effective version
     FOUND = 7  # several voters at once, only as the first entry of a cluster
     REPLACE = 8  # as REMOVE, and whoever is at that address next may join
+    ADD_LISTED = 9  # as ADD_LEARNER, unless a member was removed from that address
 
 
 class InvalidChangeError(ValueError):
@@ -216,7 +217,7 @@ class Configuration:
             if change.versions == self.versions or not change.versions.covers(self.versions):
                 raise InvalidChangeError(f"{change.versions} is not above the effective version, {self.versions}")
             return Configuration(self.members, self.highest_id, change.versions, self.vacant)
-        if op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER):
+        if op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER, ConfOp.ADD_LISTED):
             return self._added(change)
         if node_id not in self.members:
             raise InvalidChangeError(f"{node_id} is no member")
@@ -259,6 +260,8 @@ class Configuration:
             raise InvalidChangeError(f"member id {node_id} was given already; ids are never reused")
         if not change.addr or self.id_of(change.addr) is not None:
             raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
+        if change.op == ConfOp.ADD_LISTED and not self.vacant.get(change.addr, True):
+            raise InvalidChangeError(f"a member was removed from {change.addr}, so that is in no list any more")
         is_first = change.op == ConfOp.ADD_VOTER
         if is_first and self.members:
             raise InvalidChangeError("a node joins as a learner")

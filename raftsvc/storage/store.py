@@ -3,8 +3,7 @@
     id      the member id
     snap    the last complete snapshot
     wal/    the log; that this name exists is what makes the directory a member's.  Beside it, where nodes
-            founded their cluster together, `founding`, the entry by which they did, for ever, and
-            `silent`, as long as this member may not speak; see core.founding
+            founded their cluster together, `founding` and `silent`; see founded
     lock    names the process that owns the directory
 
 While a node joins there is also wal.tmp/, which holds its join token until the
@@ -28,6 +27,7 @@ from typing import NamedTuple
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Lineage, index_of
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError, SupersededError
 from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, Files, make_dirs, read_file, write_file
+from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.snapshot import (
@@ -74,6 +74,7 @@ class Store:
         self._files = files
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
+        self.founded = Founded(files, f"{path}/wal")
         self._dir_lock = files.owner_lock(path)
         # Guards all up to _is_named, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
@@ -170,7 +171,7 @@ class Store:
     ) -> None:
         """Make this the directory of member `node_id`: whole, or, if the power goes, not at all.
 
-        founding: what is kept beside the log, of a member that is silent until `speak`; empty: of none such.
+        founding: what is kept beside the log, of a member that is silent until `founded.speak`; empty: of none such.
         Raises StorageError; the directory is then as uninitialized as before.
         """
         if self.is_initialized:  # no assert: the log of a member would be written over
@@ -180,8 +181,7 @@ class Store:
             self._clear_stage()
             Wal.create(self._files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
             if founding:
-                write_file(self._files, f"{staged}/founding", founding)
-                write_file(self._files, f"{staged}/silent", b"")
+                self.founded.put(staged, founding)
             write_file(self._files, f"{self._path}/id", encode_id(node_id))
             self._files.rename(staged, f"{self._path}/wal")
             try:
@@ -194,28 +194,6 @@ class Store:
             raise StorageError(f"{self._path}: cannot be initialized: {error}") from error
         with suppress(OSError):  # the next start removes what stays
             self._files.remove(f"{self._path}/wal/token")
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether this is the directory of a member that did not speak yet, and may not."""
-        return self._files.exists(f"{self._path}/wal/silent")
-
-    def founding(self) -> bytes:
-        """What `create` was given; empty if that was nothing.  Raises StorageError."""
-        path = f"{self._path}/wal/founding"
-        try:
-            return read_file(self._files, path) if self._files.exists(path) else b""
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error}") from error
-
-    def speak(self) -> None:
-        """The member is silent no more, durably.  Raises StorageError, after which it may be or not."""
-        try:
-            if self.is_silent:
-                self._files.remove(f"{self._path}/wal/silent")
-            self._files.sync_dir(f"{self._path}/wal")
-        except OSError as error:
-            raise StorageError(f"{self._path}: cannot be changed: {error}") from error
 
     def undo_create(self) -> None:
         """Make the directory as uninitialized as before `create`; the log is closed.  Raises StorageError."""

@@ -114,7 +114,7 @@ class NascentProcess:
         self._world = forming.world
         self.life = Lifetime(forming.world.schedule)
         self._store = open_store(forming.world, node.computer)
-        stored = founding_in(self._store.founding()) if self._store.is_initialized else None
+        stored = founding_in(self._store.founded.entry()) if self._store.is_initialized else None
         self.room = Nascent(node.place.advertised, members, Versions(), Random(forming.random.getrandbits(64)), stored)
         if stored is not None:
             forming.foundings.recover(node.node_id, stored)
@@ -137,6 +137,10 @@ class NascentProcess:
         if room.work is not None:
             return
         self._look_after(room)
+        work = room.next_work(is_over=True)
+        if work is not None:
+            self._do(work)
+            return
         for addr, question in room.questions().items():
 
             def hear(answer: Answer, addr: str = addr) -> None:
@@ -181,7 +185,7 @@ class NascentProcess:
                 foundings.drop(node.node_id, founding)
                 store.undo_create()
             else:
-                store.speak()
+                store.founded.speak()
         except StorageError as error:
             node.note(f"{work.deed.name} failed: {error}")
             self.room.end(False)
@@ -227,8 +231,8 @@ class Listed:
     def start(self) -> bool:
         """Start a process that belongs to no cluster; False if it is time for one that does."""
         store = open_store(self._forming.world, self._node.computer)
-        is_member = store.is_initialized and not store.is_silent
-        founding = founding_in(store.founding()) if is_member else None
+        is_member = store.is_initialized and not store.founded.is_silent
+        founding = founding_in(store.founded.entry()) if is_member else None
         store.close()
         if founding is not None:  # also where the power went right after that was durable
             self._forming.foundings.recover(self._node.node_id, founding)
@@ -258,36 +262,37 @@ class Forming:
         self._network = network
         self._cluster = cluster
         self._operator = operator
-        self._members = tuple(f"n{i}" for i in range(1, size + 1))
+        self.members = tuple(f"n{i}" for i in range(1, size + 1))
         self.listed = {i: self._add(i) for i in range(1, size + 1)}
-        self._astray: dict[str, int] = {}  # addresses that lead to others for a while
-        self._replaced: set[int] = set()
+        self.astray: dict[str, int] = {}  # addresses that lead to others for a while
+        self.replaced: set[int] = set()
         self._is_late = random.random() < 0.3
 
     def _add(self, node_id: int) -> Listed:
         node = self._cluster.place(node_id)
-        cradle = Listed(self, node, self._members)
+        cradle = Listed(self, node, self.members)
         node.cradle = cradle
         return cradle
 
     def run(self) -> None:
         """Have all nodes started, in whatever order, and much go wrong, until they are a cluster."""
         world, rng = self.world, self.random
-        for node in self._nodes():
+        for node in self.nodes():
             world.schedule.at(rng.choice((0, 1, rng.randrange(3000))) * MILLISECOND, node.start)
-        faults = rng.sample(self._faults(), rng.randint(0, 4))
+        faults = rng.sample(_Faults(self, world, self._network, self._cluster).all(), rng.randint(0, 4))
         for _ in range(rng.randint(0, 12) if faults else 0):
             world.schedule.run_until(world.schedule.now + rng.randrange(1, 700) * MILLISECOND)
             rng.choice(faults)()
         self._heal()
         if not world.schedule.run_until(world.schedule.now + PATIENCE, self._is_formed):
-            state = "; ".join(f"{n.describe()} {self._said(n)}" for n in self._nodes())
+            state = "; ".join(f"{n.describe()} {self._said(n)}" for n in self.nodes())
             raise Violation(f"liveness: the cluster did not form; {state}")
-        for node in self._nodes():
+        for node in self.nodes():
             node.cradle = None
         self._judge()
 
-    def _nodes(self) -> list[SimulatedNode]:
+    def nodes(self) -> list[SimulatedNode]:
+        """Those that were listed first and are there yet."""
         return [node for i in sorted(self.listed) if not (node := self._cluster.nodes[i]).is_gone]
 
     def _said(self, node: SimulatedNode) -> str:
@@ -297,18 +302,18 @@ class Forming:
     def _is_formed(self) -> bool:
         return (
             not self._operator.is_busy
-            and len(self._cluster.configuration().voters) == len(self._members)
-            and all(node.process is not None for node in self._nodes())
+            and len(self._cluster.configuration().voters) == len(self.members)
+            and all(node.process is not None for node in self.nodes())
         )
 
     def _judge(self) -> None:
         """The bytes of the entry are the same everywhere, also in the log of those who have it yet."""
         (cluster_id,) = self.foundings.spoken
         founding = self.foundings.founded[cluster_id]
-        for node in self._nodes():
+        for node in self.nodes():
             if node.process is not None:
                 require(
-                    node.process.store.founding() == founding.entry,
+                    node.process.store.founded.entry() == founding.entry,
                     f"founding: {node.name} keeps other bytes of the entry",
                 )
 
@@ -326,7 +331,7 @@ class Forming:
                     schedule.at(self._delay(), lambda: hear(Answer.decode(data)))
 
         def there() -> int:
-            return self._astray.get(addr, int(addr[1:]) if addr[1:].isdigit() else 0)
+            return self.astray.get(addr, int(addr[1:]) if addr[1:].isdigit() else 0)
 
         def arrive() -> None:
             node = self._cluster.nodes.get(there())
@@ -350,7 +355,7 @@ class Forming:
             cradle.process.take(question, reply)
         elif node.process is not None:
             engine = node.process.engine
-            founding = founding_in(node.process.store.founding())
+            founding = founding_in(node.process.store.founded.entry())
             answer = answer_as_member(
                 question,
                 node.place.advertised,
@@ -382,16 +387,44 @@ class Forming:
 
     def replace(self, node: SimulatedNode) -> None:
         """Its former self is evicted, and it joins anew."""
-        if node.node_id not in self._replaced:
-            self._replaced.add(node.node_id)
+        if node.node_id not in self.replaced:
+            self.replaced.add(node.node_id)
             self.world.report.counts["joined what was formed without them"] += 1
             node.kill()
             node.cradle = None
             self._operator.replace(node)
 
-    # -- what goes wrong
+    def _heal(self) -> None:
+        self.world.schedule.note("", "formation is healed")
+        self.astray = {}
+        self._is_late = False
+        self._network.heal()
+        for i, cradle in self.listed.items():
+            node = self._cluster.nodes[i]
+            if node.is_gone:
+                continue
+            room = cradle.process.room if cradle.process is not None else None
+            cradle.members = self.members
+            node.place.mistaken = ""
+            node.computer.heal(self.world.schedule.now)
+            if room is not None and (room.members != self.members or room.addr != node.name):
+                node.kill()
+            if node.process is None and cradle.process is None:
+                node.restart_later()
 
-    def _faults(self) -> list[Callable[[], None]]:
+
+class _Faults:
+    """What may go wrong with nodes that are founding a cluster."""
+
+    def __init__(self, forming: Forming, world: World, network: Network, cluster: Cluster) -> None:
+        self._forming = forming
+        self._world = world
+        self._network = network
+        self._cluster = cluster
+        self._random = forming.random
+
+    def all(self) -> list[Callable[[], None]]:
+        """Each of them, once."""
         return [
             self._kill,
             self._kill_all,
@@ -407,9 +440,9 @@ class Forming:
         ]
 
     def _any(self) -> SimulatedNode:
-        nodes = self._nodes()
+        nodes = self._forming.nodes()
         founder = self._cluster.nodes[1]
-        return founder if not founder.is_gone and self.random.random() < 0.4 else self.random.choice(nodes)
+        return founder if not founder.is_gone and self._random.random() < 0.4 else self._random.choice(nodes)
 
     def _kill(self) -> None:
         node = self._any()
@@ -417,7 +450,7 @@ class Forming:
         node.restart_later()
 
     def _kill_all(self) -> None:
-        for node in self._nodes():
+        for node in self._forming.nodes():
             node.kill()
             node.restart_later()
 
@@ -426,82 +459,72 @@ class Forming:
 
     def _cut_power_in_a_write(self) -> None:
         disk = self._any().computer.disk
-        disk.crash_at = len(disk.operations) + self.random.randrange(1, 25)
+        disk.crash_at = len(disk.operations) + self._random.randrange(1, 25)
 
     def _fail_disk(self) -> None:
-        operation = self.random.choice(("write", "sync", "rename", "sync_dir", "remove"))
-        self._any().computer.disk.fail_next(operation, skip=self.random.randrange(6))
+        operation = self._random.choice(("write", "sync", "rename", "sync_dir", "remove"))
+        self._any().computer.disk.fail_next(operation, skip=self._random.randrange(6))
 
     def _lose_disk(self) -> None:
         """A disk is lost, or put back to before: as long as that does not lose what a cluster needs to go on."""
         node = self._any()
-        having = [have - {node.node_id} for c, have in self.foundings.stored.items() if c in self.foundings.spoken]
-        if any(len(have) <= len(self._members) // 2 for have in having) or self._replaced:
+        having = [
+            have - {node.node_id}
+            for c, have in self._forming.foundings.stored.items()
+            if c in self._forming.foundings.spoken
+        ]
+        if any(len(have) <= len(self._forming.members) // 2 for have in having) or self._forming.replaced:
             return
-        if having and any(self.listed[i].process is not None for i in self.listed if i != node.node_id):
+        if having and any(
+            self._forming.listed[i].process is not None for i in self._forming.listed if i != node.node_id
+        ):
             return
         node.note("loses its disk")
         node.kill()
         node.computer.disk.become(SimulatedDisk())
-        self.foundings.lose(node.node_id)
-        self.world.watch.consensus.lost(node.node_id)
+        self._forming.foundings.lose(node.node_id)
+        self._world.watch.consensus.lost(node.node_id)
         node.refusal = None
         node.restart_later()
 
     def _cut_links(self) -> None:
-        ids = sorted(self.listed)
-        pair = (self.random.choice(ids), self.random.choice(ids))
+        ids = sorted(self._forming.listed)
+        pair = (self._random.choice(ids), self._random.choice(ids))
         self._network.cut ^= {pair}
 
     def _lose_messages(self) -> None:
-        self._network.loss = self.random.choice((0.0, 0.2, 0.6))
-        self._network.duplication = self.random.choice((0.0, 0.3))
+        self._network.loss = self._random.choice((0.0, 0.2, 0.6))
+        self._network.duplication = self._random.choice((0.0, 0.3))
 
     def _differ(self) -> None:
         """One node has another list for a while: with one more, with one less, with another name for one."""
-        for cradle in self.listed.values():
-            cradle.members = self._members
+        for cradle in self._forming.listed.values():
+            cradle.members = self._forming.members
         node = self._any()
         node.place.mistaken = ""
-        others = [addr for addr in self._members if addr != node.name]
-        kept = others[: self.random.randrange(len(others) + 1)]
-        more = self.random.choice(((), ("n0",), ("x9",), (f"{self.random.choice(others)}.alias",) if others else ()))
+        others = [addr for addr in self._forming.members if addr != node.name]
+        kept = others[: self._random.randrange(len(others) + 1)]
+        more = self._random.choice(((), ("n0",), ("x9",), (f"{self._random.choice(others)}.alias",) if others else ()))
         members = (node.name, *kept, *more)
         # Alone it would rightly be a cluster of its own.
-        self.listed[node.node_id].members = members if len(members) > 1 else (*members, "x9")
+        self._forming.listed[node.node_id].members = members if len(members) > 1 else (*members, "x9")
         node.kill()
         node.restart_later()
 
     def _mistake_address(self) -> None:
         """A process says that it is reached where another node is."""
-        for node in self._nodes():
+        for node in self._forming.nodes():
             node.place.mistaken = ""
         node = self._any()
-        self.listed[node.node_id].members = self._members
-        if self.listed[node.node_id].process is None:
+        self._forming.listed[node.node_id].members = self._forming.members
+        if self._forming.listed[node.node_id].process is None:
             return
-        node.place.mistaken = self.random.choice(self.listed[node.node_id].members)
+        node.place.mistaken = self._random.choice(self._forming.listed[node.node_id].members)
         node.kill()
         node.restart_later()
 
     def _lead_astray(self) -> None:
         """What is sent to one address arrives at another."""
-        self._astray = {self.random.choice(self._members): self.random.choice(sorted(self.listed))}
-
-    def _heal(self) -> None:
-        self.world.schedule.note("", "formation is healed")
-        self._astray = {}
-        self._is_late = False
-        self._network.heal()
-        for i, cradle in self.listed.items():
-            node = self._cluster.nodes[i]
-            if node.is_gone:
-                continue
-            room = cradle.process.room if cradle.process is not None else None
-            cradle.members = self._members
-            node.place.mistaken = ""
-            node.computer.heal(self.world.schedule.now)
-            if room is not None and (room.members != self._members or room.addr != node.name):
-                node.kill()
-            if node.process is None and cradle.process is None:
-                node.restart_later()
+        self._forming.astray = {
+            self._random.choice(self._forming.members): self._random.choice(sorted(self._forming.listed))
+        }

@@ -53,8 +53,8 @@ def do(room: Nascent, work: Work, is_done: bool = True) -> None:
     room.end(is_done)
 
 
-def go_on(room: Nascent) -> Deed | None:
-    work = room.next_work()
+def go_on(room: Nascent, is_over: bool = True) -> Deed | None:
+    work = room.next_work(is_over)
     if work is None:
         return None
     do(room, work)
@@ -309,6 +309,10 @@ def test_of_two_clusters_nobody_joins_either() -> None:
     room.hear("a:1", member(founding, asked["a:1"]))
     room.hear("b:1", member(founding, asked["b:1"])._replace(addr="b:1", cluster_id=77))
     assert go_on(room) is None
+    asked = room.questions()
+    room.hear("a:1", member(founding, asked["a:1"]))
+    assert go_on(room, is_over=False) is None, "the other may be of another cluster, and has not answered yet"
+    room.hear("b:1", member(founding, asked["b:1"])._replace(addr="b:1", cluster_id=77))
     assert sorted(room.clusters()) == sorted((founding.cluster_id, 77))
 
 
