@@ -352,7 +352,7 @@ class Former:
         waits = {}
         for addr in room.asked:
             found = self._found.get(addr)
-            if addr == room.addr and (room.stored is not None or len(room.members) == 1):
+            if addr == room.addr and (room.stored is not None or len(room.members) == 1 or found is None):
                 continue
             why = "not asked yet" if found is None else found if isinstance(found, str) else why_not(room, addr, found)
             if why:

@@ -468,16 +468,9 @@ class _Faults:
     def _lose_disk(self) -> None:
         """A disk is lost, or put back to before: as long as that does not lose what a cluster needs to go on."""
         node = self._any()
-        having = [
-            have - {node.node_id}
-            for c, have in self._forming.foundings.stored.items()
-            if c in self._forming.foundings.spoken
-        ]
-        if any(len(have) <= len(self._forming.members) // 2 for have in having) or self._forming.replaced:
-            return
-        if having and any(
-            self._forming.listed[i].process is not None for i in self._forming.listed if i != node.node_id
-        ):
+        majority = len(self._forming.members) // 2 + 1
+        having = [have - {node.node_id} for have in self._forming.foundings.stored.values() if len(have) >= majority]
+        if any(len(have) < majority for have in having) or self._forming.replaced:
             return
         node.note("loses its disk")
         node.kill()

@@ -204,10 +204,11 @@ def test_of_two_clusters_nobody_joins_either_and_both_are_named(cluster: Cluster
     one.service.init()
     two.service.init()
     (three,) = listed(cluster, addrs[2:], addrs)
-    eventually(lambda: {one.addr, two.addr} <= waits(three).keys(), "both are named")
+    await_word(three, one.addr, "is a member of cluster")
+    await_word(three, two.addr, "is a member of cluster")
     with pytest.raises(raftsvc.FormingError) as raised:
         three.service.exec(b"x")
-    assert all(m.status["cluster_id"] in str(raised.value) for m in (one, two))
+    assert all(m.status["cluster_id"] in str(raised.value) for m in (one, two)), str(raised.value)
     assert "joins neither" in str(raised.value)
 
 
