@@ -55,6 +55,7 @@ _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cu
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
 _TRANSFER_KINDS = "member added,loss,narrow links,delay and reordering"
+_UPGRADE_KINDS = "code upgraded,code rolled back,code too old,member added,slow State,kill,leadership transfer"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -1544,6 +1545,99 @@ MUTANTS = (
         "            is_first = challenge not in self._redeemed\n",
         "            is_first = True\n",
         test="transport/test_app.py::test_a_join_answers_a_challenge_that_works_once",
+    ),
+    # Versions
+    Mutant(
+        "the version is raised without having heard of all",
+        "member/upgrades.py",
+        "        if len(known) < len(reports) or self._may",
+        "        if not known or self._may",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "the version is raised beside a change of members",
+        "core/leader.py",
+        '        if self._change_pending:\n            raise ProposalRefused(Refusal.CHANGE_PENDING, "another',
+        "        if self._change_pending and data[0] != ConfOp.RAISE:\n"
+        '            raise ProposalRefused(Refusal.CHANGE_PENDING, "another',
+        test="testing/test_upgrades.py::test_no_version_rises_beside_a_change_of_members_that_is_not_committed",
+    ),
+    Mutant(
+        "a raise above what the code knows is ignored",
+        "member/machine.py",
+        "            if not self.own.covers(config.versions):\n                raise outdated",
+        "            if False:\n                raise outdated",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "code that is too old starts",
+        "member/engine.py",
+        "        if not machine.own.covers(core.committed_config.versions):",
+        "        if False:",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "code that is too old restores a snapshot",
+        "member/machine.py",
+        "        if not self.own.covers(config.versions):\n            raise outdated",
+        "        if False:\n            raise outdated",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "what a life reported counts for the next",
+        "member/upgrades.py",
+        "        return report if life == current else None",
+        "        return report",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "reports that are in the log and not applied do not count",
+        "member/upgrades.py",
+        "        if log.applied_index == log.last_index:\n            return False\n",
+        "        return False\n",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "who is too old is let in",
+        "core/membership.py",
+        "            elif not change.versions.covers(versions):",
+        "            elif False:",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "a State is not told that the version rose",
+        "member/machine.py",
+        "            tell_state(self.state, config.versions)\n        if change.op",
+        "        if change.op",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "a State is not told the version after a restore",
+        "member/machine.py",
+        "        tell_state(self.state, config.versions)\n        for node_id",
+        "        for node_id",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "what members reported is not in the snapshot",
+        "member/sessions.py",
+        '            versions = session.versions.encode() if session.versions is not None else b""',
+        '            versions = b""',
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "that the version rose is not written down at once",
+        "member/upgrades.py",
+        "            self._core.output.note_due(machine.applied_index)\n",
+        "",
+        test="service/test_upgrades.py::test_older_code_does_not_start_after_the_raise_and_later_code_goes_on",
+    ),
+    Mutant(
+        "who is too old to join is not told why",
+        "formation.py",
+        "    if not request.versions.covers(config.versions):",
+        "    if False:",
+        test="service/test_upgrades.py::test_older_code_is_not_let_in",
     ),
 )
 

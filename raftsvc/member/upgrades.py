@@ -55,7 +55,11 @@ class Upgrades:
         if machine.life_changes == self._seen_changes:
             return
         self._seen_changes = machine.life_changes
-        self.effective = machine.versions
+        if machine.versions != self.effective:
+            self.effective = machine.versions
+            # That it is committed is written down at once, so that older code that is started here next is refused
+            # by what the log says, and does not find it out only as it applies.
+            self._core.output.note_due(machine.applied_index)
         self._reports = {i: (machine.life_of(i), machine.sessions.versions_of(i)) for i in machine.config.members}
 
     def tick(self) -> None:

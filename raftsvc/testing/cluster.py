@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import Entry, HardState
 from raftsvc.core.raft import Role
+from raftsvc.core.versions import Versions
 from raftsvc.testing.network import Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import Caller
@@ -23,14 +24,14 @@ class Cluster:
         self.nodes: dict[int, SimulatedNode] = {}
         self.cluster_id = 7
 
-    def place(self, node_id: int) -> SimulatedNode:
+    def place(self, node_id: int, code: Versions) -> SimulatedNode:
         """Set up a computer for a member."""
-        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers)
+        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers, code)
         return node
 
-    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry], code: Versions) -> None:
         """Set up a member and start it."""
-        node = self.place(node_id)
+        node = self.place(node_id, code)
         node.create(self.cluster_id, hard_state, entries)
         node.start()
 

@@ -24,7 +24,6 @@ from raftsvc.core.founding import (
     founding_in,
 )
 from raftsvc.core.messages import HardState
-from raftsvc.core.versions import Versions
 from raftsvc.errors import StorageError
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
@@ -115,7 +114,7 @@ class NascentProcess:
         self.life = Lifetime(forming.world.schedule)
         self._store = open_store(forming.world, node.computer)
         stored = founding_in(self._store.founded.entry()) if self._store.is_initialized else None
-        self.room = Nascent(node.place.advertised, members, Versions(), Random(forming.random.getrandbits(64)), stored)
+        self.room = Nascent(node.place.advertised, members, node.code, Random(forming.random.getrandbits(64)), stored)
         if stored is not None:
             forming.foundings.recover(node.node_id, stored)
         self._answered: set[bytes] = set()
@@ -269,7 +268,7 @@ class Forming:
         self._is_late = random.random() < 0.3
 
     def _add(self, node_id: int) -> Listed:
-        node = self._cluster.place(node_id)
+        node = self._cluster.place(node_id, self.world.latest_code)
         cradle = Listed(self, node, self.members)
         node.cradle = cradle
         return cradle

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
-from raftsvc.errors import StorageError, SupersededError
+from raftsvc.core.versions import FIRST, Versions
+from raftsvc.errors import OutdatedError, StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
@@ -33,6 +34,7 @@ class SimulatedNode:
     process:    None while it is down.
     refusal:    why it did not start, if so.
     options:    what it is started with next; other nodes may have others.
+    code:       the versions of the code that it is started with next.
     is_gone:    its process does not start again, ever.
     is_damaged: what is stored is, as far as nobody looked at it yet.
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
@@ -41,16 +43,18 @@ class SimulatedNode:
     cradle:     of a node that may found a cluster with others yet.
     """
 
-    def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
+    def __init__(
+        self, world: World, network: Network, node_id: int, callers: Sequence[Caller], code: Versions = FIRST
+    ) -> None:
         self._world = world
         self._network = network
         self._callers = callers
         self.node_id = node_id
-        self.name = f"n{node_id}"
         self.computer = Computer(world.random)
         self.options = world.conditions.options
+        self.code = code
         self.process: SimulatedProcess | None = None
-        self.refusal: StorageError | SupersededError | None = None
+        self.refusal: StorageError | SupersededError | OutdatedError | None = None
         self.is_gone = False
         self.is_damaged = False
         self.copy: tuple[Life, SimulatedDisk] | None = None
@@ -60,6 +64,11 @@ class SimulatedNode:
         network.ports[node_id] = self
 
     # -- what is known
+
+    @property
+    def name(self) -> str:
+        """For the trace; and as its first address."""
+        return f"n{self.node_id}"
 
     @property
     def engine(self) -> Engine | None:
@@ -119,7 +128,8 @@ class SimulatedNode:
                 self._network,
                 self.node_id,
                 self.computer,
-                self.options,
+                self.options._replace(library_version=self.code.library),
+                self.code.of_part(),
                 self._callers,
                 self._lose_power,
                 self.place,
@@ -127,7 +137,7 @@ class SimulatedNode:
         except PowerLoss:
             self._lose_power()
             return
-        except (StorageError, SupersededError) as error:
+        except (StorageError, SupersededError, OutdatedError) as error:
             self.note(f"refuses to start: {error}")
             self._world.report.counts["refused to start"] += 1
             self.refusal = error

@@ -25,6 +25,7 @@ from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.transfer import Reception, Transfer
 from raftsvc.testing.ways import Ways
+from raftsvc.testing.workload import RegisterState, VersionedWorkload
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -57,12 +58,14 @@ class SimulatedProcess:
         node_id: int,
         computer: Computer,
         options: EngineOptions,
+        state_version: int,
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
         place: Place,
     ) -> None:
-        """Recover from the disk, which may raise StorageError, or PowerLoss.
+        """Recover from the disk, which may raise StorageError, OutdatedError, or PowerLoss.
 
+        state_version: what the code of the State knows.
         power_lost: called when the power goes in the midst of a step; it is to end this process.
         place:      where it listens.
         """
@@ -78,6 +81,8 @@ class SimulatedProcess:
         self.is_applying = False
         self.reception = Reception(world, self)
         state = world.workload.make_state()
+        if isinstance(world.workload, VersionedWorkload):
+            world.workload.set_code(state, state_version)
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
         self.engine = Engine(place.advertised, self.store, state, options, seed, self)
@@ -88,7 +93,8 @@ class SimulatedProcess:
         """Begin to take part."""
         watch = self._world.watch
         watch.consensus.started(self.engine, self.now)
-        watch.digests.applied(self.engine, self.replica.is_damaged)
+        watch.versions.started(self.engine)
+        self._have_applied_watched()
         self.do(lambda engine: engine.start())
         self._schedule_tick()
 
@@ -134,6 +140,7 @@ class SimulatedProcess:
         watch = self._world.watch
         watch.consensus.look(engine)
         watch.bounds.look(engine)
+        watch.versions.look(engine)
         hasty = self.computer.disk.hasty
         require(not hasty, f"durability: {self.name} gives {hasty} a name before what is in it is on disk")
         if not self.halted_at and isinstance(engine.health.halted, DivergedError):
@@ -143,6 +150,12 @@ class SimulatedProcess:
             watch.digests.convicted(engine, engine.health.halted.index, self.replica.is_damaged)
         if engine.digests.disagreement is not None:
             watch.digests.disagrees(engine)
+
+    def _have_applied_watched(self) -> None:
+        watch = self._world.watch
+        watch.digests.applied(self.engine, self.replica.is_damaged)
+        state = self.replica.state
+        watch.versions.applied(self.engine, state.version if isinstance(state, RegisterState) else None)
 
     def _awake(self) -> None:
         if self.engine.note_awake():
@@ -234,8 +247,8 @@ class SimulatedProcess:
             answers, error = engine.applying.apply(work)
             if isinstance(error, (Violation, PowerLoss)):
                 raise error
+            self._have_applied_watched()
             digests = self._world.watch.digests
-            digests.applied(engine, replica.is_damaged)
             engine.end_apply(answers, error)
             for caller in self._callers:
                 caller.process_applied(self)

@@ -187,6 +187,8 @@ class Simulation:
         state = leader.process.replica.state if leader.process else None
         if isinstance(state, WaitingState) and state.next_deadline() is not None:
             return False
+        if not self.operator.is_all_upgraded or self.watch.versions.latest != self.world.latest_code:
+            return False
         applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members
         if any(member.addr != self.nodes[i].place.addr for i, member in members.items()):
