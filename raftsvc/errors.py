@@ -99,6 +99,17 @@ class UninitializedError(NotApplied):
     retry_after = 5.0
 
 
+class FormingError(UninitializedError):
+    """The cluster that this node is to found with others is not formed yet; the message says whom it waits for.
+
+    It passes by itself once they are there.
+    """
+
+    http_status = 503
+    http_detail = "This node's cluster is not formed yet; nothing was done, and sending it again is safe."
+    retry_after = 2.0
+
+
 class AddressNotAllowedError(RaftError):
     """The cluster does not allow this node's address to join."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.formation import Membership, Roster
+from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
 from raftsvc.state import ReportingState
@@ -31,10 +33,17 @@ class Reception:
     """The transport's Receiver for a Service; see transport.app."""
 
     def __init__(
-        self, membership: Membership, roster: Roster, network: Network, admission: Admission, listeners: Listeners
+        self,
+        membership: Membership,
+        roster: Roster,
+        former: Former,
+        network: Network,
+        admission: Admission,
+        listeners: Listeners,
     ) -> None:
         self._membership = membership
         self._roster = roster
+        self._former = former
         self._network = network
         self._admission = admission
         self._listeners = listeners
@@ -108,6 +117,10 @@ class Reception:
         """Make the node that asks a member; raises Problem."""
         return self._roster.admit(request)
 
+    def form(self, question: Question) -> Answer:
+        """How this node is, to one that is to found a cluster with it, or to join it; raises Problem."""
+        return self._former.answer(question)
+
     # -- from monitors
 
     def status(self) -> dict[str, object]:
@@ -120,6 +133,7 @@ class Reception:
         )
         state = self._membership.state
         picture["state"] = dict(state.report()) if isinstance(state, ReportingState) else {}
+        picture["formation"] = self._former.status()
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
@@ -146,4 +160,6 @@ class Reception:
     def conditions(self) -> Sequence[str]:
         """The names of what is wrong with the node, the gravest first."""
         node = self._membership.node
-        return list(node.vitals.conditions()) if node is not None else []
+        if node is None:
+            return ["forming"] if self._former.is_forming else []
+        return list(node.vitals.conditions())

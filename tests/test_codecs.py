@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raftsvc import kv
 from raftsvc.addresses import peer_url
-from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.core.founding import Answer, Founding, Question, Standing
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Founders, Member
 from raftsvc.core.messages import (
     MAX_NUMBER,
     MAX_TIME_MS,
@@ -97,14 +98,52 @@ def messages(draw: st.DrawFn) -> Message:
 versions = st.builds(
     Versions.of, st.integers(1, 2**31 - 1), st.dictionaries(texts, st.integers(1, 2**31 - 1), max_size=3)
 )
-changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255), versions)
+founders = st.builds(
+    Founders,
+    st.integers(1, 2**64 - 1),
+    st.lists(st.tuples(texts.filter(bool), st.binary(max_size=16)), min_size=1, max_size=4)
+    .filter(lambda of: len({a for a, _ in of}) == len({t for _, t in of}) == len(of))
+    .map(tuple),
+)
+changes = st.one_of(
+    st.builds(
+        ConfChange,
+        st.sampled_from([op for op in ConfOp if op != ConfOp.FOUND]),
+        ids,
+        texts,
+        st.binary(max_size=255),
+        versions,
+        st.none(),
+    ),
+    st.builds(ConfChange, st.just(ConfOp.FOUND), ids, texts, st.binary(max_size=255), versions, founders),
+)
 members = st.builds(Member, texts, st.booleans(), st.binary(max_size=255))
 
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
     chosen = draw(st.dictionaries(ids, members, max_size=5))
-    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)), draw(versions))
+    highest_id = draw(st.integers(max(chosen, default=0), MAX_NUMBER))
+    return Configuration(chosen, highest_id, draw(versions), draw(st.dictionaries(texts, st.booleans(), max_size=3)))
+
+
+_lists = st.lists(texts, max_size=3).map(tuple)
+_tokens = st.sampled_from([b"", b"t" * 16])
+_questions = st.builds(Question, texts, texts, _lists, numbers, _tokens, st.binary(max_size=64))
+_answers = st.builds(
+    Answer,
+    texts,
+    st.sampled_from(Standing),
+    _lists,
+    _tokens,
+    _tokens,
+    numbers,
+    u64,
+    st.binary(max_size=64),
+    u64,
+    st.booleans(),
+    versions,
+)
 
 
 chunks = st.builds(
@@ -211,6 +250,12 @@ def test_membership_comes_back(change: ConfChange, config: Configuration) -> Non
     assert Configuration.decode(config.encode()) == config
 
 
+@given(_questions, _answers)
+def test_what_is_said_of_a_formation_comes_back(question: Question, answer: Answer) -> None:
+    assert Question.decode(question.encode()) == question
+    assert Answer.decode(answer.encode()) == answer
+
+
 @given(chunks, numbers, st.lists(messages(), max_size=2))
 def test_pieces_of_snapshots_and_their_answers_come_back(
     chunk: SnapshotChunk, wanted: int, replies: list[Message]
@@ -296,7 +341,10 @@ def whole_keys() -> bytes:
 
 
 VERSIONS = Versions.of(2, {"kv": 3, "mine": 2})
-CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4, VERSIONS)
+CONFIG = Configuration(
+    {1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4, VERSIONS, {"d:4": False, "e:5": True}
+)
+FOUNDING = Founding.of(9, [("a:1", b"t" * 16), ("b:2", b"u" * 16)], VERSIONS)
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
@@ -344,6 +392,26 @@ CODECS = {
     "change": Codec(
         ConfChange.decode,
         ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16, VERSIONS).encode(),
+        MalformedError,
+        lambda heard: heard.encode(),
+    ),
+    "founding": Codec(
+        Founding.decode,
+        FOUNDING.entry,
+        MalformedError,
+        lambda heard: Founding.of(heard.cluster_id, heard.founders.members, heard.versions).entry,
+    ),
+    "question of formation": Codec(
+        Question.decode,
+        Question("a:1", "b:2", ("a:1", "b:2"), 7, b"s" * 16, FOUNDING.entry).encode(),
+        MalformedError,
+        lambda heard: heard.encode(),
+    ),
+    "answer of formation": Codec(
+        Answer.decode,
+        Answer(
+            "a:1", Standing.STORED, ("a:1",), b"t" * 16, b"s" * 16, 7, 9, FOUNDING.entry, 8, True, VERSIONS
+        ).encode(),
         MalformedError,
         lambda heard: heard.encode(),
     ),

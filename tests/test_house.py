@@ -52,11 +52,13 @@ ROOMS = {
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member host",
     "options": "errors addresses state versions member storage",
+    "forming": "errors addresses versions core member transport formation",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
+    "reception": "errors addresses state process mainthread core storage transport member host formation forming "
+    "listeners",
     "service": "errors addresses state versions results process mainthread core storage transport member host "
-    "formation options proposals listeners reception",
+    "formation forming options proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
@@ -77,6 +79,7 @@ NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",
+    ("methods", "testing/node.py SimulatedNode"): "all that a Port has, and what happens to a computer",
     (
         "methods",
         "core/raft.py Raft",

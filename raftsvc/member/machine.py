@@ -234,13 +234,13 @@ class Machine:
             if not self.own.covers(config.versions):
                 raise outdated("this node", self.own, config.versions)
             tell_state(self.state, config.versions)
-        if change.op == ConfOp.REMOVE:
+        if change.op in (ConfOp.REMOVE, ConfOp.REPLACE):
             self.state.remove_peer_addr(change.node_id)
             self.sessions.remove(change.node_id)
         else:
             for node_id, member in config.members.items():
                 former = self.config.members.get(node_id)
-                if node_id == change.node_id or (former is not None and former.addr != member.addr):
+                if node_id == change.node_id or former is None or former.addr != member.addr:
                     self.state.set_peer_addr(node_id, member.addr)
         self.config = config
         self.sessions.changes += 1

@@ -22,11 +22,17 @@ class Cluster:
         self._network = network
         self._callers = callers
         self.nodes: dict[int, SimulatedNode] = {}
+        self.cluster_id = 7
+
+    def place(self, node_id: int, code: Versions) -> SimulatedNode:
+        """Set up a computer for a member."""
+        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers, code)
+        return node
 
     def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry], code: Versions) -> None:
         """Set up a member and start it."""
-        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers, code)
-        node.create(hard_state, entries)
+        node = self.place(node_id, code)
+        node.create(self.cluster_id, hard_state, entries)
         node.start()
 
     def up(self) -> list[SimulatedNode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
 from raftsvc.core.versions import FIRST, Versions
@@ -16,7 +17,15 @@ from raftsvc.testing.schedule import MILLISECOND
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
-_CLUSTER_ID = 7
+
+class Cradle(Protocol):
+    """What starts on a node that is to found a cluster with others, until it is a member that speaks."""
+
+    def start(self) -> bool:
+        """Start a process that belongs to no cluster; False if the directory is that of a member that speaks."""
+
+    def end(self) -> None:
+        """Such a process is gone."""
 
 
 class SimulatedNode:
@@ -31,6 +40,7 @@ class SimulatedNode:
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
     is_put_back: what is stored is such a copy.
     place:      where its processes listen.
+    cradle:     of a node that may found a cluster with others yet.
     """
 
     def __init__(
@@ -40,7 +50,6 @@ class SimulatedNode:
         self._network = network
         self._callers = callers
         self.node_id = node_id
-        self.name = f"n{node_id}"
         self.computer = Computer(world.random)
         self.options = world.conditions.options
         self.code = code
@@ -51,9 +60,15 @@ class SimulatedNode:
         self.copy: tuple[Life, SimulatedDisk] | None = None
         self.is_put_back = False
         self.place = Place(self.name)
+        self.cradle: Cradle | None = None
         network.ports[node_id] = self
 
     # -- what is known
+
+    @property
+    def name(self) -> str:
+        """For the trace; and as its first address."""
+        return f"n{self.node_id}"
 
     @property
     def engine(self) -> Engine | None:
@@ -92,10 +107,10 @@ class SimulatedNode:
 
     # -- life
 
-    def create(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def create(self, cluster_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Make the directory of a member, as `init` and `join` do."""
         store = open_store(self._world, self.computer)
-        store.create(self.node_id, _CLUSTER_ID, hard_state, entries)
+        store.create(self.node_id, cluster_id, hard_state, entries)
         store.close()
 
     def start(self) -> None:
@@ -104,6 +119,10 @@ class SimulatedNode:
             return
         self.refusal = None
         try:
+            if self.cradle is not None:
+                self.cradle.end()
+                if self.cradle.start():
+                    return
             self.process = SimulatedProcess(
                 self._world,
                 self._network,
@@ -137,7 +156,7 @@ class SimulatedNode:
 
     def kill(self) -> None:
         """The process ends at once; the computer goes on."""
-        if self.process is not None:
+        if self.process is not None or self.cradle is not None:
             self.note("killed")
             self._end()
             self.computer.disk.kill_process()
@@ -164,6 +183,8 @@ class SimulatedNode:
     def _end(self) -> None:
         process, self.process = self.process, None
         self.place.ways = None
+        if self.cradle is not None:
+            self.cradle.end()
         if process is not None:
             process.end()
 

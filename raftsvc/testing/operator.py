@@ -58,12 +58,16 @@ class Operator:
         cluster.create(1, HardState(term=1, commit=1), [make_entry(1, 1, EntryKind.CONFIG, founding.encode())], code)
         for _ in range(size - 1):
             self.add()
-        self._work()
+        self.begin()
         done = self._world.schedule.run_until(
             PATIENCE, lambda: not self._tasks and len(cluster.configuration().voters) == size
         )
         if not done:
             raise Violation("liveness: the cluster did not form")
+
+    def begin(self) -> None:
+        """Look after everything from now on."""
+        self._work()
 
     def _work(self) -> None:
         """Look after everything now and then."""

@@ -4,6 +4,7 @@ Knows messages, not roles.
 """
 
 from raftsvc.transport.app import App
+from raftsvc.transport.asking import UnansweredError, ask
 from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import Answerer, request_join, stranger_envelope, who_answers
@@ -29,6 +30,8 @@ __all__ = [
     "ServedStream",
     "SnapshotChunk",
     "Stride",
+    "UnansweredError",
+    "ask",
     "connection_of",
     "request_join",
     "stranger_envelope",

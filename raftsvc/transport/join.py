@@ -61,6 +61,12 @@ _UNSIGNED: dict[str, str] = {
 Anybody on the way could have said so; but who can alter an answer can also see to it that none comes.
 """
 
+
+def why_unsigned(problem: Problem) -> str:
+    """What is wrong where a node refuses another before it knows who that is; empty if nothing is said of it."""
+    return _UNSIGNED.get(problem.code, "")
+
+
 _ANSWER_SECONDS = 15.0
 """A leader answers a join within ten seconds; one that does not will not."""
 

@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from raftsvc.core import founding
+from raftsvc.core.founding import Question, Standing
 from raftsvc.core.messages import KEPT_LIVES, Claim, Life, Lineage, Message, MessageKind
 from raftsvc.transport import App, Authenticator, Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
@@ -78,6 +80,10 @@ class Recorder:
     def admit(self, request: JoinRequest) -> JoinReply:
         self.calls.append(request)
         return JoinReply(5, CLUSTER)
+
+    def form(self, question: Question) -> founding.Answer:
+        self.calls.append(question)
+        return founding.Answer("node.example:1", Standing.UNLISTED, round=question.round)
 
     def check_leader(self) -> None:
         if not self.leads:
