@@ -43,11 +43,12 @@ ROOMS = {
     "states": "errors results state",
     "process": "errors",
     "mainthread": "errors",
+    "compiled": "",
     "core": "",
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses state process core storage transport",
+    "member": "errors addresses compiled state process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state process mainthread core storage transport member host",
     "proposals": "errors results mainthread member host formation",
@@ -55,7 +56,7 @@ ROOMS = {
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
     "service": "errors addresses state results process mainthread core storage transport member host formation "
     "proposals listeners reception",
-    "raftsvc": "errors addresses answers state results states listeners service",
+    "raftsvc": "errors addresses answers compiled state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.

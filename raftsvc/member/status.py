@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raftsvc.compiled import IS_COMPILED
 from raftsvc.member.engine import Engine
 
 
@@ -39,6 +40,7 @@ def status_of(engine: Engine) -> dict[str, object]:
         },
         "fsync_count": engine.writes.fsync_count,
         "unapplied_bytes": engine.applying.backlog_bytes,
+        "compiled": IS_COMPILED,
         "conditions": engine.health.conditions(),
         "unreachable": {
             str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())
