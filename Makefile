@@ -8,6 +8,8 @@ FIRST ?= 0
 NODES ?= 3
 SECONDS ?= 120
 CHAOS ?=
+COMPILED_TESTS := tests/core tests/storage tests/member tests/kv tests/testing tests/transport tests/service \
+	tests/test_codecs.py tests/test_digests.py tests/test_machine.py tests/test_state.py
 ARGS ?=
 
 # The first Python >= 3.10 that runs and can make virtual environments (a shim on the path may do neither).
@@ -21,7 +23,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type scenes sim mutants chaos soak demo cluster bench clean
+.PHONY: help venv test lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +68,22 @@ demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledg
 cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py
 
+compile: $(STAMP)  ## compile the hot rooms in place, which needs a C compiler; `make pure` takes it back
+	RAFTSVC_COMPILE=1 $(PY) setup.py build_ext --inplace
+
+compiled: compile  ## run the tests of the compiled rooms, compiled
+	$(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal $(COMPILED_TESTS))
+
+pure:  ## remove what was compiled in place
+	rm -rf build
+	find raftsvc -name '*.so' -delete
+
+wheels: $(STAMP)  ## build the source distribution, a pure wheel and a compiled one
+	rm -rf build dist
+	$(PY) setup.py --quiet sdist
+	$(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
+	RAFTSVC_COMPILE=1 $(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
+
 # The systems to compare with are in an environment of their own.
 BENCH_VENV ?= .venv-bench
 BENCH_PY := $(BENCH_VENV)/bin/python
@@ -80,6 +98,6 @@ $(BENCH_STAMP): setup.cfg setup.py
 bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj, or ARGS="--against REV" with a git revision; ARGS="--quick", ARGS="--help"
 	$(BENCH_PY) -m benchmarks $(ARGS)
 
-clean:  ## remove the virtual environment and everything generated
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: pure  ## remove the virtual environment and everything generated
+	rm -rf $(VENV) $(BENCH_VENV) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.answers import error_response
+from raftsvc.compiled import IS_COMPILED
 from raftsvc.errors import (
     AddressInUseError,
     AddressNotAllowedError,
@@ -65,6 +66,7 @@ from raftsvc.state import BaseState, ReportingState, State, StreamingState, Time
 from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
+__compiled__ = IS_COMPILED
 
 __all__ = [
     "AddressInUseError",

@@ -1675,7 +1675,9 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
 def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
     """How many seeds it took, or which scene or test, and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
-        shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__"))
+        # Sources alone: what is compiled would run instead of the text with the bug in it.
+        only_sources = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=only_sources)
         for file, text in sources_of(mutant).items():
             (Path(directory) / "raftsvc" / file).write_text(text)
         command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]

@@ -43,12 +43,13 @@ ROOMS = {
     "states": "errors results state",
     "process": "errors",
     "mainthread": "errors",
+    "compiled": "",
     "core": "",
     "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses state versions process core storage transport",
+    "member": "errors addresses compiled state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member host",
     "options": "errors addresses state versions member storage",
@@ -59,7 +60,7 @@ ROOMS = {
     "listeners",
     "service": "errors addresses state versions results process mainthread core storage transport member host "
     "formation forming options proposals listeners reception",
-    "raftsvc": "errors addresses answers state results states listeners service",
+    "raftsvc": "errors addresses answers compiled state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.

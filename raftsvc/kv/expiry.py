@@ -35,6 +35,11 @@ def _text(deadline_ms: int, key: str) -> str:
     return f"{deadline_ms:0{_DIGITS}x}{key}"
 
 
+def _record(deadline: tuple[str, int]) -> tuple[str, bytes, int]:
+    key, deadline_ms = deadline
+    return key, b"", deadline_ms
+
+
 class Expiries:
     """The keys that expire.
 
@@ -52,7 +57,7 @@ class Expiries:
     def of(cls, deadlines: Iterable[tuple[str, int]]) -> Expiries:
         """Those of the keys, which ascend, each with its deadline."""
         made = cls()
-        made._by_key = PagedMap.of((key, b"", deadline_ms) for key, deadline_ms in deadlines)
+        made._by_key = PagedMap.of(map(_record, deadlines))
         for page in made._by_key.freeze():
             for key, _, deadline_ms in records_of(page):
                 made._in_order.set(_text(deadline_ms, key), b"", 1)

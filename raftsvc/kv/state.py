@@ -26,7 +26,7 @@ from raftsvc.errors import NodeFailedError
 from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.instructions import decode, decode_lone_set, encode
-from raftsvc.kv.pages import Value, records_of
+from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess
@@ -56,6 +56,14 @@ def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
     while content.expiries.next_ms <= time_ms:
         with lock:
             content.expire(time_ms)
+
+
+def _found(pages: list[Page], prefix: str, after: str) -> Iterator[tuple[str, Value]]:
+    """The keys on `pages` that start with `prefix` and come after `after`, in order, each with its value."""
+    for page in pages:
+        for key, data, version in records_of(page):
+            if key.startswith(prefix) and key > after:
+                yield key, Value(data, version)
 
 
 class KeyValueState(BaseState):
@@ -149,13 +157,7 @@ class KeyValueState(BaseState):
             return _look_elsewhere(partial(self.list, prefix, limit, after))
         with self._lock:
             pages = self._content.keys.freeze(prefix, after)
-        found = (
-            (key, Value(data, version))
-            for page in pages
-            for key, data, version in records_of(page)
-            if key.startswith(prefix) and key > after
-        )
-        return dict(islice(found, limit))
+        return dict(islice(_found(pages, prefix, after), limit))
 
     def __len__(self) -> int:
         """How many keys there are here."""

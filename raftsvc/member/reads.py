@@ -77,8 +77,9 @@ class Reads:
 
     def _forget_requests_for_nobody(self) -> None:
         """All who were first asked for by a request gave up.  The last stays: its answer, or a tick, ends it."""
-        last = self._asked[-1] if self._asked else None
-        self._asked = deque([batch for batch in self._asked if batch[1] or batch is last])
+        if self._asked:
+            *before, last = self._asked
+            self._asked = deque([*[batch for batch in before if batch[1]], last])
 
     def ask(self, tick: int) -> None:
         """Ask one index for all readers that came since the last was asked for (R11)."""

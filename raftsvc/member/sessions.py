@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
     satisfied: bool
     rejection: str | None = None
-    answer: object = None
+    answer: Any = None
     is_known: bool = True
     entry_index: int = 0
     time_ms: int = 0
@@ -89,10 +89,10 @@ def encode_outcome(outcome: Outcome) -> bytes:
     if answer is None:
         return _NONE
     kind = type(answer)  # exactly: what a subclass says of itself is not ours
-    if kind is int and _LEAST <= answer <= _MOST:  # type: ignore[operator]
+    if kind is int and _LEAST <= answer <= _MOST:
         return _INT + _INT64.pack(answer)
-    if kind is bytes and len(answer) <= MAX_ANSWER_BYTES:  # type: ignore[arg-type]
-        return _BYTES + answer  # type: ignore[operator]
+    if kind is bytes and len(answer) <= MAX_ANSWER_BYTES:
+        return b"".join((_BYTES, answer))
     return _OBJECT
 
 

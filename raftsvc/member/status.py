@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raftsvc.compiled import IS_COMPILED
 from raftsvc.member.engine import Engine
 
 
@@ -45,6 +46,7 @@ def status_of(engine: Engine) -> dict[str, object]:
             "own": engine.upgrades.own.as_json(),
             "held_back_by": {str(i): why for i, why in engine.upgrades.held_back_by().items()},
         },
+        "compiled": IS_COMPILED,
         "conditions": engine.health.conditions(),
         "unreachable": {
             str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())

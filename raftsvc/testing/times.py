@@ -26,7 +26,7 @@ class LogTimes:
         self._slept: int = 0
         self._appended: dict[tuple[int, int], int] = {}
         self._committed: dict[int, int] = {}
-        self._real: dict[int, int] = {}  # of what is committed: when it was appended
+        self._when: dict[int, int] = {}  # of what is committed: when it was appended
         self._ended: dict[tuple[int, int], int] = {}  # by where a timer was set, and for how long: where it ran down
         self._last_ms = 0
         self._least = 0.0  # of all entries that are committed: how far their time is ahead of the truth
@@ -56,7 +56,7 @@ class LogTimes:
         )
         self._last_ms, self._least = time_ms, min(self._least, ahead)
         self._committed[index] = time_ms
-        self._real[index] = self._appended[index, term_of(entry)]
+        self._when[index] = self._appended[index, term_of(entry)]
 
     def look(self, engine: Engine) -> None:
         """A node did something: no more time passed for it at once than an election timeout."""
@@ -84,7 +84,7 @@ class LogTimes:
         """At `index` something ends that was to last for `ttl_ms` since `since`: not early, and there on all nodes."""
         first = self._ended.setdefault((since, ttl_ms), index)
         require(first == index, f"log time: what {since} began ends at {first} and, on node {node_id}, at {index}")
-        lasted = (self._real[index] - self._real[since]) * FASTEST / _US_PER_MS
+        lasted = (self._when[index] - self._when[since]) * FASTEST / _US_PER_MS
         require(
             lasted >= ttl_ms - 1,
             f"log time: what was to last for {ttl_ms} ms since entry {since} is over after {lasted:.1f}, at {index}",

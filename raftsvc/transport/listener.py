@@ -29,8 +29,9 @@ from typing import Any
 
 from raftsvc.errors import ConfigurationError, NotListeningError
 from raftsvc.process import close_in_children
+from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.connections import HANDSHAKE_SECONDS, Connection, Connections
-from raftsvc.transport.stream import RawChunk, shut_down
+from raftsvc.transport.stream import shut_down
 
 logger = logging.getLogger("raftsvc.listener")
 

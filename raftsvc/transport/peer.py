@@ -479,7 +479,7 @@ class Peer:
         self._peer_id = peer_id
         self._outbox = Outbox()
         self._contact = Contact()
-        self._thread: threading.Thread | None = None
+        self._sender: threading.Thread | None = None
         self._transfer: Transfer | None = None
         self._holder: StreamHolder | None = None
         self._lock = threading.Lock()  # guards _served; before the outbox lock
@@ -504,7 +504,7 @@ class Peer:
         try:
             thread = threading.Thread(target=self._run, name=f"raftsvc-send-{self._peer_id}", daemon=True)
             thread.start()
-            self._thread = thread
+            self._sender = thread
             self._holder = StreamHolder(
                 f"raftsvc-stream-{self._peer_id}",
                 self._line.open_stream,
@@ -566,7 +566,7 @@ class Peer:
         self._outbox.close()
         if self._holder is not None:
             self._holder.stop()
-        for thread in (self._thread, self._transfer, self._holder):
+        for thread in (self._sender, self._transfer, self._holder):
             if wait and thread is not None and thread is not threading.current_thread():
                 thread.join(0.5)
 

@@ -28,6 +28,7 @@ from typing import Any
 import requests
 
 from raftsvc.core.messages import MalformedError, Message, decode_messages
+from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.frames import FRAME_BYTES, ChunkDecoder, FrameReader, FrameWriter, Seal
 from raftsvc.transport.outbox import Drain, Outbox
 from raftsvc.transport.wire import MAX_BODY_BYTES, Problem, UnreachableError
@@ -48,10 +49,6 @@ class NotOfferedError(Exception):
 
 class NoAnswerError(UnreachableError):
     """The peer took the request and said nothing, as does a server that keeps back, or one that is suspended."""
-
-
-class RawChunk(bytes):
-    """Bytes of a chunked body that are chunks already, or the end of one."""
 
 
 class ServedStream:
@@ -287,8 +284,8 @@ class StreamHolder:
         self._wake = threading.Event()
         self.is_open = False
         self._heard_at = 0.0  # when what is being handed on came; 0: nothing is
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._reader = threading.Thread(target=self._run, name=name, daemon=True)
+        self._reader.start()
 
     def poke(self) -> None:
         """The peer is known to be there: if no stream is open, and none was refused, try at once."""
@@ -336,8 +333,8 @@ class StreamHolder:
         self._wake.set()
 
     def join(self, timeout: float) -> None:
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        if self._reader is not threading.current_thread():
+            self._reader.join(timeout)
 
     def _run(self) -> None:
         failures = 0

@@ -1,0 +1,74 @@
+"""What is compiled does what the source says: the same seed, the same trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import raftsvc
+from raftsvc.errors import RaftError
+from raftsvc.member.waiters import Call
+from raftsvc.transport.contact import Contact, PeerTrouble
+
+PACKAGE = Path(raftsvc.__file__).resolve().parent
+
+needs_compiled = pytest.mark.skipif(not raftsvc.__compiled__, reason="pure: run `make compile` first")
+
+
+def _trace(directory: Path, seed: int) -> bytes:
+    """What the simulator prints of a seed, by the package in `directory`."""
+    command = [sys.executable, "-m", "raftsvc.testing", "--seconds", "60", "--replay", str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the package as its sources alone."""
+    directory = tmp_path_factory.mktemp("pure")
+    shutil.copytree(PACKAGE, directory / "raftsvc", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    return directory
+
+
+@needs_compiled
+@pytest.mark.parametrize("seed", range(4100, 4106))
+def test_a_seed_has_the_same_trace_compiled_and_pure(sources: Path, seed: int) -> None:
+    pure = _trace(sources, seed)
+    assert pure.count(b"\n") > 100
+    assert _trace(PACKAGE.parent, seed) == pure
+
+
+def test_who_asks_is_told_whether_it_is_compiled(sources: Path) -> None:
+    script = "import raftsvc; print(raftsvc.__compiled__)"
+    for directory, expected in ((sources, "False"), (PACKAGE.parent, str(raftsvc.__compiled__))):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_what_is_let_go_finds_what_is_there_now() -> None:
+    """An attribute has its new value before the old one ends, for the end of an object may run anything."""
+    contact, call = Contact(), Call(b"")
+    seen: list[object] = []
+
+    class LookingTrouble(PeerTrouble):
+        def __del__(self) -> None:
+            seen.append(contact.trouble)
+
+    class LookingError(RaftError):
+        def __del__(self) -> None:
+            seen.append(call.error)
+
+    contact.trouble = LookingTrouble("a:1", 0.0, "unreachable", "")
+    contact.answered()
+    call.error = LookingError()
+    call.error = None
+    assert seen == [None, None]
