@@ -1621,7 +1621,7 @@ MUTANTS = (
         "core/membership.py",
         "            elif not change.versions.covers(versions):",
         "            elif False:",
-        kinds=_UPGRADE_KINDS,
+        test="testing/test_upgrades.py::test_a_joiner_below_the_effective_version_is_not_let_in",
     ),
     Mutant(
         "a State is not told that the version rose",
@@ -1649,7 +1649,7 @@ MUTANTS = (
         "member/upgrades.py",
         "            self._core.output.note_due(machine.applied_index)\n",
         "",
-        test="service/test_upgrades.py::test_older_code_does_not_start_after_the_raise_and_later_code_goes_on",
+        test="testing/test_upgrades.py::test_after_the_raise_older_code_does_not_start",
     ),
     Mutant(
         "who is too old to join is not told why",

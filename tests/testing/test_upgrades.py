@@ -158,8 +158,7 @@ def test_after_the_raise_older_code_does_not_start(code: Versions) -> None:
     for node in [*play.followers, play.leader]:
         play.upgrade(node, code)
     play.until(lambda: play.effective == {code})
-    play.write()
-    play.wait(2)
+    play.wait(2)  # nothing more is written
     node = play.followers[0]
     before = node.engine.applying.applied_index if node.engine is not None else 0
     play.start(node, FIRST)
