@@ -50,7 +50,8 @@ class Transfer:
         most = world.conditions.piece_bytes
         self._stride = Stride(max(60, most // 8), 60, most, SLOW)
         self._began = 0
-        self._is_refused = False
+        self._offset = -1
+        self._setbacks = 0
 
     def start(self) -> None:
         """Begin with the question where to go on."""
@@ -91,6 +92,7 @@ class Transfer:
         copy = decode_messages(message.encode())[0]
         chunk = SnapshotChunk(copy, self._snapshot.size_bytes, self._snapshot.crc, offset, data)
         self._request = request = self._request + 1
+        self._offset = offset if size else -1
         self._began = self._world.schedule.now
         patience = TIMEOUT + 3 * network.distance
         self._sender.life.later(patience, lambda: self._time_out(request, offset, size))
@@ -106,27 +108,30 @@ class Transfer:
         if request == self._request:
             self._tries += 1
             if self._tries >= TRIES:
-                self._end(False, self._look_for_damage() if self._is_refused else None)
+                self._end(False)
             else:
                 self._stride.shorten()
                 self._send(offset, min(size, self._stride.size_bytes))
 
     def _replied(self, request: int, wanted: int | None) -> None:
-        """An answer sets out."""
+        """An answer sets out; None: it is refused."""
         life = self._sender.life
-        if wanted is None:
-            self._is_refused = True
-        elif not life.is_over and self._network.passes(self._message.to_id, self._sender.node_id):
+        if not life.is_over and self._network.passes(self._message.to_id, self._sender.node_id):
             life.later(self._network.latency(), lambda: self._answered(request, wanted))
 
-    def _answered(self, request: int, wanted: int) -> None:
+    def _answered(self, request: int, wanted: int | None) -> None:
         if request != self._request:
             return
-        if wanted >= self._snapshot.size_bytes:
+        if wanted is None:  # it was whole, and not what it should be: is it here?
+            self._end(False, self._look_for_damage())
+        elif wanted >= self._snapshot.size_bytes:
             self._end(True)
+        elif self._setbacks + (wanted <= self._offset) >= TRIES:
+            self._end(False)  # it keeps asking for what it was sent
         else:
             self._stride.passed(self._world.schedule.now - self._began)
             self._tries = 0
+            self._setbacks += wanted <= self._offset
             self._send(wanted, self._stride.size_bytes)
 
     def _look_for_damage(self) -> Exception | None:
