@@ -229,6 +229,12 @@ def _await_read(
         raise read.error
 
 
+def _hears_while_server_drains(membership: Membership, listens: bool) -> bool:
+    """Whether others reach this node though its server takes no more requests."""
+    node = membership.node
+    return listens or node is None or node.vitals.hears_leader_by_itself()
+
+
 class Service:
     """A node and its callers.  Made by `start`; every method is thread-safe.
 
@@ -247,7 +253,8 @@ class Service:
         self._membership = membership
         self._network = network
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
-        self._watch = ServerWatch(self._admission, self.stop, membership.stopped, self._hears_while_server_drains)
+        hears = partial(_hears_while_server_drains, membership, entrance.listen is not None)
+        self._watch = ServerWatch(self._admission, self.stop, membership.stopped, hears)
         self._proposals = Proposals(membership, self._admission, entrance.max_instruction_bytes)
         self._listeners = Listeners(membership)
         self._roster = Roster(membership, self, self._admission, network)
@@ -274,10 +281,9 @@ class Service:
         except RuntimeError as error:
             raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
 
-    def _hears_while_server_drains(self) -> bool:
-        """Whether others reach this node though its server takes no more requests."""
-        node = self._membership.node
-        return self._listener is not None or node is None or node.vitals.hears_leader_by_itself()
+    @property
+    def _node(self) -> Participant | None:
+        return self._membership.node
 
     # -- joining and leaving
 

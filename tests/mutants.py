@@ -56,6 +56,8 @@ _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership t
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
 _TRANSFER_KINDS = "member added,loss,narrow links,delay and reordering"
 _UPGRADE_KINDS = "code upgraded,code rolled back,code too old,member added,slow State,kill,leadership transfer"
+_FOUND = "core/test_founding.py::"
+_FORM = "testing/test_forming.py::test_some_formations_end_well"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -552,8 +554,8 @@ MUTANTS = (
     Mutant(
         "who is disallowed while it joins stays",
         "formation.py",
-        "            if refusal is None and not self._membership.state.is_allowed_member(addr):",
-        "            if False:",
+        "if refusal is None and op == ConfOp.ADD_LEARNER and not self._membership.state.is_allowed_member(addr):",
+        "if False:",
         test="service/test_joining.py::test_who_is_disallowed_while_it_joins_does_not_become_a_member",
     ),
     Mutant(
@@ -575,8 +577,8 @@ MUTANTS = (
     Mutant(
         "vote for a log that is behind",
         "core/election.py",
-        "if is_free and server.log.is_up_to_date(m.index, m.log_term):",
-        "if is_free:",
+        "if is_free and server.config.members and server.log.is_up_to_date(m.index, m.log_term):",
+        "if is_free and server.config.members:",
     ),
     Mutant(
         "compare logs by length before term",
@@ -1619,8 +1621,8 @@ MUTANTS = (
     Mutant(
         "who is too old is let in",
         "core/membership.py",
-        "            elif not change.versions.covers(versions):",
-        "            elif False:",
+        "        elif not change.versions.covers(versions):",
+        "        elif False:",
         test="testing/test_upgrades.py::test_a_joiner_below_the_effective_version_is_not_let_in",
     ),
     Mutant(
@@ -1657,6 +1659,186 @@ MUTANTS = (
         "    if not request.versions.covers(config.versions):",
         "    if False:",
         test="service/test_upgrades.py::test_older_code_is_not_let_in",
+    ),
+    # Formation
+    Mutant(
+        "found before all listed nodes have answered",
+        "core/founding.py",
+        "        if tuple(answer.addr for answer in answers) != self.members:\n            return None\n",
+        "",
+        also=(
+            (
+                "core/founding.py",
+                "Founding.of(cluster_id, list(zip(self.members, tokens, strict=True)), versions)",
+                "Founding.of(cluster_id, list(zip(self.members, tokens)), versions)",
+            ),
+        ),
+        test=_FOUND + "test_nothing_is_founded_while_one_did_not_answer",
+    ),
+    Mutant(
+        "answers of two rounds of a founder add up",
+        "core/founding.py",
+        "        self._round += 1\n        self.answers = {}\n",
+        "        self._round += 1\n",
+        test=_FOUND + "test_answers_of_two_rounds_do_not_add_up",
+    ),
+    Mutant(
+        "an answer to an earlier round of a founder counts",
+        "core/founding.py",
+        "        if answer.round == self._round and asked in self.asked:",
+        "        if asked in self.asked:",
+        test=_FOUND + "test_answers_of_two_rounds_do_not_add_up",
+    ),
+    Mutant(
+        "every listed node founds",
+        "core/founding.py",
+        "        return self.addr == self.members[0]\n",
+        "        return True\n",
+        also=(("core/founding.py", "            and question.asker == self.members[0]\n", ""),),
+        test=_FOUND + "test_only_the_smallest_address_founds",
+    ),
+    Mutant(
+        "found with nodes that have another list",
+        "core/founding.py",
+        "            or answer.members != self.members\n            or answer.attempt",
+        "            or answer.attempt",
+        also=(("core/founding.py", "            and question.members == self.members\n", ""),),
+        test=_FOUND + "test_nodes_with_other_lists_refuse_each_other",
+    ),
+    Mutant(
+        "a node counts by whatever name it is asked",
+        "core/founding.py",
+        "        if tuple(answer.addr for answer in answers) != self.members:\n",
+        "        if len(answers) < len(self.members):\n",
+        also=(
+            ("core/founding.py", "            and question.asked == self.addr\n", ""),
+            (
+                "core/founding.py",
+                "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+                "        if tokens[0] != self._token:\n",
+            ),
+            ("core/membership.py", "or len({token for _, token in members}) < len(members)", ""),
+        ),
+        test=_FOUND + "test_one_node_by_two_names_counts_once",
+    ),
+    Mutant(
+        "two nodes with one token are two",
+        "core/founding.py",
+        "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+        "        if tokens[0] != self._token:\n",
+        test=_FOUND + "test_two_processes_with_one_token_are_one",
+    ),
+    Mutant(
+        "found where another process answers at the own address",
+        "core/founding.py",
+        "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+        "        if len(set(tokens)) < len(tokens):\n",
+        test=_FOUND + "test_a_founder_whose_own_address_leads_elsewhere_founds_nothing",
+    ),
+    Mutant(
+        "a token answers every attempt to found",
+        "core/founding.py",
+        "            if question.attempt != self._token_for:\n",
+        "            if not self._token:\n",
+        test=_FOUND + "test_of_two_founders_of_one_address_one_is_adopted",
+    ),
+    Mutant(
+        "an attempt to found that failed goes on",
+        "core/founding.py",
+        '            self._token = self._token_for = b""\n',
+        "            pass\n",
+        also=(
+            (
+                "core/founding.py",
+                "            self._attempt = self._draw()\n\n    def end",
+                "            pass\n\n    def end",
+            ),
+        ),
+        test=_FOUND + "test_a_founding_that_failed_is_another_attempt",
+    ),
+    Mutant(
+        "store a founding entry that names another token",
+        "core/founding.py",
+        "            and (self.addr, self._token) in founding.founders.members\n",
+        "",
+        test=_FORM,
+    ),
+    Mutant(
+        "store a founding entry of another list",
+        "core/founding.py",
+        "            and founding.founders.addrs == self.members\n",
+        "",
+        test=_FOUND + "test_an_entry_of_another_list_is_not_stored",
+    ),
+    Mutant(
+        "store a founding entry that is later than the own code",
+        "core/founding.py",
+        "            and self._versions.covers(founding.versions)\n",
+        "",
+        test=_FOUND + "test_the_least_version_is_effective_and_who_does_not_know_it_stores_nothing",
+    ),
+    Mutant(
+        "speak before a majority has stored the founding entry",
+        "core/founding.py",
+        "        if having >= quorum:\n            return Work",
+        "        if having:\n            return Work",
+        test=_FORM,
+    ),
+    Mutant(
+        "give up a founding entry that a majority may store",
+        "core/founding.py",
+        "if total - never < quorum else None",
+        "if never else None",
+        test=_FORM,
+    ),
+    Mutant(
+        "hand the founding entry to a member that lost its memory",
+        "core/founding.py",
+        "    is_wanted = founder in config.members and not is_heard(founder) and not is_removed\n",
+        "    is_wanted = founder in config.members and not is_removed\n",
+        test=_FORM,
+    ),
+    Mutant(
+        "who joins may store a founding entry of before",
+        "core/founding.py",
+        "        if self.stored is None:\n            self._token",
+        "        if False:\n            self._token",
+        test=_FOUND + "test_who_joins_stores_no_entry_of_before",
+    ),
+    Mutant(
+        "join one of two clusters",
+        "core/founding.py",
+        "        if len(clusters) > 1:\n            return None\n",
+        "",
+        test=_FOUND + "test_of_two_clusters_nobody_joins_either",
+    ),
+    Mutant(
+        "a founder is not silent",
+        "storage/founded.py",
+        '        write_file(self._files, f"{staged}/silent", b"")\n',
+        "",
+        test=_FORM,
+    ),
+    Mutant(
+        "a founder speaks before that is durable",
+        "storage/founded.py",
+        "            self._files.sync_dir(self._log_path)\n",
+        "",
+        test="storage/test_store.py::test_who_founded_with_others_is_silent_until_it_durably_is_not",
+    ),
+    Mutant(
+        "an empty log votes",
+        "core/election.py",
+        "        if is_free and server.config.members and",
+        "        if is_free and",
+        test="core/test_raft.py::test_an_empty_log_gives_no_vote",
+    ),
+    Mutant(
+        "who was evicted comes back by its list",
+        "core/membership.py",
+        "            vacant[addr] = op == ConfOp.REPLACE\n",
+        "            vacant[addr] = True\n",
+        test="core/test_raft.py::test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it",
     ),
 )
 

@@ -25,7 +25,7 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.versions import FIRST, Versions
 
-PROTOCOL_VERSION = "3"
+PROTOCOL_VERSION = "4"
 """Another one with each change of what messages and entries mean: members of two would apply one log differently."""
 CONTENT_TYPE = "application/x-raftsvc"
 MAX_BODY_BYTES = 512 * 1024

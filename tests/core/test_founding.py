@@ -335,3 +335,32 @@ def test_a_process_that_finds_an_entry_stored_goes_on_with_it() -> None:
     assert rooms["b:1"].members == LIST
     ask(rooms, "b:1", of=("a:1",))
     assert go_on(rooms["b:1"]) is Deed.CONFIRM
+
+
+def test_a_token_answers_only_the_founder_of_the_own_list_at_the_own_address() -> None:
+    room = node("b:1")
+    question = rooms_question()
+    assert deliver(room, question).token
+    for wrong in (
+        question._replace(asker="c:1"),
+        question._replace(members=("a:1", "b:1")),
+        question._replace(asked="alias:1"),
+        question._replace(attempt=b""),
+    ):
+        assert not deliver(room, wrong).token
+
+
+def rooms_question() -> Question:
+    return node("a:1").questions()["b:1"]
+
+
+def test_an_entry_of_another_list_is_not_stored() -> None:
+    rooms = nodes()
+    ask(rooms, "a:1")
+    answers = rooms["a:1"].answers
+    members = [(addr, answers[addr].token) for addr in LIST]
+    for other in (members[:2], [*members, ("d:1", b"d" * 16)]):
+        entry = Founding.of(5, other, FIRST).entry
+        question = rooms["a:1"].questions()["b:1"]._replace(entry=entry)
+        assert deliver(rooms["b:1"], question).refused == 5
+        assert rooms["b:1"].stored is None

@@ -21,6 +21,12 @@ def form(seed: int) -> Simulation:
     return simulation
 
 
+def test_some_formations_end_well() -> None:
+    """Enough for most bugs that are planted."""
+    for seed in range(100):
+        form(seed)
+
+
 def test_one_cluster_is_founded_whatever_happens_meanwhile() -> None:
     for seed in range(SEEDS * EFFORT):
         try:

@@ -104,7 +104,7 @@ def test_requests_for_others_are_refused(path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_old_or_missing_version_is_refused(path: str) -> None:
-    for version in ("0", "1", "2", "4"):
+    for version in ("0", "1", "2", "3", "5"):
         refused(request(path, BODIES[path], version=version), 400, "unsupported_version")
     refused(request(path, BODIES[path], version=""), 400, "unsupported_version")
 
@@ -228,7 +228,7 @@ def test_a_request_for_another_start_of_a_node_is_told_which_one_this_is() -> No
 
 
 @pytest.mark.parametrize(
-    ("version", "problem"), [("2", "unsupported_version"), ("4", "unsupported_version"), ("", 401)]
+    ("version", "problem"), [("2", "unsupported_version"), ("3", "unsupported_version"), ("", 401)]
 )
 @pytest.mark.parametrize("path", ["msg", "join"])
 def test_who_signs_as_another_version_does_hears_of_the_version_and_not_of_the_secret(
