@@ -41,10 +41,12 @@ from raftsvc.member.envelopes import (
     whole_of,
 )
 from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
+from raftsvc.process import give_way
 from raftsvc.state import State, StreamingState, TimedState, WaitingState
 
 MAX_REASON_BYTES = 1024
 
+_STRETCH = 64  # entries between two looks at whether another thread waits
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 
 
@@ -125,6 +127,8 @@ class Machine:
                 self.applied_index = index
                 self.applied_term = term
                 self.applied_time_ms = time_ms
+                if not index % _STRETCH:
+                    give_way()
         finally:
             self.state.set_applied_index(self.applied_index)
 
