@@ -206,7 +206,9 @@ class Machine:
             else:
                 answer = timed.apply_at(instruction, index, time_ms)
         except Rejected as rejected:
-            reason = reason_text(rejected.reason).encode(errors="replace")[:MAX_REASON_BYTES]
+            # Whatever was put there: as the str that it is declared to be, it would be refused where this is compiled.
+            said: object = getattr(rejected, "reason", "")
+            reason = reason_text(said).encode(errors="replace")[:MAX_REASON_BYTES]
             return Outcome(False, reason.decode(errors="ignore"), None, True, index, time_ms)
         # Not its truth, which a State's own class may define: nothing of the user's runs here.
         return Outcome(answer is not False and answer is not None, None, answer, True, index, time_ms)
