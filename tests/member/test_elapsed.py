@@ -12,6 +12,8 @@ import pytest
 from raftsvc.member import elapsed
 from raftsvc.member.elapsed import Elapsed, Timekeeper, read_clocks
 
+pytestmark = pytest.mark.pure
+
 MS = 1_000_000
 
 
