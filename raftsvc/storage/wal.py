@@ -490,8 +490,8 @@ class Wal:
                 raise
         except (DiskRefusedError, MemoryError):  # without memory nothing is begun, or the same bytes are there again
             raise
-        except BaseException as error:
-            self._poison(error)
+        except BaseException as failure:
+            self._poison(failure)
         tail.offset = offset
         tail.chain = chain
 
