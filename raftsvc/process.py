@@ -49,6 +49,14 @@ class HomeProcess:
         )
 
 
+def give_way() -> None:
+    """Let other threads run if one has waited for long: to be called now and then in long loops.
+
+    Those that are compiled do not let go of the interpreter by themselves; a call of a function that
+    is not, such as this one, does.
+    """
+
+
 class HoldsDescriptors(Protocol):
     """What has descriptors that are of no use to a forked child, and in the way of others."""
 

@@ -13,6 +13,8 @@ from raftsvc.core.messages import Message, MessageKind
 from raftsvc.core.raft import Role
 from raftsvc.member.digests import DigestCheck
 
+pytestmark = pytest.mark.pure
+
 ELECTION_TICKS = 5
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raftsvc.kv.pages import Page, PagedMap, records_of
+from raftsvc.process import give_way
 
 MAX_DEADLINE_MS = 2**53 - 1
 """Where log time itself ends."""
@@ -61,6 +62,7 @@ class Expiries:
         for page in made._by_key.freeze():
             for key, _, deadline_ms in records_of(page):
                 made._in_order.set(_text(deadline_ms, key), b"", 1)
+            give_way()
         made._note_first()
         return made
 

@@ -28,6 +28,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
+from raftsvc.process import give_way
+
 MAX_PAGE_KEYS = 128
 
 
@@ -111,6 +113,7 @@ class PagedMap:
             made._pages.append((keys, datas, b"".join(map(_VERSION.pack, versions))))
             made._count += len(keys)
             made.size_bytes += len("".join(keys).encode()) + sum(map(len, datas))
+            give_way()
         if made._count:
             del made._pages[0], made._bounds[0]
             made._bounds[0] = ""

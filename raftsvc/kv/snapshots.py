@@ -20,6 +20,7 @@ from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
 from raftsvc.kv.instructions import MAX_KEY_BYTES
 from raftsvc.kv.pages import Page, PagedMap, records_of
+from raftsvc.process import give_way
 
 _MAGIC = b"rkv2"
 _LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
@@ -64,6 +65,7 @@ def _passing(pages: list[Page]) -> Iterator[tuple[str, bytes, int]]:
     """The records of all pages; each is let go of once it was passed, for it may have been replaced meanwhile."""
     pages.reverse()
     while pages:
+        give_way()
         yield from records_of(pages.pop())
 
 

@@ -29,7 +29,7 @@ from raftsvc.kv.instructions import decode, decode_lone_set, encode
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.mainthread import do_elsewhere, is_main_thread
-from raftsvc.process import HomeProcess
+from raftsvc.process import HomeProcess, give_way
 from raftsvc.state import BaseState
 
 _LOOK_SECONDS = 10.0
@@ -61,6 +61,7 @@ def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
 def _found(pages: list[Page], prefix: str, after: str) -> Iterator[tuple[str, Value]]:
     """The keys on `pages` that start with `prefix` and come after `after`, in order, each with its value."""
     for page in pages:
+        give_way()
         for key, data, version in records_of(page):
             if key.startswith(prefix) and key > after:
                 yield key, Value(data, version)

@@ -129,8 +129,8 @@ class Applier:
             else:
                 try:
                     self._threads.start("snapshot", partial(self._save_snapshot, capture))
-                except RuntimeError as error:
-                    engine.end_snapshot(None, error)
+                except RuntimeError as refusal:
+                    engine.end_snapshot(None, refusal)
         return True
 
     def _save_snapshot(self, capture: Capture) -> None:

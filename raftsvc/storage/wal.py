@@ -54,6 +54,7 @@ from raftsvc.core.messages import (
     time_of,
 )
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
+from raftsvc.process import give_way
 from raftsvc.storage import spare
 from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files
 from raftsvc.storage.lock import held_by
@@ -489,8 +490,8 @@ class Wal:
                 raise
         except (DiskRefusedError, MemoryError):  # without memory nothing is begun, or the same bytes are there again
             raise
-        except BaseException as error:
-            self._poison(error)
+        except BaseException as failure:
+            self._poison(failure)
         tail.offset = offset
         tail.chain = chain
 
@@ -684,6 +685,7 @@ class Wal:
             except MalformedError as error:
                 raise DamagedStorageError(path, offset, str(error), ADVICE) from error
             offset, durable, chain, mark_at = record.end, record.durable, record.chain, record.mark_at
+            give_way()
         is_closed = isinstance(record, Record)
         if isinstance(record, Record):
             problem = None if is_zero(data[record.end :]) else "data behind the record that closes it"

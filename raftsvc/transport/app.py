@@ -199,17 +199,17 @@ class App:
             return (200 if is_good else 503), "text/plain; charset=utf-8", ("\n".join(lines) + "\n").encode(), b""
         try:
             envelope = Envelope.from_environ(method, path, environ)
-        except MalformedError as error:
-            raise _Refused(Problem(400, "malformed", str(error))) from error
+        except MalformedError as malformed:
+            raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
         secret = self._authenticate(envelope, body, environ)
         try:
             return (200, *self._serve(path, envelope, body, environ, secret), secret)
         except Problem as problem:
             raise _Refused(problem, secret) from problem
-        except (MalformedError, DamagedStorageError) as error:
-            raise _Refused(Problem(400, "malformed", str(error)), secret) from error
-        except OverloadedError as error:
-            raise _Refused(Problem(503, "overloaded", str(error)), secret) from error
+        except (MalformedError, DamagedStorageError) as damage:
+            raise _Refused(Problem(400, "malformed", str(damage)), secret) from damage
+        except OverloadedError as overload:
+            raise _Refused(Problem(503, "overloaded", str(overload)), secret) from overload
         except (NotApplied, RaftError, OSError) as error:
             logger.warning("a %s was not served: %s", path, error)
             raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error

@@ -345,16 +345,16 @@ class StreamHolder:
             former, self._last = self._last, _Last.BROKE_OFF
             try:
                 self._hold()
-            except NotOfferedError as error:
-                logger.debug("%s: %s", self._name, error)
+            except NotOfferedError as refusal:
+                logger.debug("%s: %s", self._name, refusal)
                 # Else that request may have been served just now, in the place of this one.
                 if former is not _Last.UNANSWERED:
                     self._last = _Last.REFUSED
                     self._wake.clear()
                     pause = NOT_OFFERED_SECONDS
-            except NoAnswerError as error:
+            except NoAnswerError as silence:
                 self._last = _Last.UNANSWERED
-                logger.debug("%s: %s", self._name, error)
+                logger.debug("%s: %s", self._name, silence)
                 pause = NOT_OFFERED_SECONDS
             except Problem as problem:
                 logger.debug("%s: %s", self._name, problem)

@@ -150,10 +150,10 @@ class Transfer:
             began = time.monotonic()
             try:
                 wanted, replies = decode_chunk_reply(self._line.post("snapshot", chunk.encode()))
-            except TooLargeError as error:
+            except TooLargeError as refusal:
                 if not stride.refused():
                     raise
-                logger.warning("node %d: %s; smaller pieces of the snapshot follow", self._peer_id, error)
+                logger.warning("node %d: %s; smaller pieces of the snapshot follow", self._peer_id, refusal)
                 size = min(size, stride.size_bytes)
                 continue
             except (Problem, UnreachableError) as error:

@@ -157,6 +157,11 @@ def _describe_message(m: Message) -> str:
     return text
 
 
+def _settings(options: dict[str, str]) -> dict[str, int]:
+    """Numbers, and where the name says that it is one a bool."""
+    return {name: text == "1" if name.startswith("uses_") else int(text) for name, text in options.items()}
+
+
 class Scene:
     """Plays the commands of one file."""
 
@@ -233,7 +238,7 @@ class Scene:
         options = dict(a.split("=") for a in args)
         count = int(options.pop("n"))
         learners = [int(i) for i in options.pop("learners", "").split(",") if i]
-        self.options = {k: int(v) for k, v in options.items()}
+        self.options = _settings(options)
         self.deaf, self.cuts, self.wire, self.nodes = set(), set(), [], {}
         members = {i: Member(f"n{i}", i not in learners) for i in range(1, count + 1)}
         self.founded = config = Configuration(members, count)
@@ -398,7 +403,7 @@ class Scene:
         node = self.nodes[ids[0]]
         node.holds = "held" in args
         options = dict(a.split("=") for a in args[1:] if "=" in a)
-        node.options = node.options | {k: int(v) for k, v in options.items()}
+        node.options = node.options | _settings(options)
         node.start()
         self._collect(self.nodes[ids[0]])
 

@@ -89,6 +89,7 @@ def test_what_an_entry_says_can_be_read_from_its_frame() -> None:
     assert entries_follow(entries(4, 3, term=2), 3, 2) and not entries_follow(entries(4, 3, term=2), 3, 1)
 
 
+@pytest.mark.pure
 def test_an_entry_of_an_unknown_kind_is_refused() -> None:
     for kind in range(256):
         frame = make_entry(1, 1, kind, b"data")  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ from raftsvc.member.pieces import Pieces
 from raftsvc.member.sessions import MAX_OUTCOMES, Outcome
 from raftsvc.member.waiters import Call
 
+pytestmark = pytest.mark.pure
+
 
 class _Follower:
     """A core that forwards to its leader."""

@@ -15,6 +15,8 @@ import pytest
 from raftsvc.member import elapsed
 from raftsvc.member.elapsed import Elapsed, FastestClock, Timekeeper, read_clocks
 
+pytestmark = pytest.mark.pure
+
 MS = 1_000_000
 
 

@@ -22,6 +22,8 @@ from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Writes
 from tests.member.interleaving import Deque, Lock, Program, Scene, explore, watched
 
+pytestmark = pytest.mark.pure
+
 
 class Node:
     """What looks into an inbox, and what it may be left to."""

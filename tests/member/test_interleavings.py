@@ -30,6 +30,8 @@ from raftsvc.testing.disk import SimulatedDisk
 from raftsvc.testing.workload import RegisterWorkload
 from tests.member.interleaving import Deque, Lock, Program, Scene, Schedule, explore, watched
 
+pytestmark = pytest.mark.pure
+
 _lock: Lock | None = None
 """That of the node of the scene which is being made or played; there is one at a time."""
 

@@ -19,6 +19,8 @@ from raftsvc.member.machine import Machine
 from raftsvc.member.vigil import Vigil
 from raftsvc.state import BaseState
 
+pytestmark = pytest.mark.pure
+
 ME, PEER = 1, 2
 CONFIG = Configuration({i: Member(f"n{i}:1", True) for i in (1, 2, 3)}, 3)
 OWN = Life(5, 0xA)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import cast
 
+import pytest
+
 from raftsvc.core.raft import Raft, ReadState
 from raftsvc.errors import RaftError
 from raftsvc.member.calls import Contexts
@@ -12,6 +14,8 @@ from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
 from raftsvc.member.reads import Reads
 from raftsvc.member.waiters import Read
+
+pytestmark = pytest.mark.pure
 
 RETRY_TICKS = 5
 

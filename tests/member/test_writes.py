@@ -19,6 +19,8 @@ from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import batch
 from tests.storage.test_store import data_up_to, header, member, receive
 
+pytestmark = pytest.mark.pure
+
 SEGMENT = f"{1:016d}.wal"
 
 

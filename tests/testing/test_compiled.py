@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,33 @@ def test_what_is_let_go_finds_what_is_there_now() -> None:
     call.error = LookingError()
     call.error = None
     assert seen == [None, None]
+
+
+def test_an_exception_has_a_name_of_its_own() -> None:
+    """In a function that is compiled a name has one type: to that of the first all others would have to belong."""
+    rooms, pure = (_constant(name) for name in ("ROOMS", "PURE"))
+    files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]
+    shared = []
+    for path in files:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and path.relative_to(PACKAGE).as_posix() not in pure:
+                shared += [f"{path.name}: {function.name}: {name}" for name in _names_of_several(function)]
+    assert files
+    assert not shared
+
+
+def _constant(name: str) -> Collection[str]:
+    """What setup.py, which cannot be imported, says of the compiled rooms."""
+    for node in ast.parse((PACKAGE.parent / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            value: Collection[str] = ast.literal_eval(node.value)
+            return value
+    raise AssertionError(f"setup.py has no {name}")
+
+
+def _names_of_several(function: ast.FunctionDef) -> list[str]:
+    kinds: dict[str, set[str]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name and node.type:
+            kinds.setdefault(node.name, set()).add(ast.unparse(node.type))
+    return [name for name, caught in kinds.items() if len(caught) > 1]
