@@ -52,6 +52,9 @@ class ConfOp(IntEnum):
     ADD_LISTED = 9  # as ADD_LEARNER, unless a member was removed from that address
 
 
+_OPS = frozenset(map(int, ConfOp))
+
+
 class InvalidChangeError(ValueError):
     """The change does not apply to this configuration; the message says why."""
 
@@ -142,6 +145,8 @@ class ConfChange(NamedTuple):
         if len(data) < _CHANGE_HEAD.size:
             raise MalformedError("membership change cut short")
         op, node_id, addr_length, token_length = _CHANGE_HEAD.unpack_from(data)
+        if op not in _OPS:
+            raise MalformedError(f"it is of kind {op}, which a later version wrote and this one does not know")
         start = _CHANGE_HEAD.size
         addr_end = start + addr_length
         end = addr_end + token_length
@@ -155,7 +160,7 @@ class ConfChange(NamedTuple):
                 return cls(ConfOp(op), node_id, addr, token, Versions.decode(data[end:]))
             versions, end = Versions.decode_from(data, end)
             return cls(ConfOp.FOUND, node_id, addr, token, versions, Founders.decode(data[end:]))
-        except ValueError as error:  # unknown op, versions that do not decode, or an address that is not UTF-8
+        except ValueError as error:  # versions that do not decode, or an address that is not UTF-8
             raise MalformedError(f"membership change does not decode: {error}") from error
 
 

@@ -167,8 +167,8 @@ class Engine:
     ) -> None:
         """Recover from `store`, which is initialized; `runner` is not called before `start`.
 
-        Raises StorageError if what is stored cannot be trusted, OutdatedError if only later code
-        can go on from it, and whatever the State raises if it cannot be restored.
+        Raises StorageError if what is stored cannot be trusted, OutdatedError or ConsensusError if only later
+        code can go on from it, and whatever the State raises if it cannot be restored.
         """
         loaded = store.load(random.getrandbits(64))
         self.options = options
@@ -186,7 +186,10 @@ class Engine:
                 "the State reports applied entries, but there is no snapshot to start it from: "
                 "give the Service an empty State; the log and the snapshot bring it up to date"
             )
-        self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
+        try:
+            self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
+        except ViolationError as violation:
+            raise ConsensusError(f"the log of node {loaded.node_id} cannot be gone on from: {violation}") from violation
         if not machine.own.covers(core.committed_config.versions):
             raise outdated(f"node {loaded.node_id} at {addr}", machine.own, core.committed_config.versions)
         self.writes = Writes(store, self.inbox, self.health)

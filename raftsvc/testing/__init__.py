@@ -26,7 +26,14 @@ from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import KeyValueModel, Model, Operation, Verdict, check
 from raftsvc.testing.report import Report, SimulationFailed
 from raftsvc.testing.simulation import simulate
-from raftsvc.testing.workload import Action, DamagingWorkload, RegisterState, RegisterWorkload, Workload
+from raftsvc.testing.workload import (
+    Action,
+    DamagingWorkload,
+    RegisterState,
+    RegisterWorkload,
+    VersionedWorkload,
+    Workload,
+)
 
 __all__ = [
     "KINDS",
@@ -43,6 +50,7 @@ __all__ = [
     "SimulatedDisk",
     "SimulationFailed",
     "Verdict",
+    "VersionedWorkload",
     "Violation",
     "Workload",
     "check",

@@ -7,6 +7,9 @@ import logging
 import pytest
 
 import raftsvc
+from raftsvc.core.membership import ConfChange, ConfOp
+from raftsvc.core.messages import EntryKind, HardState, make_entry
+from raftsvc.storage import Store
 from tests.service.harness import PATIENCE, Cluster, ListState, Member, eventually
 
 
@@ -175,3 +178,18 @@ def test_a_state_of_several_parts_is_upgraded_part_by_part(cluster: Cluster) -> 
         member.service.exec(b"", PATIENCE)
     eventually(lambda: one.status["versions"]["effective"]["state"] == {"kv": 2, "mine": 2})
     assert one.state.part("kv", one.service).propose(b"a").answer == 2  # type: ignore[attr-defined]
+
+
+def test_a_change_of_a_kind_that_only_later_code_knows_is_not_passed_over(
+    cluster: Cluster,
+) -> None:
+    one = cluster.add()
+    one.service.stop()
+    founding = ConfChange(ConfOp.ADD_VOTER, 1, one.addr).encode()
+    unknown = bytes([99]) + ConfChange(ConfOp.PROMOTE, 1).encode()[1:]
+    entries = [make_entry(1, 1, EntryKind.CONFIG, founding), make_entry(2, 1, EntryKind.CONFIG, unknown)]
+    store = Store.open(str(one.path))
+    store.create(1, 7, HardState(term=1, commit=1), entries)
+    store.close()
+    with pytest.raises(raftsvc.ConsensusError, match="index 2 is not valid: it is of kind 99, which a later version"):
+        one.start()

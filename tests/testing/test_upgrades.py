@@ -12,9 +12,11 @@ from collections.abc import Callable
 import pytest
 
 from raftsvc.core.membership import ConfChange, ConfOp
+from raftsvc.core.messages import Claim, EntryKind, Life
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import OutdatedError
 from raftsvc.member.engine import Engine
+from raftsvc.member.envelopes import wrap_open
 from raftsvc.testing import Faults, RegisterWorkload
 from raftsvc.testing.clients import SimulatedCall
 from raftsvc.testing.node import SimulatedNode
@@ -156,8 +158,7 @@ def test_after_the_raise_older_code_does_not_start(code: Versions) -> None:
     for node in [*play.followers, play.leader]:
         play.upgrade(node, code)
     play.until(lambda: play.effective == {code})
-    play.write()
-    play.wait(2)
+    play.wait(2)  # nothing more is written
     node = play.followers[0]
     before = node.engine.applying.applied_index if node.engine is not None else 0
     play.start(node, FIRST)
@@ -189,20 +190,70 @@ def test_who_meets_the_raise_with_older_code_stops_there(code: Versions) -> None
 
 
 @later
-def test_a_life_that_has_not_reported_yet_holds_the_raise_back_though_the_one_before_did_not(code: Versions) -> None:
+def test_what_a_life_reported_is_void_once_a_later_one_is_heard_of(code: Versions) -> None:
+    play = Play()
+    one, two = play.followers
+    leader = play.leader
+    for node in (one, two):
+        play.upgrade(node, code)
+    engine = one.engine
+    assert engine is not None
+    former = engine.lives.own
+    one.kill()
+    leader.kill()
+    leader.code = code
+    leader.start()
+    # The others hear one word of its next start, of which nothing is in the log.
+    for node in (two, leader):
+        node.do(lambda engine: engine.lives.judge(one.node_id, Claim(Life(former.counter + 1, 99), former)))
+    play.wait(10)
+    assert play.effective == {FIRST}
+    assert play.leader.engine is not None
+    assert play.leader.engine.upgrades.held_back_by() == {one.node_id: "it has not said yet what its code knows"}
+
+
+@later
+def test_a_report_that_is_in_the_log_and_not_applied_is_waited_for(code: Versions) -> None:
+    play = Play()
+    for node in play.followers:
+        play.upgrade(node, code)
+    play.start(play.leader, code)
+
+    def have_all_reported() -> bool:
+        leader = play.simulation.leader()
+        if leader is None or leader.engine is None:
+            return False
+        sessions = leader.engine.applying.machine.sessions
+        return all(sessions.versions_of(node.node_id) == code for node in play.nodes)
+
+    play.until(have_all_reported)  # and no tick passed since
+    one = play.followers[0]
+
+    def report_and_tick(engine: Engine) -> None:
+        """Of `one` a later start says that it runs older code."""
+        life = engine.lives.highest(one.node_id)
+        data = wrap_open(one.node_id, 99, life.counter + 1, engine.applying.applied_index, FIRST)
+        engine.core.propose([(EntryKind.NORMAL, data)])
+        engine.upgrades.tick()
+
+    leader = play.leader
+    assert leader.engine is not None and leader.engine.core.config.versions == FIRST
+    leader.do(report_and_tick)
+    assert leader.engine.core.config.versions == FIRST
+
+
+@later
+def test_who_is_slow_to_report_holds_the_raise_back(code: Versions) -> None:
     play = Play()
     for node in play.followers:
         play.upgrade(node, code)
     one = play.followers[0]
-    leader = play.leader
-    # The other process of `one` speaks, and says what it knows only later: its State is slow.
     one.kill()
     one.code = FIRST
     one.computer.is_state_hung = True
     one.start()
-    play.upgrade(leader, code)
+    play.upgrade(play.leader, code)
     play.wait(2)
-    play.until(lambda: play.simulation.leader() is not None)
     assert play.effective == {FIRST}
     one.computer.is_state_hung = False
     play.wait(5)
