@@ -4,7 +4,7 @@
     python -m benchmarks.statuses --mount            # peers share the threads of the application
     python -m benchmarks.statuses --app old.py       # another application with the same routes
 
-Three nodes behind gunicorn, `--threads` each; `--clients` write to one of them, or with `--spread` to all
+Three nodes behind gunicorn, `--threads` each; `--clients` count at one of them, or with `--spread` to all
 three, each as fast as it is answered, and nobody waits after a refusal.  Prints, as JSON, how many answers
 there were of each status.  Needs flask and gunicorn, which the dev extra installs.
 """
@@ -35,7 +35,7 @@ PATIENCE_SECONDS = 60.0
 MOUNT = """
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/raft": service.wsgi_app})
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/raft": kv.service.wsgi_app})
 """
 
 
@@ -44,21 +44,31 @@ def readme_application(is_mounted: bool = False) -> str:
     found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found is not None, "README shows an application"
     source = found[1]
-    if is_mounted:
-        assert source.count("listen=addr, ") == 1, "it has a port of its own"
-        source = source.replace("listen=addr, ", "") + MOUNT
-    return source
+    return source + MOUNT if is_mounted else source
 
 
 class Server:
     """gunicorn with one node, whose ports are kept for it."""
 
-    def __init__(self, home: Path, threads: int, is_mounted: bool, secret: str) -> None:
-        self._ports = [_reserve() for _ in range(1 if is_mounted else 2)]
-        self.place = f"127.0.0.1:{self._ports[0].getsockname()[1]}"
-        self.addr = f"127.0.0.1:{self._ports[-1].getsockname()[1]}"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "ADDR": self.addr, "SECRET": secret}
-        command = [sys.executable, "-m", "gunicorn", "--threads", str(threads), "--bind", self.place]
+    def __init__(self, home: Path, threads: int, is_mounted: bool, ports: list[socket.socket]) -> None:
+        self._ports = ports
+        self.place, self.addr = f"127.0.0.1:{_number_of(ports[0])}", f"127.0.0.1:{_number_of(ports[-1])}"
+        self._home, self._threads, self._is_mounted = home, threads, is_mounted
+
+    def start(self, secret: str, nodes: list[str]) -> None:
+        """Begin; `nodes` are all that there are to be."""
+        home = self._home
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAFTSVC_ADDR": self.addr,
+            "RAFTSVC_DIR": f"data-{self.addr}",
+            "RAFTSVC_INITIAL_CLUSTER": ",".join(nodes),
+            "RAFTSVC_SECRET": secret,
+        }
+        if self._is_mounted:
+            environment["RAFTSVC_LISTEN"] = ""
+        command = [sys.executable, "-m", "gunicorn", "--threads", str(self._threads), "--bind", self.place]
         with (home / f"{self.addr}.log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--reuse-port", "--no-control-socket", "app:app"],
@@ -69,20 +79,21 @@ class Server:
                 start_new_session=True,
             )
 
-    def ask(self, method: str, path: str) -> None:
-        """An operator's request, repeated until the server is there."""
+    def await_formed(self) -> None:
+        """Until it serves a client."""
         give_up = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                answer = requests.request(method, f"http://{self.place}{path}", timeout=PATIENCE_SECONDS)
-            except requests.ConnectionError:
-                if time.monotonic() > give_up or self.process.poll() is not None:
-                    raise
-                time.sleep(0.05)
-                continue
-            if answer.status_code != 200:
-                raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text}")
-            return
+                answer = requests.post(f"http://{self.place}/visits", timeout=PATIENCE_SECONDS)
+            except requests.ConnectionError as error:
+                why = str(error)
+            else:
+                if answer.status_code == 200:
+                    return
+                why = answer.text
+            if time.monotonic() > give_up or self.process.poll() is not None:
+                raise RuntimeError(f"{self.place} serves nobody: {why}")
+            time.sleep(0.05)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -90,6 +101,11 @@ class Server:
         self.process.wait()
         for port in self._ports:
             port.close()
+
+
+def _number_of(port: socket.socket) -> int:
+    number: int = port.getsockname()[1]
+    return number
 
 
 def _reserve() -> socket.socket:
@@ -109,17 +125,15 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="raftsvc-statuses-") as directory:
         home = Path(directory)
         (home / "app.py").write_text(source)
-        servers = [Server(home, threads, is_mounted, secret) for _ in range(3)]
+        ports = [[_reserve() for _ in range(1 if is_mounted else 2)] for _ in range(3)]
+        servers = [Server(home, threads, is_mounted, own) for own in ports]
         try:
-            first, *others = servers
-            first.ask("POST", "/init")
-            for other in others:
-                first.ask("POST", f"/allow/{other.addr}")
-                other.ask("POST", f"/join/{first.addr}")
             for server in servers:
-                server.ask("PUT", "/kv/warm")
+                server.start(secret, [each.addr for each in servers])
+            for server in servers:
+                server.await_formed()
             time.sleep(2.0)  # for streams to be opened, as they are in any cluster that is not just made
-            places = [server.place for server in servers] if spread else [others[0].place]
+            places = [server.place for server in servers] if spread else [servers[1].place]
             return _press(places, clients, seconds)
         finally:
             for server in servers:
@@ -138,7 +152,7 @@ def _press(places: list[str], clients: int, seconds: float) -> dict[str, Any]:
         while not stopping.is_set():
             began = time.monotonic()
             try:
-                connection.request("PUT", f"/kv/key-{number}", b"x" * 100)
+                connection.request("POST", "/visits")
                 answer = connection.getresponse()
                 answer.read()
                 seen[str(answer.status)] += 1

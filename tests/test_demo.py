@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
 import re
-import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,61 +155,50 @@ def test_the_cluster_serves_until_it_is_interrupted(environment: dict[str, str],
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def free_ports() -> Iterator[list[int]]:
-    """Six ports that stay ours: bound and never listening, which lets gunicorn and the nodes bind them."""
-    reservations = [socket.socket() for _ in range(6)]
-    for reservation in reservations:
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reservation.bind(("127.0.0.1", 0))
-    yield [reservation.getsockname()[1] for reservation in reservations]
-    for reservation in reservations:
-        reservation.close()
+def free_prefixes() -> tuple[str, str]:
+    """Two beginnings of ports, of which those that go on with 1, 2 and 3 are free."""
+    found: list[str] = []
+    for prefix in random.sample(range(1100, 3200), 2000):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for n in (1, 2, 3):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", 10 * prefix + n))
+            found.append(str(prefix))
+        if len(found) == 2:
+            return found[0], found[1]
+    raise AssertionError("all ports are taken")
 
 
 @pytest.mark.processes
-def test_the_example_of_the_readme_works_when_pasted(
-    environment: dict[str, str], free_ports: list[int], tmp_path: Path
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_first_screen_of_the_readme_works_when_pasted(
+    environment: dict[str, str], tmp_path: Path, shell: str
 ) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
     readme = (ROOT / "README.md").read_text()
     (application,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     (commands,) = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "app.py").write_text(application)
-    given = dict(zip(("8001", "8002", "8003", "9001", "9002", "9003"), map(str, free_ports), strict=True))
-    commands = re.sub(r"\b[89]00[123]\b", lambda port: given[port[0]], commands)
-    servers: list[subprocess.Popen[bytes]] = []
-    answers: list[requests.Response] = []
-    environment |= {"SECRET": "0123456789abcdef0123456789abcdef"}
+    for printed, free in zip((":900", ":800"), free_prefixes(), strict=True):
+        commands = commands.replace(printed, f":{free}")
+    said, log = tmp_path / "said", tmp_path / "log"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    with said.open("w") as stdout, log.open("w") as stderr:
+        process = subprocess.Popen(
+            [shell, "-c", commands],
+            cwd=tmp_path,
+            env={**environment, "PATH": path},
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
     try:
-        for words in (shlex.split(line) for line in commands.splitlines()):
-            if words[0].startswith("ADDR="):
-                gunicorn = words[2:-1]  # between `gunicorn` and `&`
-                with (tmp_path / "log").open("ab") as log:
-                    servers.append(
-                        subprocess.Popen(
-                            [sys.executable, "-m", "gunicorn", *gunicorn, "--reuse-port", "--no-control-socket"],
-                            env={**environment, "ADDR": words[0].removeprefix("ADDR=")},
-                            cwd=tmp_path,
-                            stderr=log,
-                            start_new_session=True,
-                        )
-                    )
-            elif words[0] == "curl":
-                wait_until(lambda: not any(is_refused(f"127.0.0.1:{port}") for port in free_ports), "all serve")
-                method = words[words.index("-X") + 1] if "-X" in words else "GET"
-                data = words[words.index("-d") + 1] if "-d" in words else None
-                answers.append(requests.request(method, words[-1], data=data, timeout=90))
-                assert answers[-1].status_code == 200, (words, answers[-1].text)
-        assert len(servers) == 3
-        assert answers[-1].content == b"hello"
-        log_lines = (tmp_path / "log").read_text()
-        for event in ("founded cluster", "joined cluster", "leads in term"):
-            assert re.search(rf"(?m)^\d{{4}}-\d\d-\d\d [\d:,]+ INFO raftsvc\S*: .*{event}", log_lines), log_lines
+        wait_until(lambda: said.read_text().count("\n") == 3, "each curl was answered")
+        answers = [json.loads(line) for line in said.read_text().splitlines()]
+        assert answers == [{"visits": n} for n in (1, 2, 3)], log.read_text()
     finally:
-        for server in servers:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait(DEADLINE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(DEADLINE_SECONDS)
 
 
 # -- the application alone: what an error of raftsvc becomes for an HTTP client
