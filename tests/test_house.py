@@ -48,6 +48,7 @@ ROOMS = {
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
     "member": "errors addresses state process core storage transport",
+    "attached": "errors state process core storage member",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state process mainthread core storage transport member host",
     "proposals": "errors results mainthread member host formation",
@@ -59,7 +60,7 @@ ROOMS = {
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state process core storage transport member",
+    "testing": "errors addresses state process core storage transport member attached",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

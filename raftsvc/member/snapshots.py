@@ -87,6 +87,10 @@ class Snapshots:
             and self._health.may_apply
         )
 
+    def note_stored(self, index: int) -> None:
+        """The stored one is of that index, and the State is ahead of it."""
+        self._last_index = self.restored_index = index
+
     def want(self) -> None:
         """The stored one is of no use: another is due, whatever was applied since."""
         self._is_wanted = True
@@ -137,6 +141,8 @@ class Snapshots:
             return
         with self._store.open_snapshot() as snapshot:
             header = snapshot.header
+            if index and header.index <= self._machine.applied_index:
+                return  # what is applied stays applied
             self._machine.restore(
                 header.index,
                 header.term,

@@ -357,6 +357,9 @@ class SimulatedProcess:
     def state_changed(self) -> None:
         """Nobody is asleep."""
 
+    def feed_due(self) -> None:
+        """Nobody is attached."""
+
     def now(self) -> int:
         """The clock that leases are measured by."""
         return self.computer.clock(self._world.schedule.now)
