@@ -209,6 +209,7 @@ class Replica:
         """Have the stored snapshot read next, if it brings this replica further; then Hello is to be said again."""
         assert not self.applying.is_at_work, "it stands where it says"
         self.link.needs_snapshot = False
+        self.link.needs_hello = True
         self.applying.add_restore(self.applying.machine.applied_index + 1)
 
     # -- applying
@@ -339,10 +340,21 @@ class Link:
     is_fed:      entries come.
     is_new:      nothing was sent by it yet.
     heard_tick:  when something came last.
+    needs_snapshot: the stored snapshot is to be read, once what came is applied; then
+    needs_hello: Hello is to be said again.
     was_asked:   somebody accepted it.
     """
 
-    __slots__ = ("expected_index", "heard_tick", "is_fed", "is_left", "is_new", "needs_snapshot", "was_asked")
+    __slots__ = (
+        "expected_index",
+        "heard_tick",
+        "is_fed",
+        "is_left",
+        "is_new",
+        "needs_hello",
+        "needs_snapshot",
+        "was_asked",
+    )
 
     def __init__(self) -> None:
         self.expected_index = 0
@@ -351,4 +363,5 @@ class Link:
         self.is_left = False
         self.is_new = True
         self.needs_snapshot = False
+        self.needs_hello = False
         self.was_asked = False

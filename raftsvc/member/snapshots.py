@@ -135,6 +135,10 @@ class Snapshots:
         self._failures = self._failures + 1 if retry_ticks else 0
         self._rest_ticks = retry_ticks << min(max(self._failures - 1, 0), 6)
 
+    def check_stored(self) -> None:
+        """Raise FileNotFoundError if there is none, or what keeps it from being read."""
+        self._store.open_snapshot().close()
+
     def restore(self, index: int) -> None:
         """Restart the State from the stored snapshot, which covers at least `index`."""
         if index and index <= self._machine.applied_index:

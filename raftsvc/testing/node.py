@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
 from raftsvc.errors import StorageError, SupersededError
 from raftsvc.member.engine import Engine
+from raftsvc.member.live import Live, NotContinuedError
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.network import Network, Place
 from raftsvc.testing.process import Caller, SimulatedProcess, open_store
 from raftsvc.testing.schedule import MILLISECOND
+from raftsvc.testing.workers import Host, Worker
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -29,6 +31,7 @@ class SimulatedNode:
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
     is_put_back: what is stored is such a copy.
     place:      where its processes listen.
+    host:       its attached processes, if there are any.
     """
 
     def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
@@ -46,6 +49,7 @@ class SimulatedNode:
         self.copy: tuple[Life, SimulatedDisk] | None = None
         self.is_put_back = False
         self.place = Place(self.name)
+        self.host: Host | None = None
         network.ports[node_id] = self
 
     # -- what is known
@@ -97,6 +101,17 @@ class SimulatedNode:
         """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""
         if self.process is not None or self.is_gone:
             return
+        self._open(None, None)
+
+    def take_over(self, worker: Worker, live: Live) -> bool:
+        """The attached process `worker` has the lock: it opens the directory with its State; whether it could.
+
+        Raises NotContinuedError if that State is not what the directory goes on from.
+        """
+        self._open(worker, live)
+        return worker.heir is not None
+
+    def _open(self, worker: Worker | None, live: Live | None) -> None:
         self.refusal = None
         try:
             self.process = SimulatedProcess(
@@ -106,18 +121,25 @@ class SimulatedNode:
                 self.computer,
                 self.options,
                 self._callers,
-                self._lose_power,
+                self.lose_power,
                 self.place,
+                worker,
+                live,
             )
         except PowerLoss:
-            self._lose_power()
+            self.lose_power()
             return
+        except NotContinuedError:
+            self.computer.disk.kill_process()
+            raise
         except (StorageError, SupersededError) as error:
             self.note(f"refuses to start: {error}")
             self._world.report.counts["refused to start"] += 1
             self.refusal = error
             self.computer.disk.kill_process()
             return
+        if worker is not None:
+            worker.heir = self.process
         self.place.ways = self.process.ways
         self.is_damaged = False  # everything stored was looked at
         self.note("starts: " + self.describe())
@@ -137,23 +159,28 @@ class SimulatedNode:
             self.computer.disk.kill_process()
 
     def retire(self) -> None:
-        """End the process, for good."""
+        """End all processes, for good."""
         self.kill()
+        self._end_attached()
         self.is_gone = True
         self.refusal = None
 
     def cut_power(self) -> None:
         """The computer ends at once, and starts again later."""
-        self._end()
-        self._lose_power()
+        self.lose_power()
 
-    def _lose_power(self) -> None:
+    def lose_power(self) -> None:
         rng = self._world.random
         share = rng.choice((0.0, 0.3, 0.7, 1.0))
         self.note(f"loses power; {share:.0%} of what was not synced stays")
         self._end()
+        self._end_attached()
         self.computer.disk.lose_power(lambda: rng.random() < share)
         self.restart_later()
+
+    def _end_attached(self) -> None:
+        if self.host is not None:
+            self.host.end()
 
     def _end(self) -> None:
         process, self.process = self.process, None
@@ -187,6 +214,7 @@ class SimulatedNode:
         """End the process, and put the copy in the place of the directory."""
         assert self.copy is not None, "there is one"
         self.kill()
+        self._end_attached()
         self.computer.disk.become(self.copy[1])
         self.copy = None
         self.is_put_back = True

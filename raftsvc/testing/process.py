@@ -13,6 +13,7 @@ from typing import Protocol
 from raftsvc.core.messages import Lineage, Message
 from raftsvc.errors import DivergedError, StorageError
 from raftsvc.member.engine import Engine, EngineOptions
+from raftsvc.member.live import Live
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
@@ -23,6 +24,7 @@ from raftsvc.testing.invariants import Violation, require
 from raftsvc.testing.network import Network, Place
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
+from raftsvc.testing.serving import Serving
 from raftsvc.testing.transfer import Reception, Transfer
 from raftsvc.testing.ways import Ways
 from raftsvc.testing.world import World
@@ -34,14 +36,28 @@ logger = logging.getLogger("raftsvc.node")
 class Caller(Protocol):
     """A caller's thread, in whatever process it calls."""
 
-    def process_applied(self, process: SimulatedProcess) -> None:
+    def process_applied(self, process: Serving) -> None:
         """Something was applied: was it what this caller waits for?"""
 
-    def process_resumed(self, process: SimulatedProcess) -> None:
+    def process_resumed(self, process: Serving) -> None:
         """After a pause callers may be the first to run."""
 
-    def process_ended(self, process: SimulatedProcess) -> None:
+    def process_ended(self, process: Serving) -> None:
         """It is gone, and who called in it with it."""
+
+
+class Heir(Serving, Protocol):
+    """An attached process that became the owner."""
+
+
+class Link(Protocol):
+    """The connection of an attached process."""
+
+    def pump(self, engine: Engine) -> None:
+        """Send what there is for it, as far as it reads."""
+
+    def end(self) -> None:
+        """The connection is over."""
 
 
 class SimulatedProcess:
@@ -60,8 +76,12 @@ class SimulatedProcess:
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
         place: Place,
+        heir: Heir | None = None,
+        live: Live | None = None,
     ) -> None:
         """Recover from the disk, which may raise StorageError, or PowerLoss.
+
+        heir: the attached process that becomes this one, with what is `live` in it.
 
         power_lost: called when the power goes in the midst of a step; it is to end this process.
         place:      where it listens.
@@ -73,16 +93,23 @@ class SimulatedProcess:
         self._power_lost = power_lost
         self.node_id = node_id
         self.name = f"n{node_id}"
-        self.life = Lifetime(world.schedule)
+        self.life = Lifetime(world.schedule) if heir is None else heir.life
+        self._heir = heir
+        self.links: dict[int, Link] = {}
+        self._is_pumping = False
         self.halted_at = 0
         self.is_applying = False
         self.reception = Reception(world, self)
-        state = world.workload.make_state()
+        state = world.workload.make_state() if live is None else live.machine.state
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
-        self.engine = Engine(place.advertised, self.store, state, options, seed, self)
+        self.engine = Engine(place.advertised, self.store, state, options, seed, self, live)
         self.ways = Ways(world, network, self, place)
-        self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+        self.replica = (
+            Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+            if heir is None
+            else heir.replica
+        )
 
     def start(self) -> None:
         """Begin to take part."""
@@ -96,8 +123,16 @@ class SimulatedProcess:
         """It does nothing any more, and who waits in it waits in vain."""
         self.life.end()
         self._world.watch.consensus.ended(self.node_id)
+        for link in list(self.links.values()):
+            link.end()
         for caller in self._callers:
-            caller.process_ended(self)
+            for process in self.names:
+                caller.process_ended(process)
+
+    @property
+    def names(self) -> Sequence[Serving]:
+        """By whom callers know it: itself, and what it was before."""
+        return (self,) if self._heir is None else (self, self._heir)
 
     def note(self, what: str) -> None:
         """Write a line of the trace."""
@@ -238,7 +273,8 @@ class SimulatedProcess:
             digests.applied(engine, replica.is_damaged)
             engine.end_apply(answers, error)
             for caller in self._callers:
-                caller.process_applied(self)
+                for process in self.names:
+                    caller.process_applied(process)
             replica.damage_further(digests.differs(engine))
 
         def work_off() -> None:
@@ -358,7 +394,15 @@ class SimulatedProcess:
         """Nobody is asleep."""
 
     def feed_due(self) -> None:
-        """Nobody is attached."""
+        """Have those who are attached sent what there is, a little later."""
+        if self.links and not self._is_pumping:
+            self._is_pumping = True
+            self.life.later(20, self._pump)
+
+    def _pump(self) -> None:
+        self._is_pumping = False
+        for link in list(self.links.values()):
+            link.pump(self.engine)
 
     def now(self) -> int:
         """The clock that leases are measured by."""
