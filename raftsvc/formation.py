@@ -20,10 +20,12 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from raftsvc.addresses import same_addr
+from raftsvc.attached.sharing import Sharing
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
+    DirectoryInUseError,
     ExistingClusterError,
     InsideStateError,
     JoinFailedError,
@@ -39,6 +41,7 @@ from raftsvc.errors import (
     UnknownPeerError,
 )
 from raftsvc.host.admission import Admission
+from raftsvc.member.live import Live
 from raftsvc.member.node import Node, NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
@@ -48,11 +51,12 @@ from raftsvc.transport import JoinReply, Network, Problem, request_join, who_ans
 from raftsvc.transport.wire import join_proof
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("raftsvc")
 
 _ADMIT_SECONDS = 10.0
+_ATTACH_SECONDS = 10.0
 _ASK_SECONDS = 3.0
 
 
@@ -67,6 +71,8 @@ class Membership:
         self.election_timeout = options.election_timeout
         self.node: Participant | None = None
         self.stopped = threading.Event()
+        self.is_owner = True  # else another process of this host owns the directory, and this one is attached to it
+        self._sharing: Sharing | None = None
         self._trouble: RaftError | None = None  # of the listener
         self._store = store
         self._network = network
@@ -117,8 +123,57 @@ class Membership:
 
     # -- the beginning
 
+    def share(self, is_owner: bool, is_draining: Callable[[], bool], owns: Callable[[], None]) -> None:
+        """Share the directory with other processes of this host; before `resume`.
+
+        is_owner:    whether this one owns it; else it is attached to who does, and may once take its place.
+        is_draining: whether this process is about to end.
+        owns:        called when it has taken that place.
+        """
+        self.is_owner = is_owner
+        self._sharing = Sharing(self._store, self._options, self.addr, self.state, is_draining, owns)
+
+    def _own(self, store: Store, live: Live | None) -> Participant | None:
+        """This process, which was attached, owns the directory: that of `store`.  None if that is no member's."""
+        self._store = store
+        node: Node | None = None
+        if live is not None:
+            node = Node(self.addr, store, self.state, self._network, self._options, live)
+            node.start()
+        with self._lifecycle:
+            self.is_owner = True
+            self.node = node
+            is_late = self.stopped.is_set()
+        if is_late:
+            if node is not None:
+                node.stop(StoppedError("the Service was stopped"))
+            raise StoppedError("the Service was stopped")
+        return node
+
+    def _welcome(self, node: Participant) -> None:
+        """The process is attached, for the first time."""
+        with self._lifecycle:
+            if self.node is None and not self.stopped.is_set():
+                self.node = node
+
+    def _check_owns(self) -> None:
+        """Raise what keeps this process from founding a cluster or joining one, if another owns the directory."""
+        if not self.is_owner and self._sharing is not None:
+            self._sharing.await_welcome(_ATTACH_SECONDS)
+        if not self.is_owner:
+            if self.node is not None:
+                raise ExistingClusterError("this node belongs to a cluster already")
+            raise DirectoryInUseError(
+                "another process of this host owns the directory, and belongs to no cluster yet: what it calls counts "
+                "for all of them"
+            )
+
     def resume(self) -> None:
-        """Start the node, if the directory belongs to a member."""
+        """Start the node, if the directory belongs to a member; or attach to the process that has it."""
+        if self._sharing is not None:
+            self._sharing.begin(self.is_owner, lambda: self.node, self._own, self._welcome)
+        if not self.is_owner:
+            return
         if self._store.is_initialized:
             self._start_node()
             node = self.require_node()
@@ -127,6 +182,7 @@ class Membership:
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
+        self._check_owns()
         with self._begin(""):
             change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr)
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
@@ -146,6 +202,7 @@ class Membership:
         """Join the cluster of a member at `boot_url`; see `Service.join`."""
         self.home.check()
         deadline = time.monotonic() + timeout
+        self._check_owns()
         is_repeated = self._await_former(boot_url, deadline)
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
@@ -255,11 +312,22 @@ class Membership:
             try:
                 node.hand_over(min(1.0, self.election_timeout))
             finally:  # though one who waits be interrupted
-                node.stop(StoppedError("the Service was stopped"))
+                self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
         elif not is_joining:
-            self._store.close()
+            self._leave(self._store.close)
         return True
+
+    def _leave(self, stop: Callable[[], object]) -> None:
+        """Stop, and have other processes of this host know when they may take this one's place."""
+        if self._sharing is None:
+            stop()
+            return
+        self._sharing.bid_farewell()
+        try:
+            stop()
+        finally:
+            self._sharing.end()
 
 
 class Calls(Protocol):
@@ -281,6 +349,7 @@ class Roster:
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""
         node = self._membership.require_node()
+        node.check_receives()
         if not node.is_leader:
             raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import requests
 
 from raftsvc.addresses import canonical_addr, peer_url
+from raftsvc.attached import sockets
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -55,6 +56,7 @@ from raftsvc.transport.listener import Listener
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
 
+_POLL_SECONDS = 0.02
 _UNHURRIED_SECONDS = 60.0
 """For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
@@ -165,12 +167,14 @@ def start(
     store = Store(os.fspath(dir), files)
     service = None
     try:
-        _own(store, lock_timeout, server)
+        is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
         entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl)
         service = Service(membership, network, auth, entrance, server)
+        if listen is not None:
+            service._share(is_owner)
         service._begin(server)
         return service
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
@@ -178,15 +182,26 @@ def start(
         raise
 
 
-def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
-    """Own the directory, which a former process may have yet; a command beside a server does not wait for that."""
+def _own(store: Store, timeout: float | None, server: servers.HostPool | None, shares: bool) -> bool:
+    """Own the directory, which a former process may have yet; a command beside a server does not wait for that.
+
+    shares: be content if another process of this host owns it that one can attach to; False is returned then.
+    """
     command = command_below()
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
         if command is not None:
             timeout = 0.0
     try:
-        store.own(timeout)
+        deadline = time.monotonic() + timeout
+        while shares and command is None and time.monotonic() < deadline:
+            if store.try_own():
+                return True
+            if sockets.is_served(store.path):
+                return False
+            time.sleep(_POLL_SECONDS)
+            timeout = 0.0
+        return store.own(timeout)
     except DirectoryInUseError as error:
         if command is None:
             raise
@@ -325,12 +340,18 @@ class Service:
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
 
+    def _share(self, is_owner: bool) -> None:
+        """Share the directory with the other processes of this host; only who owns it listens for peers."""
+        listener = self._listener
+        assert listener is not None, "one that shares has a port of its own"
+        self._membership.share(is_owner, lambda: self._watch.is_draining, listener.start)
+
     def _begin(self, server: servers.HostPool | None) -> None:
         """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped."""
         prepare()
         try:
             self._membership.resume()
-            if self._listener is not None:
+            if self._listener is not None and self._membership.is_owner:
                 self._listener.start()
             if server is not None:
                 self._watch.begin(server)

@@ -48,14 +48,14 @@ ROOMS = {
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
     "member": "errors addresses state process core storage transport",
-    "attached": "errors state process core storage member",
+    "attached": "errors state process core storage transport member",
     "host": "errors addresses state process mainthread core storage transport member",
-    "formation": "errors addresses state process mainthread core storage transport member host",
+    "formation": "errors addresses state process mainthread core storage transport member attached host",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
-    "service": "errors addresses state results process mainthread core storage transport member host formation "
-    "proposals listeners reception",
+    "service": "errors addresses state results process mainthread core storage transport member attached host "
+    "formation proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",

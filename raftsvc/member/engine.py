@@ -60,7 +60,7 @@ from raftsvc.member.elapsed import Timekeeper
 from raftsvc.member.feed import Feed
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Condition, Health
-from raftsvc.member.live import Live, check_goes_on
+from raftsvc.member.live import Live
 from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
@@ -175,15 +175,13 @@ class Engine:
     ) -> None:
         """Recover from `store`, which is initialized; `runner` is not called before `start`.
 
-        live: of an attached process that owns the directory from now on: what it has, and who waits there.
+        live: of an attached process that owns the directory from now on, which was opened and is not behind: what
+              it has, and who waits there.
 
-        Raises StorageError if what is stored cannot be trusted, or does not go on from what is `live`, and
-        whatever the State raises if it cannot be restored; then nothing that is live has changed.
+        Raises StorageError if what is stored cannot be trusted, and whatever the
+        State raises if it cannot be restored.
         """
-        loaded = store.load(random.getrandbits(64))
-        if live is not None:
-            check_goes_on(live, loaded)
-            state = live.machine.state
+        loaded = store.load(random.getrandbits(64)) if live is None or live.loaded is None else live.loaded
         self.options = options
         self._runner = runner
         self.health = Health()
@@ -192,7 +190,8 @@ class Engine:
         self.snapshots = Snapshots(
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
-        if live is not None and (loaded.snapshot is None or loaded.snapshot.index <= machine.applied_index):
+        if live is not None:
+            assert not live.is_behind, "a State never goes back, and who takes over has read what is ahead"
             self.snapshots.note_stored(loaded.snapshot.index if loaded.snapshot is not None else 0)
         elif loaded.snapshot is not None:
             self.snapshots.restore(0)

@@ -16,7 +16,7 @@ from raftsvc.member.calls import Calls
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.machine import Machine
 from raftsvc.member.reads import Reads
-from raftsvc.storage import Loaded
+from raftsvc.storage import Loaded, Store
 
 
 class NotContinuedError(StorageError):
@@ -28,6 +28,7 @@ class Live(NamedTuple):
 
     cluster_id: of what the State applied; 0: it has applied nothing.
     last_crc:   of the frame of the last entry that it applied; 0 if a snapshot was the last.
+    loaded:     what is stored; None before `opened`.
     """
 
     cluster_id: int
@@ -36,10 +37,25 @@ class Live(NamedTuple):
     reads: Reads
     inbox: Inbox
     last_crc: int
+    loaded: Loaded | None = None
+
+    def opened(self, store: Store, nonce: int) -> Live:
+        """The same, and what is in `store`, which this process owns.  Slow.
+
+        Raises NotContinuedError unless that goes on from the State, and whatever `Store.load` does.
+        """
+        loaded = store.load(nonce)
+        _check_goes_on(self, loaded)
+        return self._replace(loaded=loaded)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the stored snapshot is ahead of the State, and is to be read first."""
+        snapshot = self.loaded.snapshot if self.loaded is not None else None
+        return snapshot is not None and snapshot.index > self.machine.applied_index
 
 
-def check_goes_on(live: Live, loaded: Loaded) -> None:
-    """Raise NotContinuedError unless what is stored goes on from the State that is live."""
+def _check_goes_on(live: Live, loaded: Loaded) -> None:
     machine, snapshot = live.machine, loaded.snapshot
     index = machine.applied_index
     if not index:

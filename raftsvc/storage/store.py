@@ -19,7 +19,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -97,19 +97,28 @@ class Store:
         store.own(lock_timeout)
         return store
 
-    def own(self, lock_timeout: float) -> None:
-        """Own the directory, which is made if it is missing.
+    def own(self, lock_timeout: float) -> bool:
+        """Own the directory, which is made if it is missing; True once that is so.
 
         lock_timeout: seconds to wait for a former owner to end.
         Raises DirectoryInUseError, DamagedStorageError, StorageError.  Whatever is raised, be it
         by a handler of signals: the directory is not owned then.
         """
+        return self._take(lambda: self._dir_lock.acquire(lock_timeout))
+
+    def try_own(self) -> bool:
+        """Own the directory if nobody does, without waiting; whether it is ours now.  Raises as `own`, but for that."""
+        return self._take(self._dir_lock.try_acquire)
+
+    def _take(self, lock: Callable[[], bool]) -> bool:
         try:
             make_dirs(self._files, self._path)
             try:
-                self._dir_lock.acquire(lock_timeout)
+                if not lock():
+                    return False
                 self._files.stay_with(self._dir_lock)
                 self._clean_up()
+                return True
             except BaseException:
                 self._dir_lock.release()
                 raise
@@ -125,6 +134,16 @@ class Store:
             self._clear_stage()
         if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
             raise DamagedStorageError(f"{self._path}/wal", 0, "there is a snapshot but no log")
+
+    @property
+    def path(self) -> str:
+        """Of the directory."""
+        return self._path
+
+    @property
+    def files(self) -> Files:
+        """The way to it."""
+        return self._files
 
     @property
     def is_initialized(self) -> bool:

@@ -49,6 +49,22 @@ class Caller(Protocol):
 class Heir(Serving, Protocol):
     """An attached process that became the owner."""
 
+    def catch_up(self, live: Live) -> None:
+        """Read the stored snapshot, if that is ahead."""
+
+
+class Crew:
+    """The processes attached to one, and the one that it was itself.
+
+    heir:       what it was, if it was attached; None if it was started as the owner.
+    is_pumping: something is about to be sent to them.
+    """
+
+    def __init__(self, heir: Heir | None) -> None:
+        self.heir = heir
+        self.links: dict[int, Link] = {}
+        self.is_pumping = False
+
 
 class Link(Protocol):
     """The connection of an attached process."""
@@ -94,15 +110,17 @@ class SimulatedProcess:
         self.node_id = node_id
         self.name = f"n{node_id}"
         self.life = Lifetime(world.schedule) if heir is None else heir.life
-        self._heir = heir
-        self.links: dict[int, Link] = {}
-        self._is_pumping = False
+        self.crew = Crew(heir)
         self.halted_at = 0
         self.is_applying = False
         self.reception = Reception(world, self)
         state = world.workload.make_state() if live is None else live.machine.state
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
+        if live is not None:
+            live = live.opened(self.store, seed.getrandbits(64))
+            assert heir is not None, "something is live in it"
+            heir.catch_up(live)
         self.engine = Engine(place.advertised, self.store, state, options, seed, self, live)
         self.ways = Ways(world, network, self, place)
         self.replica = (
@@ -123,7 +141,7 @@ class SimulatedProcess:
         """It does nothing any more, and who waits in it waits in vain."""
         self.life.end()
         self._world.watch.consensus.ended(self.node_id)
-        for link in list(self.links.values()):
+        for link in list(self.crew.links.values()):
             link.end()
         for caller in self._callers:
             for process in self.names:
@@ -132,7 +150,7 @@ class SimulatedProcess:
     @property
     def names(self) -> Sequence[Serving]:
         """By whom callers know it: itself, and what it was before."""
-        return (self,) if self._heir is None else (self, self._heir)
+        return (self,) if self.crew.heir is None else (self, self.crew.heir)
 
     def note(self, what: str) -> None:
         """Write a line of the trace."""
@@ -395,13 +413,13 @@ class SimulatedProcess:
 
     def feed_due(self) -> None:
         """Have those who are attached sent what there is, a little later."""
-        if self.links and not self._is_pumping:
-            self._is_pumping = True
+        if self.crew.links and not self.crew.is_pumping:
+            self.crew.is_pumping = True
             self.life.later(20, self._pump)
 
     def _pump(self) -> None:
-        self._is_pumping = False
-        for link in list(self.links.values()):
+        self.crew.is_pumping = False
+        for link in list(self.crew.links.values()):
             link.pump(self.engine)
 
     def now(self) -> int:

@@ -114,7 +114,7 @@ class Link:
         """The connection is over; the worker notices a little later."""
         if not self.is_over:
             self.is_over = True
-            self.owner.links.pop(self.key, None)
+            self.owner.crew.links.pop(self.key, None)
             self.owner.do(lambda engine: engine.feed.detach(self.key))
             self._worker.life.later(self._worker.random.randrange(10, 3000), lambda: self._worker.lost(self))
 
@@ -251,7 +251,7 @@ class Worker:
         if self.attached.applying.is_at_work or self._is_applying:
             return  # Hello says where it stands
         key = self.random.getrandbits(60)
-        self.link = link = owner.links[key] = Link(self, owner, key)
+        self.link = link = owner.crew.links[key] = Link(self, owner, key)
         self.attached.link.was_asked = True
         link.to_owner([self.attached.hello()])
 
@@ -277,6 +277,18 @@ class Worker:
             self.link = None
             self.attached.lost()
             self.life.later(self.random.randrange(10, 20_000), self._look_for_owner)
+
+    def catch_up(self, live: Live) -> None:
+        """Read the stored snapshot, if that is ahead."""
+        if live.is_behind:
+            attached = self.attached
+            attached.read_snapshot()
+            work = attached.applying.begin()
+            answers, error = attached.applying.apply(work)
+            if error is not None:
+                raise error
+            attached.end_apply(work, answers, error)
+            self._look()
 
     def _take_over(self) -> None:
         live = self.attached.live
