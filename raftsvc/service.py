@@ -173,9 +173,7 @@ def start(
         membership = Membership(laddr, store, state, network, options)
         entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl)
         service = Service(membership, network, auth, entrance, server)
-        if listen is not None:
-            service._share(is_owner)
-        service._begin(server)
+        service._begin(server, is_owner)
         return service
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
@@ -195,7 +193,7 @@ def _own(store: Store, timeout: float | None, server: servers.HostPool | None, s
     try:
         deadline = time.monotonic() + timeout
         while shares and command is None and time.monotonic() < deadline:
-            if store.try_own():
+            if store.own(None):
                 return True
             if sockets.is_served(store.path):
                 return False
@@ -340,19 +338,19 @@ class Service:
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
 
-    def _share(self, is_owner: bool) -> None:
-        """Share the directory with the other processes of this host; only who owns it listens for peers."""
-        listener = self._listener
-        assert listener is not None, "one that shares has a port of its own"
-        self._membership.share(is_owner, lambda: self._watch.is_draining, listener.start)
+    def _begin(self, server: servers.HostPool | None, is_owner: bool) -> None:
+        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped.
 
-    def _begin(self, server: servers.HostPool | None) -> None:
-        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped."""
+        is_owner: of the directory; else this process is attached to who is.
+        """
         prepare()
+        listener, membership = self._listener, self._membership
         try:
-            self._membership.resume()
-            if self._listener is not None and self._membership.is_owner:
-                self._listener.start()
+            if listener is not None:
+                membership.share(is_owner, lambda: self._watch.is_draining, listener.start)
+            membership.resume()
+            if listener is not None and is_owner:
+                listener.start()
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:

@@ -44,7 +44,7 @@ class Owner(Protocol):
     def feeders(self) -> Feeders: ...
 
 
-class Server:
+class FeedServer:
     """The socket of one owner, from `start` to `stop`."""
 
     def __init__(self, directory: str, node: Callable[[], Owner | None]) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from raftsvc.attached.participant import AttachedNode
-from raftsvc.attached.server import Owner, Server
+from raftsvc.attached.server import FeedServer, Owner
 from raftsvc.attached.worker import Succession, Worker
 from raftsvc.errors import StoppedError
 from raftsvc.member.live import Live
@@ -39,7 +39,7 @@ class Sharing:
         self._is_draining = is_draining
         self._owns = owns
         self._lock = threading.Lock()  # guards the two below
-        self._server: Server | None = None
+        self._server: FeedServer | None = None
         self._is_over = False
         self._worker: Worker | None = None
 
@@ -85,7 +85,7 @@ class Sharing:
         with self._lock:
             if self._is_over:
                 return
-            self._server = server = Server(self._store.path, owned)
+            self._server = server = FeedServer(self._store.path, owned)
         server.start()
 
     def await_welcome(self, timeout: float) -> None:

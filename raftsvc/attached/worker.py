@@ -206,7 +206,7 @@ class Worker:
     def _contend(self) -> bool:
         """Own the directory, if it is free; whether there is nothing more to do here."""
         store = Store(self._directory, self._files)
-        if not store.try_own():
+        if not store.own(None):
             return False
         try:
             return self._take_over(store)

@@ -97,21 +97,14 @@ class SimulatedNode:
         store.create(self.node_id, _CLUSTER_ID, hard_state, entries)
         store.close()
 
-    def start(self) -> None:
-        """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""
+    def start(self, worker: Worker | None = None, live: Live | None = None) -> None:
+        """Start the process, unless it runs; it may refuse, or the power may go meanwhile.
+
+        worker: the attached process that becomes it, with what is `live` there.  Raises NotContinuedError if
+                the directory does not go on from that.
+        """
         if self.process is not None or self.is_gone:
             return
-        self._open(None, None)
-
-    def take_over(self, worker: Worker, live: Live) -> bool:
-        """The attached process `worker` has the lock: it opens the directory with its State; whether it could.
-
-        Raises NotContinuedError if that State is not what the directory goes on from.
-        """
-        self._open(worker, live)
-        return worker.heir is not None
-
-    def _open(self, worker: Worker | None, live: Live | None) -> None:
         self.refusal = None
         try:
             self.process = SimulatedProcess(
@@ -161,7 +154,7 @@ class SimulatedNode:
     def retire(self) -> None:
         """End all processes, for good."""
         self.kill()
-        self._end_attached()
+        self._end(with_attached=True)
         self.is_gone = True
         self.refusal = None
 
@@ -173,16 +166,13 @@ class SimulatedNode:
         rng = self._world.random
         share = rng.choice((0.0, 0.3, 0.7, 1.0))
         self.note(f"loses power; {share:.0%} of what was not synced stays")
-        self._end()
-        self._end_attached()
+        self._end(with_attached=True)
         self.computer.disk.lose_power(lambda: rng.random() < share)
         self.restart_later()
 
-    def _end_attached(self) -> None:
-        if self.host is not None:
+    def _end(self, with_attached: bool = False) -> None:
+        if with_attached and self.host is not None:
             self.host.end()
-
-    def _end(self) -> None:
         process, self.process = self.process, None
         self.place.ways = None
         if process is not None:
@@ -214,7 +204,7 @@ class SimulatedNode:
         """End the process, and put the copy in the place of the directory."""
         assert self.copy is not None, "there is one"
         self.kill()
-        self._end_attached()
+        self._end(with_attached=True)
         self.computer.disk.become(self.copy[1])
         self.copy = None
         self.is_put_back = True

@@ -108,7 +108,6 @@ class SimulatedProcess:
         self._callers = callers
         self._power_lost = power_lost
         self.node_id = node_id
-        self.name = f"n{node_id}"
         self.life = Lifetime(world.schedule) if heir is None else heir.life
         self.crew = Crew(heir)
         self.halted_at = 0
@@ -146,6 +145,11 @@ class SimulatedProcess:
         for caller in self._callers:
             for process in self.names:
                 caller.process_ended(process)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"n{self.node_id}"
 
     @property
     def names(self) -> Sequence[Serving]:

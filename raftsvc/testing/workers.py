@@ -43,7 +43,7 @@ class HostNode(Protocol):
     process: SimulatedProcess | None
     is_gone: bool
 
-    def take_over(self, worker: Worker, live: Live) -> bool: ...
+    def start(self, worker: Worker | None = None, live: Live | None = None) -> None: ...
     def kill(self) -> None: ...
     def lose_power(self) -> None: ...
 
@@ -295,15 +295,15 @@ class Worker:
         before = live.machine.applied_index
         self.note(f"takes over at {before}")
         try:
-            if not self.node.take_over(self, live):
-                return
+            self.node.start(self, live)
         except NotContinuedError as error:
             self.note(str(error))
             self.world.report.counts["not continued"] += 1
             self.attached.halt(error)
             return
+        if self.heir is None:
+            return  # it could not be opened, or not now
         self.world.report.counts["takeovers"] += 1
-        assert self.heir is not None, "it is the owner"
         require(self.engine.applying.applied_index >= before, f"{self.name}: its State went back in the takeover")
 
     def end(self) -> None:
