@@ -268,6 +268,11 @@ class Feed:
 
     # -- what they are sent
 
+    @property
+    def _end_index(self) -> int:
+        """The last entry that is committed, and durable here."""
+        return self._core.log.delivered_index
+
     def take(self, key: int, max_bytes: int) -> list[Said]:
         """What is to be sent next by the connection `key`, in this order; raises FeedError if that is to be ended."""
         follower = self._followers.get(key)
@@ -285,9 +290,9 @@ class Feed:
             if follower.cursor < log.offset:  # the log went on without it
                 follower.is_fed = False
                 taken.append(Welcome(self._core.node_id, self._cluster_id, self._pid, False))
-            elif follower.cursor < log.delivered_index:
+            elif follower.cursor < self._end_index:
                 entries = log.entries_from(follower.cursor + 1, max_bytes)
-                entries = entries[: log.delivered_index - follower.cursor]
+                entries = entries[: self._end_index - follower.cursor]
                 follower.cursor = index_of(entries[-1])
                 taken.append(Entries(entries))
         return taken
@@ -297,7 +302,7 @@ class Feed:
         follower = self._followers.get(key)
         if follower is None:
             return False
-        is_behind = follower.is_fed and follower.cursor < self._core.log.delivered_index
+        is_behind = follower.is_fed and follower.cursor < self._end_index
         return is_behind or follower.has_news or bool(follower.told)
 
     def _news(self) -> News:
