@@ -144,11 +144,11 @@ class SimulatedNode:
         delay = 100 if world.is_healed else world.random.choice((50, 500, 3000))
         world.schedule.at(delay * MILLISECOND, lambda: None if self.node_id in world.absent else self.start())
 
-    def kill(self) -> None:
-        """The process ends at once; the computer goes on."""
+    def kill(self, with_attached: bool = False) -> None:
+        """The process ends at once, and those that are attached to it too if so; the computer goes on."""
         if self.process is not None:
             self.note("killed")
-            self._end()
+            self._end(with_attached)
             self.computer.disk.kill_process()
 
     def retire(self) -> None:
