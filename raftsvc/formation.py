@@ -314,8 +314,8 @@ class Membership:
             finally:  # though one who waits be interrupted
                 self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
-        elif not is_joining:
-            self._leave(self._store.close)
+        else:  # who joins closes the store when he ends
+            self._leave(self._store.close if not is_joining else lambda: None)
         return True
 
     def _leave(self, stop: Callable[[], object]) -> None:

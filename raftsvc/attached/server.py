@@ -92,11 +92,16 @@ class FeedServer:
             connections, self._connections = self._connections, set()
         for each in connections:
             each.end()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+        self._close_socket()  # once more, of which the thread may have made another meanwhile
 
     def _close_socket(self) -> None:
         server, self._socket = self._socket, None
         if server is not None:
             sockets.remove(self._directory, self._inode)
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # whoever accepts is woken
             server.close()
 
     def _bind(self) -> None:

@@ -31,6 +31,10 @@ _ABSENT = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ECON
 class NoSocketsError(StorageError):
     """The file system of the directory takes no sockets."""
 
+    http_status = 503
+    http_detail = "This node is not ready."
+    retry_after = 5.0
+
 
 @contextmanager
 def _short_path(directory: str) -> Iterator[str]:

@@ -22,6 +22,10 @@ from raftsvc.storage import Loaded, Store
 class NotContinuedError(StorageError):
     """What is stored does not go on from a State that is live, and never will."""
 
+    http_status = 503
+    http_detail = "This process serves no more; another one does."
+    retry_after = 1.0
+
 
 class Live(NamedTuple):
     """What an attached process has.

@@ -139,7 +139,8 @@ def judge(hosts: list[Host]) -> list[str]:
         for process in host.living:
             process.stop()
     processes = [process for host in hosts for process in host.processes]
-    items, applied_index = final_items(hosts[0])
+    # Who was stopped last knows most.
+    items, applied_index = max(map(final_items, hosts), key=lambda found: found[1])
     writes = [record for process in processes for record in process.records("write")]
     begun = {record["name"] for process in processes for record in process.records("begun")}
     told = {record["name"]: record for record in writes}
