@@ -1587,8 +1587,8 @@ MUTANTS = (
     Mutant(
         "calls that an attached process brought get other numbers when it becomes the owner",
         "member/calls.py",
-        "        self._opening.life = life\n",
-        "        self._opening = Opening(life)\n"
+        "        self.opening.life = life\n",
+        "        self.opening = Opening(life)\n"
         '        for call in self._waiting.values():\n            call.data = b""\n',
         attached=2,
         kinds="kill",
@@ -1656,9 +1656,16 @@ MUTANTS = (
         test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_no_more_and_never_takes_over",
     ),
     Mutant(
+        "the sessions of attached processes that are there are closed",
+        "member/feed.py",
+        "if i != self.own_id and n not in here}",
+        "if i != self.own_id}",
+        test="attached/test_choreography.py::test_the_sessions_of_who_is_gone_are_closed_and_no_others",
+    ),
+    Mutant(
         "an attached process brings what is the owner's",
         "member/feed.py",
-        "            _check(said.proposals, self._core.node_id)\n",
+        "            self._followers[key].nonces |= _check(said.proposals, self._core.node_id)\n",
         "",
         test="attached/test_choreography.py::test_who_brings_what_is_the_owners_is_cut_off",
     ),

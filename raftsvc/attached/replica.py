@@ -137,7 +137,9 @@ class Replica:
         machine = self.applying.machine
         self.link.expected_index = machine.applied_index + 1
         cluster_id = self.cluster_id if machine.applied_index else 0
-        return Hello(self._pid, cluster_id, machine.applied_index, machine.applied_term, self._last_crc)
+        return Hello(
+            self._pid, cluster_id, machine.applied_index, machine.applied_term, self._last_crc, self.calls.opening.nonce
+        )
 
     def lost(self) -> None:
         """The connection is over: what was on its way may be lost, and what was handed over is unsettled."""

@@ -27,6 +27,7 @@ class Hello(NamedTuple):
     cluster_id: of its State; 0 if that is empty.
     applied_index, term, crc: of the last entry that its State applied; crc is the checksum of its frame, or 0 if
                 a snapshot brought it.
+    nonce:      of its session.
     """
 
     pid: int
@@ -34,6 +35,7 @@ class Hello(NamedTuple):
     applied_index: int = 0
     term: int = 0
     crc: int = 0
+    nonce: int = 0
 
 
 class Welcome(NamedTuple):

@@ -96,7 +96,7 @@ class Calls:
         self._pieces = Pieces(start_bytes, retry_ticks, _patient_ticks(core))
         self._next_number = 1
         self.session_id = 0
-        self._opening = Opening(life)
+        self.opening = Opening(life)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -120,7 +120,7 @@ class Calls:
         """This process owns the node from now on: what it brought it brings itself, under the session that it has."""
         self._core = core
         self._contexts = contexts
-        self._opening.life = life
+        self.opening.life = life
         self._note_time = note_time
         self.send_all_again()
 
@@ -130,7 +130,7 @@ class Calls:
         If it was closed, what was sent under it and has no outcome yet, of all that is applied, has no effect, now or
         later; unless a snapshot skipped the end (`was_restored`), for then it may have had one before.
         """
-        opening = self._opening
+        opening = self.opening
         is_closed = opening.follow(machine, self._core.node_id)
         machine.listener = self.session_id = opening.session_id
         if not is_closed:
@@ -149,7 +149,7 @@ class Calls:
 
         Before the first call comes, for it tells the cluster which start of this node this is.
         """
-        opening = self._opening
+        opening = self.opening
         if opening.is_done or tick < opening.tick or not self._core.leader_id or self._core.is_removed:
             return
         proposals = opening.proposals(self._core.node_id)
@@ -268,7 +268,7 @@ class Calls:
     def _wrap_piece(self, piece: Piece) -> bytes:
         call, low = piece.call, next(iter(self._waiting))
         place = (piece.previous, piece.offset, len(call.instruction))
-        data = wrap_piece(call.op, self.session_id, self._opening.nonce, call.number, low, *place, piece.data)
+        data = wrap_piece(call.op, self.session_id, self.opening.nonce, call.number, low, *place, piece.data)
         call.data = call.data or data
         return data
 
@@ -281,7 +281,7 @@ class Calls:
             if not call.data:
                 if _is_too_far(call, low):
                     break  # as all after it, for the numbers of those that were never sent rise
-                call.data = wrap(call.op, self.session_id, self._opening.nonce, call.number, low, call.instruction)
+                call.data = wrap(call.op, self.session_id, self.opening.nonce, call.number, low, call.instruction)
             room -= len(call.data)
             if room < 0 and count:
                 break
@@ -336,7 +336,7 @@ class Calls:
         self._forwards.change_way()
         self._unsent = [call for call in self._waiting.values() if not call.is_cut]
         self._pieces.change_way()
-        self._opening.tick = 0
+        self.opening.tick = 0
 
     def follow_pieces(self, machine: Machine, tick: int) -> None:
         """Learn how much is applied of the instruction that is being sent in pieces."""

@@ -228,6 +228,7 @@ class Engine:
         )
         self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
         self.calls.follow_session(machine)
+        self.feed.follow_sessions(machine, self.calls.session_id)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
@@ -483,6 +484,7 @@ class Engine:
         calls.answer(answers, self.ticks)  # first, for the session may be closed after them
         was_restored = self.snapshots.take_restored()
         calls.follow_session(applying.machine, was_restored)
+        self.feed.follow_sessions(applying.machine, calls.session_id)
         self.lives.applied()
         if applying.applied_config is not config:
             for line in events.of_members(config, applying.applied_config):

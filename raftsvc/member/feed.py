@@ -8,6 +8,9 @@ Instructions come in envelopes that the attached process made, and are carried o
 leads, forwarded by who follows, dropped where there is no leader.  Nothing is remembered of them but whom to tell
 of a refusal.  What may be lost is sent again by who brought it, under the number that it has.
 
+The sessions of processes that are gone are closed: those of this member that nobody attached has had for some
+election timeouts, whoever owned the directory when they were opened.
+
 A question for an index joins the first round that begins after it came (`reads.Reads`).
 
 Used under the lock of the node; never waits.
@@ -16,7 +19,8 @@ Used under the lock of the node; never waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from zlib import crc32
 
 from raftsvc.core.membership import Configuration
@@ -25,9 +29,10 @@ from raftsvc.core.raft import ProposalRefused, Raft, ReadState, Refusal, Role
 from raftsvc.member.attachment import Answer, AskIndex, Entries, Hello, Index, News, Propose, Said, Welcome
 from raftsvc.member.calls import MAX_FORWARD_BYTES, Contexts, refusal_of
 from raftsvc.member.digests import DigestCheck
-from raftsvc.member.envelopes import CLOSE, ENVELOPE, INSTRUCTION, LIST, OPEN, PIECE
+from raftsvc.member.envelopes import CLOSE, ENVELOPE, INSTRUCTION, LIST, OPEN, PIECE, wrap_close
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
+from raftsvc.member.machine import Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.waiters import Read
 
@@ -38,6 +43,10 @@ _MOST_WAITING = 10_000
 _MOST_BYTES = 64 * 1024 * 1024
 """What one may bring at once."""
 _EVERYTHING = 2**63
+_GONE_TIMEOUTS = 3
+"""Election timeouts after which who has not come back is not waited for; if it does, it is told by the log."""
+_MOST_CLOSED = 16
+"""Sessions at once."""
 
 
 class FeedError(Exception):
@@ -61,22 +70,49 @@ class _Follower:
     cursor:   the last entry that it was sent, or has.
     is_fed:   entries follow; else it is to say Hello.
     has_news: since it was told last.
+    nonces:   of its sessions.
     """
 
-    __slots__ = ("cursor", "has_news", "is_fed", "pid", "told")
+    __slots__ = ("cursor", "has_news", "is_fed", "nonces", "pid", "told")
 
     def __init__(self) -> None:
         self.cursor = 0
         self.pid = 0
         self.is_fed = False
         self.has_news = True
+        self.nonces: set[int] = set()
         self.told: deque[Said] = deque()
+
+
+class _Absent:
+    """The sessions of this member that nobody here has, and since when.
+
+    own_id: of the session of this process itself.
+    """
+
+    __slots__ = ("_since", "own_id", "seen_changes", "sessions")
+
+    def __init__(self) -> None:
+        self.seen_changes = -1
+        self.sessions: dict[int, int] = {}
+        self.own_id = 0
+        self._since: dict[int, int] = {}
+
+    def note(self, tick: int, here: Collection[int], patience: int) -> list[tuple[int, int]]:
+        """Those that are to be closed now, for nobody had them for so many ticks; asked again after as many."""
+        absent = {i: n for i, n in self.sessions.items() if i != self.own_id and n not in here}
+        self._since = {i: self._since.get(i, tick) for i in absent}
+        gone = [i for i, since in self._since.items() if tick - since >= patience][:_MOST_CLOSED]
+        for session_id in gone:
+            self._since[session_id] = tick
+        return [(i, absent[i]) for i in gone]
 
 
 class Feed:
     """The owner's side of all attached processes."""
 
     __slots__ = (
+        "_absent",
         "_cluster_id",
         "_contexts",
         "_core",
@@ -117,6 +153,7 @@ class Feed:
         self._followers: dict[int, _Follower] = {}
         self._inbox = Inbox(health)
         self._reads = Reads(core, contexts, retry_ticks, self._inbox, note_time)
+        self._absent = _Absent()
         self._relayed: dict[int, list[tuple[int, int]]] = {}
         self._unsent: list[tuple[int, Propose]] = []
         self._unsent_bytes = 0
@@ -147,13 +184,14 @@ class Feed:
         if isinstance(said, Hello):
             follower = self._followers.setdefault(key, _Follower())
             follower.pid = said.pid
+            follower.nonces.add(said.nonce)
             self._take_in(follower, said)
             self._due()
             return
         if key not in self._followers:
             raise FeedError("it does not say Hello first")
         if isinstance(said, Propose):
-            _check(said.proposals, self._core.node_id)
+            self._followers[key].nonces |= _check(said.proposals, self._core.node_id)
             self._unsent_bytes += sum(map(len, said.proposals))
             if self._unsent_bytes > _MOST_BYTES:
                 raise FeedError("it brings too much at once")
@@ -247,6 +285,27 @@ class Feed:
         """One tick of time passed."""
         self._reads.ask(tick)
         self.note_news()
+        self._close_sessions(tick)
+
+    def follow_sessions(self, machine: Machine, own_id: int) -> None:
+        """Learn which sessions there are besides that of this process, `own_id`; called by whoever applies."""
+        if machine.sessions.changes != self._absent.seen_changes:
+            self._absent.seen_changes = machine.sessions.changes
+            self._absent.sessions = machine.sessions.attached_of(self._core.node_id)
+        self._absent.own_id = own_id
+
+    def _close_sessions(self, tick: int) -> None:
+        here = {nonce for follower in self._followers.values() for nonce in follower.nonces}
+        gone = self._absent.note(tick, here, _GONE_TIMEOUTS * self._core.settings.election_ticks)
+        if not gone or not self._core.leader_id:
+            return
+        proposals = [(EntryKind.NORMAL, wrap_close(session_id, nonce)) for session_id, nonce in gone]
+        if self._core.role is Role.LEADER:
+            self._note_time()
+            with suppress(ProposalRefused):
+                self._core.propose(proposals)
+        else:
+            self._core.forward(proposals, self._contexts.take())
 
     def note_view(self, tick: int) -> None:
         """Another leads, or another term began."""
@@ -336,11 +395,15 @@ def _count_within(max_bytes: int, requests: Sequence[tuple[int, Propose]]) -> in
     return len(requests)
 
 
-def _check(proposals: Sequence[bytes], node_id: int) -> None:
-    """Raise FeedError for what an attached process has no business to bring."""
+def _check(proposals: Sequence[bytes], node_id: int) -> set[int]:
+    """Raise FeedError for what an attached process has no business to bring; the nonces of sessions that it opens."""
+    nonces = set()
     for data in proposals:
         if len(data) < ENVELOPE.size:
             raise FeedError("it brings what is no instruction")
-        op, member, _, counter, _ = ENVELOPE.unpack_from(data)
+        op, member, nonce, counter, _ = ENVELOPE.unpack_from(data)
         if op not in (INSTRUCTION, LIST, PIECE, CLOSE) and not (op == OPEN and member == node_id and not counter):
             raise FeedError(f"it brings an operation {op}, which is the owner's")
+        if op == OPEN:
+            nonces.add(nonce)
+    return nonces

@@ -389,3 +389,31 @@ def test_one_that_does_not_read_what_it_is_told_is_cut_off(owner: Engine) -> Non
         owner.feed.take(4, 100)
     owner.feed.detach(4)
     assert not owner.feed.is_due(4)
+
+
+def test_the_sessions_of_who_is_gone_are_closed_and_no_others() -> None:
+    simulation = Simulation(3, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(1)
+    simulation.run_until(simulation.now + SECOND)
+    node = simulation.nodes[1]
+
+    def attach(engine: Engine) -> None:
+        engine.feed.hear(1, Hello(17, nonce=5))
+        engine.feed.hear(1, Propose(1, [wrap_open(1, 5, 0, 1)]))
+        engine.feed.hear(2, Hello(18, nonce=6))
+        engine.feed.hear(2, Propose(1, [wrap_open(1, 7, 0, 1)]))  # another than it said Hello with
+
+    def nonces() -> list[int]:
+        assert node.engine is not None
+        return sorted(node.engine.applying.machine.sessions.attached_of(1).values())
+
+    node.do(attach)
+    assert simulation.run_until(simulation.now + SECOND, lambda: nonces() == [5, 7])
+    simulation.run_until(simulation.now + 10 * SECOND)
+    assert nonces() == [5, 7]
+    node.do(lambda engine: engine.feed.detach(1))
+    assert simulation.run_until(simulation.now + 10 * SECOND, lambda: nonces() == [7])
+    node.kill()
+    node.start()
+    assert nonces() == [7]
+    assert simulation.run_until(simulation.now + 10 * SECOND, lambda: nonces() == []), "nobody came back"

@@ -14,7 +14,7 @@ from raftsvc.member.attachment import Answer, AskIndex, Entries, Farewell, Hello
 
 SAID: list[Said] = [
     Hello(17),
-    Hello(2**31, 2**63 - 1, 5, 4, 2**32 - 1),
+    Hello(2**31, 2**63 - 1, 5, 4, 2**32 - 1, 2**63 - 1),
     Welcome(1, 7, 99, True),
     Welcome(1, 7, 99, False, "it is of another cluster: é"),
     Entries([make_entry(5, 2, EntryKind.NORMAL, b"x" * 40, 3), make_entry(6, 2, EntryKind.EMPTY, b"", 9)]),
