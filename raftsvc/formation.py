@@ -170,9 +170,10 @@ class Membership:
 
     def resume(self) -> None:
         """Start the node, if the directory belongs to a member; or attach to the process that has it."""
+        is_owner = self.is_owner  # now: one that is attached may become the owner at any moment
         if self._sharing is not None:
-            self._sharing.begin(self.is_owner, lambda: self.node, self._own, self._welcome)
-        if not self.is_owner:
+            self._sharing.begin(is_owner, lambda: self.node, self._own, self._welcome)
+        if not is_owner:
             return
         if self._store.is_initialized:
             self._start_node()

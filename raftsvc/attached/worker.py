@@ -235,6 +235,7 @@ class Worker:
             self.stopping.set()  # nobody waits here, for there was no node yet
             self._succession.take_over(store, None)
             self._succession.settle()
+            self.is_welcomed.set()
             return True
         self._apply()
         live = replica.live.opened(store, secrets.randbits(64))
@@ -251,6 +252,7 @@ class Worker:
             self.successor = self._succession.take_over(store, live)
             self.changed.notify_all()
         self._succession.settle()
+        self.is_welcomed.set()  # nobody has to
         logger.info(
             "process %d owns %s now, after %.0f ms", os.getpid(), self._directory, 1e3 * (time.monotonic() - started)
         )
