@@ -97,7 +97,9 @@ def start(
               (`http://host:port/` is mounted at the root).  However it is spelled, it is known
               by its canonical spelling (`raftsvc.canonical_addr`).  No wildcard: that is
               where a server listens, not where it is reached.
-    dir:      the directory of this node and of no other; made if missing.
+    dir:      the directory of this node and of no other; made if missing.  With `listen` the processes of
+              one server may share it, each with a call like this: one of them has the node, the others hold
+              the State too, and whoever is there takes over when that one ends.
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
     state:    what is replicated; empty, since the library brings it up to date.

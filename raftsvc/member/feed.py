@@ -171,7 +171,7 @@ class Feed:
     @property
     def has_unsent(self) -> bool:
         """Whether `send` has something to do."""
-        return bool(self._unsent) or self._reads.is_due
+        return bool(self._followers) and (bool(self._unsent) or self._reads.is_due)
 
     # -- who is attached
 
