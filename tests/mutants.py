@@ -1566,8 +1566,7 @@ MUTANTS = (
         "member/live.py",
         "        _check_goes_on(self, loaded)\n",
         "",
-        kinds="log cut short,kill,leader cut off",
-        attached=2,
+        test="attached/test_choreography.py::test_a_live_state_is_not_taken_over_by_a_log_that_does_not_hold_it",
     ),
     Mutant(
         "what was handed to an owner that died counts as never handed over",
