@@ -219,10 +219,18 @@ def evict(cluster: Cluster) -> None:
 
 
 def run(cluster: Cluster) -> None:
-    cluster.start()
-    say("three gunicorn processes are up: " + ", ".join(f"{node.name} {node.url}" for node in cluster.nodes))
+    last, *others = reversed(cluster.nodes)
+    last.start()
+    last.wait_until_up()
+    waited_for = last.status()["formation"]["waits_for"]
+    say(f"{last.name} {last.url} is up, and waits for {len(waited_for)} nodes of its list")
+    refused = expect(last.put("/kv/too-early", "no"), 503, f"a write through {last.name} alone").json()
+    say(f"it refuses a write: {refused['code']}: {refused['detail']}")
+    for node in others:
+        node.start()
     cluster.form()
-    say("n1 began a cluster, n2 and n3 joined it; all three vote")
+    urls = ", ".join(f"{node.name} {node.url}" for node in reversed(others))
+    say(f"{urls} are up too: the three are one cluster, and nobody called anything")
     write_and_read_everywhere(cluster.nodes)
     killed, writers = kill_the_leader_under_load(cluster)
     nothing_is_lost([node for node in cluster.nodes if node is not killed], writers)

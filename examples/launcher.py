@@ -85,6 +85,10 @@ class Node:
         self._lifeline: socket.socket | None = None
         self._local = threading.local()
 
+    def is_to_found_with(self, addrs: list[str]) -> None:
+        """Have it form a cluster with those, as soon as it is started."""
+        self._environment["RAFT_INITIAL_CLUSTER"] = ",".join(addrs)
+
     def start(self) -> None:
         """Start the processes; `wait_until_up` says when they serve."""
         assert self._process is None
@@ -190,6 +194,8 @@ class Cluster:
         self.admin_token = secrets.token_hex(8)
         environment = {**os.environ, "RAFT_SECRET": secrets.token_hex(32), "ADMIN_TOKEN": self.admin_token}
         self.nodes = [Node(name, self.home, environment, is_mounted) for name in ("n1", "n2", "n3")]
+        for node in self.nodes:
+            node.is_to_found_with([each.addr for each in self.nodes])
 
     def __enter__(self) -> Cluster:
         return self
@@ -216,18 +222,15 @@ class Cluster:
             node.wait_until_up()
 
     def form(self) -> None:
-        """The first node begins the cluster and admits the others; returns when all three are voters with a leader."""
-        first, *others = self.nodes
-        expect(first.post("/cluster/init"), 200, "beginning a cluster")
-        for node in others:
-            expect(first.post("/cluster/allow", addr=node.addr), 200, f"allowing {node.name} to join")
-            expect(node.post("/cluster/join", boot_url=first.addr), 200, f"{node.name} joining")
+        """They found it by themselves; returns when all three are voters with a leader."""
+        for node in self.nodes:
+            node.wait_until_up()
         wait_until(self._is_complete, "three voters agree on a leader")
 
     def _is_complete(self) -> bool:
         statuses = [node.status() for node in self.nodes]
-        leaders = {status["leader_id"] for status in statuses}
-        voters = [sum(member["is_voter"] for member in status["members"].values()) for status in statuses]
+        leaders = {status.get("leader_id") for status in statuses}
+        voters = [sum(member["is_voter"] for member in status.get("members", {}).values()) for status in statuses]
         return len(leaders) == 1 and None not in leaders and 0 not in leaders and voters == [3, 3, 3]
 
     def leader(self) -> Node | None:

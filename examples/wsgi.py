@@ -1,10 +1,13 @@
 """The entry module for gunicorn: starts the node of this process, on a port of its own, and the application beside it.
 
-    RAFT_ADDR=10.0.0.1:8001 RAFT_DIR=/var/lib/kv RAFT_SECRET=... ADMIN_TOKEN=... \\
+    RAFT_ADDR=10.0.0.1:8001 RAFT_INITIAL_CLUSTER=10.0.0.1:8001,10.0.0.2:8001,10.0.0.3:8001 \\
+    RAFT_DIR=/var/lib/kv RAFT_SECRET=... ADMIN_TOKEN=... \\
         gunicorn --workers 1 --threads 16 --bind 10.0.0.1:8000 wsgi:application
 
 The node starts here, not in the application factory: the factory also runs in
 shells, tests and reloaders, which must not open the directory of a living node.
+The list is the same on every machine; the nodes in it found their cluster by themselves.  Without
+it one is told to begin a cluster (/cluster/init), and the others to join.
 With RAFT_MOUNT=1 there is no other port: peers come to /raft beside the application,
 at the address that gunicorn is bound to, and share its threads.
 """
@@ -26,7 +29,15 @@ logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(
 addr = os.environ["RAFT_ADDR"]
 listen = None if os.environ.get("RAFT_MOUNT") else addr
 state = KeyValueState()
-service = raftsvc.start(addr, os.environ["RAFT_DIR"], None, state, listen=listen, secret=os.environ["RAFT_SECRET"])
+nodes = os.environ.get("RAFT_INITIAL_CLUSTER")
+service = raftsvc.start(
+    addr,
+    os.environ["RAFT_DIR"],
+    state=state,
+    initial_cluster=nodes.split(",") if nodes else None,
+    listen=listen,
+    secret=os.environ["RAFT_SECRET"],
+)
 atexit.register(service.stop)
 
 application = create_app(service, KeyValue(service, state), os.environ["ADMIN_TOKEN"])

@@ -24,6 +24,7 @@ from raftsvc.errors import (
     ExistingClusterError,
     ForkedError,
     FormatVersionError,
+    FormingError,
     InsideStateError,
     InstructionTooLargeError,
     InvalidInstructionError,
@@ -36,6 +37,7 @@ from raftsvc.errors import (
     NotLeaderError,
     NotListeningError,
     OutcomeUnknown,
+    OutdatedError,
     OutOfTouchError,
     OverloadedError,
     PeerUninitializedError,
@@ -59,7 +61,7 @@ from raftsvc.errors import (
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import BaseState, State, StreamingState, TimedState, VersionedState, WaitingState
 from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
@@ -85,6 +87,7 @@ __all__ = [
     "ForeignSnapshotError",
     "ForkedError",
     "FormatVersionError",
+    "FormingError",
     "InsideStateError",
     "InstructionTooLargeError",
     "InvalidInstructionError",
@@ -98,6 +101,7 @@ __all__ = [
     "NotListeningError",
     "OutOfTouchError",
     "OutcomeUnknown",
+    "OutdatedError",
     "OverloadedError",
     "Part",
     "PeerUninitializedError",
@@ -118,6 +122,7 @@ __all__ = [
     "UninitializedError",
     "UnknownOperationError",
     "UnknownPeerError",
+    "VersionedState",
     "WaitingState",
     "WrongCertificateError",
     "WrongClusterError",

@@ -99,6 +99,17 @@ class UninitializedError(NotApplied):
     retry_after = 5.0
 
 
+class FormingError(UninitializedError):
+    """The cluster that this node is to found with others is not formed yet; the message says whom it waits for.
+
+    It passes by itself once they are there.
+    """
+
+    http_status = 503
+    http_detail = "This node's cluster is not formed yet; nothing was done, and sending it again is safe."
+    retry_after = 2.0
+
+
 class AddressNotAllowedError(RaftError):
     """The cluster does not allow this node's address to join."""
 
@@ -294,6 +305,13 @@ class UnknownOperationError(ApplyHaltedError):
     """The log holds an entry of a kind that this version of raftsvc does not know: a later version wrote it.
 
     Nothing is applied from there on, for members that skipped it would differ.  Start the node with that version.
+    """
+
+
+class OutdatedError(ApplyHaltedError):
+    """This node's code, the library's or the State's, is older than the version that is effective in its cluster.
+
+    Or in the one that it asked to let it in.  Start it with the code that the other members run, or with later.
     """
 
 

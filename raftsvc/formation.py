@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Protocol
 from raftsvc.addresses import same_addr
 from raftsvc.attached.sharing import Sharing
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import NO_NODE, EntryKind, HardState, make_entry
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
+    ConfigurationError,
     DirectoryInUseError,
     ExistingClusterError,
     InsideStateError,
@@ -47,8 +48,9 @@ from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store
-from raftsvc.transport import JoinReply, Network, Problem, request_join, who_answers
+from raftsvc.transport import JoinReply, JoinRequest, Network, Problem, request_join, who_answers
 from raftsvc.transport.wire import join_proof
+from raftsvc.versions import outdated, versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +82,9 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._under_way: str | None = None  # the URL by which `join` asks, empty for `init`; None: neither
+        self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
+        self.listed: frozenset[str] = frozenset()
+        """Whoever is reached there may join, unless it was evicted from there."""
         self.join_proof = ""
         """While this node asks to be let in: by what a member that it asked knows it at its address."""
 
@@ -100,6 +105,8 @@ class Membership:
             raise StoppedError("the Service was stopped")
         node = self.node
         if node is None:
+            if self._forming is not None:
+                raise self._forming()
             raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
         if what and node.runs_state_here():
             raise InsideStateError(what)
@@ -120,6 +127,37 @@ class Membership:
             node.vitals.note_listening(trouble)
         else:
             logger.warning("%s", trouble or "the node's listener is bound")
+
+    # -- a cluster that forms itself; see forming
+
+    def note_forming(self, error: Callable[[], RaftError]) -> None:
+        """This node forms a cluster, or joins one, by itself; error: says what it waits for."""
+        self._forming = error
+
+    @property
+    def founding_path(self) -> str:
+        """Where that is."""
+        return self._store.founded.path
+
+    def founding(self) -> bytes:
+        """The entry by which the cluster was founded, as it is stored here; empty if there is none."""
+        return self._store.founded.entry() if self._store.is_initialized else b""
+
+    def adopt(self, node_id: int, cluster_id: int, entry: Entry) -> None:
+        """Be a member by the founding entry, and silent.  Raises StorageError, StoppedError."""
+        with self._begin(""):
+            self._store.create(node_id, cluster_id, HardState(term=1, commit=1), [entry], founding=entry)
+
+    def give_up(self) -> None:
+        """Be no member any more, after `adopt`.  Raises StorageError, StoppedError."""
+        with self._begin(""):
+            self._store.undo_create()
+
+    def speak(self) -> None:
+        """Be silent no more, after `adopt`.  Raises StorageError, StoppedError, and what keeps a node from starting."""
+        with self._begin(""):
+            self._store.founded.speak()
+            self._start_node()
 
     # -- the beginning
 
@@ -169,23 +207,31 @@ class Membership:
             )
 
     def resume(self) -> None:
-        """Start the node, if the directory belongs to a member; or attach to the process that has it."""
+        """Start the node, if the directory belongs to a member that may speak; or attach to the process that has it."""
         is_owner = self.is_owner  # now: one that is attached may become the owner at any moment
         if self._sharing is not None:
             self._sharing.begin(is_owner, lambda: self.node, self._own, self._welcome)
         if not is_owner:
             return
-        if self._store.is_initialized:
+        if self._store.is_initialized and not self._store.founded.is_silent:
             self._start_node()
             node = self.require_node()
             logger.info("node %d at %s goes on as a member of cluster %016x", node.node_id, self.addr, node.cluster_id)
+
+    def check_by_hand(self, what: str) -> None:
+        """Raise ConfigurationError if this node comes to its cluster by itself."""
+        self.home.check()
+        if self._forming is not None:
+            raise ConfigurationError(
+                f"{what}() is for nodes without initial_cluster=: this one forms its cluster, or joins it, by itself"
+            )
 
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
         self._check_owns()
         with self._begin(""):
-            change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr)
+            change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr, versions=versions_of(self.state))
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
             cluster_id = secrets.randbits(63) + 1
             self._store.create(1, cluster_id, HardState(term=1, commit=1), [entry])
@@ -212,7 +258,8 @@ class Membership:
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)
                     try:
-                        reply = request_join(self._network, boot_url, self.addr, token, timeout, self.stopped)
+                        request = JoinRequest(self.addr, token, versions_of(self.state))
+                        reply = request_join(self._network, boot_url, request, timeout, self.stopped)
                     finally:
                         self.join_proof = ""
                     self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
@@ -354,46 +401,88 @@ class Roster:
         if not node.is_leader:
             raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr`, which presented `token`, a learner; it is promoted when it has caught up.
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make the node that asks, with its token, a learner; it is promoted when it has caught up.
 
         Authorized first, by a state that is current, and found to be where it says; nothing is written
         for one who may not join, or is not there.  Authorized again right before, and once it is in
         the log, where all that was forbidden before comes before it.  A token that
         is known gets the id it has.  Raises Problem.
         """
+        addr, token = request.addr, request.token
         node = self._membership.require_node()
         deadline = time.monotonic() + _ADMIT_SECONDS
         self._check_allowed(addr, deadline)
         config = node.applied_config
+        _check_versions(config, request)
         if _member_with_token(config, token) == NO_NODE:
-            _check_unused(config, addr)
+            holder = self._check_unused(node, addr)
             self._check_presence(node, addr, token)
+            if holder != NO_NODE:
+                self._make_room(node, holder, addr, deadline)
         while True:
             config = node.applied_config
             known = _member_with_token(config, token)
             if known != NO_NODE:
                 return JoinReply(known, node.cluster_id)
-            _check_unused(config, addr)
+            _check_versions(config, request)
+            if self._check_unused(node, addr) != NO_NODE:
+                raise Problem(503, "busy", "another node is about to join from there")
             node_id = self._allocate_id(node, deadline)
-            self._check_allowed(addr, deadline)
+            op = self._check_allowed(addr, deadline)
             with self._admission:
                 refusal = node.change_membership(
-                    ConfChange(ConfOp.ADD_LEARNER, node_id, addr, token),
+                    ConfChange(op, node_id, addr, token, request.versions),
                     lambda applied: _member_with_token(applied, token) != NO_NODE,
                     min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
                 )
-            if refusal is None and not self._membership.state.is_allowed_member(addr):
+            if refusal is None and op == ConfOp.ADD_LEARNER and not self._membership.state.is_allowed_member(addr):
                 self._take_out_again(node, token)
             self.check_leader()
             if refusal not in (None, Refusal.INVALID_CHANGE) or time.monotonic() >= deadline:
                 raise Problem(503, "busy", "another membership change is under way, or no majority answers")
 
-    def _check_allowed(self, addr: str, deadline: float) -> None:
-        """Ask the State, once it is current, whether a node at `addr` may join; raises Problem."""
+    def _check_allowed(self, addr: str, deadline: float) -> ConfOp:
+        """Ask the State, once it is current, whether a node at `addr` may join, and the list; raises Problem.
+
+        Returns by which change it does.
+        """
+        membership = self._membership
         self._calls.wait_read(max(0.1, deadline - time.monotonic()))
-        if not self._membership.state.is_allowed_member(addr):
-            raise Problem(403, "address_not_allowed", f"{addr} is not allowed to join")
+        if membership.state.is_allowed_member(addr):
+            return ConfOp.ADD_LEARNER
+        vacant = membership.require_node().applied_config.vacant
+        if vacant.get(addr, addr in membership.listed):
+            return ConfOp.ADD_LISTED
+        why = f"{addr} is not allowed to join"
+        if addr in membership.listed:
+            why = f"the node at {addr} was evicted, so that it is in a list of nodes counts no more: allow it"
+        raise Problem(403, "address_not_allowed", why)
+
+    def _check_unused(self, node: Participant, addr: str) -> int:
+        """Whom a node at `addr` is to replace: a listed member there of which nobody ever heard.  Raises Problem.
+
+        That is one which was started anew before it had stored what its cluster was founded by.
+        """
+        holder = _member_at(node.applied_config, addr)
+        if holder is None:
+            return NO_NODE
+        if addr in self._membership.listed and holder != node.node_id and not node.latest_life(holder).counter:
+            return holder
+        what = f"{addr} is member {holder} already; evict it first: evict({addr!r}, replace=True)"
+        raise Problem(409, "address_in_use", what)
+
+    def _make_room(self, node: Participant, holder: int, addr: str, deadline: float) -> None:
+        """Remove a member for whoever is at its address now; raises Problem."""
+        logger.warning("member %d at %s never spoke, and another node is there now: it takes its place", holder, addr)
+        with self._admission:
+            refusal = node.change_membership(
+                ConfChange(ConfOp.REPLACE, holder),
+                lambda applied: holder not in applied.members,
+                min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
+            )
+        if refusal is not None:
+            raise Problem(503, "busy", f"member {holder}, which was at {addr}, cannot be removed yet")
 
     def _check_presence(self, node: Participant, addr: str, token: bytes) -> None:
         """Ask who answers at `addr`, and where members are: raises Problem unless it is who asks, and there only.
@@ -402,7 +491,8 @@ class Roster:
         disk none beside the one that it had, however its address was spelled then.
         """
         wanted = join_proof(token)
-        places = {m.addr: i for i, m in node.applied_config.members.items() if m.addr and i != node.node_id}
+        members = node.applied_config.members
+        places = {m.addr: i for i, m in members.items() if m.addr not in ("", addr) and i != node.node_id}
         answers = who_answers(self._network, node.identity, [addr, *places], _ASK_SECONDS)
         for place, holder in places.items():
             if answers[place].proof == wanted:
@@ -474,7 +564,7 @@ class Roster:
                 f"{_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s, and may yet')}"
             )
 
-    def evict(self, addr: str, timeout: float) -> None:
+    def evict(self, addr: str, timeout: float, replace: bool) -> None:
         """Remove the member at `addr`; see `Service.evict`."""
         deadline = time.monotonic() + timeout
         node = self._membership.require_node()
@@ -492,7 +582,7 @@ class Roster:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
         with self._admission:
             refusal = node.change_membership(
-                ConfChange(ConfOp.REMOVE, node_id),
+                ConfChange(ConfOp.REPLACE if replace else ConfOp.REMOVE, node_id),
                 lambda applied: node_id not in applied.members,
                 deadline - time.monotonic(),
             )
@@ -515,10 +605,10 @@ def _named(config: Configuration) -> str:
     return ", ".join(f"{i} at {m.addr or 'no known address'}" for i, m in sorted(config.members.items()))
 
 
-def _check_unused(config: Configuration, addr: str) -> None:
-    holder = _member_at(config, addr)
-    if holder is not None:
-        raise Problem(409, "address_in_use", f"{addr} is member {holder} already; evict it first")
+def _check_versions(config: Configuration, request: JoinRequest) -> None:
+    if not request.versions.covers(config.versions):
+        who = f"the node at {request.addr} that asks to join"
+        raise Problem(409, "outdated", str(outdated(who, request.versions, config.versions)))
 
 
 def _member_at(config: Configuration, addr: str) -> int | None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.formation import Membership, Roster
+from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
 from raftsvc.transport import (
     Envelope,
     Identity,
     JoinReply,
+    JoinRequest,
     Network,
     Problem,
     ServedStream,
@@ -29,10 +32,17 @@ class Reception:
     """The transport's Receiver for a Service; see transport.app."""
 
     def __init__(
-        self, membership: Membership, roster: Roster, network: Network, admission: Admission, listeners: Listeners
+        self,
+        membership: Membership,
+        roster: Roster,
+        former: Former,
+        network: Network,
+        admission: Admission,
+        listeners: Listeners,
     ) -> None:
         self._membership = membership
         self._roster = roster
+        self._former = former
         self._network = network
         self._admission = admission
         self._listeners = listeners
@@ -102,9 +112,13 @@ class Reception:
         """Raise a Problem that names the leader if this node does not lead."""
         self._roster.check_leader()
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr`, which presented `token`, a member; raises Problem."""
-        return self._roster.admit(addr, token)
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make the node that asks a member; raises Problem."""
+        return self._roster.admit(request)
+
+    def form(self, question: Question) -> Answer:
+        """How this node is, to one that is to found a cluster with it, or to join it; raises Problem."""
+        return self._former.answer(question)
 
     # -- from monitors
 
@@ -116,6 +130,7 @@ class Reception:
         picture: dict[str, object] = (
             {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
         )
+        picture["formation"] = self._former.status()
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
@@ -142,4 +157,6 @@ class Reception:
     def conditions(self) -> Sequence[str]:
         """The names of what is wrong with the node, the gravest first."""
         node = self._membership.node
-        return list(node.vitals.conditions()) if node is not None else []
+        if node is None:
+            return ["forming"] if self._former.is_forming else []
+        return list(node.vitals.conditions())

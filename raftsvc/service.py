@@ -26,6 +26,7 @@ from raftsvc.attached import sockets
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
+    FormingError,
     JoinFailedError,
     MembershipTimeoutError,
     NodeFailedError,
@@ -35,6 +36,7 @@ from raftsvc.errors import (
     TransferFailedError,
 )
 from raftsvc.formation import Membership, Roster
+from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.refusals import check_reachable, check_server, command_below
@@ -53,6 +55,7 @@ from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
+from raftsvc.versions import versions_of
 
 MAX_INSTRUCTION_BYTES = MAX_WHOLE_BYTES
 
@@ -67,6 +70,7 @@ def start(
     session: requests.Session | None = None,
     state: State | None = None,
     *,
+    initial_cluster: Sequence[str] | None = None,
     secret: str | bytes | Sequence[str | bytes] | None = None,
     authenticate: Callable[[Mapping[str, Any]], bool] | None = None,
     mutual_tls: bool = False,
@@ -103,6 +107,12 @@ def start(
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
     state:    what is replicated; empty, since the library brings it up to date.
+
+    initial_cluster: the addresses (`laddr`) of all nodes that are to be one cluster, this one's included; the same
+              on each of them.  They found it by themselves, once all were there; nobody calls `init` or `join`.
+              A node that comes later joins by itself.  A directory that belongs to a member already
+              is what counts, and not the list.  This does not wait for it: the others have to
+              reach this process.  See `wait_formed`, and `status()["formation"]`.
 
     secret:       shared by all nodes, at least 16 bytes; a sequence during a rotation,
                   whose first signs and any of which is accepted.
@@ -148,6 +158,7 @@ def start(
     _check_options(max_instruction_bytes, election_timeout, lease_reads)
     state = _check_state(state)
     laddr = canonical_addr(laddr)
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, canonical_list(initial_cluster, laddr))
     if listen is not None:
         _check_tls(laddr, listen, listen_ssl, mutual_tls)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
@@ -173,7 +184,6 @@ def start(
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
-        entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl)
         service = Service(membership, network, auth, entrance, server)
         service._begin(server, is_owner)
         return service
@@ -251,6 +261,15 @@ def _check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutua
         raise ConfigurationError(f"{laddr} says that peers speak TLS, for which the listener needs listen_ssl")
 
 
+_OPTIONAL = (
+    ("next_deadline", ("pass_time", "apply_at"), "WaitingState"),
+    ("pass_time", ("next_deadline", "apply_at"), "WaitingState"),
+    ("state_version", ("use_version",), "VersionedState"),
+    ("use_version", ("state_version",), "VersionedState"),
+)
+"""A method of a State, those that it does not go without, and the protocol that says why."""
+
+
 def _check_state(state: State | None) -> State:
     """The State, or what is wrong with it, before anything is made of it, or written."""
     if state is None:
@@ -266,12 +285,13 @@ def _check_state(state: State | None) -> State:
         raise ConfigurationError(
             f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
         )
-    for name, needs in (("next_deadline", ("pass_time", "apply_at")), ("pass_time", ("next_deadline", "apply_at"))):
+    for name, needs, protocol in _OPTIONAL:
         lacking = [other for other in needs if not callable(getattr(state, other, None))]
         if callable(getattr(state, name, None)) and lacking:
             raise ConfigurationError(
-                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.WaitingState"
+                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.{protocol}"
             )
+    versions_of(state)
     try:
         index, members = state.applied_index(), dict(state.peers())
     except Exception as error:
@@ -291,6 +311,7 @@ class Entrance(NamedTuple):
     max_instruction_bytes: int
     listen: str | None
     listen_ssl: ssl.SSLContext | None
+    members: tuple[str, ...]
 
 
 def _await_read(
@@ -332,7 +353,9 @@ class Service:
         self._proposals = Proposals(membership, self._admission, entrance.max_instruction_bytes)
         self._listeners = Listeners(membership)
         self._roster = Roster(membership, self, self._admission, network)
-        self._reception = Reception(membership, self._roster, network, self._admission, self._listeners)
+        self._former = Former(membership, network, entrance.members)
+        membership.listed = frozenset(entrance.members)
+        self._reception = Reception(membership, self._roster, self._former, network, self._admission, self._listeners)
         self._app = App(self._reception, auth)
         self._listener: Listener | None = None
         if entrance.listen is not None:
@@ -347,24 +370,26 @@ class Service:
         """
         prepare()
         listener, membership = self._listener, self._membership
+
+        def begin_as_owner() -> None:
+            self._former.begin()
+            if listener is not None:
+                listener.start()
+
         try:
             if listener is not None:
-                membership.share(is_owner, lambda: self._watch.is_draining, listener.start)
+                membership.share(is_owner, lambda: self._watch.is_draining, begin_as_owner)
             membership.resume()
-            if listener is not None and is_owner:
-                listener.start()
+            if is_owner:
+                begin_as_owner()
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:
             raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
 
-    @property
-    def _node(self) -> Participant | None:
-        return self._membership.node
-
     def _hears_while_server_drains(self) -> bool:
         """Whether others reach this node though its server takes no more requests."""
-        node = self._node
+        node = self._membership.node
         return self._listener is not None or node is None or node.vitals.hears_leader_by_itself()
 
     # -- joining and leaving
@@ -378,6 +403,7 @@ class Service:
         self._membership.home.check()
         if is_main_thread():
             return do_elsewhere(self.init, _UNHURRIED_SECONDS, NodeFailedError)
+        self._membership.check_by_hand("init")
         self._membership.found()
 
     def join(self, boot_url: str, timeout: float = 60.0) -> None:
@@ -401,27 +427,45 @@ class Service:
         before this call has returned, for it is loading the application.
         """
         self._membership.home.check()
-        if self._node is None and self._listener is None:
+        if self._membership.node is None and self._listener is None:
             check_reachable(self._membership.addr)
         if is_main_thread():
             return do_elsewhere(partial(self.join, boot_url, timeout), timeout, JoinFailedError)
+        self._membership.check_by_hand("join")
         self._membership.join(canonical_addr(boot_url), timeout)
 
-    def evict(self, node_addr: str, timeout: float = 60.0) -> None:
+    def wait_formed(self, timeout: float = 60.0) -> None:
+        """Return once this node belongs to a cluster that has a leader; for scripts, and at once where it does.
+
+        Where a server serves this node's requests only after the application was loaded, do not wait
+        while it is loaded: the others would not be answered.
+
+        Raises FormingError, which says whom `initial_cluster=` waits for; UninitializedError. Blocks.
+        """
+        self._membership.home.check()
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_formed, timeout), timeout, FormingError)
+        self._former.wait(timeout)
+
+    def evict(self, node_addr: str, timeout: float = 60.0, *, replace: bool = False) -> None:
         """Remove the member at `node_addr`; returns when its removal is committed and applied here.
 
         node_addr: in whatever spelling; or the id of the member, in digits, as `status` has it.
 
         Any member may be evicted, this node and the leader included, but not the
         only voter, nor one without which the rest would have no live majority.
-        What the State allows to join is not changed.
+        What the State allows to join is not changed; but that the address is in an `initial_cluster=` lets
+        nobody join from it any more, until the State allows it.
+
+        replace: the node that is there now, or will be, takes the place: it may join, once.
 
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """
         self._membership.require_node("evict")
         if is_main_thread():
-            return do_elsewhere(partial(self.evict, node_addr, timeout), timeout, MembershipTimeoutError)
-        self._roster.evict(node_addr, timeout)
+            evict = partial(self.evict, node_addr, timeout, replace=replace)
+            return do_elsewhere(evict, timeout, MembershipTimeoutError)
+        self._roster.evict(node_addr, timeout, replace)
 
     def transfer(self, addr: str | None = None, timeout: float = 10.0) -> None:
         """Hand leadership over, and return once this node does not lead any more.
@@ -450,6 +494,7 @@ class Service:
             return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
         if not self._membership.stop():
             return
+        self._former.stop()
         self._proposals.stop()
         if self._listener is not None:
             self._listener.stop()
@@ -591,7 +636,7 @@ class Service:
         Raises ForkedError.
         """
         self._membership.home.check()
-        node = self._node
+        node = self._membership.node
         return node.vitals.log_time_ms if node is not None else 0
 
     def is_live(self) -> bool:

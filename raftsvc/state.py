@@ -2,7 +2,8 @@
 
 `State` is the whole contract, `BaseState` supplies all of it but three methods,
 `StreamingState` is for states too large to be one bytes object, `TimedState` for those that
-want to know what time it is, and `WaitingState` for those that have something happen then.
+want to know what time it is, `WaitingState` for those that have something happen then, and
+`VersionedState` for those whose code changes while a cluster runs.
 
 The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
 thread at a time, not always the same one: a caller that waits in `exec` may be the
@@ -156,6 +157,41 @@ class WaitingState(TimedState, Protocol):
         Not called before each instruction: `apply_at` sees to what is due before it.  What is raised here, of
         whatever kind, stops applying as in `apply`.
         """
+
+
+@runtime_checkable
+class VersionedState(Protocol):
+    """A State that says which version of its forms its code knows, so that code can be replaced node by node.
+
+    Whatever new code writes that old code cannot read (an instruction, an answer, a snapshot), or does otherwise
+    with the same instruction, needs a higher version, and waits: until every member has reported that version,
+    the new code does all as the old did.  Then `use_version` says so, at the same entry on all nodes, and at
+    each replay.  The version never falls again, and older code is refused from there on.
+
+    A State without this protocol is of version 1; the first change of forms makes it 2.
+    """
+
+    def state_version(self) -> int:
+        """The latest version that this code knows; it knows all earlier ones too.  Asked once, at the start."""
+
+    def use_version(self, version: int) -> None:
+        """From the next instruction on the version is `version`, in forms and in what `apply` does.
+
+        1 before it is called.  Called between two entries, in the order of the log, and again after each
+        `restore_snapshot` (a snapshot says by itself in which form it is).  Never above `state_version`.
+        What is raised here stops applying, as in `apply`.
+        """
+
+
+@runtime_checkable
+class VersionedParts(Protocol):
+    """A State of several parts with versions of their own, as `States` is.  As VersionedState, for each by name."""
+
+    def state_versions(self) -> Mapping[str, int]:
+        """The latest version of each part that this code knows.  One that is not named is of version 1."""
+
+    def use_versions(self, versions: Mapping[str, int]) -> None:
+        """The versions of the parts from here on; 1 of each that is not named."""
 
 
 class BaseState:

@@ -9,6 +9,9 @@ All parts are one State to the node: one log, one order, one snapshot.  An instr
 part it is for; each part sees its own, at the indexes of the log that all share.  The names and
 the kinds of the parts are the same on every node, and for as long as the directories live.
 
+Each part has a version of its own, if it is a `raftsvc.VersionedState`: the cluster's rises for each
+part by itself, to the least that any member knows of that part, and each part is told its own.
+
 Instruction: length of the name (1 byte), the name, the part's own instruction; an empty one
 changes nothing.  Snapshot: for each part, in the order of their names, its name as above, then
 its pieces, each with its length (4 bytes) before it, and a length of 0.
@@ -18,13 +21,21 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from raftsvc.errors import ConfigurationError, RaftError, Rejected
 from raftsvc.results import Applied
-from raftsvc.state import BaseState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import (
+    BaseState,
+    State,
+    StreamingState,
+    TimedState,
+    VersionedParts,
+    VersionedState,
+    WaitingState,
+)
 
 _LENGTH = struct.Struct(">I")
 _MAX_NAME_BYTES = 255
@@ -185,6 +196,27 @@ class States(BaseState):
     def is_allowed_member(self, addr: str) -> bool:
         """Whether every part allows it."""
         return all(part.is_allowed_member(addr) for part in self._parts.values())
+
+    # -- versions
+
+    def state_versions(self) -> Mapping[str, int]:
+        """Those of the parts; of a part that has parts itself, under both names with a slash between."""
+        versions: dict[str, int] = {}
+        for name, part in self._parts.items():
+            if isinstance(part, VersionedParts):
+                versions |= {f"{name}/{inner}": version for inner, version in part.state_versions().items()}
+            elif isinstance(part, VersionedState):
+                versions[name] = part.state_version()
+        return versions
+
+    def use_versions(self, versions: Mapping[str, int]) -> None:
+        """From here on those are effective.  Each part is told, also one for which nothing changed."""
+        for name, part in self._parts.items():
+            if isinstance(part, VersionedParts):
+                head = f"{name}/"
+                part.use_versions({key[len(head) :]: n for key, n in versions.items() if key.startswith(head)})
+            elif isinstance(part, VersionedState):
+                part.use_version(versions.get(name, 1))
 
     # -- snapshots
 

@@ -57,6 +57,9 @@ _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cu
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
 _TRANSFER_KINDS = "member added,loss,narrow links,delay and reordering"
+_UPGRADE_KINDS = "code upgraded,code rolled back,code too old,member added,slow State,kill,leadership transfer"
+_FOUND = "core/test_founding.py::"
+_FORM = "testing/test_forming.py::test_some_formations_end_well"
 _LEASE_KINDS = "leadership transfer,delay and reordering,leader cut off,pause,one-way cut,partition,kill"
 
 MUTANTS = (
@@ -538,8 +541,8 @@ MUTANTS = (
     Mutant(
         "who is disallowed while it joins stays",
         "formation.py",
-        "            if refusal is None and not self._membership.state.is_allowed_member(addr):",
-        "            if False:",
+        "if refusal is None and op == ConfOp.ADD_LEARNER and not self._membership.state.is_allowed_member(addr):",
+        "if False:",
         test="service/test_joining.py::test_who_is_disallowed_while_it_joins_does_not_become_a_member",
     ),
     Mutant(
@@ -560,8 +563,8 @@ MUTANTS = (
     Mutant(
         "vote for a log that is behind",
         "core/election.py",
-        "if is_free and server.log.is_up_to_date(m.index, m.log_term):",
-        "if is_free:",
+        "if is_free and server.config.members and server.log.is_up_to_date(m.index, m.log_term):",
+        "if is_free and server.config.members:",
     ),
     Mutant(
         "compare logs by length before term",
@@ -1587,7 +1590,7 @@ MUTANTS = (
         "calls that an attached process brought get other numbers when it becomes the owner",
         "member/calls.py",
         "        self.opening.life = life\n",
-        "        self.opening = Opening(life)\n"
+        "        self.opening = Opening(life, self.opening._versions)\n"
         '        for call in self._waiting.values():\n            call.data = b""\n',
         attached=2,
         kinds="kill",
@@ -1667,6 +1670,279 @@ MUTANTS = (
         "            self._followers[key].nonces |= _check(said.proposals, self._core.node_id)\n",
         "",
         test="attached/test_choreography.py::test_who_brings_what_is_the_owners_is_cut_off",
+    ),
+    # Versions
+    Mutant(
+        "the version is raised without having heard of all",
+        "member/upgrades.py",
+        "        if len(known) < len(reports) or self._may",
+        "        if not known or self._may",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "the version is raised beside a change of members",
+        "core/leader.py",
+        '        if self._change_pending:\n            raise ProposalRefused(Refusal.CHANGE_PENDING, "another',
+        "        if self._change_pending and data[0] != ConfOp.RAISE:\n"
+        '            raise ProposalRefused(Refusal.CHANGE_PENDING, "another',
+        test="testing/test_upgrades.py::test_no_version_rises_beside_a_change_of_members_that_is_not_committed",
+    ),
+    Mutant(
+        "a raise above what the code knows is ignored",
+        "member/machine.py",
+        "            if not self.own.covers(config.versions):\n                raise outdated",
+        "            if False:\n                raise outdated",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "code that is too old starts",
+        "member/engine.py",
+        "        if not machine.own.covers(core.committed_config.versions):",
+        "        if False:",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "code that is too old restores a snapshot",
+        "member/machine.py",
+        "        if not self.own.covers(config.versions):\n            raise outdated",
+        "        if False:\n            raise outdated",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "what a life reported counts for the next",
+        "member/upgrades.py",
+        "        return report if life == current else None",
+        "        return report",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "reports that are in the log and not applied do not count",
+        "member/upgrades.py",
+        "        if log.applied_index == log.last_index:\n            return False\n",
+        "        return False\n",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "who is too old is let in",
+        "core/membership.py",
+        "        elif not change.versions.covers(versions):",
+        "        elif False:",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "a State is not told that the version rose",
+        "member/machine.py",
+        "            tell_state(self.state, config.versions)\n        if change.op",
+        "        if change.op",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "a State is not told the version after a restore",
+        "member/machine.py",
+        "        tell_state(self.state, config.versions)\n        for node_id",
+        "        for node_id",
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "what members reported is not in the snapshot",
+        "member/sessions.py",
+        '            versions = session.versions.encode() if session.versions is not None else b""',
+        '            versions = b""',
+        kinds=_UPGRADE_KINDS,
+    ),
+    Mutant(
+        "that the version rose is not written down at once",
+        "member/upgrades.py",
+        "            self._core.output.note_due(machine.applied_index)\n",
+        "",
+        test="service/test_upgrades.py::test_older_code_does_not_start_after_the_raise_and_later_code_goes_on",
+    ),
+    Mutant(
+        "who is too old to join is not told why",
+        "formation.py",
+        "    if not request.versions.covers(config.versions):",
+        "    if False:",
+        test="service/test_upgrades.py::test_older_code_is_not_let_in",
+    ),
+    # Formation
+    Mutant(
+        "found before all listed nodes have answered",
+        "core/founding.py",
+        "        if tuple(answer.addr for answer in answers) != self.members:\n            return None\n",
+        "",
+        also=(
+            (
+                "core/founding.py",
+                "Founding.of(cluster_id, list(zip(self.members, tokens, strict=True)), versions)",
+                "Founding.of(cluster_id, list(zip(self.members, tokens)), versions)",
+            ),
+        ),
+        test=_FOUND + "test_nothing_is_founded_while_one_did_not_answer",
+    ),
+    Mutant(
+        "answers of two rounds of a founder add up",
+        "core/founding.py",
+        "        self._round += 1\n        self.answers = {}\n",
+        "        self._round += 1\n",
+        test=_FOUND + "test_answers_of_two_rounds_do_not_add_up",
+    ),
+    Mutant(
+        "an answer to an earlier round of a founder counts",
+        "core/founding.py",
+        "        if answer.round == self._round and asked in self.asked:",
+        "        if asked in self.asked:",
+        test=_FOUND + "test_answers_of_two_rounds_do_not_add_up",
+    ),
+    Mutant(
+        "every listed node founds",
+        "core/founding.py",
+        "        return self.addr == self.members[0]\n",
+        "        return True\n",
+        also=(("core/founding.py", "            and question.asker == self.members[0]\n", ""),),
+        test=_FOUND + "test_only_the_smallest_address_founds",
+    ),
+    Mutant(
+        "found with nodes that have another list",
+        "core/founding.py",
+        "            or answer.members != self.members\n            or answer.attempt",
+        "            or answer.attempt",
+        also=(("core/founding.py", "            and question.members == self.members\n", ""),),
+        test=_FOUND + "test_nodes_with_other_lists_refuse_each_other",
+    ),
+    Mutant(
+        "a node counts by whatever name it is asked",
+        "core/founding.py",
+        "        if tuple(answer.addr for answer in answers) != self.members:\n",
+        "        if len(answers) < len(self.members):\n",
+        also=(
+            ("core/founding.py", "            and question.asked == self.addr\n", ""),
+            (
+                "core/founding.py",
+                "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+                "        if tokens[0] != self._token:\n",
+            ),
+            ("core/membership.py", "or len({token for _, token in members}) < len(members)", ""),
+        ),
+        test=_FOUND + "test_one_node_by_two_names_counts_once",
+    ),
+    Mutant(
+        "two nodes with one token are two",
+        "core/founding.py",
+        "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+        "        if tokens[0] != self._token:\n",
+        test=_FOUND + "test_two_processes_with_one_token_are_one",
+    ),
+    Mutant(
+        "found where another process answers at the own address",
+        "core/founding.py",
+        "        if len(set(tokens)) < len(tokens) or tokens[0] != self._token:\n",
+        "        if len(set(tokens)) < len(tokens):\n",
+        test=_FOUND + "test_a_founder_whose_own_address_leads_elsewhere_founds_nothing",
+    ),
+    Mutant(
+        "a token answers every attempt to found",
+        "core/founding.py",
+        "            if question.attempt != self._token_for:\n",
+        "            if not self._token:\n",
+        test=_FOUND + "test_of_two_founders_of_one_address_one_is_adopted",
+    ),
+    Mutant(
+        "an attempt to found that failed goes on",
+        "core/founding.py",
+        '            self._token = self._token_for = b""\n',
+        "            pass\n",
+        also=(
+            (
+                "core/founding.py",
+                "            self._attempt = self._draw()\n\n    def end",
+                "            pass\n\n    def end",
+            ),
+        ),
+        test=_FOUND + "test_a_founding_that_failed_is_another_attempt",
+    ),
+    Mutant(
+        "store a founding entry that names another token",
+        "core/founding.py",
+        "            and (self.addr, self._token) in founding.founders.members\n",
+        "",
+        test=_FORM,
+    ),
+    Mutant(
+        "store a founding entry of another list",
+        "core/founding.py",
+        "            and founding.founders.addrs == self.members\n",
+        "",
+        test=_FOUND + "test_an_entry_of_another_list_is_not_stored",
+    ),
+    Mutant(
+        "store a founding entry that is later than the own code",
+        "core/founding.py",
+        "            and self._versions.covers(founding.versions)\n",
+        "",
+        test=_FOUND + "test_the_least_version_is_effective_and_who_does_not_know_it_stores_nothing",
+    ),
+    Mutant(
+        "speak before a majority has stored the founding entry",
+        "core/founding.py",
+        "        if having >= quorum:\n            return Work",
+        "        if having:\n            return Work",
+        test=_FORM,
+    ),
+    Mutant(
+        "give up a founding entry that a majority may store",
+        "core/founding.py",
+        "if total - never < quorum else None",
+        "if never else None",
+        test=_FORM,
+    ),
+    Mutant(
+        "hand the founding entry to a member that lost its memory",
+        "core/founding.py",
+        "    is_wanted = founder in config.members and not is_heard(founder) and not is_removed\n",
+        "    is_wanted = founder in config.members and not is_removed\n",
+        test=_FORM,
+    ),
+    Mutant(
+        "who joins may store a founding entry of before",
+        "core/founding.py",
+        "        if self.stored is None:\n            self._token",
+        "        if False:\n            self._token",
+        test=_FOUND + "test_who_joins_stores_no_entry_of_before",
+    ),
+    Mutant(
+        "join one of two clusters",
+        "core/founding.py",
+        "        if len(clusters) > 1:\n            return None\n",
+        "",
+        test=_FOUND + "test_of_two_clusters_nobody_joins_either",
+    ),
+    Mutant(
+        "a founder is not silent",
+        "storage/founded.py",
+        '        write_file(self._files, f"{staged}/silent", b"")\n',
+        "",
+        test=_FORM,
+    ),
+    Mutant(
+        "a founder speaks before that is durable",
+        "storage/founded.py",
+        "            self._files.sync_dir(self._log_path)\n",
+        "",
+        test="storage/test_store.py::test_who_founded_with_others_is_silent_until_it_durably_is_not",
+    ),
+    Mutant(
+        "an empty log votes",
+        "core/election.py",
+        "        if is_free and server.config.members and",
+        "        if is_free and",
+        test="core/test_raft.py::test_an_empty_log_gives_no_vote",
+    ),
+    Mutant(
+        "who was evicted comes back by its list",
+        "core/membership.py",
+        "            vacant[addr] = op == ConfOp.REPLACE\n",
+        "            vacant[addr] = True\n",
+        test="core/test_raft.py::test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it",
     ),
 )
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raftsvc import kv
 from raftsvc.addresses import peer_url
-from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.core.founding import Answer, Founding, Question, Standing
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Founders, Member
 from raftsvc.core.messages import (
     MAX_NUMBER,
     MAX_TIME_MS,
@@ -29,6 +30,7 @@ from raftsvc.core.messages import (
     make_entry,
     term_of,
 )
+from raftsvc.core.versions import Versions
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
 from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions
 from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
@@ -93,14 +95,55 @@ def messages(draw: st.DrawFn) -> Message:
     )
 
 
-changes = st.builds(ConfChange, st.sampled_from(ConfOp), ids, texts, st.binary(max_size=255))
+versions = st.builds(
+    Versions.of, st.integers(1, 2**31 - 1), st.dictionaries(texts, st.integers(1, 2**31 - 1), max_size=3)
+)
+founders = st.builds(
+    Founders,
+    st.integers(1, 2**64 - 1),
+    st.lists(st.tuples(texts.filter(bool), st.binary(max_size=16)), min_size=1, max_size=4)
+    .filter(lambda of: len({a for a, _ in of}) == len({t for _, t in of}) == len(of))
+    .map(tuple),
+)
+changes = st.one_of(
+    st.builds(
+        ConfChange,
+        st.sampled_from([op for op in ConfOp if op != ConfOp.FOUND]),
+        ids,
+        texts,
+        st.binary(max_size=255),
+        versions,
+        st.none(),
+    ),
+    st.builds(ConfChange, st.just(ConfOp.FOUND), ids, texts, st.binary(max_size=255), versions, founders),
+)
 members = st.builds(Member, texts, st.booleans(), st.binary(max_size=255))
 
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
     chosen = draw(st.dictionaries(ids, members, max_size=5))
-    return Configuration(chosen, draw(st.integers(max(chosen, default=0), MAX_NUMBER)))
+    highest_id = draw(st.integers(max(chosen, default=0), MAX_NUMBER))
+    return Configuration(chosen, highest_id, draw(versions), draw(st.dictionaries(texts, st.booleans(), max_size=3)))
+
+
+_lists = st.lists(texts, max_size=3).map(tuple)
+_tokens = st.sampled_from([b"", b"t" * 16])
+_questions = st.builds(Question, texts, texts, _lists, numbers, _tokens, st.binary(max_size=64))
+_answers = st.builds(
+    Answer,
+    texts,
+    st.sampled_from(Standing),
+    _lists,
+    _tokens,
+    _tokens,
+    numbers,
+    u64,
+    st.binary(max_size=64),
+    u64,
+    st.booleans(),
+    versions,
+)
 
 
 chunks = st.builds(
@@ -118,7 +161,7 @@ chunks = st.builds(
     data,
     numbers,
 )
-join_requests = st.builds(JoinRequest, addresses, tokens)
+join_requests = st.builds(JoinRequest, addresses, tokens, versions)
 join_replies = st.builds(JoinReply, ids, st.integers(1, 2**64 - 1))
 parts = st.builds(
     lambda batch, offset, rest: Part(batch, offset, offset + rest),
@@ -146,7 +189,7 @@ def session_tables(draw: st.DrawFn) -> Sessions:
         for counter in (*draw(st.lists(st.integers(1, 2**62), max_size=2)), 0, 0):
             index += 1
             nonce = draw(u64)
-            table.open(index, member, nonce, counter, index - 1)
+            table.open(index, member, nonce, counter, index - 1, draw(st.none() | versions))
             session = table.get(index, nonce)
             if session is None:
                 continue
@@ -205,6 +248,12 @@ def test_messages_come_back(said: list[Message]) -> None:
 def test_membership_comes_back(change: ConfChange, config: Configuration) -> None:
     assert ConfChange.decode(change.encode()) == change
     assert Configuration.decode(config.encode()) == config
+
+
+@given(_questions, _answers)
+def test_what_is_said_of_a_formation_comes_back(question: Question, answer: Answer) -> None:
+    assert Question.decode(question.encode()) == question
+    assert Answer.decode(answer.encode()) == answer
 
 
 @given(chunks, numbers, st.lists(messages(), max_size=2))
@@ -291,7 +340,11 @@ def whole_keys() -> bytes:
     return state.snapshot()[0]
 
 
-CONFIG = Configuration({1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4)
+VERSIONS = Versions.of(2, {"kv": 3, "mine": 2})
+CONFIG = Configuration(
+    {1: Member("a:1", True, b"t" * 16), 3: Member("b:2", False)}, 4, VERSIONS, {"d:4": False, "e:5": True}
+)
+FOUNDING = Founding.of(9, [("a:1", b"t" * 16), ("b:2", b"u" * 16)], VERSIONS)
 ENTRY = make_entry(4, 5, EntryKind.NORMAL, b"some data")
 APPEND = Message(MessageKind.APPEND, 2, 1, 5, 3, 4, 9, 7, entries=[ENTRY, make_entry(5, 5, EntryKind.EMPTY, b"")])
 SNAPSHOT = Message(MessageKind.SNAPSHOT, 2, 1, 5, 9, 4, payload=CONFIG.encode())
@@ -338,7 +391,27 @@ CODECS = {
     ),
     "change": Codec(
         ConfChange.decode,
-        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16).encode(),
+        ConfChange(ConfOp.ADD_LEARNER, 5, "c:3", b"t" * 16, VERSIONS).encode(),
+        MalformedError,
+        lambda heard: heard.encode(),
+    ),
+    "founding": Codec(
+        Founding.decode,
+        FOUNDING.entry,
+        MalformedError,
+        lambda heard: Founding.of(heard.cluster_id, heard.founders.members, heard.versions).entry,
+    ),
+    "question of formation": Codec(
+        Question.decode,
+        Question("a:1", "b:2", ("a:1", "b:2"), 7, b"s" * 16, FOUNDING.entry).encode(),
+        MalformedError,
+        lambda heard: heard.encode(),
+    ),
+    "answer of formation": Codec(
+        Answer.decode,
+        Answer(
+            "a:1", Standing.STORED, ("a:1",), b"t" * 16, b"s" * 16, 7, 9, FOUNDING.entry, 8, True, VERSIONS
+        ).encode(),
         MalformedError,
         lambda heard: heard.encode(),
     ),
@@ -350,7 +423,7 @@ CODECS = {
         lambda heard: heard.encode(),
     ),
     "answer to a piece": Codec(decode_chunk_reply, encode_chunk_reply(7, APPEND.encode()), MalformedError),
-    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16).encode(), MalformedError),
+    "join": Codec(JoinRequest.decode, JoinRequest("new.example:1", b"t" * 16, VERSIONS).encode(), MalformedError),
     "answer to a join": Codec(JoinReply.decode, JoinReply(5, 0xC1).encode(), MalformedError),
     "part": Codec(
         lambda raw: Part.decode(raw.decode("latin-1")),

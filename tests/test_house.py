@@ -44,23 +44,26 @@ ROOMS = {
     "process": "errors",
     "mainthread": "errors",
     "core": "",
+    "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses state process core storage transport",
-    "attached": "errors state process core storage transport member",
+    "member": "errors addresses state versions process core storage transport",
+    "attached": "errors state versions process core storage transport member",
     "host": "errors addresses state process mainthread core storage transport member",
-    "formation": "errors addresses state process mainthread core storage transport member attached host",
+    "formation": "errors addresses state versions process mainthread core storage transport member attached host",
+    "forming": "errors addresses versions core member transport formation",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses state process mainthread core storage transport member host formation listeners",
-    "service": "errors addresses state results process mainthread core storage transport member attached host "
-    "formation proposals listeners reception",
+    "reception": "errors addresses state process mainthread core storage transport member host formation forming "
+    "listeners",
+    "service": "errors addresses state versions results process mainthread core storage transport member attached host "
+    "formation forming proposals listeners reception",
     "raftsvc": "errors addresses answers state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state process core storage transport member attached",
+    "testing": "errors addresses state versions process core storage transport member attached",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.
@@ -76,6 +79,7 @@ NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",
+    ("methods", "testing/node.py SimulatedNode"): "all that a Port has, and what happens to a computer",
     (
         "methods",
         "core/raft.py Raft",

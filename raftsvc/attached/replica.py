@@ -20,7 +20,14 @@ from zlib import crc32
 from raftsvc.attached.comparison import Comparison
 from raftsvc.core.messages import NO_NODE, EntryKind, Life, Message, MessageKind, index_of
 from raftsvc.core.raft import ProposalRefused, ReadState, Refusal, Role, Settings
-from raftsvc.errors import ApplyHaltedError, NodeFailedError, OutcomeUnknown, RaftError, UnknownOperationError
+from raftsvc.errors import (
+    ApplyHaltedError,
+    NodeFailedError,
+    OutcomeUnknown,
+    OutdatedError,
+    RaftError,
+    UnknownOperationError,
+)
 from raftsvc.member.applying import Applying, Work
 from raftsvc.member.attachment import Answer, AskIndex, Entries, Farewell, Hello, Index, News, Propose, Said, Welcome
 from raftsvc.member.calls import Calls, Contexts
@@ -92,12 +99,20 @@ class Replica:
         self.inbox = inbox = Inbox(health)
         self.core = core = OwnersCore(random, options.election_ticks)
         contexts = Contexts(random)
-        machine = Machine(state)
+        machine = Machine(state, options.library_version)
         self.snapshots = Snapshots(store, machine, health, 0, _NEVER, _NEVER)
         self.applying = Applying(machine, self.snapshots, health, options.max_backlog_bytes)
         life = Life(0, random.getrandbits(63) + 1)
         self.calls = Calls(
-            core, contexts, life, options.retry_ticks, _START_BYTES, inbox.calls, inbox.finished, lambda: None
+            core,
+            contexts,
+            life,
+            options.retry_ticks,
+            _START_BYTES,
+            inbox.calls,
+            inbox.finished,
+            lambda: None,
+            machine.own,
         )
         self.reads = Reads(core, contexts, options.retry_ticks, inbox, lambda: None)
         self.news = News()
@@ -235,7 +250,7 @@ class Replica:
             calls.answer_recorded(machine.sessions)
         self._comparison.applied(*machine.take_digests())
         self.reads.applied(applying.applied_index)
-        if isinstance(error, UnknownOperationError):
+        if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
         elif error is not None:
             halted = ApplyHaltedError(

@@ -229,7 +229,7 @@ class Worker:
     def _take_over(self, store: Store) -> bool:
         replica = self.replica
         started = time.monotonic()
-        if not store.is_initialized:
+        if not store.is_initialized or store.founded.is_silent:
             if replica.applying.applied_index:
                 raise NotContinuedError(f"{self._directory} is empty by now, and was a member's")
             self.stopping.set()  # nobody waits here, for there was no node yet

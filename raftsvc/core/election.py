@@ -144,7 +144,8 @@ class Election:
             or (not is_real and m.term > server.term)
         )
         reply = Message(VOTE_OF[m.kind], m.from_id)
-        if is_free and server.log.is_up_to_date(m.index, m.log_term):
+        # Who knows of no members has an empty log, and may have had another: it gives no vote.
+        if is_free and server.config.members and server.log.is_up_to_date(m.index, m.log_term):
             if is_real:
                 self.elapsed = 0  # only a vote given postpones our own campaign
                 if server.vote != m.from_id:

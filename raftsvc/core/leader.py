@@ -262,12 +262,12 @@ class Leader:
             raise ProposalRefused(Refusal.CHANGE_PENDING, "no entry of this term is committed yet")
         try:
             change = ConfChange.decode(data)
-            if change.op == ConfOp.ADD_VOTER:
+            if change.op in (ConfOp.ADD_VOTER, ConfOp.FOUND):
                 raise InvalidChangeError("a node joins as a learner")
             after = server.config.changed(change)
         except (MalformedError, InvalidChangeError) as error:
             raise ProposalRefused(Refusal.INVALID_CHANGE, str(error)) from error
-        if change.op == ConfOp.REMOVE:
+        if change.op in (ConfOp.REMOVE, ConfOp.REPLACE):
             self._check_removal(change.node_id, after)
 
     def _check_removal(self, node_id: int, after: Configuration) -> None:

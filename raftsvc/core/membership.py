@@ -4,6 +4,9 @@ A Configuration is immutable.  It takes effect when its entry is *appended*, not
 when it commits (thesis section 4.1), and is undone if that entry is overwritten.
 Servers are added and removed one at a time, so there is no joint configuration
 that a crash could leave a cluster in.
+
+The effective version is part of it, and raising it a change like any other: so none is raised
+beside a change of members that is not committed, and nobody is let in beside a raise.
 """
 
 from __future__ import annotations
@@ -14,9 +17,13 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from raftsvc.core.messages import MAX_NUMBER, EntryKind, MalformedError
+from raftsvc.core.messages import MAX_NUMBER, NO_NODE, EntryKind, MalformedError
+from raftsvc.core.versions import FIRST, Versions
 
 MAX_ADDRESS_BYTES = 1024
+MAX_CLUSTER_ID = 2**64 - 1
+MAX_VACANCIES = 256
+"""So many addresses of former members are remembered, the latest."""
 
 
 class Member(NamedTuple):
@@ -39,6 +46,10 @@ class ConfOp(IntEnum):
     PROMOTE = 3  # a learner becomes a voter
     REMOVE = 4
     SET_ADDRESS = 5
+    RAISE = 6  # the effective version
+    FOUND = 7  # several voters at once, only as the first entry of a cluster
+    REPLACE = 8  # as REMOVE, and whoever is at that address next may join
+    ADD_LISTED = 9  # as ADD_LEARNER, unless a member was removed from that address
 
 
 class InvalidChangeError(ValueError):
@@ -46,15 +57,74 @@ class InvalidChangeError(ValueError):
 
 
 _CHANGE_HEAD = struct.Struct(">BQHB")
+_FOUNDING_HEAD = struct.Struct(">QH")
+_FOUNDER_HEAD = struct.Struct(">HB")
+
+
+class Founders(NamedTuple):
+    """Who founds a cluster together, and which cluster; their ids are 1, 2, ... in this order.
+
+    members: address and token of each.
+    """
+
+    cluster_id: int
+    members: tuple[tuple[str, bytes], ...]
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """Where they are."""
+        return tuple(addr for addr, _ in self.members)
+
+    def encode(self) -> bytes:
+        parts = [_FOUNDING_HEAD.pack(self.cluster_id, len(self.members))]
+        for addr, token in self.members:
+            encoded = addr.encode()
+            parts += (_FOUNDER_HEAD.pack(len(encoded), len(token)), encoded, token)
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Founders:
+        """What `encode` made; raises MalformedError."""
+        try:
+            cluster_id, count = _FOUNDING_HEAD.unpack_from(data)
+            offset = _FOUNDING_HEAD.size
+            members = []
+            for _ in range(count):
+                addr_length, token_length = _FOUNDER_HEAD.unpack_from(data, offset)
+                offset += _FOUNDER_HEAD.size
+                addr_end = offset + addr_length
+                end = addr_end + token_length
+                if end > len(data) or not 0 < addr_length <= MAX_ADDRESS_BYTES:
+                    raise MalformedError("a founding does not decode")
+                members.append((data[offset:addr_end].decode(), bytes(data[addr_end:end])))
+                offset = end
+        except (struct.error, UnicodeDecodeError) as error:
+            raise MalformedError("a founding does not decode") from error
+        if offset != len(data) or not 0 < cluster_id <= MAX_CLUSTER_ID or not members:
+            raise MalformedError("a founding does not decode")
+        if len({addr for addr, _ in members}) < len(members) or len({token for _, token in members}) < len(members):
+            raise MalformedError("two founders have one address, or one token")
+        return cls(cluster_id, tuple(members))
 
 
 class ConfChange(NamedTuple):
-    """One membership change, the data of a CONFIG entry."""
+    """One membership change, the data of a CONFIG entry.
+
+    versions: to found a cluster, or with RAISE, what is effective from there on; of who joins, what it knows.
+    founders: with FOUND; `node_id` is then the highest that is given.
+    """
 
     op: ConfOp
     node_id: int
     addr: str = ""
     token: bytes = b""
+    versions: Versions = FIRST
+    founders: Founders | None = None
+
+    @classmethod
+    def to_raise(cls, versions: Versions) -> ConfChange:
+        """`versions` are to be effective."""
+        return cls(ConfOp.RAISE, NO_NODE, versions=versions)
 
     def as_proposal(self) -> tuple[EntryKind, bytes]:
         """The change as what is proposed, always alone."""
@@ -62,7 +132,9 @@ class ConfChange(NamedTuple):
 
     def encode(self) -> bytes:
         addr = self.addr.encode()
-        return _CHANGE_HEAD.pack(self.op, self.node_id, len(addr), len(self.token)) + addr + self.token
+        head = _CHANGE_HEAD.pack(self.op, self.node_id, len(addr), len(self.token))
+        founders = b"" if self.founders is None else self.founders.encode()
+        return b"".join((head, addr, self.token, self.versions.encode(), founders))
 
     @classmethod
     def decode(cls, data: bytes) -> ConfChange:
@@ -71,20 +143,25 @@ class ConfChange(NamedTuple):
             raise MalformedError("membership change cut short")
         op, node_id, addr_length, token_length = _CHANGE_HEAD.unpack_from(data)
         start = _CHANGE_HEAD.size
-        if len(data) != start + addr_length + token_length or addr_length > MAX_ADDRESS_BYTES:
+        addr_end = start + addr_length
+        end = addr_end + token_length
+        if end > len(data) or addr_length > MAX_ADDRESS_BYTES:
             raise MalformedError("membership change of a wrong length")
         if node_id > MAX_NUMBER:
             raise MalformedError(f"member id {node_id} is above {MAX_NUMBER}")
         try:
-            return cls(
-                ConfOp(op), node_id, data[start : start + addr_length].decode(), bytes(data[start + addr_length :])
-            )
-        except ValueError as error:  # unknown op, or an address that is not UTF-8
+            addr, token = data[start:addr_end].decode(), bytes(data[addr_end:end])
+            if op != ConfOp.FOUND:
+                return cls(ConfOp(op), node_id, addr, token, Versions.decode(data[end:]))
+            versions, end = Versions.decode_from(data, end)
+            return cls(ConfOp.FOUND, node_id, addr, token, versions, Founders.decode(data[end:]))
+        except ValueError as error:  # unknown op, versions that do not decode, or an address that is not UTF-8
             raise MalformedError(f"membership change does not decode: {error}") from error
 
 
-_CONFIG_HEAD = struct.Struct(">QH")
+_CONFIG_HEAD = struct.Struct(">QHH")
 _MEMBER_HEAD = struct.Struct(">QBHB")
+_VACANCY_HEAD = struct.Struct(">BH")
 
 
 class Configuration:
@@ -93,13 +170,24 @@ class Configuration:
     members:    id -> Member, read-only.
     highest_id: the highest id ever given to a member; ids are never reused, so
                 an id at or below it that is no member was removed.
+    versions:   the effective ones.
+    vacant:     where members were that were removed, the latest last, and whether whoever is there next
+                may join: False: only if the State allows it.
     """
 
-    __slots__ = ("highest_id", "learners", "members", "voters")
+    __slots__ = ("highest_id", "learners", "members", "vacant", "versions", "voters")
 
-    def __init__(self, members: Mapping[int, Member] = MappingProxyType({}), highest_id: int = 0) -> None:
+    def __init__(
+        self,
+        members: Mapping[int, Member] = MappingProxyType({}),
+        highest_id: int = 0,
+        versions: Versions = FIRST,
+        vacant: Mapping[str, bool] = MappingProxyType({}),
+    ) -> None:
         self.members: Mapping[int, Member] = MappingProxyType(dict(members))
         self.highest_id = highest_id
+        self.versions = versions
+        self.vacant: Mapping[str, bool] = MappingProxyType(dict(vacant))
         self.voters = frozenset(i for i, member in members.items() if member.is_voter)
         self.learners = frozenset(members) - self.voters
 
@@ -122,28 +210,31 @@ class Configuration:
 
     def changed(self, change: ConfChange) -> Configuration:
         """The configuration after `change`; raises InvalidChangeError."""
-        members = dict(self.members)
-        highest_id = self.highest_id
-        node_id = change.node_id
-        if change.op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER):
-            if node_id <= highest_id:
-                raise InvalidChangeError(f"member id {node_id} was given already; ids are never reused")
-            if not change.addr or self.id_of(change.addr) is not None:
-                raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
-            if change.op == ConfOp.ADD_VOTER and members:
-                raise InvalidChangeError("a node joins as a learner")
-            members[node_id] = Member(change.addr, change.op == ConfOp.ADD_VOTER, change.token)
-            highest_id = node_id
-        elif node_id not in members:
+        op, node_id = change.op, change.node_id
+        if op == ConfOp.FOUND:
+            return self._founded(change)
+        if op == ConfOp.RAISE:
+            if change.versions == self.versions or not change.versions.covers(self.versions):
+                raise InvalidChangeError(f"{change.versions} is not above the effective version, {self.versions}")
+            return Configuration(self.members, self.highest_id, change.versions, self.vacant)
+        if op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER, ConfOp.ADD_LISTED):
+            return self._added(change)
+        if node_id not in self.members:
             raise InvalidChangeError(f"{node_id} is no member")
-        elif change.op == ConfOp.PROMOTE:
+        members, vacant = dict(self.members), dict(self.vacant)
+        if op == ConfOp.PROMOTE:
             if members[node_id].is_voter:
                 raise InvalidChangeError(f"{node_id} is a voter already")
             members[node_id] = members[node_id]._replace(is_voter=True)
-        elif change.op == ConfOp.REMOVE:
+        elif op in (ConfOp.REMOVE, ConfOp.REPLACE):
             if self.voters == {node_id}:
                 raise InvalidChangeError("the only voter cannot be removed")
-            del members[node_id]
+            addr = members.pop(node_id).addr
+            if addr:
+                vacant.pop(addr, None)
+                vacant[addr] = op == ConfOp.REPLACE
+                if len(vacant) > MAX_VACANCIES:
+                    del vacant[next(iter(vacant))]
         else:
             if not change.addr:
                 raise InvalidChangeError("an address that is set is not empty")
@@ -153,24 +244,55 @@ class Configuration:
                 # holder: where that is now shows when it speaks.
                 members[holder] = members[holder]._replace(addr="")
             members[node_id] = members[node_id]._replace(addr=change.addr)
-        return Configuration(members, highest_id)
+            vacant.pop(change.addr, None)
+        return Configuration(members, self.highest_id, self.versions, vacant)
+
+    def _founded(self, change: ConfChange) -> Configuration:
+        founders = change.founders
+        if self.highest_id or founders is None:
+            raise InvalidChangeError("a cluster is founded once, by its first entry")
+        members = {i: Member(addr, True, token) for i, (addr, token) in enumerate(founders.members, 1)}
+        return Configuration(members, len(members), change.versions)
+
+    def _added(self, change: ConfChange) -> Configuration:
+        node_id, versions = change.node_id, self.versions
+        if node_id <= self.highest_id:
+            raise InvalidChangeError(f"member id {node_id} was given already; ids are never reused")
+        if not change.addr or self.id_of(change.addr) is not None:
+            raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
+        if change.op == ConfOp.ADD_LISTED and not self.vacant.get(change.addr, True):
+            raise InvalidChangeError(f"a member was removed from {change.addr}, so that is in no list any more")
+        is_first = change.op == ConfOp.ADD_VOTER
+        if is_first and self.members:
+            raise InvalidChangeError("a node joins as a learner")
+        if is_first:
+            versions = change.versions
+        elif not change.versions.covers(versions):
+            raise InvalidChangeError(f"a node of {change.versions} cannot join where {versions} is effective")
+        members = {**self.members, node_id: Member(change.addr, is_first, change.token)}
+        vacant = {addr: may_join for addr, may_join in self.vacant.items() if addr != change.addr}
+        return Configuration(members, node_id, versions, vacant)
 
     def encode(self) -> bytes:
-        parts = [_CONFIG_HEAD.pack(self.highest_id, len(self.members))]
+        head = _CONFIG_HEAD.pack(self.highest_id, len(self.members), len(self.vacant))
+        parts = [head, self.versions.encode()]
         for node_id in sorted(self.members):
             member = self.members[node_id]
             addr = member.addr.encode()
             parts += (_MEMBER_HEAD.pack(node_id, member.is_voter, len(addr), len(member.token)), addr, member.token)
+        for vacancy, may_join in self.vacant.items():
+            addr = vacancy.encode()
+            parts += (_VACANCY_HEAD.pack(may_join, len(addr)), addr)
         return b"".join(parts)
 
     @classmethod
     def decode(cls, data: bytes) -> Configuration:
         """The configuration encoded in `data`; raises MalformedError."""
         try:
-            highest_id, count = _CONFIG_HEAD.unpack_from(data)
+            highest_id, count, vacancies = _CONFIG_HEAD.unpack_from(data)
             if highest_id > MAX_NUMBER:
                 raise MalformedError(f"member id {highest_id} is above {MAX_NUMBER}")
-            offset = _CONFIG_HEAD.size
+            versions, offset = Versions.decode_from(data, _CONFIG_HEAD.size)
             members = {}
             for _ in range(count):
                 node_id, is_voter, addr_length, token_length = _MEMBER_HEAD.unpack_from(data, offset)
@@ -181,19 +303,33 @@ class Configuration:
                 addr = data[offset : offset + addr_length].decode()
                 members[node_id] = Member(addr, bool(is_voter), bytes(data[offset + addr_length : stop]))
                 offset = stop
+            vacant = {}
+            for _ in range(vacancies):
+                may_join, length = _VACANCY_HEAD.unpack_from(data, offset)
+                offset += _VACANCY_HEAD.size
+                if may_join > 1 or offset + length > len(data):
+                    raise MalformedError("configuration does not decode")
+                vacant[data[offset : offset + length].decode()] = bool(may_join)
+                offset += length
         except (struct.error, UnicodeDecodeError) as error:
             raise MalformedError("configuration does not decode") from error
-        if offset != len(data) or len(members) != count:
+        if offset != len(data) or len(members) != count or len(vacant) != vacancies:
             raise MalformedError("configuration does not decode")
-        return cls(members, highest_id)
+        return cls(members, highest_id, versions, vacant)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Configuration) and (self.members, self.highest_id) == (other.members, other.highest_id)
+        return isinstance(other, Configuration) and (self.members, self.highest_id, self.versions, self.vacant) == (
+            other.members,
+            other.highest_id,
+            other.versions,
+            other.vacant,
+        )
 
     def __hash__(self) -> int:
         return hash(self.encode())
 
     def __repr__(self) -> str:
         return (
-            f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id})"
+            f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id}"
+            f" versions={self.versions})"
         )

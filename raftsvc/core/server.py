@@ -131,6 +131,7 @@ class Output:
     """What has come up since the last batch of work, and which batches are durable."""
 
     __slots__ = (
+        "_commit_due",
         "_commit_written",
         "_hard_state_dirty",
         "_hard_state_token",
@@ -155,6 +156,11 @@ class Output:
         self._hard_state_dirty = False
         self._hard_state_token = 0
         self._commit_written = commit_index
+        self._commit_due = 0
+
+    def note_due(self, index: int) -> None:
+        """That `index` is committed is to be known after a restart: it is written down without waiting for more."""
+        self._commit_due = index
 
     def note_hard_state(self) -> None:
         """Term or vote changed: they are part of the next batch."""
@@ -189,6 +195,7 @@ class Output:
             or snapshot is not None
             or log.handed_index < log.last_index
             or (is_removed and commit > self._commit_written)
+            or self._commit_written < self._commit_due <= commit
         )
         if must_persist:
             self._token += 1

@@ -16,7 +16,8 @@ Invariant: what `encode` makes, `decode` reads; anything else is refused by
 Rejected, with a reason that depends on the bytes alone, since the reason is part
 of the replicated outcome.  So is a transaction of which a condition does not hold, and
 its reason says which, and why (`conflict`).  The set of codes of a format never grows: a node of an
-older version would refuse what a newer one applies, and they would part ways.
+older version would refuse what a newer one applies, and they would part ways.  Another format is written
+once all know it: the State says so by its version (`raftsvc.VersionedState`), which is still the first.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role, Settings
+from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import NotApplied, OutcomeUnknown, OverloadedError, RaftError
 from raftsvc.member.envelopes import wrap, wrap_piece
 from raftsvc.member.forwards import Forwards
@@ -78,8 +79,11 @@ class Calls:
         inbox: deque[Call],
         finished: Finished,
         note_time: Callable[[], None],
+        versions: Versions = FIRST,
     ) -> None:
         """life: this start of the node; of an attached process one without a counter.  inbox: that of `handoff.Inbox`.
+
+        versions: what the code of this process knows.
 
         note_time: has the core know what time it is now; called right before whatever may append.
         start_bytes: how much is sent at once on a way of which nothing is known.
@@ -96,7 +100,7 @@ class Calls:
         self._pieces = Pieces(start_bytes, retry_ticks, _patient_ticks(core))
         self._next_number = 1
         self.session_id = 0
-        self.opening = Opening(life)
+        self.opening = Opening(life, versions)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -277,11 +281,12 @@ class Calls:
         room = max_bytes
         count = 0
         low = next(iter(self._waiting), 0)  # those sent before have their data
+        nonce = self.opening.nonce
         for call in self._unsent:
             if not call.data:
                 if _is_too_far(call, low):
                     break  # as all after it, for the numbers of those that were never sent rise
-                call.data = wrap(call.op, self.session_id, self.opening.nonce, call.number, low, call.instruction)
+                call.data = wrap(call.op, self.session_id, nonce, call.number, low, call.instruction)
             room -= len(call.data)
             if room < 0 and count:
                 break

@@ -31,7 +31,7 @@ from typing import NamedTuple, Protocol
 
 from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import Configuration
-from raftsvc.core.messages import NO_NODE, Message, MessageKind
+from raftsvc.core.messages import NO_NODE, Life, Message, MessageKind
 from raftsvc.core.raft import (
     Raft,
     Ready,
@@ -40,12 +40,14 @@ from raftsvc.core.raft import (
     SnapshotMeta,
     ViolationError,
 )
+from raftsvc.core.versions import Versions
 from raftsvc.errors import (
     ApplyHaltedError,
     ConsensusError,
     DiskRefusedError,
     EvictedError,
     NodeFailedError,
+    OutdatedError,
     RaftError,
     StorageError,
     SupersededError,
@@ -65,11 +67,13 @@ from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
+from raftsvc.member.upgrades import Upgrades
 from raftsvc.member.vigil import Vigil
 from raftsvc.member.waiters import Call, Read
 from raftsvc.member.writes import Batch, SnapshotMark, Writes
 from raftsvc.state import State
 from raftsvc.storage import Loaded, Store
+from raftsvc.versions import LIBRARY_VERSION, outdated
 
 _SNAPSHOT_RETRY = 10
 """Election timeouts after which a snapshot that failed is tried again, at first."""
@@ -98,6 +102,8 @@ class EngineOptions(NamedTuple):
     tick_ms: int = 100
     """How long a tick should be."""
     lease_reads: bool = False
+    library_version: int = LIBRARY_VERSION
+    """What the library's code here knows; another only in tests, which have it pretend."""
 
     @property
     def retry_ticks(self) -> int:
@@ -178,15 +184,15 @@ class Engine:
         live: of an attached process that owns the directory from now on, which was opened and is not behind: what
               it has, and who waits there.
 
-        Raises StorageError if what is stored cannot be trusted, and whatever the
-        State raises if it cannot be restored.
+        Raises StorageError if what is stored cannot be trusted, OutdatedError if only later code
+        can go on from it, and whatever the State raises if it cannot be restored.
         """
         loaded = store.load(random.getrandbits(64)) if live is None or live.loaded is None else live.loaded
         self.options = options
         self._runner = runner
         self.health = Health()
         self.inbox = Inbox(self.health) if live is None else live.inbox.moved_to(self.health)
-        machine = Machine(state) if live is None else live.machine
+        machine = Machine(state, options.library_version) if live is None else live.machine
         self.snapshots = Snapshots(
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
@@ -203,6 +209,8 @@ class Engine:
         self.core = core = _recover_core(
             loaded, options, Random(random.getrandbits(64)), machine.applied_index if live is not None else 0
         )
+        if not machine.own.covers(core.committed_config.versions):
+            raise outdated(f"node {loaded.node_id} at {addr}", machine.own, core.committed_config.versions)
         self.writes = Writes(store, self.inbox, self.health)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
@@ -213,9 +221,7 @@ class Engine:
         retry_ticks = options.retry_ticks
         inbox, life, note_time = self.inbox, loaded.life.life, self.time.note
         if live is None:
-            self.calls = Calls(
-                core, contexts, life, retry_ticks, options.start_bytes, inbox.calls, inbox.finished, note_time
-            )
+            self.calls = _calls_of(core, contexts, life, options, inbox, note_time, machine.own)
             self.reads = Reads(core, contexts, retry_ticks, inbox, note_time)
         else:
             self.calls, self.reads = live.calls, live.reads
@@ -227,12 +233,14 @@ class Engine:
             core, contexts, digests, self.health, loaded.cluster_id, retry_ticks, note_time, runner.feed_due, pid
         )
         self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
+        self.upgrades = Upgrades(core, machine, self.lives, self.time.note)
         self.calls.follow_session(machine)
         self.feed.follow_sessions(machine, self.calls.session_id)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
         self.lives.applied()
+        self.upgrades.applied()
         self._await_deadline()
         if self.core.config.voters == {self.node_id} and not self.health.is_over:
             self.core.campaign()
@@ -344,6 +352,7 @@ class Engine:
         for peer_id in self.core.forgetful:
             self.lives.doubt(peer_id, "it lacks entries that it had acknowledged")
         self.lives.tick(self.ticks)
+        self.upgrades.tick()
         self.reads.ask(self.ticks)
         self.feed.tick(self.ticks)
         for peer_id, message in self.digests.announce():
@@ -486,6 +495,7 @@ class Engine:
         calls.follow_session(applying.machine, was_restored)
         self.feed.follow_sessions(applying.machine, calls.session_id)
         self.lives.applied()
+        self.upgrades.applied()
         if applying.applied_config is not config:
             for line in events.of_members(config, applying.applied_config):
                 self._runner.say(*line)
@@ -496,7 +506,7 @@ class Engine:
         if was_restored:
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
-        if isinstance(error, UnknownOperationError):
+        if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
         elif error is not None:
             halted = ApplyHaltedError(
@@ -554,6 +564,19 @@ class Engine:
         assert error is not None, "who serves nobody says why"
         self.calls.fail(error)
         self.reads.fail(error)
+
+
+def _calls_of(
+    core: Raft,
+    contexts: Contexts,
+    life: Life,
+    options: EngineOptions,
+    inbox: Inbox,
+    note_time: Callable[[], None],
+    versions: Versions,
+) -> Calls:
+    retry_ticks, start_bytes = options.retry_ticks, options.start_bytes
+    return Calls(core, contexts, life, retry_ticks, start_bytes, inbox.calls, inbox.finished, note_time, versions)
 
 
 def would_install(engine: Engine, message: Message) -> bool:

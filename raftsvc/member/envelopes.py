@@ -5,7 +5,8 @@ Envelope: op (1 byte), then four numbers of 8 bytes, which mean
     INSTRUCTION, LIST  the session's id and nonce, number, low; the data follows
     PIECE              the same; then, of 8 bytes each, the number of what has to be settled before this
                        begins (0: nothing), offset, size of the whole; op of the whole (1), the part
-    OPEN               member, nonce, counter of its start (0: a session that is not the owner's), index
+    OPEN               member, nonce, counter of its start (0: a session that is not the owner's), index; then,
+                       of a process that applies, the versions that its code knows
     CLOSE              the session's id and nonce, 0, 0
     VOID               member, 0, 0, 0
 
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry
+from raftsvc.core.versions import Versions
 
 ENVELOPE = struct.Struct(">BQQQQ")
 ENVELOPE_BYTES = ENVELOPE.size
@@ -63,13 +65,14 @@ def wrap_piece(
     return b"".join((envelope, _PLACE_IN_WHOLE.pack(previous, offset, whole_bytes, op), piece))
 
 
-def wrap_open(member: int, nonce: int, counter: int, index: int) -> bytes:
+def wrap_open(member: int, nonce: int, counter: int, index: int, versions: Versions | None = None) -> bytes:
     """The data of an entry that opens a session of `member`, asked for when `index` was applied there.
 
     nonce:   random, by which who asked knows the session again.
     counter: of the member's start, whose nonce this is then; 0 for a session that is not the owner's.
+    versions: what the code of that process knows; None for one that applies nothing.
     """
-    return ENVELOPE.pack(OPEN, member, nonce, counter, index)
+    return ENVELOPE.pack(OPEN, member, nonce, counter, index) + (versions.encode() if versions is not None else b"")
 
 
 def wrap_close(session_id: int, nonce: int) -> bytes:

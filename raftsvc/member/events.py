@@ -34,7 +34,9 @@ def of_leader(core: Raft, told: Lead) -> tuple[Line | None, Lead]:
 
 
 def of_members(before: Configuration, after: Configuration) -> Iterator[Line]:
-    """What to say of a change of the membership."""
+    """What to say of a change of the membership, or of the effective version."""
+    if before.members and before.versions != after.versions:
+        yield logging.INFO, f"the effective version is {after.versions} now, and was {before.versions}"
     for node_id in sorted(before.members.keys() | after.members.keys()):
         old, new = before.members.get(node_id), after.members.get(node_id)
         if new is None and old is not None:

@@ -16,6 +16,10 @@ If the State raises what it may not, in the middle of a list too, that entry did
 as anybody is told, though the State may hold part of it: such a State is not used any more
 (`engine.halt`), and a restart makes another.
 
+What is effective of the library's and the State's versions stands in the configuration applied
+(`versions`), so it rises at the same entry everywhere.  A machine whose own code does not reach it
+applies nothing from there on, and restores no such snapshot.
+
 Not thread-safe: one thread at a time applies.
 """
 
@@ -26,7 +30,16 @@ from typing import NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry, EntryKind, Life, data_of, place_of
+from raftsvc.core.messages import (
+    ENTRY_OVERHEAD_BYTES,
+    Entry,
+    EntryKind,
+    Life,
+    MalformedError,
+    data_of,
+    place_of,
+)
+from raftsvc.core.versions import Versions
 from raftsvc.errors import Rejected, UnknownOperationError, reason_text
 from raftsvc.member.envelopes import (
     CLOSE,
@@ -42,6 +55,7 @@ from raftsvc.member.envelopes import (
 )
 from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
 from raftsvc.state import State, StreamingState, TimedState, WaitingState
+from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
 
 MAX_REASON_BYTES = 1024
 
@@ -59,8 +73,10 @@ class Answer(NamedTuple):
 class Machine:
     """A State as the log drives it."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, library_version: int = LIBRARY_VERSION) -> None:
+        """library_version: of the code here, save for tests that have it be another."""
         self.state = state
+        self.own = versions_of(state, library_version)
         self.applied_index = 0
         self.applied_term = 0
         self.applied_time_ms = 0
@@ -83,6 +99,11 @@ class Machine:
         """How often something came to be known of which start of whom speaks."""
         return self.sessions.changes
 
+    @property
+    def versions(self) -> Versions:
+        """What is effective: nothing is written, and nothing done, that only a later version knows."""
+        return self.config.versions
+
     def take_digests(self) -> tuple[int, list[int]]:
         """The digest after each entry applied since the last call, and the index of the first.
 
@@ -101,9 +122,9 @@ class Machine:
     def apply(self, entries: Sequence[Entry], answers: list[Answer]) -> None:
         """Apply `entries` in order; append to `answers` as instructions get their outcomes.
 
-        If the State raises anything but Rejected, it propagates, and UnknownOperationError is raised at
-        an entry of a later version; `applied_index` is then the last entry that took
-        effect, and `answers` holds those before it.
+        If the State raises anything but Rejected, it propagates; UnknownOperationError is raised at
+        an entry of a later version, OutdatedError at one that raises the version above `own`.
+        `applied_index` is then the last entry that took effect, and `answers` holds those before it.
         """
         note_digest = self._fresh_digests.append
         try:
@@ -136,7 +157,7 @@ class Machine:
             # Then the four mean what `envelopes` says.
             if op == OPEN:
                 if session_id in self.config.members:
-                    self.sessions.open(index, session_id, nonce, number, low)
+                    self.sessions.open(index, session_id, nonce, number, low, _versions_in(entry))
             elif op == VOID:
                 if session_id in self.config.members:
                     self.sessions.void(session_id)
@@ -209,13 +230,17 @@ class Machine:
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)
-        if change.op == ConfOp.REMOVE:
+        if config.versions != self.config.versions:
+            if not self.own.covers(config.versions):
+                raise outdated("this node", self.own, config.versions)
+            tell_state(self.state, config.versions)
+        if change.op in (ConfOp.REMOVE, ConfOp.REPLACE):
             self.state.remove_peer_addr(change.node_id)
             self.sessions.remove(change.node_id)
         else:
             for node_id, member in config.members.items():
                 former = self.config.members.get(node_id)
-                if node_id == change.node_id or (former is not None and former.addr != member.addr):
+                if node_id == change.node_id or former is None or former.addr != member.addr:
                     self.state.set_peer_addr(node_id, member.addr)
         self.config = config
         self.sessions.changes += 1
@@ -247,12 +272,18 @@ class Machine:
         chunks: Iterator[bytes],
         time_ms: int = 0,
     ) -> None:
-        """Become what a snapshot describes; raises MalformedError before anything is changed if it cannot be."""
+        """Become what a snapshot describes.
+
+        Raises MalformedError before anything is changed if it cannot be, OutdatedError if only later code can.
+        """
         decoded = Sessions.decode(sessions)
+        if not self.own.covers(config.versions):
+            raise outdated("this node", self.own, config.versions)
         if isinstance(self.state, StreamingState):
             self.state.restore_chunks(chunks, index)
         else:
             self.state.restore_snapshot(b"".join(chunks), index)
+        tell_state(self.state, config.versions)
         for node_id in set(self.state.peers()) - set(config.members):
             self.state.remove_peer_addr(node_id)
         for node_id, member in config.members.items():
@@ -266,6 +297,16 @@ class Machine:
         self.applied_index = index
         self.applied_term = term
         self.applied_time_ms = time_ms
+
+
+def _versions_in(entry: Entry) -> Versions | None:
+    """What an OPEN says of its process; what does not decode is taken as nothing said, which holds a raise back."""
+    if len(entry) == INSTRUCTION_OFFSET:
+        return None
+    try:
+        return Versions.decode(entry[INSTRUCTION_OFFSET:])
+    except MalformedError:
+        return None
 
 
 def _unknown(op: int, index: int) -> UnknownOperationError:

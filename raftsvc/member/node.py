@@ -287,7 +287,8 @@ class Node:
         with turn:
             while not is_done(applying.applied_config):
                 if engine.core.is_removed:
-                    return None if change == ConfChange(ConfOp.REMOVE, self.node_id) else Refusal.REMOVED
+                    is_ours = change.op in (ConfOp.REMOVE, ConfOp.REPLACE) and change.node_id == self.node_id
+                    return None if is_ours else Refusal.REMOVED
                 if not engine.health.may_apply or time.monotonic() >= deadline:
                     return last
                 attempt = engine.changes.attempt(change)

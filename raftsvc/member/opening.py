@@ -7,6 +7,7 @@ process opens one of its own, and keeps it when it becomes the owner; then the l
 from __future__ import annotations
 
 from raftsvc.core.messages import EntryKind, Life
+from raftsvc.core.versions import Versions
 from raftsvc.member.envelopes import wrap_open
 from raftsvc.member.machine import Machine
 
@@ -19,11 +20,25 @@ class Opening:
     tick, tries:  when the next attempt is due, and how many there were.
     """
 
-    __slots__ = ("_has_own", "_is_announced", "_seen_index", "life", "nonce", "session_id", "tick", "tries")
+    __slots__ = (
+        "_has_own",
+        "_is_announced",
+        "_seen_index",
+        "_versions",
+        "life",
+        "nonce",
+        "session_id",
+        "tick",
+        "tries",
+    )
 
-    def __init__(self, life: Life) -> None:
-        """life: this start of the node; of an attached process one without a counter, whose nonce is the session's."""
+    def __init__(self, life: Life, versions: Versions) -> None:
+        """life: this start of the node; of an attached process one without a counter, whose nonce is the session's.
+
+        versions: what the code of this process knows.
+        """
         self.life = life
+        self._versions = versions
         self.nonce = life.nonce
         self.session_id = 0
         self._has_own = not life.counter  # a session that is not the owner's
@@ -55,4 +70,7 @@ class Opening:
         wanted = [] if self._is_announced else [self.life]
         if self._has_own and not self.session_id:
             wanted.append(Life(0, self.nonce))
-        return [(EntryKind.NORMAL, wrap_open(node_id, life.nonce, life.counter, self._seen_index)) for life in wanted]
+        return [
+            (EntryKind.NORMAL, wrap_open(node_id, life.nonce, life.counter, self._seen_index, self._versions))
+            for life in wanted
+        ]

@@ -17,6 +17,10 @@ There is no clock here, and bounds come from the log alone: of a session at most
 more closes the one that was not used for longest, never the owner's.  A session is closed when its
 member is removed or void, when the owner starts anew, if it is the owner's, or through the log.
 
+A session also says what versions the code of its process knows, if that applies what is in the log.
+So what a member knows is what the least of its processes does: it is known of each start from the
+entry that opened its owner's session on, and not before.
+
 All of it is a deterministic function of the log, and travels in the snapshot.
 """
 
@@ -27,6 +31,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
+from raftsvc.core.versions import Versions, least
 from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
 
 MAX_OUTCOMES = 1024
@@ -124,15 +129,26 @@ class Session:
     counter: which start of its member it is, if it is the owner's; else 0.
     used:    the index of the last entry that was for it.
     partial: what is coming in pieces.
+    versions: what the code of its process knows; None of one that applies nothing, or did not say.
     """
 
-    __slots__ = ("counter", "id", "low", "member", "nonce", "outcomes", "partial", "used")
+    __slots__ = ("counter", "id", "low", "member", "nonce", "outcomes", "partial", "used", "versions")
 
-    def __init__(self, session_id: int, member: int, nonce: int, counter: int, low: int = 0, used: int = 0) -> None:
+    def __init__(
+        self,
+        session_id: int,
+        member: int,
+        nonce: int,
+        counter: int,
+        versions: Versions | None = None,
+        low: int = 0,
+        used: int = 0,
+    ) -> None:
         self.id = session_id
         self.member = member
         self.nonce = nonce
         self.counter = counter
+        self.versions = versions
         self.low = low
         self.used = used or session_id
         self.outcomes: dict[int, Outcome] = {}
@@ -219,6 +235,13 @@ class Sessions:
         """The id of the session of the process that owns the member's directory; 0 if it has none."""
         return self._lives.get(member, (Life(), 0))[1]
 
+    def versions_of(self, member: int) -> Versions | None:
+        """What all processes of a member know, in its life of `life_of`; None: its owner did not say."""
+        owner = self._sessions.get(self.owner_of(member))
+        if owner is None or owner.versions is None:
+            return None
+        return least([s.versions for s in self._sessions.values() if s.member == member and s.versions is not None])
+
     def find(self, member: int, nonce: int) -> int:
         """The id of the member's session that was opened with `nonce`; 0 if there is none."""
         return next((s.id for s in self._sessions.values() if s.member == member and s.nonce == nonce), 0)
@@ -249,7 +272,9 @@ class Sessions:
 
     # -- what the log says
 
-    def open(self, index: int, member: int, nonce: int, counter: int, asked_at: int) -> None:
+    def open(
+        self, index: int, member: int, nonce: int, counter: int, asked_at: int, versions: Versions | None = None
+    ) -> None:
         """The entry at `index` opens a session of `member`, unless it comes late, or twice."""
         life, owner = self._lives.get(member, (Life(), 0))
         if life == VOID_LIFE or index - asked_at > MAX_OPEN_AGE or asked_at >= index:
@@ -265,7 +290,7 @@ class Sessions:
             others = [s for s in self._sessions.values() if s.member == member and not s.counter]
             if len(others) >= MAX_SESSIONS - 1:
                 del self._sessions[min(others, key=lambda s: (s.used, s.id)).id]
-        self._sessions[index] = Session(index, member, nonce, counter)
+        self._sessions[index] = Session(index, member, nonce, counter, versions)
         self.changes += 1
 
     def bound_partials(self, newest: Session) -> None:
@@ -311,7 +336,8 @@ class Sessions:
             parts.append(_LIFE.pack(_IS_LIFE, member, *life, owner))
         for session_id in sorted(self._sessions):
             session = self._sessions[session_id]
-            parts.append(
+            versions = session.versions.encode() if session.versions is not None else b""
+            parts += (
                 _SESSION.pack(
                     _IS_SESSION,
                     session_id,
@@ -321,7 +347,9 @@ class Sessions:
                     session.low,
                     session.used,
                     len(session.outcomes),
-                )
+                    len(versions),
+                ),
+                versions,
             )
             for number in sorted(session.outcomes):
                 outcome = session.outcomes[number]
@@ -349,8 +377,10 @@ class Sessions:
                     _, member, counter, nonce, owner = reader.take(_LIFE)
                     sessions._lives[member] = Life(counter, nonce), owner
                 elif code == _IS_SESSION:
-                    _, session_id, member, nonce, counter, low, used, count = reader.take(_SESSION)
-                    session = sessions._sessions[session_id] = Session(session_id, member, nonce, counter, low, used)
+                    _, session_id, member, nonce, counter, low, used, count, length = reader.take(_SESSION)
+                    versions = Versions.decode(reader.take_bytes(length)) if length else None
+                    session = Session(session_id, member, nonce, counter, versions, low, used)
+                    sessions._sessions[session_id] = session
                     for _ in range(count):
                         number, index, time_ms, length = reader.take(_OUTCOME)
                         session.outcomes[number] = _decode_outcome(reader.take_bytes(length), index, time_ms)
@@ -371,7 +401,7 @@ class Sessions:
 
 _COUNT = struct.Struct(">I")
 _LIFE = struct.Struct(">BQQQQ")
-_SESSION = struct.Struct(">BQQQQQQI")
+_SESSION = struct.Struct(">BQQQQQQII")
 _OUTCOME = struct.Struct(">QQQH")
 _PARTIAL = struct.Struct(">BQQBI")
 _IS_LIFE, _IS_SESSION, _IS_PARTIAL = 1, 2, 3

@@ -39,6 +39,11 @@ def status_of(engine: Engine) -> dict[str, object]:
         },
         "fsync_count": engine.writes.fsync_count,
         "unapplied_bytes": engine.applying.backlog_bytes,
+        "versions": {
+            "effective": engine.upgrades.effective.as_json(),
+            "own": engine.upgrades.own.as_json(),
+            "held_back_by": {str(i): why for i, why in engine.upgrades.held_back_by().items()},
+        },
         "conditions": engine.health.conditions(),
         "unreachable": {
             str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())

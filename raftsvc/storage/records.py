@@ -30,7 +30,7 @@ from raftsvc.errors import REPLACE_MEMBER
 
 SECTOR_BYTES = 512
 MAGIC = b"raftwal"
-VERSION = b"5"
+VERSION = b"6"
 SEGMENT_HEAD = struct.Struct(">7scQQQQIII")
 HARD_STATE = struct.Struct(">QQQQ")
 MARK = struct.Struct(">QQ")

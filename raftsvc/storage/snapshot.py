@@ -30,7 +30,7 @@ _MAX_HEAD_BYTES = 64 * 1024 * 1024
 SYNC_BYTES = 4 * 1024 * 1024
 
 _MAGIC = b"raftsnp"
-_VERSION = b"3"
+_VERSION = b"5"
 _PREFIX = struct.Struct(">7scI")
 _HEAD = struct.Struct(">QQQQIII")
 _CRC = struct.Struct(">I")

@@ -2,7 +2,8 @@
 
     id      the member id
     snap    the last complete snapshot
-    wal/    the log; that this name exists is what makes the directory a member's
+    wal/    the log; that this name exists is what makes the directory a member's.  Beside it, where nodes
+            founded their cluster together, `founding` and `silent`; see founded
     lock    names the process that owns the directory
 
 While a node joins there is also wal.tmp/, which holds its join token until the
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Lineage, index_of
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError, SupersededError
 from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, Files, make_dirs, read_file, write_file
+from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.snapshot import (
@@ -76,6 +78,7 @@ class Store:
         self.files = files
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
+        self.founded = Founded(files, f"{path}/wal")
         self._dir_lock = files.owner_lock(path)
         # Guards all up to _is_named, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
@@ -170,9 +173,12 @@ class Store:
             if name != "token":
                 self.files.remove(f"{staged}/{name}")
 
-    def create(self, node_id: int, cluster_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def create(
+        self, node_id: int, cluster_id: int, hard_state: HardState, entries: Sequence[Entry], founding: bytes = b""
+    ) -> None:
         """Make this the directory of member `node_id`: whole, or, if the power goes, not at all.
 
+        founding: what is kept beside the log, of a member that is silent until `founded.speak`; empty: of none such.
         Raises StorageError; the directory is then as uninitialized as before.
         """
         if self.is_initialized:  # no assert: the log of a member would be written over
@@ -181,6 +187,8 @@ class Store:
         try:
             self._clear_stage()
             Wal.create(self.files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
+            if founding:
+                self.founded.put(staged, founding)
             write_file(self.files, f"{self.path}/id", encode_id(node_id))
             self.files.rename(staged, f"{self.path}/wal")
             try:

@@ -7,7 +7,7 @@ from raftsvc.core.repeats import REMEMBERED
 from raftsvc.member.engine import Engine
 from raftsvc.testing.invariants import require
 
-_BACKLOG_SLACK_BYTES = 40_000
+_BACKLOG_SLACK_BYTES = 100_000
 """What may be in a log when its State begins to fall behind: more than is ever on its way in a simulation."""
 
 

@@ -17,7 +17,7 @@ from raftsvc.testing.linearizability import Operation
 from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.schedule import MILLISECOND, SECOND
 from raftsvc.testing.serving import Serving, ServingEngine
-from raftsvc.testing.workload import Action
+from raftsvc.testing.workload import Action, VersionedWorkload
 from raftsvc.testing.world import World
 
 _LISTS = 0.15
@@ -148,6 +148,9 @@ class Client:
         if len(actions) > 1 and actions[-1].instruction is None:
             del actions[-1]  # a read, which is in no list
             world.report.counts["operations"] -= 1
+        if isinstance(world.workload, VersionedWorkload):
+            in_form, state = world.workload.in_form, process.replica.state
+            actions = [a._replace(instruction=in_form(a.instruction, state)) if a.instruction else a for a in actions]
         self._attempt = attempt = Attempt(process, actions, world.schedule.now)
         self._note(f"{[action.input for action in actions]} at {process.name}")
         process.do(lambda engine: self._submit(attempt, engine))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import Entry, HardState
 from raftsvc.core.raft import Role
+from raftsvc.core.versions import Versions
 from raftsvc.testing.network import Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import Caller
@@ -25,11 +26,17 @@ class Cluster:
         self._callers = callers
         self.attached_count = attached_count
         self.nodes: dict[int, SimulatedNode] = {}
+        self.cluster_id = 7
 
-    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def place(self, node_id: int, code: Versions) -> SimulatedNode:
+        """Set up a computer for a member."""
+        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers, code)
+        return node
+
+    def create(self, node_id: int, hard_state: HardState, entries: Sequence[Entry], code: Versions) -> None:
         """Set up a member and start it."""
-        node = self.nodes[node_id] = SimulatedNode(self._world, self._network, node_id, self._callers)
-        node.create(hard_state, entries)
+        node = self.place(node_id, code)
+        node.create(self.cluster_id, hard_state, entries)
         node.start()
         if self.attached_count:
             node.host = Host(self._world, node, self._callers, self.attached_count)

@@ -42,6 +42,9 @@ KINDS = (
     "leadership transfer",
     "addresses changed",
     "address mistaken",
+    "code upgraded",
+    "code rolled back",
+    "code too old",
 )
 
 FOCUSES: tuple[tuple[str, ...], ...] = (
@@ -65,6 +68,8 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
         "leader cut off",
         "kill",
     ),
+    ("code upgraded", "code rolled back", "code too old", "member added", "slow State", "kill", "leadership transfer"),
+    ("code upgraded", "code rolled back", "member added", "member removed", "partition", "leader cut off", "loss"),
 )
 """Kinds that some bugs take to show, and that chance alone brings together too seldom."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from raftsvc.core.versions import FIRST, Versions
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.computer import USUAL_APPLY_DELAY, USUAL_WRITE_DELAY
 from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND, SECOND
-from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, draw_options
+from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, between, draw_options
 
 HOUR = 3600
 """In seconds."""
@@ -371,6 +372,60 @@ class Damage:
         if node.node_id not in self._cluster.configuration().members or not self._may_damage():
             return False
         return node.damage_state(again=self._world.random.random() < 0.8)
+
+
+class Upgrades:
+    """What people may do with the code that nodes run, which pretends to have versions."""
+
+    def __init__(self, world: World, cluster: Cluster) -> None:
+        self._world = world
+        self._cluster = cluster
+        self.injections: dict[str, Injection] = {
+            "code upgraded": self._upgrade,
+            "code rolled back": self._roll_back,
+            "code too old": self._start_too_old,
+        }
+
+    def _restart(self, node: SimulatedNode, code: Versions) -> bool:
+        node.note(f"runs {code} from here on, and ran {node.code}")
+        node.code = code
+        return kill(node)
+
+    def _upgrade(self, node: SimulatedNode) -> bool:
+        """Start a node with later code, of the library, the State or both; a later one comes out if all have it."""
+        world = self._world
+        rng = world.random
+        if all(each.is_gone or each.code == world.latest_code for each in self._cluster.nodes.values()):
+            ahead = rng.choice(((1, 0), (0, 1), (1, 1)))
+            latest = world.latest_code
+            world.latest_code = Versions.of(latest.library + ahead[0], {"": latest.of_part() + ahead[1]})
+        behind = [each for each in self._cluster.up() if each.code != world.latest_code]
+        if not behind:
+            return False
+        if len(behind) == 1 and rng.random() < 0.4:
+            self._fall_back([each for each in self._cluster.up() if each not in behind])
+        node = rng.choice(behind)
+        code = world.latest_code if rng.random() < 0.8 else between(rng, node.code, world.latest_code)
+        return code != node.code and self._restart(node, code)
+
+    def _fall_back(self, others: list[SimulatedNode]) -> None:
+        """One that has reported ends just before the last does, and comes back with older code, maybe too late."""
+        if others:
+            self._roll_back(self._world.random.choice(others))
+
+    def _roll_back(self, node: SimulatedNode) -> bool:
+        """Start a node with older code, as is allowed until what it knew is effective."""
+        effective = self._world.watch.versions.latest
+        if not node.code.covers(effective):
+            return False
+        code = between(self._world.random, effective, node.code)
+        return code != node.code and self._restart(node, code)
+
+    def _start_too_old(self, node: SimulatedNode) -> bool:
+        """Start a node with code that does not know what is effective."""
+        effective = self._world.watch.versions.latest
+        code = between(self._world.random, FIRST, node.code)
+        return not code.covers(effective) and self._restart(node, code)
 
 
 class Changes:

@@ -41,6 +41,7 @@ from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.testing.times import LogTimes
+from raftsvc.testing.versions import EffectiveVersions
 from raftsvc.testing.violation import Violation, require
 
 __all__ = ["Violation", "Watch", "require"]
@@ -722,6 +723,11 @@ class Watch:
         """now: what time it is, in microseconds."""
         self.times = LogTimes(now)
         self.sessions = Sessions()
-        self.consensus = Consensus(self.sessions.committed, self.times)
+        self.versions = EffectiveVersions()
+        self.consensus = Consensus(self._note_committed, self.times)
         self.digests = Digests(self.times)
         self.bounds = Bounds()
+
+    def _note_committed(self, entry: Entry) -> None:
+        self.sessions.committed(entry)
+        self.versions.committed(entry)

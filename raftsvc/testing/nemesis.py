@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.faults import FOCUSES, Faults
-from raftsvc.testing.injections import Changes, Damage, Injection, NetworkFaults, NodeFaults
+from raftsvc.testing.injections import Changes, Damage, Injection, NetworkFaults, NodeFaults, Upgrades
 from raftsvc.testing.network import Network
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND
@@ -32,6 +32,7 @@ class Nemesis:
             **NodeFaults(world).injections,
             **Damage(world, cluster, operator).injections,
             **Changes(world, cluster, operator).injections,
+            **Upgrades(world, cluster).injections,
         }
 
     def start(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
-from raftsvc.errors import StorageError, SupersededError
+from raftsvc.core.versions import FIRST, Versions
+from raftsvc.errors import OutdatedError, StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.member.live import Live, NotContinuedError
 from raftsvc.testing.computer import Computer
@@ -17,7 +19,15 @@ from raftsvc.testing.workers import Host, Worker
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
-_CLUSTER_ID = 7
+
+class Cradle(Protocol):
+    """What starts on a node that is to found a cluster with others, until it is a member that speaks."""
+
+    def start(self) -> bool:
+        """Start a process that belongs to no cluster; False if the directory is that of a member that speaks."""
+
+    def end(self) -> None:
+        """Such a process is gone."""
 
 
 class SimulatedNode:
@@ -26,33 +36,43 @@ class SimulatedNode:
     process:    None while it is down.
     refusal:    why it did not start, if so.
     options:    what it is started with next; other nodes may have others.
+    code:       the versions of the code that it is started with next.
     is_gone:    its process does not start again, ever.
     is_damaged: what is stored is, as far as nobody looked at it yet.
     copy:       its directory as it was before its last start, and which life had it; None: there is none.
     is_put_back: what is stored is such a copy.
     place:      where its processes listen.
     host:       its attached processes, if there are any.
+    cradle:     of a node that may found a cluster with others yet.
     """
 
-    def __init__(self, world: World, network: Network, node_id: int, callers: Sequence[Caller]) -> None:
+    def __init__(
+        self, world: World, network: Network, node_id: int, callers: Sequence[Caller], code: Versions = FIRST
+    ) -> None:
         self._world = world
         self._network = network
         self._callers = callers
         self.node_id = node_id
-        self.name = f"n{node_id}"
         self.computer = Computer(world.random)
         self.options = world.conditions.options
+        self.code = code
         self.process: SimulatedProcess | None = None
-        self.refusal: StorageError | SupersededError | None = None
+        self.refusal: StorageError | SupersededError | OutdatedError | None = None
         self.is_gone = False
         self.is_damaged = False
         self.copy: tuple[Life, SimulatedDisk] | None = None
         self.is_put_back = False
         self.place = Place(self.name)
         self.host: Host | None = None
+        self.cradle: Cradle | None = None
         network.ports[node_id] = self
 
     # -- what is known
+
+    @property
+    def name(self) -> str:
+        """For the trace; and as its first address."""
+        return f"n{self.node_id}"
 
     @property
     def engine(self) -> Engine | None:
@@ -91,10 +111,10 @@ class SimulatedNode:
 
     # -- life
 
-    def create(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+    def create(self, cluster_id: int, hard_state: HardState, entries: Sequence[Entry]) -> None:
         """Make the directory of a member, as `init` and `join` do."""
         store = open_store(self._world, self.computer)
-        store.create(self.node_id, _CLUSTER_ID, hard_state, entries)
+        store.create(self.node_id, cluster_id, hard_state, entries)
         store.close()
 
     def start(self, worker: Worker | None = None, live: Live | None = None) -> None:
@@ -107,12 +127,17 @@ class SimulatedNode:
             return
         self.refusal = None
         try:
+            if self.cradle is not None:
+                self.cradle.end()
+                if self.cradle.start():
+                    return
             self.process = SimulatedProcess(
                 self._world,
                 self._network,
                 self.node_id,
                 self.computer,
-                self.options,
+                self.options._replace(library_version=self.code.library),
+                self.code.of_part(),
                 self._callers,
                 self.lose_power,
                 self.place,
@@ -125,7 +150,7 @@ class SimulatedNode:
         except NotContinuedError:
             self.computer.disk.kill_process()
             raise
-        except (StorageError, SupersededError) as error:
+        except (StorageError, SupersededError, OutdatedError) as error:
             self.note(f"refuses to start: {error}")
             self._world.report.counts["refused to start"] += 1
             self.refusal = error
@@ -146,7 +171,7 @@ class SimulatedNode:
 
     def kill(self, with_attached: bool = False) -> None:
         """The process ends at once, and those that are attached to it too if so; the computer goes on."""
-        if self.process is not None:
+        if self.process is not None or self.cradle is not None:
             self.note("killed")
             self._end(with_attached)
             self.computer.disk.kill_process()
@@ -175,6 +200,8 @@ class SimulatedNode:
             self.host.end()
         process, self.process = self.process, None
         self.place.ways = None
+        if self.cradle is not None:
+            self.cradle.end()
         if process is not None:
             process.end()
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import EntryKind, HardState, make_entry
 from raftsvc.core.raft import ProposalRefused
-from raftsvc.errors import DivergedError, SupersededError
+from raftsvc.core.versions import FIRST, Versions
+from raftsvc.errors import DivergedError, OutdatedError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.testing.cluster import Cluster
@@ -17,7 +18,7 @@ from raftsvc.testing.invariants import Violation
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.schedule import MILLISECOND, SECOND
-from raftsvc.testing.world import PATIENCE, World
+from raftsvc.testing.world import PATIENCE, World, between
 
 _INTERVAL = 50 * MILLISECOND
 _CONVICTION = 30 * SECOND
@@ -52,16 +53,21 @@ class Operator:
     def found(self, size: int) -> None:
         """A cluster of `size` voters, as `init` and `join` would make it."""
         cluster = self._cluster
-        entries = [make_entry(1, 1, EntryKind.CONFIG, ConfChange(ConfOp.ADD_VOTER, 1, "n1").encode())]
-        cluster.create(1, HardState(term=1, commit=1), entries)
+        code = self._world.latest_code
+        founding = ConfChange(ConfOp.ADD_VOTER, 1, "n1", versions=code)
+        cluster.create(1, HardState(term=1, commit=1), [make_entry(1, 1, EntryKind.CONFIG, founding.encode())], code)
         for _ in range(size - 1):
             self.add()
-        self._work()
+        self.begin()
         done = self._world.schedule.run_until(
             PATIENCE, lambda: not self._tasks and len(cluster.configuration().voters) == size
         )
         if not done:
             raise Violation("liveness: the cluster did not form")
+
+    def begin(self) -> None:
+        """Look after everything from now on."""
+        self._work()
 
     def _work(self) -> None:
         """Look after everything now and then."""
@@ -76,6 +82,8 @@ class Operator:
                 self._look_after(node, node.process)
             elif node.refusal is not None:
                 self._look_after_refusal(node)
+        if self._world.is_healed and not self._world.absent:
+            self._go_on_upgrading()
         self._world.schedule.at(_INTERVAL, self._work)
 
     def _look_after(self, node: SimulatedNode, process: SimulatedProcess) -> None:
@@ -95,6 +103,9 @@ class Operator:
         elif isinstance(engine.health.halted, DivergedError):
             if self._world.schedule.now - process.halted_at >= SECOND:
                 self._mend(node, process)
+        elif isinstance(engine.health.halted, OutdatedError):
+            self._world.report.counts["outdated"] += 1
+            self._upgrade(node, engine.health.halted)
         elif engine.health.failure is not None or engine.health.halted is not None:
             node.note(f"is restarted after: {engine.health.err()}")
             node.kill()
@@ -104,7 +115,10 @@ class Operator:
 
     def _look_after_refusal(self, node: SimulatedNode) -> None:
         """A node that did not start can be started again, unless its storage is damaged."""
-        if not node.is_damaged and not isinstance(node.refusal, SupersededError):
+        if isinstance(node.refusal, OutdatedError):
+            self._world.report.counts["outdated"] += 1
+            self._upgrade(node, node.refusal)
+        elif not node.is_damaged and not isinstance(node.refusal, SupersededError):
             node.refusal = None
             node.restart_later()
         elif not self._tasks:
@@ -144,25 +158,59 @@ class Operator:
             node.kill(with_attached=True)
             self.replace(node)
 
+    # -- code
+
+    def _upgrade(self, node: SimulatedNode, why: object) -> None:
+        node.note(f"is started with {self._world.latest_code} after: {why}")
+        node.code = self._world.latest_code
+        node.refusal = None
+        node.kill()
+        node.restart_later()
+
+    @property
+    def is_all_upgraded(self) -> bool:
+        """Whether every node runs the latest code."""
+        latest = self._world.latest_code
+        nodes = [node for node in self._cluster.nodes.values() if not node.is_gone]
+        return all(node.engine is not None and node.engine.upgrades.own == latest for node in nodes)
+
+    def _go_on_upgrading(self) -> None:
+        """Once nothing goes wrong any more, start one node after the other with the latest code."""
+        nodes = [node for node in self._cluster.nodes.values() if not node.is_gone]
+        if self.is_busy or not all(node.is_ready and node.engine is not None for node in nodes):
+            return
+        for node in nodes:
+            if node.engine is not None and node.engine.upgrades.own != self._world.latest_code:
+                self._upgrade(node, "all is well")
+                return
+
     # -- membership
 
     def add(self) -> None:
         """Have a new member join: a learner first, which the leader promotes."""
         self._next_token += 1
         token = self._next_token.to_bytes(16, "big")
-        self._tasks.append(lambda: self._try_to_add(token))
+        # As the latest, or as any before: what is below the effective version is refused, and comes again later.
+        codes = [self._world.latest_code]
+        if self._world.random.random() < 0.5 and not self._world.is_healed:
+            codes.insert(0, between(self._world.random, FIRST, codes[0]))
+        self._tasks.append(lambda: self._try_to_add(token, codes))
 
-    def _try_to_add(self, token: bytes) -> bool:
+    def _try_to_add(self, token: bytes, codes: list[Versions]) -> bool:
         cluster = self._cluster
         config = cluster.configuration()
         for node_id, member in config.members.items():
             if member.token == token:
                 if node_id not in cluster.nodes:
                     self._world.report.counts["joined"] += 1
-                    cluster.create(node_id, HardState(), [])
+                    cluster.create(node_id, HardState(), [], codes[0])
                 return True
         node_id = config.highest_id + 1
-        self._attempt(ConfChange(ConfOp.ADD_LEARNER, node_id, f"n{node_id}", token))
+        self._attempt(ConfChange(ConfOp.ADD_LEARNER, node_id, f"n{node_id}", token, codes[0]))
+        if not codes[0].covers(config.versions):
+            self._world.report.counts["refused to join"] += 1
+            if self._world.random.random() < 0.2:
+                del codes[0]
         return False
 
     def remove(self, node_id: int) -> None:

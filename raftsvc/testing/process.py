@@ -27,6 +27,7 @@ from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.serving import Serving
 from raftsvc.testing.transfer import Reception, Transfer
 from raftsvc.testing.ways import Ways
+from raftsvc.testing.workload import RegisterState, VersionedWorkload
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -89,16 +90,17 @@ class SimulatedProcess:
         node_id: int,
         computer: Computer,
         options: EngineOptions,
+        state_version: int,
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
         place: Place,
         heir: Heir | None = None,
         live: Live | None = None,
     ) -> None:
-        """Recover from the disk, which may raise StorageError, or PowerLoss.
+        """Recover from the disk, which may raise StorageError, OutdatedError, or PowerLoss.
 
-        heir: the attached process that becomes this one, with what is `live` in it.
-
+        state_version: what the code of the State knows.
+        heir:       the attached process that becomes this one, with what is `live` in it.
         power_lost: called when the power goes in the midst of a step; it is to end this process.
         place:      where it listens.
         """
@@ -114,6 +116,8 @@ class SimulatedProcess:
         self.is_applying = False
         self.reception = Reception(world, self)
         state = world.workload.make_state() if live is None else live.machine.state
+        if live is None and isinstance(world.workload, VersionedWorkload):
+            world.workload.set_code(state, state_version)
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
         if live is not None:
@@ -132,7 +136,8 @@ class SimulatedProcess:
         """Begin to take part."""
         watch = self._world.watch
         watch.consensus.started(self.engine, self.now)
-        watch.digests.applied(self.engine, self.replica.is_damaged)
+        watch.versions.started(self.engine)
+        self._have_applied_watched()
         self.do(lambda engine: engine.start())
         self._schedule_tick()
 
@@ -191,6 +196,7 @@ class SimulatedProcess:
         watch = self._world.watch
         watch.consensus.look(engine)
         watch.bounds.look(engine)
+        watch.versions.look(engine)
         hasty = self.computer.disk.hasty
         require(not hasty, f"durability: {self.name} gives {hasty} a name before what is in it is on disk")
         if not self.halted_at and isinstance(engine.health.halted, DivergedError):
@@ -200,6 +206,12 @@ class SimulatedProcess:
             watch.digests.convicted(engine, engine.health.halted.index, self.replica.is_damaged)
         if engine.digests.disagreement is not None:
             watch.digests.disagrees(engine)
+
+    def _have_applied_watched(self) -> None:
+        watch = self._world.watch
+        watch.digests.applied(self.engine, self.replica.is_damaged)
+        state = self.replica.state
+        watch.versions.applied(self.engine, state.version if isinstance(state, RegisterState) else None)
 
     def _awake(self) -> None:
         if self.engine.note_awake():
@@ -291,8 +303,8 @@ class SimulatedProcess:
             answers, error = engine.applying.apply(work)
             if isinstance(error, (Violation, PowerLoss)):
                 raise error
+            self._have_applied_watched()
             digests = self._world.watch.digests
-            digests.applied(engine, replica.is_damaged)
             engine.end_apply(answers, error)
             for caller in self._callers:
                 for process in self.names:

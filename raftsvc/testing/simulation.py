@@ -21,12 +21,14 @@ history, the same each time.  The parts, each of which knows those before it:
     node          a computer, and the processes that come and go on it
     cluster       all nodes
     clients, operator    who use it, and who looks after it
+    forming       how it founds itself, where nobody does so by hand
     injections, nemesis  what may go wrong, and who chooses
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 from raftsvc.core.membership import Configuration
 from raftsvc.member.engine import Engine
@@ -35,6 +37,7 @@ from raftsvc.state import WaitingState
 from raftsvc.testing.clients import Client, Probe
 from raftsvc.testing.cluster import Cluster
 from raftsvc.testing.faults import Faults
+from raftsvc.testing.forming import Forming
 from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import check
 from raftsvc.testing.nemesis import Nemesis
@@ -46,6 +49,9 @@ from raftsvc.testing.report import Report, SimulationFailed
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.workload import RegisterWorkload, Workload
 from raftsvc.testing.world import PATIENCE, World
+
+FORMING_SHARE = 0.3
+"""Of the seeds, in which the cluster founds itself."""
 
 
 def simulate(
@@ -116,8 +122,7 @@ class Simulation:
     def run(self) -> Report:
         """A cluster forms, suffers, is healed, and is judged."""
         world, report = self.world, self.report
-        size = world.random.choice((3, 3, 3, 5))
-        self.operator.found(size)
+        self._found(world.random.choice((3, 3, 3, 5)))
         for client in self.clients:
             client.start()
         self.nemesis.start()
@@ -144,6 +149,20 @@ class Simulation:
         report.trace = world.schedule.trace
         return report
 
+    def _found(self, size: int) -> None:
+        # Of its own, so that what comes after is the same history in the seeds that begin by hand.
+        rng = Random(f"formation {self.report.seed}")
+        if rng.random() < FORMING_SHARE:
+            self.form(rng, size)
+        else:
+            self.operator.found(size)
+
+    def form(self, random: Random, size: int) -> None:
+        """A cluster of `size` founds itself, with all that may go wrong meanwhile."""
+        self.report.counts["formed by themselves"] += 1
+        self.operator.begin()
+        Forming(self.world, self.network, self.cluster, self.operator, random, size).run()
+
     def _expect(self, condition: Callable[[], bool], what: str) -> None:
         if not self.run_until(self.now + PATIENCE, condition):
             raise Violation(f"{what}; " + "; ".join(node.describe() for node in self.nodes.values()))
@@ -169,6 +188,8 @@ class Simulation:
             return False
         state = leader.process.replica.state if leader.process else None
         if isinstance(state, WaitingState) and state.next_deadline() is not None:
+            return False
+        if not self.operator.is_all_upgraded or self.watch.versions.latest != self.world.latest_code:
             return False
         applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members

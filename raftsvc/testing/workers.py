@@ -14,6 +14,7 @@ from raftsvc.attached.frames import Decoder, encode
 from raftsvc.attached.replica import FeedBrokenError
 from raftsvc.attached.replica import Replica as Attached
 from raftsvc.core.messages import index_of
+from raftsvc.core.versions import Versions
 from raftsvc.member.attachment import Entries, Said
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.feed import FeedError
@@ -25,6 +26,7 @@ from raftsvc.testing.invariants import Violation, require
 from raftsvc.testing.process import Caller, SimulatedProcess
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, SECOND, Lifetime
+from raftsvc.testing.workload import VersionedWorkload
 from raftsvc.testing.world import TICK, World
 
 _WINDOW = 8
@@ -37,12 +39,14 @@ class HostNode(Protocol):
     """The node on whose computer they are."""
 
     node_id: int
-    name: str
     computer: Computer
     options: EngineOptions
     process: SimulatedProcess | None
     is_gone: bool
+    code: Versions
 
+    @property
+    def name(self) -> str: ...
     def start(self, worker: Worker | None = None, live: Live | None = None) -> None: ...
     def kill(self) -> None: ...
     def lose_power(self) -> None: ...
@@ -136,7 +140,11 @@ class Worker:
         self.life = Lifetime(world.schedule)
         store = Store("/data", node.computer.disk)
         seed = Random(random.getrandbits(64))
-        self.attached = Attached(store, world.workload.make_state(), node.options, seed, serial)
+        state = world.workload.make_state()
+        if isinstance(world.workload, VersionedWorkload):
+            world.workload.set_code(state, node.code.of_part())
+        options = node.options._replace(library_version=node.code.library)
+        self.attached = Attached(store, state, options, seed, serial)
         machine = self.attached.applying.machine
         self.replica = Replica(world, self.watch_id, machine.state, node.computer.spoilt_snapshots, 0)
         self.link: Link | None = None

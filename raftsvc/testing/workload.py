@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from raftsvc.errors import Rejected
 from raftsvc.state import BaseState, State
 from raftsvc.testing.linearizability import KeyValueModel, Model
+from raftsvc.testing.violation import Violation
 
 
 class Action(NamedTuple):
@@ -56,16 +57,59 @@ class DamagingWorkload(Workload, Protocol):
         """Change something in `state` behind Raft's back, as broken memory would; False if there is nothing yet."""
 
 
+@runtime_checkable
+class VersionedWorkload(Workload, Protocol):
+    """A Workload whose State has versions, without which simulated nodes run the same code of it all the time."""
+
+    def set_code(self, state: State, version: int) -> None:
+        """What `state` knows, before anything else is done with it."""
+
+    def in_form(self, instruction: bytes, state: State) -> bytes:
+        """The instruction, as a caller of the node with that State writes it."""
+
+
 class RegisterState(BaseState):
-    """Registers and counters.  An instruction is a JSON list: a verb, a key, and arguments."""
+    """Registers and counters.  An instruction is a JSON list: a verb, a key, and arguments.
+
+    It pretends to have versions.  From 2 on instructions are objects that name the version of who wrote them, writes
+    are answered with the version, and so begin snapshots; code that is given what it does not know raises Violation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, int] = {}
+        self.code_version = 1
+        self.version = 1
 
-    def apply(self, data: bytes, index: int) -> bool:
+    def state_version(self) -> int:
+        """What this code pretends to know."""
+        return self.code_version
+
+    def use_version(self, version: int) -> None:
+        """Write in that form from here on."""
+        if not self.version <= version <= self.code_version:
+            raise Violation(f"versions: a State of version {self.code_version} is told {version} after {self.version}")
+        self.version = version
+
+    def understand(self, form: int) -> None:
+        """Something is in that form."""
+        if form > self.code_version:
+            raise Violation(f"versions: a State of version {self.code_version} is given what only {form} knows")
+
+    def parsed(self, data: bytes) -> list[Any]:
+        """What an instruction says, in whichever form."""
+        said = json.loads(data)
+        if isinstance(said, list):
+            return said
+        self.understand(said["form"])
+        if said["form"] > self.version:
+            raise Violation(f"versions: an instruction of form {said['form']} where {self.version} is effective")
+        instruction: list[Any] = said["do"]
+        return instruction
+
+    def apply(self, data: bytes, index: int) -> bool | int:
         """Do one instruction."""
-        verb, key, *arguments = json.loads(data)
+        verb, key, *arguments = self.parsed(data)
         if verb == "refuse":
             raise Rejected(f"{key} is refused")
         if verb == "timer":
@@ -81,7 +125,7 @@ class RegisterState(BaseState):
             self.values[key] = self.values.get(key, 0) + arguments[0]
         else:
             self.values[key] = arguments[0]
-        return True
+        return True if self.version == 1 else self.version
 
     def snapshot(self) -> tuple[bytes, int]:
         """All values."""
@@ -111,7 +155,7 @@ class TimerState(RegisterState):
         """Do one instruction, after what is due before it."""
         self.pass_time(index, time_ms)
         answer = self.apply(data, index)
-        verb, _, *arguments = json.loads(data)
+        verb, _, *arguments = self.parsed(data)
         if verb == "timer":
             place = sum(key // _MOST_AT_ONCE == index for key in self.timers)  # of those that one entry sets
             self.timers[index * _MOST_AT_ONCE + place] = time_ms + arguments[0], arguments[0]
@@ -130,11 +174,16 @@ class TimerState(RegisterState):
 
     def snapshot(self) -> tuple[bytes, int]:
         """All values and timers."""
-        return json.dumps([self.values, sorted(self.timers.items())], sort_keys=True).encode(), self.applied_index()
+        content: list[object] = [self.values, sorted(self.timers.items())]
+        if self.version > 1:
+            content.append(self.version)
+        return json.dumps(content, sort_keys=True).encode(), self.applied_index()
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
         """Take all of them."""
-        self.values, timers = json.loads(data)
+        self.values, timers, *forms = json.loads(data)
+        self.understand(max(forms, default=1))
+        self.version = 1  # until it is told
         self.timers = {since: (due_ms, ttl_ms) for since, (due_ms, ttl_ms) in timers}
 
 
@@ -180,6 +229,18 @@ class RegisterWorkload:
         """The value of a register, None if it has none."""
         assert isinstance(state, RegisterState)
         return state.values.get(action.input[1])
+
+    def set_code(self, state: State, version: int) -> None:
+        """What it pretends to know."""
+        assert isinstance(state, RegisterState)
+        state.code_version = version
+
+    def in_form(self, instruction: bytes, state: State) -> bytes:
+        """In the latest form that is effective where it is written, as far as that is known there."""
+        assert isinstance(state, RegisterState)
+        if state.version == 1:
+            return instruction
+        return b'{"form": %d, "do": %s}' % (state.version, instruction)
 
     def damage(self, state: State, random: Random) -> bool:
         """Flip a bit of some register or counter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from raftsvc.core.versions import FIRST, Versions
 from raftsvc.member.engine import EngineOptions
 from raftsvc.testing.invariants import Watch
 from raftsvc.testing.report import Report
@@ -70,11 +71,20 @@ class Conditions:
         )
 
 
+def between(rng: Random, least: Versions, most: Versions) -> Versions:
+    """Some code that knows `least`, and no more than `most`."""
+    return Versions.of(
+        rng.randint(least.library, most.library),
+        {"": rng.randint(least.of_part(), most.of_part())},
+    )
+
+
 class World:
     """Time, chance, the State and its clients' actions, the watch, the report; and whether there is trouble.
 
     is_healed: nothing goes wrong any more.
     absent:    those that stay dead after that, until they are brought back.
+    latest_code: the versions of the library and the State that a node can be upgraded to.
     """
 
     def __init__(self, seed: int, workload: Workload, keep_trace: bool) -> None:
@@ -85,4 +95,5 @@ class World:
         self.watch = Watch(lambda: self.schedule.now)
         self.report = Report(seed)
         self.is_healed = False
+        self.latest_code = FIRST
         self.absent: frozenset[int] = frozenset()

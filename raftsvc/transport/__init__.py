@@ -4,6 +4,7 @@ Knows messages, not roles.
 """
 
 from raftsvc.transport.app import App
+from raftsvc.transport.asking import UnansweredError, ask
 from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import Answerer, request_join, stranger_envelope, who_answers
@@ -11,7 +12,7 @@ from raftsvc.transport.limit import Limit
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
 from raftsvc.transport.transfer import Stride
-from raftsvc.transport.wire import Identity, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport.wire import Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 
 __all__ = [
     "Answerer",
@@ -20,6 +21,7 @@ __all__ = [
     "Envelope",
     "Identity",
     "JoinReply",
+    "JoinRequest",
     "Limit",
     "Network",
     "Peer",
@@ -28,6 +30,8 @@ __all__ = [
     "ServedStream",
     "SnapshotChunk",
     "Stride",
+    "UnansweredError",
+    "ask",
     "connection_of",
     "request_join",
     "stranger_envelope",

@@ -3,6 +3,7 @@
     POST msg        messages from a peer; the answer holds its replies
     POST snapshot   a piece of a snapshot; the answer says which is wanted next
     POST join       a node asks for membership
+    POST form       a node with a list of all asks how this one is; see core.founding
     GET  stream     a peer holds this open, and gets what it is told as it is said; see stream
     POST confirm    it got the first frame of that stream
     GET  status     a picture of the node, for peers and operators
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NoReturn, Protocol
 
+from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
 from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope, MisnamedError
@@ -63,13 +65,19 @@ _METHODS = {
     "msg": "POST",
     "snapshot": "POST",
     "join": "POST",
+    "form": "POST",
     "stream": "GET",
     "confirm": "POST",
     "status": "GET",
     "livez": "GET",
     "readyz": "GET",
 }
-_LIMITS = {"msg": MAX_BODY_BYTES, "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES, "join": MAX_JOIN_BYTES}
+_LIMITS = {
+    "msg": MAX_BODY_BYTES,
+    "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES,
+    "join": MAX_JOIN_BYTES,
+    "form": MAX_BODY_BYTES,
+}
 
 
 _CLUSTER = re.compile("[0-9a-f]{16}")
@@ -113,8 +121,11 @@ class Receiver(Protocol):
     def confirm_stream(self, from_id: int, nonce: bytes) -> bool:
         """Its first frame arrived there; False if there is no such stream."""
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        """Make the node at `addr` a member; raises Problem."""
+    def admit(self, request: JoinRequest) -> JoinReply:
+        """Make who asks a member; raises Problem."""
+
+    def form(self, question: Question) -> Answer:
+        """How this node is, to one that is to found a cluster with it, or to join it; raises Problem."""
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster takes this node for one of its own."""
@@ -253,9 +264,10 @@ class App:
 
     def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
         sender_addr = None
-        if envelope.path == "join":
+        if envelope.path in ("join", "form"):
             try:
-                sender_addr = JoinRequest.decode(body).addr
+                is_join = envelope.path == "join"
+                sender_addr = JoinRequest.decode(body).addr if is_join else Question.decode(body).asker
             except MalformedError:
                 sender_addr = None  # refused below, once its sender is known to be one of ours
         elif _is_number(envelope.sender):  # else refused below, as above
@@ -273,7 +285,7 @@ class App:
 
     def _refuse_misnamed(self, error: MisnamedError, envelope: Envelope) -> _Refused:
         """What is said to who has a certificate of the CA, so that it, and whoever operates this node, knows why."""
-        if envelope.path == "join":
+        if envelope.path in ("join", "form"):
             what = f"{error}, where the node that asks to join says that it is reached"
         elif error.secret:
             what = f"{error}, where node {envelope.sender} says that it is reached"
@@ -300,6 +312,10 @@ class App:
             raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
+        if path == "form":
+            self._challenge_stranger(envelope)
+            vouch()
+            return CONTENT_TYPE, receiver.form(Question.decode(body)).encode()
         identity = receiver.identity()
         if identity is None:
             status = 503 if path != "join" else 409
@@ -439,7 +455,7 @@ class App:
         if (envelope.cluster, envelope.to) != (identity.cluster, str(identity.node_id)):
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         vouch()
-        return self._receiver.admit(request.addr, request.token).encode()
+        return self._receiver.admit(request).encode()
 
 
 class _Refused(Exception):

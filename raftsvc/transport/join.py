@@ -19,6 +19,7 @@ from raftsvc.errors import (
     AddressNotAllowedError,
     ConfigurationError,
     JoinFailedError,
+    OutdatedError,
     PeerUninitializedError,
     RaftError,
     StoppedError,
@@ -40,6 +41,7 @@ logger = logging.getLogger("raftsvc.transport")
 _FINAL: dict[str, type[RaftError]] = {
     "address_not_allowed": AddressNotAllowedError,
     "address_in_use": AddressInUseError,
+    "outdated": OutdatedError,
     "uninitialized": PeerUninitializedError,
     "local_only": ConfigurationError,
     "unauthenticated": ConfigurationError,
@@ -59,21 +61,28 @@ _UNSIGNED: dict[str, str] = {
 Anybody on the way could have said so; but who can alter an answer can also see to it that none comes.
 """
 
+
+def why_unsigned(problem: Problem) -> str:
+    """What is wrong where a node refuses another before it knows who that is; empty if nothing is said of it."""
+    return _UNSIGNED.get(problem.code, "")
+
+
 _ANSWER_SECONDS = 15.0
 """A leader answers a join within ten seconds; one that does not will not."""
 
 
 def request_join(
-    network: Network, boot_url: str, addr: str, token: bytes, timeout: float, stopped: threading.Event
+    network: Network, boot_url: str, request: JoinRequest, timeout: float, stopped: threading.Event
 ) -> JoinReply:
     """Ask for membership at `boot_url`, and at the leader that it names, until admitted or refused.
 
     Safe to repeat: the token makes the cluster give the same id again.  An answer that
-    will not change ends it at once.  Raises AddressNotAllowedError, AddressInUseError,
+    will not change ends it at once.  Raises AddressNotAllowedError, AddressInUseError, OutdatedError,
     PeerUninitializedError, ConfigurationError if the secrets differ, who is asked has none
     and this is another machine, or it speaks another version, JoinFailedError when
     `timeout` seconds are over.
     """
+    addr = request.addr
     deadline = time.monotonic() + timeout
     boot = peer_url(boot_url)
     url = boot
@@ -83,7 +92,7 @@ def request_join(
         left = deadline - time.monotonic()
         try:
             envelope = stranger_envelope("POST", "join", addr, epoch, cluster, to)
-            return _ask(network, url, envelope, JoinRequest(addr, token), min(max(0.1, left), _ANSWER_SECONDS))
+            return _ask(network, url, envelope, request, min(max(0.1, left), _ANSWER_SECONDS))
         except Problem as problem:
             if problem.code in _FINAL:
                 what = _DIFFER if problem.code == "unauthenticated" else problem.detail

@@ -23,8 +23,9 @@ from raftsvc.core.messages import (
     MessageKind,
     decode_messages,
 )
+from raftsvc.core.versions import FIRST, Versions
 
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION = "4"
 """Another one with each change of what messages and entries mean: members of two would apply one log differently."""
 CONTENT_TYPE = "application/x-raftsvc"
 MAX_BODY_BYTES = 512 * 1024
@@ -173,29 +174,33 @@ class JoinRequest(NamedTuple):
     """A node asks to become a member.
 
     token: names the node before it has an id; a repeated request finds the same membership.
+    versions: what its code knows.
     """
 
     addr: str
     token: bytes
+    versions: Versions = FIRST
 
     def encode(self) -> bytes:
-        return json.dumps({"addr": self.addr, "token": self.token.hex()}).encode()
+        fields = {"addr": self.addr, "token": self.token.hex(), "versions": self.versions.encode().hex()}
+        return json.dumps(fields).encode()
 
     @classmethod
     def decode(cls, body: bytes) -> JoinRequest:
         """Raises MalformedError."""
         fields = _decode_object(body)
-        addr, token = fields.get("addr"), fields.get("token")
-        if not isinstance(addr, str) or not isinstance(token, str):
-            raise MalformedError("a join names an address and a token")
+        addr, token, versions = fields.get("addr"), fields.get("token"), fields.get("versions")
+        if not isinstance(addr, str) or not isinstance(token, str) or not isinstance(versions, str):
+            raise MalformedError("a join names an address, a token and versions")
         try:
             addr = canonical_addr(addr)
             raw = bytes.fromhex(token)
+            known = Versions.decode(bytes.fromhex(versions))
         except ValueError as error:
             raise MalformedError(f"a join does not decode: {error}") from error
         if len(raw) != 16:
             raise MalformedError("a join token has 16 bytes")
-        return cls(addr, raw)
+        return cls(addr, raw, known)
 
 
 def join_proof(token: bytes) -> str:

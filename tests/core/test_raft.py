@@ -6,7 +6,15 @@ from random import Random
 
 import pytest
 
-from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.core.membership import (
+    MAX_VACANCIES,
+    ConfChange,
+    Configuration,
+    ConfOp,
+    Founders,
+    InvalidChangeError,
+    Member,
+)
 from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, make_entry, term_of
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role, Settings, SnapshotMeta
 
@@ -136,3 +144,50 @@ def test_requests_that_nobody_waits_for_may_repeat() -> None:
     for _ in range(2):
         raft.step(Message(MessageKind.PROPOSE, 1, 2, entries=[make_entry(0, 0, EntryKind.NORMAL, b"x")]))
         assert [m.reject for m in pump(raft) if m.kind is MessageKind.PROPOSE_REPLY] == [False]
+
+
+def test_an_empty_log_gives_no_vote() -> None:
+    settings = Settings(2, Latest(1), election_ticks=TICKS)
+    for config, is_given in ((Configuration(), False), (CONFIG, True)):
+        raft = Raft(settings, None, SnapshotMeta(0, 0, config), [])
+        for kind in (MessageKind.PRE_VOTE, MessageKind.VOTE):
+            raft.step(Message(kind, 2, 1, term=1, index=5, log_term=1))
+            (reply,) = pump(raft)
+            assert reply.reject is not is_given
+
+
+FOUNDERS = Founders(9, (("n1", b"1" * 16), ("n2", b"2" * 16), ("n3", b"3" * 16)))
+
+
+def test_founders_are_voters_in_their_order_and_found_once() -> None:
+    founding = ConfChange(ConfOp.FOUND, 3, founders=FOUNDERS)
+    config = Configuration().changed(founding)
+    assert {i: (m.addr, m.is_voter) for i, m in config.members.items()} == {i: (f"n{i}", True) for i in (1, 2, 3)}
+    assert config.highest_id == 3
+    with pytest.raises(InvalidChangeError):
+        config.changed(founding)
+    leader = make_leader()
+    with pytest.raises(ProposalRefused) as refused:
+        leader.propose([ConfChange(ConfOp.FOUND, 3, founders=FOUNDERS).as_proposal()])
+    assert refused.value.refusal in (Refusal.INVALID_CHANGE, Refusal.CHANGE_PENDING)
+
+
+@pytest.mark.parametrize(("removal", "may_join"), [(ConfOp.REMOVE, False), (ConfOp.REPLACE, True)])
+def test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it(removal: ConfOp, may_join: bool) -> None:
+    config = CONFIG.changed(ConfChange(removal, 3))
+    assert config.vacant == {"n3": may_join}
+    by_list, by_state = ConfChange(ConfOp.ADD_LISTED, 4, "n3"), ConfChange(ConfOp.ADD_LEARNER, 4, "n3")
+    if may_join:
+        assert config.changed(by_list).learners == {4}
+    else:
+        with pytest.raises(InvalidChangeError, match="in no list any more"):
+            config.changed(by_list)
+    assert config.changed(by_state).vacant == {}
+
+
+def test_former_addresses_are_remembered_up_to_a_number() -> None:
+    config = CONFIG
+    for i in range(4, 4 + MAX_VACANCIES + 5):
+        config = config.changed(ConfChange(ConfOp.ADD_LEARNER, i, f"x{i}")).changed(ConfChange(ConfOp.REMOVE, i))
+    assert len(config.vacant) == MAX_VACANCIES
+    assert "x4" not in config.vacant

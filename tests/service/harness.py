@@ -270,10 +270,10 @@ class Cluster:
         self._options = options
         self.members: list[Member] = []
 
-    def add(self, **options: Any) -> Member:
+    def add(self, addr: str = "", **options: Any) -> Member:
         """A node that belongs to no cluster yet."""
         path = self._directory / f"n{len(self.members) + 1}"
-        member = Member(free_address(), path, {**self._options, **options}, self._has_streams)
+        member = Member(addr or free_address(), path, {**self._options, **options}, self._has_streams)
         self.members.append(member)
         return member
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 
 from raftsvc.core.messages import MalformedError
-from raftsvc.errors import DamagedStorageError
+from raftsvc.errors import DamagedStorageError, FormatVersionError
 from raftsvc.storage.snapshot import MAX_CHUNK_BYTES, SYNC_BYTES, IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.testing.disk import SECTOR_BYTES
 from tests.storage.faults import Disk
@@ -36,6 +37,18 @@ def test_a_snapshot_is_read_back(chunks: list[bytes]) -> None:
         assert snapshot.header == HEADER
         snapshot.verify()
         assert b"".join(snapshot.chunks()) == b"".join(chunks)
+
+
+@pytest.mark.parametrize("version", [b"1", b"2", b"3", b"4", b"6"])
+def test_a_snapshot_of_another_version_is_no_damage(version: bytes) -> None:
+    disk = stored([b"one"])
+    content = bytearray(disk.content(PATH))
+    content[7:8] = version
+    end = 12 + int.from_bytes(content[8:12], "big")
+    content[end : end + 4] = crc32(content[:end]).to_bytes(4, "big")
+    disk.put(PATH, bytes(content))
+    with pytest.raises(FormatVersionError, match=rf"version {version.decode()} of its format.*reads version 5; start"):
+        StoredSnapshot(disk, PATH)
 
 
 def test_an_oversized_chunk_is_split_and_none_is_held_longer_than_it_is_written() -> None:

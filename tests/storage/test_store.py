@@ -173,6 +173,32 @@ def test_a_create_whose_last_sync_fails_leaves_the_directory_uninitialized(path:
 # -- starting again
 
 
+def test_who_founded_with_others_is_silent_until_it_durably_is_not(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+    assert store.founded.is_silent
+    store.close()
+    disk.lose_power(lambda: False)
+    store = open_store(path, disk)
+    assert (store.is_initialized, store.founded.is_silent, store.founded.entry()) == (True, True, b"the entry")
+    store.founded.speak()
+    store.close()
+    disk.lose_power(lambda: False)
+    store = open_store(path, disk)
+    assert (store.founded.is_silent, store.founded.entry()) == (False, b"the entry")
+    store.close()
+
+
+def test_what_was_founded_is_given_up_without_a_trace(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+    store.undo_create()
+    assert not store.is_initialized
+    store.create(8, CLUSTER_ID, STATE, batch(1, 1))
+    assert (store.founded.is_silent, store.founded.entry()) == (False, b"")
+    store.close()
+
+
 def test_commit_is_bounded_by_what_is_there(path: str, disk: Disk) -> None:
     store = member(path, disk, 5)
     store.wal.append(HardState(1, 0, 99), [])

@@ -16,7 +16,7 @@ from raftsvc import formation
 from raftsvc.core.messages import HardState
 from raftsvc.errors import ExistingClusterError, RaftError
 from raftsvc.storage import Store
-from raftsvc.transport import JoinReply
+from raftsvc.transport import JoinReply, JoinRequest
 from tests.service.harness import SECRET, ListState
 from tests.storage import test_store
 from tests.storage.faults import Disk, PowerLoss, losses
@@ -324,8 +324,8 @@ def test_a_join_that_lost_power_at_any_operation_finds_the_same_membership(
 ) -> None:
     leader = Leader()
 
-    def request_join(network: object, boot_url: str, addr: str, token: bytes, *rest: object) -> JoinReply:
-        return JoinReply(leader.admit(token), CLUSTER_ID)
+    def request_join(network: object, boot_url: str, request: JoinRequest, *rest: object) -> JoinReply:
+        return JoinReply(leader.admit(request.token), CLUSTER_ID)
 
     monkeypatch.setattr(formation, "request_join", request_join)
 

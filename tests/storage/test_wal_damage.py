@@ -199,7 +199,7 @@ def test_a_torn_write_is_cut_whatever_its_value_looks_like(sectors: set[int], du
     assert found.entries == [*batch(1, 2), entry(3)]
 
 
-@pytest.mark.parametrize("version", [b"1", b"2", b"3", b"4", b"9"])
+@pytest.mark.parametrize("version", [b"1", b"2", b"3", b"4", b"5", b"9"])
 def test_a_log_of_another_version_is_no_damage(version: bytes) -> None:
     disk, _ = small_log()
     path = f"{DIR}/{disk.list_dir(DIR)[0]}"

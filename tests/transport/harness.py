@@ -8,8 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from raftsvc.core import founding
+from raftsvc.core.founding import Question, Standing
 from raftsvc.core.messages import KEPT_LIVES, Claim, Life, Lineage, Message, MessageKind
-from raftsvc.transport import App, Authenticator, Identity, JoinReply, Problem, SnapshotChunk
+from raftsvc.transport import App, Authenticator, Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION
 
@@ -75,9 +77,13 @@ class Recorder:
         self.calls.append((from_id, chunk))
         return chunk.offset + len(chunk.data), []
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
-        self.calls.append((addr, token))
+    def admit(self, request: JoinRequest) -> JoinReply:
+        self.calls.append(request)
         return JoinReply(5, CLUSTER)
+
+    def form(self, question: Question) -> founding.Answer:
+        self.calls.append(question)
+        return founding.Answer("node.example:1", Standing.UNLISTED, round=question.round)
 
     def check_leader(self) -> None:
         if not self.leads:

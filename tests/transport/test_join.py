@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc.transport import Authenticator, JoinReply, Network, Problem, request_join
+from raftsvc.transport import Authenticator, JoinReply, JoinRequest, Network, Problem, request_join
 from raftsvc.transport.listener import Listener
 from tests.transport.harness import CLUSTER, SECRET, Recorder, make_app
 from tests.transport.test_peer import PATIENCE, answering
@@ -40,7 +40,7 @@ def serve() -> Iterator[Serve]:
 def ask(url: str, timeout: float = PATIENCE, secret: Any = SECRET, stopped: threading.Event | None = None) -> JoinReply:
     network = Network(None, Authenticator(secret, None, False), 5.0, 5.0)
     try:
-        return request_join(network, url, "new.example:1", TOKEN, timeout, stopped or threading.Event())
+        return request_join(network, url, JoinRequest("new.example:1", TOKEN), timeout, stopped or threading.Event())
     finally:
         network.close()
 
@@ -62,7 +62,7 @@ def refusing(problem: Problem) -> Any:
 def test_a_leader_admits_whoever_meets_its_challenge(serve: Serve) -> None:
     recorder = Recorder()
     assert ask(serve(make_app(recorder))) == JoinReply(5, CLUSTER)
-    assert recorder.calls == [("new.example:1", TOKEN)]
+    assert recorder.calls == [JoinRequest("new.example:1", TOKEN)]
 
 
 def test_a_follower_shows_the_way_to_the_leader(serve: Serve) -> None:

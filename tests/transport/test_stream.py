@@ -28,7 +28,7 @@ from raftsvc.transport import (
 from raftsvc.transport import stream as stream_module
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.stream import HeldStream, NoAnswerError, NotOfferedError, StreamHolder, connection_of
-from raftsvc.transport.wire import JoinReply, UnreachableError
+from raftsvc.transport.wire import JoinReply, JoinRequest, UnreachableError
 from tests.transport.harness import CLUSTER, LIFE, SECRET, call, envelope_of, lineage_of, request
 
 PATIENCE = 60.0
@@ -133,7 +133,7 @@ class Side:
     def receive_chunk(self, from_id: int, chunk: SnapshotChunk) -> tuple[int, list[Message]]:
         raise AssertionError
 
-    def admit(self, addr: str, token: bytes) -> JoinReply:
+    def admit(self, request: JoinRequest) -> JoinReply:
         raise AssertionError
 
     def check_leader(self) -> None: ...
