@@ -73,7 +73,6 @@ class Membership:
         self.election_timeout = options.election_timeout
         self.node: Participant | None = None
         self.stopped = threading.Event()
-        self.is_owner = True  # else another process of this host owns the directory, and this one is attached to it
         self._sharing: Sharing | None = None
         self._trouble: RaftError | None = None  # of the listener
         self._store = store
@@ -168,8 +167,7 @@ class Membership:
         is_draining: whether this process is about to end.
         owns:        called when it has taken that place.
         """
-        self.is_owner = is_owner
-        self._sharing = Sharing(self._store, self._options, self.addr, self.state, is_draining, owns)
+        self._sharing = Sharing(self._store, self._options, self.addr, self.state, is_owner, is_draining, owns)
 
     def _own(self, store: Store, live: Live | None) -> Participant | None:
         """This process, which was attached, owns the directory: that of `store`.  None if that is no member's."""
@@ -179,7 +177,6 @@ class Membership:
             node = Node(self.addr, store, self.state, self._network, self._options, live)
             node.start()
         with self._lifecycle:
-            self.is_owner = True
             self.node = node
             is_late = self.stopped.is_set()
         if is_late:
@@ -196,9 +193,10 @@ class Membership:
 
     def _check_owns(self) -> None:
         """Raise what keeps this process from founding a cluster or joining one, if another owns the directory."""
-        if not self.is_owner and self._sharing is not None:
-            self._sharing.await_welcome(_ATTACH_SECONDS)
-        if not self.is_owner:
+        sharing = self._sharing
+        if sharing is not None and not sharing.is_owner:
+            sharing.await_welcome(_ATTACH_SECONDS)
+        if sharing is not None and not sharing.is_owner:
             if self.node is not None:
                 raise ExistingClusterError("this node belongs to a cluster already")
             raise DirectoryInUseError(
@@ -208,9 +206,10 @@ class Membership:
 
     def resume(self) -> None:
         """Start the node, if the directory belongs to a member that may speak; or attach to the process that has it."""
-        is_owner = self.is_owner  # now: one that is attached may become the owner at any moment
-        if self._sharing is not None:
-            self._sharing.begin(is_owner, lambda: self.node, self._own, self._welcome)
+        sharing = self._sharing
+        is_owner = sharing is None or sharing.is_owner  # now: one that is attached may become it at any moment
+        if sharing is not None:
+            sharing.begin(lambda: self.node, self._own, self._welcome)
         if not is_owner:
             return
         if self._store.is_initialized and not self._store.founded.is_silent:

@@ -84,6 +84,11 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "methods",
         "core/raft.py Raft",
     ): "27 of its own, one for each input and change of role, and the ten of every server",
+    (
+        "attributes",
+        "formation.py Membership",
+    ): "all that a process holds of a cluster, formed by itself or by hand, shared or not",
+    ("attributes", "testing/node.py SimulatedNode"): "what may be on a computer, and what was done to it",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",

@@ -20,7 +20,10 @@ _FIRST_SECONDS = 5.0
 
 
 class Sharing:
-    """This process's part in it.  Thread-safe."""
+    """This process's part in it.  Thread-safe.
+
+    is_owner: whether it owns the directory; else it is attached to who does, or about to be.
+    """
 
     def __init__(
         self,
@@ -28,10 +31,12 @@ class Sharing:
         options: NodeOptions,
         addr: str,
         state: State,
+        is_owner: bool,
         is_draining: Callable[[], bool],
         owns: Callable[[], None],
     ) -> None:
         """is_draining: whether this process is about to end.  owns: called when it has become the owner."""
+        self.is_owner = is_owner
         self._store = store
         self._options = options
         self._addr = addr
@@ -45,7 +50,6 @@ class Sharing:
 
     def begin(
         self,
-        is_owner: bool,
         node: Callable[[], Participant | None],
         own: Callable[[Store, Live | None], Participant | None],
         welcome: Callable[[Participant], None],
@@ -56,9 +60,14 @@ class Sharing:
         own:     make it of a store that is owned, and what is live here.
         welcome: what stands in its place as long as this process is attached.
         """
-        if is_owner:
+        if self.is_owner:
             self._serve(node)
             return
+
+        def take_over(store: Store, live: Live | None) -> Participant | None:
+            successor = own(store, live)
+            self.is_owner = True
+            return successor
 
         def settle() -> None:
             self._serve(node)
@@ -68,7 +77,7 @@ class Sharing:
             welcome(attached)
 
         options = self._options
-        succession = Succession(self._is_draining, own, settle, is_welcome)
+        succession = Succession(self._is_draining, take_over, settle, is_welcome)
         self._worker = worker = Worker(
             self._store.path, self._store.files, self._state, options.engine, options.tick_seconds, succession
         )

@@ -242,15 +242,9 @@ class Feed:
         if not self._unsent or (core.role is Role.LEADER and not may_propose):
             return
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
-        refusal: Refusal | None = None
         if core.role is Role.LEADER:
-            self._note_time()
-            try:
-                core.propose([(EntryKind.NORMAL, data) for _, asked in unsent for data in asked.proposals])
-            except ProposalRefused as refused:
-                refusal = refused.refusal
             for key, asked in unsent:
-                self._tell(key, Answer(asked.context, 0 if refusal is None else int(refusal)))
+                self._tell(key, Answer(asked.context, self._propose(asked.proposals)))
             return
         while unsent:
             count = _count_within(MAX_FORWARD_BYTES, unsent)
@@ -263,6 +257,15 @@ class Feed:
                     self._tell(key, Answer(asked.context, int(Refusal.NO_LEADER)))
         while len(self._relayed) > _MOST_RELAYED:
             del self._relayed[next(iter(self._relayed))]
+
+    def _propose(self, proposals: Sequence[bytes]) -> int:
+        """Append what one request brings, all or nothing; why not, or 0."""
+        self._note_time()
+        try:
+            self._core.propose([(EntryKind.NORMAL, data) for data in proposals])
+        except ProposalRefused as refused:
+            return int(refused.refusal)
+        return 0
 
     def hear_reply(self, m: Message) -> bool:
         """A leader answered what was forwarded; whether that was of attached processes."""

@@ -46,7 +46,7 @@ from raftsvc.testing.violation import Violation, require
 
 __all__ = ["Violation", "Watch", "require"]
 
-_SLACK_BYTES = 4000
+_SLACK_BYTES = 8000
 """What a batch that finds little waiting may be larger than the quota, with what was committed in the same step."""
 _LONG_BYTES = 3000
 """Of an instruction that a client of the simulator brings, at the most; such are within that."""
