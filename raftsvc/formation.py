@@ -20,11 +20,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from raftsvc.addresses import same_addr
+from raftsvc.attached.sharing import Sharing
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import (
     ConfigurationError,
+    DirectoryInUseError,
     ExistingClusterError,
     InsideStateError,
     JoinFailedError,
@@ -40,6 +42,7 @@ from raftsvc.errors import (
     UnknownPeerError,
 )
 from raftsvc.host.admission import Admission
+from raftsvc.member.live import Live
 from raftsvc.member.node import Node, NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("raftsvc")
 
 _ADMIT_SECONDS = 10.0
+_ATTACH_SECONDS = 10.0
 _ASK_SECONDS = 3.0
 
 
@@ -69,6 +73,7 @@ class Membership:
         self.election_timeout = options.election_timeout
         self.node: Participant | None = None
         self.stopped = threading.Event()
+        self._sharing: Sharing | None = None
         self._trouble: RaftError | None = None  # of the listener
         self._store = store
         self._network = network
@@ -155,8 +160,58 @@ class Membership:
 
     # -- the beginning
 
+    def share(self, is_owner: bool, is_draining: Callable[[], bool], owns: Callable[[], None]) -> None:
+        """Share the directory with other processes of this host; before `resume`.
+
+        is_owner:    whether this one owns it; else it is attached to who does, and may once take its place.
+        is_draining: whether this process is about to end.
+        owns:        called when it has taken that place.
+        """
+        self._sharing = Sharing(self._store, self._options, self.addr, self.state, is_owner, is_draining, owns)
+
+    def _own(self, store: Store, live: Live | None) -> Participant | None:
+        """This process, which was attached, owns the directory: that of `store`.  None if that is no member's."""
+        self._store = store
+        node: Node | None = None
+        if live is not None:
+            node = Node(self.addr, store, self.state, self._network, self._options, live)
+            node.start()
+        with self._lifecycle:
+            self.node = node
+            is_late = self.stopped.is_set()
+        if is_late:
+            if node is not None:
+                node.stop(StoppedError("the Service was stopped"))
+            raise StoppedError("the Service was stopped")
+        return node
+
+    def _welcome(self, node: Participant) -> None:
+        """The process is attached, for the first time."""
+        with self._lifecycle:
+            if self.node is None and not self.stopped.is_set():
+                self.node = node
+
+    def _check_owns(self) -> None:
+        """Raise what keeps this process from founding a cluster or joining one, if another owns the directory."""
+        sharing = self._sharing
+        if sharing is not None and not sharing.is_owner:
+            sharing.await_welcome(_ATTACH_SECONDS)
+        if sharing is not None and not sharing.is_owner:
+            if self.node is not None:
+                raise ExistingClusterError("this node belongs to a cluster already")
+            raise DirectoryInUseError(
+                "another process of this host owns the directory, and belongs to no cluster yet: what it calls counts "
+                "for all of them"
+            )
+
     def resume(self) -> None:
-        """Start the node, if the directory belongs to a member that may speak."""
+        """Start the node, if the directory belongs to a member that may speak; or attach to the process that has it."""
+        sharing = self._sharing
+        is_owner = sharing is None or sharing.is_owner  # now: one that is attached may become it at any moment
+        if sharing is not None:
+            sharing.begin(lambda: self.node, self._own, self._welcome)
+        if not is_owner:
+            return
         if self._store.is_initialized and not self._store.founded.is_silent:
             self._start_node()
             node = self.require_node()
@@ -173,6 +228,7 @@ class Membership:
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
+        self._check_owns()
         with self._begin(""):
             change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr, versions=versions_of(self.state))
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
@@ -192,6 +248,7 @@ class Membership:
         """Join the cluster of a member at `boot_url`; see `Service.join`."""
         self.home.check()
         deadline = time.monotonic() + timeout
+        self._check_owns()
         is_repeated = self._await_former(boot_url, deadline)
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
@@ -302,11 +359,22 @@ class Membership:
             try:
                 node.hand_over(min(1.0, self.election_timeout))
             finally:  # though one who waits be interrupted
-                node.stop(StoppedError("the Service was stopped"))
+                self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
-        elif not is_joining:
-            self._store.close()
+        else:  # who joins closes the store when he ends
+            self._leave(self._store.close if not is_joining else lambda: None)
         return True
+
+    def _leave(self, stop: Callable[[], object]) -> None:
+        """Stop, and have other processes of this host know when they may take this one's place."""
+        if self._sharing is None:
+            stop()
+            return
+        self._sharing.bid_farewell()
+        try:
+            stop()
+        finally:
+            self._sharing.end()
 
 
 class Calls(Protocol):
@@ -328,6 +396,7 @@ class Roster:
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""
         node = self._membership.require_node()
+        node.check_receives()
         if not node.is_leader:
             raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import requests
 
 from raftsvc.addresses import canonical_addr
+from raftsvc.attached import sockets
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -54,6 +55,7 @@ from raftsvc.storage import Files, Store
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
+_POLL_SECONDS = 0.02
 _UNHURRIED_SECONDS = 60.0
 """For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
@@ -96,7 +98,9 @@ def start(
               (`http://host:port/` is mounted at the root).  However it is spelled, it is known
               by its canonical spelling (`raftsvc.canonical_addr`).  No wildcard: that is
               where a server listens, not where it is reached.
-    dir:      the directory of this node and of no other; made if missing.
+    dir:      the directory of this node and of no other; made if missing.  With `listen` the processes of
+              one server may share it, each with a call like this: one of them has the node, the others hold
+              the State too, and whoever is there takes over when that one ends.
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
     state:    what is replicated; empty, since the library brings it up to date.
@@ -172,27 +176,38 @@ def start(
     store = Store(os.fspath(dir), files)
     service = None
     try:
-        _own(store, lock_timeout, server)
+        is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, auth, entrance, server)
-        service._begin(server)
+        service._begin(server, is_owner)
         return service
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
         raise
 
 
-def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
-    """Own the directory, which a former process may have yet; a command beside a server does not wait for that."""
+def _own(store: Store, timeout: float | None, server: servers.HostPool | None, shares: bool) -> bool:
+    """Own the directory, which a former process may have yet; a command beside a server does not wait for that.
+
+    shares: be content if another process of this host owns it that one can attach to; False is returned then.
+    """
     command = command_below()
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
         if command is not None:
             timeout = 0.0
     try:
-        store.own(timeout)
+        deadline = time.monotonic() + timeout
+        while shares and command is None and time.monotonic() < deadline:
+            if store.own(None):
+                return True
+            if sockets.is_served(store.path):
+                return False
+            time.sleep(_POLL_SECONDS)
+            timeout = 0.0
+        return store.own(timeout)
     except DirectoryInUseError as error:
         if command is None:
             raise
@@ -268,14 +283,25 @@ class Service:
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
 
-    def _begin(self, server: servers.HostPool | None) -> None:
-        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped."""
+    def _begin(self, server: servers.HostPool | None, is_owner: bool) -> None:
+        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped.
+
+        is_owner: of the directory; else this process is attached to who is.
+        """
         prepare()
-        try:
-            self._membership.resume()
+        listener, membership = self._listener, self._membership
+
+        def begin_as_owner() -> None:
             self._former.begin()
-            if self._listener is not None:
-                self._listener.start()
+            if listener is not None:
+                listener.start()
+
+        try:
+            if listener is not None:
+                membership.share(is_owner, lambda: self._watch.is_draining, begin_as_owner)
+            membership.resume()
+            if is_owner:
+                begin_as_owner()
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:

@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
     scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
     test:  of pytest, which shows it where that is so, or where no simulation goes: to the order of
            threads; a path below tests and a name.
+    attached: how many processes each node has beside its own in the simulation.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -42,6 +43,7 @@ class Mutant(NamedTuple):
     kinds: str = ""
     scene: str = ""
     test: str = ""
+    attached: int = 0
     also: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -530,7 +532,7 @@ MUTANTS = (
         also=(
             (
                 "storage/store.py",
-                "            except BaseException:\n                self._dir_lock.release()\n                raise\n",
+                "            except BaseException:\n                lock.release()\n                raise\n",
                 "            except OSError:\n                raise\n",
             ),
             ("service.py", "        (store.close if service is None else service.stop)()\n", ""),
@@ -939,8 +941,8 @@ MUTANTS = (
     Mutant(
         "a leader knows what its State waits for only from its start",
         "member/engine.py",
-        "        self._await_deadline()\n        calls.follow_session(",
-        "        calls.follow_session(",
+        "        self._await_deadline()\n        calls.answer(",
+        "        calls.answer(",
     ),
     Mutant(
         "a deadline that stays is pulsed for again and again",
@@ -1567,6 +1569,127 @@ MUTANTS = (
         "            is_first = True\n",
         test="transport/test_app.py::test_a_join_answers_a_challenge_that_works_once",
     ),
+    Mutant(
+        "attached processes are fed what is not durable at their owner",
+        "member/feed.py",
+        "        return self._core.log.delivered_index\n",
+        "        return self._core.log.last_index\n",
+        attached=2,
+    ),
+    Mutant(
+        "who takes over starts with the commit index of the disk",
+        "member/engine.py",
+        "commit=max(loaded.hard_state.commit, applied_index)",
+        "commit=loaded.hard_state.commit",
+        attached=2,
+    ),
+    Mutant(
+        "a live State is taken over whatever the log holds",
+        "member/live.py",
+        "        _check_goes_on(self, loaded)\n",
+        "",
+        test="attached/test_choreography.py::test_a_live_state_is_not_taken_over_by_a_log_that_does_not_hold_it",
+    ),
+    Mutant(
+        "what was handed to an owner that died counts as never handed over",
+        "attached/replica.py",
+        "        self.core.outbox.clear()\n",
+        "        self.core.outbox.clear()\n"
+        "        for call in self.calls._waiting.values():\n            call.unsettled = 0\n",
+        test="attached/test_choreography.py::test_what_was_handed_to_an_owner_that_died_stays_unsettled",
+    ),
+    Mutant(
+        "a read of an attached process is answered without a round",
+        "member/feed.py",
+        "            self._inbox.reads.append(_Question(key, said.context))\n",
+        "            self._tell(key, Index(said.context, self._core.log.commit_index))\n",
+        attached=2,
+    ),
+    Mutant(
+        "calls that an attached process brought get other numbers when it becomes the owner",
+        "member/calls.py",
+        "        self.opening.life = life\n",
+        "        self.opening = Opening(life, self.opening._versions)\n"
+        '        for call in self._waiting.values():\n            call.data = b""\n',
+        attached=2,
+        kinds="kill",
+    ),
+    Mutant(
+        "a State goes back to the stored snapshot when it takes over",
+        "member/snapshots.py",
+        "            if index and header.index <= self._machine.applied_index:\n"
+        "                return  # what is applied stays applied\n",
+        "",
+        attached=2,
+        also=(
+            (
+                "member/live.py",
+                "        return snapshot is not None and snapshot.index > self.machine.applied_index\n",
+                "        return snapshot is not None\n",
+            ),
+            (
+                "member/engine.py",
+                "assert not live.is_behind, ",
+                "assert True, ",
+            ),
+            (
+                "member/snapshots.py",
+                "        if index and index <= self._machine.applied_index:\n            return\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "entries are fed again to who has them",
+        "member/feed.py",
+        "                follower.cursor = index_of(entries[-1])\n",
+        "                follower.cursor = index_of(entries[0])\n",
+        attached=2,
+    ),
+    Mutant(
+        "an attached process goes on with entries that its owner's log does not hold",
+        "member/feed.py",
+        "            return True if is_same else None\n",
+        "            return True\n",
+        test="attached/test_choreography.py::test_a_state_that_the_log_does_not_hold_is_not_fed",
+    ),
+    Mutant(
+        "calls of a session that was closed have no effect, though they had one before",
+        "attached/replica.py",
+        "        calls.answer(answers, self.ticks)\n        was_restored = self.snapshots.take_restored()\n"
+        "        calls.follow_session(machine, was_restored)\n",
+        "        was_restored = self.snapshots.take_restored()\n        calls.follow_session(machine, was_restored)\n"
+        "        calls.answer(answers, self.ticks)\n",
+        test="attached/test_choreography.py::test_an_outcome_right_before_the_end_of_its_session_is_told",
+    ),
+    Mutant(
+        "what a snapshot may have skipped counts as not applied",
+        "member/calls.py",
+        "            if was_restored and call.unsettled:\n",
+        "            if False:\n",
+        test="attached/test_choreography.py::test_what_a_snapshot_may_have_skipped_is_unknown",
+    ),
+    Mutant(
+        "an attached process that differs from its owner serves on",
+        "attached/comparison.py",
+        "        self.mismatch = self.mismatch or DivergedError(\n",
+        "        self.mismatch = None and DivergedError(\n",
+        test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_no_more_and_never_takes_over",
+    ),
+    Mutant(
+        "the sessions of attached processes that are there are closed",
+        "member/feed.py",
+        "if i != self.own_id and n not in here}",
+        "if i != self.own_id}",
+        test="attached/test_choreography.py::test_the_sessions_of_who_is_gone_are_closed_and_no_others",
+    ),
+    Mutant(
+        "an attached process brings what is the owner's",
+        "member/feed.py",
+        "            self._followers[key].nonces |= _check(said.proposals, self._core.node_id)\n",
+        "",
+        test="attached/test_choreography.py::test_who_brings_what_is_the_owners_is_cut_off",
+    ),
     # Versions
     Mutant(
         "the version is raised without having heard of all",
@@ -1863,6 +1986,8 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         for file, text in sources_of(mutant).items():
             (Path(directory) / "raftsvc" / file).write_text(text)
         command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]
+        if mutant.attached:
+            command += ["--attached", str(mutant.attached)]
         if mutant.kinds:
             command += ["--kinds", mutant.kinds]
         if mutant.scene:

@@ -50,21 +50,22 @@ ROOMS = {
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
     "member": "errors addresses compiled state versions process core storage transport",
+    "attached": "errors state versions process core storage transport member",
     "host": "errors addresses state process mainthread core storage transport member",
-    "formation": "errors addresses state versions process mainthread core storage transport member host",
+    "formation": "errors addresses state versions process mainthread core storage transport member attached host",
     "options": "errors addresses state versions member storage",
     "forming": "errors addresses versions core member transport formation",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation forming "
     "listeners",
-    "service": "errors addresses state versions results process mainthread core storage transport member host "
+    "service": "errors addresses state versions results process mainthread core storage transport member attached host "
     "formation forming options proposals listeners reception",
     "raftsvc": "errors addresses answers compiled state results states listeners service",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses state results process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state versions process core storage transport member",
+    "testing": "errors addresses state versions process core storage transport member attached",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.
@@ -87,6 +88,15 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
     ("methods", "states.py States"): "all that a State may be, for each part",
+    (
+        "attributes",
+        "formation.py Membership",
+    ): "all that a process holds of a cluster, formed by itself or by hand, shared or not",
+    (
+        "attributes",
+        "testing/process.py SimulatedProcess",
+    ): "one for each page that it brings together, and what it began with",
+    ("attributes", "testing/node.py SimulatedNode"): "what may be on a computer, and what was done to it",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",

@@ -246,6 +246,10 @@ class Sessions:
         """The id of the member's session that was opened with `nonce`; 0 if there is none."""
         return next((s.id for s in self._sessions.values() if s.member == member and s.nonce == nonce), 0)
 
+    def attached_of(self, member: int) -> dict[int, int]:
+        """The nonces of the member's sessions that are not its owner's, by id."""
+        return {s.id: s.nonce for s in self._sessions.values() if s.member == member and not s.counter}
+
     def recorded(self, session_id: int, number: int) -> Outcome | None:
         """The outcome that a session remembers of `number`."""
         session = self._sessions.get(session_id)

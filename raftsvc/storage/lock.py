@@ -52,8 +52,24 @@ class DirectoryLock:
         self._fd = -1
         self._pid = 0
 
-    def acquire(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the present owner to end.
+    def try_acquire(self) -> bool:
+        """Own the directory if nobody does, without waiting; raises as `acquire`, but for that."""
+        close_in_children(self)
+        self._fd = fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._pid = os.getpid()
+        try:
+            _check_access(self._path, fd)
+            if not (self._try_to_lock(fd) and is_at(self._path, fd)):
+                self._close()
+                return False
+            self._note_owner()
+            return True
+        except BaseException:
+            self.release()
+            raise
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds for the present owner to end; True once it did.
 
         During a reload a server starts the new process while the old one drains.
         Raises DirectoryInUseError, which names the owner, and StorageError if the directory
@@ -90,11 +106,15 @@ class DirectoryLock:
                 raise
             self._close()
         try:
-            with suppress(OSError):  # a full disk does not keep the owner out
-                _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._note_owner()
         except BaseException:  # who is interrupted owns nothing
             self.release()
             raise
+        return True
+
+    def _note_owner(self) -> None:
+        with suppress(OSError):  # a full disk does not keep the owner out
+            _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def _try_to_lock(self, fd: int) -> bool:
         """Whether the directory was free."""

@@ -161,10 +161,10 @@ class Operator:
         """A restart makes the State whole, unless it was damaged before its last snapshot: then another member does."""
         if not process.replica.began_damaged:
             node.note("is restarted, for its State is damaged")
-            node.kill()
+            node.kill(with_attached=True)  # whose States may come from its snapshot
             node.restart_later()
         elif not self._tasks:
-            node.kill()
+            node.kill(with_attached=True)
             self.replace(node)
 
     # -- code
