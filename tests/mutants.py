@@ -1159,7 +1159,7 @@ MUTANTS = (
         "member/engine.py",
         "                self.applying.add_restore(item.snapshot.index)\n",
         "                pass\n",
-        test="testing/test_arrivals.py::test_an_older_one_whose_turn_comes_later_takes_nothing_away[False-order0-1]",
+        test="testing/test_arrivals.py::test_an_older_one_whose_turn_comes_later_takes_nothing_away",
     ),
     # Hand-offs
     Mutant(

@@ -27,7 +27,7 @@ def test_an_eviction_without_a_majority_ends_in_its_own_error() -> None:
     membership = SimpleNamespace(require_node=lambda: None)
     roster = Roster(cast(Any, membership), _NoMajority(), cast(Any, None), cast(Any, None))
     with pytest.raises(MembershipTimeoutError, match="nothing was changed") as refusal:
-        roster.evict("a:1", 0.1)
+        roster.evict("a:1", 0.1, replace=False)
     assert isinstance(refusal.value.__cause__, ReadTimeoutError)
 
 
@@ -55,7 +55,14 @@ def test_a_node_that_starts_just_as_its_listener_says_something_else_believes_wh
             known.append(trouble)
 
     monkeypatch.setattr(formation, "Node", Starting)
-    store = cast(Any, SimpleNamespace(is_initialized=True, unload=lambda: None))
+    store = cast(
+        Any,
+        SimpleNamespace(
+            is_initialized=True,
+            unload=lambda: None,
+            founded=SimpleNamespace(is_silent=False, entry=lambda: b"", path=""),
+        ),
+    )
     membership = Membership("a:1", store, cast(Any, None), cast(Any, None), NodeOptions())
     membership.note_listening(first)
     membership.resume()

@@ -219,7 +219,10 @@ class Operator:
         if not codes[0].covers(config.versions):
             self._world.report.counts["refused to join"] += 1
             if self._world.random.random() < 0.2:
-                del codes[0]
+                if len(codes) > 1:
+                    del codes[0]
+                else:
+                    codes[0] = self._world.latest_code  # which was another when this was begun
         return False
 
     def remove(self, node_id: int) -> None:

@@ -30,8 +30,8 @@ def ask(network: Network, question: Question, timeout: float) -> Answer:
             epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
             if not epoch:
                 raise UnansweredError(_meaning_of(problem)) from problem
-        except UnsignedError as error:
-            raise UnansweredError(why_unsigned(error.problem) or str(error)) from error
+        except UnsignedError as unsigned:
+            raise UnansweredError(why_unsigned(unsigned.problem) or str(unsigned)) from unsigned
         except (UnreachableError, MalformedError) as error:
             raise UnansweredError(f"unreachable: {error}") from error
     raise UnansweredError("it answers one challenge with another")
