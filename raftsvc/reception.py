@@ -6,6 +6,7 @@ of this process, if any, they are for.  Applications do not come by here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,8 +132,7 @@ class Reception:
         picture: dict[str, object] = (
             {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
         )
-        state = self._membership.state
-        picture["state"] = dict(state.report()) if isinstance(state, ReportingState) else {}
+        picture["state"] = _report_of(self._membership.state)
         picture["formation"] = self._former.status()
         picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
@@ -163,3 +163,15 @@ class Reception:
         if node is None:
             return ["forming"] if self._former.is_forming else []
         return list(node.vitals.conditions())
+
+
+def _report_of(state: object) -> dict[str, object]:
+    """What a State says of itself; what goes wrong in it takes nothing else of the status away."""
+    if not isinstance(state, ReportingState):
+        return {}
+    try:
+        report = dict(state.report())
+        json.dumps(report)
+    except Exception as error:  # of the State, whatever it is
+        return {"error": f"report() of the State: {error!r}"}
+    return report

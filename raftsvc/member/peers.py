@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from raftsvc.addresses import is_canonical
-from raftsvc.core.messages import NO_NODE, Claim, Life, Message
+from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.errors import OverloadedError, StorageError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
@@ -141,7 +141,7 @@ class Peers:
         self._engine.vigil.note_conflicts(self._addresses.conflicts(core.config))
         for change in self._addresses.corrections(core.config):
             self._engine.changes.suggest(change)
-        for peer_id in self._addresses.to_address(core.config, core.leader_id != NO_NODE):
+        for peer_id in self._addresses.to_address(core.config, core.leader is not None or core.election.hears_leader):
             if (peer := self._errands.peers.get(peer_id)) is not None:
                 peer.is_to_knock = True
 

@@ -111,8 +111,8 @@ class Upgrades:
     def _may_reports_change(self) -> bool:
         """Whether the log holds what is not applied, and says something else of who speaks for a member."""
         log = self._core.log
-        if log.last_index - log.applied_index > _MOST_UNAPPLIED:
-            return True
+        if log.applied_index < log.offset or log.last_index - log.applied_index > _MOST_UNAPPLIED:
+            return True  # a snapshot that was received is yet to be applied, or much else
         if log.applied_index == log.last_index:
             return False
         return any(

@@ -86,7 +86,8 @@ class Ways:
             config = engine.core.config
             for change in self.addresses.corrections(config):
                 engine.changes.suggest(change)
-            for peer_id in self.addresses.to_address(config, engine.core.leader_id != NO_NODE):
+            core = engine.core
+            for peer_id in self.addresses.to_address(config, core.leader is not None or core.election.hears_leader):
                 self.send(peer_id, ())
 
     def send(self, peer_id: int, messages: Sequence[Message]) -> None:

@@ -299,3 +299,20 @@ def test_a_warning_that_raises_stops_nobody(make_cluster: Any) -> None:
     assert member.service.exec(b"a", PATIENCE)
     eventually(lambda: member.status["warnings"] == ["warning() of the State raised KeyError('x')"], "it is said")
     assert member.status["state"] == {"items": 1}
+
+
+@pytest.mark.parametrize("reported", [KeyError("x"), {"a": object()}])
+def test_a_report_that_goes_wrong_takes_nothing_else_of_the_status_away(make_cluster: Any, reported: Any) -> None:
+    class Broken(ListState):
+        def report(self) -> dict[str, object]:
+            if isinstance(reported, Exception):
+                raise reported
+            found: dict[str, object] = reported
+            return found
+
+        def warning(self) -> str | None:
+            return None
+
+    cluster: Cluster = make_cluster(make_state=Broken)
+    (member,) = cluster.form(1)
+    assert "report() of the State" in str(member.status["state"]) and member.status["role"] == "leader"
