@@ -49,8 +49,7 @@ def read_clocks() -> tuple[int, ...]:
 class FastestClock:
     """Nanoseconds of a clock that advances, each time it is looked at, by as much as any of several did since the last.
 
-    Callable by several threads at once, without a lock: who is overtaken by another leaves an older pair of readings
-    and time behind, and the advance from there is no less, for no sum of maxima is below the maximum of the sums.
+    Looked at under the lock of one node, save by `glance`.
     """
 
     __slots__ = ("_clocks", "_mark")
@@ -59,13 +58,27 @@ class FastestClock:
         self._clocks = clocks
         self._mark = clocks(), 0
 
-    def __call__(self) -> int:
-        before, passed_ns = self._mark
+    def look(self) -> int:
+        """What it shows, from which it goes on."""
+        self._mark = mark = self._after(self._mark)
+        return mark[1]
+
+    def glance(self) -> int:
+        """What it shows, by any thread, without the lock; nothing goes on from there.
+
+        Again if it was looked at meanwhile: what it has advanced since then is not known from what was before.
+        """
+        while True:
+            mark = self._mark
+            _, passed_ns = self._after(mark)
+            if self._mark is mark:
+                return passed_ns
+
+    def _after(self, mark: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int]:
+        before, passed_ns = mark
         readings = self._clocks()
         most: int = max(map(sub, readings, before))
-        passed_ns += max(0, most)
-        self._mark = readings, passed_ns
-        return passed_ns
+        return readings, passed_ns + max(0, most)
 
 
 class Elapsed:
@@ -92,10 +105,6 @@ class Elapsed:
         elapsed_ms: int = ns // _NS_PER_MS
         self._rest_ns = ns - elapsed_ms * _NS_PER_MS
         return elapsed_ms
-
-
-read_fastest_clock = FastestClock(read_clocks)
-"""By what this process knows when a lease is over."""
 
 
 class Timekeeper:

@@ -144,6 +144,9 @@ class Runner(Protocol):
     def now(self) -> int:
         """Nanoseconds by a clock that never goes back or stands still; asked only with `lease_reads`."""
 
+    def glance(self) -> int:
+        """As `now`, without the lock."""
+
     def say(self, level: int, message: str, error: BaseException | None = None) -> None:
         """Log `message` soon: what handles it is not ours, and may wait or ask this node something."""
 
@@ -269,7 +272,7 @@ class Engine:
         """
         return (
             self.options.lease_reads
-            and self.core.holds_lease(self._runner.now())
+            and self.core.holds_lease(self._runner.glance())
             and self.core.log.commit_index <= self.applying.applied_index
         )
 

@@ -9,6 +9,7 @@ from functools import partial
 
 from raftsvc.core.messages import Message
 from raftsvc.errors import StorageError
+from raftsvc.member.elapsed import FastestClock
 from raftsvc.member.engine import Engine
 from raftsvc.member.threads import Threads
 from raftsvc.storage import StoredSnapshot
@@ -25,8 +26,8 @@ class Errands:
     __slots__ = (
         "_changed",
         "_engine",
+        "_lease_clock",
         "_members_changed",
-        "_now",
         "_open_snapshot",
         "_threads",
         "elapsed_clocks",
@@ -38,17 +39,16 @@ class Errands:
     def __init__(
         self,
         changed: threading.Condition,
-        now: Callable[[], int],
         clocks: Callable[[], tuple[int, ...]],
         open_snapshot: Callable[[], StoredSnapshot],
         threads: Threads,
     ) -> None:
         """changed: notified of what those who wait for it may see.
 
-        now: what leases are measured by; clocks: what log time is.
+        clocks: what leases and log time are measured by.
         """
         self._changed = changed
-        self._now = now
+        self._lease_clock = FastestClock(clocks)
         self.elapsed_clocks = clocks
         self._open_snapshot = open_snapshot
         self._threads = threads
@@ -85,7 +85,11 @@ class Errands:
 
     def now(self) -> int:
         """What leases are measured by."""
-        return self._now()
+        return self._lease_clock.look()
+
+    def glance(self) -> int:
+        """The same, without the lock."""
+        return self._lease_clock.glance()
 
     def say(self, level: int, message: str, error: BaseException | None = None) -> None:
         """Log it at the end of the turn."""

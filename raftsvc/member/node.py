@@ -34,7 +34,7 @@ from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
-from raftsvc.member.elapsed import read_clocks, read_fastest_clock
+from raftsvc.member.elapsed import read_clocks
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.errands import Errands
 from raftsvc.member.peers import Peers
@@ -59,8 +59,7 @@ class NodeOptions(NamedTuple):
     election_timeout: float = 1.0
     engine: EngineOptions = EngineOptions()
     clock: Callable[[], float] = lambda: time.monotonic()
-    lease_clock: Callable[[], int] = lambda: read_fastest_clock()
-    elapsed_clocks: Callable[[], tuple[int, ...]] = lambda: read_clocks()
+    clocks: Callable[[], tuple[int, ...]] = lambda: read_clocks()
     peers: Mapping[int, str] = MappingProxyType({})
 
     @property
@@ -83,7 +82,7 @@ class Node:
         lock = threading.Lock()
         changed = threading.Condition(lock)
         self._threads = Threads(self._note_failure)
-        errands = Errands(changed, options.lease_clock, options.elapsed_clocks, store.open_snapshot, self._threads)
+        errands = Errands(changed, options.clocks, store.open_snapshot, self._threads)
         seed = random.Random(secrets.randbits(256))
         engine_options = options.engine._replace(
             tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds), tick_ms=max(1, int(1e3 * self._tick_seconds))

@@ -388,6 +388,8 @@ class SimulatedProcess:
         """The clock that leases are measured by."""
         return self.computer.clock(self._world.schedule.now)
 
+    glance = now
+
     @property
     def elapsed_clocks(self) -> Callable[[], tuple[int, ...]]:
         """Those that log time is measured by."""

@@ -95,7 +95,7 @@ class SoleVoter:
         store.create(1, 7, HardState(term=1, commit=1), [make_entry(1, 1, EntryKind.CONFIG, founding)])
         self.threads = Threads(lambda error, what: None)
         changed = threading.Condition(lock)  # type: ignore[arg-type]
-        errands = Errands(changed, lambda: 0, lambda: (0,), store.open_snapshot, self.threads)
+        errands = Errands(changed, lambda: (0,), store.open_snapshot, self.threads)
         self.engine = Engine("n1", store, RegisterWorkload().make_state(), EngineOptions(), Random(1), errands)
         errands.attach(self.engine, lambda: None)
         self.turn = Turn(lock, changed, self.engine, errands)  # type: ignore[arg-type]
@@ -254,7 +254,7 @@ def test_a_lease_is_looked_at_before_the_commit_index() -> None:
         return 0
 
     engine.core = core  # type: ignore[assignment]
-    engine._runner = SimpleNamespace(now=lambda: 0)  # type: ignore[assignment]
+    engine._runner = SimpleNamespace(glance=lambda: 0)  # type: ignore[assignment]
     assert engine.is_current()
-    engine._runner = SimpleNamespace(now=lead_again)  # type: ignore[assignment]
+    engine._runner = SimpleNamespace(glance=lead_again)  # type: ignore[assignment]
     assert not engine.is_current()

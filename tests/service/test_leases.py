@@ -19,8 +19,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 10**12
 
-    def __call__(self) -> int:
-        return self.now
+    def __call__(self) -> tuple[int]:
+        return (self.now,)
 
 
 def is_served(leader: Member) -> bool:
@@ -35,7 +35,7 @@ def test_a_leader_with_a_lease_reads_without_the_others(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("raftsvc.member.node.read_fastest_clock", clock)
+    monkeypatch.setattr("raftsvc.member.node.read_clocks", clock)
     cluster = make_cluster(lease_reads=True, election_timeout=4.0)
     cluster.form(3)
     leader = cluster.leader()
