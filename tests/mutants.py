@@ -1266,10 +1266,10 @@ MUTANTS = (
     Mutant(
         "a read by lease looks at the commit index before it looks at the clock",
         "member/engine.py",
-        "            and self.core.holds_lease(self._runner.now())\n"
+        "            and self.core.holds_lease(self._runner.glance())\n"
         "            and self.core.log.commit_index <= self.applying.applied_index\n",
         "            and self.core.log.commit_index <= self.applying.applied_index\n"
-        "            and self.core.holds_lease(self._runner.now())\n",
+        "            and self.core.holds_lease(self._runner.glance())\n",
         test=f"{_THREADS}test_a_lease_is_looked_at_before_the_commit_index",
     ),
     # The process
