@@ -84,6 +84,16 @@ def reason_text(reason: object) -> str:
     return type(reason).__name__
 
 
+MAX_REASON_BYTES = 1024
+"""Of a refusal's reason, in UTF-8, as much is kept."""
+
+
+def recorded_reason(rejected: Rejected) -> str:
+    """What is kept of why a State refused, whatever it put there."""
+    said: object = getattr(rejected, "reason", "")
+    return reason_text(said).encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
 class ExistingClusterError(RaftError):
     """`init` or `join` was called on a node that already belongs to a cluster."""
 

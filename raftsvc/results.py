@@ -1,8 +1,30 @@
-"""What a caller is told of an instruction that was applied."""
+"""What a caller is told of an instruction that was applied, and what of that the cluster keeps."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+
+FALSE, TRUE, NONE, INT, BYTES, OBJECT, REJECTED = (bytes([code]) for code in range(7))
+INT64 = struct.Struct(">q")
+MAX_ANSWER_BYTES = 64
+"""The longest bytes that are kept as an answer."""
+_LEAST, _MOST = -(2**63), 2**63 - 1
+
+
+def encode_answer(answer: object) -> bytes:
+    """All that is kept of what a State answered: OBJECT alone of what is not.  Runs no code of others."""
+    if answer is True:
+        return TRUE
+    if answer is False:
+        return FALSE
+    if answer is None:
+        return NONE
+    if type(answer) is int and _LEAST <= answer <= _MOST:  # exactly: what a subclass says of itself is not ours
+        return INT + INT64.pack(answer)
+    if type(answer) is bytes and len(answer) <= MAX_ANSWER_BYTES:
+        return BYTES + answer
+    return OBJECT
 
 
 @dataclass(frozen=True, slots=True)

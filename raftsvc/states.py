@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from raftsvc.errors import ConfigurationError, RaftError, Rejected
-from raftsvc.results import Applied
+from raftsvc.errors import ConfigurationError, RaftError, Rejected, recorded_reason
+from raftsvc.results import REJECTED, Applied, encode_answer
 from raftsvc.state import (
     BaseState,
     ReportingState,
@@ -155,18 +155,14 @@ class States(BaseState):
         apply = self._appliers.get(name)
         if apply is None:
             raise Rejected("the instruction is for no part of this State")
-        self._digests[name] = zlib.crc32(data, self._digests[name])
+        digest = zlib.crc32(data, self._digests[name])
         try:
             answer = apply(data[stop:], index, time_ms)
         except Rejected as rejected:
-            self._note(name, rejected.reason.encode())
+            self._digests[name] = zlib.crc32(REJECTED + recorded_reason(rejected).encode(), digest)
             raise
-        if type(answer) in (bool, int, bytes):
-            self._note(name, repr(answer).encode())
+        self._digests[name] = zlib.crc32(encode_answer(answer), digest)
         return answer
-
-    def _note(self, name: bytes, answer: bytes) -> None:
-        self._digests[name] = zlib.crc32(answer, self._digests[name])
 
     def next_deadline(self) -> int | None:
         """The earliest of any part."""

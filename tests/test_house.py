@@ -49,7 +49,7 @@ ROOMS = {
     "addresses": "errors core",
     "storage": "errors process core",
     "transport": "errors addresses process core storage",
-    "member": "errors addresses compiled state versions process core storage transport",
+    "member": "errors addresses compiled results state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member host",
     "options": "errors addresses state versions member storage",

@@ -40,7 +40,7 @@ from raftsvc.core.messages import (
     place_of,
 )
 from raftsvc.core.versions import Versions
-from raftsvc.errors import Rejected, UnknownOperationError, reason_text
+from raftsvc.errors import Rejected, UnknownOperationError, recorded_reason
 from raftsvc.member.envelopes import (
     CLOSE,
     ENVELOPE,
@@ -57,8 +57,6 @@ from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
 from raftsvc.process import give_way
 from raftsvc.state import State, StreamingState, TimedState, WaitingState
 from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
-
-MAX_REASON_BYTES = 1024
 
 _STRETCH = 64  # entries between two looks at whether another thread waits
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
@@ -227,10 +225,7 @@ class Machine:
             else:
                 answer = timed.apply_at(instruction, index, time_ms)
         except Rejected as rejected:
-            # Whatever was put there: as the str that it is declared to be, it would be refused where this is compiled.
-            said: object = getattr(rejected, "reason", "")
-            reason = reason_text(said).encode(errors="replace")[:MAX_REASON_BYTES]
-            return Outcome(False, reason.decode(errors="ignore"), None, True, index, time_ms)
+            return Outcome(False, recorded_reason(rejected), None, True, index, time_ms)
         # Not its truth, which a State's own class may define: nothing of the user's runs here.
         return Outcome(answer is not False and answer is not None, None, answer, True, index, time_ms)
 

@@ -33,6 +33,18 @@ from typing import Any, NamedTuple
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
 from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
+from raftsvc.results import (
+    BYTES,
+    FALSE,
+    INT,
+    INT64,
+    MAX_ANSWER_BYTES,
+    NONE,
+    OBJECT,
+    REJECTED,
+    TRUE,
+    encode_answer,
+)
 
 MAX_OUTCOMES = 1024
 """Numbers of one session that are not settled; one further ahead of `low` is ignored."""
@@ -44,13 +56,7 @@ MAX_WHOLE_BYTES = 4 * 1024 * 1024
 """The longest that is put together from pieces; each session may have one under way, in the snapshot too."""
 MAX_PARTIAL_BYTES = 8 * MAX_WHOLE_BYTES
 """Of all that comes in pieces; beyond that what belongs to the session that was not used for longest begins again."""
-MAX_ANSWER_BYTES = 64
-"""The longest bytes that are kept as an answer."""
 VOID_LIFE = Life(MAX_NUMBER, 0)
-
-_FALSE, _TRUE, _NONE, _INT, _BYTES, _OBJECT, _REJECTED = (bytes([code]) for code in range(7))
-_INT64 = struct.Struct(">q")
-_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 class Outcome(NamedTuple):
@@ -72,42 +78,30 @@ class Outcome(NamedTuple):
 
     def recorded(self) -> Outcome:
         """As it is kept: without an answer that is not."""
-        return self._replace(answer=None, is_known=False) if encode_outcome(self) == _OBJECT else self
+        return self._replace(answer=None, is_known=False) if encode_outcome(self) == OBJECT else self
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
     """All of an outcome that is kept but where and when: for the digest, and the snapshot."""
-    answer = outcome.answer
-    if answer is True:
-        return _TRUE
+    if outcome.answer is True:
+        return TRUE
     if outcome.rejection is not None:
-        return _REJECTED + outcome.rejection.encode()
-    if not outcome.is_known:
-        return _OBJECT
-    if answer is False:
-        return _FALSE
-    if answer is None:
-        return _NONE
-    kind = type(answer)  # exactly: what a subclass says of itself is not ours
-    if kind is int and _LEAST <= answer <= _MOST:
-        return _INT + _INT64.pack(answer)
-    if kind is bytes and len(answer) <= MAX_ANSWER_BYTES:
-        return b"".join((_BYTES, answer))
-    return _OBJECT
+        return REJECTED + outcome.rejection.encode()
+    return encode_answer(outcome.answer) if outcome.is_known else OBJECT
 
 
 def _decode_outcome(data: bytes, index: int, time_ms: int) -> Outcome:
     code, rest = data[:1], data[1:]
-    if code == _REJECTED:
+    if code == REJECTED:
         return Outcome(False, rest.decode(), None, True, index, time_ms)
-    if code == _INT and len(rest) == _INT64.size:
-        return Outcome(True, None, _INT64.unpack(rest)[0], True, index, time_ms)
-    if code == _BYTES and len(rest) <= MAX_ANSWER_BYTES:
+    if code == INT and len(rest) == INT64.size:
+        return Outcome(True, None, INT64.unpack(rest)[0], True, index, time_ms)
+    if code == BYTES and len(rest) <= MAX_ANSWER_BYTES:
         return Outcome(True, None, rest, True, index, time_ms)
-    if rest or code not in (_FALSE, _TRUE, _NONE, _OBJECT):
+    if rest or code not in (FALSE, TRUE, NONE, OBJECT):
         raise MalformedError("outcome does not decode")
-    answer = {_FALSE: False, _TRUE: True}.get(code)
-    return Outcome(code in (_TRUE, _OBJECT), None, answer, code != _OBJECT, index, time_ms)
+    answer = {FALSE: False, TRUE: True}.get(code)
+    return Outcome(code in (TRUE, OBJECT), None, answer, code != OBJECT, index, time_ms)
 
 
 class _Partial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -256,6 +257,36 @@ def test_a_digest_of_each_part_says_which_of_them_differs() -> None:
         each.part("parts", at).propose(b"z")
     one, other = states.report(), others.report()
     assert one["kv"] == other["kv"] and one["parts"] == other["parts"] and one["mine"] != other["mine"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_same"),
+    [
+        ((b"x" * 65, b"y" * 65), True),
+        ((2**64, 10**5000), True),
+        (({"a": 1}, object()), True),
+        ((b"x" * 64, b"y" * 64), False),
+        ((1, True), False),
+        ((raftsvc.Rejected("a\ud800"), raftsvc.Rejected("a?")), True),
+        ((raftsvc.Rejected("a"), raftsvc.Rejected("b")), False),
+    ],
+)
+def test_the_digest_of_a_part_covers_of_answers_what_the_cluster_keeps(answers: tuple[Any, Any], is_same: bool) -> None:
+    digests = []
+    for answer in answers:
+        part: Any = ListState()
+
+        def apply(data: bytes, index: int, said: Any = answer) -> Any:
+            if isinstance(said, Exception):
+                raise said
+            return said
+
+        part.apply = apply
+        states = raftsvc.States(mine=part)
+        with suppress(raftsvc.Rejected):
+            Direct(states).propose(b"\x04mine")
+        digests.append(states.report()["mine"])
+    assert (digests[0] == digests[1]) is is_same
 
 
 def test_what_a_state_warns_of_is_in_the_status_and_logged_once(
