@@ -164,14 +164,18 @@ def test_a_node_that_comes_later_or_lost_its_disk_before_it_spoke_joins_by_itsel
     eventually(lambda: sorted(voters(one)) == addrs, "all are voters")
 
 
-def test_who_lost_its_disk_is_told_what_to_do_and_takes_its_place_again(cluster: Cluster) -> None:
-    addrs = addresses(3)
-    one, two, three = members = listed(cluster, addrs, make_state=Strict)
+def three_that_write(cluster: Cluster) -> list[Member]:
+    """Three that founded their cluster, each of which is known to it by what it wrote."""
+    members = listed(cluster, addresses(3), make_state=Strict)
     await_formed(members)
     for member in members:
         assert member.service.exec(b"x", PATIENCE)
-    founder_is_wiped = one
-    erase(founder_is_wiped)
+    return members
+
+
+def test_who_lost_its_disk_is_told_what_to_do_and_takes_its_place_again(cluster: Cluster) -> None:
+    one, two, three = three_that_write(cluster)
+    erase(one)
     one.start()
     await_word(one, two.addr, f"evict({one.addr!r}, replace=True)")
     assert "cluster_id" not in one.status
@@ -183,11 +187,7 @@ def test_who_lost_its_disk_is_told_what_to_do_and_takes_its_place_again(cluster:
 
 
 def test_eviction_ends_what_the_list_allows_until_it_is_allowed(cluster: Cluster) -> None:
-    addrs = addresses(3)
-    one, two, three = members = listed(cluster, addrs, make_state=Strict)
-    await_formed(members)
-    for member in members:
-        assert member.service.exec(b"x", PATIENCE)
+    one, two, three = three_that_write(cluster)
     one.service.evict(three.addr, PATIENCE)
     with pytest.raises(raftsvc.EvictedError):
         eventually(lambda: three.service.exec(b"z", 1.0))

@@ -81,6 +81,19 @@ class Play:
         self.start(node, code)
         self.until(lambda: (engine := node.engine) is not None and engine.calls.session_id != 0)
 
+    def attempt(self, *changes: ConfChange) -> list[Refusal | None]:
+        """Propose them in one step of the leader; why each was refused."""
+        refused: list[Refusal | None] = []
+
+        def propose(engine: Engine) -> None:
+            for change in changes:
+                attempt = engine.changes.attempt(change)
+                refused.append(attempt.refusal)
+                engine.changes.end(attempt)
+
+        self.leader.do(propose)
+        return refused
+
     def write(self, key: str = "a") -> None:
         self.until(lambda: self.simulation.leader() is not None)
         process = self.leader.process
@@ -269,16 +282,11 @@ def test_a_joiner_below_the_effective_version_is_not_let_in(code: Versions) -> N
         play.upgrade(node, code)
     play.until(lambda: play.effective == {code})
     config = play.simulation.configuration()
-    tried: list[Refusal | None] = []
-
-    def attempt(engine: Engine, known: Versions) -> None:
-        change = ConfChange(ConfOp.ADD_LEARNER, config.highest_id + 1, "n9", b"t" * 16, known)
-        tried.append(engine.changes.attempt(change).refusal)
-
-    play.leader.do(lambda engine: attempt(engine, FIRST))
+    change = ConfChange(ConfOp.ADD_LEARNER, config.highest_id + 1, "n9", b"t" * 16, FIRST)
+    assert play.attempt(change) == [Refusal.INVALID_CHANGE]
     play.wait(1)
-    assert tried == [Refusal.INVALID_CHANGE] and play.simulation.configuration() == config
-    play.leader.do(lambda engine: attempt(engine, code))
+    assert play.simulation.configuration() == config
+    play.attempt(change._replace(versions=code))
     play.until(lambda: config.highest_id + 1 in play.simulation.configuration().members)
 
 
@@ -289,14 +297,14 @@ def test_a_learner_that_has_not_reported_holds_the_raise_back(code: Versions) ->
         play.upgrade(node, code)
     # It never comes: nobody made its directory.
     change = ConfChange(ConfOp.ADD_LEARNER, 4, "n4", b"t" * 16, code)
-    play.leader.do(lambda engine: engine.changes.end(engine.changes.attempt(change)))
+    play.attempt(change)
     play.until(lambda: 4 in play.simulation.configuration().members)
     play.upgrade(play.leader, code)
     play.wait(5)
     assert play.effective == {FIRST}
     assert play.leader.engine is not None
     assert play.leader.engine.upgrades.held_back_by() == {4: "it has not said yet what its code knows"}
-    play.leader.do(lambda engine: engine.changes.end(engine.changes.attempt(ConfChange(ConfOp.REMOVE, 4))))
+    play.attempt(ConfChange(ConfOp.REMOVE, 4))
     play.until(lambda: play.effective == {code})
 
 
@@ -306,17 +314,9 @@ def test_no_version_rises_beside_a_change_of_members_that_is_not_committed(code:
     for node in play.followers:
         play.upgrade(node, code)
     change = ConfChange(ConfOp.ADD_LEARNER, 4, "n4", b"t" * 16, code)
-    refused: list[Refusal | None] = []
-
-    def attempt(engine: Engine, change: ConfChange) -> None:
-        attempt = engine.changes.attempt(change)
-        refused.append(attempt.refusal)
-        engine.changes.end(attempt)
-
-    play.leader.do(lambda engine: [attempt(engine, change), attempt(engine, ConfChange.to_raise(code))])
-    assert refused == [None, Refusal.CHANGE_PENDING]
+    assert play.attempt(change, ConfChange.to_raise(code)) == [None, Refusal.CHANGE_PENDING]
     play.wait(1)
     assert play.effective == {FIRST}
-    play.leader.do(lambda engine: attempt(engine, ConfChange(ConfOp.REMOVE, 4)))
+    play.attempt(ConfChange(ConfOp.REMOVE, 4))
     play.upgrade(play.leader, code)
     play.until(lambda: play.effective == {code})
