@@ -196,13 +196,18 @@ class Store:
             self._files.remove(f"{self._path}/wal/token")
 
     def undo_create(self) -> None:
-        """Make the directory as uninitialized as before `create`; the log is closed.  Raises StorageError."""
+        """Make the directory as uninitialized as before `create`; the log is closed.
+
+        Raises StorageError; then it may be called again, for it may have come half-way.
+        """
         try:
-            self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
+            if self.is_initialized:
+                self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
             self._files.sync_dir(self._path)
-            self._clear_stage()
         except OSError as error:
             raise StorageError(f"{self._path}: what was begun cannot be undone: {error}") from error
+        with suppress(OSError):  # whoever makes a log there next removes what stays
+            self._clear_stage()
 
     def unload(self, timeout: float = 5.0) -> bool:
         """Close what `load` opened; the directory stays ours.  As `close`, but for that."""

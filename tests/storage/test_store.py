@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,26 @@ def test_what_was_founded_is_given_up_without_a_trace(path: str, disk: Disk) -> 
     assert not store.is_initialized
     store.create(8, CLUSTER_ID, STATE, batch(1, 1))
     assert (store.founded.is_silent, store.founded.entry()) == (False, b"")
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "fails"), [("rename", "wal.tmp", True), ("sync_dir", "", True), ("remove", "", False)]
+)
+def test_what_is_given_up_half_way_can_be_given_up_again(
+    path: str, disk: Disk, operation: str, name: str, fails: bool
+) -> None:
+    store = open_store(path, disk)
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+    disk.fail_next(operation, name)
+    with pytest.raises(StorageError) if fails else nullcontext():
+        store.undo_create()
+    store.undo_create()
+    disk.lose_power(lambda: False)
+    store.close()
+    store = open_store(path, disk)
+    assert not store.is_initialized
+    store.create(8, CLUSTER_ID, STATE, batch(1, 1))
     store.close()
 
 
