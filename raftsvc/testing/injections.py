@@ -416,8 +416,11 @@ class Upgrades:
     def _roll_back(self, node: SimulatedNode) -> bool:
         """Start a node with older code, as is allowed until what it knew is effective."""
         effective = self._world.watch.versions.latest
-        if not node.code.covers(effective):
+        ahead = [each for each in self._cluster.up() if each.code != effective and each.code.covers(effective)]
+        if not ahead:
             return False
+        if node not in ahead:
+            node = self._world.random.choice(ahead)
         code = between(self._world.random, effective, node.code)
         return code != node.code and self._restart(node, code)
 

@@ -48,7 +48,7 @@ from raftsvc.testing.process import Caller
 from raftsvc.testing.report import Report, SimulationFailed
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.workload import RegisterWorkload, Workload
-from raftsvc.testing.world import PATIENCE, World
+from raftsvc.testing.world import LATER, PATIENCE, World
 
 FORMING_SHARE = 0.3
 """Of the seeds, in which the cluster founds itself."""
@@ -120,7 +120,10 @@ class Simulation:
     def run(self) -> Report:
         """A cluster forms, suffers, is healed, and is judged."""
         world, report = self.world, self.report
-        self._found(world.random.choice((3, 3, 3, 5)))
+        size = world.random.choice((3, 3, 3, 5))
+        if world.random.random() < 0.25:
+            world.latest_code = LATER  # there was older code, which somebody may start again
+        self._found(size)
         for client in self.clients:
             client.start()
         self.nemesis.start()

@@ -56,12 +56,12 @@ class EffectiveVersions:
 
     def _changed(self, index: int, change: ConfChange) -> None:
         effective = self.latest
-        if change.op == ConfOp.ADD_LEARNER:
+        if change.op in (ConfOp.ADD_LEARNER, ConfOp.ADD_LISTED):
             require(
                 change.versions.covers(effective),
                 f"versions: node {change.node_id} of {change.versions} is let in at {index}, and {effective} is needed",
             )
-        elif change.op == ConfOp.REMOVE:
+        elif change.op in (ConfOp.REMOVE, ConfOp.REPLACE):
             self._lives.pop(change.node_id, None)
         elif change.op == ConfOp.RAISE:
             for member in self._config.members:

@@ -71,6 +71,10 @@ class Conditions:
         )
 
 
+LATER = Versions.of(FIRST.library + 1, {})
+"""The library of which some clusters begin, whatever the State is."""
+
+
 def between(rng: Random, least: Versions, most: Versions) -> Versions:
     """Some code that knows `least`, and no more than `most`."""
     return Versions.of(
