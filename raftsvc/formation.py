@@ -405,12 +405,7 @@ class Roster:
     def _make_room(self, node: Participant, holder: int, addr: str, deadline: float) -> None:
         """Remove a member for whoever is at its address now; raises Problem."""
         logger.warning("member %d at %s never spoke, and another node is there now: it takes its place", holder, addr)
-        with self._admission:
-            refusal = node.change_membership(
-                ConfChange(ConfOp.REPLACE, holder),
-                lambda applied: holder not in applied.members,
-                min(_ADMIT_SECONDS / 2, deadline - time.monotonic()),
-            )
+        refusal = self._remove(node, ConfOp.REPLACE, holder, min(_ADMIT_SECONDS / 2, deadline - time.monotonic()))
         if refusal is not None:
             raise Problem(503, "busy", f"member {holder}, which was at {addr}, cannot be removed yet")
 
@@ -438,12 +433,7 @@ class Roster:
         """Remove a learner that was forbidden to join before its entry was in the log; raises Problem."""
         node_id = _member_with_token(node.applied_config, token)
         if node_id != NO_NODE:
-            with self._admission:
-                node.change_membership(
-                    ConfChange(ConfOp.REMOVE, node_id),
-                    lambda applied: node_id not in applied.members,
-                    _ADMIT_SECONDS / 2,
-                )
+            self._remove(node, ConfOp.REMOVE, node_id, _ADMIT_SECONDS / 2)
         raise Problem(403, "address_not_allowed", "that address may not join any more")
 
     def _allocate_id(self, node: Participant, deadline: float) -> int:
@@ -510,18 +500,21 @@ class Roster:
             raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
-        with self._admission:
-            refusal = node.change_membership(
-                ConfChange(ConfOp.REPLACE if replace else ConfOp.REMOVE, node_id),
-                lambda applied: node_id not in applied.members,
-                deadline - time.monotonic(),
-            )
+        op = ConfOp.REPLACE if replace else ConfOp.REMOVE
+        refusal = self._remove(node, op, node_id, deadline - time.monotonic())
         if refusal is not None:
             if node.applied_config.voters == {node_id}:
                 raise LastMemberError(f"{addr} is the only voter")
             node.check_able()
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
+            )
+
+    def _remove(self, node: Participant, op: ConfOp, node_id: int, timeout: float) -> Refusal | None:
+        """Have a member be none any more; why it still may be one."""
+        with self._admission:
+            return node.change_membership(
+                ConfChange(op, node_id), lambda applied: node_id not in applied.members, timeout
             )
 
 

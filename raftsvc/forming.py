@@ -399,12 +399,12 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
             return "it was started anew before it stored what was founded, and will not"
         return ""
     if standing is Standing.REMOVED:
-        return f"it was removed from {cluster}: evict it no more, and empty its directory to let it join anew"
+        return f"it was removed from {cluster}: to come back it is allowed (kv.allow), and starts with an empty directory"
     if standing is Standing.STORED:
         return f"it has stored the founding of {cluster}, and waits until a majority has"
     if answer.is_known:
         return (
-            f"it is a member of {cluster}, which knew a node at {room.addr} that has lost its directory: "
-            f"on a member call evict({room.addr!r}, replace=True)"
+            f"it is a member of {cluster}, which knew a node at {room.addr} that had another directory: "
+            f"start it with that one, or, if it is lost, call evict({room.addr!r}, replace=True) on a member"
         )
     return f"it is a member of {cluster}, which this node asks to be let in"
