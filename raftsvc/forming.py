@@ -399,7 +399,9 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
             return "it was started anew before it stored what was founded, and will not"
         return ""
     if standing is Standing.REMOVED:
-        return f"it was removed from {cluster}: to come back it is allowed (kv.allow), and starts with an empty directory"
+        return (
+            f"it was removed from {cluster}: to come back it is allowed (kv.allow), and starts with an empty directory"
+        )
     if standing is Standing.STORED:
         return f"it has stored the founding of {cluster}, and waits until a majority has"
     if answer.is_known:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError, Member
-from raftsvc.core.messages import EntryKind, make_entry
+from raftsvc.core.messages import EntryKind, HardState, Life, Message, MessageKind, make_entry
+from raftsvc.core.raft import Raft, Role, Settings, SnapshotMeta
 from raftsvc.core.versions import MAX_VERSION
 from raftsvc.member.envelopes import wrap_close, wrap_open, wrap_void
 from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import Sessions
+from raftsvc.member.upgrades import Upgrades
 from raftsvc.state import BaseState
 from raftsvc.versions import FIRST, LIBRARY_VERSION, Versions, latest, least, outdated, versions_of
 from tests.service.harness import ListState
@@ -253,3 +257,32 @@ def test_what_is_said_to_people_names_both_versions_and_what_to_do() -> None:
     assert text.startswith("node 3 at c:1 is of version raftsvc 1, State kv=2, ")
     assert "effective version is raftsvc 2, State kv=3" in text
     assert text.endswith("Start it with the code that the other members run, or later")
+
+
+def test_a_leader_whose_state_still_starts_from_a_snapshot_raises_nothing_yet() -> None:
+    config = Configuration({i: Member(f"n{i}:1", True, bytes([i])) for i in (1, 2, 3)}, 3)
+    core = Raft(Settings(2, Random(1)), HardState(1, 0, 10), SnapshotMeta(10, 1, config), ())
+    machine = Machine(Told(2))
+    machine.config, machine.applied_index = config, 10
+    for i in config.members:
+        machine.sessions.open(i, i, 100 + i, 1, 0, versions(1, 2))
+    lives: Any = SimpleNamespace(own=Life(1, 102), highest=machine.life_of)
+    upgrades = Upgrades(core, machine, lives, lambda: None)
+    core.await_deadline(None, 10)
+    upgrades.applied()
+
+    def write() -> None:
+        while (ready := core.ready()) is not None:
+            core.persisted(ready.token)
+
+    core.step(Message(MessageKind.SNAPSHOT, 2, from_id=3, term=1, index=500, log_term=1, payload=config.encode()))
+    write()
+    assert core.log.applied_index < core.log.offset, "it is durable, and the State does not have it yet"
+    core.step(Message(MessageKind.TIMEOUT_NOW, 2, from_id=3, term=1))
+    write()
+    core.step(Message(MessageKind.VOTE_REPLY, 2, from_id=1, term=core.term))
+    write()
+    assert core.role is Role.LEADER
+    last = core.log.last_index
+    upgrades.tick()
+    assert core.log.last_index == last

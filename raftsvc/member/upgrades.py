@@ -70,10 +70,10 @@ class Upgrades:
         config = core.config
         reports = [self._report_of(i) for i in config.members]
         known = [report for report in reports if report is not None]
-        if len(known) < len(reports) or self._may_reports_change:
+        if len(known) < len(reports):
             return
         target = least(known)
-        if target != config.versions and target.covers(config.versions):
+        if target != config.versions and target.covers(config.versions) and not self._may_reports_change:
             self._note_time()
             with suppress(ProposalRefused):  # another change is not committed yet: the next tick tries again
                 core.propose((ConfChange.to_raise(target).as_proposal(),))
