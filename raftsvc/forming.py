@@ -264,7 +264,7 @@ class Former:
         elif deed is Deed.DROP:
             logger.warning(
                 "the founding of cluster %016x was given up, for too many of the listed nodes were started anew before "
-                "they had stored it; nothing was lost, and it is founded anew",
+                "they had stored it; by what they say nobody spoke in it, and it is founded anew",
                 founding.cluster_id,
             )
 
