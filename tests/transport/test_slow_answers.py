@@ -140,7 +140,7 @@ def test_who_drips_for_ever_costs_a_few_threads_and_no_more() -> None:
     with dripping(STARTS["headers"]) as addr:
         former = set(threading.enumerate())
         for _ in range(20):
-            with pytest.raises(UnansweredError, match="drop by drop|no whole answer"):
+            with pytest.raises(UnansweredError, match=r"drop by drop|no whole answer"):
                 ask(network, Question(addr, "n2:8001", (addr, "n2:8001"), 1, b"", b""), 0.1)
         asking = [t for t in set(threading.enumerate()) - former if t.name == "raftsvc-ask"]
         assert len(asking) <= 8
