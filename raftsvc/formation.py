@@ -138,14 +138,24 @@ class Membership:
         return self._store.founded.entry() if self._store.is_initialized else b""
 
     def adopt(self, node_id: int, cluster_id: int, entry: Entry) -> None:
-        """Be a member by the founding entry, and silent.  Raises StorageError, StoppedError."""
+        """Be a member by the founding entry, and silent.  Raises StorageError, StoppedError.
+
+        After a StorageError the node is of no cluster once `settle` returns, and as long may be found to be a member
+        by the next start.
+        """
         with self._begin(""):
             self._store.create(node_id, cluster_id, HardState(term=1, commit=1), [entry], founding=entry)
 
-    def give_up(self) -> None:
-        """Be no member any more, after `adopt`.  Raises StorageError, StoppedError."""
-        with self._begin(""):
-            self._store.undo_create()
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether an `adopt` failed, and `settle` has not returned since."""
+        return self._store.is_in_doubt
+
+    def settle(self) -> None:
+        """Have what an `adopt` left that failed be gone, durably.  Raises StorageError, StoppedError."""
+        if self._store.is_in_doubt:
+            with self._begin(""):
+                self._store.undo_create()
 
     def speak(self) -> None:
         """Be silent no more, after `adopt`.  Raises StorageError, StoppedError, and what keeps a node from starting."""

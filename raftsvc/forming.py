@@ -31,6 +31,7 @@ from raftsvc.core.founding import (
     clusters_among,
     founding_in,
     in_order,
+    never_storing,
 )
 from raftsvc.errors import ConfigurationError, DamagedStorageError, FormingError, RaftError, StartFailedError
 from raftsvc.formation import Membership
@@ -168,6 +169,8 @@ class Former:
         """One round; whether something was done in it."""
         room = self._room
         assert room is not None, "it has begun"
+        if self._membership.is_in_doubt and not self._settle():
+            return False
         with self._lock:
             questions = room.questions() if room.work is None else {}
         work = self._ask_all(room, questions)
@@ -175,6 +178,17 @@ class Former:
             self._carry_out(room, work)
         self._tell()
         return work is not None and not self._trouble
+
+    def _settle(self) -> bool:
+        """Have nothing be left of what could not be stored; nobody is answered before."""
+        try:
+            self._membership.settle()
+            self._trouble = ""
+            return True
+        except RaftError as error:
+            self._trouble = f"store: {error}"
+            self._tell()
+            return False
 
     def _ask_all(self, room: Nascent, questions: Mapping[str, Question]) -> Work | None:
         """Ask all at once; what is to be done by then, or by what the first of them answer."""
@@ -236,8 +250,6 @@ class Former:
                 assert founding is not None, "all else is about an entry"
                 if work.deed is Deed.STORE:
                     membership.adopt(founding.id_of(membership.addr), founding.cluster_id, founding.entry)
-                elif work.deed is Deed.DROP:
-                    membership.give_up()
                 else:
                     membership.speak()
             is_done = True
@@ -245,28 +257,21 @@ class Former:
             is_done = membership.node is not None  # who was let in, and is not settled yet, is a member
             self._trouble = "" if is_done or membership.stopped.is_set() else f"{work.deed.name.lower()}: {error}"
         finally:
-            if is_done and founding is not None:
-                self._note_done(work.deed, founding)
+            if is_done and work.deed is Deed.CONFIRM and founding is not None:
+                self._note_formed(founding)
             with self._lock:
                 room.end(is_done)
         self._wake.set()
 
-    def _note_done(self, deed: Deed, founding: Founding) -> None:
-        if deed is Deed.CONFIRM:
-            self._founding = founding
-            logger.info(
-                "node %d at %s is a member of cluster %016x, which was founded by %s",
-                founding.id_of(self._membership.addr),
-                self._membership.addr,
-                founding.cluster_id,
-                ", ".join(founding.founders.addrs),
-            )
-        elif deed is Deed.DROP:
-            logger.warning(
-                "the founding of cluster %016x was given up, for too many of the listed nodes were started anew before "
-                "they had stored it; by what they say nobody spoke in it, and it is founded anew",
-                founding.cluster_id,
-            )
+    def _note_formed(self, founding: Founding) -> None:
+        self._founding = founding
+        logger.info(
+            "node %d at %s is a member of cluster %016x, which was founded by %s",
+            founding.id_of(self._membership.addr),
+            self._membership.addr,
+            founding.cluster_id,
+            ", ".join(founding.founders.addrs),
+        )
 
     # -- to be asked
 
@@ -294,7 +299,8 @@ class Former:
         if work is not None:
             self._carry_out(room, work)
         with self._lock:
-            if room.is_over or (room.work is not None and room.work.deed is not Deed.JOIN):
+            is_busy = self._membership.is_in_doubt or (room.work is not None and room.work.deed is not Deed.JOIN)
+            if room.is_over or is_busy:
                 raise Problem(503, "busy", "it is storing what was founded")
             return room.answer(question)
 
@@ -326,8 +332,8 @@ class Former:
             picture: dict[str, object] = {"state": state, "list": list(room.members), "waits_for": self._waits(room)}
         if stored is not None:
             picture["cluster_id"] = f"{stored.cluster_id:016x}"
-        if self._trouble:
-            picture["trouble"] = self._trouble
+        if trouble := self._all_trouble(stored):
+            picture["trouble"] = trouble
         return picture
 
     def _error(self) -> FormingError:
@@ -337,15 +343,31 @@ class Former:
         room = self._room
         assert room is not None, "it has begun"
         with self._lock:
-            waits = self._waits(room)
-        clusters = clusters_among({a: found for a, found in list(self._found.items()) if isinstance(found, Answer)})
+            waits, stored = self._waits(room), room.stored
+        clusters = clusters_among(self._answers())
         parts = [f"{addr} ({why})" for addr, why in waits.items()]
         if len(clusters) > 1:
             named = " and ".join(f"{c:016x} ({', '.join(addrs)})" for c, addrs in sorted(clusters.items()))
             parts.append(f"one cluster, for the listed nodes belong to {named}: this node joins neither")
-        if self._trouble:
-            parts.append(f"what failed last: {self._trouble}")
+        if trouble := self._all_trouble(stored):
+            parts.append(trouble)
         return "; ".join(parts) or "its own disk"
+
+    def _answers(self) -> dict[str, Answer]:
+        """What was answered last, by where it was asked."""
+        return {addr: found for addr, found in list(self._found.items()) if isinstance(found, Answer)}
+
+    def _all_trouble(self, stored: Founding | None) -> str:
+        """What does not pass by waiting, and what to do about it; empty if all may pass."""
+        refusing = never_storing(stored, self._answers()) if stored is not None else []
+        lost = (
+            f"no majority can store the founding of cluster {stored.cluster_id:016x}, which this node keeps, for "
+            f"{', '.join(refusing)} will not: stop all listed nodes; if then none of their directories has a folder "
+            "wal without a file silent in it, empty them all, and start the nodes again"
+            if stored is not None and refusing
+            else ""
+        )
+        return "; ".join(filter(None, (lost, f"what failed last: {self._trouble}" if self._trouble else "")))
 
     def _waits(self, room: Nascent) -> dict[str, str]:
         """Whom it waits for, and why."""
@@ -396,7 +418,9 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
         if answer.members != room.members:
             return f"its list is {', '.join(answer.members)}, and the one here {', '.join(room.members)}"
         if stored is not None:
-            return "it was started anew before it stored what was founded, and will not"
+            # Who failed to store it may do so when it is asked again.
+            is_anew = answer.refused == stored.cluster_id
+            return "it was started anew before it stored what was founded, and will not" if is_anew else "it stores it"
         return ""
     if standing is Standing.REMOVED:
         return (

@@ -23,7 +23,7 @@ from raftsvc.core.versions import FIRST, Versions
 MAX_ADDRESS_BYTES = 1024
 MAX_CLUSTER_ID = 2**64 - 1
 MAX_VACANCIES = 256
-"""So many addresses of former members are remembered; what comes of it if there are more: see `Configuration.vacant`."""
+"""So many addresses of former members are remembered; if there are more, see `Configuration.vacant`."""
 
 
 class Member(NamedTuple):

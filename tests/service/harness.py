@@ -106,6 +106,7 @@ class FaultyFiles(Files):
         self.sync_error: int | None = None
         self.remove_error: int | None = None
         self.create_error: int | None = None
+        self.sync_dir_error: int | None = None  # once there is an id
         self.free: int | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -127,6 +128,11 @@ class FaultyFiles(Files):
         if self.create_error:
             raise OSError(self.create_error, os.strerror(self.create_error))
         return super().create(path)
+
+    def sync_dir(self, path: str) -> None:
+        if self.sync_dir_error and self.exists(f"{path}/id"):
+            raise OSError(self.sync_dir_error, os.strerror(self.sync_dir_error))
+        super().sync_dir(path)
 
     def room(self, path: str) -> int | None:
         return super().room(path) if self.free is None else self.free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc.core.founding import Founding
+from raftsvc.core.messages import HardState
+from raftsvc.core.versions import FIRST
+from raftsvc.storage import Store
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, voters
 
 
@@ -283,3 +288,49 @@ def test_what_is_waited_for_is_said_once_for_each_change(cluster: Cluster, caplo
     eventually(lambda: [r for r in caplog.records if "without initial_cluster" in r.getMessage()], "another line")
     assert len([r for r in caplog.records if "it waits for" in r.getMessage()]) == 2
     assert two.status["formation"] is None
+
+
+def test_what_no_majority_can_store_is_kept_and_people_are_told_to_empty_the_directories(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    addrs = addresses(3)
+    (one,) = listed(cluster, addrs[:1], addrs)
+    one.service.stop()
+    founding = Founding.of(77, [(addr, bytes([i]) * 16) for i, addr in enumerate(addrs)], FIRST)
+    store = Store.open(str(one.path), lock_timeout=10)
+    store.create(1, 77, HardState(1, 0, 1), [founding.entry], founding.entry)
+    store.close()
+    one.restart()
+    two, three = listed(cluster, addrs[1:], addrs)
+
+    def trouble() -> str:
+        return str((one.status["formation"] or {}).get("trouble", ""))
+
+    eventually(lambda: f"{addrs[1]}, {addrs[2]} will not" in trouble(), "it says that no majority can")
+    assert "empty them all" in trouble()
+    assert one.status["formation"]["state"] == "stored"
+    with pytest.raises(raftsvc.FormingError, match="no majority can store the founding of cluster 000000000000004d"):
+        one.service.wait_formed(0.1)
+    eventually(lambda: any("no majority can store" in r.getMessage() for r in caplog.records), "a line in the log")
+    await_word(two, addrs[0], "has stored the founding of cluster")
+    assert one.status["formation"]["cluster_id"] == f"{77:016x}"
+    for member in (one, two, three):
+        member.service.stop()
+    assert [(member.path / "wal").exists() for member in (one, two, three)] == [True, False, False]
+    erase(one)
+    for member in (one, two, three):
+        member.restart()
+    await_formed([one, two, three])
+
+
+def test_a_node_whose_disk_cannot_say_what_is_on_it_answers_nobody_until_it_can(
+    cluster: Cluster,
+) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    two.files.sync_dir_error = errno.EIO
+    (one,) = listed(cluster, addrs[:1], addrs)
+    eventually(lambda: "cannot be undone" in str((two.status["formation"] or {}).get("trouble")), "it says why")
+    await_word(one, addrs[1], "it is storing what was founded")
+    two.files.sync_dir_error = None
+    await_formed([one, two])
