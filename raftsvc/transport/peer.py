@@ -61,6 +61,8 @@ from raftsvc.transport.wire import (
 logger = logging.getLogger("raftsvc.transport")
 
 _MAX_ANSWER_BYTES = 2 * 1024 * 1024
+_MAX_UNSIGNED_BYTES = 65536
+"""No problem is longer; and of what nobody signed no more is looked at."""
 _MAX_BACKOFF_SECONDS = 1.0
 _MAX_SIGNINGS = 4
 _MAX_ASKING = 8
@@ -165,7 +167,7 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            problem = decode_problem(status, answer)
+            problem = decode_problem(status, answer[:_MAX_UNSIGNED_BYTES])
             raise problem if problem.code in _BELIEVED_UNSIGNED else UnsignedError(problem)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
@@ -222,7 +224,7 @@ class Network:
         if response.status_code == 200:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
         answer, is_authentic = self._read(response, mac)
-        problem = decode_problem(response.status_code, answer)
+        problem = decode_problem(response.status_code, answer if is_authentic else answer[:_MAX_UNSIGNED_BYTES])
         is_believed = is_authentic or problem.code in _BELIEVED_UNSIGNED
         raise refusal_of(response.status_code, problem if is_believed else None)
 
