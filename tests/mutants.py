@@ -1780,8 +1780,8 @@ MUTANTS = (
     Mutant(
         "a second founding is stored over the first",
         "core/founding.py",
-        "            self.stored is None\n            and self.work is None\n            and not self.is_over\n",
-        "            self.work is None\n            and not self.is_over\n",
+        "            self.stored is None\n            and self.work is None\n            and self._admitted is None\n",
+        "            self.work is None\n            and self._admitted is None\n",
         also=(
             ("core/founding.py", "if self.is_founder and self.stored is None else b", "if self.is_founder else b"),
             ("core/founding.py", "Standing.STORED if stored else Standing.JOINING", "Standing.JOINING"),
