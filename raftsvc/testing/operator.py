@@ -25,6 +25,8 @@ _CONVICTION = 30 * SECOND
 """Virtual time within which a healed cluster convicts a member that differs; it needs an election timeout or two."""
 _ATTENTION = 5 * SECOND
 """Virtual time after which the operator of a healed cluster sees to a member whose damage others cannot show."""
+_LONG = 20 * SECOND
+"""The same, though another change of membership is under way."""
 
 
 class Operator:
@@ -163,7 +165,8 @@ class Operator:
             node.note("is restarted, for its State is damaged")
             node.kill()
             node.restart_later()
-        elif not self._tasks:
+        elif not self._tasks or self._waited[process, False] > _LONG:
+            # Others have their turn first; but nothing may come of that while it leads, and sends no snapshot.
             node.kill()
             self.replace(node)
 
