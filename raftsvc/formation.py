@@ -153,8 +153,8 @@ class Membership:
 
     def settle(self) -> None:
         """Have what an `adopt` left that failed be gone, durably.  Raises StorageError, StoppedError."""
-        if self._store.is_in_doubt:
-            with self._begin(""):
+        with self._begin(""):
+            if self._store.is_in_doubt:  # still: one that was tried again may have come through
                 self._store.undo_create()
 
     def speak(self) -> None:
@@ -206,6 +206,8 @@ class Membership:
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
             with self._begin(boot_url):
+                if self._store.is_in_doubt:
+                    self._store.undo_create()
                 if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)

@@ -213,7 +213,8 @@ class Operator:
         config = cluster.configuration()
         for node_id, member in config.members.items():
             if member.token == token:
-                if node_id not in cluster.nodes:
+                former = cluster.nodes.get(node_id)
+                if former is None or former.is_gone:
                     self._world.report.counts["joined"] += 1
                     cluster.create(node_id, HardState(), [], codes[0])
                 return True
@@ -254,7 +255,8 @@ class Operator:
         self._world.watch.consensus.lost(node.node_id)
         node.refusal = None
         node.is_gone = True
-        self.remove(node.node_id)
+        if node.node_id <= self._cluster.configuration().highest_id:  # else it was none: the others' list is without it
+            self.remove(node.node_id)
         self.add()
 
     def _attempt(self, change: ConfChange) -> None:
