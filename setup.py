@@ -31,6 +31,7 @@ PURE = {
     "transport/chunks.py",
     "transport/listener.py",
     "transport/peer.py",
+    "transport/session.py",
     "testing/disk.py",
     "testing/models.py",
     "testing/runner.py",

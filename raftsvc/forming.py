@@ -68,7 +68,8 @@ def canonical_list(initial_cluster: Sequence[str] | None, addr: str) -> tuple[st
         return ()
     if isinstance(initial_cluster, (str, bytes)) or not isinstance(initial_cluster, Sequence):
         raise ConfigurationError(
-            f'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], and not {initial_cluster!r}'
+            'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], '
+            f"and not {initial_cluster!r:.99}"
         )
     given: dict[str, object] = {}
     for each in initial_cluster:

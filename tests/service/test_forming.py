@@ -208,6 +208,24 @@ def test_eviction_ends_what_the_list_allows_until_it_is_allowed(cluster: Cluster
     three.service.wait_formed(PATIENCE)
 
 
+def test_an_eviction_that_lets_in_who_replaces_it_is_taken_back_by_one_that_does_not(cluster: Cluster) -> None:
+    one, two, three = three_that_write(cluster)
+    three.service.stop()
+    two.service.evict(three.addr, PATIENCE, replace=True)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict("127.0.0.1:9", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE, replace=True)
+    one.service.evict(f"http://{three.addr}/raft", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE)
+    erase(three)
+    three.start()
+    eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
+    assert two.service.exec(three.addr.encode(), PATIENCE)
+    three.service.wait_formed(PATIENCE)
+
+
 def test_of_two_clusters_nobody_joins_either_and_both_are_named(cluster: Cluster) -> None:
     addrs = addresses(3)
     one, two = cluster.add(addrs[0]), cluster.add(addrs[1])
