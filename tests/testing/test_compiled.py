@@ -78,15 +78,29 @@ def test_what_is_let_go_finds_what_is_there_now() -> None:
 
 def test_an_exception_has_a_name_of_its_own() -> None:
     """In a function that is compiled a name has one type: to that of the first all others would have to belong."""
+    shared = []
+    for path, node in _compiled_nodes():
+        if isinstance(node, ast.FunctionDef):
+            shared += [f"{path.name}: {node.name}: {name}" for name in _names_of_several(node)]
+    assert not shared
+
+
+def test_nothing_is_yielded_while_an_exception_is_handled() -> None:
+    """Compiled, a generator that waits there leaves its exception to whoever goes on, as the one being handled."""
+    waiting = []
+    for path, node in _compiled_nodes():
+        if isinstance(node, ast.ExceptHandler):
+            yields = [inner for inner in ast.walk(node) if isinstance(inner, (ast.Yield, ast.YieldFrom))]
+            waiting += [f"{path.name}:{one.lineno}" for one in yields]
+    assert not waiting
+
+
+def _compiled_nodes() -> list[tuple[Path, ast.AST]]:
     rooms, pure = (_constant(name) for name in ("ROOMS", "PURE"))
     files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]
-    shared = []
-    for path in files:
-        for function in ast.walk(ast.parse(path.read_text())):
-            if isinstance(function, ast.FunctionDef) and path.relative_to(PACKAGE).as_posix() not in pure:
-                shared += [f"{path.name}: {function.name}: {name}" for name in _names_of_several(function)]
-    assert files
-    assert not shared
+    compiled = [path for path in files if path.relative_to(PACKAGE).as_posix() not in pure]
+    assert compiled
+    return [(path, node) for path in compiled for node in ast.walk(ast.parse(path.read_text()))]
 
 
 def _constant(name: str) -> Collection[str]:
