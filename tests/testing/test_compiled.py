@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 import raftsvc
+from raftsvc.core.messages import MalformedError
 from raftsvc.errors import RaftError
 from raftsvc.member.waiters import Call
+from raftsvc.testing.schedule import Lifetime, Schedule
 from raftsvc.transport.contact import Contact, PeerTrouble
+from raftsvc.transport.wire import Problem
 
 PACKAGE = Path(raftsvc.__file__).resolve().parent
 
@@ -74,6 +79,28 @@ def test_what_is_let_go_finds_what_is_there_now() -> None:
     call.error = LookingError()
     call.error = None
     assert seen == [None, None]
+
+
+def test_who_refers_weakly_is_told_of_the_end_and_outlives_the_collector() -> None:
+    """An exception, and a function within another."""
+
+    def make() -> list[object]:
+        schedule = Schedule(keep_trace=False)
+        Lifetime(schedule).later(1, int)
+        inner = schedule._events[0][2]
+        return [Problem(503, "busy", "later"), MalformedError("no"), inner]
+
+    told: list[object] = []
+    for _ in range(30):
+        made = make()
+        references = [weakref.ref(one, told.append) for one in made]
+        for _ in range(3):
+            gc.collect()
+        assert [reference() for reference in references] == made
+        del made
+        gc.collect()
+        assert [reference() for reference in references] == [None] * 3
+    assert len(told) == 90
 
 
 def test_an_exception_has_a_name_of_its_own() -> None:
