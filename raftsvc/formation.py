@@ -269,7 +269,8 @@ class Membership:
         with self._lifecycle:
             if self.stopped.is_set():
                 raise StoppedError("the Service was stopped")
-            if self.node is not None:
+            node = self.node
+            if node is not None:
                 raise ExistingClusterError("this node belongs to a cluster already")
             if self._under_way is not None:
                 raise ExistingClusterError("another call of init or join is under way at this node")
