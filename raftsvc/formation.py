@@ -158,8 +158,8 @@ class Membership:
 
     def settle(self) -> None:
         """Have what an `adopt` left that failed be gone, durably.  Raises StorageError, StoppedError."""
-        if self._store.is_in_doubt:
-            with self._begin(""):
+        with self._begin(""):
+            if self._store.is_in_doubt:  # still: one that was tried again may have come through
                 self._store.undo_create()
 
     def speak(self) -> None:
@@ -211,6 +211,8 @@ class Membership:
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
             with self._begin(boot_url):
+                if self._store.is_in_doubt:
+                    self._store.undo_create()
                 if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)
@@ -267,7 +269,8 @@ class Membership:
         with self._lifecycle:
             if self.stopped.is_set():
                 raise StoppedError("the Service was stopped")
-            if self.node is not None:
+            node = self.node
+            if node is not None:
                 raise ExistingClusterError("this node belongs to a cluster already")
             if self._under_way is not None:
                 raise ExistingClusterError("another call of init or join is under way at this node")

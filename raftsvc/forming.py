@@ -33,7 +33,14 @@ from raftsvc.core.founding import (
     in_order,
     never_storing,
 )
-from raftsvc.errors import ConfigurationError, DamagedStorageError, FormingError, RaftError, StartFailedError
+from raftsvc.errors import (
+    ConfigurationError,
+    DamagedStorageError,
+    FormingError,
+    RaftError,
+    StartFailedError,
+    StorageError,
+)
 from raftsvc.formation import Membership
 from raftsvc.member.participant import Participant
 from raftsvc.transport import Network, Problem, UnansweredError, ask
@@ -47,6 +54,9 @@ _ROUND_SECONDS = 3.0
 _LONGEST_ROUND_SECONDS = 12.0
 """An answer counts only in the round in which it was asked for: so after one that did not come the next is longer."""
 _JOIN_SECONDS = 30.0
+_HOLD_SECONDS = 3.0
+"""For so long after it answered a founder a node answers no other process of it: questions of one that is gone may
+arrive late, and would make worthless what was answered to the one that is there."""
 _LASTING_SECONDS = 2.0
 """What is waited for is in the log once it was the same for so long: others may just be starting."""
 
@@ -96,6 +106,7 @@ class Former:
         self._asking: dict[str, threading.Thread] = {}
         self._round_seconds = _ROUND_SECONDS
         self._trouble = ""
+        self._founder_heard_at = 0.0
         self._wake = threading.Event()
         self._said: tuple[str, float, bool] = ("", 0.0, True)  # what is waited for, since when, and if that was logged
 
@@ -190,7 +201,8 @@ class Former:
             self._trouble = ""
             return True
         except RaftError as error:
-            self._trouble = f"store: {error}"
+            if isinstance(error, StorageError):
+                self._trouble = f"store: {error}"
             self._tell()
             return False
 
@@ -269,7 +281,8 @@ class Former:
                 self._note_formed(founding)
             with self._lock:
                 room.end(is_done, membership.is_admitted)
-        self._wake.set()
+        if is_done:  # else it is tried again in a while
+            self._wake.set()
 
     def _note_formed(self, founding: Founding) -> None:
         self._founding = founding
@@ -310,7 +323,13 @@ class Former:
             is_busy = self._membership.is_in_doubt or (room.work is not None and room.work.deed is not Deed.JOIN)
             if room.is_over or is_busy:
                 raise Problem(503, "busy", "it is storing what was founded")
-            return room.answer(question)
+            now = time.monotonic()
+            if room.is_of_another_attempt(question) and now - self._founder_heard_at < _HOLD_SECONDS:
+                raise Problem(503, "busy", "it has just answered another process of the founder")
+            answer = room.answer(question)
+            if answer.token:
+                self._founder_heard_at = now
+            return answer
 
     def _answer_as_member(self, node: Participant, question: Question) -> Answer:
         def is_heard(node_id: int) -> bool:
@@ -367,14 +386,9 @@ class Former:
 
     def _all_trouble(self, stored: Founding | None) -> str:
         """What does not pass by waiting, and what to do about it; empty if all may pass."""
-        refusing = never_storing(stored, self._answers()) if stored is not None else []
-        lost = (
-            f"no majority can store the founding of cluster {stored.cluster_id:016x}, which this node keeps, for "
-            f"{', '.join(refusing)} will not: stop all listed nodes; if then none of their directories has a folder "
-            "wal without a file silent in it, empty them all, and start the nodes again"
-            if stored is not None and refusing
-            else ""
-        )
+        answers = self._answers()
+        answers.pop(self._membership.addr, None)  # of before it had stored anything
+        lost = why_lost(stored, answers) if stored is not None else ""
         return "; ".join(filter(None, (lost, f"what failed last: {self._trouble}" if self._trouble else "")))
 
     def _waits(self, room: Nascent) -> dict[str, str]:
@@ -403,6 +417,29 @@ class Former:
         elif not is_logged and now - since >= _LASTING_SECONDS:
             self._said = (text, since, True)
             logger.warning("%s: the cluster is not formed yet; it waits for %s", self._membership.addr, text)
+
+
+def why_lost(stored: Founding, answers: Mapping[str, Answer]) -> str:
+    """Why what is stored here will not be a cluster, and what an operator does about it; empty if it may be one."""
+    refusing = never_storing(stored, answers)
+    if not refusing:
+        return ""
+    text = (
+        f"no majority can store the founding of cluster {stored.cluster_id:016x}, which this node keeps, for "
+        f"{', '.join(refusing)} will not"
+    )
+    others = clusters_among({addr: answers[addr] for addr in refusing})
+    if len(others) == 1 and all(answers[addr].standing is Standing.FORMED for addr in refusing):
+        (other,) = others
+        return (
+            f"{text}, being members of cluster {other:016x}: if that is the one that is meant, stop this node, empty "
+            "its directory alone, and start it"
+        )
+    return (
+        f"{text}.  If any of these ever had another directory (a volume that is not mounted now, a second process at "
+        "its address), start it with that one.  If none had: stop all listed nodes, and only if then none of their "
+        "directories has a folder wal without a file silent in it, empty them all and start the nodes again"
+    )
 
 
 def why_not(room: Nascent, addr: str, answer: Answer) -> str:
@@ -435,7 +472,9 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
             f"it was removed from {cluster}: to come back it is allowed (kv.allow), and starts with an empty directory"
         )
     if standing is Standing.STORED:
-        return f"it has stored the founding of {cluster}, and waits until a majority has"
+        text = f"it has stored the founding of {cluster}, and waits until a majority has"
+        is_late = stored is None and answer.entry and addr in room.members
+        return f"{text}; this node was started anew since, and joins once it is formed" if is_late else text
     if answer.is_known:
         return (
             f"it is a member of {cluster}, which knew a node at {room.addr} that had another directory: "

@@ -378,6 +378,10 @@ class Nascent:
         founding = founding_in(question.entry)
         return Work(Deed.STORE, founding) if founding is not None and self._fits(founding) else None
 
+    def is_of_another_attempt(self, question: Question) -> bool:
+        """Whether to answer it would make worthless the token that another attempt of the founder was given."""
+        return bool(self._token) and self._is_of_founder(question) and question.attempt != self._token_for
+
     def answer(self, question: Question) -> Answer:
         """How this node is, to who asks."""
         assert self.work is None or self.work.deed is Deed.JOIN, "nobody is answered meanwhile"

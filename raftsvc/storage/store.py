@@ -123,7 +123,7 @@ class Store:
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
-        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "wal/token"):
+        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "undo.tmp", "wal/token"):
             if self._files.exists(f"{self._path}/{name}"):
                 self._files.remove(f"{self._path}/{name}")
         if self._files.exists(f"{self._path}/wal.tmp"):
@@ -180,7 +180,11 @@ class Store:
         """
         if self.is_in_doubt:
             self.undo_create()
-        if self.is_initialized:  # no assert: the log of a member would be written over
+        try:
+            is_member = self.is_initialized
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be read: {error}") from error
+        if is_member:  # no assert: the log of a member would be written over
             raise StorageError(f"{self._path}: belongs to a member already, whose id never changes")
         staged = f"{self._path}/wal.tmp"
         try:
@@ -204,10 +208,13 @@ class Store:
 
         Raises StorageError; then it may be called again, for it may have come half-way.
         """
-        self.is_in_doubt = True
+        was_in_doubt, self.is_in_doubt = self.is_in_doubt, True
         try:
             if self.is_initialized:
                 self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
+            if was_in_doubt:  # a sync that failed is not trusted the second time, unless there is something new
+                self._files.close(self._files.create(f"{self._path}/undo.tmp"))
+                self._files.remove(f"{self._path}/undo.tmp")
             self._files.sync_dir(self._path)
         except OSError as error:
             raise StorageError(f"{self._path}: what was begun cannot be undone: {error}") from error
@@ -241,6 +248,8 @@ class Store:
         directory was copied or put back.
         """
         try:
+            if self.is_in_doubt or self.founded.is_silent:
+                raise StorageError(f"{self._path}: what is in it is not the log of a member that may speak")
             ended = f"{self._path}/wal/ended"
             if self._files.exists(ended):
                 raise SupersededError(read_file(self._files, ended).decode(errors="replace"))

@@ -37,6 +37,8 @@ from raftsvc.testing.violation import Violation, require
 from raftsvc.testing.world import PATIENCE, World
 
 _ROUND = 200 * MILLISECOND
+_HOLD = SECOND
+"""For so long after it answered a founder a node answers no other process of it."""
 _ROUNDS_TOLD = 5
 """Rounds after which the operator does what a node is told."""
 
@@ -127,6 +129,7 @@ class NascentProcess:
             forming.foundings.recover(node.node_id, stored)
         self._answered: set[bytes] = set()
         self._rounds_told = 0
+        self._founder_heard_at = 0
         self.life.later(forming.random.randrange(_ROUND), self._ask)
 
     def _try(self, step: Callable[[], None]) -> None:
@@ -237,9 +240,13 @@ class NascentProcess:
 
     def _answer(self, question: Question, reply: Callable[[Answer], None]) -> None:
         if self.room.work is None and not self.room.is_over and not self._store.is_in_doubt:
+            now = self._world.schedule.now
+            if self.room.is_of_another_attempt(question) and now - self._founder_heard_at < _HOLD:
+                return
             answer = self.room.answer(question)
             self._answered.add(answer.token)
             if answer.token:
+                self._founder_heard_at = now
                 self._forming.foundings.answer(self._node.node_id, answer.token)
             reply(answer)
 
@@ -342,7 +349,7 @@ class Forming:
         (cluster_id,) = self.foundings.spoken
         founding = self.foundings.founded[cluster_id]
         for node in self.nodes():
-            if node.process is not None:
+            if node.process is not None and node.node_id not in self.replaced:
                 require(
                     node.process.store.founded.entry() == founding.entry,
                     f"founding: {node.name} keeps other bytes of the entry",
@@ -496,6 +503,7 @@ class _Faults:
             self._mistake_address,
             self._lead_astray,
             self._fail_disk,
+            self._fail_to_store,
         ]
 
     def _any(self) -> SimulatedNode:
@@ -527,16 +535,30 @@ class _Faults:
         disk.crash_at = len(disk.operations) + self._random.randrange(1, 25)
         disk.crash_kills = True
         delay = self._random.randrange(50, 4000) * MILLISECOND
+        self._world.schedule.at(delay, lambda: self._cut_power_of(node))
 
-        def cut_power() -> None:
-            if node.cradle is not None and not node.is_gone:
-                node.cut_power()
-
-        self._world.schedule.at(delay, cut_power)
+    def _cut_power_of(self, node: SimulatedNode) -> None:
+        if node.cradle is not None and not node.is_gone:
+            node.cut_power()
 
     def _fail_disk(self) -> None:
         operation = self._random.choice(("write", "sync", "rename", "sync_dir", "remove"))
         self._any().computer.disk.fail_next(operation, skip=self._random.randrange(6))
+
+    def _fail_to_store(self) -> None:
+        """A node cannot make durable that it has the entry, nor that it has not; then the power goes."""
+        schedule = self._world.schedule
+        node, founder = self._any(), self._cluster.nodes[1]
+        for _ in range(self._random.randint(1, 2)):
+            node.computer.disk.fail_next("sync_dir", "/data", skip=1)
+
+        def restart() -> None:
+            if founder.cradle is not None and not founder.is_gone:
+                founder.kill()
+                founder.restart_later()
+
+        schedule.at(self._random.randrange(3000) * MILLISECOND, restart)
+        schedule.at(self._random.randrange(6000) * MILLISECOND, lambda: self._cut_power_of(node))
 
     def _lose_disk(self) -> None:
         """A disk is lost, or put back to before: as long as that does not lose what a cluster needs to go on."""

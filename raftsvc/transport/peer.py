@@ -27,7 +27,6 @@ import requests
 from raftsvc.addresses import peer_url
 from raftsvc.core.messages import NO_NODE, Claim, Life, Lineage, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
-from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.contact import Contact, PeerTrouble
 from raftsvc.transport.frames import fresh_stream_nonce
@@ -44,7 +43,7 @@ from raftsvc.transport.stream import (
     refusal_of,
     tune,
 )
-from raftsvc.transport.transfer import Transfer
+from raftsvc.transport.transfer import Sendable, Transfer
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -745,7 +744,7 @@ class Peer:
 
     # -- snapshots
 
-    def send_snapshot(self, message: Message, open_snapshot: Callable[[], StoredSnapshot]) -> bool:
+    def send_snapshot(self, message: Message, open_snapshot: Callable[[], Sendable]) -> bool:
         """Begin to transfer the stored snapshot; False if one is under way, or there is no address or no thread for it.
 
         Its end is reported to the node.

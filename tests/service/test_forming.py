@@ -5,17 +5,22 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc import forming
-from raftsvc.core.founding import Founding
+from raftsvc.core.founding import Founding, Question
 from raftsvc.core.messages import HardState
 from raftsvc.core.versions import FIRST
+from raftsvc.formation import Membership
 from raftsvc.storage import Store
+from raftsvc.testing.disk import SimulatedDisk
+from raftsvc.transport import Problem
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, voters
 from tests.transport.test_slow_answers import STARTS, dripping
 
@@ -362,3 +367,74 @@ def test_a_node_whose_disk_cannot_say_what_is_on_it_answers_nobody_until_it_can(
     await_word(one, addrs[1], "it is storing what was founded")
     two.files.sync_dir_error = None
     await_formed([one, two])
+
+
+def test_what_was_stored_after_all_is_not_undone_by_who_saw_that_it_had_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimulatedDisk()
+    store = Store.open(str(tmp_path), disk)
+    options = SimpleNamespace(election_timeout=1.0)
+    membership = Membership("a:1", store, None, None, options)  # type: ignore[arg-type]
+    founding = Founding.of(77, [("a:1", b"a" * 16), ("b:1", b"b" * 16)], FIRST)
+    for _ in range(2):
+        disk.fail_next("sync_dir", str(tmp_path), skip=1)
+    with pytest.raises(raftsvc.StorageError):
+        membership.adopt(1, 77, founding.entry)
+    assert membership.is_in_doubt
+    begin = Membership._begin
+
+    def begin_late(self: Membership, by: str) -> Any:
+        monkeypatch.setattr(Membership, "_begin", begin)
+        self.adopt(1, 77, founding.entry)  # another thread came first
+        return begin(self, by)
+
+    monkeypatch.setattr(Membership, "_begin", begin_late)
+    membership.settle()
+    assert store.is_initialized
+    disk.lose_power(lambda: True)
+    assert Store.open(str(tmp_path), disk).founded.entry() == founding.entry
+
+
+def test_a_node_whose_disk_refuses_tries_again_in_a_while_and_not_at_once(cluster: Cluster) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    attempts: list[float] = []
+
+    def refuse(path: str) -> int:
+        attempts.append(time.monotonic())
+        raise OSError(errno.ENOSPC, "full")
+
+    two.files.create = refuse  # type: ignore[method-assign,assignment]
+    listed(cluster, addrs[:1], addrs)
+    began = time.monotonic()
+    eventually(lambda: len(attempts) > 5, "it tries again and again")
+    # Each of the two asks the other at most so often, and each answer and each question may have it try.
+    assert len(attempts) <= 2 + 2 * (time.monotonic() - began) / (0.6 * 0.1)
+    del two.files.create  # type: ignore[attr-defined]
+    two.service.wait_formed(PATIENCE)
+
+
+def test_the_disk_that_is_well_again_has_a_node_answer_also_if_nobody_brings_the_entry_any_more(
+    cluster: Cluster,
+) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    two.files.sync_dir_error = errno.EIO
+    (one,) = listed(cluster, addrs[:1], addrs)
+    eventually(lambda: "cannot be undone" in str((two.status["formation"] or {}).get("trouble")), "it says why")
+    erase(one)
+    two.files.sync_dir_error = None
+    one.restart()
+    await_formed([one, two])
+
+
+def test_late_questions_of_a_founder_that_is_gone_do_not_void_what_the_next_one_was_answered(cluster: Cluster) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    former, late = (Question(addrs[1], addrs[0], tuple(addrs), number, bytes([number]) * 16) for number in (1, 2))
+    answer = two.service._former.answer(former)
+    assert answer.token
+    with pytest.raises(Problem, match="another process of the founder"):
+        two.service._former.answer(late)
+    assert two.service._former.answer(former).token == answer.token
