@@ -1417,7 +1417,7 @@ MUTANTS = (
         "member/digests.py",
         "                del self._differences[other_id]\n        elif known is None:",
         "                pass\n        elif known is None:",
-        kinds=_DAMAGE_KINDS,
+        test="test_digests.py::test_a_disagreement_passes_when_they_agree_at_a_later_index",
     ),
     Mutant(
         "a disputed leader sends its snapshot",
