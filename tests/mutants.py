@@ -123,6 +123,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "what follows a snapshot is not kept once that has arrived",
+        "core/progress.py",
+        "        if self.snapshot_index and self.is_alive and self.state",
+        "        if False and self.state",
+        scene="compaction_keeps_what_follows_a_snapshot_until_it_has_arrived_too",
+    ),
+    Mutant(
         "a hand-over asks who says that it cannot lead",
         "core/following.py",
         "log_term=0 if server.is_fit_to_lead else 1,",
