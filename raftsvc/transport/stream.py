@@ -31,6 +31,7 @@ from raftsvc.core.messages import MalformedError, Message, decode_messages
 from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.frames import FRAME_BYTES, ChunkDecoder, FrameReader, FrameWriter, Seal
 from raftsvc.transport.outbox import Drain, Outbox
+from raftsvc.transport.session import Incoming
 from raftsvc.transport.wire import MAX_BODY_BYTES, Problem, UnreachableError
 
 logger = logging.getLogger("raftsvc.transport")
@@ -199,6 +200,8 @@ class HeldStream:
         if not getattr(response.raw, "chunked", False) or not hasattr(file, "read1"):
             response.close()
             raise NotOfferedError("the answer does not come in chunks")
+        if isinstance(file.raw, Incoming):
+            file.raw.lift_deadline()
         self._read: Callable[[int], bytes] = file.read1
         # Read in the place of the file, once what came with the response's head has been read.
         self._next_source = self._connection if type(self._connection) is socket.socket else None

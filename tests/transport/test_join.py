@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc.transport import App, Authenticator, JoinReply, JoinRequest, Network, Problem, request_join
+from raftsvc.transport import (
+    App,
+    Authenticator,
+    JoinReply,
+    JoinRequest,
+    Network,
+    Problem,
+    request_join,
+    stranger_envelope,
+)
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.wire import UnsignedError
 from tests.transport.harness import CLUSTER, SECRET, Recorder, make_app
 from tests.transport.test_peer import PATIENCE, answering
 
@@ -198,3 +208,14 @@ def test_who_would_join_another_version_hears_of_the_version_at_once(serve: Serv
     other = Problem(400, "unsupported_version", "this node speaks version 3 of the protocol")
     with pytest.raises(raftsvc.ConfigurationError, match="speaks version 3"):
         ask(serve(answering("400 Bad Request", other.encode())))
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_of_an_answer_that_nobody_signed_not_much_is_looked_at(serve: Serve, size: int) -> None:
+    problem = Problem(401, "unauthenticated", "x" * size)
+    network = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0)
+    url = serve(answering("401 Unauthorized", problem.encode()))
+    with pytest.raises(UnsignedError) as raised:
+        network.post(url, stranger_envelope("POST", "msg"), b"")
+    assert raised.value.problem.code == ("unauthenticated" if size == 100 else "unknown")
+    network.close()
