@@ -151,6 +151,11 @@ class Membership:
         """Whether an `adopt` failed, and `settle` has not returned since."""
         return self._store.is_in_doubt
 
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the directory belongs to a member, though there be no node yet."""
+        return self._store.is_initialized
+
     def settle(self) -> None:
         """Have what an `adopt` left that failed be gone, durably.  Raises StorageError, StoppedError."""
         with self._begin(""):

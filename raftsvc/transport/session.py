@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import requests
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 _LEAST_BYTES_PER_SECOND = 4096
@@ -76,18 +76,18 @@ class _SecureConnection(HTTPSConnection):
     response_class = _Answer
 
 
-class _Pool(HTTPConnectionPool):
+class HTTPConnectionPool(urllib3.HTTPConnectionPool):  # its name is in errors
     ConnectionCls = _Connection
 
 
-class _SecurePool(HTTPSConnectionPool):
+class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]

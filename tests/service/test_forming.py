@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc import forming
 from raftsvc.core.founding import Founding, Question
 from raftsvc.core.messages import HardState
 from raftsvc.core.versions import FIRST
@@ -21,6 +22,7 @@ from raftsvc.storage import Store
 from raftsvc.testing.disk import SimulatedDisk
 from raftsvc.transport import Problem
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, voters
+from tests.transport.test_slow_answers import STARTS, dripping
 
 
 class Strict(raftsvc.BaseState):
@@ -172,6 +174,32 @@ def test_a_node_that_comes_later_or_lost_its_disk_before_it_spoke_joins_by_itsel
     two, three = listed(cluster, addrs[1:], addrs, make_state=Strict)
     await_formed([one, two, three])
     eventually(lambda: sorted(voters(one)) == addrs, "all are voters")
+
+
+@pytest.mark.parametrize("slow", [(0,), (1, 2), (0, 1, 2)])
+def test_answers_that_take_longer_than_a_round_count_in_a_longer_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, slow: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.25)
+    members = listed(cluster, addresses(3))
+    for i in slow:
+        members[i].session.request_seconds = 0.2  # and two of these make an answer
+    await_formed(members)
+
+
+def test_a_node_that_takes_the_place_of_one_that_drips_is_heard(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose connections go on dripping, as a proxy's may."""
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.5)
+    with dripping(STARTS["headers"]) as (addr, stop_listening):
+        addrs = sorted([*addresses(2), addr], key=str.encode)
+        others = listed(cluster, [each for each in addrs if each != addr], addrs)
+        for other in others:
+            await_word(other, addr, "no whole answer")
+        stop_listening()
+        last = cluster.add(addr, initial_cluster=addrs)
+        await_formed([*others, last])
 
 
 def three_that_write(cluster: Cluster) -> list[Member]:
