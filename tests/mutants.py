@@ -1791,7 +1791,7 @@ MUTANTS = (
         "            self.work is None\n            and self._admitted is None\n",
         also=(
             ("core/founding.py", "if self.is_founder and self.stored is None else b", "if self.is_founder else b"),
-            ("core/founding.py", "Standing.STORED if stored else Standing.JOINING", "Standing.JOINING"),
+            ("core/founding.py", "Standing.STORED if stored else Standing.JOINING if", "Standing.JOINING if"),
         ),
         test=_FORM,
     ),
