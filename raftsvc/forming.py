@@ -51,6 +51,8 @@ logger = logging.getLogger("raftsvc")
 _LEAST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.5
 _ROUND_SECONDS = 3.0
+_LONGEST_ROUND_SECONDS = 12.0
+"""An answer counts only in the round in which it was asked for: so after one that did not come the next is longer."""
 _JOIN_SECONDS = 30.0
 _HOLD_SECONDS = 3.0
 """For so long after it answered a founder a node answers no other process of it: questions of one that is gone may
@@ -68,7 +70,8 @@ def canonical_list(initial_cluster: Sequence[str] | None, addr: str) -> tuple[st
         return ()
     if isinstance(initial_cluster, (str, bytes)) or not isinstance(initial_cluster, Sequence):
         raise ConfigurationError(
-            f'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], and not {initial_cluster!r}'
+            'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], '
+            f"and not {initial_cluster!r:.99}"
         )
     given: dict[str, object] = {}
     for each in initial_cluster:
@@ -101,6 +104,7 @@ class Former:
         self._founding: Founding | None = None  # of a member
         self._found: dict[str, Answer | str] = {}  # what was answered last, or why it was not, by address
         self._asking: dict[str, threading.Thread] = {}
+        self._round_seconds = _ROUND_SECONDS
         self._trouble = ""
         self._founder_heard_at = 0.0
         self._wake = threading.Event()
@@ -205,11 +209,12 @@ class Former:
     def _ask_all(self, room: Nascent, questions: Mapping[str, Question]) -> Work | None:
         """Ask all at once; what is to be done by then, or by what the first of them answer."""
         answers: queue.SimpleQueue[tuple[str, Answer | str]] = queue.SimpleQueue()
+        seconds = self._round_seconds
 
         def put(addr: str, question: Question) -> None:
             found: Answer | str
             try:
-                found = ask(self._network, question, _ROUND_SECONDS)
+                found = ask(self._network, question, seconds)
             except UnansweredError as error:
                 found = str(error)
             except Exception as error:
@@ -226,7 +231,8 @@ class Former:
                 thread.start()
                 self._asking[addr] = thread
                 waited += 1
-        deadline = time.monotonic() + _ROUND_SECONDS
+        deadline = time.monotonic() + seconds
+        self._round_seconds = min(_LONGEST_ROUND_SECONDS, 2 * seconds)
         work = self._next(room)
         while work is None and waited and not self._membership.stopped.is_set():
             try:
@@ -241,6 +247,8 @@ class Former:
                 with self._lock:
                     room.hear(addr, found)
             work = self._next(room)
+        if work is not None or time.monotonic() < deadline - 0.1 * seconds:
+            self._round_seconds = _ROUND_SECONDS
         return work or self._next(room, is_over=True)
 
     def _next(self, room: Nascent, is_over: bool = False) -> Work | None:
@@ -272,7 +280,7 @@ class Former:
             if is_done and work.deed is Deed.CONFIRM and founding is not None:
                 self._note_formed(founding)
             with self._lock:
-                room.end(is_done)
+                room.end(is_done, membership.is_admitted)
         if is_done:  # else it is tried again in a while
             self._wake.set()
 

@@ -1847,9 +1847,16 @@ MUTANTS = (
     Mutant(
         "who was evicted comes back by its list",
         "core/membership.py",
-        "            vacant[addr] = op == ConfOp.REPLACE\n",
-        "            vacant[addr] = True\n",
+        "            vacant[addr] = op == ConfOp.REPLACE and bool(addr)\n",
+        "            vacant[addr] = bool(addr)\n",
         test="core/test_raft.py::test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it",
+    ),
+    Mutant(
+        "of many that were evicted the first are forgotten",
+        "core/membership.py",
+        '        vacant[""] = False\n',
+        "",
+        test="core/test_raft.py::test_who_was_evicted_is_never_forgotten_whatever_is_evicted_later",
     ),
 )
 

@@ -299,10 +299,13 @@ class Work(NamedTuple):
 
 
 def clusters_among(answers: Mapping[str, Answer]) -> dict[int, list[str]]:
-    """To which clusters those belong who are exactly where they were asked, and where that is."""
+    """To which clusters those belong who are exactly where they were asked, and where that is.
+
+    Who was removed from one belongs to none.
+    """
     found: dict[int, list[str]] = {}
     for addr, answer in answers.items():
-        if answer.cluster_id and answer.addr == addr:
+        if answer.cluster_id and answer.addr == addr and answer.standing is not Standing.REMOVED:
             found.setdefault(answer.cluster_id, []).append(addr)
     return found
 
@@ -348,6 +351,7 @@ class Nascent:
         """What is being done; nothing is answered meanwhile, and nothing else begun."""
         self.is_over = False
         """It speaks as a member."""
+        self._admitted: Work | None = None  # by which it was let in, durably; only the start as a member failed
 
     def _draw(self) -> bytes:
         return self._random.getrandbits(8 * _TOKEN_BYTES).to_bytes(_TOKEN_BYTES, "big")
@@ -384,7 +388,7 @@ class Nascent:
         stored = self.stored
         answer = Answer(
             self.addr,
-            Standing.STORED if stored else Standing.JOINING if self.work else Standing.BLANK,
+            Standing.STORED if stored else Standing.JOINING if self.work or self._admitted else Standing.BLANK,
             self.members,
             attempt=question.attempt,
             round=question.round,
@@ -415,6 +419,7 @@ class Nascent:
         return (
             self.stored is None
             and self.work is None
+            and self._admitted is None
             and not self.is_over
             and founding.founders.addrs == self.members
             and bool(self._token)
@@ -448,6 +453,8 @@ class Nascent:
             return None
         if self.stored is not None:
             return self._judge(self.stored)
+        if self._admitted is not None:
+            return self._admitted
         for answer in self._counting().values():
             founding = founding_in(answer.entry)
             if founding is not None and self._fits(founding):
@@ -518,8 +525,11 @@ class Nascent:
         if work.deed is Deed.STORE:
             self._attempt = self._draw()  # an attempt makes one entry
 
-    def end(self, is_done: bool) -> None:
-        """It was done, or it failed and nothing of it was."""
+    def end(self, is_done: bool, is_admitted: bool = False) -> None:
+        """It was done, or it failed and nothing of it was.
+
+        is_admitted: but that a cluster let it in, which is on the disk: it is none that founds another.
+        """
         work, self.work = self.work, None
         assert work is not None, "something was begun"
         if work.deed is Deed.STORE and is_done:
@@ -529,6 +539,7 @@ class Nascent:
         elif work.deed is Deed.JOIN:  # it may be a member there: it stores no entry that was made before
             self._attempt = self._draw()
             self._token = self._token_for = b""
+            self._admitted = work if is_admitted else None
 
 
 def answer_as_member(

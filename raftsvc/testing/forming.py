@@ -349,7 +349,7 @@ class Forming:
         (cluster_id,) = self.foundings.spoken
         founding = self.foundings.founded[cluster_id]
         for node in self.nodes():
-            if node.process is not None:
+            if node.process is not None and node.node_id not in self.replaced:
                 require(
                     node.process.store.founded.entry() == founding.entry,
                     f"founding: {node.name} keeps other bytes of the entry",

@@ -12,8 +12,10 @@ from raftsvc.core.founding import (
     Founding,
     Nascent,
     Question,
+    Standing,
     Work,
     answer_as_member,
+    clusters_among,
     in_order,
     never_storing,
 )
@@ -414,3 +416,57 @@ def test_an_entry_of_another_list_is_not_stored() -> None:
         question = rooms["a:1"].questions()["b:1"]._replace(entry=entry)
         assert deliver(rooms["b:1"], question).refused == 5
         assert rooms["b:1"].stored is None
+
+
+REMOVED = Answer("b:1", Standing.REMOVED, cluster_id=7)
+
+
+@pytest.mark.parametrize("standing", [Standing.FORMED, Standing.STORED])
+def test_who_was_removed_from_another_cluster_keeps_nobody_from_joining_this_one(standing: Standing) -> None:
+    room = node("a:1")
+    round_number = room.questions()["b:1"].round
+    room.hear("b:1", REMOVED._replace(round=round_number))
+    room.hear("c:1", Answer("c:1", standing, LIST, cluster_id=8, round=round_number))
+    assert list(room.clusters()) == [8]
+    assert go_on(room) is (Deed.JOIN if standing is Standing.FORMED else None)
+
+
+def test_those_who_were_removed_from_two_clusters_are_of_none() -> None:
+    answers = {"b:1": REMOVED, "c:1": REMOVED._replace(addr="c:1", cluster_id=8)}
+    assert clusters_among(answers) == {}
+    room = node("a:1")
+    number = room.questions()["b:1"].round
+    for addr, answer in answers.items():
+        room.hear(addr, answer._replace(round=number))
+    assert room.next_work(True) is None, "nor is anything founded without them"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_who_was_let_in_and_could_not_be_started_founds_nothing_and_goes_on_joining(times: int) -> None:
+    rooms = nodes()
+    joining = rooms["b:1"]
+    for _ in range(times):
+        joining.begin(Work(Deed.JOIN, addr="c:1"))
+        joining.end(False, is_admitted=True)
+        ask(rooms, "a:1")
+        assert rooms["a:1"].answers["b:1"].standing is Standing.JOINING
+        assert not rooms["a:1"].answers["b:1"].token
+        assert go_on(rooms["a:1"]) is None
+        assert joining.next_work() == Work(Deed.JOIN, addr="c:1")
+    joining.begin(Work(Deed.JOIN, addr="c:1"))
+    joining.end(False)
+    ask(rooms, "a:1")
+    assert rooms["a:1"].answers["b:1"].token, "it was not let in after all"
+
+
+def test_who_was_let_in_stores_no_founding_that_it_had_a_token_in() -> None:
+    rooms = nodes()
+    ask(rooms, "a:1")
+    work = rooms["a:1"].next_work()
+    assert work is not None and work.deed is Deed.STORE
+    rooms["b:1"].begin(Work(Deed.JOIN, addr="c:1"))
+    rooms["b:1"].end(False, is_admitted=True)
+    do(rooms["a:1"], work)
+    question = rooms["a:1"].questions()["b:1"]
+    assert rooms["b:1"].consider(question) is None
+    assert rooms["b:1"].answer(question).refused == rooms["a:1"].stored.cluster_id  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ import requests
 import raftsvc
 from raftsvc.storage import Files
 from raftsvc.transport.peer import make_session
+from raftsvc.transport.session import Incoming
 
 SECRET = "a secret of the tests, long enough"
 PATIENCE = 60.0
@@ -210,6 +211,8 @@ class StreamFile:
 
     def __init__(self, file: Any, session: FaultySession, netloc: str) -> None:
         self.netloc = netloc
+        if isinstance(file.raw, Incoming):
+            file.raw.lift_deadline()
         self.raw = SimpleNamespace(_sock=WatchedSocket(file.raw._sock))
         self._file = file
         self._session = session

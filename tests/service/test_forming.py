@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc import forming
 from raftsvc.core.founding import Founding, Question
 from raftsvc.core.messages import HardState
 from raftsvc.core.versions import FIRST
@@ -21,6 +22,7 @@ from raftsvc.storage import Store
 from raftsvc.testing.disk import SimulatedDisk
 from raftsvc.transport import Problem
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, voters
+from tests.transport.test_slow_answers import STARTS, dripping
 
 
 class Strict(raftsvc.BaseState):
@@ -174,6 +176,32 @@ def test_a_node_that_comes_later_or_lost_its_disk_before_it_spoke_joins_by_itsel
     eventually(lambda: sorted(voters(one)) == addrs, "all are voters")
 
 
+@pytest.mark.parametrize("slow", [(0,), (1, 2), (0, 1, 2)])
+def test_answers_that_take_longer_than_a_round_count_in_a_longer_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, slow: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.25)
+    members = listed(cluster, addresses(3))
+    for i in slow:
+        members[i].session.request_seconds = 0.2  # and two of these make an answer
+    await_formed(members)
+
+
+def test_a_node_that_takes_the_place_of_one_that_drips_is_heard(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose connections go on dripping, as a proxy's may."""
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.5)
+    with dripping(STARTS["headers"]) as (addr, stop_listening):
+        addrs = sorted([*addresses(2), addr], key=str.encode)
+        others = listed(cluster, [each for each in addrs if each != addr], addrs)
+        for other in others:
+            await_word(other, addr, "no whole answer")
+        stop_listening()
+        last = cluster.add(addr, initial_cluster=addrs)
+        await_formed([*others, last])
+
+
 def three_that_write(cluster: Cluster) -> list[Member]:
     """Three that founded their cluster, each of which is known to it by what it wrote."""
     members = listed(cluster, addresses(3), make_state=Strict)
@@ -201,6 +229,24 @@ def test_eviction_ends_what_the_list_allows_until_it_is_allowed(cluster: Cluster
     one.service.evict(three.addr, PATIENCE)
     with pytest.raises(raftsvc.EvictedError):
         eventually(lambda: three.service.exec(b"z", 1.0))
+    erase(three)
+    three.start()
+    eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
+    assert two.service.exec(three.addr.encode(), PATIENCE)
+    three.service.wait_formed(PATIENCE)
+
+
+def test_an_eviction_that_lets_in_who_replaces_it_is_taken_back_by_one_that_does_not(cluster: Cluster) -> None:
+    one, two, three = three_that_write(cluster)
+    three.service.stop()
+    two.service.evict(three.addr, PATIENCE, replace=True)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict("127.0.0.1:9", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE, replace=True)
+    one.service.evict(f"http://{three.addr}/raft", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE)
     erase(three)
     three.start()
     eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
