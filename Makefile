@@ -69,6 +69,7 @@ cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py
 
 compile: $(STAMP)  ## compile the hot rooms in place, which needs a C compiler; `make pure` takes it back
+	find raftsvc -name '*.so' -delete
 	RAFTSVC_COMPILE=1 $(PY) setup.py build_ext --inplace
 
 compiled: compile  ## run the tests of the compiled rooms, compiled

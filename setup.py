@@ -23,6 +23,7 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 # `__doc__`, `continue` inside `try`.
 PURE = {
     "kv/client.py",
+    "kv/freshness.py",
     "kv/instructions.py",
     "kv/state.py",
     "member/health.py",

@@ -123,6 +123,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "what follows a snapshot is not kept once that has arrived",
+        "core/progress.py",
+        "        if self.snapshot_index and self.is_alive and self.state",
+        "        if False and self.state",
+        scene="compaction_keeps_what_follows_a_snapshot_until_it_has_arrived_too",
+    ),
+    Mutant(
         "a hand-over asks who says that it cannot lead",
         "core/following.py",
         "log_term=0 if server.is_fit_to_lead else 1,",
@@ -1417,7 +1424,7 @@ MUTANTS = (
         "member/digests.py",
         "                del self._differences[other_id]\n        elif known is None:",
         "                pass\n        elif known is None:",
-        kinds=_DAMAGE_KINDS,
+        test="test_digests.py::test_a_disagreement_passes_when_they_agree_at_a_later_index",
     ),
     Mutant(
         "a disputed leader sends its snapshot",
@@ -1780,11 +1787,11 @@ MUTANTS = (
     Mutant(
         "a second founding is stored over the first",
         "core/founding.py",
-        "            self.stored is None\n            and self.work is None\n            and not self.is_over\n",
-        "            self.work is None\n            and not self.is_over\n",
+        "            self.stored is None\n            and self.work is None\n            and self._admitted is None\n",
+        "            self.work is None\n            and self._admitted is None\n",
         also=(
             ("core/founding.py", "if self.is_founder and self.stored is None else b", "if self.is_founder else b"),
-            ("core/founding.py", "Standing.STORED if stored else Standing.JOINING", "Standing.JOINING"),
+            ("core/founding.py", "Standing.STORED if stored else Standing.JOINING if", "Standing.JOINING if"),
         ),
         test=_FORM,
     ),
