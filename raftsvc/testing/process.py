@@ -388,9 +388,7 @@ class SimulatedProcess:
         """The clock that leases are measured by."""
         return self.computer.clock(self._world.schedule.now)
 
-    def glance(self) -> int:
-        """The same: nobody else looks at it."""
-        return self.now()
+    glance = now
 
     @property
     def elapsed_clocks(self) -> Callable[[], tuple[int, ...]]:

@@ -88,10 +88,9 @@ def _header_names(environ: Mapping[str, Any]) -> Iterator[str]:
     channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
     if channel is not None:
         try:
-            names = list(channel.requests[0].headers)
+            yield from channel.requests[0].headers
         except (AttributeError, IndexError, TypeError):
-            names = ["FORWARDED (unknown, for waitress may have taken it away)"]
-        yield from names
+            yield "FORWARDED (unknown, for waitress may have taken it away)"
 
 
 # Peers ask the same each time: 12 µs a request instead of 47 (timeit of `trace_of_outside`).
