@@ -9,7 +9,7 @@ NODES ?= 3
 SECONDS ?= 120
 CHAOS ?=
 COMPILED_TESTS := tests/core tests/storage tests/member tests/kv tests/testing tests/transport tests/service \
-	tests/test_codecs.py tests/test_digests.py tests/test_machine.py tests/test_state.py
+	tests/test_codecs.py tests/test_digests.py tests/test_machine.py tests/test_packaging.py tests/test_state.py
 ARGS ?=
 
 # The first Python >= 3.10 that runs and can make virtual environments (a shim on the path may do neither).
@@ -69,10 +69,11 @@ cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py
 
 compile: $(STAMP)  ## compile the hot rooms in place, which needs a C compiler; `make pure` takes it back
+	find raftsvc -name '*.so' -delete
 	RAFTSVC_COMPILE=1 $(PY) setup.py build_ext --inplace
 
 compiled: compile  ## run the tests of the compiled rooms, compiled
-	$(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal $(COMPILED_TESTS))
+	PYTHONFAULTHANDLER=1 $(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal $(COMPILED_TESTS))
 
 pure:  ## remove what was compiled in place
 	rm -rf build

@@ -23,6 +23,7 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 # `__doc__`, `continue` inside `try`.
 PURE = {
     "kv/client.py",
+    "kv/freshness.py",
     "kv/instructions.py",
     "kv/state.py",
     "member/health.py",
@@ -31,6 +32,7 @@ PURE = {
     "transport/chunks.py",
     "transport/listener.py",
     "transport/peer.py",
+    "transport/session.py",
     "testing/disk.py",
     "testing/models.py",
     "testing/runner.py",
@@ -66,6 +68,31 @@ def store_before_release(code: str) -> str:
     return made
 
 
+# What refers weakly to an object (an exception, a function within another) is listed there, and not the object's own.
+WEAK = r"Py_(?:VISIT|CLEAR)\(\*\(\(PyObject \*\*\)\(\(char \*\)self \+ sizeof\(PyObject \*\) \+ sizeof\(\w+\)\)\)\);\n"
+WALK = re.compile(r"^(?P<name>\w+)_traverse\([^)]*\)\n\{\n(?:[^}\n][^\n]*\n)*? +" + WEAK, re.MULTILINE)
+END = r"^%s_dealloc\([^)]*\)\n\{\n(?:[^}\n][^\n]*\n)*? +PyObject_GC_UnTrack\(self\);\n"
+
+
+def disown_weak_references(code: str) -> str:
+    """The same C code, where an object that ends tells who refers to it weakly, and only then.
+
+    mypyc has the collector take these for the object's own, of which there are none left then,
+    so that they end while they are in use.
+    """
+    names = [match["name"] for match in WALK.finditer(code)]
+    made = re.sub("^ +" + WEAK, "", code, flags=re.MULTILINE)
+    for name in names:
+        made, ends = re.subn(
+            END % name, r"\g<0>    PyObject_ClearWeakRefs((PyObject *)self);\n", made, flags=re.MULTILINE
+        )
+        assert ends == 1, f"{name}: who refers to it weakly has to be told of its end"
+    kinds = re.findall(r"^static PyTypeObject .*?^};", code, re.MULTILINE | re.DOTALL)
+    weak = [kind for kind in kinds if ".tp_weaklistoffset" in kind and ".tp_traverse" in kind]
+    assert len(names) == len(weak), "every object that is referred to weakly is such"
+    return made
+
+
 class ParallelBuild(build_ext):
     """Compiles the files of an extension side by side, one for each core."""
 
@@ -73,7 +100,7 @@ class ParallelBuild(build_ext):
         """Build them all."""
         compile_in_turn = self.compiler.compile
         for path in {Path(source) for module in self.extensions for source in module.sources}:
-            path.write_text(store_before_release(path.read_text()))
+            path.write_text(disown_weak_references(store_before_release(path.read_text())))
 
         def compile_all(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:

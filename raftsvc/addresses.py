@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import NoReturn
+from typing import NoReturn, cast
 from urllib.parse import urlsplit
 
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
@@ -31,7 +31,6 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:-]+)*/*", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@lru_cache(maxsize=256)
 def canonical_addr(addr: str) -> str:
     """The one spelling of `addr`; two that mean the same place give the same.
 
@@ -41,12 +40,21 @@ def canonical_addr(addr: str) -> str:
     Raises ConfigurationError, which says what to write instead, for what peers cannot be told to connect to:
     wildcards, multicast, broadcast, port 0, a zone, credentials, a URL without a prefix.
     """
-    if not isinstance(addr, str):
-        _refuse(addr, "it is no text")
+    _check_text(addr)  # before it is looked up, which not everything can be
+    return _checked(addr)
+
+
+@lru_cache(maxsize=256)
+def _checked(addr: str) -> str:
     peer_url(addr)  # what is no URL at all
     canonical = _canonical(addr)
     _check_length(canonical)  # it may be the longer one
     return canonical
+
+
+def _check_text(addr: object) -> None:
+    if not isinstance(addr, str):
+        _refuse(addr, "it is no text")
 
 
 def _canonical(addr: str) -> str:
@@ -74,6 +82,24 @@ def _canonical(addr: str) -> str:
     return f"{host}:{port}" if (scheme, path) == ("http", "/raft") else f"{scheme}://{host}:{port}{path}"
 
 
+def check_addr(name: str, value: object) -> None:
+    """Raise ConfigurationError, which begins by `name`, of an option say, unless `value` is an address of a node."""
+    try:
+        canonical_addr(cast(str, value))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
+
+
+def check_listen(name: str, value: object) -> None:
+    """The same, of where a server listens."""
+    try:
+        is_good = isinstance(value, str) and "://" not in value and bool(peer_url(value))
+    except ConfigurationError:
+        is_good = False
+    if not is_good:
+        raise ConfigurationError(f"{name} is host:port, such as 0.0.0.0:8001, and not {value!r:.100}")
+
+
 def same_addr(addr: str) -> str:
     """The canonical spelling, or `addr` itself if it is no address; to compare what was recorded by whomever."""
     try:
@@ -90,8 +116,8 @@ def is_canonical(addr: str) -> bool:
         return False
 
 
-def _refuse(addr: str, why: str, instead: str = "") -> NoReturn:
-    raise ConfigurationError(f"{addr!r} is no address of a node: {why}; {instead or _FORM}")
+def _refuse(addr: object, why: str, instead: str = "") -> NoReturn:
+    raise ConfigurationError(f"{addr!r:.200} is no address of a node: {why}; {instead or _FORM}")
 
 
 def _canonical_port(addr: str, text: str | None, default: int) -> int:
@@ -155,6 +181,7 @@ def peer_url(addr: str) -> str:
           and mount prefix.
     Raises ConfigurationError.
     """
+    _check_text(addr)
     _check_length(addr)
     is_url = "://" in addr
     url = addr.rstrip("/") if is_url else f"http://{addr}/raft"
@@ -166,7 +193,7 @@ def peer_url(addr: str) -> str:
     # The address may come from a node that wants to join: what one parser drops or
     # takes for the end of the path, or of the host, another does not.
     if not is_good or not url.isprintable() or any(c in url for c in " ?#@\\") or (not is_url and "/" in addr):
-        raise ConfigurationError(f"{addr!r} is neither host:port nor an http(s) URL")
+        raise ConfigurationError(f"{addr!r:.200} is neither host:port nor an http(s) URL")
     return url
 
 

@@ -301,9 +301,9 @@ class EvictedError(NotApplied):
 
 
 class ApplyHaltedError(NotApplied):
-    """`State.apply` raised something it did not declare; applying stopped at that entry.
+    """`State.apply` raised something it did not declare, or the State took no snapshot; applying stopped there.
 
-    The entry is applied first thing after a restart with repaired code.
+    It goes on there, first thing after a restart with repaired code.
     """
 
     http_status = 503

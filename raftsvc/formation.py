@@ -138,14 +138,29 @@ class Membership:
         return self._store.founded.entry() if self._store.is_initialized else b""
 
     def adopt(self, node_id: int, cluster_id: int, entry: Entry) -> None:
-        """Be a member by the founding entry, and silent.  Raises StorageError, StoppedError."""
+        """Be a member by the founding entry, and silent.  Raises StorageError, StoppedError.
+
+        After a StorageError the node is of no cluster once `settle` returns, and as long may be found to be a member
+        by the next start.
+        """
         with self._begin(""):
             self._store.create(node_id, cluster_id, HardState(term=1, commit=1), [entry], founding=entry)
 
-    def give_up(self) -> None:
-        """Be no member any more, after `adopt`.  Raises StorageError, StoppedError."""
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether an `adopt` failed, and `settle` has not returned since."""
+        return self._store.is_in_doubt
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the directory belongs to a member, though there be no node yet."""
+        return self._store.is_initialized
+
+    def settle(self) -> None:
+        """Have what an `adopt` left that failed be gone, durably.  Raises StorageError, StoppedError."""
         with self._begin(""):
-            self._store.undo_create()
+            if self._store.is_in_doubt:  # still: one that was tried again may have come through
+                self._store.undo_create()
 
     def speak(self) -> None:
         """Be silent no more, after `adopt`.  Raises StorageError, StoppedError, and what keeps a node from starting."""
@@ -196,6 +211,8 @@ class Membership:
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
             with self._begin(boot_url):
+                if self._store.is_in_doubt:
+                    self._store.undo_create()
                 if not self._store.is_initialized:  # else an earlier attempt came so far, and only the start failed
                     token = self._store.join_token()
                     self.join_proof = join_proof(token)
@@ -252,7 +269,8 @@ class Membership:
         with self._lifecycle:
             if self.stopped.is_set():
                 raise StoppedError("the Service was stopped")
-            if self.node is not None:
+            node = self.node
+            if node is not None:
                 raise ExistingClusterError("this node belongs to a cluster already")
             if self._under_way is not None:
                 raise ExistingClusterError("another call of init or join is under way at this node")
@@ -381,12 +399,18 @@ class Roster:
         self._calls.wait_read(max(0.1, deadline - time.monotonic()))
         if membership.state.is_allowed_member(addr):
             return ConfOp.ADD_LEARNER
-        vacant = membership.require_node().applied_config.vacant
-        if vacant.get(addr, addr in membership.listed):
+        config = membership.require_node().applied_config
+        is_listed = addr in membership.listed
+        if config.admits(addr, is_listed):
             return ConfOp.ADD_LISTED
         why = f"{addr} is not allowed to join"
-        if addr in membership.listed:
-            why = f"the node at {addr} was evicted, so that it is in a list of nodes counts no more: allow it"
+        if is_listed:
+            who = (
+                f"the node at {addr} was evicted"
+                if addr in config.vacant
+                else "more nodes were evicted than are remembered, or one whose address was not known"
+            )
+            why = f"{who}, so that {addr} is in a list of nodes counts no more: allow it"
         raise Problem(403, "address_not_allowed", why)
 
     def _check_unused(self, node: Participant, addr: str) -> int:
@@ -497,6 +521,8 @@ class Roster:
         config = node.applied_config
         node_id = _member_at(config, addr)
         if node_id is None:
+            if not replace and config.vacant.get(same_addr(addr)):
+                return self._close(node, same_addr(addr), deadline - time.monotonic())
             raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
@@ -509,6 +535,16 @@ class Roster:
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
             )
+
+    def _close(self, node: Participant, addr: str, timeout: float) -> None:
+        """Take back that whoever is at `addr` next takes the place of who was there."""
+        with self._admission:
+            refusal = node.change_membership(
+                ConfChange(ConfOp.REMOVE, NO_NODE, addr), lambda applied: not applied.vacant.get(addr), timeout
+            )
+        if refusal is not None:
+            node.check_able()
+            raise MembershipTimeoutError(f"that was not committed in time: {refusal.name.lower()}")
 
     def _remove(self, node: Participant, op: ConfOp, node_id: int, timeout: float) -> Refusal | None:
         """Have a member be none any more; why it still may be one."""

@@ -31,8 +31,16 @@ from raftsvc.core.founding import (
     clusters_among,
     founding_in,
     in_order,
+    never_storing,
 )
-from raftsvc.errors import ConfigurationError, DamagedStorageError, FormingError, RaftError, StartFailedError
+from raftsvc.errors import (
+    ConfigurationError,
+    DamagedStorageError,
+    FormingError,
+    RaftError,
+    StartFailedError,
+    StorageError,
+)
 from raftsvc.formation import Membership
 from raftsvc.member.participant import Participant
 from raftsvc.transport import Network, Problem, UnansweredError, ask
@@ -43,7 +51,12 @@ logger = logging.getLogger("raftsvc")
 _LEAST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.5
 _ROUND_SECONDS = 3.0
+_LONGEST_ROUND_SECONDS = 12.0
+"""An answer counts only in the round in which it was asked for: so after one that did not come the next is longer."""
 _JOIN_SECONDS = 30.0
+_HOLD_SECONDS = 3.0
+"""For so long after it answered a founder a node answers no other process of it: questions of one that is gone may
+arrive late, and would make worthless what was answered to the one that is there."""
 _LASTING_SECONDS = 2.0
 """What is waited for is in the log once it was the same for so long: others may just be starting."""
 
@@ -57,7 +70,8 @@ def canonical_list(initial_cluster: Sequence[str] | None, addr: str) -> tuple[st
         return ()
     if isinstance(initial_cluster, (str, bytes)) or not isinstance(initial_cluster, Sequence):
         raise ConfigurationError(
-            f'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], and not {initial_cluster!r}'
+            'initial_cluster= is a list of addresses, ["n1:8001", "n2:8001", "n3:8001"], '
+            f"and not {initial_cluster!r:.99}"
         )
     given: dict[str, object] = {}
     for each in initial_cluster:
@@ -90,7 +104,9 @@ class Former:
         self._founding: Founding | None = None  # of a member
         self._found: dict[str, Answer | str] = {}  # what was answered last, or why it was not, by address
         self._asking: dict[str, threading.Thread] = {}
+        self._round_seconds = _ROUND_SECONDS
         self._trouble = ""
+        self._founder_heard_at = 0.0
         self._wake = threading.Event()
         self._said: tuple[str, float, bool] = ("", 0.0, True)  # what is waited for, since when, and if that was logged
 
@@ -168,6 +184,8 @@ class Former:
         """One round; whether something was done in it."""
         room = self._room
         assert room is not None, "it has begun"
+        if self._membership.is_in_doubt and not self._settle():
+            return False
         with self._lock:
             questions = room.questions() if room.work is None else {}
         work = self._ask_all(room, questions)
@@ -176,14 +194,27 @@ class Former:
         self._tell()
         return work is not None and not self._trouble
 
+    def _settle(self) -> bool:
+        """Have nothing be left of what could not be stored; nobody is answered before."""
+        try:
+            self._membership.settle()
+            self._trouble = ""
+            return True
+        except RaftError as error:
+            if isinstance(error, StorageError):
+                self._trouble = f"store: {error}"
+            self._tell()
+            return False
+
     def _ask_all(self, room: Nascent, questions: Mapping[str, Question]) -> Work | None:
         """Ask all at once; what is to be done by then, or by what the first of them answer."""
         answers: queue.SimpleQueue[tuple[str, Answer | str]] = queue.SimpleQueue()
+        seconds = self._round_seconds
 
         def put(addr: str, question: Question) -> None:
             found: Answer | str
             try:
-                found = ask(self._network, question, _ROUND_SECONDS)
+                found = ask(self._network, question, seconds)
             except UnansweredError as error:
                 found = str(error)
             except Exception as error:
@@ -200,7 +231,8 @@ class Former:
                 thread.start()
                 self._asking[addr] = thread
                 waited += 1
-        deadline = time.monotonic() + _ROUND_SECONDS
+        deadline = time.monotonic() + seconds
+        self._round_seconds = min(_LONGEST_ROUND_SECONDS, 2 * seconds)
         work = self._next(room)
         while work is None and waited and not self._membership.stopped.is_set():
             try:
@@ -215,6 +247,8 @@ class Former:
                 with self._lock:
                     room.hear(addr, found)
             work = self._next(room)
+        if work is not None or time.monotonic() < deadline - 0.1 * seconds:
+            self._round_seconds = _ROUND_SECONDS
         return work or self._next(room, is_over=True)
 
     def _next(self, room: Nascent, is_over: bool = False) -> Work | None:
@@ -236,8 +270,6 @@ class Former:
                 assert founding is not None, "all else is about an entry"
                 if work.deed is Deed.STORE:
                     membership.adopt(founding.id_of(membership.addr), founding.cluster_id, founding.entry)
-                elif work.deed is Deed.DROP:
-                    membership.give_up()
                 else:
                     membership.speak()
             is_done = True
@@ -245,28 +277,22 @@ class Former:
             is_done = membership.node is not None  # who was let in, and is not settled yet, is a member
             self._trouble = "" if is_done or membership.stopped.is_set() else f"{work.deed.name.lower()}: {error}"
         finally:
-            if is_done and founding is not None:
-                self._note_done(work.deed, founding)
+            if is_done and work.deed is Deed.CONFIRM and founding is not None:
+                self._note_formed(founding)
             with self._lock:
-                room.end(is_done)
-        self._wake.set()
+                room.end(is_done, membership.is_admitted)
+        if is_done:  # else it is tried again in a while
+            self._wake.set()
 
-    def _note_done(self, deed: Deed, founding: Founding) -> None:
-        if deed is Deed.CONFIRM:
-            self._founding = founding
-            logger.info(
-                "node %d at %s is a member of cluster %016x, which was founded by %s",
-                founding.id_of(self._membership.addr),
-                self._membership.addr,
-                founding.cluster_id,
-                ", ".join(founding.founders.addrs),
-            )
-        elif deed is Deed.DROP:
-            logger.warning(
-                "the founding of cluster %016x was given up, for too many of the listed nodes were started anew before "
-                "they had stored it; by what they say nobody spoke in it, and it is founded anew",
-                founding.cluster_id,
-            )
+    def _note_formed(self, founding: Founding) -> None:
+        self._founding = founding
+        logger.info(
+            "node %d at %s is a member of cluster %016x, which was founded by %s",
+            founding.id_of(self._membership.addr),
+            self._membership.addr,
+            founding.cluster_id,
+            ", ".join(founding.founders.addrs),
+        )
 
     # -- to be asked
 
@@ -294,9 +320,16 @@ class Former:
         if work is not None:
             self._carry_out(room, work)
         with self._lock:
-            if room.is_over or (room.work is not None and room.work.deed is not Deed.JOIN):
+            is_busy = self._membership.is_in_doubt or (room.work is not None and room.work.deed is not Deed.JOIN)
+            if room.is_over or is_busy:
                 raise Problem(503, "busy", "it is storing what was founded")
-            return room.answer(question)
+            now = time.monotonic()
+            if room.is_of_another_attempt(question) and now - self._founder_heard_at < _HOLD_SECONDS:
+                raise Problem(503, "busy", "it has just answered another process of the founder")
+            answer = room.answer(question)
+            if answer.token:
+                self._founder_heard_at = now
+            return answer
 
     def _answer_as_member(self, node: Participant, question: Question) -> Answer:
         def is_heard(node_id: int) -> bool:
@@ -326,8 +359,8 @@ class Former:
             picture: dict[str, object] = {"state": state, "list": list(room.members), "waits_for": self._waits(room)}
         if stored is not None:
             picture["cluster_id"] = f"{stored.cluster_id:016x}"
-        if self._trouble:
-            picture["trouble"] = self._trouble
+        if trouble := self._all_trouble(stored):
+            picture["trouble"] = trouble
         return picture
 
     def _error(self) -> FormingError:
@@ -337,15 +370,26 @@ class Former:
         room = self._room
         assert room is not None, "it has begun"
         with self._lock:
-            waits = self._waits(room)
-        clusters = clusters_among({a: found for a, found in list(self._found.items()) if isinstance(found, Answer)})
+            waits, stored = self._waits(room), room.stored
+        clusters = clusters_among(self._answers())
         parts = [f"{addr} ({why})" for addr, why in waits.items()]
         if len(clusters) > 1:
             named = " and ".join(f"{c:016x} ({', '.join(addrs)})" for c, addrs in sorted(clusters.items()))
             parts.append(f"one cluster, for the listed nodes belong to {named}: this node joins neither")
-        if self._trouble:
-            parts.append(f"what failed last: {self._trouble}")
+        if trouble := self._all_trouble(stored):
+            parts.append(trouble)
         return "; ".join(parts) or "its own disk"
+
+    def _answers(self) -> dict[str, Answer]:
+        """What was answered last, by where it was asked."""
+        return {addr: found for addr, found in list(self._found.items()) if isinstance(found, Answer)}
+
+    def _all_trouble(self, stored: Founding | None) -> str:
+        """What does not pass by waiting, and what to do about it; empty if all may pass."""
+        answers = self._answers()
+        answers.pop(self._membership.addr, None)  # of before it had stored anything
+        lost = why_lost(stored, answers) if stored is not None else ""
+        return "; ".join(filter(None, (lost, f"what failed last: {self._trouble}" if self._trouble else "")))
 
     def _waits(self, room: Nascent) -> dict[str, str]:
         """Whom it waits for, and why."""
@@ -375,6 +419,29 @@ class Former:
             logger.warning("%s: the cluster is not formed yet; it waits for %s", self._membership.addr, text)
 
 
+def why_lost(stored: Founding, answers: Mapping[str, Answer]) -> str:
+    """Why what is stored here will not be a cluster, and what an operator does about it; empty if it may be one."""
+    refusing = never_storing(stored, answers)
+    if not refusing:
+        return ""
+    text = (
+        f"no majority can store the founding of cluster {stored.cluster_id:016x}, which this node keeps, for "
+        f"{', '.join(refusing)} will not"
+    )
+    others = clusters_among({addr: answers[addr] for addr in refusing})
+    if len(others) == 1 and all(answers[addr].standing is Standing.FORMED for addr in refusing):
+        (other,) = others
+        return (
+            f"{text}, being members of cluster {other:016x}: if that is the one that is meant, stop this node, empty "
+            "its directory alone, and start it"
+        )
+    return (
+        f"{text}.  If any of these ever had another directory (a volume that is not mounted now, a second process at "
+        "its address), start it with that one.  If none had: stop all listed nodes, and only if then none of their "
+        "directories has a folder wal without a file silent in it, empty them all and start the nodes again"
+    )
+
+
 def why_not(room: Nascent, addr: str, answer: Answer) -> str:
     """Why what was answered at `addr` is not what `room` waits for; empty if it is."""
     if answer.addr != addr:
@@ -396,14 +463,18 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
         if answer.members != room.members:
             return f"its list is {', '.join(answer.members)}, and the one here {', '.join(room.members)}"
         if stored is not None:
-            return "it was started anew before it stored what was founded, and will not"
+            # Who failed to store it may do so when it is asked again.
+            is_anew = answer.refused == stored.cluster_id
+            return "it was started anew before it stored what was founded, and will not" if is_anew else "it stores it"
         return ""
     if standing is Standing.REMOVED:
         return (
             f"it was removed from {cluster}: to come back it is allowed (kv.allow), and starts with an empty directory"
         )
     if standing is Standing.STORED:
-        return f"it has stored the founding of {cluster}, and waits until a majority has"
+        text = f"it has stored the founding of {cluster}, and waits until a majority has"
+        is_late = stored is None and answer.entry and addr in room.members
+        return f"{text}; this node was started anew since, and joins once it is formed" if is_late else text
     if answer.is_known:
         return (
             f"it is a member of {cluster}, which knew a node at {room.addr} that had another directory: "

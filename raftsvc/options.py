@@ -10,18 +10,19 @@ import functools
 import inspect
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import requests
 
-from raftsvc.addresses import canonical_addr, peer_url
+from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.errors import ConfigurationError
 from raftsvc.member.elapsed import SEES_SUSPENSION
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
+from raftsvc.states import States
 from raftsvc.storage import Files
 from raftsvc.versions import versions_of
 
@@ -50,39 +51,55 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 def _whole(least: int, name: str, value: object, most: int = _MAX_COUNT) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         bounds = f"from {least} to {most}" if most < _MAX_COUNT else f"of at least {least}"
-        raise ConfigurationError(f"{name} is a whole number {bounds}, not {value!r}")
+        raise ConfigurationError(f"{name} is a whole number {bounds}, not {value!r:.200}")
 
 
 def _seconds(least: float, why: str, name: str, value: object) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MAX_SECONDS:
         return
-    raise ConfigurationError(f"{name} is a number of seconds from {least:g} to {_MAX_SECONDS:g}{why}, not {value!r}")
+    raise ConfigurationError(
+        f"{name} is a number of seconds from {least:g} to {_MAX_SECONDS:g}{why}, not {value!r:.200}"
+    )
 
 
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} is True or False, not {value!r}")
+        raise ConfigurationError(f"{name} is True or False, not {value!r:.200}")
 
 
 def _instance(kind: type, what: str, name: str, value: object) -> None:
     if not isinstance(value, kind):
         is_class = isinstance(value, type) and issubclass(value, kind)
-        raise ConfigurationError(f"{name} is {what}, not {'the class of such' if is_class else repr(value)}")
+        raise ConfigurationError(f"{name} is {what}, not {'the class of such' if is_class else repr(value)[:200]}")
 
 
 def _callable(what: str, name: str, value: object) -> None:
     if not callable(value):
-        raise ConfigurationError(f"{name} is {what}, which is called; {value!r} cannot be")
+        raise ConfigurationError(f"{name} is {what}, which is called; {value!r:.200} cannot be")
 
 
 def _or_none(rule: Callable[[str, object], None]) -> Callable[[str, object], None]:
     return lambda name, value: None if value is None else rule(name, value)
 
 
+def _addrs(name: str, value: object) -> None:
+    """Those of a list; what else may be wrong with it `canonical_list` says."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for each in value:
+            check_addr(f"{name}=", each)
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        return bool(os.fsencode(text)) and "\0" not in text
+    except UnicodeEncodeError:
+        return False
+
+
 def _directory(name: str, value: object) -> None:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
+    if not isinstance(value, str | os.PathLike) or not _can_be_encoded(os.fsdecode(value)):
         raise ConfigurationError(
-            f"{name} is the path of a directory for this node alone, not {value!r}; it is made if it is missing"
+            f"{name} is the path of a directory for this node alone, not {value!r:.200}; it is made if it is missing"
         )
 
 
@@ -92,6 +109,8 @@ def _secret(name: str, value: object) -> None:
         raise ConfigurationError(
             f"{name} is a text or bytes, or, during a rotation, a list of several, not a {type(value).__name__}"
         )
+    if any(isinstance(each, str) and any("\ud800" <= c <= "\udfff" for c in each) for each in several):
+        raise ConfigurationError(f"{name} is a text that is none, with half a character in it: give it as bytes")
     if not several:
         raise ConfigurationError(f"{name} is an empty list: nobody could be told from a stranger; give None for none")
 
@@ -103,13 +122,15 @@ def _lease_reads(name: str, value: object) -> None:
 
 
 _RULES: dict[str, Callable[[str, object], None]] = {
+    "laddr": check_addr,
+    "initial_cluster": _addrs,
     "dir": _directory,
     "session": _or_none(partial(_instance, requests.Session, "a requests.Session")),
     "secret": _or_none(_secret),
     "authenticate": _or_none(partial(_callable, "a judge of requests")),
     "mutual_tls": _flag,
     "insecure": _flag,
-    "listen": _or_none(partial(_instance, str, "host:port, as a text")),
+    "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
     "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),
     "max_waiting": _or_none(partial(_whole, 0)),
@@ -129,11 +150,13 @@ def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
     """Where members may be, by id; refuses what would be looked at by nobody, such as ids that JSON made texts."""
     if not isinstance(peers, Mapping) or not all(type(i) is int and i > 0 for i in peers):
         raise ConfigurationError(
-            f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r}'
+            f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r:.200}'
         )
+    for addr in peers.values():
+        check_addr("peers=", addr)
     hints = {node_id: canonical_addr(addr) for node_id, addr in peers.items()}
     if len(set(hints.values())) < len(hints):
-        raise ConfigurationError(f"peers= has two members at one address: {hints}")
+        raise ConfigurationError(f"peers= has two members at one address: {hints!r:.200}")
     return hints
 
 
@@ -158,6 +181,8 @@ _OPTIONAL = (
     ("pass_time", ("next_deadline", "apply_at"), "WaitingState"),
     ("state_version", ("use_version",), "VersionedState"),
     ("use_version", ("state_version",), "VersionedState"),
+    ("state_versions", ("use_versions",), "VersionedParts"),
+    ("use_versions", ("state_versions",), "VersionedParts"),
     ("report", ("warning",), "ReportingState"),
     ("warning", ("report",), "ReportingState"),
 )
@@ -172,20 +197,8 @@ def check_state(state: State | None) -> State:
         )
     if isinstance(state, type):
         raise ConfigurationError(f"state is the class {state.__name__}, not an instance of it: {state.__name__}()")
+    _check_methods(state, "the State")
     kind = type(state).__name__
-    wanted = [name for name, member in vars(State).items() if callable(member) and not name.startswith("_")]
-    missing = [name for name in wanted if not callable(getattr(state, name, None))]
-    if missing:
-        raise ConfigurationError(
-            f"the State, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
-        )
-    for name, needs, protocol in _OPTIONAL:
-        lacking = [other for other in needs if not callable(getattr(state, other, None))]
-        if callable(getattr(state, name, None)) and lacking:
-            raise ConfigurationError(
-                f"the State, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.{protocol}"
-            )
-    versions_of(state)
     try:
         index, members = state.applied_index(), dict(state.peers())
     except Exception as error:
@@ -196,3 +209,24 @@ def check_state(state: State | None) -> State:
     if not isinstance(index, int):
         raise ConfigurationError(f"the State, of class {kind}, says that it has applied up to {index!r}, of {members}")
     return state
+
+
+def _check_methods(state: State, what: str) -> None:
+    """Refuse a State that lacks a method, or has only some of those that belong together; so of each part."""
+    kind = type(state).__name__
+    wanted = [name for name, member in vars(State).items() if callable(member) and not name.startswith("_")]
+    missing = [name for name in wanted if not callable(getattr(state, name, None))]
+    if missing:
+        raise ConfigurationError(
+            f"{what}, of class {kind}, lacks {', '.join(missing)}; derive the class from raftsvc.BaseState"
+        )
+    for name, needs, protocol in _OPTIONAL:
+        lacking = [other for other in needs if not callable(getattr(state, other, None))]
+        if callable(getattr(state, name, None)) and lacking:
+            raise ConfigurationError(
+                f"{what}, of class {kind}, has {name} and lacks {', '.join(lacking)}: see raftsvc.{protocol}"
+            )
+    if isinstance(state, States):
+        for name, part in state.parts.items():
+            _check_methods(part, f"part {name!r} of {what}")
+    versions_of(state)

@@ -350,7 +350,8 @@ class Service:
         What the State allows to join is not changed; but that the address is in an `initial_cluster=` lets
         nobody join from it any more, until the State allows it.
 
-        replace: the node that is there now, or will be, takes the place: it may join, once.
+        replace: the node that is there now, or will be, takes the place: it may join, once.  Until it did, that
+                 is taken back by `evict` without `replace` for the same address.
 
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """

@@ -27,6 +27,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from raftsvc.errors import ConfigurationError, RaftError, Rejected, recorded_reason
@@ -110,12 +111,15 @@ class States(BaseState):
     """Several named States as one.  A mapping of names to them, as far as `states["name"]` and `in` go."""
 
     def __init__(self, **parts: State) -> None:
-        """Raises ConfigurationError if there is none, or a name is too long."""
+        """Raises ConfigurationError if there is none, or a name is too long, or has a slash in it."""
         super().__init__()
         if not parts:
             raise ConfigurationError("States needs at least one part: States(kv=KeyValueState(), mine=MyState())")
         if len({id(part) for part in parts.values()}) < len(parts):
             raise ConfigurationError("one State has two names in States; each part is a State of its own")
+        for name, part in parts.items():
+            if isinstance(part, type):
+                raise ConfigurationError(f"part {name!r} is the class {part.__name__}, not an instance of it")
         self._parts = dict(sorted(parts.items()))
         self._heads = {name: _head_of(name) for name in self._parts}
         self._appliers = {name.encode(): _applier_of(part) for name, part in self._parts.items()}
@@ -133,6 +137,11 @@ class States(BaseState):
     def part(self, name: str, service: Replication) -> Part:
         """`service`, for the instructions of the part of that name.  Raises KeyError if there is none."""
         return Part(service, self._heads[name])
+
+    @property
+    def parts(self) -> Mapping[str, State]:
+        """All of them, in the order of their names."""
+        return MappingProxyType(self._parts)
 
     # -- applying
 
@@ -210,7 +219,7 @@ class States(BaseState):
         found = [
             f"part {name!r}: {warning}"
             for name, part in self._parts.items()
-            if isinstance(part, ReportingState) and (warning := part.warning()) is not None
+            if isinstance(part, ReportingState) and (warning := part.warning())
         ]
         return "; ".join(found) or None
 
@@ -311,7 +320,12 @@ def _applier_of(part: State) -> Callable[[bytes, int, int], object]:
 
 
 def _head_of(name: str) -> bytes:
-    encoded = name.encode()
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name!r} is no name of a part: half a character is in it") from None
+    if not name or "/" in name:  # by a slash a part's own parts are told from it: see `state_versions`
+        raise ConfigurationError(f"{name!r} is no name of a part: a name is not empty, and has no slash in it")
     if len(encoded) > _MAX_NAME_BYTES:
         raise ConfigurationError(f"the name of a part has at most {_MAX_NAME_BYTES} bytes, not {len(encoded)}")
     return bytes([len(encoded)]) + encoded

@@ -32,11 +32,7 @@ _MAX_NAME_BYTES = 1024
 
 def versions_of(state: State, library: int = LIBRARY_VERSION) -> Versions:
     """Those of this code with that State; raises ConfigurationError if the State says what is no version."""
-    parts: Mapping[str, int] = {}
-    if isinstance(state, VersionedParts):
-        parts = state.state_versions()
-    elif isinstance(state, VersionedState):
-        parts = {"": state.state_version()}
+    parts = _parts_of(state)
     for name, version in parts.items():
         if type(version) is not int or not 1 <= version <= MAX_VERSION:
             what = f"part {name!r} of the State" if name else "the State"
@@ -44,11 +40,31 @@ def versions_of(state: State, library: int = LIBRARY_VERSION) -> Versions:
                 f"{what} says that its version is {version!r}; a version is an int, from 1 on: "
                 "1 is what a State without state_version is of"
             )
-        if len(name.encode()) > _MAX_NAME_BYTES:
+        if len(name.encode(errors="replace")) > _MAX_NAME_BYTES:
             raise ConfigurationError(f"the name of a part of the State is longer than {_MAX_NAME_BYTES} bytes")
     if len(parts) > MAX_PARTS:
         raise ConfigurationError(f"a State has at most {MAX_PARTS} parts with a version, not {len(parts)}")
     return Versions.of(library, parts)
+
+
+def _parts_of(state: State) -> Mapping[str, int]:
+    """What the State says; raises ConfigurationError if it raises, or says something else."""
+    kind = type(state).__name__
+    try:
+        if isinstance(state, VersionedParts):
+            parts = dict(state.state_versions())
+        else:
+            parts = {"": state.state_version()} if isinstance(state, VersionedState) else {}
+    except Exception as error:
+        raise ConfigurationError(
+            f"the State, of class {kind}, cannot say of what version it is ({type(error).__name__}: {error}); "
+            "it is asked before it is given anything, and says always the same"
+        ) from error
+    if not all(isinstance(name, str) for name in parts):
+        raise ConfigurationError(
+            f"the State, of class {kind}, has parts whose names are no texts: {list(parts)!r:.200}"
+        )
+    return parts
 
 
 def tell_state(state: State, versions: Versions) -> None:

@@ -123,6 +123,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "what follows a snapshot is not kept once that has arrived",
+        "core/progress.py",
+        "        if self.snapshot_index and self.is_alive and self.state",
+        "        if False and self.state",
+        scene="compaction_keeps_what_follows_a_snapshot_until_it_has_arrived_too",
+    ),
+    Mutant(
         "a hand-over asks who says that it cannot lead",
         "core/following.py",
         "log_term=0 if server.is_fit_to_lead else 1,",
@@ -1417,7 +1424,7 @@ MUTANTS = (
         "member/digests.py",
         "                del self._differences[other_id]\n        elif known is None:",
         "                pass\n        elif known is None:",
-        kinds=_DAMAGE_KINDS,
+        test="test_digests.py::test_a_disagreement_passes_when_they_agree_at_a_later_index",
     ),
     Mutant(
         "a disputed leader sends its snapshot",
@@ -1745,15 +1752,8 @@ MUTANTS = (
     Mutant(
         "an attempt to found that failed goes on",
         "core/founding.py",
-        '            self._token = self._token_for = b""\n',
+        "            self._attempt = self._draw()  # an attempt makes one entry\n",
         "            pass\n",
-        also=(
-            (
-                "core/founding.py",
-                "            self._attempt = self._draw()\n\n    def end",
-                "            pass\n\n    def end",
-            ),
-        ),
         test=_FOUND + "test_a_founding_that_failed_is_another_attempt",
     ),
     Mutant(
@@ -1780,16 +1780,34 @@ MUTANTS = (
     Mutant(
         "speak before a majority has stored the founding entry",
         "core/founding.py",
-        "        if having >= quorum:\n            return Work",
-        "        if having:\n            return Work",
+        "if having >= quorum else None",
+        "if having else None",
         test=_FORM,
     ),
     Mutant(
-        "give up a founding entry that a majority may store",
+        "a second founding is stored over the first",
         "core/founding.py",
-        "if total - never < quorum else None",
-        "if never else None",
+        "            self.stored is None\n            and self.work is None\n            and self._admitted is None\n",
+        "            self.work is None\n            and self._admitted is None\n",
+        also=(
+            ("core/founding.py", "if self.is_founder and self.stored is None else b", "if self.is_founder else b"),
+            ("core/founding.py", "Standing.STORED if stored else Standing.JOINING if", "Standing.JOINING if"),
+        ),
         test=_FORM,
+    ),
+    Mutant(
+        "what failed to be stored is not undone before the node is asked again",
+        "storage/store.py",
+        "            with suppress(StorageError):\n                self.undo_create()\n",
+        '            with suppress(OSError):\n                self._files.rename(f"{self._path}/wal", staged)\n',
+        test="storage/test_store.py::test_what_could_not_be_made_is_not_found_after_a_power_loss_either",
+    ),
+    Mutant(
+        "what a killed process did is acted upon before it is durable",
+        "storage/store.py",
+        "        self._files.sync_dir(self._path)\n\n    @property\n    def is_initialized",
+        "\n    @property\n    def is_initialized",
+        test="storage/test_store.py::test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it",
     ),
     Mutant(
         "hand the founding entry to a member that lost its memory",
@@ -1801,8 +1819,8 @@ MUTANTS = (
     Mutant(
         "who joins may store a founding entry of before",
         "core/founding.py",
-        "        if self.stored is None:\n            self._token",
-        "        if False:\n            self._token",
+        "            self._attempt = self._draw()\n            self._token",
+        "            self._attempt = self._draw()\n            pass  #",
         test=_FOUND + "test_who_joins_stores_no_entry_of_before",
     ),
     Mutant(
@@ -1836,9 +1854,16 @@ MUTANTS = (
     Mutant(
         "who was evicted comes back by its list",
         "core/membership.py",
-        "            vacant[addr] = op == ConfOp.REPLACE\n",
-        "            vacant[addr] = True\n",
+        "            vacant[addr] = op == ConfOp.REPLACE and bool(addr)\n",
+        "            vacant[addr] = bool(addr)\n",
         test="core/test_raft.py::test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it",
+    ),
+    Mutant(
+        "of many that were evicted the first are forgotten",
+        "core/membership.py",
+        '        vacant[""] = False\n',
+        "",
+        test="core/test_raft.py::test_who_was_evicted_is_never_forgotten_whatever_is_evicted_later",
     ),
 )
 

@@ -136,3 +136,11 @@ def test_the_allowed_list_knows_an_address_in_every_spelling() -> None:
     assert state.allowed() == {"[fd00::2]:8001"}
     with pytest.raises(ValueError, match="no prefix"):
         instructions.allow("http://n2.example:8001")
+
+
+@pytest.mark.parametrize("value", [None, 5, b"a:1", ["a:1"], {}, {"a": 1}, set(), [["a:1"]], object()])
+@pytest.mark.parametrize("function", [canonical_addr, peer_url])
+def test_what_is_no_text_is_no_address(function: Any, value: Any) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="it is no text"):
+        function(value)
+    assert same_addr(value) is value

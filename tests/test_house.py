@@ -52,7 +52,7 @@ ROOMS = {
     "member": "errors addresses compiled results state versions process core storage transport",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member host",
-    "options": "errors addresses state versions member storage",
+    "options": "errors addresses state states versions member storage",
     "forming": "errors addresses versions core member transport formation",
     "proposals": "errors results mainthread member host formation",
     "listeners": "errors mainthread member formation",

@@ -11,6 +11,7 @@ import requests
 
 import raftsvc
 from raftsvc.kv import KeyValueState
+from tests.service.harness import ListState
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -63,5 +64,117 @@ def test_an_option_that_makes_no_sense_is_refused_by_name_and_leaves_nothing(nam
         assert not directory.exists(), value
 
 
+class Unlike:
+    """Is like nothing that anybody expects."""
+
+    def __repr__(self) -> str:
+        return "something"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ANYTHING: list[Any] = [
+    *(None, 5, -1, 0, 1.5, NAN, INFINITE, 10**400, True, int, object(), Unlike(), lambda *args: None),
+    *("x", "", "\0", "\ud800", "\u00e9" * 2000, b"x", b"\xff", "a:1" * 1000),
+    *(
+        [],
+        [["n1:1"]],
+        [5],
+        [None],
+        ("a", b"\xff"),
+        [Unlike()],
+        {},
+        {"a": 1},
+        {1: 5},
+        {2: ["a:1"]},
+        {3: Unlike()},
+        set(),
+    ),
+]
+
+
+@pytest.mark.parametrize("start", ["start", "start_from_env"])
+@pytest.mark.parametrize("name", SENSELESS)
+def test_whatever_is_given_for_an_option_it_is_taken_or_refused_by_an_error_of_ours(
+    name: str, start: str, tmp_path: Path
+) -> None:
+    if (name, start) == ("state", "start_from_env"):
+        return
+    for i, value in enumerate(ANYTHING):
+        options: dict[str, Any] = {"laddr": "127.0.0.1:7991", "dir": tmp_path / str(i), "listen": None, name: value}
+        if isinstance(value, str) and name == "dir" and value == "x":
+            continue  # one in the present folder
+        said = ""
+        try:
+            if start == "start":
+                raftsvc.start(**{"state": KeyValueState(), **options}).stop()
+            else:
+                raftsvc.kv.start_from_env({}, **options).service.stop()
+        except raftsvc.RaftError as refused:
+            said = str(refused)
+        assert not said or name in said.lower() or name == "dir", f"{value!r}: {said}"
+        assert len(said) < 1000 or name == "dir"
+
+
+@pytest.mark.parametrize("which", ["laddr", "initial_cluster", "peers"])
+def test_an_address_that_is_none_is_said_with_the_option_that_it_came_by(which: str, tmp_path: Path) -> None:
+    for bad in (["n1:1"], 5, None, b"n1:1", "n1", "n1:0", {}):
+        value = {"laddr": bad, "initial_cluster": ["127.0.0.1:7991", bad], "peers": {2: bad}}[which]
+        options: dict[str, Any] = {"laddr": "127.0.0.1:7991", "dir": tmp_path / "n", "state": KeyValueState()}
+        with pytest.raises(raftsvc.ConfigurationError, match=rf"^{which}=?: .*host:port"):
+            raftsvc.start(**{**options, which: value})
+
+
 def test_every_option_of_start_is_looked_at() -> None:
     assert set(SENSELESS) == set(inspect.signature(raftsvc.start).parameters)
+
+
+HALVES = {
+    "state_version": "use_version",
+    "use_version": "state_version",
+    "state_versions": "use_versions",
+    "use_versions": "state_versions",
+    "next_deadline": "pass_time",
+    "warning": "report",
+}
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+@pytest.mark.parametrize("name", HALVES)
+def test_a_state_with_one_of_two_methods_that_belong_together_is_refused(
+    name: str, is_part: bool, tmp_path: Path
+) -> None:
+    half: Any = type("Half", (ListState,), {name: lambda self, *args: 1})()
+    state = raftsvc.States(a=KeyValueState(), b=raftsvc.States(c=half)) if is_part else half
+    with pytest.raises(raftsvc.ConfigurationError, match=f"has {name} and lacks .*{HALVES[name]}") as refused:
+        raftsvc.start("127.0.0.1:7991", tmp_path / "n", state=state)
+    assert ("part 'c' of part 'b' of the State" in str(refused.value)) is is_part
+
+
+@pytest.mark.parametrize(
+    "versions", [KeyError("x"), SystemError("x"), None, 5, "ab", ["a"], {5: 1}, {"a": "1"}, {"a": 0}, {"\ud800": 1.5}]
+)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_a_state_that_cannot_say_its_versions_is_refused(versions: Any, is_part: bool, tmp_path: Path) -> None:
+    def said(self: Any) -> Any:
+        if isinstance(versions, Exception):
+            raise versions
+        return versions
+
+    methods = {"state_versions": said, "use_versions": lambda self, versions: None}
+    state: Any = type("Odd", (ListState,), methods)()
+    with pytest.raises(raftsvc.ConfigurationError, match=r"State, of class|version is"):
+        raftsvc.start("127.0.0.1:7991", tmp_path / "n", state=raftsvc.States(odd=state) if is_part else state)
+
+
+def test_a_state_whose_version_raises_is_refused(tmp_path: Path) -> None:
+    class Raising(ListState):
+        def state_version(self) -> int:
+            raise AttributeError("self.version")
+
+        def use_version(self, version: int) -> None: ...
+
+    for state in (Raising(), raftsvc.States(a=Raising())):
+        with pytest.raises(raftsvc.ConfigurationError, match=r"cannot say of what version it is .*self\.version"):
+            raftsvc.start("127.0.0.1:7991", tmp_path / "n", state=state)
+    assert not (tmp_path / "n").exists()

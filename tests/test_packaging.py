@@ -5,11 +5,13 @@ from __future__ import annotations
 import email.message
 import email.parser
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,23 +20,72 @@ import raftsvc
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Nothing is asked of an index.
+OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation")
+
+
+def run(*command: object, **options: Any) -> str:
+    """What the command prints, which has to succeed."""
+    arguments = [str(argument) for argument in command]
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, so that nothing generated is left in the tree, and without isolation: no index is asked."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, made of a copy, so that nothing generated is left in the tree."""
     pytest.importorskip(
         "setuptools", minversion="77", reason="building a wheel offline needs what the dev extra installs"
     )
-    source = tmp_path_factory.mktemp("source")
+    tree = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, tree)
     for name in ("raftsvc", "tests", "examples"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    built = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir"]
-    done = subprocess.run([*build, str(built), str(source)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = built.glob("*.whl")
-    return zipfile.ZipFile(path)
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    run(sys.executable, "setup.py", "--quiet", "sdist", cwd=tree, timeout=120)
+    (path,) = (tree / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build(source, tmp_path_factory.mktemp("wheel")))
+
+
+def build(source: Path, directory: Path, **environment: str) -> Path:
+    """A wheel of the source distribution."""
+    command = (sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-cache-dir", "--wheel-dir", directory, source)
+    run(*command, env={**os.environ, **environment}, timeout=1200)
+    (path,) = directory.glob("*.whl")
+    return path
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["compiled wheel"] if raftsvc.__compiled__ else ["source", "pure wheel"])
+def test_the_demo_holds_with_what_is_installed(kind: str, source: Path, tmp_path: Path) -> None:
+    """Each in an environment of its own; the compiled one is made where a compiler was needed anyhow."""
+    pytest.importorskip("gunicorn")
+    pytest.importorskip("flask")
+    package = source
+    if kind != "source":
+        asked = {"RAFTSVC_COMPILE": "1", "RAFTSVC_OPT_LEVEL": "0"} if kind == "compiled wheel" else {}
+        package = build(source, tmp_path / "wheel", **asked)
+        assert package.name.endswith("-none-any.whl") == (kind == "pure wheel")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh", timeout=120)
+    python = tmp_path / "fresh" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    installed = Path(run(python, "-c", where, timeout=60).strip())
+    # What raftsvc and the demo need is taken from here, but not raftsvc: such a path's own .pth files are not read.
+    (installed / "needs.pth").write_text(run(sys.executable, "-c", where, timeout=60))
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", *OFFLINE, "--no-cache-dir", "--ignore-installed", package, timeout=240)
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONFAULTHANDLER": "1"}
+    environment.pop("PYTHONPATH", None)
+    ask = "import raftsvc; print(raftsvc.__file__, raftsvc.__compiled__)"
+    answer = run(python, "-c", ask, cwd=tmp_path, env=environment, timeout=60)
+    assert answer.split() == [str(installed / "raftsvc" / "__init__.py"), str(kind == "compiled wheel")]
+    assert "all of it held" in run(python, ROOT / "examples" / "demo.py", cwd=tmp_path, env=environment, timeout=240)
 
 
 @pytest.fixture(scope="module")

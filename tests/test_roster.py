@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from raftsvc import formation
+from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
+from raftsvc.core.messages import Life
+from raftsvc.core.raft import Refusal
 from raftsvc.errors import MembershipTimeoutError, NotListeningError, ReadTimeoutError
 from raftsvc.formation import Membership, Roster
 from raftsvc.member.node import NodeOptions
+from raftsvc.transport import Answerer, JoinRequest, Problem
+from raftsvc.transport.wire import join_proof
 
 
 class _NoMajority:
@@ -67,3 +74,84 @@ def test_a_node_that_starts_just_as_its_listener_says_something_else_believes_wh
     membership.note_listening(first)
     membership.resume()
     assert known[-1] is later
+
+
+TOKEN = b"t" * 16
+
+
+class _Listed:
+    """The leader's node of three that were listed; whoever of them has a life spoke."""
+
+    node_id, cluster_id, is_leader, identity = 1, 9, True, None
+
+    def __init__(self, spoke: set[int], refusal: Refusal | None = None) -> None:
+        self.applied_config = Configuration({i: Member(f"n{i}:1", True, b"%d" % i * 16) for i in (1, 2, 3)}, 3)
+        self.spoke = spoke
+        self.refusal = refusal
+        self.done: list[ConfOp] = []
+
+    def latest_life(self, node_id: int) -> Life:
+        return Life(int(node_id in self.spoke), 0)
+
+    def change_membership(self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float) -> Any:
+        if self.refusal is None:
+            self.applied_config = self.applied_config.changed(change)
+            self.done.append(change.op)
+            assert is_done(self.applied_config)
+        return self.refusal
+
+
+class _Strict:
+    def is_allowed_member(self, addr: str) -> bool:
+        return False
+
+    def next_node_id(self) -> tuple[int, int]:
+        return 1, 0
+
+    def increment_next_node_id(self, node_id: int, version: int) -> bytes:
+        return b""
+
+
+def admitting(monkeypatch: pytest.MonkeyPatch, node: _Listed, listed: set[str]) -> Roster:
+    """A roster that finds who asks where it says that it is, and is current at once."""
+    there = Answerer(proof=join_proof(TOKEN), code="uninitialized")
+    monkeypatch.setattr(
+        formation,
+        "who_answers",
+        lambda network, me, addrs, timeout: {a: there if a == "n3:1" else Answerer() for a in addrs},
+    )
+    membership = SimpleNamespace(require_node=lambda: node, state=_Strict(), listed=frozenset(listed))
+    calls = SimpleNamespace(wait_read=lambda timeout: None)
+    return Roster(cast(Any, membership), cast(Any, calls), cast(Any, nullcontext()), cast(Any, None))
+
+
+def test_a_listed_member_that_never_spoke_makes_room_for_who_is_there_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = _Listed(spoke={1, 2})
+    reply = admitting(monkeypatch, node, {"n1:1", "n2:1", "n3:1"}).admit(JoinRequest("n3:1", TOKEN))
+    assert (reply.node_id, node.done) == (4, [ConfOp.REPLACE, ConfOp.ADD_LISTED])
+    assert node.applied_config.learners == {4} and node.applied_config.was_removed(3)
+
+
+@pytest.mark.parametrize(
+    ("spoke", "listed", "refusal", "code"),
+    [
+        ({1, 2, 3}, {"n1:1", "n2:1", "n3:1"}, None, "address_in_use"),  # it may come back with what it promised
+        ({1, 2}, {"n1:1", "n2:1"}, None, "address_not_allowed"),
+        ({1, 2}, {"n1:1", "n2:1", "n3:1"}, Refusal.CHANGE_PENDING, "busy"),
+    ],
+)
+def test_no_other_member_makes_room(
+    monkeypatch: pytest.MonkeyPatch, spoke: set[int], listed: set[str], refusal: Refusal | None, code: str
+) -> None:
+    node = _Listed(spoke, refusal)
+    with pytest.raises(Problem) as raised:
+        admitting(monkeypatch, node, listed).admit(JoinRequest("n3:1", TOKEN))
+    assert raised.value.code == code
+    assert 3 in node.applied_config.members and not node.done
+
+
+def test_room_is_made_only_for_who_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = _Listed(spoke={1, 2})
+    with pytest.raises(Problem) as raised:
+        admitting(monkeypatch, node, {"n3:1"}).admit(JoinRequest("n3:1", b"u" * 16))
+    assert raised.value.code == "unreachable_joiner" and not node.done

@@ -286,3 +286,21 @@ def test_a_leader_whose_state_still_starts_from_a_snapshot_raises_nothing_yet() 
     last = core.log.last_index
     upgrades.tick()
     assert core.log.last_index == last
+
+
+@pytest.mark.parametrize("void", [set(), {1}, {1, 3}])
+def test_of_a_member_that_is_void_it_is_said_that_it_holds_the_version_back_until_it_is_evicted(void: set[int]) -> None:
+    config = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
+    core = Raft(Settings(2, Random(1)), HardState(1, 0, 10), SnapshotMeta(10, 1, config), ())
+    machine = Machine(Told(2))
+    machine.config, machine.applied_index = config, 10
+    for i in config.members:
+        machine.sessions.open(i, i, 100 + i, 1, 0, versions(1, 2))
+    for i in void:
+        machine.sessions.void(i)
+    lives: Any = SimpleNamespace(own=Life(1, 102), highest=machine.life_of)
+    upgrades = Upgrades(core, machine, lives, lambda: None)
+    upgrades.applied()
+    held = upgrades.held_back_by()
+    assert set(held) == void
+    assert all("evict it" in why and "nothing that it says counts" in why for why in held.values())

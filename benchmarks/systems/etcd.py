@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import re
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from benchmarks.counting import CountingBackend
 from benchmarks.processes import Process, free_ports
 from benchmarks.systems.base import System, Web
 
@@ -52,7 +54,7 @@ class _Backend:
         return response.json()
 
 
-class GrpcBackend(_Backend):
+class GrpcBackend(_Backend, CountingBackend):
     """pyetcd (etcd-sdk-python, a maintained fork of python-etcd3): a client, and a connection, for each thread."""
 
     def __init__(self, port: int) -> None:
@@ -65,6 +67,37 @@ class GrpcBackend(_Backend):
     def read(self, key: str) -> bytes | None:
         value: bytes | None = self._client().get(key)[0]  # linearizable unless told otherwise
         return value
+
+    def increments(self) -> dict[str, Callable[[str], None]]:
+        return {"compare-and-set": self._increment}
+
+    def _increment(self, key: str) -> None:
+        client = self._client()
+        changes = client.transactions
+        data, meta = client.get(key)
+        while True:
+            found = client.transaction(
+                compare=[changes.mod(key) == (meta.mod_revision if meta else 0)],
+                success=[changes.put(key, b"%d" % (int(data or b"0") + 1))],
+                failure=[changes.get(key)],
+            )
+            if found[0]:
+                return
+            ((data, meta),) = found[1][0] or [(None, None)]
+
+    def number(self, key: str) -> int:
+        return int(self.read(key) or b"0")
+
+    def write_many(self, values: Mapping[str, bytes]) -> None:
+        client = self._client()
+        puts = [client.transactions.put(key, value) for key, value in values.items()]
+        client.transaction(compare=[], success=puts, failure=[])
+
+    def write_later(self, key: str, value: bytes, done: Callable[[bool], None]) -> None:
+        from pyetcd import etcdrpc
+
+        call = self._client().kvstub.Put.future(etcdrpc.PutRequest(key=key.encode(), value=value), 60)
+        call.add_done_callback(lambda call: done(call.exception() is None))
 
     def _client(self) -> Any:
         if not hasattr(self._local, "client"):

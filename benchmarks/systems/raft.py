@@ -6,22 +6,25 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import raftsvc
+from benchmarks.counting import CountingBackend
 from benchmarks.processes import free_ports
 from benchmarks.systems.base import System
+from raftsvc import kv
+from raftsvc.kv import KeyValue, KeyValueState
+from raftsvc.kv.instructions import encode
 
 SECRET = secrets.token_hex(32)
 
 
-class Backend:
+class Backend(CountingBackend):
     """The key-value store of raftsvc, as the README uses it."""
 
     def __init__(self, addr: str, directory: str, secret: str, options: dict[str, Any]) -> None:
-        import raftsvc
-        from raftsvc.kv import KeyValue, KeyValueState
-
         began = time.monotonic()
         self._state = KeyValueState()
         self.service = raftsvc.start(addr, directory, None, self._state, secret=secret, listen=addr, **options)
@@ -79,39 +82,28 @@ class Backend:
 
     def fill(self, first: int, count: int) -> None:
         """Have that many keys of 100 bytes, in large transactions."""
-        from raftsvc import kv
-
         for begin in range(first, first + count, 1000):
             keys = range(begin, min(begin + 1000, first + count))
             self._kv.transaction([kv.set(f"fill/{key}", bytes(100)) for key in keys])
 
-    def count(self, key: str, threads: int, seconds: float, how: str) -> dict[str, float]:
-        """Have that many threads raise one number, by `incr` or by `update`; it is checked that none is lost."""
-        counts = [0] * threads
-        ends_at = time.monotonic() + seconds
+    def increments(self) -> dict[str, Callable[[str], None]]:
+        def incr(key: str) -> None:
+            self._kv.incr(key, timeout=60.0)
 
-        def work(number: int) -> None:
-            while time.monotonic() < ends_at:
-                if how == "incr":
-                    self._kv.incr(key, timeout=60.0)
-                else:
-                    self._kv.update(key, lambda data: b"%d" % (int(data or b"0") + 1), timeout=60.0)
-                counts[number] += 1
+        def update(key: str) -> None:
+            self._kv.update(key, lambda data: b"%d" % (int(data or b"0") + 1), timeout=60.0)
 
-        workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
-        began = time.monotonic()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(seconds + 120.0)
-        took = time.monotonic() - began
-        found = self._kv.get_json(key, timeout=10.0)
-        return {
-            "per_second": sum(counts) / took,
-            "lost": sum(counts) - found,
-            "least": min(counts),
-            "most": max(counts),
-        }
+        return {"incr": incr, "update": update}
+
+    def number(self, key: str) -> int:
+        return int(self.read(key) or b"0")
+
+    def write_many(self, values: Mapping[str, bytes]) -> None:
+        self.service.propose_many([encode([kv.set(key, value)]) for key, value in values.items()])
+
+    def write_later(self, key: str, value: bytes, done: Callable[[bool], None]) -> None:
+        future = self.service.propose_async(encode([kv.set(key, value)]), timeout=60.0)
+        future.add_done_callback(lambda future: done(future.exception() is None))
 
 
 class RaftSystem(System):

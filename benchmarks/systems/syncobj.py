@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.counting import CountingBackend
 from benchmarks.processes import free_ports
 from benchmarks.systems.base import System
 
 _TIMEOUT_SECONDS = 10.0
 
 
-class Backend:
+class Backend(CountingBackend):
     """A dictionary replicated by PySyncObj, used by synchronous calls."""
 
     def __init__(self, addr: str, partners: list[str], conf: dict[str, Any]) -> None:
-        from pysyncobj import SyncObj, SyncObjConf, SyncObjConsumer, replicated
+        from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, SyncObjConsumer, replicated
 
         class Store(SyncObjConsumer):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -30,6 +33,11 @@ class Backend:
             def get(self, key: str) -> bytes | None:
                 return self.data.get(key)
 
+            @replicated  # type: ignore[untyped-decorator]
+            def incr(self, key: str) -> None:
+                self.data[key] = b"%d" % (int(self.data.get(key, b"0")) + 1)
+
+        self._success = FAIL_REASON.SUCCESS
         self._store = Store()
         self._node = SyncObj(addr, partners, SyncObjConf(**conf), consumers=[self._store])
 
@@ -43,6 +51,23 @@ class Backend:
 
     def local(self, key: str) -> bytes | None:
         return self._store.data.get(key)
+
+    def increments(self) -> dict[str, Callable[[str], None]]:
+        return {"replicated method": lambda key: self._store.incr(key, sync=True, timeout=60.0)}
+
+    def number(self, key: str) -> int:
+        return int(self.read(key) or b"0")
+
+    def write_many(self, values: Mapping[str, bytes]) -> None:
+        left = threading.Semaphore(0)
+        for key, value in values.items():
+            self._store.set(key, value, callback=lambda result, error: left.release())
+        for _ in values:
+            if not left.acquire(timeout=60.0):
+                raise TimeoutError("a write of many was not acknowledged")
+
+    def write_later(self, key: str, value: bytes, done: Callable[[bool], None]) -> None:
+        self._store.set(key, value, callback=lambda result, error: done(error == self._success))
 
     def status(self) -> dict[str, Any]:
         return {

@@ -13,8 +13,8 @@ to be kept out is that two such entries ever come to be of use to members of one
     F3  A node stores only an entry whose members are exactly its list, and that names its address with its present
         token.  Anybody who has the entry stored may hand it on, any number of times; its bytes never change.
     F4  Who has it stored says nothing as a member before it knows that a majority of the list has.
-    F5  It gives the entry up only if so many listed nodes never will store it that no majority can: then by
-        F4 nobody spoke, and nobody will.
+    F5  Who has it stored keeps it, whatever others answer, until an operator empties the directory: a refusal is
+        said by a process, and who it is that says so at an address nobody can prove.
     F6  It is not handed to whom any member ever heard of (`Answer.is_known`).
     F7  Who meets a cluster that is formed, and whose entry does not fit, joins that; while listed nodes are of
         two clusters it joins neither.
@@ -286,8 +286,6 @@ class Deed(Enum):
     """Become a member with `Work.founding` as the only entry of the log, and committed; speak not yet."""
     CONFIRM = auto()
     """A majority has it stored: keep that in mind, and speak."""
-    DROP = auto()
-    """Be of no cluster again, as if nothing had been stored."""
     JOIN = auto()
     """Ask the cluster of the node at `Work.addr` to be let in."""
 
@@ -301,12 +299,29 @@ class Work(NamedTuple):
 
 
 def clusters_among(answers: Mapping[str, Answer]) -> dict[int, list[str]]:
-    """To which clusters those belong who are exactly where they were asked, and where that is."""
+    """To which clusters those belong who are exactly where they were asked, and where that is.
+
+    Who was removed from one belongs to none.
+    """
     found: dict[int, list[str]] = {}
     for addr, answer in answers.items():
-        if answer.cluster_id and answer.addr == addr:
+        if answer.cluster_id and answer.addr == addr and answer.standing is not Standing.REMOVED:
             found.setdefault(answer.cluster_id, []).append(addr)
     return found
+
+
+def never_storing(stored: Founding, answers: Mapping[str, Answer]) -> list[str]:
+    """Those who say that they never will store the entry, if no majority can without them; for people, see F5."""
+    addrs = stored.founders.addrs
+    refusing = [
+        addr
+        for addr in addrs
+        if (answer := answers.get(addr)) is not None
+        and answer.addr == addr
+        and answer.cluster_id != stored.cluster_id
+        and (answer.cluster_id or answer.refused == stored.cluster_id)
+    ]
+    return refusing if len(addrs) - len(refusing) <= len(addrs) // 2 else []
 
 
 class Nascent:
@@ -336,6 +351,7 @@ class Nascent:
         """What is being done; nothing is answered meanwhile, and nothing else begun."""
         self.is_over = False
         """It speaks as a member."""
+        self._admitted: Work | None = None  # by which it was let in, durably; only the start as a member failed
 
     def _draw(self) -> bytes:
         return self._random.getrandbits(8 * _TOKEN_BYTES).to_bytes(_TOKEN_BYTES, "big")
@@ -362,13 +378,17 @@ class Nascent:
         founding = founding_in(question.entry)
         return Work(Deed.STORE, founding) if founding is not None and self._fits(founding) else None
 
+    def is_of_another_attempt(self, question: Question) -> bool:
+        """Whether to answer it would make worthless the token that another attempt of the founder was given."""
+        return bool(self._token) and self._is_of_founder(question) and question.attempt != self._token_for
+
     def answer(self, question: Question) -> Answer:
         """How this node is, to who asks."""
         assert self.work is None or self.work.deed is Deed.JOIN, "nobody is answered meanwhile"
         stored = self.stored
         answer = Answer(
             self.addr,
-            Standing.STORED if stored else Standing.JOINING if self.work else Standing.BLANK,
+            Standing.STORED if stored else Standing.JOINING if self.work or self._admitted else Standing.BLANK,
             self.members,
             attempt=question.attempt,
             round=question.round,
@@ -378,7 +398,7 @@ class Nascent:
         if stored is not None and stored.id_of(question.asker):
             answer = answer._replace(entry=stored.entry)
         brought = founding_in(question.entry)
-        if brought is not None and brought.cluster_id != answer.cluster_id:
+        if brought is not None and brought.cluster_id != answer.cluster_id and not self._fits(brought):
             answer = answer._replace(refused=brought.cluster_id)
         if answer.standing is Standing.BLANK and self._is_of_founder(question):
             if question.attempt != self._token_for:
@@ -399,6 +419,7 @@ class Nascent:
         return (
             self.stored is None
             and self.work is None
+            and self._admitted is None
             and not self.is_over
             and founding.founders.addrs == self.members
             and bool(self._token)
@@ -432,6 +453,8 @@ class Nascent:
             return None
         if self.stored is not None:
             return self._judge(self.stored)
+        if self._admitted is not None:
+            return self._admitted
         for answer in self._counting().values():
             founding = founding_in(answer.entry)
             if founding is not None and self._fits(founding):
@@ -484,20 +507,14 @@ class Nascent:
         return Founding.of(cluster_id, list(zip(self.members, tokens, strict=True)), versions)
 
     def _judge(self, stored: Founding) -> Work | None:
-        """Whether enough others have stored it too (F4), or never will (F5)."""
-        total = len(stored.founders.members)
-        quorum = total // 2 + 1
+        """Whether enough others have stored it too (F4); if they never will, nothing is done by itself (F5)."""
+        quorum = len(stored.founders.members) // 2 + 1
         having = 1
-        never = 0
         for answer in self._counting().values():
             if answer.cluster_id == stored.cluster_id:
                 # Who speaks, or did, knew of a majority.
                 having += quorum if answer.standing in (Standing.FORMED, Standing.REMOVED) else 1
-            elif answer.cluster_id or answer.refused == stored.cluster_id:
-                never += 1
-        if having >= quorum:
-            return Work(Deed.CONFIRM, stored)
-        return Work(Deed.DROP, stored) if total - never < quorum else None
+        return Work(Deed.CONFIRM, stored) if having >= quorum else None
 
     # -- what is done
 
@@ -505,22 +522,24 @@ class Nascent:
         """It is being done."""
         assert self.work is None, "one thing at a time"
         self.work = work
-        if work.deed in (Deed.STORE, Deed.DROP, Deed.JOIN):
-            # An attempt makes one entry.  And who joins, or failed to store, stores none that was made before.
-            self._attempt = self._draw()
+        if work.deed is Deed.STORE:
+            self._attempt = self._draw()  # an attempt makes one entry
 
-    def end(self, is_done: bool) -> None:
-        """It was done, or it failed and nothing of it was."""
+    def end(self, is_done: bool, is_admitted: bool = False) -> None:
+        """It was done, or it failed and nothing of it was.
+
+        is_admitted: but that a cluster let it in, which is on the disk: it is none that founds another.
+        """
         work, self.work = self.work, None
         assert work is not None, "something was begun"
         if work.deed is Deed.STORE and is_done:
             self.stored = work.founding
-        elif work.deed is Deed.DROP and is_done:
-            self.stored = None
         elif is_done:
             self.is_over = True
-        if self.stored is None:
+        elif work.deed is Deed.JOIN:  # it may be a member there: it stores no entry that was made before
+            self._attempt = self._draw()
             self._token = self._token_for = b""
+            self._admitted = work if is_admitted else None
 
 
 def answer_as_member(

@@ -381,8 +381,5 @@ class Leader:
             progress.awaited_index = self._server.log.last_index
 
     def kept_after(self, index: int) -> int:
-        """`index`, or a lower one after which a snapshot on its way to somebody makes entries needed."""
-        for progress in self.replication.progress.values():
-            if progress.state is ProgressState.SNAPSHOT:
-                index = min(index, progress.snapshot_index)
-        return index
+        """`index`, or a lower one after which somebody needs entries to whom a snapshot is, or was, on its way."""
+        return min([index, *(progress.needs_after(index) for progress in self.replication.progress.values())])

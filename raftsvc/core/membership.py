@@ -23,7 +23,7 @@ from raftsvc.core.versions import FIRST, Versions
 MAX_ADDRESS_BYTES = 1024
 MAX_CLUSTER_ID = 2**64 - 1
 MAX_VACANCIES = 256
-"""So many addresses of former members are remembered, the latest."""
+"""So many addresses of former members are remembered; if there are more, see `Configuration.vacant`."""
 
 
 class Member(NamedTuple):
@@ -44,7 +44,7 @@ class ConfOp(IntEnum):
     ADD_VOTER = 1  # only to found a cluster
     ADD_LEARNER = 2
     PROMOTE = 3  # a learner becomes a voter
-    REMOVE = 4
+    REMOVE = 4  # of no member, but with an address: takes back that whoever is there next may join
     SET_ADDRESS = 5
     RAISE = 6  # the effective version
     FOUND = 7  # several voters at once, only as the first entry of a cluster
@@ -177,7 +177,8 @@ class Configuration:
                 an id at or below it that is no member was removed.
     versions:   the effective ones.
     vacant:     where members were that were removed, the latest last, and whether whoever is there next
-                may join: False: only if the State allows it.
+                may join: False: only if the State allows it.  An empty address stands for wherever else that
+                is: of a member that was removed while its address was not known, or of more than are remembered.
     """
 
     __slots__ = ("highest_id", "learners", "members", "vacant", "versions", "voters")
@@ -224,6 +225,8 @@ class Configuration:
             return Configuration(self.members, self.highest_id, change.versions, self.vacant)
         if op in (ConfOp.ADD_VOTER, ConfOp.ADD_LEARNER, ConfOp.ADD_LISTED):
             return self._added(change)
+        if op == ConfOp.REMOVE and node_id == NO_NODE:
+            return self._closed(change.addr)
         if node_id not in self.members:
             raise InvalidChangeError(f"{node_id} is no member")
         members, vacant = dict(self.members), dict(self.vacant)
@@ -235,11 +238,9 @@ class Configuration:
             if self.voters == {node_id}:
                 raise InvalidChangeError("the only voter cannot be removed")
             addr = members.pop(node_id).addr
-            if addr:
-                vacant.pop(addr, None)
-                vacant[addr] = op == ConfOp.REPLACE
-                if len(vacant) > MAX_VACANCIES:
-                    del vacant[next(iter(vacant))]
+            vacant.pop(addr, None)
+            vacant[addr] = op == ConfOp.REPLACE and bool(addr)
+            _shorten(vacant)
         else:
             if not change.addr:
                 raise InvalidChangeError("an address that is set is not empty")
@@ -249,8 +250,18 @@ class Configuration:
                 # holder: where that is now shows when it speaks.
                 members[holder] = members[holder]._replace(addr="")
             members[node_id] = members[node_id]._replace(addr=change.addr)
-            vacant.pop(change.addr, None)
+            if vacant.get(change.addr):
+                del vacant[change.addr]  # the place is taken; but who was evicted from there stays so
         return Configuration(members, self.highest_id, self.versions, vacant)
+
+    def admits(self, addr: str, is_listed: bool) -> bool:
+        """Whether a node at `addr` may join without the State's word: as a replacement, or because a list has it."""
+        return self.vacant.get(addr, is_listed and self.vacant.get("", True))
+
+    def _closed(self, addr: str) -> Configuration:
+        if not self.vacant.get(addr):
+            raise InvalidChangeError(f"nobody was to be replaced at {addr!r}")
+        return Configuration(self.members, self.highest_id, self.versions, {**self.vacant, addr: False})
 
     def _founded(self, change: ConfChange) -> Configuration:
         founders = change.founders
@@ -265,7 +276,7 @@ class Configuration:
             raise InvalidChangeError(f"member id {node_id} was given already; ids are never reused")
         if not change.addr or self.id_of(change.addr) is not None:
             raise InvalidChangeError(f"address {change.addr!r} is empty or belongs to a member already")
-        if change.op == ConfOp.ADD_LISTED and not self.vacant.get(change.addr, True):
+        if change.op == ConfOp.ADD_LISTED and not self.admits(change.addr, True):
             raise InvalidChangeError(f"a member was removed from {change.addr}, so that is in no list any more")
         is_first = change.op == ConfOp.ADD_VOTER
         if is_first and self.members:
@@ -338,3 +349,16 @@ class Configuration:
             f"Configuration(voters={sorted(self.voters)} learners={sorted(self.learners)} highest_id={self.highest_id}"
             f" versions={self.versions})"
         )
+
+
+def _shorten(vacant: dict[str, bool]) -> None:
+    """Have it hold no more than may be remembered, and forget no removal: the empty address stands for all of them.
+
+    The oldest permission may be forgotten.
+    """
+    if len(vacant) > MAX_VACANCIES and not all(vacant.values()):
+        for addr in [addr for addr, may_join in vacant.items() if not may_join]:
+            del vacant[addr]
+        vacant[""] = False
+    if len(vacant) > MAX_VACANCIES:
+        del vacant[next(addr for addr in vacant if addr)]

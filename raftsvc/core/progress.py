@@ -147,6 +147,20 @@ class Progress:
         self.probe_sent = False
         self.window.clear()
 
+    def needs_after(self, index: int) -> int:
+        """After which entry it needs all because of the last snapshot that it was sent; `index`: of none before.
+
+        What was written while the snapshot was on its way follows it, and may take as long again: as long as it is
+        heard from, it is not to need another one meanwhile.
+        """
+        if self.state is ProgressState.SNAPSHOT:
+            return min(index, self.snapshot_index)
+        if self.snapshot_index and self.is_alive and self.state is not ProgressState.FORGETFUL:
+            if self.match_index < index:
+                return max(self.snapshot_index, self.match_index)
+            self.snapshot_index = 0  # it has come so far
+        return index
+
     def await_snapshot(self, snapshot_index: int) -> None:
         """A snapshot is on its way; send nothing else."""
         self.probe_from(self.next_index)

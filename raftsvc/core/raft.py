@@ -442,8 +442,8 @@ class Raft(Server):
         """A snapshot up to `index` is durable: drop what lies before its trailing window.
 
         Returns the index up to which entries are no longer needed in storage.
-        What a snapshot on its way to a follower leaves out stays here, within bounds; where that
-        is not enough, the follower is sent another when that one has arrived.
+        What a snapshot on its way to a follower leaves out stays here, within bounds, until the follower has that
+        too; where it is not enough, it is sent another when that one has arrived.
         """
         log, settings = self.log, self.settings
         if index > log.snapshot.index:

@@ -77,7 +77,7 @@ class Content:
 
     def transact(
         self, conditions: list[tuple[str, int]], effects: list[tuple[int, str, bytes, int]], index: int, time_ms: int
-    ) -> int:
+    ) -> bool | int:  # compiled, an int is no bool any more
         """Have all effects take place in their order, or raise Rejected.
 
         Returns the number that the last INCR made; of a DELETE or TOUCH that is alone whether there was such
@@ -87,7 +87,7 @@ class Content:
             version = self.keys.version(key)
             if version != expected:
                 raise conflict(position, version)
-        answer: int = True
+        answer: bool | int = True
         numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
         if self.max_bytes:
             self._check_quota(effects, numbers)

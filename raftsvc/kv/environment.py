@@ -9,7 +9,8 @@
     RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
                              and the application mounts the Service under /raft/
 
-But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.
+But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.  One that begins by RAFTSVC_ and is none of
+these is refused, for it is one of them misspelt, most likely, and what it says would not be heard.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from raftsvc.addresses import peer_url
+from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.errors import ConfigurationError
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.state import KeyValueState
@@ -29,6 +30,10 @@ from raftsvc.service import start
 
 _PREFIX = "RAFTSVC_"
 _NAMES = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
+_OF_OTHERS = ("COMPILE", "OPT_LEVEL", "EFFORT")
+"""Of what builds and tests raftsvc."""
+_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|SERVICE_(HOST|PORT\w*)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)\w*")
+"""What it, or Docker, tells of services and containers that are named raftsvc, or something that begins so."""
 _NEEDED = {
     "ADDR": "where the others reach this node, such as n1.example:8001",
     "DIR": "a directory for this node alone, such as /var/lib/app/raft",
@@ -49,6 +54,7 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     raises.
     """
     given = os.environ if environ is None else environ
+    _refuse_unknown(given)
     said = {name: given.get(_PREFIX + name, "").strip() for name in _NAMES}
     chosen: dict[str, Any] = {"laddr": said["ADDR"], "dir": said["DIR"], "state": KeyValueState()}
     for option, name in (("laddr", "ADDR"), ("dir", "DIR")):
@@ -58,8 +64,13 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
         chosen["secret"] = _secrets(said["SECRET_FILE"], said["SECRET"])
     if said["INITIAL_CLUSTER"]:
         chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))
+        for addr in chosen["initial_cluster"] if "initial_cluster" not in options else ():
+            check_addr(_PREFIX + "INITIAL_CLUSTER", addr)
     chosen.update(options)
+    check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:
+        if said["LISTEN"]:
+            check_listen(_PREFIX + "LISTEN", said["LISTEN"])
         is_said = _PREFIX + "LISTEN" in given
         chosen["listen"] = said["LISTEN"] or None if is_said else _port_of(chosen["laddr"])
     return KeyValue(start(**chosen), chosen["state"])
@@ -84,6 +95,23 @@ def _port_of(laddr: str) -> str:
     """The host and port that `laddr` names, to listen there."""
     parts = urlsplit(peer_url(laddr))
     return parts.netloc if parts.port else f"{parts.netloc}:{443 if parts.scheme == 'https' else 80}"
+
+
+def _refuse_unknown(given: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for a variable that would be heard by nobody."""
+    for variable, value in given.items():
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or not value.strip() or name in _NAMES or name in _OF_OTHERS:
+            continue
+        if _OF_KUBERNETES.fullmatch(name) or (name.endswith("PORT") and "://" in value):
+            continue
+        near = difflib.get_close_matches(name.upper(), _NAMES, 1, 0.6)
+        instead = (
+            f"{_PREFIX}{near[0]} is, was that meant?"
+            if near
+            else "unset it; there are " + ", ".join(_PREFIX + each for each in _NAMES)
+        )
+        raise ConfigurationError(f"{variable} is no variable of raftsvc: {instead}")
 
 
 def _missing(name: str, given: Mapping[str, str]) -> str:

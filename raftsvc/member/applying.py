@@ -50,6 +50,7 @@ class Applying:
         "applied_index",
         "applied_time_ms",
         "deadlines",
+        "is_restoring",
         "machine",
         "max_backlog_bytes",
         "warning",
@@ -65,6 +66,8 @@ class Applying:
         self._taken_bytes = 0
         self._is_under_way = False
         self.deadlines = Deadlines(machine)
+        self.is_restoring = False
+        """Or, once applying stopped, whether that was in a snapshot, and not in an entry."""
         self._reporting = machine.state if isinstance(machine.state, ReportingState) else None
         self.warning: str | None = None
         """What the State said last that people should see to."""
@@ -127,7 +130,9 @@ class Applying:
         try:
             for items in work:
                 if isinstance(items, Restore):
+                    self.is_restoring = True
                     self._snapshots.restore(items.index)
+                    self.is_restoring = False
                 else:
                     self.machine.apply(items, answers)
                     self._snapshots.bytes_since += sum(map(len, items))
@@ -141,7 +146,11 @@ class Applying:
         self.deadlines.ask()
         if self._reporting is not None:
             try:
-                self.warning = self._reporting.warning()
+                warning: object = self._reporting.warning()
+                is_text = warning is None or isinstance(warning, str)
+                self.warning = (
+                    (str(warning or "") or None) if is_text else f"warning() of the State returned {warning!r}"
+                )
             except Exception as error:  # of the State, whatever it is: what is applied stays applied
                 self.warning = f"warning() of the State raised {error!r}"
 

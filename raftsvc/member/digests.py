@@ -250,7 +250,8 @@ class DigestCheck:
                 "not apply deterministically.  Both serve on; of the two, the one that leads sends no snapshot "
                 "meanwhile.  Bring the other voters back: their answers decide it.  If there are none, restart first "
                 "the one and then the other, which applies the log anew since the last snapshot; if they still "
-                "differ, compare their data, evict the member whose data is wrong, and join with an empty directory"
+                "differ, compare their data, stop the member whose data is wrong, evict it, and have it join with an "
+                "empty directory"
             )
 
     # -- as the leader

@@ -48,6 +48,7 @@ from raftsvc.errors import (
     NodeFailedError,
     OutdatedError,
     RaftError,
+    StartFailedError,
     StorageError,
     SupersededError,
     UnknownOperationError,
@@ -172,7 +173,7 @@ class Engine:
         """Recover from `store`, which is initialized; `runner` is not called before `start`.
 
         Raises StorageError if what is stored cannot be trusted, OutdatedError or ConsensusError if only later
-        code can go on from it, and whatever the State raises if it cannot be restored.
+        code can go on from it, and StartFailedError if the State cannot be restored.
         """
         loaded = store.load(random.getrandbits(64))
         self.options = options
@@ -184,7 +185,7 @@ class Engine:
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
         if loaded.snapshot is not None:
-            self.snapshots.restore(0)
+            self._restore()
         elif state.applied_index() != 0:
             raise StorageError(
                 "the State reports applied entries, but there is no snapshot to start it from: "
@@ -486,12 +487,31 @@ class Engine:
         if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
         elif error is not None:
-            halted = ApplyHaltedError(
-                f"applying stopped at entry {applying.applied_index + 1}, where the State raised {error!r}; "
-                "it resumes at that entry after a restart with repaired code"
-            )
+            if applying.is_restoring:
+                what = (
+                    f"the State could not be restored from a snapshot, as of which entries are gone: {error!r}; "
+                    "it is tried again at the next start, with repaired code"
+                )
+            else:
+                what = (
+                    f"applying stopped at entry {applying.applied_index + 1}, where the State raised {error!r}; "
+                    "it resumes at that entry after a restart with repaired code"
+                )
+            halted = ApplyHaltedError(what)
             halted.__cause__ = error
             self.halt(halted)
+
+    def _restore(self) -> None:
+        """Have the State begin by the stored snapshot.  Raises StartFailedError for whatever it raises."""
+        try:
+            self.snapshots.restore(0)
+        except RaftError:
+            raise
+        except Exception as error:
+            raise StartFailedError(
+                f"the State could not be restored from the snapshot in this directory: {error!r}; "
+                "it is tried again at the next start, with repaired code"
+            ) from error
 
     def _await_deadline(self) -> None:
         """Have the core know what the State waits for, as of what is applied."""

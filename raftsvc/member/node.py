@@ -137,12 +137,13 @@ class Node:
         turn, core, health = self._turn, self._engine.core, self._engine.health
         with turn:
             self._engine.time.note()
-            if core.leader is None or health.is_over:
+            leader = core.leader
+            if leader is None or health.is_over:
                 return None
             try:
                 if to_id != NO_NODE:
                     core.transfer_leadership(to_id)
-                elif not core.leader.step_aside():
+                elif not leader.step_aside():
                     return Refusal.NO_LEADER  # there is none who could
             except ProposalRefused as refused:
                 return refused.refusal

@@ -26,6 +26,7 @@ from raftsvc.core.versions import Versions, latest, least
 from raftsvc.member.envelopes import OPEN, VOID
 from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Machine
+from raftsvc.member.sessions import VOID_LIFE
 
 _REPORTING = (bytes([OPEN]), bytes([VOID]))
 _MOST_UNAPPLIED = 10_000
@@ -86,7 +87,9 @@ class Upgrades:
         held = {}
         for i in sorted(self._core.config.members):
             report = self._report_of(i)
-            if report is None:
+            if self._reports.get(i, (Life(), None))[0] == VOID_LIFE:
+                held[i] = "nothing that it says counts, for its directory was copied or put back: evict it"
+            elif report is None:
                 held[i] = "it has not said yet what its code knows"
             elif not report.covers(wanted):
                 held[i] = f"its code knows {report}"

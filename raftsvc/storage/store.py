@@ -79,6 +79,8 @@ class Store:
         # Guards all up to _is_named, and the names of snapshots; held while these change.
         self._snapshot_lock = threading.Lock()
         self._is_closed = False
+        self.is_in_doubt = False
+        """A `create` failed, and what it left could not be undone yet: the next start may find a member's log."""
         self._snapshot_index = 0
         self._complete_index = 0  # of the snapshot that was received whole and waits to be installed; 0: there is none
         self._is_named = False  # one received whole has its name, which is not durable yet
@@ -121,13 +123,15 @@ class Store:
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
-        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "wal/token"):
+        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "undo.tmp", "wal/token"):
             if self._files.exists(f"{self._path}/{name}"):
                 self._files.remove(f"{self._path}/{name}")
         if self._files.exists(f"{self._path}/wal.tmp"):
             self._clear_stage()
         if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
             raise DamagedStorageError(f"{self._path}/wal", 0, "there is a snapshot but no log")
+        # What a process that was killed did last may not be durable, and is acted upon from here on.
+        self._files.sync_dir(self._path)
 
     @property
     def is_initialized(self) -> bool:
@@ -172,9 +176,15 @@ class Store:
         """Make this the directory of member `node_id`: whole, or, if the power goes, not at all.
 
         founding: what is kept beside the log, of a member that is silent until `founded.speak`; empty: of none such.
-        Raises StorageError; the directory is then as uninitialized as before.
+        Raises StorageError; the directory is then as uninitialized as before, or `is_in_doubt`.
         """
-        if self.is_initialized:  # no assert: the log of a member would be written over
+        if self.is_in_doubt:
+            self.undo_create()
+        try:
+            is_member = self.is_initialized
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be read: {error}") from error
+        if is_member:  # no assert: the log of a member would be written over
             raise StorageError(f"{self._path}: belongs to a member already, whose id never changes")
         staged = f"{self._path}/wal.tmp"
         try:
@@ -184,13 +194,11 @@ class Store:
                 self.founded.put(staged, founding)
             write_file(self._files, f"{self._path}/id", encode_id(node_id))
             self._files.rename(staged, f"{self._path}/wal")
-            try:
-                self._files.sync_dir(self._path)
-            except OSError:
-                # The caller will hear that it failed, so it must have.
-                self._files.rename(f"{self._path}/wal", staged)
-                raise
+            self._files.sync_dir(self._path)
         except OSError as error:
+            # The caller will hear that it failed, so it must have, also if the power goes now.
+            with suppress(StorageError):
+                self.undo_create()
             raise StorageError(f"{self._path}: cannot be initialized: {error}") from error
         with suppress(OSError):  # the next start removes what stays
             self._files.remove(f"{self._path}/wal/token")
@@ -200,12 +208,17 @@ class Store:
 
         Raises StorageError; then it may be called again, for it may have come half-way.
         """
+        was_in_doubt, self.is_in_doubt = self.is_in_doubt, True
         try:
             if self.is_initialized:
                 self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
+            if was_in_doubt:  # a sync that failed is not trusted the second time, unless there is something new
+                self._files.close(self._files.create(f"{self._path}/undo.tmp"))
+                self._files.remove(f"{self._path}/undo.tmp")
             self._files.sync_dir(self._path)
         except OSError as error:
             raise StorageError(f"{self._path}: what was begun cannot be undone: {error}") from error
+        self.is_in_doubt = False
         with suppress(OSError):  # whoever makes a log there next removes what stays
             self._clear_stage()
 
@@ -235,6 +248,8 @@ class Store:
         directory was copied or put back.
         """
         try:
+            if self.is_in_doubt or self.founded.is_silent:
+                raise StorageError(f"{self._path}: what is in it is not the log of a member that may speak")
             ended = f"{self._path}/wal/ended"
             if self._files.exists(ended):
                 raise SupersededError(read_file(self._files, ended).decode(errors="replace"))
@@ -244,8 +259,6 @@ class Store:
 
     def _load(self, nonce: int) -> Loaded:
         snapshot_path = f"{self._path}/snap"
-        # What a process that was killed did last may not be durable, and is acted upon from here on.
-        self._files.sync_dir(self._path)
         if not self._files.exists(f"{self._path}/id"):
             raise DamagedStorageError(f"{self._path}/id", 0, "the id file is missing")
         node_id = decode_id(read_file(self._files, f"{self._path}/id"), f"{self._path}/id")

@@ -58,6 +58,7 @@ class SimulatedDisk(Files):
     operations: (operation, path) of everything that changed it since the process started.
     crash_at:   the number of the operation, counted from 1 so, during which the power
                 goes; 0: none.
+    crash_kills: it is the process that ends then, and the power stays.
     free_bytes: how much files may still grow; None: without limit.
     hasty:      files that were given a name before what is in them was durable.
     """
@@ -71,6 +72,7 @@ class SimulatedDisk(Files):
         self.is_dead = False
         self.operations: list[tuple[str, str]] = []
         self.crash_at = 0
+        self.crash_kills = False
         self._crash_near = ("", 0)
         self.free_bytes: int | None = None
         self.hasty: list[str] = []
@@ -90,6 +92,7 @@ class SimulatedDisk(Files):
         """No failure that was arranged happens any more, and there is room."""
         self._failures.clear()
         self.crash_at = 0
+        self.crash_kills = False
         self._crash_near = ("", 0)
         self.free_bytes = None
 
@@ -124,7 +127,7 @@ class SimulatedDisk(Files):
     def kill_process(self) -> None:
         """The process ends, the machine goes on: the page cache keeps what was written."""
         self.fds.clear()
-        self.is_dead = False
+        self.is_dead = self.crash_kills = False
         self.crash_at = 0
         self._crash_near = ("", 0)
         self.operations.clear()

@@ -22,6 +22,7 @@ from raftsvc.core.founding import (
     Work,
     answer_as_member,
     founding_in,
+    never_storing,
 )
 from raftsvc.core.messages import HardState
 from raftsvc.errors import StorageError
@@ -36,6 +37,8 @@ from raftsvc.testing.violation import Violation, require
 from raftsvc.testing.world import PATIENCE, World
 
 _ROUND = 200 * MILLISECOND
+_HOLD = SECOND
+"""For so long after it answered a founder a node answers no other process of it."""
 _ROUNDS_TOLD = 5
 """Rounds after which the operator does what a node is told."""
 
@@ -48,6 +51,7 @@ class Foundings:
         self.stored: dict[int, set[int]] = {}
         """By cluster, who has its entry; not who lost it."""
         self._ever: dict[int, set[int]] = {}
+        self._tokens: dict[int, bytes] = {}  # with which a node answered a founder last
         self.spoken: set[int] = set()
         """The clusters of which some member speaks."""
 
@@ -58,7 +62,12 @@ class Foundings:
         self.recover(node_id, founding)
 
     def recover(self, node_id: int, founding: Founding) -> None:
-        """A node has an entry stored."""
+        """A node has an entry stored, and finds it there if it is started anew."""
+        addr, token = founding.founders.members[node_id - 1]
+        require(
+            self._tokens.get(node_id, token) == token,
+            f"founding: node {node_id} at {addr} has an entry from before it answered another founder",
+        )
         first = self.founded.setdefault(founding.cluster_id, founding)
         require(first.entry == founding.entry, f"founding: the entry of cluster {founding.cluster_id:x} was changed")
         holders = self.stored.setdefault(founding.cluster_id, set())
@@ -71,6 +80,11 @@ class Foundings:
                 f"founding: two entries of one list are stored by majorities, {sorted(having)} and {sorted(holders)}",
             )
 
+    def find_nothing(self, node_id: int) -> None:
+        """The directory of a node is that of no member."""
+        forgotten = [cluster_id for cluster_id, having in self.stored.items() if node_id in having]
+        require(not forgotten, f"founding: node {node_id} forgot an entry that it had said it has stored")
+
     def speak(self, node_id: int, founding: Founding) -> None:
         """A node is about to speak as a member."""
         have = self._ever.get(founding.cluster_id, set())
@@ -82,13 +96,9 @@ class Foundings:
         self.spoken.add(founding.cluster_id)
         require(len(self.spoken) == 1, "founding: members of two clusters speak that were founded from one list")
 
-    def drop(self, node_id: int, founding: Founding) -> None:
-        """A node gives up an entry."""
-        require(
-            founding.cluster_id not in self.spoken, f"founding: node {node_id} gives up a cluster whose members speak"
-        )
-        self.stored[founding.cluster_id].discard(node_id)
-        self._ever[founding.cluster_id].discard(node_id)
+    def answer(self, node_id: int, token: bytes) -> None:
+        """A node that is of no cluster has answered a founder with that token."""
+        self._tokens[node_id] = token
 
     def lose(self, node_id: int) -> None:
         """The disk of a node is gone."""
@@ -119,6 +129,7 @@ class NascentProcess:
             forming.foundings.recover(node.node_id, stored)
         self._answered: set[bytes] = set()
         self._rounds_told = 0
+        self._founder_heard_at = 0
         self.life.later(forming.random.randrange(_ROUND), self._ask)
 
     def _try(self, step: Callable[[], None]) -> None:
@@ -136,6 +147,8 @@ class NascentProcess:
         if room.work is not None:
             return
         self._look_after(room)
+        if self.life.is_over or not self._settle():
+            return
         work = room.next_work(is_over=True)
         if work is not None:
             self._do(work)
@@ -151,10 +164,30 @@ class NascentProcess:
         self._try(self._go_on)
 
     def _look_after(self, room: Nascent) -> None:
-        """Where a node is told that its former self has to be evicted, the operator does that."""
-        self._rounds_told += any(a.is_known and a.standing is Standing.FORMED for a in room.answers.values())
-        if room.stored is None and self._rounds_told > _ROUNDS_TOLD:
-            self._forming.replace(self._node)
+        """The operator does what a node says has to be done: evict its former self, or empty all directories."""
+        stored = room.stored
+        if stored is not None:
+            self._rounds_told += bool(never_storing(stored, room.answers))
+        else:
+            self._rounds_told += any(a.is_known and a.standing is Standing.FORMED for a in room.answers.values())
+        if self._rounds_told > _ROUNDS_TOLD:
+            self._rounds_told = 0
+            if stored is None:
+                self._forming.replace(self._node)
+            else:
+                self._forming.begin_anew()
+
+    def _settle(self) -> bool:
+        """Nothing is left of what could not be stored; nobody is answered before."""
+        try:
+            if self._store.is_in_doubt:
+                self._store.undo_create()
+        except StorageError as error:
+            self._node.note(f"cannot be undone: {error}")
+        except PowerLoss:
+            self._node.cut_power()
+            return False
+        return not self._store.is_in_doubt
 
     def _go_on(self) -> None:
         work = self.room.next_work()
@@ -178,11 +211,9 @@ class NascentProcess:
             if work.deed is Deed.STORE:
                 own_id = founding.id_of(self.room.addr)
                 require(own_id == node.node_id, f"founding: {node.name} becomes member {own_id}")
+                self._answered |= self._forming.own_tokens(self.room, founding)
                 store.create(own_id, founding.cluster_id, HardState(1, 0, 1), [founding.entry], founding.entry)
-                foundings.store(node.node_id, founding, self._answered | self._forming.own_tokens(self.room, founding))
-            elif work.deed is Deed.DROP:
-                foundings.drop(node.node_id, founding)
-                store.undo_create()
+                foundings.store(node.node_id, founding, self._answered)
             else:
                 store.founded.speak()
         except StorageError as error:
@@ -208,9 +239,15 @@ class NascentProcess:
         self.life.later(6 * MILLISECOND, lambda: self._answer(question, reply))
 
     def _answer(self, question: Question, reply: Callable[[Answer], None]) -> None:
-        if self.room.work is None and not self.room.is_over:
+        if self.room.work is None and not self.room.is_over and not self._store.is_in_doubt:
+            now = self._world.schedule.now
+            if self.room.is_of_another_attempt(question) and now - self._founder_heard_at < _HOLD:
+                return
             answer = self.room.answer(question)
             self._answered.add(answer.token)
+            if answer.token:
+                self._founder_heard_at = now
+                self._forming.foundings.answer(self._node.node_id, answer.token)
             reply(answer)
 
     def end(self) -> None:
@@ -232,6 +269,8 @@ class Listed:
         store = open_store(self._forming.world, self._node.computer)
         is_member = store.is_initialized and not store.founded.is_silent
         founding = founding_in(store.founded.entry()) if is_member else None
+        if not store.is_initialized:
+            self._forming.foundings.find_nothing(self._node.node_id)
         store.close()
         if founding is not None:  # also where the power went right after that was durable
             self._forming.foundings.recover(self._node.node_id, founding)
@@ -310,7 +349,7 @@ class Forming:
         (cluster_id,) = self.foundings.spoken
         founding = self.foundings.founded[cluster_id]
         for node in self.nodes():
-            if node.process is not None:
+            if node.process is not None and node.node_id not in self.replaced:
                 require(
                     node.process.store.founded.entry() == founding.entry,
                     f"founding: {node.name} keeps other bytes of the entry",
@@ -369,8 +408,12 @@ class Forming:
             reply(answer)
 
     def own_tokens(self, room: Nascent, founding: Founding) -> set[bytes]:
-        """The token of who founds alone, which answers nobody."""
-        return {founding.founders.members[0][1]} if len(room.members) == 1 else set()
+        """The token of who founds alone, which nobody else is told."""
+        if len(room.members) > 1:
+            return set()
+        token = founding.founders.members[0][1]
+        self.foundings.answer(1, token)
+        return {token}
 
     # -- what becomes of nodes
 
@@ -392,6 +435,29 @@ class Forming:
             node.kill()
             node.cradle = None
             self._operator.replace(node)
+
+    def begin_anew(self) -> None:
+        """What is founded cannot come to be: all are stopped and, unless one of them spoke, start with nothing."""
+        self.world.report.counts["founded again from empty directories"] += 1
+        for node in self.nodes():
+            node.kill()
+        try:
+            stores = [open_store(self.world, node.computer) for node in self.nodes()]
+            is_safe = all(store.founded.is_silent or not store.is_initialized for store in stores)
+        except StorageError:
+            is_safe = False
+        for node in self.nodes():
+            if is_safe:
+                self.lose_disk(node)
+            node.restart_later()
+
+    def lose_disk(self, node: SimulatedNode) -> None:
+        """It is not running, and has another disk."""
+        node.note("loses its disk")
+        node.computer.disk.become(SimulatedDisk())
+        self.foundings.lose(node.node_id)
+        self.world.watch.consensus.lost(node.node_id)
+        node.refusal = None
 
     def _heal(self) -> None:
         self.world.schedule.note("", "formation is healed")
@@ -429,6 +495,7 @@ class _Faults:
             self._kill_all,
             self._cut_power,
             self._cut_power_in_a_write,
+            self._kill_then_cut_power,
             self._lose_disk,
             self._cut_links,
             self._lose_messages,
@@ -436,6 +503,7 @@ class _Faults:
             self._mistake_address,
             self._lead_astray,
             self._fail_disk,
+            self._fail_to_store,
         ]
 
     def _any(self) -> SimulatedNode:
@@ -460,9 +528,37 @@ class _Faults:
         disk = self._any().computer.disk
         disk.crash_at = len(disk.operations) + self._random.randrange(1, 25)
 
+    def _kill_then_cut_power(self) -> None:
+        """A process is killed in the midst of a change of its directory, and under the next one the power goes."""
+        node = self._any()
+        disk = node.computer.disk
+        disk.crash_at = len(disk.operations) + self._random.randrange(1, 25)
+        disk.crash_kills = True
+        delay = self._random.randrange(50, 4000) * MILLISECOND
+        self._world.schedule.at(delay, lambda: self._cut_power_of(node))
+
+    def _cut_power_of(self, node: SimulatedNode) -> None:
+        if node.cradle is not None and not node.is_gone:
+            node.cut_power()
+
     def _fail_disk(self) -> None:
         operation = self._random.choice(("write", "sync", "rename", "sync_dir", "remove"))
         self._any().computer.disk.fail_next(operation, skip=self._random.randrange(6))
+
+    def _fail_to_store(self) -> None:
+        """A node cannot make durable that it has the entry, nor that it has not; then the power goes."""
+        schedule = self._world.schedule
+        node, founder = self._any(), self._cluster.nodes[1]
+        for _ in range(self._random.randint(1, 2)):
+            node.computer.disk.fail_next("sync_dir", "/data", skip=1)
+
+        def restart() -> None:
+            if founder.cradle is not None and not founder.is_gone:
+                founder.kill()
+                founder.restart_later()
+
+        schedule.at(self._random.randrange(3000) * MILLISECOND, restart)
+        schedule.at(self._random.randrange(6000) * MILLISECOND, lambda: self._cut_power_of(node))
 
     def _lose_disk(self) -> None:
         """A disk is lost, or put back to before: as long as that does not lose what a cluster needs to go on."""
@@ -471,12 +567,8 @@ class _Faults:
         having = [have - {node.node_id} for have in self._forming.foundings.stored.values() if len(have) >= majority]
         if any(len(have) < majority for have in having) or self._forming.replaced:
             return
-        node.note("loses its disk")
         node.kill()
-        node.computer.disk.become(SimulatedDisk())
-        self._forming.foundings.lose(node.node_id)
-        self._world.watch.consensus.lost(node.node_id)
-        node.refusal = None
+        self._forming.lose_disk(node)
         node.restart_later()
 
     def _cut_links(self) -> None:

@@ -173,11 +173,17 @@ class SimulatedNode:
         self._lose_power()
 
     def _lose_power(self) -> None:
-        rng = self._world.random
+        rng, disk = self._world.random, self.computer.disk
+        if disk.is_dead and disk.crash_kills:
+            self.note("killed in a change of its disk")
+            self._end()
+            disk.kill_process()
+            self.restart_later()
+            return
         share = rng.choice((0.0, 0.3, 0.7, 1.0))
         self.note(f"loses power; {share:.0%} of what was not synced stays")
         self._end()
-        self.computer.disk.lose_power(lambda: rng.random() < share)
+        disk.lose_power(lambda: rng.random() < share)
         self.restart_later()
 
     def _end(self) -> None:

@@ -25,6 +25,8 @@ _CONVICTION = 30 * SECOND
 """Virtual time within which a healed cluster convicts a member that differs; it needs an election timeout or two."""
 _ATTENTION = 5 * SECOND
 """Virtual time after which the operator of a healed cluster sees to a member whose damage others cannot show."""
+_LONG = 20 * SECOND
+"""The same, though another change of membership is under way."""
 
 
 class Operator:
@@ -163,7 +165,8 @@ class Operator:
             node.note("is restarted, for its State is damaged")
             node.kill()
             node.restart_later()
-        elif not self._tasks:
+        elif not self._tasks or self._waited[process, False] > _LONG:
+            # Others have their turn first; but nothing may come of that while it leads, and sends no snapshot.
             node.kill()
             self.replace(node)
 
@@ -210,7 +213,8 @@ class Operator:
         config = cluster.configuration()
         for node_id, member in config.members.items():
             if member.token == token:
-                if node_id not in cluster.nodes:
+                former = cluster.nodes.get(node_id)
+                if former is None or former.is_gone:
                     self._world.report.counts["joined"] += 1
                     cluster.create(node_id, HardState(), [], codes[0])
                 return True
@@ -251,7 +255,8 @@ class Operator:
         self._world.watch.consensus.lost(node.node_id)
         node.refusal = None
         node.is_gone = True
-        self.remove(node.node_id)
+        if node.node_id <= self._cluster.configuration().highest_id:  # else it was none: the others' list is without it
+            self.remove(node.node_id)
         self.add()
 
     def _attempt(self, change: ConfChange) -> None:

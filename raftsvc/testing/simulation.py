@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from raftsvc.core.membership import Configuration
 from raftsvc.member.engine import Engine
@@ -187,7 +188,7 @@ class Simulation:
         leader = self.leader()
         if leader is None or self.operator.is_busy or any(client.is_waiting for client in self.clients):
             return False
-        state = leader.process.replica.state if leader.process else None
+        state: Any = leader.process.replica.state if leader.process else None
         if isinstance(state, WaitingState) and state.next_deadline() is not None:
             return False
         if not self.operator.is_all_upgraded or self.watch.versions.latest != self.world.latest_code:

@@ -263,17 +263,8 @@ class App:
             return True
 
     def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
-        sender_addr = None
-        if envelope.path in ("join", "form"):
-            try:
-                is_join = envelope.path == "join"
-                sender_addr = JoinRequest.decode(body).addr if is_join else Question.decode(body).asker
-            except MalformedError:
-                sender_addr = None  # refused below, once its sender is known to be one of ours
-        elif _is_number(envelope.sender):  # else refused below, as above
-            sender_addr = self._receiver.addr_of(int(envelope.sender))
         try:
-            secret = self._auth.admit(envelope, body, environ, sender_addr)
+            secret = self._auth.admit(envelope, body, environ, lambda: self._addr_of_sender(envelope, body))
         except MisnamedError as error:
             raise self._refuse_misnamed(error, envelope) from error
         if secret is None:
@@ -282,6 +273,15 @@ class App:
                 raise _Refused(_other_version())
             raise _Refused(Problem(401, "unauthenticated", "the request is not one of a peer's"))
         return secret
+
+    def _addr_of_sender(self, envelope: Envelope, body: bytes) -> str | None:
+        """Where the sender is known to be reached; asked once all else says that it is one of ours."""
+        if envelope.path in ("join", "form"):
+            try:
+                return JoinRequest.decode(body).addr if envelope.path == "join" else Question.decode(body).asker
+            except MalformedError:
+                return None  # refused later
+        return self._receiver.addr_of(int(envelope.sender)) if _is_number(envelope.sender) else None
 
     def _refuse_misnamed(self, error: MisnamedError, envelope: Envelope) -> _Refused:
         """What is said to who has a certificate of the CA, so that it, and whoever operates this node, knows why."""
@@ -321,7 +321,7 @@ class App:
             status = 503 if path != "join" else 409
             raise Problem(status, "uninitialized", "this node belongs to no cluster yet", proof=receiver.join_proof())
         if path == "join":
-            return CONTENT_TYPE, self._serve_join(JoinRequest.decode(body), envelope, identity, vouch)
+            return CONTENT_TYPE, self._serve_join(body, envelope, identity, vouch)
         from_id = self._admit_peer(envelope, identity)
         vouch()
         node_id = identity.node_id
@@ -443,9 +443,7 @@ class App:
                 return None
         return bytes(data)
 
-    def _serve_join(
-        self, request: JoinRequest, envelope: Envelope, identity: Identity, vouch: Callable[[], None]
-    ) -> bytes:
+    def _serve_join(self, body: bytes, envelope: Envelope, identity: Identity, vouch: Callable[[], None]) -> bytes:
         """Admit a node that answers a challenge of ours, addressed to this cluster and node.
 
         So a recorded request is worth nothing, and one that was meant for another cluster neither.
@@ -455,7 +453,7 @@ class App:
         if (envelope.cluster, envelope.to) != (identity.cluster, str(identity.node_id)):
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         vouch()
-        return self._receiver.admit(request).encode()
+        return self._receiver.admit(JoinRequest.decode(body)).encode()
 
 
 class _Refused(Exception):

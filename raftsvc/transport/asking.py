@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from raftsvc.addresses import peer_url
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import MalformedError
@@ -15,17 +17,19 @@ class UnansweredError(Exception):
 
 
 def ask(network: Network, question: Question, timeout: float) -> Answer:
-    """Ask the node at `question.asked`, which may take `timeout` seconds for each of two requests.
+    """Ask the node at `question.asked`, which may take `timeout` seconds in all, for two requests.
 
     The first is answered by a challenge, so that nobody's question is asked a second time
     by somebody else.  Raises UnansweredError.
     """
+    deadline = time.monotonic() + timeout
     epoch = ""
     body = question.encode()
     for _ in range(2):
         envelope = stranger_envelope("POST", "form", question.asker, epoch)
         try:
-            return Answer.decode(network.post(peer_url(question.asked), envelope, body, timeout=timeout))
+            left = deadline - time.monotonic()
+            return Answer.decode(network.post_within(peer_url(question.asked), envelope, body, max(0.1, left)))
         except Problem as problem:
             epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
             if not epoch:

@@ -153,14 +153,15 @@ class Authenticator:
         return _mac(self._secrets[0], envelope._signed(body))
 
     def admit(
-        self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], sender_addr: str | None
+        self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], find_addr: Callable[[], str | None]
     ) -> bytes | None:
         """Judge a request.  Returns the secret that verified it (empty if none is used), or None.
 
-        sender_addr: where the sender is known to be reached, None if that is unknown.  Its certificate has to
-                     be valid for that; if a secret vouches for the envelope, for where that says it is
-                     reached, which may be new.  With TLS alone a member that got another host name is not
-                     heard before its address is set: only the recorded one says who may use which.
+        find_addr: says where the sender is known to be reached, None if that is unknown.  Its certificate has to
+                   be valid for that; if a secret vouches for the envelope, for where that says it is
+                   reached, which may be new.  With TLS alone a member that got another host name is not
+                   heard before its address is set: only the recorded one says who may use which.
+                   Called last: it may have to read what is in the body, which nothing does for a stranger.
         Raises MisnamedError if it is not.
         """
         used = b""
@@ -171,15 +172,15 @@ class Authenticator:
             if not matching:
                 return None
             used = matching[0]
-            sender_addr = envelope.addr or sender_addr
-        if self._mutual_tls:
-            certificate = _peer_certificate(environ)
-            if not certificate:
-                return None
-            if sender_addr is not None and not certificate_names(certificate, host := _host_claimed(sender_addr)):
-                raise MisnamedError(certificate, host, used)
+        certificate = _peer_certificate(environ) if self._mutual_tls else None
+        if self._mutual_tls and not certificate:
+            return None
         if self._judge is not None and not self._judge(environ):
             return None
+        if certificate:
+            addr = (envelope.addr if used else "") or find_addr()
+            if addr is not None and not certificate_names(certificate, host := _host_claimed(addr)):
+                raise MisnamedError(certificate, host, used)
         return used
 
     def seal_stream(self, envelope: Envelope, nonce: bytes, secret: bytes | None = None) -> Seal:

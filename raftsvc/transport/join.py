@@ -92,7 +92,8 @@ def request_join(
         left = deadline - time.monotonic()
         try:
             envelope = stranger_envelope("POST", "join", addr, epoch, cluster, to)
-            return _ask(network, url, envelope, request, min(max(0.1, left), _ANSWER_SECONDS))
+            answer = network.post_within(url, envelope, request.encode(), min(max(0.1, left), _ANSWER_SECONDS))
+            return JoinReply.decode(answer)
         except Problem as problem:
             if problem.code in _FINAL:
                 what = _DIFFER if problem.code == "unauthenticated" else problem.detail
@@ -177,7 +178,7 @@ def _who_answers(network: Network, me: Identity, addr: str, timeout: float) -> A
         "POST", "msg", PROTOCOL_VERSION, me.cluster, str(me.node_id), "0", "", str(me.life), me.addr, "", number
     )
     try:
-        network.post(peer_url(addr), envelope, b"", timeout=timeout)
+        network.post_within(peer_url(addr), envelope, b"", timeout)
     except Problem as problem:
         said = problem.extra
         node, life = said.get("node", ""), Life.parse(said.get("life", ""))
@@ -195,27 +196,3 @@ def _leader_url(problem: Problem) -> str | None:
         return peer_url(problem.extra.get("leader", "")) if problem.code == "not_leader" else None
     except ConfigurationError:
         return None
-
-
-def _ask(network: Network, url: str, envelope: Envelope, request: JoinRequest, timeout: float) -> JoinReply:
-    """One request, `timeout` seconds in all.
-
-    In a thread of its own: the timeout of a socket begins anew with each byte, so
-    it does not end an answer that comes drop by drop.
-    """
-    outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put(network.post(url, envelope, request.encode(), timeout=timeout))
-        except Exception as error:
-            outcome.put(error)
-
-    threading.Thread(target=run, name="raftsvc-join", daemon=True).start()
-    try:
-        answer = outcome.get(timeout=timeout)
-    except queue.Empty:
-        raise UnreachableError(f"no whole answer within {timeout:.3g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return JoinReply.decode(answer)

@@ -266,11 +266,11 @@ class _Body:
         if not length:
             has_all()
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
         return self._took(self._stream.read(size)) if size else b""
 
-    def readline(self, size: int = -1) -> bytes:
+    def readline(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
         return self._took(self._stream.readline(size)) if size else b""
 

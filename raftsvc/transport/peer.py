@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import queue
 import random
 import secrets
 import socket
@@ -26,13 +27,13 @@ import requests
 from raftsvc.addresses import peer_url
 from raftsvc.core.messages import NO_NODE, Claim, Life, Lineage, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.process import close_in_children
-from raftsvc.storage import StoredSnapshot
 from raftsvc.transport.auth import AUTH_HEADER, Authenticator, Envelope
 from raftsvc.transport.contact import Contact, PeerTrouble
 from raftsvc.transport.frames import fresh_stream_nonce
 from raftsvc.transport.limit import BodyLimit
 from raftsvc.transport.outbox import Outbox
 from raftsvc.transport.reach import Reach, reason_of
+from raftsvc.transport.session import make_session
 from raftsvc.transport.stream import (
     HeldStream,
     NoAnswerError,
@@ -42,7 +43,7 @@ from raftsvc.transport.stream import (
     refusal_of,
     tune,
 )
-from raftsvc.transport.transfer import Transfer
+from raftsvc.transport.transfer import Sendable, Transfer
 from raftsvc.transport.wire import (
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -59,8 +60,12 @@ from raftsvc.transport.wire import (
 logger = logging.getLogger("raftsvc.transport")
 
 _MAX_ANSWER_BYTES = 2 * 1024 * 1024
+_MAX_UNSIGNED_BYTES = 65536
+"""No problem is longer; and of what nobody signed no more is looked at."""
 _MAX_BACKOFF_SECONDS = 1.0
 _MAX_SIGNINGS = 4
+_MAX_ASKING = 8
+"""So many requests to one address are waited for; others would only be answered as slowly."""
 _Answer = TypeVar("_Answer")
 _BELIEVED_UNSIGNED = frozenset({"unsupported_version"})
 """Who signs in another way cannot sign that for us; who only says so could as well see to it that no answer comes."""
@@ -86,23 +91,6 @@ class Listener(Protocol):
     ) -> None: ...
 
 
-def make_session() -> requests.Session:
-    """A Session fit for peers: no proxies or credentials of the environment, no cookies, no retries."""
-    session = requests.Session()
-    session.trust_env = False
-    session.headers.clear()
-    session.cookies.set_policy(_NoCookies())
-    adapter = requests.adapters.HTTPAdapter(pool_connections=32, pool_maxsize=8, max_retries=0)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
-
-
-class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]
-    def set_ok(self, cookie: object, request: object) -> bool:
-        return False
-
-
 class Network:
     """What all requests of this node share: the Session, the authentication, the timeouts."""
 
@@ -113,8 +101,9 @@ class Network:
         self._session = session or make_session()
         self._owns_session = session is None
         self._timeout = (connect_timeout, read_timeout)
-        self._lock = threading.Lock()  # guards _peers; the last in the order
+        self._lock = threading.Lock()  # guards _peers and _asking; the last in the order
         self._peers: dict[int, Peer] = {}
+        self._asking: dict[str, list[threading.Thread]] = {}  # by URL: see `post_within`
         self._numbers = itertools.count(1)  # taken by one call of C: no lock
         self._template = requests.Request("POST", "http://127.0.0.1/").prepare()
         self._sockets: WeakSet[socket.socket] = WeakSet()  # of every connection that ever brought an answer
@@ -177,10 +166,44 @@ class Network:
             status = response.status_code
             if status == 413:
                 raise TooLargeError(f"something on the way refuses bodies of {len(body)} bytes (413)", status)
-            problem = decode_problem(status, answer)
+            problem = decode_problem(status, answer[:_MAX_UNSIGNED_BYTES])
             raise problem if problem.code in _BELIEVED_UNSIGNED else UnsignedError(problem)
         if response.status_code != 200:
             raise decode_problem(response.status_code, answer)
+        return answer
+
+    def post_within(self, base_url: str, envelope: Envelope, body: bytes, timeout: float) -> bytes:
+        """As `post`, but `timeout` seconds in all, from the look-up of the name to the last byte.
+
+        In a thread of its own: no timeout of a socket ends a look-up, and with a Session of the application's
+        it begins anew with each byte.
+        """
+        outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                outcome.put(self.post(base_url, envelope, body, timeout))
+            except Exception as error:
+                outcome.put(error)
+
+        thread = threading.Thread(target=run, name="raftsvc-ask", daemon=True)
+        with self._lock:
+            asking = [other for other in self._asking.pop(base_url, ()) if other.is_alive()]
+            if len(asking) < _MAX_ASKING:
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise UnreachableError(f"no thread can be started: {error}") from error
+                asking.append(thread)
+            self._asking[base_url] = asking
+        if thread not in asking:
+            raise UnreachableError("earlier requests are still being answered, drop by drop")
+        try:
+            answer = outcome.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            raise UnreachableError(f"no whole answer within {timeout:.3g} s") from None
+        if isinstance(answer, Exception):
+            raise answer
         return answer
 
     def open_stream(self, base_url: str, envelope: Envelope) -> HeldStream:
@@ -200,7 +223,7 @@ class Network:
         if response.status_code == 200:
             return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
         answer, is_authentic = self._read(response, mac)
-        problem = decode_problem(response.status_code, answer)
+        problem = decode_problem(response.status_code, answer if is_authentic else answer[:_MAX_UNSIGNED_BYTES])
         is_believed = is_authentic or problem.code in _BELIEVED_UNSIGNED
         raise refusal_of(response.status_code, problem if is_believed else None)
 
@@ -721,7 +744,7 @@ class Peer:
 
     # -- snapshots
 
-    def send_snapshot(self, message: Message, open_snapshot: Callable[[], StoredSnapshot]) -> bool:
+    def send_snapshot(self, message: Message, open_snapshot: Callable[[], Sendable]) -> bool:
         """Begin to transfer the stored snapshot; False if one is under way, or there is no address or no thread for it.
 
         Its end is reported to the node.

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 
@@ -31,6 +31,7 @@ from raftsvc.core.messages import MalformedError, Message, decode_messages
 from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.frames import FRAME_BYTES, ChunkDecoder, FrameReader, FrameWriter, Seal
 from raftsvc.transport.outbox import Drain, Outbox
+from raftsvc.transport.session import Incoming
 from raftsvc.transport.wire import MAX_BODY_BYTES, Problem, UnreachableError
 
 logger = logging.getLogger("raftsvc.transport")
@@ -199,6 +200,8 @@ class HeldStream:
         if not getattr(response.raw, "chunked", False) or not hasattr(file, "read1"):
             response.close()
             raise NotOfferedError("the answer does not come in chunks")
+        if isinstance(file.raw, Incoming):
+            file.raw.lift_deadline()
         self._read: Callable[[int], bytes] = file.read1
         # Read in the place of the file, once what came with the response's head has been read.
         self._next_source = self._connection if type(self._connection) is socket.socket else None
@@ -252,13 +255,23 @@ class _Last(Enum):
     UNANSWERED = 2
 
 
+class OpenStream(Protocol):
+    """A HeldStream."""
+
+    def receive(self) -> list[bytes]:
+        """The bodies that arrived; raises MalformedError, UnreachableError."""
+
+    def interrupt(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class StreamHolder:
     """The thread that holds a stream open on one peer and hands on what comes through it."""
 
     def __init__(
         self,
         name: str,
-        open_stream: Callable[[], HeldStream],
+        open_stream: Callable[[], OpenStream],
         confirm: Callable[[bytes], None],
         hear: Callable[[Sequence[Message]], None],
         on_trouble: Callable[[Exception], None],
@@ -277,7 +290,7 @@ class StreamHolder:
         self._on_trouble = on_trouble
         self._hello_seconds = hello_seconds
         self._lock = threading.Lock()  # guards _held and _is_over
-        self._held: HeldStream | None = None
+        self._held: OpenStream | None = None
         self._is_over = False
         self._last = _Last.BROKE_OFF
         self._trusts_word = False  # since a stream was open nothing that the peer said had us try in vain
@@ -397,7 +410,7 @@ class StreamHolder:
                 self._held = None
             held.close()
 
-    def _receive_hello(self, held: HeldStream) -> list[bytes]:
+    def _receive_hello(self, held: OpenStream) -> list[bytes]:
         deadline = time.monotonic() + self._hello_seconds
         while time.monotonic() < deadline:
             bodies = held.receive()

@@ -7,11 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Protocol
 
 from raftsvc.core.messages import MalformedError, Message
 from raftsvc.errors import StorageError
-from raftsvc.storage import StoredSnapshot
+from raftsvc.storage import SnapshotHeader
 from raftsvc.transport.wire import (
     SNAPSHOT_PIECE_BYTES,
     Problem,
@@ -77,6 +78,30 @@ class Line(Protocol):
         """Raise MalformedError if these are not replies of that peer."""
 
 
+class Sendable(Protocol):
+    """A snapshot that is stored here, open for reading."""
+
+    @property
+    def header(self) -> SnapshotHeader:
+        """What it says of itself."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+
+    @property
+    def crc(self) -> int:
+        """Tells it from another of the same size."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Raw bytes of the file."""
+
+    def verify(self) -> None:
+        """Raises DamagedStorageError unless it is whole."""
+
+    def close(self) -> None: ...
+
+
 class Transfer:
     """Sends one snapshot, on a thread of its own, and tells of its end."""
 
@@ -85,7 +110,7 @@ class Transfer:
         peer_id: int,
         line: Line,
         message: Message,
-        open_snapshot: Callable[[], StoredSnapshot],
+        open_snapshot: Callable[[], Sendable],
         report: Callable[[bool, Sequence[Message], Exception | None], None],
         stopping: threading.Event,
     ) -> None:
@@ -116,7 +141,7 @@ class Transfer:
         succeeded = False
         damage: Exception | None = None
         try:
-            with self._open_snapshot() as snapshot:
+            with closing(self._open_snapshot()) as snapshot:
                 try:
                     replies = self._send(snapshot)
                 except Problem as problem:
@@ -133,7 +158,7 @@ class Transfer:
             logger.exception("the transfer of a snapshot to node %d failed", self._peer_id)
         self._report(succeeded, replies if succeeded else (), damage)
 
-    def _send(self, snapshot: StoredSnapshot) -> list[Message]:
+    def _send(self, snapshot: Sendable) -> list[Message]:
         """Send piece after piece from where the peer says; its replies to the whole.
 
         Each is tried a few times, and as often in all the peer may want one again.
@@ -175,7 +200,7 @@ class Transfer:
             offset, size = wanted, stride.size_bytes
         raise UnreachableError("this node is stopping")
 
-    def _announced(self, snapshot: StoredSnapshot) -> Message:
+    def _announced(self, snapshot: Sendable) -> Message:
         """The message for the snapshot that is stored by now, which may be newer."""
         header, message = snapshot.header, self._message
         return Message(

@@ -12,9 +12,12 @@ from raftsvc.core.founding import (
     Founding,
     Nascent,
     Question,
+    Standing,
     Work,
     answer_as_member,
+    clusters_among,
     in_order,
+    never_storing,
 )
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import place_of
@@ -172,7 +175,7 @@ def test_of_two_founders_of_one_address_one_is_adopted() -> None:
     assert go_on(twin) is Deed.STORE
     ask(rooms, "a:1")
     assert rooms["b:1"].stored is rooms["c:1"].stored is None
-    assert go_on(rooms["a:1"]) is Deed.DROP
+    assert go_on(rooms["a:1"]) is None, "it keeps what it has, and is none of them"
     for addr, question in twin.questions().items():
         if addr != "a:1":
             twin.hear(addr, deliver(rooms[addr], question))
@@ -192,16 +195,62 @@ def test_a_node_that_was_started_anew_stores_no_entry_of_before() -> None:
     assert go_on(rooms["a:1"]) is Deed.CONFIRM
 
 
-def test_what_no_majority_will_store_is_given_up_and_founded_anew() -> None:
+def test_what_no_majority_will_store_is_kept_until_an_operator_empties_the_directory() -> None:
     rooms = nodes()
     first = found(rooms)
-    rooms["b:1"], rooms["c:1"] = node("b:1", seed=1), node("c:1", seed=1)
-    ask(rooms, "a:1")
-    assert go_on(rooms["a:1"]) is Deed.DROP
+    rooms["b:1"] = node("b:1", seed=1)
+    ask(rooms, "a:1", of=("b:1",))
+    assert never_storing(first, rooms["a:1"].answers) == [], "the third may store it yet"
+    rooms["c:1"] = node("c:1", seed=1)
+    for _ in range(3):
+        ask(rooms, "a:1")
+        assert never_storing(first, rooms["a:1"].answers) == ["b:1", "c:1"]
+        assert go_on(rooms["a:1"]) is None
+    rooms["a:1"] = node("a:1", seed=1)
     second = found(rooms)
     assert second.cluster_id != first.cluster_id
     ask(rooms, "a:1")
     assert rooms["b:1"].stored == rooms["c:1"].stored == second
+
+
+@pytest.mark.parametrize("doubled", [("b:1", "c:1"), ("b:1",), ("c:1",)])
+def test_a_second_process_at_an_address_has_nobody_give_up_what_the_first_one_stored(doubled: tuple[str, ...]) -> None:
+    rooms = nodes()
+    founding = found(rooms)
+    seconds = {**rooms, **{addr: node(addr, seed=1) for addr in doubled}}
+    ask(seconds, "a:1")
+    go_on(rooms["a:1"])
+    ask(seconds, "a:1")
+    assert rooms["a:1"].stored == founding
+    ask(rooms, "a:1")
+    assert {room.stored for room in rooms.values()} == {founding}
+    assert all(seconds[addr].stored is None for addr in doubled)
+
+
+def test_a_majority_of_blank_volumes_at_a_later_start_founds_nothing_beside_who_was_silent() -> None:
+    rooms = nodes()
+    founding = found(rooms)
+    ask(rooms, "a:1")
+    assert go_on(rooms["b:1"]) is None
+    rooms["a:1"], rooms["b:1"] = node("a:1", seed=1), node("b:1", seed=1)
+    for _ in range(3):
+        ask(rooms, "c:1")
+        ask(rooms, "a:1")
+        assert [go_on(rooms["c:1"]), go_on(rooms["a:1"])] == [None, None]
+    assert rooms["c:1"].stored == founding
+
+
+def test_who_failed_to_store_does_it_when_it_is_asked_again() -> None:
+    rooms = nodes()
+    founding = found(rooms)
+    for _ in range(2):
+        question = rooms["a:1"].questions()["b:1"]
+        work = rooms["b:1"].consider(question)
+        assert work is not None
+        do(rooms["b:1"], work, is_done=False)
+        assert not rooms["b:1"].answer(question).refused
+    ask(rooms, "a:1", of=("b:1",))
+    assert rooms["b:1"].stored == founding
 
 
 def test_a_founding_that_failed_is_another_attempt() -> None:
@@ -251,7 +300,7 @@ def test_a_wiped_founder_founds_nothing_beside_those_who_stored() -> None:
     assert go_on(rooms["b:1"]) is Deed.CONFIRM
 
 
-def test_a_wiped_founder_that_was_heard_by_all_others_first_founds_anew() -> None:
+def test_a_wiped_founder_that_was_heard_by_all_others_first_founds_nothing_beside_one_who_stored() -> None:
     rooms = nodes()
     found(rooms)
     ask(rooms, "a:1", of=("b:1",))
@@ -259,7 +308,10 @@ def test_a_wiped_founder_that_was_heard_by_all_others_first_founds_anew() -> Non
     ask(rooms, "a:1")
     assert go_on(rooms["a:1"]) is None
     ask(rooms, "b:1")
-    assert go_on(rooms["b:1"]) is Deed.DROP, "neither of the others will ever store it"
+    assert rooms["b:1"].stored is not None
+    assert never_storing(rooms["b:1"].stored, rooms["b:1"].answers) == ["a:1", "c:1"]
+    assert [go_on(rooms["b:1"]), go_on(rooms["a:1"])] == [None, None]
+    rooms["b:1"] = node("b:1", seed=1)
     assert found(rooms).cluster_id
 
 
@@ -364,3 +416,57 @@ def test_an_entry_of_another_list_is_not_stored() -> None:
         question = rooms["a:1"].questions()["b:1"]._replace(entry=entry)
         assert deliver(rooms["b:1"], question).refused == 5
         assert rooms["b:1"].stored is None
+
+
+REMOVED = Answer("b:1", Standing.REMOVED, cluster_id=7)
+
+
+@pytest.mark.parametrize("standing", [Standing.FORMED, Standing.STORED])
+def test_who_was_removed_from_another_cluster_keeps_nobody_from_joining_this_one(standing: Standing) -> None:
+    room = node("a:1")
+    round_number = room.questions()["b:1"].round
+    room.hear("b:1", REMOVED._replace(round=round_number))
+    room.hear("c:1", Answer("c:1", standing, LIST, cluster_id=8, round=round_number))
+    assert list(room.clusters()) == [8]
+    assert go_on(room) is (Deed.JOIN if standing is Standing.FORMED else None)
+
+
+def test_those_who_were_removed_from_two_clusters_are_of_none() -> None:
+    answers = {"b:1": REMOVED, "c:1": REMOVED._replace(addr="c:1", cluster_id=8)}
+    assert clusters_among(answers) == {}
+    room = node("a:1")
+    number = room.questions()["b:1"].round
+    for addr, answer in answers.items():
+        room.hear(addr, answer._replace(round=number))
+    assert room.next_work(True) is None, "nor is anything founded without them"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_who_was_let_in_and_could_not_be_started_founds_nothing_and_goes_on_joining(times: int) -> None:
+    rooms = nodes()
+    joining = rooms["b:1"]
+    for _ in range(times):
+        joining.begin(Work(Deed.JOIN, addr="c:1"))
+        joining.end(False, is_admitted=True)
+        ask(rooms, "a:1")
+        assert rooms["a:1"].answers["b:1"].standing is Standing.JOINING
+        assert not rooms["a:1"].answers["b:1"].token
+        assert go_on(rooms["a:1"]) is None
+        assert joining.next_work() == Work(Deed.JOIN, addr="c:1")
+    joining.begin(Work(Deed.JOIN, addr="c:1"))
+    joining.end(False)
+    ask(rooms, "a:1")
+    assert rooms["a:1"].answers["b:1"].token, "it was not let in after all"
+
+
+def test_who_was_let_in_stores_no_founding_that_it_had_a_token_in() -> None:
+    rooms = nodes()
+    ask(rooms, "a:1")
+    work = rooms["a:1"].next_work()
+    assert work is not None and work.deed is Deed.STORE
+    rooms["b:1"].begin(Work(Deed.JOIN, addr="c:1"))
+    rooms["b:1"].end(False, is_admitted=True)
+    do(rooms["a:1"], work)
+    question = rooms["a:1"].questions()["b:1"]
+    assert rooms["b:1"].consider(question) is None
+    assert rooms["b:1"].answer(question).refused == rooms["a:1"].stored.cluster_id  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -15,7 +16,7 @@ from raftsvc.core.membership import (
     InvalidChangeError,
     Member,
 )
-from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, make_entry, term_of
+from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, Message, MessageKind, make_entry, term_of
 from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role, Settings, SnapshotMeta
 
 CONFIG = Configuration({i: Member(f"n{i}", True) for i in (1, 2, 3)}, 3)
@@ -185,9 +186,63 @@ def test_where_a_member_was_removed_a_list_lets_in_only_who_replaces_it(removal:
     assert config.changed(by_state).vacant == {}
 
 
-def test_former_addresses_are_remembered_up_to_a_number() -> None:
-    config = CONFIG
-    for i in range(4, 4 + MAX_VACANCIES + 5):
-        config = config.changed(ConfChange(ConfOp.ADD_LEARNER, i, f"x{i}")).changed(ConfChange(ConfOp.REMOVE, i))
-    assert len(config.vacant) == MAX_VACANCIES
-    assert "x4" not in config.vacant
+def removed_from(addrs: Iterable[str], config: Configuration = CONFIG, op: ConfOp = ConfOp.REMOVE) -> Configuration:
+    """`config` after a learner came and went at each of those addresses."""
+    for i, addr in enumerate(addrs, config.highest_id + 1):
+        config = config.changed(ConfChange(ConfOp.ADD_LEARNER, i, addr)).changed(ConfChange(op, i))
+    return config
+
+
+def comes_back(config: Configuration, addr: str) -> bool:
+    """Whether a node at `addr` is let in because it is in a list, also by who started from a snapshot."""
+    assert Configuration.decode(config.encode()) == config
+    try:
+        config.changed(ConfChange(ConfOp.ADD_LISTED, config.highest_id + 1, addr))
+    except InvalidChangeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("later", [MAX_VACANCIES - 1, MAX_VACANCIES, 3 * MAX_VACANCIES])
+@pytest.mark.parametrize("op", [ConfOp.REMOVE, ConfOp.REPLACE])
+def test_who_was_evicted_is_never_forgotten_whatever_is_evicted_later(op: ConfOp, later: int) -> None:
+    config = removed_from((f"x{i}" for i in range(later)), removed_from(["gone"]), op)
+    assert len(config.vacant) <= MAX_VACANCIES
+    assert not comes_back(config, "gone")
+    # Who never was there is still let in as long as that can be told apart.
+    assert comes_back(config, "never") is (later < MAX_VACANCIES)
+    allowed = config.changed(ConfChange(ConfOp.ADD_LEARNER, config.highest_id + 1, "gone"))
+    assert allowed.id_of("gone"), "the State's word counts"
+
+
+def test_who_is_to_be_replaced_may_be_however_many_were_evicted() -> None:
+    config = removed_from(f"x{i}" for i in range(2 * MAX_VACANCIES))
+    config = removed_from(["lost"], config, ConfOp.REPLACE)
+    assert comes_back(config, "lost") and not comes_back(config, "x1") and not comes_back(config, "never")
+    config = removed_from((f"y{i}" for i in range(2 * MAX_VACANCIES)), config, ConfOp.REPLACE)
+    assert len(config.vacant) <= MAX_VACANCIES
+    assert not comes_back(config, "lost"), "a permission may be forgotten, a prohibition not"
+
+
+def test_an_address_that_another_member_took_meanwhile_is_still_one_that_somebody_was_evicted_from() -> None:
+    config = CONFIG.changed(ConfChange(ConfOp.REMOVE, 3))
+    moved = config.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "n3"))
+    assert not comes_back(moved.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "n2")), "n3")
+    replaced = CONFIG.changed(ConfChange(ConfOp.REPLACE, 3)).changed(ConfChange(ConfOp.SET_ADDRESS, 2, "n3"))
+    assert "n3" not in replaced.vacant, "its place was taken"
+
+
+@pytest.mark.parametrize("op", [ConfOp.REMOVE, ConfOp.REPLACE])
+def test_who_was_evicted_from_nobody_knows_where_does_not_come_back_from_there(op: ConfOp) -> None:
+    config = CONFIG.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "n3")).changed(ConfChange(op, 3))
+    config = config.changed(ConfChange(ConfOp.SET_ADDRESS, 2, "n2"))
+    assert not comes_back(config, "n3")
+
+
+def test_a_replacement_that_was_not_meant_is_taken_back() -> None:
+    config = CONFIG.changed(ConfChange(ConfOp.REPLACE, 3))
+    taken_back = config.changed(ConfChange(ConfOp.REMOVE, NO_NODE, "n3"))
+    assert comes_back(config, "n3") and not comes_back(taken_back, "n3")
+    for wrong in (taken_back, CONFIG, config.changed(ConfChange(ConfOp.ADD_LISTED, 4, "n3"))):
+        with pytest.raises(InvalidChangeError, match="nobody was to be replaced"):
+            wrong.changed(ConfChange(ConfOp.REMOVE, NO_NODE, "n3"))

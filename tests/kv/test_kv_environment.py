@@ -66,6 +66,23 @@ def test_a_file_has_the_secret_and_during_a_rotation_several(asked: Any, tmp_pat
     assert found["secret"] == [SECRET, "the one before, of many bytes"]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RAFTSVC_COMPILE": "1", "RAFTSVC_OPT_LEVEL": "0", "RAFTSVC_EFFORT": "2"},
+        {"RAFTSVC_INITAL_CLUSTER": " ", "RAFTSVCX": "1", "RAFT_SVC": "1", "raftsvc_listen": "x"},
+        # What Kubernetes tells of services that are named raftsvc and raftsvc-web.
+        {"RAFTSVC_SERVICE_HOST": "10.0.0.1", "RAFTSVC_SERVICE_PORT": "80", "RAFTSVC_SERVICE_PORT_HTTP": "80"},
+        {"RAFTSVC_PORT": "tcp://10.0.0.1:80", "RAFTSVC_PORT_80_TCP": "tcp://10.0.0.1:80"},
+        {"RAFTSVC_PORT_80_TCP_ADDR": "10.0.0.1", "RAFTSVC_PORT_53_UDP_PROTO": "udp"},
+        {"RAFTSVC_WEB_SERVICE_HOST": "10.0.0.1", "RAFTSVC_WEB_PORT": "tcp://10.0.0.1:80"},
+        {"RAFTSVC_WEB_PORT_80_TCP_PORT": "80"},
+    ],
+)
+def test_variables_of_others_are_left_alone(asked: Any, given: dict[str, str]) -> None:
+    assert asked({**BASE, **given})["listen"] == "n1.example:8001"
+
+
 def test_what_the_caller_gives_comes_first(asked: Any) -> None:
     given = {**BASE, "RAFTSVC_SECRET": SECRET, "RAFTSVC_SECRET_FILE": "both"}
     found = asked(given, secret="x" * 16, laddr="b:2", listen=None, election_timeout=3.0)
@@ -79,12 +96,24 @@ def test_what_the_caller_gives_comes_first(asked: Any) -> None:
     ("given", "why"),
     [
         ({"RAFTSVC_ADDR": ""}, "RAFTSVC_ADDR is not set: where the others reach this node"),
-        ({"RAFTSVC_ADDR": "", "RAFTSVC_ADDRESS": "a:1"}, "RAFTSVC_ADDRESS is, was that meant?"),
+        (
+            {"RAFTSVC_ADDR": "", "RAFTSVC_ADDRESS": "a:1"},
+            "RAFTSVC_ADDRESS is no variable of raftsvc: RAFTSVC_ADDR is, was that meant?",
+        ),
         ({"RAFTSVC_DIR": " "}, "RAFTSVC_DIR is not set: a directory"),
         ({"RAFTSVC_SECRET": SECRET, "RAFTSVC_SECRET_FILE": "/x"}, "both set"),
         ({"RAFTSVC_SECRET_FILE": "/nowhere/secret"}, "/nowhere/secret cannot be read"),
         ({"RAFTSVC_SECRET_FILE": "/dev/null"}, "/dev/null is empty"),
-        ({"RAFTSVC_ADDR": "nowhere"}, "neither host:port"),
+        ({"RAFTSVC_ADDR": "nowhere"}, "^RAFTSVC_ADDR: .*neither host:port"),
+        ({"RAFTSVC_LISTEN": "nowhere"}, "^RAFTSVC_LISTEN is host:port"),
+        ({"RAFTSVC_INITIAL_CLUSTER": "n1.example:8001;n2:1"}, "^RAFTSVC_INITIAL_CLUSTER: "),
+        ({"RAFTSVC_INITAL_CLUSTER": "a:1"}, "RAFTSVC_INITIAL_CLUSTER is, was that meant?"),
+        ({"RAFTSVC_CLUSTER": "a:1"}, "RAFTSVC_INITIAL_CLUSTER"),
+        ({"RAFTSVC_SECRETFILE": "a"}, "RAFTSVC_SECRET_FILE is, was that meant?"),
+        ({"RAFTSVC_SECERT": SECRET}, "RAFTSVC_SECRET is, was that meant?"),
+        ({"RAFTSVC_Listen": "a:1"}, "RAFTSVC_Listen is no variable of raftsvc: RAFTSVC_LISTEN is, was that meant?"),
+        ({"RAFTSVC_PORT": "8001"}, "RAFTSVC_PORT is no variable"),
+        ({"RAFTSVC_ELECTION_TIMEOUT": "3"}, "unset it; there are RAFTSVC_ADDR, "),
     ],
 )
 def test_what_is_missing_or_makes_no_sense_is_said_by_its_name(asked: Any, given: dict[str, str], why: str) -> None:

@@ -22,6 +22,7 @@ import requests
 import raftsvc
 from raftsvc.storage import Files
 from raftsvc.transport.peer import make_session
+from raftsvc.transport.session import Incoming
 
 SECRET = "a secret of the tests, long enough"
 PATIENCE = 60.0
@@ -106,6 +107,7 @@ class FaultyFiles(Files):
         self.sync_error: int | None = None
         self.remove_error: int | None = None
         self.create_error: int | None = None
+        self.sync_dir_error: int | None = None  # once there is an id
         self.free: int | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -127,6 +129,11 @@ class FaultyFiles(Files):
         if self.create_error:
             raise OSError(self.create_error, os.strerror(self.create_error))
         return super().create(path)
+
+    def sync_dir(self, path: str) -> None:
+        if self.sync_dir_error and self.exists(f"{path}/id"):
+            raise OSError(self.sync_dir_error, os.strerror(self.sync_dir_error))
+        super().sync_dir(path)
 
     def room(self, path: str) -> int | None:
         return super().room(path) if self.free is None else self.free
@@ -204,6 +211,8 @@ class StreamFile:
 
     def __init__(self, file: Any, session: FaultySession, netloc: str) -> None:
         self.netloc = netloc
+        if isinstance(file.raw, Incoming):
+            file.raw.lift_deadline()
         self.raw = SimpleNamespace(_sock=WatchedSocket(file.raw._sock))
         self._file = file
         self._session = session

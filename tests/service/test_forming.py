@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import raftsvc
+from raftsvc import forming
+from raftsvc.core.founding import Founding, Question
+from raftsvc.core.messages import HardState
+from raftsvc.core.versions import FIRST
+from raftsvc.formation import Membership
+from raftsvc.storage import Store
+from raftsvc.testing.disk import SimulatedDisk
+from raftsvc.transport import Problem
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, voters
+from tests.transport.test_slow_answers import STARTS, dripping
 
 
 class Strict(raftsvc.BaseState):
@@ -164,6 +176,32 @@ def test_a_node_that_comes_later_or_lost_its_disk_before_it_spoke_joins_by_itsel
     eventually(lambda: sorted(voters(one)) == addrs, "all are voters")
 
 
+@pytest.mark.parametrize("slow", [(0,), (1, 2), (0, 1, 2)])
+def test_answers_that_take_longer_than_a_round_count_in_a_longer_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, slow: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.25)
+    members = listed(cluster, addresses(3))
+    for i in slow:
+        members[i].session.request_seconds = 0.2  # and two of these make an answer
+    await_formed(members)
+
+
+def test_a_node_that_takes_the_place_of_one_that_drips_is_heard(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose connections go on dripping, as a proxy's may."""
+    monkeypatch.setattr(forming, "_ROUND_SECONDS", 0.5)
+    with dripping(STARTS["headers"]) as (addr, stop_listening):
+        addrs = sorted([*addresses(2), addr], key=str.encode)
+        others = listed(cluster, [each for each in addrs if each != addr], addrs)
+        for other in others:
+            await_word(other, addr, "no whole answer")
+        stop_listening()
+        last = cluster.add(addr, initial_cluster=addrs)
+        await_formed([*others, last])
+
+
 def three_that_write(cluster: Cluster) -> list[Member]:
     """Three that founded their cluster, each of which is known to it by what it wrote."""
     members = listed(cluster, addresses(3), make_state=Strict)
@@ -191,6 +229,24 @@ def test_eviction_ends_what_the_list_allows_until_it_is_allowed(cluster: Cluster
     one.service.evict(three.addr, PATIENCE)
     with pytest.raises(raftsvc.EvictedError):
         eventually(lambda: three.service.exec(b"z", 1.0))
+    erase(three)
+    three.start()
+    eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
+    assert two.service.exec(three.addr.encode(), PATIENCE)
+    three.service.wait_formed(PATIENCE)
+
+
+def test_an_eviction_that_lets_in_who_replaces_it_is_taken_back_by_one_that_does_not(cluster: Cluster) -> None:
+    one, two, three = three_that_write(cluster)
+    three.service.stop()
+    two.service.evict(three.addr, PATIENCE, replace=True)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict("127.0.0.1:9", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE, replace=True)
+    one.service.evict(f"http://{three.addr}/raft", PATIENCE)
+    with pytest.raises(raftsvc.UnknownPeerError):
+        one.service.evict(three.addr, PATIENCE)
     erase(three)
     three.start()
     eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
@@ -265,3 +321,120 @@ def test_what_is_waited_for_is_said_once_for_each_change(cluster: Cluster, caplo
     eventually(lambda: [r for r in caplog.records if "without initial_cluster" in r.getMessage()], "another line")
     assert len([r for r in caplog.records if "it waits for" in r.getMessage()]) == 2
     assert two.status["formation"] is None
+
+
+def test_what_no_majority_can_store_is_kept_and_people_are_told_to_empty_the_directories(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    addrs = addresses(3)
+    (one,) = listed(cluster, addrs[:1], addrs)
+    one.service.stop()
+    founding = Founding.of(77, [(addr, bytes([i]) * 16) for i, addr in enumerate(addrs)], FIRST)
+    store = Store.open(str(one.path), lock_timeout=10)
+    store.create(1, 77, HardState(1, 0, 1), [founding.entry], founding.entry)
+    store.close()
+    one.restart()
+    two, three = listed(cluster, addrs[1:], addrs)
+
+    def trouble() -> str:
+        return str((one.status["formation"] or {}).get("trouble", ""))
+
+    eventually(lambda: f"{addrs[1]}, {addrs[2]} will not" in trouble(), "it says that no majority can")
+    assert "empty them all" in trouble()
+    assert one.status["formation"]["state"] == "stored"
+    with pytest.raises(raftsvc.FormingError, match="no majority can store the founding of cluster 000000000000004d"):
+        one.service.wait_formed(0.1)
+    eventually(lambda: any("no majority can store" in r.getMessage() for r in caplog.records), "a line in the log")
+    await_word(two, addrs[0], "has stored the founding of cluster")
+    assert one.status["formation"]["cluster_id"] == f"{77:016x}"
+    for member in (one, two, three):
+        member.service.stop()
+    assert [(member.path / "wal").exists() for member in (one, two, three)] == [True, False, False]
+    erase(one)
+    for member in (one, two, three):
+        member.restart()
+    await_formed([one, two, three])
+
+
+def test_a_node_whose_disk_cannot_say_what_is_on_it_answers_nobody_until_it_can(
+    cluster: Cluster,
+) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    two.files.sync_dir_error = errno.EIO
+    (one,) = listed(cluster, addrs[:1], addrs)
+    eventually(lambda: "cannot be undone" in str((two.status["formation"] or {}).get("trouble")), "it says why")
+    await_word(one, addrs[1], "it is storing what was founded")
+    two.files.sync_dir_error = None
+    await_formed([one, two])
+
+
+def test_what_was_stored_after_all_is_not_undone_by_who_saw_that_it_had_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimulatedDisk()
+    store = Store.open(str(tmp_path), disk)
+    options = SimpleNamespace(election_timeout=1.0)
+    membership = Membership("a:1", store, None, None, options)  # type: ignore[arg-type]
+    founding = Founding.of(77, [("a:1", b"a" * 16), ("b:1", b"b" * 16)], FIRST)
+    for _ in range(2):
+        disk.fail_next("sync_dir", str(tmp_path), skip=1)
+    with pytest.raises(raftsvc.StorageError):
+        membership.adopt(1, 77, founding.entry)
+    assert membership.is_in_doubt
+    begin = Membership._begin
+
+    def begin_late(self: Membership, by: str) -> Any:
+        monkeypatch.setattr(Membership, "_begin", begin)
+        self.adopt(1, 77, founding.entry)  # another thread came first
+        return begin(self, by)
+
+    monkeypatch.setattr(Membership, "_begin", begin_late)
+    membership.settle()
+    assert store.is_initialized
+    disk.lose_power(lambda: True)
+    assert Store.open(str(tmp_path), disk).founded.entry() == founding.entry
+
+
+def test_a_node_whose_disk_refuses_tries_again_in_a_while_and_not_at_once(cluster: Cluster) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    attempts: list[float] = []
+
+    def refuse(path: str) -> int:
+        attempts.append(time.monotonic())
+        raise OSError(errno.ENOSPC, "full")
+
+    two.files.create = refuse  # type: ignore[method-assign,assignment]
+    listed(cluster, addrs[:1], addrs)
+    began = time.monotonic()
+    eventually(lambda: len(attempts) > 5, "it tries again and again")
+    # Each of the two asks the other at most so often, and each answer and each question may have it try.
+    assert len(attempts) <= 2 + 2 * (time.monotonic() - began) / (0.6 * 0.1)
+    del two.files.create  # type: ignore[attr-defined]
+    two.service.wait_formed(PATIENCE)
+
+
+def test_the_disk_that_is_well_again_has_a_node_answer_also_if_nobody_brings_the_entry_any_more(
+    cluster: Cluster,
+) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    two.files.sync_dir_error = errno.EIO
+    (one,) = listed(cluster, addrs[:1], addrs)
+    eventually(lambda: "cannot be undone" in str((two.status["formation"] or {}).get("trouble")), "it says why")
+    erase(one)
+    two.files.sync_dir_error = None
+    one.restart()
+    await_formed([one, two])
+
+
+def test_late_questions_of_a_founder_that_is_gone_do_not_void_what_the_next_one_was_answered(cluster: Cluster) -> None:
+    addrs = addresses(2)
+    (two,) = listed(cluster, addrs[1:], addrs)
+    former, late = (Question(addrs[1], addrs[0], tuple(addrs), number, bytes([number]) * 16) for number in (1, 2))
+    answer = two.service._former.answer(former)
+    assert answer.token
+    with pytest.raises(Problem, match="another process of the founder"):
+        two.service._former.answer(late)
+    assert two.service._former.answer(former).token == answer.token

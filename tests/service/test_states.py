@@ -332,6 +332,87 @@ def test_a_warning_that_raises_stops_nobody(make_cluster: Any) -> None:
     assert member.status["state"] == {"items": 1}
 
 
+@pytest.mark.parametrize(
+    ("warning", "said"),
+    [
+        ("", []),
+        (5, ["warning() of the State returned 5"]),
+        (b"full", ["warning() of the State returned b'full'"]),
+        (False, ["warning() of the State returned False"]),
+    ],
+)
+def test_a_warning_that_is_no_text_is_said_to_be_none_and_an_empty_one_is_none(
+    make_cluster: Any, warning: Any, said: list[str]
+) -> None:
+    class Odd(ListState):
+        def report(self) -> dict[str, object]:
+            return {}
+
+        def warning(self) -> str | None:
+            found: str | None = warning
+            return found
+
+    cluster: Cluster = make_cluster(make_state=Odd)
+    (member,) = cluster.form(1)
+    assert member.service.exec(b"a", PATIENCE)
+    assert member.status["warnings"] == said
+    if warning:
+        assert "part 'odd': " in str(raftsvc.States(odd=Odd()).warning())
+    else:
+        assert raftsvc.States(odd=Odd()).warning() is None
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "a/", "", "\ud800", "x" * 256])
+def test_a_name_of_a_part_that_might_be_taken_for_another_is_refused(name: str) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="name of a part"):
+        raftsvc.States(**{name: ListState()})
+    with pytest.raises(raftsvc.ConfigurationError, match="name of a part"):
+        raftsvc.States(a=raftsvc.States(**{name: ListState()}))
+
+
+def test_a_part_that_is_a_class_is_refused() -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="not an instance"):
+        raftsvc.States(a=ListState)  # type: ignore[arg-type]
+
+
+class Fussy(ListState):
+    """Takes no snapshot in which something is late."""
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        if b"late" in data:
+            raise KeyError("of another form")
+        super().restore_snapshot(data, index)
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+@pytest.mark.parametrize("of_leader", [False, True])
+def test_a_snapshot_that_the_state_does_not_take_is_said_to_be_one(
+    make_cluster: Any, of_leader: bool, is_part: bool
+) -> None:
+    def make_state() -> Any:
+        return raftsvc.States(list=Fussy()) if is_part else Fussy()
+
+    cluster: Cluster = make_cluster(make_state=make_state, snapshot_entries=5, trailing_entries=0)
+    member = cluster.form(3 if of_leader else 1)[-1]
+    writer = cluster.members[0]
+    if of_leader:
+        member.service.stop()
+    for _ in range(20):
+        assert writer.service.exec(b"\x04listlate" if is_part else b"late", PATIENCE)
+    if not of_leader:
+        eventually(lambda: member.status["snapshot_index"], "a snapshot was taken")
+        with pytest.raises(
+            raftsvc.StartFailedError, match="could not be restored from the snapshot in this"
+        ) as refused:
+            member.restart()
+        assert isinstance(refused.value.__cause__, KeyError)
+        return
+    member.start()
+    error = eventually(member.service.err, "it is said")
+    assert isinstance(error, raftsvc.ApplyHaltedError) and isinstance(error.__cause__, KeyError)
+    assert "could not be restored from a snapshot" in str(error) and "at entry" not in str(error)
+
+
 @pytest.mark.parametrize("reported", [KeyError("x"), {"a": object()}])
 def test_a_report_that_goes_wrong_takes_nothing_else_of_the_status_away(make_cluster: Any, reported: Any) -> None:
     class Broken(ListState):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from raftsvc.core.messages import HardState, data_of, index_of
 from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, DirectoryInUseError, DiskRefusedError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
+from raftsvc.testing.disk import SimulatedDisk
 from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import batch, entry, put_snapshot
 
@@ -218,6 +220,62 @@ def test_what_is_given_up_half_way_can_be_given_up_again(
     assert not store.is_initialized
     store.create(8, CLUSTER_ID, STATE, batch(1, 1))
     store.close()
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "sync", "rename", "sync_dir"])
+@pytest.mark.parametrize("way", range(12))
+@pytest.mark.parametrize("failures", [1, 2])
+def test_what_could_not_be_made_is_not_found_after_a_power_loss_either(
+    path: str, operation: str, way: int, failures: int
+) -> None:
+    for skip in itertools.count():
+        disk = SimulatedDisk()
+        store = open_store(path, disk)
+        for _ in range(failures):
+            disk.fail_next(operation, skip=skip)
+        try:
+            store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+        except StorageError:
+            disk.heal()
+            if store.is_in_doubt:
+                store.undo_create()
+        else:
+            break  # there are not so many of them
+        disk.lose_power(losses(way)[way % 5][1])
+        store = open_store(path, disk)
+        assert not store.is_initialized, (operation, skip)
+        store.close()
+    assert skip > 1
+
+
+def test_what_failed_and_could_not_be_undone_is_undone_before_it_is_made_again(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    disk.fail_next("sync_dir", path, skip=1)
+    disk.fail_next("sync_dir", path, skip=1)
+    with pytest.raises(StorageError):
+        store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+    assert store.is_in_doubt
+    store.create(8, CLUSTER_ID, STATE, batch(1, 1))
+    assert not store.is_in_doubt
+    assert restarted(store, path, disk).load(1).node_id == 8
+
+
+def test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it(path: str) -> None:
+    for crash_at in itertools.count(1):
+        disk = SimulatedDisk()
+        store = open_store(path, disk)
+        disk.operations.clear()
+        disk.crash_at, disk.crash_kills = crash_at, True
+        try:
+            store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+        except PowerLoss:
+            disk.kill_process()
+        else:
+            break
+        was_initialized = open_store(path, disk).is_initialized
+        disk.lose_power(lambda: False)
+        assert open_store(path, disk).is_initialized == was_initialized, crash_at
+    assert crash_at > 10
 
 
 def test_commit_is_bounded_by_what_is_there(path: str, disk: Disk) -> None:

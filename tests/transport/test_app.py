@@ -13,9 +13,11 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 from werkzeug.wsgi import LimitedStream
 
+from raftsvc.core.founding import Question
 from raftsvc.core.messages import Claim, EntryKind, Life, Message, MessageKind, decode_messages, make_entry
 from raftsvc.errors import NodeFailedError, OverloadedError
 from raftsvc.transport import Authenticator, SnapshotChunk
+from raftsvc.transport import app as app_module
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import MAX_BODY_BYTES, JoinReply, JoinRequest, Part, decode_chunk_reply
 from tests.transport.harness import (
@@ -525,3 +527,29 @@ def test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of(secre
         answer = call(app, request("msg", BODIES["msg"], secret, cluster=f"{0xC2:016x}", epoch=challenge))
         assert answer.status == (412 if claims else 401)
         assert recorder.claims == claims, "once"
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("path", ["join", "form", "msg", "snapshot"])
+@pytest.mark.parametrize("why", ["secret", "certificate", "judge", "judge beside a certificate", "replayed"])
+def test_what_a_stranger_sends_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch, path: str, why: str) -> None:
+    def decode(*args: object) -> Any:
+        raise AssertionError("it was decoded")
+
+    for kind in (JoinRequest, Question, SnapshotChunk):
+        monkeypatch.setattr(kind, "decode", decode)
+    monkeypatch.setattr(app_module, "decode_messages", decode)
+    body = b"x" * 300_000 if path != "join" else b"x" * 1000
+    options: dict[str, Any] = {
+        "secret": {"secret": SECRET},
+        "certificate": {"secret": None, "mutual_tls": True},
+        "judge": {"secret": None, "judge": lambda environ: False},
+        "judge beside a certificate": {"secret": None, "mutual_tls": True, "judge": lambda environ: False},
+        "replayed": {"secret": SECRET},
+    }[why]
+    signed_by = SECRET if why == "replayed" else "another secret, long enough" if why == "secret" else None
+    environ = request(path, body, secret=signed_by, epoch="another", addr="" if signed_by is None else "peer.example:1")
+    if why.endswith("a certificate"):
+        environ["raftsvc.peer_certificate"] = {"subjectAltName": (("DNS", "peer.example"),)}
+    answer = call(make_app(Recorder(), **options), environ)
+    assert answer.status == (409 if why == "replayed" else 401), answer.body

@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc.transport import Authenticator, JoinReply, JoinRequest, Network, Problem, request_join
+from raftsvc.transport import (
+    App,
+    Authenticator,
+    JoinReply,
+    JoinRequest,
+    Network,
+    Problem,
+    request_join,
+    stranger_envelope,
+)
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.wire import UnsignedError
 from tests.transport.harness import CLUSTER, SECRET, Recorder, make_app
 from tests.transport.test_peer import PATIENCE, answering
 
@@ -45,18 +55,15 @@ def ask(url: str, timeout: float = PATIENCE, secret: Any = SECRET, stopped: thre
         network.close()
 
 
-def refusing(problem: Problem) -> Any:
-    """An app that answers every join by `problem`, signed."""
+def refusing(problem: Problem) -> tuple[App, list[Any]]:
+    """An app that answers every join by `problem`, signed, and what it was asked."""
 
     class Refusing(Recorder):
         def check_leader(self) -> None:
             self.calls.append(problem)
             raise problem
 
-    recorder = Refusing()
-    app = make_app(recorder)
-    app.calls = recorder.calls  # type: ignore[attr-defined]
-    return app
+    return make_app(recorder := Refusing()), recorder.calls
 
 
 def test_a_leader_admits_whoever_meets_its_challenge(serve: Serve) -> None:
@@ -67,7 +74,7 @@ def test_a_leader_admits_whoever_meets_its_challenge(serve: Serve) -> None:
 
 def test_a_follower_shows_the_way_to_the_leader(serve: Serve) -> None:
     leader = serve(make_app(Recorder()))
-    follower = serve(refusing(Problem(421, "not_leader", "ask the leader", leader=leader)))
+    follower = serve(refusing(Problem(421, "not_leader", "ask the leader", leader=leader))[0])
     assert ask(follower) == JoinReply(5, CLUSTER)
 
 
@@ -80,16 +87,16 @@ def test_a_follower_shows_the_way_to_the_leader(serve: Serve) -> None:
     ],
 )
 def test_a_final_answer_ends_it(serve: Serve, code: str, error: type[Exception]) -> None:
-    app = refusing(Problem(409, code, "because"))
+    app, calls = refusing(Problem(409, code, "because"))
     with pytest.raises(error, match="because"):
         ask(serve(app))
-    assert len(app.calls) == 1
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("leader", ["", "nonsense", "ftp://a:1", "[::1:80", "http://\u2100/raft", "http://u:p@a:1"])
 def test_a_leader_that_is_no_address_is_not_followed(serve: Serve, leader: str) -> None:
     with pytest.raises(raftsvc.JoinFailedError, match="not_leader"):
-        ask(serve(refusing(Problem(421, "not_leader", "over there", leader=leader))), timeout=0.3)
+        ask(serve(refusing(Problem(421, "not_leader", "over there", leader=leader))[0]), timeout=0.3)
 
 
 def test_followers_that_name_each_other_are_left_in_time(serve: Serve) -> None:
@@ -177,7 +184,7 @@ def test_an_answer_that_comes_drop_by_drop_is_not_waited_for(start: bytes) -> No
 
 def test_stopping_ends_it(serve: Serve) -> None:
     stopped = threading.Event()
-    app = refusing(Problem(503, "busy", "later"))
+    app, calls = refusing(Problem(503, "busy", "later"))
     url = serve(app)
     outcome: list[Exception] = []
 
@@ -190,7 +197,7 @@ def test_stopping_ends_it(serve: Serve) -> None:
     thread = threading.Thread(target=join)
     thread.start()
     deadline = time.monotonic() + PATIENCE
-    while not app.calls and time.monotonic() < deadline:
+    while not calls and time.monotonic() < deadline:
         pass
     stopped.set()
     thread.join(PATIENCE / 2)
@@ -201,3 +208,14 @@ def test_who_would_join_another_version_hears_of_the_version_at_once(serve: Serv
     other = Problem(400, "unsupported_version", "this node speaks version 3 of the protocol")
     with pytest.raises(raftsvc.ConfigurationError, match="speaks version 3"):
         ask(serve(answering("400 Bad Request", other.encode())))
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_of_an_answer_that_nobody_signed_not_much_is_looked_at(serve: Serve, size: int) -> None:
+    problem = Problem(401, "unauthenticated", "x" * size)
+    network = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0)
+    url = serve(answering("401 Unauthorized", problem.encode()))
+    with pytest.raises(UnsignedError) as raised:
+        network.post(url, stranger_envelope("POST", "msg"), b"")
+    assert raised.value.problem.code == ("unauthenticated" if size == 100 else "unknown")
+    network.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raftsvc.core.messages import MalformedError, Message, MessageKind
 from raftsvc.errors import DamagedStorageError, OverloadedError
+from raftsvc.storage import SnapshotHeader
 from raftsvc.transport import Authenticator, Network, SnapshotChunk
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.wire import SNAPSHOT_PIECE_BYTES, Problem
@@ -25,17 +25,14 @@ ANNOUNCEMENT = Message(MessageKind.SNAPSHOT, NODE, PEER, term=3, index=1, payloa
 class Stored:
     """A stored snapshot, as the transfer reads it."""
 
-    header = SimpleNamespace(index=9, term=2, time_ms=7, config=b"config")
+    header = SnapshotHeader(index=9, term=2, cluster_id=5, config=b"config", sessions=b"", digest=0, time_ms=7)
     size_bytes = len(DATA)
     crc = 77
 
     def __init__(self) -> None:
         self.is_closed = False
 
-    def __enter__(self) -> Stored:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def close(self) -> None:
         self.is_closed = True
 
     def read(self, offset: int, size: int) -> bytes:
@@ -81,7 +78,7 @@ def transfer() -> Iterator[Transfer]:
         peer = network.open_peer(node, NODE, f"http://127.0.0.1:{listener.address[1]}")
         opened.extend((peer, listener))
         stored = Stored()
-        assert peer.send_snapshot(ANNOUNCEMENT, lambda: stored)  # type: ignore[arg-type,return-value]
+        assert peer.send_snapshot(ANNOUNCEMENT, lambda: stored)
         return node.wait_for("snapshot"), stored
 
     yield run
@@ -215,7 +212,7 @@ def test_one_transfer_at_a_time_and_none_to_a_peer_without_an_address() -> None:
     network = Network(None, Authenticator(SECRET, None, False), 5.0, 5.0)
     node = NodeStub()
     nowhere = network.open_peer(node, NODE, None)
-    assert not nowhere.send_snapshot(ANNOUNCEMENT, Stored)  # type: ignore[arg-type]
+    assert not nowhere.send_snapshot(ANNOUNCEMENT, Stored)
     gate = threading.Event()
 
     def wait() -> Any:

@@ -1,0 +1,107 @@
+"""The Session by which a node asks its peers: nothing of the environment's, and no answer that takes for ever.
+
+The timeout of a socket begins anew with each byte.  So whoever answers drop by drop, be it on purpose or a broken
+proxy, would hold who waits for as long as it likes.  Here an answer has one deadline, from its first byte to its last:
+the read timeout, and more only as far as it gets on at a rate that slow links have.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import requests
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+_LEAST_BYTES_PER_SECOND = 4096
+"""An answer that is slower than that, and takes longer than the read timeout, is none."""
+
+
+class Incoming(io.RawIOBase):
+    """The bytes of one answer as they come; raises TimeoutError once its deadline has passed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._file: Any = sock.makefile("rb", buffering=0)
+        self._sock = sock  # by this name a stream finds it, as in what `makefile` returns
+        silence = sock.gettimeout()
+        self._deadline = None if silence is None else time.monotonic() + silence
+        self._silence = silence
+
+    def lift_deadline(self) -> None:
+        """From here on only silence ends it."""
+        self._deadline = None
+        self._sock.settimeout(self._silence)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As `recv_into`, within what is left of the time."""
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer came too slowly")
+            if self._silence is not None and left < 0.9 * self._silence:  # else a system call for nothing
+                self._sock.settimeout(left)
+        count: int | None = self._file.readinto(buffer)
+        if self._deadline is not None and count:
+            self._deadline += count / _LEAST_BYTES_PER_SECOND
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            with suppress(OSError):  # the next request may come through it
+                self._sock.settimeout(self._silence)
+            self._file.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()  # the socket stays open: it counts its files
+        self.fp = io.BufferedReader(Incoming(sock))
+
+
+class _Connection(HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class HTTPConnectionPool(urllib3.HTTPConnectionPool):  # its name is in errors
+    ConnectionCls = _Connection
+
+
+class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+
+
+class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]
+    def set_ok(self, cookie: object, request: object) -> bool:
+        return False
+
+
+def make_session() -> requests.Session:
+    """A Session fit for peers: no proxies or credentials of the environment, no cookies, no retries."""
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.clear()
+    session.cookies.set_policy(_NoCookies())
+    adapter = _Adapter(pool_connections=32, pool_maxsize=8, max_retries=0)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
