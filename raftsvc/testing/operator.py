@@ -239,6 +239,9 @@ class Operator:
         if config.voters == {node_id}:
             self.leaving.remove(node_id)
             return True  # it cannot be: the others left meanwhile
+        if node_id > config.highest_id and self._is_known():
+            self.leaving.remove(node_id)
+            return True  # it was none: the list of the others is without it
         if config.was_removed(node_id):
             self._world.report.counts["evicted"] += 1
             self.leaving.remove(node_id)
@@ -255,9 +258,14 @@ class Operator:
         self._world.watch.consensus.lost(node.node_id)
         node.refusal = None
         node.is_gone = True
-        if node.node_id <= self._cluster.configuration().highest_id:  # else it was none: the others' list is without it
-            self.remove(node.node_id)
+        self.remove(node.node_id)
         self.add()
+
+    def _is_known(self) -> bool:
+        """Whether a leader has committed something, so that all that was committed before is known (section 8)."""
+        leader = self._cluster.leader()
+        engine = leader.engine if leader is not None else None
+        return engine is not None and engine.core.log.term_at(engine.core.log.commit_index) == engine.core.term
 
     def _attempt(self, change: ConfChange) -> None:
         """Ask some node to have it done; what comes of it shows in the configuration."""

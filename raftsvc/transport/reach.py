@@ -10,6 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 
+from requests import RequestException
+from urllib3.exceptions import HTTPError
+
 logger = logging.getLogger("raftsvc.transport")
 
 JOINING_SECONDS = 10.0
@@ -60,13 +63,13 @@ class Reach:
 
 
 def reason_of(error: BaseException) -> str:
-    """In a few words why no answer came: what the system said, below all that libraries say about it."""
+    """In a few words why no answer came: what the system said, below all that libraries say about it.
+
+    Nothing is looked for below what the system said: there is what the caller was at, which has nothing to do with it.
+    """
     current: object = error
-    for _ in range(10):
-        if not isinstance(current, BaseException):
-            break
-        if isinstance(current, OSError) and current.strerror:
-            return str(current.strerror)
+    while isinstance(current, (RequestException, HTTPError)):
         inner = getattr(current.args[0], "reason", None) if current.args else None
         current = inner or getattr(current, "reason", None) or current.__cause__ or current.__context__
-    return str(error)
+    said = (current.strerror or str(current)) if isinstance(current, OSError) else ""
+    return said or str(error)

@@ -395,10 +395,16 @@ def test_a_snapshot_that_the_state_does_not_take_is_said_to_be_one(
     cluster: Cluster = make_cluster(make_state=make_state, snapshot_entries=5, trailing_entries=0)
     member = cluster.form(3 if of_leader else 1)[-1]
     writer = cluster.members[0]
+    index = member.status["last_index"]
     if of_leader:
         member.service.stop()
-    for _ in range(20):
+
+    def is_dropped() -> bool:
+        """Whether what comes after `index` cannot be sent any more: it is kept for a while for who was heard from."""
         assert writer.service.exec(b"\x04listlate" if is_part else b"late", PATIENCE)
+        return bool(writer.service._node._engine.core.log.first_index > index + 1)
+
+    eventually(is_dropped, "a snapshot takes the place of the entries")
     if not of_leader:
         eventually(lambda: member.status["snapshot_index"], "a snapshot was taken")
         with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -117,3 +118,24 @@ def test_the_reason_is_what_the_system_said() -> None:
             make_session().get(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05)
         assert "timed out" in reason_of(late.value).lower()
     assert reason_of(ValueError("no such thing")) == "no such thing"
+
+
+@pytest.mark.parametrize(
+    "at", [FileNotFoundError(errno.ENOENT, "No such file"), ValueError("?")], ids=["file", "value"]
+)
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_what_the_caller_was_at_is_no_reason(at: Exception, is_refused: bool) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if not is_refused:
+            silent.listen()
+        try:
+            raise at
+        except type(at):
+            with pytest.raises(requests.RequestException) as failed:
+                make_session().get(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=5 if is_refused else 0.05)
+            try:
+                raise ValueError("of another kind")
+            except ValueError as other:
+                assert reason_of(other) == "of another kind"
+    assert reason_of(failed.value) == ("Connection refused" if is_refused else "timed out")
