@@ -14,6 +14,8 @@ rooms       a room imports itself and what ROOMS allows it.  Imports in the body
 cycles      no module comes back to itself by its imports, within a room either.
 privates    a name that begins with an underscore is its module's: it is imported by nobody, and asked of
             an object (by getattr too) only where the module itself gives such a name to something.
+asserts     where durability and agreement are at stake an assert only tells the type checker what is so (`x is not
+            None`, `isinstance`): what it guards besides would be unguarded under -O.  Else an error is raised.
 pure        the core has no threads, clocks, files, sockets, log or randomness of its own.
 openings    a module opens with what it is for.
 """
@@ -88,11 +90,15 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
     ("methods", "states.py States"): "all that a State may be, for each part",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
+    ("asserts", "core/founding.py"): "of its own course, before a log is there",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",
     ("privates", "transport/stream.py _sock"): "nor does http.client show the connection under its file",
 }
+
+# What durability and agreement rest on.
+GUARDED = {"core", "storage", "member"}
 
 # Paths that a page names in backticks and that are not in this repository.
 NOT_HERE: dict[str, str] = {
@@ -198,6 +204,12 @@ class House:
                     names = [node.func.id]
                 for name in names:
                     yield f"{path} {name}", "is not the core's"
+
+    def asserts(self) -> Iterator[tuple[str, str]]:
+        for path, tree in self.trees.items():
+            for node in ast.walk(tree) if room_of(path) in GUARDED else ():
+                if isinstance(node, ast.Assert) and not tells_a_type(node.test):
+                    yield path, f"line {node.lineno}: an assert guards something"
 
     def openings(self) -> Iterator[tuple[str, str]]:
         for path, tree in self.trees.items():
@@ -306,6 +318,16 @@ def is_name(node: ast.AST, *names: str) -> bool:
     return isinstance(node, ast.Name) and node.id in names
 
 
+def tells_a_type(test: ast.expr) -> bool:
+    if isinstance(test, ast.BoolOp):
+        return all(map(tells_a_type, test.values))
+    if isinstance(test, ast.Call):
+        return is_name(test.func, "isinstance")
+    return isinstance(test, ast.Compare) and all(
+        isinstance(right, ast.Constant) and right.value is None for right in test.comparators
+    )
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
 
@@ -354,6 +376,7 @@ RULES: dict[str, Callable[[House], Iterator[tuple[str, str]]]] = {
     "rooms": House.rooms,
     "cycles": House.cycles,
     "privates": House.privates,
+    "asserts": House.asserts,
     "pure": House.pure,
     "openings": House.openings,
 }
@@ -449,6 +472,12 @@ VIOLATIONS = [
         ["core/a.py import time", "core/a.py import random", "core/a.py os", "core/a.py randint", "core/a.py open"],
     ),
     ("pure", {"storage/a.py": "import time"}, []),
+    ("asserts", {"core/a.py": "assert x is not None and isinstance(x, int)", "kv/a.py": "assert y > 0"}, []),
+    (
+        "asserts",
+        {"member/a.py": "assert y > 0, 'y'", "core/a.py": "assert x is None or x"},
+        ["core/a.py", "member/a.py"],
+    ),
     ("openings", {"kv/a.py": "x = 1", "kv/b.py": '"""For this."""', "kv/__init__.py": ""}, ["kv/a.py"]),
 ]
 

@@ -71,7 +71,8 @@ def _accept(server: Server, m: Message, match_index: int, may_wait: bool) -> Non
     log = server.log
     if not may_wait:
         match_index = min(match_index, log.stable_index)
-    assert match_index <= log.last_index, "what is acknowledged is here"
+    if match_index > log.last_index:
+        raise ViolationError(f"entry {match_index} would be acknowledged, and the log ends at {log.last_index}")
     server.send(
         Message(
             MessageKind.APPEND_REPLY,

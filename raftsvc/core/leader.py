@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from raftsvc.core.lease import Lease
+from raftsvc.core.log import ViolationError
 from raftsvc.core.logtime import LogTime
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, InvalidChangeError
 from raftsvc.core.messages import NO_NODE, EntryKind, MalformedError, Message, MessageKind, make_entry
@@ -190,7 +191,11 @@ class Leader:
         if is_newer_round:
             self.lease.renew()
         is_news = replication.hear_accepted(progress, m.index)
-        assert progress.match_index <= log.last_index, "nobody holds more than its leader"
+        if progress.match_index > log.last_index:
+            raise ViolationError(
+                f"node {m.from_id} says that it holds entry {progress.match_index}, "
+                f"and the log of its leader ends at {log.last_index}"
+            )
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= log.offset:
             progress.probe_from(progress.match_index + 1)
         if progress.next_index <= log.offset and progress.state is ProgressState.PROBE:
@@ -284,7 +289,8 @@ class Leader:
     def _adopt_members(self) -> None:
         """Lead the configuration just appended (R8)."""
         config = self._server.config
-        assert self._server.node_id in config.voters, "a leader is not left out (R10)"
+        if self._server.node_id not in config.voters:
+            raise ViolationError("a leader is left out of the configuration that it leads (R10)")
         self.replication.adopt_members()
         if self.transfer_target not in config.voters:
             self.transfer_target = NO_NODE

@@ -28,9 +28,10 @@ from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of,
 
 
 class ViolationError(Exception):
-    """A peer contradicts what is committed: some node lost or altered its storage.
+    """A peer contradicts what is committed, for some node lost or altered its storage; or this node would.
 
-    Nothing can be done safely but to stop taking part.
+    Nothing can be done safely but to stop taking part.  What durability and agreement rest on raises
+    this and is no `assert`: those are gone under -O.
     """
 
 
@@ -131,7 +132,8 @@ class Log:
         if entries and index_of(entries[0]) <= snapshot.index:
             # The trailing window.  The term before its first entry is unknown, so
             # that entry serves only as the anchor for those that follow.
-            assert index_of(entries[-1]) >= snapshot.index, "the window reaches the snapshot"
+            if index_of(entries[-1]) < snapshot.index:
+                raise ViolationError(f"the log ends at {index_of(entries[-1])}, before its snapshot, {snapshot.index}")
             self.offset, self.offset_term = index_of(entries[0]), term_of(entries[0])
             del self._entries[0]
         self.size_bytes = sum(map(len, self._entries))
@@ -186,7 +188,8 @@ class Log:
 
     def entries_from(self, index: int, max_bytes: int) -> list[Entry]:
         """Entries from `index` on, at least one if there is one, else up to `max_bytes` of frames."""
-        assert index > self.offset, "compacted entries are not asked for"
+        if index <= self.offset:
+            raise ViolationError(f"entry {index} was compacted away; the log begins after {self.offset}")
         return self._bounded(index - self.offset - 1, len(self._entries), max_bytes)
 
     def _bounded(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
@@ -290,7 +293,8 @@ class Log:
     def advance_commit(self, index: int) -> None:
         """Everything up to `index` is committed, if it was not before."""
         if index > self.commit_index:
-            assert index <= self.last_index, "what is committed is here"
+            if index > self.last_index:
+                raise ViolationError(f"{index} is said to be committed, and the log ends at {self.last_index}")
             self.commit_index = index
 
     def take_committed(self, max_bytes: int) -> list[Entry]:
@@ -310,16 +314,20 @@ class Log:
 
     def compact(self, index: int, keep_after: int) -> None:
         """A durable snapshot covers everything up to `index`; drop entries up to `keep_after`."""
-        assert self.snapshot.index < index <= self.delivered_index, "a snapshot covers what was applied"
+        if not self.snapshot.index < index <= self.delivered_index:
+            raise ViolationError(
+                f"a snapshot at {index} does not cover what was applied, up to {self.delivered_index}, "
+                f"after the one at {self.snapshot.index}"
+            )
         term = self.term_at(index)
-        assert term is not None, "delivered entries after the snapshot are here"
+        assert term is not None
         time_ms = time_of(self._entries[index - self.offset - 1])
         self.snapshot = SnapshotMeta(index, term, self.configs.at(index), time_ms)
         self.configs.begin_at(index)
         keep_after = min(keep_after, index)
         if keep_after > self.offset:
             keep_term = self.term_at(keep_after)
-            assert keep_term is not None, "entries up to the last are here"
+            assert keep_term is not None
             dropped = self._entries[: keep_after - self.offset]
             del self._entries[: keep_after - self.offset]
             self.size_bytes -= sum(map(len, dropped))
@@ -337,7 +345,10 @@ class Log:
 
     def restore(self, snapshot: SnapshotMeta) -> None:
         """Start anew after a snapshot that a leader sent; its write is handed out next."""
-        assert snapshot.index > self.commit_index, "a snapshot never takes back what is committed"
+        if snapshot.index <= self.commit_index:
+            raise ViolationError(
+                f"a snapshot at {snapshot.index} takes back what is committed, up to {self.commit_index}"
+            )
         self._forget_writes_from(self.commit_index + 1)
         self._entries.clear()
         self.size_bytes = 0

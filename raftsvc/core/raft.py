@@ -218,7 +218,8 @@ class Raft(Server):
             self._become_follower(self.term, NO_NODE)
 
     def _become_leader(self) -> None:
-        assert self.election.stands and self.vote == self.node_id, "who is elected was a candidate of this term"
+        if not (self.election.stands and self.vote == self.node_id):
+            raise ViolationError(f"node {self.node_id} would lead term {self.term}, in which it is no candidate")
         self.role = Role.LEADER
         self.leader_id = self.node_id
         self.election.become_leader()
@@ -300,8 +301,12 @@ class Raft(Server):
             # by now: it is of this term, and a vote that was given is given.
             if self.election.stands:
                 self._count_vote(m.from_id, not m.reject)
-        elif self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
-            assert m.kind is MessageKind.TIMEOUT_NOW, "the last of the closed set"
+        elif m.kind is MessageKind.TIMEOUT_NOW:
+            self._take_over(m)
+
+    def _take_over(self, m: Message) -> None:
+        """The leader hands over to this node."""
+        if self.role is Role.FOLLOWER and m.from_id == self.leader_id and self.is_promotable:
             self._ask_for_votes(MessageKind.VOTE, TRANSFER)
 
     def _follow(self, m: Message) -> None:

@@ -12,7 +12,7 @@ from enum import Enum, IntEnum
 from random import Random
 from typing import NamedTuple
 
-from raftsvc.core.log import Log, SnapshotMeta
+from raftsvc.core.log import Log, SnapshotMeta, ViolationError
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Message, MessageKind
 
@@ -291,14 +291,16 @@ class Server:
 
     def enter_term(self, term: int, vote: int = NO_NODE) -> None:
         """Go on to a later term, in which this server has voted for `vote`, or for nobody yet."""
-        assert term > self.term, "terms only rise"
+        if term <= self.term:
+            raise ViolationError(f"the term would go from {self.term} to {term}")
         self.term = term
         self.vote = vote
         self.output.note_hard_state()
 
     def vote_for(self, candidate: int) -> None:
         """Give the vote of this term (R1)."""
-        assert self.vote == NO_NODE, "one vote a term"
+        if self.vote != NO_NODE:
+            raise ViolationError(f"the vote of term {self.term} is given to {self.vote}, and would be to {candidate}")
         self.vote = candidate
         self.output.note_hard_state()
 

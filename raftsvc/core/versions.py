@@ -99,7 +99,8 @@ FIRST = Versions()
 def least(versions: Iterable[Versions]) -> Versions:
     """What all of them know, each part for itself."""
     known = list(versions)
-    assert known, "of nobody nothing is known"
+    if not known:
+        raise ValueError("of nobody nothing is known")
     names = {name for each in known for name, _ in each.state}
     return Versions.of(
         min(each.library for each in known), {name: min(each.of_part(name) for each in known) for name in names}

@@ -156,7 +156,8 @@ class Applying:
 
     def note_applied(self) -> None:
         """A batch ended."""
-        assert self.machine.applied_index >= self.applied_index, "what was applied stays applied"
+        if self.machine.applied_index < self.applied_index:
+            raise RuntimeError(f"applied is entry {self.machine.applied_index}, and was entry {self.applied_index}")
         self.applied_index = self.machine.applied_index
         self.applied_time_ms = self.machine.applied_time_ms
         self.applied_config = self.machine.config

@@ -184,13 +184,15 @@ class Hands:
 
     def begin(self) -> None:
         """Somebody begins to apply."""
-        assert not self.is_applying, "one thread at a time applies"
+        if self.is_applying:
+            raise RuntimeError("two threads would apply at a time")
         self.is_applying = True
         self.state_thread = threading.get_ident()
 
     def end(self) -> None:
         """He is done."""
-        assert self.is_applying, "who ends has begun"
+        if not self.is_applying:
+            raise RuntimeError("a thread ends applying that nobody began")
         self.is_applying = False
         self.state_thread = 0
 

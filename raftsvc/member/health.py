@@ -118,7 +118,8 @@ class Health:
 
     def clear(self, condition: Condition) -> bool:
         """`condition` does not hold any more; whether it did."""
-        assert condition.can_pass, "what is for good stays"
+        if not condition.can_pass:
+            raise RuntimeError(f"{condition.name} is for good")
         if condition not in self._errors:
             return False
         del self._errors[condition]
@@ -131,10 +132,9 @@ class Health:
             kept_from |= condition.keeps_from
         self.may_apply = Part.APPLY not in kept_from
         self.may_lead = Part.LEAD not in kept_from
-        self.may_serve = Part.SERVE not in kept_from
+        self.may_serve = not kept_from & (Part.SERVE | Part.TAKE_PART)  # who takes no part serves nobody
         self.may_be_ready = Part.BE_READY not in kept_from
         self.is_over = Part.TAKE_PART in kept_from
-        assert not (self.is_over and self.may_serve), "who takes no part serves nobody"
 
     def error_of(self, condition: Condition) -> RaftError | None:
         """How it came to `condition`; None if it does not hold."""

@@ -132,7 +132,8 @@ class Machine:
                 index, term, time_ms, kind = place_of(entry)
                 if index <= self.applied_index:
                     continue  # a snapshot brought it
-                assert index == self.applied_index + 1, "entries are applied without gaps"
+                if index != self.applied_index + 1:
+                    raise RuntimeError(f"entry {index} would be applied after entry {self.applied_index}")
                 result = b""
                 if kind == _NORMAL:
                     result = self._apply_normal(entry, index, time_ms, answers)

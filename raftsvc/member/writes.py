@@ -82,7 +82,8 @@ class Writes:
 
     def begin(self) -> Batch:
         """Take everything that waits to be written; first what was refused, by itself: it is to be the very same."""
-        assert not self._inbox.is_writing, "one writer at a time"
+        if self._inbox.is_writing:
+            raise RuntimeError("two would write the log at a time")
         if not self._refusals:
             self._in_write, self._waiting = self._waiting, []
             self._written = 0
@@ -116,21 +117,26 @@ class Writes:
 
     def end(self) -> None:
         """The write returned; whoever wrote looks into the inbox after this, and not before."""
-        assert self._inbox.is_writing, "who ends has begun"
+        self._require_begun()
         self._in_write = ()
         self._refusals = 0
         self._inbox.is_writing = False
 
     def put_off(self, most_ticks: int) -> None:
         """The write was refused: the same is tried again after a rest, longer each time."""
-        assert self._inbox.is_writing, "who ends has begun"
+        self._require_begun()
         self._refusals += 1
         self._rest_ticks = min(1 << min(self._refusals - 1, 10), most_ticks)
         self._inbox.is_writing = False
 
+    def _require_begun(self) -> None:
+        if not self._inbox.is_writing:
+            raise RuntimeError("a write ends that nobody began")
+
     def note_durable(self, token: int) -> None:
         """Everything up to `token` is on disk."""
-        assert token >= self.durable_token, "batches are written in order"
+        if token < self.durable_token:
+            raise RuntimeError(f"batch {token} ends after batch {self.durable_token}, which came later")
         self.durable_token = token
 
     def clear(self) -> None:

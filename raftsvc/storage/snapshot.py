@@ -270,7 +270,8 @@ class IncomingSnapshot:
         To be called once `append` wants no more.  Raises MalformedError if it is
         not what was announced, OSError.
         """
-        assert self._offset == self._size_bytes, "complete"
+        if self._offset != self._size_bytes:
+            raise RuntimeError(f"only {self._offset} of the {self._size_bytes} bytes of a snapshot were received")
         with self._giving_up():
             self._files.sync(self._fd)
         self.close()
