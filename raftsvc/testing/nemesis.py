@@ -50,8 +50,7 @@ class Nemesis:
         rng = world.random
         kind = rng.choice(self._kinds)
         up = self._cluster.up()
-        # Who knows of a start of another's only by what he heard forgets it when he is struck.
-        if up and not any(node.is_put_back and not node.is_gone for node in up):
+        if up:
             leader = self._cluster.leader()
             node = leader if leader is not None and rng.random() < 0.4 else rng.choice(up)
             if self._injections[kind](node):
