@@ -328,6 +328,53 @@ def test_links_that_somebody_put_into_the_directory_are_not_followed(tmp_path: P
     assert victim.read_bytes() == b"of somebody else"
 
 
+@pytest.mark.parametrize("is_hard", [False, True], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("name", ["snap.tmp", "snap.part", "wal/next.tmp", "id.tmp"])
+def test_links_that_somebody_puts_there_while_a_node_runs_are_not_followed(
+    tmp_path: Path, name: str, is_hard: bool
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"of somebody else")
+    path = tmp_path / "node"
+    path.mkdir()
+    if name != "id.tmp":
+        member(str(path), Files(), 3).close()
+    store = open_store(str(path), Files())
+    if name != "id.tmp":
+        store.load(1)
+    link = path / name
+    link.unlink(missing_ok=True)
+    link.hardlink_to(victim) if is_hard else link.symlink_to(victim)
+    if name == "id.tmp":
+        store.create(7, CLUSTER_ID, STATE, batch(1, 1))
+        store.load(1)
+    else:
+        assert store.save_snapshot(header(1), [b"data"])
+        store.incoming(5, 1, 100, 1).append(0, b"received")
+        for n in range(4, 60):
+            store.wal.append(None, [entry(n)])
+        store.wal.sync()
+    store.close()
+    assert victim.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("is_hard", [False, True], ids=["symbolic", "hard"])
+def test_a_file_is_made_in_place_of_a_link_and_what_is_opened_is_none(tmp_path: Path, is_hard: bool) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    victim.write_bytes(b"of somebody else")
+    link.hardlink_to(victim) if is_hard else link.symlink_to(victim)
+    files = Files()
+    if not is_hard:
+        with pytest.raises(OSError, match="symbolic links"):
+            files.open(str(link))
+    fd = files.create(str(link))
+    files.write(fd, b"ours", 0)
+    files.close(fd)
+    assert victim.read_bytes() == b"of somebody else"
+    assert link.read_bytes() == b"ours"
+    assert not link.is_symlink()
+
+
 def test_a_snapshot_that_is_a_link_is_refused(tmp_path: Path) -> None:
     store = member(str(tmp_path), Files(), 3)
     store.save_snapshot(header(1), [b"data"])
