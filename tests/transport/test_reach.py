@@ -120,22 +120,24 @@ def test_the_reason_is_what_the_system_said() -> None:
     assert reason_of(ValueError("no such thing")) == "no such thing"
 
 
-@pytest.mark.parametrize(
-    "at", [FileNotFoundError(errno.ENOENT, "No such file"), ValueError("?")], ids=["file", "value"]
-)
-@pytest.mark.parametrize("is_refused", [True, False])
-def test_what_the_caller_was_at_is_no_reason(at: Exception, is_refused: bool) -> None:
+def _fail(is_refused: bool) -> requests.RequestException:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         if not is_refused:
             silent.listen()
-        try:
-            raise at
-        except type(at):
-            with pytest.raises(requests.RequestException) as failed:
-                make_session().get(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=5 if is_refused else 0.05)
-            try:
-                raise ValueError("of another kind")
-            except ValueError as other:
-                assert reason_of(other) == "of another kind"
-    assert reason_of(failed.value) == ("Connection refused" if is_refused else "timed out")
+        with pytest.raises(requests.RequestException) as failed:
+            make_session().get(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=5 if is_refused else 0.05)
+    return failed.value
+
+
+@pytest.mark.parametrize("handled", [FileNotFoundError(errno.ENOENT, "No such file"), ValueError("?")])
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_what_the_caller_was_handling_is_no_reason(handled: Exception, is_refused: bool) -> None:
+    other = ValueError("of another kind")
+    try:
+        raise handled
+    except type(handled):
+        failed = _fail(is_refused)
+        other.__context__ = handled
+    assert reason_of(failed) == ("Connection refused" if is_refused else "timed out")
+    assert reason_of(other) == "of another kind"
