@@ -22,6 +22,7 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 # that is built in or from elsewhere, a protocol that is asked for by `isinstance`, an Enum with an `__init__`,
 # `__doc__`, `continue` inside `try`.
 PURE = {
+    "core/stretches.py",
     "kv/client.py",
     "kv/freshness.py",
     "kv/instructions.py",

@@ -36,7 +36,7 @@ from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.member.envelopes import MAX_LISTED, encode_list
 from raftsvc.member.participant import Participant
 from raftsvc.member.sessions import MAX_WHOLE_BYTES, Outcome
-from raftsvc.member.waiters import Call
+from raftsvc.member.waiters import Call, Promise
 from raftsvc.results import Applied
 
 logger = logging.getLogger("raftsvc")
@@ -154,25 +154,10 @@ def _error_of_late(call: Call, timeout: float) -> RaftError:
     return NotApplied(f"no leader took it within {timeout:g} s; nothing was proposed: {call.stage}")
 
 
-class _Promise(Call):
-    """An instruction for which nobody waits: whoever finishes it leaves it to a thread of ours."""
-
-    __slots__ = ("_ended", "serial")
-
-    def __init__(self, data: bytes, serial: int, ended: SimpleQueue[int | None]) -> None:
-        super().__init__(data)
-        self.serial = serial
-        self._ended = ended
-
-    def wake(self) -> None:
-        """What waits for the future may take long, and is not ours: this thread has more to do."""
-        self._ended.put(self.serial)
-
-
 class _Pending(NamedTuple):
     """What is to be done with a promise once it is finished, or its time is over."""
 
-    promise: _Promise
+    promise: Promise
     future: Future[Applied]
     node: Participant
     timeout: float
@@ -197,7 +182,7 @@ class _Futures:
     def begin(self, node: Participant, data: bytes, timeout: float) -> Future[Applied]:
         """Send an instruction on its way."""
         future: Future[Applied] = Future()
-        promise = _Promise(data, next(self._serials), self._ended)
+        promise = Promise(data, next(self._serials), self._ended)
         deadline = time.monotonic() + timeout
         with self._lock:
             is_full = len(self._pending) >= MAX_ASYNC

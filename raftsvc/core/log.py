@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
 from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, term_of, time_of
+from raftsvc.core.stretches import stretches
 
 
 class ViolationError(Exception):
@@ -128,15 +129,19 @@ class Log:
         self.snapshot = snapshot
         self.offset = snapshot.index
         self.offset_term = snapshot.term
-        self._entries = list(entries)
+        start = 0
         if entries and index_of(entries[0]) <= snapshot.index:
             # The trailing window.  The term before its first entry is unknown, so
             # that entry serves only as the anchor for those that follow.
             if index_of(entries[-1]) < snapshot.index:
                 raise ViolationError(f"the log ends at {index_of(entries[-1])}, before its snapshot, {snapshot.index}")
             self.offset, self.offset_term = index_of(entries[0]), term_of(entries[0])
-            del self._entries[0]
-        self.size_bytes = sum(map(len, self._entries))
+            start = 1
+        self._entries: list[Entry] = []
+        self.size_bytes = 0
+        for stretch in stretches(entries, start):
+            self._entries += stretch
+            self.size_bytes += sum(map(len, stretch))
         self.stable_index = self.handed_index = self.last_index
         self.commit_index = max(snapshot.index, min(commit_index, self.last_index))
         self.delivered_index = snapshot.index
@@ -148,7 +153,8 @@ class Log:
         # (token, last index) of each write that was handed out and is not known to be done.
         self._in_flight: deque[list[int]] = deque()
         self.configs = Configurations(snapshot.index, snapshot.config)
-        self.configs.adopt(self._entries[snapshot.index - self.offset :])
+        for stretch in stretches(self._entries, snapshot.index - self.offset):
+            self.configs.adopt(stretch)
 
     # -- reading
 

@@ -34,9 +34,12 @@ from raftsvc.kv.instructions import (
     over_quota,
 )
 from raftsvc.kv.pages import PagedMap
+from raftsvc.process import give_way
 
 KEY_BYTES = 100
 """What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
+
+_STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 
@@ -94,6 +97,8 @@ class Content:
         if len(effects) == 1 and effects[0][0] in (DELETE, TOUCH):
             answer = self.keys.version(effects[0][1]) != 0
         for position, (code, key, data, ttl_ms) in enumerate(effects):
+            if position % _STRETCH == _STRETCH - 1:
+                give_way()
             if code in (SET, SET_EXPIRING):
                 self._set(key, data, index, deadline_of(time_ms, ttl_ms) if ttl_ms else 0)
             elif code == DELETE:

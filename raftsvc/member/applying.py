@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import Entry
@@ -144,9 +145,10 @@ class Applying:
     def _ask(self) -> None:
         """Ask the State what it waits for, and what is to be said of it."""
         self.deadlines.ask()
-        if self._reporting is not None:
+        reporting: Any = self._reporting  # what it returns may be anything, whatever it should be
+        if reporting is not None:
             try:
-                warning: object = self._reporting.warning()
+                warning: object = reporting.warning()
                 is_text = warning is None or isinstance(warning, str)
                 self.warning = (
                     (str(warning or "") or None) if is_text else f"warning() of the State returned {warning!r}"

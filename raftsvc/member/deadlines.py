@@ -7,6 +7,8 @@ the time has come would have a pulse appended tick after tick, so such a one cou
 
 from __future__ import annotations
 
+from typing import Any
+
 from raftsvc.core.messages import MAX_TIME_MS
 from raftsvc.member.machine import Machine
 from raftsvc.state import WaitingState
@@ -22,7 +24,8 @@ class Deadlines:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._state = machine.state if isinstance(machine.state, WaitingState) else None
+        # What it returns may be anything, whatever it should be.
+        self._state: Any = machine.state if isinstance(machine.state, WaitingState) else None
         self._last_ms: int | None = None
         self._ignored_ms: int | None = None
         self._trouble: str | None = None

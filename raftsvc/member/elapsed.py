@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from operator import sub
+from typing import NamedTuple
 
 from raftsvc.core.leader import Leader
 from raftsvc.core.raft import Raft
@@ -46,6 +47,13 @@ def read_clocks() -> tuple[int, ...]:
     return tuple(map(time.clock_gettime_ns, _IDS)) or (time.monotonic_ns(),)
 
 
+class _Mark(NamedTuple):
+    """What each of several clocks showed, and the one of them all then.  One mark is told from another by identity."""
+
+    readings: tuple[int, ...]
+    passed_ns: int
+
+
 class FastestClock:
     """Nanoseconds of a clock that advances, each time it is looked at, by as much as any of several did since the last.
 
@@ -56,12 +64,12 @@ class FastestClock:
 
     def __init__(self, clocks: Callable[[], tuple[int, ...]]) -> None:
         self._clocks = clocks
-        self._mark = clocks(), 0
+        self._mark = _Mark(clocks(), 0)
 
     def look(self) -> int:
         """What it shows, from which it goes on."""
         self._mark = mark = self._after(self._mark)
-        return mark[1]
+        return mark.passed_ns
 
     def glance(self) -> int:
         """What it shows, by any thread, without the lock; nothing goes on from there.
@@ -70,15 +78,14 @@ class FastestClock:
         """
         while True:
             mark = self._mark
-            _, passed_ns = self._after(mark)
+            passed_ns = self._after(mark).passed_ns
             if self._mark is mark:
                 return passed_ns
 
-    def _after(self, mark: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int]:
-        before, passed_ns = mark
+    def _after(self, mark: _Mark) -> _Mark:
         readings = self._clocks()
-        most: int = max(map(sub, readings, before))
-        return readings, passed_ns + max(0, most)
+        most: int = max(map(sub, readings, mark.readings))
+        return _Mark(readings, mark.passed_ns + max(0, most))
 
 
 class Elapsed:

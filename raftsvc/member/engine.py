@@ -508,10 +508,12 @@ class Engine:
         except RaftError:
             raise
         except Exception as error:
-            raise StartFailedError(
+            failed = StartFailedError(
                 f"the State could not be restored from the snapshot in this directory: {error!r}; "
                 "it is tried again at the next start, with repaired code"
-            ) from error
+            )
+            failed.__cause__ = error  # by itself `from` would not say so, compiled
+            raise failed from error
 
     def _await_deadline(self) -> None:
         """Have the core know what the State waits for, as of what is applied."""

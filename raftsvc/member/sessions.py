@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
 from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
+from raftsvc.process import give_way
 from raftsvc.results import (
     BYTES,
     FALSE,
@@ -351,6 +352,7 @@ class Sessions:
                     _PARTIAL.pack(_IS_PARTIAL, partial.number, partial.whole_bytes, partial.op, partial.held),
                     *partial.parts,
                 )
+            give_way()
         return b"".join(parts)
 
     @classmethod
@@ -374,6 +376,7 @@ class Sessions:
                     for _ in range(count):
                         number, index, time_ms, length = reader.take(_OUTCOME)
                         session.outcomes[number] = _decode_outcome(reader.take_bytes(length), index, time_ms)
+                    give_way()
                 elif code == _IS_PARTIAL and session is not None:
                     _, number, whole_bytes, op, held = reader.take(_PARTIAL)
                     if op not in (INSTRUCTION, LIST) or not held < whole_bytes <= MAX_WHOLE_BYTES:

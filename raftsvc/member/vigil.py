@@ -125,7 +125,7 @@ class Lines:
         else:
             self._quiet.discard(condition)
             begins.append(tick)
-        cause = error.__cause__ if level >= logging.ERROR else None
+        cause = (error.__cause__ or error.__context__) if level >= logging.ERROR else None
         self._runner.say(level, f"node {self._node_id}: {error}", cause)
 
     def end(self, condition: Condition) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from queue import SimpleQueue
 
 from raftsvc.errors import RaftError
 from raftsvc.member.envelopes import INSTRUCTION, LIST
@@ -82,6 +83,21 @@ class Call(Waiter):
     def is_finished(self) -> bool:
         """Whether there is an outcome or an error."""
         return self.outcome is not None or self.error is not None
+
+
+class Promise(Call):
+    """An instruction for which nobody waits: whoever finishes it leaves it to a thread that completes futures."""
+
+    __slots__ = ("_ended", "serial")
+
+    def __init__(self, data: bytes, serial: int, ended: SimpleQueue[int | None]) -> None:
+        super().__init__(data)
+        self.serial = serial
+        self._ended = ended
+
+    def wake(self) -> None:
+        """What waits for the future may take long, and is not ours: this thread has more to do."""
+        self._ended.put(self.serial)
 
 
 class Read(Waiter):

@@ -35,7 +35,7 @@ import logging
 import struct
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -253,12 +253,12 @@ class _Extent:
         while firsts and firsts[-1] >= first:
             firsts.pop()
             terms.pop()
-        if not (terms and terms[-1] == term_of(entries[0]) == term_of(entries[-1])):  # terms never fall
-            for entry in entries:
-                if not terms or terms[-1] != term_of(entry):
-                    firsts.append(index_of(entry))
-                    terms.append(term_of(entry))
         self.last = index_of(entries[-1])
+        position = bisect_left(entries, terms[-1] + 1, key=term_of) if terms else 0
+        while position < len(entries):  # terms never fall
+            firsts.append(first + position)
+            terms.append(term_of(entries[position]))
+            position = bisect_left(entries, terms[-1] + 1, lo=position, key=term_of)
 
     def mark(self, index: int, term: int) -> bool:
         """A snapshot covers up to `index` of `term`.  Whether the log goes on; else it starts anew behind that."""
@@ -515,7 +515,9 @@ class Wal:
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise StorageError(f"{self._path}: no longer written after {self._failure!r}") from self._failure
+            refusal = StorageError(f"{self._path}: no longer written after {self._failure!r}")
+            refusal.__cause__ = self._failure
+            raise refusal
 
     def _refused(self, what: str, error: OSError) -> DiskRefusedError:
         return DiskRefusedError(

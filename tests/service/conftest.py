@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,5 +34,5 @@ def cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     """What log time is measured by, moved by hand."""
     made = Clocks()
-    monkeypatch.setattr("raftsvc.member.node.read_clocks", made)
+    monkeypatch.setattr(time, "clock_gettime_ns", made)
     return made

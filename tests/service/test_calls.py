@@ -461,6 +461,7 @@ def test_a_caller_that_a_signal_interrupts_leaves_the_node_sound(cluster: Cluste
     assert node.service.is_live()
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("method", ["exec", "wait_read"])
 def test_an_error_of_the_library_in_a_caller_s_thread_stops_the_node_and_tells_everybody(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, method: str
@@ -547,6 +548,7 @@ class _SlowToWake:
         self._released.set()
 
 
+@pytest.mark.pure
 def test_who_comes_while_others_wake_shares_a_batch(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,6 +571,7 @@ def test_who_comes_while_others_wake_shares_a_batch(
     assert node.status["fsync_count"] == before["fsync_count"] + 1
 
 
+@pytest.mark.pure
 def test_a_caller_that_does_not_wake_holds_up_nobody_for_long(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -584,6 +587,7 @@ def test_a_caller_that_does_not_wake_holds_up_nobody_for_long(
     assert first()
 
 
+@pytest.mark.pure
 def test_reads_alone_do_not_wait_for_those_that_wake(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,6 +604,7 @@ def test_reads_alone_do_not_wait_for_those_that_wake(
     first()
 
 
+@pytest.mark.pure
 def test_reads_that_gathered_do_not_wait_for_a_write(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,19 +8,9 @@ from collections.abc import Callable
 import pytest
 
 import raftsvc
-from tests.service.harness import PATIENCE, Cluster, Member, eventually
+from tests.service.harness import PATIENCE, Clocks, Cluster, Member, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no clock for leases")
-
-
-class Clock:
-    """The clock of leases, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 10**12
-
-    def __call__(self) -> tuple[int]:
-        return (self.now,)
 
 
 def is_served(leader: Member) -> bool:
@@ -31,11 +21,7 @@ def is_served(leader: Member) -> bool:
     return True
 
 
-def test_a_leader_with_a_lease_reads_without_the_others(
-    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr("raftsvc.member.node.read_clocks", clock)
+def test_a_leader_with_a_lease_reads_without_the_others(make_cluster: Callable[..., Cluster], clocks: Clocks) -> None:
     cluster = make_cluster(lease_reads=True, election_timeout=4.0)
     cluster.form(3)
     leader = cluster.leader()
@@ -44,7 +30,7 @@ def test_a_leader_with_a_lease_reads_without_the_others(
     cluster.cut(leader, [m for m in cluster.members if m is not leader])
     assert is_served(leader), "by the lease, for nobody else is asked"
     assert leader.state.items == [b"a"]
-    clock.now += 10**10
+    clocks.move(10_000)
     assert not is_served(leader), "the lease is over, and a majority does not answer"
 
 

@@ -13,6 +13,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+from mypy.build import BuildSource, build
+from mypy.nodes import ComparisonExpr
+from mypy.options import Options
+from mypy.types import TupleType, Type, UnionType, get_proper_type
 
 import raftsvc
 from raftsvc.core.messages import MalformedError
@@ -131,6 +135,59 @@ def test_no_function_of_a_class_has_a_second_name_there() -> None:
             values = [one.value for one in node.body if isinstance(one, (ast.Assign, ast.AnnAssign))]
             renamed += [f"{path.name}: {one.id}" for one in values if isinstance(one, ast.Name) and one.id in own]
     assert not renamed
+
+
+def test_no_tuple_is_told_from_another_by_identity() -> None:
+    """Compiled, one of a fixed length is no object: whoever looks at it has one made of it, each time another."""
+    options = Options()
+    options.python_version = (3, 10)
+    options.incremental, options.export_types, options.ignore_missing_imports = False, True, True
+    names = [(path, path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
+    sources = [BuildSource(str(path), ".".join(parts).removesuffix(".__init__")) for path, parts in names]
+    types = build(sources, options).types
+    compared = [node for node in types if isinstance(node, ComparisonExpr) and {"is", "is not"} & {*node.operators}]
+    assert compared
+    assert not [
+        f"line {node.line}: {node}" for node in compared if all(_has_fixed(types.get(one)) for one in node.operands)
+    ]
+
+
+def _has_fixed(kind: Type | None) -> bool:
+    """Whether it may be a tuple of a fixed length, and none that has names."""
+    kind = get_proper_type(kind)
+    if isinstance(kind, UnionType):
+        return any(_has_fixed(item) for item in kind.items)
+    return isinstance(kind, TupleType) and kind.partial_fallback.type.fullname == "builtins.tuple"
+
+
+def test_what_is_not_compiled_derives_from_nothing_that_is() -> None:
+    compiled = {path for path, _ in _compiled_nodes()}
+    natives = {
+        node.name
+        for _, node in _compiled_nodes()
+        if isinstance(node, ast.ClassDef)
+        and not {ast.unparse(base).split("[")[0] for base in node.bases} & {"NamedTuple", "Protocol", "IntEnum", "Enum"}
+    }
+    derived = [
+        f"{path.name}: {node.name}"
+        for path in PACKAGE.rglob("*.py")
+        if path not in compiled
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and natives & {ast.unparse(base) for base in node.bases}
+    ]
+    assert not derived
+
+
+def test_what_an_error_comes_from_is_known_by_the_place_too() -> None:
+    """Compiled, `raise ... from` keeps what is being handled, as the error's context, and no more."""
+    unheard = []
+    for path, node in _compiled_nodes():
+        if isinstance(node, ast.FunctionDef):
+            handled = {one.name for one in ast.walk(node) if isinstance(one, ast.ExceptHandler)}
+            handled |= {one.arg for one in node.args.args}  # of who is called by a handler
+            causes = [one.cause for one in ast.walk(node) if isinstance(one, ast.Raise) and one.cause]
+            unheard += [f"{path.name}:{one.lineno}" for one in causes if ast.unparse(one) not in handled]
+    assert not unheard
 
 
 def _compiled_nodes() -> list[tuple[Path, ast.AST]]:
