@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import email.parser
+import faulthandler
 import importlib
 import os
 import shutil
@@ -56,6 +57,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.Zip
 def build(source: Path, directory: Path, **environment: str) -> Path:
     """A wheel of the source distribution."""
     command = (sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-cache-dir", "--wheel-dir", directory, source)
+    faulthandler.cancel_dump_traceback_later()  # pytest's, for what hangs; this has a limit of its own
     run(*command, env={**os.environ, **environment}, timeout=1200)
     (path,) = directory.glob("*.whl")
     return path

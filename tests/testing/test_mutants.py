@@ -14,12 +14,14 @@ def test_a_bug_can_still_be_planted(mutant: Mutant) -> None:
         compile(text, file, "exec")
 
 
+@pytest.mark.pure  # it is planted into the sources alone
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.scene], ids=lambda mutant: mutant.name)
 def test_a_bug_that_is_seldom_seen_is_found_by_a_scene(mutant: Mutant) -> None:
     assert check(mutant.scene) == ""
     assert catch(mutant, 0) is not None
 
 
+@pytest.mark.pure  # it is planted into the sources alone
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.test], ids=lambda mutant: mutant.name)
 def test_a_bug_that_is_seldom_seen_is_found_by_a_test(mutant: Mutant) -> None:
     assert catch(mutant._replace(new=mutant.old, also=()), 0) is None
