@@ -9,7 +9,8 @@ NODES ?= 3
 SECONDS ?= 120
 CHAOS ?=
 COMPILED_TESTS := tests/core tests/storage tests/member tests/kv tests/testing tests/transport tests/service \
-	tests/test_codecs.py tests/test_digests.py tests/test_machine.py tests/test_packaging.py tests/test_state.py
+	tests/test_codecs.py tests/test_digests.py tests/test_machine.py tests/test_packaging.py tests/test_state.py \
+	tests/test_turns.py
 ARGS ?=
 
 # The first Python >= 3.10 that runs and can make virtual environments (a shim on the path may do neither).

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import raftsvc
 from benchmarks import against, costs, environment, report, usage
 from benchmarks.processes import Failure
 from benchmarks.runner import GROUPS, cases, run_rounds
@@ -20,7 +21,7 @@ from benchmarks.systems import SYSTEMS
 _FULL = {
     "only": list(GROUPS),
     "threads": [1, 8, 64, 256],
-    "systems": list(SYSTEMS),
+    "systems": [name for name in SYSTEMS if raftsvc.__compiled__ or name != "raftsvc-pure"],
     "rounds": 5,
     "seconds": 3.0,
     "warmup_seconds": 1.0,
@@ -33,6 +34,7 @@ _AGAINST = {
     "seconds": 2.0,
     "warmup_seconds": 0.2,
 }
+_ON_PURE = "after `make compile` raftsvc is what that made, and raftsvc-pure the same sources beside it"
 _QUICK = {
     "only": ["write", "read", "http"],
     "threads": [1, 8],
@@ -166,7 +168,7 @@ def _arguments() -> argparse.Namespace:
     other.add_argument("cases", nargs="*", default=list(costs.CASES), help=f"of {' '.join(costs.CASES)}")
     other.add_argument("--quick", action="store_true", help="smaller numbers")
     for one, systems in ((load, None), (other, ["raftsvc"])):
-        one.add_argument("--systems", type=_names(SYSTEMS), default=systems, help=f"of {','.join(SYSTEMS)}")
+        one.add_argument("--systems", type=_names(SYSTEMS), default=systems, help=f"of {','.join(SYSTEMS)}; {_ON_PURE}")
         one.add_argument("--json", type=Path, help="write everything that was measured to this file")
         one.add_argument("--dir", type=Path, default=Path.cwd(), help="on the disk to be measured; default: here")
     given = sys.argv[1:]

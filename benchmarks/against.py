@@ -21,7 +21,6 @@ that call are in the leader's, where those of a web application would be.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -33,13 +32,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks import environment, paired, report
+from benchmarks.copies import ROOT, copy_sources
 from benchmarks.load import BUCKET_SECONDS, Spec
 from benchmarks.processes import Failure, wait_until
 from benchmarks.runner import Case, Row, check, label_of
 from benchmarks.systems import SYSTEMS, System, Web
 from benchmarks.usage import SLOWED, CountCalls, Usage, operations_between, per_operation, usage
-
-ROOT = Path(__file__).resolve().parent.parent
 
 _TURN_SECONDS = 0.5
 _WARM_UP_SECONDS = 0.5
@@ -66,18 +64,13 @@ def prepare(revision: str, home: Path) -> dict[str, Version]:
     old = Version(home / paired.OLD, f"{revision}, {subject}")
     for version in (new, old):
         version.source.mkdir(parents=True)
-        _copy("benchmarks", version.source)
-    _copy("raftsvc", new.source)
+        copy_sources("benchmarks", version.source)
+    copy_sources("raftsvc", new.source)
     archive = home / "raftsvc.tar"
     _git("archive", "--format=tar", f"--output={archive}", commit, "raftsvc", fails=f"no raftsvc in {revision}")
     subprocess.run(["tar", "-x", "-f", archive, "-C", old.source], check=True)
     archive.unlink()
     return {paired.NEW: new, paired.OLD: old}
-
-
-def _copy(package: str, to: Path) -> None:
-    # Nothing compiled: a revision has none.
-    shutil.copytree(ROOT / package, to / package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 
 
 def _git(*arguments: str, fails: str) -> str:

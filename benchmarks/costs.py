@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,18 +22,26 @@ from benchmarks.systems import SYSTEMS, System, Web
 Say = Callable[[str], None]
 Table = tuple[str, list[dict[str, Any]]]
 
+_OURS = ("raftsvc", "raftsvc-pure")
 _NEVER = {"snapshot_entries": 10**9, "snapshot_bytes": 2**50}
 """Options of raftsvc: keep the whole log."""
 
 
 def _system(name: str, nodes: int, home: Path, **options: Any) -> System:
-    return SYSTEMS[name](nodes, home, **(options if name == "raftsvc" else {}))
+    return SYSTEMS[name](nodes, home, **(options if name in _OURS else {}))
 
 
 def restart(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
     """Kill a lone node whose log has many entries and no snapshot; how long until all are applied again?"""
     rows: list[dict[str, Any]] = []
-    with _system("raftsvc", 1, home, **_NEVER) as system:
+    for name in _OURS:
+        if name in systems:
+            _restart_one(name, rows, home, quick, say)
+    return "Restart: a lone node that was killed, from its start until its whole log is applied", rows
+
+
+def _restart_one(name: str, rows: list[dict[str, Any]], home: Path, quick: bool, say: Say) -> None:
+    with _system(name, 1, home, **_NEVER) as system:
         (web,) = system.webs
         for entries in (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000):
             web.post("/load/start", **vars(Spec("restart", "write", 64)))
@@ -46,6 +55,7 @@ def restart(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
             seconds = status["opened_seconds"]
             rows.append(
                 {
+                    "system": name,
                     "entries": status["last_index"],
                     "log MB": status["log_bytes"] / 2**20,
                     "seconds": seconds,
@@ -54,16 +64,15 @@ def restart(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
                 }
             )
             say(f"restart: {rows[-1]}")
-    return "Restart: a lone node that was killed, from its start until its whole log is applied", rows
 
 
 def snapshot(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
     """Eight writers at a leader that takes snapshots of many keys, and at one that takes none."""
     rows = []
     for keys in (10_000, 30_000) if quick else (10_000, 100_000, 1_000_000):
-        for entries in (None, 4_000):
+        for name, entries in product((name for name in _OURS if name in systems), (None, 4_000)):
             options = _NEVER | ({"snapshot_entries": entries} if entries else {})
-            with _system("raftsvc", 3, home, **options) as system:
+            with _system(name, 3, home, **options) as system:
                 leader = system.leader()
                 for first in range(0, keys, 100_000):
                     leader.call("fill", first=first, count=min(100_000, keys - first))
@@ -72,6 +81,7 @@ def snapshot(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
                 seen = leader.run(Spec("snapshot", "write", 8), 1.0, 10.0 if quick else 20.0)
                 rows.append(
                     {
+                        "system": name,
                         "keys": keys,
                         "snapshot every": f"{entries:,} entries" if entries else "never",
                         "snapshots": (leader.status()["snapshot_index"] - began) // entries if entries else 0,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import raftsvc
 from benchmarks import against, paired, plot, report, usage
 from benchmarks.load import Load, Spec, counter_of
 from benchmarks.processes import Failure
@@ -396,3 +397,22 @@ def test_each_version_is_imported_from_its_own_copy_and_nothing_is_left(tmp_path
     assert all(row["cpu_ms_per_op"] > 0 and row["wakeups_per_op"] > 0 for row in content["rows"])
     assert "write, 2 threads: UNCLEAR: 1 pairs are too few" in done.stdout
     assert not list(home.iterdir())
+
+
+@pytest.mark.processes
+def test_the_sources_alone_are_measured_beside_what_is_compiled(tmp_path: Path) -> None:
+    command = "-m benchmarks --systems raftsvc,raftsvc-pure --only write --threads 2 --rounds 1 --seconds 0.2"
+    found = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, *command.split(), "--warmup-seconds", "0.1", "--dir", str(tmp_path), "--json", str(found)],
+        cwd=against.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(found.read_text())
+    assert [row["system"] for row in content["rows"]] == ["raftsvc", "raftsvc-pure"]
+    told = [system["versions"]["raftsvc"].rpartition(" ")[2] for system in content["systems"].values()]
+    assert told == ["(compiled)" if raftsvc.__compiled__ else "(pure)", "(pure)"]
+    assert list(tmp_path.iterdir()) == [found]

@@ -2,7 +2,7 @@
 
 from benchmarks.systems.base import System, Web
 from benchmarks.systems.etcd import EtcdGrpcSystem, EtcdJsonSystem
-from benchmarks.systems.raft import RaftLeaseSystem, RaftSystem
+from benchmarks.systems.raft import RaftLeaseSystem, RaftPureSystem, RaftSystem
 from benchmarks.systems.syncobj import (
     SyncObjJournalSystem,
     SyncObjSystem,
@@ -15,6 +15,7 @@ SYSTEMS: dict[str, type[System]] = {
     for system in (
         RaftSystem,
         RaftLeaseSystem,
+        RaftPureSystem,
         EtcdGrpcSystem,
         EtcdJsonSystem,
         SyncObjTunedSystem,

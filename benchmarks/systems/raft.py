@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import raftsvc
+from benchmarks.copies import copy_sources
 from benchmarks.counting import CountingBackend
-from benchmarks.processes import free_ports
+from benchmarks.processes import Failure, free_ports
 from benchmarks.systems.base import System
 from raftsvc import kv
 from raftsvc.kv import KeyValue, KeyValueState
@@ -111,6 +112,13 @@ class RaftSystem(System):
     client = "in the process"
     backend = "benchmarks.systems.raft:Backend"
     packages = ("raftsvc", "requests", "werkzeug")
+    is_compiled = raftsvc.__compiled__
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Of the packages, and whether it is compiled."""
+        found = super().versions()
+        return found | {"raftsvc": f"{found['raftsvc']} ({'compiled' if cls.is_compiled else 'pure'})"}
 
     def start_servers(self) -> None:
         self.addrs = [f"127.0.0.1:{port}" for port in free_ports(self.nodes)]
@@ -132,6 +140,24 @@ class RaftSystem(System):
 
     def is_ready(self) -> bool:
         return super().is_ready() and all(web.status()["voters"] == self.nodes for web in self.webs)
+
+
+class RaftPureSystem(RaftSystem):
+    name = "raftsvc-pure"
+    note = "the same sources, not compiled"
+    is_compiled = False
+
+    def start_servers(self) -> None:
+        super().start_servers()
+        if self.source is None:
+            self.source = self.home / "sources"
+            for package in ("raftsvc", "benchmarks"):
+                copy_sources(package, self.source)
+
+    def start(self) -> None:
+        super().start()
+        if any(web.status()["compiled"] for web in self.webs):
+            raise Failure(f"{self.name} should not be compiled, and is")
 
 
 class RaftLeaseSystem(RaftSystem):
