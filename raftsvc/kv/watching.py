@@ -24,6 +24,7 @@ from raftsvc.errors import (
     NotApplied,
     OverloadedError,
     RaftError,
+    StoppedError,
     UninitializedError,
 )
 from raftsvc.kv.events import Compacted, Cursor, Event, Happened, Signal
@@ -58,14 +59,6 @@ class Watched(Protocol):
         """Have `listener` called whenever `err` changed."""
 
 
-def _over(service: Watched) -> RaftError | None:
-    """Why nothing will ever be applied here any more; None: it will, maybe later."""
-    error = service.err()
-    if isinstance(error, NotApplied) and not isinstance(error, (UninitializedError, OverloadedError)):
-        return error
-    return None
-
-
 class Watching:
     """What all watches of a store share."""
 
@@ -76,6 +69,7 @@ class Watching:
         self._lock = threading.Lock()  # guards the two below; held for no I/O
         self._listens = False
         self._callers: Callers | None = None
+        self._is_stopped = False
 
     def callers(self) -> Callers:
         """Who calls functions; the same for all of the store."""
@@ -97,8 +91,17 @@ class Watching:
             raise
 
     def _on_change_of_the_node(self, event: Any) -> None:
-        if event.error is not None or event.kind == "stopped":
+        if event.kind == "stopped":
+            self._is_stopped = True
+        if event.error is not None or self._is_stopped:
             self.state.wake_all()
+
+    def over(self) -> RaftError | None:
+        """Why nothing will ever be applied here any more; None: it will, maybe later."""
+        error = self.service.err()
+        if isinstance(error, NotApplied) and not isinstance(error, (UninitializedError, OverloadedError)):
+            return error
+        return StoppedError("this Service was stopped: nothing changes here any more") if self._is_stopped else None
 
     def position(self, index: int) -> str:
         """`index` with the cluster's id: for whoever keeps it longer than this process lives."""
@@ -196,7 +199,7 @@ class Watch:
             self._units += self._look(remaining)
             if self._units:
                 continue
-            error = _over(self._shared.service)
+            error = self._shared.over()
             if error is not None:
                 raise error
             if remaining <= 0:
@@ -292,7 +295,7 @@ class Callers:
                 if not every:
                     self._is_served = False
                     return
-            if _over(self._shared.service) is not None:
+            if self._shared.over() is not None:
                 with self._lock:
                     self._called.clear()
                 continue
