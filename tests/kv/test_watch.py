@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import raftsvc
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError, OutOfTouchError, RaftError, ReadTimeoutError, StoppedError
 from raftsvc.kv.instructions import encode
@@ -288,6 +289,23 @@ def test_a_position_is_worth_nothing_in_another_cluster(node: OneNode, store: kv
         store.watch(after=kept)
 
 
+def test_a_part_of_several_is_watched_too() -> None:
+    state = kv.KeyValueState()
+    states = raftsvc.States(kv=state, other=kv.KeyValueState())
+    node: Any = OneNode(states)  # type: ignore[arg-type]
+    store, other = kv.KeyValue(states.part("kv", node), state), states.part("other", node)
+    store.set("a", b"1", ttl=1)
+    with store.watch() as watch:
+        node.time_ms = 5000
+        index = other.propose(encode([kv.set("b", b"")])).index
+        assert shown(watch) == [("expire", "a", None, index)]
+        version = store.set("c", b"")
+        assert shown(watch) == [("set", "c", b"", version)] and watch.position == f"c1:{version}"
+        node.fail(StoppedError("it was stopped"))
+        with pytest.raises(StoppedError):
+            watch.next(PATIENCE)
+
+
 @pytest.mark.parametrize("after", [-1, True, 1.5, "7", "c1:", "c1:-1", "c1:x", "c1:" + "9" * 30, b"7"])
 def test_what_is_no_position_is_refused(store: kv.KeyValue, after: Any) -> None:
     with pytest.raises(ConfigurationError, match="position"):
@@ -337,6 +355,32 @@ def test_who_waits_is_woken_by_what_it_waits_for_and_by_nothing_else(node: OneNo
         store.set("mine/1", b"")
         thread.join(PATIENCE)
         assert [event.key for event in found] == ["mine/1"] and len(asked) == 2
+
+
+class Leaving:
+    """A lock after which, once, something is done at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.then: Callable[[], object] | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+
+def test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed(node: OneNode, store: kv.KeyValue) -> None:
+    lock: Any = Leaving()
+    node.state._lock = lock
+    with store.watch() as watch:
+        lock.then = lambda: store.set("a", b"")
+        found = watch.next(0.0) + watch.next(0.0)
+        assert [event.key for event in found] == ["a"]
 
 
 def test_close_ends_who_waits(store: kv.KeyValue) -> None:
