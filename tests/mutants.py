@@ -1318,8 +1318,8 @@ MUTANTS = (
     Mutant(
         "a watcher goes on after what woke it",
         "kv/events.py",
-        "cursor.after = index - 1",
-        "cursor.after = index",
+        "cursor.idle_until = index - 1",
+        "cursor.idle_until = index",
         test="kv/test_watch.py::test_who_waits_is_woken_by_what_it_waits_for_and_by_nothing_else",
     ),
     Mutant(
@@ -1337,12 +1337,19 @@ MUTANTS = (
         test="kv/test_watch.py::test_a_snapshot_that_arrives_ends_what_was_before_it",
     ),
     Mutant(
+        "an error that passes makes watchers forget how far they were",
+        "kv/events.py",
+        "return self._leave_all(complete)",
+        "return self._leave_all(0)",
+        test="kv/test_watch.py::test_who_is_woken_for_nothing_or_closed_keeps_its_place",
+    ),
+    Mutant(
         "a change between listing and watching is missed",
         "kv/state.py",
-        "                    self._history.wait(cursor)\n                    return []\n",
-        "                    pass\n            if not units:\n                with self._lock:\n"
-        "                    cursor.after = self._complete\n                    self._history.wait(cursor)\n"
-        "                return []\n",
+        "                if not units:\n                    self._history.wait(cursor)\n"
+        "                    return [], max(after, self._complete)\n",
+        "            if not units:\n                with self._lock:\n                    self._history.wait(cursor)\n"
+        "                return [], max(after, self._complete)\n",
         test="kv/test_watch.py::test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed",
     ),
     Mutant(

@@ -119,7 +119,7 @@ class KeyValue:
         self._state = state
         self._prefix = prefix
         self._freshness = Freshness(service)
-        self._watching = Watching(service, state, self._freshness)
+        self._watching = Watching.of(service, state, self._freshness)
 
     def namespace(self, prefix: str) -> KeyValue:
         """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
@@ -306,7 +306,7 @@ class KeyValue:
     ) -> tuple[dict[str, Value], int]:
         """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
         name = self._prefix + prefix
-        found, index = self._freshness.read(lambda: self._state.list_at(name), max_age, timeout)
+        found, index = self._freshness.read(lambda: self._state.list_at(name, self._prefix), max_age, timeout)
         return self._without_prefix(found), index
 
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
@@ -323,9 +323,9 @@ class KeyValue:
         after:   what happened up to there is left out: an index, that of `list_at` or of a write; or a text that
                  `Watch.position` said, which may have been kept anywhere.  None: what happened before this
                  call is left out, and `timeout` is how long it may take to find out what that is.
-        max_age: while nothing happens this node is asked every so many seconds whether it is current; if nobody
-                 confirms it, reading raises ReadTimeoutError.  None: a node that is cut off shows
-                 nothing, and says so in `Service.err`.
+        max_age: while nothing happens the others are asked every so many seconds whether this node is current;
+                 if nobody confirms it, waiting raises ReadTimeoutError.  None: a node that is cut off
+                 shows nothing new, and says so in `Service.err`.
 
             with store.watch("jobs/", after=index) as changes:
                 for event in changes:
@@ -335,7 +335,8 @@ class KeyValue:
         they took effect here.  `touch` changes no value and is not shown, and of what one entry of the log does to a
         key (a transaction, or several that were written together) only what comes of it.  `Watch.next(timeout)`
         returns all events of an entry at once, and waits no longer than it is told; iterating waits until `close`.
-        It takes a thread for as long as it waits, and nothing else: writes of other keys do not wake it.
+        It takes a thread for as long as it waits, which `max_waiting` does not count, and little else: writes of
+        other keys do not wake it.  `watch("leader")` shows "leader-2" too: have prefixes end by a separator.
 
         Raises Compacted, at once or later, if some of what comes after `after` is not kept here any more: list anew
         with `list_at`.  Kept is what `KeyValueState` was told to keep, by each process.
@@ -363,11 +364,14 @@ class KeyValue:
             def changed(event):
                 flags[event.key] = event.value
 
-        What there is, once this node is current, comes as one "set" for each key, without `previous`.  Where what
-        happened is not kept any more, such as after this node was far behind, it is told only what came of
-        that, a "delete" for what is gone among it.  One thread calls all functions of a store in a
-        process, one after the other, under no lock: they may use the store, and hold up the others while they
-        do.  What one raises is logged, and the next event comes.  It ends with the node.
+        What there is, once this node is current, comes as one "set" for each key.  Where what happened is not kept
+        any more, such as after this node was far behind, it is told only what came of that, a "delete" for what is
+        gone among it.  Both have `is_listed`, and indexes in no order: versions, and for what is gone
+        that of the listing.
+
+        One thread calls all functions of a process, one after the other, under no lock: they may use the store, and
+        hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
+        is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
         """
         name = self._checked_prefix(prefix)
 
@@ -392,7 +396,8 @@ class KeyValue:
         `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
         """
         check_max_age(max_age)
-        return Mirror(self._state, self._freshness, self._checked_prefix(prefix), max_age, timeout)
+        name = self._checked_prefix(prefix)
+        return Mirror(self._state, self._freshness, name, self._prefix, max_age, timeout)
 
     def _checked_prefix(self, prefix: str) -> str:
         if not isinstance(prefix, str):

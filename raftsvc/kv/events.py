@@ -4,9 +4,9 @@ Each process keeps the last changes that it applied, as a history bounded in num
 replicated state: positions in it are log indexes, so a reader goes on with the history of any node, from where it
 was.  All changes of one entry, what expired before it included, are one unit, that is seen whole or not at all.
 
-A reader is a cursor, and nothing is kept for it: a slow one costs nothing.  If what it has not read yet was
-dropped, it is told so.  One that has read all waits, and is looked for by what it waits for: so whoever waits for
-other keys costs nothing either, and has read whatever happened meanwhile.
+A reader is a position, and little is kept for it: a slow one holds what it took at once.  If what it has not read
+yet was dropped, it is told so.  One that has read all waits by a cursor, and is looked for by what it waits for: so
+whoever waits for other keys costs next to nothing, and has read whatever happened meanwhile.
 
 Not thread-safe, but for `Signal`: whoever applies has a lock, `KeyValueState` its own.
 
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
+from weakref import ReferenceType
 
 from raftsvc.errors import RaftError
 from raftsvc.kv.pages import Former, Value
@@ -36,10 +37,10 @@ MAX_EVENTS = 10_000
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _CHANGE_BYTES = 150
 """What a change takes in memory beside its texts and values."""
-_FEW = 16
-"""So many prefixes are looked through for the lengths that they have; of more, lengths that none has any more stay."""
-_AT_ONCE = 256
-"""Units that are copied under one hold of the lock."""
+_FEW = 64
+"""So many cursors may wait before those are looked for whose owners are gone."""
+_AT_ONCE, _BYTES_AT_ONCE = 256, 256 * 1024
+"""Units that a reader takes at once, and then holds."""
 
 Change: TypeAlias = tuple[int, str, bytes | None, Former]
 """What happened, to which key, what it has now, and what it had."""
@@ -50,13 +51,13 @@ Unit: TypeAlias = tuple[int, tuple[Change, ...], int]
 class Compacted(RaftError):
     """What is asked for from `index` on is not kept any more, or is of another cluster.  List anew, and go on there.
 
-    kept_after: the oldest position from which this process has all.
+    kept_after: the oldest position from which this process has all; None: of that cluster it has nothing.
     """
 
     http_status = 410
     http_detail = "What happened since then is not kept any more; list anew."
 
-    def __init__(self, message: str, kept_after: int) -> None:
+    def __init__(self, message: str, kept_after: int | None) -> None:
         super().__init__(message)
         self.kept_after = kept_after
 
@@ -70,6 +71,8 @@ class Event:
     value:    what it has now; None: there is no such key any more.
     index:    of the log entry that did it: the version of what was written.
     previous: what it had before, with its version; None: there was no such key.
+    is_listed: whether this is not how it came about, but what there is, or is no more, as it was found by listing:
+               what `KeyValue.on_change` tells first, and where something was missed.  Then there is no `previous`.
     """
 
     kind: str
@@ -77,6 +80,7 @@ class Event:
     value: bytes | None
     index: int
     previous: Value | None
+    is_listed: bool = False
 
 
 Happened: TypeAlias = list[tuple[int, list[Event]]]
@@ -127,19 +131,26 @@ class Signal:
 
 
 class Cursor:
-    """How far somebody has read of what begins with `prefix`.
+    """Somebody who reads what begins with `prefix`, and may be waiting for more of it.
 
-    after:      all up to this index was read.
-    is_waiting: whether nothing came since: then all was read up to what is applied.
+    owner:      who is woken by its signal, if that one may be gone without a word.
+    is_waiting: whether it is to be woken.
+    idle_until: up to this index nothing happened that it waits for, since it began to wait last.
     """
 
-    __slots__ = ("after", "is_waiting", "prefix", "signal")
+    __slots__ = ("idle_until", "is_waiting", "owner", "prefix", "signal")
 
-    def __init__(self, prefix: str, after: int, signal: Signal) -> None:
+    def __init__(self, prefix: str, signal: Signal, owner: ReferenceType[object] | None = None) -> None:
         self.prefix = prefix
-        self.after = after
         self.signal = signal
+        self.owner = owner
         self.is_waiting = False
+        self.idle_until = 0
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody reads by it any more."""
+        return self.owner is not None and self.owner() is None
 
 
 class History:
@@ -148,7 +159,19 @@ class History:
     floor: what changed up to this index is not kept.
     """
 
-    __slots__ = ("_count", "_lengths", "_max_bytes", "_max_events", "_size_bytes", "_units", "_waiting", "floor")
+    __slots__ = (
+        "_count",
+        "_lengths",
+        "_max_bytes",
+        "_max_events",
+        "_prefixes",
+        "_prune_at",
+        "_size_bytes",
+        "_units",
+        "_waiting",
+        "_waiting_count",
+        "floor",
+    )
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
         """The newest unit is kept, however large."""
@@ -159,7 +182,10 @@ class History:
         self._size_bytes = 0
         self.floor = 0
         self._waiting: dict[str, dict[Cursor, None]] = {}
-        self._lengths: tuple[int, ...] = ()  # of the prefixes that are waited for
+        self._waiting_count = 0
+        self._prune_at = _FEW
+        self._prefixes: dict[int, int] = {}  # how many prefixes that are waited for have a length
+        self._lengths: tuple[int, ...] = ()  # those lengths
 
     def add(self, index: int, changed: list[Change]) -> list[Cursor]:
         """All that entry `index` changed.  Returns those who are to be woken for it."""
@@ -186,29 +212,30 @@ class History:
         if waiting:
             for _, key, _, _ in changes:
                 for length in self._lengths:
-                    if key[:length] in waiting:
-                        found += waiting.pop(key[:length])
-        if found:
-            self._note_lengths()
-            for cursor in found:
-                cursor.is_waiting = False
-                cursor.after = index - 1
+                    prefix = key[:length]
+                    if prefix in waiting:
+                        found += self._take_out(prefix)
+        for cursor in found:
+            cursor.is_waiting = False
+            cursor.idle_until = index - 1
         return found
 
     def reset(self, index: int) -> list[Cursor]:
-        """The state became that of `index` at once.  Returns all who waited."""
+        """The state became that of `index` at once: nobody knows what happened.  Returns all who waited."""
         self._units.clear()
         self._count = self._size_bytes = 0
         self.floor = index
-        return self.leave_all()
+        return self._leave_all(0)
 
-    def leave_all(self) -> list[Cursor]:
-        """All who waited, and do no longer."""
-        found = [cursor for cursors in self._waiting.values() for cursor in cursors]
+    def wake_all(self, complete: int) -> list[Cursor]:
+        """All who waited, while all was applied up to `complete`, and do no longer."""
+        return self._leave_all(complete)
+
+    def _leave_all(self, idle_until: int) -> list[Cursor]:
+        found = [cursor for prefix in list(self._waiting) for cursor in self._take_out(prefix)]
         for cursor in found:
             cursor.is_waiting = False
-        self._waiting.clear()
-        self._lengths = ()
+            cursor.idle_until = idle_until
         return found
 
     def some_after(self, index: int) -> list[Unit]:
@@ -222,7 +249,14 @@ class History:
         if not units or units[-1][0] <= index:
             return []
         start = bisect_right(units, index, key=lambda unit: unit[0])
-        return list(islice(units, start, start + _AT_ONCE))
+        some: list[Unit] = []
+        size_bytes = 0
+        for unit in islice(units, start, start + _AT_ONCE):
+            some.append(unit)
+            size_bytes += unit[2]
+            if size_bytes >= _BYTES_AT_ONCE:
+                break
+        return some
 
     def wait(self, cursor: Cursor) -> None:
         """Have it woken by the next change that it waits for."""
@@ -231,27 +265,42 @@ class History:
         cursors = self._waiting.get(prefix)
         if cursors is None:
             cursors = self._waiting[prefix] = {}
-            if len(prefix) not in self._lengths:
-                self._lengths = (*self._lengths, len(prefix))
+            length = len(prefix)
+            self._prefixes[length] = self._prefixes.get(length, 0) + 1
+            if self._prefixes[length] == 1:
+                self._lengths = tuple(self._prefixes)
         cursors[cursor] = None
+        self._waiting_count += 1
+        if self._waiting_count > self._prune_at:
+            self._prune()
 
-    def leave(self, cursor: Cursor) -> None:
-        """It waits no longer, if it did."""
+    def leave(self, cursor: Cursor, complete: int) -> None:
+        """It waits no longer, if it did, while all was applied up to `complete`."""
         if not cursor.is_waiting:
             return
         cursor.is_waiting = False
-        prefix = cursor.prefix
-        cursors = self._waiting[prefix]
+        cursor.idle_until = complete
+        cursors = self._waiting[cursor.prefix]
         del cursors[cursor]
+        self._waiting_count -= 1
         if not cursors:
-            del self._waiting[prefix]
-            self._note_lengths()
+            self._take_out(cursor.prefix)
 
-    def _note_lengths(self) -> None:
-        if not self._waiting:
-            self._lengths = ()
-        elif len(self._waiting) <= _FEW:
-            self._lengths = tuple({len(prefix) for prefix in self._waiting})
+    def _take_out(self, prefix: str) -> dict[Cursor, None]:
+        cursors = self._waiting.pop(prefix)
+        self._waiting_count -= len(cursors)
+        length = len(prefix)
+        self._prefixes[length] -= 1
+        if not self._prefixes[length]:
+            del self._prefixes[length]
+            self._lengths = tuple(self._prefixes)
+        return cursors
+
+    def _prune(self) -> None:
+        """Forget those whose owners are gone; now and then, so that it costs each of them little."""
+        for cursor in [each for cursors in self._waiting.values() for each in cursors if each.is_gone]:
+            self.leave(cursor, 0)
+        self._prune_at = max(2 * self._waiting_count, _FEW)
 
 
 def wake(cursors: Iterable[Cursor]) -> None:

@@ -107,6 +107,8 @@ class KeyValueState(BaseState):
         self._entry = 0  # the entry of which something was applied last
         self._complete = 0  # all of which was, and of all before it
         self._is_nearly_full = False
+        self.companion: object = None
+        """What the stores on it share, of this process."""
         self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
@@ -224,43 +226,15 @@ class KeyValueState(BaseState):
             pages = self._content.keys.freeze(prefix, after)
         return dict(islice(_found(pages, prefix, after), limit))
 
-    def list_at(self, prefix: str = "") -> tuple[dict[str, Value], int]:
+    def list_at(self, prefix: str = "", after: str = "") -> tuple[dict[str, Value], int]:
         """As `list`, and the index up to which all that was applied is in it, and nothing after it."""
         if _is_away(self._home):
-            return _look_elsewhere(partial(self.list_at, prefix))
+            return _look_elsewhere(partial(self.list_at, prefix, after))
         with self._lock:
-            pages = self._content.keys.freeze(prefix)
-            changes = [change for change in self._content.changes if change[1].startswith(prefix)]
+            pages = self._content.keys.freeze(prefix, after)
+            changes = [each for each in self._content.changes if each[1].startswith(prefix) and each[1] > after]
             index = self._complete
-        return _undone(dict(_found(pages, prefix, "")), changes), index
-
-    def advance(self, cursor: Cursor, cut: int = 0) -> Happened:
-        """Read on: some of what happened below the cursor's prefix, whole entries, each with its index.
-
-        Nothing: nothing did, up to what is applied, and the cursor waits: its signal, which was armed before, is set
-        once there is more.  cut: characters of keys that are left out.  Raises Compacted.
-        """
-        if _is_away(self._home):
-            return _look_elsewhere(partial(self.advance, cursor, cut))
-        prefix = cursor.prefix
-        while True:
-            with self._lock:
-                if cursor.is_waiting:
-                    self._history.leave(cursor)
-                    cursor.after = max(cursor.after, self._complete)
-                units = self._history.some_after(cursor.after)
-                if not units:
-                    cursor.after = max(cursor.after, self._complete)
-                    self._history.wait(cursor)
-                    return []
-            found: Happened = []
-            for index, changes, _ in units:
-                events = [event_of(change, index, cut) for change in changes if change[1].startswith(prefix)]
-                if events:
-                    found.append((index, events))
-            cursor.after = units[-1][0]
-            if found:
-                return found
+        return _undone(dict(_found(pages, prefix, after)), changes), index
 
     def complete_index(self) -> int:
         """The last entry all of which was applied here."""
@@ -270,12 +244,42 @@ class KeyValueState(BaseState):
         """Raise ForkedError in a child of the process that applies."""
         _is_away(self._home)
 
+    def advance(self, cursor: Cursor, after: int, cut: int = 0) -> tuple[Happened, int]:
+        """Some of what happened below the cursor's prefix after entry `after`, whole entries; and up to which this is.
+
+        Nothing: nothing did, up to what is applied, and the cursor waits: its signal, which was armed before, is set
+        once there is more.  cut: characters of keys that are left out.  Raises Compacted.
+        """
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.advance, cursor, after, cut))
+        prefix = cursor.prefix
+        while True:
+            with self._lock:
+                self._history.leave(cursor, self._complete)
+                after = max(after, cursor.idle_until)
+                units = self._history.some_after(after)
+                if not units:
+                    self._history.wait(cursor)
+                    return [], max(after, self._complete)
+            found: Happened = []
+            for index, changes, _ in units:
+                events = [
+                    event_of(change, index, cut)
+                    for change in changes
+                    if change[1].startswith(prefix) and len(change[1]) > cut
+                ]
+                if events:
+                    found.append((index, events))
+            after = units[-1][0]
+            if found:
+                return found, after
+
     def place_of(self, cursor: Cursor) -> int:
-        """Up to which index everything that it is about was read."""
+        """Up to which index nothing happened that it waits for, or waited for last."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.place_of, cursor))
         with self._lock:
-            return max(cursor.after, self._complete) if cursor.is_waiting else cursor.after
+            return self._complete if cursor.is_waiting else cursor.idle_until
 
     def leave(self, cursor: Cursor) -> None:
         """It is read no more."""
@@ -283,12 +287,12 @@ class KeyValueState(BaseState):
             _look_elsewhere(partial(self.leave, cursor))
             return
         with self._lock:
-            self._history.leave(cursor)
+            self._history.leave(cursor, self._complete)
 
     def wake_all(self) -> None:
         """Have everybody who waits for more look how things are."""
         with self._lock:
-            woken = self._history.leave_all()
+            woken = self._history.wake_all(self._complete)
         wake(woken)
 
     def __len__(self) -> int:

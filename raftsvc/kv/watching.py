@@ -14,20 +14,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from typing import Any, Protocol
 
 from raftsvc.errors import (
     ConfigurationError,
+    ForkedError,
     NodeFailedError,
     NotApplied,
     OverloadedError,
     RaftError,
+    ReadTimeoutError,
     StoppedError,
     UninitializedError,
 )
-from raftsvc.kv.events import Compacted, Cursor, Event, Happened, Signal
+from raftsvc.kv.events import Compacted, Cursor, Event, Signal
 from raftsvc.kv.freshness import Freshness
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
@@ -60,7 +64,7 @@ class Watched(Protocol):
 
 
 class Watching:
-    """What all watches of a store share."""
+    """What all stores on one State share to be told of changes."""
 
     def __init__(self, service: Any, state: KeyValueState, freshness: Freshness) -> None:
         self.service: Watched = service
@@ -69,10 +73,18 @@ class Watching:
         self._lock = threading.Lock()  # guards the two below; held for no I/O
         self._listens = False
         self._callers: Callers | None = None
-        self._is_stopped = False
+        self._stopped_by: RaftError | None = None
+
+    @classmethod
+    def of(cls, service: Any, state: KeyValueState, freshness: Freshness) -> Watching:
+        """The one of that State: it has one node as long as it lives."""
+        found = state.companion
+        if not isinstance(found, Watching):
+            found = state.companion = cls(service, state, freshness)
+        return found
 
     def callers(self) -> Callers:
-        """Who calls functions; the same for all of the store."""
+        """Who calls functions; the same for all of the State."""
         with self._lock:
             if self._callers is None:
                 self._callers = Callers(self)
@@ -92,8 +104,9 @@ class Watching:
 
     def _on_change_of_the_node(self, event: Any) -> None:
         if event.kind == "stopped":
-            self._is_stopped = True
-        if event.error is not None or self._is_stopped:
+            error = event.error or self.service.err()
+            self._stopped_by = error or StoppedError("this Service was stopped: nothing changes here any more")
+        if event.error is not None or self._stopped_by is not None:
             self.state.wake_all()
 
     def over(self) -> RaftError | None:
@@ -101,11 +114,14 @@ class Watching:
         error = self.service.err()
         if isinstance(error, NotApplied) and not isinstance(error, (UninitializedError, OverloadedError)):
             return error
-        return StoppedError("this Service was stopped: nothing changes here any more") if self._is_stopped else None
+        return self._stopped_by
 
-    def position(self, index: int) -> str:
-        """`index` with the cluster's id: for whoever keeps it longer than this process lives."""
-        return f"{self.service.status()['cluster_id']}:{index}"
+    def cluster_id(self) -> str:
+        """Of the cluster that this node belongs to.  Raises UninitializedError if it is in none."""
+        found = self.service.status().get("cluster_id")
+        if not isinstance(found, str):
+            raise UninitializedError("this node belongs to no cluster yet, and knows no positions")
+        return found
 
     def index_of(self, after: int | str) -> int:
         """The index that `after` says.  Raises Compacted if it is of another cluster, ConfigurationError if none is."""
@@ -113,8 +129,8 @@ class Watching:
             cluster, colon, digits = after.rpartition(":")
             if not colon or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
                 raise ConfigurationError(f"a position is an index, or what `Watch.position` said, not {after!r}")
-            if cluster != self.service.status()["cluster_id"]:
-                raise Compacted(f"{after} is a position in another cluster: list anew, and go on there", 0)
+            if cluster != self.cluster_id():
+                raise Compacted(f"{after} is a position in another cluster: list anew, and go on there", None)
             return int(digits)
         if not isinstance(after, int) or isinstance(after, bool) or after < 0:
             raise ConfigurationError(f"a position is an index, 0 or more, or what `Watch.position` said, not {after!r}")
@@ -137,89 +153,116 @@ class Watch:
         self._cut = cut
         self._max_age = max_age
         self._signal = Signal()
-        self._cursor = Cursor(prefix, after, self._signal)
-        self._units: deque[tuple[int, list[Event]]] = deque()
-        self._events: deque[Event] = deque()  # of the unit that is being given one by one
-        self._unit = after
+        self._cursor = Cursor(prefix, self._signal, weakref.ref(self))
+        # What was read and not given, and up to where that is: stored at once, for the main thread may be interrupted.
+        self._page: tuple[deque[tuple[int, list[Event]]], int] = (deque(), after)
+        self._taken = 0  # how many of the first entry's events were given one by one
         self._given = after
         self._is_closed = False
 
     def begin(self) -> None:
         """Look once: raises Compacted if it cannot go on from where it begins."""
-        self._signal.arm()
-        self._units += self._shared.state.advance(self._cursor, self._cut)
+        self._look()
 
     @property
     def index(self) -> int:
         """All that happened up to this entry was given: a watch after it, here or on another node, goes on."""
-        if self._events or self._units:
+        units, after = self._page
+        if units:
             return self._given
-        return max(self._given, self._shared.state.place_of(self._cursor))
+        return max(self._given, after, self._shared.state.place_of(self._cursor))
 
     @property
     def position(self) -> str:
         """`index` with the id of the cluster, to be kept elsewhere and given to `watch` as `after`."""
-        return self._shared.position(self.index)
+        return f"{self._shared.cluster_id()}:{self.index}"
 
     def next(self, timeout: float) -> list[Event]:
         """The events of the next entry that has some, all of them; none if there was none within `timeout` seconds.
 
         After single events were taken by iterating, the rest of their entry.
         """
-        if not self._events and not self._find(timeout):
+        if not self._find(timeout):
             return []
-        events = [*self._events]
-        self._events.clear()
-        self._given = self._unit
-        return events
+        units, _ = self._page
+        index, events = units[0]
+        rest = events[self._taken :]
+        units.popleft()
+        self._taken = 0
+        self._given = index
+        return rest
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         """The next event, however long it takes; none once it was closed."""
-        while not self._events:
-            if not self._find(_LOOK_SECONDS) and self._is_closed:
+        while not self._find(_LOOK_SECONDS):
+            if self._is_closed:
                 raise StopIteration
-        event = self._events.popleft()
-        if not self._events:
-            self._given = self._unit
+        units, _ = self._page
+        index, events = units[0]
+        event = events[self._taken]
+        self._taken += 1
+        if self._taken == len(events):
+            units.popleft()
+            self._taken = 0
+            self._given = index
         return event
 
     def _find(self, timeout: float) -> bool:
         """Have the events of the next entry at hand; whether there are some within `timeout` seconds."""
         ends_at = time.monotonic() + timeout
         while not self._is_closed:
-            if self._units:
-                self._unit, events = self._units.popleft()
-                self._events.extend(events)
+            if self._page[0]:
                 return True
-            remaining = ends_at - time.monotonic()
-            self._signal.arm()
-            self._units += self._look(remaining)
-            if self._units:
+            self._look()
+            if self._page[0]:
                 continue
             error = self._shared.over()
             if error is not None:
                 raise error
-            if remaining <= 0:
+            remaining = ends_at - time.monotonic()
+            if remaining <= 0 or not self._is_current(remaining):
                 break
             most = _LOOK_SECONDS if self._max_age is None else max(self._max_age, _LEAST_SECONDS)
-            self._signal.wait(min(remaining, most))
+            self._signal.wait(min(ends_at - time.monotonic(), most))
         return False
 
-    def _look(self, remaining: float) -> Happened:
-        state, cursor, cut = self._shared.state, self._cursor, self._cut
+    def _look(self) -> None:
+        """Read on, or wait for more from now on."""
+        self._signal.arm()
+        if self._was_closed():
+            return
+        units, after = self._shared.state.advance(self._cursor, self._page[1], self._cut)
+        self._page = deque(units), after
+        if self._was_closed():
+            self._leave()
+
+    def _was_closed(self) -> bool:
+        return self._is_closed
+
+    def _is_current(self, seconds: float) -> bool:
+        """Whether it is worth waiting: False if the time is over before this node was shown to be current."""
         if self._max_age is None:
-            return state.advance(cursor, cut)
-        timeout = max(min(remaining, _ASK_SECONDS), _LEAST_SECONDS)
-        return self._shared.freshness.read(lambda: state.advance(cursor, cut), self._max_age, timeout)
+            return True
+        try:
+            self._shared.freshness.read(lambda: None, self._max_age, min(seconds, _ASK_SECONDS))
+        except ReadTimeoutError:
+            if seconds < _ASK_SECONDS:
+                return False
+            raise
+        return True
 
     def close(self) -> None:
-        """End it: whoever waits in it returns."""
+        """End it: whoever waits in it returns.  `index` and `position` stay."""
         self._is_closed = True
-        self._shared.state.leave(self._cursor)
+        self._leave()
         self._signal.set()
+
+    def _leave(self) -> None:
+        with suppress(ForkedError):  # where it waits for nothing
+            self._shared.state.leave(self._cursor)
 
     def __enter__(self) -> Watch:
         return self
@@ -231,25 +274,27 @@ class Watch:
 class _Called:
     """A function that is called with what changes, and what it knows."""
 
-    __slots__ = ("cursor", "cut", "function", "known", "prefix", "signal")
+    __slots__ = ("after", "cursor", "cut", "function", "is_listed", "known", "prefix", "untold")
 
     def __init__(self, function: Told, prefix: str, cut: int, signal: Signal) -> None:
         self.function = function
         self.prefix = prefix
         self.cut = cut
-        self.signal = signal
+        self.cursor = Cursor(prefix, signal)
+        self.after = 0
+        self.is_listed = False  # else it has to be told what there is
         self.known: dict[str, int] = {}  # the version of each key, as it was told
-        self.cursor: Cursor | None = None  # None: it has to be told what there is
+        self.untold: deque[Event] = deque()
 
-    def differences(self, values: Mapping[str, Value], index: int) -> list[Event]:
-        """What there is and was not told, or is no more."""
+    def list(self, values: Mapping[str, Value], index: int) -> None:
+        """Have it told what there is and was not told, or is no more."""
         cut, known = self.cut, self.known
-        gone = [Event("delete", key[cut:], None, index, None) for key in known if key not in values]
-        return gone + [
-            Event("set", key[cut:], value.data, value.version, None)
-            for key, value in values.items()
-            if known.get(key) != value.version
-        ]
+        self.untold.extend(Event("delete", key[cut:], None, index, None, True) for key in known if key not in values)
+        for key, value in values.items():
+            if known.get(key) != value.version:
+                self.untold.append(Event("set", key[cut:], value.data, value.version, None, True))
+        self.after = index
+        self.is_listed = True
 
     def note(self, event: Event) -> None:
         """It was told."""
@@ -261,10 +306,7 @@ class _Called:
 
 
 class Callers:
-    """The thread that calls functions with what changes.  Ends once there are none, or nothing will change here.
-
-    errors: how often a function raised; each time is logged.
-    """
+    """The thread that calls functions with what changes.  Ends once there are none, or nothing will change here."""
 
     def __init__(self, shared: Watching) -> None:
         self._shared = shared
@@ -272,17 +314,19 @@ class Callers:
         self._called: list[_Called] = []
         self._is_served = False
         self._signal = Signal()
-        self.errors = 0
 
     def add(self, function: Told, prefix: str, cut: int) -> None:
         """Call it from now on, until it returns False.  Raises NodeFailedError if no thread can be started."""
+        error = self._shared.over()
+        if error is not None:
+            raise error
         called = _Called(function, prefix, cut, self._signal)
         with self._lock:
             if not self._is_served:
                 try:
                     threading.Thread(target=self._run, name="raftsvc-changes", daemon=True).start()
-                except RuntimeError as error:
-                    raise NodeFailedError(f"no thread can be started to call functions: {error}") from error
+                except RuntimeError as failure:
+                    raise NodeFailedError(f"no thread can be started to call functions: {failure}") from failure
                 self._is_served = True
             self._called.append(called)
         self._signal.set()
@@ -300,64 +344,90 @@ class Callers:
                     self._called.clear()
                 continue
             try:
-                pauses = [self._serve(called) for called in every]
-            except Exception:
-                logger.exception("what changed could not be told; it is tried again")
-                pauses = [_PAUSE_SECONDS]
-            self._signal.wait(min(pauses))
+                pause = self._serve(every)
+            except BaseException as failure:  # of ours: whatever functions raise ends there
+                _log("what changed could not be told; it is tried again", failure)
+                pause = _PAUSE_SECONDS
+            self._signal.wait(pause)
 
-    def _serve(self, called: _Called) -> float:
-        """Tell it what there is to tell now; returns for how long nothing else has to be done."""
-        state = self._shared.state
-        cursor = called.cursor
-        try:
-            if cursor is None:
+    def _serve(self, every: Sequence[_Called]) -> float:
+        """Tell all what there is to tell now; returns for how long nothing else has to be done."""
+        pause = _LOOK_SECONDS
+        is_current = True
+        if not all(called.is_listed for called in every):
+            try:
                 self._shared.service.wait_read(_ASK_SECONDS)
-                values, index = state.list_at(called.prefix)
-                events = called.differences(values, index)
-                cursor = called.cursor = Cursor(called.prefix, index, self._signal)
-            else:
-                events = [event for _, some in state.advance(cursor, called.cut) for event in some]
-                if not events:
-                    return _LOOK_SECONDS
+            except RaftError:  # as `err` says; those who were told what there is go on meanwhile
+                is_current = False
+                pause = _PAUSE_SECONDS
+        for called in every:
+            if called.is_listed or is_current:
+                if self._read(called):
+                    pause = 0.0
+                self._tell(called)
+        return pause
+
+    def _read(self, called: _Called) -> bool:
+        """Have more to tell; whether there may be more yet."""
+        state = self._shared.state
+        if not called.is_listed:
+            called.list(*state.list_at(called.prefix, called.prefix[: called.cut]))
+            return True
+        try:
+            units, called.after = state.advance(called.cursor, called.after, called.cut)
         except Compacted:
-            called.cursor = None
-            return 0.0
-        except RaftError:  # not current, which `err` says
-            return _PAUSE_SECONDS
-        for event in events:
+            called.is_listed = False
+            return True
+        for _, events in units:
+            called.untold.extend(events)
+        return bool(units)
+
+    def _tell(self, called: _Called) -> None:
+        while called.untold:
+            event = called.untold.popleft()
             called.note(event)
-            if self._call(called.function, event) is False:
+            try:
+                is_enough = called.function(event) is False
+            except BaseException as failure:  # of the application's: there is nobody else to be told
+                _log(f"{called.function!r} raised at {event.kind} of {event.key!r}, entry {event.index}", failure)
+                continue
+            if is_enough:
                 with self._lock:
                     self._called.remove(called)
-                break
-        return 0.0
+                self._shared.state.leave(called.cursor)
+                return
 
-    def _call(self, function: Told, event: Event) -> object:
-        try:
-            return function(event)
-        except (Exception, SystemExit):
-            self.errors += 1
-            logger.exception("%r raised at %s of %r, entry %d", function, event.kind, event.key, event.index)
-            return None
+
+def _log(text: str, failure: BaseException) -> None:
+    with suppress(Exception):  # a handler of the application's may raise, and its changes are told on
+        logger.error("%s", text, exc_info=failure)
 
 
 class Mirror(Mapping[str, bytes]):
     """What is below a prefix, as this process knows it: a read-only mapping that is always as current as this node.
 
     It is a view of the State and holds nothing of its own, so a look takes some microseconds, no round and no
-    memory, and there is nothing that could fall behind.  `keys`, `values`, `items`, `copy` and iterating show one
-    moment, of which they copy what they show; `len` counts.  See `KeyValue.mirror`.
+    memory, and there is nothing that could fall behind.  (In the main thread of a process, where a sync worker of
+    gunicorn serves, another thread looks for it, as in all reads.)  `keys`, `values`, `items`, `copy` and iterating
+    show one moment, of which they copy what they show; `len` counts.  See `KeyValue.mirror`.
     """
 
-    __slots__ = ("_freshness", "_max_age", "_prefix", "_state", "_timeout")
+    __slots__ = ("_freshness", "_max_age", "_namespace", "_prefix", "_state", "_timeout")
 
     def __init__(
-        self, state: KeyValueState, freshness: Freshness, prefix: str, max_age: float | None, timeout: float
+        self,
+        state: KeyValueState,
+        freshness: Freshness,
+        prefix: str,
+        namespace: str,
+        max_age: float | None,
+        timeout: float,
     ) -> None:
+        """namespace: what of `prefix` is no part of a key."""
         self._state = state
         self._freshness = freshness
         self._prefix = prefix
+        self._namespace = namespace
         self._max_age = max_age
         self._timeout = timeout
 
@@ -365,7 +435,7 @@ class Mirror(Mapping[str, bytes]):
         return look() if self._max_age is None else self._freshness.read(look, self._max_age, self._timeout)
 
     def __getitem__(self, key: str) -> bytes:
-        value = self._read(lambda: self._state.get(self._prefix + key))
+        value = self._read(lambda: self._state.get(self._prefix + key)) if isinstance(key, str) and key else None
         if value is None:
             raise KeyError(key)
         return bytes(value.data)
@@ -376,7 +446,7 @@ class Mirror(Mapping[str, bytes]):
 
     def copy_at(self) -> tuple[dict[str, bytes], int]:
         """As `copy`, and the index that it is of."""
-        values, index = self._read(lambda: self._state.list_at(self._prefix))
+        values, index = self._read(lambda: self._state.list_at(self._prefix, self._namespace))
         cut = len(self._prefix)
         return {key[cut:]: value.data for key, value in values.items()}, index
 

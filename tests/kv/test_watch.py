@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -135,6 +136,15 @@ def test_a_namespace_watches_its_own_keys_by_their_short_names(store: kv.KeyValu
         below.set("g", b"2")
         assert shown(watch) == [("set", "f1", b"1", version)]
     assert below.list_at("f") == ({"f1": Value(b"1", version)}, version + 1)
+
+
+def test_a_key_that_is_the_prefix_of_a_namespace_is_not_in_it(store: kv.KeyValue) -> None:
+    below = store.namespace("app/")
+    with below.watch() as watch:
+        store.set("app/", b"of nobody below")
+        version = below.set("a", b"")
+        assert shown(watch) == [("set", "a", b"", version)]
+    assert list(below.list_at()[0]) == list(below.list()) == list(below.mirror()) == ["a"]
 
 
 def test_a_transaction_is_shown_whole_and_of_each_key_only_what_comes_of_it(store: kv.KeyValue) -> None:
@@ -383,14 +393,89 @@ def test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed(node: 
         assert [event.key for event in found] == ["a"]
 
 
-def test_close_ends_who_waits(store: kv.KeyValue) -> None:
+def test_a_watch_that_is_ahead_of_its_node_shows_nothing_twice(node: OneNode, store: kv.KeyValue) -> None:
+    with store.watch("a", after=3) as watch:
+        for number in range(5):
+            store.set("a", b"%d" % number)
+        assert [index for _, _, _, index in shown(watch)] == [4, 5]
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_who_is_woken_for_nothing_or_closed_keeps_its_place(is_closed: bool) -> None:
+    state = kv.KeyValueState(max_events=10)
+    node = OneNode(state)
+    store = kv.KeyValue(node, state)
+    watch = store.watch("mine/")
+    for number in range(100):
+        version = store.set(f"others/{number}", b"")
+    if is_closed:
+        watch.close()
+    else:
+        node.fail(OutOfTouchError("nobody answers"))
+    assert watch.index == version
+    with store.watch("mine/", after=watch.position) as again:
+        version = store.set("mine/1", b"")
+        assert shown(again) == [("set", "mine/1", b"", version)]
+
+
+def test_an_interrupt_of_the_main_thread_loses_nothing(node: OneNode, store: kv.KeyValue) -> None:
+    count = 600
+    with store.watch() as watch:
+        for number in range(count):
+            store.set("a", b"%d" % number)
+        advance = node.state.advance
+        is_struck = [False]
+
+        def struck(*given: Any) -> Any:
+            found = advance(*given)
+            if threading.current_thread() is threading.main_thread():
+                is_struck[0] = not is_struck[0]
+            if is_struck[0] and threading.current_thread() is threading.main_thread():
+                raise InterruptedError("a handler of signals raised")
+            return found
+
+        node.state.advance = struck  # type: ignore[method-assign]
+        found: list[int] = []
+        while len(found) < count:
+            with suppress(InterruptedError):
+                found += [event.index for event in watch.next(0.0)]
+        assert found == list(range(1, count + 1))
+
+
+def test_watches_that_are_dropped_leave_nothing(store: kv.KeyValue, node: OneNode) -> None:
+    for number in range(1000):
+        assert store.watch(f"user/{number}/").next(0.0) == []
+    assert node.state._history._waiting_count <= 200
+    kept = [store.watch(f"user/{number}/") for number in range(300)]
+    store.set("user/7/x", b"")
+    assert [len(watch.next(0.0)) for watch in kept] == [0] * 7 + [1] + [0] * 292
+
+
+def test_how_long_prefixes_are_does_not_add_up(store: kv.KeyValue, node: OneNode) -> None:
+    watches = [store.watch("x" * length) for length in range(1, 50)]
+    for watch in watches:
+        watch.close()
+    assert node.state._history._lengths == () and not node.state._history._waiting
+
+
+def test_a_slow_watch_holds_only_some_of_what_it_was_not_asked_for(store: kv.KeyValue, node: OneNode) -> None:
+    watch = store.watch()
+    for _ in range(50):
+        store.set("a", bytes(100_000))
+    watch.next(0.0)
+    assert len(watch._page[0]) <= 3 and len(shown(watch)) == 49
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_close_ends_who_waits(node: OneNode, store: kv.KeyValue, number: int) -> None:
     watch = store.watch()
     left: list[Any] = []
     thread = threading.Thread(target=lambda: left.extend(watch))
     thread.start()
     watch.close()
-    thread.join(PATIENCE)
+    thread.join(20)  # far less than there is between two looks
     assert not thread.is_alive() and left == [] and watch.next(0.0) == []
+    assert not node.state._history._waiting
     with pytest.raises(StopIteration):
         next(watch)
 
@@ -422,8 +507,11 @@ def test_with_an_age_a_node_that_is_cut_off_says_so(node: OneNode, store: kv.Key
         asked = node.asked
         assert watch.next(0.2) == [] and node.asked > asked
         node.is_confirmed = False
+        store.set("a", b"shown")
+        assert len(watch.next(PATIENCE)) == 1, "what there is is shown"
         with pytest.raises(ReadTimeoutError):
             watch.next(PATIENCE)
+        assert watch.next(0.0) == [] and watch.next(0.5) == [], "the time was over before anybody could answer"
         node.is_confirmed = True
         version = store.set("a", b"2")
         assert [e.index for e in watch.next(PATIENCE)] == [version]
@@ -474,7 +562,7 @@ def test_a_function_is_called_until_it_returns_false_whatever_it_raises(
         if event.key == "a1":
             raise ValueError("mistaken")
         if event.key == "a2":
-            raise SystemExit
+            raise KeyboardInterrupt
         return False if event.key == "a3" else None
 
     store.on_change()(other)
@@ -507,6 +595,7 @@ def test_a_function_that_fell_behind_is_told_what_came_of_it() -> None:
         store.set("d", b"%d" % number)
     may_go_on.set()
     told = notes.wait(6)
+    assert [event.is_listed for event in notes.events] == [True] * 6
     assert told[:3] == [("set", "a", b"1"), ("set", "b", b"1"), ("set", "c", b"1")]
     assert sorted(told[3:6]) == [("delete", "b", None), ("set", "a", b"2"), ("set", "d", b"19")]
 
@@ -519,6 +608,47 @@ def test_a_function_waits_until_the_node_is_current(node: OneNode, store: kv.Key
     store.set("a", b"1")
     node.is_confirmed = True
     assert notes.wait(1) == [("set", "a", b"1")]
+
+
+def test_a_handler_of_the_log_that_raises_keeps_nobody_from_being_told(
+    store: kv.KeyValue, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise OSError("no room for a log")
+
+    notes = Notes()
+    logger = logging.getLogger("raftsvc.kv")
+    broken = Broken()
+    logger.addFilter(broken)
+    try:
+
+        @store.on_change()
+        def changed(event: kv.Event) -> None:
+            notes(event)
+            raise ValueError("mistaken")
+
+        for number in range(5):
+            store.set(f"k{number}", b"")
+        notes.wait(5)
+        store.set("z", b"")
+        notes.wait(6)
+    finally:
+        logger.removeFilter(broken)
+    assert [event.key for event in notes.events] == ["k0", "k1", "k2", "k3", "k4", "z"]
+
+
+def test_all_stores_on_a_state_share_one_thread_and_one_listener(node: OneNode) -> None:
+    before = set(threading.enumerate())
+    for number in range(10):
+        store = kv.KeyValue(node, node.state)
+        store.watch().close()
+        store.on_change(f"k{number}")(Notes())
+    assert len(node.listeners) == 1
+    assert sum(each.name == "raftsvc-changes" for each in set(threading.enumerate()) - before) == 1
+    node.fail(StoppedError("it was stopped"))
+    with pytest.raises(StoppedError):
+        store.on_change()(Notes())
 
 
 def test_the_thread_that_calls_ends_with_the_node(node: OneNode, store: kv.KeyValue) -> None:
@@ -549,6 +679,8 @@ def test_a_mirror_is_what_there_is_here(node: OneNode, store: kv.KeyValue) -> No
     with pytest.raises(KeyError):
         flags["new"]
     assert "app/flags/" in repr(flags) and node.asked == 0
+    not_a_key: Any = 5
+    assert not_a_key not in flags and flags.get(not_a_key) is None and "" not in flags
     aged = store.mirror("app/", max_age=0)
     assert aged["other"] == b"" and node.asked == 1
     node.is_confirmed = False
