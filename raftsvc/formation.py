@@ -58,6 +58,10 @@ _ADMIT_SECONDS = 10.0
 _ASK_SECONDS = 3.0
 
 
+def _nowhere() -> bool:
+    return False
+
+
 class Membership:
     """What this process holds of a cluster: nothing yet, a node, or, once stopped, nothing any more.  Thread-safe."""
 
@@ -76,6 +80,8 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._under_way: str | None = None  # the URL by which `join` asks, empty for `init`; None: neither
+        self._under_way_in = 0  # the thread that does
+        self._runs_state_here: Callable[[], bool] = _nowhere  # of the node, from before there is one to be called
         self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
         self.listed: frozenset[str] = frozenset()
         """Whoever is reached there may join, unless it was evicted from there."""
@@ -105,6 +111,15 @@ class Membership:
         if what and node.runs_state_here():
             raise InsideStateError(what)
         return node
+
+    def check_outside(self, what: str) -> None:
+        """For what may be called of a node that is not there yet.
+
+        Raises ForkedError, and InsideStateError in the State's own code, also in what the start of the node runs of it.
+        """
+        self.home.check()
+        if self._under_way_in == threading.get_ident() or self._runs_state_here():
+            raise InsideStateError(what)
 
     def err(self) -> RaftError | None:
         """What keeps the node, or one that is not there yet, from operating normally."""
@@ -275,11 +290,13 @@ class Membership:
             if self._under_way is not None:
                 raise ExistingClusterError("another call of init or join is under way at this node")
             self._under_way = by
+            self._under_way_in = threading.get_ident()
         try:
             yield
         finally:
             with self._lifecycle:
                 self._under_way = None
+                self._under_way_in = 0
                 node = self.node
                 is_late = self.stopped.is_set()
             if is_late:  # stop came meanwhile and left what was being made to us
@@ -292,8 +309,10 @@ class Membership:
         """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
+            self._runs_state_here = node.runs_state_here
             node.start()
         except BaseException:
+            self._runs_state_here = _nowhere
             self._store.unload()
             raise
         self.node = node
@@ -308,8 +327,7 @@ class Membership:
         """Stop the node, which hands over first if it leads; False if that was done before, or in a forked child."""
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
-        if self.node is not None and self.node.runs_state_here():
-            raise InsideStateError("stop")
+        self.check_outside("stop")
         with self._lifecycle:
             if self.stopped.is_set():
                 return False

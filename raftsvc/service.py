@@ -293,7 +293,7 @@ class Service:
         Returns once it can be used.  Raises ExistingClusterError, StorageError; a
         failure leaves the directory as it was.
         """
-        self._membership.home.check()
+        self._membership.check_outside("init")
         if is_main_thread():
             return do_elsewhere(self.init, _UNHURRIED_SECONDS, NodeFailedError)
         self._membership.check_by_hand("init")
@@ -319,7 +319,7 @@ class Service:
         or where the server, on whose port others would look for this node, does not serve
         before this call has returned, for it is loading the application.
         """
-        self._membership.home.check()
+        self._membership.check_outside("join")
         if self._membership.node is None and self._listener is None:
             check_reachable(self._membership.addr)
         if is_main_thread():
@@ -335,7 +335,7 @@ class Service:
 
         Raises FormingError, which says whom `initial_cluster=` waits for; UninitializedError. Blocks.
         """
-        self._membership.home.check()
+        self._membership.check_outside("wait_formed")
         if is_main_thread():
             return do_elsewhere(partial(self.wait_formed, timeout), timeout, FormingError)
         self._former.wait(timeout)
