@@ -37,7 +37,7 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import check_reachable, check_server, command_below
+from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
@@ -141,8 +141,8 @@ def start(
                            not stand still while a machine sleeps or is moved: a virtual
                            machine that is frozen without its clock noticing can read
                            what is out of date.  Without it no clock is trusted.
-    lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as
-                           the server lets it drain, or 10; not at all in a command such as `flask shell`.
+    lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as the server lets
+                           it drain, or 10, and a command such as `flask shell` is refused a node.
     clock:                 seconds, monotonic; for tests.
     files:                 the disk; for tests.
 
@@ -159,6 +159,7 @@ def start(
             auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
+    check_command(lock_timeout is not None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -185,21 +186,16 @@ def start(
 
 
 def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
-    """Own the directory, which a former process may have yet; a command beside a server does not wait for that."""
-    command = command_below()
+    """Own the directory, which a former process may have yet."""
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
-        if command is not None:
-            timeout = 0.0
     try:
         store.own(timeout)
     except DirectoryInUseError as error:
+        command = command_below()
         if command is None:
             raise
-        raise DirectoryInUseError(
-            f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
-            "in the module that the server loads and this command does not, and ask the server over HTTP"
-        ) from error
+        raise DirectoryInUseError(f"{error} This is `{command}`: {START_FOR_SERVER}") from error
 
 
 class Entrance(NamedTuple):
