@@ -51,6 +51,7 @@ from raftsvc.reception import Reception
 from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
+from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
@@ -208,6 +209,11 @@ class Entrance(NamedTuple):
     members: tuple[str, ...]
 
 
+def _check_member(addr: object) -> None:
+    if not isinstance(addr, str):
+        raise ConfigurationError(f"a member is named by its address, or its id in digits, a text; not {addr!r:.100}")
+
+
 def _await_read(
     node: Participant, admission: Admission, submit: Callable[[Read], None], timeout: float, what: str
 ) -> None:
@@ -234,7 +240,8 @@ def _hears_while_server_drains(membership: Membership, listens: bool) -> bool:
 class Service:
     """A node and its callers.  Made by `start`; every method is thread-safe.
 
-    Also a WSGI callable itself.
+    Also a WSGI callable itself.  What makes no sense for a parameter, such as a `timeout` that is no finite
+    number, is refused at the call: ConfigurationError, InvalidInstructionError where it is an instruction.
     """
 
     def __init__(
@@ -316,6 +323,7 @@ class Service:
         before this call has returned, for it is loading the application.
         """
         self._membership.check_outside("join")
+        check_timeout(timeout)
         if self._membership.node is None and self._listener is None:
             check_reachable(self._membership.addr)
         if is_main_thread():
@@ -332,6 +340,7 @@ class Service:
         Raises FormingError, which says whom `initial_cluster=` waits for; UninitializedError. Blocks.
         """
         self._membership.check_outside("wait_formed")
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.wait_formed, timeout), timeout, FormingError)
         self._former.wait(timeout)
@@ -352,6 +361,10 @@ class Service:
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """
         self._membership.require_node("evict")
+        _check_member(node_addr)
+        if not isinstance(replace, bool):
+            raise ConfigurationError(f"replace is True or False, not {replace!r:.100}")
+        check_timeout(timeout)
         if is_main_thread():
             evict = partial(self.evict, node_addr, timeout, replace=replace)
             return do_elsewhere(evict, timeout, MembershipTimeoutError)
@@ -369,6 +382,9 @@ class Service:
         Raises NotLeaderError, with where to ask, UnknownPeerError, OverloadedError, TransferFailedError.
         """
         self._membership.require_node("transfer")
+        if addr is not None:
+            _check_member(addr)
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.transfer, addr, timeout), timeout, TransferFailedError)
         self._roster.transfer(addr, timeout)
@@ -452,6 +468,7 @@ class Service:
         The State has then seen nothing it had not seen before.  Blocks.
         """
         node = self._membership.require_node("wait_read")
+        check_timeout(timeout)
         if node.callers.is_current():
             return
         if is_main_thread():
@@ -469,8 +486,9 @@ class Service:
         Raises what `wait_read` raises; ReadTimeoutError also if there is no such entry.  Blocks.
         """
         node = self._membership.require_node("wait_applied")
-        if not isinstance(index, int):
-            raise ConfigurationError(f"an index is a whole number, and this is {index!r}")
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise ConfigurationError(f"an index is a whole number, and this is {index!r:.100}")
+        check_timeout(timeout)
         if node.applied_index >= index:
             node.check_able()
             return
@@ -507,6 +525,8 @@ class Service:
         What one raises is logged, and counted in `status`.  Returns what ends that, callable any time.
         """
         self._membership.home.check()
+        if not callable(listener):
+            raise ConfigurationError(f"a listener is called with each Event, which {listener!r:.100} cannot be")
         return self._listeners.add(listener)
 
     @property

@@ -55,10 +55,12 @@ VALUES: dict[str, Any] = {
     "operations": [kv.set("a", b"1")],
     "prefix": "",
     "replace": False,
+    "size_bytes": 10**6,
     "start_response": lambda status, headers: None,
     "timeout": PATIENCE,
     "ttl": 3600.0,
     "value": b"1",
+    "version": 0,
     # Where a method means something else by a name.
     "set_json.value": 1,
 }
@@ -79,9 +81,12 @@ def methods_of(cls: type, but: Sequence[type] = ()) -> list[str]:
 def parameters_of(cls: type, name: str) -> list[inspect.Parameter]:
     """Those that a caller gives; `*conditions` may be none."""
     member = getattr(cls, name)
-    if isinstance(member, property):
-        return []
-    found = list(inspect.signature(member).parameters.values())[1:]
+    return [] if isinstance(member, property) else parameters_in(member)[1:]
+
+
+def parameters_in(function: Any) -> list[inspect.Parameter]:
+    """The same of a function."""
+    found = inspect.signature(function).parameters.values()
     return [parameter for parameter in found if parameter.kind is not parameter.VAR_POSITIONAL]
 
 
