@@ -89,7 +89,9 @@ class Part:
 
     def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> list[Applied]:
         """Have several instructions for this part applied with one entry of the log."""
-        return self._service.propose_many([self._addressed(i) for i in instructions], timeout)
+        if isinstance(instructions, bytes | bytearray | memoryview | str) or not isinstance(instructions, Iterable):
+            return self._service.propose_many(instructions, timeout)  # which refuses it
+        return self._service.propose_many((self._addressed(i) for i in instructions), timeout)
 
     def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]:
         """As `propose`, without waiting."""
@@ -151,6 +153,10 @@ class States(BaseState):
 
     def part(self, name: str, service: Replication) -> Part:
         """`service`, for the instructions of the part of that name.  Raises KeyError if there is none."""
+        if not isinstance(name, str):
+            raise ConfigurationError(f"a part is named by a str, not {name!r:.100}")
+        if not callable(getattr(service, "propose", None)):
+            raise ConfigurationError(f"a part needs the Service that was started with its States, not {service!r:.100}")
         return Part(service, self._heads[name])
 
     @property

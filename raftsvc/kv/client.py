@@ -24,6 +24,7 @@ from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
+from raftsvc.timeouts import check_timeout
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
@@ -113,6 +114,16 @@ class KeyValue:
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
     def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
+        """Raises ConfigurationError for what are none of these."""
+        if not isinstance(state, KeyValueState):
+            raise ConfigurationError(
+                f"a KeyValue reads a KeyValueState, which of several States is a part, not {state!r:.100}"
+            )
+        if not all(callable(getattr(service, name, None)) for name in ("propose", "wait_read")):
+            raise ConfigurationError(
+                f"a KeyValue needs the Service that was started with its state, not {service!r:.100}"
+            )
+        _check_prefix(prefix)
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
@@ -128,7 +139,8 @@ class KeyValue:
         It keeps nobody out and is no right: whoever has the whole store sees it too.  The
         list of who may join is the cluster's in every namespace.
         """
-        below = KeyValue(self._service, self._state, self._checked_prefix(prefix))
+        _check_prefix(prefix)
+        below = KeyValue(self._service, self._state, self._prefix + prefix)
         below._freshness, below._watching = self._freshness, self._watching
         return below
 
@@ -144,6 +156,7 @@ class KeyValue:
         QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`),
         TypeError or ValueError if an operation makes no sense or there are too many.
         """
+        _check_several("operations", operations)
         return self._apply(list(operations), timeout).index
 
     def _apply(self, operations: list[Operation], timeout: float) -> Applied:
@@ -216,6 +229,10 @@ class KeyValue:
         another until `timeout` was over: nothing was changed.  Else like `get` and `set`.  Where
         many count, `incr` is far cheaper.
         """
+        if not callable(change):
+            raise TypeError(f"change is called with the value that there is, which {change!r:.100} cannot be")
+        instructions.ttl_ms_of(ttl)
+        check_timeout(timeout)
         ends_at = time.monotonic() + timeout
         value = self.get(key, timeout)
         pause = _FIRST_PAUSE_SECONDS
@@ -242,7 +259,7 @@ class KeyValue:
 
     def get(self, key: str, timeout: float = 5.0, *, max_age: float | None = None) -> Value | None:
         """The value of `key`, no older than this call, or than `max_age`; None if it does not exist."""
-        name = self._prefix + key
+        name = _name(self._prefix, key)
         if max_age is None and not is_main_thread():  # as below, without the detour: most reads are such
             self._service.wait_read(timeout)
             return self._state.get(name)
@@ -250,11 +267,11 @@ class KeyValue:
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
-        return self._state.get(self._prefix + key) if max_age is None else self.get(key, timeout, max_age=max_age)
+        return self._state.get(_name(self._prefix, key)) if max_age is None else self.get(key, timeout, max_age=max_age)
 
     def get_many(self, keys: Iterable[str], timeout: float = 5.0, *, max_age: float | None = None) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call, or than `max_age` ago."""
-        names = [self._prefix + key for key in keys]
+        names = _names(self._prefix, keys)
         return self._without_prefix(self._freshness.read(lambda: self._state.get_many(names), max_age, timeout))
 
     def get_many_stale(
@@ -263,7 +280,7 @@ class KeyValue:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.get_many(keys, timeout, max_age=max_age)
-        return self._without_prefix(self._state.get_many([self._prefix + key for key in keys]))
+        return self._without_prefix(self._state.get_many(_names(self._prefix, keys)))
 
     def get_json(self, key: str, default: Any = None, timeout: float = 5.0, *, max_age: float | None = None) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
@@ -290,8 +307,8 @@ class KeyValue:
         max_age: of a moment no earlier than so many seconds ago.
         """
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r}")
-        name, start = self._prefix + prefix, self._prefix + after
+            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
+        name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
         found = self._freshness.read(lambda: self._state.list(name, limit, start), max_age, timeout)
         return self._without_prefix(found)
 
@@ -299,13 +316,13 @@ class KeyValue:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.list(prefix, timeout, max_age=max_age)
-        return self._without_prefix(self._state.list(self._prefix + prefix, None, self._prefix))
+        return self._without_prefix(self._state.list(_name(self._prefix, prefix, "a prefix"), None, self._prefix))
 
     def list_at(
         self, prefix: str = "", timeout: float = 5.0, *, max_age: float | None = None
     ) -> tuple[dict[str, Value], int]:
         """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
-        name = self._prefix + prefix
+        name = _name(self._prefix, prefix, "a prefix")
         found, index = self._freshness.read(lambda: self._state.list_at(name, self._prefix), max_age, timeout)
         return self._without_prefix(found), index
 
@@ -341,10 +358,11 @@ class KeyValue:
         Raises Compacted, at once or later, if some of what comes after `after` is not kept here any more: list anew
         with `list_at`.  Kept is what `KeyValueState` was told to keep, by each process.
         """
+        check_timeout(timeout)
         if is_main_thread():
             again = partial(self.watch, prefix, after, timeout, max_age=max_age)
             return do_elsewhere(again, timeout, ReadTimeoutError)
-        name = self._checked_prefix(prefix)
+        name = _name(self._prefix, prefix, "a prefix")
         check_max_age(max_age)
         shared = self._watching
         if after is None:
@@ -373,7 +391,7 @@ class KeyValue:
         hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
         is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
         """
-        name = self._checked_prefix(prefix)
+        name = _name(self._prefix, prefix, "a prefix")
 
         def call(function: ToldT) -> ToldT:
             def add() -> None:
@@ -396,13 +414,9 @@ class KeyValue:
         `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
         """
         check_max_age(max_age)
-        name = self._checked_prefix(prefix)
+        check_timeout(timeout)
+        name = _name(self._prefix, prefix, "a prefix")
         return Mirror(self._state, self._freshness, name, self._prefix, max_age, timeout)
-
-    def _checked_prefix(self, prefix: str) -> str:
-        if not isinstance(prefix, str):
-            raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
-        return self._prefix + prefix
 
     # -- as a mapping
 
@@ -441,15 +455,37 @@ class KeyValue:
         return self._freshness.read(self._state.allowed, None, timeout)
 
 
+def _name(prefix: str, key: str, what: str = "a key") -> str:
+    """What `key` is in the whole store, if it is a text; of one that can be no key there is none."""
+    if not isinstance(key, str):
+        raise TypeError(f"{what} is a str, not {type(key).__name__}")
+    return prefix + key
+
+
+def _names(prefix: str, keys: Iterable[str]) -> list[str]:
+    _check_several("keys", keys)
+    return [_name(prefix, key) for key in keys]
+
+
+def _check_several(what: str, things: object) -> None:
+    if isinstance(things, str | bytes) or not isinstance(things, Iterable):
+        raise TypeError(f"these are several {what}, such as a list has, and not {things!r:.100}")
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str):
+        raise ConfigurationError(f"a prefix is a str, not {prefix!r:.100}")
+
+
 _OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
 
 
 def _below(prefix: str, operation: Operation) -> Operation:
     """What `operation` is in the whole store, if it was meant within a namespace."""
     if isinstance(operation, Condition):
-        return Condition(instructions.checked_key(prefix + operation.key), operation.version)
+        return Condition(instructions.checked_key(_name(prefix, operation.key)), operation.version)
     if isinstance(operation, Effect) and operation.code not in _OF_THE_CLUSTER:
-        return replace(operation, key=instructions.checked_key(prefix + operation.key))
+        return replace(operation, key=instructions.checked_key(_name(prefix, operation.key)))
     return operation  # of neither kind: `encode` says so
 
 
@@ -470,5 +506,5 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
 def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
     for condition in conditions:
         if not isinstance(condition, Condition):
-            raise TypeError(f"{condition!r} is no condition; `transaction` combines several effects")
+            raise TypeError(f"{condition!r:.200} is no condition; `transaction` combines several effects")
     return conditions

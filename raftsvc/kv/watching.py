@@ -35,6 +35,7 @@ from raftsvc.kv.events import Compacted, Cursor, Event, Signal
 from raftsvc.kv.freshness import Freshness
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
+from raftsvc.timeouts import check_timeout
 
 logger = logging.getLogger("raftsvc.kv")
 
@@ -212,6 +213,7 @@ class Watch:
 
     def _find(self, timeout: float) -> bool:
         """Have the events of the next entry at hand; whether there are some within `timeout` seconds."""
+        check_timeout(timeout)
         ends_at = time.monotonic() + timeout
         while not self._is_closed:
             if self._page[0]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import requests
 
 import raftsvc
 from raftsvc.storage import Store
-from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
+from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, in_background
 
 
 class Trio(NamedTuple):
@@ -126,6 +128,79 @@ def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(
     eventually(lambda: is_superseded(member), "it knows")
     assert "put back" in str(member.service.err())
     assert all(b"acknowledged" in m.read() for m in others)
+
+
+@pytest.mark.parametrize(
+    ("leader_is", "third_has_it", "starts"),
+    [("stopped", True, 1), ("stopped", False, 2), ("cut off", True, 2), ("cut off", False, 1)],
+)
+def test_a_directory_put_back_beside_a_third_that_was_just_started_brings_back_nothing_old(
+    cluster: Cluster, trio: Trio, tmp_path: Path, leader_is: str, third_has_it: bool, starts: int
+) -> None:
+    """The two would be a majority, and of these nobody has what the leader and the member acknowledged."""
+    _, member, others = trio
+    leader = cluster.leader()
+    third = next(m for m in others if m is not leader)
+    for _ in range(5):
+        assert leader.service.exec(b"old", PATIENCE)
+    older = copy_of(member, tmp_path / "older")
+    for _ in range(starts):
+        member.restart()
+    # Whoever has applied what it brought afterwards knows of its later start, though it be the last that is said.
+    assert member.service.exec(b"known", PATIENCE)
+    assert b"known" in third.read()
+    if not third_has_it:
+        third.service.stop()
+    assert leader.service.exec(b"acknowledged", PATIENCE)
+    put_back(member, older)
+    if third_has_it:
+        assert b"acknowledged" in third.read()
+        third.service.stop()
+    if leader_is == "stopped":
+        leader.service.stop()
+    else:
+        for other in (member, third):
+            cluster.cut(leader, [other])
+    third.start()
+    member.start()
+    read: list[list[bytes]] = []
+    written: list[bool] = []
+
+    def ask(node: Member) -> Callable[[], None]:
+        def run() -> None:
+            while not done.is_set():
+                with suppress(raftsvc.RaftError):
+                    node.service.wait_read(0.05)
+                    read.append(list(node.state.items))
+                with suppress(raftsvc.RaftError):
+                    written.append(node.service.exec(b"without it", 0.05))
+
+        return run
+
+    done = threading.Event()
+    askers = [in_background(ask(node)) for node in (member, third)]
+    try:
+        eventually(lambda: is_superseded(member), "it knows")
+        pass_timeouts(third, 3)
+    finally:
+        done.set()
+    for asker in askers:
+        asker()
+    assert not [items for items in read if b"acknowledged" not in items]
+    assert not written, "the leader's is the only vote that counts beside that of the third"
+    if leader_is == "stopped":
+        leader.start()
+    cluster.heal()
+    assert b"acknowledged" in third.read()
+    assert b"acknowledged" in leader.read()
+    assert third.service.exec(b"on", PATIENCE)
+
+
+def pass_timeouts(member: Member, count: int) -> None:
+    """Wait for so many election timeouts of its."""
+    engine = member.service._node._engine  # type: ignore[union-attr]
+    end = engine.ticks + count * engine.options.election_ticks
+    eventually(lambda: engine.ticks >= end)
 
 
 def test_a_restart_is_no_copy_however_often_and_wherever(cluster: Cluster, trio: Trio) -> None:
