@@ -1498,6 +1498,21 @@ MUTANTS = (
         test="transport/test_app.py::test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of",
     ),
     Mutant(
+        "a follower takes what it committed for what its leader holds",
+        "core/following.py",
+        "        log.agree(verified, term_of(known[-1]) if known else m.log_term)\n",
+        "",
+        test="core/test_liars.py::"
+        "test_a_leader_that_holds_other_entries_than_are_committed_here_is_acknowledged_nothing",
+    ),
+    Mutant(
+        "who applied other entries than its leader answers for its State",
+        "member/digests.py",
+        "        if m.log_term and here is not None and here != m.log_term:\n",
+        "        if False:\n",
+        test="test_digests.py::test_who_applied_other_entries_than_its_leader_is_not_said_to_have_a_damaged_state",
+    ),
+    Mutant(
         "an entry of a later version is skipped",
         "member/machine.py",
         "                raise _unknown(op, index)\n",

@@ -254,15 +254,26 @@ class Log:
     def _truncate(self, index: int) -> None:
         """Drop the entry at `index` and all after it."""
         if index <= self.commit_index:
-            raise ViolationError(
-                f"a leader contradicts the committed entry {index} (committed up to {self.commit_index})"
-            )
+            raise self._contradicted(index)
         dropped = self._entries[index - self.offset - 1 :]
         del self._entries[index - self.offset - 1 :]
         self.size_bytes -= sum(map(len, dropped))
         self.configs.forget_from(index)
         self._forget_writes_from(index)
         self.handed_index = min(self.handed_index, index - 1)
+
+    def agree(self, index: int, term: int) -> None:
+        """Raise ViolationError if the entry at `index`, which is committed, is not of `term`, as its leader says."""
+        own = self.term_at(index)
+        if own is not None and own != term:
+            raise self._contradicted(index)
+
+    def _contradicted(self, index: int) -> ViolationError:
+        return ViolationError(
+            f"a leader contradicts the committed entry {index} (committed up to {self.commit_index}): some member "
+            "forgot what it had acknowledged, or ran in two processes, and what this node and another acknowledged "
+            "since is not the same"
+        )
 
     # -- durability
 
