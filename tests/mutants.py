@@ -51,6 +51,7 @@ _MAIN_THREAD = "service/test_interrupts.py::test_the_main_thread_takes_no_lock"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
+_CLONE_KINDS = "directory cloned,one-way cut,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
@@ -651,9 +652,9 @@ MUTANTS = (
     Mutant(
         "install a snapshot that is behind",
         "core/following.py",
-        "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
-        "        return\n",
-        "",
+        "        require_agreement(log, m.index, m.log_term)\n"
+        "        _accept(server, m, log.commit_index, may_wait=False)\n        return\n",
+        "        require_agreement(log, m.index, m.log_term)\n",
         scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
     # Membership
@@ -1442,6 +1443,20 @@ MUTANTS = (
         kinds=_PUT_BACK_KINDS,
     ),
     Mutant(
+        "a copy that was started more often than its original is believed",
+        "member/lives.py",
+        "            if ancestor.nonce not in (0, highest.nonce):",
+        "            if False:",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
+        "a copy that speaks on beside its original is taken for late",
+        "member/lives.py",
+        "        if proves_now:\n",
+        "        if False:\n",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
         "nobody finds a directory that was put back",
         "member/lives.py",
         "        elif life.counter > self.own.counter:",
@@ -1500,7 +1515,7 @@ MUTANTS = (
     Mutant(
         "a follower takes what it committed for what its leader holds",
         "core/following.py",
-        "        log.agree(verified, term_of(known[-1]) if known else m.log_term)\n",
+        "        require_agreement(log, verified, term_of(known[-1]) if known else m.log_term)\n",
         "",
         test="core/test_liars.py::"
         "test_a_leader_that_holds_other_entries_than_are_committed_here_is_acknowledged_nothing",

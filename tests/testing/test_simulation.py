@@ -545,6 +545,12 @@ def test_a_disputed_leader_sends_no_snapshot() -> None:
     assert _engine(witness).health.err() is None
 
 
+def test_a_copy_that_runs_beside_its_original_is_found_out_as_that_is_and_neither_counts() -> None:
+    kinds = ("directory cloned", "kill", "partition", "one-way cut")
+    reports = [simulate(seed, faults=Faults(kinds)) for seed in range(4)]
+    assert sum(report.counts["copies found out"] for report in reports) >= 2
+
+
 def test_seeds_run_on_several_processes() -> None:
     command = [sys.executable, "-m", "raftsvc.testing", "--seeds", "6", "--jobs", "2", "--seconds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
