@@ -1528,6 +1528,14 @@ MUTANTS = (
         test="test_digests.py::test_who_applied_other_entries_than_its_leader_is_not_said_to_have_a_damaged_state",
     ),
     Mutant(
+        "a node whose server ends is taken to be heard anyway",
+        "service.py",
+        "    return listens or node is None or node.vitals.hears_leader_by_itself()\n",
+        "    return True\n",
+        test="service/test_conditions.py::"
+        "test_who_waits_at_a_node_whose_server_ends_is_served_if_the_node_is_reached_and_told_at_once_if_not",
+    ),
+    Mutant(
         "an entry of a later version is skipped",
         "member/machine.py",
         "                raise _unknown(op, index)\n",
