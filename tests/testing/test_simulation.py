@@ -24,7 +24,6 @@ from raftsvc.member.machine import Answer
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.testing import (
-    FOCUSES,
     KINDS,
     Action,
     Faults,
@@ -33,6 +32,7 @@ from raftsvc.testing import (
     SimulationFailed,
     simulate,
 )
+from raftsvc.testing.faults import FOCUSES
 from raftsvc.testing.invariants import Known, Sessions, Violation, Watch
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import SimulatedProcess
