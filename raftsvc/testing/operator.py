@@ -39,6 +39,7 @@ class Operator:
         self.leaving: list[int] = []
         """Who is to be evicted, and is not yet."""
         self._next_token = 0
+        self._since: dict[SimulatedNode, int] = {}
         self._waited: Counter[tuple[SimulatedProcess, bool]] = Counter()
 
     @property
@@ -142,9 +143,15 @@ class Operator:
             self.replace(node)
 
     def _end_both(self, node: SimulatedNode, twin: SimulatedNode) -> None:
-        """A member runs twice.  Stop it, here and there, once both know: each is to find out by itself."""
-        if not self._tasks and twin.is_found_out:
-            self._world.report.counts["copies found out"] += 1
+        """A member runs twice.  Stop it, here and there, once both know: each is to find out by itself.
+
+        Who refused the copy may have been struck before that was in the log.  Then the original hears of nothing,
+        rightly, for the copy never comes again; people do what the copy says.
+        """
+        self._since.setdefault(node, self._world.schedule.now)
+        is_alone = node.is_copy and self._world.schedule.now - self._since[node] > _LONG
+        if not self._tasks and (twin.is_found_out or is_alone):
+            self._world.report.counts["copies found out" if twin.is_found_out else "copies found out alone"] += 1
             copy, original = (node, twin) if node.is_copy else (twin, node)
             self._cluster.forget_copy(copy)
             original.kill()

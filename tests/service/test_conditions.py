@@ -334,6 +334,21 @@ def test_a_founder_that_lost_its_disk_and_founds_again_is_found_out_on_both_side
         eventually(lambda m=member: "wrong-cluster" not in m.status["conditions"], "it is over")
 
 
+def test_one_of_two_that_lost_its_disk_and_founds_a_cluster_is_found_out_by_the_other(quick: Cluster) -> None:
+    """That has no majority without it, and keeps saying why."""
+    first, second = quick.form(2)
+    first.service.exec(b"kept")
+    second.service.stop()
+    shutil.rmtree(second.path)
+    second.start()
+    second.service.init()
+    assert "join" in str(told(second, raftsvc.WrongClusterError, "claimed"))
+    assert not second.service.is_ready()
+    assert second.addr in str(told(first, raftsvc.WrongClusterError, "wrong-cluster"))
+    second.service.stop()
+    eventually(lambda: "wrong-cluster" not in first.status["conditions"], "it is over")
+
+
 def test_trouble_in_a_sender_s_loop_does_not_end_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     members = cluster.form(3)
     failures = []
