@@ -21,6 +21,14 @@ def _now() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+def check_max_age(max_age: float | None) -> None:
+    """Raise ConfigurationError if it is none."""
+    if max_age is None:
+        return
+    if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
+        raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+
+
 class Asked(Protocol):
     """Who can tell whether this node is current."""
 
@@ -48,8 +56,7 @@ class Freshness:
                 return do_elsewhere(lambda: self.read(look, None, timeout), timeout, ReadTimeoutError)
             self._asked.wait_read(timeout)
             return look()
-        if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
-            raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+        check_max_age(max_age)
         asked_at = _now()
         if asked_at - self._current_at > max_age:
             self._asked.wait_read(timeout)
