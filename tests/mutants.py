@@ -51,6 +51,7 @@ _MAIN_THREAD = "service/test_interrupts.py::test_the_main_thread_takes_no_lock"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
+_CLONE_KINDS = "directory cloned,one-way cut,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
@@ -651,9 +652,9 @@ MUTANTS = (
     Mutant(
         "install a snapshot that is behind",
         "core/following.py",
-        "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
-        "        return\n",
-        "",
+        "        require_agreement(log, m.index, m.log_term)\n"
+        "        _accept(server, m, log.commit_index, may_wait=False)\n        return\n",
+        "        require_agreement(log, m.index, m.log_term)\n",
         scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
     # Membership
@@ -1150,7 +1151,7 @@ MUTANTS = (
     Mutant(
         "send a call whose caller gave up before it was sent",
         "member/calls.py",
-        "        with suppress(ValueError):\n            self._unsent.remove(call)\n",
+        "        self._unsent.pop(call.number, None)\n",
         "",
     ),
     Mutant(
@@ -1486,6 +1487,20 @@ MUTANTS = (
         kinds=_PUT_BACK_KINDS,
     ),
     Mutant(
+        "a copy that was started more often than its original is believed",
+        "member/lives.py",
+        "            if ancestor.nonce not in (0, highest.nonce):",
+        "            if False:",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
+        "a copy that speaks on beside its original is taken for late",
+        "member/lives.py",
+        "        if proves_now:\n",
+        "        if False:\n",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
         "nobody finds a directory that was put back",
         "member/lives.py",
         "        elif life.counter > self.own.counter:",
@@ -1540,6 +1555,29 @@ MUTANTS = (
         "        if not self._freshness.redeem(envelope.epoch):\n            raise Problem(412",
         "        if False:\n            raise Problem(412",
         test="transport/test_app.py::test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of",
+    ),
+    Mutant(
+        "a follower takes what it committed for what its leader holds",
+        "core/following.py",
+        "        require_agreement(log, verified, term_of(known[-1]) if known else m.log_term)\n",
+        "",
+        test="core/test_liars.py::"
+        "test_a_leader_that_holds_other_entries_than_are_committed_here_is_acknowledged_nothing",
+    ),
+    Mutant(
+        "who applied other entries than its leader answers for its State",
+        "member/digests.py",
+        "        if m.log_term and here is not None and here != m.log_term:\n",
+        "        if False:\n",
+        test="test_digests.py::test_who_applied_other_entries_than_its_leader_is_not_said_to_have_a_damaged_state",
+    ),
+    Mutant(
+        "a node whose server ends is taken to be heard anyway",
+        "service.py",
+        "    return listens or node is None or node.vitals.hears_leader_by_itself()\n",
+        "    return True\n",
+        test="service/test_conditions.py::"
+        "test_who_waits_at_a_node_whose_server_ends_is_served_if_the_node_is_reached_and_told_at_once_if_not",
     ),
     Mutant(
         "an entry of a later version is skipped",

@@ -391,6 +391,7 @@ class KeyValue:
         hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
         is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
         """
+        self._state.check_process()
         name = _name(self._prefix, prefix, "a prefix")
 
         def call(function: ToldT) -> ToldT:
@@ -398,7 +399,6 @@ class KeyValue:
                 self._watching.listen()
                 self._watching.callers().add(function, name, len(self._prefix))
 
-            self._state.check_process()
             if is_main_thread():
                 do_elsewhere(add, 5.0, NodeFailedError)
             else:
@@ -415,6 +415,7 @@ class KeyValue:
         """
         check_max_age(max_age)
         check_timeout(timeout)
+        self._state.check_process()
         name = _name(self._prefix, prefix, "a prefix")
         return Mirror(self._state, self._freshness, name, self._prefix, max_age, timeout)
 

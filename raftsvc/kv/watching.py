@@ -128,13 +128,15 @@ class Watching:
         """The index that `after` says.  Raises Compacted if it is of another cluster, ConfigurationError if none is."""
         if isinstance(after, str):
             cluster, colon, digits = after.rpartition(":")
-            if not colon or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
-                raise ConfigurationError(f"a position is an index, or what `Watch.position` said, not {after!r}")
+            if not colon or not digits.isascii() or not digits.isdigit() or len(digits) > 18:
+                raise ConfigurationError(f"a position is an index, or what `Watch.position` said, not {after!r:.100}")
             if cluster != self.cluster_id():
                 raise Compacted(f"{after} is a position in another cluster: list anew, and go on there", None)
             return int(digits)
-        if not isinstance(after, int) or isinstance(after, bool) or after < 0:
-            raise ConfigurationError(f"a position is an index, 0 or more, or what `Watch.position` said, not {after!r}")
+        if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after < 2**63:
+            raise ConfigurationError(
+                f"a position is an index, 0 or more, or what `Watch.position` said, not {after!r:.100}"
+            )
         return after
 
 

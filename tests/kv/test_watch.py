@@ -325,7 +325,7 @@ def test_what_is_no_position_is_refused(store: kv.KeyValue, after: Any) -> None:
 @pytest.mark.parametrize("ask", ["watch", "on_change", "mirror"])
 def test_what_is_no_prefix_is_refused(store: kv.KeyValue, ask: str) -> None:
     for prefix in (b"a", 5, None):
-        with pytest.raises(ConfigurationError, match="prefix"):
+        with pytest.raises(TypeError, match="prefix"):
             getattr(store, ask)(prefix)
 
 

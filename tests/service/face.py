@@ -63,6 +63,7 @@ VALUES: dict[str, Any] = {
     "version": 0,
     # Where a method means something else by a name.
     "set_json.value": 1,
+    "watch.after": 0,
 }
 
 

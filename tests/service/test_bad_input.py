@@ -118,6 +118,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "value": is_bytes,
     "version": lambda value: is_whole(value, 0, 2**64 - 1),
     # Where a method means something else by a name.
+    "watch.after": lambda value: value is None or is_whole(value, 0, 2**63 - 1),
     "set_json.value": lambda value: True,  # what has no such form `json` says
     "__contains__.key": lambda value: True,  # there is none such, as for other mappings
     "disallow.addr": is_key,

@@ -6,7 +6,7 @@ import errno
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -47,9 +47,12 @@ def put_back(member: Member, older: Path) -> None:
     shutil.move(older, member.path)
 
 
-def started_elsewhere(cluster: Cluster, member: Member, path: Path) -> Member:
+def started_elsewhere(cluster: Cluster, member: Member, path: Path, cut_from: Sequence[Member] = ()) -> Member:
     """A process on another directory of the same member, at an address of its own."""
-    clone = Member(free_address(), path, member.options, has_streams=True)
+    addr = free_address()
+    for other in cut_from:
+        other.session.cut(addr)
+    clone = Member(addr, path, member.options, has_streams=True, blocked=[m.addr for m in cut_from])
     cluster.members.append(clone)
     return clone
 
@@ -99,6 +102,51 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
     cluster.leader().service.evict(addr, PATIENCE)
     eventually(lambda: all(m.service.err() is None for m in others), "nothing is wrong any more")
     cluster.add().service.join(others[0].addr, PATIENCE)
+
+
+@pytest.mark.parametrize("who", ["nobody", "the side of the copy", "both sides"])
+def test_a_copy_and_its_original_on_two_sides_of_a_cut_are_both_named_once_it_is_healed_and_no_state_is_blamed(
+    cluster: Cluster, trio: Trio, tmp_path: Path, who: str
+) -> None:
+    members, original, _ = trio
+    leader = cluster.leader()
+    third = next(m for m in members if m not in (original, leader))
+    node_id = original.status["node_id"]
+    assert leader.service.exec(b"before", PATIENCE)
+    eventually(lambda: all(m.state.items == [b"before"] for m in members), "everybody has it")
+    path = copy_of(original, tmp_path / "copy")
+    cluster.cut(third, [leader, original])
+    if who == "both sides":
+        for number in range(3):
+            assert original.service.exec(b"original %d" % number, PATIENCE)
+    clone = started_elsewhere(cluster, original, path, cut_from=[leader, original])
+    if who != "nobody":
+        eventually(lambda: third.is_leader or clone.is_leader, "the other side elects one of its own")
+        for number in range(5):
+            assert third.service.exec(b"copy %d" % number, PATIENCE)
+    cluster.heal()
+    blamed = (raftsvc.DivergedError, raftsvc.DisagreementError)
+
+    def all_are_told() -> bool:
+        assert not any(isinstance(m.service.err(), blamed) for m in cluster.members)
+        assert not any(names(m, leader.status["node_id"]) for m in cluster.members), "it kept all it acknowledged"
+        return is_superseded(original) and is_superseded(clone) and any(names(m, node_id) for m in (leader, third))
+
+    eventually(all_are_told, "both are named, and take no part")
+    if who != "both sides":
+        writer = eventually(lambda: next((m for m in (leader, third) if m.is_leader), None), "one of the others leads")
+        assert writer.service.exec(b"after", PATIENCE)
+        assert leader.read() == third.read()
+        eventually(lambda: names(leader, node_id) and names(third, node_id), "both say so")
+    else:
+        # Nobody can tell which of the two was right, and none of them is silent about it.
+        eventually(
+            lambda: isinstance(leader.service.err(), raftsvc.ConsensusError), "it knows that it was contradicted"
+        )
+        assert "ran in two processes" in str(leader.service.err())
+        assert all_are_told()
+        with pytest.raises(raftsvc.RaftError):
+            third.service.exec(b"after", 1.0)
 
 
 def test_two_copies_that_count_alike_are_both_found_out(cluster: Cluster, trio: Trio, tmp_path: Path) -> None:
