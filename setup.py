@@ -24,9 +24,11 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 PURE = {
     "core/stretches.py",
     "kv/client.py",
+    "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
     "kv/state.py",
+    "kv/watching.py",
     "member/health.py",
     "storage/files.py",
     "storage/lock.py",

@@ -58,6 +58,24 @@ _ADMIT_SECONDS = 10.0
 _ASK_SECONDS = 3.0
 
 
+class _Attempt:
+    """To be a member: what is under way.
+
+    by:              the URL by which `join` asks, empty for `init`; None: neither.
+    thread:          which does that, and runs some of the State's code itself.
+    runs_state_here: whether the node has the caller run the State's code, from before it is there to be called.
+    """
+
+    def __init__(self) -> None:
+        self.by: str | None = None
+        self.thread = 0
+        self.runs_state_here: Callable[[], bool] = _nowhere
+
+
+def _nowhere() -> bool:
+    return False
+
+
 class Membership:
     """What this process holds of a cluster: nothing yet, a node, or, once stopped, nothing any more.  Thread-safe."""
 
@@ -75,7 +93,7 @@ class Membership:
         self._options = options
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
-        self._under_way: str | None = None  # the URL by which `join` asks, empty for `init`; None: neither
+        self._attempt = _Attempt()
         self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
         self.listed: frozenset[str] = frozenset()
         """Whoever is reached there may join, unless it was evicted from there."""
@@ -105,6 +123,15 @@ class Membership:
         if what and node.runs_state_here():
             raise InsideStateError(what)
         return node
+
+    def check_outside(self, what: str) -> None:
+        """For what may be called of a node that is not there yet.
+
+        Raises ForkedError, and InsideStateError in the State's own code, also in what the start of the node runs of it.
+        """
+        self.home.check()
+        if self._attempt.thread == threading.get_ident() or self._attempt.runs_state_here():
+            raise InsideStateError(what)
 
     def err(self) -> RaftError | None:
         """What keeps the node, or one that is not there yet, from operating normally."""
@@ -235,7 +262,7 @@ class Membership:
     def _await_former(self, boot_url: str, deadline: float) -> bool:
         """Wait until no other call is at it, such as one whose caller was interrupted; whether one was, by that URL."""
         is_repeated = False
-        while (by := self._under_way) is not None and time.monotonic() < deadline:
+        while (by := self._attempt.by) is not None and time.monotonic() < deadline:
             is_repeated |= by == boot_url
             self.stopped.wait(0.02)
         return is_repeated
@@ -272,14 +299,14 @@ class Membership:
             node = self.node
             if node is not None:
                 raise ExistingClusterError("this node belongs to a cluster already")
-            if self._under_way is not None:
+            if self._attempt.by is not None:
                 raise ExistingClusterError("another call of init or join is under way at this node")
-            self._under_way = by
+            self._attempt.by, self._attempt.thread = by, threading.get_ident()
         try:
             yield
         finally:
             with self._lifecycle:
-                self._under_way = None
+                self._attempt.by, self._attempt.thread = None, 0
                 node = self.node
                 is_late = self.stopped.is_set()
             if is_late:  # stop came meanwhile and left what was being made to us
@@ -292,8 +319,10 @@ class Membership:
         """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
+            self._attempt.runs_state_here = node.runs_state_here
             node.start()
         except BaseException:
+            self._attempt.runs_state_here = _nowhere
             self._store.unload()
             raise
         self.node = node
@@ -308,14 +337,13 @@ class Membership:
         """Stop the node, which hands over first if it leads; False if that was done before, or in a forked child."""
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
-        if self.node is not None and self.node.runs_state_here():
-            raise InsideStateError("stop")
+        self.check_outside("stop")
         with self._lifecycle:
             if self.stopped.is_set():
                 return False
             self.stopped.set()
             node = self.node
-            is_joining = self._under_way is not None  # now: one who joins and ends later sees that it is stopped
+            is_joining = self._attempt.by is not None  # now: one who joins and ends later sees that it is stopped
         if node is not None:
             try:
                 node.hand_over(min(1.0, self.election_timeout))
@@ -490,7 +518,7 @@ class Roster:
         if addr is not None:
             found = _member_at(config, addr)
             if found is None:
-                raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
+                raise UnknownPeerError(f"no member is at {addr:.200}; the members are: {_named(config)}")
             if found == node.node_id:
                 return
             to_id = found
@@ -523,7 +551,7 @@ class Roster:
         if node_id is None:
             if not replace and config.vacant.get(same_addr(addr)):
                 return self._close(node, same_addr(addr), deadline - time.monotonic())
-            raise UnknownPeerError(f"no member is at {addr}; the members are: {_named(config)}")
+            raise UnknownPeerError(f"no member is at {addr:.200}; the members are: {_named(config)}")
         if config.voters == {node_id}:
             raise LastMemberError(f"{addr} is the only voter; stop it and remove its directory instead")
         op = ConfOp.REPLACE if replace else ConfOp.REMOVE

@@ -20,7 +20,6 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from raftsvc.errors import (
-    ConfigurationError,
     InstructionTooLargeError,
     InvalidInstructionError,
     NodeFailedError,
@@ -38,6 +37,7 @@ from raftsvc.member.participant import Participant
 from raftsvc.member.sessions import MAX_WHOLE_BYTES, Outcome
 from raftsvc.member.waiters import Call, Promise
 from raftsvc.results import Applied
+from raftsvc.timeouts import check_timeout
 
 logger = logging.getLogger("raftsvc")
 
@@ -60,6 +60,7 @@ class Proposals:
         """Have one instruction applied; see `Service.propose`.  what: the method that was called."""
         node = self._ready_node(what)
         data = self._checked(instruction)
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.propose, data, timeout, what), timeout, OutcomeUnknown)
         outcome = self._await(node, Call(data), timeout)
@@ -72,6 +73,7 @@ class Proposals:
         """Have several applied in one entry; see `Service.propose_many`."""
         node = self._ready_node("propose_many")
         listed = self._checked_list(instructions)
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.propose_many, listed, timeout), timeout, OutcomeUnknown)
         if not listed:
@@ -84,8 +86,7 @@ class Proposals:
         """Have one applied without waiting for it; see `Service.propose_async`."""
         node = self._ready_node("propose_async")
         data = self._checked(instruction)
-        if not timeout < float("inf"):  # also if it is no number
-            raise ConfigurationError(f"a timeout is a finite number of seconds, not {timeout}")
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.propose_async, data, timeout), timeout, OutcomeUnknown)
         return self._futures.begin(node, data, timeout)
@@ -111,7 +112,7 @@ class Proposals:
         return data
 
     def _checked_list(self, instructions: Iterable[bytes]) -> list[bytes]:
-        if isinstance(instructions, bytes | bytearray | memoryview | str):
+        if isinstance(instructions, bytes | bytearray | memoryview | str) or not isinstance(instructions, Iterable):
             raise InvalidInstructionError(
                 f"propose_many takes several instructions, and this is one {type(instructions).__name__}"
             )

@@ -37,7 +37,7 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import check_reachable, check_server, command_below
+from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
@@ -51,6 +51,7 @@ from raftsvc.reception import Reception
 from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
+from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.listener import Listener
 
@@ -141,8 +142,8 @@ def start(
                            not stand still while a machine sleeps or is moved: a virtual
                            machine that is frozen without its clock noticing can read
                            what is out of date.  Without it no clock is trusted.
-    lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as
-                           the server lets it drain, or 10; not at all in a command such as `flask shell`.
+    lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as the server lets
+                           it drain, or 10, and a command such as `flask shell` is refused a node.
     clock:                 seconds, monotonic; for tests.
     files:                 the disk; for tests.
 
@@ -159,6 +160,7 @@ def start(
             auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
+    check_command(lock_timeout is not None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -185,21 +187,16 @@ def start(
 
 
 def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
-    """Own the directory, which a former process may have yet; a command beside a server does not wait for that."""
-    command = command_below()
+    """Own the directory, which a former process may have yet."""
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
-        if command is not None:
-            timeout = 0.0
     try:
         store.own(timeout)
     except DirectoryInUseError as error:
+        command = command_below()
         if command is None:
             raise
-        raise DirectoryInUseError(
-            f"{error} This is `{command}`, which needs no node of its own beside that of the server: start the node "
-            "in the module that the server loads and this command does not, and ask the server over HTTP"
-        ) from error
+        raise DirectoryInUseError(f"{error} This is `{command}`: {START_FOR_SERVER}") from error
 
 
 class Entrance(NamedTuple):
@@ -210,6 +207,11 @@ class Entrance(NamedTuple):
     listen: str | None
     listen_ssl: ssl.SSLContext | None
     members: tuple[str, ...]
+
+
+def _check_member(addr: object) -> None:
+    if not isinstance(addr, str):
+        raise ConfigurationError(f"a member is named by its address, or its id in digits, a text; not {addr!r:.100}")
 
 
 def _await_read(
@@ -238,7 +240,8 @@ def _hears_while_server_drains(membership: Membership, listens: bool) -> bool:
 class Service:
     """A node and its callers.  Made by `start`; every method is thread-safe.
 
-    Also a WSGI callable itself.
+    Also a WSGI callable itself.  What makes no sense for a parameter, such as a `timeout` that is no finite
+    number, is refused at the call: ConfigurationError, InvalidInstructionError where it is an instruction.
     """
 
     def __init__(
@@ -293,7 +296,7 @@ class Service:
         Returns once it can be used.  Raises ExistingClusterError, StorageError; a
         failure leaves the directory as it was.
         """
-        self._membership.home.check()
+        self._membership.check_outside("init")
         if is_main_thread():
             return do_elsewhere(self.init, _UNHURRIED_SECONDS, NodeFailedError)
         self._membership.check_by_hand("init")
@@ -319,7 +322,8 @@ class Service:
         or where the server, on whose port others would look for this node, does not serve
         before this call has returned, for it is loading the application.
         """
-        self._membership.home.check()
+        self._membership.check_outside("join")
+        check_timeout(timeout)
         if self._membership.node is None and self._listener is None:
             check_reachable(self._membership.addr)
         if is_main_thread():
@@ -335,7 +339,8 @@ class Service:
 
         Raises FormingError, which says whom `initial_cluster=` waits for; UninitializedError. Blocks.
         """
-        self._membership.home.check()
+        self._membership.check_outside("wait_formed")
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.wait_formed, timeout), timeout, FormingError)
         self._former.wait(timeout)
@@ -356,6 +361,10 @@ class Service:
         Raises UnknownPeerError, LastMemberError, MembershipTimeoutError.
         """
         self._membership.require_node("evict")
+        _check_member(node_addr)
+        if not isinstance(replace, bool):
+            raise ConfigurationError(f"replace is True or False, not {replace!r:.100}")
+        check_timeout(timeout)
         if is_main_thread():
             evict = partial(self.evict, node_addr, timeout, replace=replace)
             return do_elsewhere(evict, timeout, MembershipTimeoutError)
@@ -373,6 +382,9 @@ class Service:
         Raises NotLeaderError, with where to ask, UnknownPeerError, OverloadedError, TransferFailedError.
         """
         self._membership.require_node("transfer")
+        if addr is not None:
+            _check_member(addr)
+        check_timeout(timeout)
         if is_main_thread():
             return do_elsewhere(partial(self.transfer, addr, timeout), timeout, TransferFailedError)
         self._roster.transfer(addr, timeout)
@@ -456,6 +468,7 @@ class Service:
         The State has then seen nothing it had not seen before.  Blocks.
         """
         node = self._membership.require_node("wait_read")
+        check_timeout(timeout)
         if node.callers.is_current():
             return
         if is_main_thread():
@@ -473,8 +486,9 @@ class Service:
         Raises what `wait_read` raises; ReadTimeoutError also if there is no such entry.  Blocks.
         """
         node = self._membership.require_node("wait_applied")
-        if not isinstance(index, int):
-            raise ConfigurationError(f"an index is a whole number, and this is {index!r}")
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise ConfigurationError(f"an index is a whole number, and this is {index!r:.100}")
+        check_timeout(timeout)
         if node.applied_index >= index:
             node.check_able()
             return
@@ -511,6 +525,8 @@ class Service:
         What one raises is logged, and counted in `status`.  Returns what ends that, callable any time.
         """
         self._membership.home.check()
+        if not callable(listener):
+            raise ConfigurationError(f"a listener is called with each Event, which {listener!r:.100} cannot be")
         return self._listeners.add(listener)
 
     @property

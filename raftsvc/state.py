@@ -12,8 +12,8 @@ be safe beside each other.  `apply` must be deterministic: the same instructions
 in the same order give the same state and answers on every node.  No clock, no
 randomness, no environment, no order of a set.
 
-None of these methods may call what waits for it to return: `exec`, `wait_read`, `evict` and `stop` of the
-node's Service raise InsideStateError there, at once.  Nor may `apply` wait for a thread that
+None of these methods may call what waits for it to return: `exec`, `wait_read`, `evict`, `stop` and all else of the
+node's Service that waits raise InsideStateError there, at once.  Nor may `apply` wait for a thread that
 does, which nobody can see, and which waits until its time is over.
 
 What writers notice of a snapshot is for the State to decide.  Applying waits while

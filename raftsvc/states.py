@@ -66,6 +66,9 @@ class Replication(Protocol):
     def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]: ...
     def wait_read(self, timeout: float = 5.0) -> None: ...
     def wait_applied(self, index: int, timeout: float = 5.0) -> None: ...
+    def err(self) -> RaftError | None: ...
+    def status(self) -> dict[str, object]: ...
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]: ...
 
 
 class Part:
@@ -86,7 +89,9 @@ class Part:
 
     def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> list[Applied]:
         """Have several instructions for this part applied with one entry of the log."""
-        return self._service.propose_many([self._addressed(i) for i in instructions], timeout)
+        if isinstance(instructions, bytes | bytearray | memoryview | str) or not isinstance(instructions, Iterable):
+            return self._service.propose_many(instructions, timeout)  # which refuses it
+        return self._service.propose_many((self._addressed(i) for i in instructions), timeout)
 
     def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]:
         """As `propose`, without waiting."""
@@ -99,6 +104,18 @@ class Part:
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`."""
         self._service.wait_applied(index, timeout)
+
+    def err(self) -> RaftError | None:
+        """The serious error that keeps this node from operating normally, or None."""
+        return self._service.err()
+
+    def status(self) -> dict[str, object]:
+        """A picture of the node."""
+        return self._service.status()
+
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Have `listener` called with an `Event` whenever leader, members or `err` changed, the present first."""
+        return self._service.add_listener(listener)
 
     def _addressed(self, instruction: bytes) -> bytes:
         # What is no instruction the Service refuses in its own words.
@@ -136,6 +153,10 @@ class States(BaseState):
 
     def part(self, name: str, service: Replication) -> Part:
         """`service`, for the instructions of the part of that name.  Raises KeyError if there is none."""
+        if not isinstance(name, str):
+            raise ConfigurationError(f"a part is named by a str, not {name!r:.100}")
+        if not callable(getattr(service, "propose", None)):
+            raise ConfigurationError(f"a part needs the Service that was started with its States, not {service!r:.100}")
         return Part(service, self._heads[name])
 
     @property

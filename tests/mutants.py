@@ -51,6 +51,7 @@ _MAIN_THREAD = "service/test_interrupts.py::test_the_main_thread_takes_no_lock"
 _CUT_KINDS = "log cut short,member added,leader cut off,kill,power cut"
 _DAMAGE_KINDS = "State damaged,leader cut off,one-way cut,partition,delay and reordering,kill,member added"
 _PUT_BACK_KINDS = "directory put back,leader cut off,partition,kill,leadership transfer"
+_CLONE_KINDS = "directory cloned,one-way cut,leader cut off,partition,kill,leadership transfer"
 _CHANGE_KINDS = "member added,member removed,leader cut off,partition,one-way cut,leadership transfer"
 _ADDRESS_KINDS = "addresses changed,address mistaken,kill,partition,leadership transfer"
 _TIME_KINDS = "elapsed clock bent,machine frozen,cluster down for an hour,leadership transfer,leader cut off,kill"
@@ -651,9 +652,9 @@ MUTANTS = (
     Mutant(
         "install a snapshot that is behind",
         "core/following.py",
-        "    if m.index <= log.commit_index:\n        _accept(server, m, log.commit_index, may_wait=False)\n"
-        "        return\n",
-        "",
+        "        require_agreement(log, m.index, m.log_term)\n"
+        "        _accept(server, m, log.commit_index, may_wait=False)\n        return\n",
+        "        require_agreement(log, m.index, m.log_term)\n",
         scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
     # Membership
@@ -1150,7 +1151,7 @@ MUTANTS = (
     Mutant(
         "send a call whose caller gave up before it was sent",
         "member/calls.py",
-        "        with suppress(ValueError):\n            self._unsent.remove(call)\n",
+        "        self._unsent.pop(call.number, None)\n",
         "",
     ),
     Mutant(
@@ -1304,9 +1305,53 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/state.py",
-        "        if content.expiries.next_ms <= time_ms:\n            _expire(content, time_ms, self._lock)\n",
+        "        if content.expiries.next_ms <= time_ms:\n            self._have_expire(index, time_ms)\n",
         "",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
+    ),
+    Mutant(
+        "a listing shows half of an entry",
+        "kv/state.py",
+        "            index = self._complete\n        return _undone(",
+        "            index = self._applied_index\n        changes = []\n        return _undone(",
+        test="kv/test_watch.py::test_an_entry_of_several_instructions_is_one_unit_and_a_listing_is_before_or_after_it",
+    ),
+    Mutant(
+        "a watcher goes on after what woke it",
+        "kv/events.py",
+        "cursor.idle_until = index - 1",
+        "cursor.idle_until = index",
+        test="kv/test_watch.py::test_who_waits_is_woken_by_what_it_waits_for_and_by_nothing_else",
+    ),
+    Mutant(
+        "a watcher that fell behind is not told",
+        "kv/events.py",
+        "self.floor, dropped, dropped_bytes = units.popleft()",
+        "_, dropped, dropped_bytes = units.popleft()",
+        test="kv/test_watch.py::test_who_falls_behind_is_told_and_goes_on_from_a_listing",
+    ),
+    Mutant(
+        "a snapshot that arrives does not end the history",
+        "kv/events.py",
+        "        self._count = self._size_bytes = 0\n        self.floor = index\n",
+        "        self._count = self._size_bytes = 0\n",
+        test="kv/test_watch.py::test_a_snapshot_that_arrives_ends_what_was_before_it",
+    ),
+    Mutant(
+        "an error that passes makes watchers forget how far they were",
+        "kv/events.py",
+        "return self._leave_all(complete)",
+        "return self._leave_all(0)",
+        test="kv/test_watch.py::test_who_is_woken_for_nothing_or_closed_keeps_its_place",
+    ),
+    Mutant(
+        "a change between listing and watching is missed",
+        "kv/state.py",
+        "                if not units:\n                    self._history.wait(cursor)\n"
+        "                    return [], max(after, self._complete)\n",
+        "            if not units:\n                with self._lock:\n                    self._history.wait(cursor)\n"
+        "                return [], max(after, self._complete)\n",
+        test="kv/test_watch.py::test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed",
     ),
     Mutant(
         "a write alone leaves the ttl that there was",
@@ -1442,6 +1487,20 @@ MUTANTS = (
         kinds=_PUT_BACK_KINDS,
     ),
     Mutant(
+        "a copy that was started more often than its original is believed",
+        "member/lives.py",
+        "            if ancestor.nonce not in (0, highest.nonce):",
+        "            if False:",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
+        "a copy that speaks on beside its original is taken for late",
+        "member/lives.py",
+        "        if proves_now:\n",
+        "        if False:\n",
+        kinds=_CLONE_KINDS,
+    ),
+    Mutant(
         "nobody finds a directory that was put back",
         "member/lives.py",
         "        elif life.counter > self.own.counter:",
@@ -1496,6 +1555,29 @@ MUTANTS = (
         "        if not self._freshness.redeem(envelope.epoch):\n            raise Problem(412",
         "        if False:\n            raise Problem(412",
         test="transport/test_app.py::test_a_peer_that_takes_this_node_for_one_of_another_cluster_is_told_of",
+    ),
+    Mutant(
+        "a follower takes what it committed for what its leader holds",
+        "core/following.py",
+        "        require_agreement(log, verified, term_of(known[-1]) if known else m.log_term)\n",
+        "",
+        test="core/test_liars.py::"
+        "test_a_leader_that_holds_other_entries_than_are_committed_here_is_acknowledged_nothing",
+    ),
+    Mutant(
+        "who applied other entries than its leader answers for its State",
+        "member/digests.py",
+        "        if m.log_term and here is not None and here != m.log_term:\n",
+        "        if False:\n",
+        test="test_digests.py::test_who_applied_other_entries_than_its_leader_is_not_said_to_have_a_damaged_state",
+    ),
+    Mutant(
+        "a node whose server ends is taken to be heard anyway",
+        "service.py",
+        "    return listens or node is None or node.vitals.hears_leader_by_itself()\n",
+        "    return True\n",
+        test="service/test_conditions.py::"
+        "test_who_waits_at_a_node_whose_server_ends_is_served_if_the_node_is_reached_and_told_at_once_if_not",
     ),
     Mutant(
         "an entry of a later version is skipped",

@@ -52,8 +52,13 @@ class Node:
             leader_id=1,
             config=config,
             settings=SimpleNamespace(election_ticks=ELECTION_TICKS),
+            log=SimpleNamespace(term_at=self.term_at),
         )
+        self.log_term: int | None = 2
         self.check = DigestCheck(self.core, self.machine)  # type: ignore[arg-type]
+
+    def term_at(self, index: int) -> int | None:
+        return self.log_term
 
 
 class Members:
@@ -333,3 +338,18 @@ def test_a_leader_is_disputed_as_long_as_the_other_goes_on_saying_so() -> None:
     members.pass_time(7 * ELECTION_TICKS)
     assert not check.is_disputed
     assert check.disagreement is not None, "that it differs is said as long as it was not settled"
+
+
+def test_who_applied_other_entries_than_its_leader_is_not_said_to_have_a_damaged_state() -> None:
+    """Then what is committed differs, of which the entries of the leader tell, and no State is to blame."""
+    members = Members(3)
+    members.apply(5)
+    members.nodes[3].machine.damaged_from = 6
+    members.nodes[3].log_term = 1
+    members.apply(9)
+    members.pass_time()
+    assert not members.convicted and not members.told and not members.verdicts
+    members.nodes[3].log_term = 2
+    members.apply(11)
+    members.pass_time()
+    assert members.convicted == {3}

@@ -42,6 +42,7 @@ ROOMS = {
     "answers": "errors",
     "state": "",
     "results": "",
+    "timeouts": "errors",
     "states": "errors results state",
     "process": "errors",
     "mainthread": "errors",
@@ -56,15 +57,15 @@ ROOMS = {
     "formation": "errors addresses state versions process mainthread core storage transport member host",
     "options": "errors addresses state states versions member storage",
     "forming": "errors addresses versions core member transport formation",
-    "proposals": "errors results mainthread member host formation",
+    "proposals": "errors results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses state process mainthread core storage transport member host formation forming "
     "listeners",
-    "service": "errors addresses state versions results process mainthread core storage transport member host "
+    "service": "errors addresses state versions results timeouts process mainthread core storage transport member host "
     "formation forming options proposals listeners reception",
     "raftsvc": "errors addresses answers compiled state results states listeners service",
     # What stands on the public face does not reach behind it.
-    "kv": "errors addresses state results process mainthread service raftsvc",
+    "kv": "errors addresses state results timeouts process mainthread service raftsvc",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state versions process core storage transport member",
 }
@@ -88,6 +89,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "core/raft.py Raft",
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
+    ("methods", "kv/client.py KeyValue"): "all that is done with a store, most of it in a line or two",
     ("methods", "states.py States"): "all that a State may be, for each part",
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("asserts", "core/founding.py"): "of its own course, before a log is there",

@@ -76,9 +76,11 @@ def test_a_server_that_cannot_work_ends_at_once_and_says_what_to_write(tmp_path:
     assert advice in done.stdout + done.stderr, done.stderr[-2000:]
 
 
-def run_server(tmp_path: Path, command: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """What becomes of a server with the program above."""
-    (tmp_path / "app.py").write_text(PROGRAM)
+def run_server(
+    tmp_path: Path, command: str, *arguments: str, program: str = PROGRAM, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """What becomes of a server, or a command, with a program such as the one above."""
+    (tmp_path / "app.py").write_text(program)
     environ = {**os.environ, "NODE_DIR": str(tmp_path / "node"), "HOME": str(tmp_path), **more}
     environ |= {"PYTHONPATH": str(Path(raftsvc.__file__).parents[1])}
     for hidden in ("FLASK_DEBUG", "WERKZEUG_RUN_MAIN", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS"):
@@ -171,6 +173,7 @@ def test_apache_needs_one_process_with_threads(
         (["runserver", "--noreload"], False, False, None),
         (["shell"], False, False, "manage.py shell"),
         (["migrate", "--plan"], False, False, "manage.py migrate"),
+        (["runserver_plus"], False, False, None),
     ],
 )
 def test_django_starts_the_node_in_its_server_only(
@@ -256,20 +259,112 @@ def test_a_child_does_not_wait_for_a_directory_that_its_parent_has(tmp_path: Pat
         service.stop()
 
 
-def test_a_command_beside_the_server_does_not_wait_for_the_directory(
+def test_a_command_gets_a_node_only_where_it_is_said_how_long_it_may_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "check"]})
     module(monkeypatch, "django.core.management")
 
-    def start() -> raftsvc.Service:
-        return raftsvc.start("127.0.0.1:1", tmp_path, None, raftsvc.kv.KeyValueState(), secret=SECRET)
+    def start(**options: Any) -> raftsvc.Service:
+        state = raftsvc.kv.KeyValueState()
+        return raftsvc.start("127.0.0.1:1", tmp_path / "n", None, state, secret=SECRET, **options)
 
+    with pytest.raises(ConfigurationError, match=r"`manage\.py check`.*lock_timeout="):
+        below(utility())(start)
+    assert not (tmp_path / "n").exists()
     service = start()
     try:
-        with pytest.raises(DirectoryInUseError, match=r"waited 0 s.*`manage.py check`"):
+        with pytest.raises(ConfigurationError, match=r"`manage\.py check`"):
             below(utility())(start)
+        with pytest.raises(DirectoryInUseError, match=r"waited 0 s.*`manage\.py check`"):
+            below(utility())(lambda: start(lock_timeout=0.0))
     finally:
         service.stop()
-    below(utility())(start).stop()
+    below(utility())(lambda: start(lock_timeout=0.0)).stop()
+
+
+FLASK_COMMANDS = {
+    "flask shell": ["flask", "shell"],
+    "flask routes": ["flask", "routes"],
+    "flask greet": ["flask", "--app", "app", "greet", "me"],
+    "flask db": ["flask", "db", "upgrade"],
+    "python -m flask routes": ["python", "-m", "flask", "routes"],
+}
+"""By what is said of each; the app's own are looked for in the app, so that of a group's commands nothing is known."""
+FLASK_PROGRAM = f"""{PROGRAM}
+import click
+
+@app.cli.command("greet")
+@click.argument("name")
+def greet(name):
+    print("hello", name)
+
+@app.cli.group()
+def db():
+    pass
+
+@db.command()
+def upgrade():
+    print("upgraded")
+"""
+MANAGE = """
+import sys
+from django.conf import settings
+
+settings.configure(INSTALLED_APPS=["app.Node"], SECRET_KEY="x", ALLOWED_HOSTS=["*"])
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+DJANGO_PROGRAM = f"""
+import os, raftsvc
+from django.apps import AppConfig
+from raftsvc import kv
+
+class Node(AppConfig):
+    name = "app"
+    path = os.getcwd()
+
+    def ready(self):
+        raftsvc.start("127.0.0.1:8001", os.environ["NODE_DIR"], None, kv.KeyValueState(), secret={SECRET!r})
+"""
+
+
+def holder(directory: Path) -> raftsvc.Service:
+    return raftsvc.start("127.0.0.1:8001", directory, None, raftsvc.kv.KeyValueState(), secret=SECRET)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("is_beside", [True, False], ids=["beside a server", "alone"])
+@pytest.mark.parametrize("name", FLASK_COMMANDS)
+def test_a_command_of_flask_ends_at_once_and_is_told_that_it_is_no_node(
+    tmp_path: Path, name: str, is_beside: bool
+) -> None:
+    pytest.importorskip("flask")
+    assert f"this is `{name}`" in ends_at_once(tmp_path, FLASK_COMMANDS[name], FLASK_PROGRAM, is_beside)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("is_beside", [True, False], ids=["beside a server", "alone"])
+@pytest.mark.parametrize("word", ["check", "shell", "dbshell", "createsuperuser"])
+def test_a_command_of_django_ends_at_once_and_is_told_that_it_is_no_node(
+    tmp_path: Path, word: str, is_beside: bool
+) -> None:
+    pytest.importorskip("django")
+    (tmp_path / "manage.py").write_text(MANAGE)
+    said = ends_at_once(tmp_path, ["python", "manage.py", word], DJANGO_PROGRAM, is_beside)
+    assert f"this is `manage.py {word}`" in said
+
+
+def ends_at_once(tmp_path: Path, words: list[str], program: str, is_beside: bool) -> str:
+    """What a command says that has ended, without owning the directory, before it could have waited for that."""
+    service = holder(tmp_path / "node") if is_beside else None
+    try:
+        done = run_server(tmp_path, *words, program=program)
+    finally:
+        if service is not None:
+            service.stop()
+    assert done.returncode != 0
+    assert (tmp_path / "node").exists() is is_beside, "it made no directory"
+    said = done.stdout + done.stderr
+    assert "waited" not in said, said[-2000:]
+    return said

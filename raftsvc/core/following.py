@@ -5,19 +5,21 @@ Each of these is called with a message of the leader of the present term.
 
 from __future__ import annotations
 
-from raftsvc.core.log import SnapshotMeta, ViolationError
+from raftsvc.core.log import SnapshotMeta, ViolationError, require_agreement
 from raftsvc.core.membership import Configuration
-from raftsvc.core.messages import MalformedError, Message, MessageKind, index_of
+from raftsvc.core.messages import MalformedError, Message, MessageKind, index_of, term_of
 from raftsvc.core.server import Server
 
 
 def follow_append(server: Server, m: Message) -> None:
     """Take entries, or a heartbeat."""
     log = server.log
-    if m.index < log.commit_index:
+    if m.index <= log.commit_index:
         # What is committed here the leader holds too (leader completeness, 5.4.3).
-        entries = m.entries[log.commit_index - m.index :]
-        verified = log.commit_index
+        known = m.entries[: log.commit_index - m.index]
+        entries = m.entries[len(known) :]
+        verified = m.index + len(known)
+        require_agreement(log, verified, term_of(known[-1]) if known else m.log_term)
     elif log.holds(m.index, m.log_term):
         entries = m.entries
         verified = m.index
@@ -38,6 +40,7 @@ def follow_snapshot(server: Server, m: Message) -> None:
     """Have a snapshot take the place of a log that ends too early (R13)."""
     log = server.log
     if m.index <= log.commit_index:
+        require_agreement(log, m.index, m.log_term)
         _accept(server, m, log.commit_index, may_wait=False)
         return
     if log.holds(m.index, m.log_term):

@@ -260,9 +260,7 @@ class Log:
     def _truncate(self, index: int) -> None:
         """Drop the entry at `index` and all after it."""
         if index <= self.commit_index:
-            raise ViolationError(
-                f"a leader contradicts the committed entry {index} (committed up to {self.commit_index})"
-            )
+            raise _contradicted(self, index)
         dropped = self._entries[index - self.offset - 1 :]
         del self._entries[index - self.offset - 1 :]
         self.size_bytes -= sum(map(len, dropped))
@@ -368,3 +366,18 @@ def last_time_ms(log: Log) -> int:
     """Log time as of the last entry (R15); with no entry the log ends where its snapshot does."""
     last = log.last_entry
     return time_of(last) if last is not None else log.snapshot.time_ms
+
+
+def require_agreement(log: Log, index: int, term: int) -> None:
+    """Raise ViolationError if the entry at `index`, which is committed, is not of `term`, as its leader says."""
+    own = log.term_at(index)
+    if own is not None and own != term:
+        raise _contradicted(log, index)
+
+
+def _contradicted(log: Log, index: int) -> ViolationError:
+    return ViolationError(
+        f"a leader contradicts the committed entry {index} (committed up to {log.commit_index}): some member "
+        "forgot what it had acknowledged, or ran in two processes, and what this node and another acknowledged "
+        "since is not the same"
+    )

@@ -308,8 +308,8 @@ class Message:
                      that is in force there
     READ_INDEX       context: the sender's tag
     READ_INDEX_REPLY context: that tag; index: the read index
-    DIGEST           index: tell your digest there; hint: the leader's.  With reject it is a
-                     verdict: hint is the one that is right, context how many voters answered so
+    DIGEST           index, log_term: tell your digest at that entry; hint: the leader's.  With
+                     reject it is a verdict: hint is the one that is right, context how many voters answered so
     DIGEST_REPLY     index, hint: the digest there
 
     `term` is the sender's, save that PRE_VOTE and a reply that grants it carry the

@@ -156,9 +156,38 @@ def command_below() -> str | None:
     if _flask_run_below() is not None:
         return None
     if object_below("flask.cli", "ScriptInfo") is not None:
-        command = object_below("click.core", "Command")
-        return f"flask {getattr(command, 'name', None) or ''}".strip()
+        return _click_path() or "flask"
     django = object_below("django.core.management", "ManagementUtility")
-    if django is not None and django.argv[1:2] != ["runserver"]:
+    if django is not None and "server" not in "".join(map(str, django.argv[1:2])):
         return " ".join(["manage.py", *map(str, django.argv[1:2])])
     return None
+
+
+def _click_path() -> str | None:
+    """What click was told to run, from the first word on; while it looks for a command, which may be the application's,
+    with the name of that."""
+    for frame in frames_below():
+        for context in (frame.f_locals.get("ctx"), frame.f_locals.get("self")):
+            path = getattr(context, "command_path", None)
+            if isinstance(path, str):
+                is_looked_for = frame.f_code.co_name == "get_command"
+                return f"{path} {frame.f_locals.get('name', '')}".strip() if is_looked_for else path
+    return None
+
+
+def check_command(may_own: bool) -> None:
+    """Raise ConfigurationError in a command of a framework, beside a server or not, unless it is said that it may own.
+
+    A shell that stays open would keep the server from its directory; and what runs for a moment is no node.
+    """
+    command = None if may_own else command_below()
+    if command is not None:
+        raise ConfigurationError(
+            f"this is `{command}`, {_ONE_OWNER}, which is to be the server's: {START_FOR_SERVER}. If this command is a "
+            "server itself, or a test with a directory of its own, say how long it may wait for that: lock_timeout=10"
+        )
+
+
+START_FOR_SERVER = (
+    "start the node in a module that the server loads and this command does not, and ask the server over HTTP"
+)

@@ -12,19 +12,24 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from raftsvc.errors import ConfigurationError, RaftError, Rejected
+from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
-from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.freshness import Freshness, check_max_age
 from raftsvc.kv.instructions import Code, Condition, Effect, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
-from raftsvc.mainthread import is_main_thread
+from raftsvc.kv.watching import Mirror, Told, Watch, Watching
+from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
+from raftsvc.timeouts import check_timeout
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
+
+ToldT = TypeVar("ToldT", bound=Told)
 
 
 class Replication(Protocol):
@@ -109,12 +114,23 @@ class KeyValue:
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
     def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
+        """Raises ConfigurationError for what are none of these."""
+        if not isinstance(state, KeyValueState):
+            raise ConfigurationError(
+                f"a KeyValue reads a KeyValueState, which of several States is a part, not {state!r:.100}"
+            )
+        if not all(callable(getattr(service, name, None)) for name in ("propose", "wait_read")):
+            raise ConfigurationError(
+                f"a KeyValue needs the Service that was started with its state, not {service!r:.100}"
+            )
+        _check_prefix(prefix)
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
         self._state = state
         self._prefix = prefix
         self._freshness = Freshness(service)
+        self._watching = Watching.of(service, state, self._freshness)
 
     def namespace(self, prefix: str) -> KeyValue:
         """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
@@ -123,10 +139,9 @@ class KeyValue:
         It keeps nobody out and is no right: whoever has the whole store sees it too.  The
         list of who may join is the cluster's in every namespace.
         """
-        if not isinstance(prefix, str):
-            raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
+        _check_prefix(prefix)
         below = KeyValue(self._service, self._state, self._prefix + prefix)
-        below._freshness = self._freshness
+        below._freshness, below._watching = self._freshness, self._watching
         return below
 
     # -- writing
@@ -141,6 +156,7 @@ class KeyValue:
         QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`),
         TypeError or ValueError if an operation makes no sense or there are too many.
         """
+        _check_several("operations", operations)
         return self._apply(list(operations), timeout).index
 
     def _apply(self, operations: list[Operation], timeout: float) -> Applied:
@@ -213,6 +229,10 @@ class KeyValue:
         another until `timeout` was over: nothing was changed.  Else like `get` and `set`.  Where
         many count, `incr` is far cheaper.
         """
+        if not callable(change):
+            raise TypeError(f"change is called with the value that there is, which {change!r:.100} cannot be")
+        instructions.ttl_ms_of(ttl)
+        check_timeout(timeout)
         ends_at = time.monotonic() + timeout
         value = self.get(key, timeout)
         pause = _FIRST_PAUSE_SECONDS
@@ -239,7 +259,7 @@ class KeyValue:
 
     def get(self, key: str, timeout: float = 5.0, *, max_age: float | None = None) -> Value | None:
         """The value of `key`, no older than this call, or than `max_age`; None if it does not exist."""
-        name = self._prefix + key
+        name = _name(self._prefix, key)
         if max_age is None and not is_main_thread():  # as below, without the detour: most reads are such
             self._service.wait_read(timeout)
             return self._state.get(name)
@@ -247,11 +267,11 @@ class KeyValue:
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
-        return self._state.get(self._prefix + key) if max_age is None else self.get(key, timeout, max_age=max_age)
+        return self._state.get(_name(self._prefix, key)) if max_age is None else self.get(key, timeout, max_age=max_age)
 
     def get_many(self, keys: Iterable[str], timeout: float = 5.0, *, max_age: float | None = None) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call, or than `max_age` ago."""
-        names = [self._prefix + key for key in keys]
+        names = _names(self._prefix, keys)
         return self._without_prefix(self._freshness.read(lambda: self._state.get_many(names), max_age, timeout))
 
     def get_many_stale(
@@ -260,7 +280,7 @@ class KeyValue:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.get_many(keys, timeout, max_age=max_age)
-        return self._without_prefix(self._state.get_many([self._prefix + key for key in keys]))
+        return self._without_prefix(self._state.get_many(_names(self._prefix, keys)))
 
     def get_json(self, key: str, default: Any = None, timeout: float = 5.0, *, max_age: float | None = None) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
@@ -287,8 +307,8 @@ class KeyValue:
         max_age: of a moment no earlier than so many seconds ago.
         """
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r}")
-        name, start = self._prefix + prefix, self._prefix + after
+            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
+        name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
         found = self._freshness.read(lambda: self._state.list(name, limit, start), max_age, timeout)
         return self._without_prefix(found)
 
@@ -296,11 +316,108 @@ class KeyValue:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.list(prefix, timeout, max_age=max_age)
-        return self._without_prefix(self._state.list(self._prefix + prefix, None, self._prefix))
+        return self._without_prefix(self._state.list(_name(self._prefix, prefix, "a prefix"), None, self._prefix))
+
+    def list_at(
+        self, prefix: str = "", timeout: float = 5.0, *, max_age: float | None = None
+    ) -> tuple[dict[str, Value], int]:
+        """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
+        name = _name(self._prefix, prefix, "a prefix")
+        found, index = self._freshness.read(lambda: self._state.list_at(name, self._prefix), max_age, timeout)
+        return self._without_prefix(found), index
 
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
         length = len(self._prefix)
         return {key[length:]: value for key, value in found.items()} if length else found
+
+    # -- being told
+
+    def watch(
+        self, prefix: str = "", after: int | str | None = None, timeout: float = 5.0, *, max_age: float | None = None
+    ) -> Watch:
+        """Read what changes below `prefix`, key by key, in the order of the log: an iterator over `kv.Event`.
+
+        after:   what happened up to there is left out: an index, that of `list_at` or of a write; or a text that
+                 `Watch.position` said, which may have been kept anywhere.  None: what happened before this
+                 call is left out, and `timeout` is how long it may take to find out what that is.
+        max_age: while nothing happens the others are asked every so many seconds whether this node is current;
+                 if nobody confirms it, waiting raises ReadTimeoutError.  None: a node that is cut off
+                 shows nothing new, and says so in `Service.err`.
+
+            with store.watch("jobs/", after=index) as changes:
+                for event in changes:
+                    print(event.kind, event.key, event.value)
+
+        Every change is shown, once, of this and of any other process: writes, deletes, and keys whose time is over, as
+        they took effect here.  `touch` changes no value and is not shown, and of what one entry of the log does to a
+        key (a transaction, or several that were written together) only what comes of it.  `Watch.next(timeout)`
+        returns all events of an entry at once, and waits no longer than it is told; iterating waits until `close`.
+        It takes a thread for as long as it waits, which `max_waiting` does not count, and little else: writes of
+        other keys do not wake it.  `watch("leader")` shows "leader-2" too: have prefixes end by a separator.
+
+        Raises Compacted, at once or later, if some of what comes after `after` is not kept here any more: list anew
+        with `list_at`.  Kept is what `KeyValueState` was told to keep, by each process.
+        """
+        check_timeout(timeout)
+        if is_main_thread():
+            again = partial(self.watch, prefix, after, timeout, max_age=max_age)
+            return do_elsewhere(again, timeout, ReadTimeoutError)
+        name = _name(self._prefix, prefix, "a prefix")
+        check_max_age(max_age)
+        shared = self._watching
+        if after is None:
+            self._service.wait_read(timeout)
+            index = self._state.complete_index()
+        else:
+            index = shared.index_of(after)
+        shared.listen()
+        watch = Watch(shared, name, len(self._prefix), index, max_age)
+        watch.begin()
+        return watch
+
+    def on_change(self, prefix: str = "") -> Callable[[ToldT], ToldT]:
+        """Have a function called with each `kv.Event` below `prefix`, what there is first, until it returns False.
+
+            @store.on_change("flags/")
+            def changed(event):
+                flags[event.key] = event.value
+
+        What there is, once this node is current, comes as one "set" for each key.  Where what happened is not kept
+        any more, such as after this node was far behind, it is told only what came of that, a "delete" for what is
+        gone among it.  Both have `is_listed`, and indexes in no order: versions, and for what is gone
+        that of the listing.
+
+        One thread calls all functions of a process, one after the other, under no lock: they may use the store, and
+        hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
+        is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
+        """
+        self._state.check_process()
+        name = _name(self._prefix, prefix, "a prefix")
+
+        def call(function: ToldT) -> ToldT:
+            def add() -> None:
+                self._watching.listen()
+                self._watching.callers().add(function, name, len(self._prefix))
+
+            if is_main_thread():
+                do_elsewhere(add, 5.0, NodeFailedError)
+            else:
+                add()
+            return function
+
+        return call
+
+    def mirror(self, prefix: str = "", *, max_age: float | None = None, timeout: float = 5.0) -> Mirror:
+        """What is below `prefix`, as a mapping of bytes that is always as current as this node: see `kv.Mirror`.
+
+        For what is looked at for every request, such as flags: `flags = store.mirror("flags/")`, and later
+        `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
+        """
+        check_max_age(max_age)
+        check_timeout(timeout)
+        self._state.check_process()
+        name = _name(self._prefix, prefix, "a prefix")
+        return Mirror(self._state, self._freshness, name, self._prefix, max_age, timeout)
 
     # -- as a mapping
 
@@ -339,15 +456,37 @@ class KeyValue:
         return self._freshness.read(self._state.allowed, None, timeout)
 
 
+def _name(prefix: str, key: str, what: str = "a key") -> str:
+    """What `key` is in the whole store, if it is a text; of one that can be no key there is none."""
+    if not isinstance(key, str):
+        raise TypeError(f"{what} is a str, not {type(key).__name__}")
+    return prefix + key
+
+
+def _names(prefix: str, keys: Iterable[str]) -> list[str]:
+    _check_several("keys", keys)
+    return [_name(prefix, key) for key in keys]
+
+
+def _check_several(what: str, things: object) -> None:
+    if isinstance(things, str | bytes) or not isinstance(things, Iterable):
+        raise TypeError(f"these are several {what}, such as a list has, and not {things!r:.100}")
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str):
+        raise ConfigurationError(f"a prefix is a str, not {prefix!r:.100}")
+
+
 _OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
 
 
 def _below(prefix: str, operation: Operation) -> Operation:
     """What `operation` is in the whole store, if it was meant within a namespace."""
     if isinstance(operation, Condition):
-        return Condition(instructions.checked_key(prefix + operation.key), operation.version)
+        return Condition(instructions.checked_key(_name(prefix, operation.key)), operation.version)
     if isinstance(operation, Effect) and operation.code not in _OF_THE_CLUSTER:
-        return replace(operation, key=instructions.checked_key(prefix + operation.key))
+        return replace(operation, key=instructions.checked_key(_name(prefix, operation.key)))
     return operation  # of neither kind: `encode` says so
 
 
@@ -368,5 +507,5 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
 def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
     for condition in conditions:
         if not isinstance(condition, Condition):
-            raise TypeError(f"{condition!r} is no condition; `transaction` combines several effects")
+            raise TypeError(f"{condition!r:.200} is no condition; `transaction` combines several effects")
     return conditions

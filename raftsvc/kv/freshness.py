@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from raftsvc.errors import ConfigurationError, ReadTimeoutError
 from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.timeouts import check_timeout
 
 T = TypeVar("T")
 
@@ -19,6 +20,14 @@ T = TypeVar("T")
 def _now() -> float:
     """Seconds by a clock that goes on while the machine is suspended, where there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def check_max_age(max_age: float | None) -> None:
+    """Raise ConfigurationError if it is none."""
+    if max_age is None:
+        return
+    if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
+        raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r:.100}")
 
 
 class Asked(Protocol):
@@ -43,13 +52,13 @@ class Freshness:
 
         None: nothing that was out of date when this was called.  Raises ReadTimeoutError if nobody confirms it in time.
         """
+        check_timeout(timeout)
         if max_age is None:
             if is_main_thread():
                 return do_elsewhere(lambda: self.read(look, None, timeout), timeout, ReadTimeoutError)
             self._asked.wait_read(timeout)
             return look()
-        if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
-            raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+        check_max_age(max_age)
         asked_at = _now()
         if asked_at - self._current_at > max_age:
             self._asked.wait_read(timeout)

@@ -116,7 +116,7 @@ def if_not_modified(key: str, version: int) -> Condition:
     if not isinstance(version, int) or isinstance(version, bool):
         raise TypeError(f"a version is an int, not {type(version).__name__}")
     if not 0 <= version <= _MAX_VERSION:
-        raise ValueError(f"a version is from 0 to {_MAX_VERSION}, not {version}")
+        raise ValueError(f"a version is from 0 to {_MAX_VERSION}, not {version!r:.100}")
     return Condition(checked_key(key), version)
 
 
@@ -191,7 +191,7 @@ def max_state_bytes(size_bytes: int | None) -> Effect:
     if size_bytes is None:
         return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(0))
     if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or not 0 < size_bytes <= MAX_NUMBER:
-        raise ConfigurationError(f"max_state_bytes is a number of bytes, 1 or more, or None, not {size_bytes!r}")
+        raise ConfigurationError(f"max_state_bytes is a number of bytes, 1 or more, or None, not {size_bytes!r:.100}")
     return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(size_bytes))
 
 
@@ -200,17 +200,19 @@ def ttl_ms_of(ttl: float | None) -> int:
     if ttl is None:
         return 0
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise ConfigurationError(f"a ttl is a number of seconds, not {ttl!r}")
+        raise ConfigurationError(f"a ttl is a number of seconds, not {ttl!r:.100}")
     if not MIN_TTL_MS <= ttl * 1000 <= MAX_TTL_MS:  # nor is NaN
-        raise ConfigurationError(f"a ttl is from {MIN_TTL_MS / 1000:g} to {MAX_TTL_MS // 1000} seconds, not {ttl!r}")
+        raise ConfigurationError(
+            f"a ttl is from {MIN_TTL_MS / 1000:g} to {MAX_TTL_MS // 1000} seconds, not {ttl!r:.100}"
+        )
     return min(math.ceil(ttl * 1000), MAX_TTL_MS)
 
 
 def _checked_number(name: str, number: int) -> int:
     if not isinstance(number, int) or isinstance(number, bool):
-        raise ConfigurationError(f"{name} is an int, not {number!r}")
+        raise ConfigurationError(f"{name} is an int, not {number!r:.100}")
     if not MIN_NUMBER <= number <= MAX_NUMBER:
-        raise ConfigurationError(f"{name} is an int of 64 bits, not {number}")
+        raise ConfigurationError(f"{name} is an int of 64 bits, not {number!r:.100}")
     return number
 
 
@@ -218,7 +220,10 @@ def checked_key(key: str) -> str:
     """The key, if it can be one; raises TypeError or ValueError."""
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}")
-    size_bytes = len(key.encode())  # raises UnicodeEncodeError, a ValueError, on half a surrogate pair
+    try:
+        size_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a key is text, and {key!r:.100} has half a character in it") from None
     if not 0 < size_bytes <= MAX_KEY_BYTES:
         raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes as UTF-8, not {size_bytes}")
     return key
@@ -229,25 +234,31 @@ def encode(operations: Sequence[Operation]) -> bytes:
     if len(operations) > MAX_OPERATIONS:
         raise ValueError(f"a transaction has at most {MAX_OPERATIONS} operations, not {len(operations)}")
     parts = [_HEAD.pack(_FORMAT, len(operations))]
-    for operation in operations:
-        if isinstance(operation, Condition):
-            key = operation.key.encode()
-            parts += (_OPERATION.pack(Code.IF_NOT_MODIFIED, len(key)), key, _VERSION.pack(operation.version))
-        elif isinstance(operation, Effect):
-            key = operation.key.encode()
-            code = operation.code
-            parts += (_OPERATION.pack(code, len(key)), key)
-            if code == SET:
-                parts += (_LENGTH.pack(len(operation.data)), operation.data)
-            elif code == SET_EXPIRING:
-                parts += (_TTL_AND_LENGTH.pack(operation.ttl_ms, len(operation.data)), operation.data)
-            elif code in (TOUCH, INCR):
-                parts += (_TTL.pack(operation.ttl_ms), operation.data)
-            elif code == LIMIT:
-                parts.append(operation.data)
-        else:
-            raise TypeError(f"{operation!r} is neither a condition nor an effect")
-    return b"".join(parts)
+    try:
+        for operation in operations:
+            if isinstance(operation, Condition):
+                key = operation.key.encode()
+                parts += (_OPERATION.pack(Code.IF_NOT_MODIFIED, len(key)), key, _VERSION.pack(operation.version))
+            elif isinstance(operation, Effect):
+                key = operation.key.encode()
+                code = operation.code
+                parts += (_OPERATION.pack(code, len(key)), key)
+                if code == SET:
+                    parts += (_LENGTH.pack(len(operation.data)), operation.data)
+                elif code == SET_EXPIRING:
+                    parts += (_TTL_AND_LENGTH.pack(operation.ttl_ms, len(operation.data)), operation.data)
+                elif code in (TOUCH, INCR):
+                    parts += (_TTL.pack(operation.ttl_ms), operation.data)
+                elif code == LIMIT:
+                    parts.append(operation.data)
+            else:
+                raise TypeError(f"{operation!r:.200} is neither a condition nor an effect")
+        return b"".join(parts)
+    except (AttributeError, TypeError, ValueError, struct.error) as error:
+        if not all(isinstance(operation, Condition | Effect) for operation in operations):
+            raise  # as above
+        # Made by hand, for the functions above look.
+        raise TypeError(f"one operation makes no sense ({error}); the functions of raftsvc.kv make such") from error
 
 
 def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:

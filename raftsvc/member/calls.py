@@ -82,7 +82,7 @@ class Calls:
         self._inbox = inbox
         self._note_time = note_time
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
-        self._unsent: list[Call] = []
+        self._unsent: dict[int, Call] = {}  # as they are to be sent, by number
         self._forwards = Forwards(start_bytes, retry_ticks)
         self._pieces = Pieces(start_bytes, retry_ticks, self._patient_ticks)
         self._next_number = 1
@@ -154,7 +154,7 @@ class Calls:
             self._next_number += call.count
             self._waiting[call.number] = call
             if not self._pieces.takes(call):
-                self._unsent.append(call)
+                self._unsent[call.number] = call
             inbox.popleft()  # last: whoever looks without the lock finds it here or there
 
     def withdraw(self, call: Call) -> bool:
@@ -173,8 +173,7 @@ class Calls:
         """It is not to be sent any more, not even if it waits for its turn to be sent again."""
         del self._waiting[call.number]
         self._pieces.remove(call)
-        with suppress(ValueError):
-            self._unsent.remove(call)
+        self._unsent.pop(call.number, None)
 
     def send(self, tick: int, may_propose: bool) -> None:
         """Propose what is unsent, if this node leads and `may_propose`, or forward it to the leader."""
@@ -210,7 +209,7 @@ class Calls:
             context = self._contexts.take()
             proposals = [(EntryKind.NORMAL, call.data) for call in batch]
             if not self._core.forward(proposals, context):
-                self._unsent = batch + self._unsent
+                self._unsent = _before(self._unsent, batch)
                 return
             for call in batch:
                 # Each time it is waited longer, lest what is sent again keeps what was sent from arriving.
@@ -258,7 +257,7 @@ class Calls:
         count = 0
         low = next(iter(self._waiting), 0)  # those sent before have their data
         nonce = self._opening.life.nonce
-        for call in self._unsent:
+        for call in self._unsent.values():
             if not call.data:
                 if _is_too_far(call, low):
                     break  # as all after it, for the numbers of those that were never sent rise
@@ -267,8 +266,10 @@ class Calls:
             if room < 0 and count:
                 break
             count += 1
-        batch, self._unsent = self._unsent[:count], self._unsent[count:]
-        return batch
+        unsent = list(self._unsent.values())
+        # Not deleted one by one: a dict is looked through from where its first item ever was.
+        self._unsent = {call.number: call for call in unsent[count:]} if count < len(unsent) else {}
+        return unsent[:count]
 
     def hear_reply(self, m: Message, tick: int) -> None:
         """Take a leader's answer to what was forwarded."""
@@ -305,17 +306,19 @@ class Calls:
         """Send again what was sent long ago; sessions make repeats harmless."""
         self._forwards.tick(tick)
         self._pieces.retry(tick)
-        unsent = set(map(id, self._unsent))
-        self._unsent[:0] = [
+        unsent = self._unsent
+        late = [
             call
-            for call in self._waiting.values()
-            if call.retry_tick <= tick and not call.is_cut and id(call) not in unsent
+            for number, call in self._waiting.items()
+            if call.retry_tick <= tick and not call.is_cut and number not in unsent
         ]
+        if late:
+            self._unsent = _before(unsent, late)
 
     def send_all_again(self) -> None:
         """What was on its way may be lost with its leader."""
         self._forwards.change_way()
-        self._unsent = [call for call in self._waiting.values() if not call.is_cut]
+        self._unsent = {number: call for number, call in self._waiting.items() if not call.is_cut}
         self._pieces.change_way()
         self._opening.tick = 0
 
@@ -353,7 +356,7 @@ class Calls:
     def fail(self, error: RaftError) -> None:
         """Finish every call: with `error`, or, where it may have reached a log, with OutcomeUnknown."""
         self.take_in()
-        calls, self._waiting, self._unsent = list(self._waiting.values()), {}, []
+        calls, self._waiting, self._unsent = list(self._waiting.values()), {}, {}
         self._pieces.clear()
         for call in calls:
             self._finished.add_call(call)
@@ -371,3 +374,8 @@ _REFUSALS = {int(refusal): refusal for refusal in Refusal}
 def refusal_of(m: Message) -> Refusal:
     """Why a PROPOSE was refused, as its reply says."""
     return _REFUSALS.get(m.hint, Refusal.NO_LEADER)
+
+
+def _before(unsent: dict[int, Call], calls: list[Call]) -> dict[int, Call]:
+    """With `calls` before all others."""
+    return {**{call.number: call for call in calls}, **unsent}

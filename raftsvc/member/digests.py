@@ -185,6 +185,9 @@ class DigestCheck:
         own = self._own.at(m.index)
         if own is None or m.term != self._core.term:
             return
+        here = self._core.log.term_at(m.index)
+        if m.log_term and here is not None and here != m.log_term:
+            return  # not the States differ, but what is committed: the next entries of the leader tell (core.following)
         self._own.note_answered(m.index, own)
         self._replies.append((m.from_id, self._message(MessageKind.DIGEST_REPLY, m.from_id, m.index, own)))
         for other_id in [i for i in self._differences if i != m.from_id]:
@@ -269,9 +272,12 @@ class DigestCheck:
             digest = self._own.at(self._own.last_index)
             if digest is not None:  # else nothing was applied yet
                 question = self._ask(digest)
+                term = core.log.term_at(question.index) or 0
                 for peer_id in core.config.members:
                     if peer_id != core.node_id:
-                        yield peer_id, self._message(MessageKind.DIGEST, peer_id, question.index, digest)
+                        message = self._message(MessageKind.DIGEST, peer_id, question.index, digest)
+                        message.log_term = term
+                        yield peer_id, message
 
     def _is_time_to_ask(self) -> bool:
         last = self._asked

@@ -38,12 +38,13 @@ class Reads:
         self._retry_ticks = retry_ticks
         self._note_time = note_time
         self._inbox = inbox
-        self._new: list[Read] = []
-        self._asked: deque[tuple[int, list[Read]]] = deque()
+        # Each as the keys of a dict, in their order: many may give up at once, and each has to be found for that.
+        self._new: dict[Read, None] = {}
+        self._asked: deque[tuple[int, dict[Read, None]]] = deque()
         """Those being asked for, with the first request that each batch is in; the latest is for all of them."""
         self._latest = 0
         self._asked_tick = 0
-        self._applying: list[Read] = []
+        self._applying: dict[Read, None] = {}
 
     def __len__(self) -> int:
         return len(self._new) + sum([len(reads) for _, reads in self._asked]) + len(self._applying)
@@ -62,7 +63,7 @@ class Reads:
     def _take_in(self) -> None:
         inbox = self._inbox.reads
         while inbox:
-            self._new.append(inbox[0])
+            self._new[inbox[0]] = None
             inbox.popleft()  # last: whoever looks without the lock finds it here or there
 
     def withdraw(self, read: Read) -> bool:
@@ -70,7 +71,7 @@ class Reads:
         self._take_in()
         for reads in (self._new, *[reads for _, reads in self._asked], self._applying):
             if read in reads:
-                reads.remove(read)
+                del reads[read]
                 self._forget_requests_for_nobody()
                 return True
         return False
@@ -106,7 +107,7 @@ class Reads:
         self._latest, self._asked_tick = context, tick
         if self._new or not self._asked:
             self._asked.append((context, self._new))
-            self._new = []
+            self._new = {}
         self._inbox.is_asking = True
 
     def hear(self, state: ReadState, applied_index: int) -> None:
@@ -118,7 +119,7 @@ class Reads:
             reads = asked.popleft()[1]
             for read in reads:
                 read.index = state.index
-            self._applying += reads
+            self._applying.update(reads)
         self._inbox.is_asking = bool(asked)
         # Applied is looked at after the index is known, never before.
         self.applied(applied_index)
@@ -127,20 +128,20 @@ class Reads:
         """Everything up to `index` is applied."""
         if self._applying:
             done = [read for read in self._applying if read.index <= index]
-            self._applying = [read for read in self._applying if read.index > index]
+            self._applying = {read: None for read in self._applying if read.index > index}
             self._inbox.finished.add_reads(done)
 
     def expect(self, read: Read, index: int, applied_index: int) -> None:
         """Have `read` finished once `index` is applied here, whoever leads."""
         read.index = index
-        self._applying.append(read)
+        self._applying[read] = None
         self.applied(applied_index)
 
     def fail(self, error: RaftError) -> None:
         """Finish every read with `error`."""
         self._take_in()
         reads = [*self._new, *[read for _, batch in self._asked for read in batch], *self._applying]
-        self._new, self._applying = [], []
+        self._new, self._applying = {}, {}
         self._asked.clear()
         self._inbox.is_asking = False
         for read in reads:

@@ -35,6 +35,23 @@ class Cluster:
         node.create(self.cluster_id, hard_state, entries)
         node.start()
 
+    def clone(self, node: SimulatedNode) -> SimulatedNode:
+        """Set up another computer, with what was copied of a member's directory before its last start."""
+        assert node.doubles.copy is not None, "there is a copy"
+        port_id = -node.node_id
+        copy = self.nodes[port_id] = SimulatedNode(self._world, self._network, port_id, self._callers, node.code)
+        copy.options = node.options
+        copy.take_over(node.doubles.copy[1], node)
+        node.doubles.copy = None
+        return copy
+
+    def forget_copy(self, copy: SimulatedNode) -> None:
+        """It is stopped for good."""
+        copy.retire()
+        if (original := copy.doubles.twin) is not None:
+            original.doubles.twin = copy.doubles.twin = None
+        del self.nodes[copy.port_id], self._network.ports[copy.port_id]
+
     def up(self) -> list[SimulatedNode]:
         """Those whose process runs, even if it is paused."""
         return [node for _, node in sorted(self.nodes.items()) if node.process is not None]

@@ -31,6 +31,7 @@ KINDS = (
     "log cut short",
     "State damaged",
     "directory put back",
+    "directory cloned",
     "pause",
     "clock drift",
     "clock jump",
@@ -59,6 +60,7 @@ FOCUSES: tuple[tuple[str, ...], ...] = (
     ("narrow links", "kill", "partition", "member added", "leadership transfer"),
     ("State damaged", "leader cut off", "partition", "delay and reordering", "kill", "member added"),
     ("addresses changed", "address mistaken", "kill", "power cut", "partition", "loss", "leadership transfer"),
+    ("directory cloned", "one-way cut", "leader cut off", "partition", "kill", "member added", "leadership transfer"),
     ("directory put back", "leader cut off", "partition", "delay and reordering", "kill", "leadership transfer"),
     (
         "elapsed clock bent",

@@ -119,17 +119,17 @@ class NetworkFaults:
 
     def _cut_one_way(self, node: SimulatedNode) -> bool:
         rng = self._world.random
-        others = [i for i in self._cluster.nodes if i != node.node_id]
+        others = [i for i in self._cluster.nodes if i != node.port_id]
         chosen = rng.sample(others, rng.randint(1, len(others))) if others else []
         if rng.random() < 0.5:
-            return self._cut({(node.node_id, other) for other in chosen})
-        return self._cut({(other, node.node_id) for other in chosen})
+            return self._cut({(node.port_id, other) for other in chosen})
+        return self._cut({(other, node.port_id) for other in chosen})
 
     def _cut_off_leader(self, node: SimulatedNode) -> bool:
         leader = self._cluster.leader()
         if leader is None:
             return False
-        me = leader.node_id
+        me = leader.port_id
         others = set(self._cluster.nodes) - {me}
         return self._cut({(me, other) for other in others} | {(other, me) for other in others})
 
@@ -292,6 +292,7 @@ class Damage:
             "log cut short": self._cut_log,
             "State damaged": self._damage_state,
             "directory put back": self._put_back,
+            "directory cloned": self._clone,
         }
 
     def _may_damage(self) -> bool:
@@ -343,28 +344,49 @@ class Damage:
         return True
 
     def _put_back(self, node: SimulatedNode) -> bool:
-        """Put one node's directory back to what it was before its last start, if the others know of that start.
+        """Put one node's directory back to what it was before its last start."""
+
+        def put_back() -> None:
+            node.put_back()
+            self._start_in_vain(node)
+            node.restart_later()
+
+        return self._use_copy(node, "put back to", put_back)
+
+    def _clone(self, node: SimulatedNode) -> bool:
+        """Start a process on what one node's directory was before its last start, beside that node."""
+
+        def clone() -> None:
+            copy = self._cluster.clone(node)
+            self._start_in_vain(copy)
+            copy.start()
+
+        return self._use_copy(node, "cloned from", clone)
+
+    def _start_in_vain(self, node: SimulatedNode) -> None:
+        for _ in range(self._world.random.choice((0, 0, 1, 5))):
+            node.start()  # as often as its supervisor tries, before it can say anything
+            node.kill()
+
+    def _use_copy(self, node: SimulatedNode, how: str, use: Callable[[], None]) -> bool:
+        """Do something with a copy of a directory, of before its last start, if all others know of that start.
 
         What comes first is the copy, and a restart.
         """
         if node.node_id not in self._cluster.configuration().voters or not self._may_damage():
             return False
         assert node.engine is not None, "who may be damaged runs"
-        if node.copy is None:
-            node.copy = node.engine.lives.own, node.computer.disk.copy()
+        if node.doubles.copy is None:
+            node.doubles.copy = node.engine.lives.own, node.computer.disk.copy()
             return kill(node)
-        life, own = node.copy[0], node.engine.lives.own
+        life, own = node.doubles.copy[0], node.engine.lives.own
         others = [other.engine for i, other in self._cluster.nodes.items() if i != node.node_id and not other.is_gone]
         if life.counter >= own.counter or not all(
             engine is not None and engine.applying.machine.life_of(node.node_id) == own for engine in others
         ):
             return False
-        node.note(f"its directory is put back to that of {life}, from {own}")
-        node.put_back()
-        for _ in range(self._world.random.choice((0, 0, 1, 5))):
-            node.start()  # as often as its supervisor tries, before it can say anything
-            node.kill()
-        node.restart_later()
+        node.note(f"its directory is {how} that of {life}, and now is of {own}")
+        use()
         return True
 
     def _damage_state(self, node: SimulatedNode) -> bool:
@@ -504,7 +526,7 @@ class Changes:
         # Whoever is left where everybody knows may be the next to die.
         needs_hints = any_new or not any(n.place.addr in known for n in nodes)
         for each in chosen:
-            each.place.hints = {n.node_id: n.place.addr for n in nodes} if needs_hints else {}
+            each.place.hints = {n.node_id: n.place.addr for n in nodes if not n.is_copy} if needs_hints else {}
             each.note(f"is at {each.place.addr} now" + (", and told where the others are" if needs_hints else ""))
             each.restart_later()
         return True

@@ -132,6 +132,10 @@ class Consensus:
 
     # -- a node did something
 
+    def look_at_copy(self, engine: Engine) -> None:
+        """Check a copy of a member, of which every other knows a later start: nothing that it says counts."""
+        require(engine.core.role is not Role.LEADER, f"lives: a copy of node {engine.node_id} leads {engine.core.term}")
+
     def look(self, engine: Engine) -> None:
         """Check one node after a step of it."""
         if engine.node_id in self._put_back:

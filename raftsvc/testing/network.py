@@ -16,6 +16,16 @@ MOST_QUEUED = 20 * SECOND
 """What would wait longer for a slow link is lost."""
 
 
+def member_at(port_id: int) -> int:
+    """The node of a port: a copy of a node has one of its own, with a minus."""
+    return abs(port_id)
+
+
+def name_of(port_id: int) -> str:
+    """For people."""
+    return f"n{member_at(port_id)}" + ("'" if port_id < 0 else "")
+
+
 class Acquaintance(Protocol):
     """A process that can be asked who it is."""
 
@@ -67,6 +77,8 @@ class Port(Protocol):
 class Network:
     """Links that delay, lose, duplicate and reorder, or pass nothing at all in one direction or both.
 
+    They are between ports, of which each node has one, and a copy of its directory another.
+
     rate: bytes a second that each link carries in each direction; what is sent meanwhile waits.  0: any number.
     delay:    of chance, mean.
     distance: what every message takes beside that, about; it may last when all else is healed.
@@ -110,7 +122,7 @@ class Network:
         return 50 + far + int(rng.expovariate(1 / self.delay))
 
     def occupant(self, addr: str) -> int | None:
-        """The node whose process listens at `addr`."""
+        """The port whose process listens at `addr`."""
         places = [(i, port.place) for i, port in self.ports.items()]
         return next((i for i, place in places if place.addr == addr and place.ways is not None), None)
 
@@ -127,13 +139,13 @@ class Network:
 
         def arrive() -> None:
             if is_there(target_id, asked):
-                asked.meet(source_id, asking.own_lineage, asking.own_addr)
+                asked.meet(member_at(source_id), asking.own_lineage, asking.own_addr)
                 if self.passes(target_id, source_id):
                     self._world.schedule.at(self.latency(), answer)
 
         def answer() -> None:
             if is_there(source_id, asking):
-                asking.meet(target_id, asked.own_lineage, asked.own_addr)
+                asking.meet(member_at(target_id), asked.own_lineage, asked.own_addr)
                 astray()
 
         if self.passes(source_id, target_id):
@@ -173,17 +185,22 @@ class Network:
     def _deliver(self, source_id: int, lineage: Lineage, addr: str, target_id: int, data: bytes) -> None:
         port = self.ports.get(target_id)
         if port is not None and (source_id, target_id) not in self.cut:
-            port.hear(source_id, lineage, addr, data)
+            port.hear(member_at(source_id), lineage, addr, data)
+
+    def port_of(self, node_id: int, life: Life) -> int:
+        """From where that life of a node speaks."""
+        copy = self.ports.get(-node_id)
+        return -node_id if copy is not None and copy.speaks_as(life) else node_id
 
     def refuse(self, by_id: int, source_id: int, life: Life, told: Callable[[Port], None]) -> None:
-        """Answer that what `life` of `source_id` said is refused at `by_id`, if the answer passes.
+        """Answer that what `life` said, from port `source_id`, is refused at `by_id`, if the answer passes.
 
         told: what the answer does there, if that life still runs.
         """
 
         def answer() -> None:
-            port = self.ports[source_id]
-            if port.speaks_as(life):
+            port = self.ports.get(source_id)
+            if port is not None and port.speaks_as(life):
                 told(port)
 
         if self.passes(by_id, source_id):

@@ -9,9 +9,10 @@ from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messag
 from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import OutdatedError, StorageError, SupersededError
 from raftsvc.member.engine import Engine
+from raftsvc.member.health import Condition
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
-from raftsvc.testing.network import Network, Place
+from raftsvc.testing.network import Network, Place, member_at, name_of
 from raftsvc.testing.process import Caller, SimulatedProcess, open_store
 from raftsvc.testing.schedule import MILLISECOND
 from raftsvc.testing.world import World
@@ -28,6 +29,20 @@ class Cradle(Protocol):
         """Such a process is gone."""
 
 
+class Doubles:
+    """What else there is of a node's directory.
+
+    copy:        as it was before its last start, and which life had it; None: there is none.
+    is_put_back: what is stored is such a copy.
+    twin:        a node whose directory was copied from this one's, or the one that this one's was copied from.
+    """
+
+    def __init__(self) -> None:
+        self.copy: tuple[Life, SimulatedDisk] | None = None
+        self.is_put_back = False
+        self.twin: SimulatedNode | None = None
+
+
 class SimulatedNode:
     """A member of the cluster, or one that was.
 
@@ -37,19 +52,20 @@ class SimulatedNode:
     code:       the versions of the code that it is started with next.
     is_gone:    its process does not start again, ever.
     is_damaged: what is stored is, as far as nobody looked at it yet.
-    copy:       its directory as it was before its last start, and which life had it; None: there is none.
-    is_put_back: what is stored is such a copy.
+    doubles:    what else there is of its directory.
     place:      where its processes listen.
     cradle:     of a node that may found a cluster with others yet.
     """
 
     def __init__(
-        self, world: World, network: Network, node_id: int, callers: Sequence[Caller], code: Versions = FIRST
+        self, world: World, network: Network, port_id: int, callers: Sequence[Caller], code: Versions = FIRST
     ) -> None:
+        """port_id: its id, or the negative of it, for a copy."""
         self._world = world
         self._network = network
         self._callers = callers
-        self.node_id = node_id
+        self.port_id = port_id
+        self.node_id = member_at(port_id)
         self.computer = Computer(world.random)
         self.options = world.conditions.options
         self.code = code
@@ -57,18 +73,30 @@ class SimulatedNode:
         self.refusal: StorageError | SupersededError | OutdatedError | None = None
         self.is_gone = False
         self.is_damaged = False
-        self.copy: tuple[Life, SimulatedDisk] | None = None
-        self.is_put_back = False
+        self.doubles = Doubles()
         self.place = Place(self.name)
         self.cradle: Cradle | None = None
-        network.ports[node_id] = self
+        network.ports[port_id] = self
 
     # -- what is known
 
     @property
     def name(self) -> str:
         """For the trace; and as its first address."""
-        return f"n{self.node_id}"
+        return name_of(self.port_id)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its directory is one that was copied from a member, which goes on."""
+        return self.port_id < 0
+
+    @property
+    def is_found_out(self) -> bool:
+        """Whether it knows that its directory is not the only one of its member."""
+        engine = self.engine
+        if engine is None:
+            return isinstance(self.refusal, SupersededError)
+        return engine.health.error_of(Condition.SUPERSEDED) is not None
 
     @property
     def engine(self) -> Engine | None:
@@ -88,7 +116,7 @@ class SimulatedNode:
     @property
     def is_untrustworthy(self) -> bool:
         """Whether something of it is not what it should be, and nobody saw to that yet."""
-        return self.is_damaged or self.has_damaged_state or self.is_put_back
+        return self.is_damaged or self.has_damaged_state or self.doubles.is_put_back or self.doubles.twin is not None
 
     def describe(self) -> str:
         """One line for people."""
@@ -126,7 +154,7 @@ class SimulatedNode:
             self.process = SimulatedProcess(
                 self._world,
                 self._network,
-                self.node_id,
+                self.port_id,
                 self.computer,
                 self.options._replace(library_version=self.code.library),
                 self.code.of_part(),
@@ -152,7 +180,7 @@ class SimulatedNode:
         """Start the process some time after it ended, unless it is to stay dead."""
         world = self._world
         delay = 100 if world.is_healed else world.random.choice((50, 500, 3000))
-        world.schedule.at(delay * MILLISECOND, lambda: None if self.node_id in world.absent else self.start())
+        world.schedule.at(delay * MILLISECOND, lambda: None if self.port_id in world.absent else self.start())
 
     def kill(self) -> None:
         """The process ends at once; the computer goes on."""
@@ -222,12 +250,18 @@ class SimulatedNode:
 
     def put_back(self) -> None:
         """End the process, and put the copy in the place of the directory."""
-        assert self.copy is not None, "there is one"
+        doubles = self.doubles
+        assert doubles.copy is not None, "there is one"
         self.kill()
-        self.computer.disk.become(self.copy[1])
-        self.copy = None
-        self.is_put_back = True
+        self.computer.disk.become(doubles.copy[1])
+        doubles.copy = None
+        doubles.is_put_back = True
         self._world.watch.consensus.put_back(self.node_id)
+
+    def take_over(self, copy: SimulatedDisk, twin: SimulatedNode) -> None:
+        """Be the one that a copy of another's directory is on, beside it."""
+        self.computer.disk.become(copy)
+        self.doubles.twin, twin.doubles.twin = twin, self
 
     def do(self, step: Callable[[Engine], None]) -> None:
         """One step of the engine, if there is one."""

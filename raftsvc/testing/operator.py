@@ -39,13 +39,16 @@ class Operator:
         self.leaving: list[int] = []
         """Who is to be evicted, and is not yet."""
         self._next_token = 0
+        self._since: dict[SimulatedNode, int] = {}
         self._waited: Counter[tuple[SimulatedProcess, bool]] = Counter()
 
     @property
     def is_busy(self) -> bool:
         """Whether something is still to be done."""
         nodes = [node for node in self._cluster.nodes.values() if not node.is_gone]
-        return bool(self._tasks) or any(node.refusal or node.has_damaged_state or node.is_put_back for node in nodes)
+        return bool(self._tasks) or any(
+            node.refusal or node.has_damaged_state or node.doubles.is_put_back or node.doubles.twin for node in nodes
+        )
 
     @property
     def task_count(self) -> int:
@@ -95,7 +98,9 @@ class Operator:
             node.note("is removed, and stopped")
             node.retire()
         elif engine.health.error_of(Condition.SUPERSEDED) is not None:
-            if not self._tasks:
+            if node.doubles.twin is not None:
+                self._end_both(node, node.doubles.twin)
+            elif not self._tasks:
                 self._world.report.counts["found out"] += 1
                 node.kill()
                 if self._world.random.random() < 0.5:
@@ -129,11 +134,28 @@ class Operator:
         if isinstance(node.refusal, OutdatedError):
             self._world.report.counts["outdated"] += 1
             self._upgrade(node, node.refusal)
+        elif node.doubles.twin is not None and node.is_found_out:
+            self._end_both(node, node.doubles.twin)
         elif not node.is_damaged and not isinstance(node.refusal, SupersededError):
             node.refusal = None
             node.restart_later()
         elif not self._tasks:
             self.replace(node)
+
+    def _end_both(self, node: SimulatedNode, twin: SimulatedNode) -> None:
+        """A member runs twice.  Stop it, here and there, once both know: each is to find out by itself.
+
+        Who refused the copy may have been struck before that was in the log.  Then the original hears of nothing,
+        rightly, for the copy never comes again; people do what the copy says.
+        """
+        self._since.setdefault(node, self._world.schedule.now)
+        is_alone = node.is_copy and self._world.schedule.now - self._since[node] > _LONG
+        if not self._tasks and (twin.is_found_out or is_alone):
+            self._world.report.counts["copies found out" if twin.is_found_out else "copies found out alone"] += 1
+            copy, original = (node, twin) if node.is_copy else (twin, node)
+            self._cluster.forget_copy(copy)
+            original.kill()
+            self.replace(original)
 
     def _await_conviction(self, node: SimulatedNode, process: SimulatedProcess) -> None:
         """A member differs, and a majority of healthy voters can tell: they must.  Else people find out sometime."""

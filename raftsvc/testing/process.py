@@ -20,7 +20,7 @@ from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation, require
-from raftsvc.testing.network import Network, Place, Port
+from raftsvc.testing.network import Network, Place, Port, member_at, name_of
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
 from raftsvc.testing.transfer import Reception, Transfer
@@ -48,6 +48,7 @@ class Caller(Protocol):
 class SimulatedProcess:
     """The engine's Runner, as long as one process lives.
 
+    port_id:   by which it is reached; that of a copy of a node is below 0.
     halted_at: when its engine did, because it differs from the others; 0: it did not.
     """
 
@@ -55,7 +56,7 @@ class SimulatedProcess:
         self,
         world: World,
         network: Network,
-        node_id: int,
+        port_id: int,
         computer: Computer,
         options: EngineOptions,
         state_version: int,
@@ -74,7 +75,7 @@ class SimulatedProcess:
         self.computer = computer
         self._callers = callers
         self._power_lost = power_lost
-        self.node_id = node_id
+        self.port_id = port_id
         self.life = Lifetime(world.schedule)
         self.halted_at = 0
         self.is_applying = False
@@ -87,17 +88,28 @@ class SimulatedProcess:
         self.engine = Engine(place.advertised, self.store, state, options, seed, self)
         self._found_index = self.engine.core.log.last_index
         self.ways = Ways(world, network, self, place)
-        self.replica = Replica(world, node_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+        self.replica = Replica(world, port_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
 
     @property
     def name(self) -> str:
         """For people."""
-        return f"n{self.node_id}"
+        return name_of(self.port_id)
+
+    @property
+    def node_id(self) -> int:
+        """Of which member it is a process."""
+        return member_at(self.port_id)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its directory is one that was copied from a member, which goes on."""
+        return self.port_id < 0
 
     def start(self) -> None:
         """Begin to take part."""
         watch = self._world.watch
-        watch.consensus.started(self.engine, self.now)
+        if not self.is_copy:
+            watch.consensus.started(self.engine, self.now)
         watch.versions.started(self.engine)
         self._have_applied_watched()
         self.do(lambda engine: engine.start())
@@ -106,7 +118,8 @@ class SimulatedProcess:
     def end(self) -> None:
         """It does nothing any more, and who waits in it waits in vain."""
         self.life.end()
-        self._world.watch.consensus.ended(self.node_id)
+        if not self.is_copy:
+            self._world.watch.consensus.ended(self.node_id)
         for caller in self._callers:
             caller.process_ended(self)
 
@@ -143,7 +156,10 @@ class SimulatedProcess:
     def _have_it_watched(self) -> None:
         engine = self.engine
         watch = self._world.watch
-        watch.consensus.look(engine)
+        if self.is_copy:
+            watch.consensus.look_at_copy(engine)
+        else:
+            watch.consensus.look(engine)
         watch.bounds.look(engine)
         watch.versions.look(engine)
         hasty = self.computer.disk.hasty
@@ -194,9 +210,10 @@ class SimulatedProcess:
         """Whether what its life says counts.  One that is late may still speak, and then says it again."""
         if self.life.is_over:
             return False
-        network, own_id, life = self._network, self.node_id, lineage.life
+        network, own_id, life = self._network, self.port_id, lineage.life
+        source = network.port_of(source_id, life)
         if self.engine.core.committed_config.was_removed(source_id):
-            network.refuse(own_id, source_id, life, lambda port: port.refused(own_id, is_removed=True))
+            network.refuse(own_id, source, life, lambda port: port.refused(own_id, is_removed=True))
             return self._world.random.random() < 0.5  # a stream that was opened before goes on
         claim = lineage.claim(self.engine.lives.highest(source_id).counter)
         speaker = self.engine.lives.judge(source_id, claim)
@@ -206,16 +223,16 @@ class SimulatedProcess:
         def repeated() -> None:
             """It says so again, in answer to the refusal."""
             if not self.life.is_over and self.engine.lives.judge(source_id, claim, proves_now=True) is Speaker.VOID:
-                network.refuse(own_id, source_id, life, lambda port: port.refused(own_id, is_removed=False))
+                network.refuse(own_id, source, life, lambda port: port.refused(own_id, is_removed=False))
 
         def told(port: Port) -> None:
             if speaker is not Speaker.LATE:
                 port.refused(own_id, is_removed=False)
-            elif network.passes(source_id, own_id):
+            elif network.passes(source, own_id):
                 self._world.schedule.at(network.latency(), repeated)
 
         self.note(f"refuses n{source_id} {life}: {speaker.name.lower()}")
-        network.refuse(own_id, source_id, life, told)
+        network.refuse(own_id, source, life, told)
         return False
 
     def take(self, lineage: Lineage, chunk: SnapshotChunk, reply: Callable[[int | None], None]) -> None:
@@ -308,7 +325,8 @@ class SimulatedProcess:
 
     def post(self, peer_id: int, messages: Sequence[Message]) -> bool:
         """Send through the network."""
-        self._world.watch.consensus.said(self.engine, messages)
+        if not self.is_copy:
+            self._world.watch.consensus.said(self.engine, messages)
         if self._world.schedule.is_traced:
             for message in messages:
                 self.note(f"-> {message!r}")

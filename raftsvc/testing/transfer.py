@@ -24,7 +24,7 @@ SLOW = 100 * MILLISECOND
 class Sender(Protocol):
     """The process that sends a snapshot."""
 
-    node_id: int
+    port_id: int
     life: Lifetime
     engine: Engine
     store: Store
@@ -97,8 +97,8 @@ class Transfer:
         patience = TIMEOUT + 3 * network.distance
         self._sender.life.later(patience, lambda: self._time_out(request, offset, size))
         port = network.ports.get(message.to_id)
-        time = network.transmission(self._sender.node_id, message.to_id, len(chunk.encode()))
-        if port is not None and time is not None and network.passes(self._sender.node_id, message.to_id):
+        time = network.transmission(self._sender.port_id, message.to_id, len(chunk.encode()))
+        if port is not None and time is not None and network.passes(self._sender.port_id, message.to_id):
             self._world.schedule.at(
                 time + network.latency(),
                 lambda: port.take(lineage, chunk, lambda wanted: self._replied(request, wanted)),
@@ -116,7 +116,7 @@ class Transfer:
     def _replied(self, request: int, wanted: int | None) -> None:
         """An answer sets out; None: it is refused."""
         life = self._sender.life
-        if not life.is_over and self._network.passes(self._message.to_id, self._sender.node_id):
+        if not life.is_over and self._network.passes(self._message.to_id, self._sender.port_id):
             life.later(self._network.latency(), lambda: self._answered(request, wanted))
 
     def _answered(self, request: int, wanted: int | None) -> None:

@@ -14,7 +14,7 @@ from raftsvc.core.messages import NO_NODE, Lineage, Message
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.engine import Engine
 from raftsvc.member.lives import Speaker
-from raftsvc.testing.network import Network, Place
+from raftsvc.testing.network import Network, Place, member_at
 from raftsvc.testing.schedule import Lifetime
 from raftsvc.testing.world import World
 
@@ -22,10 +22,12 @@ from raftsvc.testing.world import World
 class Process(Protocol):
     """Whose ways they are."""
 
-    node_id: int
+    port_id: int
     life: Lifetime
     engine: Engine
 
+    @property
+    def node_id(self) -> int: ...
     def do(self, step: Callable[[Engine], None]) -> None: ...
 
 
@@ -60,7 +62,8 @@ class Ways:
 
     def leads_to(self, peer_id: int) -> bool:
         """Whether what is sent to that node would reach it, if it passes."""
-        return self._network.occupant(self._way_to(peer_id)) == peer_id
+        there = self._network.occupant(self._way_to(peer_id))
+        return there is not None and member_at(there) == peer_id
 
     def hear(self, source_id: int, addr: str) -> None:
         """A member, in its current life, says where it is."""
@@ -94,7 +97,8 @@ class Ways:
         """Send to where the peer may be; no messages: only to see whether it is there."""
         network, process = self._network, self._process
         addr = self._way_to(peer_id)
-        there = network.occupant(addr)
+        port_id = network.occupant(addr)
+        there = None if port_id is None else member_at(port_id)
 
         def missed(engine: Engine) -> None:
             self.addresses.contradicted(peer_id, addr, there or NO_NODE)
@@ -106,21 +110,22 @@ class Ways:
             answers = [m for m in messages if m.kind.name.endswith("_REPLY")]
             has_requests = len(answers) < len(messages) or not messages
             is_lost = has_requests and there is None
-            if has_requests and there is not None:
-                network.introduce(process.node_id, there, lambda: process.do(missed))
+            if has_requests and port_id is not None:
+                network.introduce(process.port_id, port_id, lambda: process.do(missed))
             messages = answers
         if messages or there == peer_id:
             data = b"".join([message.encode() for message in messages])
             own_addr = self.addresses.own_addr
-            is_lost |= not network.send(process.node_id, self.own_lineage, own_addr, peer_id, data)
+            target_id = port_id if port_id is not None and there == peer_id else peer_id
+            is_lost |= not network.send(process.port_id, self.own_lineage, own_addr, target_id, data)
         # A connection that breaks is noticed, a request on its way may not be.
         if is_lost and self._world.random.random() < 0.5:
             process.life.later(network.latency(), lambda: process.do(missed))
 
         def answered() -> None:
-            if network.occupant(addr) == peer_id:
+            if network.occupant(addr) == port_id:
                 self.addresses.reached(peer_id, addr)
 
         is_news = there == peer_id and not is_lost and self.addresses.answered.get(peer_id) != addr
-        if is_news and network.passes(peer_id, process.node_id):
+        if is_news and network.passes(port_id or peer_id, process.port_id):
             process.life.later(2 * network.latency(), answered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -81,3 +82,57 @@ def test_nothing_that_decodes_breaks_the_core(seed: int) -> None:
         core = Raft(Settings(1, rng, trailing_entries=3), None, SnapshotMeta(0, 0, CONFIG))
         with suppress(ViolationError):
             live(rng, core)
+
+
+def _append(term: int, prev: tuple[int, int], entries: Sequence[tuple[int, int]] = (), commit: int = 0) -> Message:
+    made = [make_entry(index, term_of_it, EntryKind.NORMAL, b"x") for index, term_of_it in entries]
+    return Message(MessageKind.APPEND, 1, 2, term, prev[0], prev[1], commit, entries=made)
+
+
+def _follower_that_committed_four(compacted: int) -> Raft:
+    core = Raft(Settings(1, random.Random(1), trailing_entries=0), None, SnapshotMeta(0, 0, CONFIG))
+    core.step(_append(1, (0, 0), [(i, 1) for i in range(1, 5)], commit=4))
+    while (ready := core.ready()) is not None:
+        core.persisted(ready.token)
+    if compacted:
+        core.compact(compacted)
+    assert core.log.commit_index == 4
+    return core
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        _append(2, (1, 1), [(2, 2), (3, 2), (4, 2), (5, 2)]),
+        _append(2, (1, 1), [(2, 1), (3, 2), (4, 2)]),
+        _append(2, (1, 1), [(2, 1), (3, 2)]),
+        _append(2, (3, 2)),
+        _append(2, (4, 2)),
+        _append(2, (4, 2), [(5, 2)]),
+        Message(MessageKind.SNAPSHOT, 1, 2, 2, 3, 2, payload=CONFIG.encode()),
+        Message(MessageKind.SNAPSHOT, 1, 2, 2, 4, 2, payload=CONFIG.encode()),
+    ],
+    ids=["beyond", "up to it", "less", "heartbeat", "heartbeat at the end", "what follows", "snapshot", "all of it"],
+)
+@pytest.mark.parametrize("compacted", [0, 2, 3])
+def test_a_leader_that_holds_other_entries_than_are_committed_here_is_acknowledged_nothing(
+    contradiction: Message, compacted: int
+) -> None:
+    """No two leaders differ so, unless a member forgot what it had acknowledged, or was two."""
+    core = _follower_that_committed_four(compacted)
+    with pytest.raises(ViolationError, match="contradicts the committed entry"):
+        core.step(contradiction)
+    ready = core.ready()
+    said = (*ready.messages, *ready.messages_after) if ready is not None else ()
+    assert core.log.last_index == 4 and not [m for m in said if m.kind is MessageKind.APPEND_REPLY]
+
+
+@pytest.mark.parametrize("compacted", [0, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_a_follower_acknowledges_no_more_than_its_leader_has_said(count: int, compacted: int) -> None:
+    core = _follower_that_committed_four(compacted)
+    core.step(_append(2, (1, 1), [(i, 1) for i in range(2, 2 + count)]))
+    ready = core.ready()
+    assert ready is not None
+    replies = [m for m in (*ready.messages, *ready.messages_after) if m.kind is MessageKind.APPEND_REPLY]
+    assert [(m.index, m.reject) for m in replies] == [(1 + count, False)]

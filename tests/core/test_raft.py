@@ -61,6 +61,24 @@ def make_leader(**options: int) -> Raft:
     return raft
 
 
+@pytest.mark.parametrize("promise_ns", [200_000_000, 300_000_000, 900_000_000])
+def test_that_promises_are_shorter_now_is_written_down_once_and_then_nothing(promise_ns: int) -> None:
+    known = HardState(term=1, vote=1, promise_ns=900_000_000)
+    raft = make(2, known, [entry(1, 1)], promise_ns=promise_ns, tick_ns=100_000_000)
+    written = []
+    for number in range(1, 200):
+        raft.tick()
+        raft.step(Message(MessageKind.APPEND, 2, 1, term=1, index=1, log_term=1, commit=1, context=number))
+        while (ready := raft.ready()) is not None:
+            if ready.must_persist:
+                written.append((ready.hard_state, ready.entries))
+                raft.persisted(ready.token)
+            assert len(written) < 2
+            assert len(ready.messages_after) < 2, "no answer waits for it"
+    assert raft.role is Role.FOLLOWER
+    assert written == ([(HardState(1, 1, 1, promise_ns), [])] if promise_ns != known.promise_ns else [])
+
+
 def test_what_the_state_of_a_leader_has_not_applied_counts_in_its_quota() -> None:
     raft = make_leader(max_uncommitted_bytes=1000)
     raft.step(Message(MessageKind.APPEND_REPLY, 1, 2, term=1, index=raft.log.last_index))

@@ -283,7 +283,7 @@ def watched(cls: type[Any], names: Iterable[str], lock: Callable[[], Lock | None
             return cls.__getattribute__(self, name)
         schedule.step()
         value = cls.__getattribute__(self, name)
-        schedule.saw((name, len(value) if isinstance(value, list) else value))
+        schedule.saw((name, len(value) if isinstance(value, (list, dict)) else value))
         return value
 
     def put(self: object, name: str, value: Any) -> None:

@@ -194,3 +194,50 @@ def test_a_piece_of_which_nothing_is_heard_is_sent_again() -> None:
     pieces.retry(4)
     again = pieces.next(4)
     assert again is not None and again.offset == 0
+
+
+class _CountedCall(Call):
+    """One that notes how often it is looked at for whether it is another."""
+
+    looks = 0
+
+    def __eq__(self, other: object) -> bool:
+        _CountedCall.looks += 1
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def _waiting(count_: int, inbox: Inbox, calls: Calls) -> list[_CountedCall]:
+    waiting = [_CountedCall(b"%d" % n) for n in range(count_)]
+    for call in waiting:
+        inbox.put_call(call)
+    calls.take_in()
+    _CountedCall.looks = 0
+    return waiting
+
+
+def test_many_who_give_up_before_they_were_sent_are_not_looked_for_one_by_one() -> None:
+    core, inbox = _Follower(), Inbox(Health())
+    calls = _calls(core, inbox)
+    waiting = _waiting(1000, inbox, calls)
+    assert all(calls.withdraw(call) for call in reversed(waiting[1:]))
+    assert _CountedCall.looks < 10 * len(waiting)
+    calls.send(0, may_propose=True)
+    assert core.numbers == [waiting[0].number] and len(calls) == 1
+
+
+def test_who_gave_up_among_others_is_not_sent_and_the_order_is_that_in_which_they_came() -> None:
+    core, inbox = _Follower(), Inbox(Health())
+    calls = _calls(core, inbox, start_bytes=200)  # a few at a time
+    waiting = _waiting(20, inbox, calls)
+    calls.send(0, may_propose=True)
+    first = len(core.numbers)
+    assert 0 < first < 20
+    assert calls.withdraw(waiting[first])
+    for tick in range(1, 200):
+        for context in core.contexts:
+            calls.hear_reply(Message(MessageKind.PROPOSE_REPLY, 3, context=context), tick)
+        core.contexts.clear()
+        calls.send(tick, may_propose=True)
+    assert core.numbers == [call.number for call in waiting if call is not waiting[first]]

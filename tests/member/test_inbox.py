@@ -59,7 +59,7 @@ class Node:
         while self.has_readers and not self.inbox.is_asking and self.inbox.reads:
             self.inbox.reads.popleft()
         if not self.inbox.is_writing:
-            self.calls._unsent = []
+            self.calls._unsent = {}
 
     def put(self) -> None:
         if self.inbox.put_call(Call(b"")):
@@ -174,7 +174,7 @@ def a_caller_wakes_while_another_gives_up(node: Node) -> list[Program]:
     call = Call(b"")
     node.inbox.calls.append(call)
     node.calls.take_in()
-    node.calls._unsent = []  # it was sent
+    node.calls._unsent = {}  # it was sent
 
     def give_up() -> None:
         node.give_up(call)

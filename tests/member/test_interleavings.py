@@ -126,7 +126,7 @@ class SoleVoter:
             tuple(map(id, deque_of(inbox.calls))),
             tuple(map(id, deque_of(inbox.reads))),
             len(deque_of(inbox.waking)),
-            tuple(c.number for c in engine.calls._unsent),
+            tuple(engine.calls._unsent),
             len(engine.reads),
             engine.core.log.last_index,
             engine.core.log.commit_index,

@@ -130,3 +130,31 @@ def test_who_fails_is_no_longer_asked_for() -> None:
     assert len(readers.inbox.finished.take()) == 1
     assert readers.answer(context, 7) == []
     assert not readers.inbox.is_asking
+
+
+class _CountedRead(Read):
+    """One that notes how often it is looked at for whether it is another."""
+
+    looks = 0
+
+    def __eq__(self, other: object) -> bool:
+        _CountedRead.looks += 1
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("stage", ["new", "asked", "applying"])
+def test_many_who_give_up_at_once_are_not_looked_for_one_by_one(stage: str) -> None:
+    readers = _Readers()
+    readers.core.is_led = stage != "new"
+    reads = [_CountedRead() for _ in range(1000)]
+    for read in reads:
+        readers.inbox.put_read(read)
+    readers.reads.ask(0)
+    if stage == "applying":
+        readers.reads.hear(ReadState(readers.core.contexts[-1], 200), applied_index=100)
+    _CountedRead.looks = 0
+    assert all(readers.reads.withdraw(read) for read in reversed(reads))
+    assert _CountedRead.looks < 10 * len(reads)
+    assert not len(readers.reads) and not any(readers.reads.withdraw(read) for read in reads)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,13 +234,17 @@ class StreamFile:
 class Member:
     """A node of the test: its address and directory stay, its Service and State come and go."""
 
-    def __init__(self, addr: str, path: Path, options: dict[str, Any], has_streams: bool) -> None:
+    def __init__(
+        self, addr: str, path: Path, options: dict[str, Any], has_streams: bool, blocked: Collection[str] = ()
+    ) -> None:
+        """blocked: addresses that it does not reach until that is healed."""
         self.addr = addr
         self.path = path
         self.make_state: Callable[[], ListState] = options.pop("make_state", ListState)
         self.options = options
         self.files = FaultyFiles()
         self.session = FaultySession(has_streams)
+        self.session.blocked.update(blocked)
         self.start()
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +16,23 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.servers import HostPool
 from raftsvc.host.watch import ServerWatch
 from raftsvc.storage import Store
-from tests.service.harness import PATIENCE, SECRET, Cluster, ListState, Member, eventually, free_address, in_background
+from raftsvc.transport.listener import Listener
+from tests.service.harness import (
+    PATIENCE,
+    SECRET,
+    Cluster,
+    ListState,
+    Member,
+    eventually,
+    free_address,
+    has_streams,
+    in_background,
+)
 
 ELECTION = 0.4
 OTHER_SECRET = "another secret, that is long enough, too"
@@ -321,6 +334,21 @@ def test_a_founder_that_lost_its_disk_and_founds_again_is_found_out_on_both_side
         eventually(lambda m=member: "wrong-cluster" not in m.status["conditions"], "it is over")
 
 
+def test_one_of_two_that_lost_its_disk_and_founds_a_cluster_is_found_out_by_the_other(quick: Cluster) -> None:
+    """That has no majority without it, and keeps saying why."""
+    first, second = quick.form(2)
+    first.service.exec(b"kept")
+    second.service.stop()
+    shutil.rmtree(second.path)
+    second.start()
+    second.service.init()
+    assert "join" in str(told(second, raftsvc.WrongClusterError, "claimed"))
+    assert not second.service.is_ready()
+    assert second.addr in str(told(first, raftsvc.WrongClusterError, "wrong-cluster"))
+    second.service.stop()
+    eventually(lambda: "wrong-cluster" not in first.status["conditions"], "it is over")
+
+
 def test_trouble_in_a_sender_s_loop_does_not_end_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     members = cluster.form(3)
     failures = []
@@ -381,6 +409,47 @@ def test_a_node_that_drains_and_hears_nothing_tells_its_callers_at_once() -> Non
         assert not left.wait(0.5), "it is given its time while it hears"
         hears[0] = False
         assert left.wait(PATIENCE / 10)
+
+
+@pytest.mark.parametrize("way", ["requests", "a stream", "a port of its own"])
+def test_who_waits_at_a_node_whose_server_ends_is_served_if_the_node_is_reached_and_told_at_once_if_not(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    cluster = make_cluster(has_streams=way == "a stream", election_timeout=10.0)
+    leader = cluster.add()
+    leader.service.init()
+    is_stopping = threading.Event()
+    pool = HostPool("a server", 8, PATIENCE, is_stopping.is_set)
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "find_host", lambda environ=None: pool)
+        member = cluster.add() if way == "a port of its own" else cluster.add(listen=None)
+    server = Listener(member.service.wsgi_app, member.addr) if way != "a port of its own" else None
+    if server is not None:
+        server.start()
+    try:
+        member.service.join(leader.addr, PATIENCE)
+        assert member.service.exec(b"before", PATIENCE)
+        if way == "a stream":
+            eventually(lambda: has_streams([leader, member]), "streams are up")
+        stopped = member.service._membership.stopped
+        leader.files.gate.clear()
+        result = in_background(lambda: member.service.exec(b"waits", PATIENCE))
+        eventually(lambda: leader.status["last_index"] > leader.status["commit_index"], "it is on its way")
+        since = time.monotonic()
+        is_stopping.set()
+        if way == "requests":
+            with pytest.raises(raftsvc.RaftError):
+                result()
+            assert time.monotonic() - since < PATIENCE / 6, "of the half of its grace"
+        else:
+            assert not stopped.wait(1.0), "it is given its time"
+            leader.files.gate.set()
+            assert result()
+            assert stopped.wait(PATIENCE), "it leaves then"
+    finally:
+        leader.files.gate.set()
+        if server is not None:
+            server.stop()
 
 
 # -- the start

@@ -139,6 +139,47 @@ def test_a_log_that_cannot_be_shortened_stops_nothing(make_cluster: Callable[...
     eventually(lambda: node.service.err() is None, "and it is over")
 
 
+def test_names_of_segments_whose_sync_failed_are_told_of_until_a_restart(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(snapshot_entries=4, trailing_entries=1)
+    node = cluster.add()
+    node.service.init()
+    files = node.files
+    remove, sync_dir = files.remove, files.sync_dir
+    removed: list[str] = []
+    failed: list[str] = []
+
+    def note(path: str) -> None:
+        remove(path)
+        removed.extend([path] if path.endswith(".wal") else [])
+
+    def fail(path: str) -> None:
+        if removed and not failed:
+            failed.append(path)
+            raise OSError(IO_ERROR, "failed by the test")
+        sync_dir(path)
+
+    monkeypatch.setattr(files, "remove", note)
+    monkeypatch.setattr(files, "sync_dir", fail)
+
+    def write() -> None:
+        with pytest.raises(raftsvc.Rejected):
+            node.service.exec(b"no" + bytes(1_000_000))
+
+    eventually(lambda: write() or write_until_compacted(node, node.status["last_index"]) or failed, "a sync fails")
+    error = eventually(node.service.err, "it is told")
+    assert isinstance(error, raftsvc.StorageError) and "until a restart" in str(error)
+    assert "unreleased" in node.status["conditions"] and node.service.is_ready()
+    count = len(removed)
+    write_until_compacted(node, node.status["last_index"])
+    assert node.service.exec(b"more") and len(removed) == count, "nothing is deleted any more"
+    assert "until a restart" in str(node.service.err())
+    node.restart()
+    assert node.read()[-1] == b"more"
+    eventually(lambda: node.service.err() is None, "and it is over")
+
+
 def test_a_large_state_restarts_from_its_snapshot(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(snapshot_bytes=1_000_000)
     node = cluster.add()

@@ -17,7 +17,16 @@ import pytest
 import raftsvc
 from raftsvc import kv
 
+from .face import OF_THE_NODE, calls_of
 from .harness import PATIENCE, SECRET, Cluster, eventually, free_address, has_streams
+
+ANSWERING = {"__call__", "err", "is_live", "is_ready", "stop", "wsgi_app"}
+"""What does not raise in a forked child, and says so in another way, as tested below; all else raises ForkedError."""
+SERVICE, SERVICE_BRIEFLY = calls_of(raftsvc.Service), calls_of(raftsvc.Service, whole=False)
+
+
+def test_every_method_that_answers_there_is_one() -> None:
+    assert not ANSWERING - set(SERVICE)
 
 
 def in_child(act: Callable[[], object]) -> None:
@@ -60,18 +69,10 @@ def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the
         assert not service.is_live()
         assert not service.is_ready()
         service.stop()
-        calls: list[Callable[[], object]] = [
-            service.status,
-            service.log_time,
-            lambda: service.exec(b"b"),
-            service.wait_read,
-            lambda: service.evict("127.0.0.1:1"),
-            service.init,
-            lambda: service.join("127.0.0.1:1"),
-        ]
-        for call in calls:
-            with pytest.raises(raftsvc.ForkedError):
-                call()
+        for name in SERVICE.keys() - ANSWERING:
+            for calls in (SERVICE, SERVICE_BRIEFLY):
+                with pytest.raises(raftsvc.ForkedError):
+                    calls[name](service)
         for method, path in [("GET", p) for p in ("livez", "readyz", "status", "stream")] + [
             ("POST", p) for p in ("msg", "snapshot", "join", "confirm")
         ]:
@@ -90,35 +91,37 @@ def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the
     assert service.exec(b"c", timeout=PATIENCE), "the parent goes on"
 
 
-def test_no_read_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path) -> None:
-    state = kv.KeyValueState()
-    service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
-    store = kv.KeyValue(service, state)
+def test_nothing_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path) -> None:
+    states = raftsvc.States(kv=kv.KeyValueState())
+    service = raftsvc.start(free_address(), tmp_path / "n", None, states, secret=SECRET)
+    part, state = states.part("kv", service), states["kv"]
+    store = kv.KeyValue(part, state)
     try:
         service.init()
         store.set("a", b"1", timeout=PATIENCE)
         in_child(lambda: None)
-        reads: list[Callable[[], object]] = [
-            lambda: store.get("a"),
-            lambda: store.get_stale("a"),
-            lambda: store.get_many_stale(["a"]),
-            lambda: store.list_stale(),
-            lambda: store.list_stale(max_age=100.0),
-            lambda: kv.KeyValue(service, state).get_stale("a"),
-            lambda: state.get("a"),
-            lambda: len(state),
-            store.allowed,
-            state.allowed,
-            lambda: store.set("a", b"2"),
-        ]
 
-        def read() -> None:
-            for each in reads:
-                with pytest.raises(raftsvc.ForkedError):
-                    each()
+        def call_all() -> None:
+            for thing, but, answering in (
+                (store, (), {"namespace"}),
+                (store.namespace("below/"), (), {"namespace"}),
+                (kv.KeyValue(part, state), (), {"namespace"}),
+                (part, (), set()),
+                (state, OF_THE_NODE, set()),
+            ):
+                for whole in (True, False):
+                    calls = calls_of(type(thing), whole=whole, but=but)
+                    assert answering <= set(calls)
+                    for name, call in calls.items():
+                        if name not in answering:
+                            try:
+                                call(thing)
+                            except raftsvc.ForkedError:
+                                continue
+                            raise AssertionError(f"{name} of {thing} answers")
 
         with state._lock:
-            in_child(read)
+            in_child(call_all)
         assert store.get_stale("a", max_age=100.0, timeout=PATIENCE)
     finally:
         service.stop()

@@ -9,15 +9,24 @@ from collections.abc import Callable
 import pytest
 
 import raftsvc
+from raftsvc.member.node import Node
 
+from .face import calls_of
 from .harness import PATIENCE, Cluster, ListState, Member, eventually, in_background
 
-CALLS: dict[str, Callable[[raftsvc.Service], object]] = {
-    "exec": lambda service: service.exec(b"inner", PATIENCE),
-    "wait_read": lambda service: service.wait_read(PATIENCE),
-    "evict": lambda service: service.evict("127.0.0.1:1", PATIENCE),
-    "stop": lambda service: service.stop(),
+ANSWERING = {
+    "__call__",
+    "add_listener",
+    "err",
+    "is_leader",
+    "is_live",
+    "is_ready",
+    "log_time",
+    "status",
+    "wsgi_app",
 }
+"""What waits for nothing.  All else is told that it may not be called."""
+CALLS = calls_of(raftsvc.Service)
 
 
 class Calling(ListState):
@@ -28,6 +37,7 @@ class Calling(ListState):
         self.calls: dict[str, Callable[[], object]] = {}
         self.is_patient = True
         self.raised: list[BaseException] = []
+        self.calls_ended = 0
 
     def come_to(self, place: str) -> None:
         call = self.calls.get(place)
@@ -39,6 +49,8 @@ class Calling(ListState):
             self.raised.append(error)
             if not self.is_patient:
                 raise
+        finally:
+            self.calls_ended += 1
 
     def apply(self, data: bytes, index: int) -> bool:
         self.come_to("apply")
@@ -51,6 +63,10 @@ class Calling(ListState):
     def restore_snapshot(self, data: bytes, index: int) -> None:
         self.come_to("restore")
         super().restore_snapshot(data, index)
+
+    def applied_index(self) -> int:
+        self.come_to("applied_index")
+        return super().applied_index()
 
     def set_peer_addr(self, node_id: int, addr: str) -> None:
         self.come_to("set_peer_addr")
@@ -66,27 +82,32 @@ def node(cluster: Cluster) -> Member:
     return node
 
 
-def calls_of(node: Member, place: str, name: str) -> list[BaseException]:
+def test_every_method_that_answers_there_is_one() -> None:
+    assert not ANSWERING - set(CALLS)
+
+
+def call_at(node: Member, place: str, name: str) -> Calling:
     state = node.state
     assert isinstance(state, Calling)
     state.calls[place] = lambda: CALLS[name](node.service)
-    return state.raised
+    return state
 
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("place", ["apply", "snapshot"])
 def test_the_state_s_own_code_is_told_at_once_what_it_may_not_call(node: Member, place: str, name: str) -> None:
-    raised = calls_of(node, place, name)
+    state = call_at(node, place, name)
     started = time.monotonic()
     for n in range(30):
         assert node.service.exec(b"%d" % n, timeout=PATIENCE)
-    eventually(lambda: raised)
+    eventually(lambda: state.calls_ended)
     assert time.monotonic() - started < PATIENCE / 2, "nobody waited"
-    for error in raised:
+    assert bool(state.raised) is (name not in ANSWERING)
+    for error in state.raised:
         assert isinstance(error, raftsvc.InsideStateError) and isinstance(error, raftsvc.NotApplied)
         assert error.what == name and name in str(error)
     assert node.service.err() is None
-    assert b"inner" not in node.read(), "nothing was proposed"
+    assert b"main" not in node.read(), "nothing was proposed"
 
 
 def test_so_it_is_when_a_snapshot_arrives_and_a_member_comes(make_cluster: Callable[..., Cluster]) -> None:
@@ -98,18 +119,51 @@ def test_so_it_is_when_a_snapshot_arrives_and_a_member_comes(make_cluster: Calla
     late = cluster.add()
     late.make_state = Calling
     late.restart()
-    raised = calls_of(late, "restore", "wait_read")
-    calls_of(late, "set_peer_addr", "exec")
+    raised = call_at(late, "restore", "wait_read").raised
+    call_at(late, "set_peer_addr", "exec")
     late.service.join(writer.addr, PATIENCE)
     assert late.read() == writer.read()
     assert {error.what for error in raised if isinstance(error, raftsvc.InsideStateError)} == {"wait_read", "exec"}
     assert late.service.exec(b"after", timeout=PATIENCE)
 
 
-def test_a_state_that_lets_it_out_stops_at_that_entry_until_it_is_repaired(node: Member) -> None:
-    calls_of(node, "apply", "exec")
+@pytest.mark.pure
+@pytest.mark.parametrize("place", ["applied_index", "set_peer_addr"])
+def test_so_it_is_while_the_node_is_started(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    node = cluster.add()
+    node.make_state = Calling
+    node.restart()
     state = node.state
     assert isinstance(state, Calling)
+    answered: list[str] = []
+    called = threading.Event()
+
+    def call_all() -> None:
+        del state.calls[place]
+        for name, call in CALLS.items():
+            try:
+                call(node.service)
+                answered.append(name)
+            except raftsvc.RaftError as error:
+                state.raised.append(error)
+        called.set()
+
+    # What applies does so before the start is over.
+    start = Node.start
+    monkeypatch.setattr(Node, "start", lambda self: (start(self), called.wait(PATIENCE)))
+    state.calls[place] = call_all
+    started = time.monotonic()
+    node.service.init()
+    assert time.monotonic() - started < PATIENCE / 2, "nobody waited"
+    inside = {error.what for error in state.raised if isinstance(error, raftsvc.InsideStateError)}
+    assert inside == {"init", "join", "stop", "wait_formed"}
+    assert all(isinstance(error, raftsvc.NotApplied) for error in state.raised)
+    assert answered == [name for name in CALLS if name in ANSWERING]
+    assert node.service.exec(b"after", timeout=PATIENCE)
+
+
+def test_a_state_that_lets_it_out_stops_at_that_entry_until_it_is_repaired(node: Member) -> None:
+    state = call_at(node, "apply", "exec")
     state.is_patient = False
     with pytest.raises(raftsvc.RaftError):
         node.service.exec(b"a", timeout=PATIENCE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ import requests
 
 import raftsvc
 from raftsvc.storage import Store
-from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
+from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, in_background
 
 
 class Trio(NamedTuple):
@@ -45,9 +47,12 @@ def put_back(member: Member, older: Path) -> None:
     shutil.move(older, member.path)
 
 
-def started_elsewhere(cluster: Cluster, member: Member, path: Path) -> Member:
+def started_elsewhere(cluster: Cluster, member: Member, path: Path, cut_from: Sequence[Member] = ()) -> Member:
     """A process on another directory of the same member, at an address of its own."""
-    clone = Member(free_address(), path, member.options, has_streams=True)
+    addr = free_address()
+    for other in cut_from:
+        other.session.cut(addr)
+    clone = Member(addr, path, member.options, has_streams=True, blocked=[m.addr for m in cut_from])
     cluster.members.append(clone)
     return clone
 
@@ -99,6 +104,51 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
     cluster.add().service.join(others[0].addr, PATIENCE)
 
 
+@pytest.mark.parametrize("who", ["nobody", "the side of the copy", "both sides"])
+def test_a_copy_and_its_original_on_two_sides_of_a_cut_are_both_named_once_it_is_healed_and_no_state_is_blamed(
+    cluster: Cluster, trio: Trio, tmp_path: Path, who: str
+) -> None:
+    members, original, _ = trio
+    leader = cluster.leader()
+    third = next(m for m in members if m not in (original, leader))
+    node_id = original.status["node_id"]
+    assert leader.service.exec(b"before", PATIENCE)
+    eventually(lambda: all(m.state.items == [b"before"] for m in members), "everybody has it")
+    path = copy_of(original, tmp_path / "copy")
+    cluster.cut(third, [leader, original])
+    if who == "both sides":
+        for number in range(3):
+            assert original.service.exec(b"original %d" % number, PATIENCE)
+    clone = started_elsewhere(cluster, original, path, cut_from=[leader, original])
+    if who != "nobody":
+        eventually(lambda: third.is_leader or clone.is_leader, "the other side elects one of its own")
+        for number in range(5):
+            assert third.service.exec(b"copy %d" % number, PATIENCE)
+    cluster.heal()
+    blamed = (raftsvc.DivergedError, raftsvc.DisagreementError)
+
+    def all_are_told() -> bool:
+        assert not any(isinstance(m.service.err(), blamed) for m in cluster.members)
+        assert not any(names(m, leader.status["node_id"]) for m in cluster.members), "it kept all it acknowledged"
+        return is_superseded(original) and is_superseded(clone) and any(names(m, node_id) for m in (leader, third))
+
+    eventually(all_are_told, "both are named, and take no part")
+    if who != "both sides":
+        writer = eventually(lambda: next((m for m in (leader, third) if m.is_leader), None), "one of the others leads")
+        assert writer.service.exec(b"after", PATIENCE)
+        assert leader.read() == third.read()
+        eventually(lambda: names(leader, node_id) and names(third, node_id), "both say so")
+    else:
+        # Nobody can tell which of the two was right, and none of them is silent about it.
+        eventually(
+            lambda: isinstance(leader.service.err(), raftsvc.ConsensusError), "it knows that it was contradicted"
+        )
+        assert "ran in two processes" in str(leader.service.err())
+        assert all_are_told()
+        with pytest.raises(raftsvc.RaftError):
+            third.service.exec(b"after", 1.0)
+
+
 def test_two_copies_that_count_alike_are_both_found_out(cluster: Cluster, trio: Trio, tmp_path: Path) -> None:
     _, original, others = trio
     path = copy_of(original, tmp_path / "copy")
@@ -126,6 +176,79 @@ def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(
     eventually(lambda: is_superseded(member), "it knows")
     assert "put back" in str(member.service.err())
     assert all(b"acknowledged" in m.read() for m in others)
+
+
+@pytest.mark.parametrize(
+    ("leader_is", "third_has_it", "starts"),
+    [("stopped", True, 1), ("stopped", False, 2), ("cut off", True, 2), ("cut off", False, 1)],
+)
+def test_a_directory_put_back_beside_a_third_that_was_just_started_brings_back_nothing_old(
+    cluster: Cluster, trio: Trio, tmp_path: Path, leader_is: str, third_has_it: bool, starts: int
+) -> None:
+    """The two would be a majority, and of these nobody has what the leader and the member acknowledged."""
+    _, member, others = trio
+    leader = cluster.leader()
+    third = next(m for m in others if m is not leader)
+    for _ in range(5):
+        assert leader.service.exec(b"old", PATIENCE)
+    older = copy_of(member, tmp_path / "older")
+    for _ in range(starts):
+        member.restart()
+    # Whoever has applied what it brought afterwards knows of its later start, though it be the last that is said.
+    assert member.service.exec(b"known", PATIENCE)
+    assert b"known" in third.read()
+    if not third_has_it:
+        third.service.stop()
+    assert leader.service.exec(b"acknowledged", PATIENCE)
+    put_back(member, older)
+    if third_has_it:
+        assert b"acknowledged" in third.read()
+        third.service.stop()
+    if leader_is == "stopped":
+        leader.service.stop()
+    else:
+        for other in (member, third):
+            cluster.cut(leader, [other])
+    third.start()
+    member.start()
+    read: list[list[bytes]] = []
+    written: list[bool] = []
+
+    def ask(node: Member) -> Callable[[], None]:
+        def run() -> None:
+            while not done.is_set():
+                with suppress(raftsvc.RaftError):
+                    node.service.wait_read(0.05)
+                    read.append(list(node.state.items))
+                with suppress(raftsvc.RaftError):
+                    written.append(node.service.exec(b"without it", 0.05))
+
+        return run
+
+    done = threading.Event()
+    askers = [in_background(ask(node)) for node in (member, third)]
+    try:
+        eventually(lambda: is_superseded(member), "it knows")
+        pass_timeouts(third, 3)
+    finally:
+        done.set()
+    for asker in askers:
+        asker()
+    assert not [items for items in read if b"acknowledged" not in items]
+    assert not written, "the leader's is the only vote that counts beside that of the third"
+    if leader_is == "stopped":
+        leader.start()
+    cluster.heal()
+    assert b"acknowledged" in third.read()
+    assert b"acknowledged" in leader.read()
+    assert third.service.exec(b"on", PATIENCE)
+
+
+def pass_timeouts(member: Member, count: int) -> None:
+    """Wait for so many election timeouts of its."""
+    engine = member.service._node._engine  # type: ignore[union-attr]
+    end = engine.ticks + count * engine.options.election_ticks
+    eventually(lambda: engine.ticks >= end)
 
 
 def test_a_restart_is_no_copy_however_often_and_wherever(cluster: Cluster, trio: Trio) -> None:

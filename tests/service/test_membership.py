@@ -6,11 +6,15 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import raftsvc
-from raftsvc.transport.wire import JoinRequest
+from raftsvc.core.membership import ConfChange, ConfOp
+from raftsvc.core.raft import Refusal
+from raftsvc.transport.wire import JoinRequest, Problem
 from tests.service.harness import PATIENCE, SECRET, Cluster, eventually, in_background, voters
 from tests.transport.harness import call, request
 
@@ -324,3 +328,56 @@ def test_what_an_evicted_node_answers_is_heard_until_it_knows(
     eventually(lambda: isinstance(gone.service.err(), raftsvc.EvictedError), "it knows")
     eventually(lambda: node_id not in leader.status["followers"], "and its leader knows that it does")
     assert "is no start of the node that counts" not in caplog.text
+
+
+@pytest.mark.parametrize("what", ["evict another", "take back a vacancy", "let one in", "correct an address"])
+def test_who_is_removed_while_it_waits_for_a_change_of_others_waits_no_longer(
+    make_cluster: Callable[..., Cluster], what: str
+) -> None:
+    cluster = make_cluster(has_streams=False, election_timeout=2.0)
+    cluster.form(3)
+    leader, node = cluster.leader(), cluster.follower()
+    other_id = next(m for m in cluster.members if m not in (leader, node)).status["node_id"]
+    participant: Any = node.service._membership.node
+    change, is_done = {
+        "evict another": (ConfChange(ConfOp.REMOVE, other_id), lambda c: other_id not in c.members),
+        "take back a vacancy": (ConfChange(ConfOp.REMOVE, 0, "127.0.0.1:1"), lambda c: False),
+        "let one in": (ConfChange(ConfOp.ADD_LEARNER, 9, "127.0.0.1:9", bytes(16)), lambda c: 9 in c.members),
+        "correct an address": (ConfChange(ConfOp.SET_ADDRESS, other_id, "127.0.0.1:1"), lambda c: False),
+    }[what]
+    for member in cluster.members:
+        node.session.cut(member.addr)  # it hears, and what it asks for comes to nobody
+    since = time.monotonic()
+    result = in_background(lambda: participant.change_membership(change, is_done, PATIENCE))
+    leader.service.evict(node.addr, PATIENCE)
+    assert result() is Refusal.REMOVED
+    assert time.monotonic() - since < PATIENCE / 2
+    assert isinstance(node.service.err(), raftsvc.EvictedError)
+    assert other_id in participant.applied_config.members
+    for call_it in (lambda: node.service.evict(leader.addr, PATIENCE), lambda: node.service.exec(b"x", PATIENCE)):
+        with pytest.raises(raftsvc.EvictedError):
+            call_it()
+    assert time.monotonic() - since < PATIENCE / 2
+
+
+def test_a_leader_that_is_removed_while_it_lets_somebody_in_says_so_at_once(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(has_streams=False, election_timeout=1.0)
+    cluster.form(3)
+    leader = cluster.leader()
+    others = [m for m in cluster.members if m is not leader]
+    monkeypatch.setattr("raftsvc.formation._ADMIT_SECONDS", 4 * PATIENCE)
+    roster: Any = leader.service._roster
+    roster._check_presence = lambda *of_whom: None  # the one that asks is there
+    roster._calls = SimpleNamespace(wait_read=lambda timeout: None)
+    cluster.cut(leader, others)
+    since = time.monotonic()
+    result = in_background(lambda: roster.admit(JoinRequest("127.0.0.1:9", bytes(range(16)))))
+    writer = eventually(lambda: next((m for m in others if m.is_leader), None), "another leads")
+    writer.service.evict(leader.addr, PATIENCE)
+    cluster.heal()
+    with pytest.raises(Problem, match="ask the leader"):
+        result()
+    assert time.monotonic() - since < PATIENCE / 2
+    assert isinstance(leader.service.err(), raftsvc.EvictedError)
