@@ -238,6 +238,7 @@ class KeyValueState(BaseState):
 
     def complete_index(self) -> int:
         """The last entry all of which was applied here."""
+        _is_away(self._home)
         return self._complete
 
     def check_process(self) -> None:
@@ -291,6 +292,9 @@ class KeyValueState(BaseState):
 
     def wake_all(self) -> None:
         """Have everybody who waits for more look how things are."""
+        if _is_away(self._home):
+            _look_elsewhere(self.wake_all)
+            return
         with self._lock:
             woken = self._history.wake_all(self._complete)
         wake(woken)

@@ -12,6 +12,7 @@ from typing import Any
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.kv.events import Cursor, Signal
 
 from .harness import PATIENCE
 
@@ -39,6 +40,8 @@ VALUES: dict[str, Any] = {
     "boot_url": NOBODY,
     "change": lambda former: b"1",
     "default": None,
+    "cursor": Cursor("", Signal()),
+    "cut": 0,
     "delta": 1,
     "environ": request_for("livez"),
     "index": 0,
@@ -63,6 +66,7 @@ VALUES: dict[str, Any] = {
     "version": 0,
     # Where a method means something else by a name.
     "set_json.value": 1,
+    "advance.after": 0,
     "watch.after": 0,
 }
 

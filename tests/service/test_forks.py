@@ -106,7 +106,7 @@ def test_nothing_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path
                 (store, (), {"namespace"}),
                 (store.namespace("below/"), (), {"namespace"}),
                 (kv.KeyValue(part, state), (), {"namespace"}),
-                (part, (), set()),
+                (part, (), {"err"}),
                 (state, OF_THE_NODE, set()),
             ):
                 for whole in (True, False):
