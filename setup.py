@@ -25,6 +25,7 @@ PURE = {
     "kv/client.py",
     "kv/freshness.py",
     "kv/instructions.py",
+    "kv/remote.py",
     "kv/state.py",
     "member/health.py",
     "storage/files.py",

@@ -68,6 +68,13 @@ class Proposals:
             raise Rejected(outcome.rejection)
         return outcome
 
+    def carry(self, call: Call, timeout: float) -> Outcome:
+        """Have what a connected client brought applied, once more if it was before; raises what `propose` raises."""
+        node = self._ready_node("propose")
+        outcome = self._await(node, call, timeout)
+        assert isinstance(outcome, Outcome), "what a client brings has one outcome"
+        return outcome
+
     def propose_many(self, instructions: Iterable[bytes], timeout: float) -> list[Applied]:
         """Have several applied in one entry; see `Service.propose_many`."""
         node = self._ready_node("propose_many")
@@ -104,11 +111,15 @@ class Proposals:
         if not isinstance(instruction, bytes | bytearray | memoryview):
             raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
         data = bytes(instruction)
+        self.check_size(data)
+        return data
+
+    def check_size(self, data: bytes) -> None:
+        """Raise InstructionTooLargeError if it has more bytes than are allowed."""
         if len(data) > self._max_bytes:
             raise InstructionTooLargeError(
                 f"the instruction has {len(data)} bytes, at most {self._max_bytes} are allowed"
             )
-        return data
 
     def _checked_list(self, instructions: Iterable[bytes]) -> list[bytes]:
         if isinstance(instructions, bytes | bytearray | memoryview | str):

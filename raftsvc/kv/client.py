@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from raftsvc.errors import ConfigurationError, RaftError, Rejected
 from raftsvc.kv import instructions
-from raftsvc.kv.freshness import Freshness
-from raftsvc.kv.instructions import Code, Condition, Effect, Operation
+from raftsvc.kv.freshness import Freshness, Reader
+from raftsvc.kv.instructions import Condition, Effect, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
 from raftsvc.mainthread import is_main_thread
@@ -82,7 +82,7 @@ class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
     service: a Service, started with
-    state:   this state.
+    state:   this state; or, of who has none, who shows it (`raftsvc.connect`).
     prefix:  all that is read and written is below it, see `namespace`.
 
     Writes raise what `Service.exec` raises, linearizable reads what
@@ -108,13 +108,13 @@ class KeyValue:
 
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
-    def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
+    def __init__(self, service: Replication, state: KeyValueState | Reader, prefix: str = "") -> None:
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
-        self._state = state
+        self._state = state if isinstance(state, KeyValueState) else None
         self._prefix = prefix
-        self._freshness = Freshness(service)
+        self._reader: Reader = Freshness(service, state) if isinstance(state, KeyValueState) else state
 
     def namespace(self, prefix: str) -> KeyValue:
         """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
@@ -125,8 +125,8 @@ class KeyValue:
         """
         if not isinstance(prefix, str):
             raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
-        below = KeyValue(self._service, self._state, self._prefix + prefix)
-        below._freshness = self._freshness
+        below = KeyValue(self._service, self._reader, self._prefix + prefix)
+        below._state = self._state
         return below
 
     # -- writing
@@ -233,26 +233,32 @@ class KeyValue:
                     raise
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            value = self.get_stale(key)  # the refusal was applied here, and with it what came before it
+            if self._state is not None:
+                value = self.get_stale(key)  # the refusal was applied here, and with it what came before it
+            else:
+                value = self.get(key, max(ends_at - time.monotonic(), 0.0))
 
     # -- reading
 
     def get(self, key: str, timeout: float = 5.0, *, max_age: float | None = None) -> Value | None:
         """The value of `key`, no older than this call, or than `max_age`; None if it does not exist."""
         name = self._prefix + key
-        if max_age is None and not is_main_thread():  # as below, without the detour: most reads are such
+        state = self._state
+        if max_age is None and state is not None and not is_main_thread():  # as below, without the detour, as most are
             self._service.wait_read(timeout)
-            return self._state.get(name)
-        return self._freshness.read(lambda: self._state.get(name), max_age, timeout)
+            return state.get(name)
+        return self._reader.read(lambda shown: shown.get(name), max_age, timeout)
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
-        return self._state.get(self._prefix + key) if max_age is None else self.get(key, timeout, max_age=max_age)
+        if max_age is not None:
+            return self.get(key, timeout, max_age=max_age)
+        return self._reader.present.get(self._prefix + key)
 
     def get_many(self, keys: Iterable[str], timeout: float = 5.0, *, max_age: float | None = None) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call, or than `max_age` ago."""
         names = [self._prefix + key for key in keys]
-        return self._without_prefix(self._freshness.read(lambda: self._state.get_many(names), max_age, timeout))
+        return self._without_prefix(self._reader.read(lambda shown: shown.get_many(names), max_age, timeout))
 
     def get_many_stale(
         self, keys: Iterable[str], max_age: float | None = None, timeout: float = 30.0
@@ -260,7 +266,7 @@ class KeyValue:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.get_many(keys, timeout, max_age=max_age)
-        return self._without_prefix(self._state.get_many([self._prefix + key for key in keys]))
+        return self._without_prefix(self._reader.present.get_many([self._prefix + key for key in keys]))
 
     def get_json(self, key: str, default: Any = None, timeout: float = 5.0, *, max_age: float | None = None) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
@@ -289,14 +295,14 @@ class KeyValue:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r}")
         name, start = self._prefix + prefix, self._prefix + after
-        found = self._freshness.read(lambda: self._state.list(name, limit, start), max_age, timeout)
+        found = self._reader.read(lambda shown: shown.list(name, limit, start), max_age, timeout)
         return self._without_prefix(found)
 
     def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.list(prefix, timeout, max_age=max_age)
-        return self._without_prefix(self._state.list(self._prefix + prefix, None, self._prefix))
+        return self._without_prefix(self._reader.present.list(self._prefix + prefix, None, self._prefix))
 
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
         length = len(self._prefix)
@@ -336,17 +342,14 @@ class KeyValue:
 
     def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
-        return self._freshness.read(self._state.allowed, None, timeout)
-
-
-_OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
+        return self._reader.read(lambda shown: shown.allowed(), None, timeout)
 
 
 def _below(prefix: str, operation: Operation) -> Operation:
     """What `operation` is in the whole store, if it was meant within a namespace."""
     if isinstance(operation, Condition):
         return Condition(instructions.checked_key(prefix + operation.key), operation.version)
-    if isinstance(operation, Effect) and operation.code not in _OF_THE_CLUSTER:
+    if isinstance(operation, Effect) and operation.code not in instructions.OF_THE_CLUSTER:
         return replace(operation, key=instructions.checked_key(prefix + operation.key))
     return operation  # of neither kind: `encode` says so
 

@@ -7,10 +7,11 @@ leader would be no such proof, for it may be deposed, and not know yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from raftsvc.errors import ConfigurationError, ReadTimeoutError
+from raftsvc.kv.pages import Value
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 
 T = TypeVar("T")
@@ -28,17 +29,39 @@ class Asked(Protocol):
         """Return once reads of the local State see every write that finished before this call."""
 
 
+class Shown(Protocol):
+    """The store at some moment."""
+
+    def get(self, key: str) -> Value | None: ...
+    def get_many(self, keys: Iterable[str]) -> dict[str, Value]: ...
+    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]: ...
+    def allowed(self) -> frozenset[str]: ...
+
+
+class Reader(Protocol):
+    """Who shows it."""
+
+    @property
+    def present(self) -> Shown:
+        """What is known, maybe not the latest."""
+
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+        """What `look` returns, once nothing that it is shown has been out of date for longer than `max_age`."""
+
+
 class Freshness:
-    """What is known of how current this node is.  Thread-safe."""
+    """What is known of how current this node is: a Reader of its State.  Thread-safe."""
 
-    __slots__ = ("_asked", "_current_at")
+    __slots__ = ("_asked", "_current_at", "present")
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, present: Shown) -> None:
+        """present: the State."""
         self._asked = asked
+        self.present = present
         self._current_at = float("-inf")
         """When it was last asked for a bounded age whether this node is current, and it was."""
 
-    def read(self, look: Callable[[], T], max_age: float | None, timeout: float) -> T:
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
         """What `look` returns, once nothing that it shows has been out of date for longer than `max_age` seconds.
 
         None: nothing that was out of date when this was called.  Raises ReadTimeoutError if nobody confirms it in time.
@@ -47,11 +70,11 @@ class Freshness:
             if is_main_thread():
                 return do_elsewhere(lambda: self.read(look, None, timeout), timeout, ReadTimeoutError)
             self._asked.wait_read(timeout)
-            return look()
+            return look(self.present)
         if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
             raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
         asked_at = _now()
         if asked_at - self._current_at > max_age:
             self._asked.wait_read(timeout)
             self._current_at = asked_at  # as of when it was asked, not answered
-        return look()
+        return look(self.present)

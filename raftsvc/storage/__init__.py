@@ -5,9 +5,19 @@ operation goes through `Files`, so that tests can make a disk fail or forget.
 """
 
 from raftsvc.storage.files import Files
-from raftsvc.storage.lock import held_by
+from raftsvc.storage.lock import held_by, noted_holder
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.storage.store import Loaded, Store
 from raftsvc.storage.wal import Wal
 
-__all__ = ["Files", "IncomingSnapshot", "Loaded", "SnapshotHeader", "Store", "StoredSnapshot", "Wal", "held_by"]
+__all__ = [
+    "Files",
+    "IncomingSnapshot",
+    "Loaded",
+    "SnapshotHeader",
+    "Store",
+    "StoredSnapshot",
+    "Wal",
+    "held_by",
+    "noted_holder",
+]
