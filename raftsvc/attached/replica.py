@@ -13,7 +13,7 @@ directory then takes `live` with him.
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from collections.abc import Sequence
 from random import Random
 from zlib import crc32
@@ -59,11 +59,10 @@ from raftsvc.member.waiters import Call, Read
 from raftsvc.state import State
 from raftsvc.storage import Store
 
-logger = logging.getLogger("raftsvc.attached")
-
 _START_BYTES = 1024 * 1024
 """How much is handed to the owner at once at first: it is on this host."""
 _NEVER = 2**62
+_MOST_REMARKS = 100
 _NEARLY = 1000
 """Entries that a replica may be behind and still open a session."""
 
@@ -107,6 +106,7 @@ class Replica:
 
     news: what the owner said of itself last.
     link: the connection to it, or what would be one.
+    remarks: what is to be logged as errors, by whoever holds no lock: what handles it is not ours.
     owner_pid: of the process that owns the directory, as far as it is known; 0: it is not.
     """
 
@@ -144,6 +144,7 @@ class Replica:
         self._comparison = Comparison()
         self.ticks = 0
         self.link = Link()
+        self.remarks: deque[str] = deque(maxlen=_MOST_REMARKS)
         self._last_crc = 0
 
     # -- what is known
@@ -220,7 +221,7 @@ class Replica:
             self.link.wait = said
             self.link.is_unlike = said.reason == IS_UNLIKE
             if self.link.is_unlike:
-                _note_unlike(self.health, said.why)
+                self._note_unlike(said.why)
         elif isinstance(said, Farewell):
             self.link.is_left = True
         else:
@@ -385,28 +386,27 @@ class Replica:
     def fail(self, error: RaftError) -> None:
         """Take no further part, for good."""
         if not self.health.is_over:
-            logger.error("this process serves no more: %s", error)
+            self.remarks.append(f"this process serves no more: {error}")
             self.health.note(Condition.FAILED, error)
             self._fail_waiters(self.health.refusal())
 
     def halt(self, error: RaftError) -> None:
         """Apply no more, serve no more, and never take over."""
         if self.health.halted is None:
-            logger.error("this process applies no more, and serves nobody: %s", error)
+            self.remarks.append(f"this process applies no more, and serves nobody: {error}")
         self.health.note(Condition.HALTED, error)
         self._fail_waiters(error)
+
+    def _note_unlike(self, why: str) -> None:
+        known = self.health.error_of(Condition.UNATTACHED)
+        if known is None or str(known) != why:
+            self.remarks.append(why)
+            self.health.note(Condition.UNATTACHED, ConfigurationError(why))
 
     def _fail_waiters(self, error: RaftError | None) -> None:
         error = error or OutcomeUnknown("this process serves nobody any more")
         self.calls.fail(error)
         self.reads.fail(error)
-
-
-def _note_unlike(health: Health, why: str) -> None:
-    known = health.error_of(Condition.UNATTACHED)
-    if known is None or str(known) != why:
-        logger.error("%s", why)
-        health.note(Condition.UNATTACHED, ConfigurationError(why))
 
 
 class Link:

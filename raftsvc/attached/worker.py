@@ -153,6 +153,7 @@ class Worker:
             self.changed.notify_all()
         _wake(finished)
         self._pipe.end()
+        self._log_remarks()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(5.0)
@@ -174,6 +175,14 @@ class Worker:
             finished = self.replica.inbox.finished.take()
             self.changed.notify_all()
         _wake(finished)
+        self._log_remarks()
+
+    def _log_remarks(self) -> None:
+        """Under no lock: whoever handles what is logged may ask this process something."""
+        remarks = self.replica.remarks
+        while remarks:
+            with suppress(IndexError):  # another thread took the last
+                logger.error("%s", remarks.popleft())
 
     def _run_ticks(self) -> None:
         last = time.monotonic()
@@ -197,6 +206,7 @@ class Worker:
             self.changed.notify_all()
         self.flush()
         _wake(finished)
+        self._log_remarks()
 
     def flush(self) -> None:
         """Send what is to be said, in its order, as far as that leaves at once."""
@@ -363,6 +373,7 @@ class Worker:
                     self.questions.hear(each)
                 else:
                     self.replica.hear(each)
+        self._log_remarks()
 
     def _say(self, ask: Ask) -> bool:
         """Send it; False if there is no connection."""

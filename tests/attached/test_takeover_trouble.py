@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 
 import raftsvc
 import raftsvc.attached.worker as worker_module
+from raftsvc.attached.participant import AttachedNode
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, ReadTimeoutError
 from raftsvc.kv import KeyValue, KeyValueState
+from raftsvc.member.attachment import IS_UNLIKE, Wait
 from raftsvc.member.node import Node
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
@@ -107,6 +110,12 @@ class Failing:
         patch.setattr(threading.Thread, "start", fail)
 
 
+def worker_of(here: Here) -> worker_module.Worker:
+    node = here.service._membership.node
+    assert isinstance(node, AttachedNode)
+    return node._worker
+
+
 def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
     """Begin it; what is returned waits for the result, or raises what it raised."""
     outcome: list[Any] = []
@@ -185,13 +194,16 @@ def test_a_node_that_runs_keeps_its_directory_whatever_else_cannot_be_started(
     assert here.owner_pid == os.getpid()
 
 
-def test_a_handler_of_log_records_may_ask_how_the_process_is_while_it_takes_over(here: Here) -> None:
+@contextmanager
+def asking_handler(here: Here) -> Iterator[list[Any]]:
+    """Whoever handles what is logged asks the Service how it is, in the thread that logs, and has it do something."""
     answers: list[Any] = []
 
     class Asking(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                answers.append((here.service.status()["node_id"], here.service.err(), here.service.is_ready()))
+                how = here.service.status()["node_id"], here.service.err(), here.service.is_ready()
+                answers.append((record.getMessage(), *how))
                 here.service.exec(b"", timeout=1)
             except Exception as error:
                 answers.append(error)
@@ -201,13 +213,33 @@ def test_a_handler_of_log_records_may_ask_how_the_process_is_while_it_takes_over
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        here.owner.kill()
-        assert here.kv.incr("key", timeout=30) == 2
-        eventually(lambda: here.owner_pid == os.getpid())
+        yield answers
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def test_a_handler_of_log_records_may_ask_how_the_process_is_while_it_takes_over(here: Here) -> None:
+    with asking_handler(here) as answers:
+        here.owner.kill()
+        assert here.kv.incr("key", timeout=30) == 2
+        eventually(lambda: here.owner_pid == os.getpid())
     assert any(isinstance(answer, tuple) for answer in answers)
+
+
+def test_a_handler_of_log_records_may_ask_how_the_process_is_that_does_not_serve_any_more(here: Here) -> None:
+    worker = worker_of(here)
+    troubles: dict[str, Callable[[], object]] = {
+        "is configured otherwise": lambda: worker._hear(
+            [Wait(here.owner.pid, IS_UNLIKE, "it is configured otherwise")]
+        ),
+        "entry 5 differs": lambda: worker.do(lambda: worker.replica.halt(NodeFailedError("entry 5 differs"))),
+        "it broke": lambda: worker.fail(NodeFailedError("it broke")),
+    }
+    for said, trouble in troubles.items():
+        with asking_handler(here) as answers:
+            in_background(trouble)()
+        assert any(isinstance(answer, tuple) and said in answer[0] for answer in answers), (said, answers)
 
 
 def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
