@@ -296,16 +296,21 @@ class _Futures:
         if pending is None:
             return
         promise, future, node, timeout = pending
-        is_done = node.callers.await_outcome(promise, 0.0)  # also if it is finished: this thread is who was woken
+        error: RaftError | None = None
+        try:  # also if it is finished: this thread is who was woken
+            if not node.callers.await_outcome(promise, 0.0):
+                error = _error_of_late(promise, timeout)
+        except RaftError as unknown:
+            error = unknown
         if future.done() or not future.set_running_or_notify_cancel():
             return  # nobody wants to know, or somebody completed what is not his
         try:
-            if not is_done:
-                raise _error_of_late(promise, timeout)
+            if error is not None:
+                raise error
             outcome = _outcome_of(promise)
             assert isinstance(outcome, Outcome), "one instruction has one outcome"
             if outcome.rejection is not None:
                 raise Rejected(outcome.rejection)
             future.set_result(applied_of(outcome))
-        except RaftError as error:
-            future.set_exception(error)
+        except RaftError as refused:
+            future.set_exception(refused)

@@ -53,7 +53,7 @@ ROOMS = {
     "storage": "errors process core",
     "transport": "errors addresses keys process core storage",
     "member": "errors addresses compiled results state versions process core storage transport",
-    "attached": "errors state versions process core storage transport member",
+    "attached": "errors compiled state versions process core storage transport member",
     "host": "errors addresses state process mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member attached host",
     "options": "errors addresses keys state states versions member storage",

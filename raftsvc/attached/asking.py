@@ -27,7 +27,16 @@ from raftsvc.errors import (
     RaftError,
     UninitializedError,
 )
-from raftsvc.member.attachment import IS_UNLIKE, WAITS_FOR_CALL, WAITS_FOR_OTHERS, WAITS_TO_START, Ask, Told, Wait
+from raftsvc.member.attachment import (
+    IS_REFUSED,
+    IS_UNLIKE,
+    WAITS_FOR_CALL,
+    WAITS_FOR_OTHERS,
+    WAITS_TO_START,
+    Ask,
+    Told,
+    Wait,
+)
 
 logger = logging.getLogger("raftsvc.attached")
 
@@ -105,7 +114,7 @@ def why_of(wait: Wait) -> RaftError:
     """The error that says it."""
     if wait.reason == IS_UNLIKE:
         return ConfigurationError(wait.why)
-    if wait.reason == WAITS_TO_START:
+    if wait.reason in (WAITS_TO_START, IS_REFUSED):
         return NodeFailedError(wait.why)
     return FormingError(wait.why) if wait.reason == WAITS_FOR_OTHERS else UninitializedError(wait.why)
 
@@ -186,6 +195,9 @@ class Desk:
             arguments = json.loads(ask.arguments)
             if not isinstance(arguments, dict):
                 raise NodeFailedError(f"{ask.what} is asked without what it needs")
+            deadline = arguments.pop("deadline", None)  # all processes of a host have one monotonic clock
+            if isinstance(deadline, int | float) and time.monotonic() > deadline:
+                raise NodeFailedError(f"{ask.what} was asked for too late: nothing was done, for nobody waits any more")
             return encode_result(self._do(ask.what, arguments))
         except RaftError as error:
             return encode_error(error)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from raftsvc.attached.worker import Callers, Worker
+from raftsvc.compiled import IS_COMPILED
 from raftsvc.core.membership import ConfChange, Configuration
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal
@@ -39,8 +40,10 @@ class AttachedVitals:
         """What keeps this process, or the owner's node, from operating normally."""
         replica = self._worker.replica
         error = replica.health.err()
-        if error is None and replica.news.trouble:
-            error = NodeFailedError(f"process {replica.owner_pid}, which owns the node, says: {replica.news.trouble}")
+        told = replica.news.trouble
+        if told and replica.health.may_serve:  # what it waits for here goes on only once that is over
+            told = f"process {replica.owner_pid}, which owns the node, says: {told}"
+            error = NodeFailedError(f"{told}; and {error}" if error is not None else told)
         return error
 
     def await_change(self, told: Sequence[View], timeout: float) -> View:
@@ -138,8 +141,12 @@ class AttachedNode:
         return self.vitals.err()
 
     def status(self) -> dict[str, object]:
-        """As far as it is known without the owner, which tells the rest if it answers."""
+        """As far as it is known without the owner, which tells the rest if it answers; what is not known is None.
+
+        It has the keys that a node's has (`raftsvc.member.status`).
+        """
         replica, news = self._replica, self._replica.news
+        machine = replica.applying.machine
         with self._worker.lock:
             members = sorted(replica.applying.applied_config.members.items())
             return {
@@ -153,11 +160,25 @@ class AttachedNode:
                 "commit_index": news.commit_index,
                 "time_ms": replica.applying.applied_time_ms,
                 "applied_index": replica.applying.applied_index,
+                "last_index": news.commit_index,
+                "snapshot_index": replica.snapshots.restored_index,
+                "log_bytes": None,
+                "digest_checked_index": None,
                 "waiting_calls": len(replica.calls),
                 "waiting_reads": len(replica.reads),
                 "members": {str(i): {"addr": m.addr, "is_voter": m.is_voter} for i, m in members},
+                "followers": {},
+                "fsync_count": None,
                 "unapplied_bytes": replica.applying.backlog_bytes,
+                "warnings": [replica.applying.warning] if replica.applying.warning else [],
+                "versions": {
+                    "effective": machine.versions.as_json(),
+                    "own": machine.own.as_json(),
+                    "held_back_by": {},
+                },
+                "compiled": IS_COMPILED,
                 "conditions": replica.health.conditions(),
+                "unreachable": {},
             }
 
     def is_settled(self) -> bool:

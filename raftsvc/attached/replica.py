@@ -14,7 +14,7 @@ directory then takes `live` with him.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from zlib import crc32
 
@@ -33,6 +33,7 @@ from raftsvc.errors import (
 )
 from raftsvc.member.applying import Applying, Work
 from raftsvc.member.attachment import (
+    IS_REFUSED,
     IS_UNLIKE,
     Answer,
     AskIndex,
@@ -54,7 +55,7 @@ from raftsvc.member.live import Live
 from raftsvc.member.machine import Answer as Outcome
 from raftsvc.member.machine import Machine
 from raftsvc.member.reads import Reads
-from raftsvc.member.snapshots import Snapshots
+from raftsvc.member.snapshots import Snapshots, UnopenedError
 from raftsvc.member.waiters import Call, Read
 from raftsvc.state import State
 from raftsvc.storage import Store
@@ -81,24 +82,31 @@ class OwnersCore:
         self.is_removed = False
         self.settings = Settings(NO_NODE, random, election_ticks)
         self.outbox: list[Said] = []
+        self.is_silent = False
+        """Whether the owner does not answer.  What it cannot take now stays here, where it can be given up."""
+        self.is_clogged: Callable[[], bool] = lambda: False
+        """Whether it does not read what was said."""
 
     def propose(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> int:
         """Never: it does not lead."""
         raise ProposalRefused(Refusal.NO_LEADER)
 
     def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int) -> bool:
-        """Have the owner bring them to the log; False if there is none, or it knows no leader."""
-        if not self.leader_id:
+        """Have the owner bring them to the log; False if there is none, or it knows no leader, or does not take it."""
+        if not self._may_say():
             return False
         self.outbox.append(Propose(context, [data for _, data in proposals]))
         return True
 
     def read_index(self, context: int) -> bool:
         """Have the owner ask; as `forward`."""
-        if not self.leader_id:
+        if not self._may_say():
             return False
         self.outbox.append(AskIndex(context))
         return True
+
+    def _may_say(self) -> bool:
+        return bool(self.leader_id) and not self.is_silent and not self.is_clogged()
 
 
 class Replica:
@@ -117,7 +125,6 @@ class Replica:
 
         likeness: what is said of the configuration of this process.
         """
-        self.options = options
         self._hello = Hello(pid, likeness=likeness)
         self.health = health = Health()
         self.inbox = inbox = Inbox(health)
@@ -192,10 +199,10 @@ class Replica:
 
     def lost(self) -> None:
         """The connection is over: what was on its way may be lost, and what was handed over is unsettled."""
-        self.link = Link(self.link.is_unlike)
+        self.link = Link(self.link.is_unlike, self.link.trouble)
         self.core.leader_id = NO_NODE
         self.core.outbox.clear()
-        self.news = self.news._replace(leader_id=NO_NODE, is_leading=False, is_ready=False)
+        self.news = self.news._replace(leader_id=NO_NODE, is_leading=False, is_ready=False, trouble="")
 
     def hear(self, said: Said) -> None:
         """Take what the owner says; raises FeedBrokenError."""
@@ -217,11 +224,7 @@ class Replica:
         elif isinstance(said, Welcome):
             self._take_welcome(said)
         elif isinstance(said, Wait):
-            self.owner_pid = said.pid
-            self.link.wait = said
-            self.link.is_unlike = said.reason == IS_UNLIKE
-            if self.link.is_unlike:
-                self._note_unlike(said.why)
+            _take_wait(self, said)
         elif isinstance(said, Farewell):
             self.link.is_left = True
         else:
@@ -235,8 +238,9 @@ class Replica:
         if refusal:
             self.fail(NodeFailedError(f"the owner, process {said.pid}, does not take this process in: {refusal}"))
             return
-        self.link.wait = None
+        self.link.wait = self.link.trouble = None
         self.link.is_unlike = False
+        self.link.was_welcomed = True
         self.core.node_id = said.node_id
         self.snapshots.cluster_id = said.cluster_id
         self.owner_pid = said.pid
@@ -296,7 +300,9 @@ class Replica:
             calls.answer_recorded(machine.sessions)
         self._comparison.applied(*machine.take_digests())
         self.reads.applied(applying.applied_index)
-        if isinstance(error, UnknownOperationError | OutdatedError):
+        if isinstance(error, UnopenedError):
+            pass  # nothing was touched, and Hello has it tried again
+        elif isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
         elif error is not None:
             halted = ApplyHaltedError(
@@ -347,13 +353,15 @@ class Replica:
         if self.health.is_over:
             return
         silent_ticks = self.ticks - self.link.heard_tick
+        self.core.is_silent = False
         if self.applying.is_at_work:
             self.link.heard_tick = self.ticks  # whoever applies may be who would hear
-        elif silent_ticks > self.options.election_ticks:
+        elif silent_ticks > self.core.settings.election_ticks:
+            self.core.is_silent = True
             self._note_silence()
         elif self.link.is_fed or self.link.wait is not None:
             self.health.clear(Condition.OWNER_SILENT)
-            if not self.link.is_unlike:
+            if self.link.trouble is None:
                 self.health.clear(Condition.UNATTACHED)
         if self.link.is_fed:
             if self.health.may_apply and self.applying.applied_index + _NEARLY >= self.news.commit_index:
@@ -363,18 +371,18 @@ class Replica:
         self.advance()
 
     def _note_silence(self) -> None:
-        if self.link.is_fed or self.link.was_asked:
-            error = NodeFailedError(
-                f"owner pid {self.owner_pid or '?'} does not answer; nobody takes its place while it lives, and all "
-                "goes on when it does"
-            )
-            self.health.note(Condition.OWNER_SILENT, error)
+        link, owner = self.link, f"owner pid {self.owner_pid or '?'}"
+        if link.is_fed or link.was_asked:
+            why = f"{owner} does not answer; nobody takes its place while it lives, and all goes on when it does"
+            if link.keeper:
+                why = f"{owner} has ended, and nobody takes its place while another has its lock: {link.keeper}"
+            self.health.note(Condition.OWNER_SILENT, NodeFailedError(why))
         else:
-            holder = self.link.holder
-            why = f"{holder} has the lock of the directory, and lets no other attach: does it only start, or hang?"
-            error = NodeFailedError(why if holder else "no process owns the directory that this one could attach to")
-            if not self.link.is_unlike:
-                self.health.note(Condition.UNATTACHED, error)
+            why = f"{link.holder} has the lock of the directory, and lets no other attach: does it only start, or hang?"
+            error = NodeFailedError(
+                why if link.holder else "no process owns the directory that this one could attach to"
+            )
+            self.health.note(Condition.UNATTACHED, link.trouble or error)
 
     # -- trouble
 
@@ -397,16 +405,30 @@ class Replica:
         self.health.note(Condition.HALTED, error)
         self._fail_waiters(error)
 
-    def _note_unlike(self, why: str) -> None:
-        known = self.health.error_of(Condition.UNATTACHED)
-        if known is None or str(known) != why:
-            self.remarks.append(why)
-            self.health.note(Condition.UNATTACHED, ConfigurationError(why))
-
     def _fail_waiters(self, error: RaftError | None) -> None:
         error = error or OutcomeUnknown("this process serves nobody any more")
         self.calls.fail(error)
         self.reads.fail(error)
+
+
+def note_trouble(replica: Replica, trouble: RaftError) -> bool:
+    """What keeps it for now from an owner, or from being one; whether it is another than before."""
+    known, replica.link.trouble = replica.link.trouble, trouble
+    replica.health.note(Condition.UNATTACHED, trouble)
+    return known is None or str(known) != str(trouble)
+
+
+def _take_wait(replica: Replica, said: Wait) -> None:
+    link = replica.link
+    replica.owner_pid = said.pid
+    link.wait = said
+    link.is_unlike = said.reason == IS_UNLIKE
+    link.was_welcomed = said.reason != IS_REFUSED
+    if link.is_unlike or said.reason == IS_REFUSED:
+        if note_trouble(replica, (ConfigurationError if link.is_unlike else NodeFailedError)(said.why)):
+            replica.remarks.append(said.why)
+    else:
+        link.trouble = None
 
 
 class Link:
@@ -419,8 +441,11 @@ class Link:
     needs_hello: Hello is to be said again.
     was_asked:   somebody accepted it.
     wait:        what an owner says that belongs to no cluster yet.
+    was_welcomed: it was taken in, or told what it waits for.
     holder:      who has the lock of the directory though nobody answers, as it noted; empty: nobody, or not known.
+    keeper:      who has that lock though the owner, to which this is a connection, has ended.
     is_unlike:   the owner that was heard last is configured otherwise, and does not take this process in.
+    trouble:     what keeps this process from an owner, or from being one, until it is welcome somewhere.
     """
 
     __slots__ = (
@@ -431,15 +456,21 @@ class Link:
         "is_left",
         "is_new",
         "is_unlike",
+        "keeper",
         "needs_hello",
         "needs_snapshot",
+        "trouble",
         "wait",
         "was_asked",
+        "was_welcomed",
     )
 
-    def __init__(self, is_unlike: bool = False) -> None:
+    def __init__(self, is_unlike: bool = False, trouble: RaftError | None = None) -> None:
         self.expected_index = 0
         self.is_unlike = is_unlike
+        self.trouble = trouble
+        self.keeper = ""
+        self.was_welcomed = False
         self.heard_tick = 0
         self.holder = ""
         self.is_fed = False

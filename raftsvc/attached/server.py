@@ -27,7 +27,7 @@ from raftsvc.attached.frames import Decoder, encode
 from raftsvc.attached.likeness import Likeness
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import RaftError
-from raftsvc.member.attachment import IS_UNLIKE, Ask, Farewell, Hello, Said, Told, Wait
+from raftsvc.member.attachment import IS_REFUSED, IS_UNLIKE, Ask, Farewell, Hello, Said, Told, Wait
 from raftsvc.member.feed import FeedError
 from raftsvc.member.feeders import Feeders
 from raftsvc.member.handoff import Signal
@@ -39,6 +39,8 @@ MAX_ATTACHED = 250
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
+_FAREWELL_SECONDS = 0.2
+"""In all, however many are attached."""
 _READ_BYTES = 256 * 1024
 _NODELESS_SECONDS = 0.05
 """How often it is looked whether there is a node by now; and, so many times as rarely, said that there is none."""
@@ -81,6 +83,7 @@ class FeedServer:
         self._socket: socket.socket | None = None
         self._inode = (0, 0)
         self._trouble = ""  # what was said last of why there is none
+        self._refusal = ""  # and of why somebody was not let in
         self._numbers = count(1)
         self._thread = threading.Thread(target=self._run, name="raftsvc-workers", daemon=True)
 
@@ -115,8 +118,13 @@ class FeedServer:
         self._stopping.set()
         with self._lock:
             connections = list(self._connections)
-        for each in connections:
-            each.bid_farewell(why)
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while connections:
+            connections = [each for each in connections if not each.bid_farewell(why)]
+            if time.monotonic() > deadline:  # who does not read sees the end
+                break
+            if connections:
+                time.sleep(_FAREWELL_SECONDS / 20)
         self._close_socket()
 
     def close(self) -> None:
@@ -173,6 +181,7 @@ class FeedServer:
             self._admit(connection)
 
     def _admit(self, connection: socket.socket) -> None:
+        one: _Connection | None = None
         try:
             sockets.check_peer(connection, self._directory)
             with self._lock:
@@ -182,8 +191,20 @@ class FeedServer:
                 self._connections.add(one)
             one.start()
         except (RaftError, FeedError, RuntimeError, OSError) as error:
+            if one is not None:
+                self._gone(one)
+            self._turn_away(connection, error)
+
+    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
+        """Tell it why, if it is one of ours."""
+        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+        if str(error) != self._refusal:  # whoever it is comes again and again
+            self._refusal = str(error)
             logger.warning("a process of this host was not taken in: %s", error)
-            connection.close()
+        with suppress(OSError), connection:
+            if not isinstance(error, RaftError):
+                connection.settimeout(0.0)
+                connection.send(encode(Wait(os.getpid(), IS_REFUSED, why)))
 
     def _gone(self, connection: _Connection) -> None:
         with self._lock:
@@ -218,15 +239,21 @@ class _Connection:
     def start(self) -> None:
         threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self._number}-in", daemon=True).start()
 
-    def bid_farewell(self, why: str) -> None:
-        """The last that is said."""
-        if self._send_lock.acquire(timeout=0.1):
-            try:
-                self.connection.settimeout(0.1)
-                with suppress(OSError):
-                    self.connection.sendall(encode(Farewell(why)))
-            finally:
-                self._send_lock.release()
+    def bid_farewell(self, why: str) -> bool:
+        """The last that is said, without waiting; False if it cannot be said now."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self.connection, select.POLLOUT)
+            if not poll.poll(0):
+                return False
+            self.connection.sendall(encode(Farewell(why)))  # which fits where there is room
+        except (OSError, ValueError):  # it is gone
+            pass
+        finally:
+            self._send_lock.release()
+        return True
 
     def end(self) -> None:
         """Cut it off; both threads see that."""

@@ -170,7 +170,9 @@ class Sharing:
         while not self.is_owner and self._worker is not None:
             remaining = deadline - time.monotonic()
             try:
-                result = self._worker.questions.ask(what, {**arguments, "timeout": max(0.0, remaining)}, remaining)
+                # It may lie in the socket for long: by then nobody wants it any more.
+                given = {**arguments, "timeout": max(0.0, remaining), "deadline": deadline}
+                result = self._worker.questions.ask(what, given, remaining)
             except (LostError, StoppedError) as error:
                 was_repeated |= not isinstance(error, LostError) or error.was_sent
                 is_over = self._worker.stopping.wait(_POLL_SECONDS) and not self.is_owner
@@ -188,7 +190,7 @@ class Sharing:
         if self.is_owner or worker is None:
             attached = server.pids() if server is not None else []
             return {"pid": os.getpid(), "owner_pid": os.getpid(), "attached": attached}
-        return {"pid": os.getpid(), "owner_pid": self.owner_pid or None, **worker.status()}
+        return {"pid": os.getpid(), "owner_pid": self.owner_pid or None, **_status_of(worker)}
 
     @property
     def owner_pid(self) -> int:
@@ -209,3 +211,17 @@ class Sharing:
             self._worker.stop(StoppedError("the Service was stopped"))
         if self._server is not None:
             self._server.close()
+
+
+def _status_of(worker: Worker) -> dict[str, object]:
+    """Of this process alone, for people and monitors."""
+    replica = worker.replica
+    with worker.lock:
+        return {
+            "is_attached": replica.link.is_fed,
+            "applied_index": replica.applying.applied_index,
+            "unapplied_bytes": replica.applying.backlog_bytes,
+            "waiting_calls": len(replica.calls),
+            "waiting_reads": len(replica.reads),
+            "conditions": replica.health.conditions(),
+        }

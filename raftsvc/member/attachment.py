@@ -12,7 +12,8 @@ that very request was refused.  All of it comes in order, each once, or the conn
 
 What is for people, and has nothing to do with the log, is asked as it is (`Ask`, `Told`), at any time, and
 answered when it is known, in whatever order.  As long as the owner has no node, for it belongs to no cluster yet or
-only starts, it says that instead of a welcome (`Wait`); and for good to one that is configured otherwise.
+only starts, it says that instead of a welcome (`Wait`); and for good to one that is configured otherwise, or right
+before it sends one away.
 
 Values, without a wire: their bytes are the business of `raftsvc.attached.frames`.
 """
@@ -56,10 +57,11 @@ class Wait(NamedTuple):
     why: str
 
 
-WAITS = WAITS_FOR_CALL, WAITS_FOR_OTHERS, WAITS_TO_START, IS_UNLIKE = 0, 1, 2, 3
+WAITS = WAITS_FOR_CALL, WAITS_FOR_OTHERS, WAITS_TO_START, IS_UNLIKE, IS_REFUSED = 0, 1, 2, 3, 4
 """For somebody to call init or join; for the other nodes of its list; only to start, as a member that there is.
 
-Or who attaches is configured otherwise: it waits until the owner has ended."""
+Or who attaches is configured otherwise: it waits until the owner has ended.  Or it is not let in for now, and the
+connection ends."""
 
 
 class Welcome(NamedTuple):

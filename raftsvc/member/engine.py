@@ -203,7 +203,8 @@ class Engine:
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
         if live is not None:
-            assert not live.is_behind, "a State never goes back, and who takes over has read what is ahead"
+            if live.is_behind:
+                raise StorageError("what is stored is ahead of the State of who takes over, and was not read")
             self.snapshots.note_stored(loaded.snapshot.index if loaded.snapshot is not None else 0)
         elif loaded.snapshot is not None:
             self._restore()
@@ -340,6 +341,7 @@ class Engine:
     def tick(self) -> None:
         """One tick of time passed."""
         if self.health.is_over:
+            self.feed.note_news()  # who is attached is told why, as long as this process lives
             return
         self.inbox.finished.tick()
         self.time.note()

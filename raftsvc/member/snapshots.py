@@ -17,8 +17,12 @@ from raftsvc.core.messages import MalformedError
 from raftsvc.errors import StorageError
 from raftsvc.member.health import Health
 from raftsvc.member.machine import Machine
-from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
+from raftsvc.storage import PASSING, IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
+
+
+class UnopenedError(StorageError):
+    """The stored snapshot cannot be opened for want of what passes: the State is as it was."""
 
 
 class Capture(NamedTuple):
@@ -146,7 +150,13 @@ class Snapshots:
         """
         if index and index <= self._machine.applied_index:
             return
-        with self._store.open_snapshot() as snapshot:
+        try:
+            stored = self._store.open_snapshot()
+        except OSError as error:
+            if error.errno in PASSING:
+                raise UnopenedError(f"the stored snapshot cannot be opened: {error}") from error
+            raise
+        with stored as snapshot:
             header = snapshot.header
             if self.cluster_id not in (0, header.cluster_id):
                 raise StorageError(

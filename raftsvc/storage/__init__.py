@@ -4,13 +4,14 @@ Knows bytes and records, not roles.  `Store` is the face of this package; every
 operation goes through `Files`, so that tests can make a disk fail or forget.
 """
 
-from raftsvc.storage.files import Files
-from raftsvc.storage.lock import held_by, noted_holder
+from raftsvc.storage.files import PASSING, Files
+from raftsvc.storage.lock import held_by, holder_of, noted_holder
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.storage.store import Loaded, Store
 from raftsvc.storage.wal import Wal
 
 __all__ = [
+    "PASSING",
     "Files",
     "IncomingSnapshot",
     "Loaded",
@@ -19,5 +20,6 @@ __all__ = [
     "StoredSnapshot",
     "Wal",
     "held_by",
+    "holder_of",
     "noted_holder",
 ]

@@ -211,6 +211,15 @@ def noted_holder(path: str) -> str:
     return _read_note(path)
 
 
+def holder_of(path: str) -> str:
+    """Whoever has the lock of the directory `path`, as far as this system tells; slow.  Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _describe_holder(path, fd)
+    finally:
+        os.close(fd)
+
+
 def _noted_owner(path: str) -> int | None:
     """The process on this host that noted itself as the owner, if one did."""
     writer = _NOTE_FORM.fullmatch(_read_note(path))

@@ -252,7 +252,6 @@ def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkey
         start(node)
 
     monkeypatch.setattr(Node, "start", start_late)
-    monkeypatch.setattr(worker_module, "_HANDOVER_SECONDS", 0.2)
     waiting = in_background(lambda: here.kv.incr("other", timeout=3))
     assert waiting() == 1
     here.owner.kill()
@@ -263,10 +262,17 @@ def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkey
     for get in (*calls, *reads):
         with pytest.raises((OutcomeUnknown, ReadTimeoutError, NodeFailedError)):
             get()
-    assert time.monotonic() - began < 10
-    with pytest.raises(NodeFailedError, match="about to own"):
-        here.kv.incr("key")
+    assert time.monotonic() - began < 4, "and no later"
+    began = time.monotonic()
+    for call in (lambda: here.kv.incr("key", timeout=0.5), lambda: here.service.wait_read(0.5)):
+        with pytest.raises((OutcomeUnknown, ReadTimeoutError), match="about to own"):
+            call()
+    with pytest.raises(OutcomeUnknown, match="about to own"):
+        here.service.propose_async(b"", timeout=0.5).result(10)
+    assert time.monotonic() - began < 3
+    later = in_background(lambda: here.kv.incr("later", timeout=30))
     may_start.set()
+    assert later() == 1
     eventually(lambda: here.owner_pid == os.getpid())
     assert here.kv.incr("other") == 2
 
