@@ -79,7 +79,11 @@ class Relay:
             who = f"process {sharing.owner_pid}, which owns the directory," if sharing.owner_pid else "the owner"
             if error.was_sent:
                 raise late(f"{who} did not answer within {timeout:g} s; it may have done it, or do it yet") from error
-            raise late(f"nothing was done: no owner of the directory was reached within {timeout:g} s") from error
+            why = sharing.trouble()
+            raise late(
+                f"nothing was done: no owner of the directory was reached within {timeout:g} s"
+                + (f" ({why})" if why is not None else "")
+            ) from error
         if asked.error is not None and not (asked.was_repeated and isinstance(asked.error, done)):
             raise asked.error
         if asked.result is None and asked.error is None:

@@ -24,6 +24,10 @@ from raftsvc.transport import SnapshotChunk
 class UnopenedError(StorageError):
     """The stored snapshot cannot be opened for want of what passes: the State is as it was."""
 
+    http_status = 503
+    http_detail = "This node is not ready."
+    retry_after = 5.0
+
 
 class Capture(NamedTuple):
     """A snapshot of the State to be saved."""

@@ -90,7 +90,11 @@ class Node:
         self.make_state: Callable[[], raftsvc.BaseState] = options.pop("make_state", OpenStore)
         self.options = {"secret": SECRET, "client_keys": KEYS, **options}
         self.gate = Gate(self.addr)
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.gate.stop()
+            raise
 
     def start(self) -> None:
         self.state: Any = self.make_state()
