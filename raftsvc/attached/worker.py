@@ -244,10 +244,9 @@ class Worker:
         except BaseException as error:
             with self.lock:
                 self.replica.take_back()
-                self.handover.end(None)
+            _end_handover(self, None)
             return self._give_up(error)
-        with self.lock:
-            self.handover.end(successor)
+        _end_handover(self, successor)
         self._settle()
         if live is None:
             self.stopping.set()  # nobody waits here, for there was no node yet
@@ -558,11 +557,13 @@ class Handover:
     handled by code of the application's, and may ask this process something.
     """
 
-    __slots__ = ("_changed", "_thread", "successor")
+    __slots__ = ("_changed", "_thread", "expected", "successor")
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._thread = 0
+        self.expected: list[tuple[Read, int]] = []
+        """Who came meanwhile, and for which entry each waits."""
         self.successor: Participant | None = None
 
     @property
@@ -589,6 +590,11 @@ class Handover:
         self.successor = successor
         self._thread = 0
         self._changed.notify_all()
+
+    def take_expected(self) -> list[tuple[Read, int]]:
+        """Those who are to be sent on their way, now that it is over."""
+        expected, self.expected = self.expected, []
+        return expected
 
     def await_end(self) -> bool:
         """Wait until nobody takes over just now; False where that is this thread, or it takes all too long."""
@@ -680,7 +686,8 @@ class Callers:
                 replica = worker.replica
                 replica.health.check_able()
                 if worker.handover.is_under_way:
-                    raise NodeFailedError("this process is about to own its directory; try again")
+                    worker.handover.expected.append((read, index))
+                    return
                 replica.reads.expect(read, index, replica.applying.applied_index)
                 finished = replica.inbox.finished.take()
         if later is not None:
@@ -727,6 +734,18 @@ class Callers:
                 f"where {applied} are{reason}"
             )
         return f"the owner of the directory, process {replica.owner_pid}, has not brought it to the leader{reason}"
+
+
+def _end_handover(worker: Worker, successor: Participant | None) -> None:
+    with worker.lock:
+        worker.handover.end(successor)
+        expected = worker.handover.take_expected()
+    for read, index in expected:
+        try:
+            Callers(worker).submit_expectation(read, index)
+        except RaftError as error:
+            read.error = error
+            read.wake()
 
 
 def _chunks(said: Sequence[Said]) -> Iterator[bytes]:

@@ -270,9 +270,16 @@ def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkey
     with pytest.raises(OutcomeUnknown, match="about to own"):
         here.service.propose_async(b"", timeout=0.5).result(10)
     assert time.monotonic() - began < 3
+    with pytest.raises(ReadTimeoutError, match="about to own"):
+        here.service.wait_applied(10**6, timeout=0.5)
+    node = here.service._membership.node
+    assert node is not None
+    index = node.applied_index + 1
     later = in_background(lambda: here.kv.incr("later", timeout=30))
+    applied = in_background(lambda: here.service.wait_applied(index, timeout=30))
     may_start.set()
     assert later() == 1
+    applied()
     eventually(lambda: here.owner_pid == os.getpid())
     assert here.kv.incr("other") == 2
 
