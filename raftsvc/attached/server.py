@@ -93,7 +93,8 @@ class FeedServer:
         self._bind()
         try:
             self._thread.start()
-        except BaseException:
+        except BaseException:  # whoever interrupts may come once the thread runs
+            self._stopping.set()
             self._close_socket()
             raise
 
