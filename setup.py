@@ -23,10 +23,12 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 # `__doc__`, `continue` inside `try`.
 PURE = {
     "kv/client.py",
+    "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
     "kv/remote.py",
     "kv/state.py",
+    "kv/watching.py",
     "member/health.py",
     "storage/files.py",
     "storage/lock.py",

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.load import Spec
 from benchmarks.processes import Process, wait_until
 from benchmarks.systems import SYSTEMS, System, Web
+from benchmarks.watching import rows as watches
 
 Say = Callable[[str], None]
 Table = tuple[str, list[dict[str, Any]]]
@@ -223,6 +224,13 @@ def _counting_cases(leader: Web) -> list[tuple[str, str, dict[str, Any]]]:
     return [*cases, ("100 writes a call", "batches", {}), ("1,000 writes on their way", "in_flight", {})]
 
 
+def watching(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """What watchers of the key-value store cost whoever applies; raftsvc alone, without a cluster."""
+    rows = watches(quick)
+    say(f"watching: {rows}")
+    return "Watchers: what they cost whoever applies", rows
+
+
 def _lag(leader: Web, follower: Web) -> int:
     behind: int = leader.status()["applied"] - follower.status()["applied"]
     return behind
@@ -239,4 +247,5 @@ CASES: dict[str, Callable[[list[str], Path, bool, Say], Table]] = {
     "peers": peers,
     "catch-up": catch_up,
     "counting": counting,
+    "watching": watching,
 }

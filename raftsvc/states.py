@@ -66,6 +66,9 @@ class Replication(Protocol):
     def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Applied]: ...
     def wait_read(self, timeout: float = 5.0) -> None: ...
     def wait_applied(self, index: int, timeout: float = 5.0) -> None: ...
+    def err(self) -> RaftError | None: ...
+    def status(self) -> dict[str, object]: ...
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]: ...
 
 
 class Part:
@@ -99,6 +102,18 @@ class Part:
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`."""
         self._service.wait_applied(index, timeout)
+
+    def err(self) -> RaftError | None:
+        """The serious error that keeps this node from operating normally, or None."""
+        return self._service.err()
+
+    def status(self) -> dict[str, object]:
+        """A picture of the node."""
+        return self._service.status()
+
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Have `listener` called with an `Event` whenever leader, members or `err` changed, the present first."""
+        return self._service.add_listener(listener)
 
     def _addressed(self, instruction: bytes) -> bytes:
         # What is no instruction the Service refuses in its own words.

@@ -1306,9 +1306,53 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/state.py",
-        "        if content.expiries.next_ms <= time_ms:\n            _expire(content, time_ms, self._lock)\n",
+        "        if content.expiries.next_ms <= time_ms:\n            self._have_expire(index, time_ms)\n",
         "",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
+    ),
+    Mutant(
+        "a listing shows half of an entry",
+        "kv/state.py",
+        "            index = self._complete\n        return _undone(",
+        "            index = self._applied_index\n        changes = []\n        return _undone(",
+        test="kv/test_watch.py::test_an_entry_of_several_instructions_is_one_unit_and_a_listing_is_before_or_after_it",
+    ),
+    Mutant(
+        "a watcher goes on after what woke it",
+        "kv/events.py",
+        "cursor.idle_until = index - 1",
+        "cursor.idle_until = index",
+        test="kv/test_watch.py::test_who_waits_is_woken_by_what_it_waits_for_and_by_nothing_else",
+    ),
+    Mutant(
+        "a watcher that fell behind is not told",
+        "kv/events.py",
+        "self.floor, dropped, dropped_bytes = units.popleft()",
+        "_, dropped, dropped_bytes = units.popleft()",
+        test="kv/test_watch.py::test_who_falls_behind_is_told_and_goes_on_from_a_listing",
+    ),
+    Mutant(
+        "a snapshot that arrives does not end the history",
+        "kv/events.py",
+        "        self._count = self._size_bytes = 0\n        self.floor = index\n",
+        "        self._count = self._size_bytes = 0\n",
+        test="kv/test_watch.py::test_a_snapshot_that_arrives_ends_what_was_before_it",
+    ),
+    Mutant(
+        "an error that passes makes watchers forget how far they were",
+        "kv/events.py",
+        "return self._leave_all(complete)",
+        "return self._leave_all(0)",
+        test="kv/test_watch.py::test_who_is_woken_for_nothing_or_closed_keeps_its_place",
+    ),
+    Mutant(
+        "a change between listing and watching is missed",
+        "kv/state.py",
+        "                if not units:\n                    self._history.wait(cursor)\n"
+        "                    return [], max(after, self._complete)\n",
+        "            if not units:\n                with self._lock:\n                    self._history.wait(cursor)\n"
+        "                return [], max(after, self._complete)\n",
+        test="kv/test_watch.py::test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed",
     ),
     Mutant(
         "a write alone leaves the ttl that there was",

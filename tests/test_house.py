@@ -93,6 +93,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "core/raft.py Raft",
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
+    ("methods", "kv/client.py KeyValue"): "all that is done with a store, most of it in a line or two",
     ("methods", "states.py States"): "all that a State may be, for each part",
     (
         "attributes",

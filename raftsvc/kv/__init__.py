@@ -18,6 +18,7 @@ Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must
 
 from raftsvc.kv.client import ConflictError, CounterError, KeyValue, QuotaExceeded, Replication
 from raftsvc.kv.environment import start_from_env
+from raftsvc.kv.events import Compacted, Event
 from raftsvc.kv.instructions import (
     Condition,
     Effect,
@@ -35,19 +36,24 @@ from raftsvc.kv.instructions import (
 from raftsvc.kv.pages import Value
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.watching import Mirror, Watch
 
 __all__ = [
+    "Compacted",
     "Condition",
     "ConflictError",
     "CounterError",
     "Effect",
+    "Event",
     "KeyValue",
     "KeyValueState",
     "MalformedSnapshotError",
+    "Mirror",
     "Operation",
     "QuotaExceeded",
     "Replication",
     "Value",
+    "Watch",
     "allow",
     "delete",
     "disallow",

@@ -12,19 +12,23 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from raftsvc.errors import ConfigurationError, RaftError, Rejected
+from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
-from raftsvc.kv.freshness import Freshness, Reader
+from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
 from raftsvc.kv.instructions import Condition, Effect, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
-from raftsvc.mainthread import is_main_thread
+from raftsvc.kv.watching import Mirror, Told, Watch, Watching
+from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
+
+ToldT = TypeVar("ToldT", bound=Told)
 
 
 class Replication(Protocol):
@@ -114,7 +118,14 @@ class KeyValue:
         self._service = service
         self._state = state if isinstance(state, KeyValueState) else None
         self._prefix = prefix
-        self._reader: Reader = Freshness(service, state) if isinstance(state, KeyValueState) else state
+        self._reader: Reader
+        self._watching: Watching | None = None
+        if isinstance(state, KeyValueState):
+            freshness = Freshness(service)
+            self._reader = ReaderHere(freshness, state)
+            self._watching = Watching.of(service, state, freshness)
+        else:
+            self._reader = state
 
     def namespace(self, prefix: str) -> KeyValue:
         """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
@@ -123,10 +134,9 @@ class KeyValue:
         It keeps nobody out and is no right: whoever has the whole store sees it too.  The
         list of who may join is the cluster's in every namespace.
         """
-        if not isinstance(prefix, str):
-            raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
-        below = KeyValue(self._service, self._reader, self._prefix + prefix)
-        below._state = self._state
+        given = self._reader if self._state is None else self._state
+        below = KeyValue(self._service, given, self._checked_prefix(prefix))
+        below._reader, below._watching = self._reader, self._watching
         return below
 
     # -- writing
@@ -304,9 +314,110 @@ class KeyValue:
             return self.list(prefix, timeout, max_age=max_age)
         return self._without_prefix(self._reader.present.list(self._prefix + prefix, None, self._prefix))
 
+    def list_at(
+        self, prefix: str = "", timeout: float = 5.0, *, max_age: float | None = None
+    ) -> tuple[dict[str, Value], int]:
+        """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
+        name = self._prefix + prefix
+        shared = _watching_of(self._watching)
+        found, index = shared.freshness.read(lambda: shared.state.list_at(name, self._prefix), max_age, timeout)
+        return self._without_prefix(found), index
+
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
         length = len(self._prefix)
         return {key[length:]: value for key, value in found.items()} if length else found
+
+    # -- being told
+
+    def watch(
+        self, prefix: str = "", after: int | str | None = None, timeout: float = 5.0, *, max_age: float | None = None
+    ) -> Watch:
+        """Read what changes below `prefix`, key by key, in the order of the log: an iterator over `kv.Event`.
+
+        after:   what happened up to there is left out: an index, that of `list_at` or of a write; or a text that
+                 `Watch.position` said, which may have been kept anywhere.  None: what happened before this
+                 call is left out, and `timeout` is how long it may take to find out what that is.
+        max_age: while nothing happens the others are asked every so many seconds whether this node is current;
+                 if nobody confirms it, waiting raises ReadTimeoutError.  None: a node that is cut off
+                 shows nothing new, and says so in `Service.err`.
+
+            with store.watch("jobs/", after=index) as changes:
+                for event in changes:
+                    print(event.kind, event.key, event.value)
+
+        Every change is shown, once, of this and of any other process: writes, deletes, and keys whose time is over, as
+        they took effect here.  `touch` changes no value and is not shown, and of what one entry of the log does to a
+        key (a transaction, or several that were written together) only what comes of it.  `Watch.next(timeout)`
+        returns all events of an entry at once, and waits no longer than it is told; iterating waits until `close`.
+        It takes a thread for as long as it waits, which `max_waiting` does not count, and little else: writes of
+        other keys do not wake it.  `watch("leader")` shows "leader-2" too: have prefixes end by a separator.
+
+        Raises Compacted, at once or later, if some of what comes after `after` is not kept here any more: list anew
+        with `list_at`.  Kept is what `KeyValueState` was told to keep, by each process.
+        """
+        if is_main_thread():
+            again = partial(self.watch, prefix, after, timeout, max_age=max_age)
+            return do_elsewhere(again, timeout, ReadTimeoutError)
+        name = self._checked_prefix(prefix)
+        check_max_age(max_age)
+        shared = _watching_of(self._watching)
+        if after is None:
+            self._service.wait_read(timeout)
+            index = shared.state.complete_index()
+        else:
+            index = shared.index_of(after)
+        shared.listen()
+        watch = Watch(shared, name, len(self._prefix), index, max_age)
+        watch.begin()
+        return watch
+
+    def on_change(self, prefix: str = "") -> Callable[[ToldT], ToldT]:
+        """Have a function called with each `kv.Event` below `prefix`, what there is first, until it returns False.
+
+            @store.on_change("flags/")
+            def changed(event):
+                flags[event.key] = event.value
+
+        What there is, once this node is current, comes as one "set" for each key.  Where what happened is not kept
+        any more, such as after this node was far behind, it is told only what came of that, a "delete" for what is
+        gone among it.  Both have `is_listed`, and indexes in no order: versions, and for what is gone
+        that of the listing.
+
+        One thread calls all functions of a process, one after the other, under no lock: they may use the store, and
+        hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
+        is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
+        """
+        name, shared = self._checked_prefix(prefix), _watching_of(self._watching)
+
+        def call(function: ToldT) -> ToldT:
+            def add() -> None:
+                shared.listen()
+                shared.callers().add(function, name, len(self._prefix))
+
+            shared.state.check_process()
+            if is_main_thread():
+                do_elsewhere(add, 5.0, NodeFailedError)
+            else:
+                add()
+            return function
+
+        return call
+
+    def mirror(self, prefix: str = "", *, max_age: float | None = None, timeout: float = 5.0) -> Mirror:
+        """What is below `prefix`, as a mapping of bytes that is always as current as this node: see `kv.Mirror`.
+
+        For what is looked at for every request, such as flags: `flags = store.mirror("flags/")`, and later
+        `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
+        """
+        check_max_age(max_age)
+        name = self._checked_prefix(prefix)
+        shared = _watching_of(self._watching)
+        return Mirror(shared.state, shared.freshness, name, self._prefix, max_age, timeout)
+
+    def _checked_prefix(self, prefix: str) -> str:
+        if not isinstance(prefix, str):
+            raise ConfigurationError(f"a prefix is a str, not {prefix!r}")
+        return self._prefix + prefix
 
     # -- as a mapping
 
@@ -373,3 +484,12 @@ def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]
         if not isinstance(condition, Condition):
             raise TypeError(f"{condition!r} is no condition; `transaction` combines several effects")
     return conditions
+
+
+def _watching_of(watching: Watching | None) -> Watching:
+    """That; raises ConfigurationError where there is none."""
+    if watching is None:
+        raise ConfigurationError(
+            "a connected client holds no State, so that nothing tells it what changes: watch at a member"
+        )
+    return watching

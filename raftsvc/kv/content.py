@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from raftsvc.kv.events import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.expiry import Expiries, deadline_of
 from raftsvc.kv.instructions import (
     ALLOW,
@@ -45,9 +46,10 @@ class Content:
     """Keys with their values, when they expire, and the addresses that may join.
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
+    changes:   of keys, since they were last taken out, in their order.
     """
 
-    __slots__ = ("allowed", "expiries", "keys", "max_bytes")
+    __slots__ = ("allowed", "changes", "expiries", "keys", "max_bytes")
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Content:
         self.keys = PagedMap() if keys is None else keys
         self.expiries = Expiries() if expiries is None else expiries
         self.allowed = allowed
+        self.changes: list[Change] = []
 
     @property
     def size_bytes(self) -> int:
@@ -73,7 +76,9 @@ class Content:
     def expire(self, time_ms: int) -> None:
         """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys."""
         for key in self.expiries.take(time_ms):
-            self.keys.delete(key)
+            former = self.keys.delete(key)
+            assert former is not None, "every key that expires exists"
+            self.changes.append((EXPIRED, key, None, former))
 
     def transact(
         self, conditions: list[tuple[str, int]], effects: list[tuple[int, str, bytes, int]], index: int, time_ms: int
@@ -105,7 +110,8 @@ class Content:
                 answer = numbers[position]
                 if ttl_ms and not self.keys.version(key):
                     self.expiries.set(key, deadline_of(time_ms, ttl_ms))
-                self.keys.set(key, b"%d" % answer, index)
+                number = b"%d" % answer
+                self.changes.append((WRITTEN, key, number, self.keys.set(key, number, index)))
             elif code == ALLOW:
                 self.allowed |= {key}
             elif code == DISALLOW:
@@ -133,12 +139,14 @@ class Content:
             raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
 
     def _set(self, key: str, data: bytes, index: int, deadline_ms: int) -> None:
-        self.keys.set(key, data, index)
+        self.changes.append((WRITTEN, key, data, self.keys.set(key, data, index)))
         self.expiries.set(key, deadline_ms)
 
     def _delete(self, key: str) -> None:
-        self.keys.delete(key)
-        self.expiries.set(key, 0)
+        former = self.keys.delete(key)
+        if former is not None:
+            self.changes.append((DELETED, key, None, former))
+            self.expiries.set(key, 0)
 
     def _count(self, effects: Iterable[tuple[int, str, bytes, int]]) -> dict[int, int]:
         """The number that each INCR will make, by its position.  Raises Rejected if one cannot, before anything is."""

@@ -22,6 +22,14 @@ def _now() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+def check_max_age(max_age: float | None) -> None:
+    """Raise ConfigurationError if it is none."""
+    if max_age is None:
+        return
+    if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
+        raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+
+
 class Asked(Protocol):
     """Who can tell whether this node is current."""
 
@@ -50,18 +58,16 @@ class Reader(Protocol):
 
 
 class Freshness:
-    """What is known of how current this node is: a Reader of its State.  Thread-safe."""
+    """What is known of how current this node is.  Thread-safe."""
 
-    __slots__ = ("_asked", "_current_at", "present")
+    __slots__ = ("_asked", "_current_at")
 
-    def __init__(self, asked: Asked, present: Shown) -> None:
-        """present: the State."""
+    def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self.present = present
         self._current_at = float("-inf")
         """When it was last asked for a bounded age whether this node is current, and it was."""
 
-    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+    def read(self, look: Callable[[], T], max_age: float | None, timeout: float) -> T:
         """What `look` returns, once nothing that it shows has been out of date for longer than `max_age` seconds.
 
         None: nothing that was out of date when this was called.  Raises ReadTimeoutError if nobody confirms it in time.
@@ -70,11 +76,24 @@ class Freshness:
             if is_main_thread():
                 return do_elsewhere(lambda: self.read(look, None, timeout), timeout, ReadTimeoutError)
             self._asked.wait_read(timeout)
-            return look(self.present)
-        if isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or not max_age >= 0.0:
-            raise ConfigurationError(f"max_age is a number of seconds, 0 or more, not {max_age!r}")
+            return look()
+        check_max_age(max_age)
         asked_at = _now()
         if asked_at - self._current_at > max_age:
             self._asked.wait_read(timeout)
             self._current_at = asked_at  # as of when it was asked, not answered
-        return look(self.present)
+        return look()
+
+
+class ReaderHere:
+    """Who shows the State of this process, as current as it is known to be."""
+
+    __slots__ = ("freshness", "present")
+
+    def __init__(self, freshness: Freshness, present: Shown) -> None:
+        self.freshness = freshness
+        self.present = present
+
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+        """See `Reader`."""
+        return self.freshness.read(lambda: look(self.present), max_age, timeout)

@@ -44,6 +44,9 @@ class Value(NamedTuple):
         return json.loads(self.data)
 
 
+Former: TypeAlias = tuple[bytes, int] | None
+"""Data and version that a key had; None: there was no such key."""
+
 Page: TypeAlias = tuple[tuple[str, ...], tuple[bytes, ...], bytes]
 """Some neighbouring keys in order; the data of each; the version of each, as `_VERSION`."""
 
@@ -140,8 +143,8 @@ class PagedMap:
         value = self.get(key)
         return value.version if value else 0
 
-    def set(self, key: str, data: bytes, version: int) -> None:
-        """Give `key` this value."""
+    def set(self, key: str, data: bytes, version: int) -> Former:
+        """Give `key` this value; returns what it had."""
         number = bisect_right(self._bounds, key) - 1
         page = self._pages[number]
         keys, datas, versions = page
@@ -151,31 +154,35 @@ class PagedMap:
             changed = list(datas)
             changed[position] = data
             start, stop = _at(position), _at(position + 1)
+            former = datas[position], _VERSION.unpack_from(versions, start)[0]
             versions = versions[:start] + _VERSION.pack(version) + versions[stop:]
             self._pages[number] = keys, tuple(changed), versions
-        elif len(keys) >= MAX_PAGE_KEYS:
+            return former
+        if len(keys) >= MAX_PAGE_KEYS:
             self._split(number, key)
-            self.set(key, data, version)
-        else:
-            self._pages[number] = _spliced(page, position, position, _one(key, data, version))
-            self._count += 1
-            self.size_bytes += len(key.encode()) + len(data)
+            return self.set(key, data, version)
+        self._pages[number] = _spliced(page, position, position, _one(key, data, version))
+        self._count += 1
+        self.size_bytes += len(key.encode()) + len(data)
+        return None
 
-    def delete(self, key: str) -> None:
-        """Have no such key."""
+    def delete(self, key: str) -> Former:
+        """Have no such key; returns what it had."""
         number = bisect_right(self._bounds, key) - 1
         page = self._pages[number]
         position, exists = _find(page[0], key)
         if not exists:
-            return
+            return None
+        former = page[1][position], _VERSION.unpack_from(page[2], _at(position))[0]
         self._count -= 1
-        self.size_bytes -= len(key.encode()) + len(page[1][position])
+        self.size_bytes -= len(key.encode()) + len(former[0])
         if len(page[0]) == 1 and len(self._pages) > 1:
             del self._pages[number]
             del self._bounds[number]
             self._bounds[0] = ""
         else:
             self._pages[number] = _spliced(page, position, position + 1, _EMPTY)
+        return former
 
     def take_first(self, bound: str) -> tuple[str, ...]:
         """Take out the first keys, as many as are below `bound` and in one page; returns them in order."""

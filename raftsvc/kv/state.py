@@ -9,6 +9,7 @@ due by its time is gone.  Until such an entry was applied here a key that is due
 Invariants:
 - A transaction takes effect within one hold of the lock, and reads take the same
   lock, or a frozen view made under it: nobody sees half of one.  What expires goes one key after another.
+- What an entry changes, by one instruction or by several, is in the history once all of it was applied.
 - The main thread never holds the lock (`raftsvc.mainthread`), and nobody waits for it in a
   forked child, where whoever held it at the fork is no more.
 """
@@ -22,8 +23,19 @@ from itertools import islice
 from typing import TypeVar
 
 from raftsvc.addresses import same_addr
-from raftsvc.errors import NodeFailedError
+from raftsvc.errors import ConfigurationError, NodeFailedError
 from raftsvc.kv.content import Content
+from raftsvc.kv.events import (
+    MAX_EVENT_BYTES,
+    MAX_EVENTS,
+    WRITTEN,
+    Change,
+    Cursor,
+    Happened,
+    History,
+    event_of,
+    wake,
+)
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.instructions import OF_THE_CLUSTER, decode, decode_lone_set, encode
 from raftsvc.kv.pages import Page, Value, records_of
@@ -52,11 +64,16 @@ def _look_elsewhere(look: Callable[[], T]) -> T:
     return do_elsewhere(look, _LOOK_SECONDS, NodeFailedError)
 
 
-def _expire(content: Content, time_ms: int, lock: threading.Lock) -> None:
-    """Have what is due expire, some under each hold of the lock, so that readers get their turn."""
-    while content.expiries.next_ms <= time_ms:
-        with lock:
-            content.expire(time_ms)
+def _undone(found: dict[str, Value], changes: list[Change]) -> dict[str, Value]:
+    """The keys in order as they were before `changes`."""
+    if not changes:
+        return found
+    for _, key, _, former in reversed(changes):
+        if former is None:
+            found.pop(key, None)
+        else:
+            found[key] = Value(*former)
+    return dict(sorted(found.items()))
 
 
 def _found(pages: list[Page], prefix: str, after: str) -> Iterator[tuple[str, Value]]:
@@ -73,13 +90,26 @@ class KeyValueState(BaseState):
 
     A new node may join only if its address is in the allowed list, exactly as it
     advertises it; the list is empty at first.
+
+    max_events, max_event_bytes: how much of what changed last is kept here for `KeyValue.watch`: so many changes of
+                                 a key, and so many bytes of keys, of values, and of those that they replaced.  It is
+                                 each process's own business.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_events: int = MAX_EVENTS, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         super().__init__()
+        for name, value in (("max_events", max_events), ("max_event_bytes", max_event_bytes)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigurationError(f"{name} is a number, 0 or more, not {value!r}")
         self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
         self._content = Content()
+        self._history = History(max_events, max_event_bytes)
+        self._woken: list[Cursor] = []  # to be woken once what is applied together was applied
+        self._entry = 0  # the entry of which something was applied last
+        self._complete = 0  # all of which was, and of all before it
         self._is_nearly_full = False
+        self.companion: object = None
+        """What the stores on it share, of this process."""
         self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
@@ -97,26 +127,62 @@ class KeyValueState(BaseState):
         """
         content = self._content
         if content.expiries.next_ms <= time_ms:
-            _expire(content, time_ms, self._lock)
+            self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
             key, value = lone
             with self._lock:
-                content.keys.set(key, value, index)
+                if index != self._entry:
+                    self._turn_to(index)
+                content.changes.append((WRITTEN, key, value, content.keys.set(key, value, index)))
                 if content.expiries.next_ms != NEVER:
                     content.expiries.set(key, 0)
                 self._applied_index = index
             return True
         conditions, effects = decode(data)
         with self._lock:
+            if index != self._entry:
+                self._turn_to(index)
             answer = content.transact(conditions, effects, index, time_ms)
             self._applied_index = index
         return answer
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
-        _expire(self._content, time_ms, self._lock)
+        self._have_expire(index, time_ms)
         self._applied_index = index
+
+    def _have_expire(self, index: int, time_ms: int) -> None:
+        """Some under each hold of the lock, so that readers get their turn."""
+        with self._lock:
+            if index != self._entry:
+                self._turn_to(index)
+        while self._content.expiries.next_ms <= time_ms:
+            with self._lock:
+                self._content.expire(time_ms)
+
+    def set_applied_index(self, index: int) -> None:
+        """Everything up to `index` has been applied: whoever waits for it is told now."""
+        woken = self._woken
+        if woken or self._content.changes:
+            with self._lock:
+                if self._entry <= index:  # else the node stops in the middle of that
+                    self._turn_to(index + 1)
+                woken, self._woken = self._woken, []
+        self._complete = self._applied_index = index
+        if woken:
+            wake(woken)
+
+    def _turn_to(self, index: int) -> None:
+        """All before entry `index` is done.  Called under the lock."""
+        changes = self._content.changes
+        if changes:
+            self._content.changes = []
+            found = self._history.add(self._entry, changes)
+            if found:
+                self._woken += found
+        self._entry = index
+        self._complete = index - 1
 
     def next_deadline(self) -> int | None:
         """The log time at which the next key expires."""
@@ -182,6 +248,75 @@ class KeyValueState(BaseState):
         if any(code in OF_THE_CLUSTER for code, *_ in effects):
             return None
         return [key for key, _ in conditions] + [key for _, key, *_ in effects]
+
+    def list_at(self, prefix: str = "", after: str = "") -> tuple[dict[str, Value], int]:
+        """As `list`, and the index up to which all that was applied is in it, and nothing after it."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.list_at, prefix, after))
+        with self._lock:
+            pages = self._content.keys.freeze(prefix, after)
+            changes = [each for each in self._content.changes if each[1].startswith(prefix) and each[1] > after]
+            index = self._complete
+        return _undone(dict(_found(pages, prefix, after)), changes), index
+
+    def complete_index(self) -> int:
+        """The last entry all of which was applied here."""
+        return self._complete
+
+    def check_process(self) -> None:
+        """Raise ForkedError in a child of the process that applies."""
+        _is_away(self._home)
+
+    def advance(self, cursor: Cursor, after: int, cut: int = 0) -> tuple[Happened, int]:
+        """Some of what happened below the cursor's prefix after entry `after`, whole entries; and up to which this is.
+
+        Nothing: nothing did, up to what is applied, and the cursor waits: its signal, which was armed before, is set
+        once there is more.  cut: characters of keys that are left out.  Raises Compacted.
+        """
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.advance, cursor, after, cut))
+        prefix = cursor.prefix
+        while True:
+            with self._lock:
+                self._history.leave(cursor, self._complete)
+                after = max(after, cursor.idle_until)
+                units = self._history.some_after(after)
+                if not units:
+                    self._history.wait(cursor)
+                    return [], max(after, self._complete)
+            found: Happened = []
+            for index, changes, _ in units:
+                events = [
+                    event_of(change, index, cut)
+                    for change in changes
+                    if change[1].startswith(prefix) and len(change[1]) > cut
+                ]
+                if events:
+                    found.append((index, events))
+            after = units[-1][0]
+            if found:
+                return found, after
+
+    def place_of(self, cursor: Cursor) -> int:
+        """Up to which index nothing happened that it waits for, or waited for last."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.place_of, cursor))
+        with self._lock:
+            return self._complete if cursor.is_waiting else cursor.idle_until
+
+    def leave(self, cursor: Cursor) -> None:
+        """It is read no more."""
+        if _is_away(self._home):
+            _look_elsewhere(partial(self.leave, cursor))
+            return
+        with self._lock:
+            self._history.leave(cursor, self._complete)
+
+    def wake_all(self) -> None:
+        """Have everybody who waits for more look how things are."""
+        with self._lock:
+            woken = self._history.wake_all(self._complete)
+        wake(woken)
 
     def __len__(self) -> int:
         """How many keys there are here."""
@@ -257,7 +392,9 @@ class KeyValueState(BaseState):
         def replace() -> None:
             with self._lock:
                 self._content = restored
-                self._applied_index = index
+                self._entry = self._complete = self._applied_index = index
+                woken = self._history.reset(index)
+            wake(woken)
 
         if is_main_thread():  # at the start of a process
             _look_elsewhere(replace)

@@ -43,8 +43,8 @@ def is_done(state: KeyValueState, instruction: bytes, index: int, time_ms: int =
         return False
 
 
-def filled(key_count: int, value: bytes = b"value") -> KeyValueState:
-    state = KeyValueState()
+def filled(key_count: int, value: bytes = b"value", **bounds: int) -> KeyValueState:
+    state = KeyValueState(**bounds)
     for start in range(0, key_count, 1000):
         keys = range(start, min(key_count, start + 1000))
         state.apply(transaction(*[kv.set(f"key/{i:07d}", value) for i in keys]), start // 1000 + 1)
@@ -484,21 +484,27 @@ def test_a_large_snapshot_takes_little_memory_while_writes_go_on() -> None:
 
 def test_a_snapshot_lets_go_of_replaced_pages_as_it_passes_them() -> None:
     held = lambda: tracemalloc.get_traced_memory()[0]  # noqa: E731
-    state = filled(20_000)
+    state = filled(20_000, max_events=1)  # which hold what was replaced, too
     tracemalloc.start()
     try:
         empty = held()
         for start in range(0, 20_000, 1000):
-            state.apply(transaction(*[kv.set(f"key/{i:07d}", bytes(200)) for i in range(start, start + 1000)]), 10**6)
+            state.apply(
+                transaction(*[kv.set(f"key/{i:07d}", bytes(200)) for i in range(start, start + 1000)]), 10**6 + start
+            )
         whole = held() - empty
         chunks, index = state.snapshot_chunks()
         for start in range(0, 20_000, 1000):  # every page is replaced
-            state.apply(transaction(*[kv.delete(f"key/{i:07d}") for i in range(start, start + 1000)]), index + 1)
+            state.apply(
+                transaction(*[kv.delete(f"key/{i:07d}") for i in range(start, start + 1000)]), index + 1 + start
+            )
         assert held() - empty > 0.9 * whole
         sent_bytes = 0
         while sent_bytes < 20_000 * 200 * 0.9:
             sent_bytes += len(next(chunks))
         assert held() - empty < 0.3 * whole
+        for later in (10**8, 10**8 + 1):  # instead of what the last ones replaced
+            state.apply(transaction(kv.set("key", b"")), later)
         del chunks
         assert held() - empty < 0.1 * whole
     finally:

@@ -1,0 +1,472 @@
+"""Being told what changes in the store: by asking for more, or by being called.
+
+A `Watch` is one reader's place in the history that this process keeps (`raftsvc.kv.events`).  `Callers` is the one
+thread of a store that calls all functions that are to be told; each of them is given what there is first, and
+whatever the history lost in between is made up for by listing anew.
+
+Invariants:
+- The position of a watch is that of the last entry of which all events were taken out of it.
+- A function is called by one thread, under no lock, one event after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import suppress
+from typing import Any, Protocol
+
+from raftsvc.errors import (
+    ConfigurationError,
+    ForkedError,
+    NodeFailedError,
+    NotApplied,
+    OverloadedError,
+    RaftError,
+    ReadTimeoutError,
+    StoppedError,
+    UninitializedError,
+)
+from raftsvc.kv.events import Compacted, Cursor, Event, Signal
+from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.pages import Value
+from raftsvc.kv.state import KeyValueState
+
+logger = logging.getLogger("raftsvc.kv")
+
+_LOOK_SECONDS = 30.0
+"""Between two looks whether the node still works, though nobody was woken because it does not."""
+_ASK_SECONDS = 5.0
+_PAUSE_SECONDS = 0.5
+_LEAST_SECONDS = 0.05
+
+Told = Callable[[Event], object]
+
+
+class Watched(Protocol):
+    """What is needed of a Service."""
+
+    def wait_read(self, timeout: float = 5.0) -> None:
+        """Return once reads of the local State see every write that finished before this call."""
+
+    def err(self) -> RaftError | None:
+        """The serious error that keeps this node from operating normally, or None."""
+
+    def status(self) -> dict[str, object]:
+        """A picture of the node."""
+
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """Have `listener` called whenever `err` changed."""
+
+
+class Watching:
+    """What all stores on one State share to be told of changes."""
+
+    def __init__(self, service: Any, state: KeyValueState, freshness: Freshness) -> None:
+        self.service: Watched = service
+        self.state = state
+        self.freshness = freshness
+        self._lock = threading.Lock()  # guards the two below; held for no I/O
+        self._listens = False
+        self._callers: Callers | None = None
+        self._stopped_by: RaftError | None = None
+
+    @classmethod
+    def of(cls, service: Any, state: KeyValueState, freshness: Freshness) -> Watching:
+        """The one of that State: it has one node as long as it lives."""
+        found = state.companion
+        if not isinstance(found, Watching):
+            found = state.companion = cls(service, state, freshness)
+        return found
+
+    def callers(self) -> Callers:
+        """Who calls functions; the same for all of the State."""
+        with self._lock:
+            if self._callers is None:
+                self._callers = Callers(self)
+            return self._callers
+
+    def listen(self) -> None:
+        """Have whoever waits be woken once the node stops or cannot go on."""
+        with self._lock:
+            if self._listens:
+                return
+            self._listens = True
+        try:
+            self.service.add_listener(self._on_change_of_the_node)
+        except BaseException:
+            self._listens = False
+            raise
+
+    def _on_change_of_the_node(self, event: Any) -> None:
+        if event.kind == "stopped":
+            error = event.error or self.service.err()
+            self._stopped_by = error or StoppedError("this Service was stopped: nothing changes here any more")
+        if event.error is not None or self._stopped_by is not None:
+            self.state.wake_all()
+
+    def over(self) -> RaftError | None:
+        """Why nothing will ever be applied here any more; None: it will, maybe later."""
+        error = self.service.err()
+        if isinstance(error, NotApplied) and not isinstance(error, (UninitializedError, OverloadedError)):
+            return error
+        return self._stopped_by
+
+    def cluster_id(self) -> str:
+        """Of the cluster that this node belongs to.  Raises UninitializedError if it is in none."""
+        found = self.service.status().get("cluster_id")
+        if not isinstance(found, str):
+            raise UninitializedError("this node belongs to no cluster yet, and knows no positions")
+        return found
+
+    def index_of(self, after: int | str) -> int:
+        """The index that `after` says.  Raises Compacted if it is of another cluster, ConfigurationError if none is."""
+        if isinstance(after, str):
+            cluster, colon, digits = after.rpartition(":")
+            if not colon or not digits.isascii() or not digits.isdigit() or len(digits) > 20:
+                raise ConfigurationError(f"a position is an index, or what `Watch.position` said, not {after!r}")
+            if cluster != self.cluster_id():
+                raise Compacted(f"{after} is a position in another cluster: list anew, and go on there", None)
+            return int(digits)
+        if not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise ConfigurationError(f"a position is an index, 0 or more, or what `Watch.position` said, not {after!r}")
+        return after
+
+
+class Watch:
+    """Reads what happens below a prefix, from a position on: an iterator over `Event`, and a context manager.
+
+    What it shows is applied here, so it is never wrong, and in the order of the log; all of it is shown, each change
+    once.  It may be late on a node that is cut off, see `max_age` of `KeyValue.watch`.  For one thread at a time;
+    `close` may be called by any.
+
+    Raises Compacted where it fell behind what is kept, ReadTimeoutError by `max_age`, and what
+    `Service.err` says once nothing is applied here any more, such as StoppedError.
+    """
+
+    def __init__(self, shared: Watching, prefix: str, cut: int, after: int, max_age: float | None) -> None:
+        self._shared = shared
+        self._cut = cut
+        self._max_age = max_age
+        self._signal = Signal()
+        self._cursor = Cursor(prefix, self._signal, weakref.ref(self))
+        # What was read and not given, and up to where that is: stored at once, for the main thread may be interrupted.
+        self._page: tuple[deque[tuple[int, list[Event]]], int] = (deque(), after)
+        self._taken = 0  # how many of the first entry's events were given one by one
+        self._given = after
+        self._is_closed = False
+
+    def begin(self) -> None:
+        """Look once: raises Compacted if it cannot go on from where it begins."""
+        self._look()
+
+    @property
+    def index(self) -> int:
+        """All that happened up to this entry was given: a watch after it, here or on another node, goes on."""
+        units, after = self._page
+        if units:
+            return self._given
+        return max(self._given, after, self._shared.state.place_of(self._cursor))
+
+    @property
+    def position(self) -> str:
+        """`index` with the id of the cluster, to be kept elsewhere and given to `watch` as `after`."""
+        return f"{self._shared.cluster_id()}:{self.index}"
+
+    def next(self, timeout: float) -> list[Event]:
+        """The events of the next entry that has some, all of them; none if there was none within `timeout` seconds.
+
+        After single events were taken by iterating, the rest of their entry.
+        """
+        if not self._find(timeout):
+            return []
+        units, _ = self._page
+        index, events = units[0]
+        rest = events[self._taken :]
+        units.popleft()
+        self._taken = 0
+        self._given = index
+        return rest
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        """The next event, however long it takes; none once it was closed."""
+        while not self._find(_LOOK_SECONDS):
+            if self._is_closed:
+                raise StopIteration
+        units, _ = self._page
+        index, events = units[0]
+        event = events[self._taken]
+        self._taken += 1
+        if self._taken == len(events):
+            units.popleft()
+            self._taken = 0
+            self._given = index
+        return event
+
+    def _find(self, timeout: float) -> bool:
+        """Have the events of the next entry at hand; whether there are some within `timeout` seconds."""
+        ends_at = time.monotonic() + timeout
+        while not self._is_closed:
+            if self._page[0]:
+                return True
+            self._look()
+            if self._page[0]:
+                continue
+            error = self._shared.over()
+            if error is not None:
+                raise error
+            remaining = ends_at - time.monotonic()
+            if remaining <= 0 or not self._is_current(remaining):
+                break
+            most = _LOOK_SECONDS if self._max_age is None else max(self._max_age, _LEAST_SECONDS)
+            self._signal.wait(min(ends_at - time.monotonic(), most))
+        return False
+
+    def _look(self) -> None:
+        """Read on, or wait for more from now on."""
+        self._signal.arm()
+        if self._was_closed():
+            return
+        units, after = self._shared.state.advance(self._cursor, self._page[1], self._cut)
+        self._page = deque(units), after
+        if self._was_closed():
+            self._leave()
+
+    def _was_closed(self) -> bool:
+        return self._is_closed
+
+    def _is_current(self, seconds: float) -> bool:
+        """Whether it is worth waiting: False if the time is over before this node was shown to be current."""
+        if self._max_age is None:
+            return True
+        try:
+            self._shared.freshness.read(lambda: None, self._max_age, min(seconds, _ASK_SECONDS))
+        except ReadTimeoutError:
+            if seconds < _ASK_SECONDS:
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """End it: whoever waits in it returns.  `index` and `position` stay."""
+        self._is_closed = True
+        self._leave()
+        self._signal.set()
+
+    def _leave(self) -> None:
+        with suppress(ForkedError):  # where it waits for nothing
+            self._shared.state.leave(self._cursor)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Called:
+    """A function that is called with what changes, and what it knows."""
+
+    __slots__ = ("after", "cursor", "cut", "function", "is_listed", "known", "prefix", "untold")
+
+    def __init__(self, function: Told, prefix: str, cut: int, signal: Signal) -> None:
+        self.function = function
+        self.prefix = prefix
+        self.cut = cut
+        self.cursor = Cursor(prefix, signal)
+        self.after = 0
+        self.is_listed = False  # else it has to be told what there is
+        self.known: dict[str, int] = {}  # the version of each key, as it was told
+        self.untold: deque[Event] = deque()
+
+    def list(self, values: Mapping[str, Value], index: int) -> None:
+        """Have it told what there is and was not told, or is no more."""
+        cut, known = self.cut, self.known
+        self.untold.extend(Event("delete", key[cut:], None, index, None, True) for key in known if key not in values)
+        for key, value in values.items():
+            if known.get(key) != value.version:
+                self.untold.append(Event("set", key[cut:], value.data, value.version, None, True))
+        self.after = index
+        self.is_listed = True
+
+    def note(self, event: Event) -> None:
+        """It was told."""
+        key = self.prefix[: self.cut] + event.key
+        if event.value is None:
+            self.known.pop(key, None)
+        else:
+            self.known[key] = event.index
+
+
+class Callers:
+    """The thread that calls functions with what changes.  Ends once there are none, or nothing will change here."""
+
+    def __init__(self, shared: Watching) -> None:
+        self._shared = shared
+        self._lock = threading.Lock()  # guards the two below; held for no I/O
+        self._called: list[_Called] = []
+        self._is_served = False
+        self._signal = Signal()
+
+    def add(self, function: Told, prefix: str, cut: int) -> None:
+        """Call it from now on, until it returns False.  Raises NodeFailedError if no thread can be started."""
+        error = self._shared.over()
+        if error is not None:
+            raise error
+        called = _Called(function, prefix, cut, self._signal)
+        with self._lock:
+            if not self._is_served:
+                try:
+                    threading.Thread(target=self._run, name="raftsvc-changes", daemon=True).start()
+                except RuntimeError as failure:
+                    raise NodeFailedError(f"no thread can be started to call functions: {failure}") from failure
+                self._is_served = True
+            self._called.append(called)
+        self._signal.set()
+
+    def _run(self) -> None:
+        while True:
+            self._signal.arm()
+            with self._lock:
+                every = [*self._called]
+                if not every:
+                    self._is_served = False
+                    return
+            if self._shared.over() is not None:
+                with self._lock:
+                    self._called.clear()
+                continue
+            try:
+                pause = self._serve(every)
+            except BaseException as failure:  # of ours: whatever functions raise ends there
+                _log("what changed could not be told; it is tried again", failure)
+                pause = _PAUSE_SECONDS
+            self._signal.wait(pause)
+
+    def _serve(self, every: Sequence[_Called]) -> float:
+        """Tell all what there is to tell now; returns for how long nothing else has to be done."""
+        pause = _LOOK_SECONDS
+        is_current = True
+        if not all(called.is_listed for called in every):
+            try:
+                self._shared.service.wait_read(_ASK_SECONDS)
+            except RaftError:  # as `err` says; those who were told what there is go on meanwhile
+                is_current = False
+                pause = _PAUSE_SECONDS
+        for called in every:
+            if called.is_listed or is_current:
+                if self._read(called):
+                    pause = 0.0
+                self._tell(called)
+        return pause
+
+    def _read(self, called: _Called) -> bool:
+        """Have more to tell; whether there may be more yet."""
+        state = self._shared.state
+        if not called.is_listed:
+            called.list(*state.list_at(called.prefix, called.prefix[: called.cut]))
+            return True
+        try:
+            units, called.after = state.advance(called.cursor, called.after, called.cut)
+        except Compacted:
+            called.is_listed = False
+            return True
+        for _, events in units:
+            called.untold.extend(events)
+        return bool(units)
+
+    def _tell(self, called: _Called) -> None:
+        while called.untold:
+            event = called.untold.popleft()
+            called.note(event)
+            try:
+                is_enough = called.function(event) is False
+            except BaseException as failure:  # of the application's: there is nobody else to be told
+                _log(f"{called.function!r} raised at {event.kind} of {event.key!r}, entry {event.index}", failure)
+                continue
+            if is_enough:
+                with self._lock:
+                    self._called.remove(called)
+                self._shared.state.leave(called.cursor)
+                return
+
+
+def _log(text: str, failure: BaseException) -> None:
+    with suppress(Exception):  # a handler of the application's may raise, and its changes are told on
+        logger.error("%s", text, exc_info=failure)
+
+
+class Mirror(Mapping[str, bytes]):
+    """What is below a prefix, as this process knows it: a read-only mapping that is always as current as this node.
+
+    It is a view of the State and holds nothing of its own, so a look takes some microseconds, no round and no
+    memory, and there is nothing that could fall behind.  (In the main thread of a process, where a sync worker of
+    gunicorn serves, another thread looks for it, as in all reads.)  `keys`, `values`, `items`, `copy` and iterating
+    show one moment, of which they copy what they show; `len` counts.  See `KeyValue.mirror`.
+    """
+
+    __slots__ = ("_freshness", "_max_age", "_namespace", "_prefix", "_state", "_timeout")
+
+    def __init__(
+        self,
+        state: KeyValueState,
+        freshness: Freshness,
+        prefix: str,
+        namespace: str,
+        max_age: float | None,
+        timeout: float,
+    ) -> None:
+        """namespace: what of `prefix` is no part of a key."""
+        self._state = state
+        self._freshness = freshness
+        self._prefix = prefix
+        self._namespace = namespace
+        self._max_age = max_age
+        self._timeout = timeout
+
+    def _read(self, look: Callable[[], Any]) -> Any:
+        return look() if self._max_age is None else self._freshness.read(look, self._max_age, self._timeout)
+
+    def __getitem__(self, key: str) -> bytes:
+        value = self._read(lambda: self._state.get(self._prefix + key)) if isinstance(key, str) and key else None
+        if value is None:
+            raise KeyError(key)
+        return bytes(value.data)
+
+    def copy(self) -> dict[str, bytes]:
+        """All of it, of one moment, in the order of the keys."""
+        return self.copy_at()[0]
+
+    def copy_at(self) -> tuple[dict[str, bytes], int]:
+        """As `copy`, and the index that it is of."""
+        values, index = self._read(lambda: self._state.list_at(self._prefix, self._namespace))
+        cut = len(self._prefix)
+        return {key[cut:]: value.data for key, value in values.items()}, index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.copy())
+
+    def __len__(self) -> int:
+        return len(self.copy())
+
+    def keys(self) -> KeysView[str]:
+        """Those of one moment."""
+        return self.copy().keys()
+
+    def values(self) -> ValuesView[bytes]:
+        """Those of one moment."""
+        return self.copy().values()
+
+    def items(self) -> ItemsView[str, bytes]:
+        """Those of one moment."""
+        return self.copy().items()
+
+    def __repr__(self) -> str:
+        return f"<mirror of {self._prefix!r}>"
