@@ -14,6 +14,7 @@ reported is the median of the rounds.  Linux only: processes are read in /proc.
     load        the closed loop inside it
     http_load   the load generator outside it
     statuses    a command of its own: what clients are answered when there are many more of them than threads
+    attached    another: several processes of a host, what an attached one costs, and takeovers
     systems/    one module a system: how it starts, and how a handler writes and reads through it
     runner      rounds, cases, and the checks after each
     costs       what restarting, snapshots, dead peers and catching up cost

@@ -7,6 +7,7 @@ Start a node with `start`, mount the Service under `/raft/`, call `exec` and
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.answers import error_response
+from raftsvc.client.connection import Connection
 from raftsvc.compiled import IS_COMPILED
 from raftsvc.errors import (
     AddressInUseError,
@@ -37,6 +38,7 @@ from raftsvc.errors import (
     NotApplied,
     NotLeaderError,
     NotListeningError,
+    NotPermittedError,
     OutcomeUnknown,
     OutdatedError,
     OutOfTouchError,
@@ -52,6 +54,7 @@ from raftsvc.errors import (
     SupersededError,
     TransferFailedError,
     UninitializedError,
+    UnknownKeyError,
     UnknownOperationError,
     UnknownPeerError,
     WrongCertificateError,
@@ -59,10 +62,22 @@ from raftsvc.errors import (
     WrongSecretError,
     WrongVersionError,
 )
+from raftsvc.keys import ClientKey
+from raftsvc.kv.remote import connect
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
 from raftsvc.service import Service, start
-from raftsvc.state import BaseState, ReportingState, State, StreamingState, TimedState, VersionedState, WaitingState
+from raftsvc.state import (
+    BaseState,
+    QueryState,
+    ReportingState,
+    ScopedState,
+    State,
+    StreamingState,
+    TimedState,
+    VersionedState,
+    WaitingState,
+)
 from raftsvc.states import ForeignSnapshotError, Part, States
 
 __version__ = "0.1.0"
@@ -74,7 +89,9 @@ __all__ = [
     "Applied",
     "ApplyHaltedError",
     "BaseState",
+    "ClientKey",
     "ConfigurationError",
+    "Connection",
     "ConsensusError",
     "DamagedStorageError",
     "DirectoryInUseError",
@@ -101,16 +118,19 @@ __all__ = [
     "NotApplied",
     "NotLeaderError",
     "NotListeningError",
+    "NotPermittedError",
     "OutOfTouchError",
     "OutcomeUnknown",
     "OutdatedError",
     "OverloadedError",
     "Part",
     "PeerUninitializedError",
+    "QueryState",
     "RaftError",
     "ReadTimeoutError",
     "Rejected",
     "ReportingState",
+    "ScopedState",
     "Service",
     "StartFailedError",
     "State",
@@ -123,6 +143,7 @@ __all__ = [
     "TimedState",
     "TransferFailedError",
     "UninitializedError",
+    "UnknownKeyError",
     "UnknownOperationError",
     "UnknownPeerError",
     "VersionedState",
@@ -132,6 +153,7 @@ __all__ = [
     "WrongSecretError",
     "WrongVersionError",
     "canonical_addr",
+    "connect",
     "error_response",
     "start",
 ]

@@ -519,6 +519,25 @@ class ConfigurationError(RaftError, ValueError):
     http_detail = "What was given makes no sense here."
 
 
+class UnknownKeyError(NotApplied):
+    """No member that was reached knows the client key of `connect`, by its name and text; nothing was done.
+
+    Give all nodes the same `client_keys=`.
+    """
+
+    http_status = 503
+    http_detail = "The application is not let in by its cluster; nothing was done."
+    retry_after = 5.0
+
+
+class NotPermittedError(NotApplied):
+    """The client key of `connect` does not give the right to that; nothing was proposed, or read."""
+
+    http_status = 503
+    http_detail = "The application may not do that; nothing was done."
+    retry_after = 5.0
+
+
 class NodeFailedError(NotApplied):
     """The node stopped taking part after a serious error, which `Service.err` returns."""
 

@@ -20,6 +20,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from raftsvc.addresses import same_addr
+from raftsvc.attached.asking import Desk
+from raftsvc.attached.likeness import Likeness
+from raftsvc.attached.relay import Relay, Relayed
+from raftsvc.attached.sharing import Sharing
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Entry, EntryKind, HardState, make_entry
 from raftsvc.core.raft import Refusal
@@ -30,6 +34,7 @@ from raftsvc.errors import (
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    NodeFailedError,
     NotLeaderError,
     RaftError,
     ReadTimeoutError,
@@ -40,6 +45,7 @@ from raftsvc.errors import (
     UnknownPeerError,
 )
 from raftsvc.host.admission import Admission
+from raftsvc.member.live import Live
 from raftsvc.member.node import Node, NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
@@ -55,6 +61,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("raftsvc")
 
 _ADMIT_SECONDS = 10.0
+_INIT_SECONDS = 60.0
 _ASK_SECONDS = 3.0
 
 
@@ -87,7 +94,11 @@ class Membership:
         self.election_timeout = options.election_timeout
         self.node: Participant | None = None
         self.stopped = threading.Event()
+        self._sharing: Sharing | None = None
+        self.relay = Relay(None, self.stopped, options.election_timeout)
         self._trouble: RaftError | None = None  # of the listener
+        self.is_starting = False
+        """Whether others of this host are let in already, and it is not known yet what this process is."""
         self._store = store
         self._network = network
         self._options = options
@@ -117,9 +128,7 @@ class Membership:
             raise StoppedError("the Service was stopped")
         node = self.node
         if node is None:
-            if self._forming is not None:
-                raise self._forming()
-            raise UninitializedError("this node belongs to no cluster yet: call init() or join() first")
+            raise self.why_none()
         if what and node.runs_state_here():
             raise InsideStateError(what)
         return node
@@ -133,12 +142,23 @@ class Membership:
         if self._attempt.thread == threading.get_ident() or self._attempt.runs_state_here():
             raise InsideStateError(what)
 
+    def why_none(self) -> RaftError:
+        """Why there is no node yet."""
+        if self._forming is not None:
+            return self._forming()
+        elsewhere = self._sharing.why_none() if self._sharing is not None else None
+        if self.is_starting:
+            return NodeFailedError("the node of this directory is about to start; try again")
+        return elsewhere or UninitializedError("this node belongs to no cluster yet: call init() or join() first")
+
     def err(self) -> RaftError | None:
         """What keeps the node, or one that is not there yet, from operating normally."""
         if not self.home.is_here:
             return self.home.error()
         node = self.node
-        return node.err() if node is not None else self._trouble
+        if node is not None:
+            return node.err()
+        return self._trouble or (self._sharing.trouble() if self._sharing is not None else None)
 
     def note_listening(self, trouble: RaftError | None) -> None:
         """The port on which others reach this process is not open; None: it is."""
@@ -197,8 +217,63 @@ class Membership:
 
     # -- the beginning
 
+    def share(
+        self,
+        is_owner: bool,
+        is_draining: Callable[[], bool],
+        owns: Callable[[], None],
+        desk: Desk,
+        likeness: Likeness,
+    ) -> None:
+        """Share the directory with other processes of this host; before `resume`.
+
+        is_owner:    whether this one owns it; else it is attached to who does, and may once take its place.
+        is_draining: whether this process is about to end.
+        owns:        called when it has taken that place.
+        desk:        where it tells others what is for people.
+        likeness:    how this process is configured.
+        """
+        self.is_starting = is_owner
+        store, options, state = self._store, self._options, self.state
+        self._sharing = Sharing(store, options, self.addr, state, is_owner, is_draining, owns, desk, likeness)
+        self.relay = Relay(self._sharing, self.stopped, self.election_timeout)
+
     def resume(self) -> None:
-        """Start the node, if the directory belongs to a member that may speak."""
+        """Start the node, if the directory belongs to a member that may speak; or attach to the process that has it."""
+
+        def own(store: Store, live: Live | None) -> Participant | None:
+            """This process, which was attached, owns the directory: that of `store`.  None if that is no member's.
+
+            Whatever is raised: the store is closed, or, where a write hangs, stays open and owned until the end.
+            """
+            node: Node | None = None
+            try:
+                if live is not None:
+                    node = Node(self.addr, store, self.state, self._network, self._options, live)
+                    node.start()
+                with self._lifecycle:
+                    if self.stopped.is_set():
+                        raise StoppedError("the Service was stopped")
+                    self._store, self.node = store, node
+            except BaseException as error:
+                if node is None:
+                    store.close()
+                else:
+                    node.stop(error if isinstance(error, RaftError) else StoppedError("the node could not be started"))
+                raise
+            return node
+
+        def welcome(node: Participant) -> None:
+            with self._lifecycle:
+                if self.node is None and not self.stopped.is_set():
+                    self.node = node
+
+        sharing = self._sharing
+        is_owner = sharing is None or sharing.is_owner  # now: one that is attached may become it at any moment
+        if sharing is not None:
+            sharing.begin(lambda: self.node, self.why_none, own, welcome)
+        if not is_owner:
+            return
         if self._store.is_initialized and not self._store.founded.is_silent:
             self._start_node()
             node = self.require_node()
@@ -215,6 +290,12 @@ class Membership:
     def found(self) -> None:
         """Start a new cluster with this node as its only member; see `Service.init`."""
         self.home.check()
+        deadline = time.monotonic() + _INIT_SECONDS
+        relayed = self.relay.do("init", {}, _INIT_SECONDS, NodeFailedError, (ExistingClusterError,))
+        if relayed is Relayed.DONE:
+            return self.relay.await_node(lambda: self.node, deadline, NodeFailedError)
+        if relayed is Relayed.OURS_AGAIN and self.node is not None:
+            return None
         with self._begin(""):
             change = ConfChange(ConfOp.ADD_VOTER, 1, self.addr, versions=versions_of(self.state))
             entry = make_entry(1, 1, EntryKind.CONFIG, change.encode())
@@ -229,11 +310,17 @@ class Membership:
         node = self.require_node()
         node.wait_until(lambda: node.is_leader, 10 * self.election_timeout)
         logger.info("node 1 at %s founded cluster %016x", self.addr, cluster_id)
+        return None
 
     def join(self, boot_url: str, timeout: float) -> None:
         """Join the cluster of a member at `boot_url`; see `Service.join`."""
         self.home.check()
         deadline = time.monotonic() + timeout
+        relayed = self.relay.do("join", {"boot_url": boot_url}, timeout, JoinFailedError)
+        if relayed is Relayed.DONE:
+            return self.relay.await_node(lambda: self.node, deadline, JoinFailedError)
+        if relayed is Relayed.OURS_AGAIN and self.node is not None:
+            return self._settle(self.node, boot_url, deadline)
         is_repeated = self._await_former(boot_url, deadline)
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
@@ -258,6 +345,7 @@ class Membership:
                 f"this node is member {node.node_id} now, but no leader reached it at {self.addr} "
                 f"within {timeout:g} s; it takes part as soon as one does"
             )
+        return None
 
     def _await_former(self, boot_url: str, deadline: float) -> bool:
         """Wait until no other call is at it, such as one whose caller was interrupted; whether one was, by that URL."""
@@ -348,11 +436,22 @@ class Membership:
             try:
                 node.hand_over(min(1.0, self.election_timeout))
             finally:  # though one who waits be interrupted
-                node.stop(StoppedError("the Service was stopped"))
+                self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
-        elif not is_joining:
-            self._store.close()
+        else:  # who joins closes the store when he ends
+            self._leave(self._store.close if not is_joining else lambda: None)
         return True
+
+    def _leave(self, stop: Callable[[], object]) -> None:
+        """Stop, and have other processes of this host know when they may take this one's place."""
+        if self._sharing is None:
+            stop()
+            return
+        self._sharing.bid_farewell()
+        try:
+            stop()
+        finally:
+            self._sharing.end()
 
 
 class Calls(Protocol):
@@ -374,6 +473,7 @@ class Roster:
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""
         node = self._membership.require_node()
+        node.check_receives()
         if not node.is_leader:
             raise Problem(421, "not_leader", "ask the leader", leader=node.leader_addr or "")
 
@@ -501,7 +601,13 @@ class Roster:
 
     def transfer(self, addr: str | None, timeout: float) -> None:
         """Hand leadership over; see `Service.transfer`."""
-        node = self._membership.require_node()
+        deadline = time.monotonic() + timeout
+        membership = self._membership
+        membership.require_node()
+        relayed = membership.relay.do("transfer", {"addr": addr}, timeout, TransferFailedError, (NotLeaderError,))
+        node = membership.require_node()
+        if relayed is Relayed.DONE or (relayed is Relayed.OURS_AGAIN and not node.is_leader):
+            return
         node.check_able()
         config = node.applied_config
         if not node.is_leader:
@@ -522,11 +628,10 @@ class Roster:
             if found == node.node_id:
                 return
             to_id = found
-        deadline = time.monotonic() + timeout
         # A leader that was just elected has heard of nobody yet.
         patience = min(deadline, time.monotonic() + 2 * self._membership.election_timeout)
         with self._admission:
-            refusal = node.hand_over(timeout, to_id)
+            refusal = node.hand_over(deadline - time.monotonic(), to_id)
             while refusal is Refusal.NO_LEADER and len(config.voters) > 1 and time.monotonic() < patience:
                 node.wait_until(lambda: not node.is_leader, self._membership.election_timeout / 10)
                 refusal = node.hand_over(deadline - time.monotonic(), to_id)
@@ -539,15 +644,22 @@ class Roster:
     def evict(self, addr: str, timeout: float, replace: bool) -> None:
         """Remove the member at `addr`; see `Service.evict`."""
         deadline = time.monotonic() + timeout
+        self._membership.require_node()
+        arguments = {"addr": addr, "replace": replace}
+        relayed = self._membership.relay.do("evict", arguments, timeout, MembershipTimeoutError, (UnknownPeerError,))
+        if relayed is Relayed.DONE:
+            return self._await_eviction(addr, deadline)
         node = self._membership.require_node()
         try:
-            self._calls.wait_read(timeout)
+            self._calls.wait_read(deadline - time.monotonic())
         except ReadTimeoutError as error:
             raise MembershipTimeoutError(
                 f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
             ) from error
         config = node.applied_config
         node_id = _member_at(config, addr)
+        if node_id is None and relayed is Relayed.OURS_AGAIN:
+            return None
         if node_id is None:
             if not replace and config.vacant.get(same_addr(addr)):
                 return self._close(node, same_addr(addr), deadline - time.monotonic())
@@ -563,6 +675,12 @@ class Roster:
             raise MembershipTimeoutError(
                 f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
             )
+        return None
+
+    def _await_eviction(self, addr: str, deadline: float) -> None:
+        """The owner saw it removed: wait until that is applied here too."""
+        node = self._membership.require_node()
+        node.wait_until(lambda: _member_at(node.applied_config, addr) is None, deadline - time.monotonic())
 
     def _close(self, node: Participant, addr: str, timeout: float) -> None:
         """Take back that whoever is at `addr` next takes the place of who was there."""

@@ -40,6 +40,7 @@ from raftsvc.errors import (
     RaftError,
     StartFailedError,
     StorageError,
+    UninitializedError,
 )
 from raftsvc.formation import Membership
 from raftsvc.member.participant import Participant
@@ -152,10 +153,13 @@ class Former:
         deadline = time.monotonic() + timeout
         membership = self._membership
         while (node := membership.node) is None:
-            if membership.stopped.is_set() or self._room is None:
+            why = membership.why_none()
+            if membership.stopped.is_set() or (
+                self._room is None and isinstance(why, UninitializedError) and not isinstance(why, FormingError)
+            ):
                 membership.require_node()  # which says why it is none
             if time.monotonic() >= deadline:
-                raise self._error()
+                raise why if isinstance(why, FormingError) else FormingError(str(why))
             membership.stopped.wait(0.05)
         if not node.wait_until(node.is_settled, max(0.0, deadline - time.monotonic())):
             node.check_able()

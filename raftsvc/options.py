@@ -19,6 +19,7 @@ import requests
 
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.errors import ConfigurationError
+from raftsvc.keys import ClientKey
 from raftsvc.member.elapsed import SEES_SUSPENSION
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
@@ -115,6 +116,11 @@ def _secret(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} is an empty list: nobody could be told from a stranger; give None for none")
 
 
+def _client_keys(name: str, value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, ClientKey) for each in value):
+        raise ConfigurationError(f"{name} is a list of raftsvc.ClientKey, not {type(value).__name__}")
+
+
 def _lease_reads(name: str, value: object) -> None:
     _flag(name, value)
     if value and not SEES_SUSPENSION:
@@ -130,6 +136,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "authenticate": _or_none(partial(_callable, "a judge of requests")),
     "mutual_tls": _flag,
     "insecure": _flag,
+    "client_keys": _or_none(_client_keys),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
     "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),

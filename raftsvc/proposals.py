@@ -69,6 +69,13 @@ class Proposals:
             raise Rejected(outcome.rejection)
         return outcome
 
+    def carry(self, call: Call, timeout: float) -> Outcome:
+        """Have what a connected client brought applied, once more if it was before; raises what `propose` raises."""
+        node = self._ready_node("propose")
+        outcome = self._await(node, call, timeout)
+        assert isinstance(outcome, Outcome), "what a client brings has one outcome"
+        return outcome
+
     def propose_many(self, instructions: Iterable[bytes], timeout: float) -> list[Applied]:
         """Have several applied in one entry; see `Service.propose_many`."""
         node = self._ready_node("propose_many")
@@ -105,11 +112,15 @@ class Proposals:
         if not isinstance(instruction, bytes | bytearray | memoryview):
             raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
         data = bytes(instruction)
+        self.check_size(data)
+        return data
+
+    def check_size(self, data: bytes) -> None:
+        """Raise InstructionTooLargeError if it has more bytes than are allowed."""
         if len(data) > self._max_bytes:
             raise InstructionTooLargeError(
                 f"the instruction has {len(data)} bytes, at most {self._max_bytes} are allowed"
             )
-        return data
 
     def _checked_list(self, instructions: Iterable[bytes]) -> list[bytes]:
         if isinstance(instructions, bytes | bytearray | memoryview | str) or not isinstance(instructions, Iterable):
@@ -271,16 +282,21 @@ class _Futures:
         if pending is None:
             return
         promise, future, node, timeout = pending
-        is_done = node.callers.await_outcome(promise, 0.0)  # also if it is finished: this thread is who was woken
+        error: RaftError | None = None
+        try:  # also if it is finished: this thread is who was woken
+            if not node.callers.await_outcome(promise, 0.0):
+                error = _error_of_late(promise, timeout)
+        except RaftError as unknown:
+            error = unknown
         if future.done() or not future.set_running_or_notify_cancel():
             return  # nobody wants to know, or somebody completed what is not his
         try:
-            if not is_done:
-                raise _error_of_late(promise, timeout)
+            if error is not None:
+                raise error
             outcome = _outcome_of(promise)
             assert isinstance(outcome, Outcome), "one instruction has one outcome"
             if outcome.rejection is not None:
                 raise Rejected(outcome.rejection)
             future.set_result(applied_of(outcome))
-        except RaftError as error:
-            future.set_exception(error)
+        except RaftError as refused:
+            future.set_exception(refused)

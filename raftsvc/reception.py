@@ -12,6 +12,7 @@ from typing import Any
 
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
+from raftsvc.errors import FormingError, NodeFailedError, RaftError
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
@@ -126,23 +127,59 @@ class Reception:
 
     def status(self) -> dict[str, object]:
         """A picture of the node; see `Service.status`."""
-        self._membership.home.check()
+        membership = self._membership
+        membership.home.check()
+        error = membership.err()
+        told = membership.relay.status()
+        picture = dict(told) if told is not None else self._status_here()
+        picture["process"] = membership.relay.status_of_process()
+        if error or told is None:
+            picture["error"] = f"{type(error).__name__}: {error}" if error else None
+        picture["max_waiting"] = self._admission.limit
+        picture["waiting"] = self._admission.waiting
+        picture["listener_errors"] = self._listeners.errors
+        return picture
+
+    def _status_here(self) -> dict[str, object]:
+        """As far as it does not depend on which process of the host tells it."""
         node = self._membership.node
-        error = self._membership.err()
         picture: dict[str, object] = (
             {"role": "uninitialized", "addr": self._membership.addr} if node is None else node.status()
         )
         picture["state"] = _report_of(self._membership.state)
         picture["formation"] = self._former.status()
-        picture["error"] = f"{type(error).__name__}: {error}" if error else None
-        picture["max_waiting"] = self._admission.limit
-        picture["waiting"] = self._admission.waiting
-        picture["listener_errors"] = self._listeners.errors
         picture["streams"] = {
             str(peer_id): {"in": comes_in, "out": goes_out}
             for peer_id, (comes_in, goes_out) in self._network.streams().items()
         }
         return picture
+
+    def do_for_worker(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, object]:
+        """As the owner, what another process of this host asks for; see `raftsvc.attached.asking`."""
+        membership = self._membership
+        if what == "status":
+            error = membership.err()
+            return {**self._status_here(), "error": f"{type(error).__name__}: {error}" if error else None}
+        try:
+            timeout = float(arguments["timeout"])
+            if what == "init":
+                membership.check_by_hand("init")
+                membership.found()
+            elif what == "join":
+                membership.check_by_hand("join")
+                membership.join(str(arguments["boot_url"]), timeout)
+            elif what == "evict":
+                self._roster.evict(str(arguments["addr"]), timeout, arguments["replace"] is True)
+            elif what == "transfer":
+                addr = arguments["addr"]
+                self._roster.transfer(None if addr is None else str(addr), timeout)
+            else:
+                raise NodeFailedError(f"the owner of the directory does not know what {what!r} is: is its code older?")
+        except (KeyError, ValueError) as error:
+            if isinstance(error, RaftError):
+                raise
+            raise NodeFailedError(f"{what} is asked without what it needs: {error!r}") from error
+        return {}
 
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""
@@ -161,7 +198,8 @@ class Reception:
         """The names of what is wrong with the node, the gravest first."""
         node = self._membership.node
         if node is None:
-            return ["forming"] if self._former.is_forming else []
+            is_forming = self._former.is_forming or isinstance(self._membership.why_none(), FormingError)
+            return ["forming"] if is_forming else []
         return list(node.vitals.conditions())
 
 

@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 import requests
 
 from raftsvc.addresses import canonical_addr
+from raftsvc.attached import sockets
+from raftsvc.attached.asking import Desk
+from raftsvc.attached.likeness import Likeness
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -39,6 +42,7 @@ from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
+from raftsvc.keys import ClientKey, checked_keys
 from raftsvc.listeners import Event, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
@@ -53,8 +57,11 @@ from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
+from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
+from raftsvc.visitors import Visitors
 
+_POLL_SECONDS = 0.02
 _UNHURRIED_SECONDS = 60.0
 """For what has no deadline of the caller's: it takes a moment, or, a peer's request, as long as the server lets it."""
 
@@ -71,6 +78,7 @@ def start(
     authenticate: Callable[[Mapping[str, Any]], bool] | None = None,
     mutual_tls: bool = False,
     insecure: bool = False,
+    client_keys: Sequence[ClientKey] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
     peers: Mapping[int, str] | None = None,
@@ -97,7 +105,9 @@ def start(
               (`http://host:port/` is mounted at the root).  However it is spelled, it is known
               by its canonical spelling (`raftsvc.canonical_addr`).  No wildcard: that is
               where a server listens, not where it is reached.
-    dir:      the directory of this node and of no other; made if missing.
+    dir:      the directory of this node and of no other; made if missing.  With `listen` the processes of
+              one server may share it, each with a call like this: one of them has the node, the others hold
+              the State too, and whoever is there takes over when that one ends.
     session:  a requests.Session for all connections to peers, used as it is; None
               makes one that ignores proxies and credentials of the environment.
     state:    what is replicated; empty, since the library brings it up to date.
@@ -117,6 +127,9 @@ def start(
                   a node is for its own machine: `laddr` and `listen` are on loopback, and
                   what does not come straight from there is refused, whatever the server is
                   bound to.
+
+    client_keys:  those by which processes that are no members work with the cluster, see
+                  `raftsvc.connect`; the same on each node.  None: there are none.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
@@ -149,15 +162,14 @@ def start(
 
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
-    state = check_state(state)
-    laddr = canonical_addr(laddr)
-    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, canonical_list(initial_cluster, laddr))
+    state, laddr = check_state(state), canonical_addr(laddr)
+    auth = Authenticator(secret, authenticate, mutual_tls, insecure)
+    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, auth.secrets)
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, keys)
     if listen is not None:
         check_tls(laddr, listen, listen_ssl, mutual_tls)
-    auth = Authenticator(secret, authenticate, mutual_tls, insecure)
-    for addr in (laddr, listen):
-        if addr is not None:
-            auth.check_exposure(addr)
+    for addr in [laddr] if listen is None else [laddr, listen]:
+        auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
     check_command(lock_timeout is not None)
@@ -169,34 +181,52 @@ def start(
         lease_reads=lease_reads,
     )
     options = NodeOptions(election_timeout, engine_options, peers=canonical_peers(peers or {}))
-    if clock is not None:
-        options = options._replace(clock=clock)
+    options = options._replace(clock=clock or options.clock)
     store = Store(os.fspath(dir), files)
     service = None
     try:
-        _own(store, lock_timeout, server)
+        is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, auth, entrance, server)
-        service._begin(server)
+        others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
+        others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
+        service._begin(server, is_owner, Likeness.of(laddr, secret, state, others))
         return service
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
         raise
 
 
-def _own(store: Store, timeout: float | None, server: servers.HostPool | None) -> None:
-    """Own the directory, which a former process may have yet."""
+def _own(store: Store, timeout: float | None, server: servers.HostPool | None, shares: bool) -> bool:
+    """Own the directory, which a former process may have yet.
+
+    shares: be content if another process of this host owns it that one can attach to; False is returned then.
+    """
+    command = command_below()
     if timeout is None:
         timeout = 10.0 if server is None or server.graceful_timeout is None else server.graceful_timeout + 5.0
+    patience = timeout
     try:
-        store.own(timeout)
+        deadline = time.monotonic() + timeout
+        while shares and command is None and time.monotonic() < deadline:
+            if store.own(None):
+                return True
+            if sockets.is_served(store.path):
+                return False
+            time.sleep(_POLL_SECONDS)
+            timeout = 0.0
+        return store.own(timeout)
     except DirectoryInUseError as error:
-        command = command_below()
-        if command is None:
+        if command is not None:
+            raise DirectoryInUseError(f"{error} This is `{command}`: {START_FOR_SERVER}") from error
+        if not shares:
             raise
-        raise DirectoryInUseError(f"{error} This is `{command}`: {START_FOR_SERVER}") from error
+        raise DirectoryInUseError(
+            f"{error} This one has listen=, and waited {patience:g} s for the other to leave, or to let it attach: "
+            "either that has no listen=, or its log says why it has no socket there"
+        ) from error
 
 
 class Entrance(NamedTuple):
@@ -207,6 +237,7 @@ class Entrance(NamedTuple):
     listen: str | None
     listen_ssl: ssl.SSLContext | None
     members: tuple[str, ...]
+    client_keys: tuple[ClientKey, ...]
 
 
 def _check_member(addr: object) -> None:
@@ -264,21 +295,37 @@ class Service:
         self._former = Former(membership, network, entrance.members)
         membership.listed = frozenset(entrance.members)
         self._reception = Reception(membership, self._roster, self._former, network, self._admission, self._listeners)
-        self._app = App(self._reception, auth)
+        self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
+        self._app = App(self._reception, auth, Door(visitors, entrance.client_keys) if entrance.client_keys else None)
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
 
-    def _begin(self, server: servers.HostPool | None) -> None:
-        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped."""
+    def _begin(self, server: servers.HostPool | None, is_owner: bool, likeness: Likeness) -> None:
+        """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped.
+
+        is_owner: of the directory; else this process is attached to who is.  likeness: how it is configured.
+        """
         prepare()
+        listener, membership = self._listener, self._membership
+
+        steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
+
+        def begin_as_owner() -> None:  # called again if it raises
+            while steps:
+                steps[0]()
+                del steps[0]
+
         try:
-            self._membership.resume()
-            self._former.begin()
-            if self._listener is not None:
-                self._listener.start()
+            if listener is not None:
+                desk = Desk(self._visitors.do_for_neighbor)
+                membership.share(is_owner, lambda: self._watch.is_draining, begin_as_owner, desk, likeness)
+            membership.resume()
+            if is_owner:
+                begin_as_owner()
+            membership.is_starting = False
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:

@@ -36,7 +36,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -174,6 +174,36 @@ class ReportingState(Protocol):
 
         Asked after each batch, by whoever applied it, with nothing being applied meanwhile; quick.  It is logged when
         it begins, changes and ends, so it says the same as long as the same is meant.
+        """
+
+
+@runtime_checkable
+class QueryState(Protocol):
+    """A State that answers what connected clients (`raftsvc.connect`) ask.
+
+    They hold no State, so what they read is asked of a member's.  The form of questions and answers is the State's.
+    """
+
+    def query(self, data: bytes) -> bytes:
+        """Answer a question from what is applied here; changes nothing.
+
+        Called by many threads at any time, also while something is applied.  By when that is current is seen to.
+        Raises Rejected if it does not make sense.  Nothing that `data` says may be believed.
+        """
+
+
+@runtime_checkable
+class ScopedState(Protocol):
+    """A State that can tell what an instruction, or a question, is about: so a client key can be limited to a prefix.
+
+    Of a State without it, clients whose key has a prefix have nothing, and who may write may bring any instruction.
+    """
+
+    def scope(self, data: bytes, is_query: bool) -> Iterable[str] | None:
+        """The names that it reads or writes, all of them; of all that begins with a name, that one.
+
+        None: it is about the whole, which needs a key without a prefix and, of an instruction, the right `admin`.
+        Called before it is proposed, by any thread; depends on `data` alone.  Raises Rejected if it makes no sense.
         """
 
 

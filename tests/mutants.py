@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
     scene: of tests/core/scenes, which shows it where even that takes thousands of seeds.
     test:  of pytest, which shows it where that is so, or where no simulation goes: to the order of
            threads; a path below tests and a name.
+    attached: how many processes each node has beside its own in the simulation.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -42,6 +43,7 @@ class Mutant(NamedTuple):
     kinds: str = ""
     scene: str = ""
     test: str = ""
+    attached: int = 0
     also: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -538,7 +540,7 @@ MUTANTS = (
         also=(
             (
                 "storage/store.py",
-                "            except BaseException:\n                self._dir_lock.release()\n                raise\n",
+                "            except BaseException:\n                lock.release()\n                raise\n",
                 "            except OSError:\n                raise\n",
             ),
             ("service.py", "        (store.close if service is None else service.stop)()\n", ""),
@@ -947,8 +949,8 @@ MUTANTS = (
     Mutant(
         "a leader knows what its State waits for only from its start",
         "member/engine.py",
-        "        self._await_deadline()\n        calls.follow_session(",
-        "        calls.follow_session(",
+        "        self._await_deadline()\n        calls.answer(",
+        "        calls.answer(",
     ),
     Mutant(
         "a deadline that stays is pulsed for again and again",
@@ -1656,6 +1658,198 @@ MUTANTS = (
         "            is_first = True\n",
         test="transport/test_app.py::test_a_join_answers_a_challenge_that_works_once",
     ),
+    Mutant(
+        "attached processes are fed what is not durable at their owner",
+        "member/feed.py",
+        "        return self._core.log.delivered_index\n",
+        "        return self._core.log.last_index\n",
+        attached=2,
+    ),
+    Mutant(
+        "who takes over starts with the commit index of the disk",
+        "member/engine.py",
+        "commit=max(loaded.hard_state.commit, applied_index)",
+        "commit=loaded.hard_state.commit",
+        attached=2,
+    ),
+    Mutant(
+        "a live State is taken over whatever the log holds",
+        "member/live.py",
+        "        _check_goes_on(self, loaded)\n",
+        "",
+        test="attached/test_choreography.py::test_a_live_state_is_not_taken_over_by_a_log_that_does_not_hold_it",
+    ),
+    Mutant(
+        "what was handed to an owner that died counts as never handed over",
+        "attached/replica.py",
+        "        self.core.outbox.clear()\n",
+        "        self.core.outbox.clear()\n"
+        "        for call in self.calls._waiting.values():\n            call.unsettled = 0\n",
+        test="attached/test_choreography.py::test_what_was_handed_to_an_owner_that_died_stays_unsettled",
+    ),
+    Mutant(
+        "a read of an attached process is answered without a round",
+        "member/feed.py",
+        "            self._inbox.reads.append(_Question(key, said.context))\n",
+        "            self._tell(key, Index(said.context, self._core.log.commit_index))\n",
+        attached=2,
+    ),
+    Mutant(
+        "calls that an attached process brought get other numbers when it becomes the owner",
+        "member/calls.py",
+        "        self.opening.life = life\n",
+        "        self.opening = Opening(life, self.opening._versions)\n"
+        '        for call in self._waiting.values():\n            call.data = b""\n',
+        attached=2,
+        kinds="kill",
+    ),
+    Mutant(
+        "a State goes back to the stored snapshot when it takes over",
+        "member/snapshots.py",
+        "            if index and header.index <= self._machine.applied_index:\n"
+        "                return  # what is applied stays applied\n",
+        "",
+        attached=2,
+        also=(
+            (
+                "member/live.py",
+                "        return snapshot is not None and snapshot.index > self.machine.applied_index\n",
+                "        return snapshot is not None\n",
+            ),
+            (
+                "member/engine.py",
+                "if live.is_behind:\n",
+                "if False:\n",
+            ),
+            (
+                "member/snapshots.py",
+                "        if index and index <= self._machine.applied_index:\n            return\n",
+                "",
+            ),
+        ),
+    ),
+    Mutant(
+        "entries are fed again to who has them",
+        "member/feed.py",
+        "                follower.cursor = index_of(entries[-1])\n",
+        "                follower.cursor = index_of(entries[0])\n",
+        attached=2,
+    ),
+    Mutant(
+        "an attached process goes on with entries that its owner's log does not hold",
+        "member/feed.py",
+        "            return True if is_same else None\n",
+        "            return True\n",
+        test="attached/test_choreography.py::test_a_state_that_the_log_does_not_hold_is_not_fed",
+    ),
+    Mutant(
+        "calls of a session that was closed have no effect, though they had one before",
+        "attached/replica.py",
+        "        calls.answer(answers, self.ticks)\n        was_restored = self.snapshots.take_restored()\n"
+        "        calls.follow_session(machine, was_restored)\n",
+        "        was_restored = self.snapshots.take_restored()\n        calls.follow_session(machine, was_restored)\n"
+        "        calls.answer(answers, self.ticks)\n",
+        test="attached/test_choreography.py::test_an_outcome_right_before_the_end_of_its_session_is_told",
+    ),
+    Mutant(
+        "what a snapshot may have skipped counts as not applied",
+        "member/calls.py",
+        "            if was_restored and call.unsettled:\n",
+        "            if False:\n",
+        test="attached/test_choreography.py::test_what_a_snapshot_may_have_skipped_is_unknown",
+    ),
+    Mutant(
+        "an attached process that differs from its owner serves on",
+        "attached/comparison.py",
+        "        self.mismatch = self.mismatch or DivergedError(\n",
+        "        self.mismatch = None and DivergedError(\n",
+        test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_no_more_and_never_takes_over",
+    ),
+    Mutant(
+        "the sessions of attached processes that are there are closed",
+        "member/feed.py",
+        "if i != self.own_id and n not in here}",
+        "if i != self.own_id}",
+        test="attached/test_choreography.py::test_the_sessions_of_who_is_gone_are_closed_and_no_others",
+    ),
+    Mutant(
+        "sessions of clients close that of a process that applies",
+        "member/sessions.py",
+        "min(clients or others, key",
+        "min(others, key",
+        test="test_machine.py::test_sessions_of_clients_close_none_of_a_process_that_applies_nor_what_it_reported",
+    ),
+    Mutant(
+        "a client works under the session of a member",
+        "member/machine.py",
+        "        session = self.sessions.client(session_id, nonce)\n",
+        "        session = self.sessions.get(session_id, nonce)\n",
+        test="client/test_sessions.py::test_no_client_uses_the_session_of_a_member_or_closes_it",
+    ),
+    Mutant(
+        "a client's session is opened once more by the same nonce",
+        "member/sessions.py",
+        "            if session.nonce == nonce:\n",
+        "            if False:\n",
+        test="client/test_sessions.py::test_a_session_is_opened_once_for_each_nonce_and_is_known_by_it",
+    ),
+    Mutant(
+        "a client's request is for any process",
+        "transport/door.py",
+        "        if not hmac.compare_digest(envelope.epoch, self._epoch):\n",
+        "        if not envelope.epoch:\n",
+        test="client/test_keys.py::test_a_request_that_was_kept_back_is_nothing_to_the_process_that_comes_next",
+    ),
+    Mutant(
+        "a client introduces itself by any challenge",
+        "transport/freshness.py",
+        "        if not self._freshness.redeem(challenge):\n",
+        "        if False:\n",
+        test="client/test_route.py::test_a_challenge_introduces_once_and_only_where_it_was_issued",
+    ),
+    Mutant(
+        "what a client brings is not judged by its prefix",
+        "visitors.py",
+        "            self._check_scope(key, instruction, is_query=False)\n",
+        "",
+        test="client/test_keys.py::test_a_prefix_is_enforced_for_what_is_written_and_what_is_read",
+    ),
+    Mutant(
+        "what a member does not know its client takes for not done",
+        "client/route.py",
+        "                was_lost |= problem.code not in _CERTAIN\n",
+        "",
+        test="client/test_route.py::test_after_anything_else_it_may_have_been_done",
+    ),
+    Mutant(
+        "a client whose session was closed begins anew though an answer was lost",
+        "client/connection.py",
+        "            if answer.was_lost:\n",
+        "            if False:\n",
+        test="client/test_calls.py::test_a_session_that_was_closed_is_followed_by_another_unless_something_was_lost",
+    ),
+    Mutant(
+        "a stored snapshot that an attached process cannot read stays",
+        "member/feed.py",
+        "            self._hooks.note_damage(said.why)\n",
+        "            pass\n",
+        test="attached/test_choreography.py::test_a_stored_snapshot_that_cannot_be_read_is_taken_anew",
+    ),
+    Mutant(
+        "who is evicted with its owner waits on",
+        "attached/replica.py",
+        "        if said.is_removed and self.health",
+        "        if said.is_removed and False and self.health",
+        test="attached/test_choreography.py::"
+        "test_who_is_evicted_with_its_owner_is_told_at_once_and_what_it_handed_over_is_unsettled",
+    ),
+    Mutant(
+        "an attached process brings what is the owner's",
+        "member/feed.py",
+        "            sender.nonces |= _check(said.proposals, self._core.node_id)\n",
+        "",
+        test="attached/test_choreography.py::test_who_brings_what_is_the_owners_is_cut_off",
+    ),
     # Versions
     Mutant(
         "the version is raised without having heard of all",
@@ -1881,13 +2075,13 @@ MUTANTS = (
         "what failed to be stored is not undone before the node is asked again",
         "storage/store.py",
         "            with suppress(StorageError):\n                self.undo_create()\n",
-        '            with suppress(OSError):\n                self._files.rename(f"{self._path}/wal", staged)\n',
+        '            with suppress(OSError):\n                self.files.rename(f"{self.path}/wal", staged)\n',
         test="storage/test_store.py::test_what_could_not_be_made_is_not_found_after_a_power_loss_either",
     ),
     Mutant(
         "what a killed process did is acted upon before it is durable",
         "storage/store.py",
-        "        self._files.sync_dir(self._path)\n\n    @property\n    def is_initialized",
+        "        self.files.sync_dir(self.path)\n\n    @property\n    def is_initialized",
         "\n    @property\n    def is_initialized",
         test="storage/test_store.py::test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it",
     ),
@@ -1970,6 +2164,8 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         for file, text in sources_of(mutant).items():
             (Path(directory) / "raftsvc" / file).write_text(text)
         command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]
+        if mutant.attached:
+            command += ["--attached", str(mutant.attached)]
         if mutant.kinds:
             command += ["--kinds", mutant.kinds]
         if mutant.scene:

@@ -11,6 +11,7 @@ import pytest
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import EntryKind, Life, MalformedError, make_entry
+from raftsvc.core.versions import Versions
 from raftsvc.errors import Rejected, UnknownOperationError
 from raftsvc.member.envelopes import INSTRUCTION, LIST, encode_list, wrap, wrap_close, wrap_open, wrap_void
 from raftsvc.member.machine import Answer, Machine
@@ -51,9 +52,11 @@ class Log:
     def change(self, change: ConfChange) -> int:
         return self.entry(EntryKind.CONFIG, change.encode())
 
-    def open(self, node: int, counter: int = 1, nonce: int = NONCE, age: int = 0) -> int:
+    def open(
+        self, node: int, counter: int = 1, nonce: int = NONCE, age: int = 0, versions: Versions | None = None
+    ) -> int:
         asked_at = self.machine.applied_index - age
-        index = self.entry(EntryKind.NORMAL, wrap_open(node, nonce, counter, asked_at))
+        index = self.entry(EntryKind.NORMAL, wrap_open(node, nonce, counter, asked_at, versions))
         self.nonces[index] = nonce
         return index
 
@@ -230,6 +233,22 @@ def test_of_too_many_sessions_of_a_member_the_longest_unused_is_closed_and_never
     assert log.do(sessions[1], 1, 1, b"gone") == []
     for session in (owner, sessions[0], sessions[2]):
         assert log.do(session, 2, 1, b"here") == [Outcome(True)]
+
+
+@pytest.mark.parametrize("versions", [Versions(), Versions(3)], ids=str)
+def test_sessions_of_clients_close_none_of_a_process_that_applies_nor_what_it_reported(versions: Versions) -> None:
+    log = Log()
+    log.open(1, versions=Versions(7))
+    attached = log.open(1, 0, nonce=99, versions=versions)
+    clients = [log.open(1, 0, nonce=100 + n) for n in range(MAX_SESSIONS)]
+    assert log.machine.sessions.count_of(1) == MAX_SESSIONS
+    assert log.do(clients[0], 1, 1, b"gone") == []
+    assert log.do(attached, 1, 1, b"here") == [Outcome(True)]
+    assert log.machine.sessions.versions_of(1) == versions
+    for number in range(MAX_SESSIONS):  # where all of them apply, it is as among clients
+        log.open(1, 0, nonce=1000 + number, versions=Versions(7))
+    assert log.do(attached, 2, 1, b"gone") == []
+    assert log.machine.sessions.count_of(1) == MAX_SESSIONS
 
 
 def test_a_session_remembers_so_many_outcomes_and_takes_nothing_beyond() -> None:

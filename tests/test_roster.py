@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from raftsvc import formation
+from raftsvc.attached.relay import Relay
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import Life
 from raftsvc.core.raft import Refusal
@@ -31,7 +33,7 @@ class _NoMajority:
 
 
 def test_an_eviction_without_a_majority_ends_in_its_own_error() -> None:
-    membership = SimpleNamespace(require_node=lambda: None)
+    membership = SimpleNamespace(require_node=lambda: None, relay=Relay(None, Event(), 1.0))
     roster = Roster(cast(Any, membership), _NoMajority(), cast(Any, None), cast(Any, None))
     with pytest.raises(MembershipTimeoutError, match="nothing was changed") as refusal:
         roster.evict("a:1", 0.1, replace=False)
@@ -89,6 +91,9 @@ class _Listed:
         self.spoke = spoke
         self.refusal = refusal
         self.done: list[ConfOp] = []
+
+    def check_receives(self) -> None:
+        """It is a node."""
 
     def latest_life(self, node_id: int) -> Life:
         return Life(int(node_id in self.spoke), 0)

@@ -26,14 +26,14 @@ def check_server(server: HostPool | None, has_port: bool, is_limited: bool) -> N
     has_port:   the node has a listener of its own, so that it needs none of the server's threads.
     is_limited: the application said how many callers may wait, and so knows where its threads are.
     """
-    found = [*_gunicorn(), *_uwsgi(), *_mod_wsgi(), *_reloaders()]
+    found = [*_gunicorn(has_port), *_uwsgi(), *_mod_wsgi(), *_reloaders()]
     if not has_port and not is_limited:
         found += _one_thread(server)
     if found:
         raise ConfigurationError(found[0])
 
 
-def _gunicorn() -> Iterator[str]:
+def _gunicorn(has_port: bool) -> Iterator[str]:
     worker = gunicorn_worker_below()
     arbiter = object_below("gunicorn.arbiter", "Arbiter")
     if worker is None and arbiter is not None:
@@ -44,10 +44,10 @@ def _gunicorn() -> Iterator[str]:
     if worker is not None:
         # Those of the configuration; of the master, as this worker was forked, after signals to have more.
         count = max(int(worker.cfg.workers), int(getattr(arbiter, "num_workers", 1)))
-        if count > 1:
+        if count > 1 and not has_port:
             yield (
-                f"gunicorn is set to run {count} worker processes, {_ONE_OWNER}: "
-                "write --workers 1 --threads 16, and start more nodes for more processes"
+                f"gunicorn is set to run {count} worker processes, {_ONE_OWNER}, so peers have to reach that one: "
+                f"{_OWN_PORT}; or write --workers 1 --threads 16"
             )
 
 

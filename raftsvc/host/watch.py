@@ -32,6 +32,8 @@ class ServerWatch:
         self._hears = hears
         self._leave = leave
         self._left = left
+        self.is_draining = False
+        """Whether the server has begun to shut down."""
 
     def begin(self, server: HostPool) -> None:
         """Watch `server` from now on, on a thread of its own."""
@@ -45,6 +47,7 @@ class ServerWatch:
         """
         while not self._left.wait(0.1):
             if server.stopping():
+                self.is_draining = True
                 logger.info("the server is shutting down; the node leaves first")
                 deadline = time.monotonic() + (server.graceful_timeout or 0.0) / 2
                 while self._admission.waiting and time.monotonic() < deadline and self._hears():

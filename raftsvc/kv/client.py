@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
-from raftsvc.kv.freshness import Freshness, check_max_age
-from raftsvc.kv.instructions import Code, Condition, Effect, Operation
+from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
+from raftsvc.kv.instructions import Condition, Effect, Operation
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
@@ -87,7 +87,7 @@ class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
     service: a Service, started with
-    state:   this state.
+    state:   this state; or, of who has none, who shows it (`raftsvc.connect`).
     prefix:  all that is read and written is below it, see `namespace`.
 
     Writes raise what `Service.exec` raises, linearizable reads what
@@ -113,9 +113,9 @@ class KeyValue:
 
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
-    def __init__(self, service: Replication, state: KeyValueState, prefix: str = "") -> None:
+    def __init__(self, service: Replication, state: KeyValueState | Reader, prefix: str = "") -> None:
         """Raises ConfigurationError for what are none of these."""
-        if not isinstance(state, KeyValueState):
+        if not isinstance(state, KeyValueState) and not callable(getattr(state, "read", None)):
             raise ConfigurationError(
                 f"a KeyValue reads a KeyValueState, which of several States is a part, not {state!r:.100}"
             )
@@ -127,10 +127,16 @@ class KeyValue:
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
-        self._state = state
+        self._state = state if isinstance(state, KeyValueState) else None
         self._prefix = prefix
-        self._freshness = Freshness(service)
-        self._watching = Watching.of(service, state, self._freshness)
+        self._reader: Reader
+        self._watching: Watching | None = None
+        if isinstance(state, KeyValueState):
+            freshness = Freshness(service)
+            self._reader = ReaderHere(freshness, state)
+            self._watching = Watching.of(service, state, freshness)
+        else:
+            self._reader = state
 
     def namespace(self, prefix: str) -> KeyValue:
         """The same store, seen from below `prefix`: keys, prefixes, conditions and effects mean what begins with it.
@@ -140,8 +146,9 @@ class KeyValue:
         list of who may join is the cluster's in every namespace.
         """
         _check_prefix(prefix)
-        below = KeyValue(self._service, self._state, self._prefix + prefix)
-        below._freshness, below._watching = self._freshness, self._watching
+        given = self._reader if self._state is None else self._state
+        below = KeyValue(self._service, given, self._prefix + prefix)
+        below._reader, below._watching = self._reader, self._watching
         return below
 
     # -- writing
@@ -253,26 +260,32 @@ class KeyValue:
                     raise
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            value = self.get_stale(key)  # the refusal was applied here, and with it what came before it
+            if self._state is not None:
+                value = self.get_stale(key)  # the refusal was applied here, and with it what came before it
+            else:
+                value = self.get(key, max(ends_at - time.monotonic(), 0.0))
 
     # -- reading
 
     def get(self, key: str, timeout: float = 5.0, *, max_age: float | None = None) -> Value | None:
         """The value of `key`, no older than this call, or than `max_age`; None if it does not exist."""
         name = _name(self._prefix, key)
-        if max_age is None and not is_main_thread():  # as below, without the detour: most reads are such
+        state = self._state
+        if max_age is None and state is not None and not is_main_thread():  # as below, without the detour, as most are
             self._service.wait_read(timeout)
-            return self._state.get(name)
-        return self._freshness.read(lambda: self._state.get(name), max_age, timeout)
+            return state.get(name)
+        return self._reader.read(lambda shown: shown.get(name), max_age, timeout)
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
-        return self._state.get(_name(self._prefix, key)) if max_age is None else self.get(key, timeout, max_age=max_age)
+        if max_age is not None:
+            return self.get(key, timeout, max_age=max_age)
+        return self._reader.present.get(_name(self._prefix, key))
 
     def get_many(self, keys: Iterable[str], timeout: float = 5.0, *, max_age: float | None = None) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment no earlier than this call, or than `max_age` ago."""
         names = _names(self._prefix, keys)
-        return self._without_prefix(self._freshness.read(lambda: self._state.get_many(names), max_age, timeout))
+        return self._without_prefix(self._reader.read(lambda shown: shown.get_many(names), max_age, timeout))
 
     def get_many_stale(
         self, keys: Iterable[str], max_age: float | None = None, timeout: float = 30.0
@@ -280,7 +293,7 @@ class KeyValue:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.get_many(keys, timeout, max_age=max_age)
-        return self._without_prefix(self._state.get_many(_names(self._prefix, keys)))
+        return self._without_prefix(self._reader.present.get_many(_names(self._prefix, keys)))
 
     def get_json(self, key: str, default: Any = None, timeout: float = 5.0, *, max_age: float | None = None) -> Any:
         """What the value of `key` says as JSON, or `default` if it does not exist; ValueError if it is no JSON.
@@ -309,21 +322,23 @@ class KeyValue:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
         name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
-        found = self._freshness.read(lambda: self._state.list(name, limit, start), max_age, timeout)
+        found = self._reader.read(lambda shown: shown.list(name, limit, start), max_age, timeout)
         return self._without_prefix(found)
 
     def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.list(prefix, timeout, max_age=max_age)
-        return self._without_prefix(self._state.list(_name(self._prefix, prefix, "a prefix"), None, self._prefix))
+        name = _name(self._prefix, prefix, "a prefix")
+        return self._without_prefix(self._reader.present.list(name, None, self._prefix))
 
     def list_at(
         self, prefix: str = "", timeout: float = 5.0, *, max_age: float | None = None
     ) -> tuple[dict[str, Value], int]:
         """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
         name = _name(self._prefix, prefix, "a prefix")
-        found, index = self._freshness.read(lambda: self._state.list_at(name, self._prefix), max_age, timeout)
+        shared = _watching_of(self._watching)
+        found, index = shared.freshness.read(lambda: shared.state.list_at(name, self._prefix), max_age, timeout)
         return self._without_prefix(found), index
 
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
@@ -364,10 +379,10 @@ class KeyValue:
             return do_elsewhere(again, timeout, ReadTimeoutError)
         name = _name(self._prefix, prefix, "a prefix")
         check_max_age(max_age)
-        shared = self._watching
+        shared = _watching_of(self._watching)
         if after is None:
             self._service.wait_read(timeout)
-            index = self._state.complete_index()
+            index = shared.state.complete_index()
         else:
             index = shared.index_of(after)
         shared.listen()
@@ -391,13 +406,13 @@ class KeyValue:
         hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
         is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
         """
-        self._state.check_process()
-        name = _name(self._prefix, prefix, "a prefix")
+        name, shared = _name(self._prefix, prefix, "a prefix"), _watching_of(self._watching)
+        shared.state.check_process()
 
         def call(function: ToldT) -> ToldT:
             def add() -> None:
-                self._watching.listen()
-                self._watching.callers().add(function, name, len(self._prefix))
+                shared.listen()
+                shared.callers().add(function, name, len(self._prefix))
 
             if is_main_thread():
                 do_elsewhere(add, 5.0, NodeFailedError)
@@ -415,9 +430,9 @@ class KeyValue:
         """
         check_max_age(max_age)
         check_timeout(timeout)
-        self._state.check_process()
-        name = _name(self._prefix, prefix, "a prefix")
-        return Mirror(self._state, self._freshness, name, self._prefix, max_age, timeout)
+        name, shared = _name(self._prefix, prefix, "a prefix"), _watching_of(self._watching)
+        shared.state.check_process()
+        return Mirror(shared.state, shared.freshness, name, self._prefix, max_age, timeout)
 
     # -- as a mapping
 
@@ -453,7 +468,7 @@ class KeyValue:
 
     def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
-        return self._freshness.read(self._state.allowed, None, timeout)
+        return self._reader.read(lambda shown: shown.allowed(), None, timeout)
 
 
 def _name(prefix: str, key: str, what: str = "a key") -> str:
@@ -478,14 +493,11 @@ def _check_prefix(prefix: object) -> None:
         raise ConfigurationError(f"a prefix is a str, not {prefix!r:.100}")
 
 
-_OF_THE_CLUSTER = (Code.ALLOW, Code.DISALLOW, Code.LIMIT)
-
-
 def _below(prefix: str, operation: Operation) -> Operation:
     """What `operation` is in the whole store, if it was meant within a namespace."""
     if isinstance(operation, Condition):
         return Condition(instructions.checked_key(_name(prefix, operation.key)), operation.version)
-    if isinstance(operation, Effect) and operation.code not in _OF_THE_CLUSTER:
+    if isinstance(operation, Effect) and operation.code not in instructions.OF_THE_CLUSTER:
         return replace(operation, key=instructions.checked_key(_name(prefix, operation.key)))
     return operation  # of neither kind: `encode` says so
 
@@ -509,3 +521,12 @@ def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]
         if not isinstance(condition, Condition):
             raise TypeError(f"{condition!r:.200} is no condition; `transaction` combines several effects")
     return conditions
+
+
+def _watching_of(watching: Watching | None) -> Watching:
+    """That; raises ConfigurationError where there is none."""
+    if watching is None:
+        raise ConfigurationError(
+            "a connected client holds no State, so that nothing tells it what changes: watch at a member"
+        )
+    return watching

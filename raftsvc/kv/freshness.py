@@ -7,10 +7,11 @@ leader would be no such proof, for it may be deposed, and not know yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from raftsvc.errors import ConfigurationError, ReadTimeoutError
+from raftsvc.kv.pages import Value
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.timeouts import check_timeout
 
@@ -35,6 +36,26 @@ class Asked(Protocol):
 
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call."""
+
+
+class Shown(Protocol):
+    """The store at some moment."""
+
+    def get(self, key: str) -> Value | None: ...
+    def get_many(self, keys: Iterable[str]) -> dict[str, Value]: ...
+    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]: ...
+    def allowed(self) -> frozenset[str]: ...
+
+
+class Reader(Protocol):
+    """Who shows it."""
+
+    @property
+    def present(self) -> Shown:
+        """What is known, maybe not the latest."""
+
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+        """What `look` returns, once nothing that it is shown has been out of date for longer than `max_age`."""
 
 
 class Freshness:
@@ -64,3 +85,17 @@ class Freshness:
             self._asked.wait_read(timeout)
             self._current_at = asked_at  # as of when it was asked, not answered
         return look()
+
+
+class ReaderHere:
+    """Who shows the State of this process, as current as it is known to be."""
+
+    __slots__ = ("freshness", "present")
+
+    def __init__(self, freshness: Freshness, present: Shown) -> None:
+        self.freshness = freshness
+        self.present = present
+
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+        """See `Reader`."""
+        return self.freshness.read(lambda: look(self.present), max_age, timeout)

@@ -75,6 +75,8 @@ class Code(IntEnum):
 
 # As numbers, for every node compares them with those of every instruction.
 IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT = map(int, Code)
+OF_THE_CLUSTER = frozenset((ALLOW, DISALLOW, LIMIT))
+"""What is said of the whole, and of no key."""
 _KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW))
 _WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR))
 _WITH_MORE = _WITH_TTL | {SET, LIMIT}

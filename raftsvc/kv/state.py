@@ -37,8 +37,9 @@ from raftsvc.kv.events import (
     wake,
 )
 from raftsvc.kv.expiry import NEVER
-from raftsvc.kv.instructions import decode, decode_lone_set, encode
+from raftsvc.kv.instructions import OF_THE_CLUSTER, decode, decode_lone_set, encode
 from raftsvc.kv.pages import Page, Value, records_of
+from raftsvc.kv.queries import ALLOWED, LIST, Question, encode_names, encode_values
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess, give_way
@@ -225,6 +226,28 @@ class KeyValueState(BaseState):
         with self._lock:
             pages = self._content.keys.freeze(prefix, after)
         return dict(islice(_found(pages, prefix, after), limit))
+
+    # -- connected clients
+
+    def query(self, data: bytes) -> bytes:
+        """Answer a question of `kv.queries`; raises Rejected."""
+        question = Question.decode(data)
+        if question.kind == ALLOWED:
+            return encode_names(self.allowed())
+        if question.kind == LIST:
+            prefix, after = question.names
+            return encode_values(self.list(prefix, question.limit, after))
+        return encode_values(self.get_many(question.names))
+
+    def scope(self, data: bytes, is_query: bool) -> Iterable[str] | None:
+        """The keys that a transaction or a question names, or the prefix; None if it is about the whole cluster."""
+        if is_query:
+            question = Question.decode(data)
+            return {ALLOWED: None, LIST: question.names[:1]}.get(question.kind, question.names)
+        conditions, effects = decode(data)
+        if any(code in OF_THE_CLUSTER for code, *_ in effects):
+            return None
+        return [key for key, _ in conditions] + [key for _, key, *_ in effects]
 
     def list_at(self, prefix: str = "", after: str = "") -> tuple[dict[str, Value], int]:
         """As `list`, and the index up to which all that was applied is in it, and nothing after it."""

@@ -9,19 +9,21 @@ kept in `handoff.Finished`, to be woken once that lock is free again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from random import Random
+from typing import Protocol
 
 from raftsvc.core.messages import EntryKind, Life, Message
-from raftsvc.core.raft import ProposalRefused, Raft, Refusal, Role
+from raftsvc.core.raft import ProposalRefused, Refusal, Role, Settings
 from raftsvc.core.versions import FIRST, Versions
-from raftsvc.errors import OutcomeUnknown, OverloadedError, RaftError
-from raftsvc.member.envelopes import wrap, wrap_open, wrap_piece
+from raftsvc.errors import NotApplied, OutcomeUnknown, OverloadedError, RaftError
+from raftsvc.member.envelopes import wrap, wrap_piece
 from raftsvc.member.forwards import Forwards
 from raftsvc.member.handoff import Finished
 from raftsvc.member.machine import Answer, Machine
+from raftsvc.member.opening import Opening
 from raftsvc.member.pieces import Piece, Pieces
 from raftsvc.member.sessions import MAX_OUTCOMES, Outcome, Sessions
 from raftsvc.member.waiters import Call
@@ -43,24 +45,33 @@ class Contexts:
         return self._last
 
 
-class _Opening:
-    """The attempts to have a session opened: when the next is due, how many there were, and what each says."""
+class Carrier(Protocol):
+    """What carries instructions to the log, and asks for indexes: the core, or, where a process has none, its owner's.
 
-    __slots__ = ("life", "tick", "tries", "versions")
+    See `raftsvc.core.raft.Raft`.
+    """
 
-    def __init__(self, life: Life, versions: Versions) -> None:
-        self.life = life
-        self.versions = versions
-        self.tick = 0
-        self.tries = 0
+    node_id: int
+    leader_id: int
+    role: Role
+    settings: Settings
+    is_removed: bool
+
+    def propose(self, proposals: Sequence[tuple[EntryKind, bytes]]) -> int: ...
+    def forward(self, proposals: Sequence[tuple[EntryKind, bytes]], context: int) -> bool: ...
+    def read_index(self, context: int) -> bool: ...
 
 
 class Calls:
-    """The instructions of this node that have no outcome yet, and the session they run under."""
+    """The instructions of this process that have no outcome yet, and the session they run under.
+
+    That is the session of the owner, which each start of its node opens anew.  An attached process
+    has one of its own, which goes on if it becomes the owner.
+    """
 
     def __init__(
         self,
-        core: Raft,
+        core: Carrier,
         contexts: Contexts,
         life: Life,
         retry_ticks: int,
@@ -70,7 +81,9 @@ class Calls:
         note_time: Callable[[], None],
         versions: Versions = FIRST,
     ) -> None:
-        """life: this start of the node, and `versions` what its code knows.  inbox: that of `handoff.Inbox`.
+        """life: this start of the node; of an attached process one without a counter.  inbox: that of `handoff.Inbox`.
+
+        versions: what the code of this process knows.
 
         note_time: has the core know what time it is now; called right before whatever may append.
         start_bytes: how much is sent at once on a way of which nothing is known.
@@ -84,19 +97,13 @@ class Calls:
         self._waiting: dict[int, Call] = {}  # by number, which is also their order
         self._unsent: dict[int, Call] = {}  # as they are to be sent, by number
         self._forwards = Forwards(start_bytes, retry_ticks)
-        self._pieces = Pieces(start_bytes, retry_ticks, self._patient_ticks)
+        self._pieces = Pieces(start_bytes, retry_ticks, _patient_ticks(core))
         self._next_number = 1
         self.session_id = 0
-        self._seen_index = 0
-        self._opening = _Opening(life, versions)
+        self.opening = Opening(life, versions)
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    @property
-    def _patient_ticks(self) -> int:
-        """What is in a leader's log commits, or leadership is lost, which has it sent again: wait that long."""
-        return 4 * self._core.settings.election_ticks
 
     @property
     def has_unsent(self) -> bool:
@@ -113,26 +120,50 @@ class Calls:
 
     # -- the session
 
-    def follow_session(self, machine: Machine) -> None:
-        """Learn which session this node has as of what is applied, and have its answers listened for."""
-        node_id = self._core.node_id
-        is_open = machine.sessions.life_of(node_id) == self._opening.life
-        self.session_id = machine.sessions.owner_of(node_id) if is_open else 0
-        if is_open:
-            self._opening.tries = 0
-        machine.listener = self.session_id
-        self._seen_index = machine.applied_index
+    def become_owner(
+        self, core: Carrier, contexts: Contexts, life: Life, note_time: Callable[[], None], start_bytes: int
+    ) -> None:
+        """This process owns the node from now on: what it brought it brings itself, under the session that it has.
+
+        start_bytes: of the way to other nodes, which is not that to the former owner.
+        """
+        self._core = core
+        self._contexts = contexts
+        self.opening.life = life
+        self._note_time = note_time
+        self._forwards = Forwards(start_bytes, self._retry_ticks)
+        self._pieces.take_way(start_bytes)
+        self.send_all_again()
+
+    def follow_session(self, machine: Machine, was_restored: bool = False) -> None:
+        """Learn which session this process has as of what is applied, and have its answers listened for.
+
+        If it was closed, what was sent under it and has no outcome yet, of all that is applied, has no effect, now or
+        later; unless a snapshot skipped the end (`was_restored`), for then it may have had one before.
+        """
+        opening = self.opening
+        is_closed = opening.follow(machine, self._core.node_id)
+        machine.listener = self.session_id = opening.session_id
+        if not is_closed:
+            return
+        opening.nonce = self._contexts.take()  # what opened the former one may come again
+        for call in [call for call in self._waiting.values() if call.data]:
+            self._drop(call)
+            self._finished.add_call(call)
+            if was_restored and call.unsettled:
+                call.error = OutcomeUnknown("the session of this process was closed, before or after it was applied")
+            else:
+                call.error = NotApplied("the session of this process was closed before it was applied; try again")
 
     def open_session(self, tick: int) -> None:
         """Have a session opened, unless there is one, asking again now and then.
 
         Before the first call comes, for it tells the cluster which start of this node this is.
         """
-        if self.session_id or tick < self._opening.tick or not self._core.leader_id or self._core.is_removed:
+        opening = self.opening
+        if opening.is_done or tick < opening.tick or not self._core.leader_id or self._core.is_removed:
             return
-        life, versions = self._opening.life, self._opening.versions
-        data = wrap_open(self._core.node_id, life.nonce, life.counter, self._seen_index, versions)
-        proposals = ((EntryKind.NORMAL, data),)
+        proposals = opening.proposals(self._core.node_id)
         if self._core.role is Role.LEADER:
             self._note_time()
             with suppress(ProposalRefused):
@@ -140,8 +171,8 @@ class Calls:
         elif not self._core.forward(proposals, self._contexts.take()):
             return
         # Longer each time: if this node does not see that it is open, each attempt is one more entry for nothing.
-        self._opening.tick = tick + (self._retry_ticks << min(self._opening.tries, 6))
-        self._opening.tries += 1
+        opening.tick = tick + (self._retry_ticks << min(opening.tries, 6))
+        opening.tries += 1
 
     # -- on the way
 
@@ -198,7 +229,7 @@ class Calls:
                 return
             for call in batch:
                 call.unsettled += 1
-                call.retry_tick = tick + self._patient_ticks
+                call.retry_tick = tick + _patient_ticks(self._core)
 
     def _forward(self, tick: int) -> None:
         forwards = self._forwards
@@ -247,7 +278,7 @@ class Calls:
     def _wrap_piece(self, piece: Piece) -> bytes:
         call, low = piece.call, next(iter(self._waiting))
         place = (piece.previous, piece.offset, len(call.instruction))
-        data = wrap_piece(call.op, self.session_id, self._opening.life.nonce, call.number, low, *place, piece.data)
+        data = wrap_piece(call.op, self.session_id, self.opening.nonce, call.number, low, *place, piece.data)
         call.data = call.data or data
         return data
 
@@ -256,7 +287,7 @@ class Calls:
         room = max_bytes
         count = 0
         low = next(iter(self._waiting), 0)  # those sent before have their data
-        nonce = self._opening.life.nonce
+        nonce = self.opening.nonce
         for call in self._unsent.values():
             if not call.data:
                 if _is_too_far(call, low):
@@ -285,7 +316,7 @@ class Calls:
                 self._turn_back((first,), refusal, tick)
         else:
             for call in batch:
-                call.retry_tick = tick + self._patient_ticks
+                call.retry_tick = tick + _patient_ticks(self._core)
 
     def _turn_back(self, batch: Iterable[Call], refusal: Refusal, tick: int) -> None:
         """Calls were refused where they were sent: fail them over the quota, else try again soon."""
@@ -320,7 +351,7 @@ class Calls:
         self._forwards.change_way()
         self._unsent = {number: call for number, call in self._waiting.items() if not call.is_cut}
         self._pieces.change_way()
-        self._opening.tick = 0
+        self.opening.tick = 0
 
     def follow_pieces(self, machine: Machine, tick: int) -> None:
         """Learn how much is applied of the instruction that is being sent in pieces."""
@@ -361,6 +392,11 @@ class Calls:
         for call in calls:
             self._finished.add_call(call)
             call.error = OutcomeUnknown(f"{error}; the instruction may have been applied") if call.unsettled else error
+
+
+def _patient_ticks(core: Carrier) -> int:
+    """What is in a leader's log commits, or leadership is lost, which has it sent again: wait that long."""
+    return 4 * core.settings.election_ticks
 
 
 def _is_too_far(call: Call, low: int) -> bool:

@@ -75,7 +75,7 @@ class _Difference:
         self.since = self.last_tick = tick
 
 
-class _Record:
+class DigestRecord:
     """The digests of one member: of what it applied last, and of what it answered for."""
 
     __slots__ = ("_answered", "_digests", "last_index")
@@ -122,7 +122,7 @@ class DigestCheck:
     def __init__(self, core: Raft, machine: Machine) -> None:
         self._core = core
         self._machine = machine
-        self._own = _Record()
+        self._own = DigestRecord()
         self._pending: deque[Message] = deque(maxlen=_MAX_QUESTIONS)  # asked here, not yet applied
         self._replies: list[tuple[int, Message]] = []
         self._tick = 0
@@ -136,6 +136,11 @@ class DigestCheck:
         self.mismatch: DivergedError | None = None
         self.disagreement: DisagreementError | None = None
         self.applied()
+
+    def latest(self) -> tuple[int, int]:
+        """The last entry that is known to be applied, and the digest there; 0 and 0 if there is none."""
+        digest = self._own.at(self._own.last_index)
+        return (0, 0) if digest is None else (self._own.last_index, digest)
 
     @property
     def is_disputed(self) -> bool:

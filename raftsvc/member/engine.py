@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple, Protocol
 
 from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import Configuration
-from raftsvc.core.messages import NO_NODE, Message, MessageKind
+from raftsvc.core.messages import NO_NODE, Life, Message, MessageKind
 from raftsvc.core.raft import (
     Raft,
     Ready,
@@ -40,6 +41,7 @@ from raftsvc.core.raft import (
     SnapshotMeta,
     ViolationError,
 )
+from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import (
     ApplyHaltedError,
     ConsensusError,
@@ -59,8 +61,10 @@ from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.changes import Changes
 from raftsvc.member.digests import DigestCheck
 from raftsvc.member.elapsed import Timekeeper
+from raftsvc.member.feed import Feed, Hooks
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Condition, Health
+from raftsvc.member.live import Live
 from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
@@ -148,6 +152,9 @@ class Runner(Protocol):
     def glance(self) -> int:
         """As `now`, without the lock."""
 
+    def feed_due(self) -> None:
+        """There is something for attached processes: have `feed.take` called for each."""
+
     def say(self, level: int, message: str, error: BaseException | None = None) -> None:
         """Log `message` soon: what handles it is not ours, and may wait or ask this node something."""
 
@@ -168,33 +175,46 @@ class Engine:
     """A member of a cluster."""
 
     def __init__(
-        self, addr: str, store: Store, state: State, options: EngineOptions, random: Random, runner: Runner
+        self,
+        addr: str,
+        store: Store,
+        state: State,
+        options: EngineOptions,
+        random: Random,
+        runner: Runner,
+        live: Live | None = None,
+        pid: int = 0,
     ) -> None:
         """Recover from `store`, which is initialized; `runner` is not called before `start`.
+
+        live: of an attached process that owns the directory from now on, which was opened and is not behind: what
+              it has, and who waits there.
 
         Raises StorageError if what is stored cannot be trusted, OutdatedError or ConsensusError if only later
         code can go on from it, and StartFailedError if the State cannot be restored.
         """
-        loaded = store.load(random.getrandbits(64))
+        loaded = store.load(random.getrandbits(64)) if live is None or live.loaded is None else live.loaded
         self.options = options
         self._runner = runner
         self.health = Health()
-        self.inbox = Inbox(self.health)
-        machine = Machine(state, options.library_version)
+        self.inbox = Inbox(self.health) if live is None else live.inbox.moved_to(self.health)
+        machine = Machine(state, options.library_version) if live is None else live.machine
         self.snapshots = Snapshots(
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )
-        if loaded.snapshot is not None:
+        if live is not None:
+            if live.is_behind:
+                raise StorageError("what is stored is ahead of the State of who takes over, and was not read")
+            self.snapshots.note_stored(loaded.snapshot.index if loaded.snapshot is not None else 0)
+        elif loaded.snapshot is not None:
             self._restore()
         elif state.applied_index() != 0:
             raise StorageError(
                 "the State reports applied entries, but there is no snapshot to start it from: "
                 "give the Service an empty State; the log and the snapshot bring it up to date"
             )
-        try:
-            self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)))
-        except ViolationError as violation:
-            raise ConsensusError(f"the log of node {loaded.node_id} cannot be gone on from: {violation}") from violation
+        at_least = machine.applied_index if live is not None else 0
+        self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)), at_least)
         if not machine.own.covers(core.committed_config.versions):
             raise outdated(f"node {loaded.node_id} at {addr}", machine.own, core.committed_config.versions)
         self.writes = Writes(store, self.inbox, self.health)
@@ -205,24 +225,22 @@ class Engine:
 
         contexts = Contexts(random)
         retry_ticks = options.retry_ticks
-        inbox = self.inbox
-        self.calls = Calls(
-            core,
-            contexts,
-            loaded.life.life,
-            retry_ticks,
-            options.start_bytes,
-            inbox.calls,
-            inbox.finished,
-            self.time.note,
-            machine.own,
-        )
-        self.reads = Reads(core, contexts, retry_ticks, self.inbox, self.time.note)
-        self.changes = Changes(core, contexts, runner.state_changed, self.time.note)
-        self.digests = DigestCheck(core, machine)
+        inbox, life, note_time = self.inbox, loaded.life.life, self.time.note
+        if live is None:
+            self.calls = _calls_of(core, contexts, life, options, inbox, note_time, machine.own)
+            self.reads = Reads(core, contexts, retry_ticks, inbox, note_time)
+        else:
+            self.calls, self.reads = live.calls, live.reads
+            self.calls.become_owner(core, contexts, life, note_time, options.start_bytes)
+            self.reads.become_owner(core, contexts, note_time)
+        self.changes = Changes(core, contexts, runner.state_changed, note_time)
+        self.digests = digests = DigestCheck(core, machine)
+        hooks = Hooks(runner.feed_due, note_time, partial(_note_damage, self))
+        self.feed = Feed(core, contexts, digests, self.health, loaded.cluster_id, retry_ticks, hooks, pid)
         self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
         self.upgrades = Upgrades(core, machine, self.lives, self.time.note)
         self.calls.follow_session(machine)
+        self.feed.follow_sessions(machine, self.calls.session_id)
 
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
@@ -300,7 +318,7 @@ class Engine:
                     # another would have it send at once.
                     message.entries, message.index, message.log_term = (), 0, 0
                 if message.kind is MessageKind.PROPOSE_REPLY:
-                    if not self.changes.hear(message):
+                    if not (self.changes.hear(message) or self.feed.hear_reply(message)):
                         self.calls.hear_reply(message, self.ticks)
                 elif message.kind in (MessageKind.DIGEST, MessageKind.DIGEST_REPLY):
                     self.digests.hear(message)
@@ -318,15 +336,12 @@ class Engine:
         self.step(replies)
         self.core.report_snapshot(peer_id, succeeded)
         if damage is not None:
-            # Of no use to those who need it, nor to a restart; the State here is whole.
-            error = StorageError(f"the stored snapshot cannot be read: {damage}; another is being taken")
-            error.__cause__ = damage
-            self.vigil.begin(Condition.UNSAVED, error)
-            self.snapshots.want()
+            _note_damage(self, str(damage), damage)
 
     def tick(self) -> None:
         """One tick of time passed."""
         if self.health.is_over:
+            self.feed.note_news()  # who is attached is told why, as long as this process lives
             return
         self.inbox.finished.tick()
         self.time.note()
@@ -341,6 +356,7 @@ class Engine:
         self.lives.tick(self.ticks)
         self.upgrades.tick()
         self.reads.ask(self.ticks)
+        self.feed.tick(self.ticks)
         for peer_id, message in self.digests.announce():
             self._runner.post(peer_id, (message,))
 
@@ -371,6 +387,8 @@ class Engine:
     def _send_what_came(self) -> None:
         """Have what callers brought sent, unless more is about to come."""
         inbox = self.inbox
+        if self.feed.has_unsent:
+            self.feed.send(self.ticks, may_propose=not inbox.is_writing)
         if inbox.waking:
             return
         if self.reads.is_due:
@@ -383,6 +401,7 @@ class Engine:
         self._post(ready.messages)
         for read_state in ready.read_states:
             self.reads.hear(read_state, self.applying.applied_index)
+            self.feed.hear_index(read_state)
         if ready.must_persist:
             self.writes.add(ready)
         elif ready.messages_after:
@@ -393,6 +412,8 @@ class Engine:
         if ready.committed:
             self.applying.add(ready.committed)
             self.core.log.unapplied_bytes = self.applying.backlog_bytes
+            if self.feed.is_wanted:
+                self._runner.feed_due()
 
     def _post(self, messages: Iterable[Message]) -> None:
         by_peer: dict[int, list[Message]] = {}
@@ -424,6 +445,7 @@ class Engine:
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
             self.changes.clear()
+            self.feed.note_view(self.ticks)
             self._runner.state_changed()
         if config is not seen.config:
             self._runner.members_changed()
@@ -470,7 +492,10 @@ class Engine:
         applying.note_applied()
         self.core.log.unapplied_bytes = applying.backlog_bytes
         self._await_deadline()
-        calls.follow_session(applying.machine)
+        calls.answer(answers, self.ticks)  # first, for the session may be closed after them
+        was_restored = self.snapshots.take_restored()
+        calls.follow_session(applying.machine, was_restored)
+        self.feed.follow_sessions(applying.machine, calls.session_id)
         self.lives.applied()
         self.upgrades.applied()
         if applying.applied_config is not config:
@@ -479,9 +504,8 @@ class Engine:
         if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
-        calls.answer(answers, self.ticks)
         calls.follow_pieces(applying.machine, self.ticks)
-        if self.snapshots.take_restored():
+        if was_restored:
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
         if isinstance(error, UnknownOperationError | OutdatedError):
@@ -555,6 +579,7 @@ class Engine:
             if is_superseded:
                 self._runner.end_directory(str(error))
             self._fail_waiters(self.health.refusal())
+            self.feed.note_news()
 
     def halt(self, error: RaftError) -> None:
         """Apply no more and serve no more; keep voting for the others, and storing while memory allows."""
@@ -569,13 +594,46 @@ class Engine:
         self.reads.fail(error)
 
 
+def _calls_of(
+    core: Raft,
+    contexts: Contexts,
+    life: Life,
+    options: EngineOptions,
+    inbox: Inbox,
+    note_time: Callable[[], None],
+    versions: Versions,
+) -> Calls:
+    retry_ticks, start_bytes = options.retry_ticks, options.start_bytes
+    return Calls(core, contexts, life, retry_ticks, start_bytes, inbox.calls, inbox.finished, note_time, versions)
+
+
+def let_waiters_go(engine: Engine) -> None:
+    """Have whoever waits at `engine` wait elsewhere from now on: it cannot be started, and is stopped next."""
+    core, contexts, inbox = engine.core, Contexts(Random(0)), Inbox(engine.health)
+    engine.calls = _calls_of(core, contexts, engine.lives.own, engine.options, inbox, engine.time.note, FIRST)
+    engine.reads = Reads(core, contexts, engine.options.retry_ticks, inbox, engine.time.note)
+
+
+def _note_damage(engine: Engine, why: str, cause: Exception | None = None) -> None:
+    """The stored snapshot cannot be read, as whoever needs it says: another one is to be taken."""
+    # Of no use to those who need it, nor to a restart; the State here is whole.
+    error = StorageError(f"the stored snapshot cannot be read: {why}; another is being taken")
+    error.__cause__ = cause
+    engine.vigil.begin(Condition.UNSAVED, error)
+    engine.snapshots.want()
+
+
 def would_install(engine: Engine, message: Message) -> bool:
     """Whether the snapshot that `message` announces would be installed."""
     return not engine.health.is_over and wants_snapshot(engine.core, message.term, message.index, message.log_term)
 
 
-def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raft:
-    """The algorithm as of what was stored."""
+def _recover_core(loaded: Loaded, options: EngineOptions, random: Random, applied_index: int) -> Raft:
+    """The algorithm as of what was stored.
+
+    applied_index: of a live State, 0 of one that starts anew: what it applied is committed, though the
+                   hard state, which need not say so, does not.
+    """
     snapshot = loaded.snapshot
     meta = SnapshotMeta()
     if snapshot is not None:
@@ -596,7 +654,13 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random) -> Raf
         tick_ms=options.tick_ms,
         uses_leases=options.lease_reads,
     )
-    return Raft(settings, loaded.hard_state, meta, loaded.entries)
+    hard_state = loaded.hard_state._replace(commit=max(loaded.hard_state.commit, applied_index))
+    try:
+        core = Raft(settings, hard_state, meta, loaded.entries)
+    except ViolationError as violation:
+        raise ConsensusError(f"the log of node {loaded.node_id} cannot be gone on from: {violation}") from violation
+    core.log.delivered_index = max(core.log.delivered_index, applied_index)
+    return core
 
 
 def as_raft_error(error: BaseException, what: str) -> RaftError:

@@ -9,6 +9,11 @@ Envelope: op (1 byte), then four numbers of 8 bytes, which mean
                        of a process that applies, the versions that its code knows
     CLOSE              the session's id and nonce, 0, 0
     VOID               member, 0, 0, 0
+    CLIENT             the same as INSTRUCTION, of the session of who carries it; what follows is an envelope
+                       once more, what a connected client brought, which has a session of its own: an
+                       INSTRUCTION, or
+                         OPEN   0, nonce, 0, 0: to be answered with the session's id
+                         CLOSE  the session's id and nonce, 0, 0
 
 A LIST is several instructions: how many (2 bytes), then each one's length (4) and bytes.  All
 integers are big-endian.
@@ -28,7 +33,7 @@ ENVELOPE_BYTES = ENVELOPE.size
 """Bytes that an envelope adds to an instruction."""
 INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 """Where, in an entry, what follows the envelope begins."""
-INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE = 1, 2, 3, 4, 5, 6
+INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE, CLIENT = 1, 2, 3, 4, 5, 6, 7
 MAX_LISTED = 1000
 """Instructions in one list."""
 
@@ -78,6 +83,11 @@ def wrap_open(member: int, nonce: int, counter: int, index: int, versions: Versi
 def wrap_close(session_id: int, nonce: int) -> bytes:
     """The data of an entry that closes a session."""
     return ENVELOPE.pack(CLOSE, session_id, nonce, 0, 0)
+
+
+def wrap_client_open(nonce: int) -> bytes:
+    """What opens a session of a connected client, under CLIENT."""
+    return ENVELOPE.pack(OPEN, 0, nonce, 0, 0)
 
 
 def wrap_void(member: int) -> bytes:

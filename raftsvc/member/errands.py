@@ -11,6 +11,7 @@ from raftsvc.core.messages import Message
 from raftsvc.errors import StorageError
 from raftsvc.member.elapsed import FastestClock
 from raftsvc.member.engine import Engine
+from raftsvc.member.handoff import Signal
 from raftsvc.member.threads import Threads
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport import Peer
@@ -31,6 +32,8 @@ class Errands:
         "_open_snapshot",
         "_threads",
         "elapsed_clocks",
+        "feeders",
+        "is_feed_due",
         "peers",
         "said",
         "unflushed",
@@ -56,6 +59,9 @@ class Errands:
         """Those to whom something can be said, by id; `Peers` sees to it that they are there."""
         self.unflushed: set[Peer] = set()
         self.said: list[tuple[int, str, BaseException | None]] = []
+        self.feeders: list[Signal] = []
+        """Of the threads that send to attached processes."""
+        self.is_feed_due = False
 
     def attach(self, engine: Engine, members_changed: Callable[[], None]) -> None:
         """Get to know who was made later; before the engine starts."""
@@ -82,6 +88,10 @@ class Errands:
     def state_changed(self) -> None:
         """Wake those who wait for leader, configuration, session or health."""
         self._changed.notify_all()
+
+    def feed_due(self) -> None:
+        """Wake those who send to attached processes, at the end of the turn."""
+        self.is_feed_due = True
 
     def now(self) -> int:
         """What leases are measured by."""

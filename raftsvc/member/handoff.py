@@ -55,6 +55,12 @@ class Inbox:
         self.is_asking = False
         """Whether an index is being asked for, after which somebody looks for more readers."""
 
+    def moved_to(self, health: Health) -> Inbox:
+        """The same, at another engine of this process, which knows no promise yet."""
+        self._health = health
+        self.is_writing = self.is_leading = self.is_asking = False
+        return self
+
     @property
     def gathers_calls(self) -> bool:
         """Whether instructions gather until the present write is done, for whoever writes to see to them."""

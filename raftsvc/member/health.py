@@ -54,6 +54,10 @@ class Condition(Enum):
     """The disk refuses writes for now, and is asked again; nothing is acknowledged meanwhile."""
     NOT_LISTENING = ("not-listening", Part.BE_READY, "its listener is bound")
     """The port on which others reach it is not open."""
+    UNATTACHED = ("unattached", Part.BE_READY, "this process is attached to the owner of its directory again")
+    """Nobody owns the directory just now, or not yet for whom attaches to it."""
+    OWNER_SILENT = ("owner-silent", Part.BE_READY, "the owner of the directory answers again")
+    """The process that owns the directory lives and does not answer: nobody takes its place."""
     UNRECEIVED = ("unreceived", Part.BE_READY, "nothing keeps it from storing its leader's snapshot any more")
     """A snapshot that it needs cannot be stored, so that it falls behind."""
     OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")

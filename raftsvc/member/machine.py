@@ -42,6 +42,7 @@ from raftsvc.core.messages import (
 from raftsvc.core.versions import Versions
 from raftsvc.errors import Rejected, UnknownOperationError, recorded_reason
 from raftsvc.member.envelopes import (
+    CLIENT,
     CLOSE,
     ENVELOPE,
     INSTRUCTION,
@@ -53,7 +54,7 @@ from raftsvc.member.envelopes import (
     decode_list,
     whole_of,
 )
-from raftsvc.member.sessions import Outcome, Session, Sessions, encode_outcome
+from raftsvc.member.sessions import NOT_TAKEN, Outcome, Session, Sessions, encode_outcome
 from raftsvc.process import give_way
 from raftsvc.state import State, StreamingState, TimedState, WaitingState
 from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
@@ -156,7 +157,7 @@ class Machine:
         if len(entry) < INSTRUCTION_OFFSET:
             raise _unknown(0, index)
         op, session_id, nonce, number, low = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
-        if op != INSTRUCTION and op != PIECE and op != LIST:
+        if op != INSTRUCTION and op != PIECE and op != LIST and op != CLIENT:
             # Then the four mean what `envelopes` says.
             if op == OPEN:
                 if session_id in self.config.members:
@@ -200,8 +201,8 @@ class Machine:
     def _apply_whole(
         self, op: int, session: Session, number: int, low: int, data: bytes, at: tuple[int, int], answers: list[Answer]
     ) -> bytes:
-        """Apply a list, or what came in pieces."""
-        if op not in (INSTRUCTION, LIST):
+        """Apply a list, what a client brought, or what came in pieces."""
+        if op not in (INSTRUCTION, LIST, CLIENT):
             raise _unknown(op, at[0])
         instructions = decode_list(data) if op == LIST else [data]
         if instructions is None:
@@ -210,7 +211,8 @@ class Machine:
         if known is not None:  # then all of it is
             outcomes = [session.outcomes.get(number + place, known) for place in range(len(instructions))]
         elif session.takes(number, low, len(instructions)):
-            outcomes = [self._execute(instruction, *at) for instruction in instructions]
+            execute = self._serve_client if op == CLIENT else self._execute
+            outcomes = [execute(instruction, *at) for instruction in instructions]
             session.record(number, low, outcomes)
         else:
             return b""
@@ -229,6 +231,28 @@ class Machine:
             return Outcome(False, recorded_reason(rejected), None, True, index, time_ms)
         # Not its truth, which a State's own class may define: nothing of the user's runs here.
         return Outcome(answer is not False and answer is not None, None, answer, True, index, time_ms)
+
+    def _serve_client(self, data: bytes, index: int, time_ms: int) -> Outcome:
+        """What a connected client brought takes effect, if it has not before; where it did, and what came of it."""
+        if len(data) < ENVELOPE.size:
+            return NOT_TAKEN
+        op, session_id, nonce, number, low = ENVELOPE.unpack_from(data)
+        if op == OPEN:
+            return Outcome(True, None, self.sessions.open_client(index, nonce), True, index, time_ms)
+        session = self.sessions.client(session_id, nonce)
+        if session is None or op not in (INSTRUCTION, CLOSE):
+            return NOT_TAKEN
+        if op == CLOSE:
+            self.sessions.close(session_id, nonce)
+            return Outcome(True, None, True, True, index, time_ms)
+        session.used = index
+        outcome = session.outcomes.get(number)
+        if outcome is None:
+            if not session.takes(number, low):
+                return NOT_TAKEN
+            outcome = self._execute(data[ENVELOPE.size :], index, time_ms)
+            session.record(number, low, (outcome,))
+        return outcome
 
     def _apply_change(self, change: ConfChange) -> None:
         config = self.config.changed(change)

@@ -19,6 +19,7 @@ Threads, all daemons, none dependent on the thread that started the node:
 from __future__ import annotations
 
 import logging
+import os
 import random
 import secrets
 import threading
@@ -35,8 +36,10 @@ from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
 from raftsvc.member.elapsed import read_clocks
-from raftsvc.member.engine import Engine, EngineOptions
+from raftsvc.member.engine import Engine, EngineOptions, let_waiters_go
 from raftsvc.member.errands import Errands
+from raftsvc.member.feeders import Feeders
+from raftsvc.member.live import Live
 from raftsvc.member.peers import Peers
 from raftsvc.member.status import status_of
 from raftsvc.member.threads import Threads
@@ -71,8 +74,18 @@ class NodeOptions(NamedTuple):
 class Node:
     """A member of a cluster, running from construction (`start`) until `stop`.  A `Participant` in this process."""
 
-    def __init__(self, addr: str, store: Store, state: State, network: Network, options: NodeOptions) -> None:
+    def __init__(
+        self,
+        addr: str,
+        store: Store,
+        state: State,
+        network: Network,
+        options: NodeOptions,
+        live: Live | None = None,
+    ) -> None:
         """Recover from `store`, which is initialized; nothing runs before `start`.
+
+        live: what this process has as an attached one, which goes on here.
 
         Raises StorageError if what is stored cannot be trusted, and whatever the
         State raises if it cannot be restored.
@@ -87,7 +100,7 @@ class Node:
         engine_options = options.engine._replace(
             tick_ns=int(1e9 * LEAST_TICK * self._tick_seconds), tick_ms=max(1, int(1e3 * self._tick_seconds))
         )
-        self._engine = engine = Engine(addr, store, state, engine_options, seed, errands)
+        self._engine = engine = Engine(addr, store, state, engine_options, seed, errands, live, os.getpid())
         self._turn = turn = Turn(lock, changed, engine, errands)
         self.runs_state_here = turn.hands.run_state_here
         self._applier = Applier(engine, turn, self._threads)
@@ -96,6 +109,7 @@ class Node:
         errands.attach(engine, self._peers.members_changed)
         self.callers = Callers(engine, turn, self._applier, self._threads.stopping)
         self._ticker = Ticker(engine, turn, self._peers, self._threads.stopping, options.clock, self._tick_seconds)
+        self.feeders = Feeders(engine, turn, self._applier, errands)
         self.identity = self._peers.identity
         self.vitals = Vitals(engine, turn, self._peers, self._threads, self.is_settled)
         self.node_id = engine.node_id
@@ -116,6 +130,8 @@ class Node:
             for name, run in (("ticker", self._ticker.run), ("log", self._turn.run_log), ("apply", self._applier.run)):
                 self._threads.start_essential(name, run)
         except BaseException as error:
+            with self._turn:
+                let_waiters_go(self._engine)
             deadline = self._end(StoppedError("the node could not be started"))
             self._let_go(deadline, self._store.unload)
             if isinstance(error, RuntimeError):
@@ -287,6 +303,9 @@ class Node:
             return None
 
     # -- what other members ask; see peers
+
+    def check_receives(self) -> None:
+        """Nothing keeps other members from bringing something here."""
 
     def receive(self, from_id: int, messages: Sequence[Message]) -> list[Message]:
         """Step messages that came in a request of `from_id`; return the replies for it."""

@@ -81,7 +81,7 @@ class Pieces:
         patient_ticks: and what is in a leader's log, after that.
         """
         self._longs: deque[_Long] = deque()
-        self._pace = Pace(max(1, start_bytes // 2))  # it may pass two links, to the leader and from it
+        self.take_way(start_bytes)
         self._retry_ticks = retry_ticks
         self._patient_ticks = patient_ticks
         self._tries = 0
@@ -218,6 +218,10 @@ class Pieces:
         if is_refused:
             self.send_again(tick + 1)
         return True
+
+    def take_way(self, start_bytes: int) -> None:
+        """They go by a way of which only that is known."""
+        self._pace = Pace(max(1, start_bytes // 2))  # it may pass two links, to the leader and from it
 
     def change_way(self) -> None:
         """They go elsewhere from now on, and what is on its way may be lost."""

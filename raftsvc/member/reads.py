@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from raftsvc.core.raft import Raft, ReadState
+from raftsvc.core.raft import ReadState
 from raftsvc.errors import RaftError
-from raftsvc.member.calls import Contexts
+from raftsvc.member.calls import Carrier, Contexts
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.waiters import Read
 
@@ -26,7 +26,7 @@ class Reads:
 
     def __init__(
         self,
-        core: Raft,
+        core: Carrier,
         contexts: Contexts,
         retry_ticks: int,
         inbox: Inbox,
@@ -45,6 +45,15 @@ class Reads:
         self._latest = 0
         self._asked_tick = 0
         self._applying: dict[Read, None] = {}
+
+    def become_owner(self, core: Carrier, contexts: Contexts, note_time: Callable[[], None]) -> None:
+        """This process owns the node from now on: whom it asked for before it asks for anew."""
+        self._core = core
+        self._contexts = contexts
+        self._note_time = note_time
+        self._new = dict.fromkeys([read for _, reads in self._asked for read in reads] + list(self._new))
+        self._asked.clear()  # their numbers, and its own, have no order
+        self._inbox.is_asking = False
 
     def __len__(self) -> int:
         return len(self._new) + sum([len(reads) for _, reads in self._asked]) + len(self._applying)

@@ -12,10 +12,18 @@ random: who says it has not guessed the id, and an attempt to open that comes tw
 An attempt says how far its process had applied when it was made, and one from long ago is
 ignored, as is one of a start of the owner that is not later than the one known: so nothing late opens what was closed.
 
+A connected client, which holds no replica, has a session that is no member's (`CLIENTS`), so it outlives every
+member by which the client works.  All that it brings is carried by members, each under a session and number of its own
+(`envelopes.CLIENT`), and has an outcome at that place of the log: also that there is no such session
+(`NOT_TAKEN`), which a client that has no log could not see.
+
 There is no clock here, and bounds come from the log alone: of a session at most
 `MAX_OUTCOMES` numbers are unsettled, of a member there are at most `MAX_SESSIONS`, of which one
-more closes the one that was not used for longest, never the owner's.  A session is closed when its
-member is removed or void, when the owner starts anew, if it is the owner's, or through the log.
+more closes the one that was not used for longest, never the owner's, nor one of a process that applies
+what is in the log as long as there are others: it holds back what its code does not know.  A session is closed when its
+member is removed or void, when the owner starts anew, if it is the owner's, or through the log.  Of clients there are
+at most `MAX_CLIENTS`, and one more closes the one that was not used for longest: so one that vanished
+is forgotten when there is need, and one that is back after that opens another.
 
 A session also says what versions the code of its process knows, if that applies what is in the log.
 So what a member knows is what the least of its processes does: it is known of each start from the
@@ -32,7 +40,7 @@ from typing import Any, NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
-from raftsvc.member.envelopes import INSTRUCTION, LIST, read_piece
+from raftsvc.member.envelopes import CLIENT, INSTRUCTION, LIST, read_piece
 from raftsvc.process import give_way
 from raftsvc.results import (
     BYTES,
@@ -51,6 +59,10 @@ MAX_OUTCOMES = 1024
 """Numbers of one session that are not settled; one further ahead of `low` is ignored."""
 MAX_SESSIONS = 256
 """Of one member."""
+MAX_CLIENTS = 4096
+"""Sessions of connected clients, in all."""
+CLIENTS = 0
+"""In the place of the member whose session it is."""
 MAX_OPEN_AGE = 100_000
 """Entries after which an attempt to open a session is too old."""
 MAX_WHOLE_BYTES = 4 * 1024 * 1024
@@ -82,6 +94,10 @@ class Outcome(NamedTuple):
         return self._replace(answer=None, is_known=False) if encode_outcome(self) == OBJECT else self
 
 
+NOT_TAKEN = Outcome(False)
+"""What a client brought was ignored, for its session is not open; known by its index, which is no entry's."""
+
+
 def encode_outcome(outcome: Outcome) -> bytes:
     """All of an outcome that is kept but where and when: for the digest, and the snapshot."""
     if outcome.answer is True:
@@ -91,7 +107,8 @@ def encode_outcome(outcome: Outcome) -> bytes:
     return encode_answer(outcome.answer) if outcome.is_known else OBJECT
 
 
-def _decode_outcome(data: bytes, index: int, time_ms: int) -> Outcome:
+def decode_outcome(data: bytes, index: int, time_ms: int) -> Outcome:
+    """What `encode_outcome` made; raises MalformedError."""
     code, rest = data[:1], data[1:]
     if code == REJECTED:
         return Outcome(False, rest.decode(), None, True, index, time_ms)
@@ -241,6 +258,10 @@ class Sessions:
         """The id of the member's session that was opened with `nonce`; 0 if there is none."""
         return next((s.id for s in self._sessions.values() if s.member == member and s.nonce == nonce), 0)
 
+    def attached_of(self, member: int) -> dict[int, int]:
+        """The nonces of the member's sessions that are not its owner's, by id."""
+        return {s.id: s.nonce for s in self._sessions.values() if s.member == member and not s.counter}
+
     def recorded(self, session_id: int, number: int) -> Outcome | None:
         """The outcome that a session remembers of `number`."""
         session = self._sessions.get(session_id)
@@ -255,7 +276,7 @@ class Sessions:
     @property
     def holders(self) -> Collection[int]:
         """The members that have sessions, or of which a life is known."""
-        return {session.member for session in self._sessions.values()} | self._lives.keys()
+        return ({session.member for session in self._sessions.values()} | self._lives.keys()) - {CLIENTS}
 
     def count_of(self, member: int) -> int:
         """How many sessions a member has."""
@@ -280,7 +301,8 @@ class Sessions:
                 return
             others = [s for s in self._sessions.values() if s.member == member and not s.counter]
             if len(others) >= MAX_SESSIONS - 1:
-                del self._sessions[min(others, key=lambda s: (s.used, s.id)).id]
+                clients = [s for s in others if s.versions is None]
+                del self._sessions[min(clients or others, key=lambda s: (s.used, s.id)).id]
         self._sessions[index] = Session(index, member, nonce, counter, versions)
         self.changes += 1
 
@@ -292,6 +314,25 @@ class Sessions:
             oldest = min((self._sessions[i] for i in partials if i != newest.id), key=lambda s: (s.used, s.id))
             oldest.partial = None
             excess -= partials.pop(oldest.id)
+
+    def client(self, session_id: int, nonce: int) -> Session | None:
+        """The session of that id, if it is a connected client's, who knows its nonce."""
+        session = self.get(session_id, nonce)
+        return session if session is not None and session.member == CLIENTS else None
+
+    def open_client(self, index: int, nonce: int) -> int:
+        """The entry at `index` opens a session of a client, unless that nonce has one; its id.
+
+        No member is told: that it is open, or is not, each outcome of it says.
+        """
+        clients = [s for s in self._sessions.values() if s.member == CLIENTS]
+        for session in clients:
+            if session.nonce == nonce:
+                return session.id
+        if len(clients) >= MAX_CLIENTS:
+            del self._sessions[min(clients, key=lambda s: (s.used, s.id)).id]
+        self._sessions[index] = Session(index, CLIENTS, nonce, 0)
+        return index
 
     def close(self, session_id: int, nonce: int) -> None:
         """A session is over; the owner's only with another start of it."""
@@ -375,11 +416,11 @@ class Sessions:
                     sessions._sessions[session_id] = session
                     for _ in range(count):
                         number, index, time_ms, length = reader.take(_OUTCOME)
-                        session.outcomes[number] = _decode_outcome(reader.take_bytes(length), index, time_ms)
+                        session.outcomes[number] = decode_outcome(reader.take_bytes(length), index, time_ms)
                     give_way()
                 elif code == _IS_PARTIAL and session is not None:
                     _, number, whole_bytes, op, held = reader.take(_PARTIAL)
-                    if op not in (INSTRUCTION, LIST) or not held < whole_bytes <= MAX_WHOLE_BYTES:
+                    if op not in (INSTRUCTION, LIST, CLIENT) or not held < whole_bytes <= MAX_WHOLE_BYTES:
                         raise MalformedError("session table does not decode")
                     session.partial = partial = _Partial(number, whole_bytes, op)
                     partial.held, partial.parts = held, [reader.take_bytes(held)]

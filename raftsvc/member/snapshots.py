@@ -17,8 +17,16 @@ from raftsvc.core.messages import MalformedError
 from raftsvc.errors import StorageError
 from raftsvc.member.health import Health
 from raftsvc.member.machine import Machine
-from raftsvc.storage import IncomingSnapshot, SnapshotHeader, Store
+from raftsvc.storage import PASSING, IncomingSnapshot, SnapshotHeader, Store
 from raftsvc.transport import SnapshotChunk
+
+
+class UnopenedError(StorageError):
+    """The stored snapshot cannot be opened for want of what passes: the State is as it was."""
+
+    http_status = 503
+    http_detail = "This node is not ready."
+    retry_after = 5.0
 
 
 class Capture(NamedTuple):
@@ -87,6 +95,10 @@ class Snapshots:
             and self._health.may_apply
         )
 
+    def note_stored(self, index: int) -> None:
+        """The stored one is of that index, and the State is ahead of it."""
+        self._last_index = self.restored_index = index
+
     def want(self) -> None:
         """The stored one is of no use: another is due, whatever was applied since."""
         self._is_wanted = True
@@ -131,12 +143,32 @@ class Snapshots:
         self._failures = self._failures + 1 if retry_ticks else 0
         self._rest_ticks = retry_ticks << min(max(self._failures - 1, 0), 6)
 
+    def check_stored(self) -> None:
+        """Raise FileNotFoundError if there is none, or what keeps it from being read."""
+        self._store.open_snapshot().close()
+
     def restore(self, index: int) -> None:
-        """Restart the State from the stored snapshot, which covers at least `index`."""
+        """Restart the State from the stored snapshot, which covers at least `index`.
+
+        Raises StorageError if that is of another cluster, and whatever reading it or the State raises.
+        """
         if index and index <= self._machine.applied_index:
             return
-        with self._store.open_snapshot() as snapshot:
+        try:
+            stored = self._store.open_snapshot()
+        except OSError as error:
+            if error.errno in PASSING:
+                raise UnopenedError(f"the stored snapshot cannot be opened: {error}") from error
+            raise
+        with stored as snapshot:
             header = snapshot.header
+            if self.cluster_id not in (0, header.cluster_id):
+                raise StorageError(
+                    f"the stored snapshot is of cluster {header.cluster_id:016x}, and this node of "
+                    f"{self.cluster_id:016x}: directories were mixed up"
+                )
+            if index and header.index <= self._machine.applied_index:
+                return  # what is applied stays applied
             self._machine.restore(
                 header.index,
                 header.term,

@@ -162,6 +162,9 @@ class Turn:
             said, errands.said = errands.said, []
         finished = engine.inbox.finished.take()
         signals: list[Signal] = []
+        if errands.is_feed_due:
+            errands.is_feed_due = False
+            signals += errands.feeders
         if engine.writes.is_due or engine.applying.is_due or engine.snapshots.is_due:  # else there is nothing to decide
             wakes_log, asks_caller, wakes_apply = duties(self.present())
             if wakes_log:

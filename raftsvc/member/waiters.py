@@ -60,11 +60,11 @@ class Call(Waiter):
         "unsettled",
     )
 
-    def __init__(self, instruction: bytes, listed: int = 0) -> None:
-        """listed: how many instructions it is the encoded list of, if it is one."""
+    def __init__(self, instruction: bytes, listed: int = 0, op: int = INSTRUCTION) -> None:
+        """listed: how many instructions it is the encoded list of, if it is one; else op is what it is."""
         super().__init__()
         self.instruction = instruction
-        self.op = LIST if listed else INSTRUCTION
+        self.op = LIST if listed else op
         self.count = listed or 1
         self.data = b""
         self.number = 0

@@ -4,10 +4,22 @@ Knows bytes and records, not roles.  `Store` is the face of this package; every
 operation goes through `Files`, so that tests can make a disk fail or forget.
 """
 
-from raftsvc.storage.files import Files
-from raftsvc.storage.lock import held_by
+from raftsvc.storage.files import PASSING, Files
+from raftsvc.storage.lock import held_by, holder_of, noted_holder
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.storage.store import Loaded, Store
 from raftsvc.storage.wal import Wal
 
-__all__ = ["Files", "IncomingSnapshot", "Loaded", "SnapshotHeader", "Store", "StoredSnapshot", "Wal", "held_by"]
+__all__ = [
+    "PASSING",
+    "Files",
+    "IncomingSnapshot",
+    "Loaded",
+    "SnapshotHeader",
+    "Store",
+    "StoredSnapshot",
+    "Wal",
+    "held_by",
+    "holder_of",
+    "noted_holder",
+]

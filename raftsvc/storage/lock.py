@@ -52,8 +52,24 @@ class DirectoryLock:
         self._fd = -1
         self._pid = 0
 
-    def acquire(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the present owner to end.
+    def try_acquire(self) -> bool:
+        """Own the directory if nobody does, without waiting; raises as `acquire`, but for that."""
+        close_in_children(self)
+        self._fd = fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._pid = os.getpid()
+        try:
+            _check_access(self._path, fd)
+            if not (self._try_to_lock(fd) and is_at(self._path, fd)):
+                self._close()
+                return False
+            self._note_owner()
+            return True
+        except BaseException:
+            self.release()
+            raise
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds for the present owner to end; True once it did.
 
         During a reload a server starts the new process while the old one drains.
         Raises DirectoryInUseError, which names the owner, and StorageError if the directory
@@ -79,9 +95,11 @@ class DirectoryLock:
                     )
                 elif time.monotonic() >= deadline:
                     raise DirectoryInUseError(
-                        f"{self._path} is in use by {_describe_holder(self._path, fd)}, waited {timeout:g} s. "
-                        "One process owns a directory: run one worker process, and "
-                        "give each node its own directory."
+                        f"{self._path} is in use by {_describe_holder(self._path, fd)}"
+                        + (f", waited {timeout:g} s. " if timeout else ". ")
+                        + "One process owns a directory, and others share it only where each of them has listen=, the "
+                        "port of the node's own: give it to all, or run one worker process. Other nodes have "
+                        "directories of their own."
                     )
                 else:
                     time.sleep(_POLL_SECONDS)
@@ -90,11 +108,15 @@ class DirectoryLock:
                 raise
             self._close()
         try:
-            with suppress(OSError):  # a full disk does not keep the owner out
-                _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._note_owner()
         except BaseException:  # who is interrupted owns nothing
             self.release()
             raise
+        return True
+
+    def _note_owner(self) -> None:
+        with suppress(OSError):  # a full disk does not keep the owner out
+            _write_note(self._path, f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def _try_to_lock(self, fd: int) -> bool:
         """Whether the directory was free."""
@@ -182,6 +204,20 @@ def is_ancestor(pid: int) -> bool:
         except OSError:
             return False
     return False
+
+
+def noted_holder(path: str) -> str:
+    """What the owner of the directory `path` noted of itself there, for people; empty if nothing."""
+    return _read_note(path)
+
+
+def holder_of(path: str) -> str:
+    """Whoever has the lock of the directory `path`, as far as this system tells; slow.  Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _describe_holder(path, fd)
+    finally:
+        os.close(fd)
 
 
 def _noted_owner(path: str) -> int | None:

@@ -41,11 +41,13 @@ _KINDS = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE))
 ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
 _STRETCH_BYTES = 64 * 1024  # searched between two looks at whether another thread waits
 _ZERO_SECTOR = bytes(SECTOR_BYTES)
+_ZEROS = bytes(64 * 1024)
 _FIELDS = struct.Struct(">IIII")
 _RECORD_HEAD = struct.Struct(">IIIII")
 RECORD_HEAD_BYTES = _RECORD_HEAD.size
 END_MARK = b"\xa5"
 """What ends a record, so that its last sector is never all zero."""
+_ENDS = tuple(END_MARK + bytes(padding) for padding in range(8))
 
 
 def _aligned(size: int) -> int:
@@ -81,9 +83,13 @@ class Record(NamedTuple):
     mark_at: int = 0
 
 
-def is_zero(data: bytes) -> bool:
-    """Whether `data` is all zeros."""
-    return data == bytes(len(data))  # a strip takes 20 times as long for the rest of a segment (timeit)
+def is_zero(data: bytes, start: int = 0) -> bool:
+    """Whether `data` is all zeros from `start` on."""
+    # Compared in pieces: of what a segment has left, some 16 MB, it takes 2 ms, and `strip` 80.
+    whole = start + (len(data) - start) // len(_ZEROS) * len(_ZEROS)
+    return all(data.startswith(_ZEROS, piece) for piece in range(start, whole, len(_ZEROS))) and not data[whole:].strip(
+        b"\x00"
+    )
 
 
 def _zero_sectors(data: bytes, offset: int) -> int:
@@ -116,17 +122,17 @@ def closing_record(offset: int, chain: int, salt: int) -> bytes:
 
 def read_record(data: bytes, offset: int, chain: int, salt: int) -> Record | str | None:
     """The record at `offset`, or what is wrong with it; None at the end of the log."""
-    head = data[offset : offset + _RECORD_HEAD.size]
-    if is_zero(head):
+    start = offset + _RECORD_HEAD.size
+    head = data[offset:start]
+    if not head.strip(b"\x00"):
         # Nothing was written here.  If something was behind, it is torn or damaged.
-        return None if is_zero(data[offset:]) else "data behind the end of the log"
+        return None if is_zero(data, offset) else "data behind the end of the log"
     if len(head) < _RECORD_HEAD.size:
         return "a record's head is cut short"
     size, kind_and_zeros, durable, crc, head_crc = _RECORD_HEAD.unpack(head)
     kind = kind_and_zeros >> 24
     if head_crc != crc32(head[:-4], offset ^ salt) or kind not in _KINDS:
         return "a record's head does not match its checksum"
-    start = offset + _RECORD_HEAD.size
     stop = start + size
     end = offset + record_size(size)
     if end > len(data):
@@ -134,8 +140,8 @@ def read_record(data: bytes, offset: int, chain: int, salt: int) -> Record | str
     payload = data[start:stop]
     if crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), chain)) != crc:
         return "a record's checksum does not match"
-    if data[stop : stop + 1] != END_MARK or any(data[stop + 1 : end]):
-        if is_zero(data[stop:]):
+    if data[stop:end] != _ENDS[end - stop - 1]:
+        if is_zero(data, stop):
             return Record(kind, payload, durable, crc, end, stop)  # by its CRC nothing that counts is lost
         return "a record's end does not match"
     return Record(kind, payload, durable, crc, end)
@@ -192,7 +198,7 @@ def is_torn_closing(data: bytes, offset: int, chain: int, salt: int) -> bool:
     """Whether all that `data` has from `offset` on is what reached the disk of the record that closes it."""
     record = closing_record(offset, chain, salt)
     end = offset + len(record)
-    if not is_zero(data[end:]):
+    if not is_zero(data, end):
         return False
     found = data[offset:end]
     if record.startswith(found.rstrip(b"\x00")):

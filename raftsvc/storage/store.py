@@ -55,7 +55,11 @@ class Loaded(NamedTuple):
 
 
 class Store:
-    """A directory owned by this process, from `own` until `close`."""
+    """A directory owned by this process, from `own` until `close`.
+
+    path:  of the directory.
+    files: the way to it.
+    """
 
     def __init__(
         self,
@@ -70,8 +74,8 @@ class Store:
         """
         path = os.path.abspath(path)  # the host may change its working directory
         files = files or Files()
-        self._path = path
-        self._files = files
+        self.path = path
+        self.files = files
         self._segment_bytes = segment_bytes
         self._sync_bytes = sync_bytes
         self.founded = Founded(files, f"{path}/wal")
@@ -102,41 +106,44 @@ class Store:
         store.own(lock_timeout)
         return store
 
-    def own(self, lock_timeout: float) -> None:
-        """Own the directory, which is made if it is missing.
+    def own(self, lock_timeout: float | None) -> bool:
+        """Own the directory, which is made if it is missing; True once that is so.
 
-        lock_timeout: seconds to wait for a former owner to end.
+        lock_timeout: seconds to wait for a former owner to end; None: not at all, and False if there is one.
         Raises DirectoryInUseError, DamagedStorageError, StorageError.  Whatever is raised, be it
         by a handler of signals: the directory is not owned then.
         """
+        lock = self._dir_lock
         try:
-            make_dirs(self._files, self._path)
+            make_dirs(self.files, self.path)
             try:
-                self._dir_lock.acquire(lock_timeout)
-                self._files.stay_with(self._dir_lock)
+                if not (lock.try_acquire() if lock_timeout is None else lock.acquire(lock_timeout)):
+                    return False
+                self.files.stay_with(lock)
                 self._clean_up()
+                return True
             except BaseException:
-                self._dir_lock.release()
+                lock.release()
                 raise
         except OSError as error:
-            raise StorageError(f"{self._path}: cannot be used as a data directory: {error}") from error
+            raise StorageError(f"{self.path}: cannot be used as a data directory: {error}") from error
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
         for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "undo.tmp", "wal/token"):
-            if self._files.exists(f"{self._path}/{name}"):
-                self._files.remove(f"{self._path}/{name}")
-        if self._files.exists(f"{self._path}/wal.tmp"):
+            if self.files.exists(f"{self.path}/{name}"):
+                self.files.remove(f"{self.path}/{name}")
+        if self.files.exists(f"{self.path}/wal.tmp"):
             self._clear_stage()
-        if not self.is_initialized and self._files.exists(f"{self._path}/snap"):
-            raise DamagedStorageError(f"{self._path}/wal", 0, "there is a snapshot but no log")
+        if not self.is_initialized and self.files.exists(f"{self.path}/snap"):
+            raise DamagedStorageError(f"{self.path}/wal", 0, "there is a snapshot but no log")
         # What a process that was killed did last may not be durable, and is acted upon from here on.
-        self._files.sync_dir(self._path)
+        self.files.sync_dir(self.path)
 
     @property
     def is_initialized(self) -> bool:
         """Whether this directory belongs to a member of a cluster."""
-        return self._files.exists(f"{self._path}/wal")
+        return self.files.exists(f"{self.path}/wal")
 
     @property
     def wal(self) -> Wal:
@@ -148,27 +155,27 @@ class Store:
 
     def join_token(self) -> bytes:
         """A random token, the same at each call until the node has joined, restarts included."""
-        path = f"{self._path}/wal.tmp/token"
+        path = f"{self.path}/wal.tmp/token"
         try:
-            token = read_file(self._files, path) if self._files.exists(path) else b""
+            token = read_file(self.files, path) if self.files.exists(path) else b""
             if len(token) != TOKEN_BYTES:
                 token = secrets.token_bytes(TOKEN_BYTES)
                 self._clear_stage()
             # Also the one found, which may be as young as the crash, or of an attempt whose sync failed.
-            write_file(self._files, path, token)
-            self._files.sync_dir(self._path)
+            write_file(self.files, path, token)
+            self.files.sync_dir(self.path)
         except OSError as error:
-            raise StorageError(f"{self._path}: the join token cannot be kept: {error}") from error
+            raise StorageError(f"{self.path}: the join token cannot be kept: {error}") from error
         return token
 
     def _clear_stage(self) -> None:
         """Have a place where a log can be made, with nothing in it but the join token."""
-        staged = f"{self._path}/wal.tmp"
-        if not self._files.exists(staged):
-            self._files.make_dir(staged)
-        for name in self._files.list_dir(staged):
+        staged = f"{self.path}/wal.tmp"
+        if not self.files.exists(staged):
+            self.files.make_dir(staged)
+        for name in self.files.list_dir(staged):
             if name != "token":
-                self._files.remove(f"{staged}/{name}")
+                self.files.remove(f"{staged}/{name}")
 
     def create(
         self, node_id: int, cluster_id: int, hard_state: HardState, entries: Sequence[Entry], founding: bytes = b""
@@ -183,25 +190,25 @@ class Store:
         try:
             is_member = self.is_initialized
         except OSError as error:
-            raise StorageError(f"{self._path}: cannot be read: {error}") from error
+            raise StorageError(f"{self.path}: cannot be read: {error}") from error
         if is_member:  # no assert: the log of a member would be written over
-            raise StorageError(f"{self._path}: belongs to a member already, whose id never changes")
-        staged = f"{self._path}/wal.tmp"
+            raise StorageError(f"{self.path}: belongs to a member already, whose id never changes")
+        staged = f"{self.path}/wal.tmp"
         try:
             self._clear_stage()
-            Wal.create(self._files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
+            Wal.create(self.files, staged, cluster_id, node_id, hard_state, entries, self._segment_bytes)
             if founding:
                 self.founded.put(staged, founding)
-            write_file(self._files, f"{self._path}/id", encode_id(node_id))
-            self._files.rename(staged, f"{self._path}/wal")
-            self._files.sync_dir(self._path)
+            write_file(self.files, f"{self.path}/id", encode_id(node_id))
+            self.files.rename(staged, f"{self.path}/wal")
+            self.files.sync_dir(self.path)
         except OSError as error:
             # The caller will hear that it failed, so it must have, also if the power goes now.
             with suppress(StorageError):
                 self.undo_create()
-            raise StorageError(f"{self._path}: cannot be initialized: {error}") from error
+            raise StorageError(f"{self.path}: cannot be initialized: {error}") from error
         with suppress(OSError):  # the next start removes what stays
-            self._files.remove(f"{self._path}/wal/token")
+            self.files.remove(f"{self.path}/wal/token")
 
     def undo_create(self) -> None:
         """Make the directory as uninitialized as before `create`; the log is closed.
@@ -211,13 +218,13 @@ class Store:
         was_in_doubt, self.is_in_doubt = self.is_in_doubt, True
         try:
             if self.is_initialized:
-                self._files.rename(f"{self._path}/wal", f"{self._path}/wal.tmp")
+                self.files.rename(f"{self.path}/wal", f"{self.path}/wal.tmp")
             if was_in_doubt:  # a sync that failed is not trusted the second time, unless there is something new
-                self._files.close(self._files.create(f"{self._path}/undo.tmp"))
-                self._files.remove(f"{self._path}/undo.tmp")
-            self._files.sync_dir(self._path)
+                self.files.close(self.files.create(f"{self.path}/undo.tmp"))
+                self.files.remove(f"{self.path}/undo.tmp")
+            self.files.sync_dir(self.path)
         except OSError as error:
-            raise StorageError(f"{self._path}: what was begun cannot be undone: {error}") from error
+            raise StorageError(f"{self.path}: what was begun cannot be undone: {error}") from error
         self.is_in_doubt = False
         with suppress(OSError):  # whoever makes a log there next removes what stays
             self._clear_stage()
@@ -235,7 +242,7 @@ class Store:
     def room(self) -> int | None:
         """How many bytes may still be written to this directory; None if that cannot be said."""
         try:
-            return self._files.room(self._path)
+            return self.files.room(self.path)
         except OSError:
             return None
 
@@ -249,23 +256,23 @@ class Store:
         """
         try:
             if self.is_in_doubt or self.founded.is_silent:
-                raise StorageError(f"{self._path}: what is in it is not the log of a member that may speak")
-            ended = f"{self._path}/wal/ended"
-            if self._files.exists(ended):
-                raise SupersededError(read_file(self._files, ended).decode(errors="replace"))
+                raise StorageError(f"{self.path}: what is in it is not the log of a member that may speak")
+            ended = f"{self.path}/wal/ended"
+            if self.files.exists(ended):
+                raise SupersededError(read_file(self.files, ended).decode(errors="replace"))
             return self._load(nonce)
         except OSError as error:
-            raise StorageError(f"{self._path}: cannot be read: {error}") from error
+            raise StorageError(f"{self.path}: cannot be read: {error}") from error
 
     def _load(self, nonce: int) -> Loaded:
-        snapshot_path = f"{self._path}/snap"
-        if not self._files.exists(f"{self._path}/id"):
-            raise DamagedStorageError(f"{self._path}/id", 0, "the id file is missing")
-        node_id = decode_id(read_file(self._files, f"{self._path}/id"), f"{self._path}/id")
-        self._wal, recovered = Wal.open(self._files, f"{self._path}/wal", self._segment_bytes)
+        snapshot_path = f"{self.path}/snap"
+        if not self.files.exists(f"{self.path}/id"):
+            raise DamagedStorageError(f"{self.path}/id", 0, "the id file is missing")
+        node_id = decode_id(read_file(self.files, f"{self.path}/id"), f"{self.path}/id")
+        self._wal, recovered = Wal.open(self.files, f"{self.path}/wal", self._segment_bytes)
         if recovered.node_id != node_id:
             what = f"the id file says {node_id}, the log {recovered.node_id}: directories of two nodes were mixed up"
-            raise DamagedStorageError(f"{self._path}/id", 0, what)
+            raise DamagedStorageError(f"{self.path}/id", 0, what)
         self._cluster_id = recovered.cluster_id
         header = None
         with suppress(FileNotFoundError), self.open_snapshot() as snapshot:
@@ -292,7 +299,7 @@ class Store:
         last_index = index_of(entries[-1]) if entries else snapshot_index
         if last_index < snapshot_index:
             what = f"the log ends at {last_index}, before its snapshot at {snapshot_index}"
-            raise DamagedStorageError(f"{self._path}/wal", 0, what)
+            raise DamagedStorageError(f"{self.path}/wal", 0, what)
         state = recovered.hard_state
         if header is not None and state.term < header.term:
             # The snapshot was installed and the term of its leader was not yet written:
@@ -310,13 +317,13 @@ class Store:
         """
         with self._snapshot_lock:  # so that it is ours meanwhile
             self._check_open()
-            write_file(self._files, f"{self._path}/wal/ended", why.encode())
+            write_file(self.files, f"{self.path}/wal/ended", why.encode())
 
     # -- snapshots
 
     def open_snapshot(self) -> StoredSnapshot:
         """The last complete snapshot; FileNotFoundError if there is none."""
-        return StoredSnapshot(self._files, f"{self._path}/snap")
+        return StoredSnapshot(self.files, f"{self.path}/snap")
 
     def save_snapshot(self, header: SnapshotHeader, chunks: Iterable[bytes]) -> bool:
         """Write a snapshot of this node's own.  False, and no effect, if a newer one came from a leader meanwhile.
@@ -325,37 +332,37 @@ class Store:
 
         One thread at a time.  Raises OSError, StorageError, and what `chunks` raises.
         """
-        temporary = f"{self._path}/snap.tmp"
+        temporary = f"{self.path}/snap.tmp"
         with self._snapshot_lock:
             self._check_open()
-            fd = self._files.create(temporary)
+            fd = self.files.create(temporary)
         try:
             try:
-                write_snapshot(self._files, fd, header, chunks, self._sync_bytes)
+                write_snapshot(self.files, fd, header, chunks, self._sync_bytes)
             finally:
-                self._files.close(fd)
+                self.files.close(fd)
         except BaseException:
             with self._snapshot_lock, suppress(OSError):
                 if not self._is_closed:
-                    self._files.remove(temporary)  # give a full disk its space back
+                    self.files.remove(temporary)  # give a full disk its space back
             raise
         with self._snapshot_lock:
             self._check_open()
             if header.index < self._snapshot_index:
-                self._files.remove(temporary)
+                self.files.remove(temporary)
                 return False
             try:
-                publish(self._files, temporary, f"{self._path}/snap")
+                publish(self.files, temporary, f"{self.path}/snap")
             except OSError:
                 with suppress(OSError):  # it has its name, or its space is given back
-                    self._files.remove(temporary)
+                    self.files.remove(temporary)
                 raise
             self._snapshot_index = header.index
             return True
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise StorageError(f"{self._path}: closed; another process may own it by now")
+            raise StorageError(f"{self.path}: closed; another process may own it by now")
 
     def incoming(self, index: int, term: int, size_bytes: int, crc: int) -> IncomingSnapshot:
         """Begin to receive a snapshot of that identity, in place of one begun before.
@@ -364,15 +371,15 @@ class Store:
         until it is installed, or a later one is whole.
         """
         identity = (index, term, size_bytes, crc)
-        path = f"{self._path}/snap.part"
+        path = f"{self.path}/snap.part"
         with self._snapshot_lock:
             self._check_open()
             if self._incoming is not None:
                 self._incoming.close()
-            if self._files.exists(path):
-                self._files.remove(path)  # a new file, whatever became of the former one
+            if self.files.exists(path):
+                self.files.remove(path)  # a new file, whatever became of the former one
             self._incoming = IncomingSnapshot(
-                self._files,
+                self.files,
                 path,
                 self._cluster_id,
                 identity,
@@ -392,14 +399,14 @@ class Store:
     def _remove_incoming(self) -> None:
         with self._snapshot_lock, suppress(OSError):
             if not self._is_closed:
-                self._files.remove(f"{self._path}/snap.part")
+                self.files.remove(f"{self.path}/snap.part")
 
     def _complete_incoming(self, index: int) -> None:
         with self._snapshot_lock:
             self._check_open()
             if index < self._complete_index:
                 return  # what waits to be installed covers it
-            self._files.rename(f"{self._path}/snap.part", f"{self._path}/snap.new")
+            self.files.rename(f"{self.path}/snap.part", f"{self.path}/snap.new")
             self._complete_index = index
 
     def install_incoming(self, index: int) -> None:
@@ -411,15 +418,15 @@ class Store:
         """
         with self._snapshot_lock:
             self._check_open()
-            complete = f"{self._path}/snap.new"
+            complete = f"{self.path}/snap.new"
             try:
                 if not self._is_named and self._complete_index > self._snapshot_index:
-                    self._files.rename(complete, f"{self._path}/snap")
+                    self.files.rename(complete, f"{self.path}/snap")
                     self._is_named = True
                     # Now: one of our own that is older must not take its place.
                     self._snapshot_index, self._complete_index = self._complete_index, 0
                 if self._is_named:
-                    self._files.sync_dir(self._path)
+                    self.files.sync_dir(self.path)
             except OSError as error:
                 # Nothing happened, or the directory was not even opened; what a sync says is final.
                 is_foreign = error.errno in FOREIGN or isinstance(error, FileNotFoundError)
@@ -429,7 +436,7 @@ class Store:
             self._is_named = False
             if self._snapshot_index < index:
                 what = f"the snapshot at {index} is to be installed, the last received covers {self._snapshot_index}"
-                raise StorageError(f"{self._path}: {what}")
+                raise StorageError(f"{self.path}: {what}")
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close the log and let the directory go; idempotent.

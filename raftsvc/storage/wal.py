@@ -690,7 +690,7 @@ class Wal:
             give_way()
         is_closed = isinstance(record, Record)
         if isinstance(record, Record):
-            problem = None if is_zero(data[record.end :]) else "data behind the record that closes it"
+            problem = None if is_zero(data, record.end) else "data behind the record that closes it"
         else:
             problem = record
         if offset < BODY:

@@ -16,6 +16,7 @@ from raftsvc.testing.invariants import Violation
 from raftsvc.testing.linearizability import Operation
 from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.schedule import MILLISECOND, SECOND
+from raftsvc.testing.serving import Serving, ServingEngine
 from raftsvc.testing.workload import Action, VersionedWorkload
 from raftsvc.testing.world import World
 
@@ -94,7 +95,7 @@ class Attempt:
 
     __slots__ = ("actions", "call", "called", "floor", "process", "read")
 
-    def __init__(self, process: SimulatedProcess, actions: Sequence[Action], called: int) -> None:
+    def __init__(self, process: Serving, actions: Sequence[Action], called: int) -> None:
         self.process = process
         self.actions = actions
         self.called = called
@@ -133,13 +134,13 @@ class Client:
     def _go_on(self, plan: int) -> None:
         if plan != self._plan:
             return
-        ready = [node.process for node in self._cluster.ready() if node.process is not None]
+        ready = self._cluster.serving()
         if ready and not self.is_stopping:
             self._act(self._world.random.choice(ready))
         else:
             self.start()
 
-    def _act(self, process: SimulatedProcess) -> None:
+    def _act(self, process: Serving) -> None:
         world = self._world
         actions = [self._choose()]
         while actions[-1].instruction is not None and world.random.random() < _LISTS:
@@ -161,7 +162,7 @@ class Client:
         world.report.counts["operations"] += 1
         return world.workload.next_action(world.random, world.report.counts["operations"])
 
-    def _submit(self, attempt: Attempt, engine: Engine) -> None:
+    def _submit(self, attempt: Attempt, engine: ServingEngine) -> None:
         try:
             instructions = [action.instruction for action in attempt.actions if action.instruction is not None]
             if not instructions:
@@ -175,7 +176,7 @@ class Client:
                 self._world.watch.sessions.told_not_applied(attempt.call)
             self._end(attempt, "refused", error)
 
-    def _submit_read(self, attempt: Attempt, engine: Engine) -> None:
+    def _submit_read(self, attempt: Attempt, engine: ServingEngine) -> None:
         attempt.read = read = SimulatedRead(lambda: self._read_confirmed(attempt, read))
         attempt.floor = self._world.watch.consensus.last_committed
         if self._world.random.random() < 0.5 and engine.is_current():
@@ -258,19 +259,19 @@ class Client:
 
     # -- what happens to the process that it is in; as a Caller
 
-    def process_applied(self, process: SimulatedProcess) -> None:
+    def process_applied(self, process: Serving) -> None:
         """Was that what this caller waits for?"""
         attempt = self._attempt
         if attempt is not None and attempt.process is process and attempt.call is not None:
             self._world.watch.sessions.waits(process.engine, attempt.call)
 
-    def process_resumed(self, process: SimulatedProcess) -> None:
+    def process_resumed(self, process: Serving) -> None:
         """Act there at once, unless something is under way or all is over."""
         if not self.is_waiting and not self.is_stopping:
             self._plan += 1
             self._act(process)
 
-    def process_ended(self, process: SimulatedProcess) -> None:
+    def process_ended(self, process: Serving) -> None:
         """Whoever waited in it will never know."""
         attempt = self._attempt
         if attempt is not None and attempt.process is process:

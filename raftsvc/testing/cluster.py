@@ -11,16 +11,20 @@ from raftsvc.core.versions import Versions
 from raftsvc.testing.network import Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.process import Caller
+from raftsvc.testing.serving import Serving
+from raftsvc.testing.workers import Host
 from raftsvc.testing.world import World
 
 
 class Cluster:
     """All nodes that ever were, by their ids."""
 
-    def __init__(self, world: World, network: Network, callers: Sequence[Caller]) -> None:
+    def __init__(self, world: World, network: Network, callers: Sequence[Caller], attached_count: int = 0) -> None:
+        """attached_count: how many processes are attached to each node's."""
         self._world = world
         self._network = network
         self._callers = callers
+        self.attached_count = attached_count
         self.nodes: dict[int, SimulatedNode] = {}
         self.cluster_id = 7
 
@@ -34,6 +38,9 @@ class Cluster:
         node = self.place(node_id, code)
         node.create(self.cluster_id, hard_state, entries)
         node.start()
+        if self.attached_count:
+            node.host = Host(self._world, node, self._callers, self.attached_count)
+            node.host.start()
 
     def clone(self, node: SimulatedNode) -> SimulatedNode:
         """Set up another computer, with what was copied of a member's directory before its last start."""
@@ -59,6 +66,12 @@ class Cluster:
     def ready(self) -> list[SimulatedNode]:
         """Those who can be asked something."""
         return [node for _, node in sorted(self.nodes.items()) if node.is_ready]
+
+    def serving(self) -> list[Serving]:
+        """The processes that can be asked something."""
+        owners: list[Serving] = [node.process for node in self.ready() if node.process is not None]
+        hosts = [node.host for _, node in sorted(self.nodes.items()) if node.host is not None]
+        return owners + [worker for host in hosts for worker in host.ready()]
 
     def leader(self) -> SimulatedNode | None:
         """Whoever leads in the latest term."""

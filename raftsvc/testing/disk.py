@@ -27,8 +27,8 @@ class PowerLoss(BaseException):
 class _Free(DirectoryLock):
     """There is one process."""
 
-    def acquire(self, timeout: float) -> None:
-        pass
+    def acquire(self, timeout: float) -> bool:
+        return True
 
 
 @dataclass

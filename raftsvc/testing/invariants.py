@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from raftsvc.core.log import SnapshotMeta
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
@@ -33,8 +34,10 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.raft import Role
 from raftsvc.core.server import TERMLESS
+from raftsvc.member.applying import Applying
 from raftsvc.member.engine import Engine
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, LIST, decode_list, read_envelope, read_piece
+from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
 from raftsvc.testing.times import LogTimes
@@ -426,6 +429,15 @@ def _keys_of(call: Call) -> list[_Key]:
     return [(session_id, nonce, number + place) for place in range(call.count)]
 
 
+class Applies(Protocol):
+    """What applies entries at a node: its engine, or what is attached to it."""
+
+    applying: Applying
+
+    @property
+    def node_id(self) -> int: ...
+
+
 class Sessions:
     """What States are given and callers are told: an instruction takes effect once, and its caller hears of it."""
 
@@ -520,7 +532,7 @@ class Sessions:
         for instruction in instructions_of(call):
             self._may_take_effect[instruction] += 1
 
-    def waits(self, engine: Engine, call: Call) -> None:
+    def waits(self, engine: Applies, call: Call) -> None:
         """A caller waits on after its node applied a batch: then its instruction was not among what is applied.
 
         While it waits, its number is not settled and its outcome is not forgotten, however late, often and out of
@@ -538,7 +550,7 @@ class Sessions:
                     f"{index}, {what}, and its caller still waits when {applied} is applied there"
                 )
 
-    def answered(self, engine: Engine, call: Call) -> list[Outcome]:
+    def answered(self, engine: Applies, call: Call) -> list[Outcome]:
         """A caller is told outcomes: those of its own instructions, which took effect and are applied on its node."""
         assert call.outcome is not None, "a call is finished by an error or an outcome"
         outcomes = call.outcome if isinstance(call.outcome, list) else [call.outcome]
@@ -617,6 +629,16 @@ class Digests:
         require(
             first == machine.digest,
             f"state machine safety: at entry {machine.applied_index} node {engine.node_id} differs from another",
+        )
+
+    def replicated(self, name: str, machine: Machine, is_damaged: bool) -> None:
+        """An attached process applied something, which its owner had applied, or will."""
+        if is_damaged or not machine.applied_index:
+            return
+        first = self._digests.setdefault(machine.applied_index, machine.digest)
+        require(
+            first == machine.digest,
+            f"state machine safety: at entry {machine.applied_index} {name} differs from another",
         )
 
     def differs(self, engine: Engine) -> bool:

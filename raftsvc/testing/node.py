@@ -10,11 +10,13 @@ from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import OutdatedError, StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
+from raftsvc.member.live import Live, NotContinuedError
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.network import Network, Place, member_at, name_of
 from raftsvc.testing.process import Caller, SimulatedProcess, open_store
 from raftsvc.testing.schedule import MILLISECOND
+from raftsvc.testing.workers import Host, Worker
 from raftsvc.testing.world import World
 from raftsvc.transport import SnapshotChunk
 
@@ -54,6 +56,7 @@ class SimulatedNode:
     is_damaged: what is stored is, as far as nobody looked at it yet.
     doubles:    what else there is of its directory.
     place:      where its processes listen.
+    host:       its attached processes, if there are any.
     cradle:     of a node that may found a cluster with others yet.
     """
 
@@ -75,6 +78,7 @@ class SimulatedNode:
         self.is_damaged = False
         self.doubles = Doubles()
         self.place = Place(self.name)
+        self.host: Host | None = None
         self.cradle: Cradle | None = None
         network.ports[port_id] = self
 
@@ -141,8 +145,12 @@ class SimulatedNode:
         store.create(self.node_id, cluster_id, hard_state, entries)
         store.close()
 
-    def start(self) -> None:
-        """Start the process, unless it runs; it may refuse, or the power may go meanwhile."""
+    def start(self, worker: Worker | None = None, live: Live | None = None) -> None:
+        """Start the process, unless it runs; it may refuse, or the power may go meanwhile.
+
+        worker: the attached process that becomes it, with what is `live` there.  Raises NotContinuedError if
+                the directory does not go on from that.
+        """
         if self.process is not None or self.is_gone:
             return
         self.refusal = None
@@ -159,18 +167,25 @@ class SimulatedNode:
                 self.options._replace(library_version=self.code.library),
                 self.code.of_part(),
                 self._callers,
-                self._lose_power,
+                self.lose_power,
                 self.place,
+                worker,
+                live,
             )
         except PowerLoss:
-            self._lose_power()
+            self.lose_power()
             return
+        except NotContinuedError:
+            self.computer.disk.kill_process()
+            raise
         except (StorageError, SupersededError, OutdatedError) as error:
             self.note(f"refuses to start: {error}")
             self._world.report.counts["refused to start"] += 1
             self.refusal = error
             self.computer.disk.kill_process()
             return
+        if worker is not None:
+            worker.heir = self.process
         self.place.ways = self.process.ways
         self.is_damaged = False  # everything stored was looked at
         self.note("starts: " + self.describe())
@@ -182,25 +197,25 @@ class SimulatedNode:
         delay = 100 if world.is_healed else world.random.choice((50, 500, 3000))
         world.schedule.at(delay * MILLISECOND, lambda: None if self.port_id in world.absent else self.start())
 
-    def kill(self) -> None:
-        """The process ends at once; the computer goes on."""
+    def kill(self, with_attached: bool = False) -> None:
+        """The process ends at once, and those that are attached to it too if so; the computer goes on."""
         if self.process is not None or self.cradle is not None:
             self.note("killed")
-            self._end()
+            self._end(with_attached)
             self.computer.disk.kill_process()
 
     def retire(self) -> None:
-        """End the process, for good."""
+        """End all processes, for good."""
         self.kill()
+        self._end(with_attached=True)
         self.is_gone = True
         self.refusal = None
 
     def cut_power(self) -> None:
         """The computer ends at once, and starts again later."""
-        self._end()
-        self._lose_power()
+        self.lose_power()
 
-    def _lose_power(self) -> None:
+    def lose_power(self) -> None:
         rng, disk = self._world.random, self.computer.disk
         if disk.is_dead and disk.crash_kills:
             self.note("killed in a change of its disk")
@@ -210,11 +225,13 @@ class SimulatedNode:
             return
         share = rng.choice((0.0, 0.3, 0.7, 1.0))
         self.note(f"loses power; {share:.0%} of what was not synced stays")
-        self._end()
+        self._end(with_attached=True)
         disk.lose_power(lambda: rng.random() < share)
         self.restart_later()
 
-    def _end(self) -> None:
+    def _end(self, with_attached: bool = False) -> None:
+        if with_attached and self.host is not None:
+            self.host.end()
         process, self.process = self.process, None
         self.place.ways = None
         if self.cradle is not None:
@@ -253,6 +270,7 @@ class SimulatedNode:
         doubles = self.doubles
         assert doubles.copy is not None, "there is one"
         self.kill()
+        self._end(with_attached=True)
         self.computer.disk.become(doubles.copy[1])
         doubles.copy = None
         doubles.is_put_back = True

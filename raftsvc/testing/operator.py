@@ -185,11 +185,11 @@ class Operator:
         """A restart makes the State whole, unless it was damaged before its last snapshot: then another member does."""
         if not process.replica.began_damaged:
             node.note("is restarted, for its State is damaged")
-            node.kill()
+            node.kill(with_attached=True)  # whose States may come from its snapshot
             node.restart_later()
         elif not self._tasks or self._waited[process, False] > _LONG:
             # Others have their turn first; but nothing may come of that while it leads, and sends no snapshot.
-            node.kill()
+            node.kill(with_attached=True)
             self.replace(node)
 
     # -- code
@@ -214,7 +214,9 @@ class Operator:
         if self.is_busy or not all(node.is_ready and node.engine is not None for node in nodes):
             return
         for node in nodes:
-            if node.engine is not None and node.engine.upgrades.own != self._world.latest_code:
+            # One attached process may know more than what is installed now, and own the directory.
+            known = (node.code, node.engine.upgrades.own) if node.engine is not None else ()
+            if any(versions != self._world.latest_code for versions in known):
                 self._upgrade(node, "all is well")
                 return
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from raftsvc.core.messages import Lineage, Message
 from raftsvc.errors import DivergedError, StorageError
 from raftsvc.member.engine import Engine, EngineOptions
+from raftsvc.member.live import Live
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
 from raftsvc.storage import Store
@@ -23,6 +24,7 @@ from raftsvc.testing.invariants import Violation, require
 from raftsvc.testing.network import Network, Place, Port, member_at, name_of
 from raftsvc.testing.replica import Replica
 from raftsvc.testing.schedule import MILLISECOND, Lifetime
+from raftsvc.testing.serving import Serving
 from raftsvc.testing.transfer import Reception, Transfer
 from raftsvc.testing.ways import Ways
 from raftsvc.testing.workload import RegisterState, VersionedWorkload
@@ -35,14 +37,44 @@ logger = logging.getLogger("raftsvc.node")
 class Caller(Protocol):
     """A caller's thread, in whatever process it calls."""
 
-    def process_applied(self, process: SimulatedProcess) -> None:
+    def process_applied(self, process: Serving) -> None:
         """Something was applied: was it what this caller waits for?"""
 
-    def process_resumed(self, process: SimulatedProcess) -> None:
+    def process_resumed(self, process: Serving) -> None:
         """After a pause callers may be the first to run."""
 
-    def process_ended(self, process: SimulatedProcess) -> None:
+    def process_ended(self, process: Serving) -> None:
         """It is gone, and who called in it with it."""
+
+
+class Heir(Serving, Protocol):
+    """An attached process that became the owner."""
+
+    def catch_up(self, live: Live) -> None:
+        """Read the stored snapshot, if that is ahead."""
+
+
+class Crew:
+    """The processes attached to one, and the one that it was itself.
+
+    heir:       what it was, if it was attached; None if it was started as the owner.
+    is_pumping: something is about to be sent to them.
+    """
+
+    def __init__(self, heir: Heir | None) -> None:
+        self.heir = heir
+        self.links: dict[int, Link] = {}
+        self.is_pumping = False
+
+
+class Link(Protocol):
+    """The connection of an attached process."""
+
+    def pump(self, engine: Engine) -> None:
+        """Send what there is for it, as far as it reads."""
+
+    def end(self) -> None:
+        """The connection is over."""
 
 
 class SimulatedProcess:
@@ -63,10 +95,13 @@ class SimulatedProcess:
         callers: Sequence[Caller],
         power_lost: Callable[[], None],
         place: Place,
+        heir: Heir | None = None,
+        live: Live | None = None,
     ) -> None:
         """Recover from the disk, which may raise StorageError, OutdatedError, or PowerLoss.
 
         state_version: what the code of the State knows.
+        heir:       the attached process that becomes this one, with what is `live` in it.
         power_lost: called when the power goes in the midst of a step; it is to end this process.
         place:      where it listens.
         """
@@ -76,19 +111,28 @@ class SimulatedProcess:
         self._callers = callers
         self._power_lost = power_lost
         self.port_id = port_id
-        self.life = Lifetime(world.schedule)
+        self.life = Lifetime(world.schedule) if heir is None else heir.life
+        self.crew = Crew(heir)
         self.halted_at = 0
         self.is_applying = False
         self.reception = Reception(world, self)
-        state = world.workload.make_state()
-        if isinstance(world.workload, VersionedWorkload):
+        state = world.workload.make_state() if live is None else live.machine.state
+        if live is None and isinstance(world.workload, VersionedWorkload):
             world.workload.set_code(state, state_version)
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
-        self.engine = Engine(place.advertised, self.store, state, options, seed, self)
+        if live is not None:
+            live = live.opened(self.store, seed.getrandbits(64))
+            assert heir is not None, "something is live in it"
+            heir.catch_up(live)
+        self.engine = Engine(place.advertised, self.store, state, options, seed, self, live)
         self._found_index = self.engine.core.log.last_index
         self.ways = Ways(world, network, self, place)
-        self.replica = Replica(world, port_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+        self.replica = (
+            Replica(world, port_id, state, computer.spoilt_snapshots, self.engine.applying.applied_index)
+            if heir is None
+            else heir.replica
+        )
 
     @property
     def name(self) -> str:
@@ -120,8 +164,16 @@ class SimulatedProcess:
         self.life.end()
         if not self.is_copy:
             self._world.watch.consensus.ended(self.node_id)
+        for link in list(self.crew.links.values()):
+            link.end()
         for caller in self._callers:
-            caller.process_ended(self)
+            for process in self.names:
+                caller.process_ended(process)
+
+    @property
+    def names(self) -> Sequence[Serving]:
+        """By whom callers know it: itself, and what it was before."""
+        return (self,) if self.crew.heir is None else (self, self.crew.heir)
 
     def note(self, what: str) -> None:
         """Write a line of the trace."""
@@ -282,7 +334,8 @@ class SimulatedProcess:
             digests = self._world.watch.digests
             engine.end_apply(answers, error)
             for caller in self._callers:
-                caller.process_applied(self)
+                for process in self.names:
+                    caller.process_applied(process)
             replica.damage_further(digests.differs(engine))
 
         def work_off() -> None:
@@ -401,6 +454,17 @@ class SimulatedProcess:
 
     def state_changed(self) -> None:
         """Nobody is asleep."""
+
+    def feed_due(self) -> None:
+        """Have those who are attached sent what there is, a little later."""
+        if self.crew.links and not self.crew.is_pumping:
+            self.crew.is_pumping = True
+            self.life.later(20, self._pump)
+
+    def _pump(self) -> None:
+        self.crew.is_pumping = False
+        for link in list(self.crew.links.values()):
+            link.pump(self.engine)
 
     def now(self) -> int:
         """The clock that leases are measured by."""

@@ -60,19 +60,21 @@ def simulate(
     workload: Workload | None = None,
     faults: Faults | None = None,
     keep_trace: bool = False,
+    attached: int = 0,
 ) -> Report:
     """Run the history of `seed` and check it; raises SimulationFailed.
 
     workload:   the State, and what clients do to it; None: registers and counters.
     faults:     what may go wrong; None: everything.
+    attached:   how many processes are attached to each node's, which take its place when it ends.
     keep_trace: remember every event, which is slower; a failure is run again with it.
     """
-    simulation = Simulation(seed, workload or RegisterWorkload(), faults or Faults(), keep_trace)
+    simulation = Simulation(seed, workload or RegisterWorkload(), faults or Faults(), keep_trace, attached)
     try:
         return simulation.run()
     except Exception as error:
         if not keep_trace:
-            return simulate(seed, workload, faults, keep_trace=True)
+            return simulate(seed, workload, faults, keep_trace=True, attached=attached)
         what = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
         trace = simulation.world.schedule.trace
         raise SimulationFailed(seed, f"at {simulation.now / SECOND:.6f} s: {what}", trace) from error
@@ -81,14 +83,14 @@ def simulate(
 class Simulation:
     """Everything that one seed is about; to be run as a whole, or played scene by scene."""
 
-    def __init__(self, seed: int, workload: Workload, faults: Faults, keep_trace: bool) -> None:
+    def __init__(self, seed: int, workload: Workload, faults: Faults, keep_trace: bool, attached: int = 0) -> None:
         self.world = world = World(seed, workload, keep_trace)
         self.conditions = world.conditions
         self.watch = world.watch
         self.report = world.report
         self.network = Network(world)
         callers: list[Caller] = []  # the clients, who come last: nodes know no more of them
-        self.cluster = Cluster(world, self.network, callers)
+        self.cluster = Cluster(world, self.network, callers, attached)
         self.nodes = self.cluster.nodes
         self.clients = [Client(world, self.cluster, n) for n in range(world.conditions.client_count)]
         callers += self.clients
@@ -195,7 +197,8 @@ class Simulation:
             return False
         applied = leader.engine.applying.applied_index if leader.engine else 0
         members = self.configuration().members
-        if any(member.addr != self.nodes[i].place.addr for i, member in members.items()):
+        # One that is left alone is found by nobody, who would record where.
+        if len(members) > 1 and any(member.addr != self.nodes[i].place.addr for i, member in members.items()):
             return False
         return applied == self.watch.consensus.last_committed and all(
             (engine := self.nodes[i].engine) is not None
@@ -203,6 +206,7 @@ class Simulation:
             and engine.core.log.commit_index == applied
             and engine.digests.disagreement is None
             and not self._is_held_against(engine)
+            and ((host := self.nodes[i].host) is None or host.agrees(applied))
             for i in members
         )
 

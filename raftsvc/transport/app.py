@@ -6,6 +6,7 @@
     POST form       a node with a list of all asks how this one is; see core.founding
     GET  stream     a peer holds this open, and gets what it is told as it is said; see stream
     POST confirm    it got the first frame of that stream
+    POST client     a connected client asks for something; see door
     GET  status     a picture of the node, for peers and operators
     GET  livez, readyz   for load balancers; no secret needed, nothing told
 
@@ -34,7 +35,9 @@ from typing import Any, NoReturn, Protocol
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
 from raftsvc.errors import DamagedStorageError, NotApplied, OverloadedError, RaftError
+from raftsvc.keys import ClientKey
 from raftsvc.transport.auth import AUTH_HEADER, WAYS_TO_BE_REACHED, Authenticator, Envelope, MisnamedError
+from raftsvc.transport.door import Door
 from raftsvc.transport.freshness import Freshness
 from raftsvc.transport.local import BROKEN
 from raftsvc.transport.stream import ServedStream
@@ -68,6 +71,7 @@ _METHODS = {
     "form": "POST",
     "stream": "GET",
     "confirm": "POST",
+    "client": "POST",
     "status": "GET",
     "livez": "GET",
     "readyz": "GET",
@@ -77,6 +81,7 @@ _LIMITS = {
     "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES,
     "join": MAX_JOIN_BYTES,
     "form": MAX_BODY_BYTES,
+    "client": MAX_BODY_BYTES,
 }
 
 
@@ -142,8 +147,10 @@ class Receiver(Protocol):
 class App:
     """WSGI callable; thread-safe."""
 
-    def __init__(self, receiver: Receiver, auth: Authenticator) -> None:
+    def __init__(self, receiver: Receiver, auth: Authenticator, door: Door | None = None) -> None:
+        """door: of connected clients; None: there are none."""
         self._receiver = receiver
+        self._door = door
         self._auth = auth
         self._freshness = Freshness()
         self._lock = threading.Lock()  # guards the two below
@@ -201,8 +208,14 @@ class App:
             envelope = Envelope.from_environ(method, path, environ)
         except MalformedError as malformed:
             raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
-        secret = self._authenticate(envelope, body, environ)
+        secret, key = b"", None
+        if path == "client":
+            key, secret = self._identify(envelope, body, environ)
+        else:
+            secret = self._authenticate(envelope, body, environ)
         try:
+            if key is not None and self._door is not None:
+                return 200, CONTENT_TYPE, self._door.serve(key, envelope, body), secret
             return (200, *self._serve(path, envelope, body, environ, secret), secret)
         except Problem as problem:
             raise _Refused(problem, secret) from problem
@@ -261,6 +274,15 @@ class App:
                 return False
             self._alarmed_at[alarm] = now
             return True
+
+    def _identify(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> tuple[ClientKey, bytes]:
+        """The key of a client, and what its answer is signed with."""
+        found = self._door.identify(envelope, body, environ) if self._door is not None else None
+        if found is None:
+            if envelope.version not in ("", PROTOCOL_VERSION):
+                raise _Refused(_other_version())
+            raise _Refused(Problem(401, "unknown_key", "the request is not signed by a client key that is known here"))
+        return found
 
     def _authenticate(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> bytes:
         try:

@@ -92,6 +92,10 @@ class Envelope(NamedTuple):
     def _signed(self, body: bytes) -> bytes:
         return b"raftsvc request\n" + self._encode() + body
 
+    def signed_by_client(self, body: bytes) -> bytes:
+        """What a client signs: never what a peer does."""
+        return b"raftsvc client request\n" + self._encode() + body
+
 
 class MisnamedError(Exception):
     """A request comes with a good certificate of the cluster's CA, for others than the host that it should be for."""
@@ -130,6 +134,11 @@ class Authenticator:
         self.can_tell = bool(self._secrets) or judge is not None or mutual_tls
         """Whether a request that was admitted is known to be a peer's."""
         self._is_local_only = not self.can_tell and not insecure
+
+    @property
+    def secrets(self) -> Sequence[bytes]:
+        """Those of the cluster that are accepted here."""
+        return self._secrets
 
     def check_exposure(self, addr: str) -> None:
         """Refuse to be open to other machines unless that was asked for; raises ConfigurationError.
@@ -204,6 +213,29 @@ class Authenticator:
             return True
         # The request was signed with the first secret, so its answer is too.
         expected = _mac(self._secrets[0], _signed_answer(request_mac, status, body))
+        return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))
+
+
+def sign_by(signing: bytes, envelope: Envelope, body: bytes) -> str:
+    """The value of AUTH_HEADER for a client's request."""
+    return _mac(signing, envelope.signed_by_client(body))
+
+
+class ClientSigner(Authenticator):
+    """A connected client, in the place of a node: signs, and knows answers to what it signed."""
+
+    def __init__(self, signing: bytes) -> None:
+        """signing: what its key gives it to sign with."""
+        super().__init__(None, None, False, True)
+        self._signing = signing
+
+    def sign(self, envelope: Envelope, body: bytes) -> str:
+        """The value of AUTH_HEADER for a request."""
+        return sign_by(self._signing, envelope, body)
+
+    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str) -> bool:
+        """Whether an answer is of who knows the key, and to that request."""
+        expected = _mac(self._signing, _signed_answer(request_mac, status, body))
         return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))
 
 

@@ -7,7 +7,7 @@ requests of one kind may overtake each other; what is older is asked for again. 
 means that it was delivered and its answer lost, and is no refusal.
 
 Who has no life yet, because it only wants to join, or to look, answers a challenge, which
-serves once.
+serves once.  A connected client, which asks much, answers one to be known, and numbers what it says from then on.
 
 Thread-safe.  Bounded: by the members there are, and by who answered a challenge of late.
 """
@@ -25,6 +25,7 @@ from raftsvc.transport.wire import Problem
 
 _KEPT_NUMBERS = 64
 _MAX_WINDOWS = 1024
+_MAX_KNOWN = 4096
 _CHALLENGE_SECONDS = 60.0
 
 
@@ -107,3 +108,46 @@ class Freshness:
             is_first = challenge not in self._redeemed
             self._redeemed[challenge] = now
         return is_first and now - int(issued.partition(".")[0], 16) <= _CHALLENGE_SECONDS
+
+
+class Introductions:
+    """The clients that are known to one process.  Thread-safe.
+
+    Bounded: who was not heard for longest is forgotten, and introduces himself again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _windows; before that of _freshness, the last in the order
+        self._windows: dict[str, _Window] = {}
+        self._freshness = Freshness()
+
+    def challenge(self) -> str:
+        """One for who wants to be known."""
+        return self._freshness.challenge()
+
+    def knows(self, who: str) -> bool:
+        """Whether what `who` says is numbered here."""
+        return who in self._windows
+
+    def meet(self, who: str, challenge: str) -> bool:
+        """Know `who` from now on, if `challenge`, in an authentic request of his, was issued here for one, lately."""
+        if not self._freshness.redeem(challenge):
+            return False
+        with self._lock:
+            self._windows.setdefault(who, _Window(Life()))
+            while len(self._windows) > _MAX_KNOWN:
+                del self._windows[next(iter(self._windows))]
+        return True
+
+    def take(self, who: str, number: int) -> None:
+        """Note a request, authentic and for this process; raises Problem `seen` or `too_old` if it is not new."""
+        with self._lock:
+            window = self._windows.pop(who, None)
+            if window is None:  # forgotten this very moment
+                raise Problem(409, "too_old", "send it again as a new one")
+            self._windows[who] = window
+            problem = window.take(number)
+        if problem == "seen":
+            raise Problem(409, "seen", "this request was delivered before")
+        if problem is not None:
+            raise Problem(409, problem, "this request may have been delivered before; send it again as a new one")

@@ -95,9 +95,15 @@ class Network:
     """What all requests of this node share: the Session, the authentication, the timeouts."""
 
     def __init__(
-        self, session: requests.Session | None, auth: Authenticator, connect_timeout: float, read_timeout: float
+        self,
+        session: requests.Session | None,
+        auth: Authenticator,
+        connect_timeout: float,
+        read_timeout: float,
+        max_answer_bytes: int = _MAX_ANSWER_BYTES,
     ) -> None:
         self.auth = auth
+        self._max_answer_bytes = max_answer_bytes
         self._session = session or make_session()
         self._owns_session = session is None
         self._timeout = (connect_timeout, read_timeout)
@@ -252,10 +258,10 @@ class Network:
     def _read(self, response: requests.Response, mac: str) -> tuple[bytes, bool]:
         """The whole answer, and whether a peer signed it."""
         try:
-            answer = response.raw.read(_MAX_ANSWER_BYTES + 1, decode_content=False)
+            answer = response.raw.read(self._max_answer_bytes + 1, decode_content=False)
         except Exception as error:  # urllib3's own errors pass through when the raw body is read
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
-        if len(answer) > _MAX_ANSWER_BYTES:
+        if len(answer) > self._max_answer_bytes:
             response.close()
             raise UnreachableError("the answer is too long")
         signature = response.headers.get(AUTH_HEADER, "")

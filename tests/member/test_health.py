@@ -39,6 +39,8 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.STALLED: DiskStalledError("stalled"),
     Condition.REFUSED: DiskRefusedError("refused"),
     Condition.NOT_LISTENING: NotListeningError("not-listening"),
+    Condition.UNATTACHED: NodeFailedError("unattached"),
+    Condition.OWNER_SILENT: NodeFailedError("owner-silent"),
     Condition.UNRECEIVED: StorageError("unreceived"),
     Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
     Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raftsvc.core.messages import NO_NODE
+from raftsvc.core.messages import NO_NODE, Life
 from raftsvc.member.calls import Calls, Contexts
 from raftsvc.member.handoff import Inbox, Signal, is_left_to_log_thread
 from raftsvc.member.health import Health
@@ -38,7 +38,7 @@ class Node:
         core: Any = SimpleNamespace(leader_id=NO_NODE, node_id=1, settings=SimpleNamespace(election_ticks=10))
         watched_calls = watched(Calls, ("_unsent",) if watches_unsent else (), lambda: None)
         self.calls = watched_calls(
-            core, Contexts(Random(1)), 1, 3, 1 << 16, self.inbox.calls, self.inbox.finished, lambda: None
+            core, Contexts(Random(1)), Life(1, 1), 3, 1 << 16, self.inbox.calls, self.inbox.finished, lambda: None
         )
         self.signal: Any = watched(Signal, ("is_set",), lambda: None)()
         self.signal._lock = Lock()

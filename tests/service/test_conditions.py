@@ -498,7 +498,7 @@ def no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
         yield
 
 
-_OTHERS = ("raftsvc-listener", "raftsvc-main")  # that of the port, and of the process
+_OTHERS = ("raftsvc-listener", "raftsvc-main", "raftsvc-workers")  # that of the port, and of the process
 
 
 def threads() -> list[str]:

@@ -26,7 +26,7 @@ def elsewhere(addr: str) -> str:
 
 
 def is_blank(member: Member) -> bool:
-    return sorted(p.name for p in member.path.iterdir() if p.name not in ("lock", "wal.tmp")) == []
+    return sorted(p.name for p in member.path.iterdir() if p.name not in ("lock", "socket", "wal.tmp")) == []
 
 
 def test_a_node_that_mistook_its_own_address_is_not_let_in_and_may_correct_it(cluster: Cluster) -> None:

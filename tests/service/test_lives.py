@@ -36,7 +36,7 @@ def trio(cluster: Cluster) -> Trio:
 
 def copy_of(member: Member, path: Path) -> Path:
     """Its directory as `cp -r` takes it, but for what belongs to a running process."""
-    shutil.copytree(member.path, path, ignore=shutil.ignore_patterns("lock", "snap.*", "*.tmp"))
+    shutil.copytree(member.path, path, ignore=shutil.ignore_patterns("lock", "socket", "snap.*", "*.tmp"))
     return path
 
 

@@ -27,11 +27,13 @@ def test_init_makes_a_usable_cluster_of_one(cluster: Cluster) -> None:
     assert node.status["members"] == {"1": {"addr": node.addr, "is_voter": True}}
 
 
-def test_the_directory_holds_id_log_and_lock_and_nothing_else(cluster: Cluster) -> None:
+def test_the_directory_holds_id_log_lock_and_socket_and_nothing_else(cluster: Cluster) -> None:
     node = cluster.add(snapshot_entries=1)
     node.service.init()
     node.service.exec(b"a")
-    eventually(lambda: sorted(p.name for p in node.path.iterdir()) == ["id", "lock", "snap", "wal"])
+    eventually(lambda: sorted(p.name for p in node.path.iterdir()) == ["id", "lock", "snap", "socket", "wal"])
+    node.service.stop()
+    assert sorted(p.name for p in node.path.iterdir()) == ["id", "snap", "wal"]
     assert (node.path / "id").read_bytes().hex() == "00000000000000017e433189"
 
 

@@ -1,0 +1,416 @@
+"""The owner's side of the socket: whoever of this host attaches is fed and heard, each by two threads.
+
+Until the owner belongs to a cluster they are told whom it waits for.  What is for people is answered at any time.
+
+One that does not read what it is sent holds nothing here but a frame: after a while it is cut off, and may attach
+again.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more.
+
+Threads: raftsvc-workers, which accepts; raftsvc-worker-N-in and -out for each who is attached.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from raftsvc.attached import sockets
+from raftsvc.attached.asking import Desk, reason_of
+from raftsvc.attached.frames import Decoder, encode
+from raftsvc.attached.likeness import Likeness
+from raftsvc.core.messages import MalformedError
+from raftsvc.errors import RaftError
+from raftsvc.member.attachment import IS_REFUSED, IS_UNLIKE, Ask, Farewell, Hello, Said, Told, Wait
+from raftsvc.member.feed import FeedError
+from raftsvc.member.feeders import Feeders
+from raftsvc.member.handoff import Signal
+from raftsvc.process import close_in_children
+
+logger = logging.getLogger("raftsvc.attached")
+
+MAX_ATTACHED = 250
+_LOOK_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
+_HELLO_SECONDS = 10.0
+_FAREWELL_SECONDS = 0.2
+"""In all, however many are attached."""
+_READ_BYTES = 256 * 1024
+_NODELESS_SECONDS = 0.05
+"""How often it is looked whether there is a node by now; and, so many times as rarely, said that there is none."""
+_SAID_EVERY = 10
+_MOST_EARLY = 10
+
+
+@runtime_checkable
+class Owner(Protocol):
+    """The node of an owner; see `raftsvc.member.node.Node`."""
+
+    @property
+    def feeders(self) -> Feeders: ...
+
+
+class House(NamedTuple):
+    """What an owner has for those who attach.
+
+    node: the one of this process, once it has one; until then they wait.
+    why_none: why there is none yet.
+    desk: where they are told what is for people.
+    likeness: how this process is configured; None: nothing is compared.
+    """
+
+    node: Callable[[], Owner | None]
+    why_none: Callable[[], RaftError]
+    desk: Desk
+    likeness: Likeness | None = None
+
+
+class FeedServer:
+    """The socket of one owner, from `start` to `stop`."""
+
+    def __init__(self, directory: str, house: House) -> None:
+        self._directory = directory
+        self._house = house
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # guards the two below
+        self._connections: set[_Connection] = set()
+        self._socket: socket.socket | None = None
+        self._inode = (0, 0)
+        self._trouble = ""  # what was said last of why there is none
+        self._refusal = ""  # and of why somebody was not let in
+        self._numbers = count(1)
+        self._thread = threading.Thread(target=self._run, name="raftsvc-workers", daemon=True)
+
+    def start(self) -> None:
+        """Bind and accept in the background.  Raises RuntimeError if there can be no thread; then nothing is bound."""
+        close_in_children(self)
+        self._bind()
+        try:
+            self._thread.start()
+        except BaseException:  # whoever interrupts may come once the thread runs
+            self._stopping.set()
+            self._close_socket()
+            raise
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        server, self._socket = self._socket, None
+        taken = [one.connection for one in self._connections] + ([server] if server is not None else [])
+        return [fd for fd in (one.detach() for one in taken) if fd >= 0]
+
+    def pids(self) -> list[int]:
+        """The processes that are attached."""
+        node = self._house.node()
+        return node.feeders.pids if node is not None else []
+
+    def stop(self, why: str) -> None:
+        """Tell all who are attached that this process leaves, and let nobody in any more; bounded, idempotent.
+
+        They are cut off by `close`.
+        """
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        with self._lock:
+            connections = list(self._connections)
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while connections:
+            connections = [each for each in connections if not each.bid_farewell(why)]
+            if time.monotonic() > deadline:  # who does not read sees the end
+                break
+            if connections:
+                time.sleep(_FAREWELL_SECONDS / 20)
+        self._close_socket()
+
+    def close(self) -> None:
+        """The directory is another's, or nobody's: end all connections."""
+        self.stop("")
+        with self._lock:
+            connections, self._connections = self._connections, set()
+        for each in connections:
+            each.end()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+        self._close_socket()  # once more, of which the thread may have made another meanwhile
+
+    def _close_socket(self) -> None:
+        server, self._socket = self._socket, None
+        if server is not None:
+            sockets.remove(self._directory, self._inode)
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # whoever accepts is woken
+            server.close()
+
+    def _bind(self) -> None:
+        try:
+            self._socket = sockets.bind(self._directory)
+            self._inode = sockets.inode_of(self._directory)
+            self._socket.settimeout(_LOOK_SECONDS)
+            self._trouble = ""
+        except (OSError, RaftError) as error:
+            self._socket = None
+            if str(error) != self._trouble:  # it is tried again and again
+                self._trouble = str(error)
+                logger.error("no other process of this host can attach to this one: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            server = self._socket
+            if server is None or not sockets.is_in_place(self._directory, self._inode):
+                self._stopping.wait(_LOOK_SECONDS)  # it is made anew, and no faster than that
+                if not self._stopping.is_set():
+                    if server is not None:
+                        logger.warning("the socket in %s was taken away; another is made", self._directory)
+                        server.close()
+                    self._bind()
+                continue
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            except OSError as error:
+                if not self._stopping.is_set():
+                    logger.warning("accepting a process of this host failed: %s", error)
+                    self._stopping.wait(_LOOK_SECONDS)
+                continue
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        one: _Connection | None = None
+        try:
+            sockets.check_peer(connection, self._directory)
+            with self._lock:
+                if self._stopping.is_set() or len(self._connections) >= MAX_ATTACHED:
+                    raise FeedError(f"there are {len(self._connections)} already")
+                one = _Connection(connection, self._house, next(self._numbers), self._stopping, self._gone)
+                self._connections.add(one)
+            one.start()
+        except (RaftError, FeedError, RuntimeError, OSError) as error:
+            if one is not None:
+                self._gone(one)
+            self._turn_away(connection, error)
+
+    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
+        """Tell it why, if it is one of ours."""
+        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+        if str(error) != self._refusal:  # whoever it is comes again and again
+            self._refusal = str(error)
+            logger.warning("a process of this host was not taken in: %s", error)
+        with suppress(OSError), connection:
+            if not isinstance(error, RaftError):
+                connection.settimeout(0.0)
+                connection.send(encode(Wait(os.getpid(), IS_REFUSED, why)))
+
+    def _gone(self, connection: _Connection) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+
+
+class _Connection:
+    """One attached process, as the owner sees it."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        house: House,
+        number: int,
+        stopping: threading.Event,
+        gone: Callable[[_Connection], None],
+    ) -> None:
+        self.connection = connection
+        self._house = house
+        self._decoder = Decoder()
+        self._number = number
+        self._stopping = stopping
+        self._gone = gone
+        self._signal = Signal()
+        self._key = 0
+        self._is_over = False
+        self._unlike: list[str] = []
+        self._is_compared = False
+        self._send_lock = threading.Lock()
+        connection.settimeout(_PATIENCE_SECONDS)
+
+    def start(self) -> None:
+        threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self._number}-in", daemon=True).start()
+
+    def bid_farewell(self, why: str) -> bool:
+        """The last that is said, without waiting; False if it cannot be said now."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self.connection, select.POLLOUT)
+            if not poll.poll(0):
+                return False
+            self.connection.sendall(encode(Farewell(why)))  # which fits where there is room
+        except (OSError, ValueError):  # it is gone
+            pass
+        finally:
+            self._send_lock.release()
+        return True
+
+    def end(self) -> None:
+        """Cut it off; both threads see that."""
+        self._is_over = True
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self._signal.set()
+
+    # -- what it says
+
+    def _run_in(self) -> None:
+        feeders: Feeders | None = None
+        try:
+            early: list[Said] = []
+            node = self._await_node(early)
+            if node is None:
+                return
+            feeders = node.feeders
+            self._key = feeders.open(self._signal)
+            threading.Thread(
+                target=self._run_out, args=(feeders,), name=f"raftsvc-worker-{self._number}-out", daemon=True
+            ).start()
+            said: Sequence[Said] = early
+            while not self._is_over:
+                if self._unlike:
+                    self._keep_waiting()
+                    return
+                if said:
+                    feeders.hear(self._key, said)
+                if not (data := self._receive()):
+                    return
+                said = self._take_asked(self._decoder.feed(data))
+        except (MalformedError, FeedError) as error:
+            logger.warning("an attached process is cut off: %s", error)
+        except (OSError, RaftError, RuntimeError) as error:
+            if not self._stopping.is_set():  # one that only looks whether somebody owns the directory says nothing
+                level = logging.INFO if self._key else logging.DEBUG
+                logger.log(level, "the connection of an attached process is over: %s", error)
+        except Exception:
+            logger.exception("an attached process is cut off after an error of the library itself")
+        finally:
+            self.end()
+            if feeders is not None:
+                feeders.close(self._key, self._signal)
+            self._gone(self)
+            with self._send_lock:  # nobody writes to a descriptor that may be another's by then
+                self.connection.close()
+
+    def _await_node(self, early: list[Said]) -> Owner | None:
+        """The node, once there is one; what came meanwhile is put into `early`.  None at the end."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        looks = 0
+        while (node := self._house.node()) is None:
+            if self._is_over or self._stopping.is_set():
+                return None
+            if looks % _SAID_EVERY == 0:
+                why = self._house.why_none()
+                self._send([Wait(os.getpid(), reason_of(why), str(why))])
+            looks += 1
+            if poll.poll(1e3 * _NODELESS_SECONDS):
+                if not (data := self._receive()):
+                    return None
+                early += self._take_asked(self._decoder.feed(data))
+                if len(early) > _MOST_EARLY or not all(isinstance(each, Hello) for each in early):
+                    raise FeedError("it does not wait until it is taken in")
+                if self._unlike:
+                    self._keep_waiting()
+                    return None
+        return node
+
+    def _take_asked(self, said: list[Said]) -> list[Said]:
+        """Have answered what is asked; the rest."""
+        rest: list[Said] = []
+        for each in said:
+            if isinstance(each, Ask):
+                self._house.desk.answer(each, self._tell)
+                continue
+            if isinstance(each, Hello):
+                self._compare(each)
+            rest.append(each)
+        return rest
+
+    def _compare(self, hello: Hello) -> None:
+        """Find out where its configuration differs, the first time that it says it."""
+        likeness = self._house.likeness
+        if likeness is None or self._is_compared:
+            return
+        self._is_compared = True
+        self._unlike, others = likeness.differences(hello.likeness)
+        if self._unlike or others:
+            logger.warning(
+                "process %d, which attaches to this one, is configured otherwise: %s%s",
+                hello.pid,
+                "; ".join(self._unlike + others),
+                "; it is not taken in" if self._unlike else "",
+            )
+
+    def _keep_waiting(self) -> None:
+        """Tell it, until either ends, why it is not taken in."""
+        why = (
+            f"process {os.getpid()} owns the directory and is configured otherwise than this one, which is not taken "
+            f"in: {'; '.join(self._unlike)}. It waits until the other has ended; give both one configuration"
+        )
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        while not self._is_over and not self._stopping.is_set():
+            self._send([Wait(os.getpid(), IS_UNLIKE, why)])
+            if poll.poll(1e3 * _NODELESS_SECONDS * _SAID_EVERY):
+                if not (data := self._receive()):
+                    return
+                self._take_asked(self._decoder.feed(data))
+
+    def _tell(self, told: Told) -> None:
+        try:
+            self._send([told])
+        except OSError:  # it is gone, or half of that was sent
+            self.end()
+
+    def _receive(self) -> bytes:
+        """The next bytes; none at the end."""
+        while not self._is_over:
+            try:
+                return self.connection.recv(_READ_BYTES)
+            except TimeoutError:
+                continue  # it has nothing to say
+        return b""
+
+    # -- what it is told
+
+    def _run_out(self, feeders: Feeders) -> None:
+        try:
+            while not self._is_over:
+                self._signal.wait(1.0)
+                while not self._is_over and (said := feeders.take(self._key)):
+                    self._send(said)
+        except TimeoutError:
+            logger.warning("an attached process did not read for %g s, and is cut off", _PATIENCE_SECONDS)
+        except OSError:
+            pass  # it is gone
+        except FeedError as error:
+            logger.warning("an attached process is cut off: %s", error)
+        except Exception:
+            logger.exception("an attached process is cut off after an error of the library itself")
+        finally:
+            self.end()
+
+    def _send(self, said: list[Said]) -> None:
+        """All of it, as long as some of it is taken now and then."""
+        data = memoryview(b"".join(map(encode, said)))
+        with self._send_lock:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while data and not self._is_over:
+                sent = self.connection.send(data)
+                data = data[sent:]
+                if sent:
+                    deadline = time.monotonic() + _PATIENCE_SECONDS
+                elif time.monotonic() > deadline:
+                    raise TimeoutError

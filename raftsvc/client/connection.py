@@ -1,0 +1,194 @@
+"""What a process calls that is no member: the face of a Service, as far as that goes without a State.
+
+Every call ends by its deadline with what is certain.  Writes are numbered in a session of this process, so one that
+was brought to several members, because answers were lost, counts once.  In a forked child the session
+and the connections of its parent are not used: it has its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from raftsvc.addresses import canonical_addr
+from raftsvc.client.contacts import Contact
+from raftsvc.client.neighbors import Neighbor
+from raftsvc.client.route import Route, UnansweredError, Way
+from raftsvc.core.messages import MalformedError
+from raftsvc.errors import (
+    ConfigurationError,
+    InstructionTooLargeError,
+    InvalidInstructionError,
+    NotApplied,
+    OutcomeUnknown,
+    ReadTimeoutError,
+    Rejected,
+    UnknownKeyError,
+)
+from raftsvc.keys import ClientKey
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, wrap
+from raftsvc.member.sessions import decode_outcome
+from raftsvc.results import Applied
+from raftsvc.transport import Network
+from raftsvc.transport.auth import ClientSigner
+from raftsvc.transport.session import make_session
+from raftsvc.transport.visits import BRING, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
+
+MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
+"""Of what a connected client brings; the members may allow less."""
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_CONNECT_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
+
+
+class Connection:
+    """A cluster, as a process has it that is no member.  Made by `raftsvc.connect`; every method is thread-safe."""
+
+    def __init__(
+        self,
+        places: Sequence[str | os.PathLike[str]],
+        key: str | None,
+        verify: str | bool = True,
+        cert: str | tuple[str, str] | None = None,
+    ) -> None:
+        """See `raftsvc.connect`."""
+        if not places:
+            raise ConfigurationError("connect needs the address of a member, or of several, or the directory of one")
+        self._directories = [os.path.abspath(place) for place in places if _is_directory(place)]
+        self._addrs = list(dict.fromkeys(canonical_addr(str(p)) for p in places if not _is_directory(p)))
+        self._key = ClientKey.parse(key or "") if self._addrs else None
+        self._verify = verify
+        self._cert = cert
+        self._routes: dict[int, Route] = {}  # that of this process, by its pid
+
+    def _route(self) -> Route:
+        pid = os.getpid()
+        route = self._routes.get(pid)
+        if route is None:
+            # Of several threads one has its own taken; locks of a parent may be held for ever.
+            route = self._routes.setdefault(pid, self._make_route())
+            for other in [other for other in list(self._routes) if other != pid]:
+                self._routes.pop(other, None)
+        return route
+
+    def _make_route(self) -> Route:
+        neighbors: list[Way] = [Neighbor(directory) for directory in self._directories]
+        key, session = self._key, None
+        if key is None:
+            return Route(neighbors, Neighbor)  # of which none is learned
+        if self._verify is not True or self._cert is not None:
+            session = make_session()
+            session.verify, session.cert = self._verify, self._cert
+        signer = ClientSigner(key.signing)
+        network = Network(session, signer, _CONNECT_SECONDS, _CONNECT_SECONDS, _MAX_ANSWER_BYTES)
+
+        def make(addr: str) -> Way:
+            return Contact(addr, network, key.name)
+
+        end = network.close if session is None else session.close
+        return Route([*neighbors, *map(make, self._addrs)], make, end)
+
+    # -- instructions
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+        """Replicate one instruction and return where in the log it took effect, and what the State said of it.
+
+        Returns once a member applied it.  It is applied exactly once, however many members it was brought to.
+        Raises what `Service.propose` raises, UnknownKeyError and NotPermittedError, which are NotApplied.
+        OutcomeUnknown too if so many other clients came since that the session was forgotten.
+        """
+        if not isinstance(instruction, bytes | bytearray | memoryview):
+            raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
+        data = bytes(instruction)
+        if len(data) > MAX_INSTRUCTION_BYTES:
+            raise InstructionTooLargeError(
+                f"the instruction has {len(data)} bytes; a connected client brings at most {MAX_INSTRUCTION_BYTES}"
+            )
+        if is_main_thread():
+            return do_elsewhere(partial(self.propose, data, timeout), timeout, OutcomeUnknown)
+        route = self._route()
+        deadline = time.monotonic() + timeout
+        while True:
+            applied = self._bring(route, data, deadline, timeout)
+            if applied is not None:
+                return applied
+
+    def exec(self, instruction: bytes, timeout: float = 10.0) -> bool:
+        """Like `propose`, and returns only whether the State was satisfied."""
+        return self.propose(instruction, timeout).satisfied
+
+    def _bring(self, route: Route, data: bytes, deadline: float, timeout: float) -> Applied | None:
+        """Bring it under the session that there is; None if that is not open, and it certainly had no effect."""
+        session = route.session(deadline, timeout)
+        taken = session.begin(deadline)
+        if taken is None:
+            raise NotApplied(f"too many calls of this process had no outcome within {timeout:g} s; nothing was sent")
+        number, low = taken
+        try:
+            answer = route.ask(BRING, wrap(INSTRUCTION, session.id, session.nonce, number, low, data), deadline)
+            index, time_ms, said = decode_place(answer.data)
+            outcome = decode_outcome(said, index, time_ms)
+        except UnansweredError as error:
+            raise error.as_error(timeout) from error
+        except MalformedError as error:
+            raise OutcomeUnknown(f"the answer of a member does not decode: {error}") from error
+        finally:
+            session.end(number)
+        if not index:
+            route.forget(session)
+            if answer.was_lost:
+                raise OutcomeUnknown("the session of this process was closed, before or after it was applied")
+            return None
+        if outcome.rejection is not None:
+            raise Rejected(outcome.rejection)
+        return Applied(outcome.satisfied, index, time_ms, outcome.answer, outcome.is_known)
+
+    # -- reads
+
+    def query(self, data: bytes, timeout: float = 5.0, *, is_stale: bool = False) -> bytes:
+        """What the State of a member answers (`raftsvc.QueryState`), as of a moment no earlier than this call.
+
+        is_stale: as of any moment that a member knows of.
+
+        Raises ReadTimeoutError after `timeout` seconds, Rejected if the question makes no sense,
+        UnknownKeyError, NotPermittedError.
+        """
+        return self._ask(LOOK if is_stale else QUERY, data, timeout)
+
+    def wait_read(self, timeout: float = 5.0) -> None:
+        """Return once a member is current; whoever asks a State itself does not need it, for `query` sees to that."""
+        self._ask(READ, b"", timeout)
+
+    def status(self, timeout: float = 5.0) -> dict[str, object]:
+        """A picture of the node that answers; see `Service.status`."""
+        picture: dict[str, object] = json.loads(self._ask(STATUS, b"", timeout))
+        return picture
+
+    def _ask(self, kind: int, data: bytes, timeout: float) -> bytes:
+        if is_main_thread():
+            return do_elsewhere(partial(self._ask, kind, data, timeout), timeout, ReadTimeoutError)
+        try:
+            return self._route().ask(kind, data, time.monotonic() + timeout).data
+        except UnansweredError as error:
+            late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
+            raise late(f"no member answered within {timeout:g} s: {error}") from error
+
+    def close(self) -> None:
+        """Have the session closed, and the connections; afterwards it is unusable.  At most a second; idempotent.
+
+        Who does not call it, or dies, is forgotten once so many other clients have come since.
+        """
+        if is_main_thread():
+            return do_elsewhere(self.close, _CLOSE_SECONDS, ReadTimeoutError)
+        route = self._routes.get(os.getpid())
+        if route is not None:
+            route.close(time.monotonic() + _CLOSE_SECONDS)
+
+
+def _is_directory(place: str | os.PathLike[str]) -> bool:
+    """Whether it is meant for one, and not for an address."""
+    return isinstance(place, os.PathLike) or place.startswith(("/", "."))

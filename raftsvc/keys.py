@@ -1,0 +1,82 @@
+"""Keys of connected clients: who may do what, by a key that is worth nothing among members.
+
+A client signs by what is derived from its key and name, under a label of its own (`ClientKey.signing`), and speaks
+to an endpoint of its own (`raftsvc.transport.door`).  So no client speaks as a member, be its key the cluster's secret
+even, which `start` refuses.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from raftsvc.errors import ConfigurationError
+
+MIN_KEY_BYTES = 16
+RIGHTS = ("read", "write", "admin")
+"""Each has what is before it, too."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+
+
+@dataclass(frozen=True)
+class ClientKey:
+    """What `start(client_keys=[...])` knows a client by; the same on all nodes.
+
+    name:   by which the client says which key it has; several of one name are fine, during a rotation.
+    key:    a text of at least 16 bytes: `secrets.token_hex()` makes a good one.
+    rights: `read`: what is stored, and the status; `write`: also instructions; `admin`: also those that
+            are the whole cluster's, such as who may join.
+    prefix: only what begins with it, see `raftsvc.ScopedState`.
+
+    Raises ConfigurationError.
+    """
+
+    name: str
+    key: str = field(repr=False)
+    rights: str = "read"
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, str) for each in (self.name, self.key, self.rights, self.prefix)):
+            raise ConfigurationError("name, key, rights and prefix of a client key are texts")
+        if not _NAME.fullmatch(self.name):
+            raise ConfigurationError(f"a client key's name is 1 to 64 of A-Z a-z 0-9 _ . @ -, not {self.name!r}")
+        if len(self.key.encode()) < MIN_KEY_BYTES:
+            raise ConfigurationError(
+                f"client key {self.name!r} has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
+            )
+        if self.rights not in RIGHTS:
+            raise ConfigurationError(f"the rights of a client key are one of {', '.join(RIGHTS)}, not {self.rights!r}")
+
+    @property
+    def signing(self) -> bytes:
+        """What its requests, and the answers to them, are signed with."""
+        return hmac.digest(self.key.encode(), b"raftsvc client key\n" + self.name.encode(), "sha256")
+
+    def may(self, right: str) -> bool:
+        """Whether it has `right`."""
+        return RIGHTS.index(right) <= RIGHTS.index(self.rights)
+
+    @classmethod
+    def parse(cls, text: str) -> ClientKey:
+        """`name:key`, as `raftsvc.connect` takes it; what it may do the members know.  Raises ConfigurationError."""
+        if not isinstance(text, str) or ":" not in text:
+            raise ConfigurationError("key is a text, name:key, of a client key that the members have (client_keys=)")
+        name, _, key = text.partition(":")
+        return cls(name, key)
+
+
+def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:
+    """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which no client may have."""
+    given = tuple(keys or ())
+    known = set(secrets)
+    for key in given:
+        if key.key.encode() in known:
+            raise ConfigurationError(
+                f"client key {key.name!r} is the cluster's secret, with which whoever has it is a member: "
+                "give it a key of its own"
+            )
+    return given

@@ -1,0 +1,123 @@
+"""What a connected client asks of the store, and the answers, as bytes.
+
+Question: what is asked (1 byte), how many names (2), each one's length (2) and UTF-8 form, and how many keys at
+most are wanted (4), of which all ones are any number.  Names are, of MANY, the keys, of LIST prefix
+and `after`; ALLOWED has none.
+
+Answer: how many (4), then of each the length of its key (2), the key and, but for ALLOWED, its version (8), the
+length of its value (4) and the value.  All integers are big-endian.  What does not decode is refused by Rejected.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from raftsvc.errors import Rejected
+from raftsvc.kv.pages import Value
+
+MANY, LIST, ALLOWED = 1, 2, 3
+MAX_KEYS = 65535
+"""In one question."""
+
+_HEAD = struct.Struct(">BH")
+_KEY_LENGTH = struct.Struct(">H")
+_COUNT = struct.Struct(">I")
+_VALUE = struct.Struct(">QI")
+_ANY_NUMBER = 2**32 - 1
+
+
+class Question(NamedTuple):
+    """What is asked.  names: the keys; of LIST prefix and `after`."""
+
+    kind: int
+    names: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def encode(self) -> bytes:
+        """Raises ValueError if there are too many keys, or one is too long."""
+        if len(self.names) > MAX_KEYS:
+            raise ValueError(f"at most {MAX_KEYS} keys are asked for at once, not {len(self.names)}")
+        parts = [_HEAD.pack(self.kind, len(self.names))]
+        for name in self.names:
+            data = name.encode()
+            if len(data) > MAX_KEYS:
+                raise ValueError(f"a key of {len(data)} bytes is none")
+            parts += (_KEY_LENGTH.pack(len(data)), data)
+        limit = _ANY_NUMBER if self.limit is None else min(self.limit, _ANY_NUMBER - 1)
+        return b"".join([*parts, _COUNT.pack(limit)])
+
+    @classmethod
+    def decode(cls, data: bytes) -> Question:
+        """Raises Rejected."""
+        try:
+            kind, count = _HEAD.unpack_from(data)
+            offset = _HEAD.size
+            names = []
+            for _ in range(count):
+                (length,) = _KEY_LENGTH.unpack_from(data, offset)
+                offset += _KEY_LENGTH.size
+                if offset + length > len(data):
+                    raise Rejected("not a question: cut short")
+                names.append(data[offset : offset + length].decode())
+                offset += length
+            (limit,) = _COUNT.unpack_from(data, offset)
+        except (struct.error, UnicodeDecodeError):
+            raise Rejected("not a question: it does not decode") from None
+        wanted = {LIST: 2, ALLOWED: 0}.get(kind, count)
+        if offset + _COUNT.size != len(data) or kind not in (MANY, LIST, ALLOWED) or count != wanted:
+            raise Rejected("not a question: it is none that is known")
+        return cls(kind, tuple(names), None if limit == _ANY_NUMBER else limit)
+
+
+def encode_values(found: Mapping[str, Value]) -> bytes:
+    """The answer to MANY and LIST."""
+    parts = [_COUNT.pack(len(found))]
+    for key, value in found.items():
+        name = key.encode()
+        parts += (_KEY_LENGTH.pack(len(name)), name, _VALUE.pack(value.version, len(value.data)), value.data)
+    return b"".join(parts)
+
+
+def decode_values(data: bytes) -> dict[str, Value]:
+    """What `encode_values` made; raises Rejected if it did not."""
+    found = {}
+    for key, offset, stop, version in _walk(data, has_values=True):
+        found[key] = Value(data[offset:stop], version)
+    return found
+
+
+def encode_names(names: Iterable[str]) -> bytes:
+    """The answer to ALLOWED."""
+    encoded = [name.encode() for name in sorted(names)]
+    return b"".join([_COUNT.pack(len(encoded)), *(_KEY_LENGTH.pack(len(name)) + name for name in encoded)])
+
+
+def decode_names(data: bytes) -> frozenset[str]:
+    """What `encode_names` made; raises Rejected if it did not."""
+    return frozenset(key for key, *_ in _walk(data, has_values=False))
+
+
+def _walk(data: bytes, has_values: bool) -> list[tuple[str, int, int, int]]:
+    """Each key, where its value begins and ends, and its version."""
+    found = []
+    try:
+        (count,) = _COUNT.unpack_from(data)
+        offset = _COUNT.size
+        for _ in range(count):
+            (length,) = _KEY_LENGTH.unpack_from(data, offset)
+            offset += _KEY_LENGTH.size
+            key = data[offset : offset + length].decode()
+            offset += length
+            version = size = 0
+            if has_values:
+                version, size = _VALUE.unpack_from(data, offset)
+                offset += _VALUE.size
+            if offset + size > len(data):
+                raise Rejected("the answer is cut short")
+            found.append((key, offset, offset + size, version))
+            offset += size
+    except (struct.error, UnicodeDecodeError):
+        raise Rejected("the answer does not decode") from None
+    return found

@@ -1,0 +1,94 @@
+"""The store of a process that holds none of it, and asks members: what `raftsvc.connect` returns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from raftsvc.client.connection import Connection
+from raftsvc.kv.client import KeyValue
+from raftsvc.kv.freshness import Shown
+from raftsvc.kv.pages import Value
+from raftsvc.kv.queries import ALLOWED, LIST, MANY, Question, decode_names, decode_values
+
+T = TypeVar("T")
+
+_STALE_SECONDS = 5.0
+
+
+def connect(
+    places: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    key: str | None = None,
+    verify: str | bool = True,
+    cert: str | tuple[str, str] | None = None,
+) -> KeyValue:
+    """Work with a cluster from a process that is no member: a shell, a cron script, a Celery worker, a test.
+
+    places: where members are reached, as `laddr` of `start`: one, or several, to go on if one is down.  The
+            others are learned from whoever answers.  Or the directory of the node of this host, a path that begins
+            with / or a dot, for processes of the same user; the node needs a port of its own (`listen=`).
+    key:    `name:key`, of a `raftsvc.ClientKey` that all nodes were started with (`client_keys=`); not for a directory.
+    verify, cert: with https, as in requests: the file of the CA, and that of a certificate and its key.
+
+    Returns the same face that members have; its `service` is a `Connection`, with `propose`, `exec` and, for other
+    States than the key-value store, `query`.  Nobody is asked before the first call.  Each read asks a member, so
+    `max_age` does not matter; the `_stale` forms ask one that may be behind.
+
+    Every call ends within its timeout: NotApplied only if it certainly took no effect, and what was sent again
+    by another member counts once.  In a forked child it goes on by connections and a session of the child's own.
+
+    Raises ConfigurationError.  Calls raise UnknownKeyError, NotPermittedError, and what they raise at a member.
+    """
+    several = [places] if isinstance(places, str | os.PathLike) else list(places)
+    connection = Connection(several, key, verify, cert)
+    return KeyValue(connection, RemoteStore(connection))
+
+
+class RemoteStore:
+    """In the place of the State here, and of what is known of how current it is; see `raftsvc.kv.freshness`."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def present(self) -> Shown:
+        """What some member knows."""
+        return _Asked(self._connection, _STALE_SECONDS, is_stale=True)
+
+    def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
+        """What `look` returns, of a moment no earlier than this call."""
+        return look(_Asked(self._connection, timeout, is_stale=False))
+
+
+class _Asked:
+    """The store as a member shows it."""
+
+    def __init__(self, connection: Connection, timeout: float, is_stale: bool) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + timeout
+        self._is_stale = is_stale
+
+    def _ask(self, question: Question) -> bytes:
+        left = max(self._deadline - time.monotonic(), 0.0)
+        return self._connection.query(question.encode(), left, is_stale=self._is_stale)
+
+    def get(self, key: str) -> Value | None:
+        """The value of `key`."""
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
+        """The values, all of one moment, of those `keys` that exist."""
+        return decode_values(self._ask(Question(MANY, tuple(keys))))
+
+    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
+        """The keys that start with `prefix` and come after `after`, in order, with their values, all of one moment."""
+        return decode_values(self._ask(Question(LIST, (prefix, after), limit)))
+
+    def allowed(self) -> frozenset[str]:
+        """The addresses that may join."""
+        return decode_names(self._ask(Question(ALLOWED)))

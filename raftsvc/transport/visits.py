@@ -1,0 +1,62 @@
+"""What crosses between a connected client and a member: requests, and the answers to them.
+
+Request: what is asked (1 byte), for how many milliseconds (4), then what the kind of it says:
+
+    HELLO, STATUS, READ   nothing
+    LOOK, QUERY           what the State is asked: of what is applied there, or once that is current
+    BRING                 an envelope and its data, see `raftsvc.member.envelopes`, under CLIENT
+
+The answer to BRING is the index of the entry (8), its time (8) and the outcome; to HELLO and STATUS it is JSON, to
+QUERY and LOOK what the State said.  All integers are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from raftsvc.core.messages import MalformedError
+from raftsvc.transport.wire import MAX_BODY_BYTES
+
+HELLO, STATUS, READ, LOOK, QUERY, BRING = 1, 2, 3, 4, 5, 6
+
+_HEAD = struct.Struct(">BI")
+_PLACE = struct.Struct(">QQ")
+_MAX_TIMEOUT_MS = 3_600_000
+MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - _HEAD.size
+"""Of a request."""
+
+
+class Visit(NamedTuple):
+    """One request of a client."""
+
+    kind: int
+    timeout: float
+    payload: bytes = b""
+
+    def encode(self) -> bytes:
+        timeout_ms = min(max(int(self.timeout * 1000), 0), _MAX_TIMEOUT_MS)
+        return _HEAD.pack(self.kind, timeout_ms) + self.payload
+
+    @classmethod
+    def decode(cls, body: bytes) -> Visit:
+        """Raises MalformedError."""
+        if len(body) < _HEAD.size:
+            raise MalformedError("a client's request is cut short")
+        kind, timeout_ms = _HEAD.unpack_from(body)
+        if not HELLO <= kind <= BRING or timeout_ms > _MAX_TIMEOUT_MS:
+            raise MalformedError("a client's request does not decode")
+        return cls(kind, timeout_ms / 1000, body[_HEAD.size :])
+
+
+def encode_place(index: int, time_ms: int, outcome: bytes) -> bytes:
+    """The answer to BRING."""
+    return _PLACE.pack(index, time_ms) + outcome
+
+
+def decode_place(body: bytes) -> tuple[int, int, bytes]:
+    """Index, time and outcome; raises MalformedError."""
+    if len(body) < _PLACE.size:
+        raise MalformedError("an outcome is cut short")
+    index, time_ms = _PLACE.unpack_from(body)
+    return index, time_ms, body[_PLACE.size :]

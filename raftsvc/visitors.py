@@ -1,0 +1,168 @@
+"""What connected clients ask of this process is done here, if their key gives them the right.
+
+Who may do what is decided before anything is proposed or read.  What a client brings is carried as a call of
+this process: it has an outcome, or an error that says what is certain, like any other.  Reads ask
+for what is current, as `Service.wait_read`, and are answered by the State of this process; so an attached process
+serves clients as the owner of the directory does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raftsvc.errors import (
+    InstructionTooLargeError,
+    NotApplied,
+    NotPermittedError,
+    OutcomeUnknown,
+    OverloadedError,
+    RaftError,
+    ReadTimeoutError,
+    Rejected,
+)
+from raftsvc.formation import Membership
+from raftsvc.keys import ClientKey
+from raftsvc.member.envelopes import CLIENT, ENVELOPE, INSTRUCTION, OPEN
+from raftsvc.member.sessions import encode_outcome
+from raftsvc.member.waiters import Call
+from raftsvc.proposals import Proposals
+from raftsvc.reception import Reception
+from raftsvc.state import QueryState, ScopedState
+from raftsvc.transport import Problem
+from raftsvc.transport.visits import BRING, HELLO, LOOK, QUERY, READ, STATUS, Visit, encode_place
+
+_CODES: list[tuple[type[RaftError], int, str]] = [
+    (NotPermittedError, 403, "not_permitted"),
+    (OverloadedError, 503, "overloaded"),
+    (InstructionTooLargeError, 413, "too_large"),
+    (Rejected, 422, "rejected"),
+    (ReadTimeoutError, 504, "read_timeout"),
+    (NotApplied, 503, "not_applied"),
+]
+"""What is told of an error, the first that fits; of all others that what was asked may be done, or may yet be."""
+
+_NEIGHBOR = ClientKey("neighbor", secrets.token_hex(), "admin")
+"""Whoever comes by the socket of the directory, which is this user's alone."""
+
+
+class Visitors:
+    """The transport's Host for a Service; see transport.door.  Thread-safe."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        proposals: Proposals,
+        wait_read: Callable[[float], None],
+        reception: Reception,
+    ) -> None:
+        self._membership = membership
+        self._proposals = proposals
+        self._wait_read = wait_read
+        self._reception = reception
+
+    def cluster(self) -> str:
+        """Of which this process is; raises Problem."""
+        try:
+            return f"{self._membership.require_node().cluster_id:016x}"
+        except RaftError as error:
+            raise Problem(503, "not_applied", str(error)) from error
+
+    def do_for_neighbor(self, what: str, arguments: Mapping[str, Any]) -> Mapping[str, object]:
+        """What another process of this host and user asks for, who may do everything: a connected client, or a worker.
+
+        See `raftsvc.client.neighbors`, and `raftsvc.attached.asking`.
+        """
+        return self._serve_neighbor(arguments) if what == "client" else self._reception.do_for_worker(what, arguments)
+
+    def _serve_neighbor(self, arguments: Mapping[str, Any]) -> Mapping[str, object]:
+        try:
+            visit = Visit.decode(base64.b64decode(str(arguments["visit"]), validate=True))
+            cluster = self.cluster()
+            if arguments["cluster"] not in ("", cluster):
+                raise Problem(412, "wrong_cluster", f"the node of this host is of cluster {cluster}")
+            answer = base64.b64encode(self.serve(_NEIGHBOR, visit)).decode()
+        except Problem as problem:
+            return {"status": problem.status, "code": problem.code, "detail": problem.detail}
+        except (KeyError, ValueError) as error:
+            return {"status": 400, "code": "malformed", "detail": f"a request that does not decode: {error}"}
+        return {"answer": answer, "cluster": cluster}
+
+    def serve(self, key: ClientKey, visit: Visit) -> bytes:
+        """Do what is asked; raises Problem."""
+        try:
+            return self._serve(key, visit)
+        except RaftError as error:
+            for kind, status, code in _CODES:
+                if isinstance(error, kind):
+                    raise Problem(status, code, error.reason if isinstance(error, Rejected) else str(error)) from error
+            code = "outcome_unknown" if isinstance(error, OutcomeUnknown) else "unavailable"
+            raise Problem(504, code, str(error)) from error
+
+    def _serve(self, key: ClientKey, visit: Visit) -> bytes:
+        if visit.kind == HELLO:
+            members = self._membership.require_node().applied_config.members.values()
+            return json.dumps({"cluster": self.cluster(), "members": [member.addr for member in members]}).encode()
+        if visit.kind == STATUS:
+            return json.dumps(self._reception.status()).encode()
+        if visit.kind == BRING:
+            return self._bring(key, visit)
+        return self._read(key, visit)
+
+    def _bring(self, key: ClientKey, visit: Visit) -> bytes:
+        _check_right(key, "write")
+        if len(visit.payload) < ENVELOPE.size:
+            raise Rejected("what a client brings has an envelope")
+        op = ENVELOPE.unpack_from(visit.payload)[0]
+        if op == INSTRUCTION:
+            instruction = visit.payload[ENVELOPE.size :]
+            self._check_scope(key, instruction, is_query=False)
+            self._proposals.check_size(instruction)
+        elif op == OPEN:
+            self._membership.require_node().check_able()
+        outcome = self._proposals.carry(Call(visit.payload, op=CLIENT), visit.timeout)
+        return encode_place(outcome.entry_index, outcome.time_ms, encode_outcome(outcome.recorded()))
+
+    def _read(self, key: ClientKey, visit: Visit) -> bytes:
+        _check_right(key, "read")
+        state = self._membership.state
+        if visit.kind in (QUERY, LOOK):
+            if not isinstance(state, QueryState):
+                raise NotPermittedError("the State of this cluster answers no questions: see raftsvc.QueryState")
+            self._check_scope(key, visit.payload, is_query=True)
+        if visit.kind in (READ, QUERY):
+            self._wait_read(visit.timeout)
+        return state.query(visit.payload) if visit.kind in (QUERY, LOOK) and isinstance(state, QueryState) else b""
+
+    def _check_scope(self, key: ClientKey, data: bytes, is_query: bool) -> None:
+        """Raise NotPermittedError, or Rejected, if `key` does not go so far."""
+        state = self._membership.state
+        if not isinstance(state, ScopedState):
+            if key.prefix:
+                raise NotPermittedError(
+                    f"client key {key.name!r} is for what begins with {key.prefix!r}, and the State of this cluster "
+                    "does not tell what that is: see raftsvc.ScopedState"
+                )
+            return
+        names = state.scope(data, is_query)
+        if names is None:
+            if key.prefix:
+                raise NotPermittedError(
+                    f"client key {key.name!r} is for what begins with {key.prefix!r}, and not for the whole"
+                )
+            if not is_query:
+                _check_right(key, "admin")
+            return
+        for name in names:
+            if not name.startswith(key.prefix):
+                raise NotPermittedError(
+                    f"client key {key.name!r} is for what begins with {key.prefix!r}, and not for {name!r}"
+                )
+
+
+def _check_right(key: ClientKey, right: str) -> None:
+    if not key.may(right):
+        raise NotPermittedError(f"client key {key.name!r} has the right to {key.rights}, and this needs {right!r}")

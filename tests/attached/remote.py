@@ -1,0 +1,156 @@
+"""A process of a host that does what a test tells it, line by line, and says what came of it.
+
+python -m tests.attached.remote OPTIONS, which are JSON for `raftsvc.start`; state_version and spoilt are the State's,
+and state_name is the name of its class.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.attached.hosts import PATIENCE, ROOT
+
+
+class Outcome:
+    """What came of one call: a result, or an error by the name of its class."""
+
+    def __init__(self) -> None:
+        self._come = threading.Event()
+        self._told: tuple[str, Any] = ("", None)
+
+    def tell(self, kind: str, what: Any) -> None:
+        self._told = kind, what
+        self._come.set()
+
+    @property
+    def is_told(self) -> bool:
+        return self._come.is_set()
+
+    def get(self) -> Any:
+        """The result."""
+        kind, what = self._wait()
+        assert kind == "ok", f"{kind}: {what}"
+        return what
+
+    def error(self) -> tuple[str, str]:
+        """Class and message."""
+        kind, what = self._wait()
+        assert kind != "ok", what
+        return kind, what
+
+    def _wait(self) -> tuple[str, Any]:
+        assert self._come.wait(PATIENCE), "the call ends"
+        return self._told
+
+
+class Remote:
+    """Such a process."""
+
+    def __init__(self, log: Path, **options: Any) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "tests.attached.remote", json.dumps(options)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+            )
+        self.pid = self.popen.pid
+        self._lock = threading.Lock()
+        self._count = 0
+        self._open: dict[int, Outcome] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            number, kind, what = json.loads(line)
+            self._open[number].tell(kind, what)
+        for outcome in list(self._open.values()):
+            if not outcome.is_told:
+                outcome.tell("ended", self.log.read_text())
+
+    def begin(self, what: str, *args: Any, **kwargs: Any) -> Outcome:
+        """Have it call that, and go on."""
+        with self._lock:
+            self._count += 1
+            outcome = self._open[self._count] = Outcome()
+            assert self.popen.stdin is not None
+            self.popen.stdin.write(json.dumps([self._count, what, args, kwargs]) + "\n")
+            self.popen.stdin.flush()
+        return outcome
+
+    def call(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        return self.begin(what, *args, **kwargs).get()
+
+    def error(self, what: str, *args: Any, **kwargs: Any) -> tuple[str, str]:
+        return self.begin(what, *args, **kwargs).error()
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(PATIENCE)
+
+    def end(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.send_signal(18)  # SIGCONT, for who was stopped
+            self.kill()
+
+
+def main() -> None:
+    import raftsvc
+    from raftsvc.kv import KeyValue, KeyValueState
+
+    options = json.loads(sys.argv[1])
+    version = options.pop("state_version", 1)
+    is_spoilt = options.pop("spoilt", False)
+
+    class State(KeyValueState):
+        def state_version(self) -> int:
+            return int(version)
+
+        def use_version(self, version: int) -> None:
+            pass
+
+        def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
+            answer = super().apply_at(data, index, time_ms)
+            return 7 if is_spoilt and answer is not None else answer
+
+    State.__qualname__ = options.pop("state_name", "State")
+    state = State()
+    options = {"listen": options["laddr"], "secret": "a secret of the tests, long enough", **options}
+    service = raftsvc.start(state=state, **options)
+    there = {"service": service, "kv": KeyValue(service, state)}
+    out: queue.Queue[str] = queue.Queue()
+
+    def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+        name, _, method = what.partition(".")
+        try:
+            found = getattr(there[name], method)
+            result = found(*args, **kwargs) if callable(found) else found
+            if isinstance(result, Exception):
+                result = f"{type(result).__name__}: {result}"
+        except Exception as error:
+            out.put(json.dumps([number, type(error).__name__, str(error)]))
+        else:
+            out.put(json.dumps([number, "ok", result], default=str))
+
+    def write() -> None:
+        while True:
+            sys.stdout.write(out.get() + "\n")
+            sys.stdout.flush()
+
+    threading.Thread(target=write, daemon=True).start()
+    for line in sys.stdin:
+        threading.Thread(target=do, args=json.loads(line), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

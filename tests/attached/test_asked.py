@@ -1,0 +1,236 @@
+"""What people ask of any process of a host: each answers as if it had the node, and each has the true outcome."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attached.hosts import eventually, free_port
+from tests.attached.remote import Remote
+
+pytestmark = pytest.mark.processes
+
+
+class Site:
+    """Several hosts, each with a directory and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.addrs = sorted(f"127.0.0.1:{free_port()}" for _ in range(3))
+        self.processes: list[Remote] = []
+
+    def start(self, host: int, is_listed: bool = False, **options: Any) -> Remote:
+        if is_listed:
+            options["initial_cluster"] = self.addrs
+        log = self.path / f"log-{host}-{len(self.processes)}"
+        process = Remote(log, laddr=self.addrs[host], dir=str(self.path / str(host)), election_timeout=0.5, **options)
+        self.processes.append(process)
+        return process
+
+    def start_attached(self, host: int, owner: Remote, **options: Any) -> Remote:
+        """Another one, which is attached."""
+        process = self.start(host, **options)
+        assert process.call("service.status")["process"]["owner_pid"] == owner.pid, process.log.read_text()
+        return process
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    try:
+        yield site
+    finally:
+        for process in site.processes:
+            process.end()
+
+
+def owner_of(process: Remote) -> int:
+    pid: int = process.call("service.status")["process"]["owner_pid"]
+    return pid
+
+
+def test_all_processes_of_three_hosts_form_one_cluster_by_its_list(site: Site) -> None:
+    first = [site.start(0, is_listed=True) for _ in range(3)]
+    second = [site.start(1, is_listed=True) for _ in range(2)]
+    for process in first + second:
+        kind, why = process.error("kv.incr", "key")
+        assert kind == "FormingError", why
+        eventually(lambda p=process: site.addrs[2] in p.error("kv.incr", "key")[1])  # type: ignore[misc]
+        assert process.call("service.status")["formation"]["state"] == "waiting"
+        assert process.error("service.init")[0] == "ConfigurationError"
+        assert process.call("service.is_live")
+        assert not process.call("service.is_ready")
+    waiting = [process.begin("service.wait_formed") for process in first + second]
+    # Who owns the directory ends before there is a node, and another forms the cluster.
+    owner = next(process for process in first if process.pid == owner_of(first[0]))
+    waiting.pop(first.index(owner))
+    first.remove(owner)
+    owner.kill()
+    third = [site.start(2, is_listed=True) for _ in range(2)]
+    for outcome in [*waiting, *(process.begin("service.wait_formed") for process in third)]:
+        outcome.get()
+    everybody = first + second + third
+    counts = [process.call("kv.incr", "visits") for process in everybody]
+    assert counts == list(range(1, len(everybody) + 1))
+    pictures = [process.call("service.status") for process in everybody]
+    assert {picture["formation"]["state"] for picture in pictures} == {"formed"}
+    assert {tuple(sorted(m["addr"] for m in picture["members"].values())) for picture in pictures} == {
+        tuple(site.addrs)
+    }
+
+
+def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
+    owner = site.start(0)
+    owner.call("service.init")
+    workers = [site.start_attached(0, owner) for _ in range(2)]
+    owner.call("kv.incr", "key")
+
+    def differing() -> set[str]:
+        """What they do not say alike: nothing, once all sessions are open."""
+        pictures = [process.call("service.status") for process in (owner, *workers)]
+        assert {picture.pop("process")["owner_pid"] for picture in pictures} == {owner.pid}
+        return {name for picture in pictures for name in picture if picture[name] != pictures[0][name]}
+
+    eventually(lambda: not differing(), "all say the same")
+    pictures = [process.call("service.status") for process in (owner, *workers)]
+    assert pictures[0]["role"] == "leader"
+    assert owner.call("service.status")["process"]["attached"] == sorted(worker.pid for worker in workers)
+    assert workers[0].call("service.is_ready")
+
+
+def test_init_join_evict_and_transfer_are_done_wherever_they_are_called(site: Site) -> None:
+    owner = site.start(0)
+    one = site.start(0)
+    assert one.error("kv.incr", "key")[0] == "UninitializedError"
+    one.call("service.init")
+    assert one.error("service.init")[0] == "ExistingClusterError"
+    other_owner = site.start(1)
+    other = site.start(1)
+    assert other.error("service.join", site.addrs[0], timeout=20)[0] == "AddressNotAllowedError"
+    one.call("kv.allow", site.addrs[1])
+    other.call("service.join", site.addrs[0], timeout=40)
+    assert one.call("service.is_leader")
+    assert one.error("service.evict", "127.0.0.1:1")[0] == "UnknownPeerError"
+    assert other.error("service.transfer")[0] == "NotLeaderError"
+    assert one.error("service.transfer", "127.0.0.1:1")[0] == "UnknownPeerError"
+    one.call("service.transfer", site.addrs[1])
+    eventually(lambda: other.call("service.is_leader"), "the other host leads")
+    eventually(lambda: not one.call("service.is_leader"), "and this one knows it")
+    assert owner.call("service.status")["role"] == "follower"
+    one.call("service.evict", site.addrs[1])
+    for process in (owner, one):
+        assert [m["addr"] for m in process.call("service.status")["members"].values()] == [site.addrs[0]]
+    assert one.call("kv.incr", "visits") == 1
+    assert one.error("service.evict", site.addrs[1])[0] == "UnknownPeerError"
+    for process in (other_owner, other):
+        eventually(lambda p=process: "EvictedError" in (p.call("service.err") or ""))  # type: ignore[misc]
+        assert not process.call("service.is_ready")
+        assert process.error("kv.incr", "visits")[0] == "EvictedError"
+        assert process.error("kv.get", "visits")[0] == "EvictedError"
+
+
+def test_what_an_owner_that_is_stopped_is_asked_ends_in_time_and_says_so(site: Site) -> None:
+    owner = site.start(0)
+    owner.call("service.init")
+    worker = site.start_attached(0, owner)
+    owner.popen.send_signal(signal.SIGSTOP)
+    for call, arguments, error in (
+        ("evict", ("127.0.0.1:1",), "MembershipTimeoutError"),
+        ("transfer", (), "TransferFailedError"),
+    ):
+        kind, why = worker.error(f"service.{call}", *arguments, timeout=1.5)
+        assert kind == error
+        # Once it is known to be silent it is not even asked, lest it does that when it goes on.
+        was_asked = f"process {owner.pid}, which owns the directory, did not answer" in why
+        assert was_asked or ("nothing was done" in why and f"owner pid {owner.pid} does not answer" in why)
+    picture = worker.call("service.status")
+    assert (picture["role"], picture["process"]["owner_pid"]) == ("attached", owner.pid)
+    assert "owner-silent" in picture["process"]["conditions"]
+    assert f"owner pid {owner.pid} does not answer" in picture["error"]
+    owner.popen.send_signal(signal.SIGCONT)
+    eventually(lambda: worker.call("service.is_ready"), "it is ready again")
+    assert worker.call("service.status")["role"] == "leader"
+    assert worker.error("service.evict", "127.0.0.1:1")[0] == "UnknownPeerError"
+
+
+def test_what_was_asked_of_an_owner_that_ends_is_asked_of_the_next(site: Site) -> None:
+    owners = [site.start(0)]
+    owners[0].call("service.init")
+    workers = [site.start_attached(0, owners[0]) for _ in range(2)]
+    owners[0].popen.send_signal(signal.SIGSTOP)  # it has the question, and does nothing
+    asked = [worker.begin("service.evict", "127.0.0.1:1", timeout=30) for worker in workers]
+    eventually(lambda: "owner-silent" in workers[0].call("service.status")["process"]["conditions"])
+    owners[0].kill()
+    for outcome in asked:
+        assert outcome.is_told or outcome.get() is None
+    assert workers[0].call("kv.incr", "visits") == 1
+    assert owner_of(workers[0]) in [worker.pid for worker in workers]
+
+
+def test_a_process_whose_state_differs_serves_no_more_says_why_and_never_takes_over(site: Site) -> None:
+    owner = site.start(0)
+    owner.call("service.init")
+    right, wrong = site.start_attached(0, owner), site.start_attached(0, owner, spoilt=True)
+    for _ in range(3):
+        owner.call("kv.incr", "visits")
+    eventually(lambda: "this process differs from the owner" in (wrong.call("service.err") or ""))
+    assert wrong.error("kv.get", "visits")[0] == "DivergedError"
+    assert not wrong.call("service.is_ready")
+    owner.kill()
+    assert right.call("kv.incr", "visits") == 4
+    assert owner_of(right) == right.pid
+    right.kill()
+    another = site.start(0)
+    assert another.call("kv.incr", "visits") == 5
+    assert wrong.error("kv.get", "visits")[0] == "DivergedError"
+
+
+def test_a_version_is_effective_once_all_processes_of_the_host_know_it_and_who_does_not_ends_up_outside(
+    site: Site,
+) -> None:
+    old = [site.start(0)]
+    old[0].call("service.init")
+    old.append(site.start_attached(0, old[0]))
+    new = [site.start_attached(0, old[0], state_version=2) for _ in range(2)]
+
+    def versions(process: Remote) -> Any:
+        return process.call("service.status")["versions"]["effective"]["state"]
+
+    for process in old + new:
+        process.call("kv.incr", "visits")
+    old[0].kill()
+    while owner_of(new[0]) == old[1].pid:
+        assert versions(new[0]) == 1
+        old[1].kill()
+    assert new[0].call("kv.incr", "visits") == 5
+    if old[1].popen.poll() is None:
+        assert versions(new[0]) == 1
+        assert old[1].call("kv.incr", "visits") == 6
+        old[1].kill()
+    eventually(lambda: versions(new[0]) == 2, "all that are left know it")
+    late = site.start(0, state_version=1)
+    eventually(lambda: "OutdatedError" in (late.call("service.err") or ""), "it is told that it is too old")
+    for process in new:
+        process.kill()
+    assert late.error("kv.get", "visits")[0] == "OutdatedError"
+    assert site.start(0, state_version=2).call("kv.incr", "visits") >= 6
+
+
+@pytest.mark.parametrize("place", [0, -20], ids=["its head", "its data"])
+def test_a_stored_snapshot_that_a_newcomer_cannot_read_is_taken_anew(site: Site, place: int) -> None:
+    options = {"snapshot_entries": 20, "trailing_entries": 1}
+    owner = site.start(0, **options)
+    owner.call("service.init")
+    stored = site.path / "0" / "snap"
+    while not stored.exists():
+        owner.call("kv.incr", "visits")
+    with stored.open("r+b") as file:
+        file.seek(place, 0 if place >= 0 else 2)
+        file.write(b"damaged!")
+    newcomer = site.start_attached(0, owner, **options)
+    assert newcomer.call("kv.incr", "visits") > 1
+    eventually(lambda: owner.call("service.err") is None, "another snapshot was taken")

@@ -1,0 +1,78 @@
+"""What crosses between clients and members: it comes back as it was, and all else is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftsvc.core.messages import MalformedError
+from raftsvc.errors import Rejected
+from raftsvc.kv import KeyValueState, Value, instructions
+from raftsvc.kv.queries import (
+    ALLOWED,
+    LIST,
+    MANY,
+    Question,
+    decode_names,
+    decode_values,
+    encode_names,
+    encode_values,
+)
+from raftsvc.transport.visits import BRING, HELLO, Visit, decode_place, encode_place
+
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+questions = st.one_of(
+    st.builds(lambda names: Question(MANY, tuple(names)), st.lists(texts, max_size=5)),
+    st.builds(lambda a, b, limit: Question(LIST, (a, b), limit), texts, texts, st.none() | st.integers(0, 2**31)),
+    st.just(Question(ALLOWED)),
+)
+values = st.dictionaries(texts, st.builds(Value, st.binary(max_size=30), st.integers(0, 2**64 - 1)), max_size=5)
+
+
+@given(questions)
+def test_a_question_comes_back_as_it_was(question: Question) -> None:
+    data = question.encode()
+    assert Question.decode(data) == question
+    for end in range(len(data)):
+        with pytest.raises(Rejected):
+            Question.decode(data[:end])
+    with pytest.raises(Rejected):
+        Question.decode(data + b"\0")
+
+
+@given(values, st.frozensets(texts, max_size=4))
+def test_an_answer_comes_back_as_it_was(found: dict[str, Value], names: frozenset[str]) -> None:
+    data = encode_values(found)
+    assert list(decode_values(data).items()) == list(found.items())
+    for end in range(len(data)):
+        with pytest.raises(Rejected):
+            decode_values(data[:end])
+    assert decode_names(encode_names(names)) == names
+
+
+@given(st.binary(max_size=60))
+def test_whatever_a_client_asks_the_store_answers_or_rejects(data: bytes) -> None:
+    state = KeyValueState()
+    for ask in (state.query, lambda data: state.scope(data, True), lambda data: state.scope(data, False)):
+        with suppress(Rejected):
+            ask(data)  # type: ignore[operator]
+    with suppress(MalformedError):
+        Visit.decode(data)
+    with suppress(MalformedError):
+        decode_place(data)
+
+
+@given(st.integers(HELLO, BRING), st.integers(0, 3_600_000), st.binary(max_size=40))
+def test_a_request_comes_back_as_it_was(kind: int, timeout_ms: int, payload: bytes) -> None:
+    assert Visit.decode(Visit(kind, timeout_ms / 1000 + 1e-6, payload).encode()) == (kind, timeout_ms / 1000, payload)
+    assert decode_place(encode_place(kind, timeout_ms, payload)) == (kind, timeout_ms, payload)
+
+
+def test_a_transaction_is_about_all_that_it_names() -> None:
+    state = KeyValueState()
+    transaction = [instructions.set("a", b""), instructions.touch("b", None)]
+    assert state.scope(instructions.encode(transaction), False) == ["a", "b"]
+    assert state.scope(instructions.encode([]), False) == []

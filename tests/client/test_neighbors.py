@@ -1,0 +1,112 @@
+"""A process of the same host and user asks the node of its directory, without a key."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+from tests.attached.hosts import Host, final_items
+from tests.client.harness import OpenStore
+from tests.service.harness import PATIENCE, SECRET, eventually, free_address, in_background
+from tests.service.test_forks import in_child
+
+
+class Neighborhood:
+    """One node with a port of its own, in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.addr = free_address()
+        self.start()
+
+    def start(self) -> None:
+        self.state = OpenStore()
+        self.service = raftsvc.start(self.addr, self.path, state=self.state, secret=SECRET, listen=self.addr)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Neighborhood]:
+    made = Neighborhood(tmp_path / "node")
+    yield made
+    made.service.stop()
+
+
+def test_a_process_of_the_host_has_the_face_of_the_store_and_all_rights(node: Neighborhood) -> None:
+    store = raftsvc.connect(node.path)
+    node.service.init()
+    assert store.incr("n", timeout=PATIENCE) == 1
+    version = store.set("a", b"x" * 300_000)
+    assert store.get("a") == kv.Value(b"x" * 300_000, version)
+    assert list(raftsvc.connect(str(node.path)).list()) == ["a", "n"]
+    store.allow("127.0.0.1:9")
+    assert store.allowed() == {"127.0.0.1:9"}
+    assert store.service.status()["addr"] == node.addr
+    with pytest.raises(kv.ConflictError):
+        store.set("a", b"", kv.if_not_exists("a"))
+    with pytest.raises(raftsvc.Rejected):
+        store.service.query(b"no question")
+    in_child(lambda: store.incr("n", timeout=PATIENCE))
+    assert store.incr("n") == 3
+
+
+def test_where_there_is_no_node_nothing_was_done(node: Neighborhood, tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere", tmp_path, str(tmp_path)):
+        store = raftsvc.connect(place)
+        with pytest.raises(raftsvc.NotApplied):
+            store.set("a", b"", timeout=0.3)
+        with pytest.raises(raftsvc.ReadTimeoutError):
+            store.get("a", 0.3)
+    begun = time.monotonic()
+    with pytest.raises(raftsvc.NotApplied, match="init"):
+        raftsvc.connect(node.path).set("a", b"", timeout=0.5)
+    assert time.monotonic() - begun < PATIENCE / 4
+    with pytest.raises(raftsvc.ConfigurationError, match="name:key"):
+        raftsvc.connect(["127.0.0.1:1", node.path])
+
+
+def test_calls_wait_for_a_node_that_is_started_again(node: Neighborhood) -> None:
+    node.service.init()
+    store = raftsvc.connect(node.path)
+    assert store.incr("n", timeout=PATIENCE) == 1
+    node.service.stop()
+    call = in_background(lambda: store.incr("n", timeout=PATIENCE))
+    node.start()
+    assert call() == 2
+
+
+def test_calls_go_on_and_count_once_while_owners_of_the_directory_are_killed(tmp_path: Path) -> None:
+    host = Host(tmp_path / "host", threads=0)
+    try:
+        host.start("init").wait_ready()
+        for _ in range(2):
+            host.start().wait_ready()
+        connection = raftsvc.connect(host.directory).service
+        names: list[str] = []
+        stopping = threading.Event()
+
+        def work() -> None:
+            while not stopping.is_set():
+                name = f"c{len(names)}"
+                connection.propose(name.encode(), PATIENCE)
+                names.append(name)
+
+        working = in_background(work)
+        for _ in range(2):
+            goal = len(names) + 10
+            eventually(lambda: len(names) >= goal, "calls are served")  # noqa: B023 - it is called at once
+            host.owner().kill()
+        goal = len(names) + 10
+        eventually(lambda: len(names) >= goal, "calls are served by the last")
+        stopping.set()
+        working()
+        for process in host.living:
+            process.stop()
+        assert final_items(host)[0] == names
+    finally:
+        host.end()
