@@ -321,7 +321,7 @@ class Membership:
             return self.relay.await_node(lambda: self.node, deadline, JoinFailedError)
         if relayed is Relayed.OURS_AGAIN and self.node is not None:
             return self._settle(self.node, boot_url, deadline)
-        is_repeated = self._await_former(boot_url, deadline)
+        is_repeated = _await_former(self, boot_url, deadline)
         node = self.node
         if node is None or (node.applied_config.members and not is_repeated):
             with self._begin(boot_url):
@@ -346,14 +346,6 @@ class Membership:
                 f"within {timeout:g} s; it takes part as soon as one does"
             )
         return None
-
-    def _await_former(self, boot_url: str, deadline: float) -> bool:
-        """Wait until no other call is at it, such as one whose caller was interrupted; whether one was, by that URL."""
-        is_repeated = False
-        while (by := self._attempt.by) is not None and time.monotonic() < deadline:
-            is_repeated |= by == boot_url
-            self.stopped.wait(0.02)
-        return is_repeated
 
     def _settle(self, node: Participant, boot_url: str, deadline: float) -> None:
         """Wait until the cluster has taken in `node`, which it admitted; tell it where that is, for it may have moved.
@@ -452,6 +444,15 @@ class Membership:
             stop()
         finally:
             self._sharing.end()
+
+
+def _await_former(membership: Membership, boot_url: str, deadline: float) -> bool:
+    """Wait until no other call is at it, such as one whose caller was interrupted; whether one was, by that URL."""
+    is_repeated = False
+    while (by := membership._attempt.by) is not None and time.monotonic() < deadline:
+        is_repeated |= by == boot_url
+        membership.stopped.wait(0.02)
+    return is_repeated
 
 
 class Calls(Protocol):

@@ -180,8 +180,7 @@ def start(
         max_uncommitted_bytes=max_uncommitted_bytes,
         lease_reads=lease_reads,
     )
-    options = NodeOptions(election_timeout, engine_options, peers=canonical_peers(peers or {}))
-    options = options._replace(clock=clock or options.clock)
+    options = NodeOptions(election_timeout, engine_options, clock or _now, peers=canonical_peers(peers or {}))
     store = Store(os.fspath(dir), files)
     service = None
     try:
@@ -197,6 +196,10 @@ def start(
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
         raise
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 def _own(store: Store, timeout: float | None, server: servers.HostPool | None, shares: bool) -> bool:

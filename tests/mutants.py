@@ -550,7 +550,7 @@ MUTANTS = (
     Mutant(
         "a join that is repeated does not wait for the one that was interrupted",
         "formation.py",
-        "        is_repeated = self._await_former(boot_url, deadline)\n",
+        "        is_repeated = _await_former(self, boot_url, deadline)\n",
         "        is_repeated = False\n",
         test="service/test_interrupts.py::test_a_join_that_is_interrupted_can_be_repeated_at_once",
     ),

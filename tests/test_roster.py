@@ -55,6 +55,9 @@ def test_a_node_that_starts_just_as_its_listener_says_something_else_believes_wh
         def __init__(self, *args: object) -> None:
             self.vitals = self
 
+        def runs_state_here(self) -> bool:
+            return False
+
         def start(self) -> None: ...
 
         def note_listening(self, trouble: NotListeningError | None) -> None:

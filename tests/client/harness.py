@@ -100,7 +100,8 @@ class Node:
         self.state: Any = self.make_state()
         self.service = raftsvc.start(self.addr, self.path, state=self.state, **self.options)
         self.gate.service = self.service
-        self.kv = kv.KeyValue(self.service, self.state)
+        if isinstance(self.state, kv.KeyValueState):
+            self.kv = kv.KeyValue(self.service, self.state)
 
     def stop(self) -> None:
         self.gate.service = None
