@@ -21,6 +21,18 @@ from raftsvc.results import Applied
 PATIENCE = 60.0
 
 
+MADE: list[OneNode] = []
+
+
+@pytest.fixture(autouse=True)
+def every_node_ends() -> Iterator[None]:
+    """And with it the thread that calls functions."""
+    yield
+    for node in MADE:
+        node.fail(StoppedError("the test is over"))
+    MADE.clear()
+
+
 class OneNode:
     """A cluster of one that commits at once, one entry for each transaction, or for several."""
 
@@ -34,6 +46,7 @@ class OneNode:
         self.asked = 0
         self.listeners: list[Callable[[Any], object]] = []
         self._lock = threading.Lock()
+        MADE.append(self)
 
     def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Any
 import raftsvc
 from raftsvc import kv
 from raftsvc.kv.events import Cursor, Signal
+from raftsvc.kv.queries import ALLOWED, Question
 
 from .harness import PATIENCE
 
@@ -39,6 +40,7 @@ VALUES: dict[str, Any] = {
     "after": "",
     "boot_url": NOBODY,
     "change": lambda former: b"1",
+    "data": Question(ALLOWED).encode(),
     "default": None,
     "cursor": Cursor("", Signal()),
     "cut": 0,
@@ -46,6 +48,7 @@ VALUES: dict[str, Any] = {
     "environ": request_for("livez"),
     "index": 0,
     "initial": 0,
+    "is_query": True,
     "instruction": b"main",
     "instructions": [b"main", b"main"],
     "key": "a",

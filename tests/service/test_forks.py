@@ -107,7 +107,7 @@ def test_nothing_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path
                 (store.namespace("below/"), (), {"namespace"}),
                 (kv.KeyValue(part, state), (), {"namespace"}),
                 (part, (), {"err"}),
-                (state, OF_THE_NODE, set()),
+                (state, OF_THE_NODE, {"scope"}),
             ):
                 for whole in (True, False):
                     calls = calls_of(type(thing), whole=whole, but=but)
