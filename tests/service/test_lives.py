@@ -6,15 +6,18 @@ import errno
 import random
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import requests
 
 import raftsvc
+from raftsvc.core.messages import Message
+from raftsvc.member.peers import Peers
 from raftsvc.storage import Store
 from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, in_background
 
@@ -356,8 +359,23 @@ def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(
     assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
 
 
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How many messages of others each member was brought, by its id."""
+    counts: Counter[int] = Counter()
+    for name in ("receive", "receive_stream"):
+        brought = getattr(Peers, name)
+
+        def receive(self: Any, from_id: int, messages: Sequence[Message], brought: Any = brought) -> Any:
+            counts[self._engine.node_id] += len(messages)
+            return brought(self, from_id, messages)
+
+        monkeypatch.setattr(Peers, name, receive)
+    return counts
+
+
 def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_had_acknowledged_to(
-    cluster: Cluster, trio: Trio, tmp_path: Path
+    cluster: Cluster, trio: Trio, tmp_path: Path, heard: Counter[int]
 ) -> None:
     members, member, others = trio
     older = copy_of(member, tmp_path / "older")
@@ -368,6 +386,10 @@ def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_h
     member.start()
     eventually(lambda: is_superseded(member), "it knows")
     assert any("lacks entries" in str(m.service.err()) for m in others)
+    lost, follower = (each.status["node_id"] for each in (member, next(m for m in others if not m.is_leader)))
+    before = Counter(heard)
+    eventually(lambda: heard[follower] >= before[follower] + 40, "the others go on")
+    assert heard[lost] - before[lost] <= 2 * (heard[follower] - before[follower]), "it is sent the same again and again"
     assert all(m.read() == [b"%d" % n for n in range(5)] for m in others)
 
 
