@@ -41,7 +41,7 @@ def follow_snapshot(server: Server, m: Message) -> None:
     log = server.log
     if m.index <= log.commit_index:
         require_agreement(log, m.index, m.log_term)
-        _accept(server, m, log.commit_index, may_wait=False)
+        _accept(server, m, m.index, may_wait=False)  # of what comes after it nothing is said
         return
     if log.holds(m.index, m.log_term):
         log.advance_commit(m.index)

@@ -164,6 +164,10 @@ class Output:
         """That `index` is committed is to be known after a restart: it is written down without waiting for more."""
         self._commit_due = index
 
+    def note_written(self, commit_index: int) -> None:
+        """Storage says that so much is committed, which is less than this server knows."""
+        self._commit_written = commit_index
+
     def note_hard_state(self) -> None:
         """Term or vote changed: they are part of the next batch."""
         self._hard_state_dirty = True

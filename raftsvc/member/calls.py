@@ -297,6 +297,8 @@ class Calls:
             if room < 0 and count:
                 break
             count += 1
+        if not count:
+            return []
         unsent = list(self._unsent.values())
         # Not deleted one by one: a dict is looked through from where its first item ever was.
         self._unsent = {call.number: call for call in unsent[count:]} if count < len(unsent) else {}

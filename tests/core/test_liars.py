@@ -136,3 +136,23 @@ def test_a_follower_acknowledges_no_more_than_its_leader_has_said(count: int, co
     assert ready is not None
     replies = [m for m in (*ready.messages, *ready.messages_after) if m.kind is MessageKind.APPEND_REPLY]
     assert [(m.index, m.reject) for m in replies] == [(1 + count, False)]
+
+
+@pytest.mark.parametrize("index", [1, 2, 3, 4])
+def test_of_a_snapshot_that_is_known_already_no_entry_after_it_is_acknowledged(index: int) -> None:
+    core = _follower_that_committed_four(0)
+    core.step(Message(MessageKind.SNAPSHOT, 1, 2, 2, index, 1, payload=CONFIG.encode()))
+    ready = core.ready()
+    assert ready is not None
+    said = (*ready.messages, *ready.messages_after)
+    assert [(m.index, m.reject) for m in said if m.kind is MessageKind.APPEND_REPLY] == [(index, False)]
+
+
+def test_what_is_due_to_be_known_after_a_restart_is_written_though_it_was_known_when_it_began() -> None:
+    core = _follower_that_committed_four(0)
+    while (ready := core.ready()) is not None:
+        core.persisted(ready.token)
+    core.output.note_written(1)
+    core.output.note_due(4)
+    ready = core.ready()
+    assert ready is not None and ready.must_persist and ready.hard_state is not None and ready.hard_state.commit == 4

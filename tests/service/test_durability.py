@@ -149,13 +149,17 @@ def test_names_of_segments_whose_sync_failed_are_told_of_until_a_restart(
     remove, sync_dir = files.remove, files.sync_dir
     removed: list[str] = []
     failed: list[str] = []
+    remover: list[int] = []
 
     def note(path: str) -> None:
         remove(path)
-        removed.extend([path] if path.endswith(".wal") else [])
+        if path.endswith(".wal"):
+            removed.append(path)
+            remover.append(threading.get_ident())
 
     def fail(path: str) -> None:
-        if removed and not failed:
+        # What that thread syncs next is the name that it removed; others may be making some meanwhile.
+        if remover[-1:] == [threading.get_ident()] and not failed:
             failed.append(path)
             raise OSError(IO_ERROR, "failed by the test")
         sync_dir(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,8 +161,11 @@ def test_what_cannot_be_made_is_refused() -> None:
         raftsvc.States(a=twice, b=twice)
     with pytest.raises(raftsvc.ConfigurationError, match="256"):
         raftsvc.States(**{"x" * 256: ListState()})
+    service: Any = SimpleNamespace(propose=print)
     with pytest.raises(KeyError):
-        made()[0].part("other", None)  # type: ignore[arg-type]
+        made()[0].part("other", service)
+    with pytest.raises(raftsvc.ConfigurationError, match="needs the Service"):
+        made()[0].part("kv", None)  # type: ignore[arg-type]
 
 
 def test_parts_are_told_of_time_and_the_earliest_deadline_counts() -> None:
