@@ -27,6 +27,8 @@ PURE = {
     "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
+    "kv/queries.py",
+    "kv/remote.py",
     "kv/remote.py",
     "kv/state.py",
     "kv/watching.py",

@@ -655,7 +655,7 @@ MUTANTS = (
         "install a snapshot that is behind",
         "core/following.py",
         "        require_agreement(log, m.index, m.log_term)\n"
-        "        _accept(server, m, log.commit_index, may_wait=False)\n        return\n",
+        "        _accept(server, m, m.index, may_wait=False)  # of what comes after it nothing is said\n        return\n",
         "        require_agreement(log, m.index, m.log_term)\n",
         scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
