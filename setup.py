@@ -29,7 +29,6 @@ PURE = {
     "kv/instructions.py",
     "kv/queries.py",
     "kv/remote.py",
-    "kv/remote.py",
     "kv/state.py",
     "kv/watching.py",
     "member/health.py",

@@ -655,7 +655,8 @@ MUTANTS = (
         "install a snapshot that is behind",
         "core/following.py",
         "        require_agreement(log, m.index, m.log_term)\n"
-        "        _accept(server, m, m.index, may_wait=False)  # of what comes after it nothing is said\n        return\n",
+        "        _accept(server, m, m.index, may_wait=False)  # of what comes after it nothing is said\n"
+        "        return\n",
         "        require_agreement(log, m.index, m.log_term)\n",
         scene="a_snapshot_of_what_is_committed_is_ignored",
     ),
@@ -1935,6 +1936,7 @@ MUTANTS = (
         "            self._core.output.note_due(machine.applied_index)\n",
         "",
         test="testing/test_upgrades.py::test_after_the_raise_older_code_does_not_start",
+        also=(("member/lives.py", "        self._core.output.note_due(self._machine.applied_index)\n", ""),),
     ),
     Mutant(
         "who is too old to join is not told why",
@@ -2155,12 +2157,36 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
     return texts
 
 
+def _copy_to(directory: str) -> None:
+    # Sources alone: what is compiled would run instead of the text with the bug in it.
+    shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+
+
+def _command_of(names: Sequence[str]) -> list[str]:
+    # Of the two packages, pytest must not put the one beside the test first.
+    options = ["--import-mode=append", "-p", "no:cacheprovider", "--tb=line", "-q"]
+    return ["pytest", *options, *(str(PACKAGE.parent / "tests" / name) for name in names)]
+
+
+def _run(command: Sequence[str], directory: str) -> subprocess.CompletedProcess[str]:
+    # The copy first, then what belongs to the tests.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((directory, str(PACKAGE.parent)))}
+    command = [sys.executable, "-m", *command]
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+
+
+def failures_without_a_bug(names: Sequence[str]) -> str:
+    """What is said of those of these tests that fail in a copy into which nothing was planted."""
+    with tempfile.TemporaryDirectory() as directory:
+        _copy_to(directory)
+        done = _run(_command_of(names), directory)
+        return done.stdout if done.returncode else ""
+
+
 def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
     """How many seeds it took, or which scene or test, and what was seen; None if `seeds` were not enough."""
     with tempfile.TemporaryDirectory() as directory:
-        # Sources alone: what is compiled would run instead of the text with the bug in it.
-        only_sources = shutil.ignore_patterns("__pycache__", "*.so")
-        shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=only_sources)
+        _copy_to(directory)
         for file, text in sources_of(mutant).items():
             (Path(directory) / "raftsvc" / file).write_text(text)
         command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]
@@ -2171,19 +2197,8 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         if mutant.scene:
             command = ["tests.core.scene", "--check", mutant.scene]
         if mutant.test:
-            # Of the two packages, pytest must not put the one beside the test first.
-            options = ["--import-mode=append", "-p", "no:cacheprovider", "--tb=line", "-q"]
-            command = ["pytest", *options, str(PACKAGE.parent / "tests" / mutant.test)]
-        # The bug first, then what belongs to the tests.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((directory, str(PACKAGE.parent)))}
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=directory,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+            command = _command_of([mutant.test])
+        done = _run(command, directory)
         if mutant.scene:
             return (f"scene `{mutant.scene}`", done.stdout) if done.returncode == 1 else None
         if mutant.test:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.core.scene import check
-from tests.mutants import MUTANTS, Mutant, catch, sources_of
+from tests.mutants import MUTANTS, Mutant, catch, failures_without_a_bug, sources_of
+
+TESTS = sorted({mutant.test for mutant in MUTANTS if mutant.test})
+AT_ONCE = 16
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -21,10 +24,15 @@ def test_a_bug_that_is_seldom_seen_is_found_by_a_scene(mutant: Mutant) -> None:
     assert catch(mutant, 0) is not None
 
 
+@pytest.mark.pure
+@pytest.mark.parametrize("first", range(0, len(TESTS), AT_ONCE))
+def test_no_test_finds_a_bug_where_there_is_none(first: int) -> None:
+    assert failures_without_a_bug(TESTS[first : first + AT_ONCE]) == ""
+
+
 @pytest.mark.pure  # it is planted into the sources alone
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.test], ids=lambda mutant: mutant.name)
 def test_a_bug_that_is_seldom_seen_is_found_by_a_test(mutant: Mutant) -> None:
-    assert catch(mutant._replace(new=mutant.old, also=()), 0) is None
     assert catch(mutant, 0) is not None
 
 
