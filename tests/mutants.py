@@ -1936,7 +1936,6 @@ MUTANTS = (
         "            self._core.output.note_due(machine.applied_index)\n",
         "",
         test="testing/test_upgrades.py::test_after_the_raise_older_code_does_not_start",
-        also=(("member/lives.py", "        self._core.output.note_due(self._machine.applied_index)\n", ""),),
     ),
     Mutant(
         "who is too old to join is not told why",

@@ -661,7 +661,7 @@ def _recover_core(loaded: Loaded, options: EngineOptions, random: Random, applie
         raise ConsensusError(f"the log of node {loaded.node_id} cannot be gone on from: {violation}") from violation
     core.log.delivered_index = max(core.log.delivered_index, applied_index)
     if applied_index > max(loaded.hard_state.commit, meta.index):
-        # What the State of this process knows already its next one is to know as well, see `Lives.applied`.
+        # What the State of this process knows already its next one is to know as well.
         core.output.note_written(max(loaded.hard_state.commit, meta.index))
         core.output.note_due(applied_index)
     return core

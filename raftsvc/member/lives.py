@@ -195,9 +195,6 @@ class Lives:
         if self._machine.life_changes == self._seen_changes:
             return
         self._seen_changes = self._machine.life_changes
-        # That it is committed is written down at once: whoever is killed now, and started before a leader tells it so,
-        # would take a directory that was put back for the latest start of its member, and give it a majority.
-        self._core.output.note_due(self._machine.applied_index)
         self._current.clear()
         config = self._machine.config
         for member in [i for i in self._heard if config.was_removed(i)]:

@@ -40,8 +40,6 @@ class Core:
         self.role = Role.LEADER
         self.leader_id = ME
         self.proposed: list[Any] = []
-        self.due: list[int] = []
-        self.output = SimpleNamespace(note_due=self.due.append)
 
     def disown(self, member: int) -> None:
         self.disowned.add(member)
@@ -132,18 +130,6 @@ def test_what_the_log_says_of_lives_counts_as_if_it_had_been_heard(counter: int)
     scene.apply(wrap_open(PEER, 7, 4, 0))
     assert scene.judge(4, 7) is Speaker.CURRENT
     assert scene.judge(counter, 9) is (Speaker.VOID if counter == 4 else Speaker.LATE)
-
-
-def test_that_a_start_is_known_by_the_log_is_written_down_at_once_and_nothing_else_is() -> None:
-    scene = Scene()
-    scene.lives.applied()
-    scene.core.due.clear()
-    opened = scene.apply(wrap_open(PEER, 7, 4, 0))
-    for _ in range(3):
-        scene.lives.applied()
-    later = scene.apply(wrap_open(PEER, 8, 5, 0))
-    voided = scene.apply(wrap_void(PEER))
-    assert scene.core.due == [opened, later, voided]
 
 
 def test_a_doubled_member_is_voided_through_the_log_however_often_it_takes() -> None:
