@@ -41,7 +41,7 @@ from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
 from raftsvc.testing.world import TICK
 
-SEEDS = 300
+SEEDS = 200
 CHUNK = 20
 
 
