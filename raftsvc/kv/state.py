@@ -249,6 +249,8 @@ class KeyValueState(BaseState):
             return None
         return [key for key, _ in conditions] + [key for _, key, *_ in effects]
 
+    # -- watches
+
     def list_at(self, prefix: str = "", after: str = "") -> tuple[dict[str, Value], int]:
         """As `list`, and the index up to which all that was applied is in it, and nothing after it."""
         if _is_away(self._home):
@@ -321,6 +323,8 @@ class KeyValueState(BaseState):
         with self._lock:
             woken = self._history.wake_all(self._complete)
         wake(woken)
+
+    # -- for people
 
     def __len__(self) -> int:
         """How many keys there are here."""
