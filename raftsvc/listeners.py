@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ logger = logging.getLogger("raftsvc")
 
 _PAUSE_SECONDS = 0.1
 """Between two looks whether there is a node."""
+FAREWELL_SECONDS = 3.0
+"""So long whatever is to be called before a Service stops may take, all of it together."""
 _LOOK_SECONDS = 1.0
 """Between two looks at one that has nothing to tell."""
 
@@ -52,6 +55,43 @@ class Event:
 
 
 Listener = Callable[[Event], object]
+
+
+class Farewells:
+    """What is called when a Service is about to stop, while it still works.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._functions: dict[int, Callable[[], object]] = {}
+        self._next = 0
+
+    def add(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have it called then, once; returns what has it not called."""
+        number, self._next = self._next, self._next + 1
+        self._functions[number] = function
+
+        def remove() -> None:
+            self._functions.pop(number, None)
+
+        return remove
+
+    def say(self) -> None:
+        """Call all, and return once they have returned, or after some seconds."""
+        functions, self._functions = list(self._functions.values()), {}
+        threads = [threading.Thread(target=_call, args=(each,), name="raftsvc-stop", daemon=True) for each in functions]
+        with suppress(RuntimeError):  # no thread can be started: they are not called
+            for thread in threads:
+                thread.start()
+        ends_at = time.monotonic() + FAREWELL_SECONDS
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(ends_at - time.monotonic(), 0.0))
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception as failure:  # of the application's, whatever it is: the Service stops
+        logger.error("%r raised before this Service was stopped", function, exc_info=failure)
 
 
 class Listeners:

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import requests
 
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
+from raftsvc.clocks import SEES_SUSPENSION
 from raftsvc.errors import ConfigurationError
 from raftsvc.keys import ClientKey
-from raftsvc.member.elapsed import SEES_SUSPENSION
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
 from raftsvc.states import States

@@ -43,7 +43,7 @@ from raftsvc.host.admission import Admission
 from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
 from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, checked_keys
-from raftsvc.listeners import Event, Listeners
+from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.node import NodeOptions
@@ -294,6 +294,7 @@ class Service:
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped, hears)
         self._proposals = Proposals(membership, self._admission, entrance.max_instruction_bytes)
         self._listeners = Listeners(membership)
+        self._farewells = Farewells()
         self._roster = Roster(membership, self, self._admission, network)
         self._former = Former(membership, network, entrance.members)
         membership.listed = frozenset(entrance.members)
@@ -442,12 +443,15 @@ class Service:
     def stop(self) -> None:
         """Stop replicating; afterwards the Service is unusable.  Idempotent, bounded.
 
-        A leader hands over first.  Every caller that waits is woken with an error.
+        What `before_stop` was given is called first; then a leader hands over.  Every caller that waits is woken with
+        an error.
         """
         if not self._membership.home.is_here:
             return  # the threads and the directory are the parent's
         if is_main_thread():
             return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
+        self._membership.check_outside("stop")
+        self._farewells.say()
         if not self._membership.stop():
             return
         self._former.stop()
@@ -578,6 +582,17 @@ class Service:
         if not callable(listener):
             raise ConfigurationError(f"a listener is called with each Event, which {listener!r:.100} cannot be")
         return self._listeners.add(listener)
+
+    def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have `function` called when this Service is about to stop, while it still works; returns what ends that.
+
+        It is called once, without arguments, on a thread of its own; all of them together are given 3 s, and what
+        they raise is logged.  Not where the process dies, and not where its node cannot go on.
+        """
+        self._membership.home.check()
+        if not callable(function):
+            raise ConfigurationError(f"what is called before the Service stops is a function, not {function!r:.100}")
+        return self._farewells.add(function)
 
     @property
     def is_leader(self) -> bool:

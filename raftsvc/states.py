@@ -69,6 +69,7 @@ class Replication(Protocol):
     def err(self) -> RaftError | None: ...
     def status(self) -> dict[str, object]: ...
     def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]: ...
+    def before_stop(self, function: Callable[[], object]) -> Callable[[], None]: ...
 
 
 class Part:
@@ -116,6 +117,10 @@ class Part:
     def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
         """Have `listener` called with an `Event` whenever leader, members or `err` changed, the present first."""
         return self._service.add_listener(listener)
+
+    def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
+        """As `Service.before_stop`."""
+        return self._service.before_stop(function)
 
     def _addressed(self, instruction: bytes) -> bytes:
         # What is no instruction the Service refuses in its own words.

@@ -307,7 +307,7 @@ def test_snapshots_come_back(header: SnapshotHeader, pieces: list[bytes]) -> Non
 @given(transactions)
 def test_transactions_come_back(said: list[instructions.Operation]) -> None:
     conditions, effects = instructions.decode(instructions.encode(said))
-    assert conditions == [(o.key, o.version) for o in said if isinstance(o, kv.Condition)]
+    assert conditions == [(o.code, o.key, o.version) for o in said if isinstance(o, kv.Condition)]
     assert effects == [(o.code, o.key, o.data, o.ttl_ms) for o in said if isinstance(o, kv.Effect)]
 
 

@@ -16,7 +16,15 @@ Keys are text of at most 1,024 bytes, values are bytes; a whole transaction must
 `max_instruction_bytes`.  Everything is in memory on each node.
 """
 
-from raftsvc.kv.client import ConflictError, CounterError, KeyValue, QuotaExceeded, Replication
+from raftsvc.kv.client import (
+    Claimant,
+    ClaimSizeError,
+    ConflictError,
+    CounterError,
+    KeyValue,
+    QuotaExceeded,
+    Replication,
+)
 from raftsvc.kv.environment import start_from_env
 from raftsvc.kv.events import Compacted, Event
 from raftsvc.kv.instructions import (
@@ -26,6 +34,7 @@ from raftsvc.kv.instructions import (
     allow,
     delete,
     disallow,
+    if_held,
     if_not_exists,
     if_not_modified,
     incr,
@@ -33,20 +42,25 @@ from raftsvc.kv.instructions import (
     set,  # noqa: A004 - read as kv.set
     touch,
 )
+from raftsvc.kv.leases import Hold, LostError
 from raftsvc.kv.pages import Value
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.watching import Mirror, Watch
 
 __all__ = [
+    "ClaimSizeError",
+    "Claimant",
     "Compacted",
     "Condition",
     "ConflictError",
     "CounterError",
     "Effect",
     "Event",
+    "Hold",
     "KeyValue",
     "KeyValueState",
+    "LostError",
     "MalformedSnapshotError",
     "Mirror",
     "Operation",
@@ -57,6 +71,7 @@ __all__ = [
     "allow",
     "delete",
     "disallow",
+    "if_held",
     "if_not_exists",
     "if_not_modified",
     "incr",

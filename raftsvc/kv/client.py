@@ -8,23 +8,39 @@ once.  Holds nothing of the cluster's, and needs of the Service no more than `pr
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
 from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
-from raftsvc.kv.instructions import Condition, Effect, Operation
+from raftsvc.kv.holds import Claim
+from raftsvc.kv.instructions import Code, Condition, Effect, Operation
+from raftsvc.kv.leases import (
+    Hold,
+    Holding,
+    LostError,
+    Wish,
+    checked_data,
+    checked_units,
+    lease_ttl_ms,
+    wait_for_claims,
+)
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
+
+if TYPE_CHECKING:
+    from raftsvc.recipes import Election, Lock, Party, ReadWriteLock
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
@@ -40,6 +56,10 @@ class Replication(Protocol):
 
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call."""
+
+
+class RemoteReader(Reader, Holding, Protocol):
+    """Who shows a store that others hold."""
 
 
 class ConflictError(RaftError):
@@ -83,6 +103,36 @@ class QuotaExceeded(Rejected):
     http_detail = "There is no room for that, and nothing was changed."
 
 
+class ClaimSizeError(Rejected):
+    """A name is claimed by others who say that it has another number of units; nothing was claimed.
+
+    That number may change once nobody claims any of it.
+
+    size: how many it has.
+    """
+
+    http_status = 409
+    http_detail = "What is claimed has another size."
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"what is claimed has {size} units, as those say who hold it or wait for it")
+        self.size = size
+
+
+class Claimant(NamedTuple):
+    """Somebody who holds some of a name, or waits for it.
+
+    fence: of the grant; 0: he waits.
+    data:  what he says of himself.
+    """
+
+    fence: int
+    data: bytes
+
+
+Claimants: TypeAlias = list[Claimant]
+
+
 class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
@@ -113,7 +163,7 @@ class KeyValue:
 
     __iter__ = None  # else Python would try the items 0, 1, 2...
 
-    def __init__(self, service: Replication, state: KeyValueState | Reader, prefix: str = "") -> None:
+    def __init__(self, service: Replication, state: KeyValueState | RemoteReader, prefix: str = "") -> None:
         """Raises ConfigurationError for what are none of these."""
         if not isinstance(state, KeyValueState) and not callable(getattr(state, "read", None)):
             raise ConfigurationError(
@@ -146,9 +196,8 @@ class KeyValue:
         list of who may join is the cluster's in every namespace.
         """
         _check_prefix(prefix)
-        given = self._reader if self._state is None else self._state
-        below = KeyValue(self._service, given, self._prefix + prefix)
-        below._reader, below._watching = self._reader, self._watching
+        below = copy(self)
+        below._prefix = self._prefix + prefix
         return below
 
     # -- writing
@@ -434,6 +483,157 @@ class KeyValue:
         shared.state.check_process()
         return Mirror(shared.state, shared.freshness, name, self._prefix, max_age, timeout)
 
+    # -- holding something
+
+    def _holding(self) -> Holding:
+        """Through whom this process holds something; raises ForkedError in a child of the process of the node."""
+        if self._state is not None:
+            self._state.check_process()
+        remote: Any = self._reader
+        return remote if self._watching is None else self._watching
+
+    def _title(self, kind: str, name: str, ttl: float, data: bytes | None = None) -> str:
+        """What a recipe claims, below the prefix; raises TypeError or ValueError if something makes no sense."""
+        self._holding()
+        title = f"{kind}:{instructions.checked_key(_name('', name, 'a name'))}"
+        _claimed(self._prefix, title)
+        lease_ttl_ms(ttl)
+        checked_data(data)
+        return title
+
+    def claim(
+        self,
+        name: str,
+        *,
+        size: int = 1,
+        units: int = 1,
+        ttl: float = 15.0,
+        data: bytes | None = None,
+        blocking: bool = True,
+        timeout: float | None = None,
+    ) -> Hold | None:
+        """Hold `units` of a name that has `size` of them, once they can be had: what locks and the like are made of.
+
+        ttl:      in seconds, a second at least: so long after this process died, or was cut off, others have what it
+                  held.  It is renewed as long as the process runs and is heard.
+        data:     at most 1,024 bytes, shown by `claims`; None: the names of this host and process.
+        blocking: False: now or not at all.
+        timeout:  in seconds; None: wait for however long it takes.
+
+        Returns what is held, or None if it was not granted in time.  Who comes first is served first.
+        As long as `Hold.lost` is not set, nobody else holds these units, by clocks that run as fast as each other
+        within a twentieth; a process that is frozen finds out when it goes on, and what it does in between only
+        `Hold.fence` can keep out: `kv.if_held` in a transaction, or a resource that refuses lower ones than it saw.
+
+        Raises ClaimSizeError if others claim it in another size, QuotaExceeded, NotApplied if the cluster could not be
+        asked.  Whatever it raises, and where it returns None, nothing is held, or not for long: who is not told that he
+        may have it does not renew it.
+        """
+        full = _claimed(self._prefix, name)
+        if not isinstance(blocking, bool):
+            raise ConfigurationError(f"blocking is True or False, not {blocking!r:.100}")
+        wish = Wish(full, *checked_units(size, units), checked_data(data), lease_ttl_ms(ttl), blocking)
+        if timeout is not None:
+            check_timeout(timeout)
+        seconds = math.inf if timeout is None else timeout
+        if not blocking:
+            seconds = 10.0 if timeout is None else timeout
+        try:
+            return self._holding().keeper().claim(wish, time.monotonic() + seconds)
+        except Rejected as rejected:
+            error = _meaning_of(rejected, [])
+            if error is None:
+                raise
+        raise error
+
+    def claims(self, name: str, timeout: float = 5.0, *, max_age: float | None = None) -> Claimants:
+        """Who holds some of a name, then who waits for it, in the order in which they came; see `claim`.
+
+        As of a moment no earlier than this call, or than `max_age` seconds ago.
+        """
+        full = _claimed(self._prefix, name)
+        found = self._reader.read(lambda shown: shown.claims(full), max_age, timeout)
+        return _claimants(found)
+
+    def wait_claims(self, name: str, known: Claimants, timeout: float = 30.0) -> Claimants:
+        """As `claims`, of this node alone, once that is something else than `known`, or `timeout` seconds are over.
+
+        Of a node that is cut off it is what was; raises what `Service.err` says once nothing is applied here any more.
+        """
+        full = _claimed(self._prefix, name)
+        check_timeout(timeout)
+        if not isinstance(known, list):
+            raise TypeError(f"what is known is what `claims` returned, and not {known!r:.100}")
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_claims, name, known, timeout), timeout, ReadTimeoutError)
+        shown = self._reader.present
+        return wait_for_claims(self._holding(), full, lambda: _claimants(shown.claims(full)), known, timeout)
+
+    def lock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> Lock:
+        """A lock of the cluster: `with store.lock("orders") as lock:`; see `raftsvc.recipes.Lock`, and `claim`."""
+        from raftsvc.recipes.locks import Lock
+
+        return Lock(self, self._title("lock", name, ttl, data), ttl, data)
+
+    def rwlock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> ReadWriteLock:
+        """A lock that several may read by at once, or one write; see `raftsvc.recipes.ReadWriteLock`, and `claim`."""
+        from raftsvc.recipes.locks import ReadWriteLock
+
+        return ReadWriteLock(self, self._title("rwlock", name, ttl, data), ttl, data)
+
+    def semaphore(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> Lock:
+        """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`."""
+        from raftsvc.recipes.locks import Lock
+
+        title = self._title("semaphore", name, ttl, data)
+        return Lock(self, title, ttl, data, *checked_units(size, 1))
+
+    def election(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> Election:
+        """One of many leads: `store.election("cron").run(function)`; see `raftsvc.recipes.Election`, and `claim`."""
+        from raftsvc.recipes.election import Election
+
+        return Election(self, self._title("election", name, ttl, data), ttl, data)
+
+    def party(self, name: str, ttl: float = 15.0) -> Party:
+        """Who is there: `with store.party("web").join(b"me"):`; see `raftsvc.recipes.Party`, and `claim`."""
+        from raftsvc.recipes.party import Party
+
+        return Party(self, self._title("party", name, ttl), ttl)
+
+    def once(
+        self,
+        name: str,
+        function: Callable[[], object],
+        *,
+        ttl: float = 15.0,
+        after_failure: str = "again",
+        after_death: str = "again",
+        timeout: float | None = None,
+    ) -> bool:
+        """Have `function` called unless it succeeded before, by whomever; whether this call did it.
+
+            store.once("migrate-0042", migrate)
+
+        One runs it at a time, and others wait for him; it succeeds at most once in the cluster, for ever, or until
+        `raftsvc.recipes.Once.reset`.  A success is recorded only as long as who ran it holds its lock: one that was
+        taken for dead raises LostError instead, and another has run it beside him or does, so what it does has to
+        bear that (or to go by `kv.if_held`).
+
+        after_failure, after_death: "again": whoever comes next runs it anew; "raise": he gets an OnceError.  It died
+                                    if who ran it was not heard of for `ttl` seconds.
+        timeout: in seconds, for others to end; then TimeoutError.
+
+        Raises what `function` raises, which is recorded, and what `claim` and `transaction` raise.
+        """
+        if not callable(function):
+            raise TypeError(f"what is to be done is called, which {function!r:.100} cannot be")
+        if timeout is not None:
+            check_timeout(timeout)
+        from raftsvc.recipes.once import Once
+
+        once = Once(self, self._title("once", name, ttl), ttl)
+        return once.run(function, after_failure=after_failure, after_death=after_death, timeout=timeout)
+
     # -- as a mapping
 
     def __getitem__(self, key: str) -> bytes:
@@ -483,6 +683,11 @@ def _names(prefix: str, keys: Iterable[str]) -> list[str]:
     return [_name(prefix, key) for key in keys]
 
 
+def _claimed(prefix: str, name: str) -> str:
+    """What `name`, that is claimed, is in the whole store; raises TypeError or ValueError if it can be none."""
+    return instructions.checked_key(prefix + instructions.checked_key(_name("", name, "a name")))
+
+
 def _check_several(what: str, things: object) -> None:
     if isinstance(things, str | bytes) or not isinstance(things, Iterable):
         raise TypeError(f"these are several {what}, such as a list has, and not {things!r:.100}")
@@ -495,6 +700,8 @@ def _check_prefix(prefix: object) -> None:
 
 def _below(prefix: str, operation: Operation) -> Operation:
     """What `operation` is in the whole store, if it was meant within a namespace."""
+    if isinstance(operation, Condition) and operation.code == Code.IF_HELD:
+        return operation  # which has the whole name
     if isinstance(operation, Condition):
         return Condition(instructions.checked_key(_name(prefix, operation.key)), operation.version)
     if isinstance(operation, Effect) and operation.code not in instructions.OF_THE_CLUSTER:
@@ -507,13 +714,20 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
     found = instructions.read_conflict(rejected.reason)
     if found is not None:
         position, version = found
-        conditions = [operation for operation in operations if isinstance(operation, Condition)]
-        return ConflictError(conditions[position].key, version)
+        condition = [operation for operation in operations if isinstance(operation, Condition)][position]
+        return LostError(condition.key) if condition.code == Code.IF_HELD else ConflictError(condition.key, version)
     counted = instructions.read_no_counter(rejected.reason)
     if counted is not None:
         effects = [operation for operation in operations if isinstance(operation, Effect)]
         return CounterError(effects[counted].key, rejected.reason)
+    size = instructions.read_other_size(rejected.reason)
+    if size is not None:
+        return ClaimSizeError(size)
     return QuotaExceeded(rejected.reason) if instructions.read_over_quota(rejected.reason) else None
+
+
+def _claimants(found: Iterable[Claim]) -> Claimants:
+    return [Claimant(claim.fence, bytes(claim.data)) for claim in found]
 
 
 def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:

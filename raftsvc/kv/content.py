@@ -16,19 +16,28 @@ from collections.abc import Iterable
 
 from raftsvc.kv.events import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.expiry import Expiries, deadline_of
+from raftsvc.kv.holds import Holds, numbers_of
 from raftsvc.kv.instructions import (
     ALLOW,
+    ALONE,
+    CLAIM,
     DELETE,
     DISALLOW,
+    END,
+    IF_HELD,
     INCR,
+    KEEP,
     LIMIT,
     MAX_NUMBER,
     MIN_NUMBER,
     NUMBERS,
+    OPEN,
+    RELEASE,
     SET,
     SET_EXPIRING,
     SIZE,
     TOUCH,
+    WHICH,
     conflict,
     no_number,
     no_room,
@@ -46,13 +55,13 @@ _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 
 
 class Content:
-    """Keys with their values, when they expire, and the addresses that may join.
+    """Keys with their values, when they expire, who holds what under leases, and the addresses that may join.
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
     changes:   of keys, since they were last taken out, in their order.
     """
 
-    __slots__ = ("allowed", "changes", "expiries", "keys", "max_bytes")
+    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "max_bytes")
 
     def __init__(
         self,
@@ -60,17 +69,19 @@ class Content:
         expiries: Expiries | None = None,
         allowed: frozenset[str] = frozenset(),
         max_bytes: int = 0,
+        holds: Holds | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.keys = PagedMap() if keys is None else keys
         self.expiries = Expiries() if expiries is None else expiries
+        self.holds = Holds() if holds is None else holds
         self.allowed = allowed
         self.changes: list[Change] = []
 
     @property
     def size_bytes(self) -> int:
-        """Keys, values, and KEY_BYTES for each."""
-        return self.keys.size_bytes + KEY_BYTES * len(self.keys)
+        """Keys, values, and KEY_BYTES for each; leases and claims."""
+        return self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.holds.size_bytes
 
     def has_room(self, instruction_bytes: int) -> bool:
         """Whether there is room for certain for what an instruction of that length sets one key to."""
@@ -84,17 +95,28 @@ class Content:
             self.changes.append((EXPIRED, key, None, former))
 
     def transact(
-        self, conditions: list[tuple[str, int]], effects: list[tuple[int, str, bytes, int]], index: int, time_ms: int
+        self,
+        conditions: list[tuple[int, str, int]],
+        effects: list[tuple[int, str, bytes, int]],
+        index: int,
+        time_ms: int,
     ) -> bool | int:  # compiled, an int is no bool any more
         """Have all effects take place in their order, or raise Rejected.
 
         Returns the number that the last INCR made; of a DELETE or TOUCH that is alone whether there was such
-        a key; else True.
+        a key, of a CLAIM its fence, of a RELEASE or END whether there was one; else True.
         """
-        for position, (key, expected) in enumerate(conditions):
-            version = self.keys.version(key)
-            if version != expected:
-                raise conflict(position, version)
+        for position, (code, key, expected) in enumerate(conditions):
+            if code == IF_HELD:
+                if not self.holds.is_held(key, expected):
+                    raise conflict(position, 0)
+            else:
+                version = self.keys.version(key)
+                if version != expected:
+                    raise conflict(position, version)
+        if len(effects) == 1 and effects[0][0] in ALONE:
+            self.holds.turn_to(index, time_ms)
+            return self._hold(*effects[0], time_ms)
         answer: bool | int = True
         numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
         if self.max_bytes:
@@ -125,6 +147,26 @@ class Content:
                 assert code == LIMIT, "these are all"
                 (self.max_bytes,) = SIZE.unpack(data)
         return answer
+
+    def _hold(self, code: int, key: str, data: bytes, ttl_ms: int, time_ms: int) -> bool | int:
+        """What is said of a lease, or of a claim under it."""
+        holds = self.holds
+        if code == CLAIM:
+            growth_bytes = holds.growth_bytes(key, data) if self.max_bytes else 0
+            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
+                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            return holds.claim(key, data)
+        if code == RELEASE:
+            lease, number = WHICH.unpack(data)
+            return holds.release(key, lease.decode(), number)
+        if code == KEEP:
+            holds.keep(key, *numbers_of(data), time_ms)
+            return True
+        if code == OPEN:
+            holds.open(key, ttl_ms, time_ms)
+            return True
+        assert code == END, "these are all"
+        return holds.end(key)
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""

@@ -220,23 +220,23 @@ class History:
             cursor.idle_until = index - 1
         return found
 
-    def reset(self, index: int) -> list[Cursor]:
+    def reset(self, index: int) -> list[Signal]:
         """The state became that of `index` at once: nobody knows what happened.  Returns all who waited."""
         self._units.clear()
         self._count = self._size_bytes = 0
         self.floor = index
         return self._leave_all(0)
 
-    def wake_all(self, complete: int) -> list[Cursor]:
+    def wake_all(self, complete: int) -> list[Signal]:
         """All who waited, while all was applied up to `complete`, and do no longer."""
         return self._leave_all(complete)
 
-    def _leave_all(self, idle_until: int) -> list[Cursor]:
+    def _leave_all(self, idle_until: int) -> list[Signal]:
         found = [cursor for prefix in list(self._waiting) for cursor in self._take_out(prefix)]
         for cursor in found:
             cursor.is_waiting = False
             cursor.idle_until = idle_until
-        return found
+        return [cursor.signal for cursor in found]
 
     def some_after(self, index: int) -> list[Unit]:
         """The next units after `index`, not all at once.  Raises Compacted."""
@@ -303,7 +303,7 @@ class History:
         self._prune_at = max(2 * self._waiting_count, _FEW)
 
 
-def wake(cursors: Iterable[Cursor]) -> None:
+def wake(signals: Iterable[Signal]) -> None:
     """Wake those who were waiting; under no lock."""
-    for cursor in cursors:
-        cursor.signal.set()
+    for signal in signals:
+        signal.set()

@@ -7,10 +7,11 @@ leader would be no such proof, for it may be deposed, and not know yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from raftsvc.errors import ConfigurationError, ReadTimeoutError
+from raftsvc.kv.holds import Claim
 from raftsvc.kv.pages import Value
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.timeouts import check_timeout
@@ -44,6 +45,7 @@ class Shown(Protocol):
     def get(self, key: str) -> Value | None: ...
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]: ...
     def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]: ...
+    def claims(self, name: str) -> Sequence[Claim]: ...
     def allowed(self) -> frozenset[str]: ...
 
 

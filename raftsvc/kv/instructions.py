@@ -9,7 +9,10 @@ operations: code (1), length of the key's UTF-8 form (2), the key, and what the
 code asks for: IF_NOT_MODIFIED a version (8), SET the length of a value (4) and the value,
 SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a delta and an
 initial number (8 each, signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL
-of 0 is none, with TOUCH and INCR.  All integers are
+of 0 is none, with TOUCH and INCR.  IF_HELD asks for a fence (8).  OPEN has the id of a lease for its key, and a
+TTL; KEEP and END too, and KEEP the length (4) of what is kept (`kv.holds`), and that; CLAIM and RELEASE have the name
+that is claimed for their key, and the like of what is claimed.  These five come with
+conditions, and with no other effect.  All integers are
 big-endian.  The count makes every shortened instruction recognizable as such.
 
 Invariant: what `encode` makes, `decode` reads; anything else is refused by
@@ -25,9 +28,10 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from raftsvc.addresses import canonical_addr, same_addr
 from raftsvc.errors import ConfigurationError, Rejected
@@ -42,7 +46,7 @@ MAX_TTL_MS = 36525 * 24 * 3600 * 1000
 MIN_NUMBER, MAX_NUMBER = -(2**63), 2**63 - 1
 """Of a counter, and of what is added to it."""
 
-_FORMAT = 2
+_FORMAT = 3
 _HEAD = struct.Struct(">BH")
 _OPERATION = struct.Struct(">BH")
 _HEAD_AND_OPERATION = struct.Struct(">BHBH")
@@ -55,6 +59,19 @@ NUMBERS = struct.Struct(">qq")
 SIZE = struct.Struct(">Q")
 """Data of a LIMIT."""
 MAX_STATE_BYTES = "max_state_bytes"
+LEASE_DIGITS = 16
+"""Of the id of a lease, in hexadecimal: drawn at random by who opens it."""
+_LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
+ASKED = struct.Struct(f">{LEASE_DIGITS}sQIIB")
+"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait."""
+WHICH = struct.Struct(f">{LEASE_DIGITS}sQ")
+"""What a RELEASE says: lease and number."""
+KEPT = struct.Struct(">Q")
+"""What a KEEP says before the numbers of the claims that are wanted: up to which index all that are, are named."""
+NUMBER = struct.Struct(">Q")
+MAX_CLAIM_DATA = 1024
+"""Of what a claim says of who has it."""
+MAX_UNITS = 2**31 - 1
 _MAX_VERSION = 2**64 - 1
 _MAX_VALUE_BYTES = 2**32 - 1
 
@@ -63,6 +80,7 @@ class Code(IntEnum):
     """What one operation does.  Conditions are below 16."""
 
     IF_NOT_MODIFIED = 1
+    IF_HELD = 2
     SET = 16
     DELETE = 17
     ALLOW = 18
@@ -71,16 +89,27 @@ class Code(IntEnum):
     TOUCH = 21
     INCR = 22
     LIMIT = 23
+    OPEN = 32
+    KEEP = 33
+    END = 34
+    CLAIM = 35
+    RELEASE = 36
 
 
 # As numbers, for every node compares them with those of every instruction.
-IF_NOT_MODIFIED, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT = map(int, Code)
+IF_NOT_MODIFIED, IF_HELD, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT, *_OF_LEASES = map(int, Code)
+OPEN, KEEP, END, CLAIM, RELEASE = _OF_LEASES
+OF_LEASES = frozenset((OPEN, KEEP, END))
+"""What is said of a lease, and of no key."""
+ALONE = frozenset(_OF_LEASES)
+"""What comes with no other effect."""
 OF_THE_CLUSTER = frozenset((ALLOW, DISALLOW, LIMIT))
 """What is said of the whole, and of no key."""
-_KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW))
-_WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR))
-_WITH_MORE = _WITH_TTL | {SET, LIMIT}
-_FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size}
+_KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW, END))
+_WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
+_WITH_LENGTH = frozenset((SET, SET_EXPIRING, KEEP, CLAIM, RELEASE))
+_WITH_MORE = _WITH_TTL | _WITH_LENGTH | {LIMIT}
+_FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
 _LONE_SET = (_FORMAT, 1, SET)
 
 
@@ -92,10 +121,14 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Condition(Operation):
-    """That `key` is at `version`, of which 0 means that there is no such key."""
+    """That `key` is at `version`, of which 0 means that there is no such key; or see `code`.
+
+    code: IF_HELD: that of the whole name `key`, whatever the namespace, the grant is held that has that `version`.
+    """
 
     key: str
     version: int
+    code: Code = Code.IF_NOT_MODIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +153,29 @@ def if_not_modified(key: str, version: int) -> Condition:
     if not 0 <= version <= _MAX_VERSION:
         raise ValueError(f"a version is from 0 to {_MAX_VERSION}, not {version!r:.100}")
     return Condition(checked_key(key), version)
+
+
+class Held(Protocol):
+    """What is held, such as a lock."""
+
+    @property
+    def name(self) -> str:
+        """Of it, in the whole store."""
+
+    @property
+    def fence(self) -> int:
+        """Of the grant by which it is held."""
+
+
+def if_held(held: Held) -> Condition:
+    """That is held, by the grant that it has now: a lock, a `Hold`, or whatever else has a `name` and a `fence`.
+
+    What comes with this condition takes no effect once another may hold it, however long this process was frozen.
+    """
+    name, fence = getattr(held, "name", None), getattr(held, "fence", None)
+    if not isinstance(name, str) or not isinstance(fence, int) or isinstance(fence, bool) or not 0 <= fence < 2**64:
+        raise TypeError(f"{held!r:.100} is nothing that can be held: it has no name, or no fence")
+    return Condition(checked_key(name), fence, Code.IF_HELD)
 
 
 def set(  # noqa: A001 - read as kv.set
@@ -197,6 +253,34 @@ def max_state_bytes(size_bytes: int | None) -> Effect:
     return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(size_bytes))
 
 
+def open_lease(lease: str, ttl_ms: int) -> Effect:
+    """Have that lease, which ends unless it is kept."""
+    return Effect(Code.OPEN, lease, b"", ttl_ms)
+
+
+def keep_lease(lease: str, placed: int, wanted: Iterable[int]) -> Effect:
+    """Have it live for its TTL from now on, without those of its claims placed up to then that are not wanted."""
+    numbers = sorted(wanted)
+    return Effect(Code.KEEP, lease, KEPT.pack(placed) + struct.pack(f">{len(numbers)}Q", *numbers))
+
+
+def end_lease(lease: str) -> Effect:
+    """Have no such lease, and no claims under it."""
+    return Effect(Code.END, lease)
+
+
+def claim(
+    name: str, lease: str, number: int, size: int = 1, units: int = 1, data: bytes = b"", *, waits: bool = True
+) -> Effect:
+    """Claim `units` of a name that has `size` of them; not if that would have to wait, unless it `waits`."""
+    return Effect(Code.CLAIM, checked_key(name), ASKED.pack(lease.encode(), number, size, units, waits) + data)
+
+
+def release(name: str, lease: str, number: int) -> Effect:
+    """Have no such claim."""
+    return Effect(Code.RELEASE, checked_key(name), WHICH.pack(lease.encode(), number))
+
+
 def ttl_ms_of(ttl: float | None) -> int:
     """A TTL in whole milliseconds, rounded up, 0 for None; raises ConfigurationError if it makes no sense."""
     if ttl is None:
@@ -240,7 +324,7 @@ def encode(operations: Sequence[Operation]) -> bytes:
         for operation in operations:
             if isinstance(operation, Condition):
                 key = operation.key.encode()
-                parts += (_OPERATION.pack(Code.IF_NOT_MODIFIED, len(key)), key, _VERSION.pack(operation.version))
+                parts += (_OPERATION.pack(operation.code, len(key)), key, _VERSION.pack(operation.version))
             elif isinstance(operation, Effect):
                 key = operation.key.encode()
                 code = operation.code
@@ -249,8 +333,10 @@ def encode(operations: Sequence[Operation]) -> bytes:
                     parts += (_LENGTH.pack(len(operation.data)), operation.data)
                 elif code == SET_EXPIRING:
                     parts += (_TTL_AND_LENGTH.pack(operation.ttl_ms, len(operation.data)), operation.data)
-                elif code in (TOUCH, INCR):
+                elif code in (TOUCH, INCR, OPEN):
                     parts += (_TTL.pack(operation.ttl_ms), operation.data)
+                elif code in _WITH_LENGTH:
+                    parts += (_LENGTH.pack(len(operation.data)), operation.data)
                 elif code == LIMIT:
                     parts.append(operation.data)
             else:
@@ -287,10 +373,10 @@ def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:
         return None
 
 
-def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, bytes, int]]]:
+def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str, bytes, int]]]:
     """Conditions and effects of an instruction, each in its order; raises Rejected.
 
-    Conditions and effects are tuples here, of the fields of those classes: every node
+    Conditions and effects are tuples here, of code, key and the other fields of those classes: every node
     decodes every instruction.
     """
     size = len(data)
@@ -302,7 +388,7 @@ def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, byt
     if count > MAX_OPERATIONS:
         raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
     offset = _HEAD.size
-    conditions: list[tuple[str, int]] = []
+    conditions: list[tuple[int, str, int]] = []
     effects: list[tuple[int, str, bytes, int]] = []
     for _ in range(count):  # no length is trusted
         start, key_start = offset, offset + _OPERATION.size
@@ -319,11 +405,11 @@ def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, byt
         except UnicodeDecodeError:
             # The error's own text is Python's, and may differ between its versions.
             raise Rejected(f"not a transaction: the key at byte {key_start} is not UTF-8") from None
-        if code == IF_NOT_MODIFIED:
+        if code in (IF_NOT_MODIFIED, IF_HELD):
             version_start, offset = offset, offset + _VERSION.size
             if offset > size:
                 raise _cut_short(version_start)
-            conditions.append((key, _VERSION.unpack_from(data, version_start)[0]))
+            conditions.append((code, key, _VERSION.unpack_from(data, version_start)[0]))
         elif code in _KEY_ONLY:
             effects.append((code, key, b"", 0))
         elif code in _WITH_MORE:
@@ -335,7 +421,33 @@ def decode(data: bytes) -> tuple[list[tuple[str, int]], list[tuple[int, str, byt
             raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
     if offset != size:
         raise Rejected(f"not a transaction: {size - offset} bytes too many")
+    if len(effects) == 1:
+        _check_alone(*effects[0][:3])
+    elif any(effect[0] in ALONE for effect in effects):
+        raise Rejected("not a transaction: what is said of leases and claims comes with no other effect")
     return conditions, effects
+
+
+def _check_alone(code: int, key: str, data: bytes) -> None:
+    """Raise Rejected unless what is said of a lease or a claim makes sense."""
+    if code == CLAIM:
+        if not ASKED.size <= len(data) <= ASKED.size + MAX_CLAIM_DATA:
+            raise Rejected("not a transaction: a claim is cut short, or says too much")
+        lease, _, size, units, waits = ASKED.unpack_from(data)
+        if not 0 < units <= size <= MAX_UNITS or waits > 1:
+            raise Rejected(f"not a transaction: a claim of {units} of {size}")
+    elif code == RELEASE:
+        if len(data) != WHICH.size:
+            raise Rejected("not a transaction: a release has another length")
+        lease, _ = WHICH.unpack(data)
+    elif code in OF_LEASES:
+        if code == KEEP and (len(data) < KEPT.size or (len(data) - KEPT.size) % NUMBER.size):
+            raise Rejected("not a transaction: what is kept is cut short")
+        lease = key.encode()
+    else:
+        return
+    if not _LEASE.fullmatch(lease):
+        raise Rejected("not a transaction: there can be no such lease")
 
 
 def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
@@ -345,11 +457,11 @@ def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
         if offset + _TTL.size > len(data):
             raise _cut_short(offset)
         (ttl_ms,) = _TTL.unpack_from(data, offset)
-        if not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS and (ttl_ms != 0 or code == SET_EXPIRING):
+        if not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS and (ttl_ms != 0 or code in (SET_EXPIRING, OPEN)):
             raise Rejected(f"a ttl is from {MIN_TTL_MS} to {MAX_TTL_MS} ms, not {ttl_ms}")
         offset += _TTL.size
     start = offset
-    if code in (SET, SET_EXPIRING):
+    if code in _WITH_LENGTH:
         start += _LENGTH.size
         if start > len(data):
             raise _cut_short(offset)
@@ -392,6 +504,36 @@ def read_no_counter(reason: str) -> int | None:
     """The position, if a transaction was refused for `no_number` or `no_room`."""
     found = _NO_COUNTER.fullmatch(reason)
     return int(found[1] or found[2]) if found is not None else None
+
+
+_NO_LEASE = re.compile("there is no lease ([0-9a-f]+)")
+_OTHER_SIZE = re.compile("what is claimed has ([0-9]+) units")
+
+
+def no_lease(lease: str) -> Rejected:
+    """The refusal of what is said under a lease that is over."""
+    return Rejected(f"there is no lease {lease}")
+
+
+def read_no_lease(reason: str) -> bool:
+    """Whether something was refused for `no_lease`."""
+    return _NO_LEASE.fullmatch(reason) is not None
+
+
+def used_number(number: int) -> Rejected:
+    """The refusal of a claim whose number another claim under its lease has, on another name."""
+    return Rejected(f"claim {number} of that lease is on another name")
+
+
+def other_size(size: int) -> Rejected:
+    """The refusal of a claim on a name that has, as long as somebody claims some of it, another size."""
+    return Rejected(f"what is claimed has {size} units")
+
+
+def read_other_size(reason: str) -> int | None:
+    """The size that it has, if a claim was refused for `other_size`."""
+    found = _OTHER_SIZE.fullmatch(reason)
+    return int(found[1]) if found is not None else None
 
 
 _OVER_QUOTA = re.compile("the state would have ([0-9]+) bytes, and may have ([0-9]+)")

@@ -2,10 +2,12 @@
 
 Question: what is asked (1 byte), how many names (2), each one's length (2) and UTF-8 form, and how many keys at
 most are wanted (4), of which all ones are any number.  Names are, of MANY, the keys, of LIST prefix
-and `after`; ALLOWED has none.
+and `after`, of CLAIMS what is claimed, of CLAIM that, lease and number of the claim; ALLOWED has none.
 
 Answer: how many (4), then of each the length of its key (2), the key and, but for ALLOWED, its version (8), the
-length of its value (4) and the value.  All integers are big-endian.  What does not decode is refused by Rejected.
+length of its value (4) and the value.  CLAIMS has the place in the order for a key, the fence for a version, and what
+the claim says; CLAIM its own alone, without that.  All integers are big-endian.  What does not decode is refused by
+Rejected.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import NamedTuple
 from raftsvc.errors import Rejected
 from raftsvc.kv.pages import Value
 
-MANY, LIST, ALLOWED = 1, 2, 3
+MANY, LIST, ALLOWED, CLAIMS, CLAIM = 1, 2, 3, 4, 5
+_COUNTS = {LIST: 2, ALLOWED: 0, CLAIMS: 1, CLAIM: 3}
+"""How many names each has; MANY any number."""
 MAX_KEYS = 65535
 """In one question."""
 
@@ -34,6 +38,11 @@ class Question(NamedTuple):
     kind: int
     names: tuple[str, ...] = ()
     limit: int | None = None
+
+    @property
+    def scope(self) -> tuple[str, ...]:
+        """The keys and names that it is about, or the prefix."""
+        return self.names if self.kind == MANY else self.names[:1]
 
     def encode(self) -> bytes:
         """Raises ValueError if there are too many keys, or one is too long."""
@@ -65,8 +74,8 @@ class Question(NamedTuple):
             (limit,) = _COUNT.unpack_from(data, offset)
         except (struct.error, UnicodeDecodeError):
             raise Rejected("not a question: it does not decode") from None
-        wanted = {LIST: 2, ALLOWED: 0}.get(kind, count)
-        if offset + _COUNT.size != len(data) or kind not in (MANY, LIST, ALLOWED) or count != wanted:
+        wanted = _COUNTS.get(kind, count)
+        if offset + _COUNT.size != len(data) or not MANY <= kind <= CLAIM or count != wanted:
             raise Rejected("not a question: it is none that is known")
         return cls(kind, tuple(names), None if limit == _ANY_NUMBER else limit)
 

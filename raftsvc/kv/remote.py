@@ -9,9 +9,13 @@ from typing import TypeVar
 
 from raftsvc.client.connection import Connection
 from raftsvc.kv.client import KeyValue
+from raftsvc.kv.events import Signal
 from raftsvc.kv.freshness import Shown
+from raftsvc.kv.holds import Claim
+from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
-from raftsvc.kv.queries import ALLOWED, LIST, MANY, Question, decode_names, decode_values
+from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, MANY, Question, decode_names, decode_values
+from raftsvc.results import Applied
 
 T = TypeVar("T")
 
@@ -50,10 +54,43 @@ def connect(
 class RemoteStore:
     """In the place of the State here, and of what is known of how current it is; see `raftsvc.kv.freshness`."""
 
-    __slots__ = ("_connection",)
+    longest_wait: float = 0.25  # nothing tells who is no member what happens
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._keepers: dict[int, Keeper] = {}  # that of this process, by its pid
+        self._index = 0
+
+    def keeper(self) -> Keeper:
+        """Who keeps the leases of this process."""
+        pid = os.getpid()
+        keeper = self._keepers.get(pid)
+        return self._keepers.setdefault(pid, Keeper(self)) if keeper is None else keeper
+
+    def propose(self, instruction: bytes, timeout: float) -> Applied:
+        """For the leases of this process, as the five below."""
+        applied = self._connection.propose(instruction, timeout)
+        self._index = applied.index  # of two threads either's will do
+        return applied
+
+    def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
+        """As a member says; nothing sets the signal."""
+        name, lease, number = place
+        found = decode_values(self._connection.query(Question(CLAIM, (name, lease, str(number))).encode(), timeout))
+        return found[name].version if name in found else None
+
+    def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
+        """It was not waited for."""
+
+    def await_claims(self, name: str, signal: Signal) -> None:
+        """Nothing sets it."""
+
+    def index(self) -> int:
+        """An entry that was applied, as far as this process knows."""
+        return self._index
+
+    def over(self) -> None:
+        """There may always be somebody who answers."""
 
     @property
     def present(self) -> Shown:
@@ -88,6 +125,11 @@ class _Asked:
     def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
         """The keys that start with `prefix` and come after `after`, in order, with their values, all of one moment."""
         return decode_values(self._ask(Question(LIST, (prefix, after), limit)))
+
+    def claims(self, name: str) -> Sequence[Claim]:
+        """All claims on a name, who holds first, then who waits; under which lease they stand is not told."""
+        found = decode_values(self._ask(Question(CLAIMS, (name,))))
+        return [Claim("", 0, 0, 0, value.version, value.data) for value in found.values()]
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join."""

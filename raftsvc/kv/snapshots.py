@@ -4,7 +4,9 @@ Format: magic, the limit of the size (8 bytes; 0 is none), then how many address
 its length (2) first; the keys in order, each as the length of its UTF-8 form (2), version (8), length of
 the data (4), key and data; an end, which is 0 for the length, and how many there were; the keys that
 expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
-that.  All integers are big-endian.
+that; how many leases there are (4), each as its id, TTL and deadline (8 each); how many names are claimed (4), each as
+its length (2), how many units it has (4), how many claims there are on it (4), and itself, then these: lease, number
+(8), units (4), index of placing and fence (8 each), length of the data (2) and the data.  All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -14,19 +16,25 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import chain
 
 from raftsvc.errors import RaftError
 from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
-from raftsvc.kv.instructions import MAX_KEY_BYTES
+from raftsvc.kv.holds import Claim, Frozen, Holds, checked
+from raftsvc.kv.instructions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.process import give_way
 
-_MAGIC = b"rkv2"
+_MAGIC = b"rkv3"
 _LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
 _ADDRESS = struct.Struct(">H")
 _RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
 _EXPIRY = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
+_COUNT = struct.Struct(">I")
+_LEASE = struct.Struct(f">{LEASE_DIGITS}sQQ")
+_NAME = struct.Struct(">HII")
+_CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQH")
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -40,16 +48,31 @@ def encode_snapshot(content: Content) -> Iterator[bytes]:
     """Pieces of about 64 KiB, of the content as it is now, whatever happens to it while they are consumed."""
     pages, expiring = content.keys.freeze(), content.expiries.freeze()
     head = _MAGIC + _LIMIT_AND_COUNT.pack(content.max_bytes, len(content.allowed))
-    return _in_pieces(_parts(head, content.allowed, pages, len(content.keys), expiring, len(content.expiries)))
+    parts = _parts(pages, len(content.keys), expiring, len(content.expiries))
+    return _in_pieces(chain((head,), _addresses(content.allowed), parts, _holds(content.holds.freeze())))
 
 
-def _parts(
-    head: bytes, allowed: frozenset[str], pages: list[Page], count: int, expiring: list[Page], expiring_count: int
-) -> Iterator[bytes]:
-    yield head
+def _addresses(allowed: frozenset[str]) -> Iterator[bytes]:
     for addr in sorted(allowed):
         encoded = addr.encode()
         yield _ADDRESS.pack(len(encoded)) + encoded
+
+
+def _holds(frozen: Frozen) -> Iterator[bytes]:
+    yield _COUNT.pack(len(frozen.leases))
+    for lease, ttl_ms, deadline_ms in frozen.leases:
+        yield _LEASE.pack(lease.encode(), ttl_ms, deadline_ms)
+    yield _COUNT.pack(len(frozen.names))
+    for name, size, claims in frozen.names:
+        give_way()
+        encoded = name.encode()
+        yield _NAME.pack(len(encoded), size, len(claims)) + encoded
+        for claim in claims:
+            *numbers, data = claim[1:]
+            yield _CLAIM.pack(claim.lease.encode(), *numbers, len(data)) + data
+
+
+def _parts(pages: list[Page], count: int, expiring: list[Page], expiring_count: int) -> Iterator[bytes]:
     for key, data, version in _passing(pages):
         encoded = key.encode()
         yield _RECORD.pack(len(encoded), version, len(data)) + encoded
@@ -94,9 +117,10 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
     keys = PagedMap.of(_decode_records(reader, index))
     expiries = Expiries.of(_decode_expiries(reader, keys))
+    holds = _decode_holds(reader, index)
     if not reader.is_at_end():
         raise MalformedSnapshotError("the snapshot does not end as it should")
-    return Content(keys, expiries, allowed, max_bytes)
+    return Content(keys, expiries, allowed, max_bytes, holds)
 
 
 def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, int]]:
@@ -131,6 +155,41 @@ def _decode_expiries(reader: _Reader, keys: PagedMap) -> Iterator[tuple[str, int
         count += 1
     if deadline_ms != count:
         raise MalformedSnapshotError(f"the snapshot has {count} keys that expire and says otherwise")
+
+
+def _decode_holds(reader: _Reader, index: int) -> Holds:
+    leases = [_decode_lease(reader) for _ in range(reader.take_count())]
+    names = []
+    for _ in range(reader.take_count()):
+        give_way()
+        length, size, count = _NAME.unpack(reader.take(_NAME.size))
+        name = reader.take_key(length)
+        names.append((name, size, [_decode_claim(reader) for _ in range(count)]))
+    frozen = Frozen(leases, names)
+    trouble = checked(frozen, index)
+    if trouble is not None:
+        raise MalformedSnapshotError(f"in the snapshot {trouble}")
+    return Holds.of(frozen)
+
+
+def _decode_lease(reader: _Reader) -> tuple[str, int, int]:
+    lease, ttl_ms, deadline_ms = _LEASE.unpack(reader.take(_LEASE.size))
+    if not 0 < ttl_ms <= MAX_TTL_MS or not 0 < deadline_ms <= MAX_DEADLINE_MS:
+        raise MalformedSnapshotError("the snapshot has a lease that ends never, or at once")
+    return _lease_of(lease), ttl_ms, deadline_ms
+
+
+def _decode_claim(reader: _Reader) -> Claim:
+    lease, number, units, placed, fence, length = _CLAIM.unpack(reader.take(_CLAIM.size))
+    if length > MAX_CLAIM_DATA:
+        raise MalformedSnapshotError(f"the snapshot has {length} bytes of a claim")
+    return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length))
+
+
+def _lease_of(data: bytes) -> str:
+    if not data.isalnum():
+        raise MalformedSnapshotError("the snapshot has a lease that can be none")
+    return data.decode()
 
 
 class _Reader:
@@ -174,6 +233,10 @@ class _Reader:
             return self.take(length).decode()
         except UnicodeDecodeError as error:
             raise MalformedSnapshotError("the snapshot has a key that is not UTF-8") from error
+
+    def take_count(self) -> int:
+        count: int = _COUNT.unpack(self.take(_COUNT.size))[0]
+        return count
 
     def is_at_end(self) -> bool:
         return self._offset == len(self._buffer) and not any(self._chunks)

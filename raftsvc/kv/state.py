@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -33,14 +33,17 @@ from raftsvc.kv.events import (
     Cursor,
     Happened,
     History,
+    Signal,
     event_of,
     wake,
 )
 from raftsvc.kv.expiry import NEVER
-from raftsvc.kv.instructions import OF_THE_CLUSTER, decode, decode_lone_set, encode
+from raftsvc.kv.holds import Claim
+from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lone_set, encode
 from raftsvc.kv.pages import Page, Value, records_of
-from raftsvc.kv.queries import ALLOWED, LIST, Question, encode_names, encode_values
+from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, Question, encode_names, encode_values
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
+from raftsvc.kv.waiters import Waiters
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess, give_way
 from raftsvc.state import BaseState
@@ -104,7 +107,8 @@ class KeyValueState(BaseState):
         self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
         self._content = Content()
         self._history = History(max_events, max_event_bytes)
-        self._woken: list[Cursor] = []  # to be woken once what is applied together was applied
+        self._waiters = Waiters()
+        self._woken: list[Signal] = []  # to be woken once what is applied together was applied
         self._entry = 0  # the entry of which something was applied last
         self._complete = 0  # all of which was, and of all before it
         self._is_nearly_full = False
@@ -126,7 +130,7 @@ class KeyValueState(BaseState):
         it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
         """
         content = self._content
-        if content.expiries.next_ms <= time_ms:
+        if content.expiries.next_ms <= time_ms or content.holds.due_ms <= time_ms:
             self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
@@ -160,11 +164,24 @@ class KeyValueState(BaseState):
         while self._content.expiries.next_ms <= time_ms:
             with self._lock:
                 self._content.expire(time_ms)
+        self._have_leases_end(index, time_ms)
+
+    def _have_leases_end(self, index: int, time_ms: int) -> None:
+        """All that are due, and only then is granted what they held."""
+        holds = self._content.holds
+        is_more = True
+        for step in (partial(holds.end_some, time_ms), holds.grant_some):
+            is_more = True
+            while is_more:
+                with self._lock:
+                    holds.turn_to(index, time_ms)
+                    is_more = step()
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied: whoever waits for it is told now."""
         woken = self._woken
-        if woken or self._content.changes:
+        content = self._content
+        if woken or content.changes or content.holds.changed:
             with self._lock:
                 if self._entry <= index:  # else the node stops in the middle of that
                     self._turn_to(index + 1)
@@ -180,13 +197,17 @@ class KeyValueState(BaseState):
             self._content.changes = []
             found = self._history.add(self._entry, changes)
             if found:
-                self._woken += found
+                self._woken += [cursor.signal for cursor in found]
+        holds = self._content.holds
+        if holds.changed:
+            self._woken += self._waiters.take(holds.changed)
+            holds.changed = []
         self._entry = index
         self._complete = index - 1
 
     def next_deadline(self) -> int | None:
         """The log time at which the next key expires."""
-        next_ms = self._content.expiries.next_ms
+        next_ms = min(self._content.expiries.next_ms, self._content.holds.next_ms)
         return None if next_ms == NEVER else next_ms
 
     def empty_write(self) -> bytes:
@@ -227,6 +248,36 @@ class KeyValueState(BaseState):
             pages = self._content.keys.freeze(prefix, after)
         return dict(islice(_found(pages, prefix, after), limit))
 
+    # -- claims
+
+    def claims(self, name: str) -> Sequence[Claim]:
+        """All claims on a name here, who holds first, then who waits, in the order in which they came to."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.claims, name))
+        with self._lock:
+            return self._content.holds.claims(name)
+
+    def fence_of(self, place: tuple[str, str, int], signal: Signal | None = None) -> int | None:
+        """The fence of a claim (name, lease, number), 0 if it waits, None: there is none.
+
+        signal: set once that changed, unless it is held now.
+        """
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.fence_of, place, signal))
+        with self._lock:
+            fence = self._content.holds.fence_of(*place)
+            if signal is not None and not fence:
+                self._waiters.wait(place, signal)
+            return fence
+
+    def await_claims(self, place: str | tuple[str, str, int], signal: Signal, *, is_over: bool = False) -> None:
+        """Have it set once something happens to claims on a name, or to one; or not any more."""
+        if _is_away(self._home):
+            _look_elsewhere(partial(self.await_claims, place, signal, is_over=is_over))
+            return
+        with self._lock:
+            (self._waiters.leave if is_over else self._waiters.wait)(place, signal)
+
     # -- connected clients
 
     def query(self, data: bytes) -> bytes:
@@ -234,20 +285,28 @@ class KeyValueState(BaseState):
         question = Question.decode(data)
         if question.kind == ALLOWED:
             return encode_names(self.allowed())
+        if question.kind == CLAIMS:
+            claims = self.claims(question.names[0])
+            return encode_values({f"{n:06}": Value(claim.data, claim.fence) for n, claim in enumerate(claims)})
+        if question.kind == CLAIM:
+            name, lease, number = question.names
+            fence = self.fence_of((name, lease, int(number))) if number.isdecimal() else None
+            return encode_values({} if fence is None else {name: Value(b"", fence)})
         if question.kind == LIST:
             prefix, after = question.names
             return encode_values(self.list(prefix, question.limit, after))
         return encode_values(self.get_many(question.names))
 
     def scope(self, data: bytes, is_query: bool) -> Iterable[str] | None:
-        """The keys that a transaction or a question names, or the prefix; None if it is about the whole cluster."""
+        """The keys and names that a transaction or a question is about, or the prefix; None: the whole cluster."""
         if is_query:
             question = Question.decode(data)
-            return {ALLOWED: None, LIST: question.names[:1]}.get(question.kind, question.names)
+            return None if question.kind == ALLOWED else question.scope
         conditions, effects = decode(data)
         if any(code in OF_THE_CLUSTER for code, *_ in effects):
             return None
-        return [key for key, _ in conditions] + [key for _, key, *_ in effects]
+        named = [key for code, key, *_ in effects if code not in OF_LEASES]  # whose ids only their owners know
+        return [key for _, key, _ in conditions] + named
 
     # -- watches
 
@@ -321,7 +380,7 @@ class KeyValueState(BaseState):
             _look_elsewhere(self.wake_all)
             return
         with self._lock:
-            woken = self._history.wake_all(self._complete)
+            woken = self._history.wake_all(self._complete) + self._waiters.take_all()
         wake(woken)
 
     # -- for people
@@ -334,11 +393,14 @@ class KeyValueState(BaseState):
             return len(self._content.keys)
 
     def report(self) -> dict[str, object]:
-        """How many keys there are here, how large all is, and how large it may grow (`kv.max_state_bytes`)."""
+        """How many keys, leases and claims there are here, how large all is, and may grow (`kv.max_state_bytes`)."""
         _is_away(self._home)
         content = self._content
+        leases, claims = content.holds.counts()
         return {
             "keys": len(content.keys),
+            "leases": leases,
+            "claims": claims,
             "size_bytes": content.size_bytes,
             "max_bytes": content.max_bytes or None,
         }
@@ -401,7 +463,7 @@ class KeyValueState(BaseState):
             with self._lock:
                 self._content = restored
                 self._entry = self._complete = self._applied_index = index
-                woken = self._history.reset(index)
+                woken = self._history.reset(index) + self._waiters.take_all()
             wake(woken)
 
         if is_main_thread():  # at the start of a process

@@ -33,8 +33,11 @@ from raftsvc.errors import (
 )
 from raftsvc.kv.events import Compacted, Cursor, Event, Signal
 from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
 
 logger = logging.getLogger("raftsvc.kv")
@@ -63,16 +66,25 @@ class Watched(Protocol):
     def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
         """Have `listener` called whenever `err` changed."""
 
+    def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have `function` called when the node is about to stop."""
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+        """Replicate one instruction and return where in the log it took effect, and what the State said of it."""
+
 
 class Watching:
-    """What all stores on one State share to be told of changes."""
+    """What all stores on one State share to be told of changes, and to hold something."""
+
+    longest_wait: float = _LOOK_SECONDS
 
     def __init__(self, service: Any, state: KeyValueState, freshness: Freshness) -> None:
         self.service: Watched = service
         self.state = state
         self.freshness = freshness
-        self._lock = threading.Lock()  # guards the two below; held for no I/O
+        self._lock = threading.Lock()  # guards the three below; held for no I/O
         self._listens = False
+        self._keeper: Keeper | None = None
         self._callers: Callers | None = None
         self._stopped_by: RaftError | None = None
 
@@ -90,6 +102,41 @@ class Watching:
             if self._callers is None:
                 self._callers = Callers(self)
             return self._callers
+
+    def keeper(self) -> Keeper:
+        """Who keeps the leases of this process; the same for all of the State."""
+        if is_main_thread():
+            return self._keeper or do_elsewhere(self.keeper, _ASK_SECONDS, NodeFailedError)
+        self.listen()
+        with self._lock:
+            keeper = self._keeper
+            if keeper is not None:
+                return keeper
+            self._keeper = keeper = Keeper(self)
+        self.service.before_stop(keeper.close)
+        return keeper
+
+    def propose(self, instruction: bytes, timeout: float) -> Applied:
+        """For the leases of this process, as the five below."""
+        return self.service.propose(instruction, timeout)
+
+    def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
+        """As this process applied it, which is after it was placed."""
+        return self.state.fence_of(place, signal)
+
+    def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
+        """The signal is not waited for any more, there."""
+        with suppress(ForkedError):  # where it waits for nothing
+            self.state.await_claims(place, signal, is_over=True)
+
+    def await_claims(self, name: str, signal: Signal) -> None:
+        """Have the signal set once something happens to claims on a name."""
+        self.listen()
+        self.state.await_claims(name, signal)
+
+    def index(self) -> int:
+        """The last entry that was applied whole."""
+        return self.state.complete_index()
 
     def listen(self) -> None:
         """Have whoever waits be woken once the node stops or cannot go on."""

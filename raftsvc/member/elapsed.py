@@ -12,8 +12,6 @@ them: time stands still there, which makes what is held longer and never shorter
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from operator import sub
 from typing import NamedTuple
@@ -22,29 +20,6 @@ from raftsvc.core.leader import Leader
 from raftsvc.core.raft import Raft
 
 _NS_PER_MS = 1_000_000
-
-
-def _clock_ids() -> tuple[int, ...]:
-    """CLOCK_BOOTTIME goes on while the machine is suspended, CLOCK_MONOTONIC_RAW is not slewed; on macOS it is both."""
-    names = ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC_RAW") if sys.platform == "linux" else ("CLOCK_MONOTONIC_RAW",)
-    ids = []
-    for name in names:
-        try:
-            time.clock_gettime_ns(getattr(time, name))
-        except (AttributeError, OSError):
-            continue
-        ids.append(getattr(time, name))
-    return tuple(ids)
-
-
-_IDS = _clock_ids()
-SEES_SUSPENSION = (getattr(time, "CLOCK_BOOTTIME", None) if sys.platform == "linux" else next(iter(_IDS), None)) in _IDS
-"""Whether one of them goes on while the machine is suspended."""
-
-
-def read_clocks() -> tuple[int, ...]:
-    """What each of the clocks of this system shows, in nanoseconds; `time.monotonic` where there is none."""
-    return tuple(map(time.clock_gettime_ns, _IDS)) or (time.monotonic_ns(),)
 
 
 class _Mark(NamedTuple):

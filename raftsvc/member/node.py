@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from raftsvc.clocks import read_clocks
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
@@ -35,7 +36,6 @@ from raftsvc.errors import RaftError, StartFailedError, StoppedError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
-from raftsvc.member.elapsed import read_clocks
 from raftsvc.member.engine import Engine, EngineOptions, let_waiters_go
 from raftsvc.member.errands import Errands
 from raftsvc.member.feeders import Feeders

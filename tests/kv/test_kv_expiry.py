@@ -281,8 +281,9 @@ def test_a_snapshot_whose_deadlines_make_no_sense_is_refused(log: Log) -> None:
     whole, index = log.state.snapshot()
     a, b = struct.pack(">HQ", 1, 1001) + b"a", struct.pack(">HQ", 1, 2001) + b"b"
     end = struct.pack(">HQ", 0, 2)
-    assert whole.endswith(a + b + end)
-    head = whole.removesuffix(a + b + end)
+    nothing_held = bytes(8)
+    assert whole.endswith(a + b + end + nothing_held)
+    head = whole.removesuffix(a + b + end + nothing_held)
     for wrong in (
         b + a + end,
         a + a + end,
@@ -295,7 +296,7 @@ def test_a_snapshot_whose_deadlines_make_no_sense_is_refused(log: Log) -> None:
         a + b + end + end,
     ):
         with pytest.raises(MalformedSnapshotError):
-            log.state.restore_snapshot(head + wrong, index)
+            log.state.restore_snapshot(head + wrong + nothing_held, index)
     assert log.state.snapshot() == (whole, index)
 
 

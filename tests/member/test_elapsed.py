@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from raftsvc.member import elapsed
-from raftsvc.member.elapsed import Elapsed, FastestClock, Timekeeper, read_clocks
+from raftsvc import clocks
+from raftsvc.clocks import read_clocks
+from raftsvc.member.elapsed import Elapsed, FastestClock, Timekeeper
 
 pytestmark = pytest.mark.pure
 
@@ -138,8 +139,8 @@ def test_clocks_of_this_system_that_nobody_sets_are_read() -> None:
 def test_a_clock_that_is_missing_is_done_without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delattr(time, missing, raising=False)
-    there = elapsed._clock_ids()
-    monkeypatch.setattr(elapsed, "_IDS", there)
+    there = clocks._clock_ids()
+    monkeypatch.setattr(clocks, "_IDS", there)
     assert len(read_clocks()) == max(1, len(there))
 
 
@@ -148,7 +149,7 @@ def test_without_any_such_clock_there_is_the_monotonic_one(monkeypatch: pytest.M
         raise OSError(22, "no such clock")
 
     monkeypatch.setattr(time, "clock_gettime_ns", unknown)
-    assert elapsed._clock_ids() == ()
-    monkeypatch.setattr(elapsed, "_IDS", ())
+    assert clocks._clock_ids() == ()
+    monkeypatch.setattr(clocks, "_IDS", ())
     before = time.monotonic_ns()
     assert before <= read_clocks()[0] <= time.monotonic_ns()

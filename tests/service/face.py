@@ -37,6 +37,9 @@ def request_for(path: str) -> dict[str, Any]:
 
 VALUES: dict[str, Any] = {
     "addr": NOBODY,
+    "after_death": "again",
+    "after_failure": "again",
+    "blocking": False,
     "after": "",
     "boot_url": NOBODY,
     "change": lambda former: b"1",
@@ -45,21 +48,29 @@ VALUES: dict[str, Any] = {
     "cursor": Cursor("", Signal()),
     "cut": 0,
     "delta": 1,
+    "function": lambda: None,
     "environ": request_for("livez"),
     "index": 0,
+    "held": kv.Hold(None, "a", 1),  # type: ignore[arg-type]
     "initial": 0,
     "is_query": True,
     "instruction": b"main",
     "instructions": [b"main", b"main"],
     "key": "a",
     "keys": ["a"],
+    "known": [kv.Claimant(1, b"")],
     "limit": 1,
     "listener": lambda event: None,
     "max_age": 0.0,
     "name": "kv",
     "node_addr": NOBODY,
     "operations": [kv.set("a", b"1")],
+    "place": ("a", "0" * 16, 1),
     "prefix": "",
+    "is_over": True,
+    "signal": Signal(),
+    "size": 1,
+    "units": 1,
     "replace": False,
     "size_bytes": 10**6,
     "start_response": lambda status, headers: None,
@@ -71,6 +82,11 @@ VALUES: dict[str, Any] = {
     "set_json.value": 1,
     "advance.after": 0,
     "watch.after": 0,
+    "claim.data": b"main",
+    "claim.timeout": 0.05,  # what nobody lets go of is asked for again
+    "election.data": b"main",
+    "lock.data": b"main",
+    "rwlock.data": b"main",
 }
 
 

@@ -80,6 +80,10 @@ def is_key(value: Any) -> bool:
     return is_text(value) and value != "\ud800" and 0 < len(value) <= 1024
 
 
+def is_name(value: Any) -> bool:
+    return is_key(value)  # what is added to it is short
+
+
 def is_address(value: Any) -> bool:
     return False
 
@@ -91,6 +95,15 @@ def is_list(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
 NEVER = threading.TIMEOUT_MAX
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "addr": is_address,
+    "after_death": lambda value: False,
+    "after_failure": lambda value: False,
+    "blocking": lambda value: isinstance(value, bool),
+    "data": lambda value: value is None or is_bytes(value),
+    "function": callable,
+    "held": lambda value: False,
+    "known": lambda value: isinstance(value, list),
+    "size": lambda value: is_whole(value, 1, 2**31 - 1),
+    "units": lambda value: is_whole(value, 1, 1),
     "after": is_text,
     "boot_url": is_address,
     "change": callable,
@@ -118,6 +131,16 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "value": is_bytes,
     "version": lambda value: is_whole(value, 0, 2**64 - 1),
     # Where a method means something else by a name.
+    **{
+        f"{method}.ttl": lambda value: is_number(value) and 1 <= value <= 36525 * 24 * 3600
+        for method in ("claim", "election", "lock", "once", "party", "rwlock", "semaphore")
+    },
+    **{f"{method}.name": is_key for method in ("claim", "claims", "wait_claims")},
+    **{f"{method}.name": is_name for method in ("election", "lock", "once", "party", "rwlock", "semaphore")},
+    **{
+        f"{method}.timeout": lambda value: value is None or (is_number(value) and value < NEVER)
+        for method in ("claim", "once")
+    },
     "watch.after": lambda value: value is None or is_whole(value, 0, 2**63 - 1),
     "set_json.value": lambda value: True,  # what has no such form `json` says
     "__contains__.key": lambda value: True,  # there is none such, as for other mappings

@@ -361,8 +361,10 @@ def test_the_key_value_store_is_read_and_written_on_top_of_itself(tmp_path: Path
     try:
         service.init()
         store.set("a", b"1", timeout=PATIENCE)
-        handlers = list(STORE.values())
-        for name, call in STORE.items():
+        # What is done once waits for whoever does it, and so for itself where it is called on top of that.
+        calls = {name: call for name, call in STORE.items() if name != "once"}
+        handlers = list(calls.values())
+        for name, call in calls.items():
             for step in range(random.randint(1, 5), 1000, 5):
                 handler = handlers[step % len(handlers)]
                 if not at_step(step, lambda handler=handler: handler(store), lambda call=call: call(store)):  # type: ignore[misc]

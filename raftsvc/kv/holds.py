@@ -1,0 +1,380 @@
+"""Who holds what, who waits for it, and for how long: leases and the claims that stand under them, as the log has them.
+
+A lease belongs to a process, which keeps it.  Under it stand claims, each on a name, for as many of its units as it
+takes: a lock has one unit, a semaphore several, a lock for readers and a writer as many as there may be
+readers.  Who comes first is served first, and whoever waits for several units is overtaken by nobody.
+
+A claim that is granted has a fence, the index of the entry that granted it: it rises with each grant of a name, so what
+is protected refuses whoever comes with a lower one than it has seen.  That is why a name has one grant in an entry;
+what could be granted besides is due at once, which is what has the leader append the next entry (a pulse).
+
+A lease ends when nobody kept it for its TTL, in log time: before the entry that is after that takes effect, all
+leases that are due are taken out of everything, and only then is what they held granted to others.
+
+Deterministic, as `Content` is; knows no threads.
+
+Invariants:
+- The units that are held of a name are no more than it has.
+- Every claim stands under a lease that is there, and no other has its number there.
+- A name is in `_grantable` if and only if who is next there could be served.
+- Whatever is refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from raftsvc.kv.expiry import Expiries, deadline_of
+from raftsvc.kv.instructions import ASKED, KEPT, NUMBER, no_lease, other_size, used_number
+from raftsvc.kv.pages import records_of
+
+CLAIM_BYTES = 400
+"""What a claim takes in memory beside its texts, a lease as well, and a name on which there are some."""
+_SOME = 64
+"""So many leases end, or names are granted, under one hold of whoever's lock."""
+
+
+class Claim(NamedTuple):
+    """Somebody who holds some of a name, or waits for that.
+
+    lease:  under which it stands.
+    number: which of that lease's.
+    units:  how many it takes.
+    placed: index of the entry with which it came.
+    fence:  index of the entry with which it was granted; 0: it waits.
+    data:   what it says of who has it.
+    """
+
+    lease: str
+    number: int
+    units: int
+    placed: int
+    fence: int
+    data: bytes
+
+
+class _Name:
+    """What is claimed: how many units it has, how many are held, and by whom; and who waits, in order."""
+
+    __slots__ = ("held", "held_units", "size", "waiting")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.held_units = 0
+        self.held: dict[tuple[str, int], Claim] = {}
+        self.waiting: dict[tuple[str, int], Claim] = {}
+
+    def next(self) -> Claim | None:
+        """Who is to be served now, if somebody can be."""
+        for claim in self.waiting.values():
+            return claim if self.held_units + claim.units <= self.size else None
+        return None
+
+
+class _Lease:
+    """How long it lives from each time it is kept, and its claims: the name of each."""
+
+    __slots__ = ("claims", "ttl_ms")
+
+    def __init__(self, ttl_ms: int) -> None:
+        self.ttl_ms = ttl_ms
+        self.claims: dict[int, str] = {}
+
+
+class Frozen(NamedTuple):
+    """All of a moment, for a snapshot.  leases: id, TTL and deadline; names: size, and claims, who holds first."""
+
+    leases: list[tuple[str, int, int]]
+    names: list[tuple[str, int, list[Claim]]]
+
+
+class Holds:
+    """Leases and claims.
+
+    size_bytes: about what they take in memory.
+    due_ms:     the log time from which on `end_some` or `grant_some` has something to do.
+    changed:    since it was last taken out, the claims that were granted or are no more, with their names.
+    """
+
+    __slots__ = (
+        "_deadlines",
+        "_ended",
+        "_entry",
+        "_grantable",
+        "_granted",
+        "_leases",
+        "_names",
+        "_time_ms",
+        "changed",
+        "size_bytes",
+    )
+
+    def __init__(self) -> None:
+        self._leases: dict[str, _Lease] = {}
+        self._names: dict[str, _Name] = {}
+        self._deadlines = Expiries()  # of the leases
+        self._grantable: dict[str, None] = {}
+        self._ended: dict[str, None] = {}  # names that have less claims on them, while leases end
+        self._entry = 0  # the entry that is applied
+        self._granted: set[str] = set()  # names that had a grant in it
+        self._time_ms = 0
+        self.size_bytes = 0
+        self.changed: list[tuple[str, str, int]] = []
+
+    @classmethod
+    def of(cls, frozen: Frozen) -> Holds:
+        """As it was then."""
+        made = cls()
+        made._deadlines = Expiries.of((lease, deadline_ms) for lease, _, deadline_ms in frozen.leases)
+        for lease, ttl_ms, _ in frozen.leases:
+            made._leases[lease] = _Lease(ttl_ms)
+            made.size_bytes += CLAIM_BYTES
+        for name, size, claims in frozen.names:
+            made._names[name] = found = _Name(size)
+            made.size_bytes += _size_of(name)
+            for claim in claims:
+                made._leases[claim.lease].claims[claim.number] = name
+                made.size_bytes += _size_of(name, claim.data)
+                if claim.fence:
+                    found.held[claim[:2]] = claim
+                    found.held_units += claim.units
+                else:
+                    found.waiting[claim[:2]] = claim
+            if found.next() is not None:
+                made._grantable[name] = None
+        return made
+
+    def freeze(self) -> Frozen:
+        """All as it is now, in an order that depends on nothing else."""
+        deadlines = {lease: at for page in self._deadlines.freeze() for lease, _, at in records_of(page)}
+        return Frozen(
+            [(lease, self._leases[lease].ttl_ms, deadlines[lease]) for lease in sorted(self._leases)],
+            [(name, found.size, [*found.held.values(), *found.waiting.values()]) for name, found in self._in_order()],
+        )
+
+    def _in_order(self) -> Iterator[tuple[str, _Name]]:
+        for name in sorted(self._names):
+            yield name, self._names[name]
+
+    # -- time
+
+    @property
+    def due_ms(self) -> int:
+        """See above."""
+        return 0 if self._grantable or self._ended else self._deadlines.next_ms
+
+    @property
+    def next_ms(self) -> int:
+        """The log time that is waited for.  It changes with each entry that leaves somebody to be granted."""
+        return self._time_ms + 1 if self._grantable else self._deadlines.next_ms
+
+    def turn_to(self, index: int, time_ms: int) -> None:
+        """What comes belongs to that entry."""
+        if index != self._entry:
+            self._entry = index
+            self._granted.clear()
+        self._time_ms = time_ms
+
+    def end_some(self, time_ms: int) -> bool:
+        """Have some leases end that are due by then; whether there were any.  Nothing is granted meanwhile."""
+        due = self._deadlines.take(time_ms)
+        for lease in due:
+            self._end(lease)
+        return bool(due)
+
+    def grant_some(self) -> bool:
+        """Grant what can be, some of it; whether there was anything to look at."""
+        if self._ended:
+            names = list(islice(self._ended, _SOME))
+            for name in names:
+                del self._ended[name]
+                self._grant(name)
+            return True
+        names = list(islice((name for name in self._grantable if name not in self._granted), _SOME))
+        for name in names:
+            self._grant(name)
+        return bool(names)
+
+    # -- leases
+
+    def open(self, lease: str, ttl_ms: int, time_ms: int) -> None:
+        """Have that lease, from now on; one that is there is kept."""
+        if lease not in self._leases:
+            self._leases[lease] = _Lease(ttl_ms)
+            self.size_bytes += CLAIM_BYTES
+        self._deadlines.set(lease, deadline_of(time_ms, self._leases[lease].ttl_ms))
+
+    def keep(self, lease: str, placed: int, wanted: frozenset[int], time_ms: int) -> None:
+        """Have it last for its TTL from now on, without those of its claims placed up to then that are not `wanted`.
+
+        Raises Rejected if there is no such lease.
+        """
+        found = self._leases.get(lease)
+        if found is None:
+            raise no_lease(lease)
+        self._deadlines.set(lease, deadline_of(time_ms, found.ttl_ms))
+        for number, name in [each for each in found.claims.items() if each[0] not in wanted]:
+            if self._claim(name, lease, number).placed <= placed:
+                self.release(name, lease, number)
+
+    def end(self, lease: str) -> bool:
+        """Have no such lease, and none of its claims; whether there was one."""
+        if lease not in self._leases:
+            return False
+        self._deadlines.set(lease, 0)
+        self._end(lease)
+        while self._ended:
+            self.grant_some()
+        return True
+
+    def _end(self, lease: str) -> None:
+        self.size_bytes -= CLAIM_BYTES
+        for number, name in list(self._leases[lease].claims.items()):
+            self._take_out(name, lease, number)
+            self._ended[name] = None
+        del self._leases[lease]
+
+    # -- claims
+
+    def claim(self, name: str, asked: bytes) -> int:
+        """Place a claim, if it is not there; returns its fence, 0 if it waits, or is not placed since it would have to.
+
+        Raises Rejected if there is no such lease, the name has another size, or the number is one of another name.
+        """
+        text, number, size, units, waits = ASKED.unpack_from(asked)
+        lease = text.decode()
+        key = lease, number
+        if lease not in self._leases:
+            raise no_lease(lease)
+        if self._leases[lease].claims.get(number, name) != name:
+            raise used_number(number)
+        found = self._names.get(name)
+        if found is None:
+            found = _Name(size)
+        elif found.size != size:
+            raise other_size(found.size)
+        there = found.held.get(key) or found.waiting.get(key)
+        if there is not None:
+            return there.fence
+        is_next = not found.waiting and found.held_units + units <= size and name not in self._granted
+        if not is_next and not waits:
+            return 0
+        if not found.held and not found.waiting:
+            self._names[name] = found
+            self.size_bytes += _size_of(name)
+        claim = found.waiting[key] = Claim(lease, number, units, self._entry, 0, asked[ASKED.size :])
+        self._leases[lease].claims[number] = name
+        self.size_bytes += _size_of(name, claim.data)
+        self._grant(name)
+        return self._claim(name, lease, number).fence
+
+    def growth_bytes(self, name: str, asked: bytes) -> int:
+        """How much larger all would be once that claim was placed; nothing if it is there."""
+        text, number, *_ = ASKED.unpack_from(asked)
+        if self.fence_of(name, text.decode(), number) is not None:
+            return 0
+        return _size_of(name, asked[ASKED.size :]) + (0 if name in self._names else _size_of(name))
+
+    def release(self, name: str, lease: str, number: int) -> bool:
+        """Have no such claim, held or waiting; whether there was one."""
+        found = self._leases.get(lease)
+        if found is None or found.claims.get(number) != name:
+            return False
+        self._take_out(name, lease, number)
+        self._grant(name)
+        return True
+
+    def is_held(self, name: str, fence: int) -> bool:
+        """Whether the grant of that fence is held."""
+        found = self._names.get(name)
+        return found is not None and any(claim.fence == fence for claim in found.held.values())
+
+    def claims(self, name: str) -> list[Claim]:
+        """All claims on a name, who holds first, then who waits, in the order in which they came to."""
+        found = self._names.get(name)
+        return [] if found is None else [*found.held.values(), *found.waiting.values()]
+
+    def fence_of(self, name: str, lease: str, number: int) -> int | None:
+        """Of that claim, 0 if it waits; None: there is none."""
+        found = self._names.get(name)
+        claim = None if found is None else found.held.get((lease, number)) or found.waiting.get((lease, number))
+        return None if claim is None else claim.fence
+
+    def counts(self) -> tuple[int, int]:
+        """How many leases there are, and how many claims."""
+        return len(self._leases), sum(len(found.claims) for found in self._leases.values())
+
+    def _claim(self, name: str, lease: str, number: int) -> Claim:
+        found = self._names[name]
+        key = lease, number
+        return found.held.get(key) or found.waiting[key]
+
+    def _take_out(self, name: str, lease: str, number: int) -> None:
+        """Have no such claim, and grant nothing yet."""
+        found, key = self._names[name], (lease, number)
+        claim = found.held.pop(key, None)
+        if claim is not None:
+            found.held_units -= claim.units
+        else:
+            claim = found.waiting.pop(key)
+        del self._leases[lease].claims[number]
+        self.size_bytes -= _size_of(name, claim.data)
+        self.changed.append((name, lease, number))
+
+    def _grant(self, name: str) -> None:
+        """Serve who is next on a name, if he can be and none was in this entry; else note that, or that nobody can."""
+        found = self._names.get(name)
+        if found is None:
+            return
+        claim = found.next()
+        if claim is not None and name not in self._granted:
+            key = claim.lease, claim.number
+            del found.waiting[key]
+            found.held[key] = claim._replace(fence=self._entry)
+            found.held_units += claim.units
+            self._granted.add(name)
+            self.changed.append((name, *key))
+            claim = found.next()
+        if claim is not None:
+            self._grantable[name] = None
+        else:
+            self._grantable.pop(name, None)
+        if not found.held and not found.waiting:
+            del self._names[name]
+            self.size_bytes -= _size_of(name)
+
+
+def checked(frozen: Frozen, index: int) -> str | None:
+    """What is wrong with what was read of a snapshot of that index; None: nothing."""
+    leases = [lease for lease, _, _ in frozen.leases]
+    names = [name for name, _, _ in frozen.names]
+    if leases != sorted(set(leases)) or names != sorted(set(names)):
+        return "leases or names that are claimed are out of order"
+    known = set(leases)
+    seen: set[tuple[str, int]] = set()
+    for name, size, claims in frozen.names:
+        is_waiting = [not claim.fence for claim in claims]
+        held = sum(claim.units for claim in claims if claim.fence)
+        if not claims or is_waiting != sorted(is_waiting) or held > size:
+            return f"{name!r} is claimed by nobody, held by too many, or by some after those who wait"
+        for claim in claims:
+            key = claim.lease, claim.number
+            if claim.lease not in known or key in seen or not 0 < claim.units <= size:
+                return f"a claim on {name!r} is under no lease, there twice, or of no size"
+            if not 0 < claim.placed <= index or claim.fence > index or 0 < claim.fence < claim.placed:
+                return f"a claim on {name!r} was placed or granted after entry {index}, or never"
+            seen.add(key)
+    return None
+
+
+def numbers_of(kept: bytes) -> tuple[int, frozenset[int]]:
+    """What a KEEP says: up to which index it names all claims that are wanted, and these."""
+    (placed,) = KEPT.unpack_from(kept)
+    return placed, frozenset(struct.unpack_from(f">{(len(kept) - KEPT.size) // NUMBER.size}Q", kept, KEPT.size))
+
+
+def _size_of(name: str, data: bytes = b"") -> int:
+    return CLAIM_BYTES + len(name) + len(data)

@@ -1,0 +1,601 @@
+"""What a process holds: its leases, which it keeps, and the claims under them.
+
+One lease for each TTL, which all claims of that TTL in a process share; a thread renews it after a third of that.
+Who holds something knows by the clocks of this machine alone until when at least it is his: nine tenths of the TTL
+after the process *first* asked for the renewal that was acknowledged.  From then on it counts as lost, for good,
+whether or not anybody could be asked, and whether or not the thread of this module runs.
+
+Each renewal names all claims that are wanted, so what is given up ends even if nothing that says so arrives: a claim
+that comes late, after its caller is gone, is not named by the next one.
+
+Invariants:
+- What counts as lost never counts as held again.
+- A claim is wanted before it is asked for, and until it is given up.
+- Nothing is asked of the cluster under the lock of this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import NamedTuple, Protocol, TypeVar
+
+from raftsvc.clocks import read_clocks, seconds_since
+from raftsvc.errors import (
+    ConfigurationError,
+    ForkedError,
+    NodeFailedError,
+    NotApplied,
+    OutcomeUnknown,
+    OverloadedError,
+    RaftError,
+    ReadTimeoutError,
+    Rejected,
+    StoppedError,
+    UninitializedError,
+)
+from raftsvc.kv import instructions
+from raftsvc.kv.events import Signal
+from raftsvc.kv.instructions import Effect, encode
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.process import HomeProcess
+from raftsvc.results import Applied
+
+logger = logging.getLogger("raftsvc.kv")
+
+T = TypeVar("T")
+
+SAFE_SHARE = 0.9
+"""Of a TTL, counted from the asking: rates of honest clocks differ by less, and log time by a millisecond."""
+_RENEW_SHARE = 1 / 3
+MIN_TTL = 1.0
+"""In seconds: a lease has to outlive that a leader is lost and another elected."""
+_CALL_SECONDS = 5.0
+_RENEW_SECONDS = 3.0
+_PAUSE_SECONDS = 0.2
+_LOOK_SECONDS = 30.0
+_LEAVE_SECONDS = 1.0
+"""So long a process that stops waits for those who hold something to let go of it."""
+
+
+class LostError(RaftError):
+    """What was held is held no longer: its lease ran out, or was ended.  Another may hold it; whatever it guards, stop.
+
+    name: of what was held.
+    """
+
+    http_status = 409
+    http_detail = "What this needs to hold is held no more, and maybe by another; begin anew."
+
+    def __init__(self, name: str, reason: str = "its lease was not renewed in time, or was ended") -> None:
+        super().__init__(f"{name!r} is held no longer here: {reason}")
+        self.name = name
+
+
+class Cluster(Protocol):
+    """How leases and claims reach the cluster: through a Service, or a connection to one."""
+
+    def propose(self, instruction: bytes, timeout: float) -> Applied:
+        """As `Service.propose`."""
+
+    def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
+        """The fence of a claim that was placed, 0: it waits, None: there is none.  Sets the signal on a change."""
+
+    def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
+        """The signal is not waited for any more, there."""
+
+    def index(self) -> int:
+        """An entry that was applied."""
+
+    def over(self) -> RaftError | None:
+        """Why nothing will ever be applied here any more."""
+
+    def await_claims(self, name: str, signal: Signal) -> None:
+        """Have the signal set once something happens to claims on a name, if anything tells of that."""
+
+    @property
+    def longest_wait(self) -> float:
+        """In seconds, between two looks of who waits."""
+
+
+class Holding(Cluster, Protocol):
+    """Through whom a process holds something."""
+
+    def keeper(self) -> Keeper:
+        """Who keeps its leases."""
+
+
+class Lost(threading.Event):
+    """Set once something counts as lost; by the clocks of this machine, so no thread has to do it.
+
+    It is an Event, and `wait` takes no longer than until it is so; it is never cleared.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__()
+        self._lease = lease
+
+    def is_set(self) -> bool:
+        """Whether it is lost."""
+        return super().is_set() or self._lease.is_over
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return once it is lost, or after `timeout` seconds; whether it is."""
+        ends_at = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            seconds = self._lease.remaining
+            if ends_at is not None:
+                left = ends_at - time.monotonic()
+                if left <= 0:
+                    break
+                seconds = min(seconds, left)
+            super().wait(max(seconds, 0.0))
+        return self.is_set()
+
+
+class Lease:
+    """What a process has for its TTL, and longer as long as it is renewed.  Takes no lock: the main thread may look.
+
+    id:  as the cluster knows it.
+    ttl: in seconds.
+    """
+
+    def __init__(self, cluster: Cluster, ttl_ms: int) -> None:
+        self.id = secrets.token_hex(instructions.LEASE_DIGITS // 2)
+        self.ttl = ttl_ms / 1000
+        self.wanted: dict[int, Hold] = {}
+        """The claims under it that are not given up, by their numbers."""
+        self._cluster = cluster
+        self._ttl_ms = ttl_ms
+        self._numbers = count(1)
+        self._home = HomeProcess()
+        self._asked: tuple[int, ...] | None = None  # the clocks, when what was acknowledged last was asked for
+        self._is_over = False  # never taken back, so whoever finds that it is may say so without a lock
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it counts as lost; then it does for good."""
+        return self._left() <= 0.0
+
+    @property
+    def remaining(self) -> float:
+        """For how many seconds it certainly lasts, by the clocks of this machine; 0 once it is lost."""
+        return max(self._left(), 0.0)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it should be renewed."""
+        return self._left() <= (SAFE_SHARE - _RENEW_SHARE) * self.ttl
+
+    def _left(self) -> float:
+        if self._is_over or self._asked is None or not self._home.is_here:  # else it is the parent's
+            return 0.0
+        left = SAFE_SHARE * self.ttl - seconds_since(self._asked)
+        if left <= 0.0:
+            self._is_over = True
+        return left
+
+    def _note(self, asked: tuple[int, ...]) -> None:
+        """What was asked for then was done; raises LostError if it counts as lost already."""
+        if self._asked is None or self._left() > 0.0:
+            self._asked = asked
+        if self._left() <= 0.0:  # as it may be, too, if the answer took longer than it lasts
+            raise LostError(self.id)
+
+    def end(self) -> None:
+        """It counts as lost from now on."""
+        self._is_over = True
+        for hold in list(self.wanted.values()):
+            hold.lost.set()
+            hold.signal.set()
+
+    def open(self, timeout: float) -> None:
+        """Have the cluster know it."""
+        asked = read_clocks()
+        self._cluster.propose(encode([instructions.open_lease(self.id, self._ttl_ms)]), timeout)
+        self._note(asked)
+
+    def refresh(self, timeout: float = 5.0) -> None:
+        """Have it last for its TTL from now on.  Raises LostError if it is over, else as `Service.propose`."""
+        self._home.check()
+        if self.is_over:
+            raise LostError(self.id)
+        index = self._cluster.index()  # before the list: what is wanted later is placed later
+        wanted = list(self.wanted)
+        asked = read_clocks()
+        try:
+            self._cluster.propose(encode([instructions.keep_lease(self.id, index, wanted)]), timeout)
+        except Rejected as rejected:
+            self.end()
+            raise LostError(self.id, rejected.reason) from None
+        self._note(asked)
+
+    def revoke(self, timeout: float = 5.0) -> None:
+        """End it at once, and have all that is held under it granted to others.  Raises what `Service.propose` does."""
+        self._home.check()
+        self.end()
+        self._cluster.propose(encode([instructions.end_lease(self.id)]), timeout)
+
+    def hold(self, name: str) -> Hold:
+        """A claim that is wanted from now on."""
+        hold = Hold(self, name, next(self._numbers))
+        self.wanted[hold.number] = hold
+        return hold
+
+
+class Hold:
+    """Some of a name, held by this process.  See `KeyValue.claim`.
+
+    name:   of it, in the whole store.
+    fence:  rises with each grant of the name: what is protected refuses whoever comes with a lower one than it
+            has seen.
+    lost:   an Event that is set once it counts as lost, by the clocks of this machine: give it to what does the work.
+    """
+
+    def __init__(self, lease: Lease, name: str, number: int) -> None:
+        self.name = name
+        self.fence = 0
+        self.lost = Lost(lease)
+        self.lease = lease
+        self.number = number
+        self.signal = Signal()
+        self._let_go: Callable[[Hold, float], None] = lambda hold, timeout: None
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Name, lease and number."""
+        return self.name, self.lease.id, self.number
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is, by the clocks of this machine, as of now: a pause after that may outlast it (see `fence`)."""
+        return self.number in self.lease.wanted and self.fence != 0 and not self.lost.is_set()
+
+    def ensure_held(self) -> None:
+        """Raise LostError unless it is held, as of now; ForkedError in a child of the process that holds it."""
+        if not self.is_held:
+            raise LostError(self.name)
+
+    def granted(self, fence: int, let_go: Callable[[Hold, float], None]) -> Hold:
+        """It is held now; `let_go` is how it ends."""
+        self.fence = fence
+        self._let_go = let_go
+        return self
+
+    def release(self, timeout: float = 5.0) -> bool:
+        """Let go of it; whether it was held up to now.  What cannot be told within `timeout` seconds is told later."""
+        was_held = self.is_held
+        self._let_go(self, timeout)
+        return was_held
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Raises LostError if it was lost before the end, and nothing else was raised."""
+        if not self.release() and kind is None:
+            raise LostError(self.name)
+
+
+class Wish(NamedTuple):
+    """What is to be claimed: how many units of a name that has how many, under a lease of which TTL; whether to wait.
+
+    data: what it says of who has it.
+    """
+
+    name: str
+    size: int
+    units: int
+    data: bytes
+    ttl_ms: int
+    waits: bool
+
+
+class Keeper:
+    """The leases of a process, and the thread that renews them.  Thread-safe."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()  # guards all below; held for no I/O
+        self._opening = threading.Lock()  # one opens a lease at a time; taken first, and while the cluster is asked
+        self._leases: dict[int, Lease] = {}  # by their TTL in milliseconds
+        self._untold: deque[Hold] = deque()  # given up, and the cluster may not know yet; needs no lock
+        self._idle: set[str] = set()  # leases under which nothing was wanted when they were renewed last
+        self._is_served = False
+        self._is_closed = False
+        self._signal = Signal()
+
+    def claim(self, wish: Wish, ends_at: float) -> Hold | None:
+        """Claim some of a name; None if it was not granted in time, or at once if it does not wait.
+
+        The main thread has another do it: if it is interrupted, nobody wants what that one gets.
+        """
+        if not is_main_thread():
+            return self._claim(wish, ends_at)
+        holds: list[Hold] = []
+        is_wanted = True
+
+        def claim() -> Hold | None:
+            hold = self._claim(wish, ends_at)
+            if hold is not None:
+                holds.append(hold)
+                if not is_wanted:
+                    self._give_up(hold)
+            return hold
+
+        try:
+            return do_elsewhere(claim, ends_at - time.monotonic() + _CALL_SECONDS, OutcomeUnknown)
+        except BaseException:
+            is_wanted = False
+            for hold in holds:
+                self._give_up(hold)
+            raise
+
+    def _claim(self, wish: Wish, ends_at: float) -> Hold | None:
+        while True:
+            hold = self._lease(wish.ttl_ms, ends_at).hold(wish.name)
+            waits = wish.waits
+            try:
+                effect = instructions.claim(*hold.place, wish.size, wish.units, wish.data, waits=waits)
+                fence = self._place(hold, effect, ends_at)
+                if fence == 0 and waits:
+                    fence = self._await(hold, ends_at)
+            except BaseException:
+                self._give_up(hold)
+                raise
+            if fence and not hold.lost.is_set():
+                return hold.granted(fence, self.let_go)
+            is_gone = fence is None or hold.lost.is_set()
+            self._give_up(hold)
+            if not is_gone or (ends_at - time.monotonic() <= 0):
+                return None
+
+    def _lease(self, ttl_ms: int, ends_at: float) -> Lease:
+        """The one of that TTL, which is there; raises what keeps it from being opened."""
+        with self._opening:
+            with self._lock:
+                if self._is_closed:
+                    raise StoppedError("this Service is being stopped: nothing is claimed here any more")
+                lease = self._leases.get(ttl_ms)
+            if lease is not None and not lease.is_over:
+                return lease
+            lease = Lease(self._cluster, ttl_ms)
+            self._retry(lease.open, ends_at)
+            with self._lock:
+                self._leases[ttl_ms] = lease
+                self._serve()
+        self._signal.set()
+        return lease
+
+    def _retry(self, ask: Callable[[float], object], ends_at: float) -> None:
+        """Ask again as long as nobody answers, until the time is over."""
+        while True:
+            left = ends_at - time.monotonic()
+            try:
+                ask(max(min(left, _CALL_SECONDS), 0.0))
+                return
+            except (OutcomeUnknown, NotApplied) as error:
+                if not _may_pass(error) or self._cluster.over() is not None or left <= _CALL_SECONDS:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def _place(self, hold: Hold, effect: Effect, ends_at: float) -> int | None:
+        """Place a claim, under its number however often it is asked; None if its lease is over."""
+        fence: int | None = None
+
+        def ask(timeout: float) -> None:
+            nonlocal fence
+            answer = self._cluster.propose(encode([effect]), timeout).answer
+            fence = int(answer) if isinstance(answer, int) else 0
+
+        try:
+            self._retry(ask, ends_at)
+        except OutcomeUnknown:  # the time is over, and what may come of it is not wanted any more
+            return 0
+        except Rejected as rejected:
+            if not instructions.read_no_lease(rejected.reason):
+                raise
+            hold.lease.end()
+        return fence
+
+    def _await(self, hold: Hold, ends_at: float) -> int | None:
+        """The fence once it is granted, 0 if it was not in time, None: it is gone."""
+        try:
+            while True:
+                hold.signal.arm()
+                if hold.lost.is_set():
+                    return None
+                left = ends_at - time.monotonic()
+                with suppress(ReadTimeoutError):
+                    fence = self._cluster.fence_of(
+                        hold.place, hold.signal, max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
+                    )
+                    if fence != 0:
+                        return fence
+                error = self._cluster.over()
+                if error is not None:
+                    raise error
+                if left <= 0:
+                    return 0
+                hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
+        finally:
+            self._cluster.leave(hold.place, hold.signal)
+
+    # -- letting go
+
+    def let_go(self, hold: Hold, timeout: float) -> None:
+        """Have no such claim: told at once if that can be done in time, else later."""
+        if hold.lease.wanted.pop(hold.number, None) is None:
+            return
+        try:
+            self._tell(hold, timeout)
+        except (RaftError, ValueError):
+            self._tell_later(hold)
+        except BaseException:  # whoever waits is interrupted
+            self._tell_later(hold)
+            raise
+
+    def _give_up(self, hold: Hold) -> None:
+        """As `let_go`, and nobody waits for it."""
+        if hold.lease.wanted.pop(hold.number, None) is not None:
+            self._tell_later(hold)
+
+    def _tell(self, hold: Hold, timeout: float) -> None:
+        self._cluster.propose(encode([instructions.release(*hold.place)]), timeout)
+
+    def _tell_later(self, hold: Hold) -> None:
+        self._untold.append(hold)
+        self._signal.set()
+
+    def close(self) -> None:
+        """This process stops: what is held counts as lost, and who lets go of it at once has it granted to others.
+
+        Who does not keeps it until its lease runs out: that he stopped is not known.
+        """
+        with self._lock:
+            self._is_closed = True
+            leases = list(self._leases.values())
+        for lease in leases:
+            lease.end()
+        self._signal.set()
+        ends_at = time.monotonic() + _LEAVE_SECONDS
+        while any(lease.wanted for lease in leases) and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        for lease in leases:
+            if not lease.wanted:
+                with suppress(RaftError):
+                    self._cluster.propose(encode([instructions.end_lease(lease.id)]), _LEAVE_SECONDS)
+
+    # -- the thread
+
+    def _serve(self) -> None:
+        """Have the thread run.  Called under the lock."""
+        if self._is_served:
+            return
+        try:
+            threading.Thread(target=self._run, name="raftsvc-leases", daemon=True).start()
+        except RuntimeError as error:
+            raise NodeFailedError(f"no thread can be started to keep leases: {error}") from error
+        self._is_served = True
+
+    def _run(self) -> None:
+        while True:
+            self._signal.arm()
+            with self._lock:
+                if self._is_closed or not self._leases:
+                    self._is_served = False
+                    return
+                leases = list(self._leases.items())
+            untold = [self._untold.popleft() for _ in range(len(self._untold))]
+            pause = _LOOK_SECONDS
+            try:
+                for hold in untold:
+                    if not self._try(lambda hold=hold: self._tell(hold, _RENEW_SECONDS)):  # type: ignore[misc]
+                        pause = _PAUSE_SECONDS
+                        if not hold.lease.is_over:
+                            self._tell_later(hold)
+                for ttl_ms, lease in leases:
+                    pause = min(pause, self._attend(ttl_ms, lease))
+            except BaseException as failure:  # nobody but this thread would renew anything
+                with suppress(Exception):
+                    logger.error("leases could not be renewed; it is tried again", exc_info=failure)
+                pause = _PAUSE_SECONDS
+            self._signal.wait(pause)
+
+    def _attend(self, ttl_ms: int, lease: Lease) -> float:
+        """Renew it if it is due, end it if nothing was wanted under it for long; for how long nothing is to be done."""
+        if lease.is_over:
+            lease.end()
+            self._forget(ttl_ms, lease)
+            return _LOOK_SECONDS
+        if not lease.is_due:
+            return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
+        is_idle = not lease.wanted
+        if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
+            self._try(lambda: lease.revoke(_RENEW_SECONDS))
+            return _LOOK_SECONDS
+        (self._idle.add if is_idle else self._idle.discard)(lease.id)
+        if not self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.ttl * _RENEW_SHARE, _PAUSE_SECONDS)))):
+            return min(_PAUSE_SECONDS, lease.ttl / 10)
+        return lease.ttl * _RENEW_SHARE
+
+    def _forget(self, ttl_ms: int, lease: Lease) -> bool:
+        """Have nobody claim under it any more; not if somebody does, unless it is over."""
+        with self._opening, self._lock:
+            if lease.wanted and not lease.is_over:
+                return False
+            if self._leases.get(ttl_ms) is lease:
+                del self._leases[ttl_ms]
+            self._idle.discard(lease.id)
+            return True
+
+    def _try(self, ask: Callable[[], object]) -> bool:
+        try:
+            ask()
+        except LostError:
+            return True
+        except (RaftError, ValueError) as error:
+            logger.debug("a lease, or a claim, was not renewed or ended: %s", error)
+            return isinstance(error, (ForkedError, ConfigurationError, Rejected))
+        return True
+
+
+def _may_pass(error: RaftError) -> bool:
+    """Whether it is worth asking again."""
+    return isinstance(error, (OutcomeUnknown, OverloadedError, UninitializedError, ReadTimeoutError)) or (
+        type(error) is NotApplied
+    )
+
+
+def wait_for_claims(cluster: Cluster, name: str, look: Callable[[], T], known: T, timeout: float) -> T:
+    """What `look` shows of the claims on a name once that is something else than `known`, or the time is over."""
+    signal = Signal()
+    ends_at = time.monotonic() + timeout
+    try:
+        while True:
+            signal.arm()
+            cluster.await_claims(name, signal)
+            found = look()
+            left = ends_at - time.monotonic()
+            if found != known or left <= 0:
+                return found
+            error = cluster.over()
+            if error is not None:
+                raise error
+            signal.wait(min(left, cluster.longest_wait))
+    finally:
+        cluster.leave(name, signal)
+
+
+def lease_ttl_ms(ttl: float) -> int:
+    """The TTL of a lease in milliseconds; raises ConfigurationError if it makes no sense."""
+    if instructions.ttl_ms_of(ttl) < MIN_TTL * 1000:  # None is 0
+        raise ConfigurationError(f"the ttl of what is held is {MIN_TTL:g} s or more, not {ttl!r:.100}")
+    return instructions.ttl_ms_of(ttl)
+
+
+def checked_units(size: int, units: int) -> tuple[int, int]:
+    """Both; raises ConfigurationError if they make no sense."""
+    for number in (size, units):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ConfigurationError(f"size and units are numbers, not {number!r:.100}")
+    if not 0 < units <= size <= instructions.MAX_UNITS:
+        raise ConfigurationError(f"units are from 1 to size, and that is at most {instructions.MAX_UNITS}")
+    return size, units
+
+
+def checked_data(data: bytes | None) -> bytes:
+    """What a claim says of who has it, None: host and process; raises ConfigurationError if it is too long, or none."""
+    if data is None:
+        return f"{socket.gethostname()}:{os.getpid()}".encode()[: instructions.MAX_CLAIM_DATA]
+    if not isinstance(data, bytes | bytearray | memoryview) or len(bytes(data)) > instructions.MAX_CLAIM_DATA:
+        raise ConfigurationError(f"data is at most {instructions.MAX_CLAIM_DATA} bytes, not {data!r:.100}")
+    return bytes(data)

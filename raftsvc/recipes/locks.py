@@ -1,0 +1,133 @@
+"""Locks, of one holder, of several, and of readers and a writer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from raftsvc.kv import Hold, KeyValue, LostError
+from raftsvc.kv.instructions import MAX_UNITS
+
+
+class Lock:
+    """A lock of the whole cluster, with the face of `threading.Lock`.  Made by `KeyValue.lock` or `semaphore`.
+
+        with store.lock("orders", ttl=15) as lock:
+            charge(order, fence=lock.fence)
+
+    Who asks first gets it first.  It belongs to this object: two threads exclude each other by it, and whoever holds it
+    does not get it a second time.  As long as `lost` is not set nobody else holds it, save that a process which was
+    frozen for longer than `ttl` finds out only when it goes on: what must not happen even then is kept out by `fence`,
+    which rises with each holder (`kv.if_held` in a transaction, or a resource that refuses lower ones than it saw).
+    Other than kazoo's and Redis's it tells that it was lost, and other than theirs its fence can be checked.
+    """
+
+    def __init__(
+        self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None, size: int = 1, units: int = 1
+    ) -> None:
+        """See `KeyValue.claim`."""
+        self._store = store
+        self._given = name
+        self._terms: dict[str, Any] = {"ttl": ttl, "data": data, "size": size, "units": units}
+        self._turn = threading.Lock()  # held while it is, by whichever thread
+        self._hold: Hold | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds.
+
+        None: for however long it takes.  Raises what `KeyValue.claim` raises.
+        """
+        began = time.monotonic()
+        if not self._turn.acquire(blocking, -1 if timeout is None or not blocking else max(timeout, 0.0)):
+            return False
+        try:
+            left = None if timeout is None else timeout - (time.monotonic() - began)
+            self._hold = self._store.claim(self._given, blocking=blocking, timeout=left, **self._terms)
+        finally:
+            if self._hold is None:
+                self._turn.release()
+        return self._hold is not None
+
+    def release(self, timeout: float = 5.0) -> None:
+        """Let go of it.  Raises LostError if it was lost before, or is not held: another may have worked beside this.
+
+        timeout: in seconds; what cannot be told to the cluster by then is told later, at the latest by its TTL.
+        """
+        hold, self._hold = self._hold, None
+        if hold is None:
+            raise LostError(self._given, "it was not acquired")
+        try:
+            was_held = hold.release(timeout)
+        finally:
+            self._turn.release()
+        if not was_held:
+            raise LostError(hold.name)
+
+    def owned(self) -> bool:
+        """Whether it is held through this object, as of now, by the clocks of this machine."""
+        hold = self._hold
+        return hold is not None and hold.is_held
+
+    def ensure_held(self) -> None:
+        """Raise LostError unless it is held, as of now."""
+        self._held().ensure_held()
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set once it counts as lost.  Raises LostError where it is not acquired."""
+        return self._held().lost
+
+    @property
+    def fence(self) -> int:
+        """Of this holder: higher than that of any before.  Raises LostError where it is not acquired."""
+        return self._held().fence
+
+    @property
+    def name(self) -> str:
+        """In the whole store.  Raises LostError where it is not acquired."""
+        return self._held().name
+
+    def _held(self) -> Hold:
+        hold = self._hold
+        if hold is None:
+            raise LostError(self._given, "it was not acquired")
+        return hold
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Let go of it; raises LostError if it was lost before, unless something else was raised."""
+        try:
+            self.release()
+        except LostError:
+            if kind is None:
+                raise
+
+
+class ReadWriteLock:
+    """A lock that several may read by at once, or one write.  Made by `KeyValue.rwlock`.
+
+        rwlock = store.rwlock("catalog")
+        with rwlock.reading():
+            show(catalog)
+        with rwlock.writing() as lock:
+            replace(catalog, fence=lock.fence)
+
+    Who asks first comes first: readers who come after a writer that waits do not overtake it.  Each of both calls makes
+    a `Lock` of its own.
+    """
+
+    def __init__(self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None) -> None:
+        """See `KeyValue.claim`."""
+        self._arguments = store, name, ttl, data
+
+    def reading(self) -> Lock:
+        """A lock that is held beside others who read."""
+        return Lock(*self._arguments, size=MAX_UNITS, units=1)
+
+    def writing(self) -> Lock:
+        """A lock that is held by nobody else."""
+        return Lock(*self._arguments, size=MAX_UNITS, units=MAX_UNITS)

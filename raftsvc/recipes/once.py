@@ -1,0 +1,101 @@
+"""What is done once in a cluster: a migration, a first set-up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from raftsvc.errors import ConfigurationError, RaftError
+from raftsvc.kv import Hold, KeyValue, if_held
+from raftsvc.kv import set as set_key
+
+DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never"
+AGAIN, RAISE = "again", "raise"
+
+
+class OnceError(RaftError):
+    """It was begun before and did not succeed, and is not to be tried again by itself: look, and `reset` it.
+
+    how: "failed": it raised; "died": who ran it was not heard of again, so it may have done some, or all.
+    """
+
+    http_status = 409
+    http_detail = "This was begun before and did not succeed."
+
+    def __init__(self, name: str, how: str, said: str) -> None:
+        super().__init__(
+            f"{name!r} was begun before and {how}{': ' if said else ''}{said}; look what it did, then reset it"
+        )
+        self.how = how
+
+
+class Once:
+    """Something that succeeds at most once in a cluster, for ever, or until `reset`.  See `KeyValue.once`."""
+
+    def __init__(self, store: KeyValue, name: str, ttl: float = 15.0) -> None:
+        """See `KeyValue.claim`."""
+        self._store = store
+        self._name = name
+        self._ttl = ttl
+
+    def run(
+        self,
+        function: Callable[[], object],
+        *,
+        after_failure: str = AGAIN,
+        after_death: str = AGAIN,
+        timeout: float | None = None,
+    ) -> bool:
+        """Have `function` called unless it succeeded before; whether this call did it.
+
+        See `KeyValue.once`.
+        """
+        for choice in (after_failure, after_death):
+            if choice not in (AGAIN, RAISE):
+                raise ConfigurationError(
+                    f"after a failure, or a death, it is done {AGAIN!r} or {RAISE!r}, not {choice!r:.100}"
+                )
+        if self.look()["state"] == DONE:
+            return False
+        hold = self._store.claim(self._name, ttl=self._ttl, timeout=timeout)
+        if hold is None:
+            raise TimeoutError(f"another has been running {self._name!r} for {timeout:g} s")
+        try:
+            found = self.look(is_held=True)
+            if found["state"] == DONE:
+                return False
+            if (found["state"] == FAILED and after_failure == RAISE) or (
+                found["state"] == DIED and after_death == RAISE
+            ):
+                raise OnceError(self._name, str(found["state"]), str(found.get("error", "")))
+            self._note(hold, {"state": RUNNING, "fence": hold.fence})
+            try:
+                function()
+            except BaseException as error:
+                with suppress(RaftError):  # else it is listed as one that died
+                    self._note(hold, {"state": FAILED, "error": f"{type(error).__name__}: {error}"[:500]})
+                raise
+            self._note(hold, {"state": DONE})
+        finally:
+            hold.release()
+        return True
+
+    def look(self, timeout: float = 5.0, *, is_held: bool = False) -> dict[str, Any]:
+        """How it stands: its "state" is "never", "running", "done", "failed" (with its "error") or "died".
+
+        is_held: whether the caller is who may run it, so that nobody else does.
+        """
+        found: dict[str, Any] = self._store.get_json(self._name, None, timeout) or {"state": NEVER}
+        if found["state"] == RUNNING and (is_held or not any(c.fence for c in self._store.claims(self._name, timeout))):
+            found["state"] = DIED
+        return found
+
+    def reset(self, timeout: float = 10.0) -> None:
+        """Have it done anew by whoever comes next."""
+        self._store.delete(self._name, timeout=timeout)
+
+    def _note(self, hold: Hold, what: dict[str, object]) -> None:
+        """Only as long as this one may run it: one that was frozen and taken for dead records nothing."""
+        self._store.transaction([if_held(hold), set_key(self._name, json.dumps(what).encode())])

@@ -1,0 +1,510 @@
+"""Locks, elections and the like on real threads: who holds what, who is told that it is lost, and who comes next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+from raftsvc.kv import leases
+from raftsvc.recipes import Once, OnceError
+
+from .harness import PATIENCE, Cluster, Member, eventually, in_background
+from .test_watching import OpenState, store_of
+
+LONG = 600.0
+"""A TTL that nothing in these tests outlasts, unless the clock is moved."""
+
+
+class Clock:
+    """The clocks of this machine, as those see them who hold something; it moves by hand."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10**15
+
+    def read(self) -> tuple[int, ...]:
+        return (self.now_ns,)
+
+    def since(self, readings: tuple[int, ...]) -> float:
+        return max(0, self.now_ns - readings[0]) / 1e9
+
+    def move(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(leases, "read_clocks", made.read)
+    monkeypatch.setattr(leases, "seconds_since", made.since)
+    return made
+
+
+@pytest.fixture
+def members(make_cluster: Callable[..., Cluster]) -> list[Member]:
+    return make_cluster(make_state=OpenState).form(3)
+
+
+@pytest.fixture
+def stores(members: list[Member]) -> list[kv.KeyValue]:
+    return [store_of(member) for member in members]
+
+
+@pytest.fixture
+def lone(make_cluster: Callable[..., Cluster]) -> kv.KeyValue:
+    (member,) = make_cluster(make_state=OpenState).form(1)
+    return store_of(member)
+
+
+def waiting(store: kv.KeyValue, name: str, count: int) -> None:
+    eventually(lambda: sum(not each.fence for each in store.claims(name, PATIENCE)) == count, f"{count} that wait")
+
+
+# -- locks
+
+
+def test_one_holds_a_lock_at_a_time_on_all_nodes_and_fences_rise(stores: list[kv.KeyValue]) -> None:
+    inside: list[int] = []
+    fences: list[int] = []
+    most: list[int] = []
+
+    def work(store: kv.KeyValue) -> None:
+        lock = store.lock("orders", ttl=LONG)
+        for _ in range(4):
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+                fences.append(lock.fence)
+                inside.pop()
+
+    for result in [in_background(lambda store=store: work(store)) for store in stores * 2]:  # type: ignore[misc]
+        result()
+    assert most == [1] * 24
+    assert fences == sorted(set(fences))
+
+
+def test_who_asks_first_gets_it_first_wherever_he_asks(stores: list[kv.KeyValue]) -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with stores[number % 3].lock("x", ttl=LONG):
+            order.append(number)
+
+    with stores[0].lock("x", ttl=LONG):
+        results = []
+        for number in range(5):
+            results.append(in_background(lambda number=number: work(number)))  # type: ignore[misc]
+            waiting(stores[0], "lock:x", number + 1)
+    for result in results:
+        result()
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_two_threads_exclude_each_other_by_one_object_and_nobody_gets_it_twice(lone: kv.KeyValue) -> None:
+    lock = lone.lock("x", ttl=LONG)
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.acquire(blocking=False) is False
+    assert lock.acquire(timeout=0.01) is False
+    got = in_background(lambda: lock.acquire(timeout=PATIENCE))
+    lock.release()
+    assert got() is True
+    assert lock.owned()
+    lock.release()
+    with pytest.raises(kv.LostError, match="not acquired"):
+        lock.release()
+    for look in (lambda: lock.fence, lambda: lock.lost, lambda: lock.name, lock.ensure_held):
+        with pytest.raises(kv.LostError, match="not acquired"):
+            look()
+
+
+def test_who_gives_up_is_not_granted_it_later(stores: list[kv.KeyValue]) -> None:
+    near, far = stores[0], stores[1]
+    with near.lock("x", ttl=LONG):
+        assert far.lock("x", ttl=LONG).acquire(timeout=0.05) is False
+        assert far.lock("x", ttl=LONG).acquire(blocking=False) is False
+        waiting(near, "lock:x", 0)
+    with near.lock("x", ttl=LONG) as again:
+        assert again.owned()
+
+
+def test_what_is_held_is_shown_with_who_has_it(stores: list[kv.KeyValue]) -> None:
+    with stores[0].lock("x", ttl=LONG, data=b"first") as lock:
+        second = in_background(lambda: stores[1].lock("x", ttl=LONG, data=b"second").acquire(timeout=PATIENCE))
+        waiting(stores[2], "lock:x", 1)
+        assert stores[2].claims("lock:x", PATIENCE) == [(lock.fence, b"first"), (0, b"second")]
+    assert second() is True
+
+
+def test_names_are_below_the_prefix_of_their_namespace(lone: kv.KeyValue) -> None:
+    below = lone.namespace("app/")
+    with below.lock("x", ttl=LONG) as lock, lone.lock("x", ttl=LONG):
+        assert lock.name == "app/lock:x"
+        assert len(lone.claims("app/lock:x")) == len(below.claims("lock:x")) == 1
+        below.transaction([kv.if_held(lock), kv.set("k", b"1")])
+        lone.transaction([kv.if_held(lock), kv.set("k", b"1")])
+
+
+def test_readers_hold_it_together_and_a_writer_alone_and_is_not_overtaken(stores: list[kv.KeyValue]) -> None:
+    first, second = (store.rwlock("catalog", ttl=LONG) for store in stores[:2])
+    order: list[str] = []
+
+    def write() -> None:
+        with second.writing():
+            order.append("written")
+
+    def read() -> None:
+        with first.reading():
+            order.append("read")
+
+    with first.reading(), second.reading() as reader:
+        written = in_background(write)
+        waiting(stores[0], reader.name, 1)
+        later = in_background(read)
+        waiting(stores[0], reader.name, 2)
+        assert order == []
+    written()
+    later()
+    assert order == ["written", "read"]
+
+
+def test_a_semaphore_is_held_by_as_many_as_it_says_and_all_say_the_same(stores: list[kv.KeyValue]) -> None:
+    held = [store.semaphore("gate", 2, ttl=LONG) for store in stores]
+    assert [each.acquire(timeout=PATIENCE if number < 2 else 0.05) for number, each in enumerate(held)] == [
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(kv.ClaimSizeError, match="2 units") as refused:
+        stores[2].semaphore("gate", 3, ttl=LONG).acquire(timeout=PATIENCE)
+    assert refused.value.size == 2
+    held[0].release()
+    assert held[2].acquire(timeout=PATIENCE)
+    for each in held[1:]:
+        each.release()
+    waiting(stores[0], "semaphore:gate", 0)
+    assert stores[2].semaphore("gate", 3, ttl=LONG).acquire(timeout=PATIENCE)
+
+
+# -- what is lost
+
+
+def test_it_counts_as_lost_by_the_clock_of_this_machine_though_nobody_can_be_asked(
+    make_cluster: Callable[..., Cluster], clock: Clock
+) -> None:
+    cluster = make_cluster(make_state=OpenState)
+    cluster.form(3)
+    leader = cluster.leader()
+    with pytest.raises(kv.LostError), store_of(leader).lock("x", ttl=LONG) as lock:
+        cluster.cut(leader, [member for member in cluster.members if member is not leader])
+        clock.move(0.89 * LONG)
+        assert lock.owned()
+        assert not lock.lost.is_set()
+        told = in_background(lambda: lock.lost.wait(PATIENCE))
+        clock.move(0.02 * LONG)
+        assert lock.lost.is_set()
+        assert not lock.owned()
+        with pytest.raises(kv.LostError, match="held no longer here"):
+            lock.ensure_held()
+        leases_lost = lock.lost
+        assert leases_lost.wait(0.0)
+        leases_lost.set()
+        assert told()
+
+
+def test_what_counted_as_lost_once_never_counts_as_held_again(lone: kv.KeyValue, clock: Clock) -> None:
+    hold = lone.claim("x", ttl=LONG)
+    assert hold is not None
+    clock.move(LONG)
+    assert hold.lost.is_set()
+    with pytest.raises(kv.LostError):
+        hold.lease.refresh(PATIENCE)
+    clock.move(-LONG)
+    assert hold.lost.is_set()
+    assert not hold.is_held
+    assert hold.release() is False
+
+
+def test_a_renewal_counts_from_when_it_was_first_asked_for(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = lone.claim("x", ttl=LONG)
+    assert hold is not None
+    propose = lone.service.propose
+
+    def slowly(*args: Any) -> Any:
+        answer = propose(*args)
+        clock.move(LONG / 2)  # on its way, and back
+        return answer
+
+    monkeypatch.setattr(lone.service, "propose", slowly)
+    hold.lease.refresh(PATIENCE)
+    assert hold.lease.remaining == pytest.approx(0.4 * LONG)
+
+
+def test_it_is_renewed_as_long_as_the_process_is_heard(stores: list[kv.KeyValue]) -> None:
+    with stores[0].lock("x", ttl=1.0) as lock:
+        began = time.monotonic()
+        assert not lock.lost.wait(2.5)
+        assert time.monotonic() - began >= 2.0
+        stores[1].transaction([kv.if_held(lock), kv.set("k", b"1")], PATIENCE)
+    assert stores[1].lock("x", ttl=1.0).acquire(timeout=PATIENCE)
+
+
+def test_another_gets_it_once_the_lease_of_who_died_is_over_and_not_before(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(make_state=OpenState)
+    cluster.form(3)
+    dead, alive = store_of(cluster.follower()), store_of(cluster.leader())
+    hold = dead.claim("x", ttl=1.5)
+    assert hold is not None
+    monkeypatch.setattr(hold.lease, "refresh", lambda timeout=0.0: None)  # it is not renewed any more
+    held_until = time.monotonic() + hold.lease.remaining
+    other = alive.claim("x", ttl=1.5, timeout=PATIENCE)
+    assert time.monotonic() >= held_until
+    assert hold.lost.is_set()
+    assert other is not None
+    assert other.fence > hold.fence
+    with pytest.raises(kv.LostError):
+        dead.transaction([kv.if_held(hold), kv.set("k", b"late")], PATIENCE)
+    alive.transaction([kv.if_held(other), kv.set("k", b"mine")], PATIENCE)
+
+
+def test_a_claim_whose_lease_ended_while_it_waited_is_made_anew(lone: kv.KeyValue) -> None:
+    with lone.lock("x", ttl=LONG):
+        got = in_background(lambda: lone.claim("lock:x", ttl=LONG / 2, timeout=PATIENCE))
+        waiting(lone, "lock:x", 1)
+        keeper: Any = lone._holding().keeper()
+        (lease,) = [lease for ttl, lease in keeper._leases.items() if ttl == LONG / 2 * 1000]
+        lone.transaction([leases.instructions.end_lease(lease.id)], PATIENCE)
+        lease.end()
+        waiting(lone, "lock:x", 1)
+    hold = got()
+    assert hold is not None
+    assert hold.is_held
+
+
+def test_a_lease_under_which_nothing_is_held_is_not_renewed_for_ever(lone: kv.KeyValue) -> None:
+    hold = lone.claim("x", ttl=1.0)
+    assert hold is not None
+    hold.release()
+    state: Any = lone._state
+    eventually(lambda: state.report()["leases"] == 0, "the lease to end")
+    index = lone.service.status()["last_index"]
+    assert not threading.Event().wait(0.7)
+    assert lone.service.status()["last_index"] == index
+
+
+# -- who stops
+
+
+def test_who_stops_gives_back_at_once_what_is_let_go_and_keeps_what_is_not(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    used = stopping.claim("used", ttl=LONG)
+    free = stopping.claim("free", ttl=LONG)
+    assert used is not None
+    assert free is not None
+    released = in_background(lambda: free.lost.wait(PATIENCE) and free.release())
+    stopped = in_background(members[1].service.stop)
+    assert released() is False, "it counted as lost first"
+    got = staying.claim("free", ttl=LONG, timeout=PATIENCE)
+    assert got is not None
+    stopped()
+    assert used.lost.is_set()
+    assert staying.claim("used", ttl=LONG, timeout=0.05) is None, "whoever used it may use it still"
+
+
+def test_who_waits_is_told_that_the_node_stopped(members: list[Member]) -> None:
+    with store_of(members[0]).lock("x", ttl=LONG):
+        result = in_background(lambda: store_of(members[1]).lock("x", ttl=LONG).acquire())
+        waiting(store_of(members[0]), "lock:x", 1)
+        members[1].service.stop()
+        with pytest.raises(raftsvc.StoppedError):
+            result()
+        waiting(store_of(members[0]), "lock:x", 0)
+
+
+def test_what_is_to_be_called_before_the_service_stops_is_called_once_while_it_works(
+    make_cluster: Callable[..., Cluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    (member,) = make_cluster(make_state=OpenState).form(1)
+    store = store_of(member)
+    said: list[int] = []
+    member.service.before_stop(lambda: said.append(store.set("last", b"word")))
+    member.service.before_stop(lambda: said.append(-1))()
+    member.service.before_stop(lambda: 1 / 0)
+    member.service.stop()
+    member.service.stop()
+    assert len(said) == 1
+    assert said[0] > 0
+    assert "ZeroDivisionError" in caplog.text
+    with pytest.raises(raftsvc.ConfigurationError):
+        member.service.before_stop(7)  # type: ignore[arg-type]
+
+
+# -- elections
+
+
+def test_the_next_leads_at_once_when_one_ends_in_order(members: list[Member]) -> None:
+    first, second = (
+        store_of(member).election("scheduler", ttl=LONG, data=b"%d" % n) for n, member in enumerate(members[:2])
+    )
+    seen: list[bytes | None] = []
+    begun = threading.Event()
+
+    def lead(lost: threading.Event) -> str:
+        begun.set()
+        lost.wait(PATIENCE)
+        return "done"
+
+    def watch() -> None:
+        for leader in second.observe():
+            seen.append(leader)
+            if leader == b"1":
+                return
+
+    watching = in_background(watch)
+    leading = in_background(lambda: first.run(lead))
+    assert begun.wait(PATIENCE)
+    assert first.is_leader
+    assert first.fence > 0
+    assert second.leader(PATIENCE) == b"0"
+    led: list[bool] = []
+    following = in_background(lambda: second.run(lambda lost: led.append(second.is_leader) or "second"))
+    waiting(store_of(members[2]), "election:scheduler", 1)
+    members[0].service.stop()
+    assert following() == "second"
+    assert led == [True]
+    watching()
+    assert seen[-1] == b"1"
+    with pytest.raises(raftsvc.StoppedError):
+        leading()
+    assert not first.is_leader
+    with pytest.raises(kv.LostError):
+        _ = first.fence
+
+
+def test_who_resigns_is_told_and_takes_part_anew(stores: list[kv.KeyValue]) -> None:
+    election = stores[0].election("scheduler", ttl=LONG)
+    assert election.resign() is False
+    rounds: list[int] = []
+    begun = threading.Event()
+
+    def lead(lost: threading.Event) -> int:
+        rounds.append(election.fence)
+        if len(rounds) == 1:
+            begun.set()
+            assert lost.wait(PATIENCE)
+        return len(rounds)
+
+    result = in_background(lambda: election.run(lead))
+    assert begun.wait(PATIENCE)
+    assert election.resign() is True
+    assert result() == 2
+    assert rounds[1] > rounds[0]
+    assert stores[1].election("scheduler").leader(PATIENCE) is None
+
+
+def test_who_does_not_come_to_lead_in_time_is_told(stores: list[kv.KeyValue]) -> None:
+    with stores[0].election("scheduler", ttl=LONG).lead(PATIENCE) as hold:
+        assert hold.is_held
+        with pytest.raises(TimeoutError, match="led by others"), stores[1].election("scheduler", ttl=LONG).lead(0.05):
+            pytest.fail("two lead")
+
+
+# -- once
+
+
+def test_what_is_done_once_is_done_by_one_of_many_and_never_again(stores: list[kv.KeyValue]) -> None:
+    runs: list[int] = []
+    results = [
+        in_background(lambda store=store: store.once("migrate", lambda: runs.append(1), ttl=LONG))  # type: ignore[misc]
+        for store in stores * 2
+    ]
+    assert sorted(result() for result in results) == [False] * 5 + [True]
+    assert runs == [1]
+    assert stores[1].once("migrate", lambda: runs.append(1)) is False
+    once = Once(stores[2], "once:migrate")
+    assert once.look(PATIENCE) == {"state": "done"}
+    once.reset(PATIENCE)
+    assert stores[1].once("migrate", lambda: runs.append(1), ttl=LONG) is True
+
+
+def test_a_failure_is_recorded_and_done_again_or_told(lone: kv.KeyValue) -> None:
+    def fail() -> None:
+        raise KeyError("no such table")
+
+    with pytest.raises(KeyError):
+        lone.once("migrate", fail, ttl=LONG)
+    found = Once(lone, "once:migrate").look(PATIENCE)
+    assert found == {"state": "failed", "error": "KeyError: 'no such table'"}
+    with pytest.raises(OnceError, match="failed: KeyError") as told:
+        lone.once("migrate", fail, ttl=LONG, after_failure="raise")
+    assert told.value.how == "failed"
+    assert lone.once("migrate", lambda: None, ttl=LONG) is True
+
+
+def test_who_lost_its_lease_meanwhile_records_no_success(lone: kv.KeyValue) -> None:
+    def frozen() -> None:
+        (lease,) = lone._holding().keeper()._leases.values()  # type: ignore[attr-defined]
+        lone.transaction([leases.instructions.end_lease(lease.id)], PATIENCE)
+
+    with pytest.raises(kv.LostError):
+        lone.once("migrate", frozen, ttl=LONG)
+    assert Once(lone, "once:migrate").look(PATIENCE)["state"] == "died"
+    with pytest.raises(OnceError, match="died"):
+        lone.once("migrate", lambda: None, ttl=LONG, after_death="raise")
+    assert lone.once("migrate", lambda: None, ttl=LONG) is True
+
+
+# -- parties
+
+
+def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
+    web = [store.party("web", ttl=LONG) for store in stores]
+    changes = web[2].watch()
+    assert next(changes) == []
+    with web[0].join(b"a", PATIENCE):
+        assert next(changes) == [b"a"]
+        with web[1].join(b"b", PATIENCE):
+            assert next(changes) == [b"a", b"b"]
+            assert list(web[0]) == [b"a", b"b"]
+            assert len(web[1]) == 2
+        assert next(changes) == [b"a"]
+    assert next(changes) == []
+
+
+# -- interrupts and forks
+
+
+def test_an_interrupted_main_thread_leaves_nothing_behind(lone: kv.KeyValue) -> None:
+    class Interrupt(Exception):
+        pass
+
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with lone.lock("x", ttl=LONG):
+            main = threading.main_thread().ident
+            assert main is not None
+
+            def interrupt_it() -> None:
+                waiting(lone, "lock:x", 1)
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+            done = in_background(interrupt_it)
+            with pytest.raises(Interrupt):
+                lone.lock("x", ttl=LONG).acquire()
+            done()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert lone.lock("x", ttl=LONG).acquire(timeout=PATIENCE), "nobody has what was not wanted any more"
