@@ -27,6 +27,7 @@ PURE = {
     "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
+    "kv/leases.py",
     "kv/queries.py",
     "kv/remote.py",
     "kv/state.py",

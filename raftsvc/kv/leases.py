@@ -80,7 +80,7 @@ class LostError(RaftError):
         self.name = name
 
 
-class Cluster(Protocol):
+class Access(Protocol):
     """How leases and claims reach the cluster: through a Service, or a connection to one."""
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
@@ -106,7 +106,7 @@ class Cluster(Protocol):
         """In seconds, between two looks of who waits."""
 
 
-class Holding(Cluster, Protocol):
+class Holding(Access, Protocol):
     """Through whom a process holds something."""
 
     def keeper(self) -> Keeper:
@@ -148,7 +148,7 @@ class Lease:
     ttl: in seconds.
     """
 
-    def __init__(self, cluster: Cluster, ttl_ms: int) -> None:
+    def __init__(self, cluster: Access, ttl_ms: int) -> None:
         self.id = secrets.token_hex(instructions.LEASE_DIGITS // 2)
         self.ttl = ttl_ms / 1000
         self.wanted: dict[int, Hold] = {}
@@ -302,7 +302,7 @@ class Wish(NamedTuple):
 class Keeper:
     """The leases of a process, and the thread that renews them.  Thread-safe."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Access) -> None:
         self._cluster = cluster
         self._lock = threading.Lock()  # guards all below; held for no I/O
         self._opening = threading.Lock()  # one opens a lease at a time; taken first, and while the cluster is asked
@@ -555,7 +555,7 @@ def _may_pass(error: RaftError) -> bool:
     )
 
 
-def wait_for_claims(cluster: Cluster, name: str, look: Callable[[], T], known: T, timeout: float) -> T:
+def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T, timeout: float) -> T:
     """What `look` shows of the claims on a name once that is something else than `known`, or the time is over."""
     signal = Signal()
     ends_at = time.monotonic() + timeout
