@@ -1,0 +1,73 @@
+"""Locks of a process that is no member: as those of members, lost in time, and only what its key allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import raftsvc
+from raftsvc import kv
+from tests.client.harness import LIMITED, LOSE_ANSWER, READER, Members
+from tests.service.harness import PATIENCE, eventually, in_background
+
+MakeMembers = Callable[..., Members]
+LONG = 600.0
+
+
+def test_a_client_and_a_member_exclude_each_other_and_each_comes_when_it_is_its_turn(make_members: MakeMembers) -> None:
+    members = make_members(2)
+    client, other = members.connect(), members.connect()
+    with client.lock("x", ttl=LONG) as lock:
+        fence = lock.fence
+        assert members.nodes[0].kv.lock("x", ttl=LONG).acquire(blocking=False) is False
+        next_one = in_background(lambda: other.claim("lock:x", ttl=LONG, timeout=PATIENCE))
+        eventually(lambda: len(client.claims("lock:x", PATIENCE)) == 2)
+        client.transaction([kv.if_held(lock), kv.set("k", b"1")], PATIENCE)
+    hold = next_one()
+    assert hold is not None
+    assert hold.fence > fence
+    assert [claim.fence for claim in members.nodes[1].kv.claims("lock:x", PATIENCE)] == [hold.fence]
+    hold.release(PATIENCE)
+    assert client.wait_claims("lock:x", [kv.Claimant(hold.fence, b"")], PATIENCE) == []
+
+
+def test_a_claim_whose_answer_was_lost_is_made_once(make_members: MakeMembers) -> None:
+    members = make_members(2)
+    client = members.connect()
+    lost: list[int] = []
+
+    def lose(visit: object) -> str:
+        if len(lost) < 3:
+            lost.append(1)
+            return LOSE_ANSWER
+        return "pass"
+
+    members.nodes[0].gate.rule = lose
+    with client.lock("x", ttl=LONG) as lock:
+        assert [claim.fence for claim in client.claims("lock:x", PATIENCE)] == [lock.fence]
+    assert lost
+
+
+def test_a_client_that_cannot_ask_anybody_counts_what_it_holds_as_lost(make_members: MakeMembers) -> None:
+    members = make_members(1)
+    client = members.connect()
+    hold = client.claim("x", ttl=1.0, timeout=PATIENCE)
+    assert hold is not None
+    members.nodes[0].gate.rule = lambda visit: "lose request"
+    assert hold.lost.wait(PATIENCE)
+    assert not hold.is_held
+    assert members.nodes[0].kv.claim("x", ttl=LONG, timeout=PATIENCE) is not None
+
+
+def test_what_may_be_held_is_what_the_key_allows(make_members: MakeMembers) -> None:
+    members = make_members(1)
+    limited, reader = members.connect(LIMITED), members.connect(READER)
+    with limited.namespace("jobs/").lock("x", ttl=LONG):
+        assert len(reader.claims("jobs/lock:x", PATIENCE)) == 1
+    with pytest.raises(raftsvc.NotPermittedError):
+        limited.lock("x", ttl=LONG).acquire(timeout=PATIENCE)
+    with pytest.raises(raftsvc.NotPermittedError):
+        limited.claims("lock:x", PATIENCE)
+    with pytest.raises(raftsvc.NotPermittedError):
+        reader.lock("x", ttl=LONG).acquire(timeout=PATIENCE)
