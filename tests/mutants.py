@@ -1518,6 +1518,29 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a restart forgets the starts of others that are in its log",
+        "member/engine.py",
+        "            self.lives.logged(stretch)\n",
+        "            pass\n",
+        test="testing/test_put_back.py::"
+        "test_whoever_has_a_later_start_in_its_log_counts_no_earlier_one_though_it_knows_of_no_commit",
+    ),
+    Mutant(
+        "a start of another counts only once its entry is applied",
+        "member/engine.py",
+        "            self.lives.logged(ready.entries)\n",
+        "",
+        test="testing/test_put_back.py::"
+        "test_whoever_has_a_later_start_in_its_log_counts_no_earlier_one_though_it_knows_of_no_commit",
+    ),
+    Mutant(
+        "a member is not void before that is applied",
+        "member/lives.py",
+        "            elif op == VOID:\n                self.doubt(member, _FOUND_OUT)\n",
+        "            elif op == VOID:\n                pass\n",
+        test="member/test_lives.py::test_who_is_void_by_the_log_is_so_before_that_is_applied",
+    ),
+    Mutant(
         "who denies what it acknowledged is asked again",
         "core/leader.py",
         "        if m.reject and progress.has_forgotten(m.index, m.context):\n",
