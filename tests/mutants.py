@@ -244,6 +244,27 @@ MUTANTS = (
         "                if former.fd >= 0:\n",
     ),
     Mutant(
+        "a founder speaks though that it does was not written",
+        "storage/founded.py",
+        "                settle_names(self._files, self._log_path)  # an earlier attempt got this far\n",
+        "                self._files.sync_dir(self._log_path)\n",
+        test="storage/test_store.py::test_who_spoke_after_a_sync_failed_is_not_silent_again_after_a_power_loss",
+    ),
+    Mutant(
+        "a directory whose sync failed is found by the next attempt",
+        "storage/files.py",
+        "                files.remove_dir(path)\n",
+        "                pass\n",
+        test="storage/test_files.py::test_directories_whose_sync_failed_survive_a_power_loss_once_it_was_tried_again",
+    ),
+    Mutant(
+        "names whose sync failed are taken for durable at the next start",
+        "storage/files.py",
+        "        files.close(files.create(new))\n        files.remove(new)\n",
+        "        pass\n",
+        kinds="fsync error,power cut,kill",
+    ),
+    Mutant(
         "a rotation takes the next segment for complete",
         "storage/spare.py",
         "                write_zeros(self._files, fd, zeroed, size_bytes)\n",
@@ -2105,7 +2126,7 @@ MUTANTS = (
     Mutant(
         "what a killed process did is acted upon before it is durable",
         "storage/store.py",
-        "        self.files.sync_dir(self.path)\n\n    @property\n    def is_initialized",
+        "        settle_names(self.files, self.path)\n\n    @property\n    def is_initialized",
         "\n    @property\n    def is_initialized",
         test="storage/test_store.py::test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it",
     ),
@@ -2140,7 +2161,7 @@ MUTANTS = (
     Mutant(
         "a founder speaks before that is durable",
         "storage/founded.py",
-        "            self._files.sync_dir(self._log_path)\n",
+        "                self._files.sync_dir(self._log_path)\n",
         "",
         test="storage/test_store.py::test_who_founded_with_others_is_silent_until_it_durably_is_not",
     ),
