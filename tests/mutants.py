@@ -723,6 +723,27 @@ MUTANTS = (
         scene="a_removal_reaches_the_removed_when_it_is_committed",
     ),
     Mutant(
+        "who may have what is compacted away is asked for nothing, and sent it",
+        "core/replication.py",
+        "            prev, prev_term = log.offset, log.offset_term\n",
+        "            prev = prev_term = 0\n",
+        scene="entries_do_where_only_answers_were_lost",
+    ),
+    Mutant(
+        "who cannot answer yet for what is compacted away is sent it",
+        "core/replication.py",
+        "        if was_probed and progress.next_index <= self._server.log.offset:\n",
+        "        if False:\n",
+        scene="entries_do_where_only_answers_were_lost",
+    ),
+    Mutant(
+        "who lacks what is compacted away is asked for it again and again",
+        "core/leader.py",
+        " or progress.lacks(m.index, log.offset):\n",
+        ":\n",
+        kinds="narrow links,kill,partition,member added,leadership transfer",
+    ),
+    Mutant(
         "a leader that is to be removed asks the same voters again and again",
         "core/leader.py",
         "(-self._asked.get(i, 0), progress[i].match_index, i) for i in fit",
