@@ -1578,8 +1578,8 @@ MUTANTS = (
     Mutant(
         "a member is not void before that is applied",
         "member/lives.py",
-        "            elif op == VOID:\n                self.doubt(member, _FOUND_OUT)\n",
-        "            elif op == VOID:\n                pass\n",
+        "                if member in self._core.config.members:  # else it is removed, further on in the log\n",
+        "                if False:\n",
         test="member/test_lives.py::test_who_is_void_by_the_log_is_so_before_that_is_applied",
     ),
     Mutant(

@@ -222,7 +222,8 @@ class Lives:
             if member == self._core.node_id:
                 self.recognize(life)
             elif op == VOID:
-                self.doubt(member, _FOUND_OUT)
+                if member in self._core.config.members:  # else it is removed, further on in the log
+                    self.doubt(member, _FOUND_OUT)
             elif counter > self.highest(member).counter:
                 self._current.pop(member, None)
                 self._note_later(member, life)

@@ -170,6 +170,11 @@ def test_who_is_void_by_the_log_is_so_before_that_is_applied() -> None:
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
     scene.apply(wrap_open(3, 1, 1, 0))
     assert scene.health.err() is None
+    # Nobody is alarmed, at a restart, by one who is removed further on in the log.
+    other = Scene()
+    other.core.config = scene.machine.config
+    other.log(wrap_void(PEER))
+    assert other.health.err() is None and not other.said
 
 
 @pytest.mark.parametrize(
