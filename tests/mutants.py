@@ -244,6 +244,27 @@ MUTANTS = (
         "                if former.fd >= 0:\n",
     ),
     Mutant(
+        "a founder speaks though that it does was not written",
+        "storage/founded.py",
+        "                settle_names(self._files, self._log_path)  # an earlier attempt got this far\n",
+        "                self._files.sync_dir(self._log_path)\n",
+        test="storage/test_store.py::test_who_spoke_after_a_sync_failed_is_not_silent_again_after_a_power_loss",
+    ),
+    Mutant(
+        "a directory whose sync failed is found by the next attempt",
+        "storage/files.py",
+        "                files.remove_dir(path)\n",
+        "                pass\n",
+        test="storage/test_files.py::test_directories_whose_sync_failed_survive_a_power_loss_once_it_was_tried_again",
+    ),
+    Mutant(
+        "names whose sync failed are taken for durable at the next start",
+        "storage/files.py",
+        "        files.close(files.create(new))\n        files.remove(new)\n",
+        "        pass\n",
+        kinds="fsync error,power cut,kill",
+    ),
+    Mutant(
         "a rotation takes the next segment for complete",
         "storage/spare.py",
         "                write_zeros(self._files, fd, zeroed, size_bytes)\n",
@@ -700,6 +721,27 @@ MUTANTS = (
         "        if progress.leaving_index > log.commit_index:\n",
         "        if False:\n",
         scene="a_removal_reaches_the_removed_when_it_is_committed",
+    ),
+    Mutant(
+        "who may have what is compacted away is asked for nothing, and sent it",
+        "core/replication.py",
+        "            prev, prev_term = log.offset, log.offset_term\n",
+        "            prev = prev_term = 0\n",
+        scene="entries_do_where_only_answers_were_lost",
+    ),
+    Mutant(
+        "who cannot answer yet for what is compacted away is sent it",
+        "core/replication.py",
+        "        if was_probed and progress.next_index <= self._server.log.offset:\n",
+        "        if False:\n",
+        scene="entries_do_where_only_answers_were_lost",
+    ),
+    Mutant(
+        "who lacks what is compacted away is asked for it again and again",
+        "core/leader.py",
+        " or progress.lacks(m.index, log.offset):\n",
+        ":\n",
+        kinds="narrow links,kill,partition,member added,leadership transfer",
     ),
     Mutant(
         "a leader that is to be removed asks the same voters again and again",
@@ -1575,6 +1617,29 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a restart forgets the starts of others that are in its log",
+        "member/engine.py",
+        "            self.lives.logged(stretch)\n",
+        "            pass\n",
+        test="testing/test_put_back.py::"
+        "test_whoever_has_a_later_start_in_its_log_counts_no_earlier_one_though_it_knows_of_no_commit",
+    ),
+    Mutant(
+        "a start of another counts only once its entry is applied",
+        "member/engine.py",
+        "            self.lives.logged(ready.entries)\n",
+        "",
+        test="testing/test_put_back.py::"
+        "test_whoever_has_a_later_start_in_its_log_counts_no_earlier_one_though_it_knows_of_no_commit",
+    ),
+    Mutant(
+        "a member is not void before that is applied",
+        "member/lives.py",
+        "                if member in self._core.config.members:  # else it is removed, further on in the log\n",
+        "                if False:\n",
+        test="member/test_lives.py::test_who_is_void_by_the_log_is_so_before_that_is_applied",
+    ),
+    Mutant(
         "who denies what it acknowledged is asked again",
         "core/leader.py",
         "        if m.reject and progress.has_forgotten(m.index, m.context):\n",
@@ -2139,7 +2204,7 @@ MUTANTS = (
     Mutant(
         "what a killed process did is acted upon before it is durable",
         "storage/store.py",
-        "        self.files.sync_dir(self.path)\n\n    @property\n    def is_initialized",
+        "        settle_names(self.files, self.path)\n\n    @property\n    def is_initialized",
         "\n    @property\n    def is_initialized",
         test="storage/test_store.py::test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it",
     ),
@@ -2174,7 +2239,7 @@ MUTANTS = (
     Mutant(
         "a founder speaks before that is durable",
         "storage/founded.py",
-        "            self._files.sync_dir(self._log_path)\n",
+        "                self._files.sync_dir(self._log_path)\n",
         "",
         test="storage/test_store.py::test_who_founded_with_others_is_silent_until_it_durably_is_not",
     ),

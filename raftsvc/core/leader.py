@@ -180,7 +180,7 @@ class Leader:
             self.reads.finish()
         if m.reject:
             agree_at, _ = log.agreement_hint(m.hint, m.log_term)
-            if progress.rejected(m.index, agree_at):
+            if progress.rejected(m.index, agree_at) or progress.lacks(m.index, log.offset):
                 replication.send_entries(m.from_id, progress)
             return
         progress.promise_ns = m.hint
@@ -198,8 +198,6 @@ class Leader:
             )
         if progress.state is ProgressState.SNAPSHOT and progress.match_index >= log.offset:
             progress.probe_from(progress.match_index + 1)
-        if progress.next_index <= log.offset and progress.state is ProgressState.PROBE:
-            progress.probe_sent = False  # it lives, and needs a snapshot
         if progress.leaving_index and m.commit >= progress.leaving_index:
             del replication.progress[m.from_id]  # it knows (R10)
             return

@@ -129,6 +129,14 @@ class Progress:
         self.probe_from(min(refused_index, agree_at + 1))
         return True
 
+    def lacks(self, refused_index: int, offset: int) -> bool:
+        """Whether it denies, being probed, what is compacted away up to `offset`: then it is to be sent that."""
+        is_lacking = self.state is ProgressState.PROBE and self.match_index < refused_index <= offset
+        if is_lacking and self.next_index <= offset:
+            self.probe_sent = False
+            return True
+        return False
+
     def has_forgotten(self, refused_index: int, round_number: int) -> bool:
         """Whether it denies, to what was asked after it had acknowledged it, what it acknowledged."""
         return refused_index <= self.match_index and round_number > self.match_round

@@ -77,7 +77,13 @@ class Replication:
 
     def hear_accepted(self, progress: Progress, match_index: int) -> bool:
         """A follower holds everything up to `match_index`; whether that is news."""
-        return progress.accepted(match_index, self.round, self._ticks)
+        was_probed = progress.state is ProgressState.PROBE
+        is_news = progress.accepted(match_index, self.round, self._ticks)
+        if was_probed and progress.next_index <= self._server.log.offset:
+            # It has not said yet whether it has what is compacted away, or its disk has not: a heartbeat asks again.
+            progress.probe_from(progress.next_index)
+            progress.probe_sent = True
+        return is_news
 
     def send_entries(self, peer: int, progress: Progress) -> None:
         """Send what the window has room for."""
@@ -114,9 +120,13 @@ class Replication:
             # What comes next is compacted away, so only a snapshot helps.  Waiting for
             # room in the window could be for ever: this heartbeat finds no lost message.
             self._send_snapshot(peer, progress)
-        if prev_term is None or progress.state is ProgressState.SNAPSHOT:
+        if progress.state is ProgressState.SNAPSHOT:
             # Every log agrees before its first entry, so this is accepted and proves nothing.
             prev = prev_term = 0
+        elif prev_term is None or prev < log.offset:
+            # Asked for what is compacted away it could only say no.  It may have that: answers were lost.  If it has
+            # the entry that the log here begins after, it has all before it (5.3), and entries will do.
+            prev, prev_term = log.offset, log.offset_term
         self._send_append(peer, progress, prev, prev_term, ())
 
     def _send_append(self, peer: int, progress: Progress, prev: int, prev_term: int, entries: Sequence[Entry]) -> None:

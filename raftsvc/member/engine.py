@@ -41,6 +41,7 @@ from raftsvc.core.raft import (
     SnapshotMeta,
     ViolationError,
 )
+from raftsvc.core.stretches import stretches
 from raftsvc.core.versions import FIRST, Versions
 from raftsvc.errors import (
     ApplyHaltedError,
@@ -245,6 +246,9 @@ class Engine:
     def start(self) -> None:
         """Begin to take part; a sole voter elects itself at once."""
         self.lives.applied()
+        log = self.core.log
+        for stretch in stretches(log.entries_from(max(log.offset, self.applying.applied_index) + 1, 1 << 62)):
+            self.lives.logged(stretch)
         self.upgrades.applied()
         self._await_deadline()
         if self.core.config.voters == {self.node_id} and not self.health.is_over:
@@ -398,6 +402,10 @@ class Engine:
         self.calls.send(self.ticks, may_propose=not inbox.is_writing)
 
     def _dispatch(self, ready: Ready) -> None:
+        if ready.entries:
+            self.lives.logged(ready.entries)
+            if self.health.is_over:
+                return
         self._post(ready.messages)
         for read_state in ready.read_states:
             self.reads.hear(read_state, self.applying.applied_index)

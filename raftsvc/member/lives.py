@@ -10,6 +10,10 @@ one member's: it was copied, or put back to an older state.  What either of them
 voted and acknowledged the other does not know.  So neither counts any more: what they say is refused here at once, and
 everywhere, and by whoever comes later, once an entry in the log says that the member's lives are void.
 
+What is in the log of this node counts as soon as it is there, applied or not, committed or not: whoever opened a
+session was started, and whoever was voided had been found out, though that entry be overwritten.  So what is on a
+node's disk it still knows when it is started again, before anybody tells it how much of that is committed.
+
 Whoever knows a life of this node says so in each request, and that may be one of which this directory knows nothing:
 then it is the one that was put back.  So it is told also where it asks nobody, as does one that was put back to
 when it was alone in its cluster.
@@ -24,16 +28,29 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, auto
 
-from raftsvc.core.messages import MAX_NUMBER, Claim, EntryKind, Life, Lineage
+from raftsvc.core.messages import (
+    ENTRY_OVERHEAD_BYTES,
+    MAX_NUMBER,
+    Claim,
+    Entry,
+    EntryKind,
+    Life,
+    Lineage,
+    kind_of,
+)
 from raftsvc.core.raft import ProposalRefused, Raft, Role
 from raftsvc.errors import DoubledMemberError, SupersededError
 from raftsvc.member.calls import Contexts
-from raftsvc.member.envelopes import wrap_void
+from raftsvc.member.envelopes import ENVELOPE, INSTRUCTION_OFFSET, OPEN, VOID, wrap_void
 from raftsvc.member.health import Condition
 from raftsvc.member.machine import Machine
+from raftsvc.member.sessions import VOID_LIFE
 from raftsvc.member.vigil import Vigil
 
 _MAX_STRANGERS = 64
+_OP = slice(ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1)
+_FOUND_OUT = "a member found out that it has two lives, or forgot one"
+_OF_LIVES = frozenset((bytes([OPEN]), bytes([VOID])))
 
 
 class Speaker(Enum):
@@ -151,9 +168,12 @@ class Lives:
                     member, f"its start number {claim.life.counter} does not go on from number {highest.counter}"
                 )
                 return Speaker.VOID
-        if len(self._heard) < _MAX_STRANGERS + len(self._core.config.members) or member in self._heard:
-            self._heard[member] = claim.life
+        self._note_later(member, claim.life)
         return Speaker.CURRENT
+
+    def _note_later(self, member: int, life: Life) -> None:
+        if len(self._heard) < _MAX_STRANGERS + len(self._core.config.members) or member in self._heard:
+            self._heard[member] = life
 
     def doubt(self, member: int, why: str) -> None:
         """Count nothing of `member` any more; `why` completes "node N: "."""
@@ -190,6 +210,24 @@ class Lives:
             "more. Stop every process that runs as that node, evict it, and join again with an empty directory"
         )
 
+    def logged(self, entries: Iterable[Entry]) -> None:
+        """These are in the log from now on, or were found there and are not applied: what do they say of lives?"""
+        for entry in [e for e in entries if e[_OP] in _OF_LIVES]:
+            if len(entry) < INSTRUCTION_OFFSET or kind_of(entry) is not EntryKind.NORMAL:
+                continue
+            op, member, nonce, counter, _ = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
+            life = VOID_LIFE if op == VOID else Life(counter, nonce)
+            if op == OPEN and not 0 < counter < MAX_NUMBER:
+                continue  # of a process that is attached
+            if member == self._core.node_id:
+                self.recognize(life)
+            elif op == VOID:
+                if member in self._core.config.members:  # else it is removed, further on in the log
+                    self.doubt(member, _FOUND_OUT)
+            elif counter > self.highest(member).counter:
+                self._current.pop(member, None)
+                self._note_later(member, life)
+
     def applied(self) -> None:
         """Entries were applied, or a snapshot was: what do they say of lives?"""
         if self._machine.life_changes == self._seen_changes:
@@ -203,7 +241,7 @@ class Lives:
             del self.doubled[member]
         for member in config.members:
             if self._machine.life_of(member).counter == MAX_NUMBER:  # whoever found it out
-                self.doubt(member, "a member found out that it has two lives, or forgot one")
+                self.doubt(member, _FOUND_OUT)
         self._tell()
         self.recognize(self._machine.life_of(self._core.node_id))
 

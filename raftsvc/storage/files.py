@@ -21,6 +21,8 @@ NO_DESCRIPTOR = frozenset((errno.EMFILE, errno.ENFILE))
 """Of those what no sync ever says: the file was not even opened."""
 FOREIGN = frozenset((errno.ESTALE, errno.EBADF))
 """What is said where the directory, or the process, is another by now: nothing that passes."""
+SETTLING = "settle.tmp"
+"""The name of what is new in a directory for the sake of its other names."""
 _NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
 """Errors of syncing a directory that was there long before: its owner, or a file system without that, cares for it."""
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
@@ -158,6 +160,10 @@ class Files:
     def make_dir(self, path: str) -> None:
         os.mkdir(path, 0o700)
 
+    def remove_dir(self, path: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
     def list_dir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
 
@@ -192,6 +198,21 @@ def write_file(files: Files, path: str, data: bytes) -> None:
     files.sync_dir(parent_of(path))
 
 
+def settle_names(files: Files, path: str) -> None:
+    """Return once the names in the directory are durable, also those of which a sync failed before.
+
+    As with a file, the next sync says nothing of what that did not write, unless there is something new.
+    """
+    new = f"{path}/{SETTLING}"
+    try:
+        files.close(files.create(new))
+        files.remove(new)
+    except OSError as error:
+        if error.errno not in PASSING:  # a node can be started on a full disk
+            raise
+    files.sync_dir(path)
+
+
 def make_dirs(files: Files, path: str) -> None:
     """Make the directory and those above it that are missing, durably.
 
@@ -208,6 +229,9 @@ def make_dirs(files: Files, path: str) -> None:
     try:
         files.sync_dir(parent)
     except OSError as error:
+        if is_new:
+            with suppress(OSError):  # the next sync would say nothing of it, were it found by the next attempt
+                files.remove_dir(path)
         if is_new or error.errno not in _NOT_OURS:
             raise
 

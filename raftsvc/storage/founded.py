@@ -6,7 +6,7 @@ Beside its log: `founding`, the entry by which they did, for ever, and `silent`,
 from __future__ import annotations
 
 from raftsvc.errors import StorageError
-from raftsvc.storage.files import Files, read_file, write_file
+from raftsvc.storage.files import Files, read_file, settle_names, write_file
 
 
 class Founded:
@@ -40,6 +40,8 @@ class Founded:
         try:
             if self.is_silent:
                 self._files.remove(f"{self._log_path}/silent")
-            self._files.sync_dir(self._log_path)
+                self._files.sync_dir(self._log_path)
+            else:
+                settle_names(self._files, self._log_path)  # an earlier attempt got this far
         except OSError as error:
             raise StorageError(f"{self._log_path}: cannot be changed: {error}") from error

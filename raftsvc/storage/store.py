@@ -26,7 +26,16 @@ from typing import NamedTuple
 
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Lineage, index_of
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError, SupersededError
-from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, Files, make_dirs, read_file, write_file
+from raftsvc.storage.files import (
+    FOREIGN,
+    NO_DESCRIPTOR,
+    SETTLING,
+    Files,
+    make_dirs,
+    read_file,
+    settle_names,
+    write_file,
+)
 from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
@@ -130,7 +139,7 @@ class Store:
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
-        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", "undo.tmp", "wal/token"):
+        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", SETTLING, "wal/token"):
             if self.files.exists(f"{self.path}/{name}"):
                 self.files.remove(f"{self.path}/{name}")
         if self.files.exists(f"{self.path}/wal.tmp"):
@@ -138,7 +147,7 @@ class Store:
         if not self.is_initialized and self.files.exists(f"{self.path}/snap"):
             raise DamagedStorageError(f"{self.path}/wal", 0, "there is a snapshot but no log")
         # What a process that was killed did last may not be durable, and is acted upon from here on.
-        self.files.sync_dir(self.path)
+        settle_names(self.files, self.path)
 
     @property
     def is_initialized(self) -> bool:
@@ -163,7 +172,7 @@ class Store:
                 self._clear_stage()
             # Also the one found, which may be as young as the crash, or of an attempt whose sync failed.
             write_file(self.files, path, token)
-            self.files.sync_dir(self.path)
+            settle_names(self.files, self.path)
         except OSError as error:
             raise StorageError(f"{self.path}: the join token cannot be kept: {error}") from error
         return token
@@ -219,10 +228,10 @@ class Store:
         try:
             if self.is_initialized:
                 self.files.rename(f"{self.path}/wal", f"{self.path}/wal.tmp")
-            if was_in_doubt:  # a sync that failed is not trusted the second time, unless there is something new
-                self.files.close(self.files.create(f"{self.path}/undo.tmp"))
-                self.files.remove(f"{self.path}/undo.tmp")
-            self.files.sync_dir(self.path)
+            if was_in_doubt:
+                settle_names(self.files, self.path)
+            else:
+                self.files.sync_dir(self.path)
         except OSError as error:
             raise StorageError(f"{self.path}: what was begun cannot be undone: {error}") from error
         self.is_in_doubt = False

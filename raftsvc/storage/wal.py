@@ -56,7 +56,7 @@ from raftsvc.core.messages import (
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
 from raftsvc.process import give_way
 from raftsvc.storage import spare
-from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files
+from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, settle_names
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.records import (
     ADVICE,
@@ -612,7 +612,7 @@ class Wal:
                 numbers.append(int(stem))
         if not numbers:
             raise DamagedStorageError(self._path, 0, "there is no segment", ADVICE)
-        files.sync_dir(self._path)  # the name of the last one may be as young as the crash
+        settle_names(files, self._path)  # the name of the last one may be as young as the crash
         found: Recovered | None = None
         before: _End | None = None
         for position, number in enumerate(numbers):

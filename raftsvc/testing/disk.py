@@ -4,7 +4,8 @@
 durable and what only the page cache holds: sectors written since the last
 successful sync of their file, and names changed since the last sync of their
 directory.  After `lose_power` any choice of these may be there.  A failed sync
-leaves its sectors clean and not written, as Linux does.
+leaves its sectors clean and not written, as Linux does, and the names of a directory
+until one more of them changes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raftsvc.storage.files import Files
+from raftsvc.storage.files import NO_DESCRIPTOR, Files
 from raftsvc.storage.lock import DirectoryLock
 
 SECTOR_BYTES = 512
@@ -50,6 +51,7 @@ class _Inode:
         self.names: dict[str, _Inode] = {}
         self.durable_names: dict[str, _Inode] = {}
         self.pending: list[tuple[str, str | None, _Inode | None]] = []  # (name, renamed from, new inode or None)
+        self.unwritten: list[tuple[str, str | None, _Inode | None]] = []  # those whose sync failed
 
 
 class SimulatedDisk(Files):
@@ -151,11 +153,12 @@ class SimulatedDisk(Files):
             inode.dirty.clear()
             return
         names = dict(inode.durable_names)
-        for change in inode.pending:
+        for change in (*inode.unwritten, *inode.pending):
             if keep():
                 _apply(names, change)
         inode.names = names
         inode.durable_names = dict(names)
+        inode.unwritten.clear()
         inode.pending.clear()
         for child in names.values():
             self._lose(child, keep)
@@ -187,6 +190,7 @@ class SimulatedDisk(Files):
         del parent.names[name]
         parent.durable_names.pop(name, None)
         parent.pending = [change for change in parent.pending if change[0] != name]
+        parent.unwritten = [change for change in parent.unwritten if change[0] != name]
 
     def cut(self, path: str, size: int) -> None:
         """Make a file shorter, durably and unnoticed."""
@@ -249,7 +253,8 @@ class SimulatedDisk(Files):
 
     def _change(self, parent: _Inode, change: tuple[str, str | None, _Inode | None]) -> None:
         _apply(parent.names, change)
-        parent.pending.append(change)
+        parent.pending = [*parent.unwritten, *parent.pending, change]
+        parent.unwritten.clear()
 
     # -- the operations of Files
 
@@ -321,11 +326,18 @@ class SimulatedDisk(Files):
         return self.free_bytes if self.free_bytes is not None else 1 << 60
 
     def sync_dir(self, path: str) -> None:
-        crashes = self._begin("sync_dir", path)
+        try:
+            crashes = self._begin("sync_dir", path)
+        except OSError as error:
+            if error.errno not in NO_DESCRIPTOR:
+                inode = self._find(path)
+                inode.unwritten, inode.pending = [*inode.unwritten, *inode.pending], []
+            raise
         self._end(crashes)
         inode = self._find(path)
-        inode.durable_names = dict(inode.names)
-        inode.pending.clear()
+        if not inode.unwritten:
+            inode.durable_names = dict(inode.names)
+            inode.pending.clear()
 
     def rename(self, source: str, target: str) -> None:
         crashes = self._begin("rename", target)
@@ -363,6 +375,15 @@ class SimulatedDisk(Files):
             self._end(crashes)
             raise FileExistsError(errno.EEXIST, "file exists", path)
         self._change(parent, (name, None, _Inode(is_dir=True)))
+        self._end(crashes)
+
+    def remove_dir(self, path: str) -> None:
+        crashes = self._begin("remove_dir", path)
+        parent, name = self._parent(path)
+        if self._find(path).names:
+            self._end(crashes)
+            raise OSError(errno.ENOTEMPTY, "directory not empty", path)
+        self._change(parent, (name, None, None))
         self._end(crashes)
 
     def list_dir(self, path: str) -> list[str]:

@@ -21,8 +21,11 @@ from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, between, dr
 HOUR = 3600
 """In seconds."""
 Injection = Callable[[SimulatedNode], bool]
-_SYNCED = ("", "", "", "/snap.part", "/snap.tmp")
-"""Which fsync fails: the next one, or that of such a file, at work seldom and in pieces."""
+_SYNCED = (
+    *[("sync", path_end) for path_end in ("", "", "", "/snap.part", "/snap.tmp")],
+    *[("sync_dir", path_end) for path_end in ("", "/data", "/wal")],
+)
+"""Which fsync fails: the next one, or that of such a file, at work seldom and in pieces; or that of names."""
 _CUT = (".wal", ".wal", ".wal", "/snap", "/snap.part", "/snap.new", "/snap.new", "/snap.tmp", "/next.tmp")
 """Near which write the power goes: the log's next, or one of a file at which work is seldom done."""
 _REFUSED = (
@@ -151,8 +154,8 @@ class NodeFaults:
             "power cut": self._cut_power,
             "power cut in a write": self._cut_power_in_a_write,
             "options changed": self._change_options,
-            "fsync error": lambda node: self._fail(node, "sync", errno.EIO, world.random.choice(_SYNCED)),
-            "write error": lambda node: self._fail(node, "write", errno.EIO),
+            "fsync error": lambda node: self._fail(node, *world.random.choice(_SYNCED), errno.EIO),
+            "write error": lambda node: self._fail(node, "write", "", errno.EIO),
             "full disk": self._fill_disk,
             "nothing left": self._refuse,
             "slow disk": self._slow_disk,
@@ -182,7 +185,7 @@ class NodeFaults:
         node.options = draw_options(self._world.random, may_lease=conditions.options.lease_reads, is_changed=True)
         return kill(node)
 
-    def _fail(self, node: SimulatedNode, operation: str, code: int, path_end: str = "") -> bool:
+    def _fail(self, node: SimulatedNode, operation: str, path_end: str, code: int) -> bool:
         node.computer.disk.fail_next(operation, path_end, code)
         return True
 

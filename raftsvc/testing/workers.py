@@ -50,6 +50,7 @@ class HostNode(Protocol):
     @property
     def name(self) -> str: ...
     def start(self, worker: Worker | None = None, live: Live | None = None) -> None: ...
+    def restart_later(self) -> None: ...
     def kill(self) -> None: ...
     def lose_power(self) -> None: ...
 
@@ -362,6 +363,8 @@ class Host:
             elif is_of_other_code and rng.random() < (0.5 if world.is_healed else 0.05):
                 worker.note("is started anew, with other code")
                 worker.end()
+        if node.process is None and not self.workers and node.refusal is None:
+            node.restart_later()  # the last of them ended before it became the owner
         if len(self.workers) < self._count and node.process is not None:
             self._serials += 1
             worker = Worker(world, node, self._callers, self._serials, rng)

@@ -12,7 +12,7 @@ from raftsvc.core.messages import KEPT_LIVES, MAX_NUMBER, Claim, EntryKind, Life
 from raftsvc.core.raft import Role
 from raftsvc.errors import SupersededError
 from raftsvc.member.calls import Contexts
-from raftsvc.member.envelopes import wrap_open, wrap_void
+from raftsvc.member.envelopes import INSTRUCTION, wrap, wrap_open, wrap_void
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.lives import Lives, Speaker
 from raftsvc.member.machine import Machine
@@ -93,6 +93,10 @@ class Scene:
         self.lives.applied()
         return index
 
+    def log(self, *data: bytes, kind: EntryKind = EntryKind.NORMAL) -> None:
+        """Entries come into the log, and are not applied."""
+        self.lives.logged([make_entry(100 + n, 1, kind, each) for n, each in enumerate(data)])
+
     def judge(self, counter: int, nonce: int = 0, proves_now: bool = False) -> Speaker:
         known = self.lives.highest(PEER)
         ancestor = known if known.counter else None  # as whoever goes on from what is known says
@@ -130,6 +134,69 @@ def test_what_the_log_says_of_lives_counts_as_if_it_had_been_heard(counter: int)
     scene.apply(wrap_open(PEER, 7, 4, 0))
     assert scene.judge(4, 7) is Speaker.CURRENT
     assert scene.judge(counter, 9) is (Speaker.VOID if counter == 4 else Speaker.LATE)
+
+
+@pytest.mark.parametrize("counter", [1, 3, 4, 5])
+def test_what_is_in_the_log_counts_before_it_is_applied(counter: int) -> None:
+    scene = Scene()
+    scene.judge(3, 9)
+    scene.log(b"", wrap_open(PEER, 7, 4, 0), wrap_open(PEER, 8, 2, 0))
+    assert not scene.lives.counts(PEER, Life(3, 9)), "it has been followed by another"
+    assert scene.lives.highest(PEER) == Life(4, 7)
+    wanted = {4: Speaker.VOID, 5: Speaker.CURRENT}.get(counter, Speaker.LATE)
+    assert scene.judge(counter, 9) is wanted
+    if counter != 4:
+        assert scene.health.err() is None and scene.judge(4, 7) is (Speaker.LATE if counter == 5 else Speaker.CURRENT)
+
+
+def test_what_is_in_the_log_of_other_sessions_or_is_no_instruction_says_nothing_of_lives() -> None:
+    scene = Scene()
+    scene.judge(3, 9)
+    scene.log(wrap_open(PEER, 7, 0, 0), wrap_open(PEER, 7, MAX_NUMBER, 0), wrap_open(PEER, 7, 4, 0)[:-1])
+    scene.log(wrap(INSTRUCTION, PEER, 7, 4, 0, b"x"), wrap_open(3, 7, 9, 0))
+    scene.log(wrap_open(PEER, 7, 4, 0), wrap_void(PEER), kind=EntryKind.CONFIG)
+    assert scene.lives.counts(PEER, Life(3, 9)) and scene.judge(3, 9) is Speaker.CURRENT
+    assert not scene.said and not scene.given_up
+
+
+def test_who_is_void_by_the_log_is_so_before_that_is_applied() -> None:
+    scene = Scene()
+    scene.judge(3, 9)
+    scene.log(wrap_void(PEER))
+    assert scene.judge(3, 9) is Speaker.VOID and not scene.lives.counts(PEER, Life(3, 9))
+    assert "node 2 (n2:1)" in str(scene.health.error_of(Condition.DOUBLED))
+    scene.apply(wrap_void(PEER))
+    assert len(scene.said) == 1
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.apply(wrap_open(3, 1, 1, 0))
+    assert scene.health.err() is None
+    # Nobody is alarmed, at a restart, by one who is removed further on in the log.
+    other = Scene()
+    other.core.config = scene.machine.config
+    other.log(wrap_void(PEER))
+    assert other.health.err() is None and not other.said
+
+
+@pytest.mark.parametrize(
+    ("data", "gives_up"),
+    [
+        (wrap_open(ME, 0xA, 5, 0), False),
+        (wrap_open(ME, 0x9, 4, 0), False),
+        (wrap_open(ME, 0xB, 5, 0), True),
+        (wrap_open(ME, 0xC, 6, 0), True),
+        (wrap_void(ME), True),
+    ],
+)
+def test_a_node_that_finds_in_its_log_that_it_was_put_back_gives_up(data: bytes, gives_up: bool) -> None:
+    scene = Scene()
+    scene.log(data)
+    assert bool(scene.given_up) is gives_up
+
+
+def test_what_strangers_in_the_log_are_remembered_by_is_bounded() -> None:
+    scene = Scene()
+    scene.log(*(wrap_open(stranger, 1, 1, 0) for stranger in range(10, 500)))
+    assert len(scene.lives._heard) <= 100
 
 
 def test_a_doubled_member_is_voided_through_the_log_however_often_it_takes() -> None:

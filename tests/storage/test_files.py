@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raftsvc.storage.files import Files, make_dirs, read_file, write_file
+from raftsvc.storage.files import Files, make_dirs, read_file, settle_names, write_file
 from tests.storage.faults import Disk, PowerLoss, losses
 
 
@@ -53,6 +54,57 @@ def test_directories_that_an_earlier_attempt_left_survive_a_power_loss(crash_at:
     make_dirs(disk, "/srv/a/b/c")
     disk.lose_power(lambda: False)
     assert disk.exists("/srv/a/b/c")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize("parent", ["/srv", "/srv/a", "/srv/a/b"])
+def test_directories_whose_sync_failed_survive_a_power_loss_once_it_was_tried_again(parent: str, code: int) -> None:
+    disk = Disk()
+    disk.add_dirs("/srv")
+    disk.fail_next("sync_dir", parent, code)
+    with pytest.raises(OSError, match="/srv"):
+        make_dirs(disk, "/srv/a/b/c")
+    make_dirs(disk, "/srv/a/b/c")
+    disk.lose_power(lambda: False)
+    assert disk.exists("/srv/a/b/c")
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("refused", [0, errno.ENOSPC, errno.EMFILE])
+def test_names_whose_sync_failed_are_settled_by_something_new_if_the_disk_takes_that(
+    refused: int, is_killed: bool
+) -> None:
+    disk = Disk()
+    disk.add_dirs("/d")
+    disk.fail_next("sync_dir", "/d")
+    with pytest.raises(OSError, match="/d"):
+        write_file(disk, "/d/f", b"content")
+    if is_killed:
+        disk.kill_process()
+    if refused:
+        disk.fail_next("create", "", refused)
+    settle_names(disk, "/d")
+    assert disk.list_dir("/d") == ["f"]
+    disk.lose_power(lambda: False)
+    assert disk.list_dir("/d") == ([] if refused else ["f"])
+
+
+def test_what_the_simulated_disk_does_not_say_of_names_it_says_once_one_more_changes() -> None:
+    disk = Disk()
+    disk.add_dirs("/d")
+    disk.fail_next("sync_dir", "/d")
+    with pytest.raises(OSError, match="/d"):
+        write_file(disk, "/d/f", b"1")
+    crashed = copy.deepcopy(disk)
+    crashed.sync_dir("/d")
+    crashed.lose_power(lambda: False)
+    assert not crashed.exists("/d/f")
+    crashed = copy.deepcopy(disk)
+    crashed.lose_power(lambda: True)
+    assert crashed.exists("/d/f"), "it may be there nevertheless"
+    write_file(disk, "/d/g", b"2")
+    disk.lose_power(lambda: False)
+    assert disk.list_dir("/d") == ["f", "g"]
 
 
 def test_nothing_is_done_by_name_once_the_directory_is_another_one(tmp_path: Path) -> None:

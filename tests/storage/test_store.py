@@ -192,6 +192,58 @@ def test_who_founded_with_others_is_silent_until_it_durably_is_not(path: str, di
     store.close()
 
 
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_who_spoke_after_a_sync_failed_is_not_silent_again_after_a_power_loss(
+    path: str, disk: Disk, attempts: int
+) -> None:
+    store = open_store(path, disk)
+    store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")
+    for _ in range(attempts - 1):
+        disk.fail_next("sync_dir", f"{path}/wal")
+        with pytest.raises(StorageError):
+            store.founded.speak()
+    store.founded.speak()
+    store.close()
+    disk.lose_power(lambda: False)
+    store = open_store(path, disk)
+    assert not store.founded.is_silent
+    store.close()
+
+
+def test_a_join_token_whose_sync_failed_is_the_same_after_a_power_loss(path: str, disk: Disk) -> None:
+    store = open_store(path, disk)
+    disk.fail_next("sync_dir", path)
+    with pytest.raises(StorageError):
+        store.join_token()
+    token = store.join_token()
+    disk.lose_power(lambda: False)
+    assert restarted(store, path, disk).join_token() == token
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["own", "a leader's"])
+def test_a_snapshot_whose_name_could_not_be_synced_is_durable_before_the_log_goes_on_from_it(
+    path: str, disk: Disk, is_own: bool
+) -> None:
+    store = member(path, disk, 30)
+    index = 20 if is_own else 50
+    if is_own:
+        disk.fail_next("sync_dir", path)
+        with pytest.raises(OSError, match="error"):
+            store.save_snapshot(header(index), [data_up_to(index)])
+    else:
+        receive(store, header(index), data_up_to(index))
+        disk.fail_next("sync_dir", path)
+        with pytest.raises(OSError, match="error"):
+            store.install_incoming(index)
+    store = restarted(store, path, disk)  # it finds the name, and has the log begin there
+    snapshot = store.load(2).snapshot
+    assert snapshot is not None and snapshot.index == index
+    store.close()
+    disk.lose_power(lambda: False)
+    snapshot = open_store(path, disk).load(3).snapshot
+    assert snapshot is not None and snapshot.index == index
+
+
 def test_what_was_founded_is_given_up_without_a_trace(path: str, disk: Disk) -> None:
     store = open_store(path, disk)
     store.create(7, CLUSTER_ID, STATE, batch(1, 1), founding=b"the entry")

@@ -421,6 +421,21 @@ def test_what_leaves_a_doubt_while_a_segment_is_made_stops_the_log_and_loses_not
     assert "next.tmp" not in disk.list_dir(DIR)
 
 
+@pytest.mark.parametrize("skip", range(3))
+def test_a_segment_whose_name_could_not_be_synced_is_durable_before_the_next_process_writes_to_it(skip: int) -> None:
+    disk = new_disk()
+    wal = new_log(disk, batch(1, 3))
+    disk.fail_next("sync_dir", DIR, skip=skip)
+    synced = append_until_it_fails(wal, 4)
+    disk.kill_process()  # and the machine goes on
+    wal, found = reopened(disk)
+    assert found.entries == batch(1, synced)
+    wal.append(None, [entry(synced + 1)])
+    wal.sync()
+    disk.lose_power(lambda: False)
+    assert reopened(disk)[1].entries == batch(1, synced + 1)
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
 def test_a_release_for_which_the_directory_could_not_be_opened_is_repeated(code: int) -> None:
     disk = new_disk()

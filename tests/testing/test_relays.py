@@ -9,6 +9,7 @@ import pytest
 
 from raftsvc.core.messages import EntryKind
 from raftsvc.core.raft import ProposalRefused, Role
+from raftsvc.member.attachment import Hello
 from raftsvc.member.engine import Engine
 from raftsvc.member.envelopes import INSTRUCTION, wrap, wrap_open
 from raftsvc.member.sessions import MAX_OUTCOMES, Outcome
@@ -20,13 +21,15 @@ from raftsvc.testing.workload import RegisterState
 
 CALLS = 1000
 NONCE = 0xABCDEF
+KEY, PID = 1, 1
 
 
 class Worker:
     """A process with a session under a member, and no node of its own.
 
     It brings its calls, each with the number it had from the beginning, to a relay, and learns of outcomes as the
-    relay's machine records them; it takes another relay when that one dies, and whenever it likes.
+    relay's machine records them; it takes another relay when that one dies, and whenever it likes.  It is attached at
+    its member, as often as that is started: else its session would be closed, as that of a process that is gone.
     """
 
     def __init__(self, seed: int, kinds: tuple[str, ...]) -> None:
@@ -56,7 +59,15 @@ class Worker:
         """Learn what is known, and have some of what is not done brought again."""
         if not any(node.engine is not None and node.engine.core.leader_id for node in self.simulation.nodes.values()):
             return
-        self.take_relay().do(self.act)
+        relay = self.take_relay()
+        self.attach()
+        relay.do(self.act)
+
+    def attach(self) -> None:
+        """Be there where its member runs, as an attached process is."""
+        node = self.simulation.nodes.get(self.member)
+        if node is not None and node.engine is not None and not node.engine.feed.is_wanted:
+            node.do(lambda engine: engine.feed.hear(KEY, Hello(PID, nonce=NONCE)))
 
     def act(self, engine: Engine) -> None:
         machine = engine.applying.machine

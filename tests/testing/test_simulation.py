@@ -554,6 +554,21 @@ def test_a_copy_that_runs_beside_its_original_is_found_out_as_that_is_and_neithe
     assert sum(report.counts["copies found out"] for report in reports) >= 2
 
 
+@pytest.mark.parametrize("attached", [1, 2])
+def test_a_node_whose_processes_all_ended_is_started_again(attached: int) -> None:
+    simulation = Simulation(5, RegisterWorkload(), Faults(kinds=()), keep_trace=False, attached=attached)
+    simulation.world.is_healed = True  # nothing else happens to those who are attached
+    simulation.operator.found(3)
+    node = simulation.nodes[2]
+    host = node.host
+    assert host is not None
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: len(host.ready()) == attached)
+    node.kill()
+    host.end()  # the last of them does, before it takes over
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: node.process is not None)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: len(host.ready()) == attached)
+
+
 def test_seeds_run_on_several_processes() -> None:
     command = [sys.executable, "-m", "raftsvc.testing", "--seeds", "6", "--jobs", "2", "--seconds", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
