@@ -91,6 +91,8 @@ class Outcome(NamedTuple):
 
     def recorded(self) -> Outcome:
         """As it is kept: without an answer that is not."""
+        if self.answer is None or self.answer is True:  # as most are
+            return self
         return self._replace(answer=None, is_known=False) if encode_outcome(self) == OBJECT else self
 
 
