@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
-from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, term_of, time_of
+from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, place_of, term_of, time_of
 from raftsvc.core.stretches import stretches
 
 
@@ -232,11 +232,12 @@ class Log:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries that follow the last one."""
-        if index_of(entries[0]) != self.last_index + 1:  # no assert: what was acknowledged would be lost
-            raise ViolationError(f"an entry at {index_of(entries[0])} does not follow the last one, {self.last_index}")
-        before_ms, time_ms = last_time_ms(self), time_of(entries[0])
+        index, _, time_ms, _ = place_of(entries[0])
+        if index != self.last_index + 1:  # no assert: what was acknowledged would be lost
+            raise ViolationError(f"an entry at {index} does not follow the last one, {self.last_index}")
+        before_ms = last_time_ms(self)
         if time_ms < before_ms:
-            raise ViolationError(f"log time goes back at {index_of(entries[0])}, from {before_ms} to {time_ms} ms")
+            raise ViolationError(f"log time goes back at {index}, from {before_ms} to {time_ms} ms")
         self.configs.adopt(entries)
         self._entries.extend(entries)
         self.last_index += len(entries)
@@ -248,6 +249,9 @@ class Log:
         Only a real conflict truncates: an old message that repeats a prefix must
         not undo what came after it (figure 2, AppendEntries, steps 3 and 4).
         """
+        if entries and index_of(entries[0]) > self.last_index:  # as mostly
+            self.append(entries)
+            return
         for position, entry in enumerate(entries):
             if not self.holds(index_of(entry), term_of(entry)):
                 if index_of(entry) <= self.last_index:

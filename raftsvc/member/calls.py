@@ -229,9 +229,10 @@ class Calls:
             except ProposalRefused as refused:
                 self._turn_back(batch, refused.refusal, tick)
                 return
+            retry_tick = tick + _patient_ticks(self._core)
             for call in batch:
                 call.unsettled += 1
-                call.retry_tick = tick + _patient_ticks(self._core)
+                call.retry_tick = retry_tick
 
     def _forward(self, tick: int) -> None:
         forwards = self._forwards

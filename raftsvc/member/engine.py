@@ -517,9 +517,11 @@ class Engine:
         if was_restored:
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
+        if error is None:
+            return
         if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
-        elif error is not None:
+        else:
             if applying.is_restoring:
                 what = (
                     f"the State could not be restored from a snapshot, as of which entries are gone: {error!r}; "

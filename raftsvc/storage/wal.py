@@ -416,12 +416,14 @@ class Wal:
         anything else is; and StorageError, after which nothing more can be written.
         """
         self._check()
-        if entries and index_of(entries[0]) > self._extent.last + 1:  # no assert: what follows a gap would be lost
-            raise StorageError(
-                f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
-            )
-        if entries and index_of(entries[0]) <= self._standing.mark.index:
-            raise StorageError(f"{self._path}: entry {index_of(entries[0])} is covered by the snapshot already")
+        if entries:
+            first_index = index_of(entries[0])
+            if first_index > self._extent.last + 1:  # no assert: what follows a gap would be lost
+                raise StorageError(
+                    f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
+                )
+            if first_index <= self._standing.mark.index:
+                raise StorageError(f"{self._path}: entry {first_index} is covered by the snapshot already")
         records: list[tuple[int, bytes]] = []
         former = self._standing.hard_state
         if hard_state is not None:
