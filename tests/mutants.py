@@ -1089,8 +1089,8 @@ MUTANTS = (
     Mutant(
         "forget that an instruction was applied",
         "member/sessions.py",
-        "            self.outcomes[number + place] = outcome.recorded()\n",
-        "            pass\n",
+        "        self.outcomes[number] = outcome.recorded() if kept == OBJECT else outcome\n",
+        "",
     ),
     Mutant(
         "of a list only the first instruction is remembered",
@@ -1122,7 +1122,7 @@ MUTANTS = (
     Mutant(
         "a session remembers any number of outcomes",
         "member/sessions.py",
-        " and number + count <= max(low, self.low) + MAX_OUTCOMES",
+        " and (low >= least_low or self.low >= least_low)",
         "",
         test="test_machine.py::test_a_session_remembers_so_many_outcomes_and_takes_nothing_beyond",
     ),
