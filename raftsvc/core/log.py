@@ -38,6 +38,7 @@ class ViolationError(Exception):
 
 
 _NOBODY = Configuration()
+_FEW_ENTRIES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,10 @@ class Log:
         return self._bounded(index - self.offset - 1, len(self._entries), max_bytes)
 
     def _bounded(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
+        if stop - start <= _FEW_ENTRIES:  # as mostly: a quarter of what it takes to count them one by one (timeit)
+            entries = self._entries[start:stop]
+            if len(entries) <= 1 or sum(map(len, entries)) <= max_bytes:
+                return entries
         room = max_bytes
         end = start
         while end < stop:

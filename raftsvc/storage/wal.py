@@ -254,6 +254,8 @@ class _Extent:
             firsts.pop()
             terms.pop()
         self.last = index_of(entries[-1])
+        if terms and term_of(entries[-1]) == terms[-1]:  # as almost always; then of all, for terms never fall
+            return
         position = bisect_left(entries, terms[-1] + 1, key=term_of) if terms else 0
         while position < len(entries):  # terms never fall
             firsts.append(first + position)
