@@ -109,7 +109,8 @@ class Proposals:
 
     def _checked(self, instruction: bytes) -> bytes:
         """The instruction as bytes that nobody can change any more; raises what is wrong with it."""
-        if not isinstance(instruction, bytes | bytearray | memoryview):
+        # Most are bytes, and such a union is made anew each time.
+        if type(instruction) is not bytes and not isinstance(instruction, bytes | bytearray | memoryview):
             raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
         data = bytes(instruction)
         self.check_size(data)

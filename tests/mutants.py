@@ -155,8 +155,8 @@ MUTANTS = (
     Mutant(
         "record a commit before the entries that it speaks of",
         "core/server.py",
-        "commit = min(log.commit_index, log.stable_index)",
-        "commit = log.commit_index",
+        "commit = log.safe_index\n            self._token += 1",
+        "commit = log.commit_index\n            self._token += 1",
         test="core/test_raft.py::test_a_commit_is_recorded_after_the_entries_that_it_speaks_of",
     ),
     Mutant(
@@ -669,7 +669,7 @@ MUTANTS = (
     Mutant(
         "apply before commit",
         "core/log.py",
-        "stop = min(self.commit_index, self.stable_index)\n        if stop <= self.del",
+        "stop = self.safe_index\n        if stop <= self.del",
         "stop = self.stable_index\n        if stop <= self.del",
     ),
     Mutant(
@@ -753,8 +753,8 @@ MUTANTS = (
     Mutant(
         "who was removed does not write that down",
         "core/server.py",
-        "            or (is_removed and commit > self._commit_written)\n",
-        "",
+        "and (is_removed or self._commit_written < self._commit_due)",
+        "and self._commit_written < self._commit_due",
         scene="who_was_removed_knows_it_after_a_restart",
     ),
     Mutant(
@@ -1089,8 +1089,8 @@ MUTANTS = (
     Mutant(
         "forget that an instruction was applied",
         "member/sessions.py",
-        "            self.outcomes[number + place] = outcome.recorded()\n",
-        "            pass\n",
+        "        self.outcomes[number] = outcome.recorded() if kept == OBJECT else outcome\n",
+        "",
     ),
     Mutant(
         "of a list only the first instruction is remembered",
@@ -1122,7 +1122,7 @@ MUTANTS = (
     Mutant(
         "a session remembers any number of outcomes",
         "member/sessions.py",
-        " and number + count <= max(low, self.low) + MAX_OUTCOMES",
+        " and (low >= least_low or self.low >= least_low)",
         "",
         test="test_machine.py::test_a_session_remembers_so_many_outcomes_and_takes_nothing_beyond",
     ),

@@ -285,6 +285,8 @@ class MessageKind(IntEnum):
 _MESSAGE_HEAD = struct.Struct(">BBQQQQQQQQI")
 MESSAGE_OVERHEAD_BYTES = _MESSAGE_HEAD.size
 _MESSAGE_KINDS = {int(kind): kind for kind in MessageKind}
+_APPEND, _SNAPSHOT = int(MessageKind.APPEND), int(MessageKind.SNAPSHOT)  # an enum's members are slow to look up
+_WITH_ENTRIES = frozenset((_APPEND, int(MessageKind.PROPOSE)))
 
 
 class Message:
@@ -405,41 +407,46 @@ def decode_messages(buffer: bytes) -> list[Message]:
     """
     messages = []
     offset = 0
-    while offset < len(buffer):
-        if len(buffer) - offset < MESSAGE_OVERHEAD_BYTES:
+    size = len(buffer)
+    while offset < size:
+        if size - offset < MESSAGE_OVERHEAD_BYTES:
             raise MalformedError(f"message cut short at byte {offset}")
         kind, flags, from_id, to_id, term, index, log_term, commit, context, hint, length = _MESSAGE_HEAD.unpack_from(
             buffer, offset
         )
-        if kind not in _MESSAGE_KINDS:
+        known_kind = _MESSAGE_KINDS.get(kind)
+        if known_kind is None:
             raise MalformedError(f"unknown message kind {kind}")
         if flags > 1:
             raise MalformedError(f"unknown message flags {flags:#x}")
         # The context is left out: it is a tag, or a read round, which its receiver only compares.
         if (from_id | to_id | term | index | log_term | commit | hint) > MAX_NUMBER:
-            raise MalformedError(f"a number in a {_MESSAGE_KINDS[kind].name} is above {MAX_NUMBER}")
+            raise MalformedError(f"a number in a {known_kind.name} is above {MAX_NUMBER}")
         offset += MESSAGE_OVERHEAD_BYTES
         stop = offset + length
-        if stop > len(buffer):
+        if stop > size:
             raise MalformedError(f"message claims a body of {length} bytes, beyond its buffer")
         entries: Sequence[Entry] = ()
         payload = b""
-        if kind in (MessageKind.APPEND, MessageKind.PROPOSE):
-            entries = decode_entries(buffer, offset, stop)
-        elif kind == MessageKind.SNAPSHOT:
+        if kind in _WITH_ENTRIES:
+            if length:
+                entries = decode_entries(buffer, offset, stop)
+        elif kind == _SNAPSHOT:
             payload = bytes(buffer[offset:stop])
             if hint > MAX_TIME_MS:
                 raise MalformedError(f"no log time is as late as {hint}")
         elif length:
-            raise MalformedError(f"a {_MESSAGE_KINDS[kind].name} carries no body")
-        if kind == MessageKind.APPEND and (
-            index + len(entries) > MAX_NUMBER or not entries_follow(entries, index, term)
+            raise MalformedError(f"a {known_kind.name} carries no body")
+        if (
+            entries
+            and kind == _APPEND
+            and (index + len(entries) > MAX_NUMBER or not entries_follow(entries, index, term))
         ):
             raise MalformedError("entries of an APPEND do not follow its prev_index, in index, term or log time")
         offset = stop
         messages.append(
             Message(
-                _MESSAGE_KINDS[kind],
+                known_kind,
                 to_id,
                 from_id,
                 term,

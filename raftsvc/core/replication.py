@@ -92,13 +92,14 @@ class Replication:
         last_index = log.last_index
         if progress.leaving_index > log.commit_index:
             last_index = progress.leaving_index - 1  # R10
-        while room := progress.room_bytes(settings.max_inflight_messages, settings.max_inflight_bytes):
+        while progress.next_index <= last_index or progress.state is not ProgressState.REPLICATE:
+            room = progress.room_bytes(settings.max_inflight_messages, settings.max_inflight_bytes)
+            if not room:
+                break
             prev = progress.next_index - 1
             prev_term = log.term_at(prev)
             if prev_term is None or prev < log.offset:
                 self._send_snapshot(peer, progress)
-                return
-            if prev >= last_index and progress.state is ProgressState.REPLICATE:
                 return
             entries = log.entries_from(prev + 1, min(room, settings.max_message_bytes))
             if len(entries) > last_index - prev:

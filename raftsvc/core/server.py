@@ -201,16 +201,13 @@ class Output:
         hard_state = None
         entries: Sequence[Entry] = ()
         snapshot = self.snapshot
-        commit = min(log.commit_index, log.stable_index)
         has_hard_state = self._hard_state_dirty or self._is_promise_shorter
-        must_persist = (
-            has_hard_state
-            or snapshot is not None
-            or log.handed_index < log.last_index
-            or (is_removed and commit > self._commit_written)
-            or self._commit_written < self._commit_due <= commit
-        )
+        must_persist = has_hard_state or snapshot is not None or log.handed_index < log.last_index
+        if not must_persist and (is_removed or self._commit_written < self._commit_due):
+            commit = log.safe_index
+            must_persist = commit > self._commit_written and (is_removed or self._commit_due <= commit)
         if must_persist:
+            commit = log.safe_index
             self._token += 1
             entries = log.take_unwritten(self._token)
             if self._hard_state_dirty:
@@ -223,7 +220,7 @@ class Output:
             self._hard_state_dirty = self._is_promise_shorter = False
             self.snapshot = None
         elif not (self.messages or self.messages_after or self.read_states or log.has_undelivered):
-            return None
+            return None  # as it mostly is: the caller asks again until it is
         ready = Ready(
             self._token,
             must_persist,

@@ -131,8 +131,7 @@ class Admission:
         Then `leave`, whatever happens.
         """
         with self._lock:
-            places = self._places(False)
-            if places and self.waiting >= places:
+            if self._limit and self.waiting >= self._places(False):
                 self._await_place(min(deadline, time.monotonic() + PATIENCE_SECONDS))
             self.waiting += 1
 

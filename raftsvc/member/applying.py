@@ -149,10 +149,12 @@ class Applying:
         if reporting is not None:
             try:
                 warning: object = reporting.warning()
-                is_text = warning is None or isinstance(warning, str)
-                self.warning = (
-                    (str(warning or "") or None) if is_text else f"warning() of the State returned {warning!r}"
-                )
+                if warning is None:
+                    self.warning = None
+                elif isinstance(warning, str):
+                    self.warning = str(warning) or None
+                else:
+                    self.warning = f"warning() of the State returned {warning!r}"
             except Exception as error:  # of the State, whatever it is: what is applied stays applied
                 self.warning = f"warning() of the State raised {error!r}"
 

@@ -130,6 +130,7 @@ class Calls:
         self._core = core
         self._contexts = contexts
         self.opening.life = life
+        self.opening.look_again()
         self._note_time = note_time
         self._forwards = Forwards(start_bytes, self._retry_ticks)
         self._pieces.take_way(start_bytes)
@@ -147,6 +148,7 @@ class Calls:
         if not is_closed:
             return
         opening.nonce = self._contexts.take()  # what opened the former one may come again
+        opening.look_again()
         for call in [call for call in self._waiting.values() if call.data]:
             self._drop(call)
             self._finished.add_call(call)
@@ -208,7 +210,7 @@ class Calls:
 
     def send(self, tick: int, may_propose: bool) -> None:
         """Propose what is unsent, if this node leads and `may_propose`, or forward it to the leader."""
-        if not (self._unsent or self._pieces) or not self._core.leader_id:
+        if not (self._unsent or self._pieces.longs) or not self._core.leader_id:
             return
         if not self.session_id:
             self.open_session(tick)
@@ -227,9 +229,10 @@ class Calls:
             except ProposalRefused as refused:
                 self._turn_back(batch, refused.refusal, tick)
                 return
+            retry_tick = tick + _patient_ticks(self._core)
             for call in batch:
                 call.unsettled += 1
-                call.retry_tick = tick + _patient_ticks(self._core)
+                call.retry_tick = retry_tick
 
     def _forward(self, tick: int) -> None:
         forwards = self._forwards

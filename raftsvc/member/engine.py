@@ -379,27 +379,28 @@ class Engine:
         while (ready := self.core.ready()) is not None:
             self._dispatch(ready)
             self._send_what_came()
-        for peer_id, message in self.digests.take_replies():
+        digests = self.digests
+        for peer_id, message in digests.take_replies():
             self._runner.post(peer_id, (message,))
-        if self.digests.mismatch is not None and health.halted is None:
-            self.halt(self.digests.mismatch)
-        if self.digests.disagreement is not self._seen.disagreement:
+        if digests.mismatch is not None and health.halted is None:
+            self.halt(digests.mismatch)
+        if digests.disagreement is not self._seen.disagreement:
             # A node that was convicted has said more.
-            self._seen = self._seen._replace(disagreement=self.digests.disagreement)
-            self.vigil.note_disagreement(self.digests.disagreement)
+            self._seen = self._seen._replace(disagreement=digests.disagreement)
+            self.vigil.note_disagreement(digests.disagreement)
 
     def _send_what_came(self) -> None:
         """Have what callers brought sent, unless more is about to come."""
-        inbox = self.inbox
-        if self.feed.has_unsent:
-            self.feed.send(self.ticks, may_propose=not inbox.is_writing)
+        inbox, feed, tick = self.inbox, self.feed, self.vigil.ticks
+        if feed.followers and feed.has_unsent:
+            feed.send(tick, may_propose=not inbox.is_writing)
         if inbox.waking:
             return
         if self.reads.is_due:
-            self.reads.ask(self.ticks)
+            self.reads.ask(tick)
         # While the disk is busy calls gather into one batch: one record, one
         # message per peer and one fsync for all of them.
-        self.calls.send(self.ticks, may_propose=not inbox.is_writing)
+        self.calls.send(tick, may_propose=not inbox.is_writing)
 
     def _dispatch(self, ready: Ready) -> None:
         if ready.entries:
@@ -516,9 +517,11 @@ class Engine:
         if was_restored:
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
+        if error is None:
+            return
         if isinstance(error, UnknownOperationError | OutdatedError):
             self.halt(error)
-        elif error is not None:
+        else:
             if applying.is_restoring:
                 what = (
                     f"the State could not be restored from a snapshot, as of which entries are gone: {error!r}; "

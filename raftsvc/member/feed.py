@@ -145,7 +145,6 @@ class Feed:
         "_contexts",
         "_core",
         "_digests",
-        "_followers",
         "_health",
         "_hooks",
         "_inbox",
@@ -153,6 +152,7 @@ class Feed:
         "_reads",
         "_relayed",
         "_unsent",
+        "followers",
     )
 
     def __init__(
@@ -173,7 +173,8 @@ class Feed:
         self._cluster_id = cluster_id
         self._hooks = hooks
         self._pid = pid
-        self._followers: dict[int, _Follower] = {}
+        self.followers: dict[int, _Follower] = {}
+        """Who is attached, by the connection."""
         self._inbox = Inbox(health)
         self._reads = Reads(core, contexts, retry_ticks, self._inbox, hooks.note_time)
         self._absent = _Absent()
@@ -183,34 +184,34 @@ class Feed:
     @property
     def is_wanted(self) -> bool:
         """Whether anybody is attached."""
-        return bool(self._followers)
+        return bool(self.followers)
 
     @property
     def pids(self) -> list[int]:
         """Those who are."""
-        return sorted(follower.pid for follower in self._followers.values())
+        return sorted(follower.pid for follower in self.followers.values())
 
     @property
     def has_unsent(self) -> bool:
         """Whether `send` has something to do."""
-        return bool(self._followers) and (bool(self._unsent) or self._reads.is_due)
+        return bool(self.followers) and (bool(self._unsent) or self._reads.is_due)
 
     # -- who is attached
 
     def detach(self, key: int) -> None:
         """The connection `key` is over."""
-        self._followers.pop(key, None)
+        self.followers.pop(key, None)
 
     def hear(self, key: int, said: Said) -> None:
         """Take what came by the connection `key`; raises FeedError, after which that is to be ended."""
         if isinstance(said, Hello):
-            follower = self._followers.setdefault(key, _Follower())
+            follower = self.followers.setdefault(key, _Follower())
             follower.pid = said.pid
             follower.nonces.add(said.nonce)
             self._take_in(follower, said)
             self._hooks.due()
             return
-        sender = self._followers.get(key)
+        sender = self.followers.get(key)
         if sender is None:
             raise FeedError("it does not say Hello first")
         if isinstance(said, Propose):
@@ -269,8 +270,8 @@ class Feed:
             return
         unsent, self._unsent = self._unsent, []
         for key, _ in unsent:
-            if key in self._followers:
-                self._followers[key].unsent_bytes = 0
+            if key in self.followers:
+                self.followers[key].unsent_bytes = 0
         if core.role is Role.LEADER:
             for key, asked in unsent:
                 self._tell(key, Answer(asked.context, self._propose(asked.proposals)))
@@ -311,8 +312,8 @@ class Feed:
         self._reads.hear(state, _EVERYTHING)
         for read in self._inbox.finished.take():
             assert isinstance(read, _Question), "all of them are"
-            if read.key in self._followers:
-                self._followers[read.key].asked -= 1
+            if read.key in self.followers:
+                self.followers[read.key].asked -= 1
             self._tell(read.key, Index(read.context, read.index))
 
     def tick(self, tick: int) -> None:
@@ -329,7 +330,7 @@ class Feed:
         self._absent.own_id = own_id
 
     def _close_sessions(self, tick: int) -> None:
-        here = {nonce for follower in self._followers.values() for nonce in follower.nonces}
+        here = {nonce for follower in self.followers.values() for nonce in follower.nonces}
         gone = self._absent.note(tick, here, _GONE_TIMEOUTS * self._core.settings.election_ticks)
         if not gone or not self._core.leader_id:
             return
@@ -348,13 +349,13 @@ class Feed:
 
     def note_news(self) -> None:
         """How this node is may have changed: have it told."""
-        if self._followers:
-            for follower in self._followers.values():
+        if self.followers:
+            for follower in self.followers.values():
                 follower.has_news = True
             self._hooks.due()
 
     def _tell(self, key: int, said: Said) -> None:
-        follower = self._followers.get(key)
+        follower = self.followers.get(key)
         if follower is not None:
             follower.told.append(said)
             self._hooks.due()
@@ -368,7 +369,7 @@ class Feed:
 
     def take(self, key: int, max_bytes: int) -> list[Said]:
         """What is to be sent next by the connection `key`, in this order; raises FeedError if that is to be ended."""
-        follower = self._followers.get(key)
+        follower = self.followers.get(key)
         if follower is None:
             return []
         if len(follower.told) > _MOST_WAITING:
@@ -392,7 +393,7 @@ class Feed:
 
     def is_due(self, key: int) -> bool:
         """Whether `take` has something."""
-        follower = self._followers.get(key)
+        follower = self.followers.get(key)
         if follower is None:
             return False
         is_behind = follower.is_fed and follower.cursor < self._end_index

@@ -106,13 +106,15 @@ _NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED)
 class Health:
     """The conditions that hold at a node, and what it may do nevertheless."""
 
-    __slots__ = ("_errors", "is_over", "may_apply", "may_be_ready", "may_lead", "may_serve")
+    __slots__ = ("_errors", "is_over", "is_well", "may_apply", "may_be_ready", "may_lead", "may_serve")
 
     def __init__(self) -> None:
         self._errors: dict[Condition, RaftError] = {}
         # Looked at for every caller and every batch, hence not made of the table each time.
         self.is_over = False
         """Whether the node takes no further part, for good."""
+        self.is_well = True
+        """Whether no condition holds at all."""
         self.may_apply = self.may_lead = self.may_serve = self.may_be_ready = True
 
     def note(self, condition: Condition, error: RaftError) -> None:
@@ -139,6 +141,7 @@ class Health:
         self.may_serve = not kept_from & (Part.SERVE | Part.TAKE_PART)  # who takes no part serves nobody
         self.may_be_ready = Part.BE_READY not in kept_from
         self.is_over = Part.TAKE_PART in kept_from
+        self.is_well = not self._errors
 
     def error_of(self, condition: Condition) -> RaftError | None:
         """How it came to `condition`; None if it does not hold."""

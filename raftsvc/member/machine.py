@@ -176,15 +176,17 @@ class Machine:
         session.used = index
         if op == INSTRUCTION:
             outcome = session.outcomes.get(number)
-            if outcome is None:
-                if not session.takes(number, low):
-                    return b""
+            if outcome is not None:
+                result = encode_outcome(outcome)
+            elif session.takes(number, low):
                 outcome = self._execute(entry[INSTRUCTION_OFFSET:], index, time_ms)
-                session.record(number, low, (outcome,))
+                result = session.record_one(number, low, outcome)
+            else:
+                return b""
             listener = self.listener
             if listener is None or listener == session_id:
                 answers.append(Answer(session_id, number, outcome))
-            return encode_outcome(outcome)
+            return result
         if op == PIECE:
             is_new = number not in session.outcomes and session.takes(number, low)
             before = session.partial
@@ -251,7 +253,7 @@ class Machine:
             if not session.takes(number, low):
                 return NOT_TAKEN
             outcome = self._execute(data[ENVELOPE.size :], index, time_ms)
-            session.record(number, low, (outcome,))
+            session.record_one(number, low, outcome)
         return outcome
 
     def _apply_change(self, change: ConfChange) -> None:

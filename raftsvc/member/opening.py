@@ -23,6 +23,7 @@ class Opening:
     __slots__ = (
         "_has_own",
         "_is_announced",
+        "_seen_changes",
         "_seen_index",
         "_versions",
         "life",
@@ -44,6 +45,7 @@ class Opening:
         self._has_own = not life.counter  # a session that is not the owner's
         self._is_announced = False  # the life, to the cluster
         self._seen_index = 0
+        self._seen_changes = -1  # of the sessions, when they were looked at last
         self.tick = 0
         self.tries = 0
 
@@ -55,8 +57,11 @@ class Opening:
     def follow(self, machine: Machine, node_id: int) -> bool:
         """Learn what is open as of what is applied; whether the session that there was has been closed."""
         sessions, former = machine.sessions, self.session_id
-        self._is_announced = not self.life.counter or sessions.life_of(node_id) == self.life
         self._seen_index = machine.applied_index
+        if sessions.changes == self._seen_changes:
+            return False  # as after almost every batch
+        self._seen_changes = sessions.changes
+        self._is_announced = not self.life.counter or sessions.life_of(node_id) == self.life
         if not self._has_own:
             self.session_id = sessions.owner_of(node_id) if self._is_announced else 0
         elif sessions.get(former, self.nonce) is None:
@@ -64,6 +69,10 @@ class Opening:
         if self.is_done:
             self.tries = 0
         return self._has_own and former > 0 and former != self.session_id
+
+    def look_again(self) -> None:
+        """Life or nonce are others, and what is open may not be theirs."""
+        self._seen_changes = -1
 
     def proposals(self, node_id: int) -> list[tuple[EntryKind, bytes]]:
         """What opens it."""

@@ -63,7 +63,6 @@ class Pieces:
         "_goal",
         "_held",
         "_held_of_first",
-        "_longs",
         "_on_way",
         "_pace",
         "_patient_ticks",
@@ -72,6 +71,7 @@ class Pieces:
         "_tries",
         "_wait_until",
         "contexts",
+        "longs",
     )
 
     def __init__(self, start_bytes: int, retry_ticks: int, patient_ticks: int) -> None:
@@ -80,7 +80,8 @@ class Pieces:
         retry_ticks:   what no leader has answered by then is sent again,
         patient_ticks: and what is in a leader's log, after that.
         """
-        self._longs: deque[_Long] = deque()
+        self.longs: deque[_Long] = deque()
+        """What is here, in order."""
         self.take_way(start_bytes)
         self._retry_ticks = retry_ticks
         self._patient_ticks = patient_ticks
@@ -95,13 +96,10 @@ class Pieces:
         self._wait_until = 0
         self.contexts: set[int] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._longs)
-
     @property
     def current(self) -> Call | None:
         """The instruction that is the next to be whole."""
-        return self._longs[0].call if self._longs else None
+        return self.longs[0].call if self.longs else None
 
     @property
     def is_due(self) -> bool:
@@ -119,7 +117,7 @@ class Pieces:
             return False
         call.is_cut = True
         long = _Long(call, self._end)
-        self._longs.append(long)
+        self.longs.append(long)
         self._end = self._goal = long.end
         return True
 
@@ -127,7 +125,7 @@ class Pieces:
         """Its outcome is known, as of `tick`; or nobody waits for it any more."""
         if not call.is_cut:
             return
-        longs = self._longs
+        longs = self.longs
         long = next((one for one in longs if one.call is call), None)
         if long is None:
             return
@@ -163,7 +161,7 @@ class Pieces:
             self._pace.note_short()
             return None
         previous = 0
-        for long in self._longs:
+        for long in self.longs:
             if long.end > self._sent:
                 break
             previous = long.call.number
@@ -180,7 +178,7 @@ class Pieces:
 
     def note_held(self, held: int, tick: int) -> None:
         """So much of the first is applied here: less than before if this node has another session since."""
-        place = self._longs[0].begin + held
+        place = self.longs[0].begin + held
         if held < self._held_of_first:
             self._held = place
             self.send_again(0)
@@ -237,7 +235,7 @@ class Pieces:
 
     def clear(self) -> None:
         """There are none any more."""
-        self._longs.clear()
+        self.longs.clear()
         self._goal = self._held_of_first = 0
         self._held = self._end
         self.send_again(0)

@@ -168,7 +168,16 @@ class Session:
 
     def takes(self, number: int, low: int, count: int = 1) -> bool:
         """Whether `count` instructions from `number` on may be new: neither settled nor too far ahead."""
-        return self.low <= number and low <= number and number + count <= max(low, self.low) + MAX_OUTCOMES
+        least_low = number + count - MAX_OUTCOMES
+        return self.low <= number and low <= number and (low >= least_low or self.low >= least_low)
+
+    def record_one(self, number: int, low: int, outcome: Outcome) -> bytes:
+        """As `record`, of one, as most are; returns `encode_outcome` of it, which it needs."""
+        if low > self.low:
+            self._settle_below(low)
+        kept = encode_outcome(outcome)
+        self.outcomes[number] = outcome.recorded() if kept == OBJECT else outcome
+        return kept
 
     def record(self, number: int, low: int, outcomes: Sequence[Outcome]) -> None:
         """Instructions from `number` on were applied; what is below `low` nobody will ask about again."""

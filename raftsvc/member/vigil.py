@@ -180,7 +180,7 @@ class Vigil:
 
     def end(self, condition: Condition) -> None:
         """`condition` does not hold any more, if it did."""
-        if self._health.clear(condition):
+        if not self._health.is_well and self._health.clear(condition):
             self._lines.end(condition)
             self.judge_fitness()
 

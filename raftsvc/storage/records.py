@@ -107,12 +107,12 @@ def encode_record(kind: int, payload: bytes, offset: int, durable: int, chain: i
     size = len(payload)
     kind_and_zeros = kind << 24
     if size >= SECTOR_BYTES:
-        kind_and_zeros |= _zero_sectors(payload, offset + _RECORD_HEAD.size)
+        kind_and_zeros |= _zero_sectors(payload, offset + RECORD_HEAD_BYTES)
     chain = crc32(payload, crc32(_FIELDS.pack(size, kind_and_zeros, durable, 0), chain))
     fields = _FIELDS.pack(size, kind_and_zeros, durable, chain)
     head_crc = crc32(fields, offset ^ salt)
-    padding = record_size(size) - _RECORD_HEAD.size - size - len(END_MARK)
-    return b"".join((fields, head_crc.to_bytes(4, "big"), payload, END_MARK, bytes(padding))), chain
+    end = _ENDS[-(RECORD_HEAD_BYTES + size + len(END_MARK)) % 8]
+    return b"".join((fields, head_crc.to_bytes(4, "big"), payload, end)), chain
 
 
 def closing_record(offset: int, chain: int, salt: int) -> bytes:

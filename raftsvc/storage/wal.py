@@ -254,6 +254,8 @@ class _Extent:
             firsts.pop()
             terms.pop()
         self.last = index_of(entries[-1])
+        if terms and term_of(entries[-1]) == terms[-1]:  # as almost always; then of all, for terms never fall
+            return
         position = bisect_left(entries, terms[-1] + 1, key=term_of) if terms else 0
         while position < len(entries):  # terms never fall
             firsts.append(first + position)
@@ -416,12 +418,14 @@ class Wal:
         anything else is; and StorageError, after which nothing more can be written.
         """
         self._check()
-        if entries and index_of(entries[0]) > self._extent.last + 1:  # no assert: what follows a gap would be lost
-            raise StorageError(
-                f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
-            )
-        if entries and index_of(entries[0]) <= self._standing.mark.index:
-            raise StorageError(f"{self._path}: entry {index_of(entries[0])} is covered by the snapshot already")
+        if entries:
+            first_index = index_of(entries[0])
+            if first_index > self._extent.last + 1:  # no assert: what follows a gap would be lost
+                raise StorageError(
+                    f"{self._path}: entries after {self._extent.last} are missing before what is to be written"
+                )
+            if first_index <= self._standing.mark.index:
+                raise StorageError(f"{self._path}: entry {first_index} is covered by the snapshot already")
         records: list[tuple[int, bytes]] = []
         former = self._standing.hard_state
         if hard_state is not None:

@@ -23,6 +23,7 @@ from raftsvc.core.messages import MalformedError
 from raftsvc.transport.wire import MAX_BATCH_BYTES, MAX_BODY_BYTES
 
 _HEAD = struct.Struct(">IQ")
+_HEAD_BYTES = _HEAD.size
 _CRC = struct.Struct(">I")
 _GOES_ON = 1 << 31
 _MAC_BYTES = 16
@@ -62,12 +63,13 @@ class Seal:
         if self._inner is None:
             return _CRC.pack(crc32(body, crc32(head, self._seed)))
         inner = self._inner.copy()
-        inner.update(head)
-        if len(body) > _MAX_HELD_BYTES:
-            inner.update(body)
+        if len(head) + len(body) <= _HASH_PIECE_BYTES:
+            inner.update(head + body)
         else:
-            for start in range(0, len(body), _HASH_PIECE_BYTES):
-                inner.update(body[start : start + _HASH_PIECE_BYTES])
+            inner.update(head)
+            piece_bytes = _HASH_PIECE_BYTES if len(body) <= _MAX_HELD_BYTES else len(body)
+            for start in range(0, len(body), piece_bytes):
+                inner.update(body[start : start + piece_bytes])
         outer = self._outer.copy()
         outer.update(inner.digest())
         return outer.digest()[:_MAC_BYTES]
@@ -101,7 +103,7 @@ class FrameReader:
         """make_seal: from the server's nonce."""
         self._make_seal = make_seal
         self._seal: Seal | None = None
-        self._overhead = _HEAD.size + make_seal(bytes(NONCE_BYTES)).tag_bytes
+        self._overhead = _HEAD_BYTES + make_seal(bytes(NONCE_BYTES)).tag_bytes
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._wanted_bytes = self._overhead
@@ -121,10 +123,11 @@ class FrameReader:
                 return []  # joined once, not with every piece
             data = b"".join(self._pending)
             self._pending.clear()
-        self._wanted_bytes = self._overhead
+        self._wanted_bytes = overhead = self._overhead
         bodies: list[bytes] = []
         offset = 0
-        while len(data) - offset >= self._overhead:
+        size = len(data)
+        while size - offset >= overhead:
             length, number = _HEAD.unpack_from(data, offset)
             goes_on = length & _GOES_ON
             length ^= goes_on
@@ -133,13 +136,14 @@ class FrameReader:
                 raise MalformedError("a frame is too long")
             if number != self._number:
                 raise MalformedError(f"frame {number} came in the place of frame {self._number}")
-            start = offset + self._overhead
+            start = offset + overhead
             stop = start + length
-            if stop > len(data):
+            if stop > size:
                 self._wanted_bytes = stop - offset
                 break
             body = data[start:stop]
-            self._verify(data[offset : offset + _HEAD.size], data[offset + _HEAD.size : start], body)
+            middle = offset + _HEAD_BYTES
+            self._verify(data[offset:middle], data[middle:start], body)
             self._number += 1
             offset = stop
             if goes_on:
@@ -153,9 +157,9 @@ class FrameReader:
                 self._parts.clear()
                 self._parts_bytes = 0
             bodies.append(body)
-        if offset < len(data):
+        if offset < size:
             self._pending.append(data[offset:])
-            self._pending_bytes = len(data) - offset
+            self._pending_bytes = size - offset
         return bodies
 
     def _verify(self, head: bytes, tag: bytes, body: bytes) -> None:
@@ -201,9 +205,15 @@ class ChunkDecoder:
                     if len(self._pending) > _MAX_CHUNK_HEAD_BYTES:
                         raise MalformedError("the head of a chunk is too long")
                     break
-                self._left = _chunk_bytes(data[offset:stop]) + 2
-                self.is_over = self._left == 2
+                size = _chunk_bytes(data[offset:stop])
                 offset = stop + 2
+                end_of_chunk = offset + size
+                if size and data[end_of_chunk : end_of_chunk + 2] == b"\r\n":  # all of it is there, as it mostly is
+                    contents.append(data[offset:end_of_chunk])
+                    offset = end_of_chunk + 2
+                else:
+                    self._left = size + 2
+                    self.is_over = not size
         return contents[0] if len(contents) == 1 else b"".join(contents)
 
 

@@ -468,10 +468,12 @@ class Line:
     def _check(self, replies: Sequence[Message], life: Life | None) -> None:
         if life is None or not self._node.counts(self._peer_id, life):
             raise UnreachableError("what answered is no start of the node that counts")
-        if any(m.from_id != self._peer_id or m.to_id != self._node.identity.node_id for m in replies):
-            raise MalformedError("the answer holds messages of another node")
-        if any(m.kind is MessageKind.SNAPSHOT for m in replies):
-            raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
+        peer_id, node_id = self._peer_id, self._node.identity.node_id
+        for m in replies:
+            if m.from_id != peer_id or m.to_id != node_id:
+                raise MalformedError("the answer holds messages of another node")
+            if m.kind is MessageKind.SNAPSHOT:
+                raise MalformedError("the answer holds a SNAPSHOT, which comes with its data, in pieces")
 
     def open_stream(self) -> HeldStream:
         """Ask for a stream; raises as `Network.open_stream`."""

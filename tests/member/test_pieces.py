@@ -260,7 +260,7 @@ def test_several_follow_each_other_without_a_pause(count: int) -> None:
     pieces.send_again(0)
     assert {piece.call for piece in pieces.take(1 << 30, 99, 1 << 30)} == {calls[-1]}
     pieces.remove(calls[-1], 99)
-    assert not pieces and not pieces.is_due
+    assert not pieces.longs and not pieces.is_due
 
 
 @pytest.mark.parametrize("given_up", [[0], [1], [2], [0, 1], [1, 2], [0, 2]])
@@ -310,7 +310,7 @@ def test_a_long_one_is_sent_as_far_as_it_gets_through() -> None:
         pieces.note_held(sent, tick)
     assert sent == 300_000 and tick < 15
     pieces.remove(call)
-    assert not pieces and pieces.next(200) is None
+    assert not pieces.longs and pieces.next(200) is None
 
 
 def test_what_is_not_answered_is_sent_again_from_where_it_got() -> None:
