@@ -10,6 +10,7 @@ them is `raftsvc.member`.
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import requests
 
@@ -60,6 +62,8 @@ from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
 from raftsvc.visitors import Visitors
+
+logger = logging.getLogger("raftsvc")
 
 _POLL_SECONDS = 0.02
 _UNHURRIED_SECONDS = 60.0
@@ -198,6 +202,26 @@ def start(
         raise
 
 
+_running: WeakSet[Service] = WeakSet()
+"""Those that were started and have not left yet; of a process that was forked from theirs they are none."""
+
+
+def stop_all(timeout: float) -> None:
+    """Stop every Service of this process, and return once they have left; after `timeout` seconds in any case.
+
+    For whoever knows that the process is about to end, such as a hook of its server.  What goes wrong is logged.
+    """
+    deadline = time.monotonic() + timeout
+    left = [service for service in list(_running) if service._membership.home.is_here]
+    for service in left:
+        try:
+            service.stop()
+        except RaftError:
+            logger.exception("a node could not be stopped")
+    while any(service in _running for service in left) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)  # another thread is at it
+
+
 def _now() -> float:
     return time.monotonic()
 
@@ -313,6 +337,7 @@ class Service:
         is_owner: of the directory; else this process is attached to who is.  likeness: how it is configured.
         """
         prepare()
+        _running.add(self)
         listener, membership = self._listener, self._membership
 
         steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
@@ -454,11 +479,14 @@ class Service:
         self._farewells.say()
         if not self._membership.stop():
             return
-        self._former.stop()
-        self._proposals.stop()
-        if self._listener is not None:
-            self._listener.stop()
-        self._network.close()
+        try:
+            self._former.stop()
+            self._proposals.stop()
+            if self._listener is not None:
+                self._listener.stop()
+            self._network.close()
+        finally:
+            _running.discard(self)
 
     # -- instructions and reads
 

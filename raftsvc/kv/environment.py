@@ -69,11 +69,26 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     chosen.update(options)
     check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:
-        if said["LISTEN"]:
-            check_listen(_PREFIX + "LISTEN", said["LISTEN"])
-        is_said = _PREFIX + "LISTEN" in given
-        chosen["listen"] = said["LISTEN"] or None if is_said else _port_of(chosen["laddr"])
+        chosen["listen"] = listen_from_env(given, chosen["laddr"]) or None
     return KeyValue(start(**chosen), chosen["state"])
+
+
+def listen_from_env(environ: Mapping[str, str], laddr: str | None = None) -> str | None:
+    """Where a node listens that is started so; empty if nowhere, None if nothing is said.  Raises ConfigurationError.
+
+    laddr: in the place of RAFTSVC_ADDR.
+    """
+    listen = environ.get(_PREFIX + "LISTEN")
+    if listen is not None:
+        if listen.strip():
+            check_listen(_PREFIX + "LISTEN", listen.strip())
+        return listen.strip()
+    if laddr is None:
+        laddr = environ.get(_PREFIX + "ADDR", "").strip()
+        if not laddr:
+            return None
+        check_addr(_PREFIX + "ADDR", laddr)
+    return _port_of(laddr)
 
 
 def _secrets(path: str, secret: str) -> list[str] | None:
