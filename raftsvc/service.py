@@ -16,6 +16,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -42,7 +43,15 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
+from raftsvc.host.refusals import (
+    ITSELF,
+    START_FOR_SERVER,
+    check_command,
+    check_reachable,
+    check_server,
+    command_below,
+    outsider_below,
+)
 from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, checked_keys
 from raftsvc.listeners import Event, Farewells, Listeners
@@ -176,7 +185,7 @@ def start(
         auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
-    check_command(lock_timeout is not None)
+    check_command(lock_timeout is not None, os.path.abspath(dir) if listen is not None else None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -220,6 +229,31 @@ def stop_all(timeout: float) -> None:
             logger.exception("a node could not be stopped")
     while any(service in _running for service in left) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)  # another thread is at it
+
+
+def outsider(dir: str | os.PathLike[str]) -> str | None:  # noqa: A002 - as in start
+    """Who calls, if it is a command of a framework or the parent of a reloader, which had better not have a node.
+
+    It may be a client of the node in `dir`, which has a port of its own, and the log says that it is.  Not for whoever
+    reads the State that it gave to `start`: nobody would bring that up to date.
+    """
+    who = outsider_below()
+    if who is None:
+        return None
+    connection = None
+    with suppress(RaftError, OSError):
+        connection = sockets.connect(os.fspath(dir), 1.0)
+    if connection is not None:
+        connection.close()
+        logger.info("this is %s: it is a client of the node in %s", who, os.fspath(dir))
+    else:
+        logger.warning(
+            "this is %s: it is a client of the node in %s, which no process of this host has just now. If it is %s",
+            who,
+            os.fspath(dir),
+            ITSELF,
+        )
+    return who
 
 
 def _now() -> float:
