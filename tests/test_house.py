@@ -128,6 +128,7 @@ GUARDED = {"core", "storage", "member"}
 # Paths that a page names in backticks and that are not in this repository.
 NOT_HERE: dict[str, str] = {
     "app.py": "the reader's own application",
+    "gunicorn.conf.py": "the reader's own configuration of gunicorn",
     "wsgi.py": "the reader's own Django project",
 }
 
