@@ -26,7 +26,7 @@ def check_server(server: HostPool | None, has_port: bool, is_limited: bool) -> N
     has_port:   the node has a listener of its own, so that it needs none of the server's threads.
     is_limited: the application said how many callers may wait, and so knows where its threads are.
     """
-    found = [*_gunicorn(has_port), *_uwsgi(), *_mod_wsgi(), *_reloaders()]
+    found = [*_gunicorn(has_port), *_uwsgi(has_port), *_mod_wsgi(), *_reloaders()]
     if not has_port and not is_limited:
         found += _one_thread(server)
     if found:
@@ -51,7 +51,7 @@ def _gunicorn(has_port: bool) -> Iterator[str]:
             )
 
 
-def _uwsgi() -> Iterator[str]:
+def _uwsgi(has_port: bool) -> Iterator[str]:
     module = sys.modules.get("uwsgi")
     if module is None:
         return
@@ -64,8 +64,11 @@ def _uwsgi() -> Iterator[str]:
             "behind: write lazy-apps = true"
         )
     count = max(positive(options.get(name)) or 1 for name in ("workers", "processes"))
-    if count > 1:
-        yield f"uWSGI is set to run {count} processes, {_ONE_OWNER}: write processes = 1, threads = 16"
+    if count > 1 and not has_port:
+        yield (
+            f"uWSGI is set to run {count} processes, {_ONE_OWNER}, so peers have to reach that one: {_OWN_PORT}; "
+            "or write processes = 1, threads = 16"
+        )
 
 
 def _options_of(module: Any) -> Mapping[str, Any]:
