@@ -77,8 +77,16 @@ def _bind(family: int, address: tuple[object, ...], is_one_of_several: bool) -> 
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and is_one_of_several:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the others have sockets of their own
-        made.bind(address)
-        made.listen(_BACKLOG)
+        try:
+            made.bind(address)
+            made.listen(_BACKLOG)
+        except OSError as error:
+            kept = [port for port in list(_kept.values()) if port.place[1] == address[1]]
+            if error.errno != errno.EADDRINUSE or not kept:
+                raise
+            other = f"{kept[0].place[0]}:{kept[0].place[1]}"
+            why = f"the parent of this process keeps that port as listen='{other}': say the same at both places"
+            raise OSError(errno.EADDRINUSE, why) from error
         made.setblocking(False)  # of all processes that have it: what one sees come another may have accepted
     except BaseException:
         made.close()
@@ -173,20 +181,8 @@ def hide_from_children() -> None:
 
 
 def kept_at(place: Place) -> Port | None:
-    """The port that is kept for whoever listens there.
-
-    Raises OSError if what is kept is the port of another host: nobody else could bind it.
-    """
-    for port in list(_kept.values()):
-        if port.place == place:
-            return port
-        if port.place[1] == place[1]:
-            raise OSError(
-                errno.EADDRINUSE,
-                f"the parent of this process keeps that port as listen='{port.place[0]}:{port.place[1]}': say the "
-                "same at both places",
-            )
-    return None
+    """The port that is kept for whoever listens there."""
+    return _kept.get(place)
 
 
 def hand_on(environ: MutableMapping[str, str]) -> None:

@@ -188,6 +188,16 @@ def test_the_port_of_another_host_is_told_with_what_to_write(place: ports.Place)
         listener.stop()
 
 
+def test_the_same_port_of_another_address_is_not_in_the_way(place: ports.Place) -> None:
+    listener = Listener(greet(b"other"), f"127.0.0.2:{place[1]}")
+    listener.start()
+    try:
+        assert listener.wait_bound(PATIENCE)
+        assert ask(("127.0.0.2", place[1])) == b"other"
+    finally:
+        listener.stop()
+
+
 def test_another_port_that_is_kept_takes_the_place_of_the_former(place: ports.Place) -> None:
     ports.keep(spell(place))
     other = ("127.0.0.1", free_port())
