@@ -10,13 +10,16 @@ them is `raftsvc.member`.
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import requests
 
@@ -40,7 +43,15 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.refusals import START_FOR_SERVER, check_command, check_reachable, check_server, command_below
+from raftsvc.host.refusals import (
+    ITSELF,
+    START_FOR_SERVER,
+    check_command,
+    check_reachable,
+    check_server,
+    command_below,
+    outsider_below,
+)
 from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, checked_keys
 from raftsvc.listeners import Event, Farewells, Listeners
@@ -60,6 +71,8 @@ from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
 from raftsvc.visitors import Visitors
+
+logger = logging.getLogger("raftsvc")
 
 _POLL_SECONDS = 0.02
 _UNHURRIED_SECONDS = 60.0
@@ -172,7 +185,7 @@ def start(
         auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
-    check_command(lock_timeout is not None)
+    check_command(lock_timeout is not None, os.path.abspath(dir) if listen is not None else None)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -196,6 +209,51 @@ def start(
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
         raise
+
+
+_running: WeakSet[Service] = WeakSet()
+"""Those that were started and have not left yet; of a process that was forked from theirs they are none."""
+
+
+def stop_all(timeout: float) -> None:
+    """Stop every Service of this process, and return once they have left; after `timeout` seconds in any case.
+
+    For whoever knows that the process is about to end, such as a hook of its server.  What goes wrong is logged.
+    """
+    deadline = time.monotonic() + timeout
+    left = [service for service in list(_running) if service._membership.home.is_here]
+    for service in left:
+        try:
+            service.stop()
+        except RaftError:
+            logger.exception("a node could not be stopped")
+    while any(service in _running for service in left) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)  # another thread is at it
+
+
+def outsider(dir: str | os.PathLike[str]) -> str | None:  # noqa: A002 - as in start
+    """Who calls, if it is a command of a framework or the parent of a reloader, which had better not have a node.
+
+    It may be a client of the node in `dir`, which has a port of its own, and the log says that it is.  Not for whoever
+    reads the State that it gave to `start`: nobody would bring that up to date.
+    """
+    who = outsider_below()
+    if who is None:
+        return None
+    connection = None
+    with suppress(RaftError, OSError):
+        connection = sockets.connect(os.fspath(dir), 1.0)
+    if connection is not None:
+        connection.close()
+        logger.info("this is %s: it is a client of the node in %s", who, os.fspath(dir))
+    else:
+        logger.warning(
+            "this is %s: it is a client of the node in %s, which no process of this host has just now. If it is %s",
+            who,
+            os.fspath(dir),
+            ITSELF,
+        )
+    return who
 
 
 def _now() -> float:
@@ -313,6 +371,7 @@ class Service:
         is_owner: of the directory; else this process is attached to who is.  likeness: how it is configured.
         """
         prepare()
+        _running.add(self)
         listener, membership = self._listener, self._membership
 
         steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
@@ -454,11 +513,14 @@ class Service:
         self._farewells.say()
         if not self._membership.stop():
             return
-        self._former.stop()
-        self._proposals.stop()
-        if self._listener is not None:
-            self._listener.stop()
-        self._network.close()
+        try:
+            self._former.stop()
+            self._proposals.stop()
+            if self._listener is not None:
+                self._listener.stop()
+            self._network.close()
+        finally:
+            _running.discard(self)
 
     # -- instructions and reads
 

@@ -47,13 +47,14 @@ ROOMS = {
     "states": "errors results state",
     "process": "errors",
     "mainthread": "errors",
+    "ports": "errors process",
     "compiled": "",
     "clocks": "",
     "core": "",
     "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process core",
-    "transport": "errors addresses keys process core storage",
+    "transport": "errors addresses keys ports process core storage",
     "member": "errors addresses clocks compiled results state versions process core storage transport",
     "attached": "errors compiled state versions process core storage transport member",
     "host": "errors addresses state process mainthread core storage transport member",
@@ -72,6 +73,8 @@ ROOMS = {
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses clocks state results timeouts process mainthread service client",
     "recipes": "errors kv",
+    # Hosts and frameworks stand on it too.
+    "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state versions process core storage transport member attached",
@@ -125,6 +128,7 @@ GUARDED = {"core", "storage", "member"}
 # Paths that a page names in backticks and that are not in this repository.
 NOT_HERE: dict[str, str] = {
     "app.py": "the reader's own application",
+    "gunicorn.conf.py": "the reader's own configuration of gunicorn",
     "wsgi.py": "the reader's own Django project",
 }
 

@@ -26,7 +26,7 @@ def check_server(server: HostPool | None, has_port: bool, is_limited: bool) -> N
     has_port:   the node has a listener of its own, so that it needs none of the server's threads.
     is_limited: the application said how many callers may wait, and so knows where its threads are.
     """
-    found = [*_gunicorn(has_port), *_uwsgi(), *_mod_wsgi(), *_reloaders()]
+    found = [*_gunicorn(has_port), *_uwsgi(has_port), *_mod_wsgi(), *_reloaders()]
     if not has_port and not is_limited:
         found += _one_thread(server)
     if found:
@@ -51,7 +51,7 @@ def _gunicorn(has_port: bool) -> Iterator[str]:
             )
 
 
-def _uwsgi() -> Iterator[str]:
+def _uwsgi(has_port: bool) -> Iterator[str]:
     module = sys.modules.get("uwsgi")
     if module is None:
         return
@@ -64,8 +64,11 @@ def _uwsgi() -> Iterator[str]:
             "behind: write lazy-apps = true"
         )
     count = max(positive(options.get(name)) or 1 for name in ("workers", "processes"))
-    if count > 1:
-        yield f"uWSGI is set to run {count} processes, {_ONE_OWNER}: write processes = 1, threads = 16"
+    if count > 1 and not has_port:
+        yield (
+            f"uWSGI is set to run {count} processes, {_ONE_OWNER}, so peers have to reach that one: {_OWN_PORT}; "
+            "or write processes = 1, threads = 16"
+        )
 
 
 def _options_of(module: Any) -> Mapping[str, Any]:
@@ -175,17 +178,34 @@ def _click_path() -> str | None:
     return None
 
 
-def check_command(may_own: bool) -> None:
+def outsider_below() -> str | None:
+    """Who runs the caller, if that is a process that is not to have a node: a command, or the parent of a reloader."""
+    command = command_below()
+    if command is not None:
+        return f"`{command}`"
+    return "the parent of a reloader" if any(_reloaders()) else None
+
+
+def check_command(may_own: bool, directory: str | None) -> None:
     """Raise ConfigurationError in a command of a framework, beside a server or not, unless it is said that it may own.
 
     A shell that stays open would keep the server from its directory; and what runs for a moment is no node.
+
+    directory: if a process that has no State can be a client of the server's node, by this directory.
     """
     command = None if may_own else command_below()
     if command is not None:
+        instead = START_FOR_SERVER
+        if directory is not None:
+            instead = (
+                f"start_from_env makes a client of such a command; or write kv = raftsvc.connect({directory!r}) there"
+            )
         raise ConfigurationError(
-            f"this is `{command}`, {_ONE_OWNER}, which is to be the server's: {START_FOR_SERVER}. If this command is a "
-            "server itself, or a test with a directory of its own, say how long it may wait for that: lock_timeout=10"
+            f"this is `{command}`, {_ONE_OWNER}, which is to be the server's: {instead}. If this command is {ITSELF}"
         )
+
+
+ITSELF = "a server itself, or a test with a directory of its own, say how long it may wait for that: lock_timeout=10"
 
 
 START_FOR_SERVER = (

@@ -23,10 +23,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raftsvc.addresses import check_addr, check_listen, peer_url
+from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
 from raftsvc.kv.client import KeyValue
+from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
-from raftsvc.service import start
+from raftsvc.service import outsider, start
 
 _PREFIX = "RAFTSVC_"
 _NAMES = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
@@ -45,6 +47,11 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
 
     Call it where `raftsvc.start` may be called, once in a process that serves requests.  The variables are
     those at the head of `raftsvc.kv.environment`.
+
+    Where the node has a port of its own, a command of a framework (`flask shell`, `manage.py migrate`) and the parent
+    of a reloader get no node, and no State: the store is that of a client of the node in the same directory
+    (`raftsvc.connect`), which the server has, and the log says so.  What takes a node, such as `watch` or
+    `service.join`, raises ConfigurationError there.  With `lock_timeout=` they are nodes like others.
 
     environ: in the place of os.environ.
     options: more of those of `raftsvc.start`, such as `election_timeout=`; what is given here and in the
@@ -69,11 +76,30 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     chosen.update(options)
     check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:
-        if said["LISTEN"]:
-            check_listen(_PREFIX + "LISTEN", said["LISTEN"])
-        is_said = _PREFIX + "LISTEN" in given
-        chosen["listen"] = said["LISTEN"] or None if is_said else _port_of(chosen["laddr"])
+        chosen["listen"] = listen_from_env(given, chosen["laddr"]) or None
+    who = outsider(chosen["dir"]) if chosen["listen"] and chosen.get("lock_timeout") is None else None
+    if who is not None:
+        guest = Guest(chosen["dir"], who)
+        return KeyValue(guest, RemoteStore(guest))
     return KeyValue(start(**chosen), chosen["state"])
+
+
+def listen_from_env(environ: Mapping[str, str], laddr: str | None = None) -> str | None:
+    """Where a node listens that is started so; empty if nowhere, None if nothing is said.  Raises ConfigurationError.
+
+    laddr: in the place of RAFTSVC_ADDR.
+    """
+    listen = environ.get(_PREFIX + "LISTEN")
+    if listen is not None:
+        if listen.strip():
+            check_listen(_PREFIX + "LISTEN", listen.strip())
+        return listen.strip()
+    if laddr is None:
+        laddr = environ.get(_PREFIX + "ADDR", "").strip()
+        if not laddr:
+            return None
+        check_addr(_PREFIX + "ADDR", laddr)
+    return _port_of(laddr)
 
 
 def _secrets(path: str, secret: str) -> list[str] | None:

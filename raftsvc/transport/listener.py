@@ -6,7 +6,7 @@ what it does, and who goes when there are too many, is told in connections.  The
 a request is short and says clearly where it ends, or it is refused.  Bodies need a
 Content-Length; responses without one are sent chunk by chunk as they come.  The
 port is bound in the background and retried, for during a reload the former process
-holds it a little longer.
+holds it a little longer; or it is one that a server's parent process keeps (`raftsvc.ports`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from raftsvc.errors import ConfigurationError, NotListeningError
+from raftsvc import ports
+from raftsvc.errors import NotListeningError
 from raftsvc.process import close_in_children
 from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.connections import HANDSHAKE_SECONDS, Connection, Connections
@@ -43,9 +44,11 @@ READ_SECONDS = 60.0
 """The longest wait for one read or write; how long they may take together, connections says."""
 _MAX_UNREAD_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
+_CLAIM_SECONDS = 3.0
+"""How long the former owner of a port that is kept may take to leave it before that is called trouble."""
+_CLAIM_POLL_SECONDS = 0.02
 # A line that continues the one before, the end of a line that others do not take for one, what is no text.
 _UNCLEAR = re.compile(rb"\n[ \t]|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL))
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -64,12 +67,10 @@ class Listener:
 
         on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
         """
-        host, _, port = address.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
-            raise ConfigurationError(f"listen={address!r} is not host:port, with a port up to 65535")
+        self._place = ports.place_of(address)
+        ports.hide_from_children()
+        self._host, self._port = self._place
         self._app = app
-        self._host = host.strip("[]")
-        self._port = int(port)
         self._ssl_context = ssl_context
         self._connections = Connections(MAX_CONNECTIONS, clock)
         self._stopping = threading.Event()
@@ -112,11 +113,7 @@ class Listener:
         pause = 0.05
         while not self._stopping.is_set():
             try:
-                self._servers = self._bind()
-                if self._is_in_trouble:
-                    self._is_in_trouble = False
-                    self._on_trouble(None)
-                self._serve(self._servers)
+                self._listen()
             except Exception as error:
                 if not self._is_in_trouble:
                     self._is_in_trouble = True
@@ -131,37 +128,37 @@ class Listener:
                 self._stopping.wait(pause)
                 pause = min(1.0, pause * 2)
 
-    def _bind(self) -> list[_Server]:
-        """A server for each address of the host, at one port; those that this machine does not have are left out."""
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-        servers: list[_Server] = []
-        missing: OSError | None = None
+    def _listen(self) -> None:
+        """Serve until the end, at the port that the parent of this process keeps, or else at one bound now."""
+        kept = ports.kept_at(self._place)
+        if kept is None:
+            self._serve(ports.bind(self._place))
+            return
+        sockets = kept.claim()
+        deadline = time.monotonic() + _CLAIM_SECONDS
+        while sockets is None:  # whose place this process takes is about to leave the port, too
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EADDRINUSE, "another process that has the same parent accepts there")
+            if self._stopping.wait(_CLAIM_POLL_SECONDS):
+                return
+            sockets = kept.claim()
         try:
-            for family, address in addresses:
-                port = servers[0].server_address[1] if servers else self._port
-                try:
-                    place = (address[0], port, *address[2:])
-                    options = (self._app, self._ssl_context, self._connections)
-                    servers.append(_Server(family, place, len(addresses) > 1, *options))
-                except OSError as error:
-                    if error.errno not in _NOT_HERE:
-                        raise
-                    missing = error
-            if missing is not None and not servers:
-                raise missing
-        except BaseException:
-            for server in servers:
-                server.server_close()
-            raise
-        return servers
+            self._serve(sockets)
+        finally:  # the sockets are closed
+            self._servers = []
+            kept.release()
 
-    def _serve(self, servers: list[_Server]) -> None:
-        """Accept connections until the end, then close the ports."""
+    def _serve(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections until the end, then close the sockets."""
         with ExitStack() as stack, selectors.DefaultSelector() as selector:
+            bound = [stack.enter_context(each) for each in sockets]
+            servers = [_Server(each, self._app, self._ssl_context, self._connections) for each in bound]
             for server in servers:
-                stack.enter_context(server)
                 selector.register(server, selectors.EVENT_READ, server)
+            self._servers = servers
+            if self._is_in_trouble:
+                self._is_in_trouble = False
+                self._on_trouble(None)
             self._bound.set()
             while not self._stopping.is_set():
                 for key, _ in selector.select(_Server.timeout):
@@ -173,29 +170,17 @@ class _Server(ThreadingTCPServer):
     timeout = 0.1  # seconds after which it looks whether it is to stop
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = 128
 
     def __init__(
-        self,
-        family: socket.AddressFamily,
-        address: tuple[Any, ...],
-        is_one_of_several: bool,
-        app: WsgiApp,
-        ssl_context: ssl.SSLContext | None,
-        connections: Connections,
+        self, bound: socket.socket, app: WsgiApp, ssl_context: ssl.SSLContext | None, connections: Connections
     ) -> None:
+        """bound: which listens, and does not block; it is closed with this."""
         self.app = app
-        self.address_family = family
-        self._is_one_of_several = is_one_of_several
         self._ssl_context = ssl_context
         self.connections = connections
-        super().__init__(address, _Handler)
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6 and self._is_one_of_several:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the others have sockets of their own
-        super().server_bind()
+        super().__init__(bound.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound
 
     def get_request(self) -> tuple[Any, Any]:
         try:

@@ -56,6 +56,7 @@ class Setup(NamedTuple):
     secret: str
     has_listener: bool  # its own, or /raft/ is on the pool that the clients use
     lease_reads: bool
+    workers: int  # processes that share the directory of a node
 
 
 def _put(path: Path, what: dict[str, Any]) -> None:
@@ -125,13 +126,42 @@ class Process:
             environment["CHAOS_LEASE_READS"] = "yes"
         command = [
             *self._setup.links.command(self.stand.place),
-            *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", str(THREADS)),
+            *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--no-control-socket"),
+            *("--workers", str(self._setup.workers), "--threads", str(max(8, THREADS // self._setup.workers))),
+            *("--config", str(self._configure())),
             *("--bind", self.web, "--graceful-timeout", "10", "--timeout", "120", "tests.chaos.server:application"),
         ]
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+
+    def _configure(self) -> Path:
+        """gunicorn's configuration: with several workers every other node has its port kept by the master."""
+        path = self._setup.home / f"n{self.number}.conf.py"
+        hooks = f"""
+from raftsvc.ext.gunicorn import Hooks
+node = Hooks(listen={self.addr!r})
+on_starting, worker_exit = node.on_starting, node.worker_exit
+"""
+        path.write_text(hooks if self._setup.workers > 1 and self.number % 2 == 0 else "")
+        return path
+
+    def workers(self) -> list[int]:
+        """Process ids of those that serve it, as far as they are there just now."""
+        if self._popen is None:
+            return []
+        children = Path(f"/proc/{self._popen.pid}/task/{self._popen.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def owner(self) -> int:
+        """Process id of the worker that owns the directory; of any, if none does just now."""
+        workers = eventually(self.workers, f"{self.name} has workers")
+        with suppress(OSError, IndexError, ValueError):
+            owner = int((self.directory / "lock").read_text().split()[1])
+            if owner in workers:
+                return owner
+        return int(workers[0])
 
     def wipe(self) -> None:
         """Begin with an empty directory, as another member."""
@@ -193,12 +223,15 @@ class Process:
 class Cluster:
     """All nodes of a run."""
 
-    def __init__(self, home: Path, links: Links, size: int, has_listener: bool, lease_reads: bool) -> None:
+    def __init__(
+        self, home: Path, links: Links, size: int, has_listener: bool, lease_reads: bool, workers: int = 1
+    ) -> None:
         self.links = links
+        self.workers = workers
         self._has_listener = has_listener
         self._ports: set[int] = set()
         self.node_ids: dict[Process, int] = {}  # when the cluster was whole last
-        setup = Setup(home, links, secrets.token_hex(16), has_listener, lease_reads)
+        setup = Setup(home, links, secrets.token_hex(16), has_listener, lease_reads, workers)
         self.nodes = [Process(number, setup, self.new_stand(number)) for number in range(size)]
         self.settle()
 
@@ -229,7 +262,7 @@ class Cluster:
             node.start()
         for node in self.nodes:
             eventually(node.status, f"{node.name} serves")
-        self.nodes[0].ask("init", {})
+        eventually(lambda: self.nodes[0].ask("init", {}) == {}, "a cluster begins")
         for node in self.nodes[1:]:
             self.join(node)
         self.expect_whole("when all joined")
@@ -251,6 +284,8 @@ class Cluster:
 
     def is_whole(self) -> bool:
         """Whether every node serves, and sees every node as a voter that is where it is."""
+        if self.workers > 1 and not all(self._is_attended(node) for node in self.nodes):
+            return False
         pictures = [node.status() for node in self.nodes]
         if any(picture["error"] or not picture.get("leader_id") for picture in pictures):
             return False
@@ -262,6 +297,19 @@ class Cluster:
             return False
         self.node_ids = {node: picture["node_id"] for node, picture in zip(self.nodes, pictures, strict=True)}
         return True
+
+    def _is_attended(self, node: Process) -> bool:
+        """Whether one of its workers owns the directory, and all others are attached and see nothing wrong."""
+        workers = set(node.workers())
+        seen: set[int] = set()
+        for _ in range(8 * self.workers):  # each by a connection that any of them may take
+            picture = node.status()
+            if picture["error"]:
+                return False
+            seen.add(picture["process"]["pid"])
+            if picture["process"]["pid"] == picture["process"]["owner_pid"]:
+                return workers - {picture["process"]["pid"]} == set(picture["process"]["attached"])
+        return False
 
     def expect_whole(self, when: str) -> None:
         """Wait until it is; Trouble says what each node knows if it does not come to that."""

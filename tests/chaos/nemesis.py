@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -50,6 +51,13 @@ class Nemesis:
             "reload": self._reload,
             "kill -9 of all": self._kill_all,
         }
+        if run.cluster.workers > 1:
+            self.faults |= {
+                "kill -9 of an owner": self._kill_owner,
+                "kill -9 of workers": self._kill_workers,
+                "owner stopped": self._stop_owner,
+                "killed as it reloads": self._kill_reloading,
+            }
 
     def strike_for(self, seconds: float, kinds: list[str] | None) -> None:
         """Faults of all kinds in an order of the seed's, again and again, until the time is over."""
@@ -102,6 +110,36 @@ class Nemesis:
             each.kill()
         for each in self._cluster.nodes:
             each.start()
+
+    def _kill_owner(self, node: Process) -> None:
+        """Once, or again as soon as another has taken over."""
+        for _ in range(self._random.randint(1, 3)):
+            self._kill_each([node.owner()])
+            self._wait(0.0, 1.0)
+
+    def _kill_workers(self, node: Process) -> None:
+        workers = node.workers()
+        self._kill_each(self._random.sample(workers, self._random.randint(1, len(workers))))
+        self._wait(0.0, 0.5)
+
+    def _kill_reloading(self, node: Process) -> None:
+        node.reload()
+        self._wait(0.0, 1.5)
+        self._kill_workers(node)
+
+    @staticmethod
+    def _kill_each(pids: Iterable[int]) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _stop_owner(self, node: Process) -> None:
+        """Nobody takes its place, and what it believed must not be read once it goes on."""
+        owner = node.owner()
+        with suppress(ProcessLookupError):
+            os.kill(owner, signal.SIGSTOP)
+            self._wait(0.5, 4.0)
+            os.kill(owner, signal.SIGCONT)
 
     def _stop_process(self, node: Process) -> None:
         node.signal(signal.SIGSTOP)

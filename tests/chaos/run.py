@@ -137,11 +137,20 @@ class LongWriter(Client):
 class Run:
     """A cluster, its clients, and the history."""
 
-    def __init__(self, home: Path, nodes: int, seed: int, links: Links, has_listener: bool, lease_reads: bool) -> None:
+    def __init__(
+        self,
+        home: Path,
+        nodes: int,
+        seed: int,
+        links: Links,
+        has_listener: bool,
+        lease_reads: bool,
+        workers: int = 1,
+    ) -> None:
         self.seed = seed
         self.home = home
         self.random = random.Random(f"{seed} nemesis")
-        self.cluster = Cluster(home, links, nodes, has_listener, lease_reads)
+        self.cluster = Cluster(home, links, nodes, has_listener, lease_reads, workers)
         self.outcome = Outcome(seed, nodes)
         self.is_over = threading.Event()
         self.values: dict[str, Any] = {}  # what was written last, as a guess for compare-and-set
@@ -238,11 +247,14 @@ class Run:
             lambda: all(c.served > n + 3 for c, n in zip(clients, before, strict=True)), "every client is served again"
         )
 
+    def _asked(self) -> list[Process]:
+        """Every node, and so often that each of its workers answers, most likely."""
+        workers = self.cluster.workers
+        return self.cluster.nodes * (1 if workers == 1 else 4 * workers)
+
     def _judge(self) -> None:
-        dumps = [
-            eventually(lambda node=node: [node.ask("dump")], f"{node.name} reads")[0] for node in self.cluster.nodes
-        ]
-        for node, dump in zip(self.cluster.nodes, dumps, strict=True):
+        dumps = [eventually(lambda node=node: [node.ask("dump")], f"{node.name} reads")[0] for node in self._asked()]
+        for node, dump in zip(self._asked(), dumps, strict=True):
             if dump != dumps[0]:
                 raise Trouble(f"{node.name} holds something else than n0")
         for key, least in self._added.items():

@@ -15,17 +15,18 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.mark.parametrize(
-    ("has_listener", "lease_reads", "kinds"),
+    ("workers", "has_listener", "lease_reads", "kinds"),
     [
-        (True, False, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
-        (False, True, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
-        (True, False, ["members trade places", "all at new addresses", "forked children", "narrow links"]),
+        (1, True, False, ["kill -9", "leader cut off", "fsync hangs", "member replaced"]),
+        (1, False, True, ["stop longer than election", "fsync fails", "one-way cut", "clock jumps"]),
+        (1, True, False, ["members trade places", "all at new addresses", "forked children", "narrow links"]),
+        (2, True, False, ["kill -9 of an owner", "owner stopped", "killed as it reloads", "kill -9 of workers"]),
     ],
 )
 def test_real_processes_keep_every_promise_under_faults(
-    tmp_path: Path, has_listener: bool, lease_reads: bool, kinds: list[str]
+    tmp_path: Path, workers: int, has_listener: bool, lease_reads: bool, kinds: list[str]
 ) -> None:
-    run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads)
+    run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads, workers)
     try:
         outcome = run.go(12.0, kinds)
     except Trouble as trouble:

@@ -1,0 +1,196 @@
+"""A process that had better not have a node, such as a command of a framework, is a client of its server's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+import raftsvc
+import raftsvc.kv
+from raftsvc.client.guest import Guest
+from raftsvc.errors import ConfigurationError
+from tests.attached.hosts import ROOT, eventually, free_port
+from tests.test_refusals import SECRET, below, module
+
+PROGRAM = """
+import click
+from flask import Flask
+import raftsvc
+from raftsvc.kv import start_from_env
+
+kv = start_from_env()
+app = Flask(__name__)
+
+@app.post("/visits")
+def visit():
+    return {"visits": kv.incr("visits")}
+
+@app.cli.command("visit")
+def visit_once():
+    print("visits:", kv.incr("visits"), type(kv.service).__name__)
+
+@app.cli.command("greet")
+def greet():
+    print("hello")
+"""
+
+
+def environ_of(path: Path, addr: str) -> dict[str, str]:
+    return {
+        "RAFTSVC_SECRET": SECRET,
+        "RAFTSVC_INITIAL_CLUSTER": addr,
+        "RAFTSVC_ADDR": addr,
+        "RAFTSVC_DIR": str(path / "data"),
+    }
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Any]:
+    """The store of a server, which is this process."""
+    kv = raftsvc.kv.start_from_env(environ_of(tmp_path, f"127.0.0.1:{free_port()}"))
+    try:
+        kv.service.wait_formed(60)
+        yield kv
+    finally:
+        kv.service.stop()
+
+
+def run(path: Path, addr: str, *words: str) -> subprocess.CompletedProcess[str]:
+    (path / "app.py").write_text(PROGRAM)
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=path,
+        env={**os.environ, **environ_of(path, addr), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.processes
+def test_a_command_of_flask_works_with_the_node_of_its_server(tmp_path: Path, node: Any) -> None:
+    pytest.importorskip("flask")
+    assert node.incr("visits") == 1
+    done = run(tmp_path, "127.0.0.1:1", "flask", "visit")
+    assert done.stdout == "visits: 2 Guest\n", done.stderr
+    assert node.get("visits").data == b"2"
+
+
+@pytest.mark.processes
+def test_a_command_without_a_server_does_what_needs_no_node_and_says_what_it_lacks(tmp_path: Path) -> None:
+    pytest.importorskip("flask")
+    addr = f"127.0.0.1:{free_port()}"
+    done = run(tmp_path, addr, "flask", "greet")
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert re.search(r"this is `python -m flask greet`.*no process of this host has.*lock_timeout=10", done.stderr)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.processes
+def test_under_a_reloader_the_child_has_the_node_and_the_parent_none(tmp_path: Path) -> None:
+    pytest.importorskip("flask")
+    (tmp_path / "app.py").write_text(PROGRAM)
+    url, addr = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    environ = {**os.environ, **environ_of(tmp_path, addr), "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flask", "run", "--debug", "--port", url.rpartition(":")[2]],
+            cwd=tmp_path,
+            env=environ,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+
+        def is_counted() -> bool:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            with suppress(requests.RequestException):
+                return requests.post(f"{url}/visits", timeout=10).status_code == 200
+            return False
+
+        eventually(is_counted, "a visit is counted")
+        owner = int((tmp_path / "data" / "lock").read_text().split()[1])
+        assert owner != server.pid
+        (tmp_path / "app.py").write_text(PROGRAM + "# changed\n")
+        eventually(lambda: f"process {owner} " not in _note(tmp_path) and _note(tmp_path), "another child has it")
+        eventually(is_counted, "a visit is counted")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # the parent, and the child that it would leave
+        server.wait(60)
+
+
+def _note(path: Path) -> str:
+    try:
+        return (path / "data" / "lock").read_text()
+    except OSError:
+        return ""
+
+
+def test_what_takes_a_node_is_refused_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "shell"]})
+    module(monkeypatch, "django.core.management")
+    caplog.set_level(logging.INFO, "raftsvc")
+    environ = environ_of(tmp_path, "127.0.0.1:1")
+    kv = below(utility())(lambda: raftsvc.kv.start_from_env(environ))
+    assert "this is `manage.py shell`: it is a client of the node in" in caplog.text
+    kv.set("a", b"b")
+    assert node.get("a").data == kv.get("a").data == b"b"
+    with pytest.raises(ConfigurationError):
+        kv.watch("")
+    service = kv.service
+    assert isinstance(service, Guest)
+    assert service.status()["role"] == "leader"
+    assert service.err() is None
+    assert not service.is_leader
+    of_services = {name for name in dir(raftsvc.Service) if not name.startswith("_")}
+    refused = {name for name in of_services if name not in dir(Guest)}
+    for name in refused:
+        with pytest.raises(ConfigurationError, match=rf"{name} takes a node.*`manage\.py shell`"):
+            getattr(service, name)("something")
+    assert {"exec", "propose", "wait_read", "status", "stop"} <= of_services - refused
+    with pytest.raises(AttributeError):
+        service.no_such_thing  # noqa: B018
+    service.stop()
+
+
+def test_start_tells_a_command_what_to_write_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "check"]})
+    module(monkeypatch, "django.core.management")
+    addr = f"127.0.0.1:{free_port()}"
+
+    def start(**options: Any) -> raftsvc.Service:
+        state = raftsvc.kv.KeyValueState()
+        return raftsvc.start(addr, tmp_path / "n", None, state, secret=SECRET, **options)
+
+    line = re.escape(f"kv = raftsvc.connect('{tmp_path / 'n'}')")
+    with pytest.raises(ConfigurationError, match=line):
+        below(utility())(lambda: start(listen=addr))
+    with pytest.raises(ConfigurationError, match="ask the server over HTTP"):
+        below(utility())(start)
+    service = below(utility())(lambda: start(listen=addr, lock_timeout=1.0))
+    service.stop()
+
+
+def test_a_command_that_is_a_server_has_a_node_if_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "serve"]})
+    module(monkeypatch, "django.core.management")
+    environ = environ_of(tmp_path, f"127.0.0.1:{free_port()}")
+    kv = below(utility())(lambda: raftsvc.kv.start_from_env(environ, lock_timeout=1.0))
+    try:
+        assert isinstance(kv.service, raftsvc.Service)
+    finally:
+        kv.service.stop()
