@@ -61,13 +61,23 @@ class Farewells:
     """What is called when a Service is about to stop, while it still works.  Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the three below; taken for a moment, and not by the main thread
         self._functions: dict[int, Callable[[], object]] = {}
         self._next = 0
+        self._is_saying = False
+        self._said = threading.Event()
 
     def add(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Have it called then, once; returns what has it not called."""
-        number, self._next = self._next, self._next + 1
-        self._functions[number] = function
+        """Have it called then, once; at once if that is over.  Returns what has it not called."""
+        if is_main_thread():
+            return do_elsewhere(partial(self.add, function), _LOOK_SECONDS, NodeFailedError)
+        with self._lock:
+            number, self._next = self._next, self._next + 1
+            is_late = self._is_saying
+            if not is_late:
+                self._functions[number] = function
+        if is_late:
+            _call(function)
 
         def remove() -> None:
             self._functions.pop(number, None)
@@ -75,16 +85,25 @@ class Farewells:
         return remove
 
     def say(self) -> None:
-        """Call all, and return once they have returned, or after some seconds."""
-        functions, self._functions = list(self._functions.values()), {}
-        threads = [threading.Thread(target=_call, args=(each,), name="raftsvc-stop", daemon=True) for each in functions]
-        with suppress(RuntimeError):  # no thread can be started: they are not called
-            for thread in threads:
-                thread.start()
+        """Call all, and return once they have returned, or after some seconds, whoever calls them."""
+        with self._lock:
+            is_first = not self._is_saying
+            self._is_saying = True
+            functions, self._functions = list(self._functions.values()), {}
         ends_at = time.monotonic() + FAREWELL_SECONDS
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(ends_at - time.monotonic(), 0.0))
+        if not is_first:
+            self._said.wait(FAREWELL_SECONDS)
+            return
+        threads = [threading.Thread(target=_call, args=(each,), name="raftsvc-stop", daemon=True) for each in functions]
+        try:
+            with suppress(RuntimeError):  # no thread can be started: they are not called
+                for thread in threads:
+                    thread.start()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join(max(ends_at - time.monotonic(), 0.0))
+        finally:
+            self._said.set()
 
 
 def _call(function: Callable[[], object]) -> None:

@@ -183,10 +183,9 @@ class States(BaseState):
         name = data[1:stop] if len(data) >= stop else b""
         # What is due in the others happens here too: while one is written to no entry comes for time alone.
         for other, part in self._waiting.items():
-            if other != name:
-                deadline = part.next_deadline()
-                if deadline is not None and deadline <= time_ms:
-                    part.pass_time(index, time_ms)
+            # Not by what it waits for, which is when to be woken: after a restart that may be said otherwise.
+            if other != name and part.next_deadline() is not None:
+                part.pass_time(index, time_ms)
         apply = self._appliers.get(name)
         if apply is None:
             raise Rejected("the instruction is for no part of this State")

@@ -1400,9 +1400,23 @@ MUTANTS = (
     Mutant(
         "a lease counts from when its renewal was answered",
         "kv/leases.py",
-        "            raise LostError(self.id, rejected.reason) from None\n        self._note(asked)\n",
-        "            raise LostError(self.id, rejected.reason) from None\n        self._note(read_clocks())\n",
+        "            self.has_given_up = True\n            raise\n        self._note(asked)\n",
+        "            self.has_given_up = True\n            raise\n        self._note(read_clocks())\n",
         test="service/test_holding.py::test_a_renewal_counts_from_when_it_was_first_asked_for",
+    ),
+    Mutant(
+        "a forked child lets go of what its parent holds",
+        "kv/leases.py",
+        "        if hold.lease.wanted.pop(hold.number, None) is None or not hold.lease.is_here:\n",
+        "        if hold.lease.wanted.pop(hold.number, None) is None:\n",
+        test="client/test_holding.py::test_a_forked_child_lets_go_of_nothing_that_its_parent_holds",
+    ),
+    Mutant(
+        "parts of a State are told the time by what they said that they wait for",
+        "states.py",
+        "            if other != name and part.next_deadline() is not None:\n",
+        "            if other != name and (part.next_deadline() or time_ms + 1) <= time_ms:\n",
+        test="kv/test_holds.py::test_parts_of_several_states_have_the_same_future_wherever_they_were_restored",
     ),
     Mutant(
         "what is still used when a node stops is given to others",

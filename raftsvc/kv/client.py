@@ -492,14 +492,13 @@ class KeyValue:
         remote: Any = self._reader
         return remote if self._watching is None else self._watching
 
-    def _title(self, kind: str, name: str, ttl: float, data: bytes | None = None) -> str:
-        """What a recipe claims, below the prefix; raises TypeError or ValueError if something makes no sense."""
+    def _checked(self, kind: str, name: str, ttl: float, data: bytes | None = None) -> str:
+        """The name that is given to a recipe; raises TypeError or ValueError if something makes no sense."""
         self._holding()
-        title = f"{kind}:{instructions.checked_key(_name('', name, 'a name'))}"
-        _claimed(self._prefix, title)
+        _claimed(self._prefix, f"{kind}:{instructions.checked_key(_name('', name, 'a name'))}")
         lease_ttl_ms(ttl)
         checked_data(data)
-        return title
+        return name
 
     def claim(
         self,
@@ -514,8 +513,9 @@ class KeyValue:
     ) -> Hold | None:
         """Hold `units` of a name that has `size` of them, once they can be had: what locks and the like are made of.
 
-        ttl:      in seconds, a second at least: so long after this process died, or was cut off, others have what it
-                  held.  It is renewed as long as the process runs and is heard.
+        ttl:      in seconds: so long after this process died, or was cut off, others have what it held.  It is renewed
+                  as long as the process runs and is heard.  A second at least; what is to outlive that a leader
+                  is lost and another elected has five times `election_timeout` of `start`, or more.
         data:     at most 1,024 bytes, shown by `claims`; None: the names of this host and process.
         blocking: False: now or not at all.
         timeout:  in seconds; None: wait for however long it takes.
@@ -566,39 +566,39 @@ class KeyValue:
             raise TypeError(f"what is known is what `claims` returned, and not {known!r:.100}")
         if is_main_thread():
             return do_elsewhere(partial(self.wait_claims, name, known, timeout), timeout, ReadTimeoutError)
-        shown = self._reader.present
-        return wait_for_claims(self._holding(), full, lambda: _claimants(shown.claims(full)), known, timeout)
+        holding, reader = self._holding(), self._reader
+        return wait_for_claims(holding, full, lambda: _claimants(reader.present.claims(full)), known, timeout)
 
     def lock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> Lock:
         """A lock of the cluster: `with store.lock("orders") as lock:`; see `raftsvc.recipes.Lock`, and `claim`."""
         from raftsvc.recipes.locks import Lock
 
-        return Lock(self, self._title("lock", name, ttl, data), ttl, data)
+        return Lock(self, self._checked("lock", name, ttl, data), ttl, data)
 
     def rwlock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> ReadWriteLock:
         """A lock that several may read by at once, or one write; see `raftsvc.recipes.ReadWriteLock`, and `claim`."""
         from raftsvc.recipes.locks import ReadWriteLock
 
-        return ReadWriteLock(self, self._title("rwlock", name, ttl, data), ttl, data)
+        return ReadWriteLock(self, self._checked("rwlock", name, ttl, data), ttl, data)
 
     def semaphore(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> Lock:
         """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`."""
         from raftsvc.recipes.locks import Lock
 
-        title = self._title("semaphore", name, ttl, data)
-        return Lock(self, title, ttl, data, *checked_units(size, 1))
+        name = self._checked("semaphore", name, ttl, data)
+        return Lock(self, name, ttl, data, "semaphore", *checked_units(size, 1))
 
     def election(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> Election:
         """One of many leads: `store.election("cron").run(function)`; see `raftsvc.recipes.Election`, and `claim`."""
         from raftsvc.recipes.election import Election
 
-        return Election(self, self._title("election", name, ttl, data), ttl, data)
+        return Election(self, self._checked("election", name, ttl, data), ttl, data)
 
     def party(self, name: str, ttl: float = 15.0) -> Party:
         """Who is there: `with store.party("web").join(b"me"):`; see `raftsvc.recipes.Party`, and `claim`."""
         from raftsvc.recipes.party import Party
 
-        return Party(self, self._title("party", name, ttl), ttl)
+        return Party(self, self._checked("party", name, ttl), ttl)
 
     def once(
         self,
@@ -631,7 +631,7 @@ class KeyValue:
             check_timeout(timeout)
         from raftsvc.recipes.once import Once
 
-        once = Once(self, self._title("once", name, ttl), ttl)
+        once = Once(self, self._checked("once", name, ttl), ttl)
         return once.run(function, after_failure=after_failure, after_death=after_death, timeout=timeout)
 
     # -- as a mapping

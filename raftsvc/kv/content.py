@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from raftsvc.kv.events import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.expiry import Expiries, deadline_of
-from raftsvc.kv.holds import Holds, numbers_of
+from raftsvc.kv.holds import CLAIM_BYTES, Holds, numbers_of
 from raftsvc.kv.instructions import (
     ALLOW,
     ALONE,
@@ -163,6 +163,8 @@ class Content:
             holds.keep(key, *numbers_of(data), time_ms)
             return True
         if code == OPEN:
+            if self.max_bytes and not holds.has(key) and self.size_bytes + CLAIM_BYTES > self.max_bytes:
+                raise over_quota(self.size_bytes + CLAIM_BYTES, self.max_bytes)
             holds.open(key, ttl_ms, time_ms)
             return True
         assert code == END, "these are all"

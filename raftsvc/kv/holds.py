@@ -100,9 +100,11 @@ class Holds:
     """
 
     __slots__ = (
+        "_claim_count",
         "_deadlines",
         "_ended",
         "_entry",
+        "_exhausted",
         "_grantable",
         "_granted",
         "_leases",
@@ -120,6 +122,8 @@ class Holds:
         self._ended: dict[str, None] = {}  # names that have less claims on them, while leases end
         self._entry = 0  # the entry that is applied
         self._granted: set[str] = set()  # names that had a grant in it
+        self._exhausted = 0  # the entry in which nobody could be granted anything more
+        self._claim_count = 0
         self._time_ms = 0
         self.size_bytes = 0
         self.changed: list[tuple[str, str, int]] = []
@@ -137,6 +141,7 @@ class Holds:
             made.size_bytes += _size_of(name)
             for claim in claims:
                 made._leases[claim.lease].claims[claim.number] = name
+                made._claim_count += 1
                 made.size_bytes += _size_of(name, claim.data)
                 if claim.fence:
                     found.held[claim[:2]] = claim
@@ -193,12 +198,20 @@ class Holds:
                 del self._ended[name]
                 self._grant(name)
             return True
+        if self._exhausted == self._entry:  # whatever can be granted since then was granted in it
+            return False
         names = list(islice((name for name in self._grantable if name not in self._granted), _SOME))
         for name in names:
             self._grant(name)
+        if not names:
+            self._exhausted = self._entry
         return bool(names)
 
     # -- leases
+
+    def has(self, lease: str) -> bool:
+        """Whether there is such a lease."""
+        return lease in self._leases
 
     def open(self, lease: str, ttl_ms: int, time_ms: int) -> None:
         """Have that lease, from now on; one that is there is kept."""
@@ -267,9 +280,13 @@ class Holds:
             self.size_bytes += _size_of(name)
         claim = found.waiting[key] = Claim(lease, number, units, self._entry, 0, asked[ASKED.size :])
         self._leases[lease].claims[number] = name
+        self._claim_count += 1
         self.size_bytes += _size_of(name, claim.data)
         self._grant(name)
-        return self._claim(name, lease, number).fence
+        fence = self._claim(name, lease, number).fence
+        if not fence:
+            self.changed.append((name, *key))  # there is one more who waits
+        return fence
 
     def growth_bytes(self, name: str, asked: bytes) -> int:
         """How much larger all would be once that claim was placed; nothing if it is there."""
@@ -305,7 +322,7 @@ class Holds:
 
     def counts(self) -> tuple[int, int]:
         """How many leases there are, and how many claims."""
-        return len(self._leases), sum(len(found.claims) for found in self._leases.values())
+        return len(self._leases), self._claim_count
 
     def _claim(self, name: str, lease: str, number: int) -> Claim:
         found = self._names[name]
@@ -321,6 +338,7 @@ class Holds:
         else:
             claim = found.waiting.pop(key)
         del self._leases[lease].claims[number]
+        self._claim_count -= 1
         self.size_bytes -= _size_of(name, claim.data)
         self.changed.append((name, lease, number))
 

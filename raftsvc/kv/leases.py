@@ -22,9 +22,9 @@ import secrets
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -61,6 +61,8 @@ MIN_TTL = 1.0
 _CALL_SECONDS = 5.0
 _RENEW_SECONDS = 3.0
 _PAUSE_SECONDS = 0.2
+_LOST_SECONDS = 1.0
+"""Between two looks at clocks that go on while the machine is suspended, where waiting does not."""
 _LOOK_SECONDS = 30.0
 _LEAVE_SECONDS = 1.0
 """So long a process that stops waits for those who hold something to let go of it."""
@@ -137,7 +139,7 @@ class Lost(threading.Event):
                 if left <= 0:
                     break
                 seconds = min(seconds, left)
-            super().wait(max(seconds, 0.0))
+            super().wait(min(max(seconds, 0.0), _LOST_SECONDS))
         return self.is_set()
 
 
@@ -158,7 +160,14 @@ class Lease:
         self._numbers = count(1)
         self._home = HomeProcess()
         self._asked: tuple[int, ...] | None = None  # the clocks, when what was acknowledged last was asked for
+        self.has_given_up = False
+        """Whether there may be claims under it that are not wanted any more; it is renewed soon, without them."""
         self._is_over = False  # never taken back, so whoever finds that it is may say so without a lock
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it belongs to this process, and not to its parent."""
+        return self._home.is_here
 
     @property
     def is_over(self) -> bool:
@@ -173,7 +182,7 @@ class Lease:
     @property
     def is_due(self) -> bool:
         """Whether it should be renewed."""
-        return self._left() <= (SAFE_SHARE - _RENEW_SHARE) * self.ttl
+        return self.has_given_up or self._left() <= (SAFE_SHARE - _RENEW_SHARE) * self.ttl
 
     def _left(self) -> float:
         if self._is_over or self._asked is None or not self._home.is_here:  # else it is the parent's
@@ -208,6 +217,7 @@ class Lease:
         self._home.check()
         if self.is_over:
             raise LostError(self.id)
+        self.has_given_up = False
         index = self._cluster.index()  # before the list: what is wanted later is placed later
         wanted = list(self.wanted)
         asked = read_clocks()
@@ -216,6 +226,9 @@ class Lease:
         except Rejected as rejected:
             self.end()
             raise LostError(self.id, rejected.reason) from None
+        except BaseException:
+            self.has_given_up = True
+            raise
         self._note(asked)
 
     def revoke(self, timeout: float = 5.0) -> None:
@@ -299,15 +312,33 @@ class Wish(NamedTuple):
     waits: bool
 
 
+class _Attempt:
+    """A claim that somebody waits for, as long as he does."""
+
+    __slots__ = ("_ends_at", "hold", "is_answered", "is_wanted", "wish")
+
+    def __init__(self, wish: Wish, ends_at: float) -> None:
+        self.wish = wish
+        self.is_wanted = True
+        self.is_answered = False
+        self.hold: Hold | None = None
+        self._ends_at = ends_at
+
+    @property
+    def left(self) -> float:
+        """In seconds; infinite if he waits for however long it takes."""
+        return self._ends_at - time.monotonic()
+
+
 class Keeper:
     """The leases of a process, and the thread that renews them.  Thread-safe."""
 
     def __init__(self, cluster: Access) -> None:
         self._cluster = cluster
         self._lock = threading.Lock()  # guards all below; held for no I/O
-        self._opening = threading.Lock()  # one opens a lease at a time; taken first, and while the cluster is asked
+        self._opening = threading.Lock()  # one opens a lease at a time, and others wait no longer than they want
         self._leases: dict[int, Lease] = {}  # by their TTL in milliseconds
-        self._untold: deque[Hold] = deque()  # given up, and the cluster may not know yet; needs no lock
+        self._ending: dict[Lease, float] = {}  # those that nobody needs any more, and until when that is told
         self._idle: set[str] = set()  # leases under which nothing was wanted when they were renewed last
         self._is_served = False
         self._is_closed = False
@@ -318,141 +349,168 @@ class Keeper:
 
         The main thread has another do it: if it is interrupted, nobody wants what that one gets.
         """
+        attempt = _Attempt(wish, ends_at)
         if not is_main_thread():
-            return self._claim(wish, ends_at)
-        holds: list[Hold] = []
-        is_wanted = True
-
-        def claim() -> Hold | None:
-            hold = self._claim(wish, ends_at)
-            if hold is not None:
-                holds.append(hold)
-                if not is_wanted:
-                    self._give_up(hold)
-            return hold
-
+            return self._claim(attempt)
         try:
-            return do_elsewhere(claim, ends_at - time.monotonic() + _CALL_SECONDS, OutcomeUnknown)
+            return do_elsewhere(partial(self._claim, attempt), attempt.left + _CALL_SECONDS, OutcomeUnknown)
         except BaseException:
-            is_wanted = False
-            for hold in holds:
+            attempt.is_wanted = False
+            hold = attempt.hold
+            if hold is not None:
                 self._give_up(hold)
+                hold.signal.set()
             raise
 
-    def _claim(self, wish: Wish, ends_at: float) -> Hold | None:
-        while True:
-            hold = self._lease(wish.ttl_ms, ends_at).hold(wish.name)
-            waits = wish.waits
+    def _claim(self, attempt: _Attempt) -> Hold | None:
+        wish = attempt.wish
+        while attempt.is_wanted:
+            lease = self._lease(attempt)
+            if lease is None:
+                break
+            attempt.hold = hold = lease.hold(wish.name)
+            effect = instructions.claim(*hold.place, wish.size, wish.units, wish.data, waits=wish.waits)
             try:
-                effect = instructions.claim(*hold.place, wish.size, wish.units, wish.data, waits=waits)
-                fence = self._place(hold, effect, ends_at)
-                if fence == 0 and waits:
-                    fence = self._await(hold, ends_at)
+                fence = self._place(attempt, hold, effect)
+                if fence == 0 and wish.waits:
+                    fence = self._await(attempt, hold)
             except BaseException:
                 self._give_up(hold)
                 raise
-            if fence and not hold.lost.is_set():
+            if fence and attempt.is_wanted and not hold.lost.is_set():
                 return hold.granted(fence, self.let_go)
-            is_gone = fence is None or hold.lost.is_set()
+            if fence == 0 and not wish.waits and attempt.is_answered:
+                hold.lease.wanted.pop(hold.number, None)  # and it was not placed
+                break
             self._give_up(hold)
-            if not is_gone or (ends_at - time.monotonic() <= 0):
-                return None
+            if attempt.left <= 0 or (fence is not None and not hold.lost.is_set()):
+                break
+        return None
 
-    def _lease(self, ttl_ms: int, ends_at: float) -> Lease:
-        """The one of that TTL, which is there; raises what keeps it from being opened."""
-        with self._opening:
-            with self._lock:
-                if self._is_closed:
-                    raise StoppedError("this Service is being stopped: nothing is claimed here any more")
-                lease = self._leases.get(ttl_ms)
+    def _lease(self, attempt: _Attempt) -> Lease | None:
+        """The one of that TTL, which is there; None if none was opened in time; raises what keeps it from that."""
+        found: Lease | None = None
+
+        def ask(timeout: float) -> None:
+            nonlocal found
+            began = time.monotonic()
+            if not self._opening.acquire(timeout=timeout):  # somebody else is about to
+                raise OutcomeUnknown("a lease was not opened in time")
+            try:
+                found = self._open(attempt.wish.ttl_ms, max(timeout - (time.monotonic() - began), 0.0))
+            finally:
+                self._opening.release()
+
+        while found is None and self._retry(ask, attempt):
+            pass  # one that was opened and lost at once: another
+        return found
+
+    def _open(self, ttl_ms: int, timeout: float) -> Lease | None:
+        """The one that there is, or a new one; None if that counts as lost at once."""
+        with self._lock:
+            lease = self._leases.get(ttl_ms)
+            self._check_open()
             if lease is not None and not lease.is_over:
-                return lease
-            lease = Lease(self._cluster, ttl_ms)
-            self._retry(lease.open, ends_at)
-            with self._lock:
-                self._leases[ttl_ms] = lease
                 self._serve()
+                return lease
+        lease = Lease(self._cluster, ttl_ms)
+        try:
+            lease.open(timeout)
+        except LostError:
+            return None
+        with self._lock:
+            self._check_open()
+            self._serve()
+            self._leases[ttl_ms] = lease
         self._signal.set()
         return lease
 
-    def _retry(self, ask: Callable[[float], object], ends_at: float) -> None:
-        """Ask again as long as nobody answers, until the time is over."""
-        while True:
-            left = ends_at - time.monotonic()
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoppedError("this Service is being stopped: nothing is claimed here any more")
+
+    def _retry(self, ask: Callable[[float], object], attempt: _Attempt) -> bool:
+        """Ask again as long as nobody answers and it is wanted; False: not in time.  Raises what does not pass."""
+        while attempt.is_wanted:
+            left = attempt.left
             try:
                 ask(max(min(left, _CALL_SECONDS), 0.0))
-                return
+                return True
             except (OutcomeUnknown, NotApplied) as error:
-                if not _may_pass(error) or self._cluster.over() is not None or left <= _CALL_SECONDS:
+                is_over = attempt.left <= 0
+                if not _may_pass(error) or self._cluster.over() is not None:
                     raise
-            time.sleep(_PAUSE_SECONDS)
+                if is_over and isinstance(error, NotApplied):
+                    raise
+                if is_over:
+                    return False
+            time.sleep(max(min(_PAUSE_SECONDS, attempt.left), 0.0))
+        return False
 
-    def _place(self, hold: Hold, effect: Effect, ends_at: float) -> int | None:
+    def _place(self, attempt: _Attempt, hold: Hold, effect: Effect) -> int | None:
         """Place a claim, under its number however often it is asked; None if its lease is over."""
-        fence: int | None = None
+        fence: int | None = 0
+        attempt.is_answered = False
 
         def ask(timeout: float) -> None:
             nonlocal fence
             answer = self._cluster.propose(encode([effect]), timeout).answer
             fence = int(answer) if isinstance(answer, int) else 0
+            attempt.is_answered = True
 
         try:
-            self._retry(ask, ends_at)
-        except OutcomeUnknown:  # the time is over, and what may come of it is not wanted any more
-            return 0
+            self._retry(ask, attempt)
         except Rejected as rejected:
             if not instructions.read_no_lease(rejected.reason):
                 raise
             hold.lease.end()
+            return None
         return fence
 
-    def _await(self, hold: Hold, ends_at: float) -> int | None:
+    def _await(self, attempt: _Attempt, hold: Hold) -> int | None:
         """The fence once it is granted, 0 if it was not in time, None: it is gone."""
         try:
-            while True:
+            while attempt.is_wanted:
                 hold.signal.arm()
                 if hold.lost.is_set():
                     return None
-                left = ends_at - time.monotonic()
+                left = attempt.left
                 with suppress(ReadTimeoutError):
-                    fence = self._cluster.fence_of(
-                        hold.place, hold.signal, max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
-                    )
+                    seconds = max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
+                    fence = self._cluster.fence_of(hold.place, hold.signal, seconds)
                     if fence != 0:
                         return fence
                 error = self._cluster.over()
                 if error is not None:
                     raise error
                 if left <= 0:
-                    return 0
-                hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
+                    break
+                if attempt.is_wanted:
+                    hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
+            return 0
         finally:
             self._cluster.leave(hold.place, hold.signal)
 
     # -- letting go
 
     def let_go(self, hold: Hold, timeout: float) -> None:
-        """Have no such claim: told at once if that can be done in time, else later."""
-        if hold.lease.wanted.pop(hold.number, None) is None:
+        """Have no such claim: told at once if that can be done in time, else by the next renewal."""
+        if hold.lease.wanted.pop(hold.number, None) is None or not hold.lease.is_here:
             return
         try:
-            self._tell(hold, timeout)
-        except (RaftError, ValueError):
-            self._tell_later(hold)
-        except BaseException:  # whoever waits is interrupted
-            self._tell_later(hold)
-            raise
+            self._cluster.propose(encode([instructions.release(*hold.place)]), timeout)
+        except BaseException as error:
+            self._renew_soon(hold.lease)
+            if not isinstance(error, (RaftError, ValueError)):  # whoever waits is interrupted
+                raise
 
     def _give_up(self, hold: Hold) -> None:
-        """As `let_go`, and nobody waits for it."""
-        if hold.lease.wanted.pop(hold.number, None) is not None:
-            self._tell_later(hold)
+        """As `let_go`, and nobody waits for it: the next renewal does not name it, and comes at once."""
+        if hold.lease.wanted.pop(hold.number, None) is not None and hold.lease.is_here:
+            self._renew_soon(hold.lease)
 
-    def _tell(self, hold: Hold, timeout: float) -> None:
-        self._cluster.propose(encode([instructions.release(*hold.place)]), timeout)
-
-    def _tell_later(self, hold: Hold) -> None:
-        self._untold.append(hold)
+    def _renew_soon(self, lease: Lease) -> None:
+        lease.has_given_up = True
         self._signal.set()
 
     def close(self) -> None:
@@ -490,20 +548,19 @@ class Keeper:
         while True:
             self._signal.arm()
             with self._lock:
-                if self._is_closed or not self._leases:
+                if self._is_closed or not (self._leases or self._ending):
                     self._is_served = False
                     return
                 leases = list(self._leases.items())
-            untold = [self._untold.popleft() for _ in range(len(self._untold))]
             pause = _LOOK_SECONDS
             try:
-                for hold in untold:
-                    if not self._try(lambda hold=hold: self._tell(hold, _RENEW_SECONDS)):  # type: ignore[misc]
-                        pause = _PAUSE_SECONDS
-                        if not hold.lease.is_over:
-                            self._tell_later(hold)
                 for ttl_ms, lease in leases:
                     pause = min(pause, self._attend(ttl_ms, lease))
+                for lease, ends_at in list(self._ending.items()):
+                    if self._try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
+                        del self._ending[lease]
+                    else:
+                        pause = _PAUSE_SECONDS
             except BaseException as failure:  # nobody but this thread would renew anything
                 with suppress(Exception):
                     logger.error("leases could not be renewed; it is tried again", exc_info=failure)
@@ -520,16 +577,16 @@ class Keeper:
             return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
         is_idle = not lease.wanted
         if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
-            self._try(lambda: lease.revoke(_RENEW_SECONDS))
-            return _LOOK_SECONDS
-        (self._idle.add if is_idle else self._idle.discard)(lease.id)
-        if not self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.ttl * _RENEW_SHARE, _PAUSE_SECONDS)))):
+            self._ending[lease] = time.monotonic() + lease.ttl
+            return 0.0
+        if not self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS)))):
             return min(_PAUSE_SECONDS, lease.ttl / 10)
+        (self._idle.add if is_idle else self._idle.discard)(lease.id)
         return lease.ttl * _RENEW_SHARE
 
     def _forget(self, ttl_ms: int, lease: Lease) -> bool:
         """Have nobody claim under it any more; not if somebody does, unless it is over."""
-        with self._opening, self._lock:
+        with self._lock:
             if lease.wanted and not lease.is_over:
                 return False
             if self._leases.get(ttl_ms) is lease:
@@ -563,10 +620,13 @@ def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T,
         while True:
             signal.arm()
             cluster.await_claims(name, signal)
-            found = look()
             left = ends_at - time.monotonic()
-            if found != known or left <= 0:
-                return found
+            with suppress(ReadTimeoutError):
+                found = look()
+                if found != known or left <= 0:
+                    return found
+            if left <= 0:
+                return known
             error = cluster.over()
             if error is not None:
                 raise error

@@ -65,7 +65,11 @@ class RemoteStore:
         """Who keeps the leases of this process."""
         pid = os.getpid()
         keeper = self._keepers.get(pid)
-        return self._keepers.setdefault(pid, Keeper(self)) if keeper is None else keeper
+        if keeper is None:
+            keeper = self._keepers.setdefault(pid, Keeper(self))
+            for other in [other for other in list(self._keepers) if other != pid]:  # a parent's
+                self._keepers.pop(other, None)
+        return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
         """For the leases of this process, as the five below."""

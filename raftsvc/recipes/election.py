@@ -30,10 +30,11 @@ class Election:
     def __init__(self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None) -> None:
         """See `KeyValue.claim`; `data` is what `leader` shows of this one."""
         self._store = store
-        self._name = name
+        self._name = f"election:{name}"
         self._ttl = ttl
         self._data = data
         self._hold: Hold | None = None
+        self._resigned: Hold | None = None
 
     def run(self, function: Callable[[threading.Event], T], timeout: float | None = None) -> T:
         """Lead, call `function`, resign, and return what that returned.
@@ -42,13 +43,13 @@ class Election:
                   what must be done by one alone look at that, or check the `fence`.
         timeout:  in seconds, to come to lead; None: wait for however long it takes.
 
-        If leading was lost before `function` returned, it takes part anew and calls that again.  Raises what `function`
-        raises, what `KeyValue.claim` raises, and TimeoutError.
+        If leading was lost before `function` returned, it takes part anew and calls that again; not after `resign`.
+        Raises what `function` raises, what `KeyValue.claim` raises, and TimeoutError.
         """
         while True:
             with self.lead(timeout) as hold:
                 result = function(hold.lost)
-                if hold.is_held:
+                if hold.is_held or self._resigned is hold:
                     return result
 
     @contextmanager
@@ -74,6 +75,14 @@ class Election:
         return hold is not None and hold.is_held
 
     @property
+    def name(self) -> str:
+        """In the whole store, of what this one leads.  Raises LostError if it does not lead."""
+        hold = self._hold
+        if hold is None:
+            raise LostError(self._name, "this one does not lead")
+        return hold.name
+
+    @property
     def fence(self) -> int:
         """Of this one's leading: higher than that of any before.  Raises LostError if it does not lead."""
         hold = self._hold
@@ -87,6 +96,7 @@ class Election:
         if hold is None:
             return False
         did = hold.is_held
+        self._resigned = hold
         hold.lost.set()
         hold.release(timeout)
         return did

@@ -24,11 +24,18 @@ class Lock:
     """
 
     def __init__(
-        self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None, size: int = 1, units: int = 1
+        self,
+        store: KeyValue,
+        name: str,
+        ttl: float = 15.0,
+        data: bytes | None = None,
+        kind: str = "lock",
+        size: int = 1,
+        units: int = 1,
     ) -> None:
-        """See `KeyValue.claim`."""
+        """See `KeyValue.claim`; those of one kind and name exclude each other."""
         self._store = store
-        self._given = name
+        self._given = f"{kind}:{name}"
         self._terms: dict[str, Any] = {"ttl": ttl, "data": data, "size": size, "units": units}
         self._turn = threading.Lock()  # held while it is, by whichever thread
         self._hold: Hold | None = None
@@ -36,8 +43,14 @@ class Lock:
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds.
 
-        None: for however long it takes.  Raises what `KeyValue.claim` raises.
+        None, or -1 as in `threading.Lock`: for however long it takes.  Raises what `KeyValue.claim` raises, and
+        LostError if it was acquired by this object, lost, and not released since: whoever did so may be at work.
         """
+        if timeout == -1:
+            timeout = None
+        former = self._hold
+        if former is not None and former.lost.is_set():
+            raise LostError(former.name, "it was lost, and has to be released before it is acquired again")
         began = time.monotonic()
         if not self._turn.acquire(blocking, -1 if timeout is None or not blocking else max(timeout, 0.0)):
             return False
@@ -68,6 +81,10 @@ class Lock:
         """Whether it is held through this object, as of now, by the clocks of this machine."""
         hold = self._hold
         return hold is not None and hold.is_held
+
+    def locked(self) -> bool:
+        """Whether anybody holds it, in the whole cluster, as of a moment no earlier than this call."""
+        return any(claim.fence for claim in self._store.claims(self._given))
 
     def ensure_held(self) -> None:
         """Raise LostError unless it is held, as of now."""
@@ -126,8 +143,8 @@ class ReadWriteLock:
 
     def reading(self) -> Lock:
         """A lock that is held beside others who read."""
-        return Lock(*self._arguments, size=MAX_UNITS, units=1)
+        return Lock(*self._arguments, "rwlock", MAX_UNITS, 1)
 
     def writing(self) -> Lock:
         """A lock that is held by nobody else."""
-        return Lock(*self._arguments, size=MAX_UNITS, units=MAX_UNITS)
+        return Lock(*self._arguments, "rwlock", MAX_UNITS, MAX_UNITS)

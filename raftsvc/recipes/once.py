@@ -7,12 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from raftsvc.errors import ConfigurationError, RaftError
+from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, RaftError
 from raftsvc.kv import Hold, KeyValue, if_held
 from raftsvc.kv import set as set_key
 
 DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never"
 AGAIN, RAISE = "again", "raise"
+
+
+_PAUSE_SECONDS = 0.2
 
 
 class OnceError(RaftError):
@@ -37,7 +40,7 @@ class Once:
     def __init__(self, store: KeyValue, name: str, ttl: float = 15.0) -> None:
         """See `KeyValue.claim`."""
         self._store = store
-        self._name = name
+        self._name = f"once:{name}"
         self._ttl = ttl
 
     def run(
@@ -77,7 +80,7 @@ class Once:
                 with suppress(RaftError):  # else it is listed as one that died
                     self._note(hold, {"state": FAILED, "error": f"{type(error).__name__}: {error}"[:500]})
                 raise
-            self._note(hold, {"state": DONE})
+            self._note_success(hold)
         finally:
             hold.release()
         return True
@@ -87,10 +90,26 @@ class Once:
 
         is_held: whether the caller is who may run it, so that nobody else does.
         """
-        found: dict[str, Any] = self._store.get_json(self._name, None, timeout) or {"state": NEVER}
-        if found["state"] == RUNNING and (is_held or not any(c.fence for c in self._store.claims(self._name, timeout))):
-            found["state"] = DIED
-        return found
+        while True:
+            value = self._store.get(self._name, timeout)
+            found: dict[str, Any] = {"state": NEVER} if value is None else value.json()
+            if found["state"] != RUNNING:
+                return found
+            if is_held or found["fence"] not in [claim.fence for claim in self._store.claims(self._name, timeout)]:
+                if self._store.get(self._name, timeout) == value:  # else who ran it ended in between
+                    return {**found, "state": DIED}
+                continue
+            return found
+
+    def _note_success(self, hold: Hold) -> None:
+        """As long as it takes: what was done must not be done again because nobody could be told in time."""
+        while True:
+            try:
+                self._note(hold, {"state": DONE})
+                return
+            except (NotApplied, OutcomeUnknown):
+                if hold.lost.wait(_PAUSE_SECONDS):
+                    raise
 
     def reset(self, timeout: float = 10.0) -> None:
         """Have it done anew by whoever comes next."""

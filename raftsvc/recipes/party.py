@@ -26,7 +26,7 @@ class Party:
     def __init__(self, store: KeyValue, name: str, ttl: float = 15.0) -> None:
         """See `KeyValue.claim`."""
         self._store = store
-        self._name = name
+        self._name = f"party:{name}"
         self._ttl = ttl
 
     def join(self, data: bytes | None = None, timeout: float = 10.0) -> Hold:

@@ -8,8 +8,10 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.kv import remote
 from tests.client.harness import LIMITED, LOSE_ANSWER, READER, Members
 from tests.service.harness import PATIENCE, eventually, in_background
+from tests.service.test_forks import in_child
 
 MakeMembers = Callable[..., Members]
 LONG = 600.0
@@ -71,3 +73,30 @@ def test_what_may_be_held_is_what_the_key_allows(make_members: MakeMembers) -> N
         limited.claims("lock:x", PATIENCE)
     with pytest.raises(raftsvc.NotPermittedError):
         reader.lock("x", ttl=LONG).acquire(timeout=PATIENCE)
+
+
+def test_a_forked_child_lets_go_of_nothing_that_its_parent_holds(make_members: MakeMembers) -> None:
+    members = make_members(1)
+    client = members.connect()
+    lock = client.lock("x", ttl=LONG)
+    assert lock.acquire(timeout=PATIENCE)
+
+    def leave() -> None:
+        assert not lock.owned()
+        with pytest.raises(kv.LostError):
+            lock.release()
+        assert client.lock("x", ttl=LONG).acquire(blocking=False) is False
+
+    in_child(leave)
+    assert lock.owned()
+    assert members.nodes[0].kv.lock("x", ttl=LONG).acquire(blocking=False) is False
+    lock.release()
+
+
+def test_a_client_waits_for_changes_for_as_long_as_it_likes(
+    make_members: MakeMembers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_STALE_SECONDS", 0.5)
+    members = make_members(1)
+    client = members.connect()
+    assert client.wait_claims("x", [], 1.2) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv import instructions, snapshots
@@ -378,3 +379,31 @@ def test_a_snapshot_of_claims_that_make_no_sense_is_refused(log: Log) -> None:
     for length in range(0, len(whole), 7):
         with pytest.raises(MalformedSnapshotError):
             kv.KeyValueState().restore_snapshot(whole[:length], index)
+
+
+def test_parts_of_several_states_have_the_same_future_wherever_they_were_restored() -> None:
+    def put(name: str, *operations: Any) -> bytes:
+        return bytes([len(name)]) + name.encode() + encode(list(operations))
+
+    def made() -> raftsvc.States:
+        return raftsvc.States(a=kv.KeyValueState(), b=kv.KeyValueState())
+
+    live, index = made(), 0
+    steps = [opened(A), opened(B), opened(C), claimed(A, size=2, units=2), claimed(B, size=2), claimed(C, size=2)]
+    for operation in [*steps, released(A)]:
+        index += 1
+        live.apply_at(put("a", operation), index, 500)
+        live.set_applied_index(index)
+    restored = made()
+    restored.restore_snapshot(*live.snapshot())
+    for states in (live, restored):
+        states.apply_at(put("b", kv.set("k", b"")), index + 1, 500)
+        states.set_applied_index(index + 1)
+    assert live.snapshot() == restored.snapshot()
+    assert [claim.fence for claim in live["a"].claims("x")] == [index, index + 1]
+
+
+def test_a_new_lease_takes_room_too(log: Log) -> None:
+    log.at(0, kv.max_state_bytes(int(str(log.state.report()["size_bytes"])) + 100))
+    assert "the state would have" in log.at(0, opened("f" * 16))
+    assert log.at(0, opened(A)) is True

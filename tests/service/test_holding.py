@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -389,24 +390,38 @@ def test_the_next_leads_at_once_when_one_ends_in_order(members: list[Member]) ->
         _ = first.fence
 
 
-def test_who_resigns_is_told_and_takes_part_anew(stores: list[kv.KeyValue]) -> None:
+def test_who_resigns_is_told_and_the_next_leads(stores: list[kv.KeyValue]) -> None:
     election = stores[0].election("scheduler", ttl=LONG)
     assert election.resign() is False
-    rounds: list[int] = []
     begun = threading.Event()
 
-    def lead(lost: threading.Event) -> int:
-        rounds.append(election.fence)
-        if len(rounds) == 1:
-            begun.set()
-            assert lost.wait(PATIENCE)
-        return len(rounds)
+    def lead(lost: threading.Event) -> bool:
+        begun.set()
+        return lost.wait(PATIENCE)
 
     result = in_background(lambda: election.run(lead))
     assert begun.wait(PATIENCE)
+    stores[1].transaction([kv.if_held(election), kv.set("k", b"")], PATIENCE)
     assert election.resign() is True
-    assert result() == 2
-    assert rounds[1] > rounds[0]
+    assert result() is True
+    assert election.run(lambda lost: election.resign()) is True, "though it resigned itself"
+
+
+def test_who_lost_leading_takes_part_anew(stores: list[kv.KeyValue]) -> None:
+    election = stores[0].election("scheduler", ttl=LONG)
+    fences: list[int] = []
+
+    def lead(lost: threading.Event) -> int:
+        fences.append(election.fence)
+        if len(fences) == 1:
+            (lease,) = stores[0]._holding().keeper()._leases.values()  # type: ignore[attr-defined]
+            stores[0].transaction([leases.instructions.end_lease(lease.id)], PATIENCE)
+            lease.end()
+            assert lost.is_set()
+        return len(fences)
+
+    assert election.run(lead) == 2
+    assert fences[1] > fences[0]
     assert stores[1].election("scheduler").leader(PATIENCE) is None
 
 
@@ -429,7 +444,7 @@ def test_what_is_done_once_is_done_by_one_of_many_and_never_again(stores: list[k
     assert sorted(result() for result in results) == [False] * 5 + [True]
     assert runs == [1]
     assert stores[1].once("migrate", lambda: runs.append(1)) is False
-    once = Once(stores[2], "once:migrate")
+    once = Once(stores[2], "migrate")
     assert once.look(PATIENCE) == {"state": "done"}
     once.reset(PATIENCE)
     assert stores[1].once("migrate", lambda: runs.append(1), ttl=LONG) is True
@@ -441,7 +456,7 @@ def test_a_failure_is_recorded_and_done_again_or_told(lone: kv.KeyValue) -> None
 
     with pytest.raises(KeyError):
         lone.once("migrate", fail, ttl=LONG)
-    found = Once(lone, "once:migrate").look(PATIENCE)
+    found = Once(lone, "migrate").look(PATIENCE)
     assert found == {"state": "failed", "error": "KeyError: 'no such table'"}
     with pytest.raises(OnceError, match="failed: KeyError") as told:
         lone.once("migrate", fail, ttl=LONG, after_failure="raise")
@@ -456,7 +471,7 @@ def test_who_lost_its_lease_meanwhile_records_no_success(lone: kv.KeyValue) -> N
 
     with pytest.raises(kv.LostError):
         lone.once("migrate", frozen, ttl=LONG)
-    assert Once(lone, "once:migrate").look(PATIENCE)["state"] == "died"
+    assert Once(lone, "migrate").look(PATIENCE)["state"] == "died"
     with pytest.raises(OnceError, match="died"):
         lone.once("migrate", lambda: None, ttl=LONG, after_death="raise")
     assert lone.once("migrate", lambda: None, ttl=LONG) is True
@@ -479,14 +494,158 @@ def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
     assert next(changes) == []
 
 
+# -- who cannot be asked
+
+
+def refusing(lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch, error: raftsvc.RaftError) -> list[bytes]:
+    """Have whatever is proposed from now on refused; what that is."""
+    seen: list[bytes] = []
+
+    def propose(instruction: bytes, timeout: float) -> Any:
+        seen.append(instruction)
+        raise error
+
+    monkeypatch.setattr(lone._holding(), "propose", propose)
+    return seen
+
+
+def test_what_fails_at_once_is_not_asked_for_without_pause(lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = lone.claim("x", ttl=LONG)
+    assert hold is not None
+    seen = refusing(lone, monkeypatch, raftsvc.OverloadedError("refused at once"))
+    assert hold.release(0.0)
+    assert not threading.Event().wait(1.0)
+    assert len(seen) < 12
+    monkeypatch.undo()
+    waiting(lone, "x", 0)
+    eventually(lambda: lone.claims("x", PATIENCE) == [], "it to be told")
+
+
+def test_who_waits_for_long_to_be_heard_keeps_nobody_who_does_not(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    propose = lone._holding().propose
+
+    def hang(instruction: bytes, timeout: float) -> Any:
+        if not answered.wait(timeout):
+            raise raftsvc.OutcomeUnknown("nobody answered")
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(lone._holding(), "propose", hang)
+    patient = in_background(lambda: lone.claim("x", ttl=LONG, timeout=PATIENCE))
+    began = time.monotonic()
+    assert lone.claim("y", ttl=LONG, timeout=0.1) is None
+    assert lone.claim("y", ttl=LONG, blocking=False, timeout=0.1) is None
+    assert time.monotonic() - began < PATIENCE / 2
+    answered.set()
+    assert patient() is not None
+
+
+def test_a_try_that_failed_writes_nothing_more(lone: kv.KeyValue) -> None:
+    with lone.lock("x", ttl=LONG):
+        before = lone.service.status()["last_index"]
+        for _ in range(5):
+            assert lone.lock("x", ttl=LONG).acquire(blocking=False) is False
+        assert lone.service.status()["last_index"] == before + 5
+
+
+def test_who_looks_is_told_of_those_who_begin_to_wait(stores: list[kv.KeyValue]) -> None:
+    with stores[0].lock("x", ttl=LONG):
+        known = stores[1].claims("lock:x", PATIENCE)
+        looking = in_background(lambda: stores[1].wait_claims("lock:x", known, 4 * PATIENCE))
+        got = in_background(lambda: stores[2].lock("x", ttl=LONG).acquire(timeout=PATIENCE))
+        assert len(looking()) == 2
+    assert got()
+
+
+def test_a_lock_that_was_lost_is_released_before_it_is_acquired_again(lone: kv.KeyValue, clock: Clock) -> None:
+    lock = lone.lock("x", ttl=LONG)
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.locked()
+    clock.move(LONG)
+    with pytest.raises(kv.LostError, match="has to be released"):
+        lock.acquire(timeout=PATIENCE)
+    with pytest.raises(kv.LostError, match="held no longer"):
+        lock.release()
+    assert lone.lock("y", ttl=LONG).acquire(True, -1)
+
+
+def test_a_lease_that_is_opened_too_slowly_is_opened_anew(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    propose, slow = lone._holding().propose, [LONG, LONG, 0.0]
+
+    def slowly(instruction: bytes, timeout: float) -> Any:
+        answer = propose(instruction, timeout)
+        if slow:
+            clock.move(slow.pop(0))
+        return answer
+
+    monkeypatch.setattr(lone._holding(), "propose", slowly)
+    hold = lone.claim("x", ttl=LONG, timeout=PATIENCE)
+    assert hold is not None
+    assert hold.is_held
+
+
+def test_a_success_that_nobody_could_be_told_of_is_told_later(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, failures = lone.transaction, [1, 1]
+
+    def sometimes(operations: Any, timeout: float = 10.0) -> int:
+        if len(failures) and b"done" in operations[1].data:
+            failures.pop()
+            raise raftsvc.NotApplied("nobody leads")
+        return transaction(operations, timeout)
+
+    monkeypatch.setattr(lone, "transaction", sometimes)
+    assert lone.once("migrate", lambda: None, ttl=LONG) is True
+    assert not failures
+    assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
+
+
+def test_nothing_is_held_by_a_process_that_is_about_to_stop(lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding: Any = lone._holding()
+    keeper, propose = holding.keeper(), holding.propose
+
+    def close_first(instruction: bytes, timeout: float) -> Any:
+        keeper.close()
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(holding, "propose", close_first)
+    with pytest.raises(raftsvc.StoppedError):
+        lone.claim("x", ttl=LONG, timeout=PATIENCE)
+
+
+def test_whoever_stops_a_service_waits_for_what_is_called_before(make_cluster: Callable[..., Cluster]) -> None:
+    (member,) = make_cluster(make_state=OpenState).form(1)
+    store, may_go_on, begun = store_of(member), threading.Event(), threading.Event()
+    said: list[int] = []
+
+    def last() -> None:
+        begun.set()
+        may_go_on.wait(2.0)
+        said.append(store.set("last", b"word"))
+
+    member.service.before_stop(last)
+    first = in_background(member.service.stop)
+    assert begun.wait(PATIENCE)
+    second = in_background(member.service.stop)
+    late: list[int] = []
+    member.service.before_stop(lambda: late.append(1))
+    may_go_on.set()
+    first()
+    second()
+    assert len(said) == len(late) == 1
+
+
 # -- interrupts and forks
 
 
 def test_an_interrupted_main_thread_leaves_nothing_behind(lone: kv.KeyValue) -> None:
     class Interrupt(Exception):
         pass
-
-    import signal
 
     def interrupt(*_: object) -> None:
         raise Interrupt
@@ -508,3 +667,32 @@ def test_an_interrupted_main_thread_leaves_nothing_behind(lone: kv.KeyValue) -> 
     finally:
         signal.signal(signal.SIGUSR1, former)
     assert lone.lock("x", ttl=LONG).acquire(timeout=PATIENCE), "nobody has what was not wanted any more"
+
+
+def test_an_interrupted_main_thread_stands_in_nobody_s_way(lone: kv.KeyValue) -> None:
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    catalog = lone.rwlock("catalog", ttl=LONG)
+    try:
+        with catalog.reading() as reader:
+            main = threading.main_thread().ident
+            assert main is not None
+            name = reader.name
+
+            def interrupt_it() -> None:
+                waiting(lone, name, 1)
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+            done = in_background(interrupt_it)
+            with pytest.raises(Interrupt):
+                catalog.writing().acquire()
+            done()
+            waiting(lone, name, 0)
+            assert catalog.reading().acquire(timeout=PATIENCE), "the writer that is not wanted any more is gone"
+    finally:
+        signal.signal(signal.SIGUSR1, former)
