@@ -1350,7 +1350,7 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/state.py",
-        "        if content.expiries.next_ms <= time_ms or content.holds.due_ms <= time_ms:\n"
+        "        if content.expiries.next_ms <= time_ms or (holds.size_bytes and holds.due_ms <= time_ms):\n"
         "            self._have_expire(index, time_ms)\n",
         "",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",

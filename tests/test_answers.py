@@ -12,6 +12,7 @@ import pytest
 import raftsvc
 from raftsvc import errors
 from raftsvc.kv import Compacted, ConflictError, CounterError, KeyValue, Replication
+from raftsvc.recipes import OnceError
 
 SECRET_THINGS = "/var/lib/app/wal/00000001 10.1.2.3:8000 users/jane@example.org s3cret"
 
@@ -30,6 +31,7 @@ def make(kind: type[raftsvc.RaftError]) -> raftsvc.RaftError:
         errors.DamagedStorageError: lambda: errors.DamagedStorageError(SECRET_THINGS, 7, SECRET_THINGS),
         ConflictError: lambda: ConflictError(SECRET_THINGS, 7),
         CounterError: lambda: CounterError(SECRET_THINGS, SECRET_THINGS),
+        OnceError: lambda: OnceError(SECRET_THINGS, "failed", SECRET_THINGS),
         Compacted: lambda: Compacted(SECRET_THINGS, 7),
         errors.FormatVersionError: lambda: errors.FormatVersionError(SECRET_THINGS, "2", "1"),
     }

@@ -192,29 +192,30 @@ class History:
         changes = _settled(changed) if len(changed) > 1 else (changed[0],)
         if not changes:
             return []
-        size_bytes = 0
+        added_bytes = 0
         for _, key, value, former in changes:
-            size_bytes += _CHANGE_BYTES + len(key)
+            added_bytes += _CHANGE_BYTES + len(key)
             if value is not None:
-                size_bytes += len(value)
+                added_bytes += len(value)
             if former is not None:
-                size_bytes += len(former[0])
+                added_bytes += len(former[0])
         units = self._units
-        units.append((index, changes, size_bytes))
-        self._count += len(changes)
-        self._size_bytes += size_bytes
-        while (self._count > self._max_events or self._size_bytes > self._max_bytes) and len(units) > 1:
+        units.append((index, changes, added_bytes))
+        count, size_bytes = self._count + len(changes), self._size_bytes + added_bytes
+        while (count > self._max_events or size_bytes > self._max_bytes) and len(units) > 1:
             self.floor, dropped, dropped_bytes = units.popleft()
-            self._count -= len(dropped)
-            self._size_bytes -= dropped_bytes
-        found: list[Cursor] = []
+            count -= len(dropped)
+            size_bytes -= dropped_bytes
+        self._count, self._size_bytes = count, size_bytes
         waiting = self._waiting
-        if waiting:
-            for _, key, _, _ in changes:
-                for length in self._lengths:
-                    prefix = key[:length]
-                    if prefix in waiting:
-                        found += self._take_out(prefix)
+        if not waiting:
+            return []
+        found: list[Cursor] = []
+        for _, key, _, _ in changes:
+            for length in self._lengths:
+                prefix = key[:length]
+                if prefix in waiting:
+                    found += self._take_out(prefix)
         for cursor in found:
             cursor.is_waiting = False
             cursor.idle_until = index - 1

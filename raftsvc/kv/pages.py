@@ -51,6 +51,7 @@ Page: TypeAlias = tuple[tuple[str, ...], tuple[bytes, ...], bytes]
 """Some neighbouring keys in order; the data of each; the version of each, as `_VERSION`."""
 
 _VERSION = struct.Struct("=Q")
+_VERSION_BYTES = 8
 _EMPTY: Page = ((), (), b"")
 
 
@@ -148,14 +149,15 @@ class PagedMap:
         number = bisect_right(self._bounds, key) - 1
         page = self._pages[number]
         keys, datas, versions = page
-        position, exists = _find(keys, key)
-        if exists:
-            self.size_bytes += len(data) - len(datas[position])
+        position = bisect_left(keys, key)  # as _find, without two calls, as in `get`
+        if position < len(keys) and keys[position] == key:
+            before = datas[position]
+            self.size_bytes += len(data) - len(before)
             changed = list(datas)
             changed[position] = data
-            start, stop = _at(position), _at(position + 1)
-            former = datas[position], _VERSION.unpack_from(versions, start)[0]
-            versions = versions[:start] + _VERSION.pack(version) + versions[stop:]
+            start = position * _VERSION_BYTES
+            former = before, _VERSION.unpack_from(versions, start)[0]
+            versions = versions[:start] + _VERSION.pack(version) + versions[start + _VERSION_BYTES :]
             self._pages[number] = keys, tuple(changed), versions
             return former
         if len(keys) >= MAX_PAGE_KEYS:

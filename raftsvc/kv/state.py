@@ -130,7 +130,8 @@ class KeyValueState(BaseState):
         it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
         """
         content = self._content
-        if content.expiries.next_ms <= time_ms or content.holds.due_ms <= time_ms:
+        holds = content.holds
+        if content.expiries.next_ms <= time_ms or (holds.size_bytes and holds.due_ms <= time_ms):
             self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
@@ -408,6 +409,8 @@ class KeyValueState(BaseState):
     def warning(self) -> str | None:
         """That it is nearly as large as it may be: from four fifths on, until it is under three quarters."""
         content = self._content
+        if not content.max_bytes and not self._is_nearly_full:
+            return None
         share = content.size_bytes / content.max_bytes if content.max_bytes else 0.0
         if share >= _FULL:
             self._is_nearly_full = True
