@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftsvc.errors import Rejected
-from raftsvc.state import State, StreamingState
+from raftsvc.state import State, StreamingState, TimedState
 from raftsvc.testing.workload import DamagingWorkload, TimerState
 from raftsvc.testing.world import World
 
@@ -32,7 +32,11 @@ class Replica:
         self._put_under_watch(state)
 
     def _put_under_watch(self, state: Any) -> None:
-        state.apply = self._watched_apply(state.apply)
+        if isinstance(state, TimedState):  # whose `apply` nobody may call
+            timed: Any = state
+            timed.apply_at = self._watched_apply(timed.apply_at)
+        else:
+            state.apply = self._watched_apply(state.apply)
         if isinstance(state, TimerState):
             state.ran_down = self._ran_down
         state.restore_snapshot = self._watched_restore(state.restore_snapshot)
@@ -40,15 +44,15 @@ class Replica:
             streaming: Any = state
             streaming.restore_chunks = self._watched_restore(streaming.restore_chunks)
 
-    def _watched_apply(self, apply: Callable[[bytes, int], object]) -> Callable[[bytes, int], object]:
+    def _watched_apply(self, apply: Callable[..., object]) -> Callable[..., object]:
         watch = self._world.watch.sessions
 
-        def seen(data: bytes, index: int) -> object:
+        def seen(data: bytes, index: int, *time_ms: int) -> object:
             place = watch.executes(self._node_id, data, index)
             if self.is_damaged:
-                return apply(data, index)
+                return apply(data, index, *time_ms)
             try:
-                answer = apply(data, index)
+                answer = apply(data, index, *time_ms)
             except Rejected:
                 watch.decides(place, None)
                 raise
