@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from raftsvc.addresses import canonical_addr
@@ -24,6 +25,7 @@ from raftsvc.errors import (
     InvalidInstructionError,
     NotApplied,
     OutcomeUnknown,
+    RaftError,
     ReadTimeoutError,
     Rejected,
     UnknownKeyError,
@@ -64,6 +66,7 @@ class Connection:
         self._verify = verify
         self._cert = cert
         self._routes: dict[int, Route] = {}  # that of this process, by its pid
+        self._farewells: list[Callable[[], object]] = []
 
     def _route(self) -> Route:
         pid = os.getpid()
@@ -177,13 +180,31 @@ class Connection:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:g} s: {error}") from error
 
+    def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Have `function` called by `close`, while it still works; returns what ends that."""
+        if not callable(function):
+            raise ConfigurationError(f"what is called before it is closed is a function, not {function!r:.100}")
+        self._farewells.append(function)
+
+        def remove() -> None:
+            with suppress(ValueError):  # it was called, or removed
+                self._farewells.remove(function)
+
+        return remove
+
     def close(self) -> None:
-        """Have the session closed, and the connections; afterwards it is unusable.  At most a second; idempotent.
+        """Have the session closed, and the connections; afterwards it is unusable.  At most some seconds; idempotent.
+
+        What this process holds counts as lost first, and goes to others if it is let go of at once.
 
         Who does not call it, or dies, is forgotten once so many other clients have come since.
         """
         if is_main_thread():
-            return do_elsewhere(self.close, _CLOSE_SECONDS, ReadTimeoutError)
+            return do_elsewhere(self.close, 3 * _CLOSE_SECONDS, ReadTimeoutError)
+        farewells, self._farewells = self._farewells, []
+        for function in farewells:
+            with suppress(RaftError):
+                function()
         route = self._routes.get(os.getpid())
         if route is not None:
             route.close(time.monotonic() + _CLOSE_SECONDS)

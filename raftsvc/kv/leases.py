@@ -520,7 +520,7 @@ class Keeper:
         """
         with self._lock:
             self._is_closed = True
-            leases = list(self._leases.values())
+            leases = [lease for lease in self._leases.values() if lease.is_here]  # else they are a parent's
         for lease in leases:
             lease.end()
         self._signal.set()

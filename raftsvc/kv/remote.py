@@ -66,7 +66,10 @@ class RemoteStore:
         pid = os.getpid()
         keeper = self._keepers.get(pid)
         if keeper is None:
-            keeper = self._keepers.setdefault(pid, Keeper(self))
+            made = Keeper(self)
+            keeper = self._keepers.setdefault(pid, made)
+            if keeper is made:
+                self._connection.before_stop(keeper.close)
             for other in [other for other in list(self._keepers) if other != pid]:  # a parent's
                 self._keepers.pop(other, None)
         return keeper

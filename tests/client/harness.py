@@ -117,6 +117,7 @@ class Members:
 
     def __init__(self, path: Path, size: int, **options: Any) -> None:
         self.nodes: list[Node] = []
+        self.clients: list[kv.KeyValue] = []
         try:
             for number in range(size):
                 node = Node(path / f"n{number + 1}", dict(options))
@@ -144,7 +145,9 @@ class Members:
         )
 
     def connect(self, key: raftsvc.ClientKey = WRITER, nodes: list[Node] | None = None) -> kv.KeyValue:
-        return raftsvc.connect([node.addr for node in nodes or self.nodes], key=text_of(key))
+        client = raftsvc.connect([node.addr for node in nodes or self.nodes], key=text_of(key))
+        self.clients.append(client)
+        return client
 
     def close_session_of(self, visit: Visit) -> None:
         """Have the session closed by which an instruction came, as if so many other clients had come since."""
@@ -156,6 +159,9 @@ class Members:
         assert index
 
     def stop(self) -> None:
+        self.rule(lambda visit: PASS)
+        for client in self.clients:
+            client.service.close()
         for node in self.nodes:
             node.gate.stop()
         for node in self.nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,10 @@ from tests.service.test_forks import in_child
 
 MakeMembers = Callable[..., Members]
 LONG = 600.0
+
+
+def keepers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "raftsvc-leases"]
 
 
 def test_a_client_and_a_member_exclude_each_other_and_each_comes_when_it_is_its_turn(make_members: MakeMembers) -> None:
@@ -100,3 +105,23 @@ def test_a_client_waits_for_changes_for_as_long_as_it_likes(
     members = make_members(1)
     client = members.connect()
     assert client.wait_claims("x", [], 1.2) == []
+
+
+def test_who_is_closed_gives_back_what_is_let_go_and_keeps_no_thread(make_members: MakeMembers) -> None:
+    members = make_members(1)
+    client = members.connect()
+    hold = client.claim("x", ttl=LONG, timeout=PATIENCE)
+    assert hold is not None
+    said: list[int] = []
+    client.service.before_stop(lambda: said.append(1))
+    client.service.before_stop(lambda: said.append(2))()
+    released = in_background(lambda: hold.lost.wait(PATIENCE) and hold.release())
+    client.service.close()
+    assert released() is False, "it counted as lost first"
+    assert said == [1]
+    assert members.nodes[0].kv.claim("x", ttl=LONG, timeout=PATIENCE) is not None
+    eventually(lambda: len(keepers()) == 1, "only the member's is left")
+    with pytest.raises(raftsvc.StoppedError):
+        client.claim("y", ttl=LONG, timeout=PATIENCE)
+    with pytest.raises(raftsvc.ConfigurationError):
+        client.service.before_stop(7)
