@@ -183,12 +183,14 @@ class Leader:
             if progress.rejected(m.index, agree_at) or progress.lacks(m.index, log.offset):
                 replication.send_entries(m.from_id, progress)
             return
-        progress.promise_ns = m.hint
+        is_new_promise = m.context > progress.promise[0]
+        if m.context >= progress.promise[0]:  # an older one may come late, and be of another length
+            progress.promise = m.context, m.hint
         if m.log_term:
             self._unfit.add(m.from_id)
         elif self._unfit:
             self._unfit.discard(m.from_id)
-        if is_newer_round:
+        if is_new_promise:
             self.lease.renew()
         is_news = replication.hear_accepted(progress, m.index)
         if progress.match_index > log.last_index:

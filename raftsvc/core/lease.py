@@ -61,8 +61,12 @@ class Lease:
         self._window = self._rounds[-1][1], ends[len(ends) - config.quorum()]
 
     def _bound_until(self, progress: Progress) -> int:
-        """When the promise ends that came with the latest lease round it answered."""
+        """When the promise ends that came with the latest lease round it accepted.
+
+        One that it only refused tells nothing of its length, which is another after a restart (R3, R14).
+        """
+        accepted, promise_ns = progress.promise
         for number, sent in reversed(self._rounds):
-            if number <= progress.round_acked:
-                return sent + min(progress.promise_ns, self._server.settings.promise_ns) * _LEASE_PERCENT // 100
+            if number <= accepted:
+                return sent + min(promise_ns, self._server.settings.promise_ns) * _LEASE_PERCENT // 100
         return 0

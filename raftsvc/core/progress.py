@@ -33,7 +33,7 @@ class Progress:
     recent_active: whether it was heard from since the last quorum check;
     was_active:    in the period before that.
     round_acked:   the latest read round it confirmed (thesis section 6.4).
-    promise_ns:    how long it gives no vote after it heard this leader (section 6.4.1).
+    promise:       the latest round that it accepted, and how long it gives no vote after it heard that (section 6.4.1).
     commit_sent:   the commit index that it was told last;
     awaited_index: of the last entry that it proposed, whose commit it waits for.
     leaving_index: where its removal stands in the log, or 0;
@@ -49,7 +49,7 @@ class Progress:
         "match_round",
         "next_index",
         "probe_sent",
-        "promise_ns",
+        "promise",
         "recent_active",
         "round_acked",
         "snapshot_index",
@@ -68,7 +68,7 @@ class Progress:
         self.recent_active = False
         self.was_active = False
         self.round_acked = 0
-        self.promise_ns = 0
+        self.promise = 0, 0
         self.snapshot_index = 0
         self.commit_sent = 0
         self.awaited_index = 0
@@ -145,7 +145,8 @@ class Progress:
         """Count nothing of it, for as long as this leader leads: not what it says from here on, nor what it said."""
         self.probe_from(self.next_index)
         self.state = ProgressState.FORGETFUL
-        self.match_index = self.round_acked = self.promise_ns = 0
+        self.match_index = self.round_acked = 0
+        self.promise = 0, 0
         self.recent_active = self.was_active = False
 
     def probe_from(self, next_index: int) -> None:
