@@ -84,6 +84,8 @@ def test_who_refuses_what_it_is_sent_prolongs_no_promise_that_it_made_before() -
     leading.beat(2)
     _, before = leading.window
     assert before > 2 * SECOND
+    assert leading.raft.leader is not None
+    leading.raft.leader.replication.progress[2].match_index = 90  # what came since then did not arrive there
     leading.beat(20)
     leading.answer(0, reject=True)
     leading.beat(20.5)
