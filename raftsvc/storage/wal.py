@@ -548,10 +548,7 @@ class Wal:
                 if self._failure is not None:
                     return
                 if self._release_failure is not None:
-                    raise StorageError(
-                        f"{self._path}: no old segments are deleted any more, until a restart, "
-                        f"since it is not known which names are durable: {self._release_failure}"
-                    )
+                    raise self._names_unknown(self._release_failure)
                 with self._lock:
                     oldest = self._segments[0]
                     if len(self._segments) == 1 or oldest.max_index[0] > min(index, self._durable_mark_index):
@@ -567,9 +564,16 @@ class Wal:
                 except OSError as error:
                     if error.errno not in NO_DESCRIPTOR:
                         self._release_failure = error  # as with files: the next sync would say nothing of this name
+                        raise self._names_unknown(error) from error
                     raise StorageError(f"{self._path}: deleting old segments failed: {error}") from error
                 with self._lock:
                     del self._segments[0]
+
+    def _names_unknown(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self._path}: no old segments are deleted any more, until a restart, "
+            f"since it is not known which names are durable: {error}"
+        )
 
     def close(self, timeout: float = 5.0) -> bool:
         """Close the files; idempotent.  What was not synced may be lost.
