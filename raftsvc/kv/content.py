@@ -100,7 +100,7 @@ class Content:
         effects: list[tuple[int, str, bytes, int]],
         index: int,
         time_ms: int,
-    ) -> bool | int:  # compiled, an int is no bool any more
+    ) -> object:  # compiled, what is a bool or an int is an int
         """Have all effects take place in their order, or raise Rejected.
 
         Returns the number that the last INCR made; of a DELETE or TOUCH that is alone whether there was such
@@ -148,7 +148,7 @@ class Content:
                 (self.max_bytes,) = SIZE.unpack(data)
         return answer
 
-    def _hold(self, code: int, key: str, data: bytes, ttl_ms: int, time_ms: int) -> bool | int:
+    def _hold(self, code: int, key: str, data: bytes, ttl_ms: int, time_ms: int) -> object:
         """What is said of a lease, or of a claim under it."""
         holds = self.holds
         if code == CLAIM:

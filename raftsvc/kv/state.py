@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import ConfigurationError, NodeFailedError
@@ -148,7 +148,7 @@ class KeyValueState(BaseState):
         with self._lock:
             if index != self._entry:
                 self._turn_to(index)
-            answer = content.transact(conditions, effects, index, time_ms)
+            answer = cast("int", content.transact(conditions, effects, index, time_ms))
             self._applied_index = index
         return answer
 

@@ -48,7 +48,7 @@ from raftsvc.member.sessions import VOID_LIFE
 from raftsvc.member.vigil import Vigil
 
 _MAX_STRANGERS = 64
-_OP = slice(ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1)
+_OP_AT, _OP_END = ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1
 _FOUND_OUT = "a member found out that it has two lives, or forgot one"
 _OF_LIVES = frozenset((bytes([OPEN]), bytes([VOID])))
 
@@ -212,7 +212,7 @@ class Lives:
 
     def logged(self, entries: Iterable[Entry]) -> None:
         """These are in the log from now on, or were found there and are not applied: what do they say of lives?"""
-        for entry in [e for e in entries if e[_OP] in _OF_LIVES]:
+        for entry in [e for e in entries if e[_OP_AT:_OP_END] in _OF_LIVES]:
             if len(entry) < INSTRUCTION_OFFSET or kind_of(entry) is not EntryKind.NORMAL:
                 continue
             op, member, nonce, counter, _ = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)
