@@ -335,11 +335,13 @@ class Keeper:
 
     def __init__(self, cluster: Access) -> None:
         self._cluster = cluster
-        self._lock = threading.Lock()  # guards all below; held for no I/O
+        self._lock = threading.Lock()  # guards all below but what is the thread's alone; held for no I/O
         self._opening = threading.Lock()  # one opens a lease at a time, and others wait no longer than they want
         self._leases: dict[int, Lease] = {}  # by their TTL in milliseconds
-        self._ending: dict[Lease, float] = {}  # those that nobody needs any more, and until when that is told
-        self._idle: set[str] = set()  # leases under which nothing was wanted when they were renewed last
+        self._ending: dict[
+            Lease, float
+        ] = {}  # those that nobody needs any more, and until when that is told; the thread's
+        self._idle: set[str] = set()  # leases under which nothing was wanted when they were renewed last; the thread's
         self._is_served = False
         self._is_closed = False
         self._signal = Signal()

@@ -77,18 +77,18 @@ class Election:
     @property
     def name(self) -> str:
         """In the whole store, of what this one leads.  Raises LostError if it does not lead."""
-        hold = self._hold
-        if hold is None:
-            raise LostError(self._name, "this one does not lead")
-        return hold.name
+        return self._led().name
 
     @property
     def fence(self) -> int:
         """Of this one's leading: higher than that of any before.  Raises LostError if it does not lead."""
+        return self._led().fence
+
+    def _led(self) -> Hold:
         hold = self._hold
         if hold is None:
             raise LostError(self._name, "this one does not lead")
-        return hold.fence
+        return hold
 
     def resign(self, timeout: float = 5.0) -> bool:
         """Have the next one lead, if this one does; whether it did.  `lost` of what leads is set."""
@@ -111,14 +111,13 @@ class Election:
         Of leaders that follow each other faster than they are taken only the newest is given.  Waits without end.
         """
         claims = self._store.claims(self._name)
-        yield (leader := _leader_of(claims))
+        yield _leader_of(claims)
         fence = _fence_of(claims)
         while True:
             claims = self._store.wait_claims(self._name, claims, _LOOK_SECONDS)
             if _fence_of(claims) != fence:
                 fence = _fence_of(claims)
-                leader = _leader_of(claims)
-                yield leader
+                yield _leader_of(claims)
 
 
 def _leader_of(claims: list[Claimant]) -> bytes | None:

@@ -14,7 +14,6 @@ from raftsvc.kv import set as set_key
 DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never"
 AGAIN, RAISE = "again", "raise"
 
-
 _PAUSE_SECONDS = 0.2
 
 
@@ -69,9 +68,7 @@ class Once:
             found = self.look(is_held=True)
             if found["state"] == DONE:
                 return False
-            if (found["state"] == FAILED and after_failure == RAISE) or (
-                found["state"] == DIED and after_death == RAISE
-            ):
+            if {FAILED: after_failure, DIED: after_death}.get(found["state"]) == RAISE:
                 raise OnceError(self._name, str(found["state"]), str(found.get("error", "")))
             self._note(hold, {"state": RUNNING, "fence": hold.fence})
             try:
