@@ -1649,8 +1649,8 @@ MUTANTS = (
     Mutant(
         "a member is not void before that is applied",
         "member/lives.py",
-        "                if member in self._core.config.members:  # else it is removed, further on in the log\n",
-        "                if False:\n",
+        "            elif op == VOID:\n                self.doubt(member, _FOUND_OUT)\n",
+        "            elif op == VOID:\n                pass\n",
         test="member/test_lives.py::test_who_is_void_by_the_log_is_so_before_that_is_applied",
     ),
     Mutant(
@@ -2216,10 +2216,18 @@ MUTANTS = (
         test="storage/test_store.py::test_what_could_not_be_made_is_not_found_after_a_power_loss_either",
     ),
     Mutant(
+        "the token of a member is removed before the name of its log lasts",
+        "storage/store.py",
+        "settle_names(self.files, self.path)\n        # Not",
+        'remove_if_there(self.files, self.path + "/wal/token")\n        settle_names(self.files, self.path)\n'
+        "        # Not",
+        test="storage/test_store_crash.py::test_the_token_stays_until_the_name_of_the_log_lasts",
+    ),
+    Mutant(
         "what a killed process did is acted upon before it is durable",
         "storage/store.py",
-        "        settle_names(self.files, self.path)\n\n    @property\n    def is_initialized",
-        "\n    @property\n    def is_initialized",
+        "        settle_names(self.files, self.path)\n        # Not before",
+        "        # Not before",
         test="storage/test_store.py::test_what_a_process_did_that_was_killed_is_durable_before_the_next_one_acts_upon_it",
     ),
     Mutant(

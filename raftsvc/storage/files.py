@@ -198,6 +198,12 @@ def write_file(files: Files, path: str, data: bytes) -> None:
     files.sync_dir(parent_of(path))
 
 
+def remove_if_there(files: Files, path: str) -> None:
+    """Remove the file; there may be none."""
+    if files.exists(path):
+        files.remove(path)
+
+
 def settle_names(files: Files, path: str) -> None:
     """Return once the names in the directory are durable, also those of which a sync failed before.
 
@@ -222,18 +228,22 @@ def make_dirs(files: Files, path: str) -> None:
     if parent == path:
         return
     make_dirs(files, parent)
-    is_new = not files.exists(path)
-    if is_new:
+    is_new = False
+    if not files.exists(path):
         with suppress(FileExistsError):  # another process makes it too
             files.make_dir(path)
+            is_new = True
     try:
         files.sync_dir(parent)
     except OSError as error:
         if is_new:
             with suppress(OSError):  # the next sync would say nothing of it, were it found by the next attempt
                 files.remove_dir(path)
-        if is_new or error.errno not in _NOT_OURS:
+        if error.errno not in _NOT_OURS:
             raise
+        if is_new:
+            why = f"{parent} cannot be synced, so what is made there may not last: make {path} yourself, once"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}; {why}") from error
 
 
 def parent_of(path: str) -> str:

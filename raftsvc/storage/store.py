@@ -33,6 +33,7 @@ from raftsvc.storage.files import (
     Files,
     make_dirs,
     read_file,
+    remove_if_there,
     settle_names,
     write_file,
 )
@@ -139,15 +140,16 @@ class Store:
 
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left; a join token stays."""
-        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", SETTLING, "wal/token"):
-            if self.files.exists(f"{self.path}/{name}"):
-                self.files.remove(f"{self.path}/{name}")
+        for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", SETTLING):
+            remove_if_there(self.files, f"{self.path}/{name}")
         if self.files.exists(f"{self.path}/wal.tmp"):
             self._clear_stage()
         if not self.is_initialized and self.files.exists(f"{self.path}/snap"):
             raise DamagedStorageError(f"{self.path}/wal", 0, "there is a snapshot but no log")
         # What a process that was killed did last may not be durable, and is acted upon from here on.
         settle_names(self.files, self.path)
+        # Not before: were the log's name lost with the power, this would be the token of a node that joins.
+        remove_if_there(self.files, f"{self.path}/wal/token")
 
     @property
     def is_initialized(self) -> bool:

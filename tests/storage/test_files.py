@@ -69,6 +69,32 @@ def test_directories_whose_sync_failed_survive_a_power_loss_once_it_was_tried_ag
     assert disk.exists("/srv/a/b/c")
 
 
+def test_a_directory_that_nobody_could_make_last_is_not_made_and_it_is_said_what_to_do() -> None:
+    disk = Disk()
+    disk.add_dirs("/srv")
+    disk.fail_next("sync_dir", "/srv", errno.EACCES)
+    with pytest.raises(OSError, match=r"/srv cannot be synced.*make /srv/a yourself"):
+        make_dirs(disk, "/srv/a/b")
+    assert not disk.exists("/srv/a")
+    disk.add_dirs("/srv/a")
+    disk.fail_next("sync_dir", "/srv", errno.EACCES)
+    make_dirs(disk, "/srv/a/b")
+
+
+def test_a_directory_that_another_process_made_meanwhile_is_not_removed() -> None:
+    class Beside(Disk):
+        def make_dir(self, path: str) -> None:
+            super().make_dir(path)
+            raise FileExistsError(errno.EEXIST, "file exists", path)
+
+    disk = Beside()
+    disk.add_dirs("/srv")
+    disk.fail_next("sync_dir", "/srv")
+    with pytest.raises(OSError, match="/srv"):
+        make_dirs(disk, "/srv/a")
+    assert disk.exists("/srv/a")
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize("refused", [0, errno.ENOSPC, errno.EMFILE])
 def test_names_whose_sync_failed_are_settled_by_something_new_if_the_disk_takes_that(

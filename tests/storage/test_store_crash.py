@@ -156,6 +156,28 @@ def test_two_crashes_at_any_operations_leave_a_node_that_becomes_a_member_once(
                 break
 
 
+def named_log_at(path: str) -> int:
+    """The number of the operation by which the log of a node that joins has its name."""
+    life = Joining(path)
+    life.attempt()
+    return life.disk.operations.index(("rename", f"{path}/wal")) + 1
+
+
+@pytest.mark.parametrize("after", range(1, 12))
+def test_the_token_stays_until_the_name_of_the_log_lasts(path: str, after: int) -> None:
+    """The process is killed before it has synced that name, and then the power goes, `after` operations further on."""
+    named_at = named_log_at(path)
+    for seed in range(30):
+        life = Joining(path)
+        assert crash(life, named_at)
+        life.disk.kill_process()
+        crash(life, after)
+        chance = random.Random(seed)
+        life.disk.lose_power(lambda chance=chance: chance.random() < 0.5)  # type: ignore[misc]
+        life.attempt()
+        life.check()
+
+
 # -- a busy life
 
 
