@@ -8,8 +8,10 @@ not refused.
 Invariants:
 - At a kept port one process at a time accepts, whoever else has the descriptor: the one that has the *claim*, a record
   lock on a file without a name, which is the kernel's, belongs to a process, is inherited by no fork, and ends with it.
-- What comes by the environment is taken only if it was said to this very process, and is what it should be.
-- Who is forked by a process that has a node keeps none of it (`raftsvc.process`).
+- What comes by the environment is taken only if it was said to this very process, or to its parent, and is what it
+  should be.
+- Who has it is the process that keeps it and those that it forks itself: their children have nothing of it
+  (`raftsvc.process`), nor have its own once it has a node.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Iterable, MutableMapping, Sequence
@@ -30,6 +33,7 @@ from raftsvc.process import close_in_children
 VARIABLE = "_RAFTSVC_PORTS"
 """By which a process that executes another program in its own place hands on what it keeps."""
 _BACKLOG = 128
+_NOBODY = -1
 _NOT_HERE = frozenset((errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL))
 
 Place = tuple[str, int]
@@ -97,13 +101,18 @@ def _bind(family: int, address: tuple[object, ...], is_one_of_several: bool) -> 
 class Port:
     """A port that is kept: its sockets, and the claim to accept there.  Thread-safe."""
 
-    def __init__(self, place: Place, sockets: Sequence[socket.socket], claim_fd: int) -> None:
-        """claim_fd: of the file whose lock is the claim; closed by nobody as long as this process may have that."""
+    def __init__(self, place: Place, sockets: Sequence[socket.socket], claim_fd: int, keeper: int) -> None:
+        """claim_fd: of the file whose lock is the claim; closed by nobody as long as this process may have that.
+
+        keeper: id of the process whose children have the port too.
+        """
         self.place = place
+        self.keeper = keeper
         self._sockets = list(sockets)
         self._claim_fd = claim_fd
         self._lock = threading.Lock()  # guards the next
         self._claimed_by = 0  # a process id: what a fork copies is no claim
+        close_in_children(self)
 
     def claim(self) -> list[socket.socket] | None:
         """Accept there from now on, by these sockets, the caller's to close; None while somebody else does."""
@@ -132,6 +141,7 @@ class Port:
 
     def close(self) -> None:
         """Give it up, as far as this process has it."""
+        self.keeper = _NOBODY
         for fd in self.take_descriptors():
             with suppress(OSError):
                 os.close(fd)
@@ -141,7 +151,9 @@ class Port:
         return [*(each.fileno() for each in self._sockets), self._claim_fd]
 
     def take_descriptors(self) -> Iterable[int]:
-        """See `raftsvc.process.HoldsDescriptors`."""
+        """See `raftsvc.process.HoldsDescriptors`; none in a child of the process that keeps it for its children."""
+        if self.keeper == os.getppid():
+            return ()
         if _kept.get(self.place) is self:
             del _kept[self.place]
         sockets, self._sockets = self._sockets, []
@@ -155,8 +167,12 @@ _kept: dict[Place, Port] = {}
 def keep(address: str) -> None:
     """Bind the port of `address`, `host:port`, for this process and all that are forked from it; no other is kept.
 
-    If that one is kept already nothing changes.  Raises ConfigurationError, OSError.
+    If that one is kept already nothing changes; empty: none is.  Raises ConfigurationError, OSError.
     """
+    if not address:
+        for port in list(_kept.values()):
+            port.close()
+        return
     place = place_of(address)
     if not place[1]:
         raise ConfigurationError(f"listen={address!r} names no port, and one that is kept has to be found again")
@@ -166,18 +182,25 @@ def keep(address: str) -> None:
         return
     bound = bind(place)
     try:
-        with tempfile.TemporaryFile() as file:
-            _kept[place] = Port(place, bound, os.dup(file.fileno()))
+        _kept[place] = Port(place, bound, _nameless_file(), os.getpid())
     except BaseException:
         for each in bound:
             each.close()
         raise
 
 
+def _nameless_file() -> int:
+    """A descriptor of a file that has no name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("raftsvc-port", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def hide_from_children() -> None:
     """Have no process that is forked from this one from now on have any of it: this is one that has a node."""
     for port in list(_kept.values()):
-        close_in_children(port)
+        port.keeper = _NOBODY
 
 
 def kept_at(place: Place) -> Port | None:
@@ -196,21 +219,26 @@ def hand_on(environ: MutableMapping[str, str]) -> None:
 
 
 def adopt(environ: MutableMapping[str, str]) -> None:
-    """Keep what the program before handed on; what is no such port, or was said to another process, is left alone."""
-    try:
-        pid, told = json.loads(environ.pop(VARIABLE, "[0, []]"))
-        for host, number, *fds, claim_fd in told if pid == os.getpid() else []:
-            _adopt((str(host), int(number)), list(map(int, fds)), int(claim_fd))
-    except (ValueError, TypeError, OSError):
+    """Keep what the program before handed on, to this process or to its parent, which may not know what that is.
+
+    What is no such port, or was said to another process, is left alone.
+    """
+    said = environ.pop(VARIABLE, None)
+    if said is None:
         return
+    with suppress(Exception):  # whatever stands there, a server starts
+        pid, told = json.loads(said)
+        for host, number, *fds, claim_fd in told if pid in (os.getpid(), os.getppid()) else []:
+            _adopt((str(host), int(number)), list(map(int, fds)), int(claim_fd), int(pid))
 
 
-def _adopt(place: Place, fds: Sequence[int], claim_fd: int) -> None:
-    os.set_inheritable(claim_fd, False)
+def _adopt(place: Place, fds: Sequence[int], claim_fd: int, keeper: int) -> None:
+    claim = os.fstat(claim_fd)
+    if not stat.S_ISREG(claim.st_mode) or claim.st_nlink:
+        raise ValueError(f"descriptor {claim_fd} is no file without a name")
     sockets: list[socket.socket] = []
     try:
         for fd in fds:
-            os.set_inheritable(fd, False)
             sockets.append(each := socket.socket(fileno=fd))
             if not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or each.getsockname()[1] != place[1]:
                 raise ValueError(f"descriptor {fd} is no listening socket at {place}")
@@ -219,4 +247,6 @@ def _adopt(place: Place, fds: Sequence[int], claim_fd: int) -> None:
         for each in sockets:
             each.detach()
         raise
-    _kept[place] = Port(place, sockets, claim_fd)
+    for fd in (*fds, claim_fd):
+        os.set_inheritable(fd, False)
+    _kept[place] = Port(place, sockets, claim_fd, keeper)

@@ -15,12 +15,16 @@ it, they are closed in the child.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
 from raftsvc.errors import ForkedError
+
+_POLL_SECONDS = 0.005
 
 
 class HomeProcess:
@@ -47,6 +51,22 @@ class HomeProcess:
             f"this Service was started in process {self.pid}, and its threads are not in process {os.getpid()}: "
             "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
         )
+
+
+def await_end(thread: threading.Thread, timeout: float) -> None:
+    """Return once `thread` does not run, or after `timeout` seconds, or at once where it is the caller.
+
+    Also one of which nobody knows whether it was started, for who did was interrupted: `is_alive` may say
+    that it is not, and it runs a moment later.
+    """
+    deadline = time.monotonic() + timeout
+    while thread is not threading.current_thread() and thread in threading.enumerate():
+        if time.monotonic() > deadline:
+            return
+        if thread.is_alive():
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        else:
+            time.sleep(_POLL_SECONDS)
 
 
 def give_way() -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -216,7 +217,7 @@ _running: WeakSet[Service] = WeakSet()
 
 
 def stop_all(timeout: float) -> None:
-    """Stop every Service of this process, and return once they have left; after `timeout` seconds in any case.
+    """Stop all Services of this process at once, and return once they have left; after `timeout` seconds in any case.
 
     For whoever knows that the process is about to end, such as a hook of its server.  What goes wrong is logged.
     """
@@ -224,11 +225,18 @@ def stop_all(timeout: float) -> None:
     left = [service for service in list(_running) if service._membership.home.is_here]
     for service in left:
         try:
-            service.stop()
-        except RaftError:
-            logger.exception("a node could not be stopped")
+            threading.Thread(target=_stop_safely, args=(service,), name="raftsvc-stop", daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            _stop_safely(service)
     while any(service in _running for service in left) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)  # another thread is at it
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop_safely(service: Service) -> None:
+    try:
+        service.stop()
+    except Exception:
+        logger.exception("a node could not be stopped")
 
 
 def outsider(dir: str | os.PathLike[str]) -> str | None:  # noqa: A002 - as in start
@@ -511,16 +519,15 @@ class Service:
             return do_elsewhere(self.stop, _UNHURRIED_SECONDS, NodeFailedError)
         self._membership.check_outside("stop")
         self._farewells.say()
-        if not self._membership.stop():
-            return
-        try:
-            self._former.stop()
-            self._proposals.stop()
+        with ExitStack() as rest:  # though the node cannot be stopped as it should be; the last is the first
+            rest.callback(_running.discard, self)
+            rest.callback(self._network.close)
             if self._listener is not None:
-                self._listener.stop()
-            self._network.close()
-        finally:
-            _running.discard(self)
+                rest.callback(self._listener.stop)
+            rest.callback(self._proposals.stop)
+            rest.callback(self._former.stop)
+            if not self._membership.stop():
+                rest.pop_all()
 
     # -- instructions and reads
 

@@ -177,6 +177,76 @@ def test_a_child_of_a_process_with_a_listener_has_nothing_of_it(place: ports.Pla
         child.kill()
 
 
+def test_a_worker_has_it_and_no_child_of_a_worker_whenever_that_is_forked(place: ports.Place) -> None:
+    def fork_early() -> object:
+        child = Child(lambda: (ports.kept_at(place), [fd for fd in descriptors if is_of(fd, place)]))
+        child.kill()
+        return child.said, ports.kept_at(place) is not None, sum(is_of(fd, place) for fd in descriptors)
+
+    descriptors = kept(place).descriptors()[:-1]
+    worker = Child(fork_early)
+    worker.kill()
+    assert worker.said == repr((repr((None, [])), True, 1))
+
+
+def is_of(fd: int, place: ports.Place) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(fd)) as found:
+            return bool(found.getsockname() == place)
+    except OSError:
+        return False
+
+
+def test_who_keeps_none_any_more_frees_the_port(place: ports.Place) -> None:
+    ports.keep("")
+    assert ports.kept_at(place) is None
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(place, PATIENCE)
+
+
+def test_a_process_takes_what_was_handed_to_its_parent_which_does_not_know_it(place: ports.Place) -> None:
+    """As a worker does of a server that was executed anew, and has no hooks by now."""
+    environ: dict[str, str] = {}
+    ports.hand_on(environ)
+
+    def take(environ: dict[str, str]) -> object:
+        inherited = ports._kept.pop(place)  # it is open, and nothing is known of it
+        ports.adopt(environ)
+        port = ports.kept_at(place)
+        if port is None:
+            return None
+        accepting = port.claim() or []
+        child = Child(lambda: ports.kept_at(place))
+        child.kill()
+        inheritable = [os.get_inheritable(fd) for fd in port.descriptors()]
+        return len(accepting), child.said, inheritable, inherited.place == place
+
+    worker = Child(lambda: take(environ))
+    worker.kill()
+    assert worker.said == repr((1, "None", [False, False], True))
+    to_another = {ports.VARIABLE: environ[ports.VARIABLE].replace(str(os.getpid()), "1")}
+    stranger = Child(lambda: take(to_another))
+    stranger.kill()
+    assert stranger.said == "None"
+    with open(__file__, "rb") as file:  # which has a name
+        last = kept(place).descriptors()[-1]
+        said = environ[ports.VARIABLE].replace(f", {last}]", f", {file.fileno()}]")
+        assert said != environ[ports.VARIABLE]
+        other = Child(lambda: take({ports.VARIABLE: said}))
+        other.kill()
+    assert other.said == "None"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "[[[", "[" * 100_000, "7", '[{pid}, [["a", 1e400, 3, 4]]]', "[{pid}, [[1, 2, -7, 99999999999999999999]]]"],
+)
+def test_what_makes_no_sense_is_left_alone(said: str) -> None:
+    before = dict(ports._kept)
+    ports.adopt({ports.VARIABLE: said.replace("{pid}", str(os.getpid()))})
+    assert ports._kept == before
+
+
 def test_the_port_of_another_host_is_told_with_what_to_write(place: ports.Place) -> None:
     told: list[NotListeningError | None] = []
     listener = Listener(greet(b""), f"0.0.0.0:{place[1]}", on_trouble=told.append)

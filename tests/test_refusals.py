@@ -174,6 +174,8 @@ def test_apache_needs_one_process_with_threads(
         (["shell"], False, False, "manage.py shell"),
         (["migrate", "--plan"], False, False, "manage.py migrate"),
         (["runserver_plus"], False, False, None),
+        (["list_servers"], False, False, "manage.py list_servers"),
+        (["process_observers"], False, False, "manage.py process_observers"),
     ],
 )
 def test_django_starts_the_node_in_its_server_only(
@@ -184,6 +186,30 @@ def test_django_starts_the_node_in_its_server_only(
     monkeypatch.setenv("RUN_MAIN", "true" if is_child else "")
     assert ("--noreload" in below(utility())(refusal)) == is_refused
     assert below(utility())(command_below) == command
+
+
+def test_a_command_that_runs_a_server_is_none_in_that_servers_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("django.core.management", "gunicorn.workers.base"):
+        module(monkeypatch, name)
+    utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "prod"]})
+    worker = type("Worker", (), {"__module__": "gunicorn.workers.base"})
+    in_command, in_worker = below(utility()), below(worker())
+    assert in_command(command_below) == "manage.py prod"
+    assert in_command(lambda: in_worker(command_below)) is None
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("word", ["--check-config", "--print-config"])
+def test_a_look_at_the_configuration_of_gunicorn_starts_no_node(tmp_path: Path, word: str) -> None:
+    pytest.importorskip("flask")
+    pytest.importorskip("gunicorn")
+    words = ["gunicorn", word, "-w", "2", "--threads", "4", "app:app"]
+    assert f"this is `gunicorn {word}`" in ends_at_once(tmp_path, words, PROGRAM, False)
+    program = "from flask import Flask\nimport raftsvc.kv\napp = Flask('a')\nkv = raftsvc.kv.start_from_env()\n"
+    environ = {"RAFTSVC_ADDR": "127.0.0.1:8001", "RAFTSVC_DIR": "other", "RAFTSVC_SECRET": SECRET}
+    done = run_server(tmp_path, *words, program=program, **environ)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("workers", "asked_for_more"), [(2, 1), (1, 2), (5, 5)])

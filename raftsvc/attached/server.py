@@ -31,7 +31,7 @@ from raftsvc.member.attachment import IS_REFUSED, IS_UNLIKE, Ask, Farewell, Hell
 from raftsvc.member.feed import FeedError
 from raftsvc.member.feeders import Feeders
 from raftsvc.member.handoff import Signal
-from raftsvc.process import close_in_children
+from raftsvc.process import await_end, close_in_children
 
 logger = logging.getLogger("raftsvc.attached")
 
@@ -40,6 +40,7 @@ _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
 _FAREWELL_SECONDS = 0.2
+_END_SECONDS = 2.0
 """In all, however many are attached."""
 _READ_BYTES = 256 * 1024
 _NODELESS_SECONDS = 0.05
@@ -96,6 +97,7 @@ class FeedServer:
         except BaseException:  # whoever interrupts may come once the thread runs
             self._stopping.set()
             self._close_socket()
+            await_end(self._thread, _END_SECONDS)
             raise
 
     def take_descriptors(self) -> Iterable[int]:
@@ -135,8 +137,7 @@ class FeedServer:
             connections, self._connections = self._connections, set()
         for each in connections:
             each.end()
-        if self._thread.is_alive():
-            self._thread.join(2.0)
+        await_end(self._thread, _END_SECONDS)
         self._close_socket()  # once more, of which the thread may have made another meanwhile
 
     def _close_socket(self) -> None:

@@ -71,7 +71,7 @@ class Hooks:
         server.cfg.env_orig.pop(ports.VARIABLE, None)
         listen = self._address()
         deadline = time.monotonic() + _BIND_SECONDS
-        while listen:
+        while True:
             try:
                 ports.keep(listen)
                 return
@@ -87,8 +87,7 @@ class Hooks:
         listen = None
         try:
             listen = self._address()
-            if listen:
-                ports.keep(listen)
+            ports.keep(listen)
         except (ConfigurationError, OSError, ValueError) as error:  # which would end gunicorn
             _warn(server, listen, error)
 
@@ -105,7 +104,8 @@ class Hooks:
         """In a worker that is about to end, however that came: its node leaves first, within gunicorn's grace."""
         stop_all(float(worker.cfg.graceful_timeout))
 
-    def _address(self) -> str | None:
+    def _address(self) -> str:
+        """Which port; empty for none."""
         listen = self._listen if self._listen is not None else listen_from_env(os.environ)
         if listen is None:
             raise ConfigurationError(

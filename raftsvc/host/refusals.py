@@ -154,14 +154,25 @@ def _flask_run_below() -> Mapping[str, Any] | None:
     return None
 
 
+_DJANGO_SERVERS = frozenset(
+    ("runserver", "runserver_plus", "runsslserver", "testserver", "run_gunicorn", "runmodwsgi", "run_waitress")
+)
+"""Django's commands that serve requests in their own process: its own, and those of packages that its users have."""
+
+
 def command_below() -> str | None:
-    """The command of a framework, not its server, that runs the application to get at what it defines, if one does."""
+    """The command, none that serves, that runs the application to get at what it defines, if one does."""
     if _flask_run_below() is not None:
         return None
     if object_below("flask.cli", "ScriptInfo") is not None:
         return _click_path() or "flask"
+    if gunicorn_worker_below() is not None:  # whatever command started that server
+        return None
+    gunicorn = object_below("gunicorn.app.base", "BaseApplication")
+    if gunicorn is not None and (gunicorn.cfg.check_config or gunicorn.cfg.print_config):
+        return "gunicorn --check-config" if gunicorn.cfg.check_config else "gunicorn --print-config"
     django = object_below("django.core.management", "ManagementUtility")
-    if django is not None and "server" not in "".join(map(str, django.argv[1:2])):
+    if django is not None and not _DJANGO_SERVERS.intersection(map(str, django.argv[1:2])):
         return " ".join(["manage.py", *map(str, django.argv[1:2])])
     return None
 

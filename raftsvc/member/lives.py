@@ -179,13 +179,13 @@ class Lives:
         """Count nothing of `member` any more; `why` completes "node N: "."""
         if member in self.doubled or member == self._core.node_id or self._machine.config.was_removed(member):
             return  # who is being told of its removal may have forgotten all it likes
-        is_first = not self.doubled
+        is_first = not self._named()
         self.doubled[member] = why
         self._current.pop(member, None)
         self._try_tick = 0
         self._disown()
         self._tell()
-        if not is_first:
+        if not is_first and member in self._named():
             self._say(logging.ERROR, f"node {self._core.node_id}: {self._error([member])}")
 
     def _disown(self) -> None:
@@ -195,16 +195,18 @@ class Lives:
                 self._core.leader.disown(member)
 
     def _tell(self) -> None:
-        if self.doubled:
-            self._vigil.begin(Condition.DOUBLED, self._error(self.doubled))
+        if named := self._named():
+            self._vigil.begin(Condition.DOUBLED, self._error(named))
         else:
             self._vigil.end(Condition.DOUBLED)
 
+    def _named(self) -> list[int]:
+        """Whom to tell of: not who is removed by what is in the log, though that may be overwritten yet."""
+        return [member for member in self.doubled if member in self._core.config.members]
+
     def _error(self, which: Iterable[int]) -> DoubledMemberError:
         members = self._core.config.members
-        named = "; ".join(
-            f"node {i} ({members[i].addr if i in members else 'no member'}): {self.doubled[i]}" for i in which
-        )
+        named = "; ".join(f"node {i} ({members[i].addr}): {self.doubled[i]}" for i in which)
         return DoubledMemberError(
             f"{named}. Its directory was copied, or put back to an older state, so nothing that it says counts any "
             "more. Stop every process that runs as that node, evict it, and join again with an empty directory"
@@ -222,8 +224,7 @@ class Lives:
             if member == self._core.node_id:
                 self.recognize(life)
             elif op == VOID:
-                if member in self._core.config.members:  # else it is removed, further on in the log
-                    self.doubt(member, _FOUND_OUT)
+                self.doubt(member, _FOUND_OUT)
             elif counter > self.highest(member).counter:
                 self._current.pop(member, None)
                 self._note_later(member, life)
@@ -272,6 +273,7 @@ class Lives:
         if not self.doubled:
             return
         self._disown()  # perhaps it leads only now
+        self._tell()  # perhaps what removed one of them was overwritten
         if tick < self._try_tick or not self._core.leader_id:
             return
         members = self._machine.config.members  # of others the log would take no notice

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import re
 import selectors
 import socket
@@ -29,7 +30,7 @@ from typing import Any
 
 from raftsvc import ports
 from raftsvc.errors import NotListeningError
-from raftsvc.process import close_in_children
+from raftsvc.process import await_end, close_in_children
 from raftsvc.transport.chunks import RawChunk
 from raftsvc.transport.connections import HANDSHAKE_SECONDS, Connection, Connections
 from raftsvc.transport.stream import shut_down
@@ -68,6 +69,7 @@ class Listener:
         on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
         """
         self._place = ports.place_of(address)
+        ports.adopt(os.environ)  # where a server's new program has no hooks, unlike the one before it
         ports.hide_from_children()
         self._host, self._port = self._place
         self._app = app
@@ -104,8 +106,7 @@ class Listener:
     def stop(self) -> None:
         """Close the port and every connection; bounded, idempotent."""
         self._stopping.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(2.0)
+        await_end(self._thread, 2.0)
         self._connections.break_off_all()
 
     def _run(self) -> None:

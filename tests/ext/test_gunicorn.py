@@ -232,6 +232,31 @@ def test_the_port_of_the_node_outlives_owners_reloads_and_masters(start: Callabl
     assert "Traceback" not in site.log(), site.log()
 
 
+def test_a_master_without_hooks_after_one_with_them_has_workers_that_find_the_port(start: Callable[..., Site]) -> None:
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("ends a master that it did not start by a descriptor of it")
+    site = start(ALL)
+    assert site.count() > 0
+    owner = site.await_owner(bool)
+    (site.path / "gunicorn.conf.py").write_text("")
+    site.popen.send_signal(signal.SIGUSR2)
+    site.await_second()
+    eventually(lambda: site.log().count("Booting worker") >= 4, "its workers are there")
+    site.popen.terminate()
+    assert site.popen.wait(60) == 0, site.log()
+    site.await_owner(lambda pid: pid != owner)
+    assert site.count() > 1
+    peer = Peer(site.addr)
+    peer.start()
+    try:
+        eventually(lambda: peer.answered, "the port is served by a worker of that master")
+    finally:
+        peer.stopping.set()
+        peer.join(60)
+    assert not peer.refused
+    assert "cannot be bound" not in site.log(), site.log()
+
+
 def test_an_application_loaded_by_the_master_has_its_node_in_the_workers_and_leaves_beside_hooks_of_its_own(
     start: Callable[..., Site],
 ) -> None:

@@ -170,11 +170,22 @@ def test_who_is_void_by_the_log_is_so_before_that_is_applied() -> None:
     scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
     scene.apply(wrap_open(3, 1, 1, 0))
     assert scene.health.err() is None
-    # Nobody is alarmed, at a restart, by one who is removed further on in the log.
-    other = Scene()
-    other.core.config = scene.machine.config
-    other.log(wrap_void(PEER))
-    assert other.health.err() is None and not other.said
+
+
+def test_nobody_is_alarmed_by_one_who_is_removed_further_on_in_the_log_unless_that_is_overwritten() -> None:
+    scene = Scene()
+    scene.judge(3, 9)
+    scene.core.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.log(wrap_void(PEER))
+    scene.lives.tick(1)
+    assert scene.health.err() is None and not scene.said
+    assert scene.judge(3, 9) is Speaker.VOID and scene.core.disowned == {PEER}, "it counts for nothing all the same"
+    scene.core.config = CONFIG
+    scene.lives.tick(2)
+    assert "node 2 (n2:1)" in str(scene.health.error_of(Condition.DOUBLED)) and len(scene.said) == 1
+    scene.machine.config = Configuration({i: CONFIG.members[i] for i in (1, 3)}, 3)
+    scene.apply(wrap_open(3, 1, 1, 0))
+    assert scene.health.err() is None and not scene.lives.doubled
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 
 import raftsvc
 from raftsvc.member.node import Node
+from raftsvc.ports import bind, place_of
+from raftsvc.service import stop_all
 from raftsvc.storage import Store
 from tests.service.harness import (
     IO_ERROR,
@@ -559,6 +561,52 @@ def test_a_stop_that_is_interrupted_while_it_hands_over_stops_all_the_same(
     monkeypatch.undo()
     node.start()
     assert node.service.exec(b"a", timeout=PATIENCE)
+
+
+def test_a_node_that_cannot_be_stopped_leaves_its_port_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addr = free_address()
+    service = raftsvc.start(addr, tmp_path / "n", None, ListState(), secret=SECRET, listen=addr)
+    service.init()
+    node = service._membership.node
+    assert isinstance(node, Node)
+
+    def fail(self: Node, error: raftsvc.RaftError) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Node, "stop", fail)
+    with pytest.raises(MemoryError):
+        service.stop()
+    monkeypatch.undo()
+    node.stop(raftsvc.StoppedError("the test is over"))
+    for each in bind(place_of(addr)):
+        each.close()
+
+
+def test_of_several_nodes_that_stop_at_the_end_of_a_process_one_that_hangs_holds_up_neither_the_others_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, failing, other = (
+        raftsvc.start(free_address(), tmp_path / name, None, ListState(), secret=SECRET) for name in "abc"
+    )
+    goes_on = threading.Event()
+    stop = failing.stop
+
+    def fail() -> None:
+        stop()
+        raise MemoryError
+
+    monkeypatch.setattr(hanging, "stop", lambda: goes_on.wait(PATIENCE))
+    monkeypatch.setattr(failing, "stop", fail)
+    try:
+        stop_all(0.0)
+        assert other._membership.stopped.wait(PATIENCE), "it was stopped beside the one that hangs"
+        eventually(lambda: "could not be stopped" in caplog.text, "what was raised is logged")
+    finally:
+        goes_on.set()
+        monkeypatch.undo()
+        hanging.stop()
 
 
 def test_a_stop_beside_an_init_closes_nothing_under_the_node(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
