@@ -68,7 +68,7 @@ class CheckedState(kv.KeyValueState):
         if any(deadline_ms <= time_ms for deadline_ms in after.values()):
             raise Violation(f"holds: a lease outlasts its time at {time_ms}")
         for name, size in SIZES.items():
-            claims = self.claims(name)
+            claims = self._content.holds.claims(name)
             held = [claim for claim in claims if claim.fence]
             if sum(claim.units for claim in held) > size:
                 raise Violation(f"holds: more than {size} of {name!r} are held at entry {index}")

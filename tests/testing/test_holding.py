@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftsvc.kv import holds
-from raftsvc.testing import SimulationFailed, simulate
+from raftsvc.testing import Faults, SimulationFailed, simulate
 from tests.testing.holding import HoldingWorkload
 
 SEEDS = (18_000, 18_003, 18_006, 18_008, 18_009, 18_010)
@@ -18,6 +18,13 @@ def test_what_is_held_is_the_same_everywhere_under_all_faults() -> None:
         simulate(seed, workload)
         grants += len(workload.grants.owners)
     assert grants > 20, "it would prove nothing"
+
+
+def test_nodes_whose_state_has_no_versions_come_to_run_the_latest_library() -> None:
+    upgrades = sum(
+        simulate(seed, HoldingWorkload(), Faults(("code upgraded",))).faults["code upgraded"] for seed in range(4)
+    )
+    assert upgrades > 4
 
 
 def test_it_is_seen_where_more_is_granted_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
