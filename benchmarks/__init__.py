@@ -17,7 +17,7 @@ reported is the median of the rounds.  Linux only: processes are read in /proc.
     attached    another: several processes of a host, what an attached one costs, and takeovers
     systems/    one module a system: how it starts, and how a handler writes and reads through it
     runner      rounds, cases, and the checks after each
-    costs       what restarting, snapshots, dead peers and catching up cost
+    costs       what restarting, snapshots, dead peers and catching up cost; counting, watching and locking by its side
     against     two versions of raftsvc: where each comes from, turns, and the tables
     paired      what the turns say: ratios, intervals, verdicts
     usage       processor time, wake-ups and system calls of processes

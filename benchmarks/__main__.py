@@ -164,7 +164,9 @@ def _arguments() -> argparse.Namespace:
         help="compare with raftsvc at this git revision, in turns, instead of with other systems; "
         "defaults: --only write,read --threads 1,8,64 --rounds 15 --seconds 2 --warmup-seconds 0.2",
     )
-    other = kinds.add_parser("costs", help="restart, snapshots, dead and hung peers, catching up, counting, watching")
+    other = kinds.add_parser(
+        "costs", help="restart, snapshots, dead and hung peers, catching up, counting, watching, locking"
+    )
     other.add_argument("cases", nargs="*", default=list(costs.CASES), help=f"of {' '.join(costs.CASES)}")
     other.add_argument("--quick", action="store_true", help="smaller numbers")
     for one, systems in ((load, None), (other, ["raftsvc"])):

@@ -10,14 +10,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import locking as locks
 from benchmarks.load import Spec
 from benchmarks.processes import Process, wait_until
 from benchmarks.systems import SYSTEMS, System, Web
+from benchmarks.systems.redis import RedisSystem
 from benchmarks.watching import rows as watches
 
 Say = Callable[[str], None]
@@ -241,6 +244,20 @@ def watching(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
     return "Watchers: what they cost whoever applies", rows
 
 
+def locking(systems: list[str], home: Path, quick: bool, say: Say) -> Table:
+    """Locks that are acquired and released, beside etcd's and redis-py's own."""
+    kinds = {name: SYSTEMS[name] for name in systems if hasattr(_backend_of(SYSTEMS[name]), "lock")}
+    kinds |= {RedisSystem.name: RedisSystem}
+    made = {name: locks.make(kind, 3, home) for name, kind in kinds.items()}
+    rows = locks.rows(made, 1 if quick else 5, 1.0 if quick else 3.0, say)
+    return "Locks, acquired and released; Redis is one server", rows
+
+
+def _backend_of(kind: type[System]) -> object:
+    module, _, name = kind.backend.partition(":")
+    return getattr(import_module(module), name)
+
+
 def _lag(leader: Web, follower: Web) -> int:
     behind: int = leader.status()["applied"] - follower.status()["applied"]
     return behind
@@ -258,4 +275,5 @@ CASES: dict[str, Callable[[list[str], Path, bool, Say], Table]] = {
     "catch-up": catch_up,
     "counting": counting,
     "watching": watching,
+    "locking": locking,
 }

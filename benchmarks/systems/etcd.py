@@ -6,12 +6,14 @@ import base64
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import requests
 
 from benchmarks.counting import CountingBackend
+from benchmarks.locking import TTL, LockingBackend
 from benchmarks.processes import Process, free_ports
 from benchmarks.systems.base import System, Web
 
@@ -54,7 +56,7 @@ class _Backend:
         return response.json()
 
 
-class GrpcBackend(_Backend, CountingBackend):
+class GrpcBackend(_Backend, CountingBackend, LockingBackend):
     """pyetcd (etcd-sdk-python, a maintained fork of python-etcd3): a client, and a connection, for each thread."""
 
     def __init__(self, port: int) -> None:
@@ -92,6 +94,10 @@ class GrpcBackend(_Backend, CountingBackend):
         client = self._client()
         puts = [client.transactions.put(key, value) for key, value in values.items()]
         client.transaction(compare=[], success=puts, failure=[])
+
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        lock: AbstractContextManager[object] = self._client().lock(name, ttl=TTL)
+        return lock
 
     def write_later(self, key: str, value: bytes, done: Callable[[bool], None]) -> None:
         from pyetcd import etcdrpc

@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import raftsvc
 from benchmarks.copies import copy_sources
 from benchmarks.counting import CountingBackend
+from benchmarks.locking import TTL, LockingBackend
 from benchmarks.processes import Failure, free_ports
 from benchmarks.systems.base import System
 from raftsvc import kv
@@ -22,7 +24,7 @@ from raftsvc.kv.instructions import encode
 SECRET = secrets.token_hex(32)
 
 
-class Backend(CountingBackend):
+class Backend(CountingBackend, LockingBackend):
     """The key-value store of raftsvc, as the README uses it."""
 
     def __init__(self, addr: str, directory: str, secret: str, options: dict[str, Any]) -> None:
@@ -98,6 +100,9 @@ class Backend(CountingBackend):
 
     def number(self, key: str) -> int:
         return int(self.read(key) or b"0")
+
+    def lock(self, name: str) -> AbstractContextManager[object]:
+        return self._kv.lock(name, ttl=TTL)
 
     def write_many(self, values: Mapping[str, bytes]) -> None:
         self.service.propose_many([encode([kv.set(key, value)]) for key, value in values.items()])
