@@ -30,7 +30,12 @@ SEES_SUSPENSION = (getattr(time, "CLOCK_BOOTTIME", None) if sys.platform == "lin
 
 def read_clocks() -> tuple[int, ...]:
     """What each of the clocks of this system shows, in nanoseconds; `time.monotonic` where there is none."""
-    return tuple(map(time.clock_gettime_ns, _IDS)) or (time.monotonic_ns(),)
+    return tuple(map(time.clock_gettime_ns, _IDS)) if _IDS else (time.monotonic_ns(),)
+
+
+def now_seconds() -> float:
+    """What one of them shows that goes on while the machine is suspended, where there is such a one."""
+    return read_clocks()[0] / 1_000_000_000
 
 
 def seconds_since(readings: tuple[int, ...]) -> float:

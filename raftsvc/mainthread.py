@@ -27,6 +27,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from raftsvc.errors import RaftError
+from raftsvc.systems import call_in_children
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def _note_main() -> None:
     _main_ident = threading.main_thread().ident
 
 
-os.register_at_fork(after_in_child=_note_main)  # by a thread, which is the child's main thread then
+call_in_children(_note_main)  # by a thread, which is the child's main thread then
 
 
 def is_main_thread() -> bool:

@@ -17,18 +17,17 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 import stat
-import tempfile
 import threading
 from collections.abc import Iterable, MutableMapping, Sequence
 from contextlib import suppress
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.process import close_in_children
+from raftsvc.systems import lock_for_process, nameless_file, unlock_for_process
 
 VARIABLE = "_RAFTSVC_PORTS"
 """By which a process that executes another program in its own place hands on what it keeps."""
@@ -120,7 +119,7 @@ class Port:
             if self._claimed_by == os.getpid():  # by another listener of this process, which the kernel would let in
                 return None
             try:
-                fcntl.lockf(self._claim_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_for_process(self._claim_fd)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     return None
@@ -137,7 +136,7 @@ class Port:
         with self._lock:
             if self._claimed_by == os.getpid():
                 self._claimed_by = 0
-                fcntl.lockf(self._claim_fd, fcntl.LOCK_UN)
+                unlock_for_process(self._claim_fd)
 
     def close(self) -> None:
         """Give it up, as far as this process has it."""
@@ -182,19 +181,11 @@ def keep(address: str) -> None:
         return
     bound = bind(place)
     try:
-        _kept[place] = Port(place, bound, _nameless_file(), os.getpid())
+        _kept[place] = Port(place, bound, nameless_file(), os.getpid())
     except BaseException:
         for each in bound:
             each.close()
         raise
-
-
-def _nameless_file() -> int:
-    """A descriptor of a file that has no name."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("raftsvc-port", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def hide_from_children() -> None:

@@ -23,6 +23,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from raftsvc.errors import ForkedError
+from raftsvc.systems import call_in_children
 
 _POLL_SECONDS = 0.005
 
@@ -100,4 +101,4 @@ def _close_inherited() -> None:
                     os.close(fd)
 
 
-os.register_at_fork(after_in_child=_close_inherited)
+call_in_children(_close_inherited)

@@ -656,7 +656,8 @@ class Service:
         """Have `function` called when this Service is about to stop, while it still works; returns what ends that.
 
         It is called once, without arguments, on a thread of its own; all of them together are given 3 s, and what
-        they raise is logged.  Not where the process dies, and not where its node cannot go on.
+        they raise is logged.  Where the Service is being stopped already it is called at once, by this.  Not where
+        the process dies, and not where its node cannot go on.
         """
         self._membership.home.check()
         if not callable(function):

@@ -121,6 +121,11 @@ def connect(directory: str, timeout: float) -> socket.socket | None:
 
     Raises ConfigurationError if what listens is another user's, or the path is too long; OSError.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigurationError(
+            f"this system ({sys.platform}) has no nodes, and {directory} is a directory: give the URL of a node that "
+            "is elsewhere, and a key"
+        )
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         client.settimeout(timeout)

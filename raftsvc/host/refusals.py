@@ -15,6 +15,7 @@ from typing import Any
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.host.servers import HostPool, frames_below, gunicorn_worker_below, object_below, positive
+from raftsvc.systems import check_nodes
 
 _OWN_PORT = 'give the node a port of its own: listen="0.0.0.0:8001", with a laddr that names that port'
 _ONE_OWNER = "and one process owns a node's directory"
@@ -26,6 +27,7 @@ def check_server(server: HostPool | None, has_port: bool, is_limited: bool) -> N
     has_port:   the node has a listener of its own, so that it needs none of the server's threads.
     is_limited: the application said how many callers may wait, and so knows where its threads are.
     """
+    check_nodes()
     found = [*_gunicorn(has_port), *_uwsgi(has_port), *_mod_wsgi(), *_reloaders()]
     if not has_port and not is_limited:
         found += _one_thread(server)

@@ -6,10 +6,10 @@ leader would be no such proof, for it may be deposed, and not know yet.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+from raftsvc.clocks import now_seconds
 from raftsvc.errors import ConfigurationError, ReadTimeoutError
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.pages import Value
@@ -17,11 +17,6 @@ from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.timeouts import check_timeout
 
 T = TypeVar("T")
-
-
-def _now() -> float:
-    """Seconds by a clock that goes on while the machine is suspended, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def check_max_age(max_age: float | None) -> None:
@@ -82,7 +77,7 @@ class Freshness:
             self._asked.wait_read(timeout)
             return look()
         check_max_age(max_age)
-        asked_at = _now()
+        asked_at = now_seconds()
         if asked_at - self._current_at > max_age:
             self._asked.wait_read(timeout)
             self._current_at = asked_at  # as of when it was asked, not answered

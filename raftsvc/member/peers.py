@@ -7,7 +7,6 @@ requests of other members.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +20,10 @@ from raftsvc.member.engine import Engine, would_install
 from raftsvc.member.errands import Errands
 from raftsvc.member.lives import Speaker
 from raftsvc.member.turns import Turn
+from raftsvc.systems import let_others_run
 from raftsvc.transport import Identity, Network, Problem, SnapshotChunk
 
 MAX_STRANGERS = 16
-
-_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
-"""Have whoever waits for this processor go first: 1 µs if there is nobody."""
 
 
 class Peers:
@@ -254,7 +251,7 @@ class Peers:
             hands.applies_later = False
             work = self._applier.take_little_work()
         if work is not None:
-            _let_others_run()
+            let_others_run()
             self._applier.apply(work)
 
     def report_unreachable(self, peer_id: int) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from raftsvc.process import close_in_children
 from raftsvc.storage.lock import DirectoryLock
+from raftsvc.systems import sync_data, sync_names
 
 PASSING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN))
 """What a system refuses while something is short: a call that says so, save a sync, took no effect that matters."""
@@ -25,7 +26,6 @@ SETTLING = "settle.tmp"
 """The name of what is new in a directory for the sake of its other names."""
 _NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
 """Errors of syncing a directory that was there long before: its owner, or a file system without that, cares for it."""
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # not every POSIX system has it
 
 
 class Files:
@@ -130,7 +130,7 @@ class Files:
     def flush(self, fd: int) -> None:
         """The fsync itself; for `sync`, and for those who replace it."""
         self._check_own(fd)
-        _fdatasync(fd)
+        sync_data(fd)
 
     def is_doubtful(self, fd: int) -> bool:
         """Whether a sync of the file failed."""
@@ -145,7 +145,7 @@ class Files:
         """Return once the names in the directory are durable."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            sync_names(fd)
         finally:
             os.close(fd)
 

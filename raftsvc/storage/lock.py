@@ -12,7 +12,6 @@ The file `lock` in the directory says who the owner is, for people; it locks not
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -23,6 +22,7 @@ from contextlib import contextmanager, suppress
 
 from raftsvc.errors import DirectoryInUseError, StorageError
 from raftsvc.process import close_in_children
+from raftsvc.systems import lock_inode, unlock_inode
 
 _POLL_SECONDS = 0.05
 _SEARCH_SECONDS = 1.0
@@ -121,7 +121,7 @@ class DirectoryLock:
     def _try_to_lock(self, fd: int) -> bool:
         """Whether the directory was free."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_inode(fd)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -151,7 +151,7 @@ class DirectoryLock:
                 with suppress(OSError):
                     if is_at(self._path, fd):
                         _write_note(self._path, "")
-                fcntl.flock(fd, fcntl.LOCK_UN)
+                unlock_inode(fd)
             os.close(fd)
 
     def take_descriptors(self) -> Iterable[int]:

@@ -263,7 +263,7 @@ def test_concurrent_counters_lose_nothing_and_each_version_is_unique(store: kv.K
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is, in its only item."""
     now = [1000.0]
-    monkeypatch.setattr("raftsvc.kv.freshness._now", lambda: now[0])
+    monkeypatch.setattr("raftsvc.kv.freshness.now_seconds", lambda: now[0])
     return now
 
 
