@@ -74,23 +74,26 @@ class Planned(NamedTuple):
     """A job as it is known.
 
     schedule: what whoever planned it last says of that.
-    since_ms: the highest slot that is decided; None: its slots count from the next moment on at which time is known.
+    since_ms: the highest slot that is decided; what comes after it counts.
+    is_settled: whether that is so; else what counts is what comes after that, and after the time is known next.
     places:   who runs it, in order.
     """
 
     schedule: bytes
-    since_ms: int | None
+    since_ms: int
+    is_settled: bool
     places: tuple[Place, ...]
 
 
 class _Job:
     """What is known of a job.  runs: by their fences, in order; of slots that were passed over too."""
 
-    __slots__ = ("places", "runs", "schedule", "since_ms", "under_way")
+    __slots__ = ("is_settled", "places", "runs", "schedule", "since_ms", "under_way")
 
-    def __init__(self, schedule: bytes, since_ms: int | None) -> None:
+    def __init__(self, schedule: bytes, since_ms: int, is_settled: bool) -> None:
         self.schedule = schedule
         self.since_ms = since_ms
+        self.is_settled = is_settled
         self.runs: dict[int, Run] = {}
         self.places: dict[Place, None] = {}
         self.under_way = 0
@@ -131,7 +134,7 @@ class Runs:
         made = cls()
         made._clocks = {node_id: (shown_ms, at_ms) for node_id, shown_ms, at_ms in frozen.clocks}
         for name, planned, runs in frozen.jobs:
-            made._jobs[name] = job = _Job(planned.schedule, planned.since_ms)
+            made._jobs[name] = job = _Job(planned.schedule, planned.since_ms, planned.is_settled)
             made.size_bytes += _size_of(name, planned.schedule)
             for place in planned.places:
                 made._join(name, job, place)
@@ -169,8 +172,8 @@ class Runs:
         now_ms = self.now_ms(time_ms)
         if now_ms is not None:
             for job in self._jobs.values():
-                if job.since_ms is None:
-                    job.since_ms = now_ms
+                if not job.is_settled:
+                    _settle(job, now_ms)
         return True
 
     def now_ms(self, time_ms: int) -> int | None:
@@ -212,14 +215,13 @@ class Runs:
             return NO_PLACE
         job = self._jobs.get(order.job)
         if job is None:
-            job = self._jobs[order.job] = _Job(order.text, since_ms or self.now_ms(time_ms))
+            job = self._jobs[order.job] = _Job(order.text, 0, False)
             self.size_bytes += _size_of(order.job, order.text)
+            _settle(job, since_ms or self.now_ms(time_ms))
         elif job.schedule != order.text:
             self.size_bytes += len(order.text) - len(job.schedule)
             job.schedule = order.text
-            from_ms = since_ms or self.now_ms(time_ms)
-            if from_ms is not None and job.since_ms is not None:
-                job.since_ms = max(job.since_ms, from_ms)
+            _settle(job, since_ms or self.now_ms(time_ms))
         self._join(order.job, job, order.place)
         return 1
 
@@ -253,7 +255,7 @@ class Runs:
         job = self._jobs.get(order.job)
         if job is None or order.place not in job.places:
             return NO_PLACE
-        if job.since_ms is None:
+        if not job.is_settled:
             return NOT_YET
         last = job.last()
         if last is not None and last.place == order.place and (last.slot_ms, last.attempt) == (slot_ms, attempt):
@@ -349,7 +351,14 @@ class Runs:
         return len(self._jobs), self._run_count
 
     def _planned(self, job: _Job) -> Planned:
-        return Planned(job.schedule, job.since_ms, tuple(sorted(job.places)))
+        return Planned(job.schedule, job.since_ms, job.is_settled, tuple(sorted(job.places)))
+
+
+def _settle(job: _Job, from_ms: int | None) -> None:
+    """Its slots count from then on, None: from when the time is known; what was decided stays so."""
+    job.is_settled = from_ms is not None
+    if from_ms is not None:
+        job.since_ms = max(job.since_ms, from_ms)
 
 
 def _is_to_be_run_again(last: Run, slot_ms: int, attempt: int, retry: int) -> bool:
@@ -369,7 +378,7 @@ def checked_runs(frozen: FrozenRuns, is_held: Callable[[Place], bool], index: in
             return f"{name!r} is run by who is not there"
         if fences != sorted(set(fences)) or slots != sorted(slots) or (fences and fences[-1] > index):
             return f"the runs of {name!r} are out of order"
-        if slots and (planned.since_ms is None or slots[-1] > planned.since_ms):
+        if slots and slots[-1] > planned.since_ms:
             return f"{name!r} ran later than it says"
         for run in runs:
             if not RUNNING <= run.state <= MISSED or (run.state == RUNNING and run.place not in planned.places):

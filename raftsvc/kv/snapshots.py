@@ -8,7 +8,7 @@ that; how many leases there are (4), each as its id, TTL and deadline (8 each); 
 its length (2), how many units it has (4), how many claims there are on it (4), and itself, then these: lease, number
 (8), units (4), index of placing and fence (8 each), length of the data (2) and the data; how many clocks were told (4),
 each as whose, what it showed, and when in log time (8 each); how many jobs there are (4), each as the lengths of name
-and schedule (2 each), the slot since which others are due (8), whether that is known (1), how many places it has (2)
+and schedule (2 each), the highest slot that is decided (8), whether that is settled (1), how many places it has (2)
 and runs (4), and these: a place as the length of its name (2), lease, number (8) and name, a run as its numbers, the
 lengths of who has it and of what is said of it (2 each), its place, and both.  All integers are big-endian.
 
@@ -90,8 +90,8 @@ def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
     yield _COUNT.pack(len(frozen.jobs))
     for name, planned, runs in frozen.jobs:
         give_way()
-        encoded, since_ms = name.encode(), planned.since_ms
-        numbers = 0 if since_ms is None else since_ms, since_ms is not None, len(planned.places), len(runs)
+        encoded = name.encode()
+        numbers = planned.since_ms, planned.is_settled, len(planned.places), len(runs)
         yield _JOB.pack(len(encoded), len(planned.schedule), *numbers) + encoded + planned.schedule
         for place in planned.places:
             yield _place(place)
@@ -225,10 +225,10 @@ def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
     jobs = []
     for _ in range(reader.take_count()):
         give_way()
-        length, said, since_ms, is_known, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
+        length, said, since_ms, is_settled, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
         name, schedule = reader.take_key(length), reader.take(said)
         places = tuple([_decode_place(reader) for _ in range(place_count)])
-        planned = Planned(schedule, since_ms if is_known else None, places)
+        planned = Planned(schedule, since_ms, is_settled != 0, places)
         jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
     frozen = FrozenRuns(clocks, jobs)
     trouble = checked_runs(frozen, lambda place: bool(holds.fence_of(*place)), index)

@@ -205,11 +205,12 @@ class Jobs:
             return do_elsewhere(self.start, _ASK_SECONDS, NodeFailedError)
         self._duty.check_process()
         with self._lock:
-            if self._scheduler is None:
-                scheduler = Scheduler(self._duty, self._jobs, self._threads)
-                scheduler.start()
-                self._scheduler = scheduler
-                self._forget_farewell = self._duty.before_stop(partial(scheduler.stop, _FAREWELL_SECONDS))
+            if self._scheduler is not None:
+                return
+            scheduler = Scheduler(self._duty, self._jobs, self._threads)
+            scheduler.start()
+            self._scheduler = scheduler
+        self._forget_farewell = self._duty.before_stop(partial(scheduler.stop, _FAREWELL_SECONDS))
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Begin nothing more here, and wait for what runs; whether all of it was over in time.
@@ -244,7 +245,7 @@ class Jobs:
         now_ms = self._duty.now_ms() or 0
         for name, job in list(self._jobs.items()):
             planned, _ = self._duty.look(name)
-            since_ms = None if planned is None else planned.since_ms
+            since_ms = 0 if planned is None else planned.since_ms
             slot_ms = job.schedule.after(since_ms or job.schedule.since_ms or now_ms)
             if slot_ms is not None and slot_ms < now_ms:
                 slot_ms = job.schedule.after(now_ms) or slot_ms

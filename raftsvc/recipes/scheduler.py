@@ -232,7 +232,7 @@ class Scheduler:
         if planned is None:  # somebody had it forgotten
             self._plans.pop(job.name, None)
             return _PAUSE_SECONDS
-        if now_ms is None or planned.since_ms is None:
+        if now_ms is None or not planned.is_settled:
             if now_ms is None:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
