@@ -20,7 +20,7 @@ from raftsvc.kv.orders import BEGIN, CLOCK, DIED, DONE, FAILED, FINISH, PLAN, RU
 from raftsvc.state import State
 from raftsvc.testing import Action, KeyValueModel, Violation
 
-LEASES = [f"{number:016x}" for number in range(1, 7)]
+LEASES = [f"{number:016x}" for number in range(1, 4)]
 JOBS = ("job:a", "job:b")
 NAME = "jobs:workers"
 EPOCH_MS = 1_800_000_000_000
@@ -37,6 +37,7 @@ class Ledger:
         self.died: set[tuple[str, int]] = set()
         self.places: list[Place] = []
         self.time_ms = 0
+        self.answers: dict[tuple[int, int], int] = {}
 
     def note(self, job: str, fence: int, slot_ms: int, attempt: int, place: Place) -> None:
         claims = self.claims[job]
@@ -86,6 +87,7 @@ class CheckedState(kv.KeyValueState):
     def check_order(self, order: Order, answer: int, index: int, time_ms: int) -> None:
         if order.kind == CLOCK and order.numbers[0] in self.voters:
             self.told[order.numbers[0]] = order.numbers[1], time_ms
+        self.ledger.answers[order.kind, min(answer, 1)] = self.ledger.answers.get((order.kind, min(answer, 1)), 0) + 1
         if order.kind != BEGIN or answer <= 0:
             return
         slot_ms, attempt, *_ = order.numbers
@@ -115,7 +117,7 @@ class CheckedState(kv.KeyValueState):
 
 
 class JobsWorkload:
-    """Some clients read and write, some run jobs: claims come late, twice, in the name of who is gone, by wrong clocks."""
+    """Some clients read and write, some run jobs: claims come late, twice, for who is gone, by wrong clocks."""
 
     def __init__(self) -> None:
         self.model = KeyValueModel()
@@ -140,17 +142,17 @@ class JobsWorkload:
         places = self.ledger.places or [(NAME, lease, serial)]
         place = random.choice(places) if random.random() < 0.95 else (NAME, lease, 1)
         now_ms = EPOCH_MS + self.ledger.time_ms
-        chance = random.random()
+        chance = random.random() * (1.0 if self.ledger.places else 0.3)
         if chance < 0.08:
-            return encode([instructions.open_lease(lease, random.choice((300, 2_000, 10_000)))])
+            return encode([instructions.open_lease(lease, random.choice((2_000, 10_000, 10_000)))])
         if chance < 0.16:
             return encode([instructions.claim(NAME, lease, serial, MAX_UNITS)])
         if chance < 0.24:
             wanted = [number for _, of, number in places if of == lease and random.random() < 0.8]
-            return encode([instructions.keep_lease(lease, random.choice((0, 2**63)), wanted)])
-        if chance < 0.26:
+            return encode([instructions.keep_lease(lease, random.choice((0, 0, 0, 2**63)), wanted)])
+        if chance < 0.25:
             return encode([instructions.end_lease(lease)])
-        if chance < 0.36:
+        if chance < 0.40:
             schedule = b"other" if random.random() < 0.05 else b"one"
             return orders.encode(Order(PLAN, (random.choice((0, 0, now_ms)),), job, place, schedule))
         if chance < 0.52:
@@ -158,12 +160,13 @@ class JobsWorkload:
             shown_ms = now_ms + skew_ms + random.randrange(-1_000, 1_000)
             return orders.encode(Order(CLOCK, (node_id, shown_ms)))
         if chance < 0.85:
-            ahead_ms = random.choice((0, 0, 0, -5_000, 5_000, 20_000, 40_000, HOUR_MS))
-            slot_ms = (now_ms + ahead_ms) // 200 * 200
             known = self.ledger.claims[job]
-            attempt = random.choice((0, 1, 1, 1))
-            if known and random.random() < 0.4:
-                slot_ms, attempt, _ = known[max(known)]
+            slot_ms, attempt, _ = known[max(known)] if known else (0, 0, None)
+            if random.random() < 0.6:
+                ahead_ms = random.choice((0, 0, 0, 200, 200, -5_000, 5_000, 20_000, 40_000, HOUR_MS))
+                slot_ms = (max(now_ms, slot_ms) + ahead_ms) // 200 * 200
+                attempt = random.choice((0, 1, 1, 1))
+            else:
                 attempt += random.choice((0, 1, 1))
             numbers = slot_ms, attempt, 1, random.choice((0, 3)), random.choice((1, 2, 50))
             return orders.encode(Order(BEGIN, numbers, job, place, b"client"))
