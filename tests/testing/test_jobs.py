@@ -24,7 +24,7 @@ def test_each_slot_is_claimed_once_and_not_ahead_of_its_time_under_all_faults() 
 
 def test_it_is_seen_where_a_slot_is_claimed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_is_to_be_run_again", lambda *arguments: True)
-    with pytest.raises(SimulationFailed, match="jobs: a slot of .* was claimed twice"):
+    with pytest.raises(SimulationFailed, match=r"jobs: a slot of .* was claimed twice"):
         for seed in SEEDS:
             simulate(seed, JobsWorkload())
 
