@@ -1428,8 +1428,8 @@ MUTANTS = (
     Mutant(
         "a slot that was claimed is claimed again",
         "kv/runs.py",
-        "            if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or job.since_ms != slot_ms:\n                return GONE\n",
-        "            if last is None or job.since_ms != slot_ms:\n                return GONE\n",
+        "if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or job.since_ms != slot_ms:\n",
+        "if last is None or job.since_ms != slot_ms:\n",
         test="kv/test_runs.py::test_a_slot_is_claimed_once_and_the_highest_decides",
     ),
     Mutant(
@@ -1463,8 +1463,8 @@ MUTANTS = (
     Mutant(
         "a State that is restored is not told who votes",
         "member/machine.py",
-        "        if self._electorate is not None:\n            self._electorate.set_voters(config.voters)\n        self.state.set_applied_index(index)\n",
-        "        self.state.set_applied_index(index)\n",
+        "            self._electorate.set_voters(config.voters)\n        self.state.set_applied_index(index)\n",
+        "            pass\n        self.state.set_applied_index(index)\n",
         test="test_machine.py::test_a_state_is_told_who_votes_with_each_change_and_after_a_snapshot",
     ),
     Mutant(
@@ -1477,8 +1477,8 @@ MUTANTS = (
     Mutant(
         "what was claimed too late is begun",
         "recipes/scheduler.py",
-        "        if job.grace_ms is not None and numbers[1] == 1 and (now_ms is None or now_ms - numbers[0] > job.grace_ms):\n",
-        "        if job.grace_ms is not None and now_ms is None:\n",
+        " and numbers[1] == 1 and (now_ms is None or now_ms - numbers[0] > job.grace_ms):\n",
+        " and now_ms is None:\n",
         test="service/test_jobs.py::test_what_was_claimed_too_late_is_not_begun",
     ),
     Mutant(
