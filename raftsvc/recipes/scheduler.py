@@ -211,7 +211,7 @@ class Scheduler:
         hold, self._hold = self._hold, None
         self._plans.clear()
         self._unsure.clear()
-        if hold is not None:
+        if hold is not None and not hold.lease.is_over:  # else that runs out by itself, and no sooner than others may
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
 
@@ -314,7 +314,7 @@ class Scheduler:
                 del self._running[job.name, run.fence]
                 is_last = self._has_left and not self._running
             if is_last:
-                self._let_go(run.hold)
+                self._let_go()
             self._signal.set()
 
     def _end(self, end: _End) -> None:
@@ -346,12 +346,15 @@ class Scheduler:
         with self._lock:
             self._has_left = True
             is_idle = not self._running
-        if is_idle and self._hold is not None:
-            self._let_go(self._hold)
+        if is_idle:
+            self._let_go()
 
-    def _let_go(self, hold: Hold) -> None:
-        with suppress(RaftError):
-            hold.release(_PAUSE_SECONDS)
+    def _let_go(self) -> None:
+        """By whoever is the last: the thread, or a run that went on after it."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            with suppress(RaftError):
+                hold.release(_PAUSE_SECONDS)
 
 
 def _to_run_again(job: Job, since_ms: int, runs: Sequence[Run]) -> Numbers | None:

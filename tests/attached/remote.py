@@ -12,6 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class Remote:
 class _Jobs:
     """Jobs that note in a file who ran what."""
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, state: Any) -> None:
         self._store = store
+        self._state = state
         self._jobs: Any = None
 
     def start(self, path: str, seconds: float, takes: float = 0.0, ttl: float = 2.0, **options: Any) -> None:
@@ -119,12 +121,16 @@ class _Jobs:
             run = current_run()
             assert run is not None
             with open(path, "a") as file:
-                file.write(f"{run.slot.timestamp():.0f} {run.attempt} {os.getpid()}\n")
+                file.write(f"{run.slot.timestamp():.0f} {run.attempt} {os.getpid()} {time.time():.3f}\n")
             run.lost.wait(takes)
 
         self._jobs = self._store.jobs(ttl=ttl, data=str(os.getpid()).encode())
         self._jobs.every(seconds, name="tick", **options)(tick)
         self._jobs.start()
+
+    def set_clock(self, ahead: float) -> None:
+        """Have the clock of this process be so many seconds ahead."""
+        self._state.companion.timekeeper.wall = lambda: int((time.time() + ahead) * 1000)
 
     def stop(self) -> bool:
         return bool(self._jobs.stop(PATIENCE))
@@ -158,7 +164,7 @@ def main() -> None:
     options = {"listen": options["laddr"], "secret": "a secret of the tests, long enough", **options}
     service = raftsvc.start(state=state, **options)
     store = KeyValue(service, state)
-    there = {"service": service, "kv": store, "jobs": _Jobs(store)}
+    there = {"service": service, "kv": store, "jobs": _Jobs(store, state)}
     out: queue.Queue[str] = queue.Queue()
 
     def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ def begun(path: Path) -> list[tuple[int, int, int]]:
     """Slot, attempt and process of each run that was begun, in the order in which they were."""
     if not path.exists():
         return []
-    return [(int(slot), int(attempt), int(pid)) for slot, attempt, pid in map(str.split, path.read_text().splitlines())]
+    lines = map(str.split, path.read_text().splitlines())
+    return [(int(slot), int(attempt), int(pid)) for slot, attempt, pid, _ in lines]
 
 
 def begun_by(path: Path, process: Remote) -> int:

@@ -18,7 +18,7 @@ from raftsvc.kv import timekeeper
 from raftsvc.kv.orders import is_order
 from raftsvc.recipes import JobRun, Jobs, PastRun, current_run, scheduler
 
-from .harness import PATIENCE, Cluster, Member, eventually, in_background
+from .harness import PATIENCE, Cluster, ListState, Member, eventually, in_background
 from .test_watching import OpenState, store_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -229,6 +229,21 @@ def test_jobs_of_a_namespace_are_its_own(
     assert (len(below.runs), len(above.runs)) == (1, 1)
     assert below.runs[0][1].name == "app/job:tick"
     assert inner.names() == outer.names() == ["tick"]
+
+
+def test_jobs_run_beside_a_state_of_ones_own(
+    make_cluster: Callable[..., Cluster], wall: Wall, book: Book, started: Callable[..., Jobs]
+) -> None:
+    (member,) = make_cluster(make_state=lambda: raftsvc.States(kv=OpenState(), mine=ListState())).form(1)
+    states: Any = member.state
+    state = states["kv"]
+    store = kv.KeyValue(states.part("kv", member.service), state)
+    state.companion.timekeeper.wall = lambda: int(wall.now.timestamp() * 1000)
+    jobs = started(store, every_minute(book))
+    planned(jobs)
+    wall.move(MINUTE)
+    past(jobs, 1)
+    assert book.slots == [NOON + MINUTE]
 
 
 # -- what is late
