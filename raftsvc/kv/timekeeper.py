@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from raftsvc.clocks import read_clocks, seconds_since
-from raftsvc.errors import ForkedError, RaftError
+from raftsvc.errors import ForkedError, RaftError, StoppedError
 from raftsvc.kv.orders import CLOCK, Order, encode
 from raftsvc.kv.state import Clock, KeyValueState
 from raftsvc.mainthread import is_main_thread
@@ -117,7 +117,7 @@ class Timekeeper:
                     if clock.votes and (own_seen is None or seconds_since(own_seen) >= TELL_SECONDS):
                         order = Order(CLOCK, (self._node_id, max(self.wall(), 0)))
                         self._service.propose(encode(order), _CALL_SECONDS)
-                except ForkedError:
+                except (ForkedError, StoppedError):
                     return
                 except RaftError as error:
                     logger.debug("the clock of this member was not told: %s", error)

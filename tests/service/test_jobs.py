@@ -593,6 +593,24 @@ def test_a_service_that_stops_has_what_runs_know_and_listed_as_it_ended(
     other = staying.jobs(ttl=LONG)
     assert [each.state for each in past(other, 1)] == ["done"]
     assert not members[0].state.clock(1).is_wanted  # type: ignore[attr-defined]
+    eventually(
+        lambda: not [each for each in threading.enumerate() if each.name.startswith(("raftsvc-clock", "raftsvc-job"))]
+    )
+
+
+def test_a_node_that_stops_while_others_run_jobs_tells_its_clock_no_more(
+    make_cluster: Callable[..., Cluster], wall: Wall, book: Book, started: Callable[..., Jobs]
+) -> None:
+    members = make_cluster(make_state=OpenState).form(3)
+    stores = [wall.hang(member) for member in members]
+    jobs = started(stores[0], every_minute(book))
+    planned(jobs)
+    clocks = lambda: sum(each.name == "raftsvc-clock" for each in threading.enumerate())  # noqa: E731
+    eventually(lambda: clocks() == 3)
+    members[2].service.stop()
+    eventually(lambda: clocks() == 2)
+    wall.move(MINUTE)
+    past(jobs, 1)
 
 
 def test_jobs_that_are_stopped_begin_nothing_and_may_be_started_again(
