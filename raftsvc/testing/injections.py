@@ -16,6 +16,7 @@ from raftsvc.testing.network import USUAL_DELAY, Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
 from raftsvc.testing.schedule import MILLISECOND, SECOND
+from raftsvc.testing.workload import VersionedWorkload
 from raftsvc.testing.world import LEAST_ELECTION_TICKS, TICK, World, between, draw_options
 
 HOUR = 3600
@@ -422,6 +423,8 @@ class Upgrades:
         rng = world.random
         if all(each.is_gone or each.code == world.latest_code for each in self._cluster.nodes.values()):
             ahead = rng.choice(((1, 0), (0, 1), (1, 1)))
+            if not isinstance(world.workload, VersionedWorkload):
+                ahead = (1, 0)  # a State without versions never reports a later one
             latest = world.latest_code
             world.latest_code = Versions.of(latest.library + ahead[0], {"": latest.of_part() + ahead[1]})
         behind = [each for each in self._cluster.up() if each.code != world.latest_code]
