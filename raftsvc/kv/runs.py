@@ -314,7 +314,9 @@ class Runs:
 
     def _end(self, name: str, run: Run, state: int, said: bytes, time_ms: int) -> None:
         job = self._jobs[name]
-        over = run._replace(state=state, ended_ms=self.now_ms(time_ms) or 0, said=said)
+        now_ms = self.now_ms(time_ms)
+        ended_ms = 0 if now_ms is None else max(now_ms, run.began_ms)  # clocks may have been set back
+        over = run._replace(state=state, ended_ms=ended_ms, said=said)
         job.runs[run.fence] = over
         self.size_bytes += len(said)
         job.under_way -= 1

@@ -271,6 +271,13 @@ def test_a_run_ends_once_as_who_has_it_says(log: Log) -> None:
     assert (run.state, run.said, run.began_ms, run.ended_ms) == (FAILED, b"ValueError", NOON, NOON + 5)
 
 
+def test_a_run_does_not_end_before_it_began_though_clocks_are_set_back(log: Log) -> None:
+    fence = log.now(begin(A, NOON + 1_000))
+    log.tell(NOON - 60_000, NOON - 60_000)
+    log.now(finish(A, fence))
+    assert log.runs()[0].ended_ms == NOON
+
+
 @pytest.mark.parametrize("how", ["lease ended", "lease over", "place given up", "place released"])
 def test_a_run_has_died_once_the_place_of_who_has_it_is_gone(log: Log, how: str) -> None:
     log.now(begin(A, NOON + 1_000, at_once=9))
