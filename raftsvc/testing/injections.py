@@ -424,7 +424,7 @@ class Upgrades:
         if all(each.is_gone or each.code == world.latest_code for each in self._cluster.nodes.values()):
             ahead = rng.choice(((1, 0), (0, 1), (1, 1)))
             if not isinstance(world.workload, VersionedWorkload):
-                ahead = (1, 0)  # a State without versions never reports a later one
+                ahead = (1, 0)  # its State is the same in all code
             latest = world.latest_code
             world.latest_code = Versions.of(latest.library + ahead[0], {"": latest.of_part() + ahead[1]})
         behind = [each for each in self._cluster.up() if each.code != world.latest_code]
