@@ -24,6 +24,7 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 PURE = {
     "core/stretches.py",
     "kv/client.py",
+    "kv/duty.py",
     "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
@@ -31,6 +32,7 @@ PURE = {
     "kv/queries.py",
     "kv/remote.py",
     "kv/state.py",
+    "kv/timekeeper.py",
     "kv/watching.py",
     "member/health.py",
     "storage/files.py",

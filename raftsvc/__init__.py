@@ -69,6 +69,7 @@ from raftsvc.results import Applied
 from raftsvc.service import Service, start
 from raftsvc.state import (
     BaseState,
+    ElectorateState,
     QueryState,
     ReportingState,
     ScopedState,
@@ -100,6 +101,7 @@ __all__ = [
     "DiskStalledError",
     "DivergedError",
     "DoubledMemberError",
+    "ElectorateState",
     "Event",
     "EvictedError",
     "ExistingClusterError",

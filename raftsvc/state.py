@@ -2,8 +2,8 @@
 
 `State` is the whole contract, `BaseState` supplies all of it but three methods,
 `StreamingState` is for states too large to be one bytes object, `TimedState` for those that
-want to know what time it is, `WaitingState` for those that have something happen then, and
-`VersionedState` for those whose code changes while a cluster runs.
+want to know what time it is, `WaitingState` for those that have something happen then,
+`ElectorateState` for those that count members, and `VersionedState` for those whose code changes while a cluster runs.
 
 The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
 thread at a time, not always the same one: a caller that waits in `exec` may be the
@@ -156,6 +156,19 @@ class WaitingState(TimedState, Protocol):
 
         Not called before each instruction: `apply_at` sees to what is due before it.  What is raised here, of
         whatever kind, stops applying as in `apply`.
+        """
+
+
+@runtime_checkable
+class ElectorateState(Protocol):
+    """A State in which it matters who votes, such as one that goes by what a majority of the members said."""
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """The members with these ids vote from here on.
+
+        Called between two entries, in the order of the log, whenever the members changed, and again after each
+        `restore_snapshot`, before anything is applied: so what `apply` makes of it is the same on all nodes.
+        What is raised here stops applying, as in `apply`.
         """
 
 

@@ -34,6 +34,7 @@ from raftsvc.errors import ConfigurationError, RaftError, Rejected, recorded_rea
 from raftsvc.results import REJECTED, Applied, encode_answer
 from raftsvc.state import (
     BaseState,
+    ElectorateState,
     ReportingState,
     State,
     StreamingState,
@@ -261,6 +262,12 @@ class States(BaseState):
         super().remove_peer_addr(node_id)
         for part in self._parts.values():
             part.remove_peer_addr(node_id)
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """Each part that asks for it is told who votes."""
+        for part in self._parts.values():
+            if isinstance(part, ElectorateState):
+                part.set_voters(voters)
 
     def is_allowed_member(self, addr: str) -> bool:
         """Whether every part allows it."""

@@ -73,7 +73,7 @@ ROOMS = {
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses clocks state results timeouts process mainthread service client",
-    "recipes": "errors kv",
+    "recipes": "errors mainthread kv",
     # Hosts and frameworks stand on it too.
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",

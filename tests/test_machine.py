@@ -524,3 +524,32 @@ def test_the_digest_is_the_same_in_every_process() -> None:
         for seed in ("0", "1", "12345")
     }
     assert len(results) == 1
+
+
+class Electorate(ListState):
+    """Notes who votes, and when it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, list[int]]] = []
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        self.told.append((self.applied_index(), sorted(voters)))
+
+
+def test_a_state_is_told_who_votes_with_each_change_and_after_a_snapshot() -> None:
+    log = Log()
+    state = Electorate()
+    log.machine = machine = Machine(state)
+    log.change(ConfChange(ConfOp.ADD_VOTER, 1, "a:1"))
+    log.change(ConfChange(ConfOp.ADD_LEARNER, 2, "b:2"))
+    log.do(log.open(1), 1, 1, b"x")
+    log.change(ConfChange(ConfOp.PROMOTE, 2))
+    log.change(ConfChange(ConfOp.REMOVE, 1))
+    assert [voters for _, voters in state.told] == [[1], [1], [1, 2], [2]]
+    other = Electorate()
+    data = b"".join(machine.capture())
+    restored = Machine(other)
+    restored.restore(machine.applied_index, 1, machine.config, machine.sessions.encode(), machine.digest, iter((data,)))
+    assert other.told == [(0, [2])]
+    assert other.items == [b"x"]

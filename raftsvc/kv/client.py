@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions
+from raftsvc.kv.duty import Duty
 from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.instructions import Code, Condition, Effect, Operation
@@ -40,7 +41,7 @@ from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
 
 if TYPE_CHECKING:
-    from raftsvc.recipes import Election, Lock, Party, ReadWriteLock
+    from raftsvc.recipes import Election, Jobs, Lock, Party, ReadWriteLock
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
@@ -633,6 +634,22 @@ class KeyValue:
 
         once = Once(self, self._checked("once", name, ttl), ttl)
         return once.run(function, after_failure=after_failure, after_death=after_death, timeout=timeout)
+
+    def jobs(self, ttl: float = 15.0, threads: int = 4, data: bytes | None = None) -> Jobs:
+        """What is run at times, by one process of the cluster each time; see `raftsvc.recipes.Jobs`.
+
+        Not of a connected client, whose host has no clock that counts: ConfigurationError.
+        """
+        from raftsvc.recipes.jobs import Jobs
+
+        return Jobs(self, ttl, threads, data)
+
+    def duty(self, ttl: float = 15.0, data: bytes | None = None) -> Duty:
+        """What `jobs` is made of: claiming what is due, and saying how it ended.  Arguments are as for `claim`."""
+        if self._watching is None:
+            raise ConfigurationError("a connected client runs no jobs: run them in the processes of a member")
+        self._holding()
+        return Duty(self._watching, self._prefix, lease_ttl_ms(ttl), checked_data(data))
 
     # -- as a mapping
 

@@ -43,7 +43,9 @@ from raftsvc.kv.instructions import (
     no_room,
     over_quota,
 )
+from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, Order
 from raftsvc.kv.pages import PagedMap
+from raftsvc.kv.runs import Runs
 from raftsvc.process import give_way
 
 KEY_BYTES = 100
@@ -55,13 +57,13 @@ _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 
 
 class Content:
-    """Keys with their values, when they expire, who holds what under leases, and the addresses that may join.
+    """Keys with their values, when they expire, who holds what under leases, jobs, and the addresses that may join.
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
     changes:   of keys, since they were last taken out, in their order.
     """
 
-    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "max_bytes")
+    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "max_bytes", "runs")
 
     def __init__(
         self,
@@ -70,18 +72,20 @@ class Content:
         allowed: frozenset[str] = frozenset(),
         max_bytes: int = 0,
         holds: Holds | None = None,
+        runs: Runs | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.keys = PagedMap() if keys is None else keys
         self.expiries = Expiries() if expiries is None else expiries
         self.holds = Holds() if holds is None else holds
+        self.runs = Runs() if runs is None else runs
         self.allowed = allowed
         self.changes: list[Change] = []
 
     @property
     def size_bytes(self) -> int:
-        """Keys, values, and KEY_BYTES for each; leases and claims."""
-        return self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.holds.size_bytes
+        """Keys, values, and KEY_BYTES for each; leases and claims; jobs and their runs."""
+        return self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.holds.size_bytes + self.runs.size_bytes
 
     def has_room(self, instruction_bytes: int) -> bool:
         """Whether there is room for certain for what an instruction of that length sets one key to."""
@@ -108,7 +112,7 @@ class Content:
         """
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
-                if not self.holds.is_held(key, expected):
+                if not self.holds.is_held(key, expected) and not self.runs.is_under_way(key, expected):
                     raise conflict(position, 0)
             else:
                 version = self.keys.version(key)
@@ -116,7 +120,9 @@ class Content:
                     raise conflict(position, version)
         if len(effects) == 1 and effects[0][0] in ALONE:
             self.holds.turn_to(index, time_ms)
-            return self._hold(*effects[0], time_ms)
+            answer_of_hold = self._hold(*effects[0], time_ms)
+            self.runs.leave(self.holds, time_ms)
+            return answer_of_hold
         answer: bool | int = True
         numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
         if self.max_bytes:
@@ -169,6 +175,23 @@ class Content:
             return True
         assert code == END, "these are all"
         return holds.end(key)
+
+    def order(self, order: Order, index: int, time_ms: int) -> object:
+        """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
+        runs = self.runs
+        if order.kind == BEGIN:
+            return runs.begin(order, index, time_ms)
+        if order.kind == FINISH:
+            return runs.finish(order, time_ms)
+        if order.kind == CLOCK:
+            node_id, shown_ms = order.numbers
+            return runs.tell(node_id, shown_ms, time_ms)
+        if order.kind == PLAN:
+            growth_bytes = runs.growth_bytes(order) if self.max_bytes else 0
+            if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
+                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            return runs.plan(order, self.holds, time_ms)
+        return runs.forget(order.job)
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""

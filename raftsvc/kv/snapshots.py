@@ -6,7 +6,11 @@ the data (4), key and data; an end, which is 0 for the length, and how many ther
 expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
 that; how many leases there are (4), each as its id, TTL and deadline (8 each); how many names are claimed (4), each as
 its length (2), how many units it has (4), how many claims there are on it (4), and itself, then these: lease, number
-(8), units (4), index of placing and fence (8 each), length of the data (2) and the data.  All integers are big-endian.
+(8), units (4), index of placing and fence (8 each), length of the data (2) and the data; how many clocks were told (4),
+each as whose, what it showed, and when in log time (8 each); how many jobs there are (4), each as the lengths of name
+and schedule (2 each), the highest slot that is decided (8), whether that is settled (1), how many places it has (2)
+and runs (4), and these: a place as the length of its name (2), lease, number (8) and name, a run as its numbers, the
+lengths of who has it and of what is said of it (2 each), its place, and both.  All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -23,10 +27,12 @@ from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
 from raftsvc.kv.holds import Claim, Frozen, Holds, checked
 from raftsvc.kv.instructions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
+from raftsvc.kv.orders import Place
 from raftsvc.kv.pages import Page, PagedMap, records_of
+from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, checked_runs
 from raftsvc.process import give_way
 
-_MAGIC = b"rkv3"
+_MAGIC = b"rkv4"
 _LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
 _ADDRESS = struct.Struct(">H")
 _RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
@@ -35,6 +41,10 @@ _COUNT = struct.Struct(">I")
 _LEASE = struct.Struct(f">{LEASE_DIGITS}sQQ")
 _NAME = struct.Struct(">HII")
 _CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQH")
+_CLOCK = struct.Struct(">QQQ")
+_JOB = struct.Struct(">HHQBHI")
+_PLACE = struct.Struct(f">H{LEASE_DIGITS}sQ")
+_RUN = struct.Struct(">QIHBQQQHH")
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -49,7 +59,8 @@ def encode_snapshot(content: Content) -> Iterator[bytes]:
     pages, expiring = content.keys.freeze(), content.expiries.freeze()
     head = _MAGIC + _LIMIT_AND_COUNT.pack(content.max_bytes, len(content.allowed))
     parts = _parts(pages, len(content.keys), expiring, len(content.expiries))
-    return _in_pieces(chain((head,), _addresses(content.allowed), parts, _holds(content.holds.freeze())))
+    rest = chain(_holds(content.holds.freeze()), _runs(content.runs.freeze()))
+    return _in_pieces(chain((head,), _addresses(content.allowed), parts, rest))
 
 
 def _addresses(allowed: frozenset[str]) -> Iterator[bytes]:
@@ -70,6 +81,28 @@ def _holds(frozen: Frozen) -> Iterator[bytes]:
         for claim in claims:
             *numbers, data = claim[1:]
             yield _CLAIM.pack(claim.lease.encode(), *numbers, len(data)) + data
+
+
+def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
+    yield _COUNT.pack(len(frozen.clocks))
+    for clock in frozen.clocks:
+        yield _CLOCK.pack(*clock)
+    yield _COUNT.pack(len(frozen.jobs))
+    for name, planned, runs in frozen.jobs:
+        give_way()
+        encoded = name.encode()
+        numbers = planned.since_ms, planned.is_settled, len(planned.places), len(runs)
+        yield _JOB.pack(len(encoded), len(planned.schedule), *numbers) + encoded + planned.schedule
+        for place in planned.places:
+            yield _place(place)
+        for run in runs:
+            yield _RUN.pack(*run[:7], len(run.who), len(run.said)) + _place(run.place) + run.who + run.said
+
+
+def _place(place: Place) -> bytes:
+    name, lease, number = place
+    encoded = name.encode()
+    return _PLACE.pack(len(encoded), lease.encode(), number) + encoded
 
 
 def _parts(pages: list[Page], count: int, expiring: list[Page], expiring_count: int) -> Iterator[bytes]:
@@ -118,9 +151,10 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     keys = PagedMap.of(_decode_records(reader, index))
     expiries = Expiries.of(_decode_expiries(reader, keys))
     holds = _decode_holds(reader, index)
+    runs = _decode_runs(reader, holds, index)
     if not reader.is_at_end():
         raise MalformedSnapshotError("the snapshot does not end as it should")
-    return Content(keys, expiries, allowed, max_bytes, holds)
+    return Content(keys, expiries, allowed, max_bytes, holds, runs)
 
 
 def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, int]]:
@@ -184,6 +218,35 @@ def _decode_claim(reader: _Reader) -> Claim:
     if length > MAX_CLAIM_DATA:
         raise MalformedSnapshotError(f"the snapshot has {length} bytes of a claim")
     return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length))
+
+
+def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
+    clocks = [_CLOCK.unpack(reader.take(_CLOCK.size)) for _ in range(reader.take_count())]
+    jobs = []
+    for _ in range(reader.take_count()):
+        give_way()
+        length, said, since_ms, is_settled, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
+        name, schedule = reader.take_key(length), reader.take(said)
+        places = tuple([_decode_place(reader) for _ in range(place_count)])
+        planned = Planned(schedule, since_ms, is_settled != 0, places)
+        jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
+    frozen = FrozenRuns(clocks, jobs)
+    trouble = checked_runs(frozen, lambda place: bool(holds.fence_of(*place)), index)
+    if trouble is not None:
+        raise MalformedSnapshotError(f"in the snapshot {trouble}")
+    return Runs.of(frozen)
+
+
+def _decode_place(reader: _Reader) -> Place:
+    length, lease, number = _PLACE.unpack(reader.take(_PLACE.size))
+    return reader.take_key(length), _lease_of(lease), number
+
+
+def _decode_run(reader: _Reader) -> Run:
+    slot_ms, slots, attempt, state, fence, began_ms, ended_ms, who, said = _RUN.unpack(reader.take(_RUN.size))
+    place = _decode_place(reader)
+    texts = reader.take(who), reader.take(said)
+    return Run(slot_ms, slots, attempt, state, fence, began_ms, ended_ms, place, *texts)
 
 
 def _lease_of(data: bytes) -> str:

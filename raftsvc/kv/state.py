@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import ConfigurationError, NodeFailedError
@@ -40,8 +40,11 @@ from raftsvc.kv.events import (
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lone_set, encode
+from raftsvc.kv.orders import CLOCK, is_order
+from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, Question, encode_names, encode_values
+from raftsvc.kv.runs import Planned, Run
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.waiters import Waiters
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -54,6 +57,23 @@ _LOOK_SECONDS = 10.0
 _FULL, _HAS_ROOM = 0.8, 0.75
 
 T = TypeVar("T")
+
+
+class Clock(NamedTuple):
+    """What a process knows of the time.
+
+    is_wanted: whether clocks are to be told.
+    votes:     whether the clock of the member counts, and
+    own:       what it showed when it was told last, and at which log time; None: it was not told.
+    told_ms:   the log time at which any was told last, and
+    now_ms:    what time it was then, in milliseconds since 1970; None: that is not known.
+    """
+
+    is_wanted: bool
+    votes: bool
+    own: tuple[int, int] | None
+    told_ms: int
+    now_ms: int | None
 
 
 def _is_away(home: HomeProcess | None) -> bool:
@@ -114,6 +134,8 @@ class KeyValueState(BaseState):
         self._is_nearly_full = False
         self.companion: object = None
         """What the stores on it share, of this process."""
+        self.timekeeping: Callable[[], None] | None = None
+        """Called, quick and under no lock, after each batch as long as this process is to tell its clock."""
         self._home: HomeProcess | None = None  # the process whose node applies, once there is one
 
     # -- applying
@@ -144,6 +166,8 @@ class KeyValueState(BaseState):
                     content.expiries.set(key, 0)
                 self._applied_index = index
             return True
+        if is_order(data):
+            return self._follow(data, index, time_ms)
         conditions, effects = decode(data)
         with self._lock:
             if index != self._entry:
@@ -151,6 +175,28 @@ class KeyValueState(BaseState):
             answer = cast("int", content.transact(conditions, effects, index, time_ms))
             self._applied_index = index
         return answer
+
+    def _follow(self, data: bytes, index: int, time_ms: int) -> int:
+        """Do what is said of jobs, or by a clock."""
+        order = decode_order(data)
+        with self._lock:
+            if index != self._entry:
+                self._turn_to(index)
+            answer = cast("int", self._content.order(order, index, time_ms))
+            self._applied_index = index
+        return answer
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """Those members vote from here on; their clocks tell what time it is for jobs."""
+
+        def note() -> None:
+            with self._lock:
+                self._content.runs.set_voters(voters)
+
+        if is_main_thread():  # at the start of a process
+            _look_elsewhere(note)
+        else:
+            note()
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
@@ -177,6 +223,9 @@ class KeyValueState(BaseState):
                 with self._lock:
                     holds.turn_to(index, time_ms)
                     is_more = step()
+        if self._content.runs.is_wanted:
+            with self._lock:
+                self._content.runs.leave(holds, time_ms)
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied: whoever waits for it is told now."""
@@ -190,6 +239,8 @@ class KeyValueState(BaseState):
         self._complete = self._applied_index = index
         if woken:
             wake(woken)
+        if content.runs.is_wanted and self.timekeeping is not None:
+            self.timekeeping()
 
     def _turn_to(self, index: int) -> None:
         """All before entry `index` is done.  Called under the lock."""
@@ -279,6 +330,33 @@ class KeyValueState(BaseState):
         with self._lock:
             (self._waiters.leave if is_over else self._waiters.wait)(place, signal)
 
+    # -- jobs
+
+    def jobs(self, prefix: str = "") -> dict[str, Planned]:
+        """The jobs here whose names start so, in their order."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.jobs, prefix))
+        with self._lock:
+            runs = self._content.runs
+            return {name: found for name in runs.names(prefix) if (found := runs.planned(name)) is not None}
+
+    def job(self, name: str) -> tuple[Planned | None, Sequence[Run]]:
+        """What is known of a job here, and its runs, the latest last."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.job, name))
+        with self._lock:
+            return self._content.runs.planned(name), self._content.runs.runs(name)
+
+    def clock(self, node_id: int) -> Clock:
+        """What is known of the time here, and of the clock of that member."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.clock, node_id))
+        with self._lock:
+            runs = self._content.runs
+            told_ms = runs.last_told_ms()
+            own = runs.told_by(node_id)
+            return Clock(runs.is_wanted, runs.votes(node_id), own, told_ms, runs.now_ms(told_ms))
+
     # -- connected clients
 
     def query(self, data: bytes) -> bytes:
@@ -303,6 +381,9 @@ class KeyValueState(BaseState):
         if is_query:
             question = Question.decode(data)
             return None if question.kind == ALLOWED else question.scope
+        if is_order(data):
+            order = decode_order(data)
+            return None if order.kind == CLOCK else [order.job]
         conditions, effects = decode(data)
         if any(code in OF_THE_CLUSTER for code, *_ in effects):
             return None
@@ -398,10 +479,13 @@ class KeyValueState(BaseState):
         _is_away(self._home)
         content = self._content
         leases, claims = content.holds.counts()
+        jobs, runs = content.runs.counts()
         return {
             "keys": len(content.keys),
             "leases": leases,
             "claims": claims,
+            "jobs": jobs,
+            "runs": runs,
             "size_bytes": content.size_bytes,
             "max_bytes": content.max_bytes or None,
         }

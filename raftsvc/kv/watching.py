@@ -36,6 +36,7 @@ from raftsvc.kv.freshness import Freshness
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.timekeeper import Timekeeper
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
@@ -87,6 +88,8 @@ class Watching:
         self._keeper: Keeper | None = None
         self._callers: Callers | None = None
         self._stopped_by: RaftError | None = None
+        self.timekeeper = Timekeeper(service, state, self.over)
+        state.timekeeping = self.timekeeper.begin
 
     @classmethod
     def of(cls, service: Any, state: KeyValueState, freshness: Freshness) -> Watching:

@@ -56,7 +56,7 @@ from raftsvc.member.envelopes import (
 )
 from raftsvc.member.sessions import NOT_TAKEN, Outcome, Session, Sessions, encode_outcome
 from raftsvc.process import give_way
-from raftsvc.state import State, StreamingState, TimedState, WaitingState
+from raftsvc.state import ElectorateState, State, StreamingState, TimedState, WaitingState
 from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
 
 _STRETCH = 64  # entries between two looks at whether another thread waits
@@ -83,6 +83,7 @@ class Machine:
         self.applied_time_ms = 0
         self._timed = state if isinstance(state, TimedState) else None
         self._waiting = state if isinstance(state, WaitingState) else None
+        self._electorate = state if isinstance(state, ElectorateState) else None
         self._pulse_ms = -1
         self.digest = 0
         self._fresh_digests: list[int] = []
@@ -270,6 +271,8 @@ class Machine:
                 former = self.config.members.get(node_id)
                 if node_id == change.node_id or former is None or former.addr != member.addr:
                     self.state.set_peer_addr(node_id, member.addr)
+        if self._electorate is not None:
+            self._electorate.set_voters(config.voters)
         self.config = config
         self.sessions.changes += 1
 
@@ -316,6 +319,8 @@ class Machine:
             self.state.remove_peer_addr(node_id)
         for node_id, member in config.members.items():
             self.state.set_peer_addr(node_id, member.addr)
+        if self._electorate is not None:
+            self._electorate.set_voters(config.voters)
         self.state.set_applied_index(index)
         decoded.changes = self.sessions.changes + 1
         self.sessions = decoded

@@ -7,10 +7,12 @@ and state_name is the name of its class.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,40 @@ class Remote:
             self.kill()
 
 
+class _Jobs:
+    """Jobs that note in a file who ran what."""
+
+    def __init__(self, store: Any, state: Any) -> None:
+        self._store = store
+        self._state = state
+        self._jobs: Any = None
+
+    def start(self, path: str, seconds: float, takes: float = 0.0, ttl: float = 2.0, **options: Any) -> None:
+        from raftsvc.recipes import current_run
+
+        def tick() -> None:
+            run = current_run()
+            assert run is not None
+            with open(path, "a") as file:
+                file.write(f"{run.slot.timestamp():.0f} {run.attempt} {os.getpid()} {time.time():.3f}\n")
+            run.lost.wait(takes)
+
+        self._jobs = self._store.jobs(ttl=ttl, data=str(os.getpid()).encode())
+        self._jobs.every(seconds, name="tick", **options)(tick)
+        self._jobs.start()
+
+    def set_clock(self, ahead: float) -> None:
+        """Have the clock of this process be so many seconds ahead."""
+        self._state.companion.timekeeper.wall = lambda: int((time.time() + ahead) * 1000)
+
+    def stop(self) -> bool:
+        return bool(self._jobs.stop(PATIENCE))
+
+    def history(self) -> list[tuple[int, str, int, str]]:
+        found = self._jobs.history("tick", PATIENCE)
+        return [(int(each.slot.timestamp()), each.state, each.attempt, each.who) for each in found]
+
+
 def main() -> None:
     import raftsvc
     from raftsvc.kv import KeyValue, KeyValueState
@@ -127,7 +163,8 @@ def main() -> None:
     state = State()
     options = {"listen": options["laddr"], "secret": "a secret of the tests, long enough", **options}
     service = raftsvc.start(state=state, **options)
-    there = {"service": service, "kv": KeyValue(service, state)}
+    store = KeyValue(service, state)
+    there = {"service": service, "kv": store, "jobs": _Jobs(store, state)}
     out: queue.Queue[str] = queue.Queue()
 
     def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:

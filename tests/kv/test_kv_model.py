@@ -55,7 +55,7 @@ def copy_of(model: Model) -> Model:
 
 def as_bytes(model: Model) -> bytes:
     """The snapshot of a state that is as the model says, by a writer of its own."""
-    written = b"rkv3" + struct.pack(">QI", model.max_bytes, len(model.allowed))
+    written = b"rkv4" + struct.pack(">QI", model.max_bytes, len(model.allowed))
     for addr in sorted(model.allowed):
         written += struct.pack(">H", len(addr.encode())) + addr.encode()
     for key, (data, version) in model.listed(""):
@@ -63,7 +63,7 @@ def as_bytes(model: Model) -> bytes:
     written += struct.pack(">HQI", 0, len(model.content), 0)
     for key, deadline_ms in sorted(model.deadlines.items()):
         written += struct.pack(">HQ", len(key.encode()), deadline_ms) + key.encode()
-    return written + struct.pack(">HQII", 0, len(model.deadlines), 0, 0)  # and neither leases nor claims
+    return written + struct.pack(">HQIIII", 0, len(model.deadlines), 0, 0, 0, 0)  # no leases, claims, clocks or jobs
 
 
 class Store(RuleBasedStateMachine):
@@ -206,7 +206,7 @@ class Store(RuleBasedStateMachine):
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
         sizes = {"size_bytes": self.model.size_bytes(), "max_bytes": self.model.max_bytes or None}
-        assert self.state.report() == {"keys": len(self.state), "leases": 0, "claims": 0, **sizes}
+        assert self.state.report() == {"keys": len(self.state), "leases": 0, "claims": 0, "jobs": 0, "runs": 0, **sizes}
         assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 

@@ -20,6 +20,7 @@ from .harness import PATIENCE
 _SPECIAL = {"__call__", "__contains__", "__delitem__", "__getitem__", "__len__", "__setitem__"}
 OF_THE_NODE = (
     raftsvc.BaseState,
+    raftsvc.ElectorateState,
     raftsvc.ReportingState,
     raftsvc.State,
     raftsvc.StreamingState,
@@ -64,6 +65,7 @@ VALUES: dict[str, Any] = {
     "max_age": 0.0,
     "name": "kv",
     "node_addr": NOBODY,
+    "node_id": 1,
     "operations": [kv.set("a", b"1")],
     "place": ("a", "0" * 16, 1),
     "prefix": "",
@@ -74,6 +76,7 @@ VALUES: dict[str, Any] = {
     "replace": False,
     "size_bytes": 10**6,
     "start_response": lambda status, headers: None,
+    "threads": 2,
     "timeout": PATIENCE,
     "ttl": 3600.0,
     "value": b"1",

@@ -126,6 +126,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "replace": lambda value: isinstance(value, bool),
     "size_bytes": lambda value: value is None or is_whole(value, 1, 2**63 - 1),
     "start_response": lambda value: True,
+    "threads": lambda value: is_whole(value, 1, 1000),
     "timeout": lambda value: is_number(value) and value < NEVER,
     "ttl": lambda value: value is None or (is_number(value) and 0.001 <= value <= 36525 * 24 * 3600),
     "value": is_bytes,
@@ -133,7 +134,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     # Where a method means something else by a name.
     **{
         f"{method}.ttl": lambda value: is_number(value) and 1 <= value <= 36525 * 24 * 3600
-        for method in ("claim", "election", "lock", "once", "party", "rwlock", "semaphore")
+        for method in ("claim", "duty", "election", "jobs", "lock", "once", "party", "rwlock", "semaphore")
     },
     **{f"{method}.name": is_key for method in ("claim", "claims", "wait_claims")},
     **{f"{method}.name": is_name for method in ("election", "lock", "once", "party", "rwlock", "semaphore")},

@@ -1,0 +1,400 @@
+"""Which run of which job was claimed by whom, how it ended, and what time it is: as the log has them.
+
+A job's runs are due at slots, moments of the time of day.  A slot is claimed before it is run, and only one that
+comes after all that were claimed before: per job the highest claimed slot decides, so nothing is claimed twice,
+whoever asks, however late or often.  A slot that is not to be run any more is passed over, which decides it likewise.
+A run stands under a place, the claim (`kv.holds`) by which its process runs jobs at all; once that ends, because its
+lease ran out in log time or was ended, the run has died.  Only then is the same slot claimed again, as another
+attempt, where who asks says so, and only as long as no later one was.
+
+What time it is nobody's clock decides alone.  While somebody runs jobs each voter tells its own now and then; each
+counts as what it showed and the log time since, for a minute.  Of those the lower middle is the time, if a majority
+of the voters has told theirs.  What is claimed may be at most half a minute ahead of that.  A job's slots count
+from that time on, too.
+
+Deterministic, as `Content` is; knows no threads and no schedules.
+
+Invariants:
+- The slots of a job that were claimed or passed over, but for further attempts at one, rise, and so do the fences.
+- Every run that is under way stands under a place that is there, and as many as that are under way of each job.
+- A job of which something is under way is known.
+- Whatever is refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from raftsvc.kv.holds import Holds
+from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, RUNNING, Order, Place
+
+AHEAD_MS = 30_000
+"""So far ahead of the time a slot may be claimed."""
+CLOCK_MS = 60_000
+"""So long a clock counts that was told."""
+KEPT_RUNS = 100
+"""Of each job, and those under way."""
+JOB_BYTES = 400
+"""What a job takes in memory beside its texts, what one place that runs it takes, and a run."""
+
+GONE = 0
+"""The answer to who claims a slot that is decided, or was overtaken."""
+NOT_YET, BUSY, NO_PLACE = -1, -2, -3
+"""Other answers: the time is not known, or not so far; as many are under way as may be; who asks runs no jobs here."""
+
+
+class Run(NamedTuple):
+    """A slot that was claimed, or some that were passed over.
+
+    slot_ms: when it was due; of several the last.
+    slots:   for how many it stands.
+    attempt: which it is, from 1; 0: it is not run.
+    state:   RUNNING, DONE, FAILED, DIED, MISSED.
+    fence:   index of the entry that claimed it.
+    began_ms, ended_ms: what time it was then; 0: not known, or not over.
+    place:   under which it is, or was.
+    who:     has it, or had.
+    said:    how it ended.
+    """
+
+    slot_ms: int
+    slots: int
+    attempt: int
+    state: int
+    fence: int
+    began_ms: int
+    ended_ms: int
+    place: Place
+    who: bytes
+    said: bytes
+
+
+class Planned(NamedTuple):
+    """A job as it is known.
+
+    schedule: what whoever planned it last says of that.
+    since_ms: the highest slot that is decided; what comes after it counts.
+    is_settled: whether that is so; else what counts is what comes after that, and after the time is known next.
+    places:   who runs it, in order.
+    """
+
+    schedule: bytes
+    since_ms: int
+    is_settled: bool
+    places: tuple[Place, ...]
+
+
+class _Job:
+    """What is known of a job.  runs: by their fences, in order; of slots that were passed over too."""
+
+    __slots__ = ("is_settled", "places", "runs", "schedule", "since_ms", "under_way")
+
+    def __init__(self, schedule: bytes, since_ms: int, is_settled: bool) -> None:
+        self.schedule = schedule
+        self.since_ms = since_ms
+        self.is_settled = is_settled
+        self.runs: dict[int, Run] = {}
+        self.places: dict[Place, None] = {}
+        self.under_way = 0
+
+    def last(self) -> Run | None:
+        for run in reversed(self.runs.values()):
+            return run
+        return None
+
+
+class FrozenRuns(NamedTuple):
+    """All of a moment, for a snapshot.  clocks: of whom, what it showed, and at which log time."""
+
+    clocks: list[tuple[int, int, int]]
+    jobs: list[tuple[str, Planned, list[Run]]]
+
+
+class Runs:
+    """Jobs, their runs, and the clocks of voters.
+
+    size_bytes: about what they take in memory.
+    """
+
+    __slots__ = ("_clocks", "_jobs", "_places", "_run_count", "_under_way", "_voters", "size_bytes")
+
+    def __init__(self) -> None:
+        self._voters: frozenset[int] = frozenset()
+        self._clocks: dict[int, tuple[int, int]] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._places: dict[Place, dict[str, None]] = {}  # the jobs of each
+        self._under_way: dict[Place, dict[tuple[str, int], None]] = {}  # job and fence
+        self._run_count = 0  # under way
+        self.size_bytes = 0
+
+    @classmethod
+    def of(cls, frozen: FrozenRuns) -> Runs:
+        """As it was then, but for who votes."""
+        made = cls()
+        made._clocks = {node_id: (shown_ms, at_ms) for node_id, shown_ms, at_ms in frozen.clocks}
+        for name, planned, runs in frozen.jobs:
+            made._jobs[name] = job = _Job(planned.schedule, planned.since_ms, planned.is_settled)
+            made.size_bytes += _size_of(name, planned.schedule)
+            for place in planned.places:
+                made._join(name, job, place)
+            for run in runs:
+                made._keep(name, job, run)
+        return made
+
+    def freeze(self) -> FrozenRuns:
+        """All as it is now, in an order that depends on nothing else."""
+        return FrozenRuns(
+            [(node_id, *self._clocks[node_id]) for node_id in sorted(self._clocks)],
+            [
+                (name, self._planned(self._jobs[name]), list(self._jobs[name].runs.values()))
+                for name in sorted(self._jobs)
+            ],
+        )
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody runs jobs, so that clocks are to be told."""
+        return bool(self._places)
+
+    # -- time
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """Those vote, whose clocks count."""
+        self._voters = voters
+        self._clocks = {node_id: told for node_id, told in self._clocks.items() if node_id in voters}
+
+    def tell(self, node_id: int, shown_ms: int, time_ms: int) -> bool:
+        """The clock of a member shows that, at that log time; whether it counts."""
+        if node_id not in self._voters:
+            return False
+        self._clocks[node_id] = shown_ms, time_ms
+        now_ms = self.now_ms(time_ms)
+        if now_ms is not None:
+            for job in self._jobs.values():
+                if not job.is_settled:
+                    _settle(job, now_ms)
+        return True
+
+    def now_ms(self, time_ms: int) -> int | None:
+        """What time it is at that log time, in milliseconds since 1970; None: that is not known."""
+        shown = [shown_ms + time_ms - at_ms for shown_ms, at_ms in self._clocks.values() if time_ms - at_ms <= CLOCK_MS]
+        if not self._voters or len(shown) <= len(self._voters) // 2:
+            return None
+        shown.sort()
+        return shown[(len(shown) - 1) // 2]
+
+    def told_by(self, node_id: int) -> tuple[int, int] | None:
+        """What the clock of that member showed, and when in log time; None: it has not told."""
+        return self._clocks.get(node_id)
+
+    def last_told_ms(self) -> int:
+        """The log time at which any was told last; 0: none was."""
+        return max([at_ms for _, at_ms in self._clocks.values()], default=0)
+
+    def votes(self, node_id: int) -> bool:
+        """Whether its clock counts."""
+        return node_id in self._voters
+
+    # -- jobs
+
+    def growth_bytes(self, order: Order) -> int:
+        """How much larger all would be after that PLAN."""
+        job = self._jobs.get(order.job)
+        if job is None:
+            return _size_of(order.job, order.text) + JOB_BYTES
+        return len(order.text) - len(job.schedule) + (0 if order.place in job.places else JOB_BYTES)
+
+    def plan(self, order: Order, holds: Holds, time_ms: int) -> int:
+        """Have a job run by who has that place, which is held; NO_PLACE if it is not.
+
+        What is planned otherwise than before has its slots count from now on, or from when it says.
+        """
+        (since_ms,) = order.numbers
+        if not holds.fence_of(*order.place):
+            return NO_PLACE
+        job = self._jobs.get(order.job)
+        if job is None:
+            job = self._jobs[order.job] = _Job(order.text, 0, False)
+            self.size_bytes += _size_of(order.job, order.text)
+            _settle(job, since_ms or self.now_ms(time_ms))
+        elif job.schedule != order.text:
+            self.size_bytes += len(order.text) - len(job.schedule)
+            job.schedule = order.text
+            _settle(job, since_ms or self.now_ms(time_ms))
+        self._join(order.job, job, order.place)
+        return 1
+
+    def forget(self, name: str) -> bool:
+        """Know nothing of a job, unless some of it is under way; whether anything was known and is not any more."""
+        job = self._jobs.get(name)
+        if job is None or job.under_way:
+            return False
+        for place in job.places:
+            del self._places[place][name]
+            if not self._places[place]:
+                del self._places[place]
+            self.size_bytes -= JOB_BYTES
+        for run in job.runs.values():
+            self.size_bytes -= _size_of_run(run)
+        del self._jobs[name]
+        self.size_bytes -= _size_of(name, job.schedule)
+        return True
+
+    def _join(self, name: str, job: _Job, place: Place) -> None:
+        if place not in job.places:
+            job.places[place] = None
+            self._places.setdefault(place, {})[name] = None
+            self.size_bytes += JOB_BYTES
+
+    # -- runs
+
+    def begin(self, order: Order, index: int, time_ms: int) -> int:
+        """Claim a slot, or pass it over; returns the fence, the same whenever it is asked again, or an answer above."""
+        slot_ms, attempt, count, retry, at_once = order.numbers
+        job = self._jobs.get(order.job)
+        if job is None or order.place not in job.places:
+            return NO_PLACE
+        if not job.is_settled:
+            return NOT_YET
+        last = job.last()
+        if last is not None and last.place == order.place and (last.slot_ms, last.attempt) == (slot_ms, attempt):
+            return last.fence
+        if slot_ms <= job.since_ms:
+            if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or job.since_ms != slot_ms:
+                return GONE
+        elif attempt > 1:
+            return GONE
+        now_ms = self.now_ms(time_ms)
+        if now_ms is None or slot_ms > now_ms + AHEAD_MS or index in job.runs:
+            return NOT_YET
+        if attempt and job.under_way >= at_once:
+            return BUSY
+        state = RUNNING if attempt else MISSED
+        over_ms = 0 if attempt else now_ms
+        run = Run(slot_ms, count, attempt, state, index, now_ms, over_ms, order.place, order.text, b"")
+        job.since_ms = slot_ms
+        self._keep(order.job, job, run)
+        return index
+
+    def finish(self, order: Order, time_ms: int) -> bool:
+        """Have a run be over; whether it was under way, and under that place."""
+        fence, state = order.numbers
+        job = self._jobs.get(order.job)
+        run = None if job is None else job.runs.get(fence)
+        if run is None or run.state != RUNNING or run.place != order.place:
+            return False
+        self._end(order.job, run, state, order.text, time_ms)
+        return True
+
+    def leave(self, holds: Holds, time_ms: int) -> None:
+        """What runs under places that were held, as `holds` has just changed, and are not any more, has died."""
+        for place in holds.changed:
+            if place in self._places and not holds.fence_of(*place):
+                for name, fence in list(self._under_way.get(place, ())):
+                    self._end(name, self._jobs[name].runs[fence], DIED, b"", time_ms)
+                for name in self._places.pop(place):
+                    del self._jobs[name].places[place]
+                    self.size_bytes -= JOB_BYTES
+
+    def _keep(self, name: str, job: _Job, run: Run) -> None:
+        """Have one more, and let go of the first that is over, if there are too many."""
+        job.runs[run.fence] = run
+        self.size_bytes += _size_of_run(run)
+        if run.state == RUNNING:
+            job.under_way += 1
+            self._run_count += 1
+            self._under_way.setdefault(run.place, {})[name, run.fence] = None
+        if len(job.runs) > KEPT_RUNS:
+            for former in job.runs.values():
+                if former.state != RUNNING:
+                    del job.runs[former.fence]
+                    self.size_bytes -= _size_of_run(former)
+                    break
+
+    def _end(self, name: str, run: Run, state: int, said: bytes, time_ms: int) -> None:
+        job = self._jobs[name]
+        now_ms = self.now_ms(time_ms)
+        ended_ms = 0 if now_ms is None else max(now_ms, run.began_ms)  # clocks may have been set back
+        over = run._replace(state=state, ended_ms=ended_ms, said=said)
+        job.runs[run.fence] = over
+        self.size_bytes += len(said)
+        job.under_way -= 1
+        self._run_count -= 1
+        under_way = self._under_way[run.place]
+        del under_way[name, run.fence]
+        if not under_way:
+            del self._under_way[run.place]
+
+    # -- looks
+
+    def is_under_way(self, name: str, fence: int) -> bool:
+        """Whether that run is."""
+        job = self._jobs.get(name)
+        run = None if job is None else job.runs.get(fence)
+        return run is not None and run.state == RUNNING
+
+    def planned(self, name: str) -> Planned | None:
+        """What is known of a job."""
+        job = self._jobs.get(name)
+        return None if job is None else self._planned(job)
+
+    def names(self, prefix: str) -> list[str]:
+        """The jobs that are known, in order."""
+        return sorted(name for name in self._jobs if name.startswith(prefix))
+
+    def runs(self, name: str) -> list[Run]:
+        """Of a job, the latest last."""
+        job = self._jobs.get(name)
+        return [] if job is None else list(job.runs.values())
+
+    def counts(self) -> tuple[int, int]:
+        """How many jobs are known, and how many runs are under way."""
+        return len(self._jobs), self._run_count
+
+    def _planned(self, job: _Job) -> Planned:
+        return Planned(job.schedule, job.since_ms, job.is_settled, tuple(sorted(job.places)))
+
+
+def _settle(job: _Job, from_ms: int | None) -> None:
+    """Its slots count from then on, None: from when the time is known; what was decided stays so."""
+    job.is_settled = from_ms is not None
+    if from_ms is not None:
+        job.since_ms = max(job.since_ms, from_ms)
+
+
+def _is_to_be_run_again(last: Run, slot_ms: int, attempt: int, retry: int) -> bool:
+    return last.slot_ms == slot_ms and last.state == DIED and attempt == last.attempt + 1 and last.attempt <= retry
+
+
+def checked_runs(frozen: FrozenRuns, is_held: Callable[[Place], bool], index: int) -> str | None:
+    """What is wrong with what was read of a snapshot of that index; None: nothing."""
+    members = [node_id for node_id, _, _ in frozen.clocks]
+    names = [name for name, _, _ in frozen.jobs]
+    if members != sorted(set(members)) or names != sorted(set(names)):
+        return "clocks or jobs are out of order"
+    for name, planned, runs in frozen.jobs:
+        fences = [run.fence for run in runs]
+        slots = [run.slot_ms for run in runs]
+        if list(planned.places) != sorted(set(planned.places)) or not all(is_held(place) for place in planned.places):
+            return f"{name!r} is run by who is not there"
+        if fences != sorted(set(fences)) or slots != sorted(slots) or (fences and fences[-1] > index):
+            return f"the runs of {name!r} are out of order"
+        if slots and slots[-1] > planned.since_ms:
+            return f"{name!r} ran later than it says"
+        for run in runs:
+            if not RUNNING <= run.state <= MISSED or (run.state == RUNNING and run.place not in planned.places):
+                return f"a run of {name!r} is in no state, or run by nobody"
+    return None
+
+
+def _size_of(name: str, schedule: bytes) -> int:
+    return JOB_BYTES + len(name) + len(schedule)
+
+
+def _size_of_run(run: Run) -> int:
+    return JOB_BYTES + len(run.who) + len(run.said)
+
+
+STATES = {RUNNING: "running", DONE: "done", FAILED: "failed", DIED: "died", MISSED: "missed"}
+"""As people are told."""
