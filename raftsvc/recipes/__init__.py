@@ -1,11 +1,31 @@
-"""What people come for: locks, elections, what is done once, who is there.  Each is reached by a method of `KeyValue`.
+"""What people come for: locks, elections, what is done once, who is there, queues, limits and the like.
 
-All stand on `KeyValue.claim`, and on nothing else of the library; its guarantees are theirs.
+Each is reached by a method of `KeyValue`, stands on that and on nothing else of the library, and has its guarantees.
 """
 
+from raftsvc.recipes.barrier import Attendance, Barrier, Meeting
+from raftsvc.recipes.counter import Counter
 from raftsvc.recipes.election import Election
+from raftsvc.recipes.leases import Lease
+from raftsvc.recipes.limits import Limit
 from raftsvc.recipes.locks import Lock, ReadWriteLock
 from raftsvc.recipes.once import Once, OnceError
 from raftsvc.recipes.party import Party
+from raftsvc.recipes.queue import Item, Queue
 
-__all__ = ["Election", "Lock", "Once", "OnceError", "Party", "ReadWriteLock"]
+__all__ = [
+    "Attendance",
+    "Barrier",
+    "Counter",
+    "Election",
+    "Item",
+    "Lease",
+    "Limit",
+    "Lock",
+    "Meeting",
+    "Once",
+    "OnceError",
+    "Party",
+    "Queue",
+    "ReadWriteLock",
+]

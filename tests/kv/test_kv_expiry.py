@@ -194,10 +194,11 @@ def test_readers_get_their_turn_while_very_many_keys_expire(log: Log) -> None:
     content = log.state._content
     expire = type(content).expire
 
-    def watched(self: Any, time_ms: int) -> None:
-        expire(self, time_ms)
+    def watched(self: Any, time_ms: int) -> bool:
+        is_more = expire(self, time_ms)
         seen.append(len(self.keys))
         assert log.state.applied_index() < log.index, "what the entry does is not to be seen yet"
+        return is_more
 
     with mock.patch.object(type(content), "expire", watched):
         log.at(1001, kv.set("a", b""))

@@ -55,7 +55,7 @@ def copy_of(model: Model) -> Model:
 
 def as_bytes(model: Model) -> bytes:
     """The snapshot of a state that is as the model says, by a writer of its own."""
-    written = b"rkv3" + struct.pack(">QI", model.max_bytes, len(model.allowed))
+    written = b"rkv4" + struct.pack(">QI", model.max_bytes, len(model.allowed))
     for addr in sorted(model.allowed):
         written += struct.pack(">H", len(addr.encode())) + addr.encode()
     for key, (data, version) in model.listed(""):
@@ -63,7 +63,8 @@ def as_bytes(model: Model) -> bytes:
     written += struct.pack(">HQI", 0, len(model.content), 0)
     for key, deadline_ms in sorted(model.deadlines.items()):
         written += struct.pack(">HQ", len(key.encode()), deadline_ms) + key.encode()
-    return written + struct.pack(">HQII", 0, len(model.deadlines), 0, 0)  # and neither leases nor claims
+    written += struct.pack(">HQII", 0, len(model.deadlines), 0, 0)  # and neither leases nor claims
+    return written + struct.pack(">Q", 0) + 3 * struct.pack(">HQI", 0, 0, 0)  # no items, limits, leased keys
 
 
 class Store(RuleBasedStateMachine):
