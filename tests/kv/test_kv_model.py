@@ -207,7 +207,8 @@ class Store(RuleBasedStateMachine):
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
         sizes = {"size_bytes": self.model.size_bytes(), "max_bytes": self.model.max_bytes or None}
-        assert self.state.report() == {"keys": len(self.state), "leases": 0, "claims": 0, **sizes}
+        none = dict.fromkeys(("leases", "claims", "items", "limits"), 0)
+        assert self.state.report() == {"keys": len(self.state), **none, **sizes}
         assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 
