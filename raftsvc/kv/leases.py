@@ -429,11 +429,19 @@ class Keeper:
 
     def open(self, ttl_ms: int, is_kept: bool, timeout: float) -> Lease:
         """A lease of one's own; `is_kept`: it is renewed until it is revoked.  Raises as `Service.propose`."""
-        if is_main_thread():
-            return do_elsewhere(partial(self.open, ttl_ms, is_kept, timeout), timeout + _PAUSE_SECONDS, OutcomeUnknown)
+        lease = Lease(self._cluster, ttl_ms)
+        if not is_main_thread():
+            return self._open_own(lease, is_kept, timeout)
+        ask = partial(self._open_own, lease, is_kept, timeout)
+        try:
+            return do_elsewhere(ask, timeout + _CALL_SECONDS, OutcomeUnknown)
+        except BaseException:
+            lease.end()  # nobody has it
+            raise
+
+    def _open_own(self, lease: Lease, is_kept: bool, timeout: float) -> Lease:
         with self._lock:
             self._check_open()
-        lease = Lease(self._cluster, ttl_ms)
         lease.open(timeout)
         if is_kept:
             with self._lock:

@@ -66,9 +66,9 @@ class Meeting:
         with meeting.enter(timeout=60):
             work()  # begins when three have come, and the `with` ends when all three are done
 
-    Who waits and dies, is cut off for `ttl` or gives up, is not counted: it begins once `size` wait at one moment, for
-    all of these, in the order in which they came; those who come later are the next round.  From then on nobody is
-    waited for who is not heard of for `ttl`.  All say the same size.
+    It begins once `size` wait at one moment, for all of these, in the order in which they came; those who come later
+    are the next round.  Who gives up, or is not heard of for `ttl`, does not count from then on, and is not waited for
+    at the end: so one who dies as it begins may have been counted.  All say the same size.
     """
 
     def __init__(self, store: KeyValue, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> None:
