@@ -104,6 +104,37 @@ class Remote:
             self.kill()
 
 
+class Work:
+    """What a process does with queues and leases, in words of JSON."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.items: dict[str, Any] = {}
+
+    def put(self, name: str, value: str) -> int:
+        return int(self.store.queue(name).put(value.encode(), timeout=PATIENCE))
+
+    def get(self, name: str, ttl: float) -> tuple[str, int]:
+        item = self.items[name] = self.store.queue(name, ttl=ttl).get(timeout=PATIENCE)
+        return item.value.decode(), item.tries
+
+    def ack(self, name: str) -> None:
+        self.items.pop(name).ack(timeout=PATIENCE)
+
+    def live(self, key: str, ttl: float) -> None:
+        self.store.set(key, b"here", lease=self.store.lease(ttl, timeout=PATIENCE), timeout=PATIENCE)
+
+    def wait_at(self, name: str) -> bool:
+        return bool(self.store.barrier(name).wait(PATIENCE))
+
+    def set_gate(self, name: str, is_closed: bool) -> None:
+        gate = self.store.barrier(name)
+        (gate.close if is_closed else gate.open)(PATIENCE)
+
+    def meet(self, name: str, size: int) -> bool:
+        return bool(self.store.meeting(name, size).enter(PATIENCE).leave(PATIENCE))
+
+
 def main() -> None:
     import raftsvc
     from raftsvc.kv import KeyValue, KeyValueState
@@ -127,7 +158,8 @@ def main() -> None:
     state = State()
     options = {"listen": options["laddr"], "secret": "a secret of the tests, long enough", **options}
     service = raftsvc.start(state=state, **options)
-    there = {"service": service, "kv": KeyValue(service, state)}
+    store = KeyValue(service, state)
+    there = {"service": service, "kv": store, "work": Work(store)}
     out: queue.Queue[str] = queue.Queue()
 
     def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:
