@@ -16,8 +16,9 @@ class Barrier:
 
         gate = store.barrier("deploy")
         gate.close()
-        ...
-        gate.open()  # and elsewhere, before each job: gate.wait(timeout=60)
+        migrate()
+        gate.open()
+        gate.wait(timeout=60)  # elsewhere, before each job
 
     It is open at first.  It stays as it was put, whatever becomes of who did that: it is the key "barrier:NAME".  All
     who wait go on once it was opened, even if it was closed again meanwhile, or soon after they are told; who wants to
@@ -64,7 +65,7 @@ class Meeting:
 
         meeting = store.meeting("round", 3)
         with meeting.enter(timeout=60):
-            work()  # begins when three have come, and the `with` ends when all three are done
+            work()  # begins when three have come; and the `with` ends when all three are done
 
     It begins once `size` wait at one moment, for all of these, in the order in which they came; those who come later
     are the next round.  Who gives up, or is not heard of for `ttl`, does not count from then on, and is not waited for

@@ -13,7 +13,7 @@ class Lease:
 
         with store.lease(ttl=15) as lease:
             store.set("workers/7", b"10.0.0.7", lease=lease)
-            work(until=lease.lost)
+            serve(until=lease.lost)
 
     When it ends, its keys are gone with the entry of the log that ends it, all of them before anybody else's next write
     is judged, and watchers are told of each: "expire" where it was not refreshed for `ttl`, "delete" where it was

@@ -14,6 +14,7 @@ class Limit(NamedTuple):
             limit = store.limit(f"api/{user}", 100, per=60)
             if not limit.allowed:
                 return 429, {"Retry-After": str(math.ceil(limit.retry_after))}
+            return 200, {"X-RateLimit-Remaining": str(limit.remaining)}
 
     It is a bucket of `n` that loses them evenly, all of `n` in `per` seconds (GCRA): what was not used for a while may
     be used at once, n at most, and then one more each per / n seconds.  So within t seconds there are at most

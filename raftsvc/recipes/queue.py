@@ -20,7 +20,7 @@ class Queue:
         mail = store.queue("mail")
         mail.put(b"to: you")
         while item := mail.get(timeout=30):
-            with item:  # acknowledged at its end; if something is raised, given back
+            with item:  # acknowledged at its end, or given back if something is raised
                 send(item.value)
 
     What was put is durable, and stays until it is acknowledged, which only who has it can: it is never handed out again

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import raftsvc
-from raftsvc import kv
+from raftsvc import kv, recipes
 from raftsvc.kv import leases
 from raftsvc.recipes import Counter, Item, Queue
 
@@ -545,6 +550,57 @@ def test_what_was_used_comes_back(lone: kv.KeyValue) -> None:
     limit = lone.limit("api", 1, per=0.5)
     if not limit.allowed:
         eventually(lambda: lone.limit("api", 1, per=0.5).allowed, "it to come back")
+
+
+# -- what is written about them
+
+
+def example_in(text: str, fence: str = "") -> str:
+    """The first example of a docstring, or of a section of a page."""
+    if fence:
+        return text.split(fence, 1)[1].split("```", 1)[0]
+    lines = inspect.cleandoc(text).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("    "))
+    block = itertools.takewhile(lambda line: not line or line.startswith("    "), lines[start:])
+    return textwrap.dedent("\n".join(block))
+
+
+PAGE = (Path(raftsvc.__file__).parent.parent / "docs" / "recipes.md").read_text()
+WRITTEN = {
+    "A queue": recipes.Queue,
+    "A lease for keys": recipes.Lease,
+    "A counter": recipes.Counter,
+    "A gate": recipes.Barrier,
+    "A meeting": recipes.Meeting,
+    "A limit": recipes.Limit,
+}
+
+
+def run(example: str, store: kv.KeyValue) -> dict[str, Any]:
+    seen: list[Any] = []
+    given: dict[str, Any] = dict.fromkeys(
+        ("migrate", "send", "serve", "work"), lambda *args, **named: seen.append(args)
+    )
+    known = {"store": store, "math": math, "kv": kv, "seen": seen, "print": lambda *args: seen.append(args), **given}
+    exec(compile(example, "an example", "exec"), known)
+    return known
+
+
+@pytest.mark.parametrize("heading", WRITTEN)
+def test_what_is_written_about_it_runs(heading: str, lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = Queue.get
+    monkeypatch.setattr(Queue, "get", lambda self, timeout: get(self, timeout=min(timeout, 0.3)))
+    section = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    examples = [example_in(WRITTEN[heading].__doc__ or ""), example_in(section, "```python\n")]
+    for example in examples:
+        assert 3 < len(example.strip().splitlines()) <= 7
+        count = 3 if heading == "A meeting" else 1
+        results = [in_background(lambda example=example: run(example, lone)) for _ in range(count)]  # type: ignore[misc]
+        known = [result() for result in results]
+        if heading == "A limit":
+            assert known[0]["view"]("me")[0] == 200
+        else:
+            assert known[0]["seen"], "it does something"
 
 
 # -- names
