@@ -1463,8 +1463,8 @@ MUTANTS = (
     Mutant(
         "what somebody has for too long stays his",
         "kv/leases.py",
-        "        if self.left <= 0:\n            self._is_late = True\n",
-        "",
+        "        return seconds - seconds_since(since)\n",
+        "        return seconds\n",
         test="service/test_recipes.py::test_what_somebody_has_for_too_long_is_handed_to_another_by_his_own_process",
     ),
     Mutant(

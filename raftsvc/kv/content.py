@@ -169,7 +169,7 @@ class Content:
         for code, _, data, _ in effects:
             if code == SET_LEASED and not self.holds.has(data[:LEASE_DIGITS].decode()):
                 raise no_lease(data[:LEASE_DIGITS].decode())
-        answer: bool | int = True
+        answer: object = True  # compiled, what is a bool or an int is an int
         numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
         if self.max_bytes:
             self._check_quota(effects, numbers)
@@ -193,7 +193,7 @@ class Content:
                 answer = numbers[position]
                 if ttl_ms and not self.keys.version(key):
                     self.expiries.set(key, deadline_of(time_ms, ttl_ms))
-                number = b"%d" % answer
+                number = b"%d" % numbers[position]
                 self.changes.append((WRITTEN, key, number, self.keys.set(key, number, index)))
             elif code in (PUT, ACK):
                 self.holds.turn_to(index, time_ms)
@@ -213,7 +213,7 @@ class Content:
             assert code == LIMIT, "these are all"
             (self.max_bytes,) = SIZE.unpack(data)
 
-    def _queue(self, code: int, key: str, data: bytes, index: int) -> int:
+    def _queue(self, code: int, key: str, data: bytes, index: int) -> object:
         """What is said of a queue: the id of the item that came, or whether there was one that is done."""
         if code == PUT:
             (max_tries,) = TRIES.unpack_from(data)

@@ -96,6 +96,7 @@ VALUES: dict[str, Any] = {
     "election.data": b"main",
     "meeting.data": b"main",
     "take.data": b"main",
+    "take.name": "queue",
     "take.timeout": 0.05,
     "wait_changed.timeout": 0.05,
     "lock.data": b"main",

@@ -593,7 +593,7 @@ def test_what_is_written_about_it_runs(heading: str, lone: kv.KeyValue, monkeypa
     section = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     examples = [example_in(WRITTEN[heading].__doc__ or ""), example_in(section, "```python\n")]
     for example in examples:
-        assert 3 < len(example.strip().splitlines()) <= 7
+        assert 2 < len(example.strip().splitlines()) <= 7
         count = 3 if heading == "A meeting" else 1
         results = [in_background(lambda example=example: run(example, lone)) for _ in range(count)]  # type: ignore[misc]
         known = [result() for result in results]

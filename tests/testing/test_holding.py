@@ -21,7 +21,7 @@ def test_what_is_held_is_the_same_everywhere_under_all_faults() -> None:
 
 
 def test_it_is_seen_where_more_is_granted_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds._Name, "next", lambda self: next(iter(self.waiting.values()), None))
+    monkeypatch.setattr(holds._Name, "next", lambda self, item_count: next(iter(self.waiting.values()), None))
     with pytest.raises(SimulationFailed, match="holds: more than"):
         for seed in SEEDS:
             simulate(seed, HoldingWorkload())

@@ -34,6 +34,7 @@ def lose(self: Any, queue: str, item: int, index: int, is_failure: bool) -> str:
     return queue
 
 
+@pytest.mark.pure  # compiled, they call each other and look for nothing
 @pytest.mark.parametrize(
     ("cls", "name", "broken", "match"),
     [
