@@ -565,7 +565,7 @@ def example_in(text: str, fence: str = "") -> str:
     return textwrap.dedent("\n".join(block))
 
 
-PAGE = (Path(raftsvc.__file__).parent.parent / "docs" / "recipes.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 WRITTEN = {
     "A queue": recipes.Queue,
     "A lease for keys": recipes.Lease,
