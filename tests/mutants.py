@@ -1350,8 +1350,8 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/state.py",
-        "        if content.is_due(time_ms):\n            self._have_expire(index, time_ms)\n",
-        "",
+        "        ):\n            self._have_expire(index, time_ms)\n",
+        "        ):\n            pass\n",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
     ),
     Mutant(

@@ -103,17 +103,9 @@ class Content:
         """Whether there is room for certain for what an instruction of that length sets one key to."""
         return self.size_bytes + instruction_bytes + KEY_BYTES <= self.max_bytes
 
-    def is_due(self, time_ms: int) -> bool:
-        """Whether anything is to end by `time_ms`."""
-        return (
-            self.expiries.next_ms <= time_ms
-            or self.limits.next_ms <= time_ms
-            or (self.holds.size_bytes != 0 and self.holds.due_ms <= time_ms)
-        )
-
     def expire(self, time_ms: int) -> bool:
         """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys: whether it was any."""
-        if self.limits.next_ms <= time_ms:
+        if self.limits.empty.next_ms <= time_ms:
             self.limits.forget_some(time_ms)
             return True
         keys = self.expiries.take(time_ms) if self.expiries.next_ms <= time_ms else []

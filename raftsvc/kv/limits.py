@@ -32,13 +32,16 @@ ADMITTED = struct.Struct(">?QQQ")
 
 
 class Limits:
-    """Buckets by their names."""
+    """Buckets by their names.
 
-    __slots__ = ("_empty", "_levels")
+    empty: when each is.
+    """
+
+    __slots__ = ("_levels", "empty")
 
     def __init__(self) -> None:
         self._levels = PagedMap()
-        self._empty = Expiries()  # when each is empty
+        self.empty = Expiries()
 
     @classmethod
     def of(cls, records: Iterable[tuple[str, bytes, int]]) -> Limits:
@@ -48,7 +51,7 @@ class Limits:
         for page in made._levels.freeze():
             for name, data, _ in records_of(page):
                 n, _, used, at_ms = LEVEL.unpack(data)
-                made._empty.set(name, _empty_ms(n, used, at_ms))
+                made.empty.set(name, _empty_ms(n, used, at_ms))
             give_way()
         return made
 
@@ -64,14 +67,9 @@ class Limits:
         """About what they take in memory."""
         return 3 * self._levels.size_bytes + LIMIT_BYTES * len(self._levels)
 
-    @property
-    def next_ms(self) -> int:
-        """The log time from which on `forget_some` has something to do."""
-        return self._empty.next_ms
-
     def forget_some(self, time_ms: int) -> None:
         """Take out some of those that are empty by then."""
-        for name in self._empty.take(time_ms):
+        for name in self.empty.take(time_ms):
             self._levels.delete(name)
 
     def growth_bytes(self, name: str) -> int:
@@ -99,7 +97,7 @@ class Limits:
             used = needed
         if used:
             self._levels.set(name, LEVEL.pack(n, per_ms, used, time_ms), 1)
-            self._empty.set(name, _empty_ms(n, used, time_ms))
+            self.empty.set(name, _empty_ms(n, used, time_ms))
         return ADMITTED.pack(
             is_allowed, (most - used) // per_ms, _ceil(used, n), 0 if is_allowed else _ceil(needed - most, n)
         )

@@ -143,7 +143,12 @@ class KeyValueState(BaseState):
         it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
         """
         content = self._content
-        if content.is_due(time_ms):
+        holds = content.holds
+        if (
+            content.expiries.next_ms <= time_ms
+            or content.limits.empty.next_ms <= time_ms
+            or (holds.size_bytes and holds.due_ms <= time_ms)
+        ):
             self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
