@@ -652,7 +652,7 @@ class KeyValue:
         ttl:  in seconds, 1 or more, as with `claim`: so long after it was refreshed last its keys are gone.
         keep: whether this process refreshes it as long as it runs; else whoever has it does.
 
-        Raises what `Service.propose` raises.
+        Raises what `Service.propose` raises, and LostError if the answer took longer than it lasts.
         """
         if not isinstance(keep, bool):
             raise ConfigurationError(f"keep is True or False, not {keep!r:.100}")
