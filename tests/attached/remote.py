@@ -11,6 +11,8 @@ import queue
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +116,31 @@ class Work:
     def put(self, name: str, value: str) -> int:
         return int(self.store.queue(name).put(value.encode(), timeout=PATIENCE))
 
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Again as long as who owns the node now only begins to, of which whoever calls is told after a while."""
+        from raftsvc import NodeFailedError
+
+        ends_at = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return call()
+            except NodeFailedError:
+                if time.monotonic() > ends_at:
+                    raise
+                time.sleep(0.1)
+
     def get(self, name: str, ttl: float) -> tuple[str, int]:
-        item = self.items[name] = self.store.queue(name, ttl=ttl).get(timeout=PATIENCE)
+        queue = self.store.queue(name, ttl=ttl)
+        item = self.items[name] = self.patiently(lambda: queue.get(timeout=PATIENCE))
         return item.value.decode(), item.tries
 
     def ack(self, name: str) -> None:
-        self.items.pop(name).ack(timeout=PATIENCE)
+        item = self.items.pop(name)
+        self.patiently(lambda: item.ack(timeout=PATIENCE))
+
+    def look(self, name: str) -> list[Any]:
+        """All keys, and how many items a queue has."""
+        return [list(self.patiently(self.store.list)), self.patiently(lambda: self.store.items(f"queue:{name}"))]
 
     def live(self, key: str, ttl: float) -> None:
         self.store.set(key, b"here", lease=self.store.lease(ttl, timeout=PATIENCE), timeout=PATIENCE)
