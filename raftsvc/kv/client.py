@@ -22,18 +22,21 @@ from raftsvc.kv import instructions
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
 from raftsvc.kv.holds import Claim
-from raftsvc.kv.instructions import Code, Condition, Effect, Operation
+from raftsvc.kv.instructions import Code, Condition, Effect, Leased, Operation
 from raftsvc.kv.leases import (
     Hold,
     Holding,
+    Keeper,
     LostError,
     Wish,
     checked_data,
     checked_units,
     lease_ttl_ms,
+    poll,
     wait_for_claims,
 )
 from raftsvc.kv.pages import Value
+from raftsvc.kv.queues import Item
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -41,11 +44,24 @@ from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
 
 if TYPE_CHECKING:
-    from raftsvc.recipes import Election, Jobs, Lock, Party, ReadWriteLock
+    from raftsvc.recipes import (
+        Barrier,
+        Counter,
+        Election,
+        Jobs,
+        Lease,
+        Limit,
+        Lock,
+        Meeting,
+        Party,
+        Queue,
+        ReadWriteLock,
+    )
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
 
+T = TypeVar("T")
 ToldT = TypeVar("ToldT", bound=Told)
 
 
@@ -210,11 +226,20 @@ class KeyValue:
         stand; effects happen in their order.
 
         Raises ConflictError if a condition does not hold, CounterError if an `incr` among them cannot count,
-        QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`),
+        QuotaExceeded if the store would grow over what it may have (`kv.max_state_bytes`), LostError if a key is to
+        live with a lease that is over, or what it is to be done by (`kv.if_held`) is not held,
         TypeError or ValueError if an operation makes no sense or there are too many.
         """
+        return self.perform(operations, timeout).index
+
+    def perform(self, operations: Iterable[Operation], timeout: float = 10.0) -> Applied:
+        """As `transaction`; returns what `Service.propose` does.
+
+        Its `answer` is the number that the last `incr` among them made, or the id of the item that the last put into a
+        queue did; of a transaction of nothing else than a `delete` or `touch` whether there was such a key; else True.
+        """
         _check_several("operations", operations)
-        return self._apply(list(operations), timeout).index
+        return self._apply(list(operations), timeout)
 
     def _apply(self, operations: list[Operation], timeout: float) -> Applied:
         prefix = self._prefix
@@ -233,17 +258,27 @@ class KeyValue:
         value: bytes | bytearray | memoryview,
         *conditions: Condition,
         ttl: float | None = None,
+        lease: Leased | None = None,
         timeout: float = 10.0,
     ) -> int:
-        """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`."""
-        return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl)], timeout)
+        """Give `key` this value if the conditions hold; returns its new version.  Raises like `transaction`.
+
+        lease: what `lease` returned, and the key is gone with; None: with none, whatever was said before.
+        """
+        return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl, lease)], timeout)
 
     def set_json(
-        self, key: str, value: object, *conditions: Condition, ttl: float | None = None, timeout: float = 10.0
+        self,
+        key: str,
+        value: object,
+        *conditions: Condition,
+        ttl: float | None = None,
+        lease: Leased | None = None,
+        timeout: float = 10.0,
     ) -> int:
         """Like `set`, of the JSON form of `value`; raises TypeError or ValueError if it has none."""
         data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-        return self.set(key, data, *conditions, ttl=ttl, timeout=timeout)
+        return self.set(key, data, *conditions, ttl=ttl, lease=lease, timeout=timeout)
 
     def touch(self, key: str, ttl: float | None, *conditions: Condition, timeout: float = 10.0) -> bool:
         """Have `key` live for `ttl` seconds from now on, None: until it is deleted; returns whether there is one.
@@ -493,7 +528,7 @@ class KeyValue:
         remote: Any = self._reader
         return remote if self._watching is None else self._watching
 
-    def _checked(self, kind: str, name: str, ttl: float, data: bytes | None = None) -> str:
+    def _checked(self, kind: str, name: str, ttl: float = 15.0, data: bytes | None = None) -> str:
         """The name that is given to a recipe; raises TypeError or ValueError if something makes no sense."""
         self._holding()
         _claimed(self._prefix, f"{kind}:{instructions.checked_key(_name('', name, 'a name'))}")
@@ -509,6 +544,7 @@ class KeyValue:
         units: int = 1,
         ttl: float = 15.0,
         data: bytes | None = None,
+        together: bool = False,
         blocking: bool = True,
         timeout: float | None = None,
     ) -> Hold | None:
@@ -518,6 +554,7 @@ class KeyValue:
                   as long as the process runs and is heard.  A second at least; what is to outlive that a leader
                   is lost and another elected has five times `election_timeout` of `start`, or more.
         data:     at most 1,024 bytes, shown by `claims`; None: the names of this host and process.
+        together: True: it is granted once `size` wait for it so, to all of these at once and by one fence.
         blocking: False: now or not at all.
         timeout:  in seconds; None: wait for however long it takes.
 
@@ -531,21 +568,52 @@ class KeyValue:
         may have it does not renew it.
         """
         full = _claimed(self._prefix, name)
-        if not isinstance(blocking, bool):
-            raise ConfigurationError(f"blocking is True or False, not {blocking!r:.100}")
-        wish = Wish(full, *checked_units(size, units), checked_data(data), lease_ttl_ms(ttl), blocking)
-        if timeout is not None:
-            check_timeout(timeout)
-        seconds = math.inf if timeout is None else timeout
-        if not blocking:
-            seconds = 10.0 if timeout is None else timeout
+        if not isinstance(together, bool) or (together and units != 1):
+            raise ConfigurationError(f"together is True, with units=1, or False, not {together!r:.100}")
+        seconds = _seconds_to_wait(blocking, timeout)
+        kind = instructions.MEETING if together else instructions.UNITS
+        wish = Wish(full, *checked_units(size, units), checked_data(data), lease_ttl_ms(ttl), blocking, kind)
+        return self._claimed_by(lambda keeper: keeper.claim(wish, time.monotonic() + seconds))
+
+    def _claimed_by(self, claim: Callable[[Keeper], T]) -> T:
         try:
-            return self._holding().keeper().claim(wish, time.monotonic() + seconds)
+            return claim(self._holding().keeper())
         except Rejected as rejected:
             error = _meaning_of(rejected, [])
             if error is None:
                 raise
         raise error
+
+    def take(
+        self,
+        name: str,
+        *,
+        within: float | None = None,
+        ttl: float = 15.0,
+        data: bytes | None = None,
+        blocking: bool = True,
+        timeout: float | None = None,
+    ) -> tuple[Hold, Item] | None:
+        """Be handed out the first item of a queue, by its whole name, that nobody has: what `queue` is made of.
+
+        within: in seconds: so long after it was handed out it is given back; None: as long as the process is heard.
+        The rest is as with `claim`: what it returns is held, until the hold is released (the item is given back),
+        is lost (it is, too), or the item is done with by `raftsvc.kv.instructions.ack`.
+        """
+        full = instructions.checked_queue(_claimed(self._prefix, name))
+        seconds = _seconds_to_wait(blocking, timeout)
+        terms = checked_data(data), lease_ttl_ms(ttl), blocking, instructions.ITEMS
+        wish = Wish(full, instructions.MAX_UNITS, 1, *terms)
+        limit = None if within is None else instructions.ttl_ms_of(within) / 1000
+        return self._claimed_by(lambda keeper: keeper.take(wish, limit, time.monotonic() + seconds))
+
+    def items(self, name: str, timeout: float = 5.0, *, max_age: float | None = None) -> tuple[int, int]:
+        """How many items of a queue, by its whole name, nobody has, and how many somebody.
+
+        As of a moment no earlier than this call, or than `max_age` seconds ago.
+        """
+        full = _claimed(self._prefix, name)
+        return self._reader.read(lambda shown: shown.item_counts(full), max_age, timeout)
 
     def claims(self, name: str, timeout: float = 5.0, *, max_age: float | None = None) -> Claimants:
         """Who holds some of a name, then who waits for it, in the order in which they came; see `claim`.
@@ -569,6 +637,87 @@ class KeyValue:
             return do_elsewhere(partial(self.wait_claims, name, known, timeout), timeout, ReadTimeoutError)
         holding, reader = self._holding(), self._reader
         return wait_for_claims(holding, full, lambda: _claimants(reader.present.claims(full)), known, timeout)
+
+    def wait_changed(self, key: str, version: int, timeout: float = 30.0) -> Value | None:
+        """The value of `key`, as this node knows it, once its version is another, or `timeout` seconds are over.
+
+        version: as `get` read it; 0: there was no such key.
+
+        Of a node that is cut off it is what was; raises what `Service.err` says once nothing is applied here any more.
+        A connected client asks a member four times a second.
+        """
+        instructions.if_not_modified(key, version)
+        check_timeout(timeout)
+        if is_main_thread():
+            return do_elsewhere(partial(self.wait_changed, key, version, timeout), timeout + 1.0, ReadTimeoutError)
+        name, reader, watching = _name(self._prefix, key), self._reader, self._watching
+
+        def is_news(value: Value | None) -> bool:
+            return (0 if value is None else value.version) != version
+
+        if watching is not None:
+            return watching.wait_for(name, lambda: reader.present.get(name), is_news, timeout)
+        return poll(self._holding(), lambda left: self.get(key, left), is_news, timeout)
+
+    def lease(self, ttl: float = 15.0, *, keep: bool = True, timeout: float = 10.0) -> Lease:
+        """What keys live and die with: `store.set("here/7", b"", lease=store.lease(15))`; see `raftsvc.recipes.Lease`.
+
+        ttl:  in seconds, 1 or more, as with `claim`: so long after it was refreshed last its keys are gone.
+        keep: whether this process refreshes it as long as it runs; else whoever has it does.
+
+        Raises what `Service.propose` raises, and LostError if the answer took longer than it lasts.
+        """
+        if not isinstance(keep, bool):
+            raise ConfigurationError(f"keep is True or False, not {keep!r:.100}")
+        ttl_ms = lease_ttl_ms(ttl)
+        check_timeout(timeout)
+        from raftsvc.recipes.leases import Lease
+
+        return Lease(self._claimed_by(lambda keeper: keeper.open(ttl_ms, keep, timeout)))
+
+    def counter(self, name: str) -> Counter:
+        """A number that all count: `store.counter("visits").incr()`; see `raftsvc.recipes.Counter`, and `incr`."""
+        from raftsvc.recipes.counter import Counter
+
+        return Counter(self, self._checked("counter", name))
+
+    def queue(self, name: str, ttl: float = 15.0, within: float | None = None, max_tries: int | None = None) -> Queue:
+        """Work for whoever comes first: `store.queue("mail").put(b"...")`; see `raftsvc.recipes.Queue`, and `take`."""
+        from raftsvc.recipes.queue import Queue
+
+        name = self._checked("queue", name, ttl)
+        instructions.put(f"{self._prefix}queue:{name}", b"", max_tries)
+        instructions.ttl_ms_of(within)
+        return Queue(self, name, ttl, within, max_tries)
+
+    def barrier(self, name: str) -> Barrier:
+        """A gate that all wait at while it is closed; see `raftsvc.recipes.Barrier`."""
+        from raftsvc.recipes.barrier import Barrier
+
+        return Barrier(self, self._checked("barrier", name))
+
+    def meeting(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> Meeting:
+        """Where `size` wait for each other, to begin and to end together; see `raftsvc.recipes.Meeting`."""
+        from raftsvc.recipes.barrier import Meeting
+
+        name = self._checked("meeting", name, ttl, data)
+        return Meeting(self, name, checked_units(size, 1)[0], ttl, data)
+
+    def limit(self, name: str, n: int, per: float = 60.0, cost: int = 1, timeout: float = 10.0) -> Limit:
+        """Count this as `cost` of `n` in `per` seconds, if there is room: `if not store.limit(user, 10).allowed: ...`
+
+        One write, exactly once; see `raftsvc.recipes.Limit` for what is counted how.
+
+        n:   from 1 to a million; `cost` from 1 to that.
+        per: from 0.001 to a hundred years.
+
+        Raises what `Service.propose` raises (OutcomeUnknown: it may have counted), QuotaExceeded.
+        """
+        full = f"limit:{self._checked('limit', name)}"
+        effect = instructions.admit(full, n, instructions.ttl_ms_of(per), cost)
+        from raftsvc.recipes.limits import Limit
+
+        return Limit.of(self._apply([effect], timeout).answer)
 
     def lock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> Lock:
         """A lock of the cluster: `with store.lock("orders") as lock:`; see `raftsvc.recipes.Lock`, and `claim`."""
@@ -740,7 +889,20 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
     size = instructions.read_other_size(rejected.reason)
     if size is not None:
         return ClaimSizeError(size)
+    lease = instructions.read_no_lease(rejected.reason)
+    if lease is not None:
+        return LostError(lease)
     return QuotaExceeded(rejected.reason) if instructions.read_over_quota(rejected.reason) else None
+
+
+def _seconds_to_wait(blocking: bool, timeout: float | None) -> float:
+    """For something to be granted; raises ConfigurationError if one makes no sense."""
+    if not isinstance(blocking, bool):
+        raise ConfigurationError(f"blocking is True or False, not {blocking!r:.100}")
+    if timeout is not None:
+        check_timeout(timeout)
+        return timeout
+    return math.inf if blocking else 10.0
 
 
 def _claimants(found: Iterable[Claim]) -> Claimants:

@@ -5,7 +5,7 @@ time.  Knows no threads; who may look when is `KeyValueState`'s business.
 
 Invariants:
 - A key's version is the index of the entry that wrote its value; none has 0.
-- Every key that expires exists.
+- Every key that expires exists, as does every key that has a lease, and that lease.
 - Whatever is refused has changed nothing.
 """
 
@@ -14,12 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from raftsvc.kv import queues
 from raftsvc.kv.events import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.expiry import Expiries, deadline_of
 from raftsvc.kv.holds import CLAIM_BYTES, Holds, numbers_of
 from raftsvc.kv.instructions import (
+    ACK,
+    ADMIT,
     ALLOW,
     ALONE,
+    ASKED_OF_LIMIT,
     CLAIM,
     DELETE,
     DISALLOW,
@@ -27,22 +31,29 @@ from raftsvc.kv.instructions import (
     IF_HELD,
     INCR,
     KEEP,
+    LEASE_DIGITS,
     LIMIT,
     MAX_NUMBER,
     MIN_NUMBER,
     NUMBERS,
     OPEN,
+    PUT,
     RELEASE,
     SET,
     SET_EXPIRING,
+    SET_LEASED,
     SIZE,
     TOUCH,
+    TRIES,
     WHICH,
     conflict,
+    no_lease,
     no_number,
     no_room,
     over_quota,
 )
+from raftsvc.kv.leased import LeasedKeys
+from raftsvc.kv.limits import Limits
 from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, Order
 from raftsvc.kv.pages import PagedMap
 from raftsvc.kv.runs import Runs
@@ -57,13 +68,13 @@ _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 
 
 class Content:
-    """Keys with their values, when they expire, who holds what under leases, jobs, and the addresses that may join.
+    """Keys with their values, when and with what lease they end, who holds what, queues, limits, jobs, who may join.
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
     changes:   of keys, since they were last taken out, in their order.
     """
 
-    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "max_bytes", "runs")
+    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "leased", "limits", "max_bytes", "runs")
 
     def __init__(
         self,
@@ -72,31 +83,61 @@ class Content:
         allowed: frozenset[str] = frozenset(),
         max_bytes: int = 0,
         holds: Holds | None = None,
+        leased: LeasedKeys | None = None,
+        limits: Limits | None = None,
         runs: Runs | None = None,
     ) -> None:
         self.max_bytes = max_bytes
         self.keys = PagedMap() if keys is None else keys
         self.expiries = Expiries() if expiries is None else expiries
         self.holds = Holds() if holds is None else holds
+        self.leased = LeasedKeys() if leased is None else leased
+        self.limits = Limits() if limits is None else limits
         self.runs = Runs() if runs is None else runs
         self.allowed = allowed
         self.changes: list[Change] = []
 
     @property
     def size_bytes(self) -> int:
-        """Keys, values, and KEY_BYTES for each; leases and claims; jobs and their runs."""
-        return self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.holds.size_bytes + self.runs.size_bytes
+        """Keys, values, and KEY_BYTES for each; leases and what is under them; items of queues; limits; jobs."""
+        keys_bytes = self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.leased.size_bytes
+        held_bytes = self.holds.size_bytes + self.holds.items.size_bytes
+        return keys_bytes + held_bytes + self.limits.size_bytes + self.runs.size_bytes
 
     def has_room(self, instruction_bytes: int) -> bool:
         """Whether there is room for certain for what an instruction of that length sets one key to."""
         return self.size_bytes + instruction_bytes + KEY_BYTES <= self.max_bytes
 
-    def expire(self, time_ms: int) -> None:
-        """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys."""
-        for key in self.expiries.take(time_ms):
+    def expire(self, time_ms: int) -> bool:
+        """Delete some of what is due by `time_ms`, in the order of deadlines and then of keys: whether it was any."""
+        if self.limits.empty.next_ms <= time_ms:
+            self.limits.forget_some(time_ms)
+            return True
+        keys = self.expiries.take(time_ms) if self.expiries.next_ms <= time_ms else []
+        for key in keys:
+            self.leased.detach(key)
             former = self.keys.delete(key)
             assert former is not None, "every key that expires exists"
             self.changes.append((EXPIRED, key, None, former))
+        return bool(keys)
+
+    def follow(self, kind: int) -> bool:
+        """Delete some of the keys whose leases are over, lease by lease and in order; whether there was one to look at.
+
+        kind: of what happens to them.
+        """
+        over = self.holds.over
+        if not over:
+            return False
+        keys = self.leased.take(over[0])
+        for key in keys:
+            self.expiries.set(key, 0)
+            former = self.keys.delete(key)
+            assert former is not None, "every key that has a lease exists"
+            self.changes.append((kind, key, None, former))
+        if not keys:
+            del over[0]
+        return True
 
     def transact(
         self,
@@ -107,8 +148,9 @@ class Content:
     ) -> object:  # compiled, what is a bool or an int is an int
         """Have all effects take place in their order, or raise Rejected.
 
-        Returns the number that the last INCR made; of a DELETE or TOUCH that is alone whether there was such
-        a key, of a CLAIM its fence, of a RELEASE or END whether there was one; else True.
+        Returns the number that the last INCR made, or the id of the item that the last PUT did; of a DELETE, TOUCH or
+        ACK that is alone whether there was such a key or item, of a CLAIM its fence, of a RELEASE or END whether there
+        was one, of an ADMIT what `limits.ADMITTED` reads; else True.
         """
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
@@ -120,10 +162,13 @@ class Content:
                     raise conflict(position, version)
         if len(effects) == 1 and effects[0][0] in ALONE:
             self.holds.turn_to(index, time_ms)
-            answer_of_hold = self._hold(*effects[0], time_ms)
+            answer_of_one = self._do_alone(*effects[0], time_ms)
             self.runs.leave(self.holds, time_ms)
-            return answer_of_hold
-        answer: bool | int = True
+            return answer_of_one
+        for code, _, data, _ in effects:
+            if code == SET_LEASED and not self.holds.has(data[:LEASE_DIGITS].decode()):
+                raise no_lease(data[:LEASE_DIGITS].decode())
+        answer: object = True  # compiled, what is a bool or an int is an int
         numbers = self._count(effects) if any(effect[0] == INCR for effect in effects) else {}
         if self.max_bytes:
             self._check_quota(effects, numbers)
@@ -134,6 +179,10 @@ class Content:
                 give_way()
             if code in (SET, SET_EXPIRING):
                 self._set(key, data, index, deadline_of(time_ms, ttl_ms) if ttl_ms else 0)
+                self.leased.detach(key)
+            elif code == SET_LEASED:
+                self._set(key, data[LEASE_DIGITS:], index, 0)
+                self.leased.attach(key, data[:LEASE_DIGITS].decode())
             elif code == DELETE:
                 self._delete(key)
             elif code == TOUCH:
@@ -143,20 +192,43 @@ class Content:
                 answer = numbers[position]
                 if ttl_ms and not self.keys.version(key):
                     self.expiries.set(key, deadline_of(time_ms, ttl_ms))
-                number = b"%d" % answer
+                number = b"%d" % numbers[position]
                 self.changes.append((WRITTEN, key, number, self.keys.set(key, number, index)))
-            elif code == ALLOW:
-                self.allowed |= {key}
-            elif code == DISALLOW:
-                self.allowed -= {key}
+            elif code in (PUT, ACK):
+                self.holds.turn_to(index, time_ms)
+                done = self._queue(code, key, data, index)
+                answer = done if code == PUT or len(effects) == 1 else answer
             else:
-                assert code == LIMIT, "these are all"
-                (self.max_bytes,) = SIZE.unpack(data)
+                self._govern(code, key, data)
         return answer
 
-    def _hold(self, code: int, key: str, data: bytes, ttl_ms: int, time_ms: int) -> object:
-        """What is said of a lease, or of a claim under it."""
+    def _govern(self, code: int, key: str, data: bytes) -> None:
+        """What is said of the whole."""
+        if code == ALLOW:
+            self.allowed |= {key}
+        elif code == DISALLOW:
+            self.allowed -= {key}
+        else:
+            assert code == LIMIT, "these are all"
+            (self.max_bytes,) = SIZE.unpack(data)
+
+    def _queue(self, code: int, key: str, data: bytes, index: int) -> object:
+        """What is said of a queue: the id of the item that came, or whether there was one that is done."""
+        if code == PUT:
+            (max_tries,) = TRIES.unpack_from(data)
+            return queues.put(self.holds, key, data[TRIES.size :], max_tries, index)
+        lease, number = WHICH.unpack(data)
+        return queues.ack(self.holds, key, lease.decode(), number)
+
+    def _do_alone(self, code: int, key: str, data: bytes, ttl_ms: int, time_ms: int) -> object:
+        """What is said of a lease, of a claim under it, or of a limit."""
         holds = self.holds
+        if code == ADMIT:
+            n, per_ms, cost = ASKED_OF_LIMIT.unpack(data)
+            growth_bytes = self.limits.growth_bytes(key) if self.max_bytes else 0
+            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
+                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            return self.limits.admit(key, n, per_ms, cost, time_ms)
         if code == CLAIM:
             growth_bytes = holds.growth_bytes(key, data) if self.max_bytes else 0
             if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
@@ -174,7 +246,13 @@ class Content:
             holds.open(key, ttl_ms, time_ms)
             return True
         assert code == END, "these are all"
-        return holds.end(key)
+        was_there = holds.has(key)
+        if was_there:
+            holds.over.append(key)  # its keys are gone before others have what it held
+            while self.follow(DELETED):
+                give_way()
+            holds.end(key)
+        return was_there
 
     def order(self, order: Order, index: int, time_ms: int) -> object:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
@@ -196,14 +274,24 @@ class Content:
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""
         lengths: dict[str, int] = {}  # of what is written, with its key and all; 0: it is deleted
+        leased: dict[str, bool] = {}  # whether what is written has a lease
+        growth_bytes = 0
         for position, (code, key, data, _) in enumerate(effects):
             if code in (SET, SET_EXPIRING):
                 lengths[key] = _size_of(key, data)
+                leased[key] = False
+            elif code == SET_LEASED:
+                lengths[key] = _size_of(key, data) - LEASE_DIGITS
+                leased[key] = True
             elif code == INCR:
                 lengths[key] = _size_of(key, b"%d" % numbers[position])
             elif code == DELETE:
                 lengths[key] = 0
-        growth_bytes = 0
+                leased[key] = False
+            elif code == PUT:
+                growth_bytes += queues.growth_bytes(key, data) - TRIES.size
+        for key, is_leased in leased.items():
+            growth_bytes += self.leased.growth_bytes(key, is_leased)
         for key, length in lengths.items():
             value = self.keys.get(key)
             growth_bytes += length - (0 if value is None else _size_of(key, value.data))
@@ -219,6 +307,7 @@ class Content:
         if former is not None:
             self.changes.append((DELETED, key, None, former))
             self.expiries.set(key, 0)
+            self.leased.detach(key)
 
     def _count(self, effects: Iterable[tuple[int, str, bytes, int]]) -> dict[int, int]:
         """The number that each INCR will make, by its position.  Raises Rejected if one cannot, before anything is."""
@@ -239,6 +328,8 @@ class Content:
                 written[key] = b"%d" % number
             elif code in (SET, SET_EXPIRING):
                 written[key] = data
+            elif code == SET_LEASED:
+                written[key] = data[LEASE_DIGITS:]
             elif code == DELETE:
                 written[key] = None
         return numbers

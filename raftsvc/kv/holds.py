@@ -8,6 +8,10 @@ A claim that is granted has a fence, the index of the entry that granted it: it 
 is protected refuses whoever comes with a lower one than it has seen.  That is why a name has one grant in an entry;
 what could be granted besides is due at once, which is what has the leader append the next entry (a pulse).
 
+There are two more kinds of names.  A queue is granted once for each of its items that nobody has (`kv.items`), and
+whoever lets go of it gives his item back; an item has a fence of its own, so a queue may be granted often in an entry.
+A meeting is granted to as many at once as it has units, by one fence, once so many wait for it.
+
 A lease ends when nobody kept it for its TTL, in log time: before the entry that is after that takes effect, all
 leases that are due are taken out of everything, and only then is what they held granted to others.
 
@@ -17,6 +21,7 @@ Invariants:
 - The units that are held of a name are no more than it has.
 - Every claim stands under a lease that is there, and no other has its number there.
 - A name is in `_grantable` if and only if who is next there could be served.
+- A queue is claimed by somebody for each item that is taken.
 - Whatever is refused has changed nothing.
 """
 
@@ -28,7 +33,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from raftsvc.kv.expiry import Expiries, deadline_of
-from raftsvc.kv.instructions import ASKED, KEPT, NUMBER, no_lease, other_size, used_number
+from raftsvc.kv.instructions import ASKED, ITEMS, KEPT, MEETING, NUMBER, UNITS, no_lease, other_size, used_number
+from raftsvc.kv.items import Items
 from raftsvc.kv.pages import records_of
 
 CLAIM_BYTES = 400
@@ -46,6 +52,7 @@ class Claim(NamedTuple):
     placed: index of the entry with which it came.
     fence:  index of the entry with which it was granted; 0: it waits.
     data:   what it says of who has it.
+    item:   of a queue, the id of that which was handed out to it; else 0.
     """
 
     lease: str
@@ -54,24 +61,41 @@ class Claim(NamedTuple):
     placed: int
     fence: int
     data: bytes
+    item: int = 0
 
 
 class _Name:
     """What is claimed: how many units it has, how many are held, and by whom; and who waits, in order."""
 
-    __slots__ = ("held", "held_units", "size", "waiting")
+    __slots__ = ("held", "held_units", "kind", "size", "waiting")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, kind: int) -> None:
         self.size = size
+        self.kind = kind
         self.held_units = 0
         self.held: dict[tuple[str, int], Claim] = {}
         self.waiting: dict[tuple[str, int], Claim] = {}
 
-    def next(self) -> Claim | None:
-        """Who is to be served now, if somebody can be."""
+    def next(self, item_count: int) -> Claim | None:
+        """Who is to be served now, if somebody can be.  item_count: how many of its items nobody has."""
         for claim in self.waiting.values():
-            return claim if self.held_units + claim.units <= self.size else None
+            return claim if self.can_serve(claim.units, item_count, len(self.waiting)) else None
         return None
+
+    def can_serve(self, units: int, item_count: int, waiting_count: int) -> bool:
+        """Whether who comes first can be served while so many wait."""
+        if self.kind == ITEMS:
+            return item_count > 0
+        if self.kind == MEETING:
+            return waiting_count >= self.size
+        return self.held_units + units <= self.size
+
+    def serve(self, claim: Claim) -> None:
+        """That waits no longer."""
+        key = claim.lease, claim.number
+        del self.waiting[key]
+        self.held[key] = claim
+        self.held_units += claim.units
 
 
 class _Lease:
@@ -85,18 +109,27 @@ class _Lease:
 
 
 class Frozen(NamedTuple):
-    """All of a moment, for a snapshot.  leases: id, TTL and deadline; names: size, and claims, who holds first."""
+    """All of a moment, for a snapshot.
+
+    leases: id, TTL and deadline; names: size, kind, and claims, who holds first.
+    """
 
     leases: list[tuple[str, int, int]]
-    names: list[tuple[str, int, list[Claim]]]
+    names: list[tuple[str, int, int, list[Claim]]]
+
+    def taken(self) -> set[tuple[str, int]]:
+        """Queue and id of the items that somebody has."""
+        return {(name, claim.item) for name, _, _, claims in self.names for claim in claims if claim.item}
 
 
 class Holds:
     """Leases and claims.
 
-    size_bytes: about what they take in memory.
+    items:      what stands in queues, of which claims are granted some.
+    size_bytes: about what leases, claims and names take in memory.
     due_ms:     the log time from which on `end_some` or `grant_some` has something to do.
     changed:    since it was last taken out, the claims that were granted or are no more, with their names.
+    over:       since they were last taken out, the leases that ended because it was time.
     """
 
     __slots__ = (
@@ -111,10 +144,12 @@ class Holds:
         "_names",
         "_time_ms",
         "changed",
+        "items",
+        "over",
         "size_bytes",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, items: Items | None = None) -> None:
         self._leases: dict[str, _Lease] = {}
         self._names: dict[str, _Name] = {}
         self._deadlines = Expiries()  # of the leases
@@ -126,18 +161,20 @@ class Holds:
         self._claim_count = 0
         self._time_ms = 0
         self.size_bytes = 0
+        self.items = Items() if items is None else items
         self.changed: list[tuple[str, str, int]] = []
+        self.over: list[str] = []
 
     @classmethod
-    def of(cls, frozen: Frozen) -> Holds:
-        """As it was then."""
-        made = cls()
+    def of(cls, frozen: Frozen, items: Items) -> Holds:
+        """As it was then, with what stood in queues."""
+        made = cls(items)
         made._deadlines = Expiries.of((lease, deadline_ms) for lease, _, deadline_ms in frozen.leases)
         for lease, ttl_ms, _ in frozen.leases:
             made._leases[lease] = _Lease(ttl_ms)
             made.size_bytes += CLAIM_BYTES
-        for name, size, claims in frozen.names:
-            made._names[name] = found = _Name(size)
+        for name, size, kind, claims in frozen.names:
+            made._names[name] = found = _Name(size, kind)
             made.size_bytes += _size_of(name)
             for claim in claims:
                 made._leases[claim.lease].claims[claim.number] = name
@@ -148,7 +185,7 @@ class Holds:
                     found.held_units += claim.units
                 else:
                     found.waiting[claim[:2]] = claim
-            if found.next() is not None:
+            if found.next(items.ready(name)) is not None:
                 made._grantable[name] = None
         return made
 
@@ -157,7 +194,10 @@ class Holds:
         deadlines = {lease: at for page in self._deadlines.freeze() for lease, _, at in records_of(page)}
         return Frozen(
             [(lease, self._leases[lease].ttl_ms, deadlines[lease]) for lease in sorted(self._leases)],
-            [(name, found.size, [*found.held.values(), *found.waiting.values()]) for name, found in self._in_order()],
+            [
+                (name, found.size, found.kind, [*found.held.values(), *found.waiting.values()])
+                for name, found in self._in_order()
+            ],
         )
 
     def _in_order(self) -> Iterator[tuple[str, _Name]]:
@@ -188,6 +228,7 @@ class Holds:
         due = self._deadlines.take(time_ms)
         for lease in due:
             self._end(lease)
+        self.over += due
         return bool(due)
 
     def grant_some(self) -> bool:
@@ -196,13 +237,13 @@ class Holds:
             names = list(islice(self._ended, _SOME))
             for name in names:
                 del self._ended[name]
-                self._grant(name)
+                self.grant(name)
             return True
         if self._exhausted == self._entry:  # whatever can be granted since then was granted in it
             return False
         names = list(islice((name for name in self._grantable if name not in self._granted), _SOME))
         for name in names:
-            self._grant(name)
+            self.grant(name)
         if not names:
             self._exhausted = self._entry
         return bool(names)
@@ -230,8 +271,9 @@ class Holds:
             raise no_lease(lease)
         self._deadlines.set(lease, deadline_of(time_ms, found.ttl_ms))
         for number, name in [each for each in found.claims.items() if each[0] not in wanted]:
-            if self._claim(name, lease, number).placed <= placed:
-                self.release(name, lease, number)
+            claim = self.claim_of(name, lease, number)
+            if claim is not None and claim.placed <= placed:
+                self.release(name, lease, number, is_failure=False)
 
     def end(self, lease: str) -> bool:
         """Have no such lease, and none of its claims; whether there was one."""
@@ -246,8 +288,8 @@ class Holds:
     def _end(self, lease: str) -> None:
         self.size_bytes -= CLAIM_BYTES
         for number, name in list(self._leases[lease].claims.items()):
-            self._take_out(name, lease, number)
-            self._ended[name] = None
+            self._ended[self._take_out(name, lease, number)] = None
+            self._ended[name] = None  # though what it had may be elsewhere
         del self._leases[lease]
 
     # -- claims
@@ -257,7 +299,7 @@ class Holds:
 
         Raises Rejected if there is no such lease, the name has another size, or the number is one of another name.
         """
-        text, number, size, units, waits = ASKED.unpack_from(asked)
+        text, number, size, units, waits, kind = ASKED.unpack_from(asked)
         lease = text.decode()
         key = lease, number
         if lease not in self._leases:
@@ -266,14 +308,14 @@ class Holds:
             raise used_number(number)
         found = self._names.get(name)
         if found is None:
-            found = _Name(size)
-        elif found.size != size:
+            found = _Name(size, kind)
+        elif found.size != size or found.kind != kind:
             raise other_size(found.size)
-        there = found.held.get(key) or found.waiting.get(key)
+        there = self.claim_of(name, lease, number)
         if there is not None:
             return there.fence
-        is_next = not found.waiting and found.held_units + units <= size and name not in self._granted
-        if not is_next and not waits:
+        is_next = not found.waiting and (kind == ITEMS or name not in self._granted)
+        if not waits and not (is_next and found.can_serve(units, self.items.ready(name), 1)):
             return 0
         if not found.held and not found.waiting:
             self._names[name] = found
@@ -282,55 +324,65 @@ class Holds:
         self._leases[lease].claims[number] = name
         self._claim_count += 1
         self.size_bytes += _size_of(name, claim.data)
-        self._grant(name)
-        fence = self._claim(name, lease, number).fence
-        if not fence:
-            self.changed.append((name, *key))  # there is one more who waits
-        return fence
+        self.grant(name)
+        if key in found.held:
+            return found.held[key].fence
+        self.changed.append((name, *key))  # there is one more who waits
+        return 0
 
     def growth_bytes(self, name: str, asked: bytes) -> int:
         """How much larger all would be once that claim was placed; nothing if it is there."""
         text, number, *_ = ASKED.unpack_from(asked)
-        if self.fence_of(name, text.decode(), number) is not None:
+        if self.claim_of(name, text.decode(), number) is not None:
             return 0
         return _size_of(name, asked[ASKED.size :]) + (0 if name in self._names else _size_of(name))
 
-    def release(self, name: str, lease: str, number: int) -> bool:
-        """Have no such claim, held or waiting; whether there was one."""
-        found = self._leases.get(lease)
-        if found is None or found.claims.get(number) != name:
+    def release(self, name: str, lease: str, number: int, is_failure: bool = True) -> bool:
+        """Have no such claim, held or waiting; whether there was one.
+
+        is_failure: whether that counts as a try of the item, if it has one.
+        """
+        if self.claim_of(name, lease, number) is None:
             return False
-        self._take_out(name, lease, number)
-        self._grant(name)
+        where = self._take_out(name, lease, number, is_failure)
+        self.grant(name)
+        if where != name:
+            self.grant(where)
         return True
 
     def is_held(self, name: str, fence: int) -> bool:
-        """Whether the grant of that fence is held."""
+        """Whether the grant of that fence is held, or the item of that name was handed out so often, and is."""
         found = self._names.get(name)
-        return found is not None and any(claim.fence == fence for claim in found.held.values())
+        if found is None:
+            return self.items.is_taken(name, fence)
+        return any(claim.fence == fence for claim in found.held.values())
 
     def claims(self, name: str) -> list[Claim]:
         """All claims on a name, who holds first, then who waits, in the order in which they came to."""
         found = self._names.get(name)
         return [] if found is None else [*found.held.values(), *found.waiting.values()]
 
-    def fence_of(self, name: str, lease: str, number: int) -> int | None:
-        """Of that claim, 0 if it waits; None: there is none."""
-        found = self._names.get(name)
-        claim = None if found is None else found.held.get((lease, number)) or found.waiting.get((lease, number))
-        return None if claim is None else claim.fence
+    def claim_of(self, name: str, lease: str, number: int) -> Claim | None:
+        """That claim; None: there is none."""
+        found, key = self._names.get(name), (lease, number)
+        return None if found is None else found.held.get(key) or found.waiting.get(key)
+
+    def is_granted(self, name: str, lease: str, number: int) -> bool:
+        """Whether there is that claim, and it is held."""
+        claim = self.claim_of(name, lease, number)
+        return claim is not None and claim.fence != 0
 
     def counts(self) -> tuple[int, int]:
         """How many leases there are, and how many claims."""
         return len(self._leases), self._claim_count
 
-    def _claim(self, name: str, lease: str, number: int) -> Claim:
-        found = self._names[name]
-        key = lease, number
-        return found.held.get(key) or found.waiting[key]
+    def _take_out(self, name: str, lease: str, number: int, is_failure: bool = True) -> str:
+        """Have no such claim, and grant nothing yet; returns where somebody may be granted something for it."""
+        claim = self.drop(name, lease, number)
+        return self.items.give_back(name, claim.item, self._entry, is_failure) if claim.item else name
 
-    def _take_out(self, name: str, lease: str, number: int) -> None:
-        """Have no such claim, and grant nothing yet."""
+    def drop(self, name: str, lease: str, number: int) -> Claim:
+        """Have no such claim, whatever becomes of its item; returns it.  `grant` is to follow."""
         found, key = self._names[name], (lease, number)
         claim = found.held.pop(key, None)
         if claim is not None:
@@ -341,21 +393,21 @@ class Holds:
         self._claim_count -= 1
         self.size_bytes -= _size_of(name, claim.data)
         self.changed.append((name, lease, number))
+        return claim
 
-    def _grant(self, name: str) -> None:
+    def grant(self, name: str) -> None:
         """Serve who is next on a name, if he can be and none was in this entry; else note that, or that nobody can."""
         found = self._names.get(name)
         if found is None:
             return
-        claim = found.next()
-        if claim is not None and name not in self._granted:
-            key = claim.lease, claim.number
-            del found.waiting[key]
-            found.held[key] = claim._replace(fence=self._entry)
-            found.held_units += claim.units
+        claim = found.next(self.items.ready(name))
+        while claim is not None and (name not in self._granted or found.kind == ITEMS):
+            for served in [*found.waiting.values()][: found.size] if found.kind == MEETING else [claim]:
+                item = self.items.take(name) if found.kind == ITEMS else 0
+                found.serve(served._replace(fence=self._entry, item=item))
+                self.changed.append((name, served.lease, served.number))
             self._granted.add(name)
-            self.changed.append((name, *key))
-            claim = found.next()
+            claim = found.next(self.items.ready(name))
         if claim is not None:
             self._grantable[name] = None
         else:
@@ -368,20 +420,25 @@ class Holds:
 def checked(frozen: Frozen, index: int) -> str | None:
     """What is wrong with what was read of a snapshot of that index; None: nothing."""
     leases = [lease for lease, _, _ in frozen.leases]
-    names = [name for name, _, _ in frozen.names]
+    names = [name for name, *_ in frozen.names]
     if leases != sorted(set(leases)) or names != sorted(set(names)):
         return "leases or names that are claimed are out of order"
     known = set(leases)
     seen: set[tuple[str, int]] = set()
-    for name, size, claims in frozen.names:
+    items = [claim.item for _, _, _, claims in frozen.names for claim in claims if claim.item]
+    if len(items) != len(frozen.taken()):
+        return "an item is had by two"
+    for name, size, kind, claims in frozen.names:
         is_waiting = [not claim.fence for claim in claims]
         held = sum(claim.units for claim in claims if claim.fence)
-        if not claims or is_waiting != sorted(is_waiting) or held > size:
+        if not claims or is_waiting != sorted(is_waiting) or (kind == UNITS and held > size) or kind > MEETING:
             return f"{name!r} is claimed by nobody, held by too many, or by some after those who wait"
         for claim in claims:
             key = claim.lease, claim.number
             if claim.lease not in known or key in seen or not 0 < claim.units <= size:
                 return f"a claim on {name!r} is under no lease, there twice, or of no size"
+            if (claim.item != 0) != (kind == ITEMS and claim.fence != 0):
+                return f"a claim on {name!r} has an item without a grant, or a grant without an item"
             if not 0 < claim.placed <= index or claim.fence > index or 0 < claim.fence < claim.placed:
                 return f"a claim on {name!r} was placed or granted after entry {index}, or never"
             seen.add(key)

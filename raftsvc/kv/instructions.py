@@ -11,8 +11,10 @@ SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a 
 initial number (8 each, signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL
 of 0 is none, with TOUCH and INCR.  IF_HELD asks for a fence (8).  OPEN has the id of a lease for its key, and a
 TTL; KEEP and END too, and KEEP the length (4) of what is kept (`kv.holds`), and that; CLAIM and RELEASE have the name
-that is claimed for their key, and the like of what is claimed.  These five come with
-conditions, and with no other effect.  All integers are
+that is claimed for their key, and the like of what is claimed.  These five, and ADMIT, which has the name of a limit
+and, after a length, what is asked of that, come with conditions, and with no other effect.  SET_LEASED has the length
+of the id of a lease and a value, and these; PUT, with the name of a queue for its key, that of how often it is tried
+(2) and a value, and these; ACK says like RELEASE by which claim somebody has an item of such a queue.  All integers are
 big-endian.  The count makes every shortened instruction recognizable as such.
 
 Invariant: what `encode` makes, `decode` reads; anything else is refused by
@@ -35,6 +37,7 @@ from typing import Protocol
 
 from raftsvc.addresses import canonical_addr, same_addr
 from raftsvc.errors import ConfigurationError, Rejected
+from raftsvc.kv.items import MAX_TRIES
 
 MAX_KEY_BYTES = 1024
 """Of the UTF-8 form of a key, or of an address in the allowed list."""
@@ -46,7 +49,7 @@ MAX_TTL_MS = 36525 * 24 * 3600 * 1000
 MIN_NUMBER, MAX_NUMBER = -(2**63), 2**63 - 1
 """Of a counter, and of what is added to it."""
 
-_FORMAT = 3
+_FORMAT = 4
 _HEAD = struct.Struct(">BH")
 _OPERATION = struct.Struct(">BH")
 _HEAD_AND_OPERATION = struct.Struct(">BHBH")
@@ -62,13 +65,24 @@ MAX_STATE_BYTES = "max_state_bytes"
 LEASE_DIGITS = 16
 """Of the id of a lease, in hexadecimal: drawn at random by who opens it."""
 _LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
-ASKED = struct.Struct(f">{LEASE_DIGITS}sQIIB")
-"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait."""
+ASKED = struct.Struct(f">{LEASE_DIGITS}sQIIBB")
+"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait, and
+of which kind the name is."""
+UNITS, ITEMS, MEETING = range(3)
+"""Kinds of names: what is granted is some units of it, an item of a queue, or that so many wait for it as it has units,
+all of whom are granted it at once."""
 WHICH = struct.Struct(f">{LEASE_DIGITS}sQ")
 """What a RELEASE says: lease and number."""
 KEPT = struct.Struct(">Q")
 """What a KEEP says before the numbers of the claims that are wanted: up to which index all that are, are named."""
 NUMBER = struct.Struct(">Q")
+TRIES = struct.Struct(">H")
+"""What a PUT says before the value: how often the item is tried; 0: for ever."""
+ASKED_OF_LIMIT = struct.Struct(">QQQ")
+"""What an ADMIT says: n, in how many milliseconds, and how many of them this is."""
+MAX_LIMIT = 10**6
+MAX_QUEUE_BYTES = MAX_KEY_BYTES - 32
+"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer."""
 MAX_CLAIM_DATA = 1024
 """Of what a claim says of who has it."""
 MAX_UNITS = 2**31 - 1
@@ -89,25 +103,31 @@ class Code(IntEnum):
     TOUCH = 21
     INCR = 22
     LIMIT = 23
+    SET_LEASED = 24
+    PUT = 25
+    ACK = 26
     OPEN = 32
     KEEP = 33
     END = 34
     CLAIM = 35
     RELEASE = 36
+    ADMIT = 37
 
 
 # As numbers, for every node compares them with those of every instruction.
-IF_NOT_MODIFIED, IF_HELD, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT, *_OF_LEASES = map(int, Code)
-OPEN, KEEP, END, CLAIM, RELEASE = _OF_LEASES
+IF_NOT_MODIFIED, IF_HELD, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT, *_LATER = map(int, Code)
+SET_LEASED, PUT, ACK, *_ALONE = _LATER
+OPEN, KEEP, END, CLAIM, RELEASE, ADMIT = _ALONE
 OF_LEASES = frozenset((OPEN, KEEP, END))
 """What is said of a lease, and of no key."""
-ALONE = frozenset(_OF_LEASES)
+ALONE = frozenset(_ALONE)
 """What comes with no other effect."""
 OF_THE_CLUSTER = frozenset((ALLOW, DISALLOW, LIMIT))
 """What is said of the whole, and of no key."""
 _KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW, END))
 _WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
-_WITH_LENGTH = frozenset((SET, SET_EXPIRING, KEEP, CLAIM, RELEASE))
+_WITH_LENGTH = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT))
+_UNDER_A_CLAIM = frozenset((ACK, RELEASE))
 _WITH_MORE = _WITH_TTL | _WITH_LENGTH | {LIMIT}
 _FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
 _LONE_SET = (_FORMAT, 1, SET)
@@ -178,29 +198,55 @@ def if_held(held: Held) -> Condition:
     return Condition(checked_key(name), fence, Code.IF_HELD)
 
 
+class Leased(Protocol):
+    """What a key lives and dies with, such as `KeyValue.lease` returns."""
+
+    @property
+    def id(self) -> str:
+        """Of the lease."""
+
+
 def set(  # noqa: A001 - read as kv.set
-    key: str, value: bytes | bytearray | memoryview, ttl: float | None = None
+    key: str, value: bytes | bytearray | memoryview, ttl: float | None = None, lease: Leased | None = None
 ) -> Effect:
     """Give `key` this value; its version becomes that of the transaction.
 
-    ttl: seconds after which there is no such key any more; None: until it is deleted, whatever was said before.
-         Raises ConfigurationError, a ValueError, if it is no number from 0.001 to a hundred years.
+    ttl:   seconds after which there is no such key any more; None: until it is deleted, whatever was said before.
+           Raises ConfigurationError, a ValueError, if it is no number from 0.001 to a hundred years.
+    lease: what it is gone with (`KeyValue.lease`), at the latest; the transaction is refused once that is over.  None:
+           with none, whatever was said before.  There is one of both at most.
     """
+    data = _checked_value(value)
+    if lease is not None:
+        if ttl is not None:
+            raise ConfigurationError("a key has a ttl or a lease, and not both")
+        return Effect(Code.SET_LEASED, checked_key(key), _lease_id(lease) + data)
+    if ttl is None:
+        return Effect(Code.SET, checked_key(key), data)
+    return Effect(Code.SET_EXPIRING, checked_key(key), data, ttl_ms_of(ttl))
+
+
+def _checked_value(value: bytes | bytearray | memoryview) -> bytes:
     # bytes(7) would quietly be seven zeros, and bytes of a str would be a guess.
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError(f"a value is bytes, not {type(value).__name__}")
     data = bytes(value)
     if len(data) > _MAX_VALUE_BYTES:
         raise ValueError(f"a value has at most {_MAX_VALUE_BYTES} bytes")
-    if ttl is None:
-        return Effect(Code.SET, checked_key(key), data)
-    return Effect(Code.SET_EXPIRING, checked_key(key), data, ttl_ms_of(ttl))
+    return data
+
+
+def _lease_id(lease: Leased) -> bytes:
+    text = getattr(lease, "id", None)
+    if not isinstance(text, str) or not _LEASE.fullmatch(text.encode(errors="replace")):
+        raise TypeError(f"a key lives and dies with what `KeyValue.lease` returns, not with {lease!r:.100}")
+    return text.encode()
 
 
 def touch(key: str, ttl: float | None) -> Effect:
     """Have `key` live for `ttl` seconds from now on, None: until it is deleted; nothing happens if there is none.
 
-    Value and version stay as they are: nobody who is about to write the key is disturbed.
+    Value, version and lease stay as they are: nobody who is about to write the key is disturbed.
     """
     return Effect(Code.TOUCH, checked_key(key), b"", ttl_ms_of(ttl))
 
@@ -270,15 +316,57 @@ def end_lease(lease: str) -> Effect:
 
 
 def claim(
-    name: str, lease: str, number: int, size: int = 1, units: int = 1, data: bytes = b"", *, waits: bool = True
+    name: str,
+    lease: str,
+    number: int,
+    size: int = 1,
+    units: int = 1,
+    data: bytes = b"",
+    *,
+    waits: bool = True,
+    kind: int = UNITS,
 ) -> Effect:
     """Claim `units` of a name that has `size` of them; not if that would have to wait, unless it `waits`."""
-    return Effect(Code.CLAIM, checked_key(name), ASKED.pack(lease.encode(), number, size, units, waits) + data)
+    asked = ASKED.pack(lease.encode(), number, size, units, waits, kind)
+    return Effect(Code.CLAIM, checked_key(name), asked + data)
 
 
 def release(name: str, lease: str, number: int) -> Effect:
     """Have no such claim."""
     return Effect(Code.RELEASE, checked_key(name), WHICH.pack(lease.encode(), number))
+
+
+def put(queue: str, value: bytes | bytearray | memoryview, max_tries: int | None = None) -> Effect:
+    """Have another item at the end of that queue, by its whole name; see `raftsvc.recipes.Queue`."""
+    tries = 0
+    if max_tries is not None:
+        if not isinstance(max_tries, int) or isinstance(max_tries, bool) or not 0 < max_tries <= MAX_TRIES:
+            raise ConfigurationError(f"max_tries is from 1 to {MAX_TRIES}, or None, not {max_tries!r:.100}")
+        tries = max_tries
+    return Effect(Code.PUT, checked_queue(queue), TRIES.pack(tries) + _checked_value(value))
+
+
+def ack(queue: str, lease: str, number: int) -> Effect:
+    """Whoever has an item of that queue by that claim is done with it."""
+    return Effect(Code.ACK, checked_queue(queue), WHICH.pack(lease.encode(), number))
+
+
+def admit(name: str, n: int, per_ms: int, cost: int = 1) -> Effect:
+    """Use what is limited to `n` in `per_ms` so often, if that is allowed."""
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= MAX_LIMIT:
+        raise ConfigurationError(f"a limit is a number from 1 to {MAX_LIMIT}, not {n!r:.100}")
+    if not isinstance(cost, int) or isinstance(cost, bool) or not 0 < cost <= n:
+        raise ConfigurationError(f"a cost is a number from 1 to the limit, which is {n}, not {cost!r:.100}")
+    if not per_ms:
+        raise ConfigurationError("a limit is so many in some time, of which None is none")
+    return Effect(Code.ADMIT, checked_key(name), ASKED_OF_LIMIT.pack(n, per_ms, cost))
+
+
+def checked_queue(name: str) -> str:
+    """The name, if it can be one of a queue; raises TypeError or ValueError."""
+    if len(checked_key(name).encode()) > MAX_QUEUE_BYTES:
+        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {len(name.encode())}")
+    return name
 
 
 def ttl_ms_of(ttl: float | None) -> int:
@@ -421,31 +509,41 @@ def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str
             raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
     if offset != size:
         raise Rejected(f"not a transaction: {size - offset} bytes too many")
-    if len(effects) == 1:
-        _check_alone(*effects[0][:3])
-    elif any(effect[0] in ALONE for effect in effects):
-        raise Rejected("not a transaction: what is said of leases and claims comes with no other effect")
+    if len(effects) > 1 and any(effect[0] in ALONE for effect in effects):
+        raise Rejected("not a transaction: what is said of leases, claims and limits comes with no other effect")
+    for code, key, content, _ in effects:
+        if code >= SET_LEASED:
+            _check_content(code, key, content)
     return conditions, effects
 
 
-def _check_alone(code: int, key: str, data: bytes) -> None:
-    """Raise Rejected unless what is said of a lease or a claim makes sense."""
+def _check_content(code: int, key: str, data: bytes) -> None:
+    """Raise Rejected unless what is said of a lease, a claim, a queue or a limit makes sense."""
     if code == CLAIM:
         if not ASKED.size <= len(data) <= ASKED.size + MAX_CLAIM_DATA:
             raise Rejected("not a transaction: a claim is cut short, or says too much")
-        lease, _, size, units, waits = ASKED.unpack_from(data)
-        if not 0 < units <= size <= MAX_UNITS or waits > 1:
+        lease, _, size, units, waits, kind = ASKED.unpack_from(data)
+        if not 0 < units <= size <= MAX_UNITS or waits > 1 or kind > MEETING or (kind != UNITS and units > 1):
             raise Rejected(f"not a transaction: a claim of {units} of {size}")
-    elif code == RELEASE:
+    elif code in _UNDER_A_CLAIM:
         if len(data) != WHICH.size:
             raise Rejected("not a transaction: a release has another length")
         lease, _ = WHICH.unpack(data)
-    elif code in OF_LEASES:
+    elif code == SET_LEASED:
+        lease = data[:LEASE_DIGITS]
+    elif code == PUT:
+        if len(data) < TRIES.size or len(key.encode()) > MAX_QUEUE_BYTES:
+            raise Rejected("not a transaction: an item is cut short, or of a queue with too long a name")
+        return
+    elif code == ADMIT:
+        n, per_ms, cost = ASKED_OF_LIMIT.unpack(data) if len(data) == ASKED_OF_LIMIT.size else (0, 0, 0)
+        if not 0 < cost <= n <= MAX_LIMIT or not MIN_TTL_MS <= per_ms <= MAX_TTL_MS:
+            raise Rejected(f"not a transaction: a limit of {n} in {per_ms} ms, {cost} at once")
+        return
+    else:
         if code == KEEP and (len(data) < KEPT.size or (len(data) - KEPT.size) % NUMBER.size):
             raise Rejected("not a transaction: what is kept is cut short")
         lease = key.encode()
-    else:
-        return
     if not _LEASE.fullmatch(lease):
         raise Rejected("not a transaction: there can be no such lease")
 
@@ -515,9 +613,10 @@ def no_lease(lease: str) -> Rejected:
     return Rejected(f"there is no lease {lease}")
 
 
-def read_no_lease(reason: str) -> bool:
-    """Whether something was refused for `no_lease`."""
-    return _NO_LEASE.fullmatch(reason) is not None
+def read_no_lease(reason: str) -> str | None:
+    """The lease, if something was refused for `no_lease`."""
+    found = _NO_LEASE.fullmatch(reason)
+    return found[1] if found is not None else None
 
 
 def used_number(number: int) -> Rejected:

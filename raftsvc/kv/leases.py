@@ -1,6 +1,7 @@
 """What a process holds: its leases, which it keeps, and the claims under them.
 
-One lease for each TTL, which all claims of that TTL in a process share; a thread renews it after a third of that.
+One lease for each TTL, which all claims of that TTL in a process share; a thread renews it after a third of that.  A
+lease that somebody asks for himself, for keys to live and die with, is his alone, and renewed likewise.
 Who holds something knows by the clocks of this machine alone until when at least it is his: nine tenths of the TTL
 after the process *first* asked for the renewal that was acknowledged.  From then on it counts as lost, for good,
 whether or not anybody could be asked, and whether or not the thread of this module runs.
@@ -17,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
@@ -45,6 +47,7 @@ from raftsvc.errors import (
 from raftsvc.kv import instructions
 from raftsvc.kv.events import Signal
 from raftsvc.kv.instructions import Effect, encode
+from raftsvc.kv.queues import Item
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess
 from raftsvc.results import Applied
@@ -91,6 +94,9 @@ class Access(Protocol):
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """The fence of a claim that was placed, 0: it waits, None: there is none.  Sets the signal on a change."""
 
+    def item_of(self, place: tuple[str, str, int], timeout: float) -> Item | None:
+        """What was given to a claim on a queue, after it was granted."""
+
     def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
         """The signal is not waited for any more, there."""
 
@@ -124,16 +130,33 @@ class Lost(threading.Event):
     def __init__(self, lease: Lease) -> None:
         super().__init__()
         self._lease = lease
+        self._until: tuple[tuple[int, ...], float] | None = None
+        self._is_late = False  # never taken back, as with leases
+
+    def limit(self, seconds: float | None) -> None:
+        """It is lost so long after now at the latest; None: no earlier than the lease is over."""
+        self._until = None if seconds is None else (read_clocks(), seconds)
+
+    @property
+    def left(self) -> float:
+        """In seconds, until it is lost because it is limited; infinite if it is not."""
+        until = self._until
+        if until is None:
+            return math.inf
+        since, seconds = until
+        return seconds - seconds_since(since)
 
     def is_set(self) -> bool:
         """Whether it is lost."""
-        return super().is_set() or self._lease.is_over
+        if self.left <= 0:
+            self._is_late = True
+        return self._is_late or super().is_set() or self._lease.is_over
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return once it is lost, or after `timeout` seconds; whether it is."""
         ends_at = None if timeout is None else time.monotonic() + timeout
         while not self.is_set():
-            seconds = self._lease.remaining
+            seconds = min(self._lease.remaining, self.left)
             if ends_at is not None:
                 left = ends_at - time.monotonic()
                 if left <= 0:
@@ -155,6 +178,7 @@ class Lease:
         self.ttl = ttl_ms / 1000
         self.wanted: dict[int, Hold] = {}
         """The claims under it that are not given up, by their numbers."""
+        self.lost = Lost(self)
         self._cluster = cluster
         self._ttl_ms = ttl_ms
         self._numbers = count(1)
@@ -202,6 +226,7 @@ class Lease:
     def end(self) -> None:
         """It counts as lost from now on."""
         self._is_over = True
+        self.lost.set()
         for hold in list(self.wanted.values()):
             hold.lost.set()
             hold.signal.set()
@@ -270,7 +295,12 @@ class Hold:
     @property
     def is_held(self) -> bool:
         """Whether it is, by the clocks of this machine, as of now: a pause after that may outlast it (see `fence`)."""
-        return self.number in self.lease.wanted and self.fence != 0 and not self.lost.is_set()
+        return self.is_wanted and self.fence != 0 and not self.lost.is_set()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether nobody let go of it here, be it lost or not."""
+        return self.number in self.lease.wanted
 
     def ensure_held(self) -> None:
         """Raise LostError unless it is held, as of now; ForkedError in a child of the process that holds it."""
@@ -282,6 +312,10 @@ class Hold:
         self.fence = fence
         self._let_go = let_go
         return self
+
+    def forget(self) -> None:
+        """It has ended in another way, and nothing is to be told any more."""
+        self.lease.wanted.pop(self.number, None)
 
     def release(self, timeout: float = 5.0) -> bool:
         """Let go of it; whether it was held up to now.  What cannot be told within `timeout` seconds is told later."""
@@ -302,6 +336,7 @@ class Wish(NamedTuple):
     """What is to be claimed: how many units of a name that has how many, under a lease of which TTL; whether to wait.
 
     data: what it says of who has it.
+    kind: of the name.
     """
 
     name: str
@@ -310,6 +345,7 @@ class Wish(NamedTuple):
     data: bytes
     ttl_ms: int
     waits: bool
+    kind: int = instructions.UNITS
 
 
 class _Attempt:
@@ -338,6 +374,7 @@ class Keeper:
         self._lock = threading.Lock()  # guards all below but what is the thread's alone; held for no I/O
         self._opening = threading.Lock()  # one opens a lease at a time, and others wait no longer than they want
         self._leases: dict[int, Lease] = {}  # by their TTL in milliseconds
+        self._own: dict[Lease, None] = {}  # those that somebody asked for, and is to have kept
         self._ending: dict[
             Lease, float
         ] = {}  # those that nobody needs any more, and until when that is told; the thread's
@@ -371,7 +408,8 @@ class Keeper:
             if lease is None:
                 break
             attempt.hold = hold = lease.hold(wish.name)
-            effect = instructions.claim(*hold.place, wish.size, wish.units, wish.data, waits=wish.waits)
+            terms = wish.size, wish.units, wish.data
+            effect = instructions.claim(*hold.place, *terms, waits=wish.waits, kind=wish.kind)
             try:
                 fence = self._place(attempt, hold, effect)
                 if fence == 0 and wish.waits:
@@ -388,6 +426,49 @@ class Keeper:
             if attempt.left <= 0 or (fence is not None and not hold.lost.is_set()):
                 break
         return None
+
+    def open(self, ttl_ms: int, is_kept: bool, timeout: float) -> Lease:
+        """A lease of one's own; `is_kept`: it is renewed until it is revoked.  Raises as `Service.propose`."""
+        lease = Lease(self._cluster, ttl_ms)
+        if not is_main_thread():
+            return self._open_own(lease, is_kept, timeout)
+        ask = partial(self._open_own, lease, is_kept, timeout)
+        try:
+            return do_elsewhere(ask, timeout + _CALL_SECONDS, OutcomeUnknown)
+        except BaseException:
+            lease.end()  # nobody has it
+            raise
+
+    def _open_own(self, lease: Lease, is_kept: bool, timeout: float) -> Lease:
+        with self._lock:
+            self._check_open()
+        lease.open(timeout)
+        if is_kept:
+            with self._lock:
+                self._check_open()
+                self._serve()
+                self._own[lease] = None
+            self._signal.set()
+        return lease
+
+    def take(self, wish: Wish, within: float | None, ends_at: float) -> tuple[Hold, Item] | None:
+        """Claim an item of a queue, and have it, for so many seconds at most; None if there was none in time."""
+        while True:
+            hold = self.claim(wish, ends_at)
+            if hold is None:
+                return None
+            hold.lost.limit(within)
+            try:
+                left = min(ends_at - time.monotonic(), _CALL_SECONDS)
+                item = self._cluster.item_of(hold.place, max(left, _LEAVE_SECONDS))
+            except BaseException:
+                self._give_up(hold)
+                raise
+            if within is not None:
+                self._signal.set()  # it may be due earlier than whatever the thread waits for
+            if item is not None:
+                return hold, item
+            self._give_up(hold)  # it was lost in the meantime
 
     def _lease(self, attempt: _Attempt) -> Lease | None:
         """The one of that TTL, which is there; None if none was opened in time; raises what keeps it from that."""
@@ -463,7 +544,7 @@ class Keeper:
         try:
             self._retry(ask, attempt)
         except Rejected as rejected:
-            if not instructions.read_no_lease(rejected.reason):
+            if instructions.read_no_lease(rejected.reason) is None:
                 raise
             hold.lease.end()
             return None
@@ -522,17 +603,21 @@ class Keeper:
         """
         with self._lock:
             self._is_closed = True
-            leases = [lease for lease in self._leases.values() if lease.is_here]  # else they are a parent's
+            every = [*self._leases.values(), *self._own]
+            leases = [lease for lease in every if lease.is_here]  # else they are a parent's
         for lease in leases:
             lease.end()
         self._signal.set()
         ends_at = time.monotonic() + _LEAVE_SECONDS
         while any(lease.wanted for lease in leases) and time.monotonic() < ends_at:
             time.sleep(0.01)
+        ends_at = time.monotonic() + 2 * _LEAVE_SECONDS
         for lease in leases:
             if not lease.wanted:
                 with suppress(RaftError):
-                    self._cluster.propose(encode([instructions.end_lease(lease.id)]), _LEAVE_SECONDS)
+                    left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
+                    if left > 0:
+                        self._cluster.propose(encode([instructions.end_lease(lease.id)]), left)
 
     # -- the thread
 
@@ -550,14 +635,19 @@ class Keeper:
         while True:
             self._signal.arm()
             with self._lock:
-                if self._is_closed or not (self._leases or self._ending):
+                if self._is_closed or not (self._leases or self._ending or self._own):
                     self._is_served = False
                     return
                 leases = list(self._leases.items())
+                own = list(self._own)
             pause = _LOOK_SECONDS
             try:
                 for ttl_ms, lease in leases:
                     pause = min(pause, self._attend(ttl_ms, lease))
+                for lease in own:
+                    pause = min(pause, self._attend_own(lease))
+                for _, lease in leases:
+                    pause = min(pause, self._end_what_is_late(lease))
                 for lease, ends_at in list(self._ending.items()):
                     if self._try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
                         del self._ending[lease]
@@ -581,10 +671,39 @@ class Keeper:
         if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
             self._ending[lease] = time.monotonic() + lease.ttl
             return 0.0
-        if not self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS)))):
+        if not self._renew(lease):
             return min(_PAUSE_SECONDS, lease.ttl / 10)
         (self._idle.add if is_idle else self._idle.discard)(lease.id)
         return lease.ttl * _RENEW_SHARE
+
+    def _renew(self, lease: Lease) -> bool:
+        return self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
+
+    def _attend_own(self, lease: Lease) -> float:
+        """As `_attend`, of one that somebody asked for, and has until he revokes it or it is lost."""
+        if not lease.is_over and lease.is_due and not self._renew(lease):
+            return min(_PAUSE_SECONDS, lease.ttl / 10)
+        if lease.is_over:
+            lease.end()
+            with self._lock:
+                self._own.pop(lease, None)
+            return _LOOK_SECONDS
+        return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
+
+    def _end_what_is_late(self, lease: Lease) -> float:
+        """Let go of what was to be held for a limited time; for how long nothing is to be let go of."""
+        pause = _LOOK_SECONDS
+        for hold in list(lease.wanted.values()):
+            left = hold.lost.left
+            if left > 0:
+                pause = min(pause, left + 0.001)
+                continue
+            began = time.monotonic()
+            hold.lost.set()
+            self.let_go(hold, _LEAVE_SECONDS)
+            if time.monotonic() - began > _LEAVE_SECONDS / 2:
+                return 0.0  # renewals come first
+        return pause
 
     def _forget(self, ttl_ms: int, lease: Lease) -> bool:
         """Have nobody claim under it any more; not if somebody does, unless it is over."""
@@ -635,6 +754,18 @@ def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T,
             signal.wait(min(left, cluster.longest_wait))
     finally:
         cluster.leave(name, signal)
+
+
+def poll(cluster: Access, look: Callable[[float], T], is_news: Callable[[T], bool], timeout: float) -> T:
+    """What `look` shows, given some seconds, once that `is_news`, or the time is over, where nothing tells of it."""
+    ends_at = time.monotonic() + timeout
+    while True:
+        left = ends_at - time.monotonic()
+        found = look(min(max(left, _LEAVE_SECONDS), _CALL_SECONDS))
+        left = ends_at - time.monotonic()
+        if is_news(found) or left <= 0:
+            return found
+        time.sleep(min(left, cluster.longest_wait))
 
 
 def lease_ttl_ms(ttl: float) -> int:

@@ -2,12 +2,14 @@
 
 Question: what is asked (1 byte), how many names (2), each one's length (2) and UTF-8 form, and how many keys at
 most are wanted (4), of which all ones are any number.  Names are, of MANY, the keys, of LIST prefix
-and `after`, of CLAIMS what is claimed, of CLAIM that, lease and number of the claim; ALLOWED has none.
+and `after`, of CLAIMS what is claimed, of CLAIM and ITEM that, lease and number of the claim, of COUNTS a queue;
+ALLOWED has none.
 
 Answer: how many (4), then of each the length of its key (2), the key and, but for ALLOWED, its version (8), the
 length of its value (4) and the value.  CLAIMS has the place in the order for a key, the fence for a version, and what
-the claim says; CLAIM its own alone, without that.  All integers are big-endian.  What does not decode is refused by
-Rejected.
+the claim says; CLAIM its own alone, without that.  ITEM has the item's name, its fence for a version, and how often it
+was tried (8) before what it says; COUNTS "ready" and "taken", with how many for a version.  All integers are
+big-endian.  What does not decode is refused by Rejected.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from raftsvc.errors import Rejected
+from raftsvc.kv.items import ID_DIGITS
 from raftsvc.kv.pages import Value
+from raftsvc.kv.queues import Item
 
-MANY, LIST, ALLOWED, CLAIMS, CLAIM = 1, 2, 3, 4, 5
-_COUNTS = {LIST: 2, ALLOWED: 0, CLAIMS: 1, CLAIM: 3}
+MANY, LIST, ALLOWED, CLAIMS, CLAIM, ITEM, COUNTS = 1, 2, 3, 4, 5, 6, 7
+_COUNTS = {LIST: 2, ALLOWED: 0, CLAIMS: 1, CLAIM: 3, ITEM: 3, COUNTS: 1}
 """How many names each has; MANY any number."""
 MAX_KEYS = 65535
 """In one question."""
@@ -29,6 +33,7 @@ _HEAD = struct.Struct(">BH")
 _KEY_LENGTH = struct.Struct(">H")
 _COUNT = struct.Struct(">I")
 _VALUE = struct.Struct(">QI")
+_TRIES = struct.Struct(">Q")
 _ANY_NUMBER = 2**32 - 1
 
 
@@ -75,7 +80,7 @@ class Question(NamedTuple):
         except (struct.error, UnicodeDecodeError):
             raise Rejected("not a question: it does not decode") from None
         wanted = _COUNTS.get(kind, count)
-        if offset + _COUNT.size != len(data) or not MANY <= kind <= CLAIM or count != wanted:
+        if offset + _COUNT.size != len(data) or not MANY <= kind <= COUNTS or count != wanted:
             raise Rejected("not a question: it is none that is known")
         return cls(kind, tuple(names), None if limit == _ANY_NUMBER else limit)
 
@@ -95,6 +100,24 @@ def decode_values(data: bytes) -> dict[str, Value]:
     for key, offset, stop, version in _walk(data, has_values=True):
         found[key] = Value(data[offset:stop], version)
     return found
+
+
+def encode_item(item: Item | None) -> bytes:
+    """The answer to ITEM."""
+    if item is None:
+        return encode_values({})
+    return encode_values({item.name: Value(_TRIES.pack(item.tries) + item.value, item.fence)})
+
+
+def decode_item(data: bytes) -> Item | None:
+    """What `encode_item` made; raises Rejected if it did not."""
+    for name, value in decode_values(data).items():
+        try:
+            (tries,) = _TRIES.unpack_from(value.data)
+            return Item(name, int(name[-ID_DIGITS:], 16), value.data[_TRIES.size :], tries, value.version)
+        except (struct.error, ValueError):
+            raise Rejected("the answer is no item") from None
+    return None
 
 
 def encode_names(names: Iterable[str]) -> bytes:

@@ -14,7 +14,20 @@ from raftsvc.kv.freshness import Shown
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
-from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, MANY, Question, decode_names, decode_values
+from raftsvc.kv.queries import (
+    ALLOWED,
+    CLAIM,
+    CLAIMS,
+    COUNTS,
+    ITEM,
+    LIST,
+    MANY,
+    Question,
+    decode_item,
+    decode_names,
+    decode_values,
+)
+from raftsvc.kv.queues import Item
 from raftsvc.results import Applied
 
 T = TypeVar("T")
@@ -75,7 +88,7 @@ class RemoteStore:
         return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
-        """For the leases of this process, as the five below."""
+        """For the leases of this process, as the six below."""
         applied = self._connection.propose(instruction, timeout)
         self._index = applied.index  # of two threads either's will do
         return applied
@@ -85,6 +98,11 @@ class RemoteStore:
         name, lease, number = place
         found = decode_values(self._connection.query(Question(CLAIM, (name, lease, str(number))).encode(), timeout))
         return found[name].version if name in found else None
+
+    def item_of(self, place: tuple[str, str, int], timeout: float) -> Item | None:
+        """As a member says."""
+        name, lease, number = place
+        return decode_item(self._connection.query(Question(ITEM, (name, lease, str(number))).encode(), timeout))
 
     def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
         """It was not waited for."""
@@ -137,6 +155,11 @@ class _Asked:
         """All claims on a name, who holds first, then who waits; under which lease they stand is not told."""
         found = decode_values(self._ask(Question(CLAIMS, (name,))))
         return [Claim("", 0, 0, 0, value.version, value.data) for value in found.values()]
+
+    def item_counts(self, queue: str) -> tuple[int, int]:
+        """How many items of it nobody has, and how many somebody."""
+        found = decode_values(self._ask(Question(COUNTS, (queue,))))
+        return found["ready"].version, found["taken"].version
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join."""

@@ -211,7 +211,7 @@ class Runs:
         What is planned otherwise than before has its slots count from now on, or from when it says.
         """
         (since_ms,) = order.numbers
-        if not holds.fence_of(*order.place):
+        if not holds.is_granted(*order.place):
             return NO_PLACE
         job = self._jobs.get(order.job)
         if job is None:
@@ -290,7 +290,7 @@ class Runs:
     def leave(self, holds: Holds, time_ms: int) -> None:
         """What runs under places that were held, as `holds` has just changed, and are not any more, has died."""
         for place in holds.changed:
-            if place in self._places and not holds.fence_of(*place):
+            if place in self._places and not holds.is_granted(*place):
                 for name, fence in list(self._under_way.get(place, ())):
                     self._end(name, self._jobs[name].runs[fence], DIED, b"", time_ms)
                 for name in self._places.pop(place):

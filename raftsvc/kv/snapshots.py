@@ -5,12 +5,14 @@ its length (2) first; the keys in order, each as the length of its UTF-8 form (2
 the data (4), key and data; an end, which is 0 for the length, and how many there were; the keys that
 expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
 that; how many leases there are (4), each as its id, TTL and deadline (8 each); how many names are claimed (4), each as
-its length (2), how many units it has (4), how many claims there are on it (4), and itself, then these: lease, number
-(8), units (4), index of placing and fence (8 each), length of the data (2) and the data; how many clocks were told (4),
-each as whose, what it showed, and when in log time (8 each); how many jobs there are (4), each as the lengths of name
-and schedule (2 each), the highest slot that is decided (8), whether that is settled (1), how many places it has (2)
-and runs (4), and these: a place as the length of its name (2), lease, number (8) and name, a run as its numbers, the
-lengths of who has it and of what is said of it (2 each), its place, and both.  All integers are big-endian.
+its length (2), how many units it has (4), its kind (1), how many claims there are on it (4), and itself, then these:
+lease, number (8), units (4), index of placing, fence and item (8 each), length of the data (2) and the data; the id of
+the last item (8); then, each like the keys, the items of queues by their names, the limits by theirs, and the keys that
+have a lease, with the id of that; how many clocks were told (4), each as whose, what it showed, and when in log time (8
+each); how many jobs there are (4), each as the lengths of name and schedule (2 each), the highest slot that is decided
+(8), whether that is settled (1), how many places it has (2) and runs (4), and these: a place as the length of its name
+(2), lease, number (8) and name, a run as its numbers, the lengths of who has it and of what is said of it (2 each), its
+place, and both.  All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -27,6 +29,10 @@ from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
 from raftsvc.kv.holds import Claim, Frozen, Holds, checked
 from raftsvc.kv.instructions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
+from raftsvc.kv.items import Items
+from raftsvc.kv.leased import LeasedKeys
+from raftsvc.kv.limits import Limits
+from raftsvc.kv.limits import checked as checked_limit
 from raftsvc.kv.orders import Place
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, checked_runs
@@ -39,13 +45,15 @@ _RECORD = struct.Struct(">HQI")  # length of the key, version, length of the dat
 _EXPIRY = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
 _COUNT = struct.Struct(">I")
 _LEASE = struct.Struct(f">{LEASE_DIGITS}sQQ")
-_NAME = struct.Struct(">HII")
-_CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQH")
+_NAME = struct.Struct(">HIBI")
+_LAST_ITEM = struct.Struct(">Q")
+_CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
 _CLOCK = struct.Struct(">QQQ")
 _JOB = struct.Struct(">HHQBHI")
 _PLACE = struct.Struct(f">H{LEASE_DIGITS}sQ")
 _RUN = struct.Struct(">QIHBQQQHH")
 _CHUNK_BYTES = 64 * 1024
+_ANY = 2**64 - 1
 
 
 class MalformedSnapshotError(RaftError, ValueError):
@@ -58,9 +66,20 @@ def encode_snapshot(content: Content) -> Iterator[bytes]:
     """Pieces of about 64 KiB, of the content as it is now, whatever happens to it while they are consumed."""
     pages, expiring = content.keys.freeze(), content.expiries.freeze()
     head = _MAGIC + _LIMIT_AND_COUNT.pack(content.max_bytes, len(content.allowed))
-    parts = _parts(pages, len(content.keys), expiring, len(content.expiries))
-    rest = chain(_holds(content.holds.freeze()), _runs(content.runs.freeze()))
-    return _in_pieces(chain((head,), _addresses(content.allowed), parts, rest))
+    items = content.holds.items
+    parts = chain(
+        (head,),
+        _addresses(content.allowed),
+        _records(pages, len(content.keys)),
+        _expiring(expiring, len(content.expiries)),
+        _holds(content.holds.freeze()),
+        (_LAST_ITEM.pack(items.last_id),),
+        _records(items.freeze(), len(items)),
+        _records(content.limits.freeze(), len(content.limits)),
+        _records(content.leased.freeze(), len(content.leased)),
+        _runs(content.runs.freeze()),
+    )
+    return _in_pieces(parts)
 
 
 def _addresses(allowed: frozenset[str]) -> Iterator[bytes]:
@@ -74,13 +93,12 @@ def _holds(frozen: Frozen) -> Iterator[bytes]:
     for lease, ttl_ms, deadline_ms in frozen.leases:
         yield _LEASE.pack(lease.encode(), ttl_ms, deadline_ms)
     yield _COUNT.pack(len(frozen.names))
-    for name, size, claims in frozen.names:
+    for name, size, kind, claims in frozen.names:
         give_way()
         encoded = name.encode()
-        yield _NAME.pack(len(encoded), size, len(claims)) + encoded
-        for claim in claims:
-            *numbers, data = claim[1:]
-            yield _CLAIM.pack(claim.lease.encode(), *numbers, len(data)) + data
+        yield _NAME.pack(len(encoded), size, kind, len(claims)) + encoded
+        for lease, number, units, placed, fence, data, item in claims:
+            yield _CLAIM.pack(lease.encode(), number, units, placed, fence, item, len(data)) + data
 
 
 def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
@@ -105,12 +123,15 @@ def _place(place: Place) -> bytes:
     return _PLACE.pack(len(encoded), lease.encode(), number) + encoded
 
 
-def _parts(pages: list[Page], count: int, expiring: list[Page], expiring_count: int) -> Iterator[bytes]:
+def _records(pages: list[Page], count: int) -> Iterator[bytes]:
     for key, data, version in _passing(pages):
         encoded = key.encode()
         yield _RECORD.pack(len(encoded), version, len(data)) + encoded
         yield data
     yield _RECORD.pack(0, count, 0)
+
+
+def _expiring(expiring: list[Page], expiring_count: int) -> Iterator[bytes]:
     for key, _, deadline_ms in _passing(expiring):
         encoded = key.encode()
         yield _EXPIRY.pack(len(encoded), deadline_ms) + encoded
@@ -150,11 +171,25 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
     keys = PagedMap.of(_decode_records(reader, index))
     expiries = Expiries.of(_decode_expiries(reader, keys))
-    holds = _decode_holds(reader, index)
+    frozen = _decode_holds(reader, index)
+    (last_item,) = _LAST_ITEM.unpack(reader.take(_LAST_ITEM.size))
+    try:
+        holds = Holds.of(frozen, Items.of(_decode_records(reader, _ANY), last_item, frozen.taken()))
+        limits = Limits.of((key, checked_limit(data), 1) for key, data, _ in _decode_records(reader, 1))
+    except ValueError as error:
+        raise error if isinstance(error, MalformedSnapshotError) else MalformedSnapshotError(str(error)) from error
+    leased = LeasedKeys.of(_decode_leased(reader, keys, holds))
     runs = _decode_runs(reader, holds, index)
     if not reader.is_at_end():
         raise MalformedSnapshotError("the snapshot does not end as it should")
-    return Content(keys, expiries, allowed, max_bytes, holds, runs)
+    return Content(keys, expiries, allowed, max_bytes, holds, leased, limits, runs)
+
+
+def _decode_leased(reader: _Reader, keys: PagedMap, holds: Holds) -> Iterator[tuple[str, bytes, int]]:
+    for key, lease, _ in _decode_records(reader, 1):
+        if not keys.version(key) or not lease.isalnum() or not holds.has(lease.decode()):
+            raise MalformedSnapshotError(f"the snapshot has {key!r} under no lease, or without a value")
+        yield key, lease, 1
 
 
 def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, int]]:
@@ -165,7 +200,7 @@ def _decode_records(reader: _Reader, index: int) -> Iterator[tuple[str, bytes, i
         if key_length == 0:
             break
         key = reader.take_key(key_length)
-        if key <= last_key or not 0 < version <= index:
+        if key <= last_key or not 0 <= version <= index or (not version and index != _ANY):
             raise MalformedSnapshotError(f"the snapshot has {key!r} out of order, or of a version after {index}")
         yield key, reader.take(length), version
         last_key = key
@@ -191,19 +226,19 @@ def _decode_expiries(reader: _Reader, keys: PagedMap) -> Iterator[tuple[str, int
         raise MalformedSnapshotError(f"the snapshot has {count} keys that expire and says otherwise")
 
 
-def _decode_holds(reader: _Reader, index: int) -> Holds:
+def _decode_holds(reader: _Reader, index: int) -> Frozen:
     leases = [_decode_lease(reader) for _ in range(reader.take_count())]
     names = []
     for _ in range(reader.take_count()):
         give_way()
-        length, size, count = _NAME.unpack(reader.take(_NAME.size))
+        length, size, kind, count = _NAME.unpack(reader.take(_NAME.size))
         name = reader.take_key(length)
-        names.append((name, size, [_decode_claim(reader) for _ in range(count)]))
+        names.append((name, size, kind, [_decode_claim(reader) for _ in range(count)]))
     frozen = Frozen(leases, names)
     trouble = checked(frozen, index)
     if trouble is not None:
         raise MalformedSnapshotError(f"in the snapshot {trouble}")
-    return Holds.of(frozen)
+    return frozen
 
 
 def _decode_lease(reader: _Reader) -> tuple[str, int, int]:
@@ -214,10 +249,10 @@ def _decode_lease(reader: _Reader) -> tuple[str, int, int]:
 
 
 def _decode_claim(reader: _Reader) -> Claim:
-    lease, number, units, placed, fence, length = _CLAIM.unpack(reader.take(_CLAIM.size))
+    lease, number, units, placed, fence, item, length = _CLAIM.unpack(reader.take(_CLAIM.size))
     if length > MAX_CLAIM_DATA:
         raise MalformedSnapshotError(f"the snapshot has {length} bytes of a claim")
-    return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length))
+    return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length), item)
 
 
 def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
@@ -231,7 +266,7 @@ def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
         planned = Planned(schedule, since_ms, is_settled != 0, places)
         jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
     frozen = FrozenRuns(clocks, jobs)
-    trouble = checked_runs(frozen, lambda place: bool(holds.fence_of(*place)), index)
+    trouble = checked_runs(frozen, lambda place: holds.is_granted(*place), index)
     if trouble is not None:
         raise MalformedSnapshotError(f"in the snapshot {trouble}")
     return Runs.of(frozen)

@@ -26,6 +26,7 @@ from raftsvc.addresses import same_addr
 from raftsvc.errors import ConfigurationError, NodeFailedError
 from raftsvc.kv.content import Content
 from raftsvc.kv.events import (
+    EXPIRED,
     MAX_EVENT_BYTES,
     MAX_EVENTS,
     WRITTEN,
@@ -43,7 +44,19 @@ from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lo
 from raftsvc.kv.orders import CLOCK, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
-from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, Question, encode_names, encode_values
+from raftsvc.kv.queries import (
+    ALLOWED,
+    CLAIM,
+    CLAIMS,
+    COUNTS,
+    ITEM,
+    LIST,
+    Question,
+    encode_item,
+    encode_names,
+    encode_values,
+)
+from raftsvc.kv.queues import Item, item_of
 from raftsvc.kv.runs import Planned, Run
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.waiters import Waiters
@@ -148,12 +161,16 @@ class KeyValueState(BaseState):
         """Apply a transaction, after what is due by `time_ms` has expired.
 
         Returns the number that its last INCR made; of a DELETE or TOUCH that is all of it whether there was
-        such a key; else True.  Raises Rejected if one of its conditions does not hold,
+        such a key; else True, or what `Content.transact` says.  Raises Rejected if one of its conditions does not hold,
         it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
         """
         content = self._content
         holds = content.holds
-        if content.expiries.next_ms <= time_ms or (holds.size_bytes and holds.due_ms <= time_ms):
+        if (
+            content.expiries.next_ms <= time_ms
+            or content.limits.empty.next_ms <= time_ms
+            or (holds.size_bytes and holds.due_ms <= time_ms)
+        ):
             self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
@@ -164,6 +181,8 @@ class KeyValueState(BaseState):
                 content.changes.append((WRITTEN, key, value, content.keys.set(key, value, index)))
                 if content.expiries.next_ms != NEVER:
                     content.expiries.set(key, 0)
+                if content.leased.size_bytes:
+                    content.leased.detach(key)
                 self._applied_index = index
             return True
         if is_order(data):
@@ -208,16 +227,10 @@ class KeyValueState(BaseState):
         with self._lock:
             if index != self._entry:
                 self._turn_to(index)
-        while self._content.expiries.next_ms <= time_ms:
-            with self._lock:
-                self._content.expire(time_ms)
-        self._have_leases_end(index, time_ms)
-
-    def _have_leases_end(self, index: int, time_ms: int) -> None:
-        """All that are due, and only then is granted what they held."""
-        holds = self._content.holds
-        is_more = True
-        for step in (partial(holds.end_some, time_ms), holds.grant_some):
+        content, holds = self._content, self._content.holds
+        # Leases end, all that are due, then their keys, and only then is granted what they held.
+        steps = (partial(holds.end_some, time_ms), partial(content.follow, EXPIRED), holds.grant_some)
+        for step in (partial(content.expire, time_ms), *steps):
             is_more = True
             while is_more:
                 with self._lock:
@@ -317,10 +330,24 @@ class KeyValueState(BaseState):
         if _is_away(self._home):
             return _look_elsewhere(partial(self.fence_of, place, signal))
         with self._lock:
-            fence = self._content.holds.fence_of(*place)
-            if signal is not None and not fence:
+            claim = self._content.holds.claim_of(*place)
+            if signal is not None and (claim is None or not claim.fence):
                 self._waiters.wait(place, signal)
-            return fence
+            return None if claim is None else claim.fence
+
+    def item_of(self, place: tuple[str, str, int]) -> Item | None:
+        """What was given to a claim (queue, lease, number) on a queue."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.item_of, place))
+        with self._lock:
+            return item_of(self._content.holds, *place)
+
+    def item_counts(self, queue: str) -> tuple[int, int]:
+        """How many items of it nobody has, and how many somebody."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.item_counts, queue))
+        with self._lock:
+            return self._content.holds.items.counts(queue)
 
     def await_claims(self, place: str | tuple[str, str, int], signal: Signal, *, is_over: bool = False) -> None:
         """Have it set once something happens to claims on a name, or to one; or not any more."""
@@ -371,6 +398,12 @@ class KeyValueState(BaseState):
             name, lease, number = question.names
             fence = self.fence_of((name, lease, int(number))) if number.isdecimal() else None
             return encode_values({} if fence is None else {name: Value(b"", fence)})
+        if question.kind == ITEM:
+            name, lease, number = question.names
+            return encode_item(self.item_of((name, lease, int(number))) if number.isdecimal() else None)
+        if question.kind == COUNTS:
+            ready, taken = self.item_counts(question.names[0])
+            return encode_values({"ready": Value(b"", ready), "taken": Value(b"", taken)})
         if question.kind == LIST:
             prefix, after = question.names
             return encode_values(self.list(prefix, question.limit, after))
@@ -475,7 +508,7 @@ class KeyValueState(BaseState):
             return len(self._content.keys)
 
     def report(self) -> dict[str, object]:
-        """How many keys, leases and claims there are here, how large all is, and may grow (`kv.max_state_bytes`)."""
+        """How many there are here of each kind, how large all is, and may grow (`kv.max_state_bytes`)."""
         _is_away(self._home)
         content = self._content
         leases, claims = content.holds.counts()
@@ -486,6 +519,8 @@ class KeyValueState(BaseState):
             "claims": claims,
             "jobs": jobs,
             "runs": runs,
+            "items": len(content.holds.items),
+            "limits": len(content.limits),
             "size_bytes": content.size_bytes,
             "max_bytes": content.max_bytes or None,
         }

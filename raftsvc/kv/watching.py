@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raftsvc.errors import (
     ConfigurationError,
@@ -35,6 +35,7 @@ from raftsvc.kv.events import Compacted, Cursor, Event, Signal
 from raftsvc.kv.freshness import Freshness
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
+from raftsvc.kv.queues import Item
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.timekeeper import Timekeeper
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -50,6 +51,7 @@ _PAUSE_SECONDS = 0.5
 _LEAST_SECONDS = 0.05
 
 Told = Callable[[Event], object]
+T = TypeVar("T")
 
 
 class Watched(Protocol):
@@ -120,12 +122,16 @@ class Watching:
         return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
-        """For the leases of this process, as the five below."""
+        """For the leases of this process, as the six below."""
         return self.service.propose(instruction, timeout)
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """As this process applied it, which is after it was placed."""
         return self.state.fence_of(place, signal)
+
+    def item_of(self, place: tuple[str, str, int], timeout: float) -> Item | None:
+        """As this process applied it, which is after it was granted."""
+        return self.state.item_of(place)
 
     def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
         """The signal is not waited for any more, there."""
@@ -159,6 +165,22 @@ class Watching:
             self._stopped_by = error or StoppedError("this Service was stopped: nothing changes here any more")
         if event.error is not None or self._stopped_by is not None:
             self.state.wake_all()
+
+    def wait_for(self, key: str, look: Callable[[], T], is_news: Callable[[T], bool], timeout: float) -> T:
+        """What `look` shows of a key once that `is_news`, or the time is over.  Raises what `Service.err` says."""
+        self.listen()
+        ends_at = time.monotonic() + timeout
+        while True:
+            with Watch(self, key, 0, self.state.complete_index(), None) as changes:
+                while True:
+                    found = look()
+                    left = ends_at - time.monotonic()
+                    if is_news(found) or left <= 0:
+                        return found
+                    try:
+                        changes.next(left)
+                    except Compacted:
+                        break
 
     def over(self) -> RaftError | None:
         """Why nothing will ever be applied here any more; None: it will, maybe later."""

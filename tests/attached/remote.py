@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,56 @@ class Remote:
             self.kill()
 
 
+class Work:
+    """What a process does with queues and leases, in words of JSON."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.items: dict[str, Any] = {}
+
+    def put(self, name: str, value: str) -> int:
+        return int(self.store.queue(name).put(value.encode(), timeout=PATIENCE))
+
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Again as long as who owns the node now only begins to, of which whoever calls is told after a while."""
+        from raftsvc import NodeFailedError
+
+        ends_at = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return call()
+            except NodeFailedError:
+                if time.monotonic() > ends_at:
+                    raise
+                time.sleep(0.1)
+
+    def get(self, name: str, ttl: float) -> tuple[str, int]:
+        queue = self.store.queue(name, ttl=ttl)
+        item = self.items[name] = self.patiently(lambda: queue.get(timeout=PATIENCE))
+        return item.value.decode(), item.tries
+
+    def ack(self, name: str) -> None:
+        item = self.items.pop(name)
+        self.patiently(lambda: item.ack(timeout=PATIENCE))
+
+    def look(self, name: str) -> list[Any]:
+        """All keys, and how many items a queue has."""
+        return [list(self.patiently(self.store.list)), self.patiently(lambda: self.store.items(f"queue:{name}"))]
+
+    def live(self, key: str, ttl: float) -> None:
+        self.store.set(key, b"here", lease=self.store.lease(ttl, timeout=PATIENCE), timeout=PATIENCE)
+
+    def wait_at(self, name: str) -> bool:
+        return bool(self.store.barrier(name).wait(PATIENCE))
+
+    def set_gate(self, name: str, is_closed: bool) -> None:
+        gate = self.store.barrier(name)
+        (gate.close if is_closed else gate.open)(PATIENCE)
+
+    def meet(self, name: str, size: int) -> bool:
+        return bool(self.store.meeting(name, size).enter(PATIENCE).leave(PATIENCE))
+
+
 class _Jobs:
     """Jobs that note in a file who ran what."""
 
@@ -164,7 +215,7 @@ def main() -> None:
     options = {"listen": options["laddr"], "secret": "a secret of the tests, long enough", **options}
     service = raftsvc.start(state=state, **options)
     store = KeyValue(service, state)
-    there = {"service": service, "kv": store, "jobs": _Jobs(store, state)}
+    there = {"service": service, "kv": store, "jobs": _Jobs(store, state), "work": Work(store)}
     out: queue.Queue[str] = queue.Queue()
 
     def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:

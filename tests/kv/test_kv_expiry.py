@@ -194,10 +194,11 @@ def test_readers_get_their_turn_while_very_many_keys_expire(log: Log) -> None:
     content = log.state._content
     expire = type(content).expire
 
-    def watched(self: Any, time_ms: int) -> None:
-        expire(self, time_ms)
+    def watched(self: Any, time_ms: int) -> bool:
+        is_more = expire(self, time_ms)
         seen.append(len(self.keys))
         assert log.state.applied_index() < log.index, "what the entry does is not to be seen yet"
+        return is_more
 
     with mock.patch.object(type(content), "expire", watched):
         log.at(1001, kv.set("a", b""))
@@ -281,7 +282,7 @@ def test_a_snapshot_whose_deadlines_make_no_sense_is_refused(log: Log) -> None:
     whole, index = log.state.snapshot()
     a, b = struct.pack(">HQ", 1, 1001) + b"a", struct.pack(">HQ", 1, 2001) + b"b"
     end = struct.pack(">HQ", 0, 2)
-    nothing_held = bytes(16)
+    nothing_held = bytes(8 + 8 + 3 * 14 + 8)
     assert whole.endswith(a + b + end + nothing_held)
     head = whole.removesuffix(a + b + end + nothing_held)
     for wrong in (

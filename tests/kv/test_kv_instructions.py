@@ -77,7 +77,7 @@ def test_every_shortened_instruction_is_refused() -> None:
 
 @given(st.binary(max_size=100))
 def test_bytes_from_anywhere_are_decoded_or_refused(data: bytes) -> None:
-    for candidate in (data, b"\x03" + data):
+    for candidate in (data, b"\x04" + data):
         with contextlib.suppress(Rejected):
             decode(candidate)
 
@@ -100,20 +100,20 @@ def test_an_instruction_with_any_bit_flipped_is_decoded_or_refused() -> None:
     [
         (b"", "cut short"),
         (b"\x01\x00\x00", "unknown format 1"),
-        (b"\x03\x00\x00!", "1 bytes too many"),
-        (b"\x03\x00\x01\x63\x00\x01k", "unknown operation 99"),
-        (b"\x03\x00\x01\x11\x00\x00", "a key of 0 bytes"),
-        (b"\x03\x00\x01\x11\x00\x01\xff", "not UTF-8"),
-        (b"\x03\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
-        (b"\x03\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
-        (b"\x03\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
-        (b"\x03\x00\x01\x14\x00\x01k" + bytes(12), "a ttl is from 1 to 3155760000000 ms, not 0"),
-        (b"\x03\x00\x01\x14\x00\x01k" + (MAX_TTL_MS + 1).to_bytes(8, "big") + bytes(4), "a ttl is from"),
-        (b"\x03\x00\x01\x15\x00\x01k" + b"\xff" * 8, "not 18446744073709551615"),
-        (b"\x03\x00\x01\x16\x00\x01k" + b"\xff" * 24, "not 18446744073709551615"),
-        (b"\x03\x00\x01\x16\x00\x01k" + bytes(23), "cut short"),
-        (b"\x03\x00\x01\x17\x00\x01k" + bytes(8), "unknown limit"),
-        (b"\x03\xff\xff", "at most 4096 operations"),
+        (b"\x04\x00\x00!", "1 bytes too many"),
+        (b"\x04\x00\x01\x63\x00\x01k", "unknown operation 99"),
+        (b"\x04\x00\x01\x11\x00\x00", "a key of 0 bytes"),
+        (b"\x04\x00\x01\x11\x00\x01\xff", "not UTF-8"),
+        (b"\x04\x00\x01\x11\x00\x03\xed\xa0\x80", "not UTF-8"),  # half a surrogate pair
+        (b"\x04\x00\x01\x11\x04\x01" + b"k" * 1025, "a key of 1025 bytes"),
+        (b"\x04\x00\x01\x10\x00\x01k\xff\xff\xff\xff", "cut short"),
+        (b"\x04\x00\x01\x14\x00\x01k" + bytes(12), "a ttl is from 1 to 3155760000000 ms, not 0"),
+        (b"\x04\x00\x01\x14\x00\x01k" + (MAX_TTL_MS + 1).to_bytes(8, "big") + bytes(4), "a ttl is from"),
+        (b"\x04\x00\x01\x15\x00\x01k" + b"\xff" * 8, "not 18446744073709551615"),
+        (b"\x04\x00\x01\x16\x00\x01k" + b"\xff" * 24, "not 18446744073709551615"),
+        (b"\x04\x00\x01\x16\x00\x01k" + bytes(23), "cut short"),
+        (b"\x04\x00\x01\x17\x00\x01k" + bytes(8), "unknown limit"),
+        (b"\x04\xff\xff", "at most 4096 operations"),
     ],
 )
 def test_a_refusal_says_why(data: bytes, reason: str) -> None:

@@ -63,7 +63,9 @@ def as_bytes(model: Model) -> bytes:
     written += struct.pack(">HQI", 0, len(model.content), 0)
     for key, deadline_ms in sorted(model.deadlines.items()):
         written += struct.pack(">HQ", len(key.encode()), deadline_ms) + key.encode()
-    return written + struct.pack(">HQIIII", 0, len(model.deadlines), 0, 0, 0, 0)  # no leases, claims, clocks or jobs
+    written += struct.pack(">HQII", 0, len(model.deadlines), 0, 0)  # and neither leases nor claims
+    written += struct.pack(">Q", 0) + 3 * struct.pack(">HQI", 0, 0, 0)  # no items, limits, leased keys
+    return written + struct.pack(">II", 0, 0)  # no clocks or jobs
 
 
 class Store(RuleBasedStateMachine):
@@ -206,7 +208,8 @@ class Store(RuleBasedStateMachine):
         assert self.state.allowed() == self.model.allowed
         assert self.state.applied_index() == self.index
         sizes = {"size_bytes": self.model.size_bytes(), "max_bytes": self.model.max_bytes or None}
-        assert self.state.report() == {"keys": len(self.state), "leases": 0, "claims": 0, "jobs": 0, "runs": 0, **sizes}
+        none = dict.fromkeys(("leases", "claims", "jobs", "runs", "items", "limits"), 0)
+        assert self.state.report() == {"keys": len(self.state), **none, **sizes}
         assert self.state.next_deadline() == min(self.model.deadlines.values(), default=None)
 
 

@@ -93,6 +93,7 @@ def is_list(is_item: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 NEVER = threading.TIMEOUT_MAX
+RECIPES = ("election", "lock", "once", "party", "rwlock", "semaphore")
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "addr": is_address,
     "after_death": lambda value: False,
@@ -122,6 +123,14 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: False,
     "node_addr": lambda value: False,
     "operations": is_list(lambda value: False),
+    "cost": lambda value: is_whole(value, 1, 10),
+    "keep": lambda value: isinstance(value, bool),
+    "lease": lambda value: value is None,
+    "max_tries": lambda value: value is None or is_whole(value, 1, 65535),
+    "n": lambda value: is_whole(value, 1, 10**6),
+    "per": lambda value: is_number(value) and 0.001 <= value <= 36525 * 24 * 3600,
+    "together": lambda value: isinstance(value, bool),
+    "within": lambda value: value is None or (is_number(value) and 0.001 <= value <= 36525 * 24 * 3600),
     "prefix": is_text,
     "replace": lambda value: isinstance(value, bool),
     "size_bytes": lambda value: value is None or is_whole(value, 1, 2**63 - 1),
@@ -134,13 +143,13 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     # Where a method means something else by a name.
     **{
         f"{method}.ttl": lambda value: is_number(value) and 1 <= value <= 36525 * 24 * 3600
-        for method in ("claim", "duty", "election", "jobs", "lock", "once", "party", "rwlock", "semaphore")
+        for method in ("claim", "duty", "jobs", "lease", "meeting", "queue", "take", *RECIPES)
     },
-    **{f"{method}.name": is_key for method in ("claim", "claims", "wait_claims")},
-    **{f"{method}.name": is_name for method in ("election", "lock", "once", "party", "rwlock", "semaphore")},
+    **{f"{method}.name": is_key for method in ("claim", "claims", "items", "take", "wait_claims")},
+    **{f"{method}.name": is_name for method in ("barrier", "counter", "limit", "meeting", "queue", *RECIPES)},
     **{
         f"{method}.timeout": lambda value: value is None or (is_number(value) and value < NEVER)
-        for method in ("claim", "once")
+        for method in ("claim", "once", "take")
     },
     "watch.after": lambda value: value is None or is_whole(value, 0, 2**63 - 1),
     "set_json.value": lambda value: True,  # what has no such form `json` says

@@ -28,7 +28,7 @@ def test_nodes_whose_state_has_no_versions_come_to_run_the_latest_library() -> N
 
 
 def test_it_is_seen_where_more_is_granted_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holds._Name, "next", lambda self: next(iter(self.waiting.values()), None))
+    monkeypatch.setattr(holds._Name, "next", lambda self, item_count: next(iter(self.waiting.values()), None))
     with pytest.raises(SimulationFailed, match="holds: more than"):
         for seed in SEEDS:
             simulate(seed, HoldingWorkload())
