@@ -63,8 +63,9 @@ chaos: $(STAMP)  ## real processes under real faults for SECONDS=120, with NODES
 soak: $(STAMP)  ## three nodes under load for SECONDS=120; memory, threads and files stay flat
 	$(PY) -m tests.soak --seconds $(SECONDS)
 
-demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost
+demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost; then locks, an election and jobs
 	$(PY) examples/demo.py
+	$(PY) examples/tour.py
 
 cluster: $(STAMP)  ## three nodes to try by hand, until Ctrl-C
 	$(PY) examples/cluster.py

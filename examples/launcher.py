@@ -71,13 +71,24 @@ class Node:
     addr: where its peers reach it.  url: where the application is.
     """
 
-    def __init__(self, name: str, home: Path, environment: dict[str, str], is_mounted: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        environment: dict[str, str],
+        is_mounted: bool = False,
+        application: str = "wsgi:application",
+        workers: int = 1,
+    ) -> None:
         self.name = name
+        self._application = application
+        self._workers = workers
         self.log = home / f"{name}.log"
         self._reservations = [reserve_port() for _ in range(1 if is_mounted else 2)]
         self._bind, self.addr = (f"127.0.0.1:{self._reservations[n].getsockname()[1]}" for n in (0, -1))
         self.url = f"http://{self._bind}"
         self._environment = environment | {"RAFT_ADDR": self.addr, "RAFT_DIR": str(home / name)}
+        self._environment |= {"RAFTSVC_ADDR": self.addr, "RAFTSVC_DIR": str(home / name)}
         if is_mounted:
             self._environment["RAFT_MOUNT"] = "1"
         self._authorization = {"Authorization": "Bearer " + environment["ADMIN_TOKEN"]}
@@ -87,7 +98,7 @@ class Node:
 
     def is_to_found_with(self, addrs: list[str]) -> None:
         """Have it form a cluster with those, as soon as it is started."""
-        self._environment["RAFT_INITIAL_CLUSTER"] = ",".join(addrs)
+        self._environment["RAFT_INITIAL_CLUSTER"] = self._environment["RAFTSVC_INITIAL_CLUSTER"] = ",".join(addrs)
 
     def start(self) -> None:
         """Start the processes; `wait_until_up` says when they serve."""
@@ -97,8 +108,8 @@ class Node:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "gunicorn", "--config", "python:launcher", "--worker-class", "gthread"),
-                    *("--workers", "1", "--threads", str(POOL_THREADS), "--graceful-timeout", "5"),
-                    *("--bind", self._bind, "--reuse-port", "--no-control-socket", "wsgi:application"),
+                    *("--workers", str(self._workers), "--threads", str(POOL_THREADS), "--graceful-timeout", "5"),
+                    *("--bind", self._bind, "--reuse-port", "--no-control-socket", self._application),
                 ],
                 env=self._environment | {"LAUNCHER_LIFELINE": str(theirs.fileno())},
                 cwd=EXAMPLES,  # where gunicorn finds wsgi.py and this module
@@ -188,12 +199,16 @@ class Node:
 class Cluster:
     """Three nodes that form one cluster; a context manager that ends them and removes their directories."""
 
-    def __init__(self, is_mounted: bool = False) -> None:
+    def __init__(self, is_mounted: bool = False, application: str = "wsgi:application", workers: int = 1) -> None:
         """is_mounted: peers have no port of their own, and share the threads of the application."""
         self.home = Path(tempfile.mkdtemp(prefix="raftsvc-example-"))
         self.admin_token = secrets.token_hex(8)
-        environment = {**os.environ, "RAFT_SECRET": secrets.token_hex(32), "ADMIN_TOKEN": self.admin_token}
-        self.nodes = [Node(name, self.home, environment, is_mounted) for name in ("n1", "n2", "n3")]
+        secret = secrets.token_hex(32)
+        environment = {**os.environ, "RAFT_SECRET": secret, "ADMIN_TOKEN": self.admin_token}
+        environment |= {"RAFTSVC_SECRET": secret, "SHOP_LEDGER": str(self.home / "ledger")}
+        self.nodes = [
+            Node(name, self.home, environment, is_mounted, application, workers) for name in ("n1", "n2", "n3")
+        ]
         for node in self.nodes:
             node.is_to_found_with([each.addr for each in self.nodes])
 

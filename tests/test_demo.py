@@ -109,6 +109,15 @@ def test_the_demo_holds_and_leaves_nothing(environment: dict[str, str], tmp_path
 
 
 @pytest.mark.processes
+def test_the_tour_holds_and_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    with Example("tour.py", environment) as tour:
+        assert tour.finish() == 0, tour.output
+    for event in ("a flag that", "SIGKILL to worker", "none twice", "took stock, and was killed", "all of it held"):
+        assert event in tour.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_demo_cut_short_leaves_nothing_running(
     number: signal.Signals, environment: dict[str, str], tmp_path: Path

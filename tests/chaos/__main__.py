@@ -26,6 +26,7 @@ def main() -> int:
     )
     parser.add_argument("--mount", action="store_true", help="/raft/ on the pool of the clients, not on a listener")
     parser.add_argument("--lease-reads", action="store_true", help="leaders read by lease")
+    parser.add_argument("--holding", action="store_true", help="all processes contend for locks, and run a job")
     parser.add_argument("--kinds", help="only these faults, with commas between")
     options = parser.parse_args()
     if options.workers > 1 and options.mount:
@@ -39,7 +40,10 @@ def main() -> int:
     )
     if not links.can_delay:
         print("this kernel cannot delay packets: no slow or far links", flush=True)
-    run = Run(home, options.nodes, options.seed, links, not options.mount, options.lease_reads, options.workers)
+    has_listener = not options.mount
+    run = Run(
+        home, options.nodes, options.seed, links, has_listener, options.lease_reads, options.workers, options.holding
+    )
     try:
         print(run.go(options.seconds, kinds))
     except Trouble as trouble:

@@ -57,6 +57,7 @@ class Setup(NamedTuple):
     has_listener: bool  # its own, or /raft/ is on the pool that the clients use
     lease_reads: bool
     workers: int  # processes that share the directory of a node
+    witness: Path | None  # where processes tell what they hold and run
 
 
 def _put(path: Path, what: dict[str, Any]) -> None:
@@ -122,6 +123,8 @@ class Process:
         }
         if self._setup.has_listener:
             environment["CHAOS_LISTEN"] = self.addr
+        if self._setup.witness is not None:
+            environment["CHAOS_WITNESS"] = str(self._setup.witness)
         if self._setup.lease_reads:
             environment["CHAOS_LEASE_READS"] = "yes"
         command = [
@@ -224,14 +227,21 @@ class Cluster:
     """All nodes of a run."""
 
     def __init__(
-        self, home: Path, links: Links, size: int, has_listener: bool, lease_reads: bool, workers: int = 1
+        self,
+        home: Path,
+        links: Links,
+        size: int,
+        has_listener: bool,
+        lease_reads: bool,
+        workers: int = 1,
+        witness: Path | None = None,
     ) -> None:
         self.links = links
         self.workers = workers
         self._has_listener = has_listener
         self._ports: set[int] = set()
         self.node_ids: dict[Process, int] = {}  # when the cluster was whole last
-        setup = Setup(home, links, secrets.token_hex(16), has_listener, lease_reads, workers)
+        setup = Setup(home, links, secrets.token_hex(16), has_listener, lease_reads, workers, witness)
         self.nodes = [Process(number, setup, self.new_stand(number)) for number in range(size)]
         self.settle()
 

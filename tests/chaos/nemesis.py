@@ -77,6 +77,8 @@ class Nemesis:
                     node.check_alive()
                 run.outcome.faults[kind] += 1
                 run.outcome.pauses[kind] = max(run.outcome.pauses.get(kind, 0.0), run.take_pause())
+                if run.witness is not None:
+                    run.outcome.idle[kind] = max(run.outcome.idle.get(kind, 0.0), run.witness.take_pause())
 
     def _strike(self, kind: str) -> None:
         run = self._run
@@ -85,6 +87,8 @@ class Nemesis:
         # The leader as often as not: what befalls a follower is seldom noticed.
         node = leader if leader is not None and self._random.random() < 0.6 else self._random.choice(nodes)
         run.take_pause()
+        if run.witness is not None:
+            run.witness.take_pause()
         self._note(f"{kind} at {node.name}")
         self.faults[kind](node)
         self._cluster.links.heal()

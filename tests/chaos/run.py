@@ -17,6 +17,7 @@ import requests
 
 from raftsvc.testing import KeyValueModel, Operation, check
 from tests.chaos.cluster import Cluster, Process, Trouble, eventually
+from tests.chaos.holding import Witness
 from tests.chaos.links import Links, NamespaceLinks, ProxyLinks
 from tests.chaos.nemesis import Nemesis
 
@@ -27,7 +28,8 @@ LONG_PATIENCE = 30.0
 
 @dataclass
 class Outcome:
-    """Figures of a run; `pauses` are the longest times without any acknowledged write, by fault."""
+    """Figures of a run; `pauses` are the longest times without any acknowledged write, by fault, and `idle` those in
+    which nobody used what locks are held for."""
 
     seed: int
     nodes: int
@@ -35,6 +37,7 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     pauses: dict[str, float] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -43,7 +46,9 @@ class Outcome:
             f"{'fault':26} {'times':>5}  longest time without an acknowledged write",
         ]
         lines += [
-            f"{kind:26} {count:5}  {self.pauses.get(kind, 0.0):.2f} s" for kind, count in sorted(self.faults.items())
+            f"{kind:26} {count:5}  {self.pauses.get(kind, 0.0):.2f} s"
+            + (f"; in which nobody used a lock: {self.idle[kind]:.2f} s" if kind in self.idle else "")
+            for kind, count in sorted(self.faults.items())
         ]
         return "\n".join(lines)
 
@@ -146,11 +151,14 @@ class Run:
         has_listener: bool,
         lease_reads: bool,
         workers: int = 1,
+        has_witness: bool = False,
     ) -> None:
         self.seed = seed
         self.home = home
         self.random = random.Random(f"{seed} nemesis")
-        self.cluster = Cluster(home, links, nodes, has_listener, lease_reads, workers)
+        self.witness = Witness(home / "witness") if has_witness else None
+        where = home / "witness" if has_witness else None
+        self.cluster = Cluster(home, links, nodes, has_listener, lease_reads, workers, where)
         self.outcome = Outcome(seed, nodes)
         self.is_over = threading.Event()
         self.values: dict[str, Any] = {}  # what was written last, as a guess for compare-and-set
@@ -237,6 +245,8 @@ class Run:
             nemesis.close()
             self.save_history()
             self.cluster.close()
+            if self.witness is not None:
+                self.witness.close()
         self.outcome.seconds = time.monotonic() - started
         return self.outcome
 
@@ -262,6 +272,9 @@ class Run:
                 raise Trouble(
                     f"{key} is {dumps[0].get(key, 0)}: acknowledged {least}, at most {self._maybe_added[key]}"
                 )
+        if self.witness is not None:
+            self._complaints += self.witness.judge()
+            self.outcome.counts.update(self.witness.counts)
         if self._complaints:
             raise Trouble(f"{len(self._complaints)} times something that must not happen: {self._complaints[0]}")
         verdict = check(self._history, KeyValueModel(), timeout=600)

@@ -23,9 +23,11 @@ from flask.typing import ResponseReturnValue
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import raftsvc
+from raftsvc.kv import KeyValue, KeyValueState
 from raftsvc.storage import Files
 from raftsvc.testing import RegisterState
 from raftsvc.transport.peer import make_session
+from tests.chaos.holding import Notes, take_part
 
 LINGER_SECONDS = 300
 
@@ -93,13 +95,21 @@ def _clock() -> float:
     return time.monotonic() * (control["clock_rate"] or 1.0) + (control["clock_offset"] or 0.0)
 
 
+class OpenState(KeyValueState):
+    """Lets everybody join."""
+
+    def is_allowed_member(self, addr: str) -> bool:
+        return True
+
+
 state = RegisterState()
+both = raftsvc.States(registers=state, store=OpenState())
 _routes = Control(os.environ["CHAOS_ROUTES"])
 service = raftsvc.start(
     os.environ["CHAOS_ADDR"],
     os.environ["CHAOS_DIR"],
     LinkedSession(_routes) if _routes.wishes() else None,
-    state,
+    both,
     secret=os.environ["CHAOS_SECRET"],
     listen=os.environ.get("CHAOS_LISTEN"),
     peers={int(node_id): addr for node_id, addr in json.loads(os.environ["CHAOS_PEERS"]).items()},
@@ -110,6 +120,9 @@ service = raftsvc.start(
     clock=_clock,
     files=FaultyFiles(),
 )
+registers = both.part("registers", service)
+if "CHAOS_WITNESS" in os.environ:
+    take_part(KeyValue(both.part("store", service), both["store"]), Notes(os.environ["CHAOS_WITNESS"]))
 app = Flask(__name__)
 
 
@@ -151,7 +164,7 @@ def do() -> ResponseReturnValue:
         service.wait_read(timeout)
         output = state.values.get(key)
     else:
-        satisfied = service.exec(json.dumps(operation).encode().ljust(int(request.args.get("size", 0))), timeout)
+        satisfied = registers.exec(json.dumps(operation).encode().ljust(int(request.args.get("size", 0))), timeout)
         output = satisfied if verb == "cas" else None
     return jsonify({"output": output})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster import Trouble
+from tests.chaos.holding import Notes, Witness
 from tests.chaos.run import Run, make_links
 
 pytest.importorskip("flask")
@@ -34,3 +35,35 @@ def test_real_processes_keep_every_promise_under_faults(
         pytest.fail(f"{trouble}\n{tails}")
     assert outcome.counts["acknowledged writes"] > 50
     assert outcome.counts["reads"] > 20
+
+
+def test_locks_have_one_holder_and_runs_one_beginning_under_faults(tmp_path: Path) -> None:
+    run = Run(tmp_path, 3, 2, make_links(3, "proxies"), True, False, workers=2, has_witness=True)
+    try:
+        outcome = run.go(12.0, ["kill -9 of an owner", "leader cut off", "owner stopped", "clock jumps"])
+    except Trouble as trouble:
+        tails = "\n".join(f"{node.log}:\n{node.log.read_text()[-3000:]}" for node in run.cluster.nodes)
+        pytest.fail(f"{trouble}\n{tails}")
+    assert outcome.counts["locks held"] > 10
+    assert outcome.counts["runs begun"] > 5
+
+
+def test_what_must_not_happen_with_locks_and_runs_is_seen(tmp_path: Path) -> None:
+    witness = Witness(tmp_path / "witness")
+    try:
+        notes = Notes(str(witness.path))
+        assert notes.tell("use", "a", 7, 1, 10.0, 11.0)
+        assert notes.tell("use", "a", 9, 2, 12.0, 13.0)
+        assert not notes.tell("use", "a", 7, 1, 10.0, 11.5), "by its fence"
+        assert notes.tell("run", 100, 1, 1) and notes.tell("run", 101, 1, 2) and notes.tell("run", 101, 2, 1)
+        assert witness.judge() == []
+        notes.tell("use", "a", 7, 1, 10.0, 12.5)
+        notes.tell("use", "b", 7, 3, 10.0, 12.5)
+        notes.tell("use", "b", 7, 4, 10.0, 12.5)
+        notes.tell("run", 101, 2, 3)
+        found = witness.judge()
+        assert [each.split()[0] for each in found] == ["lock", "run", "lock"]
+        assert "until 12.5, with 9 from 12.0" in found[2]
+    finally:
+        witness.close()
+    assert not notes.tell("run", 1, 1, 1)
