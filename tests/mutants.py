@@ -1433,6 +1433,13 @@ MUTANTS = (
         test="kv/test_queues.py::test_a_renewal_that_does_not_name_it_gives_it_back_and_counts_no_try",
     ),
     Mutant(
+        "what dies with a lease has its ids by the order in which its claims came to be known",
+        "kv/holds.py",
+        "        return sorted(self.claims.items())\n",
+        "        return list(self.claims.items())\n",
+        test="kv/test_queues.py::test_what_dies_with_a_lease_has_the_same_ids_after_a_restore",
+    ),
+    Mutant(
         "a meeting begins before all have come",
         "kv/holds.py",
         "            return waiting_count >= self.size\n",

@@ -107,6 +107,10 @@ class _Lease:
         self.ttl_ms = ttl_ms
         self.claims: dict[int, str] = {}
 
+    def in_order(self) -> list[tuple[int, str]]:
+        """Its claims by their numbers: in what order they came here depends on whether they came by a snapshot."""
+        return sorted(self.claims.items())
+
 
 class Frozen(NamedTuple):
     """All of a moment, for a snapshot.
@@ -270,7 +274,7 @@ class Holds:
         if found is None:
             raise no_lease(lease)
         self._deadlines.set(lease, deadline_of(time_ms, found.ttl_ms))
-        for number, name in [each for each in found.claims.items() if each[0] not in wanted]:
+        for number, name in [each for each in found.in_order() if each[0] not in wanted]:
             claim = self.claim_of(name, lease, number)
             if claim is not None and claim.placed <= placed:
                 self.release(name, lease, number, is_failure=False)
@@ -287,7 +291,7 @@ class Holds:
 
     def _end(self, lease: str) -> None:
         self.size_bytes -= CLAIM_BYTES
-        for number, name in list(self._leases[lease].claims.items()):
+        for number, name in self._leases[lease].in_order():
             self._ended[self._take_out(name, lease, number)] = None
             self._ended[name] = None  # though what it had may be elsewhere
         del self._leases[lease]

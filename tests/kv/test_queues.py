@@ -179,6 +179,28 @@ def test_the_last_try_may_end_with_a_lease(log: Log) -> None:
     assert log.state.item_counts(Q) == (0, 0)
 
 
+def test_what_dies_with_a_lease_has_the_same_ids_after_a_restore(log: Log) -> None:
+    queues = ("queue:z", "queue:a", "queue:m")  # in the order of claims, which is not that of names
+    for number, queue in enumerate(queues, 1):
+        log.at(0, put(b"bad", 1, queue))
+        log.at(0, get(A, number, queue))
+    twin = Log()
+    twin.index = log.index
+    twin.state.restore_snapshot(*log.state.snapshot())
+    for each in (log, twin):
+        each.at(9_000, instructions.keep_lease(B, 0, []))
+        each.pulse(10_001)
+    assert twin.state.snapshot() == log.state.snapshot()
+    for each in (log, twin):
+        ids = []
+        for number, queue in enumerate(queues, 1):
+            each.at(10_001, get(B, number, queue + DEAD))
+            item = item_of(each, B, number, queue + DEAD)
+            assert item is not None
+            ids.append(item.id)
+        assert ids == [14, 15, 16], "by the numbers of the claims"
+
+
 def test_ids_rise_and_are_never_given_again(log: Log) -> None:
     first = log.at(0, put(b"1"), put(b"2"), put(b"3"))
     assert first == 9, "the last of three"
