@@ -23,6 +23,7 @@ from raftsvc.kv.instructions import (
     ADMIT,
     ALLOW,
     ALONE,
+    ASKED,
     ASKED_OF_LIMIT,
     CLAIM,
     DELETE,
@@ -30,6 +31,7 @@ from raftsvc.kv.instructions import (
     END,
     IF_HELD,
     INCR,
+    ITEMS,
     KEEP,
     LEASE_DIGITS,
     LIMIT,
@@ -59,6 +61,10 @@ from raftsvc.process import give_way
 
 KEY_BYTES = 100
 """What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
+
+RESERVE_BYTES = 256 * 1024
+"""More than the state may have, for leases and for who waits at a queue: else a store that is full of work could not be
+worked off by a process that comes then."""
 
 _STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
 
@@ -218,14 +224,13 @@ class Content:
         holds = self.holds
         if code == ADMIT:
             n, per_ms, cost = ASKED_OF_LIMIT.unpack(data)
-            growth_bytes = self.limits.growth_bytes(key) if self.max_bytes else 0
-            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            if self.max_bytes:
+                self._check_room(self.limits.growth_bytes(key))
             return self.limits.admit(key, n, per_ms, cost, time_ms)
         if code == CLAIM:
-            growth_bytes = holds.growth_bytes(key, data) if self.max_bytes else 0
-            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            if self.max_bytes and not holds.has_item_for(key, data):  # which is what makes room
+                kind = ASKED.unpack_from(data)[-1]
+                self._check_room(holds.growth_bytes(key, data), RESERVE_BYTES if kind == ITEMS else 0)
             return holds.claim(key, data)
         if code == RELEASE:
             lease, number = WHICH.unpack(data)
@@ -234,8 +239,8 @@ class Content:
             holds.keep(key, *numbers_of(data), time_ms)
             return True
         if code == OPEN:
-            if self.max_bytes and not holds.has(key) and self.size_bytes + CLAIM_BYTES > self.max_bytes:
-                raise over_quota(self.size_bytes + CLAIM_BYTES, self.max_bytes)
+            if self.max_bytes and not holds.has(key):
+                self._check_room(CLAIM_BYTES, RESERVE_BYTES)
             holds.open(key, ttl_ms, time_ms)
             return True
         assert code == END, "these are all"
@@ -251,6 +256,7 @@ class Content:
         """Raise Rejected if they would have the content grow to more than it may have."""
         lengths: dict[str, int] = {}  # of what is written, with its key and all; 0: it is deleted
         leased: dict[str, bool] = {}  # whether what is written has a lease
+        acked: dict[tuple[str, bytes], None] = {}
         growth_bytes = 0
         for position, (code, key, data, _) in enumerate(effects):
             if code in (SET, SET_EXPIRING):
@@ -266,13 +272,23 @@ class Content:
                 leased[key] = False
             elif code == PUT:
                 growth_bytes += queues.growth_bytes(key, data) - TRIES.size
+            elif code == ACK:
+                acked[key, data] = None
+        for key, which in acked:
+            lease, number = WHICH.unpack(which)
+            growth_bytes -= queues.freed_bytes(self.holds, key, lease.decode(), number)
         for key, is_leased in leased.items():
             growth_bytes += self.leased.growth_bytes(key, is_leased)
         for key, length in lengths.items():
             value = self.keys.get(key)
             growth_bytes += length - (0 if value is None else _size_of(key, value.data))
-        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
-            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+        self._check_room(growth_bytes)
+
+    def _check_room(self, growth_bytes: int, reserve_bytes: int = 0) -> None:
+        """Raise Rejected if by that much more it would have more than it may, and that much beyond."""
+        most_bytes = self.max_bytes + reserve_bytes
+        if growth_bytes > 0 and self.size_bytes + growth_bytes > most_bytes:
+            raise over_quota(self.size_bytes + growth_bytes, most_bytes)
 
     def _set(self, key: str, data: bytes, index: int, deadline_ms: int) -> None:
         self.changes.append((WRITTEN, key, data, self.keys.set(key, data, index)))

@@ -341,6 +341,10 @@ class Holds:
             return 0
         return _size_of(name, asked[ASKED.size :]) + (0 if name in self._names else _size_of(name))
 
+    def has_item_for(self, name: str, asked: bytes) -> bool:
+        """Whether that claim would be handed out an item at once."""
+        return int(ASKED.unpack_from(asked)[-1]) == ITEMS and self.items.ready(name) > 0
+
     def release(self, name: str, lease: str, number: int, is_failure: bool = True) -> bool:
         """Have no such claim, held or waiting; whether there was one.
 
@@ -360,6 +364,10 @@ class Holds:
         if found is None:
             return self.items.is_taken(name, fence)
         return any(claim.fence == fence for claim in found.held.values())
+
+    def claim_bytes(self, name: str, claim: Claim) -> int:
+        """How much smaller all is at least once that claim on a name is no more."""
+        return _size_of(name, claim.data)
 
     def claims(self, name: str) -> list[Claim]:
         """All claims on a name, who holds first, then who waits, in the order in which they came to."""

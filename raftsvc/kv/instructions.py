@@ -290,7 +290,9 @@ def max_state_bytes(size_bytes: int | None) -> Effect:
     The limit is the cluster's, wherever it is set.  What counts is each key and value, and 100 bytes more
     for each, about what they take in memory; see `KeyValueState.report`.  Over it what deletes,
     shrinks or replaces by something no larger goes on, as do TTLs, which take about as
-    much as the key again and do not count, and the list of who may join.
+    much as the key again and do not count, and the list of who may join.  So does work at queues: an item
+    is handed out whatever that takes, about 900 bytes until it is done, and 256 KiB more may be taken by leases and by
+    those who wait for items.
     """
     if size_bytes is None:
         return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(0))

@@ -56,6 +56,15 @@ def item_of(holds: Holds, queue: str, lease: str, number: int) -> Item | None:
     return Item(name_of(queue, claim.item), claim.item, data, failures + 1, fence)
 
 
+def freed_bytes(holds: Holds, queue: str, lease: str, number: int) -> int:
+    """How much smaller all is at least once who has an item by that claim is done with it."""
+    claim = holds.claim_of(queue, lease, number)
+    if claim is None or not claim.item:
+        return 0
+    data, _ = holds.items.get(queue, claim.item)
+    return growth_bytes(queue, data) + holds.claim_bytes(queue, claim)
+
+
 def growth_bytes(queue: str, data: bytes) -> int:
     """How much larger all is by another item."""
     return ITEM_BYTES + len(name_of(queue, 0).encode()) + len(data)

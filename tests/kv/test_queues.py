@@ -13,7 +13,7 @@ from raftsvc.kv.instructions import ITEMS, MEETING, Code, Effect
 from raftsvc.kv.items import DEAD, name_of
 from raftsvc.kv.queues import Item
 from raftsvc.kv.snapshots import MalformedSnapshotError
-from tests.kv.test_holds import LEASES, A, B, C, Log, held, log, opened
+from tests.kv.test_holds import LEASES, A, B, C, Log, claimed, held, log, opened
 
 __all__ = ["log"]
 MANY = 2**31 - 1
@@ -259,6 +259,52 @@ def test_what_stands_in_queues_is_counted_and_given_back(log: Log) -> None:
     log.at(0, get(A))
     log.at(0, ack(A))
     assert log.state.report()["size_bytes"] == empty["size_bytes"]
+
+
+def fill(log: Log) -> int:
+    """Have as many items as there may be; returns how many."""
+    log.at(0, kv.max_state_bytes(20_000))
+    count = 0
+    while isinstance(log.at(0, put(b"x")), int):
+        count += 1
+    assert "the state would have" in log.at(0, kv.set("k", b""))
+    return count
+
+
+def test_a_store_that_is_full_of_work_is_worked_off_by_who_comes_then(log: Log) -> None:
+    count = fill(log)
+    late = "f" * 16
+    assert log.at(0, opened(late)) is True
+    for number in range(1, count + 1):
+        assert log.at(0, get(late, number)) == log.index
+    assert log.at(0, get(late, count + 1)) == 0, "and waits"
+    assert len(log.state.claims(Q)) == count + 1
+    assert "the state would have" in log.at(0, claimed(late, count + 2)), "a lock is no work at a queue"
+    assert [log.at(0, ack(late, number)) for number in range(1, count + 1)] == [True] * count
+    assert isinstance(log.at(0, put(b"1")), int)
+    assert value_of(log, late, count + 1) == b"1"
+
+
+def test_what_is_kept_for_who_waits_at_queues_has_an_end(log: Log) -> None:
+    fill(log)
+    answers = [log.at(0, opened(f"{number:016x}")) for number in range(100, 900)]
+    assert answers[:600] == [True] * 600
+    assert "the state would have" in answers[-1]
+    assert "the state would have" in log.at(0, get(A, 1, "queue:empty"))
+    assert log.at(0, get(A, 2)) == log.index, "there is an item, and room once that is done"
+
+
+def test_what_an_item_leaves_free_is_room_for_what_is_done_with_it(log: Log) -> None:
+    first = log.index + 1
+    fill(log)
+    log.at(0, get(A))
+    by_holder = kv.if_held(held(name_of(Q, first + 1), 1))
+    before = log.state.snapshot()[0]
+    assert "the state would have" in log.at(0, by_holder, ack(A), ack(A), kv.set("sent", bytes(800))), "it frees once"
+    assert "the state would have" in log.at(0, ack(B), kv.set("sent", b"")), "there is nothing that this ends"
+    assert log.state.snapshot()[0] == before
+    assert log.at(0, by_holder, ack(A), kv.set("sent", bytes(400))) is True
+    assert log.at(0, ack(A)) is False
 
 
 @pytest.mark.parametrize(
