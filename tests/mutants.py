@@ -1357,7 +1357,7 @@ MUTANTS = (
     Mutant(
         "what a lease held is granted to those whose lease is due as well",
         "kv/holds.py",
-        "            self._ended[self._take_out(name, lease, number)] = None\n"
+        "            self._ended[self._take_out(name, lease, number, is_failure)] = None\n"
         "            self._ended[name] = None  # though what it had may be elsewhere\n",
         "            self.release(name, lease, number)\n",
         test="kv/test_holds.py::test_all_leases_that_are_due_end_before_anybody_is_granted_what_they_held",

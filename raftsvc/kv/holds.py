@@ -280,19 +280,22 @@ class Holds:
                 self.release(name, lease, number, is_failure=False)
 
     def end(self, lease: str) -> bool:
-        """Have no such lease, and none of its claims; whether there was one."""
+        """Have no such lease, and none of its claims; whether there was one.
+
+        What it had of queues counts as no try: it is said where nothing under it is wanted any more.
+        """
         if lease not in self._leases:
             return False
         self._deadlines.set(lease, 0)
-        self._end(lease)
+        self._end(lease, is_failure=False)
         while self._ended:
             self.grant_some()
         return True
 
-    def _end(self, lease: str) -> None:
+    def _end(self, lease: str, is_failure: bool = True) -> None:
         self.size_bytes -= CLAIM_BYTES
         for number, name in self._leases[lease].in_order():
-            self._ended[self._take_out(name, lease, number)] = None
+            self._ended[self._take_out(name, lease, number, is_failure)] = None
             self._ended[name] = None  # though what it had may be elsewhere
         del self._leases[lease]
 

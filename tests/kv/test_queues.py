@@ -148,6 +148,17 @@ def test_a_renewal_that_does_not_name_it_gives_it_back_and_counts_no_try(log: Lo
     assert (item.tries, item.fence) == (1, 2), "nobody had asked for it any more, and it was handed out"
 
 
+def test_a_lease_that_is_ended_gives_it_back_and_counts_no_try(log: Log) -> None:
+    log.at(0, put(b"1", max_tries=1))
+    log.at(0, get(A))
+    log.at(0, instructions.end_lease(A))
+    assert log.state.item_counts(Q) == (1, 0)
+    log.at(0, get(B))
+    item = item_of(log, B)
+    assert item is not None
+    assert (item.tries, item.fence) == (1, 2), "nothing was wanted under it any more"
+
+
 def test_what_came_back_too_often_is_put_aside(log: Log) -> None:
     log.at(0, get(C, 9, Q + DEAD))
     log.at(0, put(b"bad", max_tries=2), put(b"good"))
