@@ -362,11 +362,13 @@ class Holds:
         return True
 
     def is_held(self, name: str, fence: int) -> bool:
-        """Whether the grant of that fence is held, or the item of that name was handed out so often, and is."""
+        """Whether the grant of that fence is held, or the item of that name was handed out so often, and is.
+
+        A name that is claimed may be that of an item, too.
+        """
         found = self._names.get(name)
-        if found is None:
-            return self.items.is_taken(name, fence)
-        return any(claim.fence == fence for claim in found.held.values())
+        is_granted = found is not None and any(claim.fence == fence for claim in found.held.values())
+        return is_granted or self.items.is_taken(name, fence)
 
     def claim_bytes(self, name: str, claim: Claim) -> int:
         """How much smaller all is at least once that claim on a name is no more."""

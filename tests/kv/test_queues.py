@@ -250,6 +250,16 @@ def test_an_item_that_nobody_has_is_held_by_nobody(log: Log) -> None:
     assert log.at(0, kv.if_held(held(name, 1)), kv.set("k", b"")) == "condition 0 does not hold: 0"
 
 
+def test_who_claims_the_name_of_an_item_takes_it_from_nobody(log: Log) -> None:
+    log.at(0, put(b"1"))
+    log.at(0, get(A))
+    name = name_of(Q, 7)
+    log.at(0, get(B, 1, name))  # such as a queue for what is said of it
+    log.at(0, claimed(C, 1, name + "/"))
+    assert log.at(0, kv.if_held(held(name, 1)), ack(A)) is True
+    assert log.at(0, kv.if_held(held(name, 1)), ack(A)) == "condition 0 does not hold: 0"
+
+
 def test_a_queue_is_claimed_as_one_and_other_names_are_not(log: Log) -> None:
     log.at(0, get(A))
     assert log.at(0, instructions.claim(Q, B, 1, MANY)) == f"what is claimed has {MANY} units"
