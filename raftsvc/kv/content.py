@@ -44,6 +44,7 @@ from raftsvc.kv.instructions import (
     SET,
     SET_EXPIRING,
     SET_LEASED,
+    SHARED,
     SIZE,
     TOUCH,
     TRIES,
@@ -156,7 +157,7 @@ class Content:
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
                 if not self.holds.is_held(key, expected):
-                    raise conflict(position, 0)
+                    raise conflict(position, SHARED if self.holds.is_shared(key, expected) else 0)
             else:
                 version = self.keys.version(key)
                 if version != expected:

@@ -364,11 +364,16 @@ class Holds:
     def is_held(self, name: str, fence: int) -> bool:
         """Whether the grant of that fence is held, or the item of that name was handed out so often, and is.
 
-        A name that is claimed may be that of an item, too.
+        A name that is claimed may be that of an item, too.  A fence that `is_shared` shows of nobody that he holds it.
         """
         found = self._names.get(name)
-        is_granted = found is not None and any(claim.fence == fence for claim in found.held.values())
+        is_granted = found is not None and found.kind == UNITS and _has_fence(found, fence)
         return is_granted or self.items.is_taken(name, fence)
+
+    def is_shared(self, name: str, fence: int) -> bool:
+        """Whether that was granted of a queue or a meeting, and is held: others may have been granted some by it."""
+        found = self._names.get(name)
+        return found is not None and found.kind != UNITS and _has_fence(found, fence)
 
     def claim_bytes(self, name: str, claim: Claim) -> int:
         """How much smaller all is at least once that claim on a name is no more."""
@@ -461,6 +466,10 @@ def numbers_of(kept: bytes) -> tuple[int, frozenset[int]]:
     """What a KEEP says: up to which index it names all claims that are wanted, and these."""
     (placed,) = KEPT.unpack_from(kept)
     return placed, frozenset(struct.unpack_from(f">{(len(kept) - KEPT.size) // NUMBER.size}Q", kept, KEPT.size))
+
+
+def _has_fence(found: _Name, fence: int) -> bool:
+    return any(claim.fence == fence for claim in found.held.values())
 
 
 def _size_of(name: str, data: bytes = b"") -> int:

@@ -250,6 +250,18 @@ def test_an_item_that_nobody_has_is_held_by_nobody(log: Log) -> None:
     assert log.at(0, kv.if_held(held(name, 1)), kv.set("k", b"")) == "condition 0 does not hold: 0"
 
 
+def test_a_fence_that_several_have_shows_of_nobody_that_he_has_something(log: Log) -> None:
+    log.at(0, put(b"1"), put(b"2"))
+    fences = log.entry(0, [[get(A)], [get(B)]])
+    assert fences == [8, 8], "of the queue"
+    log.at(0, meet(A, 2, size=2))
+    fence = log.at(0, meet(B, 2, size=2))
+    for name, shared in ((Q, 8), ("m", fence)):
+        assert log.at(0, kv.if_held(held(name, shared)), kv.set("k", b"")) == "condition 0 does not hold: 1"
+    for number in (7, 8):
+        assert log.at(0, kv.if_held(held(name_of(Q, number), 1)), kv.set("k", b"")) is True
+
+
 def test_who_claims_the_name_of_an_item_takes_it_from_nobody(log: Log) -> None:
     log.at(0, put(b"1"))
     log.at(0, get(A))
