@@ -37,7 +37,7 @@ from typing import Protocol
 
 from raftsvc.addresses import canonical_addr, same_addr
 from raftsvc.errors import ConfigurationError, Rejected
-from raftsvc.kv.items import MAX_TRIES
+from raftsvc.kv.items import DEAD, MAX_TRIES
 
 MAX_KEY_BYTES = 1024
 """Of the UTF-8 form of a key, or of an address in the allowed list."""
@@ -82,7 +82,8 @@ ASKED_OF_LIMIT = struct.Struct(">QQQ")
 """What an ADMIT says: n, in how many milliseconds, and how many of them this is."""
 MAX_LIMIT = 10**6
 MAX_QUEUE_BYTES = MAX_KEY_BYTES - 32
-"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer."""
+"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer; that one may be,
+by what it has at its end, where its items are tried for ever."""
 MAX_CLAIM_DATA = 1024
 """Of what a claim says of who has it."""
 MAX_UNITS = 2**31 - 1
@@ -347,7 +348,7 @@ def put(queue: str, value: bytes | bytearray | memoryview, max_tries: int | None
         if not isinstance(max_tries, int) or isinstance(max_tries, bool) or not 0 < max_tries <= MAX_TRIES:
             raise ConfigurationError(f"max_tries is from 1 to {MAX_TRIES}, or None, not {max_tries!r:.100}")
         tries = max_tries
-    return Effect(Code.PUT, checked_queue(queue), TRIES.pack(tries) + _checked_value(value))
+    return Effect(Code.PUT, checked_queue(queue, tries), TRIES.pack(tries) + _checked_value(value))
 
 
 def ack(queue: str, lease: str, number: int) -> Effect:
@@ -366,11 +367,20 @@ def admit(name: str, n: int, per_ms: int, cost: int = 1) -> Effect:
     return Effect(Code.ADMIT, checked_key(name), ASKED_OF_LIMIT.pack(n, per_ms, cost))
 
 
-def checked_queue(name: str) -> str:
-    """The name, if it can be one of a queue; raises TypeError or ValueError."""
-    if len(checked_key(name).encode()) > MAX_QUEUE_BYTES:
-        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {len(name.encode())}")
+def checked_queue(name: str, max_tries: int = 0) -> str:
+    """The name, if it can be one of a queue; raises TypeError or ValueError.
+
+    max_tries: of what is put into it; 0: it is tried for ever, as is what only is taken out.
+    """
+    size_bytes = len(checked_key(name).encode())
+    if size_bytes > _most_queue_bytes(name, max_tries):
+        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {size_bytes}")
     return name
+
+
+def _most_queue_bytes(name: str, max_tries: int) -> int:
+    """There is room for the name of the dead of each queue whose items can die."""
+    return MAX_QUEUE_BYTES + (len(DEAD) if not max_tries and name.endswith(DEAD) else 0)
 
 
 def ttl_ms_of(ttl: float | None) -> int:
@@ -536,7 +546,8 @@ def _check_content(code: int, key: str, data: bytes) -> None:
     elif code == SET_LEASED:
         lease = data[:LEASE_DIGITS]
     elif code == PUT:
-        if len(data) < TRIES.size or len(key.encode()) > MAX_QUEUE_BYTES:
+        max_tries = TRIES.unpack_from(data)[0] if len(data) >= TRIES.size else MAX_TRIES
+        if len(data) < TRIES.size or len(key.encode()) > _most_queue_bytes(key, max_tries):
             raise Rejected("not a transaction: an item is cut short, or of a queue with too long a name")
         return
     elif code == ADMIT:

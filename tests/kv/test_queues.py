@@ -180,6 +180,23 @@ def test_what_came_back_too_often_is_put_aside(log: Log) -> None:
     assert log.state.report()["items"] == 1
 
 
+def test_the_dead_of_a_queue_with_the_longest_name_are_taken_and_put_back(log: Log) -> None:
+    longest = "x" * instructions.MAX_QUEUE_BYTES
+    log.at(0, put(b"1", 1, longest))
+    log.at(0, get(A, 1, instructions.checked_queue(longest)))
+    log.at(0, nack(A, 1, longest))
+    dead = longest + DEAD
+    log.at(0, get(A, 2, instructions.checked_queue(dead)))
+    assert value_of(log, A, 2, dead) == b"1"
+    assert log.at(0, put(b"2", None, dead), ack(A, 2, dead)) == log.index
+    assert log.at(0, Effect(Code.PUT, dead, b"\0\1")) == (
+        "not a transaction: an item is cut short, or of a queue with too long a name"
+    ), "what could die has to have room for that"
+    for attempt in (lambda: put(b"3", 1, dead), lambda: get(A, 3, instructions.checked_queue("x" + longest))):
+        with pytest.raises(ValueError, match="at most 992"):
+            attempt()
+
+
 def test_the_last_try_may_end_with_a_lease(log: Log) -> None:
     log.at(0, put(b"bad", max_tries=1))
     log.at(0, get(A))
