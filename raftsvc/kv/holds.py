@@ -321,8 +321,8 @@ class Holds:
         there = self.claim_of(name, lease, number)
         if there is not None:
             return there.fence
-        is_next = not found.waiting and (kind == ITEMS or name not in self._granted)
-        if not waits and not (is_next and found.can_serve(units, self.items.ready(name), 1)):
+        is_next = (not found.waiting or kind == MEETING) and (kind == ITEMS or name not in self._granted)
+        if not waits and not (is_next and found.can_serve(units, self.items.ready(name), len(found.waiting) + 1)):
             return 0
         if not found.held and not found.waiting:
             self._names[name] = found

@@ -391,6 +391,21 @@ def test_a_meeting_begins_for_all_at_once(log: Log) -> None:
     assert log.at(0, meet(LEASES[3])) == 0, "the next round"
 
 
+def test_who_does_not_wait_may_be_the_last_who_was_missing(log: Log) -> None:
+    def at_once(lease: str, number: int) -> Effect:
+        return instructions.claim("m", lease, number, 3, waits=False, kind=MEETING)
+
+    log.at(0, meet(A))
+    assert log.at(0, at_once(B, 1)) == 0
+    log.at(0, meet(B, 2))
+    assert log.at(0, at_once(C, 1)) == log.index
+    assert rounds(log) == [log.index] * 3
+    answers = log.entry(0, [[meet(A, 5)], [meet(B, 5)], [at_once(C, 5)], [at_once(C, 6)]])
+    assert answers == [0, 0, log.index, 0]
+    answers = log.entry(0, [[meet(A, number)] for number in (7, 8, 9, 10, 11)] + [[at_once(C, 7)]])
+    assert answers == [0, 0, log.index, 0, 0, 0], "two rounds do not begin in one entry"
+
+
 def test_who_gave_up_is_not_counted(log: Log) -> None:
     log.at(0, meet(A))
     log.at(0, meet(B))
