@@ -77,9 +77,10 @@ class Content:
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
     changes:   of keys, since they were last taken out, in their order.
+    ending:    the lease that an END has end, until `end_some` has nothing to do any more; else empty.
     """
 
-    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "leased", "limits", "max_bytes")
+    __slots__ = ("allowed", "changes", "ending", "expiries", "holds", "keys", "leased", "limits", "max_bytes")
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class Content:
         self.limits = Limits() if limits is None else limits
         self.allowed = allowed
         self.changes: list[Change] = []
+        self.ending = ""
 
     @property
     def size_bytes(self) -> int:
@@ -152,7 +154,7 @@ class Content:
 
         Returns the number that the last INCR made, or the id of the item that the last PUT did; of a DELETE, TOUCH or
         ACK that is alone whether there was such a key or item, of a CLAIM its fence, of a RELEASE or END whether there
-        was one, of an ADMIT what `limits.ADMITTED` reads; else True.
+        was one (which is still to end: `end_some`), of an ADMIT what `limits.ADMITTED` reads; else True.
         """
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
@@ -229,9 +231,9 @@ class Content:
                 self._check_room(self.limits.growth_bytes(key))
             return self.limits.admit(key, n, per_ms, cost, time_ms)
         if code == CLAIM:
-            if self.max_bytes and not holds.has_item_for(key, data):  # which is what makes room
-                kind = ASKED.unpack_from(data)[-1]
-                self._check_room(holds.growth_bytes(key, data), RESERVE_BYTES if kind == ITEMS else 0)
+            is_work = ASKED.unpack_from(data)[-1] == ITEMS
+            if self.max_bytes and not (is_work and holds.items.ready(key)):  # by which room is made
+                self._check_room(holds.growth_bytes(key, data), RESERVE_BYTES if is_work else 0)
             return holds.claim(key, data)
         if code == RELEASE:
             lease, number = WHICH.unpack(data)
@@ -247,11 +249,19 @@ class Content:
         assert code == END, "these are all"
         was_there = holds.has(key)
         if was_there:
+            self.ending = key
             holds.over.append(key)  # its keys are gone before others have what it held
-            while self.follow(DELETED):
-                give_way()
-            holds.end(key)
         return was_there
+
+    def end_some(self) -> bool:
+        """Go on with the end of the lease that is `ending`, some of it; whether there was anything to do."""
+        if self.follow(DELETED):
+            return True
+        if self.ending:
+            self.holds.end(self.ending)
+            self.ending = ""
+            return True
+        return self.holds.grant_ended()
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""

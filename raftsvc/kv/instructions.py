@@ -192,8 +192,8 @@ def if_held(held: Held) -> Condition:
     """That is held, by the grant that it has now: a lock, a `Hold`, or whatever else has a `name` and a `fence`.
 
     What comes with this condition takes no effect once another may hold it, however long this process was frozen.
-    Of what `KeyValue.take` returns it is the item that is held, and not the `Hold`; of a meeting (`together`) nothing is,
-    for all of a round have one fence: with these the transaction raises LostError.
+    Of what `KeyValue.take` returns it is the item that is held, and not the `Hold`; of a meeting (`together`) nothing
+    is, for all of a round have one fence: with these the transaction raises LostError.
     """
     name, fence = getattr(held, "name", None), getattr(held, "fence", None)
     if not isinstance(name, str) or not isinstance(fence, int) or isinstance(fence, bool) or not 0 <= fence < 2**64:
@@ -587,7 +587,8 @@ def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
 
 
 SHARED = 1
-"""The version that a refusal for an IF_HELD says where the name is one of which several have some by one fence; else 0."""
+"""The version in the refusal of an IF_HELD by whose fence several may hold some of a queue or a meeting; else it is 0.
+"""
 _CONFLICT = re.compile(r"condition (\d+) does not hold: (\d+)")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from raftsvc.kv.holds import Holds
+from raftsvc.kv.holds import Holds, size_of
 from raftsvc.kv.items import ITEM_BYTES, name_of, unpacked
 
 
@@ -62,7 +62,7 @@ def freed_bytes(holds: Holds, queue: str, lease: str, number: int) -> int:
     if claim is None or not claim.item:
         return 0
     data, _ = holds.items.get(queue, claim.item)
-    return growth_bytes(queue, data) + holds.claim_bytes(queue, claim)
+    return growth_bytes(queue, data) + size_of(queue, claim.data)
 
 
 def growth_bytes(queue: str, data: bytes) -> int:
