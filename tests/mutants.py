@@ -1357,7 +1357,7 @@ MUTANTS = (
     Mutant(
         "what a lease held is granted to those whose lease is due as well",
         "kv/holds.py",
-        "            self._ended[self._take_out(name, lease, number)] = None\n"
+        "            self._ended[self._take_out(name, lease, number, is_failure)] = None\n"
         "            self._ended[name] = None  # though what it had may be elsewhere\n",
         "            self.release(name, lease, number)\n",
         test="kv/test_holds.py::test_all_leases_that_are_due_end_before_anybody_is_granted_what_they_held",
@@ -1431,6 +1431,13 @@ MUTANTS = (
         "                self.release(name, lease, number, is_failure=False)\n",
         "                self.release(name, lease, number)\n",
         test="kv/test_queues.py::test_a_renewal_that_does_not_name_it_gives_it_back_and_counts_no_try",
+    ),
+    Mutant(
+        "what dies with a lease has its ids by the order in which its claims came to be known",
+        "kv/holds.py",
+        "        return sorted(self.claims.items())\n",
+        "        return list(self.claims.items())\n",
+        test="kv/test_queues.py::test_what_dies_with_a_lease_has_the_same_ids_after_a_restore",
     ),
     Mutant(
         "a meeting begins before all have come",

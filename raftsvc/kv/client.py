@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
+_SHARED = "several have some of a queue or a meeting by one fence, so it shows nothing; of a queue, ask by the item"
 
 T = TypeVar("T")
 ToldT = TypeVar("ToldT", bound=Told)
@@ -881,7 +882,9 @@ def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | 
     if found is not None:
         position, version = found
         condition = [operation for operation in operations if isinstance(operation, Condition)][position]
-        return LostError(condition.key) if condition.code == Code.IF_HELD else ConflictError(condition.key, version)
+        if condition.code != Code.IF_HELD:
+            return ConflictError(condition.key, version)
+        return LostError(condition.key, _SHARED) if version == instructions.SHARED else LostError(condition.key)
     counted = instructions.read_no_counter(rejected.reason)
     if counted is not None:
         effects = [operation for operation in operations if isinstance(operation, Effect)]

@@ -23,6 +23,7 @@ from raftsvc.kv.instructions import (
     ADMIT,
     ALLOW,
     ALONE,
+    ASKED,
     ASKED_OF_LIMIT,
     CLAIM,
     DELETE,
@@ -30,6 +31,7 @@ from raftsvc.kv.instructions import (
     END,
     IF_HELD,
     INCR,
+    ITEMS,
     KEEP,
     LEASE_DIGITS,
     LIMIT,
@@ -42,6 +44,7 @@ from raftsvc.kv.instructions import (
     SET,
     SET_EXPIRING,
     SET_LEASED,
+    SHARED,
     SIZE,
     TOUCH,
     TRIES,
@@ -62,6 +65,10 @@ from raftsvc.process import give_way
 KEY_BYTES = 100
 """What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
 
+RESERVE_BYTES = 256 * 1024
+"""More than the state may have, for leases and for who waits at a queue: else a store that is full of work could not be
+worked off by a process that comes then."""
+
 _STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -72,9 +79,21 @@ class Content:
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
     changes:   of keys, since they were last taken out, in their order.
+    ending:    the lease that an END has end, until `end_some` has nothing to do any more; else empty.
     """
 
-    __slots__ = ("allowed", "changes", "expiries", "holds", "keys", "leased", "limits", "max_bytes", "runs")
+    __slots__ = (
+        "allowed",
+        "changes",
+        "ending",
+        "expiries",
+        "holds",
+        "keys",
+        "leased",
+        "limits",
+        "max_bytes",
+        "runs",
+    )
 
     def __init__(
         self,
@@ -96,6 +115,7 @@ class Content:
         self.runs = Runs() if runs is None else runs
         self.allowed = allowed
         self.changes: list[Change] = []
+        self.ending = ""
 
     @property
     def size_bytes(self) -> int:
@@ -150,12 +170,12 @@ class Content:
 
         Returns the number that the last INCR made, or the id of the item that the last PUT did; of a DELETE, TOUCH or
         ACK that is alone whether there was such a key or item, of a CLAIM its fence, of a RELEASE or END whether there
-        was one, of an ADMIT what `limits.ADMITTED` reads; else True.
+        was one (which is still to end: `end_some`), of an ADMIT what `limits.ADMITTED` reads; else True.
         """
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
                 if not self.holds.is_held(key, expected) and not self.runs.is_under_way(key, expected):
-                    raise conflict(position, 0)
+                    raise conflict(position, SHARED if self.holds.is_shared(key, expected) else 0)
             else:
                 version = self.keys.version(key)
                 if version != expected:
@@ -225,14 +245,13 @@ class Content:
         holds = self.holds
         if code == ADMIT:
             n, per_ms, cost = ASKED_OF_LIMIT.unpack(data)
-            growth_bytes = self.limits.growth_bytes(key) if self.max_bytes else 0
-            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            if self.max_bytes:
+                self._check_room(self.limits.growth_bytes(key))
             return self.limits.admit(key, n, per_ms, cost, time_ms)
         if code == CLAIM:
-            growth_bytes = holds.growth_bytes(key, data) if self.max_bytes else 0
-            if growth_bytes and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+            is_work = ASKED.unpack_from(data)[-1] == ITEMS
+            if self.max_bytes and not (is_work and holds.items.ready(key)):  # by which room is made
+                self._check_room(holds.growth_bytes(key, data), RESERVE_BYTES if is_work else 0)
             return holds.claim(key, data)
         if code == RELEASE:
             lease, number = WHICH.unpack(data)
@@ -241,17 +260,15 @@ class Content:
             holds.keep(key, *numbers_of(data), time_ms)
             return True
         if code == OPEN:
-            if self.max_bytes and not holds.has(key) and self.size_bytes + CLAIM_BYTES > self.max_bytes:
-                raise over_quota(self.size_bytes + CLAIM_BYTES, self.max_bytes)
+            if self.max_bytes and not holds.has(key):
+                self._check_room(CLAIM_BYTES, RESERVE_BYTES)
             holds.open(key, ttl_ms, time_ms)
             return True
         assert code == END, "these are all"
         was_there = holds.has(key)
         if was_there:
+            self.ending = key
             holds.over.append(key)  # its keys are gone before others have what it held
-            while self.follow(DELETED):
-                give_way()
-            holds.end(key)
         return was_there
 
     def order(self, order: Order, index: int, time_ms: int) -> object:
@@ -271,10 +288,21 @@ class Content:
             return runs.plan(order, self.holds, time_ms)
         return runs.forget(order.job)
 
+    def end_some(self) -> bool:
+        """Go on with the end of the lease that is `ending`, some of it; whether there was anything to do."""
+        if self.follow(DELETED):
+            return True
+        if self.ending:
+            self.holds.end(self.ending)
+            self.ending = ""
+            return True
+        return self.holds.grant_ended()
+
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""
         lengths: dict[str, int] = {}  # of what is written, with its key and all; 0: it is deleted
         leased: dict[str, bool] = {}  # whether what is written has a lease
+        acked: dict[tuple[str, bytes], None] = {}
         growth_bytes = 0
         for position, (code, key, data, _) in enumerate(effects):
             if code in (SET, SET_EXPIRING):
@@ -290,13 +318,23 @@ class Content:
                 leased[key] = False
             elif code == PUT:
                 growth_bytes += queues.growth_bytes(key, data) - TRIES.size
+            elif code == ACK:
+                acked[key, data] = None
+        for key, which in acked:
+            lease, number = WHICH.unpack(which)
+            growth_bytes -= queues.freed_bytes(self.holds, key, lease.decode(), number)
         for key, is_leased in leased.items():
             growth_bytes += self.leased.growth_bytes(key, is_leased)
         for key, length in lengths.items():
             value = self.keys.get(key)
             growth_bytes += length - (0 if value is None else _size_of(key, value.data))
-        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
-            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+        self._check_room(growth_bytes)
+
+    def _check_room(self, growth_bytes: int, reserve_bytes: int = 0) -> None:
+        """Raise Rejected if by that much more it would have more than it may, and that much beyond."""
+        most_bytes = self.max_bytes + reserve_bytes
+        if growth_bytes > 0 and self.size_bytes + growth_bytes > most_bytes:
+            raise over_quota(self.size_bytes + growth_bytes, most_bytes)
 
     def _set(self, key: str, data: bytes, index: int, deadline_ms: int) -> None:
         self.changes.append((WRITTEN, key, data, self.keys.set(key, data, index)))

@@ -28,7 +28,6 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -107,6 +106,10 @@ class _Lease:
         self.ttl_ms = ttl_ms
         self.claims: dict[int, str] = {}
 
+    def in_order(self) -> list[tuple[int, str]]:
+        """Its claims by their numbers: in what order they came here depends on whether they came by a snapshot."""
+        return sorted(self.claims.items())
+
 
 class Frozen(NamedTuple):
     """All of a moment, for a snapshot.
@@ -175,11 +178,11 @@ class Holds:
             made.size_bytes += CLAIM_BYTES
         for name, size, kind, claims in frozen.names:
             made._names[name] = found = _Name(size, kind)
-            made.size_bytes += _size_of(name)
+            made.size_bytes += size_of(name)
             for claim in claims:
                 made._leases[claim.lease].claims[claim.number] = name
                 made._claim_count += 1
-                made.size_bytes += _size_of(name, claim.data)
+                made.size_bytes += size_of(name, claim.data)
                 if claim.fence:
                     found.held[claim[:2]] = claim
                     found.held_units += claim.units
@@ -194,15 +197,8 @@ class Holds:
         deadlines = {lease: at for page in self._deadlines.freeze() for lease, _, at in records_of(page)}
         return Frozen(
             [(lease, self._leases[lease].ttl_ms, deadlines[lease]) for lease in sorted(self._leases)],
-            [
-                (name, found.size, found.kind, [*found.held.values(), *found.waiting.values()])
-                for name, found in self._in_order()
-            ],
+            [(name, self._names[name].size, self._names[name].kind, self.claims(name)) for name in sorted(self._names)],
         )
-
-    def _in_order(self) -> Iterator[tuple[str, _Name]]:
-        for name in sorted(self._names):
-            yield name, self._names[name]
 
     # -- time
 
@@ -233,11 +229,7 @@ class Holds:
 
     def grant_some(self) -> bool:
         """Grant what can be, some of it; whether there was anything to look at."""
-        if self._ended:
-            names = list(islice(self._ended, _SOME))
-            for name in names:
-                del self._ended[name]
-                self.grant(name)
+        if self.grant_ended():
             return True
         if self._exhausted == self._entry:  # whatever can be granted since then was granted in it
             return False
@@ -246,6 +238,14 @@ class Holds:
             self.grant(name)
         if not names:
             self._exhausted = self._entry
+        return bool(names)
+
+    def grant_ended(self) -> bool:
+        """Grant some of what leases held that ended; whether there was anything to look at."""
+        names = list(islice(self._ended, _SOME))
+        for name in names:
+            del self._ended[name]
+            self.grant(name)
         return bool(names)
 
     # -- leases
@@ -270,25 +270,23 @@ class Holds:
         if found is None:
             raise no_lease(lease)
         self._deadlines.set(lease, deadline_of(time_ms, found.ttl_ms))
-        for number, name in [each for each in found.claims.items() if each[0] not in wanted]:
+        for number, name in [each for each in found.in_order() if each[0] not in wanted]:
             claim = self.claim_of(name, lease, number)
             if claim is not None and claim.placed <= placed:
                 self.release(name, lease, number, is_failure=False)
 
-    def end(self, lease: str) -> bool:
-        """Have no such lease, and none of its claims; whether there was one."""
-        if lease not in self._leases:
-            return False
-        self._deadlines.set(lease, 0)
-        self._end(lease)
-        while self._ended:
-            self.grant_some()
-        return True
+    def end(self, lease: str) -> None:
+        """Have no such lease, which is there, and none of its claims; `grant_ended` is to follow.
 
-    def _end(self, lease: str) -> None:
+        What it had of queues counts as no try: it is said where nothing under it is wanted any more.
+        """
+        self._deadlines.set(lease, 0)
+        self._end(lease, is_failure=False)
+
+    def _end(self, lease: str, is_failure: bool = True) -> None:
         self.size_bytes -= CLAIM_BYTES
-        for number, name in list(self._leases[lease].claims.items()):
-            self._ended[self._take_out(name, lease, number)] = None
+        for number, name in self._leases[lease].in_order():
+            self._ended[self._take_out(name, lease, number, is_failure)] = None
             self._ended[name] = None  # though what it had may be elsewhere
         del self._leases[lease]
 
@@ -314,16 +312,16 @@ class Holds:
         there = self.claim_of(name, lease, number)
         if there is not None:
             return there.fence
-        is_next = not found.waiting and (kind == ITEMS or name not in self._granted)
-        if not waits and not (is_next and found.can_serve(units, self.items.ready(name), 1)):
+        is_next = (not found.waiting or kind == MEETING) and (kind == ITEMS or name not in self._granted)
+        if not waits and not (is_next and found.can_serve(units, self.items.ready(name), len(found.waiting) + 1)):
             return 0
         if not found.held and not found.waiting:
             self._names[name] = found
-            self.size_bytes += _size_of(name)
+            self.size_bytes += size_of(name)
         claim = found.waiting[key] = Claim(lease, number, units, self._entry, 0, asked[ASKED.size :])
         self._leases[lease].claims[number] = name
         self._claim_count += 1
-        self.size_bytes += _size_of(name, claim.data)
+        self.size_bytes += size_of(name, claim.data)
         self.grant(name)
         if key in found.held:
             return found.held[key].fence
@@ -335,7 +333,7 @@ class Holds:
         text, number, *_ = ASKED.unpack_from(asked)
         if self.claim_of(name, text.decode(), number) is not None:
             return 0
-        return _size_of(name, asked[ASKED.size :]) + (0 if name in self._names else _size_of(name))
+        return size_of(name, asked[ASKED.size :]) + (0 if name in self._names else size_of(name))
 
     def release(self, name: str, lease: str, number: int, is_failure: bool = True) -> bool:
         """Have no such claim, held or waiting; whether there was one.
@@ -351,11 +349,18 @@ class Holds:
         return True
 
     def is_held(self, name: str, fence: int) -> bool:
-        """Whether the grant of that fence is held, or the item of that name was handed out so often, and is."""
+        """Whether the grant of that fence is held, or the item of that name was handed out so often, and is.
+
+        A name that is claimed may be that of an item, too.  A fence that `is_shared` shows of nobody that he holds it.
+        """
         found = self._names.get(name)
-        if found is None:
-            return self.items.is_taken(name, fence)
-        return any(claim.fence == fence for claim in found.held.values())
+        is_granted = found is not None and found.kind == UNITS and _has_fence(found, fence)
+        return is_granted or self.items.is_taken(name, fence)
+
+    def is_shared(self, name: str, fence: int) -> bool:
+        """Whether that was granted of a queue or a meeting, and is held: others may have been granted some by it."""
+        found = self._names.get(name)
+        return found is not None and found.kind != UNITS and _has_fence(found, fence)
 
     def claims(self, name: str) -> list[Claim]:
         """All claims on a name, who holds first, then who waits, in the order in which they came to."""
@@ -391,7 +396,7 @@ class Holds:
             claim = found.waiting.pop(key)
         del self._leases[lease].claims[number]
         self._claim_count -= 1
-        self.size_bytes -= _size_of(name, claim.data)
+        self.size_bytes -= size_of(name, claim.data)
         self.changed.append((name, lease, number))
         return claim
 
@@ -414,7 +419,7 @@ class Holds:
             self._grantable.pop(name, None)
         if not found.held and not found.waiting:
             del self._names[name]
-            self.size_bytes -= _size_of(name)
+            self.size_bytes -= size_of(name)
 
 
 def checked(frozen: Frozen, index: int) -> str | None:
@@ -451,5 +456,10 @@ def numbers_of(kept: bytes) -> tuple[int, frozenset[int]]:
     return placed, frozenset(struct.unpack_from(f">{(len(kept) - KEPT.size) // NUMBER.size}Q", kept, KEPT.size))
 
 
-def _size_of(name: str, data: bytes = b"") -> int:
+def _has_fence(found: _Name, fence: int) -> bool:
+    return any(claim.fence == fence for claim in found.held.values())
+
+
+def size_of(name: str, data: bytes = b"") -> int:
+    """What a claim on that name takes in memory that says so much, or the name."""
     return CLAIM_BYTES + len(name) + len(data)

@@ -37,7 +37,7 @@ from typing import Protocol
 
 from raftsvc.addresses import canonical_addr, same_addr
 from raftsvc.errors import ConfigurationError, Rejected
-from raftsvc.kv.items import MAX_TRIES
+from raftsvc.kv.items import DEAD, MAX_TRIES
 
 MAX_KEY_BYTES = 1024
 """Of the UTF-8 form of a key, or of an address in the allowed list."""
@@ -82,7 +82,8 @@ ASKED_OF_LIMIT = struct.Struct(">QQQ")
 """What an ADMIT says: n, in how many milliseconds, and how many of them this is."""
 MAX_LIMIT = 10**6
 MAX_QUEUE_BYTES = MAX_KEY_BYTES - 32
-"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer."""
+"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer; that one may be,
+by what it has at its end, where its items are tried for ever."""
 MAX_CLAIM_DATA = 1024
 """Of what a claim says of who has it."""
 MAX_UNITS = 2**31 - 1
@@ -191,6 +192,8 @@ def if_held(held: Held) -> Condition:
     """That is held, by the grant that it has now: a lock, a `Hold`, or whatever else has a `name` and a `fence`.
 
     What comes with this condition takes no effect once another may hold it, however long this process was frozen.
+    Of what `KeyValue.take` returns it is the item that is held, and not the `Hold`; of a meeting (`together`) nothing
+    is, for all of a round have one fence: with these the transaction raises LostError.
     """
     name, fence = getattr(held, "name", None), getattr(held, "fence", None)
     if not isinstance(name, str) or not isinstance(fence, int) or isinstance(fence, bool) or not 0 <= fence < 2**64:
@@ -290,7 +293,9 @@ def max_state_bytes(size_bytes: int | None) -> Effect:
     The limit is the cluster's, wherever it is set.  What counts is each key and value, and 100 bytes more
     for each, about what they take in memory; see `KeyValueState.report`.  Over it what deletes,
     shrinks or replaces by something no larger goes on, as do TTLs, which take about as
-    much as the key again and do not count, and the list of who may join.
+    much as the key again and do not count, and the list of who may join.  So does work at queues: an item
+    is handed out whatever that takes, about 900 bytes until it is done, and 256 KiB more may be taken by leases and by
+    those who wait for items.
     """
     if size_bytes is None:
         return Effect(Code.LIMIT, MAX_STATE_BYTES, SIZE.pack(0))
@@ -343,7 +348,7 @@ def put(queue: str, value: bytes | bytearray | memoryview, max_tries: int | None
         if not isinstance(max_tries, int) or isinstance(max_tries, bool) or not 0 < max_tries <= MAX_TRIES:
             raise ConfigurationError(f"max_tries is from 1 to {MAX_TRIES}, or None, not {max_tries!r:.100}")
         tries = max_tries
-    return Effect(Code.PUT, checked_queue(queue), TRIES.pack(tries) + _checked_value(value))
+    return Effect(Code.PUT, checked_queue(queue, tries), TRIES.pack(tries) + _checked_value(value))
 
 
 def ack(queue: str, lease: str, number: int) -> Effect:
@@ -362,11 +367,20 @@ def admit(name: str, n: int, per_ms: int, cost: int = 1) -> Effect:
     return Effect(Code.ADMIT, checked_key(name), ASKED_OF_LIMIT.pack(n, per_ms, cost))
 
 
-def checked_queue(name: str) -> str:
-    """The name, if it can be one of a queue; raises TypeError or ValueError."""
-    if len(checked_key(name).encode()) > MAX_QUEUE_BYTES:
-        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {len(name.encode())}")
+def checked_queue(name: str, max_tries: int = 0) -> str:
+    """The name, if it can be one of a queue; raises TypeError or ValueError.
+
+    max_tries: of what is put into it; 0: it is tried for ever, as is what only is taken out.
+    """
+    size_bytes = len(checked_key(name).encode())
+    if size_bytes > _most_queue_bytes(name, max_tries):
+        raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {size_bytes}")
     return name
+
+
+def _most_queue_bytes(name: str, max_tries: int) -> int:
+    """There is room for the name of the dead of each queue whose items can die."""
+    return MAX_QUEUE_BYTES + (len(DEAD) if not max_tries and name.endswith(DEAD) else 0)
 
 
 def ttl_ms_of(ttl: float | None) -> int:
@@ -532,7 +546,8 @@ def _check_content(code: int, key: str, data: bytes) -> None:
     elif code == SET_LEASED:
         lease = data[:LEASE_DIGITS]
     elif code == PUT:
-        if len(data) < TRIES.size or len(key.encode()) > MAX_QUEUE_BYTES:
+        max_tries = TRIES.unpack_from(data)[0] if len(data) >= TRIES.size else MAX_TRIES
+        if len(data) < TRIES.size or len(key.encode()) > _most_queue_bytes(key, max_tries):
             raise Rejected("not a transaction: an item is cut short, or of a queue with too long a name")
         return
     elif code == ADMIT:
@@ -571,6 +586,9 @@ def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
     return data[start:stop], ttl_ms, stop
 
 
+SHARED = 1
+"""The version in the refusal of an IF_HELD by whose fence several may hold some of a queue or a meeting; else it is 0.
+"""
 _CONFLICT = re.compile(r"condition (\d+) does not hold: (\d+)")
 
 

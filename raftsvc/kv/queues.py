@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from raftsvc.kv.holds import Holds
+from raftsvc.kv.holds import Holds, size_of
 from raftsvc.kv.items import ITEM_BYTES, name_of, unpacked
 
 
@@ -54,6 +54,15 @@ def item_of(holds: Holds, queue: str, lease: str, number: int) -> Item | None:
     data, version = holds.items.get(queue, claim.item)
     _, failures, fence = unpacked(version)
     return Item(name_of(queue, claim.item), claim.item, data, failures + 1, fence)
+
+
+def freed_bytes(holds: Holds, queue: str, lease: str, number: int) -> int:
+    """How much smaller all is at least once who has an item by that claim is done with it."""
+    claim = holds.claim_of(queue, lease, number)
+    if claim is None or not claim.item:
+        return 0
+    data, _ = holds.items.get(queue, claim.item)
+    return growth_bytes(queue, data) + size_of(queue, claim.data)
 
 
 def growth_bytes(queue: str, data: bytes) -> int:

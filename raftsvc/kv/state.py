@@ -8,7 +8,8 @@ due by its time is gone.  Until such an entry was applied here a key that is due
 
 Invariants:
 - A transaction takes effect within one hold of the lock, and reads take the same
-  lock, or a frozen view made under it: nobody sees half of one.  What expires goes one key after another.
+  lock, or a frozen view made under it: nobody sees half of one.  What expires goes one key after another, and so does
+  what a lease has that is ended.
 - What an entry changes, by one instruction or by several, is in the history once all of it was applied.
 - The main thread never holds the lock (`raftsvc.mainthread`), and nobody waits for it in a
   forked child, where whoever held it at the fork is no more.
@@ -192,7 +193,15 @@ class KeyValueState(BaseState):
             if index != self._entry:
                 self._turn_to(index)
             answer = cast("int", content.transact(conditions, effects, index, time_ms))
-            self._applied_index = index
+        if content.ending:  # some under each hold of the lock, as with what expires
+            is_more = True
+            while is_more:
+                with self._lock:
+                    is_more = content.end_some()
+                give_way()
+            with self._lock:
+                content.runs.leave(holds, time_ms)
+        self._applied_index = index
         return answer
 
     def _follow(self, data: bytes, index: int, time_ms: int) -> int:

@@ -62,6 +62,40 @@ def test_a_lease_that_is_kept_keeps_its_keys_and_one_that_is_revoked_does_not(lo
     assert log.at(10_001, instructions.end_lease(A)) is False
 
 
+class CountingLock:
+    """Notes how many keys there are whenever it is let go of."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.counts: list[int] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.counts.append(len(self.state._content.keys))
+
+
+@pytest.mark.pure  # compiled, it takes no other lock
+@pytest.mark.parametrize("is_revoked", [True, False])
+def test_readers_get_their_turn_while_the_keys_of_a_lease_go(log: Log, is_revoked: bool) -> None:
+    for start in range(0, 2_000, 500):
+        log.at(0, *(leased(f"{number:05}", A) for number in range(start, start + 500)))
+    log.at(0, claimed(A))
+    log.at(0, claimed(B))
+    state: Any = log.state
+    lock = state._lock = CountingLock(state)
+    if is_revoked:
+        assert log.at(0, instructions.end_lease(A)) is True
+    else:
+        log.at(9_000, instructions.keep_lease(B, 0, [1]))
+        log.pulse(10_001)
+    assert lock.counts[-1] == 0
+    steps = [before - after for before, after in zip([2_000, *lock.counts], lock.counts, strict=False)]
+    assert max(steps) <= 256
+    assert log.holders() == [(B, log.index)], "and once they are gone others have what it held"
+
+
 def test_nothing_is_written_with_a_lease_that_is_over(log: Log) -> None:
     log.at(0, instructions.end_lease(A))
     before = log.state.snapshot()[0]

@@ -13,7 +13,7 @@ from raftsvc.kv.instructions import ITEMS, MEETING, Code, Effect
 from raftsvc.kv.items import DEAD, name_of
 from raftsvc.kv.queues import Item
 from raftsvc.kv.snapshots import MalformedSnapshotError
-from tests.kv.test_holds import LEASES, A, B, C, Log, held, log, opened
+from tests.kv.test_holds import LEASES, A, B, C, Log, claimed, held, log, opened
 
 __all__ = ["log"]
 MANY = 2**31 - 1
@@ -148,6 +148,17 @@ def test_a_renewal_that_does_not_name_it_gives_it_back_and_counts_no_try(log: Lo
     assert (item.tries, item.fence) == (1, 2), "nobody had asked for it any more, and it was handed out"
 
 
+def test_a_lease_that_is_ended_gives_it_back_and_counts_no_try(log: Log) -> None:
+    log.at(0, put(b"1", max_tries=1))
+    log.at(0, get(A))
+    log.at(0, instructions.end_lease(A))
+    assert log.state.item_counts(Q) == (1, 0)
+    log.at(0, get(B))
+    item = item_of(log, B)
+    assert item is not None
+    assert (item.tries, item.fence) == (1, 2), "nothing was wanted under it any more"
+
+
 def test_what_came_back_too_often_is_put_aside(log: Log) -> None:
     log.at(0, get(C, 9, Q + DEAD))
     log.at(0, put(b"bad", max_tries=2), put(b"good"))
@@ -169,6 +180,23 @@ def test_what_came_back_too_often_is_put_aside(log: Log) -> None:
     assert log.state.report()["items"] == 1
 
 
+def test_the_dead_of_a_queue_with_the_longest_name_are_taken_and_put_back(log: Log) -> None:
+    longest = "x" * instructions.MAX_QUEUE_BYTES
+    log.at(0, put(b"1", 1, longest))
+    log.at(0, get(A, 1, instructions.checked_queue(longest)))
+    log.at(0, nack(A, 1, longest))
+    dead = longest + DEAD
+    log.at(0, get(A, 2, instructions.checked_queue(dead)))
+    assert value_of(log, A, 2, dead) == b"1"
+    assert log.at(0, put(b"2", None, dead), ack(A, 2, dead)) == log.index
+    assert log.at(0, Effect(Code.PUT, dead, b"\0\1")) == (
+        "not a transaction: an item is cut short, or of a queue with too long a name"
+    ), "what could die has to have room for that"
+    for attempt in (lambda: put(b"3", 1, dead), lambda: get(A, 3, instructions.checked_queue("x" + longest))):
+        with pytest.raises(ValueError, match="at most 992"):
+            attempt()
+
+
 def test_the_last_try_may_end_with_a_lease(log: Log) -> None:
     log.at(0, put(b"bad", max_tries=1))
     log.at(0, get(A))
@@ -177,6 +205,28 @@ def test_the_last_try_may_end_with_a_lease(log: Log) -> None:
     log.pulse(10_001)
     assert value_of(log, B, 1, Q + DEAD) == b"bad"
     assert log.state.item_counts(Q) == (0, 0)
+
+
+def test_what_dies_with_a_lease_has_the_same_ids_after_a_restore(log: Log) -> None:
+    queues = ("queue:z", "queue:a", "queue:m")  # in the order of claims, which is not that of names
+    for number, queue in enumerate(queues, 1):
+        log.at(0, put(b"bad", 1, queue))
+        log.at(0, get(A, number, queue))
+    twin = Log()
+    twin.index = log.index
+    twin.state.restore_snapshot(*log.state.snapshot())
+    for each in (log, twin):
+        each.at(9_000, instructions.keep_lease(B, 0, []))
+        each.pulse(10_001)
+    assert twin.state.snapshot() == log.state.snapshot()
+    for each in (log, twin):
+        ids = []
+        for number, queue in enumerate(queues, 1):
+            each.at(10_001, get(B, number, queue + DEAD))
+            item = item_of(each, B, number, queue + DEAD)
+            assert item is not None
+            ids.append(item.id)
+        assert ids == [14, 15, 16], "by the numbers of the claims"
 
 
 def test_ids_rise_and_are_never_given_again(log: Log) -> None:
@@ -217,6 +267,28 @@ def test_an_item_that_nobody_has_is_held_by_nobody(log: Log) -> None:
     assert log.at(0, kv.if_held(held(name, 1)), kv.set("k", b"")) == "condition 0 does not hold: 0"
 
 
+def test_a_fence_that_several_have_shows_of_nobody_that_he_has_something(log: Log) -> None:
+    log.at(0, put(b"1"), put(b"2"))
+    fences = log.entry(0, [[get(A)], [get(B)]])
+    assert fences == [8, 8], "of the queue"
+    log.at(0, meet(A, 2, size=2))
+    fence = log.at(0, meet(B, 2, size=2))
+    for name, shared in ((Q, 8), ("m", fence)):
+        assert log.at(0, kv.if_held(held(name, shared)), kv.set("k", b"")) == "condition 0 does not hold: 1"
+    for number in (7, 8):
+        assert log.at(0, kv.if_held(held(name_of(Q, number), 1)), kv.set("k", b"")) is True
+
+
+def test_who_claims_the_name_of_an_item_takes_it_from_nobody(log: Log) -> None:
+    log.at(0, put(b"1"))
+    log.at(0, get(A))
+    name = name_of(Q, 7)
+    log.at(0, get(B, 1, name))  # such as a queue for what is said of it
+    log.at(0, claimed(C, 1, name + "/"))
+    assert log.at(0, kv.if_held(held(name, 1)), ack(A)) is True
+    assert log.at(0, kv.if_held(held(name, 1)), ack(A)) == "condition 0 does not hold: 0"
+
+
 def test_a_queue_is_claimed_as_one_and_other_names_are_not(log: Log) -> None:
     log.at(0, get(A))
     assert log.at(0, instructions.claim(Q, B, 1, MANY)) == f"what is claimed has {MANY} units"
@@ -237,6 +309,52 @@ def test_what_stands_in_queues_is_counted_and_given_back(log: Log) -> None:
     log.at(0, get(A))
     log.at(0, ack(A))
     assert log.state.report()["size_bytes"] == empty["size_bytes"]
+
+
+def fill(log: Log) -> int:
+    """Have as many items as there may be; returns how many."""
+    log.at(0, kv.max_state_bytes(20_000))
+    count = 0
+    while isinstance(log.at(0, put(b"x")), int):
+        count += 1
+    assert "the state would have" in log.at(0, kv.set("k", b""))
+    return count
+
+
+def test_a_store_that_is_full_of_work_is_worked_off_by_who_comes_then(log: Log) -> None:
+    count = fill(log)
+    late = "f" * 16
+    assert log.at(0, opened(late)) is True
+    for number in range(1, count + 1):
+        assert log.at(0, get(late, number)) == log.index
+    assert log.at(0, get(late, count + 1)) == 0, "and waits"
+    assert len(log.state.claims(Q)) == count + 1
+    assert "the state would have" in log.at(0, claimed(late, count + 2)), "a lock is no work at a queue"
+    assert [log.at(0, ack(late, number)) for number in range(1, count + 1)] == [True] * count
+    assert isinstance(log.at(0, put(b"1")), int)
+    assert value_of(log, late, count + 1) == b"1"
+
+
+def test_what_is_kept_for_who_waits_at_queues_has_an_end(log: Log) -> None:
+    fill(log)
+    answers = [log.at(0, opened(f"{number:016x}")) for number in range(100, 900)]
+    assert answers[:600] == [True] * 600
+    assert "the state would have" in answers[-1]
+    assert "the state would have" in log.at(0, get(A, 1, "queue:empty"))
+    assert log.at(0, get(A, 2)) == log.index, "there is an item, and room once that is done"
+
+
+def test_what_an_item_leaves_free_is_room_for_what_is_done_with_it(log: Log) -> None:
+    first = log.index + 1
+    fill(log)
+    log.at(0, get(A))
+    by_holder = kv.if_held(held(name_of(Q, first + 1), 1))
+    before = log.state.snapshot()[0]
+    assert "the state would have" in log.at(0, by_holder, ack(A), ack(A), kv.set("sent", bytes(800))), "it frees once"
+    assert "the state would have" in log.at(0, ack(B), kv.set("sent", b"")), "there is nothing that this ends"
+    assert log.state.snapshot()[0] == before
+    assert log.at(0, by_holder, ack(A), kv.set("sent", bytes(400))) is True
+    assert log.at(0, ack(A)) is False
 
 
 @pytest.mark.parametrize(
@@ -271,6 +389,21 @@ def test_a_meeting_begins_for_all_at_once(log: Log) -> None:
     assert log.at(0, meet(C)) == log.index
     assert rounds(log) == [log.index] * 3
     assert log.at(0, meet(LEASES[3])) == 0, "the next round"
+
+
+def test_who_does_not_wait_may_be_the_last_who_was_missing(log: Log) -> None:
+    def at_once(lease: str, number: int) -> Effect:
+        return instructions.claim("m", lease, number, 3, waits=False, kind=MEETING)
+
+    log.at(0, meet(A))
+    assert log.at(0, at_once(B, 1)) == 0
+    log.at(0, meet(B, 2))
+    assert log.at(0, at_once(C, 1)) == log.index
+    assert rounds(log) == [log.index] * 3
+    answers = log.entry(0, [[meet(A, 5)], [meet(B, 5)], [at_once(C, 5)], [at_once(C, 6)]])
+    assert answers == [0, 0, log.index, 0]
+    answers = log.entry(0, [[meet(A, number)] for number in (7, 8, 9, 10, 11)] + [[at_once(C, 7)]])
+    assert answers == [0, 0, log.index, 0, 0, 0], "two rounds do not begin in one entry"
 
 
 def test_who_gave_up_is_not_counted(log: Log) -> None:

@@ -3,8 +3,8 @@
     python -m raftsvc.testing --workload tests.testing.recipes:RecipesWorkload --seeds 100
 
 What must hold is checked by each replica, after each instruction, and across all of them: no item is lost, there twice,
-or handed out after it was acknowledged, nobody has one that another has, a key is there as long as its lease and no
-longer, and no stretch of log time has more than a limit allows.
+or handed out after it was acknowledged, nobody has one that another has, all know each by the same id, a key is there
+as long as its lease and no longer, and no stretch of log time has more than a limit allows.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Course:
         self.put: dict[bytes, Place] = {}
         self.done: dict[bytes, Place] = {}
         self.handed_out: dict[tuple[str, int], tuple[str, str, int]] = {}
+        self.names: dict[Place, dict[bytes, str]] = {}
         self.admitted: dict[str, dict[Place, tuple[int, bool]]] = {}
         self.allowed: dict[str, list[int]] = {}
 
@@ -55,6 +56,10 @@ class Course:
     def note_handed_out(self, item: str, fence: int, owner: tuple[str, str, int]) -> None:
         if self.handed_out.setdefault((item, fence), owner) != owner:
             raise Violation(f"queues: {item} was handed out to two by the fence {fence}")
+
+    def note_names(self, place: Place, names: dict[bytes, str]) -> None:
+        if self.names.setdefault(place, names) != names:
+            raise Violation(f"queues: two replicas have items of other names at {place}")
 
     def note_admitted(self, name: str, place: Place, time_ms: int, allowed: bool) -> None:
         seen = self.admitted.setdefault(name, {})
@@ -153,9 +158,12 @@ class CourseState(CheckedState):
             self.expected = self.course.there(place)
         expected = self.expected
         is_close = len(self._content.holds.items) != len(expected) or place[0] % 8 == 0
-        there = set(self.values()) if is_close else expected
+        names = self.values() if is_close else {}
+        there = set(names) if is_close else expected
         if there != expected:
             raise Violation(f"queues: {expected - there} are lost, and {there - expected} are back, at {place}")
+        if is_close:
+            self.course.note_names(place, names)
         for queue in EVERY:
             items: set[int] = set()
             for claim in self.claims(queue):
