@@ -521,7 +521,7 @@ class Keeper:
                 return True
             except (OutcomeUnknown, NotApplied) as error:
                 is_over = attempt.left <= 0
-                if not _may_pass(error) or self._cluster.over() is not None:
+                if not may_pass(error) or self._cluster.over() is not None:
                     raise
                 if is_over and isinstance(error, NotApplied):
                     raise
@@ -726,7 +726,7 @@ class Keeper:
         return True
 
 
-def _may_pass(error: RaftError) -> bool:
+def may_pass(error: RaftError) -> bool:
     """Whether it is worth asking again."""
     return isinstance(error, (OutcomeUnknown, OverloadedError, UninitializedError, ReadTimeoutError)) or (
         type(error) is NotApplied

@@ -210,6 +210,107 @@ def test_the_end_of_a_with_says_that_it_is_done_as_long_as_it_takes(
     assert len(queue) == 0
 
 
+def test_the_end_of_a_with_says_that_it_was_handed_to_another_meanwhile(lone: kv.KeyValue, clock: Clock) -> None:
+    queue = lone.queue("q", ttl=LONG, within=60.0)
+    queue.put(b"1")
+    with pytest.raises(kv.LostError), taken(queue):
+        clock.move(61.0)
+        lone._holding().keeper()._signal.set()  # type: ignore[attr-defined]  # whose clock moved by hand
+        eventually(lambda: queue.counts() == (1, 0), "it to be given back by the process")
+    assert queue.counts() == (1, 0)
+    with taken(queue) as item:
+        item.nack()
+    assert queue.counts() == (1, 0), "who gave it back himself is told nothing"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_done"),
+    [
+        (raftsvc.OutcomeUnknown("nobody answered"), False),
+        (raftsvc.OutcomeUnknown("nobody answered"), True),
+        (raftsvc.NotApplied("no leader"), False),
+    ],
+)
+def test_the_end_of_a_with_asks_what_was_asked_before_and_not_heard_of(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch, error: raftsvc.RaftError, is_done: bool
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    propose, failures = lone.service.propose, [error]
+
+    def sometimes(instruction: bytes, timeout: float = 10.0) -> Any:
+        if failures and b"sent/7" in instruction:
+            if is_done:
+                propose(instruction, timeout)
+            raise failures.pop()
+        return propose(instruction, timeout)
+
+    with taken(queue) as item:
+        monkeypatch.setattr(lone.service, "propose", sometimes)
+        with pytest.raises(type(error)):
+            item.ack(kv.incr("sent/7"))
+    assert len(queue) == 0
+    assert lone["sent/7"] == b"1"
+
+
+def test_nobody_is_told_that_it_is_done_who_asked_for_two_things(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    item = taken(queue)
+    propose, are_done = lone.service.propose, [False, True]
+
+    def unheard(instruction: bytes, timeout: float = 10.0) -> Any:
+        if are_done:
+            if are_done.pop():
+                propose(instruction, timeout)
+            raise raftsvc.OutcomeUnknown("nobody answered")
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(lone.service, "propose", unheard)
+    for key in ("first", "second"):
+        with pytest.raises(raftsvc.OutcomeUnknown):
+            item.ack(kv.incr(key))
+    with pytest.raises(kv.LostError):
+        item.ack(kv.incr("second"))  # since it was the first that was done
+    assert lone.get("second") is None
+
+
+def test_the_end_of_a_with_does_not_ask_again_for_what_does_not_pass(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    propose, asked = lone.service.propose, []
+
+    def fails(instruction: bytes, timeout: float = 10.0) -> Any:
+        if b"queue:q/" in instruction:
+            asked.append(instruction)
+            raise raftsvc.NodeFailedError("its disk is gone")
+        return propose(instruction, timeout)
+
+    with pytest.raises(raftsvc.NodeFailedError), taken(queue) as item:
+        threading.Timer(5.0, item.lost.set).start()  # to be told of one who asks for ever
+        monkeypatch.setattr(lone.service, "propose", fails)
+    assert len(asked) == 1
+
+
+def test_work_that_ends_while_the_service_stops_is_acknowledged(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    staying.queue("q").put(b"1", timeout=PATIENCE)
+    item = taken(stopping.queue("q", ttl=LONG))
+
+    def work() -> None:
+        with item:
+            assert item.lost.wait(PATIENCE)  # the work ends in the second that is left
+
+    done = in_background(work)
+    members[1].service.stop()
+    done()
+    assert staying.queue("q").counts(PATIENCE) == (0, 0)
+
+
 def test_what_somebody_has_for_too_long_is_handed_to_another_by_his_own_process(
     lone: kv.KeyValue, clock: Clock
 ) -> None:
