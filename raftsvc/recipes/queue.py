@@ -163,7 +163,7 @@ class Item:
         self.ensure_held()
         if instructions.ttl_ms_of(within) == 0:
             raise ConfigurationError("an item is extended by some seconds, of which None is none")
-        self._hold.lost.limit(within)
+        self._hold.limit(within)
 
     def ack(self, *operations: Operation, timeout: float = 10.0) -> None:
         """It is done, and gone.

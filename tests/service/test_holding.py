@@ -247,6 +247,16 @@ def test_a_renewal_counts_from_when_it_was_first_asked_for(
     assert hold.lease.remaining == pytest.approx(0.4 * LONG)
 
 
+def test_of_two_renewals_the_one_counts_that_was_asked_for_later(lone: kv.KeyValue, clock: Clock) -> None:
+    lease = lone.lease(LONG)._kept
+    earlier = clock.read()
+    clock.move(LONG / 3)
+    lease.refresh(PATIENCE)
+    remaining = lease.remaining
+    lease._note(earlier)  # of another thread, whose answer came later
+    assert lease.remaining == remaining
+
+
 def test_it_is_renewed_as_long_as_the_process_is_heard(stores: list[kv.KeyValue]) -> None:
     with stores[0].lock("x", ttl=1.0) as lock:
         began = time.monotonic()
@@ -328,6 +338,22 @@ def test_who_waits_is_told_that_the_node_stopped(members: list[Member]) -> None:
         with pytest.raises(raftsvc.StoppedError):
             result()
         waiting(store_of(members[0]), "lock:x", 0)
+
+
+def test_who_waited_in_a_process_that_stopped_stands_in_nobody_s_way(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    used = stopping.claim("used", ttl=LONG)
+    assert used is not None
+    first = staying.claim("x", ttl=LONG)
+    assert first is not None
+    waiter = in_background(lambda: stopping.claim("x", ttl=LONG))
+    waiting(staying, "x", 1)
+    members[1].service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        waiter()
+    assert first.release(PATIENCE)
+    assert staying.claim("x", ttl=LONG, timeout=PATIENCE) is not None
+    assert staying.claim("used", ttl=LONG, timeout=0.05) is None, "whoever used it may use it still"
 
 
 def test_what_is_to_be_called_before_the_service_stops_is_called_once_while_it_works(

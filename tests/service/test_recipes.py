@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import signal
 import textwrap
 import threading
 import time
@@ -373,6 +374,67 @@ def test_who_waits_for_an_item_is_told_that_the_node_stopped(members: list[Membe
         getting()
 
 
+def test_nothing_is_handed_out_to_who_waited_in_a_process_that_stopped(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    queue = stopping.queue("q", ttl=LONG)
+    staying.queue("q").put(b"busy", timeout=PATIENCE)
+    busy = taken(queue)  # and somebody is at work at it for longer than a stop waits
+    getting = in_background(queue.get)
+    waiting(staying, "queue:q", 1)
+    members[1].service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        getting()
+    claims = staying.claims("queue:q", PATIENCE)
+    assert [claim.fence for claim in claims] == [busy._hold.fence]
+    staying.queue("q", max_tries=1).put(b"new", timeout=PATIENCE)
+    got = taken(staying.queue("q", ttl=LONG))
+    assert (got.value, got.tries) == (b"new", 1)
+    assert staying.queue("q").counts(PATIENCE) == (0, 2), "whoever works at the other may do so still"
+
+
+def test_who_extends_his_time_by_little_has_it_for_no_longer(lone: kv.KeyValue) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    item = taken(queue)
+    index = lone.service.status()["last_index"]
+    assert not threading.Event().wait(0.5), "the thread waits for what is due later"
+    assert lone.service.status()["last_index"] == index
+    item.extend(0.2)
+    eventually(lambda: queue.counts() == (1, 0), "it to be given back")
+    assert item.lost.is_set()
+
+
+def test_an_interrupt_between_two_steps_leaves_no_item_with_nobody(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    limit = leases.Lost.limit
+
+    def interrupt(lost: leases.Lost, seconds: float | None) -> None:
+        limit(lost, seconds)
+        interrupted.append(True)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    interrupted: list[bool] = []
+
+    def raise_it(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.main_thread().ident
+    assert main is not None
+    monkeypatch.setattr(leases.Lost, "limit", interrupt)
+    former = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            queue.get(timeout=PATIENCE)
+            assert not threading.Event().wait(PATIENCE), "it is interrupted here at the latest"
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert interrupted
+    eventually(lambda: queue.counts() == (1, 0), "it to be given back")
+
+
 def test_a_queue_is_iterated_without_end(lone: kv.KeyValue) -> None:
     queue = lone.queue("q", ttl=LONG)
     assert queue.put_many([b"1", b"2"]) == [queue.put(b"3") - 2, queue.put(b"4") - 2]
@@ -485,6 +547,29 @@ def test_a_lease_that_is_revoked_leaves_no_thread_behind(lone: kv.KeyValue) -> N
     eventually(is_gone, "who keeps leases to end")
     with lone.lease(LONG):
         assert not is_gone()
+
+
+def test_of_many_leases_that_which_ends_first_is_renewed_first_and_what_locks_need_in_between(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = lone.claim("x", ttl=1.5 * LONG)
+    assert lock is not None
+    own = [lone.lease(ttl * LONG) for ttl in (1.2, 1.0, 1.1)]
+    propose = lone._holding().propose  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def slowly(instruction: bytes, timeout: float) -> Any:
+        if not asked:
+            clock.move(0.15 * LONG)  # the first renewal takes so long that the lock's is due
+        asked.extend([key for _, key, *_ in leases.instructions.decode(instruction)[1]])
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(lone._holding(), "propose", slowly)
+    clock.move(0.42 * LONG)
+    lone._holding().keeper().wake()  # type: ignore[attr-defined]  # whose clock moved by hand
+    eventually(lambda: len(asked) == 4, "all to be renewed")
+    assert asked == [own[1].id, lock.lease.id, own[2].id, own[0].id]
+    assert not lock.lost.is_set()
 
 
 # -- counters
@@ -617,6 +702,30 @@ def test_who_does_not_wait_any_longer_is_not_waited_for(stores: list[kv.KeyValue
     second.lost.set()
     with pytest.raises(kv.LostError):
         second.leave(PATIENCE)
+
+
+def test_the_end_of_a_meeting_is_waited_for_though_nobody_can_be_asked(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = in_background(lambda: lone.meeting("round", 2, ttl=LONG).enter(PATIENCE))
+    waiting(lone, "meeting:round", 1)
+    second = lone.meeting("round", 2, ttl=LONG).enter(PATIENCE)
+    claims, unheard = lone.claims, [True, True]
+
+    def nobody_leads(name: str, timeout: float = 5.0) -> Any:
+        if unheard:
+            unheard.pop()
+            raise raftsvc.ReadTimeoutError("nobody leads")
+        return claims(name, timeout)
+
+    monkeypatch.setattr(lone, "claims", nobody_leads)
+    leaving = in_background(second.leave)
+    eventually(lambda: not unheard, "it to be asked again")
+    assert first().leave(PATIENCE) is True
+    assert leaving() is True
+    unheard += [True] * 100
+    alone = in_background(lambda: lone.meeting("alone", 1, ttl=LONG).enter(PATIENCE))()
+    assert alone.leave(0.05) is False, "nobody says who is left"
 
 
 def test_all_of_a_meeting_say_the_same_size(lone: kv.KeyValue) -> None:
