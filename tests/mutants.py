@@ -1482,6 +1482,20 @@ MUTANTS = (
         test="service/test_holding.py::test_who_stops_gives_back_at_once_what_is_let_go_and_keeps_what_is_not",
     ),
     Mutant(
+        "what is given up as a node stops is granted something",
+        "kv/leases.py",
+        "    return not lease.has_given_up or (left > 0 and",
+        "    return True or (left > 0 and",
+        test="service/test_recipes.py::test_nothing_is_handed_out_to_who_waited_in_a_process_that_stopped",
+    ),
+    Mutant(
+        "the end of a with acknowledges without what was asked to be done with it",
+        "recipes/queue.py",
+        "                return self.ack(*self._wanted)\n",
+        "                return self.ack()\n",
+        test="service/test_recipes.py::test_the_end_of_a_with_asks_what_was_asked_before_and_not_heard_of",
+    ),
+    Mutant(
         "a listing shows half of an entry",
         "kv/state.py",
         "            index = self._complete\n        return _undone(",

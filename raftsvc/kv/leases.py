@@ -371,10 +371,11 @@ class Wish(NamedTuple):
 class _Attempt:
     """A claim that somebody waits for, as long as he does."""
 
-    __slots__ = ("_ends_at", "hold", "is_answered", "is_wanted", "wish")
+    __slots__ = ("_cluster", "_ends_at", "hold", "is_answered", "is_wanted", "wish")
 
-    def __init__(self, wish: Wish, ends_at: float) -> None:
+    def __init__(self, cluster: Access, wish: Wish, ends_at: float) -> None:
         self.wish = wish
+        self._cluster = cluster
         self.is_wanted = True
         self.is_answered = False
         self.hold: Hold | None = None
@@ -384,6 +385,68 @@ class _Attempt:
     def left(self) -> float:
         """In seconds; infinite if he waits for however long it takes."""
         return self._ends_at - time.monotonic()
+
+    def retry(self, ask: Callable[[float], object]) -> bool:
+        """Ask again as long as nobody answers and it is wanted; False: not in time.  Raises what does not pass."""
+        while self.is_wanted:
+            left = self.left
+            try:
+                ask(max(min(left, _CALL_SECONDS), 0.0))
+                return True
+            except (OutcomeUnknown, NotApplied) as error:
+                is_over = self.left <= 0
+                if not may_pass(error) or self._cluster.over() is not None:
+                    raise
+                if is_over and isinstance(error, NotApplied):
+                    raise
+                if is_over:
+                    return False
+            time.sleep(max(min(_PAUSE_SECONDS, self.left), 0.0))
+        return False
+
+    def place(self, hold: Hold, effect: Effect) -> int | None:
+        """Place a claim, under its number however often it is asked; None if its lease is over."""
+        fence: int | None = 0
+        self.is_answered = False
+
+        def ask(timeout: float) -> None:
+            nonlocal fence
+            answer = self._cluster.propose(encode([effect]), timeout).answer
+            fence = int(answer) if isinstance(answer, int) else 0
+            self.is_answered = True
+
+        try:
+            self.retry(ask)
+        except Rejected as rejected:
+            if instructions.read_no_lease(rejected.reason) is None:
+                raise
+            hold.lease.end()
+            return None
+        return fence
+
+    def wait_for(self, hold: Hold) -> int | None:
+        """The fence once it is granted, 0 if it was not in time, None: it is gone."""
+        try:
+            while self.is_wanted:
+                hold.signal.arm()
+                if hold.lost.is_set():
+                    return None
+                left = self.left
+                with suppress(ReadTimeoutError):
+                    seconds = max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
+                    fence = self._cluster.fence_of(hold.place, hold.signal, seconds)
+                    if fence != 0:
+                        return fence
+                error = self._cluster.over()
+                if error is not None:
+                    raise error
+                if left <= 0:
+                    break
+                if self.is_wanted:
+                    hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
+            return 0
+        finally:
+            self._cluster.leave(hold.place, hold.signal)
 
 
 class Keeper:
@@ -406,7 +469,7 @@ class Keeper:
 
         The main thread has another do it: if it is interrupted, nobody wants what that one gets.
         """
-        attempt = _Attempt(wish, ends_at)
+        attempt = _Attempt(self._cluster, wish, ends_at)
         return self._have(attempt, partial(self._claim, attempt))
 
     def _have(self, attempt: _Attempt, ask: Callable[[], T]) -> T:
@@ -433,9 +496,9 @@ class Keeper:
             terms = wish.size, wish.units, wish.data
             effect = instructions.claim(*hold.place, *terms, waits=wish.waits, kind=wish.kind)
             try:
-                fence = self._place(attempt, hold, effect)
+                fence = attempt.place(hold, effect)
                 if fence == 0 and wish.waits:
-                    fence = self._await(attempt, hold)
+                    fence = attempt.wait_for(hold)
             except BaseException:
                 self._give_up(hold)
                 raise
@@ -478,7 +541,7 @@ class Keeper:
 
         The main thread has another do all of it, as with `claim`.
         """
-        attempt = _Attempt(wish, ends_at)
+        attempt = _Attempt(self._cluster, wish, ends_at)
         return self._have(attempt, partial(self._take, attempt, within))
 
     def _take(self, attempt: _Attempt, within: float | None) -> tuple[Hold, Item] | None:
@@ -511,7 +574,7 @@ class Keeper:
             finally:
                 self._opening.release()
 
-        while found is None and self._retry(ask, attempt):
+        while found is None and attempt.retry(ask):
             pass  # one that was opened and lost at once: another
         return found
 
@@ -538,68 +601,6 @@ class Keeper:
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoppedError("this Service is being stopped: nothing is claimed here any more")
-
-    def _retry(self, ask: Callable[[float], object], attempt: _Attempt) -> bool:
-        """Ask again as long as nobody answers and it is wanted; False: not in time.  Raises what does not pass."""
-        while attempt.is_wanted:
-            left = attempt.left
-            try:
-                ask(max(min(left, _CALL_SECONDS), 0.0))
-                return True
-            except (OutcomeUnknown, NotApplied) as error:
-                is_over = attempt.left <= 0
-                if not may_pass(error) or self._cluster.over() is not None:
-                    raise
-                if is_over and isinstance(error, NotApplied):
-                    raise
-                if is_over:
-                    return False
-            time.sleep(max(min(_PAUSE_SECONDS, attempt.left), 0.0))
-        return False
-
-    def _place(self, attempt: _Attempt, hold: Hold, effect: Effect) -> int | None:
-        """Place a claim, under its number however often it is asked; None if its lease is over."""
-        fence: int | None = 0
-        attempt.is_answered = False
-
-        def ask(timeout: float) -> None:
-            nonlocal fence
-            answer = self._cluster.propose(encode([effect]), timeout).answer
-            fence = int(answer) if isinstance(answer, int) else 0
-            attempt.is_answered = True
-
-        try:
-            self._retry(ask, attempt)
-        except Rejected as rejected:
-            if instructions.read_no_lease(rejected.reason) is None:
-                raise
-            hold.lease.end()
-            return None
-        return fence
-
-    def _await(self, attempt: _Attempt, hold: Hold) -> int | None:
-        """The fence once it is granted, 0 if it was not in time, None: it is gone."""
-        try:
-            while attempt.is_wanted:
-                hold.signal.arm()
-                if hold.lost.is_set():
-                    return None
-                left = attempt.left
-                with suppress(ReadTimeoutError):
-                    seconds = max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
-                    fence = self._cluster.fence_of(hold.place, hold.signal, seconds)
-                    if fence != 0:
-                        return fence
-                error = self._cluster.over()
-                if error is not None:
-                    raise error
-                if left <= 0:
-                    break
-                if attempt.is_wanted:
-                    hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
-            return 0
-        finally:
-            self._cluster.leave(hold.place, hold.signal)
 
     # -- letting go
 
@@ -642,7 +643,7 @@ class Keeper:
         self._signal.set()
         ends_at = time.monotonic() + _LEAVE_SECONDS
         while any(lease.wanted for lease in leases) and time.monotonic() < ends_at:
-            told = [self._leave_the_rest(lease, ends_at) for lease in leases if lease.wanted]
+            told = [_leave_the_rest(lease, ends_at) for lease in leases if lease.wanted]
             time.sleep(0.01 if all(told) else _PAUSE_SECONDS)
         ends_at = time.monotonic() + 2 * _LEAVE_SECONDS
         for lease in leases:
@@ -655,15 +656,7 @@ class Keeper:
                     if left > 0:
                         self._cluster.propose(encode([instructions.end_lease(lease.id)]), left)
             else:
-                self._leave_the_rest(lease, ends_at)
-
-    def _leave_the_rest(self, lease: Lease, ends_at: float) -> bool:
-        """Have the cluster know which claims under it are not wanted any more, if there may be some; whether it does.
-
-        Else it would grant them something until the lease runs out.
-        """
-        left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
-        return not lease.has_given_up or (left > 0 and self._try(partial(lease.drop_unwanted, left)))
+                _leave_the_rest(lease, ends_at)
 
     # -- the thread
 
@@ -705,7 +698,7 @@ class Keeper:
             if is_asked:
                 due_at = min(due_at, self._attend_shared())
         for lease, ends_at in list(self._ending.items()):
-            if self._try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
+            if _try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
                 with self._lock:
                     del self._ending[lease]
             else:
@@ -740,7 +733,7 @@ class Keeper:
         return lease.ttl * _RENEW_SHARE
 
     def _renew(self, lease: Lease) -> bool:
-        return self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
+        return _try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
 
     def _attend_own(self, lease: Lease) -> float:
         """As `_attend`, of one that somebody asked for, and has until he revokes it or it is lost."""
@@ -781,15 +774,26 @@ class Keeper:
             self._idle.discard(lease.id)
             return True
 
-    def _try(self, ask: Callable[[], object]) -> bool:
-        try:
-            ask()
-        except LostError:
-            return True
-        except (RaftError, ValueError) as error:
-            logger.debug("a lease, or a claim, was not renewed or ended: %s", error)
-            return isinstance(error, (ForkedError, ConfigurationError, Rejected))
+
+def _try(ask: Callable[[], object]) -> bool:
+    """Whether it was done, or it is not worth asking again."""
+    try:
+        ask()
+    except LostError:
         return True
+    except (RaftError, ValueError) as error:
+        logger.debug("a lease, or a claim, was not renewed or ended: %s", error)
+        return isinstance(error, (ForkedError, ConfigurationError, Rejected))
+    return True
+
+
+def _leave_the_rest(lease: Lease, ends_at: float) -> bool:
+    """Have the cluster know which claims under it are not wanted any more, if there may be some; whether it does.
+
+    Else it would grant them something until the lease runs out.
+    """
+    left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
+    return not lease.has_given_up or (left > 0 and _try(partial(lease.drop_unwanted, left)))
 
 
 def _remaining(lease: Lease) -> float:

@@ -172,7 +172,8 @@ class Item:
                     stored once, however often it was done.
 
         Raises LostError, and nothing is done, if it is another's meanwhile, or was acknowledged; else as
-        `KeyValue.transaction`.  After OutcomeUnknown the same may be asked again as long as it `is_held`.
+        `KeyValue.transaction`.  After OutcomeUnknown the same may be asked again as long as it `is_held`; a LostError
+        that comes later leaves open whether it was done.
         The cluster judges whether it is this one's: so work that ends after it counts as lost here, because the
         Service is being stopped, is acknowledged as long as nobody else was handed it.
         """
@@ -190,8 +191,8 @@ class Item:
             raise
         except LostError as lost:
             # Under a lease that lasts, only what was asked before can have ended it.
-            is_done = self._unknown and all(each == wanted for each in self._unknown)
-            if lost.name != self.name or not is_done or not self.is_held:
+            is_this = bool(self._unknown) and all(each == wanted for each in self._unknown)
+            if lost.name != self.name or not is_this or not self.is_held:
                 raise
         self._is_settled = True
         self._hold.forget()

@@ -392,7 +392,10 @@ def test_nothing_is_handed_out_to_who_waited_in_a_process_that_stopped(members: 
     assert staying.queue("q").counts(PATIENCE) == (0, 2), "whoever works at the other may do so still"
 
 
-def test_who_extends_his_time_by_little_has_it_for_no_longer(lone: kv.KeyValue) -> None:
+def test_who_extends_his_time_by_little_has_it_for_no_longer(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", LONG)
     queue = lone.queue("q", ttl=LONG)
     queue.put(b"1")
     item = taken(queue)
