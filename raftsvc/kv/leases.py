@@ -186,6 +186,8 @@ class Lease:
         self._asked: tuple[int, ...] | None = None  # the clocks, when what was acknowledged last was asked for
         self.has_given_up = False
         """Whether there may be claims under it that are not wanted any more; it is renewed soon, without them."""
+        self.has_unheard = False
+        """Whether one of them may be placed by an entry that was not known of here when it was given up."""
         self._is_over = False  # never taken back, so whoever finds that it is may say so without a lock
 
     @property
@@ -255,7 +257,7 @@ class Lease:
 
     def _keep(self, timeout: float) -> tuple[int, ...]:
         """Say what is wanted under it, and that it lives; the clocks, when that was first asked for."""
-        self.has_given_up = False
+        has_unheard, self.has_unheard, self.has_given_up = self.has_unheard, False, False
         index = self._cluster.index()  # before the list: what is wanted later is placed later
         wanted = list(self.wanted)
         asked = read_clocks()
@@ -265,8 +267,11 @@ class Lease:
             self.end()
             raise LostError(self.id, rejected.reason) from None
         except BaseException:
+            self.has_unheard = self.has_unheard or has_unheard
             self.has_given_up = True
             raise
+        if has_unheard:  # once more, by an index that is known since this was answered
+            self.has_given_up = True
         return asked
 
     def revoke(self, timeout: float = 5.0) -> None:
@@ -298,6 +303,7 @@ class Hold:
         self.lease = lease
         self.number = number
         self.signal = Signal()
+        self.is_placed = False  # as far as is known
         self._keeper: Keeper | None = None  # once it is granted
 
     @property
@@ -413,7 +419,7 @@ class _Attempt:
             nonlocal fence
             answer = self._cluster.propose(encode([effect]), timeout).answer
             fence = int(answer) if isinstance(answer, int) else 0
-            self.is_answered = True
+            hold.is_placed = self.is_answered = True
 
         try:
             self.retry(ask)
@@ -618,6 +624,8 @@ class Keeper:
     def _give_up(self, hold: Hold) -> None:
         """As `let_go`, and nobody waits for it: the next renewal does not name it, and comes at once."""
         if hold.lease.wanted.pop(hold.number, None) is not None and hold.lease.is_here:
+            if not hold.is_placed:
+                hold.lease.has_unheard = True
             self._renew_soon(hold.lease)
 
     def wake(self) -> None:
@@ -730,7 +738,7 @@ class Keeper:
         if not self._renew(lease):
             return min(_PAUSE_SECONDS, lease.ttl / 10)
         (self._idle.add if is_idle else self._idle.discard)(lease.id)
-        return lease.ttl * _RENEW_SHARE
+        return 0.0 if lease.has_given_up else lease.ttl * _RENEW_SHARE
 
     def _renew(self, lease: Lease) -> bool:
         return _try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))

@@ -133,6 +133,31 @@ def test_who_gives_up_is_not_granted_it_later(stores: list[kv.KeyValue]) -> None
         assert again.owned()
 
 
+def test_who_gives_up_before_he_is_heard_is_not_granted_it_later(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lone.claim("x", ttl=LONG) is not None
+    holding = lone._holding()
+    propose, index = holding.propose, holding.index
+    known: list[int] = []
+
+    def unheard(instruction: bytes, timeout: float) -> Any:
+        if not known:
+            known.append(index())
+            propose(instruction, PATIENCE)
+            raise raftsvc.OutcomeUnknown("nobody answered")
+        return propose(instruction, timeout)
+
+    def known_here() -> int:  # at first as on a node that has not applied the claim yet
+        known.append(index())
+        return known[0] if len(known) == 2 else known[-1]
+
+    monkeypatch.setattr(holding, "propose", unheard)
+    monkeypatch.setattr(holding, "index", known_here)
+    assert lone.claim("x", ttl=LONG, timeout=0.0) is None
+    waiting(lone, "x", 0)
+
+
 def test_what_is_held_is_shown_with_who_has_it(stores: list[kv.KeyValue]) -> None:
     with stores[0].lock("x", ttl=LONG, data=b"first") as lock:
         second = in_background(lambda: stores[1].lock("x", ttl=LONG, data=b"second").acquire(timeout=PATIENCE))
