@@ -1400,8 +1400,8 @@ MUTANTS = (
     Mutant(
         "a lease counts from when its renewal was answered",
         "kv/leases.py",
-        "            self.has_given_up = True\n            raise\n        self._note(asked)\n",
-        "            self.has_given_up = True\n            raise\n        self._note(read_clocks())\n",
+        "            self.has_given_up = True\n        return asked\n",
+        "            self.has_given_up = True\n        return read_clocks()\n",
         test="service/test_holding.py::test_a_renewal_counts_from_when_it_was_first_asked_for",
     ),
     Mutant(
@@ -1550,6 +1550,20 @@ MUTANTS = (
         "        return wall_ms if abs(wall_ms - by_all_ms) <= NEAR_MS else by_all_ms\n",
         "        return wall_ms\n",
         test="service/test_jobs.py::test_a_node_whose_clock_is_an_hour_off_runs_jobs_by_the_clocks_of_the_others",
+    ),
+    Mutant(
+        "what is given up as a node stops is granted something",
+        "kv/leases.py",
+        "    return not lease.has_given_up or (left > 0 and",
+        "    return True or (left > 0 and",
+        test="service/test_recipes.py::test_nothing_is_handed_out_to_who_waited_in_a_process_that_stopped",
+    ),
+    Mutant(
+        "the end of a with acknowledges without what was asked to be done with it",
+        "recipes/queue.py",
+        "                return self.ack(*self._wanted)\n",
+        "                return self.ack()\n",
+        test="service/test_recipes.py::test_the_end_of_a_with_asks_what_was_asked_before_and_not_heard_of",
     ),
     Mutant(
         "a listing shows half of an entry",

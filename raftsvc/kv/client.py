@@ -661,10 +661,14 @@ class KeyValue:
         return poll(self._holding(), lambda left: self.get(key, left), is_news, timeout)
 
     def lease(self, ttl: float = 15.0, *, keep: bool = True, timeout: float = 10.0) -> Lease:
-        """What keys live and die with: `store.set("here/7", b"", lease=store.lease(15))`; see `raftsvc.recipes.Lease`.
+        """What keys live and die with: `with store.lease(15) as lease: ...`; see `raftsvc.recipes.Lease`.
 
         ttl:  in seconds, 1 or more, as with `claim`: so long after it was refreshed last its keys are gone.
-        keep: whether this process refreshes it as long as it runs; else whoever has it does.
+        keep: whether this process refreshes it as long as it runs, or until it is revoked, whether or not anybody
+              refers to it still; else whoever has it does.
+
+        Each that is kept is an entry of the log each third of its ttl, one after the other: have one for many keys,
+        and in a process no more than are renewed within a tenth of the shortest ttl.
 
         Raises what `Service.propose` raises, and LostError if the answer took longer than it lasts.
         """

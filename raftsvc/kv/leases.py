@@ -186,6 +186,8 @@ class Lease:
         self._asked: tuple[int, ...] | None = None  # the clocks, when what was acknowledged last was asked for
         self.has_given_up = False
         """Whether there may be claims under it that are not wanted any more; it is renewed soon, without them."""
+        self.has_unheard = False
+        """Whether one of them may be placed by an entry that was not known of here when it was given up."""
         self._is_over = False  # never taken back, so whoever finds that it is may say so without a lock
 
     @property
@@ -218,7 +220,8 @@ class Lease:
 
     def _note(self, asked: tuple[int, ...]) -> None:
         """What was asked for then was done; raises LostError if it counts as lost already."""
-        if self._asked is None or self._left() > 0.0:
+        former = self._asked
+        if former is None or (self._left() > 0.0 and asked > former):  # else another thread's was asked for later
             self._asked = asked
         if self._left() <= 0.0:  # as it may be, too, if the answer took longer than it lasts
             raise LostError(self.id)
@@ -242,7 +245,19 @@ class Lease:
         self._home.check()
         if self.is_over:
             raise LostError(self.id)
-        self.has_given_up = False
+        self._note(self._keep(timeout))
+
+    def drop_unwanted(self, timeout: float) -> None:
+        """Have no claims under it but those that are wanted, be it lost or not; here it stays lost.
+
+        Where the cluster has it still, it lasts there for its TTL from then on.  Raises as `refresh`.
+        """
+        self._home.check()
+        self._keep(timeout)
+
+    def _keep(self, timeout: float) -> tuple[int, ...]:
+        """Say what is wanted under it, and that it lives; the clocks, when that was first asked for."""
+        has_unheard, self.has_unheard, self.has_given_up = self.has_unheard, False, False
         index = self._cluster.index()  # before the list: what is wanted later is placed later
         wanted = list(self.wanted)
         asked = read_clocks()
@@ -252,9 +267,12 @@ class Lease:
             self.end()
             raise LostError(self.id, rejected.reason) from None
         except BaseException:
+            self.has_unheard = self.has_unheard or has_unheard
             self.has_given_up = True
             raise
-        self._note(asked)
+        if has_unheard:  # once more, by an index that is known since this was answered
+            self.has_given_up = True
+        return asked
 
     def revoke(self, timeout: float = 5.0) -> None:
         """End it at once, and have all that is held under it granted to others.  Raises what `Service.propose` does."""
@@ -285,7 +303,8 @@ class Hold:
         self.lease = lease
         self.number = number
         self.signal = Signal()
-        self._let_go: Callable[[Hold, float], None] = lambda hold, timeout: None
+        self.is_placed = False  # as far as is known
+        self._keeper: Keeper | None = None  # once it is granted
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -307,11 +326,17 @@ class Hold:
         if not self.is_held:
             raise LostError(self.name)
 
-    def granted(self, fence: int, let_go: Callable[[Hold, float], None]) -> Hold:
-        """It is held now; `let_go` is how it ends."""
+    def granted(self, fence: int, keeper: Keeper) -> Hold:
+        """It is held now; the keeper is who ends it."""
         self.fence = fence
-        self._let_go = let_go
+        self._keeper = keeper
         return self
+
+    def limit(self, seconds: float | None) -> None:
+        """It is let go of so long after now by itself; None: not before its lease is over."""
+        self.lost.limit(seconds)
+        if seconds is not None and self._keeper is not None:
+            self._keeper.wake()  # it may be due earlier than whatever the keeper waits for
 
     def forget(self) -> None:
         """It has ended in another way, and nothing is to be told any more."""
@@ -320,7 +345,8 @@ class Hold:
     def release(self, timeout: float = 5.0) -> bool:
         """Let go of it; whether it was held up to now.  What cannot be told within `timeout` seconds is told later."""
         was_held = self.is_held
-        self._let_go(self, timeout)
+        if self._keeper is not None:
+            self._keeper.let_go(self, timeout)
         return was_held
 
     def __enter__(self) -> Hold:
@@ -351,10 +377,11 @@ class Wish(NamedTuple):
 class _Attempt:
     """A claim that somebody waits for, as long as he does."""
 
-    __slots__ = ("_ends_at", "hold", "is_answered", "is_wanted", "wish")
+    __slots__ = ("_cluster", "_ends_at", "hold", "is_answered", "is_wanted", "wish")
 
-    def __init__(self, wish: Wish, ends_at: float) -> None:
+    def __init__(self, cluster: Access, wish: Wish, ends_at: float) -> None:
         self.wish = wish
+        self._cluster = cluster
         self.is_wanted = True
         self.is_answered = False
         self.hold: Hold | None = None
@@ -364,6 +391,68 @@ class _Attempt:
     def left(self) -> float:
         """In seconds; infinite if he waits for however long it takes."""
         return self._ends_at - time.monotonic()
+
+    def retry(self, ask: Callable[[float], object]) -> bool:
+        """Ask again as long as nobody answers and it is wanted; False: not in time.  Raises what does not pass."""
+        while self.is_wanted:
+            left = self.left
+            try:
+                ask(max(min(left, _CALL_SECONDS), 0.0))
+                return True
+            except (OutcomeUnknown, NotApplied) as error:
+                is_over = self.left <= 0
+                if not may_pass(error) or self._cluster.over() is not None:
+                    raise
+                if is_over and isinstance(error, NotApplied):
+                    raise
+                if is_over:
+                    return False
+            time.sleep(max(min(_PAUSE_SECONDS, self.left), 0.0))
+        return False
+
+    def place(self, hold: Hold, effect: Effect) -> int | None:
+        """Place a claim, under its number however often it is asked; None if its lease is over."""
+        fence: int | None = 0
+        self.is_answered = False
+
+        def ask(timeout: float) -> None:
+            nonlocal fence
+            answer = self._cluster.propose(encode([effect]), timeout).answer
+            fence = int(answer) if isinstance(answer, int) else 0
+            hold.is_placed = self.is_answered = True
+
+        try:
+            self.retry(ask)
+        except Rejected as rejected:
+            if instructions.read_no_lease(rejected.reason) is None:
+                raise
+            hold.lease.end()
+            return None
+        return fence
+
+    def wait_for(self, hold: Hold) -> int | None:
+        """The fence once it is granted, 0 if it was not in time, None: it is gone."""
+        try:
+            while self.is_wanted:
+                hold.signal.arm()
+                if hold.lost.is_set():
+                    return None
+                left = self.left
+                with suppress(ReadTimeoutError):
+                    seconds = max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
+                    fence = self._cluster.fence_of(hold.place, hold.signal, seconds)
+                    if fence != 0:
+                        return fence
+                error = self._cluster.over()
+                if error is not None:
+                    raise error
+                if left <= 0:
+                    break
+                if self.is_wanted:
+                    hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
+            return 0
+        finally:
+            self._cluster.leave(hold.place, hold.signal)
 
 
 class Keeper:
@@ -375,9 +464,7 @@ class Keeper:
         self._opening = threading.Lock()  # one opens a lease at a time, and others wait no longer than they want
         self._leases: dict[int, Lease] = {}  # by their TTL in milliseconds
         self._own: dict[Lease, None] = {}  # those that somebody asked for, and is to have kept
-        self._ending: dict[
-            Lease, float
-        ] = {}  # those that nobody needs any more, and until when that is told; the thread's
+        self._ending: dict[Lease, float] = {}  # those that nobody needs any more, and until when that is told
         self._idle: set[str] = set()  # leases under which nothing was wanted when they were renewed last; the thread's
         self._is_served = False
         self._is_closed = False
@@ -388,11 +475,15 @@ class Keeper:
 
         The main thread has another do it: if it is interrupted, nobody wants what that one gets.
         """
-        attempt = _Attempt(wish, ends_at)
+        attempt = _Attempt(self._cluster, wish, ends_at)
+        return self._have(attempt, partial(self._claim, attempt))
+
+    def _have(self, attempt: _Attempt, ask: Callable[[], T]) -> T:
+        """What `ask` returns for that attempt, of which nothing is left if the main thread is interrupted."""
         if not is_main_thread():
-            return self._claim(attempt)
+            return ask()
         try:
-            return do_elsewhere(partial(self._claim, attempt), attempt.left + _CALL_SECONDS, OutcomeUnknown)
+            return do_elsewhere(ask, attempt.left + 2 * _CALL_SECONDS, OutcomeUnknown)
         except BaseException:
             attempt.is_wanted = False
             hold = attempt.hold
@@ -411,14 +502,14 @@ class Keeper:
             terms = wish.size, wish.units, wish.data
             effect = instructions.claim(*hold.place, *terms, waits=wish.waits, kind=wish.kind)
             try:
-                fence = self._place(attempt, hold, effect)
+                fence = attempt.place(hold, effect)
                 if fence == 0 and wish.waits:
-                    fence = self._await(attempt, hold)
+                    fence = attempt.wait_for(hold)
             except BaseException:
                 self._give_up(hold)
                 raise
             if fence and attempt.is_wanted and not hold.lost.is_set():
-                return hold.granted(fence, self.let_go)
+                return hold.granted(fence, self)
             if fence == 0 and not wish.waits and attempt.is_answered:
                 hold.lease.wanted.pop(hold.number, None)  # and it was not placed
                 break
@@ -452,20 +543,25 @@ class Keeper:
         return lease
 
     def take(self, wish: Wish, within: float | None, ends_at: float) -> tuple[Hold, Item] | None:
-        """Claim an item of a queue, and have it, for so many seconds at most; None if there was none in time."""
+        """Claim an item of a queue, and have it, for so many seconds at most; None if there was none in time.
+
+        The main thread has another do all of it, as with `claim`.
+        """
+        attempt = _Attempt(self._cluster, wish, ends_at)
+        return self._have(attempt, partial(self._take, attempt, within))
+
+    def _take(self, attempt: _Attempt, within: float | None) -> tuple[Hold, Item] | None:
         while True:
-            hold = self.claim(wish, ends_at)
+            hold = self._claim(attempt)
             if hold is None:
                 return None
-            hold.lost.limit(within)
             try:
-                left = min(ends_at - time.monotonic(), _CALL_SECONDS)
+                hold.limit(within)
+                left = min(attempt.left, _CALL_SECONDS)
                 item = self._cluster.item_of(hold.place, max(left, _LEAVE_SECONDS))
             except BaseException:
                 self._give_up(hold)
                 raise
-            if within is not None:
-                self._signal.set()  # it may be due earlier than whatever the thread waits for
             if item is not None:
                 return hold, item
             self._give_up(hold)  # it was lost in the meantime
@@ -484,7 +580,7 @@ class Keeper:
             finally:
                 self._opening.release()
 
-        while found is None and self._retry(ask, attempt):
+        while found is None and attempt.retry(ask):
             pass  # one that was opened and lost at once: another
         return found
 
@@ -512,68 +608,6 @@ class Keeper:
         if self._is_closed:
             raise StoppedError("this Service is being stopped: nothing is claimed here any more")
 
-    def _retry(self, ask: Callable[[float], object], attempt: _Attempt) -> bool:
-        """Ask again as long as nobody answers and it is wanted; False: not in time.  Raises what does not pass."""
-        while attempt.is_wanted:
-            left = attempt.left
-            try:
-                ask(max(min(left, _CALL_SECONDS), 0.0))
-                return True
-            except (OutcomeUnknown, NotApplied) as error:
-                is_over = attempt.left <= 0
-                if not _may_pass(error) or self._cluster.over() is not None:
-                    raise
-                if is_over and isinstance(error, NotApplied):
-                    raise
-                if is_over:
-                    return False
-            time.sleep(max(min(_PAUSE_SECONDS, attempt.left), 0.0))
-        return False
-
-    def _place(self, attempt: _Attempt, hold: Hold, effect: Effect) -> int | None:
-        """Place a claim, under its number however often it is asked; None if its lease is over."""
-        fence: int | None = 0
-        attempt.is_answered = False
-
-        def ask(timeout: float) -> None:
-            nonlocal fence
-            answer = self._cluster.propose(encode([effect]), timeout).answer
-            fence = int(answer) if isinstance(answer, int) else 0
-            attempt.is_answered = True
-
-        try:
-            self._retry(ask, attempt)
-        except Rejected as rejected:
-            if instructions.read_no_lease(rejected.reason) is None:
-                raise
-            hold.lease.end()
-            return None
-        return fence
-
-    def _await(self, attempt: _Attempt, hold: Hold) -> int | None:
-        """The fence once it is granted, 0 if it was not in time, None: it is gone."""
-        try:
-            while attempt.is_wanted:
-                hold.signal.arm()
-                if hold.lost.is_set():
-                    return None
-                left = attempt.left
-                with suppress(ReadTimeoutError):
-                    seconds = max(min(left, _CALL_SECONDS), _PAUSE_SECONDS)
-                    fence = self._cluster.fence_of(hold.place, hold.signal, seconds)
-                    if fence != 0:
-                        return fence
-                error = self._cluster.over()
-                if error is not None:
-                    raise error
-                if left <= 0:
-                    break
-                if attempt.is_wanted:
-                    hold.signal.wait(min(left, self._cluster.longest_wait, hold.lease.remaining))
-            return 0
-        finally:
-            self._cluster.leave(hold.place, hold.signal)
-
     # -- letting go
 
     def let_go(self, hold: Hold, timeout: float) -> None:
@@ -590,7 +624,13 @@ class Keeper:
     def _give_up(self, hold: Hold) -> None:
         """As `let_go`, and nobody waits for it: the next renewal does not name it, and comes at once."""
         if hold.lease.wanted.pop(hold.number, None) is not None and hold.lease.is_here:
+            if not hold.is_placed:
+                hold.lease.has_unheard = True
             self._renew_soon(hold.lease)
+
+    def wake(self) -> None:
+        """Have the thread look at what is due."""
+        self._signal.set()
 
     def _renew_soon(self, lease: Lease) -> None:
         lease.has_given_up = True
@@ -599,25 +639,32 @@ class Keeper:
     def close(self) -> None:
         """This process stops: what is held counts as lost, and who lets go of it at once has it granted to others.
 
-        Who does not keeps it until its lease runs out: that he stopped is not known.
+        Who does not keeps it until its lease runs out: that he stopped is not known.  Who waits is granted nothing any
+        more, and the cluster is told so before that.
         """
         with self._lock:
             self._is_closed = True
-            every = [*self._leases.values(), *self._own]
+            every = [*self._leases.values(), *self._own, *self._ending]
             leases = [lease for lease in every if lease.is_here]  # else they are a parent's
         for lease in leases:
             lease.end()
         self._signal.set()
         ends_at = time.monotonic() + _LEAVE_SECONDS
         while any(lease.wanted for lease in leases) and time.monotonic() < ends_at:
-            time.sleep(0.01)
+            told = [_leave_the_rest(lease, ends_at) for lease in leases if lease.wanted]
+            time.sleep(0.01 if all(told) else _PAUSE_SECONDS)
         ends_at = time.monotonic() + 2 * _LEAVE_SECONDS
         for lease in leases:
+            for hold in list(lease.wanted.values()):
+                if not hold.fence:  # nor will it be held here
+                    self._give_up(hold)
             if not lease.wanted:
                 with suppress(RaftError):
                     left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
                     if left > 0:
                         self._cluster.propose(encode([instructions.end_lease(lease.id)]), left)
+            else:
+                _leave_the_rest(lease, ends_at)
 
     # -- the thread
 
@@ -638,26 +685,44 @@ class Keeper:
                 if self._is_closed or not (self._leases or self._ending or self._own):
                     self._is_served = False
                     return
-                leases = list(self._leases.items())
                 own = list(self._own)
-            pause = _LOOK_SECONDS
             try:
-                for ttl_ms, lease in leases:
-                    pause = min(pause, self._attend(ttl_ms, lease))
-                for lease in own:
-                    pause = min(pause, self._attend_own(lease))
-                for _, lease in leases:
-                    pause = min(pause, self._end_what_is_late(lease))
-                for lease, ends_at in list(self._ending.items()):
-                    if self._try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
-                        del self._ending[lease]
-                    else:
-                        pause = _PAUSE_SECONDS
+                due_at = self._attend_all(own)
             except BaseException as failure:  # nobody but this thread would renew anything
                 with suppress(Exception):
                     logger.error("leases could not be renewed; it is tried again", exc_info=failure)
-                pause = _PAUSE_SECONDS
-            self._signal.wait(pause)
+                due_at = time.monotonic() + _PAUSE_SECONDS
+            self._signal.wait(max(due_at - time.monotonic(), 0.0))
+
+    def _attend_all(self, own: list[Lease]) -> float:
+        """Do what is due, first for whom least time remains; when there is something to be done again.
+
+        Those that all share are looked after between any two of those of one's own, of which there may be many.
+        """
+        due_at = self._attend_shared()
+        for lease in sorted(own, key=_remaining):
+            is_asked = lease.is_due
+            due_at = min(due_at, time.monotonic() + self._attend_own(lease))
+            if is_asked:
+                due_at = min(due_at, self._attend_shared())
+        for lease, ends_at in list(self._ending.items()):
+            if _try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
+                with self._lock:
+                    del self._ending[lease]
+            else:
+                due_at = min(due_at, time.monotonic() + _PAUSE_SECONDS)
+        return due_at
+
+    def _attend_shared(self) -> float:
+        """Do what is due for those of all; when there is something to be done again."""
+        with self._lock:
+            leases = list(self._leases.items())
+        due_at = time.monotonic() + _LOOK_SECONDS
+        for ttl_ms, lease in leases:
+            due_at = min(due_at, time.monotonic() + self._attend(ttl_ms, lease))
+        for _, lease in leases:
+            due_at = min(due_at, time.monotonic() + self._end_what_is_late(lease))
+        return due_at
 
     def _attend(self, ttl_ms: int, lease: Lease) -> float:
         """Renew it if it is due, end it if nothing was wanted under it for long; for how long nothing is to be done."""
@@ -669,15 +734,14 @@ class Keeper:
             return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
         is_idle = not lease.wanted
         if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
-            self._ending[lease] = time.monotonic() + lease.ttl
             return 0.0
         if not self._renew(lease):
             return min(_PAUSE_SECONDS, lease.ttl / 10)
         (self._idle.add if is_idle else self._idle.discard)(lease.id)
-        return lease.ttl * _RENEW_SHARE
+        return 0.0 if lease.has_given_up else lease.ttl * _RENEW_SHARE
 
     def _renew(self, lease: Lease) -> bool:
-        return self._try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
+        return _try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
 
     def _attend_own(self, lease: Lease) -> float:
         """As `_attend`, of one that somebody asked for, and has until he revokes it or it is lost."""
@@ -706,27 +770,45 @@ class Keeper:
         return pause
 
     def _forget(self, ttl_ms: int, lease: Lease) -> bool:
-        """Have nobody claim under it any more; not if somebody does, unless it is over."""
+        """Have nobody claim under it any more, and it end; not if somebody does, unless it is over."""
         with self._lock:
-            if lease.wanted and not lease.is_over:
+            is_over = lease.is_over
+            if lease.wanted and not is_over:
                 return False
+            if not is_over:
+                self._ending[lease] = time.monotonic() + lease.ttl
             if self._leases.get(ttl_ms) is lease:
                 del self._leases[ttl_ms]
             self._idle.discard(lease.id)
             return True
 
-    def _try(self, ask: Callable[[], object]) -> bool:
-        try:
-            ask()
-        except LostError:
-            return True
-        except (RaftError, ValueError) as error:
-            logger.debug("a lease, or a claim, was not renewed or ended: %s", error)
-            return isinstance(error, (ForkedError, ConfigurationError, Rejected))
+
+def _try(ask: Callable[[], object]) -> bool:
+    """Whether it was done, or it is not worth asking again."""
+    try:
+        ask()
+    except LostError:
         return True
+    except (RaftError, ValueError) as error:
+        logger.debug("a lease, or a claim, was not renewed or ended: %s", error)
+        return isinstance(error, (ForkedError, ConfigurationError, Rejected))
+    return True
 
 
-def _may_pass(error: RaftError) -> bool:
+def _leave_the_rest(lease: Lease, ends_at: float) -> bool:
+    """Have the cluster know which claims under it are not wanted any more, if there may be some; whether it does.
+
+    Else it would grant them something until the lease runs out.
+    """
+    left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
+    return not lease.has_given_up or (left > 0 and _try(partial(lease.drop_unwanted, left)))
+
+
+def _remaining(lease: Lease) -> float:
+    return lease.remaining
+
+
+def may_pass(error: RaftError) -> bool:
     """Whether it is worth asking again."""
     return isinstance(error, (OutcomeUnknown, OverloadedError, UninitializedError, ReadTimeoutError)) or (
         type(error) is NotApplied

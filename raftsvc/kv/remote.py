@@ -90,7 +90,7 @@ class RemoteStore:
     def propose(self, instruction: bytes, timeout: float) -> Applied:
         """For the leases of this process, as the six below."""
         applied = self._connection.propose(instruction, timeout)
-        self._index = applied.index  # of two threads either's will do
+        self._index = max(self._index, applied.index)  # of two threads at once either's will do
         return applied
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:

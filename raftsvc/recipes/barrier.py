@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
 
+from raftsvc.errors import ReadTimeoutError
 from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, if_not_exists
 
 _LOOK_SECONDS = 30.0
+_PAUSE_SECONDS = 0.2
 
 
 class Barrier:
@@ -110,19 +113,25 @@ class Attendance:
     def leave(self, timeout: float | None = None) -> bool:
         """This one is done; return True once all of the round are, or are not heard of any more, False after `timeout`.
 
-        In seconds; None: it waits for however long it takes.  Raises LostError if this one was not waited for any more.
+        In seconds; None: it waits for however long it takes, also for somebody to lead who can be asked.  Raises
+        LostError if this one was not waited for any more, and what `Service.err` says once the node stops.
         """
-        ends_at = None if timeout is None else time.monotonic() + timeout
+        ends_at = math.inf if timeout is None else time.monotonic() + timeout
         if not self._hold.release(5.0 if timeout is None else max(timeout, 0.1)):
             raise LostError(self._name)
         while True:
-            claims = self._store.claims(self._name, 5.0 if timeout is None else max(timeout, 0.1))
-            if not any(claim.fence == self.round for claim in claims):
+            claims = None
+            with suppress(ReadTimeoutError):  # nobody leads
+                claims = self._store.claims(self._name, min(max(ends_at - time.monotonic(), 0.1), 5.0))
+            if claims is not None and not any(claim.fence == self.round for claim in claims):
                 return True
-            left = _LOOK_SECONDS if ends_at is None else min(ends_at - time.monotonic(), _LOOK_SECONDS)
+            left = min(ends_at - time.monotonic(), _LOOK_SECONDS)
             if left <= 0:
                 return False
-            self._store.wait_claims(self._name, claims, left)
+            if claims is None:
+                time.sleep(min(left, _PAUSE_SECONDS))
+            else:
+                self._store.wait_claims(self._name, claims, left)
 
     def __enter__(self) -> Attendance:
         return self

@@ -23,6 +23,7 @@ class Lease:
     It ends once nobody refreshed it for `ttl`, in log time: no earlier, and later by as much as nobody led.  As long as
     `lost` is not set its keys are there, by clocks that run as fast as each other within a twentieth; a process that is
     frozen finds out when it goes on.  It belongs to the process: neither another nor a forked child can refresh it.
+    The process keeps it until it is revoked, though nobody refers to it any more: end what is of a request or a job.
     """
 
     def __init__(self, kept: Kept) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown
 from raftsvc.kv import Hold, KeyValue, LostError, Operation, if_held, instructions
 from raftsvc.kv.items import DEAD
+from raftsvc.kv.leases import may_pass
 from raftsvc.kv.queues import Item as Given
 
 _LOOK_SECONDS = 30.0
@@ -129,7 +130,9 @@ class Item:
         self._store = store
         self._queue = queue
         self._hold = hold
-        self._asked: list[Operation] | None = None  # to be done with it, and nobody answered
+        self._is_settled = False  # whoever has it said what becomes of it
+        self._wanted: tuple[Operation, ...] = ()  # to be done with it, as was asked last and may yet be done
+        self._unknown: list[list[Operation]] = []  # what was asked, each time that nobody answered
 
     @property
     def name(self) -> str:
@@ -160,7 +163,7 @@ class Item:
         self.ensure_held()
         if instructions.ttl_ms_of(within) == 0:
             raise ConfigurationError("an item is extended by some seconds, of which None is none")
-        self._hold.lost.limit(within)
+        self._hold.limit(within)
 
     def ack(self, *operations: Operation, timeout: float = 10.0) -> None:
         """It is done, and gone.
@@ -169,19 +172,29 @@ class Item:
                     stored once, however often it was done.
 
         Raises LostError, and nothing is done, if it is another's meanwhile, or was acknowledged; else as
-        `KeyValue.transaction`.  After OutcomeUnknown the same may be asked again as long as it `is_held`.
+        `KeyValue.transaction`.  After OutcomeUnknown the same may be asked again as long as it `is_held`; a LostError
+        that comes later leaves open whether it was done.
+        The cluster judges whether it is this one's: so work that ends after it counts as lost here, because the
+        Service is being stopped, is acknowledged as long as nobody else was handed it.
         """
-        self.ensure_held()
+        if not self._hold.is_wanted or not self._hold.lease.is_here:
+            raise LostError(self.name)
         wanted = [if_held(self), *operations, instructions.ack(self._queue, *self._hold.place[1:])]
         try:
             self._store.transaction(wanted, timeout)
         except OutcomeUnknown:
-            self._asked = wanted
+            self._wanted = operations
+            self._unknown.append(wanted)
+            raise
+        except NotApplied:
+            self._wanted = operations
             raise
         except LostError as lost:
             # Under a lease that lasts, only what was asked before can have ended it.
-            if lost.name != self.name or self._asked != wanted or not self.is_held:
+            is_this = bool(self._unknown) and all(each == wanted for each in self._unknown)
+            if lost.name != self.name or not is_this or not self.is_held:
                 raise
+        self._is_settled = True
         self._hold.forget()
 
     def nack(self, timeout: float = 5.0) -> bool:
@@ -189,16 +202,21 @@ class Item:
 
         What cannot be told within `timeout` seconds is told later, and does not count as a try then.
         """
+        self._is_settled = True
         return self._hold.release(timeout)
 
     def __enter__(self) -> Item:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Acknowledge it, unless that was done; if something was raised, give it back."""
+        """Acknowledge it, unless that was done or it was given back; if something was raised, give it back.
+
+        What was asked of `ack` in the `with`, and not heard of, is asked again as it was.  Raises LostError if it was
+        handed to another meanwhile, and else what `ack` raises; then it is handed out again.
+        """
         if kind is not None:
             self.nack()
-        elif self._hold.is_wanted:
+        elif not self._is_settled:
             try:
                 self._acknowledge()
             except BaseException:
@@ -209,7 +227,7 @@ class Item:
         """As long as it takes: what was done must not be done again because nobody could be told in time."""
         while True:
             try:
-                return self.ack()
-            except (NotApplied, OutcomeUnknown):
-                if self.lost.wait(_PAUSE_SECONDS):
+                return self.ack(*self._wanted)
+            except (NotApplied, OutcomeUnknown) as error:
+                if not may_pass(error) or self.lost.wait(_PAUSE_SECONDS):
                     raise

@@ -125,3 +125,19 @@ def test_who_is_closed_gives_back_what_is_let_go_and_keeps_no_thread(make_member
         client.claim("y", ttl=LONG, timeout=PATIENCE)
     with pytest.raises(raftsvc.ConfigurationError):
         client.service.before_stop(7)
+
+
+def test_a_client_does_not_forget_what_was_applied_though_answers_overtake_each_other() -> None:
+    class Answering:
+        def __init__(self) -> None:
+            self.indexes = [7, 5, 9]
+
+        def propose(self, instruction: bytes, timeout: float) -> raftsvc.Applied:
+            return raftsvc.Applied(True, self.indexes.pop(0), 0, True, True)
+
+    store = remote.RemoteStore(Answering())  # type: ignore[arg-type]
+    seen = []
+    for _ in range(3):
+        store.propose(b"", PATIENCE)
+        seen.append(store.index())
+    assert seen == [7, 7, 9]

@@ -133,6 +133,31 @@ def test_who_gives_up_is_not_granted_it_later(stores: list[kv.KeyValue]) -> None
         assert again.owned()
 
 
+def test_who_gives_up_before_he_is_heard_is_not_granted_it_later(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lone.claim("x", ttl=LONG) is not None
+    holding = lone._holding()
+    propose, index = holding.propose, holding.index
+    known: list[int] = []
+
+    def unheard(instruction: bytes, timeout: float) -> Any:
+        if not known:
+            known.append(index())
+            propose(instruction, PATIENCE)
+            raise raftsvc.OutcomeUnknown("nobody answered")
+        return propose(instruction, timeout)
+
+    def known_here() -> int:  # at first as on a node that has not applied the claim yet
+        known.append(index())
+        return known[0] if len(known) == 2 else known[-1]
+
+    monkeypatch.setattr(holding, "propose", unheard)
+    monkeypatch.setattr(holding, "index", known_here)
+    assert lone.claim("x", ttl=LONG, timeout=0.0) is None
+    waiting(lone, "x", 0)
+
+
 def test_what_is_held_is_shown_with_who_has_it(stores: list[kv.KeyValue]) -> None:
     with stores[0].lock("x", ttl=LONG, data=b"first") as lock:
         second = in_background(lambda: stores[1].lock("x", ttl=LONG, data=b"second").acquire(timeout=PATIENCE))
@@ -247,6 +272,16 @@ def test_a_renewal_counts_from_when_it_was_first_asked_for(
     assert hold.lease.remaining == pytest.approx(0.4 * LONG)
 
 
+def test_of_two_renewals_the_one_counts_that_was_asked_for_later(lone: kv.KeyValue, clock: Clock) -> None:
+    lease = lone.lease(LONG)._kept
+    earlier = clock.read()
+    clock.move(LONG / 3)
+    lease.refresh(PATIENCE)
+    remaining = lease.remaining
+    lease._note(earlier)  # of another thread, whose answer came later
+    assert lease.remaining == remaining
+
+
 def test_it_is_renewed_as_long_as_the_process_is_heard(stores: list[kv.KeyValue]) -> None:
     with stores[0].lock("x", ttl=1.0) as lock:
         began = time.monotonic()
@@ -328,6 +363,22 @@ def test_who_waits_is_told_that_the_node_stopped(members: list[Member]) -> None:
         with pytest.raises(raftsvc.StoppedError):
             result()
         waiting(store_of(members[0]), "lock:x", 0)
+
+
+def test_who_waited_in_a_process_that_stopped_stands_in_nobody_s_way(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    used = stopping.claim("used", ttl=LONG)
+    assert used is not None
+    first = staying.claim("x", ttl=LONG)
+    assert first is not None
+    waiter = in_background(lambda: stopping.claim("x", ttl=LONG))
+    waiting(staying, "x", 1)
+    members[1].service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        waiter()
+    assert first.release(PATIENCE)
+    assert staying.claim("x", ttl=LONG, timeout=PATIENCE) is not None
+    assert staying.claim("used", ttl=LONG, timeout=0.05) is None, "whoever used it may use it still"
 
 
 def test_what_is_to_be_called_before_the_service_stops_is_called_once_while_it_works(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import signal
 import textwrap
 import threading
 import time
@@ -232,6 +233,107 @@ def test_the_end_of_a_with_says_that_it_is_done_as_long_as_it_takes(
     assert len(queue) == 0
 
 
+def test_the_end_of_a_with_says_that_it_was_handed_to_another_meanwhile(lone: kv.KeyValue, clock: Clock) -> None:
+    queue = lone.queue("q", ttl=LONG, within=60.0)
+    queue.put(b"1")
+    with pytest.raises(kv.LostError), taken(queue):
+        clock.move(61.0)
+        lone._holding().keeper()._signal.set()  # type: ignore[attr-defined]  # whose clock moved by hand
+        eventually(lambda: queue.counts() == (1, 0), "it to be given back by the process")
+    assert queue.counts() == (1, 0)
+    with taken(queue) as item:
+        item.nack()
+    assert queue.counts() == (1, 0), "who gave it back himself is told nothing"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_done"),
+    [
+        (raftsvc.OutcomeUnknown("nobody answered"), False),
+        (raftsvc.OutcomeUnknown("nobody answered"), True),
+        (raftsvc.NotApplied("no leader"), False),
+    ],
+)
+def test_the_end_of_a_with_asks_what_was_asked_before_and_not_heard_of(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch, error: raftsvc.RaftError, is_done: bool
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    propose, failures = lone.service.propose, [error]
+
+    def sometimes(instruction: bytes, timeout: float = 10.0) -> Any:
+        if failures and b"sent/7" in instruction:
+            if is_done:
+                propose(instruction, timeout)
+            raise failures.pop()
+        return propose(instruction, timeout)
+
+    with taken(queue) as item:
+        monkeypatch.setattr(lone.service, "propose", sometimes)
+        with pytest.raises(type(error)):
+            item.ack(kv.incr("sent/7"))
+    assert len(queue) == 0
+    assert lone["sent/7"] == b"1"
+
+
+def test_nobody_is_told_that_it_is_done_who_asked_for_two_things(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    item = taken(queue)
+    propose, are_done = lone.service.propose, [False, True]
+
+    def unheard(instruction: bytes, timeout: float = 10.0) -> Any:
+        if are_done:
+            if are_done.pop():
+                propose(instruction, timeout)
+            raise raftsvc.OutcomeUnknown("nobody answered")
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(lone.service, "propose", unheard)
+    for key in ("first", "second"):
+        with pytest.raises(raftsvc.OutcomeUnknown):
+            item.ack(kv.incr(key))
+    with pytest.raises(kv.LostError):
+        item.ack(kv.incr("second"))  # since it was the first that was done
+    assert lone.get("second") is None
+
+
+def test_the_end_of_a_with_does_not_ask_again_for_what_does_not_pass(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    propose, asked = lone.service.propose, []
+
+    def fails(instruction: bytes, timeout: float = 10.0) -> Any:
+        if b"queue:q/" in instruction:
+            asked.append(instruction)
+            raise raftsvc.NodeFailedError("its disk is gone")
+        return propose(instruction, timeout)
+
+    with pytest.raises(raftsvc.NodeFailedError), taken(queue) as item:
+        threading.Timer(5.0, item.lost.set).start()  # to be told of one who asks for ever
+        monkeypatch.setattr(lone.service, "propose", fails)
+    assert len(asked) == 1
+
+
+def test_work_that_ends_while_the_service_stops_is_acknowledged(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    staying.queue("q").put(b"1", timeout=PATIENCE)
+    item = taken(stopping.queue("q", ttl=LONG))
+
+    def work() -> None:
+        with item:
+            assert item.lost.wait(PATIENCE)  # the work ends in the second that is left
+
+    done = in_background(work)
+    members[1].service.stop()
+    done()
+    assert staying.queue("q").counts(PATIENCE) == (0, 0)
+
+
 def test_what_somebody_has_for_too_long_is_handed_to_another_by_his_own_process(
     lone: kv.KeyValue, clock: Clock
 ) -> None:
@@ -292,6 +394,70 @@ def test_who_waits_for_an_item_is_told_that_the_node_stopped(members: list[Membe
     members[1].service.stop()
     with pytest.raises(raftsvc.StoppedError):
         getting()
+
+
+def test_nothing_is_handed_out_to_who_waited_in_a_process_that_stopped(members: list[Member]) -> None:
+    stopping, staying = store_of(members[1]), store_of(members[0])
+    queue = stopping.queue("q", ttl=LONG)
+    staying.queue("q").put(b"busy", timeout=PATIENCE)
+    busy = taken(queue)  # and somebody is at work at it for longer than a stop waits
+    getting = in_background(queue.get)
+    waiting(staying, "queue:q", 1)
+    members[1].service.stop()
+    with pytest.raises(raftsvc.StoppedError):
+        getting()
+    claims = staying.claims("queue:q", PATIENCE)
+    assert [claim.fence for claim in claims] == [busy._hold.fence]
+    staying.queue("q", max_tries=1).put(b"new", timeout=PATIENCE)
+    got = taken(staying.queue("q", ttl=LONG))
+    assert (got.value, got.tries) == (b"new", 1)
+    assert staying.queue("q").counts(PATIENCE) == (0, 2), "whoever works at the other may do so still"
+
+
+def test_who_extends_his_time_by_little_has_it_for_no_longer(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", LONG)
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    item = taken(queue)
+    index = lone.service.status()["last_index"]
+    assert not threading.Event().wait(0.5), "the thread waits for what is due later"
+    assert lone.service.status()["last_index"] == index
+    item.extend(0.2)
+    eventually(lambda: queue.counts() == (1, 0), "it to be given back")
+    assert item.lost.is_set()
+
+
+def test_an_interrupt_between_two_steps_leaves_no_item_with_nobody(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    limit = leases.Lost.limit
+
+    def interrupt(lost: leases.Lost, seconds: float | None) -> None:
+        limit(lost, seconds)
+        interrupted.append(True)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    interrupted: list[bool] = []
+
+    def raise_it(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.main_thread().ident
+    assert main is not None
+    monkeypatch.setattr(leases.Lost, "limit", interrupt)
+    former = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            queue.get(timeout=PATIENCE)
+            assert not threading.Event().wait(PATIENCE), "it is interrupted here at the latest"
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert interrupted
+    eventually(lambda: queue.counts() == (1, 0), "it to be given back")
 
 
 def test_a_queue_is_iterated_without_end(lone: kv.KeyValue) -> None:
@@ -409,6 +575,29 @@ def test_a_lease_that_is_revoked_leaves_no_thread_behind(lone: kv.KeyValue) -> N
     eventually(is_gone, "who keeps leases to end")
     with lone.lease(LONG):
         assert not is_gone()
+
+
+def test_of_many_leases_that_which_ends_first_is_renewed_first_and_what_locks_need_in_between(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = lone.claim("x", ttl=1.5 * LONG)
+    assert lock is not None
+    own = [lone.lease(ttl * LONG) for ttl in (1.2, 1.0, 1.1)]
+    propose = lone._holding().propose  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def slowly(instruction: bytes, timeout: float) -> Any:
+        if not asked:
+            clock.move(0.15 * LONG)  # the first renewal takes so long that the lock's is due
+        asked.extend([key for _, key, *_ in leases.instructions.decode(instruction)[1]])
+        return propose(instruction, timeout)
+
+    monkeypatch.setattr(lone._holding(), "propose", slowly)
+    clock.move(0.42 * LONG)
+    lone._holding().keeper().wake()  # type: ignore[attr-defined]  # whose clock moved by hand
+    eventually(lambda: len(asked) == 4, "all to be renewed")
+    assert asked == [own[1].id, lock.lease.id, own[2].id, own[0].id]
+    assert not lock.lost.is_set()
 
 
 # -- counters
@@ -539,6 +728,30 @@ def test_who_does_not_wait_any_longer_is_not_waited_for(stores: list[kv.KeyValue
     second.lost.set()
     with pytest.raises(kv.LostError):
         second.leave(PATIENCE)
+
+
+def test_the_end_of_a_meeting_is_waited_for_though_nobody_can_be_asked(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = in_background(lambda: lone.meeting("round", 2, ttl=LONG).enter(PATIENCE))
+    waiting(lone, "meeting:round", 1)
+    second = lone.meeting("round", 2, ttl=LONG).enter(PATIENCE)
+    claims, unheard = lone.claims, [True, True]
+
+    def nobody_leads(name: str, timeout: float = 5.0) -> Any:
+        if unheard:
+            unheard.pop()
+            raise raftsvc.ReadTimeoutError("nobody leads")
+        return claims(name, timeout)
+
+    monkeypatch.setattr(lone, "claims", nobody_leads)
+    leaving = in_background(second.leave)
+    eventually(lambda: not unheard, "it to be asked again")
+    assert first().leave(PATIENCE) is True
+    assert leaving() is True
+    unheard += [True] * 100
+    alone = in_background(lambda: lone.meeting("alone", 1, ttl=LONG).enter(PATIENCE))()
+    assert alone.leave(0.05) is False, "nobody says who is left"
 
 
 def test_all_of_a_meeting_say_the_same_size(lone: kv.KeyValue) -> None:
