@@ -32,7 +32,10 @@ class Action(NamedTuple):
 
 
 class Workload(Protocol):
-    """What clients do to a State, and what it should mean."""
+    """What clients do to a State, and what it should mean.
+
+    It may remember what it sees in one run, and is copied before it (`copy.deepcopy`): a seed that fails is run again.
+    """
 
     model: Model
 
