@@ -72,7 +72,7 @@ def simulate(
                 workload as it was before.
     """
     workload, faults = workload or RegisterWorkload(), faults or Faults()
-    unused = None if keep_trace else deepcopy(workload)  # which knows nothing of what comes now
+    unused = None if keep_trace else _copied(workload)  # which knows nothing of what comes now
     simulation = Simulation(seed, workload, faults, keep_trace, attached)
     try:
         return simulation.run()
@@ -81,6 +81,14 @@ def simulate(
         if unused is not None:
             what, trace = _run_again(what, Simulation(seed, unused, faults, True, attached))
         raise SimulationFailed(seed, what, trace) from error
+
+
+def _copied(workload: Workload) -> Workload:
+    """One that remembers the same; itself, where something in it cannot be copied."""
+    try:
+        return deepcopy(workload)
+    except Exception:
+        return workload
 
 
 def _run_again(what: str, simulation: Simulation) -> tuple[str, list[str]]:

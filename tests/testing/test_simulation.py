@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
 from random import Random
@@ -330,6 +331,13 @@ def test_a_failure_is_traced_as_it_was_though_the_workload_remembers() -> None:
     assert str(again.value) == str(traced.value)
     assert again.value.trace == traced.value.trace
     assert len(workload.actions) == 100, "of the run that failed first"
+
+
+def test_a_failure_is_told_though_the_workload_cannot_be_copied() -> None:
+    workload: Any = Remembering()
+    workload.lock = threading.Lock()
+    with pytest.raises(SimulationFailed, match="a hundred actions"):
+        simulate(3, workload)
 
 
 def test_a_failure_that_does_not_come_again_is_a_failure() -> None:
