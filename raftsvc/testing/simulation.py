@@ -28,6 +28,7 @@ history, the same each time.  The parts, each of which knows those before it:
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -67,17 +68,39 @@ def simulate(
     workload:   the State, and what clients do to it; None: registers and counters.
     faults:     what may go wrong; None: everything.
     attached:   how many processes are attached to each node's, which take its place when it ends.
-    keep_trace: remember every event, which is slower; a failure is run again with it.
+    keep_trace: remember every event, which is slower; a failure is run again with it, and with a copy of the
+                workload as it was before.
     """
-    simulation = Simulation(seed, workload or RegisterWorkload(), faults or Faults(), keep_trace, attached)
+    workload, faults = workload or RegisterWorkload(), faults or Faults()
+    unused = None if keep_trace else _copied(workload)  # which knows nothing of what comes now
+    simulation = Simulation(seed, workload, faults, keep_trace, attached)
     try:
         return simulation.run()
     except Exception as error:
-        if not keep_trace:
-            return simulate(seed, workload, faults, keep_trace=True, attached=attached)
-        what = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
-        trace = simulation.world.schedule.trace
-        raise SimulationFailed(seed, f"at {simulation.now / SECOND:.6f} s: {what}", trace) from error
+        what, trace = simulation.what_failed(error), simulation.world.schedule.trace
+        if unused is not None:
+            what, trace = _run_again(what, Simulation(seed, unused, faults, True, attached))
+        raise SimulationFailed(seed, what, trace) from error
+
+
+def _copied(workload: Workload) -> Workload:
+    """One that remembers the same; itself, where something in it cannot be copied."""
+    try:
+        return deepcopy(workload)
+    except Exception:
+        return workload
+
+
+def _run_again(what: str, simulation: Simulation) -> tuple[str, list[str]]:
+    """Have what failed happen once more, with a trace: what is to be said of it, and that."""
+    after = "it passed"
+    try:
+        simulation.run()
+    except Exception as error:
+        after = simulation.what_failed(error)
+    if after != what:
+        what += f"; and run again, which should come to the same: {after}"
+    return what, simulation.world.schedule.trace
 
 
 class Simulation:
@@ -117,6 +140,11 @@ class Simulation:
     def configuration(self) -> Configuration:
         """The latest one that any running node knows to be committed."""
         return self.cluster.configuration()
+
+    def what_failed(self, error: Exception) -> str:
+        """When and how, for people."""
+        what = str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+        return f"at {self.now / SECOND:.6f} s: {what}"
 
     # -- the whole
 

@@ -32,7 +32,11 @@ class Action(NamedTuple):
 
 
 class Workload(Protocol):
-    """What clients do to a State, and what it should mean."""
+    """What clients do to a State, and what it should mean.
+
+    It may remember what it sees in one run.  A seed that fails is run again with a copy of it from before
+    (`copy.deepcopy`); with itself where it has what cannot be copied, which is another run if it goes by what it knows.
+    """
 
     model: Model
 

@@ -37,7 +37,6 @@ class Course:
     """What any replica saw first, and all others see so too."""
 
     def __init__(self) -> None:
-        self.said: dict[Place, tuple[bytes, int]] = {}
         self.put: dict[bytes, Place] = {}
         self.done: dict[bytes, Place] = {}
         self.handed_out: dict[tuple[str, int], tuple[str, str, int]] = {}
@@ -92,19 +91,14 @@ class CourseState(CheckedState):
         self.course = course
         self.place: Place = (0, 0)
         self.expected: set[bytes] | None = None  # to be found out
-        # What a node applies whose directory was put back or copied is another history, as long as it is not found out;
-        # that nobody counts what it says is what the simulator checks by itself.
-        self.is_apart = False
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
         super().restore_chunks(chunks, index)
-        self.place, self.expected, self.is_apart = (index, 0), None, False
+        self.place, self.expected = (index, 0), None
 
     def apply_at(self, data: bytes, index: int, time_ms: int) -> int:
         self.place = (index, self.place[1] + 1 if self.place[0] == index else 0)
         effects = decode(data)[1]
-        if self.course.said.setdefault(self.place, (data, time_ms)) != (data, time_ms):
-            self.is_apart = True
         leases, leased = self.deadlines(), self.leased()
         acks = any(code == ACK for code, *_ in effects)
         there = self.values() if acks else {}
@@ -112,7 +106,7 @@ class CourseState(CheckedState):
         try:
             answer = super().apply_at(data, index, time_ms)
         finally:
-            is_done = answer is not None and not self.is_apart
+            is_done = answer is not None
             for code, key, content, _ in effects if is_done else ():
                 if code == PUT:
                     self.course.note_put(content[TRIES.size :], self.place)
@@ -135,10 +129,6 @@ class CourseState(CheckedState):
         super().pass_time(index, time_ms)
         self.look(leases, leased, set())
 
-    def check(self, before: dict[str, int], ended: set[str], index: int, time_ms: int) -> None:
-        if not self.is_apart:
-            super().check(before, ended, index, time_ms)
-
     def leased(self) -> dict[str, str]:
         return {key: value.data.decode() for key, value in self.list(LEASED).items()}
 
@@ -151,8 +141,6 @@ class CourseState(CheckedState):
         return found
 
     def look(self, leases: dict[str, int], leased: dict[str, str], written: set[str]) -> None:
-        if self.is_apart:
-            return
         place, after = self.place, self.deadlines()
         if self.expected is None:
             self.expected = self.course.there(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
 from random import Random
@@ -305,6 +306,52 @@ def test_a_state_of_ones_own_is_simulated() -> None:
             return super().next_action(random, serial)
 
     assert simulate(3, Once()).counts["done"] > 100
+
+
+class Remembering(RegisterWorkload):
+    """What its clients do depends on what they did, and fails at the hundredth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actions: list[Action] = []
+
+    def next_action(self, random: Random, serial: int) -> Action:
+        self.actions.append(super().next_action(random, serial + len(self.actions)))
+        if len(self.actions) == 100:
+            raise Violation("a hundred actions")
+        return self.actions[-1]
+
+
+def test_a_failure_is_traced_as_it_was_though_the_workload_remembers() -> None:
+    workload = Remembering()
+    with pytest.raises(SimulationFailed) as traced:
+        simulate(3, Remembering(), keep_trace=True)
+    with pytest.raises(SimulationFailed) as again:
+        simulate(3, workload)
+    assert str(again.value) == str(traced.value)
+    assert again.value.trace == traced.value.trace
+    assert len(workload.actions) == 100, "of the run that failed first"
+
+
+def test_a_failure_is_told_though_the_workload_cannot_be_copied() -> None:
+    workload: Any = Remembering()
+    workload.lock = threading.Lock()
+    with pytest.raises(SimulationFailed, match="a hundred actions"):
+        simulate(3, workload)
+
+
+def test_a_failure_that_does_not_come_again_is_a_failure() -> None:
+    class Once(RegisterWorkload):
+        def next_action(self, random: Random, serial: int) -> Action:
+            if not failed:
+                failed.append(serial)
+                raise Violation("the first of all")
+            return super().next_action(random, serial)
+
+    failed: list[int] = []
+    with pytest.raises(SimulationFailed, match=r"the first of all; and run again, .*: it passed") as raised:
+        simulate(3, Once(), Faults(kinds=()))
+    assert raised.value.trace, "of the other run"
 
 
 @pytest.mark.parametrize("slowness", ["hangs", "always late"])
