@@ -40,7 +40,7 @@ _LOOK_SECONDS = 1.0
 """Between two looks at the time and at what others did; clocks may be set, and nothing tells of that."""
 _PAUSE_SECONDS = 0.3
 _REST_PAUSES = 10
-"""So many of those pass before a job is claimed again that could not be."""
+"""So many of those pass before what was claimed before it was due is claimed again."""
 _NO_THREAD_SECONDS = 5.0
 """So long nothing is claimed where no thread could be started."""
 _CALL_SECONDS = 5.0
@@ -358,8 +358,8 @@ class Scheduler:
         seen.waits_since = math.inf
         if answer == NOT_YET:
             self._complain_of(job.name, "by the clocks of which the cluster was told it is not due, or nobody knows")
-        if answer in (NOT_YET, BUSY):
             seen.rests_until = time.monotonic() + _REST_PAUSES * _PAUSE_SECONDS
+        if answer in (NOT_YET, BUSY):
             return _PAUSE_SECONDS
         self._complain_of(job.name, "")
         if answer == NO_PLACE:
