@@ -1508,7 +1508,7 @@ MUTANTS = (
         "kv/watching.py",
         "        return error if isinstance(error, _FINAL) else self._stopped_by\n",
         "        return error if isinstance(error, (*_FINAL, NodeFailedError)) else self._stopped_by\n",
-        test="attached/test_jobs.py::test_an_attached_process_goes_on_with_jobs_and_changes_once_its_owner_answers_again",
+        test="kv/test_watch.py::test_a_trouble_that_may_pass_ends_nobody_who_waits_or_is_called",
     ),
     Mutant(
         "what is due at a second is due though daylight saving repeats it",
