@@ -1533,8 +1533,8 @@ MUTANTS = (
     Mutant(
         "a claim of a slot that may have been granted is made anew",
         "recipes/scheduler.py",
-        "        numbers: Numbers | None = self._unsure.get(job.name)\n",
-        "        numbers: Numbers | None = None\n",
+        "        except (NotApplied, Rejected):\n            seen.unsure = numbers if was_unsure else None\n",
+        "        except RaftError:\n            seen.unsure = None\n",
         test="service/test_jobs.py::test_a_claim_that_nobody_answered_is_asked_again_and_begun_once",
     ),
     Mutant(
@@ -1543,6 +1543,42 @@ MUTANTS = (
         " and numbers[1] == 1 and (now_ms is None or now_ms - numbers[0] > job.grace_ms):\n",
         " and now_ms is None:\n",
         test="service/test_jobs.py::test_what_was_claimed_too_late_is_not_begun",
+    ),
+    Mutant(
+        "a run that was claimed and that nobody knows of is under way for ever",
+        "recipes/scheduler.py",
+        "            for run in strays:  # claimed here",
+        "            for run in strays[:0]:  # claimed here",
+        test="service/test_job_troubles.py::test_a_run_that_was_claimed_by_a_process_that_does_not_know_is_ended_and_run_"
+        "again_where_that_is_said",
+    ),
+    Mutant(
+        "who stops lets go before it is known how all ended",
+        "recipes/scheduler.py",
+        "                if not self._running and not self._untold:\n",
+        "                if not self._running:\n",
+        test="service/test_job_troubles.py::test_who_stops_goes_on_telling_how_a_run_ended_until_it_is_known",
+    ),
+    Mutant(
+        "a job has a thread before those that wait longer",
+        "recipes/scheduler.py",
+        "        for _, _, job in sorted(waiting, key=itemgetter(0, 1)):\n",
+        "        for _, _, job in waiting:\n",
+        test="service/test_job_troubles.py::test_a_job_with_much_to_make_up_for_keeps_no_other_from_a_thread",
+    ),
+    Mutant(
+        "a passing trouble of its owner is the end for an attached process",
+        "kv/watching.py",
+        "        return error if isinstance(error, _FINAL) else self._stopped_by\n",
+        "        return error if isinstance(error, (*_FINAL, NodeFailedError)) else self._stopped_by\n",
+        test="kv/test_watch.py::test_a_trouble_that_may_pass_ends_nobody_who_waits_or_is_called",
+    ),
+    Mutant(
+        "what is due at a second is due though daylight saving repeats it",
+        "recipes/slots.py",
+        '        self._expression = " ".join(expression.split()[-5:])\n',
+        "        self._expression, self._seconds = expression, [0]\n",
+        test="test_job_slots.py::test_what_is_due_at_a_second_goes_as_the_minute_does",
     ),
     Mutant(
         "a process goes by its own clock",

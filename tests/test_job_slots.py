@@ -88,22 +88,55 @@ def test_seconds_are_a_sixth_field_before_the_others() -> None:
     assert Cron("*/20 * * * * *", "UTC").after(utc(2026, 1, 1, 0, 0, 20)) == utc(2026, 1, 1, 0, 0, 40)
 
 
+@pytest.mark.parametrize(
+    ("expression", "since", "days"),
+    [
+        ("20 30 2 * * *", (2026, 3, 28), ["28 02:30 +0100", "29 03:00 +0200", "30 02:30 +0200"]),
+        ("20 30 2 * * *", (2026, 10, 23, 22), ["24 02:30 +0200", "25 02:30 +0200", "26 02:30 +0100"]),
+        ("20 30 */2 29 3 *", (2026, 3, 28), ["29 00:30 +0100", "29 04:30 +0200", "29 06:30 +0200"]),
+    ],
+)
+def test_what_is_due_at_a_second_goes_as_the_minute_does(
+    expression: str, since: tuple[int, ...], days: list[str]
+) -> None:
+    schedule = Cron(expression, "Europe/Berlin")
+    found = due(schedule, utc(*since), utc(*since) + 4 * 86_400_000)[:3]
+    assert found == days
+    slot_ms = schedule.after(utc(*since)) or 0
+    assert slot_ms // 1000 % 60 == 20
+    assert schedule.after(slot_ms - 1) == schedule.last(slot_ms) == schedule.last(slot_ms + 999) == slot_ms
+
+
+@pytest.mark.parametrize("expression", ["5,35 1,2,3 * * *", "30 2 * * *", "10,50 5,35 1,2,3 * * *"])
+@pytest.mark.parametrize("zone", ["Australia/Lord_Howe", "Europe/Berlin", "America/Santiago"])
+def test_what_was_due_last_is_something_that_was_due(zone: str, expression: str) -> None:
+    schedule = Cron(expression, zone)
+    for start in (utc(2026, 3, 28), utc(2026, 4, 3), utc(2026, 9, 5), utc(2026, 10, 2), utc(2026, 10, 24)):
+        known, slot_ms = [], schedule.after(start)
+        while slot_ms is not None and slot_ms < start + 3 * 86_400_000:
+            known.append(slot_ms)
+            slot_ms = schedule.after(slot_ms)
+        for moment in range(known[0], start + 3 * 86_400_000, 17 * 60_000):
+            assert schedule.last(moment) == max(slot for slot in known if slot <= moment)
+
+
 def test_a_leap_day_and_the_last_of_a_month_are_found() -> None:
     assert Cron("0 0 29 2 *", "UTC").after(utc(2026, 1, 1)) == utc(2028, 2, 29)
     assert Cron("0 0 L * *", "UTC").after(utc(2026, 2, 1)) == utc(2026, 2, 28)
 
 
+SECONDS = st.sampled_from(["", "*/20 ", "0 ", "59 "])
 FIELDS = st.sampled_from(["*", "*/7", "0", "30", "15,45", "0-20/5"])
 HOURS = st.sampled_from(["*", "*/2", "0", "1", "2", "3", "1-3", "2,14"])
 CHANGES = [utc(2026, 3, 29, 1), utc(2026, 10, 25, 1)]
 
 
 @settings(max_examples=150, deadline=None)
-@given(FIELDS, HOURS, st.sampled_from(CHANGES), st.integers(-300, 300), st.integers(-300, 300))
+@given(SECONDS, FIELDS, HOURS, st.sampled_from(CHANGES), st.integers(-300, 300), st.integers(-300, 300))
 def test_slots_are_the_same_from_wherever_they_are_computed(
-    minutes: str, hours: str, change: int, start: int, stop: int
+    seconds: str, minutes: str, hours: str, change: int, start: int, stop: int
 ) -> None:
-    schedule = Cron(f"{minutes} {hours} * * *", BERLIN)
+    schedule = Cron(f"{seconds}{minutes} {hours} * * *", BERLIN)
     known, slot_ms = [], schedule.after(change - 3 * 86_400_000)
     while slot_ms is not None and slot_ms < change + 2 * 86_400_000:
         known.append(slot_ms)

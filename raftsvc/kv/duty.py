@@ -92,6 +92,10 @@ class Duty:
         """What time it is by the clocks of the voters, in milliseconds since 1970; None: that is not known."""
         return self._shared.timekeeper.now_ms()
 
+    def wall_ms(self) -> int:
+        """What the clock of this machine shows, in milliseconds since 1970."""
+        return self._shared.timekeeper.wall()
+
     # -- the node
 
     def over(self) -> RaftError | None:

@@ -21,14 +21,16 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from raftsvc.errors import (
+    ApplyHaltedError,
     ConfigurationError,
+    DivergedError,
+    EvictedError,
     ForkedError,
     NodeFailedError,
-    NotApplied,
-    OverloadedError,
     RaftError,
     ReadTimeoutError,
     StoppedError,
+    SupersededError,
     UninitializedError,
 )
 from raftsvc.kv.events import Compacted, Cursor, Event, Signal
@@ -49,6 +51,10 @@ _LOOK_SECONDS = 30.0
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
 _LEAST_SECONDS = 0.05
+
+_FINAL = (ApplyHaltedError, DivergedError, EvictedError, ForkedError, StoppedError, SupersededError)
+"""After these nothing is applied in this process any more.  Of others the class does not say whether they pass:
+NodeFailedError is also what an attached process says while its owner is in trouble."""
 
 Told = Callable[[Event], object]
 T = TypeVar("T")
@@ -90,7 +96,7 @@ class Watching:
         self._keeper: Keeper | None = None
         self._callers: Callers | None = None
         self._stopped_by: RaftError | None = None
-        self.timekeeper = Timekeeper(service, state, self.over)
+        self.timekeeper = Timekeeper(service, state, self._over_for_a_thread)
         state.timekeeping = self.timekeeper.begin
 
     @classmethod
@@ -183,11 +189,18 @@ class Watching:
                         break
 
     def over(self) -> RaftError | None:
-        """Why nothing will ever be applied here any more; None: it will, maybe later."""
+        """Why nothing will ever be applied here any more; None: it will, maybe later.
+
+        A failure whose class does not say so is known once `listen` was called.
+        """
         error = self.service.err()
-        if isinstance(error, NotApplied) and not isinstance(error, (UninitializedError, OverloadedError)):
-            return error
-        return self._stopped_by
+        return error if isinstance(error, _FINAL) else self._stopped_by
+
+    def _over_for_a_thread(self) -> RaftError | None:
+        """As `over`, for who asks again and again, and need not have had anybody listen."""
+        with suppress(RaftError):
+            self.listen()
+        return self.over()
 
     def cluster_id(self) -> str:
         """Of the cluster that this node belongs to.  Raises UninitializedError if it is in none."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone, tzinfo
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import NamedTuple, TypeVar
 
 from raftsvc.errors import ConfigurationError, ForkedError, NodeFailedError
@@ -179,8 +179,10 @@ class Jobs:
         def declare(function: FunctionT) -> FunctionT:
             if not callable(function):
                 raise ConfigurationError(f"a job is a function, which is called, and {function!r:.100} cannot be")
-            if iscoroutinefunction(function):
-                raise ConfigurationError(f"a job runs in a thread, and nobody would await what {function!r:.100} makes")
+            if not _is_over_once_called(function):
+                raise ConfigurationError(
+                    f"a job runs in a thread, and nobody would await, or go through, what {function!r:.100} makes"
+                )
             named = name if name is not None else _name_of(function)
             self._duty.full_name(named)
             if named in self._jobs:
@@ -205,8 +207,10 @@ class Jobs:
             return do_elsewhere(self.start, _ASK_SECONDS, NodeFailedError)
         self._duty.check_process()
         with self._lock:
-            if self._scheduler is not None:
+            former = self._scheduler
+            if former is not None and former.is_alive:
                 return
+            self._forget_farewell()
             scheduler = Scheduler(self._duty, self._jobs, self._threads)
             scheduler.start()
             self._scheduler = scheduler
@@ -240,9 +244,12 @@ class Jobs:
         return [_past(run) for run in self._duty.history(name, timeout)]
 
     def next_runs(self) -> dict[str, datetime | None]:
-        """When each job that was declared here is due next, in UTC, None: never again; as this node knows it."""
+        """When each job that was declared here is due next, in UTC, None: never again; as this node knows it.
+
+        As long as no majority of the voters has told its clock, by that of this machine.
+        """
         found: dict[str, datetime | None] = {}
-        now_ms = self._duty.now_ms() or 0
+        now_ms = self._duty.now_ms() or self._duty.wall_ms()
         for name, job in list(self._jobs.items()):
             planned, _ = self._duty.look(name)
             since_ms = 0 if planned is None else planned.since_ms
@@ -286,6 +293,15 @@ def _name_of(function: object) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"{function!r:.100} has no name of its own; give it one by name=")
     return checked_key(f"{getattr(function, '__module__', None) or ''}.{name}")
+
+
+def _is_over_once_called(function: Callable[[], object]) -> bool:
+    """Whether it has done what it does when it returns, as far as one can see."""
+    while isinstance(function, partial):
+        function = function.func
+    every = (function, type(function).__call__)
+    kinds = (iscoroutinefunction, isgeneratorfunction, isasyncgenfunction)
+    return not any(is_kind(each) for is_kind in kinds for each in every)
 
 
 def _moment(time_ms: int) -> datetime | None:

@@ -7,21 +7,26 @@ run ended is told by its own thread, and, where nobody answers, by the other aga
 Invariants:
 - A function is called only under a claim that this process was told is its own, once for each.
 - What is not known to be claimed is asked again in the same words, as long as the place stands under which it was.
+- What runs under the place of this process, and not here, and may not be claimed just now, is ended.
+- Whoever waits for a thread has it before those who came later.
 - Whatever is raised, the thread goes on until it is stopped, or the node is over.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
-from raftsvc.errors import ForkedError, NodeFailedError, RaftError
+from raftsvc.errors import InstructionTooLargeError, NodeFailedError, NotApplied, RaftError, Rejected
 from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.events import Signal
@@ -34,6 +39,10 @@ logger = logging.getLogger("raftsvc.jobs")
 _LOOK_SECONDS = 1.0
 """Between two looks at the time and at what others did; clocks may be set, and nothing tells of that."""
 _PAUSE_SECONDS = 0.3
+_REST_PAUSES = 10
+"""So many of those pass before what was claimed before it was due is claimed again."""
+_NO_THREAD_SECONDS = 5.0
+"""So long nothing is claimed where no thread could be started."""
 _CALL_SECONDS = 5.0
 _FINISH_SECONDS = 3.0
 _TURN_MS = 100
@@ -101,6 +110,30 @@ class _End(NamedTuple):
     said: bytes
 
 
+class _Seen:
+    """What the thread knows of a job, under what it joined by.
+
+    plan:      what was planned; "": nothing.
+    unsure:    what may have been claimed, though nobody answered.
+    next:      since what was decided last, when it is due.
+    due:       what is to be claimed now.
+    waits_since: since when that is so, by this process's clock; inf: nothing is.
+    rests_until: nothing is claimed before.
+    complaint: what was said last of why it is not run.
+    """
+
+    __slots__ = ("complaint", "due", "next", "plan", "rests_until", "unsure", "waits_since")
+
+    def __init__(self) -> None:
+        self.plan = ""
+        self.unsure: Numbers | None = None
+        self.next = (-1, 0)
+        self.due: Numbers | None = None
+        self.waits_since = math.inf
+        self.rests_until = -math.inf
+        self.complaint = ""
+
+
 class Scheduler:
     """The jobs of a process at work, from `start` to `stop`.
 
@@ -111,18 +144,17 @@ class Scheduler:
         self._duty = duty
         self._jobs = jobs
         self._threads = threads
-        self._lock = threading.Lock()  # guards _running, _untold and _has_left; held for no I/O
+        self._lock = threading.Lock()  # guards _running and _untold; held for no I/O
         self._running: dict[tuple[str, int], JobRun] = {}
         self._untold: list[_End] = []
-        self._has_left = False
         self._signal = Signal()
-        self._stop_at: float | None = None  # when who stops waits no longer; None: nobody does
+        self._stopping = threading.Event()
+        self._has_ended = threading.Event()  # nothing runs, all is told, and nothing more is claimed
         self._thread = threading.Thread(target=self._run, name="raftsvc-jobs", daemon=True)
         # The thread's alone:
         self._hold: Hold | None = None
-        self._plans: dict[str, str] = {}  # what was planned under it
-        self._unsure: dict[str, Numbers] = {}  # what may be claimed under it
-        self._next: dict[str, tuple[int, int]] = {}  # of a job, since what was decided last, when it is due
+        self._seen: dict[str, _Seen] = {}
+        self._rests_until = -math.inf  # no thread could be started
         self._complaint = ""
 
     def start(self) -> None:
@@ -132,46 +164,60 @@ class Scheduler:
         except RuntimeError as error:
             raise NodeFailedError(f"no thread can be started to run jobs: {error}") from error
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs jobs, or waits for what it runs."""
+        return self._thread.is_alive()
+
     def look_again(self) -> None:
         """There is another job."""
         self._signal.set()
 
     def stop(self, timeout: float) -> bool:
-        """Claim nothing more, and wait for what runs; whether all of it was over, and told, in time."""
-        self._stop_at = time.monotonic() + timeout
+        """Claim nothing more, and wait for what runs; whether all of it was over, and told, in time.
+
+        What is not is waited for on, by the thread, and told then.
+        """
+        self._stopping.set()
         self._signal.set()
         self._thread.join(timeout + _PAUSE_SECONDS)
-        with self._lock:
-            return not self._running and not self._untold
+        return self._has_ended.is_set()
 
     # -- the thread
 
     def _run(self) -> None:
-        while self._stop_at is None and not self._is_over():
+        while not self._stopping.is_set() and self._duty.over() is None:
             self._signal.arm()
-            pause = _LOOK_SECONDS
-            try:
-                pause = self._go_round()
-            except ForkedError:
-                return
-            except RaftError as error:
-                self._complain(f"{type(error).__name__}: {error}")
-                pause = _PAUSE_SECONDS
-            except BaseException as failure:  # nobody but this thread would run anything
-                with suppress(Exception):
-                    logger.error("jobs could not be seen to; it is tried again", exc_info=failure)
-            if self._stop_at is None:
+            pause = self._try(self._go_round)
+            if not self._stopping.is_set():
                 self._signal.wait(pause)
         self._leave()
 
-    def _is_over(self) -> bool:
-        return self._duty.over() is not None
+    def _try(self, act: Callable[[], float]) -> float:
+        """Do it, whatever it raises; for how many seconds there is nothing more."""
+        try:
+            return act()
+        except RaftError as error:
+            self._complain(f"{type(error).__name__}: {_said_by(error)}")
+        except BaseException as failure:  # nobody but this thread would run anything
+            with suppress(Exception):
+                logger.error("jobs could not be seen to; it is tried again", exc_info=failure)
+        return _PAUSE_SECONDS
 
     def _complain(self, why: str) -> None:
         if why != self._complaint:
             self._complaint = why
             if why:
                 logger.warning("no job is begun here for now: %s", why)
+
+    def _complain_of(self, job: str, why: str, failure: BaseException | None = None) -> None:
+        """Say once why that one is not run, or told of; and nothing of it once it is."""
+        seen = self._seen.setdefault(job, _Seen())
+        if why != seen.complaint:
+            seen.complaint = why
+            if why:
+                with suppress(Exception):
+                    logger.error("job %r could not be seen to; it is tried again: %s", job, why, exc_info=failure)
 
     def _go_round(self) -> float:
         """Do what there is to do; for how many seconds there is nothing more."""
@@ -180,22 +226,38 @@ class Scheduler:
         if hold is None:
             return _PAUSE_SECONDS
         now_ms = self._duty.now_ms()
-        pause = _LOOK_SECONDS
+        pause, begins_at = _LOOK_SECONDS, time.monotonic()
+        waiting: list[tuple[float, int, Job]] = []
         for job in list(self._jobs.values()):
-            if self._stop_at is not None:
-                break
-            if not self._plan(hold, job):
+            if self._stopping.is_set() or hold is not self._hold:
                 return _PAUSE_SECONDS
-            try:
-                pause = min(pause, self._attend(hold, job, now_ms))
-            except RaftError:
-                raise
-            except Exception as failure:  # of a time zone's rules, say: the others are seen to nevertheless
-                with suppress(Exception):
-                    logger.error("job %r could not be seen to; it is tried again", job.name, exc_info=failure)
+            seen = self._seen.setdefault(job.name, _Seen())
+            pause = min(pause, self._see_to(job, partial(self._attend, hold, job, seen, now_ms)))
+            if seen.due is None:
+                seen.waits_since = math.inf
+            else:
+                seen.waits_since = min(seen.waits_since, begins_at)
+                waiting.append((seen.waits_since, seen.due[0], job))
+        # Whoever waits longest for a thread comes first, so that nobody waits for ever.
+        for _, _, job in sorted(waiting, key=itemgetter(0, 1)):
+            if self._stopping.is_set():
+                break
+            pause = min(pause, self._see_to(job, partial(self._claim, hold, job, self._seen[job.name])))
         if now_ms is not None:
             self._complain("")
         return pause
+
+    def _see_to(self, job: Job, act: Callable[[], float]) -> float:
+        """Do that for a job; what goes wrong with it alone keeps no other from running."""
+        try:
+            return act()
+        except (Rejected, InstructionTooLargeError) as refusal:
+            self._complain_of(job.name, f"{type(refusal).__name__}: {_said_by(refusal)}")
+        except RaftError:
+            raise
+        except Exception as failure:  # of a time zone's rules, say
+            self._complain_of(job.name, f"{type(failure).__name__}: {_said_by(failure)}", failure)
+        return _LOOK_SECONDS
 
     def _join(self) -> Hold | None:
         """By what this process is one of those who run jobs; None: it is none, yet."""
@@ -209,66 +271,99 @@ class Scheduler:
     def _give_up(self) -> None:
         """What was joined by is over; what runs under it is listed as dead, unless it ends before the lease does."""
         hold, self._hold = self._hold, None
-        self._plans.clear()
-        self._unsure.clear()
+        for seen in self._seen.values():
+            seen.plan, seen.unsure = "", None
         if hold is not None and not hold.lease.is_over:  # else that runs out by itself, and no sooner than others may
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
 
-    def _plan(self, hold: Hold, job: Job) -> bool:
+    def _plan(self, hold: Hold, job: Job, seen: _Seen) -> bool:
         """Have it known that this process runs it; whether it is."""
         schedule = job.schedule
-        if self._plans.get(job.name) == schedule.text:
+        if seen.plan == schedule.text:
             return True
         if self._duty.plan(hold, job.name, schedule.text.encode(), schedule.since_ms, _CALL_SECONDS) == NO_PLACE:
             self._give_up()
             return False
-        self._plans[job.name] = schedule.text
+        seen.plan = schedule.text
         return True
 
-    def _attend(self, hold: Hold, job: Job, now_ms: int | None) -> float:
-        """Claim what is due of a job, if it is this process's turn; for how many seconds there is nothing to do."""
+    def _attend(self, hold: Hold, job: Job, seen: _Seen, now_ms: int | None) -> float:
+        """Find what is due of a job, if it is this process's turn; for how many seconds nothing else is."""
+        seen.due = None
+        if not self._plan(hold, job, seen):
+            return _PAUSE_SECONDS
         planned, runs = self._duty.look(job.name)
         if planned is None:  # somebody had it forgotten
-            self._plans.pop(job.name, None)
+            seen.plan = ""
             return _PAUSE_SECONDS
         if now_ms is None or not planned.is_settled:
             if now_ms is None:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
-        numbers: Numbers | None = self._unsure.get(job.name)
-        if numbers is not None:
-            return _LOOK_SECONDS if numbers[1] and self._is_full() else self._claim(hold, job, numbers)
-        if sum(run.state == RUNNING for run in runs) >= job.at_once or self._is_full():
+        rest = seen.rests_until - time.monotonic()
+        if rest > 0:
+            return rest
+        under_way = [run for run in runs if run.state == RUNNING]
+        strays = [run for run in under_way if run.place == hold.place and not self._has(job.name, run.fence)]
+        if seen.unsure is None:
+            for run in strays:  # claimed here, and nobody was told so in time
+                self._end(_End(hold, job.name, run.fence, DIED, b"claimed by a process that did not come to know it"))
+        elif strays or not seen.unsure[1] or len(under_way) < job.at_once:
+            seen.due = seen.unsure
+        if seen.unsure is not None or len(under_way) >= job.at_once:
             return _LOOK_SECONDS  # whoever ends here wakes this thread
-        numbers = _to_run_again(job, planned.since_ms, runs)
+        seen.due = _to_run_again(job, planned.since_ms, runs)
+        return _LOOK_SECONDS if seen.due is not None else self._find(hold, job, seen, planned, now_ms)
+
+    def _find(self, hold: Hold, job: Job, seen: _Seen, planned: Planned, now_ms: int) -> float:
+        known_since_ms, next_ms = seen.next
+        if known_since_ms == planned.since_ms and now_ms < next_ms:
+            return (next_ms - now_ms) / 1000
+        due = find_due(job.schedule, planned.since_ms, now_ms, job.grace_ms, job.coalesce)
+        if due.slot_ms is None:
+            if due.next_ms is None:
+                return _LOOK_SECONDS
+            seen.next = planned.since_ms, due.next_ms
+            return (due.next_ms - now_ms) / 1000
+        turn_ms = due.slot_ms + _turn_of(hold, job.name, due.slot_ms, planned)
+        if now_ms < turn_ms:
+            return (turn_ms - now_ms) / 1000
+        seen.due = due.slot_ms, 0 if due.is_missed else 1, due.slots, job.retry, job.at_once
+        return _LOOK_SECONDS
+
+    def _has(self, job: str, fence: int) -> bool:
+        """Whether that run goes on here, or how it ended is to be told."""
+        with self._lock:
+            return (job, fence) in self._running or any((end.job, end.fence) == (job, fence) for end in self._untold)
+
+    def _claim(self, hold: Hold, job: Job, seen: _Seen) -> float:
+        """Claim what is due, if there is a thread for it; what is passed over takes none."""
+        numbers = seen.due
         if numbers is None:
-            known_since_ms, next_ms = self._next.get(job.name, (-1, 0))
-            if known_since_ms == planned.since_ms and now_ms < next_ms:
-                return (next_ms - now_ms) / 1000
-            due = find_due(job.schedule, planned.since_ms, now_ms, job.grace_ms, job.coalesce)
-            if due.slot_ms is None:
-                if due.next_ms is None:
-                    return _LOOK_SECONDS
-                self._next[job.name] = planned.since_ms, due.next_ms
-                return (due.next_ms - now_ms) / 1000
-            turn_ms = due.slot_ms + _turn_of(hold, job.name, due.slot_ms, planned)
-            if now_ms < turn_ms:
-                return (turn_ms - now_ms) / 1000
-            numbers = due.slot_ms, 0 if due.is_missed else 1, due.slots, job.retry, job.at_once
-        return self._claim(hold, job, numbers)
-
-    def _is_full(self) -> bool:
-        return len(self._running) >= self._threads
-
-    def _claim(self, hold: Hold, job: Job, numbers: Numbers) -> float:
-        self._unsure[job.name] = numbers
-        answer = self._duty.begin(hold, job.name, numbers, _CALL_SECONDS)
-        del self._unsure[job.name]
-        if answer == NO_PLACE:
-            self._plans.pop(job.name, None)
-        elif answer in (NOT_YET, BUSY):
+            return _LOOK_SECONDS
+        if numbers[1]:
+            rest = self._rests_until - time.monotonic()
+            if rest > 0 or len(self._running) >= self._threads:
+                return rest if rest > 0 else _LOOK_SECONDS  # whoever ends here wakes this thread
+        was_unsure = seen.unsure is not None
+        seen.unsure = numbers
+        try:
+            answer = self._duty.begin(hold, job.name, numbers, _CALL_SECONDS)
+        except (NotApplied, Rejected):
+            seen.unsure = numbers if was_unsure else None
+            raise
+        if answer not in (NOT_YET, BUSY) or not was_unsure:  # else the claim that nobody answered may come yet
+            seen.unsure = None
+        seen.waits_since = math.inf
+        if answer == NOT_YET:
+            self._complain_of(job.name, "by the clocks of which the cluster was told it is not due, or nobody knows")
+            seen.rests_until = time.monotonic() + _REST_PAUSES * _PAUSE_SECONDS
+        if answer in (NOT_YET, BUSY):
             return _PAUSE_SECONDS
+        self._complain_of(job.name, "")
+        if answer == NO_PLACE:
+            seen.plan = ""
         elif answer != GONE and numbers[1]:
             self._begin(hold, job, numbers, answer)
         elif answer != GONE:
@@ -286,75 +381,104 @@ class Scheduler:
         run = JobRun(job.name, self._duty.full_name(job.name), numbers, fence, hold)
         with self._lock:
             self._running[job.name, fence] = run
-        try:
-            if self._stop_at is not None or run.lost.is_set():
-                raise RuntimeError("it was stopped, or lost, before it began")
-            threading.Thread(target=self._call, args=(job, run), name="raftsvc-job", daemon=True).start()
-        except RuntimeError as error:
-            with self._lock:
-                del self._running[job.name, fence]
-            self._end(_End(hold, job.name, fence, DIED, str(error).encode()[:MAX_TEXT_BYTES]))
+        why = "it was stopped, or lost, before it began"
+        if not self._stopping.is_set() and not run.lost.is_set():
+            try:
+                threading.Thread(target=self._call, args=(job, run), name="raftsvc-job", daemon=True).start()
+                return
+            except BaseException as failure:  # of whatever there is too little; others may have more
+                why = f"no thread could be started for it: {_said_by(failure)}"
+                self._rests_until = time.monotonic() + _NO_THREAD_SECONDS
+                with suppress(Exception):
+                    logger.error("job %r was not begun here: %s", job.name, why)
+        with self._lock:
+            was_here = self._running.pop((job.name, fence), None) is not None
+        if was_here:
+            self._end(_End(hold, job.name, fence, DIED, _cut(why)))
 
     # -- a run
 
     def _call(self, job: Job, run: JobRun) -> None:
+        with self._lock:
+            if (job.name, run.fence) not in self._running:  # who started this thread was told that it could not be
+                return
         state, said = DONE, b""
-        _present.run = run
         try:
-            job.function()
-        except BaseException as failure:  # of the application's, whatever it is
-            state, said = FAILED, f"{type(failure).__name__}: {failure}".encode(errors="replace")[:MAX_TEXT_BYTES]
-            with suppress(Exception):
-                logger.error("job %r raised", job.name, exc_info=failure)
-        _present.run = None
-        try:
-            self._end(_End(run.hold, job.name, run.fence, state, said))
+            _present.run = run
+            try:
+                job.function()
+            except BaseException as failure:  # of the application's, whatever it is
+                state = FAILED
+                said = _cut(f"{type(failure).__name__}: {_said_by(failure)}")
+                with suppress(BaseException):
+                    logger.error("job %r raised", job.name, exc_info=failure)
+            _present.run = None
         finally:
-            with self._lock:
-                del self._running[job.name, run.fence]
-                is_last = self._has_left and not self._running
-            if is_last:
-                self._let_go()
-            self._signal.set()
+            try:
+                self._end(_End(run.hold, job.name, run.fence, state, said))
+            finally:
+                with self._lock:
+                    del self._running[job.name, run.fence]
+                self._signal.set()
 
     def _end(self, end: _End) -> None:
         """Tell how a run ended, or have it told later."""
         try:
-            self._duty.finish(end.hold, *end[1:], _FINISH_SECONDS)
-        except (RaftError, ValueError):
+            self._finish(end)
+        except BaseException as failure:
             with self._lock:
                 self._untold.append(end)
+            if not isinstance(failure, RaftError):
+                raise
+
+    def _finish(self, end: _End) -> None:
+        try:
+            self._duty.finish(end.hold, *end[1:], _FINISH_SECONDS)
+        except (Rejected, InstructionTooLargeError, ValueError) as refusal:  # which it will be the next time, too
+            self._complain_of(end.job, f"its end was refused: {_said_by(refusal)}")
 
     def _tell(self) -> None:
         """What could not be told before; raises RaftError if it cannot now."""
         while self._untold:
             end = self._untold[0]
-            self._duty.finish(end.hold, *end[1:], _FINISH_SECONDS)
+            self._finish(end)
             with self._lock:
                 self._untold.remove(end)
 
     # -- leaving
 
     def _leave(self) -> None:
-        """Wait for what runs, tell how it ended, and run jobs no more; what goes on is let go of when it ends."""
-        while self._stop_at is not None and time.monotonic() < self._stop_at and self._running:
+        """Wait for what runs, however long, have it known how it ended, and run jobs no more."""
+        while True:
             self._signal.arm()
-            if self._running:
-                self._signal.wait(min(_PAUSE_SECONDS, self._stop_at - time.monotonic()))
-        with suppress(RaftError):
-            self._tell()
-        with self._lock:
-            self._has_left = True
-            is_idle = not self._running
-        if is_idle:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """By whoever is the last: the thread, or a run that went on after it."""
+            pause = self._try(self._tell_last)
+            with self._lock:
+                if not self._running and not self._untold:
+                    self._has_ended.set()
+            if self._has_ended.is_set() or self._duty.over() is not None:
+                break
+            self._signal.wait(pause)
         hold, self._hold = self._hold, None
         if hold is not None:
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
+
+    def _tell_last(self) -> float:
+        self._tell()
+        return _LOOK_SECONDS
+
+
+def _said_by(failure: BaseException) -> str:
+    """What it says of itself; an application's may raise at that, too."""
+    try:
+        return str(failure)
+    except BaseException as another:
+        return f"(it has no text, which raised {type(another).__name__})"
+
+
+def _cut(text: str) -> bytes:
+    """As long as may be said of a run."""
+    return text.encode(errors="replace")[:MAX_TEXT_BYTES]
 
 
 def _to_run_again(job: Job, since_ms: int, runs: Sequence[Run]) -> Numbers | None:

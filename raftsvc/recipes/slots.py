@@ -93,35 +93,46 @@ class Cron:
     def __init__(self, expression: str, zone: str | tzinfo) -> None:
         """Raises ConfigurationError if either makes no sense, or what reads them is not installed."""
         self._make, error = _cronsim()
-        self._expression = expression
         self._zone = _zone(zone)
         if not isinstance(expression, str):
             raise ConfigurationError(f"a cron expression is a text such as '*/5 * * * *', not {expression!r:.100}")
         try:
-            self._make(expression, datetime(2000, 1, 1, tzinfo=self._zone))
+            read = self._make(expression, datetime(2000, 1, 1, tzinfo=self._zone))
         except error as wrong:
             raise ConfigurationError(f"{expression!r:.200} is no cron expression: {wrong}") from wrong
+        # `cronsim` knows no daylight saving for six fields: it is given five, which say the minutes.
+        self._seconds = sorted(read.seconds)
+        self._expression = " ".join(expression.split()[-5:])
         if self.after(0) is None:
             raise ConfigurationError(f"{expression!r:.200} is never due")
-        self.text = f"cron {' '.join(expression.split())} {self._zone}"[:400]
+        text = f"cron {' '.join(expression.split())} {self._zone}"
+        self.text = text.encode(errors="replace")[:400].decode(errors="ignore")
 
     def after(self, time_ms: int) -> int | None:
         """See `Schedule`."""
-        return next((slot_ms for slot_ms in self._from(time_ms // 1000) if slot_ms > time_ms), None)
+        return next((slot_ms for slot_ms in self._slots(time_ms // 60_000 * 60 - 1) if slot_ms > time_ms), None)
 
     def last(self, time_ms: int) -> int | None:
         """See `Schedule`."""
-        # Backwards what comes twice, or not at all, may be passed; forwards it is not.
-        before = self._from(time_ms // 1000 + 1, reverse=True)
-        found = next((slot_ms for slot_ms in before if slot_ms <= time_ms), None)
-        while found is not None:
-            following = self.after(found)
-            if following is None or following > time_ms:
-                break
-            found = following
-        return found
+        # Backwards what comes twice, or not at all, may be passed, or be found though it never is due; forwards
+        # neither is.
+        for minute_ms in self._minutes(time_ms // 1000 + 1, reverse=True):
+            found = None
+            for slot_ms in self._slots(minute_ms // 1000 - 1):
+                if slot_ms > time_ms:
+                    break
+                found = slot_ms
+            if found is not None:
+                return found
+        return None
 
-    def _from(self, seconds: int, *, reverse: bool = False) -> Iterator[int]:
+    def _slots(self, seconds: int) -> Iterator[int]:
+        """Those of the minutes that begin after that."""
+        for minute_ms in self._minutes(seconds):
+            for second in self._seconds:
+                yield minute_ms + second * 1000
+
+    def _minutes(self, seconds: int, *, reverse: bool = False) -> Iterator[int]:
         start = datetime.fromtimestamp(max(seconds, 0), self._zone)
         for moment in self._make(self._expression, start, reverse=reverse):
             yield int(moment.timestamp()) * 1000

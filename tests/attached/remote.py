@@ -191,6 +191,17 @@ class _Jobs:
         return [(int(each.slot.timestamp()), each.state, each.attempt, each.who) for each in found]
 
 
+class _Changes:
+    """A function that is called with what changes, and notes it."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.told: list[str] = []
+
+    def follow(self, prefix: str) -> None:
+        self._store.on_change(prefix)(lambda event: self.told.append(event.key))
+
+
 def main() -> None:
     import raftsvc
     from raftsvc.kv import KeyValue, KeyValueState
@@ -216,6 +227,7 @@ def main() -> None:
     service = raftsvc.start(state=state, **options)
     store = KeyValue(service, state)
     there = {"service": service, "kv": store, "jobs": _Jobs(store, state), "work": Work(store)}
+    there["changes"] = _Changes(store)
     out: queue.Queue[str] = queue.Queue()
 
     def do(number: int, what: str, args: list[Any], kwargs: dict[str, Any]) -> None:

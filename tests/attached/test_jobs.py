@@ -66,6 +66,41 @@ def test_a_run_whose_process_is_killed_is_listed_as_dead_and_run_again_by_anothe
     assert found[0] == [first[0], "died", 1, str(worker.pid)]
 
 
+def goes_on(site: Site, worker: Remote, troubled: list[Remote]) -> None:
+    """What an attached process runs, and is told of, goes on after others were stopped for a while."""
+    path = site.path / "begun"
+    worker.call("changes.follow", "key")
+    worker.call("jobs.start", str(path), 1)
+    worker.call("kv.incr", "key1")
+    eventually(lambda: begun(path) and worker.call("changes.told") == ["key1"])
+    for process in troubled:
+        process.popen.send_signal(signal.SIGSTOP)
+    eventually(lambda: "NodeFailedError" in str(worker.call("service.err")))
+    time.sleep(7.0)  # longer than whoever waits for an answer waits, so that all of them look how it is
+    for process in troubled:
+        process.popen.send_signal(signal.SIGCONT)
+    eventually(lambda: worker.call("service.err") is None)
+    worker.call("kv.incr", "key2", timeout=PATIENCE)
+    before = len(begun(path))
+    eventually(lambda: len(begun(path)) > before + 1, "jobs go on")
+    eventually(lambda: worker.call("changes.told") == ["key1", "key2"], "it is told of changes again")
+
+
+def test_an_attached_process_goes_on_with_jobs_and_changes_once_its_owner_answers_again(site: Site) -> None:
+    owner = site.start(0)
+    owner.call("service.init")
+    goes_on(site, site.start_attached(0, owner), [owner])
+
+
+def test_an_attached_process_goes_on_with_jobs_and_changes_once_there_is_a_majority_again(site: Site) -> None:
+    hosts = [site.start(host, is_listed=True) for host in range(3)]
+    for process in hosts:
+        process.call("service.wait_formed")
+    worker = site.start_attached(0, hosts[0], is_listed=True)
+    worker.call("service.wait_formed")
+    goes_on(site, worker, hosts[1:])
+
+
 def test_three_hosts_of_two_processes_begin_each_run_once_under_kills_and_stops(site: Site) -> None:
     path = site.path / "begun"
     chance = random.Random(7)

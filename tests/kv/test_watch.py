@@ -13,7 +13,14 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.errors import ConfigurationError, OutOfTouchError, RaftError, ReadTimeoutError, StoppedError
+from raftsvc.errors import (
+    ConfigurationError,
+    NodeFailedError,
+    OutOfTouchError,
+    RaftError,
+    ReadTimeoutError,
+    StoppedError,
+)
 from raftsvc.kv.instructions import encode
 from raftsvc.kv.pages import Value
 from raftsvc.results import Applied
@@ -110,6 +117,25 @@ def shown(watch: kv.Watch) -> list[tuple[str, str, bytes | None, int]]:
     while events := watch.next(0.0):
         found += [(event.kind, event.key, event.value, event.index) for event in events]
     return found
+
+
+def test_a_trouble_that_may_pass_ends_nobody_who_waits_or_is_called(node: OneNode, store: kv.KeyValue) -> None:
+    told: list[str] = []
+    changed = threading.Event()
+
+    def change(event: kv.Event) -> None:
+        told.append(event.key)
+        changed.set()
+
+    with store.watch() as watch:
+        node.fail(NodeFailedError("the owner of the directory does not answer"))
+        assert watch.next(0.0) == []
+        store.on_change()(change)
+        node.error = None
+        store.set("a", b"")
+        assert [event.key for event in watch.next(0.0)] == ["a"]
+        assert changed.wait(PATIENCE)
+    assert told == ["a"]
 
 
 def test_changes_are_shown_with_what_was_there_before(store: kv.KeyValue) -> None:
