@@ -185,12 +185,12 @@ class Content:
             return runs.finish(order, time_ms)
         if order.kind == CLOCK:
             node_id, shown_ms = order.numbers
-            return runs.tell(node_id, shown_ms, time_ms)
+            return runs.tell(node_id, shown_ms, index, time_ms)
         if order.kind == PLAN:
             growth_bytes = runs.growth_bytes(order) if self.max_bytes else 0
             if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
                 raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
-            return runs.plan(order, self.holds, time_ms)
+            return runs.plan(order, self.holds, index, time_ms)
         return runs.forget(order.job)
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:

@@ -44,7 +44,7 @@ from raftsvc.kv.orders import CLOCK, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, Question, encode_names, encode_values
-from raftsvc.kv.runs import Planned, Run
+from raftsvc.kv.runs import Planned, Run, Told
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.waiters import Waiters
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -65,13 +65,17 @@ class Clock(NamedTuple):
     is_wanted: whether clocks are to be told.
     votes:     whether the clock of the member counts, and
     own:       what it showed when it was told last, and at which log time; None: it was not told.
+    told:      what each voter's clock showed, and
+    voters:    how many there are.
     told_ms:   the log time at which any was told last, and
-    now_ms:    what time it was then, in milliseconds since 1970; None: that is not known.
+    now_ms:    what time it was then, in milliseconds since 1970, as the log has it; None: that is not known.
     """
 
     is_wanted: bool
     votes: bool
     own: tuple[int, int] | None
+    told: tuple[Told, ...]
+    voters: int
     told_ms: int
     now_ms: int | None
 
@@ -353,9 +357,11 @@ class KeyValueState(BaseState):
             return _look_elsewhere(partial(self.clock, node_id))
         with self._lock:
             runs = self._content.runs
-            told_ms = runs.last_told_ms()
-            own = runs.told_by(node_id)
-            return Clock(runs.is_wanted, runs.votes(node_id), own, told_ms, runs.now_ms(told_ms))
+            told = tuple(runs.clocks())
+            own = next(((each.shown_ms, each.at_ms) for each in told if each.node_id == node_id), None)
+            told_ms = max([each.at_ms for each in told], default=0)
+            votes = node_id in runs.voters
+            return Clock(runs.is_wanted, votes, own, told, len(runs.voters), told_ms, runs.now_ms(told_ms))
 
     # -- connected clients
 

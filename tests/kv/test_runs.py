@@ -55,9 +55,9 @@ class Log:
     def now(self, *instructions: bytes) -> Any:
         return self.at(self.time_ms, *instructions)
 
-    def join(self, place: Place) -> None:
+    def join(self, place: Place, ttl_ms: int = TTL_MS) -> None:
         name, lease, number = place
-        self.now(instructions.encode([instructions.open_lease(lease, TTL_MS)]))
+        self.now(instructions.encode([instructions.open_lease(lease, ttl_ms)]))
         claim = instructions.claim(name, lease, number, instructions.MAX_UNITS)
         assert self.now(instructions.encode([claim]))
 
@@ -118,6 +118,7 @@ def log() -> Log:
     for place in (A, B, C):
         made.join(place)
         assert made.now(plan(place)) == 1
+    made.tell(NOON, NOON, NOON)
     return made
 
 
@@ -234,14 +235,40 @@ def test_who_did_not_join_or_plan_claims_nothing(log: Log) -> None:
 
 
 def test_what_is_planned_otherwise_counts_from_then_on(log: Log) -> None:
-    log.at(60_000, clock(1, NOON + 60_000), clock(2, NOON + 60_000))
+    log.at(60_000)
     log.join(A)
     log.now(plan(A))
     assert log.since() == NOON
     log.now(plan(A, schedule=b"every 2 s"))
-    assert log.since() == NOON + 60_000
-    log.now(plan(A, schedule=b"once", since_ms=NOON - 1))
-    assert log.since() == NOON + 60_000, "what was decided is not taken back"
+    log.at(64_000, clock(1, NOON + 64_000))
+    assert log.since() is None
+    log.at(65_000, clock(2, NOON + 66_000))
+    assert log.since() == NOON + 60_000, "as of when it was planned"
+
+
+def test_what_is_planned_to_be_earlier_is_so_unless_it_was_decided(log: Log) -> None:
+    log.now(plan(A, schedule=b"next week", since_ms=NOON + 7 * 86_400_000 - 1))
+    log.now(plan(A, schedule=b"in an hour", since_ms=NOON + 3_600_000 - 1))
+    assert log.since() == NOON + 3_600_000 - 1
+    log.now(plan(A, schedule=b"every 60 s"))
+    log.tell(NOON, NOON)
+    assert log.since() == NOON
+    assert log.now(begin(A, NOON + 1_000, 0)) == log.index
+    log.now(plan(A, schedule=b"once", since_ms=999))
+    assert log.since() == NOON + 1_000, "what was decided is not taken back"
+    assert log.now(begin(A, 1_000)) == GONE
+
+
+def test_what_is_planned_after_log_time_stood_still_does_not_count_from_before(log: Log) -> None:
+    # For three days nobody led: what was told before counts by log time, and is three days old.
+    late = NOON + 3 * 86_400_000
+    log.join(A)
+    log.now(plan(A, "new", schedule=b"every 3600 s"))
+    assert log.now(begin(A, NOON + 1_000, job="new")) == NOT_YET
+    log.tell(late)
+    assert log.since("new") is None, "one of three is no majority"
+    log.tell(late, late)
+    assert log.since("new") == late
 
 
 def test_what_is_planned_otherwise_while_the_time_is_not_known_counts_from_when_it_is(log: Log) -> None:
@@ -254,7 +281,7 @@ def test_what_is_planned_otherwise_while_the_time_is_not_known_counts_from_when_
     log.tell(NOON - 60_000, NOON - 60_000)
     assert log.since() == NOON + 1_000, "what was decided is not taken back"
     log.now(plan(A, schedule=b"every 3 s"))
-    log.tell(NOON + 30_000, NOON + 30_000)
+    log.tell(NOON + 10_000, NOON + 10_000)
     assert log.now(begin(A, NOON + 20_000)) == log.index
 
 
@@ -534,6 +561,8 @@ def test_what_a_snapshot_cannot_have_is_refused(log: Log) -> None:
         frozen._replace(jobs=[(name, planned, [run, run])]),
         frozen._replace(jobs=[(name, planned, [run._replace(fence=log.index + 1)])]),
         frozen._replace(jobs=[(name, planned, [run._replace(slot_ms=NOON + 9_000)])]),
+        frozen._replace(jobs=[(name, planned._replace(asked_index=log.index + 1), [run])]),
+        frozen._replace(clocks=[frozen.clocks[0]._replace(entry=log.index + 1)]),
         frozen._replace(jobs=[(name, planned, [run._replace(state=0)])]),
         frozen._replace(jobs=[(name, planned, [run._replace(place=nobody)])]),
     ):
