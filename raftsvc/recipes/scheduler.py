@@ -34,6 +34,10 @@ logger = logging.getLogger("raftsvc.jobs")
 _LOOK_SECONDS = 1.0
 """Between two looks at the time and at what others did; clocks may be set, and nothing tells of that."""
 _PAUSE_SECONDS = 0.3
+_REFUSED_SECONDS = 3.0
+"""So long a job is let be of which a claim was too early by the log."""
+_UNKNOWN_SECONDS = 15.0
+"""So long nothing is said of it that the time is not known: after a start it is not, until clocks are told."""
 _CALL_SECONDS = 5.0
 _FINISH_SECONDS = 3.0
 _TURN_MS = 100
@@ -123,6 +127,8 @@ class Scheduler:
         self._plans: dict[str, str] = {}  # what was planned under it
         self._unsure: dict[str, Numbers] = {}  # what may be claimed under it
         self._next: dict[str, tuple[int, int]] = {}  # of a job, since what was decided last, when it is due
+        self._refused: dict[str, float] = {}  # until when the log says that it is too early
+        self._known_at = time.monotonic()  # when what time it is was known last
         self._complaint = ""
 
     def start(self) -> None:
@@ -194,6 +200,7 @@ class Scheduler:
                 with suppress(Exception):
                     logger.error("job %r could not be seen to; it is tried again", job.name, exc_info=failure)
         if now_ms is not None:
+            self._known_at = time.monotonic()
             self._complain("")
         return pause
 
@@ -233,9 +240,12 @@ class Scheduler:
             self._plans.pop(job.name, None)
             return _PAUSE_SECONDS
         if now_ms is None or not planned.is_settled:
-            if now_ms is None:
+            if now_ms is None and time.monotonic() - self._known_at >= _UNKNOWN_SECONDS:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
+        let_be_until = self._refused.get(job.name, 0.0)
+        if time.monotonic() < let_be_until:
+            return let_be_until - time.monotonic()
         numbers: Numbers | None = self._unsure.get(job.name)
         if numbers is not None:
             return _LOOK_SECONDS if numbers[1] and self._is_full() else self._claim(hold, job, numbers)
@@ -267,7 +277,10 @@ class Scheduler:
         del self._unsure[job.name]
         if answer == NO_PLACE:
             self._plans.pop(job.name, None)
-        elif answer in (NOT_YET, BUSY):
+        elif answer == NOT_YET:
+            self._refused[job.name] = time.monotonic() + _REFUSED_SECONDS
+            return _REFUSED_SECONDS
+        elif answer == BUSY:
             return _PAUSE_SECONDS
         elif answer != GONE and numbers[1]:
             self._begin(hold, job, numbers, answer)
