@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from raftsvc.errors import Rejected
 from raftsvc.kv.holds import Holds
 from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, RUNNING, Order, Place
 
@@ -34,6 +35,8 @@ AHEAD_MS = 30_000
 """So far ahead of the time a slot may be claimed."""
 CLOCK_MS = 60_000
 """So long a clock counts that was told."""
+MAX_PLACES = 10_000
+"""So many processes may run a job."""
 KEPT_RUNS = 100
 """Of each job, and those under way."""
 JOB_BYTES = 400
@@ -87,7 +90,8 @@ class Planned(NamedTuple):
     decided_ms: the highest slot that is decided; 0: none is.
     from_ms:    after which slots count by the present schedule, and
     asked_index, asked_ms: the entry that planned it, and when in log time, as long as that is not known; 0: it is.
-    places:     who runs it, in order.
+    places:     who runs it, in order, and
+    schedules:  what each of them says of when.
     """
 
     schedule: bytes
@@ -96,6 +100,7 @@ class Planned(NamedTuple):
     asked_index: int
     asked_ms: int
     places: tuple[Place, ...]
+    schedules: tuple[bytes, ...]
 
     @property
     def since_ms(self) -> int:
@@ -120,7 +125,7 @@ class _Job:
         self.asked_index = 0
         self.asked_ms = 0
         self.runs: dict[int, Run] = {}
-        self.places: dict[Place, None] = {}
+        self.places: dict[Place, bytes] = {}  # with the schedule of each
         self.under_way = 0
 
     def last(self) -> Run | None:
@@ -166,8 +171,9 @@ class Runs:
             if job.asked_index:
                 made._unsettled[name] = None
             made.size_bytes += _size_of(name, planned.schedule)
-            for place in planned.places:
-                made._join(name, job, place)
+            texts: dict[bytes, bytes] = {}  # each once in memory
+            for place, schedule in zip(planned.places, planned.schedules, strict=True):
+                made._join(name, job, place, texts.setdefault(schedule, schedule))
             for run in runs:
                 made._keep(name, job, run)
         return made
@@ -233,8 +239,9 @@ class Runs:
     def plan(self, order: Order, holds: Holds, index: int, time_ms: int) -> int:
         """Have a job run by who has that place, which is held; NO_PLACE if it is not.
 
-        What is planned otherwise than before has its slots count from now on, or from when it says: it may say an
-        earlier time than was said before.  No slot up to the highest that was decided counts again.
+        What is planned otherwise than last, and than by any who run it now, has its slots count from now on, or from
+        when it says: it may say an earlier time than was said before.  No slot up to the highest that was decided
+        counts again.  Raises Rejected if too many run it.
         """
         (since_ms,) = order.numbers
         if not holds.fence_of(*order.place):
@@ -244,11 +251,16 @@ class Runs:
             job = self._jobs[order.job] = _Job(order.text)
             self.size_bytes += _size_of(order.job, order.text)
             self._count_anew(order.job, job, since_ms, index, time_ms)
+        elif order.place not in job.places and len(job.places) >= MAX_PLACES:
+            raise Rejected(f"{len(job.places)} processes run this job already, and more cannot")
         elif job.schedule != order.text:
+            # Who joins anew with what others say too changes nothing: in a rolling deployment two schedules are there.
+            is_known = order.text in job.places.values()
             self.size_bytes += len(order.text) - len(job.schedule)
             job.schedule = order.text
-            self._count_anew(order.job, job, since_ms, index, time_ms)
-        self._join(order.job, job, order.place)
+            if not is_known:
+                self._count_anew(order.job, job, since_ms, index, time_ms)
+        self._join(order.job, job, order.place, job.schedule)
         return 1
 
     def forget(self, name: str) -> bool:
@@ -281,9 +293,10 @@ class Runs:
         job.asked_index = job.asked_ms = 0
         self._unsettled.pop(name, None)
 
-    def _join(self, name: str, job: _Job, place: Place) -> None:
-        if place not in job.places:
-            job.places[place] = None
+    def _join(self, name: str, job: _Job, place: Place, schedule: bytes) -> None:
+        is_new = place not in job.places
+        job.places[place] = schedule
+        if is_new:
             self._places.setdefault(place, {})[name] = None
             self.size_bytes += JOB_BYTES
 
@@ -395,7 +408,8 @@ class Runs:
 
     def _planned(self, job: _Job) -> Planned:
         numbers = job.decided_ms, job.from_ms, job.asked_index, job.asked_ms
-        return Planned(job.schedule, *numbers, tuple(sorted(job.places)))
+        places = sorted(job.places)
+        return Planned(job.schedule, *numbers, tuple(places), tuple([job.places[place] for place in places]))
 
 
 def middle_ms(shown: list[int], voter_count: int) -> int | None:
@@ -424,8 +438,8 @@ def checked_runs(frozen: FrozenRuns, is_held: Callable[[Place], bool], index: in
             return f"{name!r} is run by who is not there"
         if fences != sorted(set(fences)) or slots != sorted(slots) or (fences and fences[-1] > index):
             return f"the runs of {name!r} are out of order"
-        if planned.asked_index > index:
-            return f"{name!r} was planned after it"
+        if planned.asked_index > index or len(planned.places) > MAX_PLACES:
+            return f"{name!r} was planned after it, or is run by too many"
         if slots and slots[-1] > planned.decided_ms:
             return f"{name!r} ran later than it says"
         for run in runs:

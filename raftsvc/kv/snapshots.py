@@ -10,8 +10,9 @@ its length (2), how many units it has (4), how many claims there are on it (4), 
 each as whose, what it showed, when in log time, and in which entry (8 each); how many jobs there are (4), each as the
 lengths of name and schedule (2 each), the highest slot that is decided, from when on slots count, and which entry
 planned it when in log time, as long as the former is not known (8 each), how many places it has (2) and runs (4), and
-these: a place as the length of its name (2), lease, number (8) and name, a run as its numbers, the lengths of who has
-it and of what is said of it (2 each), its place, and both. All integers are big-endian.
+these: a place as the length of its name (2), lease, number (8) and name, each of those that run the job with the
+length of its schedule (4) and that, a run as its numbers, the lengths of who has it and of what is said of it (2
+each), its place, and both. All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -94,8 +95,8 @@ def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
         encoded = name.encode()
         numbers = *planned[1:5], len(planned.places), len(runs)
         yield _JOB.pack(len(encoded), len(planned.schedule), *numbers) + encoded + planned.schedule
-        for place in planned.places:
-            yield _place(place)
+        for place, schedule in zip(planned.places, planned.schedules, strict=True):
+            yield _place(place) + _COUNT.pack(len(schedule)) + schedule
         for run in runs:
             yield _RUN.pack(*run[:7], len(run.who), len(run.said)) + _place(run.place) + run.who + run.said
 
@@ -228,15 +229,19 @@ def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
         give_way()
         length, said, *numbers, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
         name, schedule = reader.take_key(length), reader.take(said)
-        places = tuple([_decode_place(reader) for _ in range(place_count)])
+        places = [(_decode_place(reader), reader.take(reader.take_count())) for _ in range(place_count)]
         decided_ms, from_ms, asked_index, asked_ms = numbers
-        planned = Planned(schedule, decided_ms, from_ms, asked_index, asked_ms, places)
+        planned = Planned(schedule, decided_ms, from_ms, asked_index, asked_ms, *_apart(places))
         jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
     frozen = FrozenRuns(clocks, jobs)
     trouble = checked_runs(frozen, lambda place: bool(holds.fence_of(*place)), index)
     if trouble is not None:
         raise MalformedSnapshotError(f"in the snapshot {trouble}")
     return Runs.of(frozen)
+
+
+def _apart(places: list[tuple[Place, bytes]]) -> tuple[tuple[Place, ...], tuple[bytes, ...]]:
+    return tuple([place for place, _ in places]), tuple([schedule for _, schedule in places])
 
 
 def _decode_place(reader: _Reader) -> Place:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv import instructions, orders, snapshots
+from raftsvc.kv import instructions, orders, runs, snapshots
 from raftsvc.kv.orders import BEGIN, CLOCK, DIED, DONE, FAILED, FINISH, FORGET, MISSED, PLAN, RUNNING, Order, Place
 from raftsvc.kv.runs import AHEAD_MS, BUSY, CLOCK_MS, GONE, KEPT_RUNS, NO_PLACE, NOT_YET, Run
 from raftsvc.kv.snapshots import MalformedSnapshotError
@@ -244,6 +244,48 @@ def test_what_is_planned_otherwise_counts_from_then_on(log: Log) -> None:
     assert log.since() is None
     log.at(65_000, clock(2, NOON + 66_000))
     assert log.since() == NOON + 60_000, "as of when it was planned"
+
+
+def test_who_joins_with_a_schedule_that_others_have_changes_nothing(log: Log) -> None:
+    old, new = b"every 60 s", b"every 1 s"
+    log.at(5_000, plan(A, schedule=old))
+    log.tell(NOON + 5_000, NOON + 5_000)
+    log.now(plan(B, schedule=old))
+    assert log.since() == NOON + 5_000
+    log.at(9_000, plan(C, schedule=new))
+    log.now(plan(B, schedule=old))
+    log.now(plan(B, schedule=new))
+    assert log.since() == NOON + 5_000
+    data, index = log.state.snapshot()
+    log.state.restore_snapshot(data, index)
+    log.state.set_voters(frozenset((1, 2, 3)))
+    log.now(plan(A, schedule=new), plan(B, schedule=new))
+    assert log.since() == NOON + 5_000
+    log.now(plan(C, schedule=old))
+    log.tell(NOON + 9_000, NOON + 9_000)
+    assert log.since() == NOON + 9_000, "nobody had that any more"
+
+
+def test_what_everybody_left_and_joins_again_goes_on(log: Log) -> None:
+    for place in (A, B, C):
+        log.end(place)
+    log.time_ms += 60_000
+    log.join(A)
+    log.now(plan(A))
+    log.tell(NOON + 60_000, NOON + 60_000)
+    assert log.since() == NOON
+
+
+def test_no_more_run_a_job_than_may(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MAX_PLACES", 3)
+    other = (NAME, "e" * 16, 9)
+    log.join(other)
+    before, _ = log.state.snapshot()
+    assert log.now(plan(other)) == "3 processes run this job already, and more cannot"
+    assert log.state.snapshot()[0] == before
+    assert log.now(plan(A)) == 1
+    log.end(A)
+    assert log.now(plan(other)) == 1
 
 
 def test_what_is_planned_to_be_earlier_is_so_unless_it_was_decided(log: Log) -> None:
@@ -557,7 +599,7 @@ def test_what_a_snapshot_cannot_have_is_refused(log: Log) -> None:
     for wrong in (
         frozen._replace(clocks=[*frozen.clocks, frozen.clocks[0]]),
         frozen._replace(jobs=[job, job]),
-        frozen._replace(jobs=[(name, planned._replace(places=(nobody,)), [])]),
+        frozen._replace(jobs=[(name, planned._replace(places=(nobody,), schedules=(b"x",)), [])]),
         frozen._replace(jobs=[(name, planned, [run, run])]),
         frozen._replace(jobs=[(name, planned, [run._replace(fence=log.index + 1)])]),
         frozen._replace(jobs=[(name, planned, [run._replace(slot_ms=NOON + 9_000)])]),
