@@ -51,6 +51,9 @@ from raftsvc.process import give_way
 KEY_BYTES = 100
 """What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
 
+HISTORY_SHARE = 8
+"""What was run takes at most such a part of what the whole may take, but for the last run of each job."""
+
 _STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -179,10 +182,13 @@ class Content:
     def order(self, order: Order, index: int, time_ms: int) -> object:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
         runs = self.runs
-        if order.kind == BEGIN:
-            return runs.begin(order, index, time_ms)
-        if order.kind == FINISH:
-            return runs.finish(order, time_ms)
+        if order.kind in (BEGIN, FINISH):
+            answer: object = runs.begin(order, index, time_ms) if order.kind == BEGIN else runs.finish(order, time_ms)
+            if self.max_bytes and (
+                self.size_bytes > self.max_bytes or runs.history_bytes > self.max_bytes // HISTORY_SHARE
+            ):
+                runs.shed(order.job)
+            return answer
         if order.kind == CLOCK:
             node_id, shown_ms = order.numbers
             return runs.tell(node_id, shown_ms, index, time_ms)

@@ -25,6 +25,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 from raftsvc.errors import Rejected
@@ -144,10 +145,21 @@ class FrozenRuns(NamedTuple):
 class Runs:
     """Jobs, their runs, and the clocks of voters.
 
-    size_bytes: about what they take in memory.
+    size_bytes:    about what they take in memory, and
+    history_bytes: what runs do of that.
     """
 
-    __slots__ = ("_clocks", "_jobs", "_places", "_run_count", "_under_way", "_unsettled", "_voters", "size_bytes")
+    __slots__ = (
+        "_clocks",
+        "_jobs",
+        "_places",
+        "_run_count",
+        "_under_way",
+        "_unsettled",
+        "_voters",
+        "history_bytes",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
         self._voters: frozenset[int] = frozenset()
@@ -157,7 +169,7 @@ class Runs:
         self._places: dict[Place, dict[str, None]] = {}  # the jobs of each
         self._under_way: dict[Place, dict[tuple[str, int], None]] = {}  # job and fence
         self._run_count = 0  # under way
-        self.size_bytes = 0
+        self.size_bytes = self.history_bytes = 0
 
     @classmethod
     def of(cls, frozen: FrozenRuns) -> Runs:
@@ -274,7 +286,7 @@ class Runs:
                 del self._places[place]
             self.size_bytes -= JOB_BYTES
         for run in job.runs.values():
-            self.size_bytes -= _size_of_run(run)
+            self._grow(-_size_of_run(run))
         del self._jobs[name]
         self._unsettled.pop(name, None)
         self.size_bytes -= _size_of(name, job.schedule)
@@ -308,11 +320,11 @@ class Runs:
         job = self._jobs.get(order.job)
         if job is None or order.place not in job.places:
             return NO_PLACE
-        if job.asked_index:
-            return NOT_YET
         last = job.last()
         if last is not None and last.place == order.place and (last.slot_ms, last.attempt) == (slot_ms, attempt):
             return last.fence
+        if job.asked_index:
+            return NOT_YET
         since_ms = max(job.decided_ms, job.from_ms)
         if slot_ms <= since_ms:
             if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or since_ms != slot_ms:
@@ -354,17 +366,32 @@ class Runs:
     def _keep(self, name: str, job: _Job, run: Run) -> None:
         """Have one more, and let go of the first that is over, if there are too many."""
         job.runs[run.fence] = run
-        self.size_bytes += _size_of_run(run)
+        self._grow(_size_of_run(run))
         if run.state == RUNNING:
             job.under_way += 1
             self._run_count += 1
             self._under_way.setdefault(run.place, {})[name, run.fence] = None
         if len(job.runs) > KEPT_RUNS:
-            for former in job.runs.values():
-                if former.state != RUNNING:
-                    del job.runs[former.fence]
-                    self.size_bytes -= _size_of_run(former)
-                    break
+            self._drop(job)
+
+    def shed(self, name: str) -> None:
+        """Have a job that has just grown by a run take less: two of its runs are not kept, but the last is."""
+        job = self._jobs.get(name)
+        if job is not None:
+            for _ in range(2):
+                self._drop(job)
+
+    def _drop(self, job: _Job) -> None:
+        """Let go of the first run that is over, unless that is the last of all, which decides what is run again."""
+        for former in islice(job.runs.values(), len(job.runs) - 1):
+            if former.state != RUNNING:
+                del job.runs[former.fence]
+                self._grow(-_size_of_run(former))
+                break
+
+    def _grow(self, by_bytes: int) -> None:
+        self.history_bytes += by_bytes
+        self.size_bytes += by_bytes
 
     def _end(self, name: str, run: Run, state: int, said: bytes, time_ms: int) -> None:
         job = self._jobs[name]
@@ -372,7 +399,7 @@ class Runs:
         ended_ms = 0 if now_ms is None else max(now_ms, run.began_ms)  # clocks may have been set back
         over = run._replace(state=state, ended_ms=ended_ms, said=said)
         job.runs[run.fence] = over
-        self.size_bytes += len(said)
+        self._grow(len(said))
         job.under_way -= 1
         self._run_count -= 1
         under_way = self._under_way[run.place]

@@ -440,6 +440,40 @@ def test_what_there_is_no_room_for_is_not_planned(log: Log) -> None:
     assert log.now(begin(A, NOON + 1_000)) == log.index
 
 
+def test_of_what_was_run_less_is_kept_where_there_is_no_room(log: Log) -> None:
+    jobs = [f"j{number}" for number in range(20)]
+    for job in jobs:
+        assert log.now(plan(A, job)) == 1
+    log.tell(NOON, NOON)
+    size: Any = log.state.report()["size_bytes"]
+    most = 8 * 40 * 1_000
+    assert size < most // 2
+    log.now(instructions.encode([kv.max_state_bytes(most)]))
+    for count in range(1, KEPT_RUNS):
+        for job in jobs:
+            assert log.now(finish(A, log.now(begin(A, NOON + count, job=job)), FAILED, b"x" * 500, job)) is True
+    grown: Any = log.state.report()["size_bytes"]
+    assert size + most // 16 < grown < size + most // 8 + 2_000
+    assert all(log.runs(job)[-1].slot_ms == NOON + KEPT_RUNS - 1 for job in jobs)
+    assert log.now(instructions.encode([kv.set("k", b"x" * (most // 2))])) is True
+
+
+def test_the_last_run_is_kept_where_there_is_no_room_at_all(log: Log) -> None:
+    log.now(instructions.encode([kv.max_state_bytes(1)]))
+    log.now(begin(A, NOON + 1_000))
+    log.end(A)
+    assert log.now(begin(B, NOON + 1_000, 2, retry=1)) == log.index
+    assert log.now(finish(B, log.index)) is True
+    assert [(run.slot_ms, run.attempt) for run in log.runs()] == [(NOON + 1_000, 2)]
+
+
+def test_a_claim_that_comes_again_is_answered_the_same_while_the_time_is_not_known(log: Log) -> None:
+    fence = log.now(begin(A, NOON + 1_000))
+    log.now(plan(B, schedule=b"another"))
+    assert log.since() is None
+    assert log.now(begin(A, NOON + 1_000)) == fence
+
+
 def test_what_makes_no_sense_is_refused_by_a_reason_and_changes_nothing(log: Log) -> None:
     before, _ = log.state.snapshot()
     good = [plan(A), begin(A, NOON + 1_000), finish(A, 1), clock(1, NOON), forget()]
