@@ -26,7 +26,7 @@ from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.events import Signal
 from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_TEXT_BYTES, MISSED, RUNNING
-from raftsvc.kv.runs import BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
+from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
 from raftsvc.recipes.slots import Schedule, find_due
 
 logger = logging.getLogger("raftsvc.jobs")
@@ -129,6 +129,7 @@ class Scheduler:
         self._next: dict[str, tuple[int, int]] = {}  # of a job, since what was decided last, when it is due
         self._refused: dict[str, float] = {}  # until when the log says that it is too early
         self._known_at = time.monotonic()  # when what time it is was known last
+        self._ahead: set[str] = set()  # what was warned of: by clocks that were ahead it was run already
         self._complaint = ""
 
     def start(self) -> None:
@@ -243,6 +244,7 @@ class Scheduler:
             if now_ms is None and time.monotonic() - self._known_at >= _UNKNOWN_SECONDS:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
+        self._warn_of_clocks(job, planned, now_ms)
         let_be_until = self._refused.get(job.name, 0.0)
         if time.monotonic() < let_be_until:
             return let_be_until - time.monotonic()
@@ -267,6 +269,21 @@ class Scheduler:
                 return (turn_ms - now_ms) / 1000
             numbers = due.slot_ms, 0 if due.is_missed else 1, due.slots, job.retry, job.at_once
         return self._claim(hold, job, numbers)
+
+    def _warn_of_clocks(self, job: Job, planned: Planned, now_ms: int) -> None:
+        """Say once that nothing is due for long, for clocks were ahead once."""
+        if planned.since_ms <= max(now_ms + AHEAD_MS, job.schedule.since_ms):
+            self._ahead.discard(job.name)
+        elif job.name not in self._ahead:
+            self._ahead.add(job.name)
+            until = datetime.fromtimestamp(planned.since_ms / 1000, timezone.utc)
+            logger.warning(
+                "job %r is not run before %s: it was already, while the clocks of the voters were that far ahead; "
+                "jobs.forget(%r) has it begin anew from now on, without its history",
+                job.name,
+                until.isoformat(" ", "seconds"),
+                job.name,
+            )
 
     def _is_full(self) -> bool:
         return len(self._running) >= self._threads

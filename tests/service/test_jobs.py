@@ -315,6 +315,24 @@ def test_a_clock_that_is_set_back_has_nothing_run_again(
     assert book.slots == [NOON + 2 * MINUTE, NOON + 3 * MINUTE]
 
 
+def test_a_clock_that_was_far_ahead_once_is_warned_of_with_what_helps(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = started(lone, every_minute(book))
+    planned(jobs)
+    wall.move(timedelta(days=400))
+    past(jobs, 1)
+    assert "is not run before" not in caplog.text
+    wall.move(timedelta(days=-400))
+    eventually(lambda: "job 'tick' is not run before 2027-07-06 12:00:00+00:00" in caplog.text)
+    assert caplog.text.count("is not run before") == 1
+    assert jobs.forget("tick")
+    planned(jobs)
+    wall.move(MINUTE)
+    past(jobs, 1)
+    assert book.slots[1:] == [NOON + MINUTE]
+
+
 def test_another_schedule_counts_from_when_it_is_planned(
     lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs]
 ) -> None:
