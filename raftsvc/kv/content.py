@@ -43,7 +43,7 @@ from raftsvc.kv.instructions import (
     no_room,
     over_quota,
 )
-from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, Order
+from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, PLANS, Order
 from raftsvc.kv.pages import PagedMap
 from raftsvc.kv.runs import Runs
 from raftsvc.process import give_way
@@ -192,12 +192,23 @@ class Content:
         if order.kind == CLOCK:
             node_id, shown_ms = order.numbers
             return runs.tell(node_id, shown_ms, index, time_ms)
-        if order.kind == PLAN:
-            growth_bytes = runs.growth_bytes(order) if self.max_bytes else 0
-            if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
-            return runs.plan(order, self.holds, index, time_ms)
+        if order.kind in (PLAN, PLANS):
+            return self._plan(order.plans if order.kind == PLANS else (order,), index, time_ms)
         return runs.forget(order.job)
+
+    def _plan(self, plans: tuple[Order, ...], index: int, time_ms: int) -> object:
+        """All of them, or none."""
+        runs = self.runs
+        growth_bytes = 0
+        for plan in plans:
+            runs.check(plan)
+            growth_bytes += runs.growth_bytes(plan) if self.max_bytes else 0
+        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
+            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+        answer = 0
+        for plan in plans:
+            answer = runs.plan(plan, self.holds, index, time_ms)
+        return answer
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""

@@ -142,6 +142,47 @@ class FrozenRuns(NamedTuple):
     jobs: list[tuple[str, Planned, list[Run]]]
 
 
+class Clocks:
+    """Those of voters, as they were told last.
+
+    voters: whose count.
+    told:   what they showed, by whose they are.
+    """
+
+    __slots__ = ("told", "voters")
+
+    def __init__(self) -> None:
+        self.voters: frozenset[int] = frozenset()
+        self.told: dict[int, Told] = {}
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """Those vote, whose clocks count."""
+        self.voters = voters
+        self.told = {node_id: told for node_id, told in self.told.items() if node_id in voters}
+
+    def tell(self, told: Told) -> bool:
+        """One shows that; whether it counts."""
+        if told.node_id not in self.voters:
+            return False
+        self.told[told.node_id] = told
+        return True
+
+    def now_ms(self, time_ms: int) -> int | None:
+        """What time it is at that log time, in milliseconds since 1970; None: that is not known."""
+        return self._middle_ms(time_ms, [told for told in self.told.values() if time_ms - told.at_ms <= CLOCK_MS])
+
+    def time_of(self, index: int, time_ms: int) -> int | None:
+        """What time it was at an entry of that log time, by what was told after it alone."""
+        return self._middle_ms(time_ms, [told for told in self.told.values() if told.entry > index])
+
+    def in_order(self) -> list[Told]:
+        """What they showed, in the order of whose they are."""
+        return [self.told[node_id] for node_id in sorted(self.told)]
+
+    def _middle_ms(self, time_ms: int, counted: list[Told]) -> int | None:
+        return middle_ms([told.shown_ms + time_ms - told.at_ms for told in counted], len(self.voters))
+
+
 class Runs:
     """Jobs, their runs, and the clocks of voters.
 
@@ -150,20 +191,18 @@ class Runs:
     """
 
     __slots__ = (
-        "_clocks",
         "_jobs",
         "_places",
         "_run_count",
         "_under_way",
         "_unsettled",
-        "_voters",
+        "clocks",
         "history_bytes",
         "size_bytes",
     )
 
     def __init__(self) -> None:
-        self._voters: frozenset[int] = frozenset()
-        self._clocks: dict[int, Told] = {}
+        self.clocks = Clocks()
         self._jobs: dict[str, _Job] = {}
         self._unsettled: dict[str, None] = {}  # of which it is not known from when on their slots count
         self._places: dict[Place, dict[str, None]] = {}  # the jobs of each
@@ -175,7 +214,7 @@ class Runs:
     def of(cls, frozen: FrozenRuns) -> Runs:
         """As it was then, but for who votes."""
         made = cls()
-        made._clocks = {told.node_id: told for told in frozen.clocks}
+        made.clocks.told = {told.node_id: told for told in frozen.clocks}
         for name, planned, runs in frozen.jobs:
             made._jobs[name] = job = _Job(planned.schedule)
             job.decided_ms, job.from_ms = planned.decided_ms, planned.from_ms
@@ -193,11 +232,8 @@ class Runs:
     def freeze(self) -> FrozenRuns:
         """All as it is now, in an order that depends on nothing else."""
         return FrozenRuns(
-            self.clocks(),
-            [
-                (name, self._planned(self._jobs[name]), list(self._jobs[name].runs.values()))
-                for name in sorted(self._jobs)
-            ],
+            self.clocks.in_order(),
+            [(name, _planned(self._jobs[name]), list(self._jobs[name].runs.values())) for name in sorted(self._jobs)],
         )
 
     @property
@@ -205,39 +241,18 @@ class Runs:
         """Whether anybody runs jobs, so that clocks are to be told."""
         return bool(self._places)
 
-    # -- time
-
-    def set_voters(self, voters: frozenset[int]) -> None:
-        """Those vote, whose clocks count."""
-        self._voters = voters
-        self._clocks = {node_id: told for node_id, told in self._clocks.items() if node_id in voters}
+    # -- the time
 
     def tell(self, node_id: int, shown_ms: int, index: int, time_ms: int) -> bool:
         """The clock of a member shows that, at that log time; whether it counts."""
-        if node_id not in self._voters:
+        if not self.clocks.tell(Told(node_id, shown_ms, time_ms, index)):
             return False
-        self._clocks[node_id] = Told(node_id, shown_ms, time_ms, index)
         for name in list(self._unsettled):
             job = self._jobs[name]
-            since = [told for told in self._clocks.values() if told.entry > job.asked_index]
-            from_ms = middle_ms([told.shown_ms + job.asked_ms - told.at_ms for told in since], len(self._voters))
+            from_ms = self.clocks.time_of(job.asked_index, job.asked_ms)
             if from_ms is not None:
                 self._settle(name, job, max(from_ms, 0))
         return True
-
-    def now_ms(self, time_ms: int) -> int | None:
-        """What time it is at that log time, in milliseconds since 1970; None: that is not known."""
-        recent = [told for told in self._clocks.values() if time_ms - told.at_ms <= CLOCK_MS]
-        return middle_ms([told.shown_ms + time_ms - told.at_ms for told in recent], len(self._voters))
-
-    def clocks(self) -> list[Told]:
-        """What those of voters showed when they were told, in the order of their ids."""
-        return [self._clocks[node_id] for node_id in sorted(self._clocks)]
-
-    @property
-    def voters(self) -> frozenset[int]:
-        """Whose clocks count."""
-        return self._voters
 
     # -- jobs
 
@@ -248,12 +263,18 @@ class Runs:
             return _size_of(order.job, order.text) + JOB_BYTES
         return len(order.text) - len(job.schedule) + (0 if order.place in job.places else JOB_BYTES)
 
+    def check(self, order: Order) -> None:
+        """Raise Rejected if too many run the job of a PLAN."""
+        job = self._jobs.get(order.job)
+        if job is not None and order.place not in job.places and len(job.places) >= MAX_PLACES:
+            raise Rejected(f"{len(job.places)} processes run this job already, and more cannot")
+
     def plan(self, order: Order, holds: Holds, index: int, time_ms: int) -> int:
         """Have a job run by who has that place, which is held; NO_PLACE if it is not.
 
         What is planned otherwise than last, and than by any who run it now, has its slots count from now on, or from
         when it says: it may say an earlier time than was said before.  No slot up to the highest that was decided
-        counts again.  Raises Rejected if too many run it.
+        counts again.  `check` was called before.
         """
         (since_ms,) = order.numbers
         if not holds.fence_of(*order.place):
@@ -263,8 +284,6 @@ class Runs:
             job = self._jobs[order.job] = _Job(order.text)
             self.size_bytes += _size_of(order.job, order.text)
             self._count_anew(order.job, job, since_ms, index, time_ms)
-        elif order.place not in job.places and len(job.places) >= MAX_PLACES:
-            raise Rejected(f"{len(job.places)} processes run this job already, and more cannot")
         elif job.schedule != order.text:
             # Who joins anew with what others say too changes nothing: in a rolling deployment two schedules are there.
             is_known = order.text in job.places.values()
@@ -331,7 +350,7 @@ class Runs:
                 return GONE
         elif attempt > 1:
             return GONE
-        now_ms = self.now_ms(time_ms)
+        now_ms = self.clocks.now_ms(time_ms)
         if now_ms is None or slot_ms > now_ms + AHEAD_MS or index in job.runs:
             return NOT_YET
         if attempt and job.under_way >= at_once:
@@ -395,7 +414,7 @@ class Runs:
 
     def _end(self, name: str, run: Run, state: int, said: bytes, time_ms: int) -> None:
         job = self._jobs[name]
-        now_ms = self.now_ms(time_ms)
+        now_ms = self.clocks.now_ms(time_ms)
         ended_ms = 0 if now_ms is None else max(now_ms, run.began_ms)  # clocks may have been set back
         over = run._replace(state=state, ended_ms=ended_ms, said=said)
         job.runs[run.fence] = over
@@ -418,7 +437,7 @@ class Runs:
     def planned(self, name: str) -> Planned | None:
         """What is known of a job."""
         job = self._jobs.get(name)
-        return None if job is None else self._planned(job)
+        return None if job is None else _planned(job)
 
     def names(self, prefix: str) -> list[str]:
         """The jobs that are known, in order."""
@@ -433,10 +452,11 @@ class Runs:
         """How many jobs are known, and how many runs are under way."""
         return len(self._jobs), self._run_count
 
-    def _planned(self, job: _Job) -> Planned:
-        numbers = job.decided_ms, job.from_ms, job.asked_index, job.asked_ms
-        places = sorted(job.places)
-        return Planned(job.schedule, *numbers, tuple(places), tuple([job.places[place] for place in places]))
+
+def _planned(job: _Job) -> Planned:
+    numbers = job.decided_ms, job.from_ms, job.asked_index, job.asked_ms
+    places = sorted(job.places)
+    return Planned(job.schedule, *numbers, tuple(places), tuple([job.places[place] for place in places]))
 
 
 def middle_ms(shown: list[int], voter_count: int) -> int | None:

@@ -40,7 +40,7 @@ from raftsvc.kv.events import (
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lone_set, encode
-from raftsvc.kv.orders import CLOCK, is_order
+from raftsvc.kv.orders import CLOCK, PLANS, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.queries import ALLOWED, CLAIM, CLAIMS, LIST, Question, encode_names, encode_values
@@ -195,7 +195,7 @@ class KeyValueState(BaseState):
 
         def note() -> None:
             with self._lock:
-                self._content.runs.set_voters(voters)
+                self._content.runs.clocks.set_voters(voters)
 
         if is_main_thread():  # at the start of a process
             _look_elsewhere(note)
@@ -357,11 +357,12 @@ class KeyValueState(BaseState):
             return _look_elsewhere(partial(self.clock, node_id))
         with self._lock:
             runs = self._content.runs
-            told = tuple(runs.clocks())
+            clocks = runs.clocks
+            told = tuple(clocks.in_order())
             own = next(((each.shown_ms, each.at_ms) for each in told if each.node_id == node_id), None)
             told_ms = max([each.at_ms for each in told], default=0)
-            votes = node_id in runs.voters
-            return Clock(runs.is_wanted, votes, own, told, len(runs.voters), told_ms, runs.now_ms(told_ms))
+            votes = node_id in clocks.voters
+            return Clock(runs.is_wanted, votes, own, told, len(clocks.voters), told_ms, clocks.now_ms(told_ms))
 
     # -- connected clients
 
@@ -389,6 +390,8 @@ class KeyValueState(BaseState):
             return None if question.kind == ALLOWED else question.scope
         if is_order(data):
             order = decode_order(data)
+            if order.kind == PLANS:
+                return [plan.job for plan in order.plans]
             return None if order.kind == CLOCK else [order.job]
         conditions, effects = decode(data)
         if any(code in OF_THE_CLUSTER for code, *_ in effects):

@@ -21,11 +21,11 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from raftsvc.errors import ForkedError, NodeFailedError, RaftError
+from raftsvc.errors import ForkedError, InstructionTooLargeError, NodeFailedError, RaftError, Rejected
 from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.events import Signal
-from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_TEXT_BYTES, MISSED, RUNNING
+from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_PLANS, MAX_TEXT_BYTES, MISSED, RUNNING
 from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
 from raftsvc.recipes.slots import Schedule, find_due
 
@@ -105,6 +105,36 @@ class _End(NamedTuple):
     said: bytes
 
 
+class _Notes:
+    """What the thread has said, and lets be for now.
+
+    complaint: why nothing is begun here; "": it is.
+    known_at:  when what time it is was known last.
+    refused:   of a job of which a claim was too early by the log, until when it is let be.
+    """
+
+    def __init__(self) -> None:
+        self.complaint = ""
+        self.known_at = time.monotonic()
+        self.refused: dict[str, float] = {}
+        self._ahead: set[str] = set()
+
+    def warn_of_clocks(self, job: Job, planned: Planned, now_ms: int) -> None:
+        """Say once that nothing is due for long, for clocks were ahead once."""
+        if planned.since_ms <= max(now_ms + AHEAD_MS, job.schedule.since_ms):
+            self._ahead.discard(job.name)
+        elif job.name not in self._ahead:
+            self._ahead.add(job.name)
+            until = datetime.fromtimestamp(planned.since_ms / 1000, timezone.utc)
+            logger.warning(
+                "job %r is not run before %s: it was already, while the clocks of the voters were that far ahead; "
+                "jobs.forget(%r) has it begin anew from now on, without its history",
+                job.name,
+                until.isoformat(" ", "seconds"),
+                job.name,
+            )
+
+
 class Scheduler:
     """The jobs of a process at work, from `start` to `stop`.
 
@@ -127,10 +157,7 @@ class Scheduler:
         self._plans: dict[str, str] = {}  # what was planned under it
         self._unsure: dict[str, Numbers] = {}  # what may be claimed under it
         self._next: dict[str, tuple[int, int]] = {}  # of a job, since what was decided last, when it is due
-        self._refused: dict[str, float] = {}  # until when the log says that it is too early
-        self._known_at = time.monotonic()  # when what time it is was known last
-        self._ahead: set[str] = set()  # what was warned of: by clocks that were ahead it was run already
-        self._complaint = ""
+        self._notes = _Notes()
 
     def start(self) -> None:
         """Raises NodeFailedError if no thread can be started."""
@@ -175,8 +202,8 @@ class Scheduler:
         return self._duty.over() is not None
 
     def _complain(self, why: str) -> None:
-        if why != self._complaint:
-            self._complaint = why
+        if why != self._notes.complaint:
+            self._notes.complaint = why
             if why:
                 logger.warning("no job is begun here for now: %s", why)
 
@@ -185,6 +212,8 @@ class Scheduler:
         self._tell()
         hold = self._join()
         if hold is None:
+            return _PAUSE_SECONDS
+        if not self._plan_many(hold):
             return _PAUSE_SECONDS
         now_ms = self._duty.now_ms()
         pause = _LOOK_SECONDS
@@ -201,7 +230,7 @@ class Scheduler:
                 with suppress(Exception):
                     logger.error("job %r could not be seen to; it is tried again", job.name, exc_info=failure)
         if now_ms is not None:
-            self._known_at = time.monotonic()
+            self._notes.known_at = time.monotonic()
             self._complain("")
         return pause
 
@@ -223,6 +252,19 @@ class Scheduler:
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
 
+    def _plan_many(self, hold: Hold) -> bool:
+        """As `_plan`, of what is to be planned where it is more than one; what of that is refused is planned alone."""
+        wanted = [job for job in list(self._jobs.values()) if self._plans.get(job.name) != job.schedule.text]
+        for first in range(0, len(wanted) if len(wanted) > 1 else 0, MAX_PLANS):
+            some = wanted[first : first + MAX_PLANS]
+            plans = [(job.name, job.schedule.text.encode(), job.schedule.since_ms) for job in some]
+            with suppress(Rejected, InstructionTooLargeError):
+                if self._duty.plan_many(hold, plans, _CALL_SECONDS) == NO_PLACE:
+                    self._give_up()
+                    return False
+                self._plans.update((job.name, job.schedule.text) for job in some)
+        return True
+
     def _plan(self, hold: Hold, job: Job) -> bool:
         """Have it known that this process runs it; whether it is."""
         schedule = job.schedule
@@ -241,11 +283,11 @@ class Scheduler:
             self._plans.pop(job.name, None)
             return _PAUSE_SECONDS
         if now_ms is None or not planned.is_settled:
-            if now_ms is None and time.monotonic() - self._known_at >= _UNKNOWN_SECONDS:
+            if now_ms is None and time.monotonic() - self._notes.known_at >= _UNKNOWN_SECONDS:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
-        self._warn_of_clocks(job, planned, now_ms)
-        let_be_until = self._refused.get(job.name, 0.0)
+        self._notes.warn_of_clocks(job, planned, now_ms)
+        let_be_until = self._notes.refused.get(job.name, 0.0)
         if time.monotonic() < let_be_until:
             return let_be_until - time.monotonic()
         numbers: Numbers | None = self._unsure.get(job.name)
@@ -270,21 +312,6 @@ class Scheduler:
             numbers = due.slot_ms, 0 if due.is_missed else 1, due.slots, job.retry, job.at_once
         return self._claim(hold, job, numbers)
 
-    def _warn_of_clocks(self, job: Job, planned: Planned, now_ms: int) -> None:
-        """Say once that nothing is due for long, for clocks were ahead once."""
-        if planned.since_ms <= max(now_ms + AHEAD_MS, job.schedule.since_ms):
-            self._ahead.discard(job.name)
-        elif job.name not in self._ahead:
-            self._ahead.add(job.name)
-            until = datetime.fromtimestamp(planned.since_ms / 1000, timezone.utc)
-            logger.warning(
-                "job %r is not run before %s: it was already, while the clocks of the voters were that far ahead; "
-                "jobs.forget(%r) has it begin anew from now on, without its history",
-                job.name,
-                until.isoformat(" ", "seconds"),
-                job.name,
-            )
-
     def _is_full(self) -> bool:
         return len(self._running) >= self._threads
 
@@ -295,7 +322,7 @@ class Scheduler:
         if answer == NO_PLACE:
             self._plans.pop(job.name, None)
         elif answer == NOT_YET:
-            self._refused[job.name] = time.monotonic() + _REFUSED_SECONDS
+            self._notes.refused[job.name] = time.monotonic() + _REFUSED_SECONDS
             return _REFUSED_SECONDS
         elif answer == BUSY:
             return _PAUSE_SECONDS

@@ -14,7 +14,21 @@ import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv import instructions, orders, runs, snapshots
-from raftsvc.kv.orders import BEGIN, CLOCK, DIED, DONE, FAILED, FINISH, FORGET, MISSED, PLAN, RUNNING, Order, Place
+from raftsvc.kv.orders import (
+    BEGIN,
+    CLOCK,
+    DIED,
+    DONE,
+    FAILED,
+    FINISH,
+    FORGET,
+    MISSED,
+    PLAN,
+    PLANS,
+    RUNNING,
+    Order,
+    Place,
+)
 from raftsvc.kv.runs import AHEAD_MS, BUSY, CLOCK_MS, GONE, KEPT_RUNS, NO_PLACE, NOT_YET, Run
 from raftsvc.kv.snapshots import MalformedSnapshotError
 
@@ -90,6 +104,11 @@ class Log:
 
 def plan(place: Place, job: str = "j", schedule: bytes = b"every 1 s", since_ms: int = 0) -> bytes:
     return orders.encode(Order(PLAN, (since_ms,), job, place, schedule))
+
+
+def plans(place: Place, *jobs: tuple[str, bytes, int]) -> bytes:
+    each = tuple(Order(PLAN, (since_ms,), job, place, schedule) for job, schedule, since_ms in jobs)
+    return orders.encode(Order(PLANS, (), "", place, b"", each))
 
 
 def begin(
@@ -244,6 +263,23 @@ def test_what_is_planned_otherwise_counts_from_then_on(log: Log) -> None:
     assert log.since() is None
     log.at(65_000, clock(2, NOON + 66_000))
     assert log.since() == NOON + 60_000, "as of when it was planned"
+
+
+def test_many_jobs_are_planned_at_once_or_none_is(log: Log) -> None:
+    one = [("x", b"every 1 s", 0), ("y", b"once", 999), ("j", b"every 2 s", 0)]
+    assert log.now(plans(A, *one)) == 1
+    assert list(log.state.jobs()) == ["j", "x", "y"]
+    assert (log.since("j"), log.since("x"), log.since("y")) == (None, None, 999)
+    log.tell(NOON, NOON)
+    assert log.now(begin(A, NOON + 1_000, job="x")) == log.index
+    before, _ = log.state.snapshot()
+    assert log.now(plans((NAME, "f" * 16, 1), *one)) == NO_PLACE
+    size: Any = log.state.report()["size_bytes"]
+    log.now(instructions.encode([kv.max_state_bytes(size + 1_000)]))
+    assert "the state would have" in log.now(plans(A, ("a", b"x", 0), ("b", b"x", 0), ("c", b"x", 0)))
+    log.now(instructions.encode([kv.max_state_bytes(None)]))
+    assert log.state.snapshot()[0] == before
+    assert log.state.scope(plans(A, *one), is_query=False) == ["x", "y", "j"]
 
 
 def test_who_joins_with_a_schedule_that_others_have_changes_nothing(log: Log) -> None:
@@ -476,7 +512,7 @@ def test_a_claim_that_comes_again_is_answered_the_same_while_the_time_is_not_kno
 
 def test_what_makes_no_sense_is_refused_by_a_reason_and_changes_nothing(log: Log) -> None:
     before, _ = log.state.snapshot()
-    good = [plan(A), begin(A, NOON + 1_000), finish(A, 1), clock(1, NOON), forget()]
+    good = [plan(A), plans(A, ("j", b"x", 0)), begin(A, NOON + 1_000), finish(A, 1), clock(1, NOON), forget()]
     wrong = [each[:length] for each in good for length in range(1, len(each))]
     wrong += [each + b"x" for each in good]
     wrong += [
@@ -491,6 +527,11 @@ def test_what_makes_no_sense_is_refused_by_a_reason_and_changes_nothing(log: Log
         finish(A, 1, RUNNING),
         finish(A, 1, 6),
         plan(A, ""),
+        plans(A),
+        plans(A, ("j", b"x", 2**60)),
+        plans(A, ("j", b"x", 0), ("", b"x", 0)),
+        plans(A, ("j", b"x" * 501, 0)),
+        plans(A, *[("j", b"x", 0)] * 101),
         plan(A, "x" * 1025),
         plan((NAME, "Z" * 16, 1)),
         plan(A, schedule=b"x" * 501),

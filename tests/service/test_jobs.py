@@ -13,8 +13,9 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.errors import ConfigurationError, ForkedError, OutcomeUnknown
+from raftsvc.errors import ConfigurationError, ForkedError, OutcomeUnknown, Rejected
 from raftsvc.kv import timekeeper
+from raftsvc.kv.duty import Duty
 from raftsvc.kv.orders import is_order
 from raftsvc.recipes import JobRun, Jobs, PastRun, current_run, scheduler
 
@@ -248,6 +249,46 @@ def test_jobs_run_beside_a_state_of_ones_own(
     wall.move(MINUTE)
     past(jobs, 1)
     assert book.slots == [NOON + MINUTE]
+
+
+def test_many_jobs_are_declared_in_few_writes(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    plan_many = Duty.plan_many
+
+    def count(duty: Duty, hold: Any, jobs: Any, timeout: float) -> int:
+        asked.append(len(jobs))
+        return plan_many(duty, hold, jobs, timeout)
+
+    monkeypatch.setattr(Duty, "plan_many", count)
+    monkeypatch.setattr(Duty, "plan", None)
+
+    def declare(jobs: Jobs) -> None:
+        for number in range(250):
+            jobs.every(60, name=f"{number}")(book.write)
+
+    jobs = started(lone, declare, threads=50)
+    for number in range(250):
+        planned(jobs, str(number))
+    assert asked == [100, 100, 50]
+
+
+def test_jobs_that_are_refused_together_are_declared_one_by_one(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise Rejected("there is no room")
+
+    monkeypatch.setattr(Duty, "plan_many", refuse)
+
+    def declare(jobs: Jobs) -> None:
+        for name in ("a", "b"):
+            jobs.every(60, name=name)(book.write)
+
+    jobs = started(lone, declare)
+    planned(jobs, "a")
+    planned(jobs, "b")
 
 
 # -- what is late
