@@ -1491,8 +1491,8 @@ MUTANTS = (
     Mutant(
         "a slot that was claimed is claimed again",
         "kv/runs.py",
-        "if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or job.since_ms != slot_ms:\n",
-        "if last is None or job.since_ms != slot_ms:\n",
+        "if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or since_ms != slot_ms:\n",
+        "if last is None or since_ms != slot_ms:\n",
         test="kv/test_runs.py::test_a_slot_is_claimed_once_and_the_highest_decides",
     ),
     Mutant(
@@ -1512,15 +1512,15 @@ MUTANTS = (
     Mutant(
         "of two clocks that differ the later counts",
         "kv/runs.py",
-        "        return shown[(len(shown) - 1) // 2]\n",
-        "        return shown[len(shown) // 2]\n",
+        "    return sorted(shown)[(len(shown) - 1) // 2]\n",
+        "    return sorted(shown)[len(shown) // 2]\n",
         test="kv/test_runs.py::test_the_time_is_the_lower_middle_of_what_the_voters_clocks_show_with_the_log_time_since",
     ),
     Mutant(
         "half of the clocks is enough",
         "kv/runs.py",
-        "        if not self._voters or len(shown) <= len(self._voters) // 2:\n",
-        "        if not self._voters or len(shown) < len(self._voters) // 2:\n",
+        "    if not voter_count or len(shown) <= voter_count // 2:\n",
+        "    if not voter_count or len(shown) < voter_count // 2:\n",
         test="kv/test_runs.py::test_nothing_is_claimed_while_no_majority_tells_its_clock",
     ),
     Mutant(
@@ -1583,8 +1583,8 @@ MUTANTS = (
     Mutant(
         "a process goes by its own clock",
         "kv/timekeeper.py",
-        "        return wall_ms if abs(wall_ms - by_all_ms) <= NEAR_MS else by_all_ms\n",
-        "        return wall_ms\n",
+        "        return wall_ms if by_all_ms is not None and abs(wall_ms - by_all_ms) <= NEAR_MS else by_all_ms\n",
+        "        return wall_ms if by_all_ms is not None else by_all_ms\n",
         test="service/test_jobs.py::test_a_node_whose_clock_is_an_hour_off_runs_jobs_by_the_clocks_of_the_others",
     ),
     Mutant(
@@ -1600,6 +1600,27 @@ MUTANTS = (
         "                return self.ack(*self._wanted)\n",
         "                return self.ack()\n",
         test="service/test_recipes.py::test_the_end_of_a_with_asks_what_was_asked_before_and_not_heard_of",
+    ),
+    Mutant(
+        "what was told before nobody led for days counts",
+        "kv/timekeeper.py",
+        "        counted = [each for each in self._seen.values() if each.entry > mark.entry]\n",
+        "        counted = list(self._seen.values())\n",
+        test="kv/test_timekeeper.py::test_what_was_told_before_a_process_began_does_not_count",
+    ),
+    Mutant(
+        "a job counts from what was told before it was planned",
+        "kv/runs.py",
+        "[told for told in self.told.values() if told.entry > index])\n",
+        "list(self.told.values()))\n",
+        test="kv/test_runs.py::test_what_is_planned_after_log_time_stood_still_does_not_count_from_before",
+    ),
+    Mutant(
+        "who joins again with the older schedule has what is due forgotten",
+        "kv/runs.py",
+        "            if not is_known:\n",
+        "            if True:\n",
+        test="kv/test_runs.py::test_who_joins_with_a_schedule_that_others_have_changes_nothing",
     ),
     Mutant(
         "a listing shows half of an entry",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import zoneinfo
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.kv.orders import MAX_TEXT_BYTES
 from raftsvc.recipes.slots import MAX_COUNTED, ONCE_MS, At, Cron, Due, Every, Schedule, find_due
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -233,3 +234,36 @@ def test_of_very_many_that_are_late_it_is_said_that_there_are_many() -> None:
 
 def test_nothing_is_due_any_more_of_what_was_run_once() -> None:
     assert find_due(At(None), ONCE_MS, SINCE, None, coalesce=True) == Due(None, 0, False, None)
+
+
+def test_of_schedules_that_differ_the_texts_differ() -> None:
+    assert Every(60).text == Every(60.0).text == "every 60 s"
+    assert Every(1.5).text == "every 1.5 s"
+    assert len({Every(seconds).text for seconds in (2_592_000, 2_592_001, 2_592_000.001)}) == 3
+    minutes = ",".join(str(minute) for minute in range(59))
+    hours = ",".join(str(hour) for hour in range(24))
+    days = ",".join(str(day) for day in range(1, 31))
+    long = [Cron(f"{minutes} {hours} {days} {months} *", "UTC").text for months in ("1,2,3,4,5,6,7,8,9", "1,2,3")]
+    long += [Cron(f"{minutes} {hours} {days} 1,2,3,4,5,6,7,8,{month} 0,1,2,3,4,5,6", "UTC").text for month in (9, 10)]
+    long += [Cron(f"{minutes},{minutes},{minutes} {hours} * * {day}", "UTC").text for day in (1, 2)]
+    assert len(set(long)) == len(long)
+    assert all(len(text.encode()) <= MAX_TEXT_BYTES for text in long)
+
+
+class Nameless(tzinfo):
+    """A time zone that says nothing of itself."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def dst(self, moment: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    def tzname(self, moment: datetime | None) -> str:
+        return "N"
+
+
+def test_a_time_zone_that_cannot_be_told_from_others_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="a name that is the same in all processes"):
+        Cron("0 4 * * *", Nameless())
+    assert "UTC+02:00" in Cron("0 4 * * *", timezone(timedelta(hours=2))).text

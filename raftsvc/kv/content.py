@@ -57,7 +57,7 @@ from raftsvc.kv.instructions import (
 )
 from raftsvc.kv.leased import LeasedKeys
 from raftsvc.kv.limits import Limits
-from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, Order
+from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, PLANS, Order
 from raftsvc.kv.pages import PagedMap
 from raftsvc.kv.runs import Runs
 from raftsvc.process import give_way
@@ -68,6 +68,9 @@ KEY_BYTES = 100
 RESERVE_BYTES = 256 * 1024
 """More than the state may have, for leases and for who waits at a queue: else a store that is full of work could not be
 worked off by a process that comes then."""
+
+HISTORY_SHARE = 8
+"""What was run takes at most such a part of what the whole may take, but for the last run of each job."""
 
 _STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
 
@@ -274,18 +277,18 @@ class Content:
     def order(self, order: Order, index: int, time_ms: int) -> object:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
         runs = self.runs
-        if order.kind == BEGIN:
-            return runs.begin(order, index, time_ms)
-        if order.kind == FINISH:
-            return runs.finish(order, time_ms)
+        if order.kind in (BEGIN, FINISH):
+            answer: object = runs.begin(order, index, time_ms) if order.kind == BEGIN else runs.finish(order, time_ms)
+            if self.max_bytes and (
+                self.size_bytes > self.max_bytes or runs.history_bytes > self.max_bytes // HISTORY_SHARE
+            ):
+                runs.shed(order.job)
+            return answer
         if order.kind == CLOCK:
             node_id, shown_ms = order.numbers
-            return runs.tell(node_id, shown_ms, time_ms)
-        if order.kind == PLAN:
-            growth_bytes = runs.growth_bytes(order) if self.max_bytes else 0
-            if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
-                raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
-            return runs.plan(order, self.holds, time_ms)
+            return runs.tell(node_id, shown_ms, index, time_ms)
+        if order.kind in (PLAN, PLANS):
+            return self._plan(order.plans if order.kind == PLANS else (order,), index, time_ms)
         return runs.forget(order.job)
 
     def end_some(self) -> bool:
@@ -297,6 +300,20 @@ class Content:
             self.ending = ""
             return True
         return self.holds.grant_ended()
+
+    def _plan(self, plans: tuple[Order, ...], index: int, time_ms: int) -> object:
+        """All of them, or none."""
+        runs = self.runs
+        growth_bytes = 0
+        for plan in plans:
+            runs.check(plan)
+            growth_bytes += runs.growth_bytes(plan) if self.max_bytes else 0
+        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
+            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+        answer = 0
+        for plan in plans:
+            answer = runs.plan(plan, self.holds, index, time_ms)
+        return answer
 
     def _check_quota(self, effects: Iterable[tuple[int, str, bytes, int]], numbers: dict[int, int]) -> None:
         """Raise Rejected if they would have the content grow to more than it may have."""

@@ -13,7 +13,7 @@ from functools import partial
 from raftsvc.errors import NodeFailedError, RaftError
 from raftsvc.kv.instructions import MAX_UNITS, checked_key
 from raftsvc.kv.leases import Hold, Wish
-from raftsvc.kv.orders import BEGIN, FINISH, FORGET, MAX_TEXT_BYTES, PLAN, Order, encode
+from raftsvc.kv.orders import BEGIN, FINISH, FORGET, MAX_TEXT_BYTES, PLAN, PLANS, Order, encode
 from raftsvc.kv.runs import Planned, Run
 from raftsvc.kv.watching import Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -55,6 +55,11 @@ class Duty:
     def plan(self, hold: Hold, job: str, schedule: bytes, since_ms: int, timeout: float) -> int:
         """Have a job be one that this process runs; see `Runs.plan`."""
         return self._propose(Order(PLAN, (since_ms,), self.full_name(job), hold.place, schedule), timeout)
+
+    def plan_many(self, hold: Hold, jobs: Sequence[tuple[str, bytes, int]], timeout: float) -> int:
+        """As `plan`, of up to MAX_PLANS jobs at once: all of them, or none."""
+        plans = [Order(PLAN, (since_ms,), self.full_name(job), hold.place, text) for job, text, since_ms in jobs]
+        return self._propose(Order(PLANS, (), "", hold.place, b"", tuple(plans)), timeout)
 
     def begin(self, hold: Hold, job: str, numbers: tuple[int, int, int, int, int], timeout: float) -> int:
         """Claim a slot, or pass it over: slot, attempt, count, retry, how many at once; see `Runs.begin`."""

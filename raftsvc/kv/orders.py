@@ -11,6 +11,7 @@ BEGIN  a slot is claimed: slot (8), which attempt it is (2), for how many slots 
 FINISH a run is over: its fence (8), how it ended (1), place; job, name of the place, what is to be said of that.
 CLOCK  the clock of a member shows: its id (8), milliseconds since 1970 (8).
 FORGET nothing is known of a job: job.
+PLANS  as PLAN, of several jobs at once: place; name of the place, and of each: since when (8), job, schedule.
 
 Invariant: what the functions below make, `decode` reads; anything else is refused by Rejected, for a reason that
 depends on the bytes alone.
@@ -20,20 +21,22 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from raftsvc.errors import Rejected
 from raftsvc.kv.instructions import LEASE_DIGITS, MAX_KEY_BYTES
 
 MARK = 0x4A
 """The first byte."""
-PLAN, BEGIN, FINISH, CLOCK, FORGET = range(1, 6)
+PLAN, BEGIN, FINISH, CLOCK, FORGET, PLANS = range(1, 7)
 RUNNING, DONE, FAILED, DIED, MISSED = range(1, 6)
 """How it stands with a slot."""
 MAX_TIME_MS = 253_402_300_799_999
 """The last that has a date."""
 MAX_TEXT_BYTES = 500
 """Of what is said of a run, of who has it, and of a schedule."""
+MAX_PLANS = 100
+"""At once."""
 MAX_AT_ONCE = 50
 MAX_ATTEMPTS = 1000
 
@@ -48,21 +51,24 @@ _NUMBERS = {
     FINISH: struct.Struct(f">QB{_PLACE}"),
     CLOCK: struct.Struct(">QQ"),
     FORGET: struct.Struct(">"),
+    PLANS: struct.Struct(f">{_PLACE}"),
 }
-_TEXTS = {PLAN: 3, BEGIN: 3, FINISH: 3, CLOCK: 0, FORGET: 1}
+_TEXTS = {PLAN: 3, BEGIN: 3, FINISH: 3, CLOCK: 0, FORGET: 1, PLANS: 1}
 _WITH_PLACE = frozenset((PLAN, BEGIN, FINISH))
+_SINCE = struct.Struct(">Q")
 _LENGTH = struct.Struct(">H")
 _LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
 
 
 class Order(NamedTuple):
-    """One of the above.  numbers: those but of the place; text: the last text."""
+    """One of the above.  numbers: those but of the place; text: the last text; plans: of PLANS, a PLAN for each job."""
 
     kind: int
     numbers: tuple[int, ...]
     job: str = ""
     place: Place = ("", "", 0)
     text: bytes = b""
+    plans: tuple[Order, ...] = ()
 
 
 def encode(order: Order) -> bytes:
@@ -75,9 +81,17 @@ def encode(order: Order) -> bytes:
         texts = [order.job.encode(), name.encode(), order.text]
     elif order.kind == FORGET:
         texts = [order.job.encode()]
+    elif order.kind == PLANS:
+        name, lease, number = order.place
+        numbers = lease.encode(), number
+        texts = [name.encode()]
     parts = [_HEAD.pack(MARK, order.kind), _NUMBERS[order.kind].pack(*numbers)]
     for text in texts:
         parts += (_LENGTH.pack(len(text)), text)
+    for plan in order.plans:
+        parts.append(_SINCE.pack(*plan.numbers))
+        for text in (plan.job.encode(), plan.text):
+            parts += (_LENGTH.pack(len(text)), text)
     return b"".join(parts)
 
 
@@ -100,13 +114,10 @@ def decode(data: bytes) -> Order:
     numbers = form.unpack_from(data, _HEAD.size)
     texts: list[bytes] = []
     for _ in range(_TEXTS[kind]):
-        if offset + _LENGTH.size > len(data):
-            raise _malformed("cut short")
-        start = offset + _LENGTH.size
-        offset = start + _LENGTH.unpack_from(data, offset)[0]
-        if offset > len(data):
-            raise _malformed("cut short")
-        texts.append(data[start:offset])
+        text, offset = _text(data, offset)
+        texts.append(text)
+    if kind == PLANS:
+        return _plans(_place(numbers, texts[0]), data, offset)
     if offset != len(data):
         raise _malformed("some bytes too many")
     if kind == CLOCK:
@@ -115,15 +126,48 @@ def decode(data: bytes) -> Order:
     job = _name(texts[0])
     if kind == FORGET:
         return Order(kind, (), job)
-    lease = numbers[len(numbers) - 2]
-    if not _LEASE.fullmatch(lease):
-        raise _malformed("there can be no such lease")
-    place = _name(texts[1]), lease.decode(), numbers[len(numbers) - 1]
+    place = _place(numbers, texts[1])
     if len(texts[2]) > MAX_TEXT_BYTES:
         raise _malformed("it says too much")
     order = Order(kind, numbers[: len(numbers) - 2], job, place, texts[2])
     _check_numbers(order)
     return order
+
+
+def _text(data: bytes, offset: int) -> tuple[bytes, int]:
+    """The text that is there, and where it ends."""
+    start = offset + _LENGTH.size
+    if start > len(data):
+        raise _malformed("cut short")
+    end: int = start + _LENGTH.unpack_from(data, offset)[0]
+    if end > len(data):
+        raise _malformed("cut short")
+    return data[start:end], end
+
+
+def _place(numbers: tuple[Any, ...], name: bytes) -> Place:
+    lease: bytes = numbers[len(numbers) - 2]
+    if not _LEASE.fullmatch(lease):
+        raise _malformed("there can be no such lease")
+    return _name(name), lease.decode(), numbers[len(numbers) - 1]
+
+
+def _plans(place: Place, data: bytes, offset: int) -> Order:
+    plans: list[Order] = []
+    while offset < len(data):
+        if offset + _SINCE.size > len(data):
+            raise _malformed("cut short")
+        since = _SINCE.unpack_from(data, offset)
+        job, offset = _text(data, offset + _SINCE.size)
+        schedule, offset = _text(data, offset)
+        if len(schedule) > MAX_TEXT_BYTES:
+            raise _malformed("it says too much")
+        plan = Order(PLAN, since, _name(job), place, schedule)
+        _check_numbers(plan)
+        plans.append(plan)
+    if not 0 < len(plans) <= MAX_PLANS:
+        raise _malformed(f"{len(plans)} plans at once")
+    return Order(PLANS, (), "", place, b"", tuple(plans))
 
 
 def _check_numbers(order: Order) -> None:

@@ -9,8 +9,9 @@ attempt, where who asks says so, and only as long as no later one was.
 
 What time it is nobody's clock decides alone.  While somebody runs jobs each voter tells its own now and then; each
 counts as what it showed and the log time since, for a minute.  Of those the lower middle is the time, if a majority
-of the voters has told theirs.  What is claimed may be at most half a minute ahead of that.  A job's slots count
-from that time on, too.
+of the voters has told theirs.  What is claimed may be at most half a minute ahead of that.  Log time stands still while
+nobody leads, and what was told before such a time may be days old.  So from when on a job's slots count is not taken
+from what was told before it was planned: it is computed once a majority has told its clock again.
 
 Deterministic, as `Content` is; knows no threads and no schedules.
 
@@ -24,8 +25,10 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
+from raftsvc.errors import Rejected
 from raftsvc.kv.holds import Holds
 from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, RUNNING, Order, Place
 
@@ -33,6 +36,8 @@ AHEAD_MS = 30_000
 """So far ahead of the time a slot may be claimed."""
 CLOCK_MS = 60_000
 """So long a clock counts that was told."""
+MAX_PLACES = 10_000
+"""So many processes may run a job."""
 KEPT_RUNS = 100
 """Of each job, and those under way."""
 JOB_BYTES = 400
@@ -70,32 +75,58 @@ class Run(NamedTuple):
     said: bytes
 
 
+class Told(NamedTuple):
+    """What the clock of a member showed when it was told last, at which log time, and in which entry."""
+
+    node_id: int
+    shown_ms: int
+    at_ms: int
+    entry: int
+
+
 class Planned(NamedTuple):
     """A job as it is known.
 
-    schedule: what whoever planned it last says of that.
-    since_ms: the highest slot that is decided; what comes after it counts.
-    is_settled: whether that is so; else what counts is what comes after that, and after the time is known next.
-    places:   who runs it, in order.
+    schedule:   what whoever planned it last says of that.
+    decided_ms: the highest slot that is decided; 0: none is.
+    from_ms:    after which slots count by the present schedule, and
+    asked_index, asked_ms: the entry that planned it, and when in log time, as long as that is not known; 0: it is.
+    places:     who runs it, in order, and
+    schedules:  what each of them says of when.
     """
 
     schedule: bytes
-    since_ms: int
-    is_settled: bool
+    decided_ms: int
+    from_ms: int
+    asked_index: int
+    asked_ms: int
     places: tuple[Place, ...]
+    schedules: tuple[bytes, ...]
+
+    @property
+    def since_ms(self) -> int:
+        """What comes after it counts."""
+        return max(self.decided_ms, self.from_ms)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether that is known."""
+        return not self.asked_index
 
 
 class _Job:
     """What is known of a job.  runs: by their fences, in order; of slots that were passed over too."""
 
-    __slots__ = ("is_settled", "places", "runs", "schedule", "since_ms", "under_way")
+    __slots__ = ("asked_index", "asked_ms", "decided_ms", "from_ms", "places", "runs", "schedule", "under_way")
 
-    def __init__(self, schedule: bytes, since_ms: int, is_settled: bool) -> None:
+    def __init__(self, schedule: bytes) -> None:
         self.schedule = schedule
-        self.since_ms = since_ms
-        self.is_settled = is_settled
+        self.decided_ms = 0
+        self.from_ms = 0
+        self.asked_index = 0
+        self.asked_ms = 0
         self.runs: dict[int, Run] = {}
-        self.places: dict[Place, None] = {}
+        self.places: dict[Place, bytes] = {}  # with the schedule of each
         self.under_way = 0
 
     def last(self) -> Run | None:
@@ -105,39 +136,95 @@ class _Job:
 
 
 class FrozenRuns(NamedTuple):
-    """All of a moment, for a snapshot.  clocks: of whom, what it showed, and at which log time."""
+    """All of a moment, for a snapshot."""
 
-    clocks: list[tuple[int, int, int]]
+    clocks: list[Told]
     jobs: list[tuple[str, Planned, list[Run]]]
+
+
+class Clocks:
+    """Those of voters, as they were told last.
+
+    voters: whose count.
+    told:   what they showed, by whose they are.
+    """
+
+    __slots__ = ("told", "voters")
+
+    def __init__(self) -> None:
+        self.voters: frozenset[int] = frozenset()
+        self.told: dict[int, Told] = {}
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """Those vote, whose clocks count."""
+        self.voters = voters
+        self.told = {node_id: told for node_id, told in self.told.items() if node_id in voters}
+
+    def tell(self, told: Told) -> bool:
+        """One shows that; whether it counts."""
+        if told.node_id not in self.voters:
+            return False
+        self.told[told.node_id] = told
+        return True
+
+    def now_ms(self, time_ms: int) -> int | None:
+        """What time it is at that log time, in milliseconds since 1970; None: that is not known."""
+        return self._middle_ms(time_ms, [told for told in self.told.values() if time_ms - told.at_ms <= CLOCK_MS])
+
+    def time_of(self, index: int, time_ms: int) -> int | None:
+        """What time it was at an entry of that log time, by what was told after it alone."""
+        return self._middle_ms(time_ms, [told for told in self.told.values() if told.entry > index])
+
+    def in_order(self) -> list[Told]:
+        """What they showed, in the order of whose they are."""
+        return [self.told[node_id] for node_id in sorted(self.told)]
+
+    def _middle_ms(self, time_ms: int, counted: list[Told]) -> int | None:
+        return middle_ms([told.shown_ms + time_ms - told.at_ms for told in counted], len(self.voters))
 
 
 class Runs:
     """Jobs, their runs, and the clocks of voters.
 
-    size_bytes: about what they take in memory.
+    size_bytes:    about what they take in memory, and
+    history_bytes: what runs do of that.
     """
 
-    __slots__ = ("_clocks", "_jobs", "_places", "_run_count", "_under_way", "_voters", "size_bytes")
+    __slots__ = (
+        "_jobs",
+        "_places",
+        "_run_count",
+        "_under_way",
+        "_unsettled",
+        "clocks",
+        "history_bytes",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
-        self._voters: frozenset[int] = frozenset()
-        self._clocks: dict[int, tuple[int, int]] = {}
+        self.clocks = Clocks()
         self._jobs: dict[str, _Job] = {}
+        self._unsettled: dict[str, None] = {}  # of which it is not known from when on their slots count
         self._places: dict[Place, dict[str, None]] = {}  # the jobs of each
         self._under_way: dict[Place, dict[tuple[str, int], None]] = {}  # job and fence
         self._run_count = 0  # under way
-        self.size_bytes = 0
+        self.size_bytes = self.history_bytes = 0
 
     @classmethod
     def of(cls, frozen: FrozenRuns) -> Runs:
         """As it was then, but for who votes."""
         made = cls()
-        made._clocks = {node_id: (shown_ms, at_ms) for node_id, shown_ms, at_ms in frozen.clocks}
+        made.clocks.told = {told.node_id: told for told in frozen.clocks}
         for name, planned, runs in frozen.jobs:
-            made._jobs[name] = job = _Job(planned.schedule, planned.since_ms, planned.is_settled)
+            made._jobs[name] = job = _Job(planned.schedule)
+            job.decided_ms, job.from_ms = planned.decided_ms, planned.from_ms
+            job.asked_index, job.asked_ms = planned.asked_index, planned.asked_ms
+            if job.asked_index:
+                made._unsettled[name] = None
             made.size_bytes += _size_of(name, planned.schedule)
-            for place in planned.places:
-                made._join(name, job, place)
+            texts: dict[bytes, bytes] = {}  # each once in memory
+            for place, schedule in zip(planned.places, planned.schedules, strict=True):
+                made._join(name, job, place, texts.setdefault(schedule, schedule))
             for run in runs:
                 made._keep(name, job, run)
         return made
@@ -145,11 +232,8 @@ class Runs:
     def freeze(self) -> FrozenRuns:
         """All as it is now, in an order that depends on nothing else."""
         return FrozenRuns(
-            [(node_id, *self._clocks[node_id]) for node_id in sorted(self._clocks)],
-            [
-                (name, self._planned(self._jobs[name]), list(self._jobs[name].runs.values()))
-                for name in sorted(self._jobs)
-            ],
+            self.clocks.in_order(),
+            [(name, _planned(self._jobs[name]), list(self._jobs[name].runs.values())) for name in sorted(self._jobs)],
         )
 
     @property
@@ -157,44 +241,18 @@ class Runs:
         """Whether anybody runs jobs, so that clocks are to be told."""
         return bool(self._places)
 
-    # -- time
+    # -- the time
 
-    def set_voters(self, voters: frozenset[int]) -> None:
-        """Those vote, whose clocks count."""
-        self._voters = voters
-        self._clocks = {node_id: told for node_id, told in self._clocks.items() if node_id in voters}
-
-    def tell(self, node_id: int, shown_ms: int, time_ms: int) -> bool:
+    def tell(self, node_id: int, shown_ms: int, index: int, time_ms: int) -> bool:
         """The clock of a member shows that, at that log time; whether it counts."""
-        if node_id not in self._voters:
+        if not self.clocks.tell(Told(node_id, shown_ms, time_ms, index)):
             return False
-        self._clocks[node_id] = shown_ms, time_ms
-        now_ms = self.now_ms(time_ms)
-        if now_ms is not None:
-            for job in self._jobs.values():
-                if not job.is_settled:
-                    _settle(job, now_ms)
+        for name in list(self._unsettled):
+            job = self._jobs[name]
+            from_ms = self.clocks.time_of(job.asked_index, job.asked_ms)
+            if from_ms is not None:
+                self._settle(name, job, max(from_ms, 0))
         return True
-
-    def now_ms(self, time_ms: int) -> int | None:
-        """What time it is at that log time, in milliseconds since 1970; None: that is not known."""
-        shown = [shown_ms + time_ms - at_ms for shown_ms, at_ms in self._clocks.values() if time_ms - at_ms <= CLOCK_MS]
-        if not self._voters or len(shown) <= len(self._voters) // 2:
-            return None
-        shown.sort()
-        return shown[(len(shown) - 1) // 2]
-
-    def told_by(self, node_id: int) -> tuple[int, int] | None:
-        """What the clock of that member showed, and when in log time; None: it has not told."""
-        return self._clocks.get(node_id)
-
-    def last_told_ms(self) -> int:
-        """The log time at which any was told last; 0: none was."""
-        return max([at_ms for _, at_ms in self._clocks.values()], default=0)
-
-    def votes(self, node_id: int) -> bool:
-        """Whether its clock counts."""
-        return node_id in self._voters
 
     # -- jobs
 
@@ -205,24 +263,35 @@ class Runs:
             return _size_of(order.job, order.text) + JOB_BYTES
         return len(order.text) - len(job.schedule) + (0 if order.place in job.places else JOB_BYTES)
 
-    def plan(self, order: Order, holds: Holds, time_ms: int) -> int:
+    def check(self, order: Order) -> None:
+        """Raise Rejected if too many run the job of a PLAN."""
+        job = self._jobs.get(order.job)
+        if job is not None and order.place not in job.places and len(job.places) >= MAX_PLACES:
+            raise Rejected(f"{len(job.places)} processes run this job already, and more cannot")
+
+    def plan(self, order: Order, holds: Holds, index: int, time_ms: int) -> int:
         """Have a job run by who has that place, which is held; NO_PLACE if it is not.
 
-        What is planned otherwise than before has its slots count from now on, or from when it says.
+        What is planned otherwise than last, and than by any who run it now, has its slots count from now on, or from
+        when it says: it may say an earlier time than was said before.  No slot up to the highest that was decided
+        counts again.  `check` was called before.
         """
         (since_ms,) = order.numbers
         if not holds.is_granted(*order.place):
             return NO_PLACE
         job = self._jobs.get(order.job)
         if job is None:
-            job = self._jobs[order.job] = _Job(order.text, 0, False)
+            job = self._jobs[order.job] = _Job(order.text)
             self.size_bytes += _size_of(order.job, order.text)
-            _settle(job, since_ms or self.now_ms(time_ms))
+            self._count_anew(order.job, job, since_ms, index, time_ms)
         elif job.schedule != order.text:
+            # Who joins anew with what others say too changes nothing: in a rolling deployment two schedules are there.
+            is_known = order.text in job.places.values()
             self.size_bytes += len(order.text) - len(job.schedule)
             job.schedule = order.text
-            _settle(job, since_ms or self.now_ms(time_ms))
-        self._join(order.job, job, order.place)
+            if not is_known:
+                self._count_anew(order.job, job, since_ms, index, time_ms)
+        self._join(order.job, job, order.place, job.schedule)
         return 1
 
     def forget(self, name: str) -> bool:
@@ -236,14 +305,29 @@ class Runs:
                 del self._places[place]
             self.size_bytes -= JOB_BYTES
         for run in job.runs.values():
-            self.size_bytes -= _size_of_run(run)
+            self._grow(-_size_of_run(run))
         del self._jobs[name]
+        self._unsettled.pop(name, None)
         self.size_bytes -= _size_of(name, job.schedule)
         return True
 
-    def _join(self, name: str, job: _Job, place: Place) -> None:
-        if place not in job.places:
-            job.places[place] = None
+    def _count_anew(self, name: str, job: _Job, since_ms: int, index: int, time_ms: int) -> None:
+        """Its slots count from then on; 0: from now on, which is known once a majority has told its clock again."""
+        if since_ms:
+            self._settle(name, job, since_ms)
+        else:
+            job.asked_index, job.asked_ms = index, time_ms
+            self._unsettled[name] = None
+
+    def _settle(self, name: str, job: _Job, from_ms: int) -> None:
+        job.from_ms = from_ms
+        job.asked_index = job.asked_ms = 0
+        self._unsettled.pop(name, None)
+
+    def _join(self, name: str, job: _Job, place: Place, schedule: bytes) -> None:
+        is_new = place not in job.places
+        job.places[place] = schedule
+        if is_new:
             self._places.setdefault(place, {})[name] = None
             self.size_bytes += JOB_BYTES
 
@@ -255,17 +339,18 @@ class Runs:
         job = self._jobs.get(order.job)
         if job is None or order.place not in job.places:
             return NO_PLACE
-        if not job.is_settled:
-            return NOT_YET
         last = job.last()
         if last is not None and last.place == order.place and (last.slot_ms, last.attempt) == (slot_ms, attempt):
             return last.fence
-        if slot_ms <= job.since_ms:
-            if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or job.since_ms != slot_ms:
+        if job.asked_index:
+            return NOT_YET
+        since_ms = max(job.decided_ms, job.from_ms)
+        if slot_ms <= since_ms:
+            if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or since_ms != slot_ms:
                 return GONE
         elif attempt > 1:
             return GONE
-        now_ms = self.now_ms(time_ms)
+        now_ms = self.clocks.now_ms(time_ms)
         if now_ms is None or slot_ms > now_ms + AHEAD_MS or index in job.runs:
             return NOT_YET
         if attempt and job.under_way >= at_once:
@@ -273,7 +358,7 @@ class Runs:
         state = RUNNING if attempt else MISSED
         over_ms = 0 if attempt else now_ms
         run = Run(slot_ms, count, attempt, state, index, now_ms, over_ms, order.place, order.text, b"")
-        job.since_ms = slot_ms
+        job.decided_ms = slot_ms
         self._keep(order.job, job, run)
         return index
 
@@ -300,25 +385,40 @@ class Runs:
     def _keep(self, name: str, job: _Job, run: Run) -> None:
         """Have one more, and let go of the first that is over, if there are too many."""
         job.runs[run.fence] = run
-        self.size_bytes += _size_of_run(run)
+        self._grow(_size_of_run(run))
         if run.state == RUNNING:
             job.under_way += 1
             self._run_count += 1
             self._under_way.setdefault(run.place, {})[name, run.fence] = None
         if len(job.runs) > KEPT_RUNS:
-            for former in job.runs.values():
-                if former.state != RUNNING:
-                    del job.runs[former.fence]
-                    self.size_bytes -= _size_of_run(former)
-                    break
+            self._drop(job)
+
+    def shed(self, name: str) -> None:
+        """Have a job that has just grown by a run take less: two of its runs are not kept, but the last is."""
+        job = self._jobs.get(name)
+        if job is not None:
+            for _ in range(2):
+                self._drop(job)
+
+    def _drop(self, job: _Job) -> None:
+        """Let go of the first run that is over, unless that is the last of all, which decides what is run again."""
+        for former in islice(job.runs.values(), len(job.runs) - 1):
+            if former.state != RUNNING:
+                del job.runs[former.fence]
+                self._grow(-_size_of_run(former))
+                break
+
+    def _grow(self, by_bytes: int) -> None:
+        self.history_bytes += by_bytes
+        self.size_bytes += by_bytes
 
     def _end(self, name: str, run: Run, state: int, said: bytes, time_ms: int) -> None:
         job = self._jobs[name]
-        now_ms = self.now_ms(time_ms)
+        now_ms = self.clocks.now_ms(time_ms)
         ended_ms = 0 if now_ms is None else max(now_ms, run.began_ms)  # clocks may have been set back
         over = run._replace(state=state, ended_ms=ended_ms, said=said)
         job.runs[run.fence] = over
-        self.size_bytes += len(said)
+        self._grow(len(said))
         job.under_way -= 1
         self._run_count -= 1
         under_way = self._under_way[run.place]
@@ -337,7 +437,7 @@ class Runs:
     def planned(self, name: str) -> Planned | None:
         """What is known of a job."""
         job = self._jobs.get(name)
-        return None if job is None else self._planned(job)
+        return None if job is None else _planned(job)
 
     def names(self, prefix: str) -> list[str]:
         """The jobs that are known, in order."""
@@ -352,15 +452,18 @@ class Runs:
         """How many jobs are known, and how many runs are under way."""
         return len(self._jobs), self._run_count
 
-    def _planned(self, job: _Job) -> Planned:
-        return Planned(job.schedule, job.since_ms, job.is_settled, tuple(sorted(job.places)))
+
+def _planned(job: _Job) -> Planned:
+    numbers = job.decided_ms, job.from_ms, job.asked_index, job.asked_ms
+    places = sorted(job.places)
+    return Planned(job.schedule, *numbers, tuple(places), tuple([job.places[place] for place in places]))
 
 
-def _settle(job: _Job, from_ms: int | None) -> None:
-    """Its slots count from then on, None: from when the time is known; what was decided stays so."""
-    job.is_settled = from_ms is not None
-    if from_ms is not None:
-        job.since_ms = max(job.since_ms, from_ms)
+def middle_ms(shown: list[int], voter_count: int) -> int | None:
+    """The time by what clocks show, the lower middle, if a majority of the voters does; else None."""
+    if not voter_count or len(shown) <= voter_count // 2:
+        return None
+    return sorted(shown)[(len(shown) - 1) // 2]
 
 
 def _is_to_be_run_again(last: Run, slot_ms: int, attempt: int, retry: int) -> bool:
@@ -369,10 +472,12 @@ def _is_to_be_run_again(last: Run, slot_ms: int, attempt: int, retry: int) -> bo
 
 def checked_runs(frozen: FrozenRuns, is_held: Callable[[Place], bool], index: int) -> str | None:
     """What is wrong with what was read of a snapshot of that index; None: nothing."""
-    members = [node_id for node_id, _, _ in frozen.clocks]
+    members = [told.node_id for told in frozen.clocks]
     names = [name for name, _, _ in frozen.jobs]
     if members != sorted(set(members)) or names != sorted(set(names)):
         return "clocks or jobs are out of order"
+    if any(told.entry > index for told in frozen.clocks):
+        return "a clock was told after it"
     for name, planned, runs in frozen.jobs:
         fences = [run.fence for run in runs]
         slots = [run.slot_ms for run in runs]
@@ -380,7 +485,9 @@ def checked_runs(frozen: FrozenRuns, is_held: Callable[[Place], bool], index: in
             return f"{name!r} is run by who is not there"
         if fences != sorted(set(fences)) or slots != sorted(slots) or (fences and fences[-1] > index):
             return f"the runs of {name!r} are out of order"
-        if slots and slots[-1] > planned.since_ms:
+        if planned.asked_index > index or len(planned.places) > MAX_PLACES:
+            return f"{name!r} was planned after it, or is run by too many"
+        if slots and slots[-1] > planned.decided_ms:
             return f"{name!r} ran later than it says"
         for run in runs:
             if not RUNNING <= run.state <= MISSED or (run.state == RUNNING and run.place not in planned.places):

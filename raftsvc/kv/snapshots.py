@@ -8,11 +8,12 @@ that; how many leases there are (4), each as its id, TTL and deadline (8 each); 
 its length (2), how many units it has (4), its kind (1), how many claims there are on it (4), and itself, then these:
 lease, number (8), units (4), index of placing, fence and item (8 each), length of the data (2) and the data; the id of
 the last item (8); then, each like the keys, the items of queues by their names, the limits by theirs, and the keys that
-have a lease, with the id of that; how many clocks were told (4), each as whose, what it showed, and when in log time (8
-each); how many jobs there are (4), each as the lengths of name and schedule (2 each), the highest slot that is decided
-(8), whether that is settled (1), how many places it has (2) and runs (4), and these: a place as the length of its name
-(2), lease, number (8) and name, a run as its numbers, the lengths of who has it and of what is said of it (2 each), its
-place, and both.  All integers are big-endian.
+have a lease, with the id of that; how many clocks were told (4), each as whose, what it showed, when in log time, and
+in which entry (8 each); how many jobs there are (4), each as the lengths of name and schedule (2 each), the highest
+slot that is decided, from when on slots count, and which entry planned it when in log time, as long as the former is
+not known (8 each), how many places it has (2) and runs (4), and these: a place as the length of its name (2), lease,
+number (8) and name, each of those that run the job with the length of its schedule (4) and that, a run as its numbers,
+the lengths of who has it and of what is said of it (2 each), its place, and both. All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -35,7 +36,7 @@ from raftsvc.kv.limits import Limits
 from raftsvc.kv.limits import checked as checked_limit
 from raftsvc.kv.orders import Place
 from raftsvc.kv.pages import Page, PagedMap, records_of
-from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, checked_runs
+from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, Told, checked_runs
 from raftsvc.process import give_way
 
 _MAGIC = b"rkv4"
@@ -48,8 +49,8 @@ _LEASE = struct.Struct(f">{LEASE_DIGITS}sQQ")
 _NAME = struct.Struct(">HIBI")
 _LAST_ITEM = struct.Struct(">Q")
 _CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
-_CLOCK = struct.Struct(">QQQ")
-_JOB = struct.Struct(">HHQBHI")
+_CLOCK = struct.Struct(">QQQQ")
+_JOB = struct.Struct(">HHQQQQHI")
 _PLACE = struct.Struct(f">H{LEASE_DIGITS}sQ")
 _RUN = struct.Struct(">QIHBQQQHH")
 _CHUNK_BYTES = 64 * 1024
@@ -109,10 +110,10 @@ def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
     for name, planned, runs in frozen.jobs:
         give_way()
         encoded = name.encode()
-        numbers = planned.since_ms, planned.is_settled, len(planned.places), len(runs)
+        numbers = *planned[1:5], len(planned.places), len(runs)
         yield _JOB.pack(len(encoded), len(planned.schedule), *numbers) + encoded + planned.schedule
-        for place in planned.places:
-            yield _place(place)
+        for place, schedule in zip(planned.places, planned.schedules, strict=True):
+            yield _place(place) + _COUNT.pack(len(schedule)) + schedule
         for run in runs:
             yield _RUN.pack(*run[:7], len(run.who), len(run.said)) + _place(run.place) + run.who + run.said
 
@@ -256,20 +257,25 @@ def _decode_claim(reader: _Reader) -> Claim:
 
 
 def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
-    clocks = [_CLOCK.unpack(reader.take(_CLOCK.size)) for _ in range(reader.take_count())]
+    clocks = [Told(*_CLOCK.unpack(reader.take(_CLOCK.size))) for _ in range(reader.take_count())]
     jobs = []
     for _ in range(reader.take_count()):
         give_way()
-        length, said, since_ms, is_settled, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
+        length, said, *numbers, place_count, run_count = _JOB.unpack(reader.take(_JOB.size))
         name, schedule = reader.take_key(length), reader.take(said)
-        places = tuple([_decode_place(reader) for _ in range(place_count)])
-        planned = Planned(schedule, since_ms, is_settled != 0, places)
+        places = [(_decode_place(reader), reader.take(reader.take_count())) for _ in range(place_count)]
+        decided_ms, from_ms, asked_index, asked_ms = numbers
+        planned = Planned(schedule, decided_ms, from_ms, asked_index, asked_ms, *_apart(places))
         jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
     frozen = FrozenRuns(clocks, jobs)
     trouble = checked_runs(frozen, lambda place: holds.is_granted(*place), index)
     if trouble is not None:
         raise MalformedSnapshotError(f"in the snapshot {trouble}")
     return Runs.of(frozen)
+
+
+def _apart(places: list[tuple[Place, bytes]]) -> tuple[tuple[Place, ...], tuple[bytes, ...]]:
+    return tuple([place for place, _ in places]), tuple([schedule for _, schedule in places])
 
 
 def _decode_place(reader: _Reader) -> Place:

@@ -42,7 +42,7 @@ from raftsvc.kv.events import (
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lone_set, encode
-from raftsvc.kv.orders import CLOCK, is_order
+from raftsvc.kv.orders import CLOCK, PLANS, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.queries import (
@@ -58,7 +58,7 @@ from raftsvc.kv.queries import (
     encode_values,
 )
 from raftsvc.kv.queues import Item, item_of
-from raftsvc.kv.runs import Planned, Run
+from raftsvc.kv.runs import Planned, Run, Told
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.waiters import Waiters
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -79,13 +79,17 @@ class Clock(NamedTuple):
     is_wanted: whether clocks are to be told.
     votes:     whether the clock of the member counts, and
     own:       what it showed when it was told last, and at which log time; None: it was not told.
+    told:      what each voter's clock showed, and
+    voters:    how many there are.
     told_ms:   the log time at which any was told last, and
-    now_ms:    what time it was then, in milliseconds since 1970; None: that is not known.
+    now_ms:    what time it was then, in milliseconds since 1970, as the log has it; None: that is not known.
     """
 
     is_wanted: bool
     votes: bool
     own: tuple[int, int] | None
+    told: tuple[Told, ...]
+    voters: int
     told_ms: int
     now_ms: int | None
 
@@ -219,7 +223,7 @@ class KeyValueState(BaseState):
 
         def note() -> None:
             with self._lock:
-                self._content.runs.set_voters(voters)
+                self._content.runs.clocks.set_voters(voters)
 
         if is_main_thread():  # at the start of a process
             _look_elsewhere(note)
@@ -389,9 +393,12 @@ class KeyValueState(BaseState):
             return _look_elsewhere(partial(self.clock, node_id))
         with self._lock:
             runs = self._content.runs
-            told_ms = runs.last_told_ms()
-            own = runs.told_by(node_id)
-            return Clock(runs.is_wanted, runs.votes(node_id), own, told_ms, runs.now_ms(told_ms))
+            clocks = runs.clocks
+            told = tuple(clocks.in_order())
+            own = next(((each.shown_ms, each.at_ms) for each in told if each.node_id == node_id), None)
+            told_ms = max([each.at_ms for each in told], default=0)
+            votes = node_id in clocks.voters
+            return Clock(runs.is_wanted, votes, own, told, len(clocks.voters), told_ms, clocks.now_ms(told_ms))
 
     # -- connected clients
 
@@ -425,6 +432,8 @@ class KeyValueState(BaseState):
             return None if question.kind == ALLOWED else question.scope
         if is_order(data):
             order = decode_order(data)
+            if order.kind == PLANS:
+                return [plan.job for plan in order.plans]
             return None if order.kind == CLOCK else [order.job]
         conditions, effects = decode(data)
         if any(code in OF_THE_CLUSTER for code, *_ in effects):

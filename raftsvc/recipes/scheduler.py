@@ -30,8 +30,8 @@ from raftsvc.errors import InstructionTooLargeError, NodeFailedError, NotApplied
 from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.events import Signal
-from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_TEXT_BYTES, MISSED, RUNNING
-from raftsvc.kv.runs import BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
+from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_PLANS, MAX_TEXT_BYTES, MISSED, RUNNING
+from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
 from raftsvc.recipes.slots import Schedule, find_due
 
 logger = logging.getLogger("raftsvc.jobs")
@@ -41,6 +41,8 @@ _LOOK_SECONDS = 1.0
 _PAUSE_SECONDS = 0.3
 _REST_PAUSES = 10
 """So many of those pass before what was claimed before it was due is claimed again."""
+_UNKNOWN_SECONDS = 15.0
+"""So long nothing is said of it that the time is not known: after a start it is not, until clocks are told."""
 _NO_THREAD_SECONDS = 5.0
 """So long nothing is claimed where no thread could be started."""
 _CALL_SECONDS = 5.0
@@ -120,9 +122,10 @@ class _Seen:
     waits_since: since when that is so, by this process's clock; inf: nothing is.
     rests_until: nothing is claimed before.
     complaint: what was said last of why it is not run.
+    is_ahead:  it was said that nothing is due for long, for clocks were ahead once.
     """
 
-    __slots__ = ("complaint", "due", "next", "plan", "rests_until", "unsure", "waits_since")
+    __slots__ = ("complaint", "due", "is_ahead", "next", "plan", "rests_until", "unsure", "waits_since")
 
     def __init__(self) -> None:
         self.plan = ""
@@ -132,6 +135,21 @@ class _Seen:
         self.waits_since = math.inf
         self.rests_until = -math.inf
         self.complaint = ""
+        self.is_ahead = False
+
+    def warn_of_clocks(self, job: Job, planned: Planned, now_ms: int) -> None:
+        """Say once that nothing is due for long, for clocks were ahead once."""
+        was_ahead = self.is_ahead
+        self.is_ahead = planned.since_ms > max(now_ms + AHEAD_MS, job.schedule.since_ms)
+        if self.is_ahead and not was_ahead:
+            until = datetime.fromtimestamp(planned.since_ms / 1000, timezone.utc)
+            logger.warning(
+                "job %r is not run before %s: it was already, while the clocks of the voters were that far ahead; "
+                "jobs.forget(%r) has it begin anew from now on, without its history",
+                job.name,
+                until.isoformat(" ", "seconds"),
+                job.name,
+            )
 
 
 class Scheduler:
@@ -155,6 +173,7 @@ class Scheduler:
         self._hold: Hold | None = None
         self._seen: dict[str, _Seen] = {}
         self._rests_until = -math.inf  # no thread could be started
+        self._known_at = time.monotonic()  # when what time it is was known last
         self._complaint = ""
 
     def start(self) -> None:
@@ -223,7 +242,7 @@ class Scheduler:
         """Do what there is to do; for how many seconds there is nothing more."""
         self._tell()
         hold = self._join()
-        if hold is None:
+        if hold is None or not self._plan_many(hold):
             return _PAUSE_SECONDS
         now_ms = self._duty.now_ms()
         pause, begins_at = _LOOK_SECONDS, time.monotonic()
@@ -244,6 +263,7 @@ class Scheduler:
                 break
             pause = min(pause, self._see_to(job, partial(self._claim, hold, job, self._seen[job.name])))
         if now_ms is not None:
+            self._known_at = time.monotonic()
             self._complain("")
         return pause
 
@@ -277,6 +297,21 @@ class Scheduler:
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
 
+    def _plan_many(self, hold: Hold) -> bool:
+        """As `_plan`, of what is to be planned where it is more than one; what of that is refused is planned alone."""
+        jobs = [(job, self._seen.setdefault(job.name, _Seen())) for job in list(self._jobs.values())]
+        wanted = [(job, seen) for job, seen in jobs if seen.plan != job.schedule.text]
+        for first in range(0, len(wanted) if len(wanted) > 1 else 0, MAX_PLANS):
+            some = wanted[first : first + MAX_PLANS]
+            plans = [(job.name, job.schedule.text.encode(), job.schedule.since_ms) for job, _ in some]
+            with suppress(Rejected, InstructionTooLargeError):
+                if self._duty.plan_many(hold, plans, _CALL_SECONDS) == NO_PLACE:
+                    self._give_up()
+                    return False
+                for job, seen in some:
+                    seen.plan = job.schedule.text
+        return True
+
     def _plan(self, hold: Hold, job: Job, seen: _Seen) -> bool:
         """Have it known that this process runs it; whether it is."""
         schedule = job.schedule
@@ -298,9 +333,10 @@ class Scheduler:
             seen.plan = ""
             return _PAUSE_SECONDS
         if now_ms is None or not planned.is_settled:
-            if now_ms is None:
+            if now_ms is None and time.monotonic() - self._known_at >= _UNKNOWN_SECONDS:
                 self._complain("no majority of the voters has told its clock")
             return _PAUSE_SECONDS
+        seen.warn_of_clocks(job, planned, now_ms)
         rest = seen.rests_until - time.monotonic()
         if rest > 0:
             return rest

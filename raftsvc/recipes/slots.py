@@ -8,12 +8,17 @@ many minutes or hours goes by the time that passes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone, tzinfo
+from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 from raftsvc.errors import ConfigurationError
 
+_MAX_TEXT_BYTES = 400
+_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
+"""In what an object says of itself that was given no name."""
 MAX_COUNTED = 1000
 """So many slots are told from each other; of more it is said that there are so many."""
 ONCE_MS = 1000
@@ -50,7 +55,8 @@ class Every:
         if seconds * 1000 != int(seconds * 1000):
             raise ConfigurationError(f"an interval has whole milliseconds, not {seconds!r:.100} seconds")
         self._period_ms = int(seconds * 1000)
-        self.text = f"every {seconds:g} s"
+        period_ms = self._period_ms
+        self.text = f"every {period_ms / 1000 if period_ms % 1000 else period_ms // 1000} s"
 
     def after(self, time_ms: int) -> int | None:
         """See `Schedule`."""
@@ -105,8 +111,7 @@ class Cron:
         self._expression = " ".join(expression.split()[-5:])
         if self.after(0) is None:
             raise ConfigurationError(f"{expression!r:.200} is never due")
-        text = f"cron {' '.join(expression.split())} {self._zone}"
-        self.text = text.encode(errors="replace")[:400].decode(errors="ignore")
+        self.text = _short(f"cron {' '.join(expression.split())} {_text_of(self._zone)}")
 
     def after(self, time_ms: int) -> int | None:
         """See `Schedule`."""
@@ -136,6 +141,25 @@ class Cron:
         start = datetime.fromtimestamp(max(seconds, 0), self._zone)
         for moment in self._make(self._expression, start, reverse=reverse):
             yield int(moment.timestamp()) * 1000
+
+
+def _short(text: str) -> str:
+    """The text itself, or its beginning and what tells it from all others."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= _MAX_TEXT_BYTES:
+        return encoded.decode()
+    return f"{encoded[:_MAX_TEXT_BYTES].decode(errors='ignore')}... {sha256(encoded).hexdigest()[:16]}"
+
+
+def _text_of(zone: tzinfo) -> str:
+    """What tells a time zone from others, in all processes; raises ConfigurationError if nothing does."""
+    text = str(zone)
+    if _ADDRESS.search(text):
+        raise ConfigurationError(
+            f"a time zone has a name that is the same in all processes, which {text:.100} has not: give a name such as "
+            "'Europe/Berlin', or give its class a __str__"
+        )
+    return text
 
 
 def _cronsim() -> tuple[Callable[..., Any], type[Exception]]:

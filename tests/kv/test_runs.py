@@ -13,8 +13,22 @@ from hypothesis import strategies as st
 import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv import instructions, orders, snapshots
-from raftsvc.kv.orders import BEGIN, CLOCK, DIED, DONE, FAILED, FINISH, FORGET, MISSED, PLAN, RUNNING, Order, Place
+from raftsvc.kv import instructions, orders, runs, snapshots
+from raftsvc.kv.orders import (
+    BEGIN,
+    CLOCK,
+    DIED,
+    DONE,
+    FAILED,
+    FINISH,
+    FORGET,
+    MISSED,
+    PLAN,
+    PLANS,
+    RUNNING,
+    Order,
+    Place,
+)
 from raftsvc.kv.runs import AHEAD_MS, BUSY, CLOCK_MS, GONE, KEPT_RUNS, NO_PLACE, NOT_YET, Run
 from raftsvc.kv.snapshots import MalformedSnapshotError
 
@@ -55,9 +69,9 @@ class Log:
     def now(self, *instructions: bytes) -> Any:
         return self.at(self.time_ms, *instructions)
 
-    def join(self, place: Place) -> None:
+    def join(self, place: Place, ttl_ms: int = TTL_MS) -> None:
         name, lease, number = place
-        self.now(instructions.encode([instructions.open_lease(lease, TTL_MS)]))
+        self.now(instructions.encode([instructions.open_lease(lease, ttl_ms)]))
         claim = instructions.claim(name, lease, number, instructions.MAX_UNITS)
         assert self.now(instructions.encode([claim]))
 
@@ -92,6 +106,11 @@ def plan(place: Place, job: str = "j", schedule: bytes = b"every 1 s", since_ms:
     return orders.encode(Order(PLAN, (since_ms,), job, place, schedule))
 
 
+def plans(place: Place, *jobs: tuple[str, bytes, int]) -> bytes:
+    each = tuple(Order(PLAN, (since_ms,), job, place, schedule) for job, schedule, since_ms in jobs)
+    return orders.encode(Order(PLANS, (), "", place, b"", each))
+
+
 def begin(
     place: Place, slot_ms: int, attempt: int = 1, *, slots: int = 1, retry: int = 0, at_once: int = 1, job: str = "j"
 ) -> bytes:
@@ -118,6 +137,7 @@ def log() -> Log:
     for place in (A, B, C):
         made.join(place)
         assert made.now(plan(place)) == 1
+    made.tell(NOON, NOON, NOON)
     return made
 
 
@@ -234,14 +254,99 @@ def test_who_did_not_join_or_plan_claims_nothing(log: Log) -> None:
 
 
 def test_what_is_planned_otherwise_counts_from_then_on(log: Log) -> None:
-    log.at(60_000, clock(1, NOON + 60_000), clock(2, NOON + 60_000))
+    log.at(60_000)
     log.join(A)
     log.now(plan(A))
     assert log.since() == NOON
     log.now(plan(A, schedule=b"every 2 s"))
-    assert log.since() == NOON + 60_000
-    log.now(plan(A, schedule=b"once", since_ms=NOON - 1))
-    assert log.since() == NOON + 60_000, "what was decided is not taken back"
+    log.at(64_000, clock(1, NOON + 64_000))
+    assert log.since() is None
+    log.at(65_000, clock(2, NOON + 66_000))
+    assert log.since() == NOON + 60_000, "as of when it was planned"
+
+
+def test_many_jobs_are_planned_at_once_or_none_is(log: Log) -> None:
+    one = [("x", b"every 1 s", 0), ("y", b"once", 999), ("j", b"every 2 s", 0)]
+    assert log.now(plans(A, *one)) == 1
+    assert list(log.state.jobs()) == ["j", "x", "y"]
+    assert (log.since("j"), log.since("x"), log.since("y")) == (None, None, 999)
+    log.tell(NOON, NOON)
+    assert log.now(begin(A, NOON + 1_000, job="x")) == log.index
+    before, _ = log.state.snapshot()
+    assert log.now(plans((NAME, "f" * 16, 1), *one)) == NO_PLACE
+    size: Any = log.state.report()["size_bytes"]
+    log.now(instructions.encode([kv.max_state_bytes(size + 1_000)]))
+    assert "the state would have" in log.now(plans(A, ("a", b"x", 0), ("b", b"x", 0), ("c", b"x", 0)))
+    log.now(instructions.encode([kv.max_state_bytes(None)]))
+    assert log.state.snapshot()[0] == before
+    assert log.state.scope(plans(A, *one), is_query=False) == ["x", "y", "j"]
+
+
+def test_who_joins_with_a_schedule_that_others_have_changes_nothing(log: Log) -> None:
+    old, new = b"every 60 s", b"every 1 s"
+    log.at(5_000, plan(A, schedule=old))
+    log.tell(NOON + 5_000, NOON + 5_000)
+    log.now(plan(B, schedule=old))
+    assert log.since() == NOON + 5_000
+    log.at(9_000, plan(C, schedule=new))
+    log.now(plan(B, schedule=old))
+    log.now(plan(B, schedule=new))
+    assert log.since() == NOON + 5_000
+    data, index = log.state.snapshot()
+    log.state.restore_snapshot(data, index)
+    log.state.set_voters(frozenset((1, 2, 3)))
+    log.now(plan(A, schedule=new), plan(B, schedule=new))
+    assert log.since() == NOON + 5_000
+    log.now(plan(C, schedule=old))
+    log.tell(NOON + 9_000, NOON + 9_000)
+    assert log.since() == NOON + 9_000, "nobody had that any more"
+
+
+def test_what_everybody_left_and_joins_again_goes_on(log: Log) -> None:
+    for place in (A, B, C):
+        log.end(place)
+    log.time_ms += 60_000
+    log.join(A)
+    log.now(plan(A))
+    log.tell(NOON + 60_000, NOON + 60_000)
+    assert log.since() == NOON
+
+
+def test_no_more_run_a_job_than_may(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MAX_PLACES", 3)
+    other = (NAME, "e" * 16, 9)
+    log.join(other)
+    before, _ = log.state.snapshot()
+    assert log.now(plan(other)) == "3 processes run this job already, and more cannot"
+    assert log.state.snapshot()[0] == before
+    assert log.now(plan(A)) == 1
+    log.end(A)
+    assert log.now(plan(other)) == 1
+
+
+def test_what_is_planned_to_be_earlier_is_so_unless_it_was_decided(log: Log) -> None:
+    log.now(plan(A, schedule=b"next week", since_ms=NOON + 7 * 86_400_000 - 1))
+    log.now(plan(A, schedule=b"in an hour", since_ms=NOON + 3_600_000 - 1))
+    assert log.since() == NOON + 3_600_000 - 1
+    log.now(plan(A, schedule=b"every 60 s"))
+    log.tell(NOON, NOON)
+    assert log.since() == NOON
+    assert log.now(begin(A, NOON + 1_000, 0)) == log.index
+    log.now(plan(A, schedule=b"once", since_ms=999))
+    assert log.since() == NOON + 1_000, "what was decided is not taken back"
+    assert log.now(begin(A, 1_000)) == GONE
+
+
+def test_what_is_planned_after_log_time_stood_still_does_not_count_from_before(log: Log) -> None:
+    # For three days nobody led: what was told before counts by log time, and is three days old.
+    late = NOON + 3 * 86_400_000
+    log.join(A)
+    log.now(plan(A, "new", schedule=b"every 3600 s"))
+    assert log.now(begin(A, NOON + 1_000, job="new")) == NOT_YET
+    log.tell(late)
+    assert log.since("new") is None, "one of three is no majority"
+    log.tell(late, late)
+    assert log.since("new") == late
 
 
 def test_what_is_planned_otherwise_while_the_time_is_not_known_counts_from_when_it_is(log: Log) -> None:
@@ -254,7 +359,7 @@ def test_what_is_planned_otherwise_while_the_time_is_not_known_counts_from_when_
     log.tell(NOON - 60_000, NOON - 60_000)
     assert log.since() == NOON + 1_000, "what was decided is not taken back"
     log.now(plan(A, schedule=b"every 3 s"))
-    log.tell(NOON + 30_000, NOON + 30_000)
+    log.tell(NOON + 10_000, NOON + 10_000)
     assert log.now(begin(A, NOON + 20_000)) == log.index
 
 
@@ -371,9 +476,43 @@ def test_what_there_is_no_room_for_is_not_planned(log: Log) -> None:
     assert log.now(begin(A, NOON + 1_000)) == log.index
 
 
+def test_of_what_was_run_less_is_kept_where_there_is_no_room(log: Log) -> None:
+    jobs = [f"j{number}" for number in range(20)]
+    for job in jobs:
+        assert log.now(plan(A, job)) == 1
+    log.tell(NOON, NOON)
+    size: Any = log.state.report()["size_bytes"]
+    most = 8 * 40 * 1_000
+    assert size < most // 2
+    log.now(instructions.encode([kv.max_state_bytes(most)]))
+    for count in range(1, KEPT_RUNS):
+        for job in jobs:
+            assert log.now(finish(A, log.now(begin(A, NOON + count, job=job)), FAILED, b"x" * 500, job)) is True
+    grown: Any = log.state.report()["size_bytes"]
+    assert size + most // 16 < grown < size + most // 8 + 2_000
+    assert all(log.runs(job)[-1].slot_ms == NOON + KEPT_RUNS - 1 for job in jobs)
+    assert log.now(instructions.encode([kv.set("k", b"x" * (most // 2))])) is True
+
+
+def test_the_last_run_is_kept_where_there_is_no_room_at_all(log: Log) -> None:
+    log.now(instructions.encode([kv.max_state_bytes(1)]))
+    log.now(begin(A, NOON + 1_000))
+    log.end(A)
+    assert log.now(begin(B, NOON + 1_000, 2, retry=1)) == log.index
+    assert log.now(finish(B, log.index)) is True
+    assert [(run.slot_ms, run.attempt) for run in log.runs()] == [(NOON + 1_000, 2)]
+
+
+def test_a_claim_that_comes_again_is_answered_the_same_while_the_time_is_not_known(log: Log) -> None:
+    fence = log.now(begin(A, NOON + 1_000))
+    log.now(plan(B, schedule=b"another"))
+    assert log.since() is None
+    assert log.now(begin(A, NOON + 1_000)) == fence
+
+
 def test_what_makes_no_sense_is_refused_by_a_reason_and_changes_nothing(log: Log) -> None:
     before, _ = log.state.snapshot()
-    good = [plan(A), begin(A, NOON + 1_000), finish(A, 1), clock(1, NOON), forget()]
+    good = [plan(A), plans(A, ("j", b"x", 0)), begin(A, NOON + 1_000), finish(A, 1), clock(1, NOON), forget()]
     wrong = [each[:length] for each in good for length in range(1, len(each))]
     wrong += [each + b"x" for each in good]
     wrong += [
@@ -388,6 +527,11 @@ def test_what_makes_no_sense_is_refused_by_a_reason_and_changes_nothing(log: Log
         finish(A, 1, RUNNING),
         finish(A, 1, 6),
         plan(A, ""),
+        plans(A),
+        plans(A, ("j", b"x", 2**60)),
+        plans(A, ("j", b"x", 0), ("", b"x", 0)),
+        plans(A, ("j", b"x" * 501, 0)),
+        plans(A, *[("j", b"x", 0)] * 101),
         plan(A, "x" * 1025),
         plan((NAME, "Z" * 16, 1)),
         plan(A, schedule=b"x" * 501),
@@ -530,10 +674,12 @@ def test_what_a_snapshot_cannot_have_is_refused(log: Log) -> None:
     for wrong in (
         frozen._replace(clocks=[*frozen.clocks, frozen.clocks[0]]),
         frozen._replace(jobs=[job, job]),
-        frozen._replace(jobs=[(name, planned._replace(places=(nobody,)), [])]),
+        frozen._replace(jobs=[(name, planned._replace(places=(nobody,), schedules=(b"x",)), [])]),
         frozen._replace(jobs=[(name, planned, [run, run])]),
         frozen._replace(jobs=[(name, planned, [run._replace(fence=log.index + 1)])]),
         frozen._replace(jobs=[(name, planned, [run._replace(slot_ms=NOON + 9_000)])]),
+        frozen._replace(jobs=[(name, planned._replace(asked_index=log.index + 1), [run])]),
+        frozen._replace(clocks=[frozen.clocks[0]._replace(entry=log.index + 1)]),
         frozen._replace(jobs=[(name, planned, [run._replace(state=0)])]),
         frozen._replace(jobs=[(name, planned, [run._replace(place=nobody)])]),
     ):

@@ -13,8 +13,9 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.errors import ConfigurationError, ForkedError, OutcomeUnknown
+from raftsvc.errors import ConfigurationError, ForkedError, OutcomeUnknown, Rejected
 from raftsvc.kv import timekeeper
+from raftsvc.kv.duty import Duty
 from raftsvc.kv.orders import is_order
 from raftsvc.recipes import JobRun, Jobs, PastRun, current_run, scheduler
 
@@ -22,6 +23,8 @@ from .harness import PATIENCE, Cluster, ListState, Member, eventually, in_backgr
 from .test_watching import OpenState, store_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
+PAST = timedelta(seconds=25)
+"""What clocks on walls show beyond a full minute: log time goes on while they stand still."""
 MINUTE = timedelta(minutes=1)
 LONG = 600.0
 """A TTL that nothing in these tests outlasts."""
@@ -31,7 +34,7 @@ class Wall:
     """The clocks on the walls of all nodes: they stand still unless they are moved, and some show something else."""
 
     def __init__(self) -> None:
-        self.now = NOON
+        self.now = NOON + PAST
         self.nodes: list[tuple[Any, timedelta]] = []
 
     def hang(self, member: Member, skew: timedelta = timedelta(0)) -> kv.KeyValue:
@@ -60,6 +63,8 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     monkeypatch.setattr(timekeeper, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(scheduler, "_REFUSED_SECONDS", 0.02)
+    monkeypatch.setattr(scheduler, "_UNKNOWN_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_TURN_MS", 0)
     return Wall()
 
@@ -193,7 +198,7 @@ def test_two_clocks_of_three_that_tell_are_enough_and_one_is_not(
     assert jobs.history("tick", PATIENCE) == []
     assert not jobs._duty.look("tick")[0].is_settled  # type: ignore[union-attr]
     state: Any = members[0].state
-    eventually(lambda: (state.clock(1).own or (0,))[0] == (NOON + MINUTE).timestamp() * 1000)
+    eventually(lambda: (state.clock(1).own or (0,))[0] == wall.now.timestamp() * 1000)
     wall.hang(members[1])
     planned(jobs)
     wall.move(MINUTE)
@@ -246,6 +251,46 @@ def test_jobs_run_beside_a_state_of_ones_own(
     assert book.slots == [NOON + MINUTE]
 
 
+def test_many_jobs_are_declared_in_few_writes(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    plan_many = Duty.plan_many
+
+    def count(duty: Duty, hold: Any, jobs: Any, timeout: float) -> int:
+        asked.append(len(jobs))
+        return plan_many(duty, hold, jobs, timeout)
+
+    monkeypatch.setattr(Duty, "plan_many", count)
+    monkeypatch.setattr(Duty, "plan", None)
+
+    def declare(jobs: Jobs) -> None:
+        for number in range(250):
+            jobs.every(60, name=f"{number}")(book.write)
+
+    jobs = started(lone, declare, threads=50)
+    for number in range(250):
+        planned(jobs, str(number))
+    assert asked == [100, 100, 50]
+
+
+def test_jobs_that_are_refused_together_are_declared_one_by_one(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise Rejected("there is no room")
+
+    monkeypatch.setattr(Duty, "plan_many", refuse)
+
+    def declare(jobs: Jobs) -> None:
+        for name in ("a", "b"):
+            jobs.every(60, name=name)(book.write)
+
+    jobs = started(lone, declare)
+    planned(jobs, "a")
+    planned(jobs, "b")
+
+
 # -- what is late
 
 
@@ -254,9 +299,9 @@ def test_jobs_run_beside_a_state_of_ones_own(
     [
         ({"misfire_grace": 20}, [(10, "missed", 10)]),
         ({"misfire_grace": None}, [(10, "done", 10)]),
-        ({"misfire_grace": 150, "coalesce": True}, [(10, "done", 10)]),
+        ({"misfire_grace": 70, "coalesce": True}, [(10, "done", 10)]),
         (
-            {"misfire_grace": 155, "coalesce": False},
+            {"misfire_grace": 200, "coalesce": False},
             [(7, "missed", 7), (8, "done", 1), (9, "done", 1), (10, "done", 1)],
         ),
     ],
@@ -277,14 +322,14 @@ def test_what_was_due_while_nobody_ran_jobs_is_missed_or_run_as_it_was_said(
 def test_what_was_claimed_too_late_is_not_begun(
     lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs]
 ) -> None:
-    jobs = started(lone, every_minute(book, misfire_grace=5))
+    jobs = started(lone, every_minute(book, misfire_grace=30))
     planned(jobs)
     begin = jobs._duty.begin
 
     def slowly(*arguments: Any) -> int:
         fence = begin(*arguments)
         wall.move(timedelta(seconds=6))
-        eventually(lambda: jobs._duty.now_ms() == (NOON + MINUTE).timestamp() * 1000 + 6_000)
+        eventually(lambda: jobs._duty.now_ms() == wall.now.timestamp() * 1000)
         jobs._duty.begin = begin  # type: ignore[method-assign]
         return fence
 
@@ -311,6 +356,24 @@ def test_a_clock_that_is_set_back_has_nothing_run_again(
     assert book.slots == [NOON + 2 * MINUTE, NOON + 3 * MINUTE]
 
 
+def test_a_clock_that_was_far_ahead_once_is_warned_of_with_what_helps(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs], caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = started(lone, every_minute(book))
+    planned(jobs)
+    wall.move(timedelta(days=400))
+    past(jobs, 1)
+    assert "is not run before" not in caplog.text
+    wall.move(timedelta(days=-400))
+    eventually(lambda: "job 'tick' is not run before 2027-07-06 12:00:00+00:00" in caplog.text)
+    assert caplog.text.count("is not run before") == 1
+    assert jobs.forget("tick")
+    planned(jobs)
+    wall.move(MINUTE)
+    past(jobs, 1)
+    assert book.slots[1:] == [NOON + MINUTE]
+
+
 def test_another_schedule_counts_from_when_it_is_planned(
     lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs]
 ) -> None:
@@ -322,6 +385,7 @@ def test_another_schedule_counts_from_when_it_is_planned(
     eventually(wall.is_known)
     fresh = started(lone, every_minute(book, "new", misfire_grace=None))
     eventually(lambda: fresh._duty.look("tick")[0].schedule == b"every 60 s")  # type: ignore[union-attr]
+    planned(fresh)
     eventually(wall.is_known)
     wall.move(MINUTE)
     past(fresh, 1)

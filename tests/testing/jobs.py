@@ -70,7 +70,7 @@ class CheckedState(kv.KeyValueState):
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
         super().restore_chunks(chunks, index)
-        self.told = {node_id: (shown, at) for node_id, shown, at in self._content.runs.freeze().clocks}
+        self.told = {told.node_id: (told.shown_ms, told.at_ms) for told in self._content.runs.freeze().clocks}
 
     def apply_at(self, data: bytes, index: int, time_ms: int) -> int:
         answer = 0
