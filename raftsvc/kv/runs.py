@@ -251,7 +251,9 @@ class Runs:
             job = self._jobs[name]
             from_ms = self.clocks.time_of(job.asked_index, job.asked_ms)
             if from_ms is not None:
-                self._settle(name, job, max(from_ms, 0))
+                # By those of all it may be later, where who told first are behind; what is old is never ahead.
+                by_all_ms = self.clocks.now_ms(time_ms) or 0
+                self._settle(name, job, max(from_ms, by_all_ms + job.asked_ms - time_ms, 0))
         return True
 
     # -- jobs
