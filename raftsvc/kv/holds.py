@@ -372,11 +372,6 @@ class Holds:
         found, key = self._names.get(name), (lease, number)
         return None if found is None else found.held.get(key) or found.waiting.get(key)
 
-    def is_granted(self, name: str, lease: str, number: int) -> bool:
-        """Whether there is that claim, and it is held."""
-        claim = self.claim_of(name, lease, number)
-        return claim is not None and claim.fence != 0
-
     def counts(self) -> tuple[int, int]:
         """How many leases there are, and how many claims."""
         return len(self._leases), self._claim_count

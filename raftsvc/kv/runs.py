@@ -251,7 +251,9 @@ class Runs:
             job = self._jobs[name]
             from_ms = self.clocks.time_of(job.asked_index, job.asked_ms)
             if from_ms is not None:
-                self._settle(name, job, max(from_ms, 0))
+                # By those of all it may be later, where who told first are behind; what is old is never ahead.
+                by_all_ms = self.clocks.now_ms(time_ms) or 0
+                self._settle(name, job, max(from_ms, by_all_ms + job.asked_ms - time_ms, 0))
         return True
 
     # -- jobs
@@ -277,7 +279,7 @@ class Runs:
         counts again.  `check` was called before.
         """
         (since_ms,) = order.numbers
-        if not holds.is_granted(*order.place):
+        if not is_granted(holds, order.place):
             return NO_PLACE
         job = self._jobs.get(order.job)
         if job is None:
@@ -375,7 +377,7 @@ class Runs:
     def leave(self, holds: Holds, time_ms: int) -> None:
         """What runs under places that were held, as `holds` has just changed, and are not any more, has died."""
         for place in holds.changed:
-            if place in self._places and not holds.is_granted(*place):
+            if place in self._places and not is_granted(holds, place):
                 for name, fence in list(self._under_way.get(place, ())):
                     self._end(name, self._jobs[name].runs[fence], DIED, b"", time_ms)
                 for name in self._places.pop(place):
@@ -464,6 +466,12 @@ def middle_ms(shown: list[int], voter_count: int) -> int | None:
     if not voter_count or len(shown) <= voter_count // 2:
         return None
     return sorted(shown)[(len(shown) - 1) // 2]
+
+
+def is_granted(holds: Holds, place: Place) -> bool:
+    """Whether there is that claim, and it is held."""
+    claim = holds.claim_of(*place)
+    return claim is not None and claim.fence != 0
 
 
 def _is_to_be_run_again(last: Run, slot_ms: int, attempt: int, retry: int) -> bool:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 
 from raftsvc.errors import RaftError
@@ -36,7 +37,7 @@ from raftsvc.kv.limits import Limits
 from raftsvc.kv.limits import checked as checked_limit
 from raftsvc.kv.orders import Place
 from raftsvc.kv.pages import Page, PagedMap, records_of
-from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, Told, checked_runs
+from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, Told, checked_runs, is_granted
 from raftsvc.process import give_way
 
 _MAGIC = b"rkv4"
@@ -268,7 +269,7 @@ def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:
         planned = Planned(schedule, decided_ms, from_ms, asked_index, asked_ms, *_apart(places))
         jobs.append((name, planned, [_decode_run(reader) for _ in range(run_count)]))
     frozen = FrozenRuns(clocks, jobs)
-    trouble = checked_runs(frozen, lambda place: holds.is_granted(*place), index)
+    trouble = checked_runs(frozen, partial(is_granted, holds), index)
     if trouble is not None:
         raise MalformedSnapshotError(f"in the snapshot {trouble}")
     return Runs.of(frozen)

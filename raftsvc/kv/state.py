@@ -197,6 +197,8 @@ class KeyValueState(BaseState):
             if index != self._entry:
                 self._turn_to(index)
             answer = cast("int", content.transact(conditions, effects, index, time_ms))
+            if not content.ending:
+                self._applied_index = index
         if content.ending:  # some under each hold of the lock, as with what expires
             is_more = True
             while is_more:
@@ -205,7 +207,7 @@ class KeyValueState(BaseState):
                 give_way()
             with self._lock:
                 content.runs.leave(holds, time_ms)
-        self._applied_index = index
+                self._applied_index = index
         return answer
 
     def _follow(self, data: bytes, index: int, time_ms: int) -> int:

@@ -154,6 +154,10 @@ class Jobs:
 
         at: when, with its time zone; None: as soon as anybody has a thread for it.
 
+        Declared again with another time it is run at that, if it was not yet.  Under a name of which a later run was
+        claimed or missed, also of another schedule, it is never run, unless that is forgotten first.  The cluster
+        knows of it until it is forgotten, so this is no queue: names that are made up each time stay for ever.
+
         It is *begun* once, or as often as `retry` says while whoever begins it dies; `forget` has it run anew.  Where
         it has to *succeed* once, and others are to wait for that, see `KeyValue.once`.
         """

@@ -473,13 +473,14 @@ class Scheduler:
         except (Rejected, InstructionTooLargeError, ValueError) as refusal:  # which it will be the next time, too
             self._complain_of(end.job, f"its end was refused: {_said_by(refusal)}")
 
-    def _tell(self) -> None:
-        """What could not be told before; raises RaftError if it cannot now."""
+    def _tell(self) -> float:
+        """What could not be told before; for how long there is nothing more.  Raises RaftError if it cannot now."""
         while self._untold:
             end = self._untold[0]
             self._finish(end)
             with self._lock:
                 self._untold.remove(end)
+        return _LOOK_SECONDS
 
     # -- leaving
 
@@ -487,7 +488,7 @@ class Scheduler:
         """Wait for what runs, however long, have it known how it ended, and run jobs no more."""
         while True:
             self._signal.arm()
-            pause = self._try(self._tell_last)
+            pause = self._try(self._tell)
             with self._lock:
                 if not self._running and not self._untold:
                     self._has_ended.set()
@@ -498,10 +499,6 @@ class Scheduler:
         if hold is not None:
             with suppress(RaftError):
                 hold.release(_PAUSE_SECONDS)
-
-    def _tell_last(self) -> float:
-        self._tell()
-        return _LOOK_SECONDS
 
 
 def _said_by(failure: BaseException) -> str:

@@ -324,6 +324,12 @@ def test_no_more_run_a_job_than_may(log: Log, monkeypatch: pytest.MonkeyPatch) -
     assert log.now(plan(other)) == 1
 
 
+def test_from_when_a_job_counts_is_by_all_clocks_where_those_that_tell_first_are_behind(log: Log) -> None:
+    log.now(plan(A, "new"))
+    log.tell(NOON, NOON - 3_600_000)
+    assert log.since("new") == NOON
+
+
 def test_what_is_planned_to_be_earlier_is_so_unless_it_was_decided(log: Log) -> None:
     log.now(plan(A, schedule=b"next week", since_ms=NOON + 7 * 86_400_000 - 1))
     log.now(plan(A, schedule=b"in an hour", since_ms=NOON + 3_600_000 - 1))

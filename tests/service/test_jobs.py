@@ -63,7 +63,6 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     monkeypatch.setattr(timekeeper, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_PAUSE_SECONDS", 0.02)
-    monkeypatch.setattr(scheduler, "_REFUSED_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_UNKNOWN_SECONDS", 0.02)
     monkeypatch.setattr(scheduler, "_TURN_MS", 0)
     return Wall()
