@@ -126,7 +126,15 @@ def test_only_requests_and_werkzeug_are_required(metadata: email.message.Message
 
 
 def test_the_extras_are_those_that_the_readme_and_the_makefile_name(metadata: email.message.Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == {"flask", "django", "gunicorn", "metrics", "bench", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "flask",
+        "django",
+        "gunicorn",
+        "jobs",
+        "metrics",
+        "bench",
+        "dev",
+    }
 
 
 @pytest.mark.parametrize("module", ["raftsvc", "raftsvc.kv"])
