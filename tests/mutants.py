@@ -11,6 +11,8 @@ there exactly once is an error, so the table cannot rot unnoticed
 from __future__ import annotations
 
 import argparse
+import compileall
+import functools
 import json
 import os
 import shutil
@@ -2498,8 +2500,20 @@ def sources_of(mutant: Mutant) -> dict[str, str]:
 
 
 def _copy_to(directory: str) -> None:
-    # Sources alone: what is compiled would run instead of the text with the bug in it.
-    shutil.copytree(PACKAGE, Path(directory) / "raftsvc", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(Path(_copied().name) / "raftsvc", Path(directory) / "raftsvc")
+
+
+@functools.cache
+def _copied() -> tempfile.TemporaryDirectory[str]:
+    """A copy whose bytecode is there already, which is read only where the text is as old and as long as it says.
+
+    Without what is compiled to machine code, which would run instead of a text with a bug in it.
+    """
+    copied = tempfile.TemporaryDirectory()
+    package = Path(copied.name) / "raftsvc"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    compileall.compile_dir(package, quiet=1)
+    return copied
 
 
 def _command_of(names: Sequence[str]) -> list[str]:

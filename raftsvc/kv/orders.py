@@ -193,8 +193,8 @@ def _name(text: bytes) -> str:
         raise _malformed(f"a name of {len(text)} bytes")
     try:
         return text.decode()
-    except UnicodeDecodeError:  # whose own text may differ between versions of Python
-        raise _malformed("a name that is not UTF-8") from None
+    except UnicodeDecodeError as error:  # whose own text, which may differ between versions of Python, is not said
+        raise _malformed("a name that is not UTF-8") from error
 
 
 def _malformed(why: str) -> Rejected:
