@@ -27,7 +27,7 @@ pytestmark = pytest.mark.processes
 def test_real_processes_keep_every_promise_under_faults(
     tmp_path: Path, workers: int, has_listener: bool, lease_reads: bool, kinds: list[str]
 ) -> None:
-    run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads, workers)
+    run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads, workers, has_witness=workers > 1)
     try:
         outcome = run.go(12.0, kinds)
     except Trouble as trouble:
@@ -35,17 +35,9 @@ def test_real_processes_keep_every_promise_under_faults(
         pytest.fail(f"{trouble}\n{tails}")
     assert outcome.counts["acknowledged writes"] > 50
     assert outcome.counts["reads"] > 20
-
-
-def test_locks_have_one_holder_and_runs_one_beginning_under_faults(tmp_path: Path) -> None:
-    run = Run(tmp_path, 3, 2, make_links(3, "proxies"), True, False, workers=2, has_witness=True)
-    try:
-        outcome = run.go(12.0, ["kill -9 of an owner", "leader cut off", "owner stopped", "clock jumps"])
-    except Trouble as trouble:
-        tails = "\n".join(f"{node.log}:\n{node.log.read_text()[-3000:]}" for node in run.cluster.nodes)
-        pytest.fail(f"{trouble}\n{tails}")
-    assert outcome.counts["locks held"] > 10
-    assert outcome.counts["runs begun"] > 5
+    if workers > 1:  # no lock has two holders, and no run two beginnings
+        assert outcome.counts["locks held"] > 10
+        assert outcome.counts["runs begun"] > 5
 
 
 def test_what_must_not_happen_with_locks_and_runs_is_seen(tmp_path: Path) -> None:

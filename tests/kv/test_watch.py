@@ -24,9 +24,7 @@ from raftsvc.errors import (
 from raftsvc.kv.instructions import encode
 from raftsvc.kv.pages import Value
 from raftsvc.results import Applied
-
-PATIENCE = 60.0
-
+from tests.effort import PATIENCE
 
 MADE: list[OneNode] = []
 

@@ -23,10 +23,9 @@ import raftsvc
 from raftsvc.storage import Files
 from raftsvc.transport.peer import make_session
 from raftsvc.transport.session import Incoming
+from tests.effort import PATIENCE as PATIENCE
 
 SECRET = "a secret of the tests, long enough"
-PATIENCE = 60.0
-"""Seconds after which a condition that must come true is taken not to; far more than it ever needs."""
 
 _numbers = itertools.count(1)
 

@@ -246,14 +246,20 @@ def test_a_job_that_is_refused_keeps_no_other_from_running(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    plan = kv.duty.Duty.plan
+    plan, plan_many = kv.duty.Duty.plan, kv.duty.Duty.plan_many
 
     def refuse(duty: kv.duty.Duty, hold: Any, job: str, *more: Any) -> int:
         if job == "large":
             raise Rejected("over the quota, by the test")
         return plan(duty, hold, job, *more)
 
+    def refuse_many(duty: kv.duty.Duty, hold: Any, jobs: Any, timeout: float) -> int:
+        if any(job == "large" for job, *_ in jobs):
+            raise Rejected("over the quota, by the test, as one of several")
+        return plan_many(duty, hold, jobs, timeout)
+
     monkeypatch.setattr(kv.duty.Duty, "plan", refuse)
+    monkeypatch.setattr(kv.duty.Duty, "plan_many", refuse_many)
 
     def declare(jobs: Jobs) -> None:
         every_minute(book, "large", name="large")(jobs)
