@@ -278,7 +278,11 @@ class Content:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
         runs = self.runs
         if order.kind in (BEGIN, FINISH):
-            answer: object = runs.begin(order, index, time_ms) if order.kind == BEGIN else runs.finish(order, time_ms)
+            answer: object  # compiled, what is a bool or an int is an int
+            if order.kind == BEGIN:
+                answer = runs.begin(order, index, time_ms)
+            else:
+                answer = runs.finish(order, time_ms)
             if self.max_bytes and (
                 self.size_bytes > self.max_bytes or runs.history_bytes > self.max_bytes // HISTORY_SHARE
             ):
