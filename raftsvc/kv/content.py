@@ -277,17 +277,14 @@ class Content:
     def order(self, order: Order, index: int, time_ms: int) -> object:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""
         runs = self.runs
-        if order.kind in (BEGIN, FINISH):
-            answer: object  # compiled, what is a bool or an int is an int
-            if order.kind == BEGIN:
-                answer = runs.begin(order, index, time_ms)
-            else:
-                answer = runs.finish(order, time_ms)
-            if self.max_bytes and (
-                self.size_bytes > self.max_bytes or runs.history_bytes > self.max_bytes // HISTORY_SHARE
-            ):
-                runs.shed(order.job)
-            return answer
+        if order.kind == BEGIN:
+            fence = runs.begin(order, index, time_ms)
+            self._shed(order.job)
+            return fence
+        if order.kind == FINISH:
+            was_under_way = runs.finish(order, time_ms)
+            self._shed(order.job)
+            return was_under_way
         if order.kind == CLOCK:
             node_id, shown_ms = order.numbers
             return runs.tell(node_id, shown_ms, index, time_ms)
@@ -304,6 +301,14 @@ class Content:
             self.ending = ""
             return True
         return self.holds.grant_ended()
+
+    def _shed(self, job: str) -> None:
+        """Keep less of what was run where there is too little room."""
+        runs = self.runs
+        if self.max_bytes and (
+            self.size_bytes > self.max_bytes or runs.history_bytes > self.max_bytes // HISTORY_SHARE
+        ):
+            runs.shed(job)
 
     def _plan(self, plans: tuple[Order, ...], index: int, time_ms: int) -> object:
         """All of them, or none."""
