@@ -317,8 +317,7 @@ class Content:
         for plan in plans:
             runs.check(plan)
             growth_bytes += runs.growth_bytes(plan) if self.max_bytes else 0
-        if growth_bytes > 0 and self.size_bytes + growth_bytes > self.max_bytes:
-            raise over_quota(self.size_bytes + growth_bytes, self.max_bytes)
+        self._check_room(growth_bytes)
         answer = 0
         for plan in plans:
             answer = runs.plan(plan, self.holds, index, time_ms)
