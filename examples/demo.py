@@ -15,18 +15,12 @@ import time
 from itertools import pairwise
 
 import requests
-from launcher import Answer, Cluster, Failure, Node, expect, interrupt_on_signals, wait_until
+from launcher import Answer, Cluster, Failure, Node, expect, present, say, wait_until
 
 WRITER_THREADS = 6
 WRITES_BEFORE_THE_KILL = 500
 WRITES_AFTER_THE_KILL = 500
 STREAM = "stream/"
-
-began = time.monotonic()
-
-
-def say(text: str) -> None:
-    print(f"{time.monotonic() - began:6.2f} s  {text}", flush=True)
 
 
 class Writers:
@@ -239,25 +233,5 @@ def run(cluster: Cluster) -> None:
     evict(cluster)
 
 
-def main() -> int:
-    interrupt_on_signals()
-    print("raftsvc demo: three web processes, one linearizable state\n", flush=True)
-    try:
-        with Cluster() as cluster:
-            try:
-                run(cluster)
-            except (Failure, requests.RequestException) as error:
-                say(f"FAILED: {error}")
-                print(cluster.log_tails(), flush=True)
-                raise
-    except (Failure, requests.RequestException):
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; nothing is left running")
-        return 130
-    say("all of it held; nothing is left running")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(present("raftsvc demo: three web processes, one linearizable state", Cluster, run))

@@ -284,6 +284,35 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
+began = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Print it with how long this process runs."""
+    print(f"{time.monotonic() - began:6.2f} s  {text}", flush=True)
+
+
+def present(title: str, make: Callable[[], Cluster], run: Callable[[Cluster], None]) -> int:
+    """Have a cluster made and run through something, and leave nothing of it; the exit code of a script that does."""
+    interrupt_on_signals()
+    print(f"{title}\n", flush=True)
+    try:
+        with make() as cluster:
+            try:
+                run(cluster)
+            except (Failure, requests.RequestException) as error:
+                say(f"FAILED: {error}")
+                print(cluster.log_tails(), flush=True)
+                raise
+    except (Failure, requests.RequestException):
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; nothing is left running")
+        return 130
+    say("all of it held; nothing is left running")
+    return 0
+
+
 def post_worker_init(worker: object) -> None:
     """gunicorn's hook in each worker (`--config python:launcher`): end with the launcher, even if that was killed."""
     lifeline = socket.socket(fileno=int(os.environ["LAUNCHER_LIFELINE"]))

@@ -17,16 +17,11 @@ from contextlib import suppress
 from typing import Any
 
 import requests
-from launcher import Cluster, Failure, Node, expect, interrupt_on_signals, wait_until
+from launcher import Cluster, Failure, Node, expect, present, say, wait_until
 
 CLIENTS = 4
-INVOICES = 60
-
-began = time.monotonic()
-
-
-def say(text: str) -> None:
-    print(f"{time.monotonic() - began:6.2f} s  {text}", flush=True)
+INVOICES = 8
+"""So many are written before each kill."""
 
 
 def see_a_flag(nodes: list[Node]) -> None:
@@ -39,11 +34,11 @@ def see_a_flag(nodes: list[Node]) -> None:
 
 
 class Clerks:
-    """Client threads that write invoices through all hosts, and note which numbers they were told."""
+    """Client threads that write invoices through all hosts until they are stopped, and note what they are told."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self._nodes = nodes
-        self._left = list(range(INVOICES))
+        self._stopping = threading.Event()
         self.numbers: list[int] = []
         self._threads = [threading.Thread(target=self._run, args=(turn,), daemon=True) for turn in range(CLIENTS)]
 
@@ -51,18 +46,17 @@ class Clerks:
         for thread in self._threads:
             thread.start()
 
-    def join(self) -> None:
+    def stop(self) -> None:
+        self._stopping.set()
         for thread in self._threads:
             thread.join()
 
     def _run(self, turn: int) -> None:
-        while self._left:
-            with suppress(IndexError):
-                text = f"invoice {self._left.pop()}"
-                with suppress(requests.RequestException):  # its worker was killed: it may be written, or not
-                    answer = self._nodes[turn % len(self._nodes)].post("/invoices", text=text)
-                    if answer.status == 201:
-                        self.numbers.append(answer.json()["number"])
+        while not self._stopping.is_set():
+            with suppress(requests.RequestException):  # its worker was killed: it may be written, or not
+                answer = self._nodes[turn % len(self._nodes)].post("/invoices", text=f"invoice {turn}")
+                if answer.status == 201:
+                    self.numbers.append(answer.json()["number"])
             turn += 1
 
 
@@ -76,14 +70,14 @@ def kill_owners_while_invoices_are_written(nodes: list[Node]) -> None:
     clerks = Clerks(nodes)
     clerks.start()
     for node in nodes:
-        goal = len(clerks.numbers) + INVOICES // 8
+        goal = len(clerks.numbers) + INVOICES
         wait_until(lambda goal=goal: len(clerks.numbers) >= goal, "invoices are written")  # type: ignore[misc]
         pid = owner_of(node)
         started = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda node=node, pid=pid: _has_other_owner(node, pid), f"another worker of {node.name} takes over")  # type: ignore[misc]
         say(f"SIGKILL to worker {pid}, which had {node.name}: another had it {time.monotonic() - started:.2f} s later")
-    clerks.join()
+    clerks.stop()
     last = int(expect(nodes[0].get("/invoices"), 200, "the last invoice").json()["number"])
     twice = [number for number, count in Counter(clerks.numbers).items() if count > 1]
     if twice or last < len(clerks.numbers):
@@ -159,25 +153,7 @@ def run(cluster: Cluster) -> None:
     look_at_runs(cluster.nodes)
 
 
-def main() -> int:
-    interrupt_on_signals()
-    print("raftsvc tour: what must not happen twice\n", flush=True)
-    try:
-        with Cluster(application="shop:app", workers=2) as cluster:
-            try:
-                run(cluster)
-            except (Failure, requests.RequestException) as error:
-                say(f"FAILED: {error}")
-                print(cluster.log_tails(), flush=True)
-                raise
-    except (Failure, requests.RequestException):
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; nothing is left running")
-        return 130
-    say("all of it held; nothing is left running")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        present("raftsvc tour: what must not happen twice", lambda: Cluster(application="shop:app", workers=2), run)
+    )
