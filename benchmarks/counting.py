@@ -38,12 +38,18 @@ def count(backend: Counting, way: str, threads: int, seconds: float) -> dict[str
     """Have that many threads raise one number."""
     key = f"count/{way}/{threads}"
     raise_one = backend.increments()[way]
+    done, seen = repeat(lambda number: raise_one(key), threads, seconds)
+    return {"lost": done - backend.number(key), **seen}
+
+
+def repeat(act: Callable[[int], None], threads: int, seconds: float) -> tuple[int, dict[str, Any]]:
+    """Have so many threads do it again and again, each with its number: how often all did, and what that comes to."""
     counts = [0] * threads
     ends_at = time.monotonic() + seconds
 
     def work(number: int) -> None:
         while time.monotonic() < ends_at:
-            raise_one(key)
+            act(number)
             counts[number] += 1
 
     workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
@@ -53,8 +59,7 @@ def count(backend: Counting, way: str, threads: int, seconds: float) -> dict[str
     for worker in workers:
         worker.join(seconds + 2 * _TIMEOUT_SECONDS)
     took = time.monotonic() - began
-    lost = sum(counts) - backend.number(key)
-    return {"per_second": sum(counts) / took, "lost": lost, "least": min(counts), "most": max(counts)}
+    return sum(counts), {"per_second": sum(counts) / took, "least": min(counts), "most": max(counts)}
 
 
 def batches(backend: Counting, seconds: float) -> dict[str, Any]:

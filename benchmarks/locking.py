@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from benchmarks.counting import repeat
 from benchmarks.systems.base import System, Web
 
 TTL = 15
 CALLERS = (1, 8, 64)
-_TIMEOUT_SECONDS = 120.0
 
 
 class Locking(Protocol):
@@ -26,28 +24,18 @@ class Locking(Protocol):
 
 def cycles(backend: Locking, threads: int, is_contended: bool, seconds: float) -> dict[str, Any]:
     """Have that many threads acquire and release, each a lock of its own, or all the same."""
-    counts = [0] * threads
     holding: set[int] = set()
     broken: list[set[int]] = []
-    ends_at = time.monotonic() + seconds
 
-    def work(number: int) -> None:
-        while time.monotonic() < ends_at:
-            with backend.lock("lock" if is_contended else f"lock-{number}"):
-                holding.add(number)
-                if is_contended and holding != {number}:
-                    broken.append(set(holding))
-                holding.discard(number)
-                counts[number] += 1
+    def hold(number: int) -> None:
+        with backend.lock("lock" if is_contended else f"lock-{number}"):
+            holding.add(number)
+            if is_contended and holding != {number}:
+                broken.append(set(holding))
+            holding.discard(number)
 
-    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
-    began = time.monotonic()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(seconds + _TIMEOUT_SECONDS)
-    took = time.monotonic() - began
-    return {"per_second": sum(counts) / took, "broken": len(broken), "least": min(counts), "most": max(counts)}
+    _, seen = repeat(hold, threads, seconds)
+    return {"broken": len(broken), **seen}
 
 
 class LockingBackend:

@@ -138,10 +138,8 @@ class Content:
             return True
         keys = self.expiries.take(time_ms) if self.expiries.next_ms <= time_ms else []
         for key in keys:
-            self.leased.detach(key)
-            former = self.keys.delete(key)
-            assert former is not None, "every key that expires exists"
-            self.changes.append((EXPIRED, key, None, former))
+            was_there = self._remove(key, EXPIRED)
+            assert was_there, "every key that expires exists"
         return bool(keys)
 
     def follow(self, kind: int) -> bool:
@@ -154,10 +152,8 @@ class Content:
             return False
         keys = self.leased.take(over[0])
         for key in keys:
-            self.expiries.set(key, 0)
-            former = self.keys.delete(key)
-            assert former is not None, "every key that has a lease exists"
-            self.changes.append((kind, key, None, former))
+            was_there = self._remove(key, kind)
+            assert was_there, "every key that has a lease exists"
         if not keys:
             del over[0]
         return True
@@ -207,7 +203,7 @@ class Content:
                 self._set(key, data[LEASE_DIGITS:], index, 0)
                 self.leased.attach(key, data[:LEASE_DIGITS].decode())
             elif code == DELETE:
-                self._delete(key)
+                self._remove(key, DELETED)
             elif code == TOUCH:
                 if self.keys.version(key):
                     self.expiries.set(key, deadline_of(time_ms, ttl_ms) if ttl_ms else 0)
@@ -365,12 +361,14 @@ class Content:
         self.changes.append((WRITTEN, key, data, self.keys.set(key, data, index)))
         self.expiries.set(key, deadline_ms)
 
-    def _delete(self, key: str) -> None:
+    def _remove(self, key: str, kind: int) -> bool:
+        """Have no such key; whether there was one, to which that kind of thing has happened."""
         former = self.keys.delete(key)
         if former is not None:
-            self.changes.append((DELETED, key, None, former))
+            self.changes.append((kind, key, None, former))
             self.expiries.set(key, 0)
             self.leased.detach(key)
+        return former is not None
 
     def _count(self, effects: Iterable[tuple[int, str, bytes, int]]) -> dict[int, int]:
         """The number that each INCR will make, by its position.  Raises Rejected if one cannot, before anything is."""

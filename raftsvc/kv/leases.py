@@ -28,6 +28,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeVar
 
 from raftsvc.clocks import read_clocks, seconds_since
@@ -206,9 +207,14 @@ class Lease:
         return max(self._left(), 0.0)
 
     @property
+    def due_in(self) -> float:
+        """For how many seconds it need not be renewed, as long as nothing is given up under it."""
+        return max(self.remaining - (SAFE_SHARE - _RENEW_SHARE) * self.ttl, 0.0)
+
+    @property
     def is_due(self) -> bool:
         """Whether it should be renewed."""
-        return self.has_given_up or self._left() <= (SAFE_SHARE - _RENEW_SHARE) * self.ttl
+        return self.has_given_up or self.due_in <= 0.0
 
     def _left(self) -> float:
         if self._is_over or self._asked is None or not self._home.is_here:  # else it is the parent's
@@ -700,7 +706,7 @@ class Keeper:
         Those that all share are looked after between any two of those of one's own, of which there may be many.
         """
         due_at = self._attend_shared()
-        for lease in sorted(own, key=_remaining):
+        for lease in sorted(own, key=attrgetter("remaining")):
             is_asked = lease.is_due
             due_at = min(due_at, time.monotonic() + self._attend_own(lease))
             if is_asked:
@@ -731,7 +737,7 @@ class Keeper:
             self._forget(ttl_ms, lease)
             return _LOOK_SECONDS
         if not lease.is_due:
-            return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
+            return lease.due_in + 0.001
         is_idle = not lease.wanted
         if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
             return 0.0
@@ -752,7 +758,7 @@ class Keeper:
             with self._lock:
                 self._own.pop(lease, None)
             return _LOOK_SECONDS
-        return max(lease.remaining - (SAFE_SHARE - _RENEW_SHARE) * lease.ttl, 0.0) + 0.001
+        return lease.due_in + 0.001
 
     def _end_what_is_late(self, lease: Lease) -> float:
         """Let go of what was to be held for a limited time; for how long nothing is to be let go of."""
@@ -802,10 +808,6 @@ def _leave_the_rest(lease: Lease, ends_at: float) -> bool:
     """
     left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
     return not lease.has_given_up or (left > 0 and _try(partial(lease.drop_unwanted, left)))
-
-
-def _remaining(lease: Lease) -> float:
-    return lease.remaining
 
 
 def may_pass(error: RaftError) -> bool:

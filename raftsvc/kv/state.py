@@ -77,8 +77,7 @@ class Clock(NamedTuple):
     """What a process knows of the time.
 
     is_wanted: whether clocks are to be told.
-    votes:     whether the clock of the member counts, and
-    own:       what it showed when it was told last, and at which log time; None: it was not told.
+    votes:     whether the clock of the member counts.
     told:      what each voter's clock showed, and
     voters:    how many there are.
     told_ms:   the log time at which any was told last, and
@@ -87,7 +86,6 @@ class Clock(NamedTuple):
 
     is_wanted: bool
     votes: bool
-    own: tuple[int, int] | None
     told: tuple[Told, ...]
     voters: int
     told_ms: int
@@ -397,10 +395,9 @@ class KeyValueState(BaseState):
             runs = self._content.runs
             clocks = runs.clocks
             told = tuple(clocks.in_order())
-            own = next(((each.shown_ms, each.at_ms) for each in told if each.node_id == node_id), None)
             told_ms = max([each.at_ms for each in told], default=0)
             votes = node_id in clocks.voters
-            return Clock(runs.is_wanted, votes, own, told, len(clocks.voters), told_ms, clocks.now_ms(told_ms))
+            return Clock(runs.is_wanted, votes, told, len(clocks.voters), told_ms, clocks.now_ms(told_ms))
 
     # -- connected clients
 
