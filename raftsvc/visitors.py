@@ -124,7 +124,7 @@ class Visitors:
         elif op == OPEN:
             self._membership.require_node().check_able()
         outcome = self._proposals.carry(Call(visit.payload, op=CLIENT), visit.timeout)
-        return encode_place(outcome.entry_index, outcome.time_ms, encode_outcome(outcome.recorded()))
+        return encode_place(outcome.entry_index, outcome.time_ms, encode_outcome(outcome))
 
     def _read(self, key: ClientKey, visit: Visit) -> bytes:
         _check_right(key, "read")

@@ -974,15 +974,15 @@ MUTANTS = (
     ),
     Mutant(
         "an outcome does not say when",
-        "member/machine.py",
-        "None, answer, True, index, time_ms)",
-        "None, answer, True, index, 0)",
+        "member/sessions.py",
+        "None, said, True, index, time_ms))",
+        "None, said, True, index, 0))",
     ),
     Mutant(
         "an outcome forgets in a snapshot when it was",
         "member/sessions.py",
-        "_OUTCOME.pack(number, outcome.entry_index, outcome.time_ms, len(data))",
-        "_OUTCOME.pack(number, outcome.entry_index, 0, len(data))",
+        "_OUTCOME.pack(number, index, time_ms, len(data))",
+        "_OUTCOME.pack(number, index, 0, len(data))",
         test="test_machine.py::test_a_repeat_after_a_snapshot_tells_when_it_was",
     ),
     Mutant(
@@ -1090,8 +1090,8 @@ MUTANTS = (
     ),
     Mutant(
         "forget that an instruction was applied",
-        "member/sessions.py",
-        "        self.outcomes[number] = outcome.recorded() if kept == OBJECT else outcome\n",
+        "member/machine.py",
+        "            session.outcomes[number] = result, index, time_ms\n",
         "",
     ),
     Mutant(
@@ -1150,8 +1150,8 @@ MUTANTS = (
         also=(
             (
                 "member/machine.py",
-                "if listener is None or listener == session_id:",
-                "if True:",
+                "is_wanted = listener is None or listener == session_id",
+                "is_wanted = True",
             ),
         ),
     ),
@@ -1351,7 +1351,7 @@ MUTANTS = (
     ),
     Mutant(
         "an entry is judged before what is due by its time is gone",
-        "kv/state.py",
+        "kv/applying.py",
         "        ):\n            self._have_expire(index, time_ms)\n",
         "        ):\n            pass\n",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
@@ -1457,7 +1457,7 @@ MUTANTS = (
     ),
     Mutant(
         "a write alone leaves a key with the lease that it had",
-        "kv/state.py",
+        "kv/applying.py",
         "                if content.leased.size_bytes:\n                    content.leased.detach(key)\n",
         "",
         test="kv/test_leased.py::test_whoever_sets_or_deletes_a_key_takes_it_from_its_lease",
@@ -1506,8 +1506,8 @@ MUTANTS = (
     ),
     Mutant(
         "a run outlives the place under which it was claimed",
-        "kv/state.py",
-        "                self._content.runs.leave(holds, time_ms)\n",
+        "kv/applying.py",
+        "                content.runs.leave(holds, time_ms)\n",
         "                pass\n",
         test="kv/test_runs.py::test_a_run_has_died_once_the_place_of_who_has_it_is_gone",
     ),
@@ -1608,7 +1608,7 @@ MUTANTS = (
         "kv/timekeeper.py",
         "        counted = [each for each in self._seen.values() if each.entry > mark.entry]\n",
         "        counted = list(self._seen.values())\n",
-        test="kv/test_timekeeper.py::test_what_was_told_before_a_process_began_does_not_count",
+        test="kv/test_timekeeper.py::test_what_was_told_before_nobody_led_for_a_while_does_not_count",
     ),
     Mutant(
         "a job counts from what was told before it was planned",
@@ -1627,34 +1627,34 @@ MUTANTS = (
     Mutant(
         "a listing shows half of an entry",
         "kv/state.py",
-        "            index = self._complete\n        return _undone(",
-        "            index = self._applied_index\n        changes = []\n        return _undone(",
+        "            index = self._applying.complete\n        return _undone(",
+        "            index = self._applying.applied_index\n        changes = []\n        return _undone(",
         test="kv/test_watch.py::test_an_entry_of_several_instructions_is_one_unit_and_a_listing_is_before_or_after_it",
     ),
     Mutant(
         "a watcher goes on after what woke it",
-        "kv/events.py",
+        "kv/history.py",
         "cursor.idle_until = index - 1",
         "cursor.idle_until = index",
         test="kv/test_watch.py::test_who_waits_is_woken_by_what_it_waits_for_and_by_nothing_else",
     ),
     Mutant(
         "a watcher that fell behind is not told",
-        "kv/events.py",
-        "self.floor, dropped, dropped_bytes = units.popleft()",
-        "_, dropped, dropped_bytes = units.popleft()",
+        "kv/history.py",
+        "            self.floor = oldest\n            while changes[0][0] == self.floor:\n",
+        "            while changes[0][0] == oldest:\n",
         test="kv/test_watch.py::test_who_falls_behind_is_told_and_goes_on_from_a_listing",
     ),
     Mutant(
         "a snapshot that arrives does not end the history",
-        "kv/events.py",
-        "        self._count = self._size_bytes = 0\n        self.floor = index\n",
-        "        self._count = self._size_bytes = 0\n",
+        "kv/history.py",
+        "        self._size_bytes = 0\n        self.floor = index\n",
+        "        self._size_bytes = 0\n",
         test="kv/test_watch.py::test_a_snapshot_that_arrives_ends_what_was_before_it",
     ),
     Mutant(
         "an error that passes makes watchers forget how far they were",
-        "kv/events.py",
+        "kv/history.py",
         "return self._leave_all(complete)",
         "return self._leave_all(0)",
         test="kv/test_watch.py::test_who_is_woken_for_nothing_or_closed_keeps_its_place",
@@ -1662,15 +1662,15 @@ MUTANTS = (
     Mutant(
         "a change between listing and watching is missed",
         "kv/state.py",
-        "                if not units:\n                    self._history.wait(cursor)\n"
-        "                    return [], max(after, self._complete)\n",
-        "            if not units:\n                with self._lock:\n                    self._history.wait(cursor)\n"
-        "                return [], max(after, self._complete)\n",
+        "                if not changes:\n                    history.wait(cursor)\n"
+        "                    return [], max(after, applying.complete)\n",
+        "            if not changes:\n                with applying.lock:\n                    history.wait(cursor)\n"
+        "                return [], max(after, applying.complete)\n",
         test="kv/test_watch.py::test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed",
     ),
     Mutant(
         "a write alone leaves the ttl that there was",
-        "kv/state.py",
+        "kv/applying.py",
         "                if content.expiries.next_ms != NEVER:\n                    content.expiries.set(key, 0)\n",
         "",
         test="kv/test_kv_expiry.py::test_a_write_without_a_ttl_ends_the_one_that_there_was",

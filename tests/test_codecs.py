@@ -32,7 +32,7 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.versions import Versions
 from raftsvc.errors import ConfigurationError, DamagedStorageError, Rejected
-from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions
+from raftsvc.kv import KeyValueState, MalformedSnapshotError, instructions, transactions
 from raftsvc.member.envelopes import INSTRUCTION, LIST, decode_list, encode_list, wrap_piece
 from raftsvc.member.sessions import Outcome, Sessions
 from raftsvc.storage.identity import decode_id, encode_id
@@ -219,7 +219,7 @@ operations = st.one_of(
     st.builds(kv.allow, addresses),
     st.builds(kv.disallow, keys),
 )
-transactions = st.lists(operations, max_size=6)
+said = st.lists(operations, max_size=6)
 
 
 # -- it comes back
@@ -304,9 +304,9 @@ def test_snapshots_come_back(header: SnapshotHeader, pieces: list[bytes]) -> Non
         assert b"".join(snapshot.chunks()) == b"".join(pieces)
 
 
-@given(transactions)
+@given(said)
 def test_transactions_come_back(said: list[instructions.Operation]) -> None:
-    conditions, effects = instructions.decode(instructions.encode(said))
+    conditions, effects = transactions.decode(instructions.encode(said))
     assert conditions == [(o.code, o.key, o.version) for o in said if isinstance(o, kv.Condition)]
     assert effects == [(o.code, o.key, o.data, o.ttl_ms) for o in said if isinstance(o, kv.Effect)]
 
@@ -440,7 +440,7 @@ CODECS = {
     "id": Codec(lambda raw: decode_id(raw, "id"), encode_id(7), DamagedStorageError, encode_id),
     "snapshot": Codec(read_snapshot, whole_snapshot(), DamagedStorageError),
     "transaction": Codec(
-        instructions.decode,
+        transactions.decode,
         instructions.encode([kv.set("k", b"v"), kv.if_not_modified("k", 3), kv.allow("h:1")]),
         Rejected,
     ),

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
-from raftsvc.kv import instructions
+from raftsvc.kv import instructions, transactions
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
 from raftsvc.kv.holds import Claim
@@ -572,7 +572,7 @@ class KeyValue:
         if not isinstance(together, bool) or (together and units != 1):
             raise ConfigurationError(f"together is True, with units=1, or False, not {together!r:.100}")
         seconds = _seconds_to_wait(blocking, timeout)
-        kind = instructions.MEETING if together else instructions.UNITS
+        kind = transactions.MEETING if together else transactions.UNITS
         wish = Wish(full, *checked_units(size, units), checked_data(data), lease_ttl_ms(ttl), blocking, kind)
         return self._claimed_by(lambda keeper: keeper.claim(wish, time.monotonic() + seconds))
 
@@ -603,8 +603,8 @@ class KeyValue:
         """
         full = instructions.checked_queue(_claimed(self._prefix, name))
         seconds = _seconds_to_wait(blocking, timeout)
-        terms = checked_data(data), lease_ttl_ms(ttl), blocking, instructions.ITEMS
-        wish = Wish(full, instructions.MAX_UNITS, 1, *terms)
+        terms = checked_data(data), lease_ttl_ms(ttl), blocking, transactions.ITEMS
+        wish = Wish(full, transactions.MAX_UNITS, 1, *terms)
         limit = None if within is None else instructions.ttl_ms_of(within) / 1000
         return self._claimed_by(lambda keeper: keeper.take(wish, limit, time.monotonic() + seconds))
 
@@ -875,31 +875,31 @@ def _below(prefix: str, operation: Operation) -> Operation:
         return operation  # which has the whole name
     if isinstance(operation, Condition):
         return Condition(instructions.checked_key(_name(prefix, operation.key)), operation.version)
-    if isinstance(operation, Effect) and operation.code not in instructions.OF_THE_CLUSTER:
+    if isinstance(operation, Effect) and operation.code not in transactions.OF_THE_CLUSTER:
         return replace(operation, key=instructions.checked_key(_name(prefix, operation.key)))
     return operation  # of neither kind: `encode` says so
 
 
 def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | None:
     """The error of ours that says why `operations` were refused, with the key that it was."""
-    found = instructions.read_conflict(rejected.reason)
+    found = transactions.read_conflict(rejected.reason)
     if found is not None:
         position, version = found
         condition = [operation for operation in operations if isinstance(operation, Condition)][position]
         if condition.code != Code.IF_HELD:
             return ConflictError(condition.key, version)
-        return LostError(condition.key, _SHARED) if version == instructions.SHARED else LostError(condition.key)
-    counted = instructions.read_no_counter(rejected.reason)
+        return LostError(condition.key, _SHARED) if version == transactions.SHARED else LostError(condition.key)
+    counted = transactions.read_no_counter(rejected.reason)
     if counted is not None:
         effects = [operation for operation in operations if isinstance(operation, Effect)]
         return CounterError(effects[counted].key, rejected.reason)
-    size = instructions.read_other_size(rejected.reason)
+    size = transactions.read_other_size(rejected.reason)
     if size is not None:
         return ClaimSizeError(size)
-    lease = instructions.read_no_lease(rejected.reason)
+    lease = transactions.read_no_lease(rejected.reason)
     if lease is not None:
         return LostError(lease)
-    return QuotaExceeded(rejected.reason) if instructions.read_over_quota(rejected.reason) else None
+    return QuotaExceeded(rejected.reason) if transactions.read_over_quota(rejected.reason) else None
 
 
 def _seconds_to_wait(blocking: bool, timeout: float | None) -> float:

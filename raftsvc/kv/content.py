@@ -15,10 +15,15 @@ import re
 from collections.abc import Iterable
 
 from raftsvc.kv import queues
-from raftsvc.kv.events import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.expiry import Expiries, deadline_of
+from raftsvc.kv.history import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.holds import CLAIM_BYTES, Holds, numbers_of
-from raftsvc.kv.instructions import (
+from raftsvc.kv.leased import LeasedKeys
+from raftsvc.kv.limits import Limits
+from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, PLANS, Order
+from raftsvc.kv.pages import PagedMap
+from raftsvc.kv.runs import Runs
+from raftsvc.kv.transactions import (
     ACK,
     ADMIT,
     ALLOW,
@@ -55,11 +60,6 @@ from raftsvc.kv.instructions import (
     no_room,
     over_quota,
 )
-from raftsvc.kv.leased import LeasedKeys
-from raftsvc.kv.limits import Limits
-from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, PLANS, Order
-from raftsvc.kv.pages import PagedMap
-from raftsvc.kv.runs import Runs
 from raftsvc.process import give_way
 
 KEY_BYTES = 100
@@ -81,6 +81,7 @@ class Content:
     """Keys with their values, when and with what lease they end, who holds what, queues, limits, jobs, who may join.
 
     max_bytes: what `size_bytes` may grow to; 0: it may without end.
+    index:     of the entry that is being applied.
     changes:   of keys, since they were last taken out, in their order.
     ending:    the lease that an END has end, until `end_some` has nothing to do any more; else empty.
     """
@@ -91,6 +92,7 @@ class Content:
         "ending",
         "expiries",
         "holds",
+        "index",
         "keys",
         "leased",
         "limits",
@@ -117,6 +119,7 @@ class Content:
         self.limits = Limits() if limits is None else limits
         self.runs = Runs() if runs is None else runs
         self.allowed = allowed
+        self.index = 0
         self.changes: list[Change] = []
         self.ending = ""
 
@@ -171,6 +174,7 @@ class Content:
         ACK that is alone whether there was such a key or item, of a CLAIM its fence, of a RELEASE or END whether there
         was one (which is still to end: `end_some`), of an ADMIT what `limits.ADMITTED` reads; else True.
         """
+        self.index = index
         for position, (code, key, expected) in enumerate(conditions):
             if code == IF_HELD:
                 if not self.holds.is_held(key, expected) and not self.runs.is_under_way(key, expected):
@@ -212,7 +216,7 @@ class Content:
                 if ttl_ms and not self.keys.version(key):
                     self.expiries.set(key, deadline_of(time_ms, ttl_ms))
                 number = b"%d" % numbers[position]
-                self.changes.append((WRITTEN, key, number, self.keys.set(key, number, index)))
+                self.changes.append((index, WRITTEN, key, number, self.keys.set(key, number, index)))
             elif code in (PUT, ACK):
                 self.holds.turn_to(index, time_ms)
                 done = self._queue(code, key, data, index)
@@ -358,14 +362,14 @@ class Content:
             raise over_quota(self.size_bytes + growth_bytes, most_bytes)
 
     def _set(self, key: str, data: bytes, index: int, deadline_ms: int) -> None:
-        self.changes.append((WRITTEN, key, data, self.keys.set(key, data, index)))
+        self.changes.append((index, WRITTEN, key, data, self.keys.set(key, data, index)))
         self.expiries.set(key, deadline_ms)
 
     def _remove(self, key: str, kind: int) -> bool:
         """Have no such key; whether there was one, to which that kind of thing has happened."""
         former = self.keys.delete(key)
         if former is not None:
-            self.changes.append((kind, key, None, former))
+            self.changes.append((self.index, kind, key, None, former))
             self.expiries.set(key, 0)
             self.leased.detach(key)
         return former is not None

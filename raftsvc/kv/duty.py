@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from raftsvc.errors import NodeFailedError, RaftError
-from raftsvc.kv.instructions import MAX_UNITS, checked_key
+from raftsvc.kv.instructions import checked_key
 from raftsvc.kv.leases import Hold, Wish
 from raftsvc.kv.orders import BEGIN, FINISH, FORGET, MAX_TEXT_BYTES, PLAN, PLANS, Order, encode
 from raftsvc.kv.runs import Planned, Run
+from raftsvc.kv.transactions import MAX_UNITS
 from raftsvc.kv.watching import Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 

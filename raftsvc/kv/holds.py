@@ -32,9 +32,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from raftsvc.kv.expiry import Expiries, deadline_of
-from raftsvc.kv.instructions import ASKED, ITEMS, KEPT, MEETING, NUMBER, UNITS, no_lease, other_size, used_number
 from raftsvc.kv.items import Items
 from raftsvc.kv.pages import records_of
+from raftsvc.kv.transactions import ASKED, ITEMS, KEPT, MEETING, NUMBER, UNITS, no_lease, other_size, used_number
 
 CLAIM_BYTES = 400
 """What a claim takes in memory beside its texts, a lease as well, and a name on which there are some."""

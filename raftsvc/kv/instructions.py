@@ -3,32 +3,11 @@
 Conditions and effects are made by the functions below and combined into one
 transaction: every condition is judged by the state before the transaction, and
 either all effects happen or none.  Nothing here applies anything.
-
-Instruction: format (1 byte), count of operations (2), then the
-operations: code (1), length of the key's UTF-8 form (2), the key, and what the
-code asks for: IF_NOT_MODIFIED a version (8), SET the length of a value (4) and the value,
-SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a delta and an
-initial number (8 each, signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL
-of 0 is none, with TOUCH and INCR.  IF_HELD asks for a fence (8).  OPEN has the id of a lease for its key, and a
-TTL; KEEP and END too, and KEEP the length (4) of what is kept (`kv.holds`), and that; CLAIM and RELEASE have the name
-that is claimed for their key, and the like of what is claimed.  These five, and ADMIT, which has the name of a limit
-and, after a length, what is asked of that, come with conditions, and with no other effect.  SET_LEASED has the length
-of the id of a lease and a value, and these; PUT, with the name of a queue for its key, that of how often it is tried
-(2) and a value, and these; ACK says like RELEASE by which claim somebody has an item of such a queue.  All integers are
-big-endian.  The count makes every shortened instruction recognizable as such.
-
-Invariant: what `encode` makes, `decode` reads; anything else is refused by
-Rejected, with a reason that depends on the bytes alone, since the reason is part
-of the replicated outcome.  So is a transaction of which a condition does not hold, and
-its reason says which, and why (`conflict`).  The set of codes of a format never grows: a node of an
-older version would refuse what a newer one applies, and they would part ways.  Another format is written
-once all know it: the State says so by its version (`raftsvc.VersionedState`), which is still the first.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,57 +15,34 @@ from enum import IntEnum
 from typing import Protocol
 
 from raftsvc.addresses import canonical_addr, same_addr
-from raftsvc.errors import ConfigurationError, Rejected
-from raftsvc.kv.items import DEAD, MAX_TRIES
+from raftsvc.errors import ConfigurationError
+from raftsvc.kv import transactions
+from raftsvc.kv.items import MAX_TRIES
+from raftsvc.kv.transactions import (
+    ASKED,
+    ASKED_OF_LIMIT,
+    KEPT,
+    LEASE,
+    MAX_KEY_BYTES,
+    MAX_LIMIT,
+    MAX_NUMBER,
+    MAX_OPERATIONS,
+    MAX_QUEUE_BYTES,
+    MAX_STATE_BYTES,
+    MAX_TTL_MS,
+    MIN_NUMBER,
+    MIN_TTL_MS,
+    NUMBERS,
+    SIZE,
+    TRIES,
+    UNITS,
+    WHICH,
+    encode_condition,
+    encode_effect,
+    encode_transaction,
+    most_queue_bytes,
+)
 
-MAX_KEY_BYTES = 1024
-"""Of the UTF-8 form of a key, or of an address in the allowed list."""
-MAX_OPERATIONS = 4096
-"""In one transaction; readers wait while one takes effect."""
-MIN_TTL_MS = 1
-MAX_TTL_MS = 36525 * 24 * 3600 * 1000
-"""A hundred years."""
-MIN_NUMBER, MAX_NUMBER = -(2**63), 2**63 - 1
-"""Of a counter, and of what is added to it."""
-
-_FORMAT = 4
-_HEAD = struct.Struct(">BH")
-_OPERATION = struct.Struct(">BH")
-_HEAD_AND_OPERATION = struct.Struct(">BHBH")
-_VERSION = struct.Struct(">Q")
-_LENGTH = struct.Struct(">I")
-_TTL = struct.Struct(">Q")
-_TTL_AND_LENGTH = struct.Struct(">QI")
-NUMBERS = struct.Struct(">qq")
-"""Delta and initial number of an INCR, which are its data."""
-SIZE = struct.Struct(">Q")
-"""Data of a LIMIT."""
-MAX_STATE_BYTES = "max_state_bytes"
-LEASE_DIGITS = 16
-"""Of the id of a lease, in hexadecimal: drawn at random by who opens it."""
-_LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
-ASKED = struct.Struct(f">{LEASE_DIGITS}sQIIBB")
-"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait, and
-of which kind the name is."""
-UNITS, ITEMS, MEETING = range(3)
-"""Kinds of names: what is granted is some units of it, an item of a queue, or that so many wait for it as it has units,
-all of whom are granted it at once."""
-WHICH = struct.Struct(f">{LEASE_DIGITS}sQ")
-"""What a RELEASE says: lease and number."""
-KEPT = struct.Struct(">Q")
-"""What a KEEP says before the numbers of the claims that are wanted: up to which index all that are, are named."""
-NUMBER = struct.Struct(">Q")
-TRIES = struct.Struct(">H")
-"""What a PUT says before the value: how often the item is tried; 0: for ever."""
-ASKED_OF_LIMIT = struct.Struct(">QQQ")
-"""What an ADMIT says: n, in how many milliseconds, and how many of them this is."""
-MAX_LIMIT = 10**6
-MAX_QUEUE_BYTES = MAX_KEY_BYTES - 32
-"""Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer; that one may be,
-by what it has at its end, where its items are tried for ever."""
-MAX_CLAIM_DATA = 1024
-"""Of what a claim says of who has it."""
-MAX_UNITS = 2**31 - 1
 _MAX_VERSION = 2**64 - 1
 _MAX_VALUE_BYTES = 2**32 - 1
 
@@ -94,44 +50,25 @@ _MAX_VALUE_BYTES = 2**32 - 1
 class Code(IntEnum):
     """What one operation does.  Conditions are below 16."""
 
-    IF_NOT_MODIFIED = 1
-    IF_HELD = 2
-    SET = 16
-    DELETE = 17
-    ALLOW = 18
-    DISALLOW = 19
-    SET_EXPIRING = 20
-    TOUCH = 21
-    INCR = 22
-    LIMIT = 23
-    SET_LEASED = 24
-    PUT = 25
-    ACK = 26
-    OPEN = 32
-    KEEP = 33
-    END = 34
-    CLAIM = 35
-    RELEASE = 36
-    ADMIT = 37
-
-
-# As numbers, for every node compares them with those of every instruction.
-IF_NOT_MODIFIED, IF_HELD, SET, DELETE, ALLOW, DISALLOW, SET_EXPIRING, TOUCH, INCR, LIMIT, *_LATER = map(int, Code)
-SET_LEASED, PUT, ACK, *_ALONE = _LATER
-OPEN, KEEP, END, CLAIM, RELEASE, ADMIT = _ALONE
-OF_LEASES = frozenset((OPEN, KEEP, END))
-"""What is said of a lease, and of no key."""
-ALONE = frozenset(_ALONE)
-"""What comes with no other effect."""
-OF_THE_CLUSTER = frozenset((ALLOW, DISALLOW, LIMIT))
-"""What is said of the whole, and of no key."""
-_KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW, END))
-_WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
-_WITH_LENGTH = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT))
-_UNDER_A_CLAIM = frozenset((ACK, RELEASE))
-_WITH_MORE = _WITH_TTL | _WITH_LENGTH | {LIMIT}
-_FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
-_LONE_SET = (_FORMAT, 1, SET)
+    IF_NOT_MODIFIED = transactions.IF_NOT_MODIFIED
+    IF_HELD = transactions.IF_HELD
+    SET = transactions.SET
+    DELETE = transactions.DELETE
+    ALLOW = transactions.ALLOW
+    DISALLOW = transactions.DISALLOW
+    SET_EXPIRING = transactions.SET_EXPIRING
+    TOUCH = transactions.TOUCH
+    INCR = transactions.INCR
+    LIMIT = transactions.LIMIT
+    SET_LEASED = transactions.SET_LEASED
+    PUT = transactions.PUT
+    ACK = transactions.ACK
+    OPEN = transactions.OPEN
+    KEEP = transactions.KEEP
+    END = transactions.END
+    CLAIM = transactions.CLAIM
+    RELEASE = transactions.RELEASE
+    ADMIT = transactions.ADMIT
 
 
 class Operation:
@@ -241,7 +178,7 @@ def _checked_value(value: bytes | bytearray | memoryview) -> bytes:
 
 def _lease_id(lease: Leased) -> bytes:
     text = getattr(lease, "id", None)
-    if not isinstance(text, str) or not _LEASE.fullmatch(text.encode(errors="replace")):
+    if not isinstance(text, str) or not LEASE.fullmatch(text.encode(errors="replace")):
         raise TypeError(f"a key lives and dies with what `KeyValue.lease` returns, not with {lease!r:.100}")
     return text.encode()
 
@@ -373,14 +310,9 @@ def checked_queue(name: str, max_tries: int = 0) -> str:
     max_tries: of what is put into it; 0: it is tried for ever, as is what only is taken out.
     """
     size_bytes = len(checked_key(name).encode())
-    if size_bytes > _most_queue_bytes(name, max_tries):
+    if size_bytes > most_queue_bytes(name, max_tries):
         raise ValueError(f"the name of a queue has at most {MAX_QUEUE_BYTES} bytes as UTF-8, not {size_bytes}")
     return name
-
-
-def _most_queue_bytes(name: str, max_tries: int) -> int:
-    """There is room for the name of the dead of each queue whose items can die."""
-    return MAX_QUEUE_BYTES + (len(DEAD) if not max_tries and name.endswith(DEAD) else 0)
 
 
 def ttl_ms_of(ttl: float | None) -> int:
@@ -421,250 +353,18 @@ def encode(operations: Sequence[Operation]) -> bytes:
     """The instruction for these operations."""
     if len(operations) > MAX_OPERATIONS:
         raise ValueError(f"a transaction has at most {MAX_OPERATIONS} operations, not {len(operations)}")
-    parts = [_HEAD.pack(_FORMAT, len(operations))]
+    parts: list[bytes] = []
     try:
         for operation in operations:
             if isinstance(operation, Condition):
-                key = operation.key.encode()
-                parts += (_OPERATION.pack(operation.code, len(key)), key, _VERSION.pack(operation.version))
+                parts.append(encode_condition(operation.code, operation.key, operation.version))
             elif isinstance(operation, Effect):
-                key = operation.key.encode()
-                code = operation.code
-                parts += (_OPERATION.pack(code, len(key)), key)
-                if code == SET:
-                    parts += (_LENGTH.pack(len(operation.data)), operation.data)
-                elif code == SET_EXPIRING:
-                    parts += (_TTL_AND_LENGTH.pack(operation.ttl_ms, len(operation.data)), operation.data)
-                elif code in (TOUCH, INCR, OPEN):
-                    parts += (_TTL.pack(operation.ttl_ms), operation.data)
-                elif code in _WITH_LENGTH:
-                    parts += (_LENGTH.pack(len(operation.data)), operation.data)
-                elif code == LIMIT:
-                    parts.append(operation.data)
+                parts.append(encode_effect(operation.code, operation.key, operation.data, operation.ttl_ms))
             else:
                 raise TypeError(f"{operation!r:.200} is neither a condition nor an effect")
-        return b"".join(parts)
+        return encode_transaction(parts)
     except (AttributeError, TypeError, ValueError, struct.error) as error:
         if not all(isinstance(operation, Condition | Effect) for operation in operations):
             raise  # as above
         # Made by hand, for the functions above look.
         raise TypeError(f"one operation makes no sense ({error}); the functions of raftsvc.kv make such") from error
-
-
-def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:
-    """Key and value if the instruction is one SET and nothing else, as most are; None if it is not, or is wrong.
-
-    `decode` reads these too, and says what is wrong with them, but takes a microsecond longer (timeit).
-    """
-    size = len(data)
-    if size < _HEAD_AND_OPERATION.size:
-        return None
-    version, count, code, length = _HEAD_AND_OPERATION.unpack_from(data)
-    stop = _HEAD_AND_OPERATION.size + length
-    start = stop + _LENGTH.size
-    if (
-        (version, count, code) != _LONE_SET
-        or not 0 < length <= MAX_KEY_BYTES
-        or start > size
-        or _LENGTH.unpack_from(data, stop)[0] != size - start
-    ):
-        return None
-    try:
-        return data[_HEAD_AND_OPERATION.size : stop].decode(), data[start:]
-    except UnicodeDecodeError:
-        return None
-
-
-def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str, bytes, int]]]:
-    """Conditions and effects of an instruction, each in its order; raises Rejected.
-
-    Conditions and effects are tuples here, of code, key and the other fields of those classes: every node
-    decodes every instruction.
-    """
-    size = len(data)
-    if size < _HEAD.size:
-        raise Rejected("not a transaction: cut short")
-    version, count = _HEAD.unpack_from(data)
-    if version != _FORMAT:
-        raise Rejected(f"not a transaction: unknown format {version}")
-    if count > MAX_OPERATIONS:
-        raise Rejected(f"a transaction has at most {MAX_OPERATIONS} operations, not {count}")
-    offset = _HEAD.size
-    conditions: list[tuple[int, str, int]] = []
-    effects: list[tuple[int, str, bytes, int]] = []
-    for _ in range(count):  # no length is trusted
-        start, key_start = offset, offset + _OPERATION.size
-        if key_start > size:
-            raise _cut_short(start)
-        code, length = _OPERATION.unpack_from(data, start)
-        offset = key_start + length
-        if not 0 < length <= MAX_KEY_BYTES:
-            raise Rejected(f"not a transaction: a key of {length} bytes at byte {key_start}")
-        if offset > size:
-            raise _cut_short(key_start)
-        try:
-            key = data[key_start:offset].decode()
-        except UnicodeDecodeError:
-            # The error's own text is Python's, and may differ between its versions.
-            raise Rejected(f"not a transaction: the key at byte {key_start} is not UTF-8") from None
-        if code in (IF_NOT_MODIFIED, IF_HELD):
-            version_start, offset = offset, offset + _VERSION.size
-            if offset > size:
-                raise _cut_short(version_start)
-            conditions.append((code, key, _VERSION.unpack_from(data, version_start)[0]))
-        elif code in _KEY_ONLY:
-            effects.append((code, key, b"", 0))
-        elif code in _WITH_MORE:
-            if code == LIMIT and key != MAX_STATE_BYTES:
-                raise Rejected(f"not a transaction: unknown limit at byte {key_start}")
-            content, ttl_ms, offset = _decode_rest(code, data, offset)
-            effects.append((code, key, content, ttl_ms))
-        else:
-            raise Rejected(f"not a transaction: unknown operation {code} at byte {start}")
-    if offset != size:
-        raise Rejected(f"not a transaction: {size - offset} bytes too many")
-    if len(effects) > 1 and any(effect[0] in ALONE for effect in effects):
-        raise Rejected("not a transaction: what is said of leases, claims and limits comes with no other effect")
-    for code, key, content, _ in effects:
-        if code >= SET_LEASED:
-            _check_content(code, key, content)
-    return conditions, effects
-
-
-def _check_content(code: int, key: str, data: bytes) -> None:
-    """Raise Rejected unless what is said of a lease, a claim, a queue or a limit makes sense."""
-    if code == CLAIM:
-        if not ASKED.size <= len(data) <= ASKED.size + MAX_CLAIM_DATA:
-            raise Rejected("not a transaction: a claim is cut short, or says too much")
-        lease, _, size, units, waits, kind = ASKED.unpack_from(data)
-        if not 0 < units <= size <= MAX_UNITS or waits > 1 or kind > MEETING or (kind != UNITS and units > 1):
-            raise Rejected(f"not a transaction: a claim of {units} of {size}")
-    elif code in _UNDER_A_CLAIM:
-        if len(data) != WHICH.size:
-            raise Rejected("not a transaction: a release has another length")
-        lease, _ = WHICH.unpack(data)
-    elif code == SET_LEASED:
-        lease = data[:LEASE_DIGITS]
-    elif code == PUT:
-        max_tries = TRIES.unpack_from(data)[0] if len(data) >= TRIES.size else MAX_TRIES
-        if len(data) < TRIES.size or len(key.encode()) > _most_queue_bytes(key, max_tries):
-            raise Rejected("not a transaction: an item is cut short, or of a queue with too long a name")
-        return
-    elif code == ADMIT:
-        n, per_ms, cost = ASKED_OF_LIMIT.unpack(data) if len(data) == ASKED_OF_LIMIT.size else (0, 0, 0)
-        if not 0 < cost <= n <= MAX_LIMIT or not MIN_TTL_MS <= per_ms <= MAX_TTL_MS:
-            raise Rejected(f"not a transaction: a limit of {n} in {per_ms} ms, {cost} at once")
-        return
-    else:
-        if code == KEEP and (len(data) < KEPT.size or (len(data) - KEPT.size) % NUMBER.size):
-            raise Rejected("not a transaction: what is kept is cut short")
-        lease = key.encode()
-    if not _LEASE.fullmatch(lease):
-        raise Rejected("not a transaction: there can be no such lease")
-
-
-def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
-    """What an effect has after its key: data, TTL, and where it ends."""
-    ttl_ms = 0
-    if code in _WITH_TTL:
-        if offset + _TTL.size > len(data):
-            raise _cut_short(offset)
-        (ttl_ms,) = _TTL.unpack_from(data, offset)
-        if not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS and (ttl_ms != 0 or code in (SET_EXPIRING, OPEN)):
-            raise Rejected(f"a ttl is from {MIN_TTL_MS} to {MAX_TTL_MS} ms, not {ttl_ms}")
-        offset += _TTL.size
-    start = offset
-    if code in _WITH_LENGTH:
-        start += _LENGTH.size
-        if start > len(data):
-            raise _cut_short(offset)
-        stop = start + _LENGTH.unpack_from(data, offset)[0]
-    else:
-        stop = start + _FIXED_BYTES[code]
-    if stop > len(data):
-        raise _cut_short(start)
-    return data[start:stop], ttl_ms, stop
-
-
-SHARED = 1
-"""The version in the refusal of an IF_HELD by whose fence several may hold some of a queue or a meeting; else it is 0.
-"""
-_CONFLICT = re.compile(r"condition (\d+) does not hold: (\d+)")
-
-
-def conflict(position: int, version: int) -> Rejected:
-    """The refusal of a transaction whose condition number `position` does not hold, for its key is at `version`."""
-    return Rejected(f"condition {position} does not hold: {version}")
-
-
-def read_conflict(reason: str) -> tuple[int, int] | None:
-    """Position and version, if a transaction was refused for `conflict`; None: for something else."""
-    found = _CONFLICT.fullmatch(reason)
-    return (int(found[1]), int(found[2])) if found is not None else None
-
-
-_NO_COUNTER = re.compile("the value of effect ([0-9]+) is no number|effect ([0-9]+) leaves the numbers of 64 bits")
-
-
-def no_number(position: int) -> Rejected:
-    """The refusal of a transaction whose effect number `position` would add to what is no number of 64 bits."""
-    return Rejected(f"the value of effect {position} is no number")
-
-
-def no_room(position: int) -> Rejected:
-    """The refusal of one whose effect number `position` would make a number of more than 64 bits."""
-    return Rejected(f"effect {position} leaves the numbers of 64 bits")
-
-
-def read_no_counter(reason: str) -> int | None:
-    """The position, if a transaction was refused for `no_number` or `no_room`."""
-    found = _NO_COUNTER.fullmatch(reason)
-    return int(found[1] or found[2]) if found is not None else None
-
-
-_NO_LEASE = re.compile("there is no lease ([0-9a-f]+)")
-_OTHER_SIZE = re.compile("what is claimed has ([0-9]+) units")
-
-
-def no_lease(lease: str) -> Rejected:
-    """The refusal of what is said under a lease that is over."""
-    return Rejected(f"there is no lease {lease}")
-
-
-def read_no_lease(reason: str) -> str | None:
-    """The lease, if something was refused for `no_lease`."""
-    found = _NO_LEASE.fullmatch(reason)
-    return found[1] if found is not None else None
-
-
-def used_number(number: int) -> Rejected:
-    """The refusal of a claim whose number another claim under its lease has, on another name."""
-    return Rejected(f"claim {number} of that lease is on another name")
-
-
-def other_size(size: int) -> Rejected:
-    """The refusal of a claim on a name that has, as long as somebody claims some of it, another size."""
-    return Rejected(f"what is claimed has {size} units")
-
-
-def read_other_size(reason: str) -> int | None:
-    """The size that it has, if a claim was refused for `other_size`."""
-    found = _OTHER_SIZE.fullmatch(reason)
-    return int(found[1]) if found is not None else None
-
-
-_OVER_QUOTA = re.compile("the state would have ([0-9]+) bytes, and may have ([0-9]+)")
-
-
-def over_quota(size_bytes: int, max_bytes: int) -> Rejected:
-    """The refusal of a transaction that would have the state grow to more than it may have."""
-    return Rejected(f"the state would have {size_bytes} bytes, and may have {max_bytes}")
-
-
-def read_over_quota(reason: str) -> bool:
-    """Whether a transaction was refused for `over_quota`."""
-    return _OVER_QUOTA.fullmatch(reason) is not None
-
-
-def _cut_short(offset: int) -> Rejected:
-    return Rejected(f"not a transaction: cut short at byte {offset}")

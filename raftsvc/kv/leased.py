@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raftsvc.kv.instructions import LEASE_DIGITS
 from raftsvc.kv.pages import Page, PagedMap, records_of
+from raftsvc.kv.transactions import LEASE_DIGITS
 from raftsvc.process import give_way
 
 LEASED_BYTES = 200

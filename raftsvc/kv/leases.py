@@ -45,8 +45,8 @@ from raftsvc.errors import (
     StoppedError,
     UninitializedError,
 )
-from raftsvc.kv import instructions
-from raftsvc.kv.events import Signal
+from raftsvc.kv import instructions, transactions
+from raftsvc.kv.history import Signal
 from raftsvc.kv.instructions import Effect, encode
 from raftsvc.kv.queues import Item
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -175,7 +175,7 @@ class Lease:
     """
 
     def __init__(self, cluster: Access, ttl_ms: int) -> None:
-        self.id = secrets.token_hex(instructions.LEASE_DIGITS // 2)
+        self.id = secrets.token_hex(transactions.LEASE_DIGITS // 2)
         self.ttl = ttl_ms / 1000
         self.wanted: dict[int, Hold] = {}
         """The claims under it that are not given up, by their numbers."""
@@ -377,7 +377,7 @@ class Wish(NamedTuple):
     data: bytes
     ttl_ms: int
     waits: bool
-    kind: int = instructions.UNITS
+    kind: int = transactions.UNITS
 
 
 class _Attempt:
@@ -430,7 +430,7 @@ class _Attempt:
         try:
             self.retry(ask)
         except Rejected as rejected:
-            if instructions.read_no_lease(rejected.reason) is None:
+            if transactions.read_no_lease(rejected.reason) is None:
                 raise
             hold.lease.end()
             return None
@@ -864,15 +864,15 @@ def checked_units(size: int, units: int) -> tuple[int, int]:
     for number in (size, units):
         if not isinstance(number, int) or isinstance(number, bool):
             raise ConfigurationError(f"size and units are numbers, not {number!r:.100}")
-    if not 0 < units <= size <= instructions.MAX_UNITS:
-        raise ConfigurationError(f"units are from 1 to size, and that is at most {instructions.MAX_UNITS}")
+    if not 0 < units <= size <= transactions.MAX_UNITS:
+        raise ConfigurationError(f"units are from 1 to size, and that is at most {transactions.MAX_UNITS}")
     return size, units
 
 
 def checked_data(data: bytes | None) -> bytes:
     """What a claim says of who has it, None: host and process; raises ConfigurationError if it is too long, or none."""
     if data is None:
-        return f"{socket.gethostname()}:{os.getpid()}".encode()[: instructions.MAX_CLAIM_DATA]
-    if not isinstance(data, bytes | bytearray | memoryview) or len(bytes(data)) > instructions.MAX_CLAIM_DATA:
-        raise ConfigurationError(f"data is at most {instructions.MAX_CLAIM_DATA} bytes, not {data!r:.100}")
+        return f"{socket.gethostname()}:{os.getpid()}".encode()[: transactions.MAX_CLAIM_DATA]
+    if not isinstance(data, bytes | bytearray | memoryview) or len(bytes(data)) > transactions.MAX_CLAIM_DATA:
+        raise ConfigurationError(f"data is at most {transactions.MAX_CLAIM_DATA} bytes, not {data!r:.100}")
     return bytes(data)

@@ -24,7 +24,7 @@ import struct
 from typing import Any, NamedTuple, TypeAlias
 
 from raftsvc.errors import Rejected
-from raftsvc.kv.instructions import LEASE_DIGITS, MAX_KEY_BYTES
+from raftsvc.kv.transactions import LEASE_DIGITS, MAX_KEY_BYTES
 
 MARK = 0x4A
 """The first byte."""

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from raftsvc.client.connection import Connection
 from raftsvc.kv.client import KeyValue
-from raftsvc.kv.events import Signal
 from raftsvc.kv.freshness import Shown
+from raftsvc.kv.history import Signal
 from raftsvc.kv.holds import Claim
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value

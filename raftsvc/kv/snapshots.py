@@ -30,7 +30,6 @@ from raftsvc.errors import RaftError
 from raftsvc.kv.content import Content
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
 from raftsvc.kv.holds import Claim, Frozen, Holds, checked
-from raftsvc.kv.instructions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
 from raftsvc.kv.items import Items
 from raftsvc.kv.leased import LeasedKeys
 from raftsvc.kv.limits import Limits
@@ -38,6 +37,7 @@ from raftsvc.kv.limits import checked as checked_limit
 from raftsvc.kv.orders import Place
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, Told, checked_runs, is_granted
+from raftsvc.kv.transactions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
 from raftsvc.process import give_way
 
 _MAGIC = b"rkv4"

@@ -1,47 +1,29 @@
 """The replicated state of the key-value store.
 
-Applies transactions to its content, has keys expire, and answers reads of what this node
+Has transactions applied (`kv.applying`), and answers reads of what this node
 has applied.  What makes a read linearizable, and who proposes transactions, is `KeyValue`.
 
-Keys expire by log time, and only while something is applied: before an entry takes effect, what is
-due by its time is gone.  Until such an entry was applied here a key that is due is still shown.
-
 Invariants:
-- A transaction takes effect within one hold of the lock, and reads take the same
-  lock, or a frozen view made under it: nobody sees half of one.  What expires goes one key after another, and so does
-  what a lease has that is ended.
-- What an entry changes, by one instruction or by several, is in the history once all of it was applied.
+- Reads take the lock under which a transaction takes effect, or a frozen view made under it: nobody sees half of one.
 - The main thread never holds the lock (`raftsvc.mainthread`), and nobody waits for it in a
   forked child, where whoever held it at the fork is no more.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 from raftsvc.addresses import same_addr
 from raftsvc.errors import ConfigurationError, NodeFailedError
-from raftsvc.kv.content import Content
-from raftsvc.kv.events import (
-    EXPIRED,
-    MAX_EVENT_BYTES,
-    MAX_EVENTS,
-    WRITTEN,
-    Change,
-    Cursor,
-    Happened,
-    History,
-    Signal,
-    event_of,
-    wake,
-)
+from raftsvc.kv.applying import Applying
+from raftsvc.kv.events import MAX_EVENT_BYTES, MAX_EVENTS, Compacted, Happened, happened
 from raftsvc.kv.expiry import NEVER
+from raftsvc.kv.history import Change, Cursor, Signal, wake
 from raftsvc.kv.holds import Claim
-from raftsvc.kv.instructions import OF_LEASES, OF_THE_CLUSTER, decode, decode_lone_set, encode
+from raftsvc.kv.instructions import encode
 from raftsvc.kv.orders import CLOCK, PLANS, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
@@ -60,7 +42,7 @@ from raftsvc.kv.queries import (
 from raftsvc.kv.queues import Item, item_of
 from raftsvc.kv.runs import Planned, Run, Told
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
-from raftsvc.kv.waiters import Waiters
+from raftsvc.kv.transactions import OF_LEASES, OF_THE_CLUSTER, decode
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess, give_way
 from raftsvc.state import BaseState
@@ -107,7 +89,7 @@ def _undone(found: dict[str, Value], changes: list[Change]) -> dict[str, Value]:
     """The keys in order as they were before `changes`."""
     if not changes:
         return found
-    for _, key, _, former in reversed(changes):
+    for _, _, key, _, former in reversed(changes):
         if former is None:
             found.pop(key, None)
         else:
@@ -140,13 +122,7 @@ class KeyValueState(BaseState):
         for name, value in (("max_events", max_events), ("max_event_bytes", max_event_bytes)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigurationError(f"{name} is a number, 0 or more, not {value!r}")
-        self._lock = threading.Lock()  # guards all below; taken last, and held for no I/O
-        self._content = Content()
-        self._history = History(max_events, max_event_bytes)
-        self._waiters = Waiters()
-        self._woken: list[Signal] = []  # to be woken once what is applied together was applied
-        self._entry = 0  # the entry of which something was applied last
-        self._complete = 0  # all of which was, and of all before it
+        self._applying = Applying(max_events, max_event_bytes)
         self._is_nearly_full = False
         self.companion: object = None
         """What the stores on it share, of this process."""
@@ -156,74 +132,26 @@ class KeyValueState(BaseState):
 
     # -- applying
 
-    def apply(self, data: bytes, index: int) -> int:
+    def apply(self, data: bytes, index: int) -> object:
         """Like `apply_at` at the beginning of log time, for whoever has none."""
         return self.apply_at(data, index, 0)
 
-    def apply_at(self, data: bytes, index: int, time_ms: int) -> int:
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
         """Apply a transaction, after what is due by `time_ms` has expired.
 
         Returns the number that its last INCR made; of a DELETE or TOUCH that is all of it whether there was
-        such a key; else True, or what `Content.transact` says.  Raises Rejected if one of its conditions does not hold,
-        it adds to what is no number, or the content would grow too large, or if `data` is no transaction.
+        such a key; else True, or what `Content.transact` or `Content.order` says.  Raises Rejected if one of its
+        conditions does not hold, it adds to what is no number, or the content would grow too large, or if `data` is no
+        transaction.
         """
-        content = self._content
-        holds = content.holds
-        if (
-            content.expiries.next_ms <= time_ms
-            or content.limits.empty.next_ms <= time_ms
-            or (holds.size_bytes and holds.due_ms <= time_ms)
-        ):
-            self._have_expire(index, time_ms)
-        lone = decode_lone_set(data)
-        if lone is not None and (not content.max_bytes or content.has_room(len(data))):
-            key, value = lone
-            with self._lock:
-                if index != self._entry:
-                    self._turn_to(index)
-                content.changes.append((WRITTEN, key, value, content.keys.set(key, value, index)))
-                if content.expiries.next_ms != NEVER:
-                    content.expiries.set(key, 0)
-                if content.leased.size_bytes:
-                    content.leased.detach(key)
-                self._applied_index = index
-            return True
-        if is_order(data):
-            return self._follow(data, index, time_ms)
-        conditions, effects = decode(data)
-        with self._lock:
-            if index != self._entry:
-                self._turn_to(index)
-            answer = cast("int", content.transact(conditions, effects, index, time_ms))
-            if not content.ending:
-                self._applied_index = index
-        if content.ending:  # some under each hold of the lock, as with what expires
-            is_more = True
-            while is_more:
-                with self._lock:
-                    is_more = content.end_some()
-                give_way()
-            with self._lock:
-                content.runs.leave(holds, time_ms)
-                self._applied_index = index
-        return answer
-
-    def _follow(self, data: bytes, index: int, time_ms: int) -> int:
-        """Do what is said of jobs, or by a clock."""
-        order = decode_order(data)
-        with self._lock:
-            if index != self._entry:
-                self._turn_to(index)
-            answer = cast("int", self._content.order(order, index, time_ms))
-            self._applied_index = index
-        return answer
+        return self._applying.apply_at(data, index, time_ms)
 
     def set_voters(self, voters: frozenset[int]) -> None:
         """Those members vote from here on; their clocks tell what time it is for jobs."""
 
         def note() -> None:
-            with self._lock:
-                self._content.runs.clocks.set_voters(voters)
+            with self._applying.lock:
+                self._applying.content.runs.clocks.set_voters(voters)
 
         if is_main_thread():  # at the start of a process
             _look_elsewhere(note)
@@ -232,60 +160,25 @@ class KeyValueState(BaseState):
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
-        self._have_expire(index, time_ms)
-        self._applied_index = index
+        self._applying.pass_time(index, time_ms)
 
-    def _have_expire(self, index: int, time_ms: int) -> None:
-        """Some under each hold of the lock, so that readers get their turn."""
-        with self._lock:
-            if index != self._entry:
-                self._turn_to(index)
-        content, holds = self._content, self._content.holds
-        # Leases end, all that are due, then their keys, and only then is granted what they held.
-        steps = (partial(holds.end_some, time_ms), partial(content.follow, EXPIRED), holds.grant_some)
-        for step in (partial(content.expire, time_ms), *steps):
-            is_more = True
-            while is_more:
-                with self._lock:
-                    holds.turn_to(index, time_ms)
-                    is_more = step()
-        if self._content.runs.is_wanted:
-            with self._lock:
-                self._content.runs.leave(holds, time_ms)
+    def applied_index(self) -> int:
+        """The index up to which this state reflects the log."""
+        return self._applying.applied_index
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied: whoever waits for it is told now."""
-        woken = self._woken
-        content = self._content
-        if woken or content.changes or content.holds.changed:
-            with self._lock:
-                if self._entry <= index:  # else the node stops in the middle of that
-                    self._turn_to(index + 1)
-                woken, self._woken = self._woken, []
-        self._complete = self._applied_index = index
+        applying = self._applying
+        woken = applying.settle(index)
         if woken:
             wake(woken)
-        if content.runs.is_wanted and self.timekeeping is not None:
+        if self.timekeeping is not None and applying.content.runs.is_wanted:
             self.timekeeping()
-
-    def _turn_to(self, index: int) -> None:
-        """All before entry `index` is done.  Called under the lock."""
-        changes = self._content.changes
-        if changes:
-            self._content.changes = []
-            found = self._history.add(self._entry, changes)
-            if found:
-                self._woken += [cursor.signal for cursor in found]
-        holds = self._content.holds
-        if holds.changed:
-            self._woken += self._waiters.take(holds.changed)
-            holds.changed = []
-        self._entry = index
-        self._complete = index - 1
 
     def next_deadline(self) -> int | None:
         """The log time at which the next key expires."""
-        next_ms = min(self._content.expiries.next_ms, self._content.holds.next_ms)
+        content = self._applying.content
+        next_ms = min(content.expiries.next_ms, content.holds.next_ms)
         return None if next_ms == NEVER else next_ms
 
     def empty_write(self) -> bytes:
@@ -303,16 +196,16 @@ class KeyValueState(BaseState):
         """The value of `key` here.  Raises ForkedError in a child of the process that applies, as all reads."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.get, key))
-        with self._lock:
-            return self._content.keys.get(key)
+        with self._applying.lock:
+            return self._applying.content.keys.get(key)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
         """The values, all of one moment, of those `keys` that exist."""
         wanted = list(keys)
         if _is_away(self._home):
             return _look_elsewhere(partial(self.get_many, wanted))
-        with self._lock:
-            found = [(key, self._content.keys.get(key)) for key in wanted]
+        with self._applying.lock:
+            found = [(key, self._applying.content.keys.get(key)) for key in wanted]
         return {key: value for key, value in found if value is not None}
 
     def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
@@ -322,8 +215,8 @@ class KeyValueState(BaseState):
         """
         if _is_away(self._home):
             return _look_elsewhere(partial(self.list, prefix, limit, after))
-        with self._lock:
-            pages = self._content.keys.freeze(prefix, after)
+        with self._applying.lock:
+            pages = self._applying.content.keys.freeze(prefix, after)
         return dict(islice(_found(pages, prefix, after), limit))
 
     # -- claims
@@ -332,8 +225,8 @@ class KeyValueState(BaseState):
         """All claims on a name here, who holds first, then who waits, in the order in which they came to."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.claims, name))
-        with self._lock:
-            return self._content.holds.claims(name)
+        with self._applying.lock:
+            return self._applying.content.holds.claims(name)
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal | None = None) -> int | None:
         """The fence of a claim (name, lease, number), 0 if it waits, None: there is none.
@@ -342,33 +235,33 @@ class KeyValueState(BaseState):
         """
         if _is_away(self._home):
             return _look_elsewhere(partial(self.fence_of, place, signal))
-        with self._lock:
-            claim = self._content.holds.claim_of(*place)
+        with self._applying.lock:
+            claim = self._applying.content.holds.claim_of(*place)
             if signal is not None and (claim is None or not claim.fence):
-                self._waiters.wait(place, signal)
+                self._applying.waiters.wait(place, signal)
             return None if claim is None else claim.fence
 
     def item_of(self, place: tuple[str, str, int]) -> Item | None:
         """What was given to a claim (queue, lease, number) on a queue."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.item_of, place))
-        with self._lock:
-            return item_of(self._content.holds, *place)
+        with self._applying.lock:
+            return item_of(self._applying.content.holds, *place)
 
     def item_counts(self, queue: str) -> tuple[int, int]:
         """How many items of it nobody has, and how many somebody."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.item_counts, queue))
-        with self._lock:
-            return self._content.holds.items.counts(queue)
+        with self._applying.lock:
+            return self._applying.content.holds.items.counts(queue)
 
     def await_claims(self, place: str | tuple[str, str, int], signal: Signal, *, is_over: bool = False) -> None:
         """Have it set once something happens to claims on a name, or to one; or not any more."""
         if _is_away(self._home):
             _look_elsewhere(partial(self.await_claims, place, signal, is_over=is_over))
             return
-        with self._lock:
-            (self._waiters.leave if is_over else self._waiters.wait)(place, signal)
+        with self._applying.lock:
+            (self._applying.waiters.leave if is_over else self._applying.waiters.wait)(place, signal)
 
     # -- jobs
 
@@ -376,23 +269,23 @@ class KeyValueState(BaseState):
         """The jobs here whose names start so, in their order."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.jobs, prefix))
-        with self._lock:
-            runs = self._content.runs
+        with self._applying.lock:
+            runs = self._applying.content.runs
             return {name: found for name in runs.names(prefix) if (found := runs.planned(name)) is not None}
 
     def job(self, name: str) -> tuple[Planned | None, Sequence[Run]]:
         """What is known of a job here, and its runs, the latest last."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.job, name))
-        with self._lock:
-            return self._content.runs.planned(name), self._content.runs.runs(name)
+        with self._applying.lock:
+            return self._applying.content.runs.planned(name), self._applying.content.runs.runs(name)
 
     def clock(self, node_id: int) -> Clock:
         """What is known of the time here, and of the clock of that member."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.clock, node_id))
-        with self._lock:
-            runs = self._content.runs
+        with self._applying.lock:
+            runs = self._applying.content.runs
             clocks = runs.clocks
             told = tuple(clocks.in_order())
             told_ms = max([each.at_ms for each in told], default=0)
@@ -446,16 +339,18 @@ class KeyValueState(BaseState):
         """As `list`, and the index up to which all that was applied is in it, and nothing after it."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.list_at, prefix, after))
-        with self._lock:
-            pages = self._content.keys.freeze(prefix, after)
-            changes = [each for each in self._content.changes if each[1].startswith(prefix) and each[1] > after]
-            index = self._complete
+        with self._applying.lock:
+            pages = self._applying.content.keys.freeze(prefix, after)
+            changes = [
+                each for each in self._applying.content.changes if each[2].startswith(prefix) and each[2] > after
+            ]
+            index = self._applying.complete
         return _undone(dict(_found(pages, prefix, after)), changes), index
 
     def complete_index(self) -> int:
         """The last entry all of which was applied here."""
         _is_away(self._home)
-        return self._complete
+        return self._applying.complete
 
     def check_process(self) -> None:
         """Raise ForkedError in a child of the process that applies."""
@@ -470,24 +365,24 @@ class KeyValueState(BaseState):
         if _is_away(self._home):
             return _look_elsewhere(partial(self.advance, cursor, after, cut))
         prefix = cursor.prefix
+        applying = self._applying
+        history = applying.history
         while True:
-            with self._lock:
-                self._history.leave(cursor, self._complete)
+            with applying.lock:
+                history.leave(cursor, applying.complete)
                 after = max(after, cursor.idle_until)
-                units = self._history.some_after(after)
-                if not units:
-                    self._history.wait(cursor)
-                    return [], max(after, self._complete)
-            found: Happened = []
-            for index, changes, _ in units:
-                events = [
-                    event_of(change, index, cut)
-                    for change in changes
-                    if change[1].startswith(prefix) and len(change[1]) > cut
-                ]
-                if events:
-                    found.append((index, events))
-            after = units[-1][0]
+                changes = history.some_after(after)
+                if changes is None:
+                    raise Compacted(
+                        f"what changed after entry {after} is kept only from {history.floor} on: "
+                        "list anew, and go on there",
+                        history.floor,
+                    )
+                if not changes:
+                    history.wait(cursor)
+                    return [], max(after, applying.complete)
+            found = happened(changes, prefix, cut)
+            after = changes[-1][0]
             if found:
                 return found, after
 
@@ -495,24 +390,24 @@ class KeyValueState(BaseState):
         """Up to which index nothing happened that it waits for, or waited for last."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.place_of, cursor))
-        with self._lock:
-            return self._complete if cursor.is_waiting else cursor.idle_until
+        with self._applying.lock:
+            return self._applying.complete if cursor.is_waiting else cursor.idle_until
 
     def leave(self, cursor: Cursor) -> None:
         """It is read no more."""
         if _is_away(self._home):
             _look_elsewhere(partial(self.leave, cursor))
             return
-        with self._lock:
-            self._history.leave(cursor, self._complete)
+        with self._applying.lock:
+            self._applying.history.leave(cursor, self._applying.complete)
 
     def wake_all(self) -> None:
         """Have everybody who waits for more look how things are."""
         if _is_away(self._home):
             _look_elsewhere(self.wake_all)
             return
-        with self._lock:
-            woken = self._history.wake_all(self._complete) + self._waiters.take_all()
+        with self._applying.lock:
+            woken = self._applying.history.wake_all(self._applying.complete) + self._applying.waiters.take_all()
         wake(woken)
 
     # -- for people
@@ -521,13 +416,13 @@ class KeyValueState(BaseState):
         """How many keys there are here."""
         if _is_away(self._home):
             return _look_elsewhere(self.__len__)
-        with self._lock:
-            return len(self._content.keys)
+        with self._applying.lock:
+            return len(self._applying.content.keys)
 
     def report(self) -> dict[str, object]:
         """How many there are here of each kind, how large all is, and may grow (`kv.max_state_bytes`)."""
         _is_away(self._home)
-        content = self._content
+        content = self._applying.content
         leases, claims = content.holds.counts()
         jobs, runs = content.runs.counts()
         return {
@@ -544,7 +439,7 @@ class KeyValueState(BaseState):
 
     def warning(self) -> str | None:
         """That it is nearly as large as it may be: from four fifths on, until it is under three quarters."""
-        content = self._content
+        content = self._applying.content
         if not content.max_bytes and not self._is_nearly_full:
             return None
         share = content.size_bytes / content.max_bytes if content.max_bytes else 0.0
@@ -562,11 +457,11 @@ class KeyValueState(BaseState):
     def allowed(self) -> frozenset[str]:
         """The addresses that may join, as known here."""
         _is_away(self._home)
-        return self._content.allowed
+        return self._applying.content.allowed
 
     def is_allowed_member(self, addr: str) -> bool:
         """Whether `addr`, however spelled, is in the allowed list."""
-        return same_addr(addr) in self._content.allowed
+        return same_addr(addr) in self._applying.content.allowed
 
     # -- snapshots
 
@@ -582,8 +477,8 @@ class KeyValueState(BaseState):
         replaced meanwhile is held too, each page until it has been passed: at worst,
         with every key written to, the former values and about 30 bytes a key.
         """
-        with self._lock:
-            return encode_snapshot(self._content), self._applied_index
+        with self._applying.lock:
+            return encode_snapshot(self._applying.content), self._applying.applied_index
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
         """Become what `snapshot` returned; raises MalformedSnapshotError and changes nothing if it did not."""
@@ -599,11 +494,7 @@ class KeyValueState(BaseState):
         restored = decode_snapshot(chunks, index)
 
         def replace() -> None:
-            with self._lock:
-                self._content = restored
-                self._entry = self._complete = self._applied_index = index
-                woken = self._history.reset(index) + self._waiters.take_all()
-            wake(woken)
+            wake(self._applying.replace(restored, index))
 
         if is_main_thread():  # at the start of a process
             _look_elsewhere(replace)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from raftsvc.kv.events import Signal
+from raftsvc.kv.history import Signal
 
 Place: TypeAlias = str | tuple[str, str, int]
 """What is waited for: a name, or a name, a lease and the number of a claim."""

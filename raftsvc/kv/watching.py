@@ -33,8 +33,9 @@ from raftsvc.errors import (
     SupersededError,
     UninitializedError,
 )
-from raftsvc.kv.events import Compacted, Cursor, Event, Signal
+from raftsvc.kv.events import Compacted, Event
 from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.history import Cursor, Signal
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item

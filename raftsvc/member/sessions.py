@@ -35,8 +35,9 @@ All of it is a deterministic function of the log, and travels in the snapshot.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
@@ -89,19 +90,43 @@ class Outcome(NamedTuple):
     entry_index: int = 0
     time_ms: int = 0
 
-    def recorded(self) -> Outcome:
-        """As it is kept: without an answer that is not."""
-        return self._replace(answer=None, is_known=False) if encode_outcome(self) == OBJECT else self
 
+# As `Outcome(*fields)`, which is written in Python and takes three times as long (timeit).
+_made: Callable[[tuple[object, ...]], Outcome] = partial(tuple.__new__, Outcome)
 
 NOT_TAKEN = Outcome(False)
 """What a client brought was ignored, for its session is not open; known by its index, which is no entry's."""
 
 
+Kept: TypeAlias = tuple[bytes, int, int]
+"""What is kept of an outcome: what `encode_outcome` made of it, where, and when.  A plain tuple: each node makes one
+for each instruction, and the garbage collector need not look into it."""
+
+
+class Refusal:
+    """In the place of what a State says of an instruction: why it refused it."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def outcome_of(said: object, index: int, time_ms: int) -> Outcome:
+    """The outcome of an instruction of which the State said that, at that entry and time."""
+    if isinstance(said, Refusal):
+        return Outcome(False, said.reason, None, True, index, time_ms)
+    # Not its truth, which a State's own class may define: nothing of the user's runs here.
+    return _made((said is not False and said is not None, None, said, True, index, time_ms))
+
+
+def encode_said(said: object) -> bytes:
+    """What `encode_outcome` makes of the outcome of it."""
+    return REJECTED + said.reason.encode() if isinstance(said, Refusal) else encode_answer(said)
+
+
 def encode_outcome(outcome: Outcome) -> bytes:
     """All of an outcome that is kept but where and when: for the digest, and the snapshot."""
-    if outcome.answer is True:
-        return TRUE
     if outcome.rejection is not None:
         return REJECTED + outcome.rejection.encode()
     return encode_answer(outcome.answer) if outcome.is_known else OBJECT
@@ -163,7 +188,7 @@ class Session:
         self.versions = versions
         self.low = low
         self.used = used or session_id
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, Kept] = {}
         self.partial: _Partial | None = None
 
     def takes(self, number: int, low: int, count: int = 1) -> bool:
@@ -171,20 +196,26 @@ class Session:
         least_low = number + count - MAX_OUTCOMES
         return self.low <= number and low <= number and (low >= least_low or self.low >= least_low)
 
-    def record_one(self, number: int, low: int, outcome: Outcome) -> bytes:
-        """As `record`, of one, as most are; returns `encode_outcome` of it, which it needs."""
-        if low > self.low:
-            self._settle_below(low)
-        kept = encode_outcome(outcome)
-        self.outcomes[number] = outcome.recorded() if kept == OBJECT else outcome
-        return kept
+    def admit(self, number: int, low: int) -> bool:
+        """Whether that one instruction may be new; then what is below `low` is settled."""
+        former = self.low
+        least_low = number + 1 - MAX_OUTCOMES
+        if number < former or number < low or (low < least_low and former < least_low):
+            return False
+        if low > former:
+            if low == former + 1 and self.partial is None:  # as most often
+                self.outcomes.pop(former, None)
+                self.low = low
+            else:
+                self._settle_below(low)
+        return True
 
     def record(self, number: int, low: int, outcomes: Sequence[Outcome]) -> None:
         """Instructions from `number` on were applied; what is below `low` nobody will ask about again."""
         if low > self.low:
             self._settle_below(low)
         for place, outcome in enumerate(outcomes):
-            self.outcomes[number + place] = outcome.recorded()
+            self.outcomes[number + place] = encode_outcome(outcome), outcome.entry_index, outcome.time_ms
 
     def join(self, number: int, entry: Entry) -> tuple[int, bytes] | None:
         """Take a piece, as far as it is what comes next; op and data of the whole if it is complete with it.
@@ -274,7 +305,8 @@ class Sessions:
     def recorded(self, session_id: int, number: int) -> Outcome | None:
         """The outcome that a session remembers of `number`."""
         session = self._sessions.get(session_id)
-        return session.outcomes.get(number) if session is not None else None
+        kept = session.outcomes.get(number) if session is not None else None
+        return decode_outcome(*kept) if kept is not None else None
 
     def held_of(self, session_id: int, number: int) -> int:
         """How many bytes there are by now of what comes in pieces."""
@@ -393,9 +425,8 @@ class Sessions:
                 versions,
             )
             for number in sorted(session.outcomes):
-                outcome = session.outcomes[number]
-                data = encode_outcome(outcome)
-                parts += (_OUTCOME.pack(number, outcome.entry_index, outcome.time_ms, len(data)), data)
+                data, index, time_ms = session.outcomes[number]
+                parts += (_OUTCOME.pack(number, index, time_ms, len(data)), data)
             if session.partial is not None:
                 partial = session.partial
                 parts += (
@@ -425,7 +456,8 @@ class Sessions:
                     sessions._sessions[session_id] = session
                     for _ in range(count):
                         number, index, time_ms, length = reader.take(_OUTCOME)
-                        session.outcomes[number] = decode_outcome(reader.take_bytes(length), index, time_ms)
+                        outcome = decode_outcome(reader.take_bytes(length), index, time_ms)
+                        session.outcomes[number] = encode_outcome(outcome), index, time_ms
                     give_way()
                 elif code == _IS_PARTIAL and session is not None:
                     _, number, whole_bytes, op, held = reader.take(_PARTIAL)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from raftsvc.kv import Hold, KeyValue, LostError
-from raftsvc.kv.instructions import MAX_UNITS
+from raftsvc.kv.transactions import MAX_UNITS
 
 
 class Lock:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raftsvc.errors import OverloadedError
 from raftsvc.kv import Hold, KeyValue
-from raftsvc.kv.instructions import MAX_UNITS
+from raftsvc.kv.transactions import MAX_UNITS
 
 _LOOK_SECONDS = 30.0
 

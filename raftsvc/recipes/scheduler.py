@@ -29,7 +29,7 @@ from typing import NamedTuple
 from raftsvc.errors import InstructionTooLargeError, NodeFailedError, NotApplied, RaftError, Rejected
 from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
-from raftsvc.kv.events import Signal
+from raftsvc.kv.history import Signal
 from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_PLANS, MAX_TEXT_BYTES, MISSED, RUNNING
 from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
 from raftsvc.recipes.slots import Schedule, find_due

@@ -171,7 +171,7 @@ def test_a_deadline_that_is_moved_leaves_nothing_behind(log: Log) -> None:
     log.at(0, *[kv.set(f"k{n}", b"", ttl=1000.0) for n in range(300)])
     for n in range(3000):
         log.at(n, kv.touch(f"k{n % 300}", 5000.0), kv.set("x", b"", ttl=1.0 + n))
-    expiries = log.state._content.expiries
+    expiries = log.state._applying.content.expiries
     assert len(expiries) == 301
     assert sum(len(keys) for keys, _, _ in expiries._in_order.freeze()) == 301
 
@@ -181,7 +181,7 @@ def test_the_garbage_collector_does_not_visit_deadlines(log: Log) -> None:
         log.at(0, *[kv.set(f"key/{n:07d}", b"", ttl=1.0 + n) for n in range(start, start + 1000)])
     gc.collect()
     gc.collect()
-    expiries = log.state._content.expiries
+    expiries = log.state._applying.content.expiries
     pages = [*expiries._by_key.freeze(), *expiries._in_order.freeze()]
     assert len(pages) > 60
     assert not any(gc.is_tracked(part) for page in pages for part in (page, *page))
@@ -191,7 +191,7 @@ def test_readers_get_their_turn_while_very_many_keys_expire(log: Log) -> None:
     for start in range(0, 3000, 1000):
         log.at(0, *[kv.set(f"key/{n:07d}", b"", ttl=1.0) for n in range(start, start + 1000)])
     seen = []
-    content = log.state._content
+    content = log.state._applying.content
     expire = type(content).expire
 
     def watched(self: Any, time_ms: int) -> bool:

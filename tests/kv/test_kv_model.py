@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv import pages, snapshots
-from raftsvc.kv.instructions import MAX_KEY_BYTES, Operation, encode
+from raftsvc.kv.instructions import Operation, encode
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.transactions import MAX_KEY_BYTES
 from tests.effort import EFFORT
 from tests.kv.test_kv_state import Model, is_done
 

@@ -17,10 +17,11 @@ import pytest
 
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv.instructions import Operation, encode, read_conflict, read_no_counter, read_over_quota
+from raftsvc.kv.instructions import Operation, encode
 from raftsvc.kv.pages import MAX_PAGE_KEYS, PagedMap, records_of
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.transactions import read_conflict, read_no_counter, read_over_quota
 from raftsvc.state import State, StreamingState, WaitingState
 
 DEADLINE_SECONDS = 60.0
@@ -217,7 +218,7 @@ def test_the_garbage_collector_does_not_visit_keys_and_values() -> None:
     for looked_at in (state, restored(*state.snapshot())):
         gc.collect()
         gc.collect()  # a page after its parts
-        pages = looked_at._content.keys.freeze()
+        pages = looked_at._applying.content.keys.freeze()
         assert len(pages) > 30
         assert not any(gc.is_tracked(part) for page in pages for part in (page, *page))
 

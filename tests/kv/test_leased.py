@@ -10,7 +10,7 @@ import pytest
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError
 from raftsvc.kv import instructions, snapshots
-from raftsvc.kv.events import Cursor, Signal
+from raftsvc.kv.history import Cursor, Signal
 from raftsvc.kv.instructions import Code, Effect
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from tests.kv.test_holds import LEASES, A, B, Log, claimed, log, opened
@@ -73,7 +73,7 @@ class CountingLock:
         pass
 
     def __exit__(self, *_: object) -> None:
-        self.counts.append(len(self.state._content.keys))
+        self.counts.append(len(self.state._applying.content.keys))
 
 
 @pytest.mark.pure  # compiled, it takes no other lock
@@ -84,7 +84,7 @@ def test_readers_get_their_turn_while_the_keys_of_a_lease_go(log: Log, is_revoke
     log.at(0, claimed(A))
     log.at(0, claimed(B))
     state: Any = log.state
-    lock = state._lock = CountingLock(state)
+    lock = state._applying.lock = CountingLock(state)
     if is_revoked:
         assert log.at(0, instructions.end_lease(A)) is True
     else:
@@ -146,11 +146,11 @@ def test_its_keys_are_gone_before_others_have_what_it_held(log: Log) -> None:
     log.at(9_000, instructions.keep_lease(B, 0, []))
     log.at(9_000, claimed(B))
     seen: list[int] = []
-    kind: Any = type(log.state._content.holds)
+    kind: Any = type(log.state._applying.content.holds)
     grant_some = kind.grant_some
 
     def watched(self: Any) -> bool:
-        seen.append(len(log.state._content.keys))
+        seen.append(len(log.state._applying.content.keys))
         return bool(grant_some(self))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -164,7 +164,7 @@ def test_very_many_keys_of_one_lease_are_gone_with_it_and_readers_get_their_turn
     for start in range(0, 3000, 1000):
         log.at(0, *[leased(f"key/{n:05d}", A) for n in range(start, start + 1000)])
     seen: list[int] = []
-    content = log.state._content
+    content = log.state._applying.content
     follow = type(content).follow
 
     def watched(self: Any, kind: int) -> bool:
@@ -221,8 +221,8 @@ def test_replicas_agree_to_the_byte_wherever_one_was_restored(seed: int, monkeyp
             ]
         )
         assert log.at(time_ms, operation) == twin.at(time_ms, operation)
-        open_leases = {lease for lease, _, _ in log.state._content.holds.freeze().leases}
-        for page in log.state._content.leased.freeze():
+        open_leases = {lease for lease, _, _ in log.state._applying.content.holds.freeze().leases}
+        for page in log.state._applying.content.leased.freeze():
             assert all(log.state.get(key) for key in page[0]), "every key that has a lease exists"
             assert {data.decode() for data in page[1]} <= open_leases
         if step % 20 == 19:

@@ -9,7 +9,7 @@ import pytest
 
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError
-from raftsvc.kv import instructions
+from raftsvc.kv import instructions, transactions
 from raftsvc.kv.instructions import Code, Effect
 from raftsvc.kv.limits import LEVEL
 from raftsvc.kv.snapshots import MalformedSnapshotError
@@ -127,12 +127,12 @@ def test_who_waits_as_long_as_he_is_told_is_allowed(log: Log) -> None:
     [
         b"",
         bytes(23),
-        instructions.ASKED_OF_LIMIT.pack(0, 1, 1),
-        instructions.ASKED_OF_LIMIT.pack(1, 0, 1),
-        instructions.ASKED_OF_LIMIT.pack(1, 1, 0),
-        instructions.ASKED_OF_LIMIT.pack(1, 1, 2),
-        instructions.ASKED_OF_LIMIT.pack(10**6 + 1, 1, 1),
-        instructions.ASKED_OF_LIMIT.pack(1, 2**63, 1),
+        transactions.ASKED_OF_LIMIT.pack(0, 1, 1),
+        transactions.ASKED_OF_LIMIT.pack(1, 0, 1),
+        transactions.ASKED_OF_LIMIT.pack(1, 1, 0),
+        transactions.ASKED_OF_LIMIT.pack(1, 1, 2),
+        transactions.ASKED_OF_LIMIT.pack(10**6 + 1, 1, 1),
+        transactions.ASKED_OF_LIMIT.pack(1, 2**63, 1),
     ],
 )
 def test_what_makes_no_sense_is_refused(log: Log, data: bytes) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from raftsvc import kv
-from raftsvc.kv import instructions, snapshots
-from raftsvc.kv.instructions import ITEMS, MEETING, Code, Effect
+from raftsvc.kv import instructions, snapshots, transactions
+from raftsvc.kv.instructions import Code, Effect
 from raftsvc.kv.items import DEAD, name_of
 from raftsvc.kv.queues import Item
 from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.transactions import ITEMS, MEETING
 from tests.kv.test_holds import LEASES, A, B, C, Log, claimed, held, log, opened
 
 __all__ = ["log"]
@@ -181,7 +182,7 @@ def test_what_came_back_too_often_is_put_aside(log: Log) -> None:
 
 
 def test_the_dead_of_a_queue_with_the_longest_name_are_taken_and_put_back(log: Log) -> None:
-    longest = "x" * instructions.MAX_QUEUE_BYTES
+    longest = "x" * transactions.MAX_QUEUE_BYTES
     log.at(0, put(b"1", 1, longest))
     log.at(0, get(A, 1, instructions.checked_queue(longest)))
     log.at(0, nack(A, 1, longest))
@@ -503,7 +504,7 @@ def test_no_item_is_lost_done_twice_or_had_by_two_and_replicas_agree_to_the_byte
                 if effect.code == Code.PUT:
                     model.put[answer] = effect.data[2:]
                 if effect.code == Code.ACK and answer is True:
-                    lease, number = instructions.WHICH.unpack(effect.data)
+                    lease, number = transactions.WHICH.unpack(effect.data)
                     item = had.get((effect.key, lease.decode(), number))
                     # None: it was handed out as others' leases ended, in this very entry.
                     model.acked.add(-len(model.acked) if item is None else item.id)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
-from raftsvc.kv import instructions, orders, runs, snapshots
+from raftsvc.kv import instructions, orders, runs, snapshots, transactions
 from raftsvc.kv.orders import (
     BEGIN,
     CLOCK,
@@ -72,7 +72,7 @@ class Log:
     def join(self, place: Place, ttl_ms: int = TTL_MS) -> None:
         name, lease, number = place
         self.now(instructions.encode([instructions.open_lease(lease, ttl_ms)]))
-        claim = instructions.claim(name, lease, number, instructions.MAX_UNITS)
+        claim = instructions.claim(name, lease, number, transactions.MAX_UNITS)
         assert self.now(instructions.encode([claim]))
 
     def keep(self, *places: Place) -> None:
@@ -603,7 +603,7 @@ def test_whatever_happens_no_slot_is_claimed_twice_and_a_snapshot_goes_on_alike(
     for place in PLACES:
         name, lease, number = place
         do(instructions.encode([instructions.open_lease(lease, TTL_MS)]))
-        do(instructions.encode([instructions.claim(name, lease, number, instructions.MAX_UNITS)]))
+        do(instructions.encode([instructions.claim(name, lease, number, transactions.MAX_UNITS)]))
         do(plan(place, since_ms=NOON))
     for node_id in (1, 2, 3):
         do(clock(node_id, NOON))
@@ -632,7 +632,7 @@ def test_whatever_happens_no_slot_is_claimed_twice_and_a_snapshot_goes_on_alike(
             numbers[place] += 1
             name, lease, number = place
             do(instructions.encode([instructions.open_lease(lease, TTL_MS)]))
-            do(instructions.encode([instructions.claim(name, lease, number, instructions.MAX_UNITS)]))
+            do(instructions.encode([instructions.claim(name, lease, number, transactions.MAX_UNITS)]))
             do(plan(place, since_ms=NOON))
         elif kind == "pass":
             log.time_ms += arguments[0]
@@ -670,7 +670,7 @@ def test_a_snapshot_that_was_damaged_is_refused_or_is_of_some_state(log: Log) ->
 def test_what_a_snapshot_cannot_have_is_refused(log: Log) -> None:
     log.now(begin(A, NOON + 1_000))
     state: Any = log.state
-    frozen = state._content.runs.freeze()
+    frozen = state._applying.content.runs.freeze()
     (job,) = frozen.jobs
     name, planned, (run,) = job
     held = lambda place: place in (A, B, C)  # noqa: E731

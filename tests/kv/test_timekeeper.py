@@ -11,8 +11,8 @@ import pytest
 
 from raftsvc.errors import ReadTimeoutError
 from raftsvc.kv import timekeeper
-from raftsvc.kv.instructions import MAX_TTL_MS
 from raftsvc.kv.timekeeper import COUNTS_SECONDS, TELL_SECONDS, Timekeeper
+from raftsvc.kv.transactions import MAX_TTL_MS
 from tests.kv.test_runs import NOON, A, Log, clock, plan
 
 DAY = 86_400

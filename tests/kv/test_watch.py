@@ -423,7 +423,7 @@ class Leaving:
 
 def test_a_change_that_comes_while_a_watcher_begins_to_wait_is_not_missed(node: OneNode, store: kv.KeyValue) -> None:
     lock: Any = Leaving()
-    node.state._lock = lock
+    node.state._applying.lock = lock
     with store.watch() as watch:
         lock.then = lambda: store.set("a", b"")
         found = watch.next(0.0) + watch.next(0.0)
@@ -482,7 +482,7 @@ def test_an_interrupt_of_the_main_thread_loses_nothing(node: OneNode, store: kv.
 def test_watches_that_are_dropped_leave_nothing(store: kv.KeyValue, node: OneNode) -> None:
     for number in range(1000):
         assert store.watch(f"user/{number}/").next(0.0) == []
-    assert node.state._history._waiting_count <= 200
+    assert node.state._applying.history._waiting_count <= 200
     kept = [store.watch(f"user/{number}/") for number in range(300)]
     store.set("user/7/x", b"")
     assert [len(watch.next(0.0)) for watch in kept] == [0] * 7 + [1] + [0] * 292
@@ -492,7 +492,7 @@ def test_how_long_prefixes_are_does_not_add_up(store: kv.KeyValue, node: OneNode
     watches = [store.watch("x" * length) for length in range(1, 50)]
     for watch in watches:
         watch.close()
-    assert node.state._history._lengths == () and not node.state._history._waiting
+    assert node.state._applying.history._lengths == () and not node.state._applying.history._waiting
 
 
 def test_a_slow_watch_holds_only_some_of_what_it_was_not_asked_for(store: kv.KeyValue, node: OneNode) -> None:
@@ -512,7 +512,7 @@ def test_close_ends_who_waits(node: OneNode, store: kv.KeyValue, number: int) ->
     watch.close()
     thread.join(20)  # far less than there is between two looks
     assert not thread.is_alive() and left == [] and watch.next(0.0) == []
-    assert not node.state._history._waiting
+    assert not node.state._applying.history._waiting
     with pytest.raises(StopIteration):
         next(watch)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.kv.events import Cursor, Signal
+from raftsvc.kv.history import Cursor, Signal
 from raftsvc.kv.queries import ALLOWED, Question
 
 from .harness import PATIENCE

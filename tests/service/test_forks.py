@@ -120,7 +120,7 @@ def test_nothing_of_the_key_value_store_answers_in_a_forked_child(tmp_path: Path
                                 continue
                             raise AssertionError(f"{name} of {thing} answers")
 
-        with state._lock:
+        with state._applying.lock:
             in_child(call_all)
         assert store.get_stale("a", max_age=100.0, timeout=PATIENCE)
     finally:

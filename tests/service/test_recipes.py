@@ -19,6 +19,7 @@ import pytest
 import raftsvc
 from raftsvc import kv, recipes
 from raftsvc.kv import leases
+from raftsvc.kv.transactions import decode
 from raftsvc.recipes import Counter, Item, Queue
 
 from .harness import PATIENCE, Cluster, Member, eventually, in_background
@@ -589,7 +590,7 @@ def test_of_many_leases_that_which_ends_first_is_renewed_first_and_what_locks_ne
     def slowly(instruction: bytes, timeout: float) -> Any:
         if not asked:
             clock.move(0.15 * LONG)  # the first renewal takes so long that the lock's is due
-        asked.extend([key for _, key, *_ in leases.instructions.decode(instruction)[1]])
+        asked.extend([key for _, key, *_ in decode(instruction)[1]])
         return propose(instruction, timeout)
 
     monkeypatch.setattr(lone._holding(), "propose", slowly)
@@ -673,7 +674,7 @@ def test_who_waits_goes_on_though_the_gate_is_closed_again(lone: kv.KeyValue, mo
 def test_who_waits_at_a_gate_is_told_that_the_node_stopped(members: list[Member]) -> None:
     store_of(members[0]).barrier("deploy").close(PATIENCE)
     waits = in_background(lambda: store_of(members[1]).barrier("deploy").wait())
-    eventually(lambda: bool(members[1].state._history._waiting))  # type: ignore[attr-defined]
+    eventually(lambda: bool(members[1].state._applying.history._waiting))  # type: ignore[attr-defined]
     members[1].service.stop()
     with pytest.raises(raftsvc.StoppedError):
         waits()

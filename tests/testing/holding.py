@@ -13,7 +13,8 @@ from typing import Any
 
 from raftsvc import kv
 from raftsvc.kv import instructions
-from raftsvc.kv.instructions import END, decode, encode
+from raftsvc.kv.instructions import encode
+from raftsvc.kv.transactions import END, decode
 from raftsvc.state import State
 from raftsvc.testing import Action, KeyValueModel, Violation
 
@@ -58,7 +59,7 @@ class CheckedState(kv.KeyValueState):
         self.check(before, set(), index, time_ms)
 
     def deadlines(self) -> dict[str, int]:
-        return {lease: at for lease, _, at in self._content.holds.freeze().leases}
+        return {lease: at for lease, _, at in self._applying.content.holds.freeze().leases}
 
     def check(self, before: dict[str, int], ended: set[str], index: int, time_ms: int) -> None:
         after = self.deadlines()
@@ -68,7 +69,7 @@ class CheckedState(kv.KeyValueState):
         if any(deadline_ms <= time_ms for deadline_ms in after.values()):
             raise Violation(f"holds: a lease outlasts its time at {time_ms}")
         for name, size in SIZES.items():
-            claims = self._content.holds.claims(name)
+            claims = self._applying.content.holds.claims(name)
             held = [claim for claim in claims if claim.fence]
             if sum(claim.units for claim in held) > size:
                 raise Violation(f"holds: more than {size} of {name!r} are held at entry {index}")

@@ -15,8 +15,9 @@ from typing import Any
 
 from raftsvc import kv
 from raftsvc.kv import instructions, orders
-from raftsvc.kv.instructions import MAX_UNITS, encode
+from raftsvc.kv.instructions import encode
 from raftsvc.kv.orders import BEGIN, CLOCK, DIED, DONE, FAILED, FINISH, PLAN, RUNNING, Order, Place
+from raftsvc.kv.transactions import MAX_UNITS
 from raftsvc.state import State
 from raftsvc.testing import Action, KeyValueModel, Violation
 
@@ -70,7 +71,7 @@ class CheckedState(kv.KeyValueState):
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
         super().restore_chunks(chunks, index)
-        self.told = {told.node_id: (told.shown_ms, told.at_ms) for told in self._content.runs.freeze().clocks}
+        self.told = {told.node_id: (told.shown_ms, told.at_ms) for told in self._applying.content.runs.freeze().clocks}
 
     def apply_at(self, data: bytes, index: int, time_ms: int) -> int:
         answer = 0

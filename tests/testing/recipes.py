@@ -14,11 +14,12 @@ from random import Random
 from typing import Any
 
 from raftsvc import kv
-from raftsvc.kv import instructions
-from raftsvc.kv.instructions import ACK, ADMIT, DELETE, PUT, SET_LEASED, TRIES, decode, encode
+from raftsvc.kv import instructions, transactions
+from raftsvc.kv.instructions import encode
 from raftsvc.kv.items import DEAD
 from raftsvc.kv.limits import ADMITTED
 from raftsvc.kv.pages import Page, records_of
+from raftsvc.kv.transactions import ACK, ADMIT, DELETE, PUT, SET_LEASED, TRIES, decode
 from raftsvc.state import State
 from raftsvc.testing import Action, Violation
 from tests.testing.holding import EVER, LEASES, CheckedState, Grants, HoldingWorkload
@@ -134,7 +135,7 @@ class CourseState(CheckedState):
 
     def values(self) -> dict[bytes, str]:
         found: dict[bytes, str] = {}
-        for name, value, _ in records(self._content.holds.items.freeze()):
+        for name, value, _ in records(self._applying.content.holds.items.freeze()):
             if value in found:
                 raise Violation(f"queues: {value!r} is there twice at {self.place}")
             found[value] = name
@@ -145,7 +146,7 @@ class CourseState(CheckedState):
         if self.expected is None:
             self.expected = self.course.there(place)
         expected = self.expected
-        is_close = len(self._content.holds.items) != len(expected) or place[0] % 8 == 0
+        is_close = len(self._applying.content.holds.items) != len(expected) or place[0] % 8 == 0
         names = self.values() if is_close else {}
         there = set(names) if is_close else expected
         if there != expected:
@@ -199,7 +200,7 @@ class RecipesWorkload(HoldingWorkload):
         if chance < 0.25:
             return [instructions.put(QUEUES[place % 2], b"%d" % serial, random.choice((None, None, 1, 2)))]
         if chance < 0.5:
-            kind, waits = instructions.ITEMS, random.random() < 0.7
+            kind, waits = transactions.ITEMS, random.random() < 0.7
             return [instructions.claim(queue, lease, number, MANY, waits=waits, kind=kind)]
         if chance < 0.55:
             return [instructions.ack(queue, lease, number)]
