@@ -20,8 +20,14 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	then echo $$python; break; fi; done)
 endif
 
+# So many tests at once: most of the time of most is spent waiting for processes.
+WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+
+# Tests start many hundreds of processes, each of which would compile all of the sources anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
@@ -38,7 +44,7 @@ $(STAMP): setup.cfg setup.py
 	@touch $@
 
 test: $(STAMP)  ## run the tests
-	$(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal)
+	$(PY) -m pytest $(or $(ARGS),-n $(WORKERS) --dist worksteal)
 
 lint: $(STAMP)  ## check style, format and types
 	$(PY) -m ruff check .
@@ -75,7 +81,7 @@ compile: $(STAMP)  ## compile the hot rooms in place, which needs a C compiler; 
 	RAFTSVC_COMPILE=1 $(PY) setup.py build_ext --inplace
 
 compiled: compile  ## run the tests of the compiled rooms, compiled
-	PYTHONFAULTHANDLER=1 $(PY) -m pytest $(or $(ARGS),-n auto --dist worksteal $(COMPILED_TESTS))
+	PYTHONFAULTHANDLER=1 $(PY) -m pytest $(or $(ARGS),-n $(WORKERS) --dist worksteal $(COMPILED_TESTS))
 
 pure:  ## remove what was compiled in place
 	rm -rf build
