@@ -852,8 +852,8 @@ MUTANTS = (
     Mutant(
         "a lease counts for longer than the promise",
         "core/lease.py",
-        "_LEASE_PERCENT = 90 ",
-        "_LEASE_PERCENT = 250 ",
+        "_LEASE_PERCENT: Final = 90 ",
+        "_LEASE_PERCENT: Final = 250 ",
         kinds=_LEASE_KINDS,
     ),
     Mutant(

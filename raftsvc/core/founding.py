@@ -36,7 +36,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum, auto
 from random import Random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.membership import MAX_ADDRESS_BYTES, ConfChange, Configuration, ConfOp, Founders
 from raftsvc.core.messages import (
@@ -51,9 +51,9 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.versions import Versions, least
 
-MAX_LISTED = 100
+MAX_LISTED: Final = 100
 """Nodes in a list: what says all that fits one request."""
-_TOKEN_BYTES = 16
+_TOKEN_BYTES: Final = 16
 
 
 class Standing(IntEnum):
@@ -74,9 +74,9 @@ def in_order(addrs: Sequence[str]) -> tuple[str, ...]:
 
 # -- what is asked and answered, as bytes
 
-_QUESTION_HEAD = struct.Struct(">QBI")
-_ANSWER_HEAD = struct.Struct(">BQBBQQBIH")
-_LENGTH = struct.Struct(">H")
+_QUESTION_HEAD: Final = struct.Struct(">QBI")
+_ANSWER_HEAD: Final = struct.Struct(">BQBBQQBIH")
+_LENGTH: Final = struct.Struct(">H")
 
 
 class _Reader:

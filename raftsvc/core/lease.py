@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from raftsvc.core.progress import Progress
 from raftsvc.core.replication import Replication
 from raftsvc.core.server import Server
 
-_LEASE_PERCENT = 90  # of a promise: what the clocks of two nodes may differ by in rate
-_NO_LEASE = (0, 0)
-_FOR_EVER = 2**63
+_LEASE_PERCENT: Final = 90  # of a promise: what the clocks of two nodes may differ by in rate
+_NO_LEASE: Final = (0, 0)
+_FOR_EVER: Final = 2**63
 
 
 class Lease:

@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeError
 from raftsvc.core.messages import Entry, MalformedError, configs_among, data_of, index_of, place_of, term_of, time_of
@@ -37,8 +38,8 @@ class ViolationError(Exception):
     """
 
 
-_NOBODY = Configuration()
-_FEW_ENTRIES = 1024
+_NOBODY: Final = Configuration()
+_FEW_ENTRIES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ coming; so a pulse is appended at least every tenth of what remains.
 
 from __future__ import annotations
 
+from typing import Final
+
 from raftsvc.core.log import last_time_ms
 from raftsvc.core.messages import MAX_TIME_MS
 from raftsvc.core.server import Server
 
-_MOST_MS = 10_000
+_MOST_MS: Final = 10_000
 """Between two entries while a deadline is waited for, however far away it is."""
 
 

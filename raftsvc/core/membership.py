@@ -15,14 +15,14 @@ import struct
 from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.messages import MAX_NUMBER, NO_NODE, EntryKind, MalformedError
 from raftsvc.core.versions import FIRST, Versions
 
-MAX_ADDRESS_BYTES = 1024
-MAX_CLUSTER_ID = 2**64 - 1
-MAX_VACANCIES = 256
+MAX_ADDRESS_BYTES: Final = 1024
+MAX_CLUSTER_ID: Final = 2**64 - 1
+MAX_VACANCIES: Final = 256
 """So many addresses of former members are remembered; if there are more, see `Configuration.vacant`."""
 
 
@@ -52,16 +52,16 @@ class ConfOp(IntEnum):
     ADD_LISTED = 9  # as ADD_LEARNER, unless a member was removed from that address
 
 
-_OPS = frozenset(map(int, ConfOp))
+_OPS: Final = frozenset(map(int, ConfOp))
 
 
 class InvalidChangeError(ValueError):
     """The change does not apply to this configuration; the message says why."""
 
 
-_CHANGE_HEAD = struct.Struct(">BQHB")
-_FOUNDING_HEAD = struct.Struct(">QH")
-_FOUNDER_HEAD = struct.Struct(">HB")
+_CHANGE_HEAD: Final = struct.Struct(">BQHB")
+_FOUNDING_HEAD: Final = struct.Struct(">QH")
+_FOUNDER_HEAD: Final = struct.Struct(">HB")
 
 
 class Founders(NamedTuple):
@@ -164,9 +164,9 @@ class ConfChange(NamedTuple):
             raise MalformedError(f"membership change does not decode: {error}") from error
 
 
-_CONFIG_HEAD = struct.Struct(">QHH")
-_MEMBER_HEAD = struct.Struct(">QBHB")
-_VACANCY_HEAD = struct.Struct(">BH")
+_CONFIG_HEAD: Final = struct.Struct(">QHH")
+_MEMBER_HEAD: Final = struct.Struct(">QBHB")
+_VACANCY_HEAD: Final = struct.Struct(">BH")
 
 
 class Configuration:

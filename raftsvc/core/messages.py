@@ -14,14 +14,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple, NewType, cast
+from typing import Final, NamedTuple, NewType, cast
 from zlib import crc32
 
-NO_NODE = 0
+NO_NODE: Final = 0
 """The member id that no member has: no leader, no vote, nobody."""
-MAX_NUMBER = 2**63 - 1
+MAX_NUMBER: Final = 2**63 - 1
 """The highest term, index or member id from outside: whatever is added to it fits its field of 64 bits."""
-MAX_TIME_MS = 2**53 - 1
+MAX_TIME_MS: Final = 2**53 - 1
 """Where log time stops, in 285,000 years; a number that JSON carries as well."""
 
 
@@ -29,7 +29,7 @@ class MalformedError(ValueError):
     """Bytes from outside do not decode."""
 
 
-ENTRY_VERSION = 1
+ENTRY_VERSION: Final = 1
 """Of an entry's format, in the high nibble of its kind; of any other version none is read."""
 
 
@@ -51,17 +51,17 @@ object that may refer to others: beside 60,000 objects with attributes it took 2
 longer, and takes no longer beside as many frames (gc.collect, timed).
 """
 
-_CRC = struct.Struct(">I")
-_ENTRY_HEAD = struct.Struct(">IQQQB")
-_CRC_AND_HEAD = struct.Struct(">IIQQQB")
-_NUMBER = struct.Struct(">Q")
-_PLACE = struct.Struct(">QQQB")
+_CRC: Final = struct.Struct(">I")
+_ENTRY_HEAD: Final = struct.Struct(">IQQQB")
+_CRC_AND_HEAD: Final = struct.Struct(">IIQQQB")
+_NUMBER: Final = struct.Struct(">Q")
+_PLACE: Final = struct.Struct(">QQQB")
 _INDEX_OFFSET, _TERM_OFFSET, _TIME_OFFSET, _KIND_OFFSET = 8, 16, 24, 32
-ENTRY_OVERHEAD_BYTES = _CRC.size + _ENTRY_HEAD.size
+ENTRY_OVERHEAD_BYTES: Final = _CRC.size + _ENTRY_HEAD.size
 """Bytes that framing adds to an entry's data."""
 
-_KINDS = {int(kind): kind for kind in EntryKind}
-_CONFIG = int(EntryKind.CONFIG)
+_KINDS: Final = {int(kind): kind for kind in EntryKind}
+_CONFIG: Final = int(EntryKind.CONFIG)
 
 
 def make_entry(index: int, term: int, kind: EntryKind, data: bytes, time_ms: int = 0) -> Entry:
@@ -169,9 +169,9 @@ class HardState(NamedTuple):
     promise_ns: int = 0
 
 
-KEPT_LIVES = 32
+KEPT_LIVES: Final = 32
 """As many starts of a node can be told from others'; 8 bytes each in every segment of its log."""
-_LINEAGE = struct.Struct(f">{1 + KEPT_LIVES}Q")
+_LINEAGE: Final = struct.Struct(f">{1 + KEPT_LIVES}Q")
 
 
 class Life(NamedTuple):
@@ -282,11 +282,11 @@ class MessageKind(IntEnum):
     DIGEST_REPLY = 14
 
 
-_MESSAGE_HEAD = struct.Struct(">BBQQQQQQQQI")
-MESSAGE_OVERHEAD_BYTES = _MESSAGE_HEAD.size
-_MESSAGE_KINDS = {int(kind): kind for kind in MessageKind}
+_MESSAGE_HEAD: Final = struct.Struct(">BBQQQQQQQQI")
+MESSAGE_OVERHEAD_BYTES: Final = _MESSAGE_HEAD.size
+_MESSAGE_KINDS: Final = {int(kind): kind for kind in MessageKind}
 _APPEND, _SNAPSHOT = int(MessageKind.APPEND), int(MessageKind.SNAPSHOT)  # an enum's members are slow to look up
-_WITH_ENTRIES = frozenset((_APPEND, int(MessageKind.PROPOSE)))
+_WITH_ENTRIES: Final = frozenset((_APPEND, int(MessageKind.PROPOSE)))
 
 
 class Message:

@@ -8,12 +8,13 @@ than is answered within a few ticks, whatever the link carries.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
-_SLOW_TICKS = 2
+_SLOW_TICKS: Final = 2
 """More than this beyond what it takes at best is slow."""
-_IDLE_TICKS = 2
+_IDLE_TICKS: Final = 2
 """Short of room no longer ago than that it is not too large: answers come in bursts."""
-_UNKNOWN = 1 << 30
+_UNKNOWN: Final = 1 << 30
 
 
 class Pace:

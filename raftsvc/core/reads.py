@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from raftsvc.core.messages import Message, MessageKind
 from raftsvc.core.replication import Replication
 from raftsvc.core.server import ReadState, Server
 
-MOST_WAITING = 8
+MOST_WAITING: Final = 8
 """Requests for each member that wait for the next round; a node asks again now and then."""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 from enum import Enum
+from typing import Final
 
-REMEMBERED = 1024
-_ONE_LIFE = 2**32
+REMEMBERED: Final = 1024
+_ONE_LIFE: Final = 2**32
 
 
 class Standing(Enum):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from random import Random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.log import Log, SnapshotMeta, ViolationError
 from raftsvc.core.membership import Configuration
@@ -110,11 +110,11 @@ class Ready(NamedTuple):
     read_states: Sequence[ReadState]
 
 
-VOTE_OF = {MessageKind.PRE_VOTE: MessageKind.PRE_VOTE_REPLY, MessageKind.VOTE: MessageKind.VOTE_REPLY}
+VOTE_OF: Final = {MessageKind.PRE_VOTE: MessageKind.PRE_VOTE_REPLY, MessageKind.VOTE: MessageKind.VOTE_REPLY}
 """The reply to each request for a vote."""
-TRANSFER = 1
+TRANSFER: Final = 1
 """Context of a VOTE whose candidate was asked to take over."""
-TERMLESS = frozenset(
+TERMLESS: Final = frozenset(
     {
         MessageKind.PROPOSE,
         MessageKind.PROPOSE_REPLY,

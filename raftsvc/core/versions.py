@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.messages import MalformedError
 
-MAX_VERSION = 2**31 - 1
-MAX_PARTS = 1000
-_HEAD = struct.Struct(">IH")
-_PART = struct.Struct(">HI")
+MAX_VERSION: Final = 2**31 - 1
+MAX_PARTS: Final = 1000
+_HEAD: Final = struct.Struct(">IH")
+_PART: Final = struct.Struct(">HI")
 
 
 class Versions(NamedTuple):
@@ -92,7 +92,7 @@ class Versions(NamedTuple):
         return {"library": self.library, "state": state}
 
 
-FIRST = Versions()
+FIRST: Final = Versions()
 """What everything is that says nothing."""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Final
 
 from raftsvc.kv import queues
 from raftsvc.kv.expiry import Expiries, deadline_of
@@ -62,19 +63,19 @@ from raftsvc.kv.transactions import (
 )
 from raftsvc.process import give_way
 
-KEY_BYTES = 100
+KEY_BYTES: Final = 100
 """What a key takes in memory beside itself and its value: the heads of both objects, their places in a page."""
 
-RESERVE_BYTES = 256 * 1024
+RESERVE_BYTES: Final = 256 * 1024
 """More than the state may have, for leases and for who waits at a queue: else a store that is full of work could not be
 worked off by a process that comes then."""
 
-HISTORY_SHARE = 8
+HISTORY_SHARE: Final = 8
 """What was run takes at most such a part of what the whole may take, but for the last run of each job."""
 
-_STRETCH = 64  # effects of a transaction between two looks at whether another thread waits
+_STRETCH: Final = 64  # effects of a transaction between two looks at whether another thread waits
 
-_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_NUMBER: Final = re.compile(rb"-?[0-9]{1,19}")
 
 
 class Content:

@@ -19,7 +19,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from raftsvc.addresses import check_addr, check_listen, peer_url
@@ -30,13 +30,15 @@ from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
 from raftsvc.service import outsider, start
 
-_PREFIX = "RAFTSVC_"
-_NAMES = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
-_OF_OTHERS = ("COMPILE", "OPT_LEVEL", "EFFORT")
+_PREFIX: Final = "RAFTSVC_"
+_NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
+_OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
-_OF_KUBERNETES = re.compile(r"\w+_SERVICE_(HOST|PORT\w*)|SERVICE_(HOST|PORT\w*)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)\w*")
+_OF_KUBERNETES: Final = re.compile(
+    r"\w+_SERVICE_(HOST|PORT\w*)|SERVICE_(HOST|PORT\w*)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)\w*"
+)
 """What it, or Docker, tells of services and containers that are named raftsvc, or something that begins so."""
-_NEEDED = {
+_NEEDED: Final = {
     "ADDR": "where the others reach this node, such as n1.example:8001",
     "DIR": "a directory for this node alone, such as /var/lib/app/raft",
 }

@@ -13,14 +13,15 @@ Invariant: `_by_key` has `key` with the version `deadline` if and only if `_in_o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.process import give_way
 
-MAX_DEADLINE_MS = 2**53 - 1
+MAX_DEADLINE_MS: Final = 2**53 - 1
 """Where log time itself ends."""
-NEVER = MAX_DEADLINE_MS + 1
-_DIGITS = 14  # of the above in hexadecimal, so that the order of the texts is that of the deadlines
+NEVER: Final = MAX_DEADLINE_MS + 1
+_DIGITS: Final = 14  # of the above in hexadecimal, so that the order of the texts is that of the deadlines
 
 
 def deadline_of(time_ms: int, ttl_ms: int) -> int:

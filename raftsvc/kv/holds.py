@@ -29,16 +29,16 @@ from __future__ import annotations
 
 import struct
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.kv.expiry import Expiries, deadline_of
 from raftsvc.kv.items import Items
 from raftsvc.kv.pages import records_of
 from raftsvc.kv.transactions import ASKED, ITEMS, KEPT, MEETING, NUMBER, UNITS, no_lease, other_size, used_number
 
-CLAIM_BYTES = 400
+CLAIM_BYTES: Final = 400
 """What a claim takes in memory beside its texts, a lease as well, and a name on which there are some."""
-_SOME = 64
+_SOME: Final = 64
 """So many leases end, or names are granted, under one hold of whoever's lock."""
 
 

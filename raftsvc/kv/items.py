@@ -20,19 +20,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from heapq import heappop, heappush
+from typing import Final
 
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.process import give_way
 
-ITEM_BYTES = 200
+ITEM_BYTES: Final = 200
 """What an item takes in memory beside its name and value."""
-DEAD = ":dead"
+DEAD: Final = ":dead"
 """What the name of a queue has at its end where those items of it are that were given back too often."""
-ID_DIGITS = 16
+ID_DIGITS: Final = 16
 """Of an item's id, in hexadecimal, in the name of the item: that of the queue, a slash, and this."""
-MAX_TRIES = 2**16 - 1
-_MAX_FENCE = 2**32 - 1
-_NAME = re.compile(rf"(.+)/([0-9a-f]{{{ID_DIGITS}}})", re.DOTALL)
+MAX_TRIES: Final = 2**16 - 1
+_MAX_FENCE: Final = 2**32 - 1
+_NAME: Final = re.compile(rf"(.+)/([0-9a-f]{{{ID_DIGITS}}})", re.DOTALL)
 
 
 def name_of(queue: str, item: int) -> str:

@@ -11,14 +11,15 @@ Invariant: `_by_key` has `key` with a lease if and only if `_by_lease` has both 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.kv.transactions import LEASE_DIGITS
 from raftsvc.process import give_way
 
-LEASED_BYTES = 200
+LEASED_BYTES: Final = 200
 """What it takes in memory that a key has a lease, beside the key itself, twice."""
-_SOME = 128
+_SOME: Final = 128
 
 
 def _size_of(key: str) -> int:

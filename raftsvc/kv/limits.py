@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import Final
 
 from raftsvc.kv.expiry import MAX_DEADLINE_MS, Expiries
 from raftsvc.kv.pages import Page, PagedMap, records_of
 from raftsvc.process import give_way
 
-LIMIT_BYTES = 400
+LIMIT_BYTES: Final = 400
 """What a bucket takes in memory beside its name, which is there three times."""
-LEVEL = struct.Struct(">QQQQ")
+LEVEL: Final = struct.Struct(">QQQQ")
 """What is kept of a bucket: n, per_ms, how much of it is used, and at which log time that was."""
-ADMITTED = struct.Struct(">?QQQ")
+ADMITTED: Final = struct.Struct(">?QQQ")
 """The answer: whether it is allowed, how many more are, when all will be again, and when that would be (0: it is)."""
 
 

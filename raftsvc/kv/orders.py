@@ -21,31 +21,31 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from raftsvc.errors import Rejected
 from raftsvc.kv.transactions import LEASE_DIGITS, MAX_KEY_BYTES
 
-MARK = 0x4A
+MARK: Final = 0x4A
 """The first byte."""
 PLAN, BEGIN, FINISH, CLOCK, FORGET, PLANS = range(1, 7)
 RUNNING, DONE, FAILED, DIED, MISSED = range(1, 6)
 """How it stands with a slot."""
-MAX_TIME_MS = 253_402_300_799_999
+MAX_TIME_MS: Final = 253_402_300_799_999
 """The last that has a date."""
-MAX_TEXT_BYTES = 500
+MAX_TEXT_BYTES: Final = 500
 """Of what is said of a run, of who has it, and of a schedule."""
-MAX_PLANS = 100
+MAX_PLANS: Final = 100
 """At once."""
-MAX_AT_ONCE = 50
-MAX_ATTEMPTS = 1000
+MAX_AT_ONCE: Final = 50
+MAX_ATTEMPTS: Final = 1000
 
 Place: TypeAlias = tuple[str, str, int]
 """A claim: name, lease, number."""
 
-_HEAD = struct.Struct(">BB")
-_PLACE = f"{LEASE_DIGITS}sQ"
-_NUMBERS = {
+_HEAD: Final = struct.Struct(">BB")
+_PLACE: Final = f"{LEASE_DIGITS}sQ"
+_NUMBERS: Final = {
     PLAN: struct.Struct(f">Q{_PLACE}"),
     BEGIN: struct.Struct(f">QHIHH{_PLACE}"),
     FINISH: struct.Struct(f">QB{_PLACE}"),
@@ -53,11 +53,11 @@ _NUMBERS = {
     FORGET: struct.Struct(">"),
     PLANS: struct.Struct(f">{_PLACE}"),
 }
-_TEXTS = {PLAN: 3, BEGIN: 3, FINISH: 3, CLOCK: 0, FORGET: 1, PLANS: 1}
-_WITH_PLACE = frozenset((PLAN, BEGIN, FINISH))
-_SINCE = struct.Struct(">Q")
-_LENGTH = struct.Struct(">H")
-_LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
+_TEXTS: Final = {PLAN: 3, BEGIN: 3, FINISH: 3, CLOCK: 0, FORGET: 1, PLANS: 1}
+_WITH_PLACE: Final = frozenset((PLAN, BEGIN, FINISH))
+_SINCE: Final = struct.Struct(">Q")
+_LENGTH: Final = struct.Struct(">H")
+_LEASE: Final = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
 
 
 class Order(NamedTuple):

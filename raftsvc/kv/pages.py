@@ -26,11 +26,11 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from raftsvc.process import give_way
 
-MAX_PAGE_KEYS = 128
+MAX_PAGE_KEYS: Final = 128
 
 
 class Value(NamedTuple):
@@ -50,8 +50,8 @@ Former: TypeAlias = tuple[bytes, int] | None
 Page: TypeAlias = tuple[tuple[str, ...], tuple[bytes, ...], bytes]
 """Some neighbouring keys in order; the data of each; the version of each, as `_VERSION`."""
 
-_VERSION = struct.Struct("=Q")
-_VERSION_BYTES = 8
+_VERSION: Final = struct.Struct("=Q")
+_VERSION_BYTES: Final = 8
 _EMPTY: Page = ((), (), b"")
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.errors import Rejected
 from raftsvc.kv.holds import Holds
@@ -34,16 +34,16 @@ from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, RUNNING, Order, Place
 
 AHEAD_MS = 30_000
 """So far ahead of the time a slot may be claimed."""
-CLOCK_MS = 60_000
+CLOCK_MS: Final = 60_000
 """So long a clock counts that was told."""
 MAX_PLACES = 10_000
 """So many processes may run a job."""
-KEPT_RUNS = 100
+KEPT_RUNS: Final = 100
 """Of each job, and those under way."""
-JOB_BYTES = 400
+JOB_BYTES: Final = 400
 """What a job takes in memory beside its texts, what one place that runs it takes, and a run."""
 
-GONE = 0
+GONE: Final = 0
 """The answer to who claims a slot that is decided, or was overtaken."""
 NOT_YET, BUSY, NO_PLACE = -1, -2, -3
 """Other answers: the time is not known, or not so far; as many are under way as may be; who asks runs no jobs here."""
@@ -511,5 +511,5 @@ def _size_of_run(run: Run) -> int:
     return JOB_BYTES + len(run.who) + len(run.said)
 
 
-STATES = {RUNNING: "running", DONE: "done", FAILED: "failed", DIED: "died", MISSED: "missed"}
+STATES: Final = {RUNNING: "running", DONE: "done", FAILED: "failed", DIED: "died", MISSED: "missed"}
 """As people are told."""

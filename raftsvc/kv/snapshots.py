@@ -25,6 +25,7 @@ import struct
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from typing import Final
 
 from raftsvc.errors import RaftError
 from raftsvc.kv.content import Content
@@ -40,22 +41,24 @@ from raftsvc.kv.runs import FrozenRuns, Planned, Run, Runs, Told, checked_runs, 
 from raftsvc.kv.transactions import LEASE_DIGITS, MAX_CLAIM_DATA, MAX_KEY_BYTES, MAX_TTL_MS
 from raftsvc.process import give_way
 
-_MAGIC = b"rkv4"
-_LIMIT_AND_COUNT = struct.Struct(">QI")  # how many addresses
-_ADDRESS = struct.Struct(">H")
-_RECORD = struct.Struct(">HQI")  # length of the key, version, length of the data; a key of length 0 ends the records
-_EXPIRY = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
-_COUNT = struct.Struct(">I")
-_LEASE = struct.Struct(f">{LEASE_DIGITS}sQQ")
-_NAME = struct.Struct(">HIBI")
-_LAST_ITEM = struct.Struct(">Q")
-_CLAIM = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
-_CLOCK = struct.Struct(">QQQQ")
-_JOB = struct.Struct(">HHQQQQHI")
-_PLACE = struct.Struct(f">H{LEASE_DIGITS}sQ")
-_RUN = struct.Struct(">QIHBQQQHH")
+_MAGIC: Final = b"rkv4"
+_LIMIT_AND_COUNT: Final = struct.Struct(">QI")  # how many addresses
+_ADDRESS: Final = struct.Struct(">H")
+_RECORD: Final = struct.Struct(
+    ">HQI"
+)  # length of the key, version, length of the data; a key of length 0 ends the records
+_EXPIRY: Final = struct.Struct(">HQ")  # length of the key, deadline; a key of length 0 ends these
+_COUNT: Final = struct.Struct(">I")
+_LEASE: Final = struct.Struct(f">{LEASE_DIGITS}sQQ")
+_NAME: Final = struct.Struct(">HIBI")
+_LAST_ITEM: Final = struct.Struct(">Q")
+_CLAIM: Final = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
+_CLOCK: Final = struct.Struct(">QQQQ")
+_JOB: Final = struct.Struct(">HHQQQQHI")
+_PLACE: Final = struct.Struct(f">H{LEASE_DIGITS}sQ")
+_RUN: Final = struct.Struct(">QIHBQQQHH")
 _CHUNK_BYTES = 64 * 1024
-_ANY = 2**64 - 1
+_ANY: Final = 2**64 - 1
 
 
 class MalformedSnapshotError(RaftError, ValueError):

@@ -41,37 +41,37 @@ MIN_NUMBER, MAX_NUMBER = -(2**63), 2**63 - 1
 """Of a counter, and of what is added to it."""
 
 _FORMAT: Final = 4
-_HEAD = struct.Struct(">BH")
-_OPERATION = struct.Struct(">BH")
-_HEAD_AND_OPERATION = struct.Struct(">BHBH")
-_VERSION = struct.Struct(">Q")
-_LENGTH = struct.Struct(">I")
-_TTL = struct.Struct(">Q")
-NUMBERS = struct.Struct(">qq")
+_HEAD: Final = struct.Struct(">BH")
+_OPERATION: Final = struct.Struct(">BH")
+_HEAD_AND_OPERATION: Final = struct.Struct(">BHBH")
+_VERSION: Final = struct.Struct(">Q")
+_LENGTH: Final = struct.Struct(">I")
+_TTL: Final = struct.Struct(">Q")
+NUMBERS: Final = struct.Struct(">qq")
 """Delta and initial number of an INCR, which are its data."""
-SIZE = struct.Struct(">Q")
+SIZE: Final = struct.Struct(">Q")
 """Data of a LIMIT."""
-MAX_STATE_BYTES = "max_state_bytes"
+MAX_STATE_BYTES: Final = "max_state_bytes"
 LEASE_DIGITS: Final = 16
 """Of the id of a lease, in hexadecimal: drawn at random by who opens it."""
-LEASE = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
-ASKED = struct.Struct(f">{LEASE_DIGITS}sQIIBB")
+LEASE: Final = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
+ASKED: Final = struct.Struct(f">{LEASE_DIGITS}sQIIBB")
 """What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait, and
 of which kind the name is."""
 UNITS, ITEMS, MEETING = range(3)
 """Kinds of names: what is granted is some units of it, an item of a queue, or that so many wait for it as it has units,
 all of whom are granted it at once."""
-WHICH = struct.Struct(f">{LEASE_DIGITS}sQ")
+WHICH: Final = struct.Struct(f">{LEASE_DIGITS}sQ")
 """What a RELEASE says: lease and number."""
-KEPT = struct.Struct(">Q")
+KEPT: Final = struct.Struct(">Q")
 """What a KEEP says before the numbers of the claims that are wanted: up to which index all that are, are named."""
-NUMBER = struct.Struct(">Q")
-TRIES = struct.Struct(">H")
+NUMBER: Final = struct.Struct(">Q")
+TRIES: Final = struct.Struct(">H")
 """What a PUT says before the value: how often the item is tried; 0: for ever."""
-ASKED_OF_LIMIT = struct.Struct(">QQQ")
+ASKED_OF_LIMIT: Final = struct.Struct(">QQQ")
 """What an ADMIT says: n, in how many milliseconds, and how many of them this is."""
 MAX_LIMIT: Final = 10**6
-MAX_QUEUE_BYTES = MAX_KEY_BYTES - 32
+MAX_QUEUE_BYTES: Final = MAX_KEY_BYTES - 32
 """Of the UTF-8 form of a queue's name: those of its items, and of the queue of its dead, are longer; that one may be,
 by what it has at its end, where its items are tried for ever."""
 MAX_CLAIM_DATA: Final = 1024
@@ -98,18 +98,18 @@ END: Final = 34
 CLAIM: Final = 35
 RELEASE: Final = 36
 ADMIT: Final = 37
-OF_LEASES = frozenset((OPEN, KEEP, END))
+OF_LEASES: Final = frozenset((OPEN, KEEP, END))
 """What is said of a lease, and of no key."""
-ALONE = frozenset((OPEN, KEEP, END, CLAIM, RELEASE, ADMIT))
+ALONE: Final = frozenset((OPEN, KEEP, END, CLAIM, RELEASE, ADMIT))
 """What comes with no other effect."""
-OF_THE_CLUSTER = frozenset((ALLOW, DISALLOW, LIMIT))
+OF_THE_CLUSTER: Final = frozenset((ALLOW, DISALLOW, LIMIT))
 """What is said of the whole, and of no key."""
-_KEY_ONLY = frozenset((DELETE, ALLOW, DISALLOW, END))
-_WITH_TTL = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
-_WITH_LENGTH = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT))
-_UNDER_A_CLAIM = frozenset((ACK, RELEASE))
-_WITH_MORE = _WITH_TTL | _WITH_LENGTH | {LIMIT}
-_FIXED_BYTES = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
+_KEY_ONLY: Final = frozenset((DELETE, ALLOW, DISALLOW, END))
+_WITH_TTL: Final = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
+_WITH_LENGTH: Final = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT))
+_UNDER_A_CLAIM: Final = frozenset((ACK, RELEASE))
+_WITH_MORE: Final = _WITH_TTL | _WITH_LENGTH | {LIMIT}
+_FIXED_BYTES: Final = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
 _LONE_HEAD_BYTES, _LENGTH_BYTES = _HEAD_AND_OPERATION.size, _LENGTH.size
 
 
@@ -278,10 +278,10 @@ def _decode_rest(code: int, data: bytes, offset: int) -> tuple[bytes, int, int]:
     return data[start:stop], ttl_ms, stop
 
 
-SHARED = 1
+SHARED: Final = 1
 """The version in the refusal of an IF_HELD by whose fence several may hold some of a queue or a meeting; else it is 0.
 """
-_CONFLICT = re.compile(r"condition (\d+) does not hold: (\d+)")
+_CONFLICT: Final = re.compile(r"condition (\d+) does not hold: (\d+)")
 
 
 def conflict(position: int, version: int) -> Rejected:
@@ -295,7 +295,9 @@ def read_conflict(reason: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found is not None else None
 
 
-_NO_COUNTER = re.compile("the value of effect ([0-9]+) is no number|effect ([0-9]+) leaves the numbers of 64 bits")
+_NO_COUNTER: Final = re.compile(
+    "the value of effect ([0-9]+) is no number|effect ([0-9]+) leaves the numbers of 64 bits"
+)
 
 
 def no_number(position: int) -> Rejected:
@@ -314,8 +316,8 @@ def read_no_counter(reason: str) -> int | None:
     return int(found[1] or found[2]) if found is not None else None
 
 
-_NOLEASE = re.compile("there is no lease ([0-9a-f]+)")
-_OTHER_SIZE = re.compile("what is claimed has ([0-9]+) units")
+_NOLEASE: Final = re.compile("there is no lease ([0-9a-f]+)")
+_OTHER_SIZE: Final = re.compile("what is claimed has ([0-9]+) units")
 
 
 def no_lease(lease: str) -> Rejected:
@@ -345,7 +347,7 @@ def read_other_size(reason: str) -> int | None:
     return int(found[1]) if found is not None else None
 
 
-_OVER_QUOTA = re.compile("the state would have ([0-9]+) bytes, and may have ([0-9]+)")
+_OVER_QUOTA: Final = re.compile("the state would have ([0-9]+) bytes, and may have ([0-9]+)")
 
 
 def over_quota(size_bytes: int, max_bytes: int) -> Rejected:

@@ -18,11 +18,12 @@ Pure: without threads, clock or log; used under the lock of the node, save `said
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 
-_MAX_STRANGERS = 16
-_PATIENCE = 2
+_MAX_STRANGERS: Final = 16
+_PATIENCE: Final = 2
 """Failures in a row after which a member is looked for where others were."""
 _LOOK_AGAIN = 60
 """So many times `corrections` is asked until who was found to be wrong is looked for where it says once more."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import Entry
@@ -20,10 +20,10 @@ from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.snapshots import Snapshots
 from raftsvc.state import ReportingState
 
-_FEW_ENTRIES = 16
-_FEW_BYTES = 64 * 1024
+_FEW_ENTRIES: Final = 16
+_FEW_BYTES: Final = 64 * 1024
 _MUCH_BYTES = 1024 * 1024
-_MUCH_ENTRIES = 1024
+_MUCH_ENTRIES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)

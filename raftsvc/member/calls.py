@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 from random import Random
-from typing import Protocol
+from typing import Final, Protocol
 
 from raftsvc.core.messages import EntryKind, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role, Settings
@@ -28,9 +28,9 @@ from raftsvc.member.pieces import Piece, Pieces
 from raftsvc.member.sessions import MAX_OUTCOMES, Outcome, Sessions
 from raftsvc.member.waiters import Call
 
-MAX_FORWARD_BYTES = 256 * 1024
-MAX_BATCH_BYTES = 4 * 1024 * 1024
-_MOST_LOOKED_AT = 8
+MAX_FORWARD_BYTES: Final = 256 * 1024
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+_MOST_LOOKED_AT: Final = 8
 
 
 class Contexts:
@@ -409,7 +409,7 @@ def _is_too_far(call: Call, low: int) -> bool:
     return call.number + call.count > low + MAX_OUTCOMES
 
 
-_REFUSALS = {int(refusal): refusal for refusal in Refusal}
+_REFUSALS: Final = {int(refusal): refusal for refusal in Refusal}
 
 
 def refusal_of(m: Message) -> Refusal:

@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 from raftsvc.core.messages import NO_NODE, Message, MessageKind
 from raftsvc.core.raft import Raft, Role
@@ -47,8 +48,8 @@ from raftsvc.errors import DisagreementError, DivergedError
 from raftsvc.member.machine import Machine
 
 _REMEMBERED = 8192
-_MAX_QUESTIONS = 64
-_SILENCE = 5
+_MAX_QUESTIONS: Final = 64
+_SILENCE: Final = 5
 
 
 class _Question:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import sub
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.leader import Leader
 from raftsvc.core.raft import Raft
 
-_NS_PER_MS = 1_000_000
+_NS_PER_MS: Final = 1_000_000
 
 
 class _Mark(NamedTuple):

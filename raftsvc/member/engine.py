@@ -28,7 +28,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import Configuration
@@ -82,7 +82,7 @@ _SNAPSHOT_RETRY = 10
 """Election timeouts after which a snapshot that failed is tried again, at first."""
 
 
-_NEARLY = 1000
+_NEARLY: Final = 1000
 """Entries that a node may be behind in what it applied and still be taken for current."""
 
 

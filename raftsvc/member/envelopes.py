@@ -23,24 +23,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, Entry
 from raftsvc.core.versions import Versions
 
-ENVELOPE = struct.Struct(">BQQQQ")
-ENVELOPE_BYTES = ENVELOPE.size
+ENVELOPE: Final = struct.Struct(">BQQQQ")
+ENVELOPE_BYTES: Final = ENVELOPE.size
 """Bytes that an envelope adds to an instruction."""
-INSTRUCTION_OFFSET = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
+INSTRUCTION_OFFSET: Final = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 """Where, in an entry, what follows the envelope begins."""
 INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE, CLIENT = 1, 2, 3, 4, 5, 6, 7
-MAX_LISTED = 1000
+MAX_LISTED: Final = 1000
 """Instructions in one list."""
 
-_PLACE_IN_WHOLE = struct.Struct(">QQQB")
-PIECE_OVERHEAD_BYTES = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
-_COUNT = struct.Struct(">H")
-_LENGTH = struct.Struct(">I")
+_PLACE_IN_WHOLE: Final = struct.Struct(">QQQB")
+PIECE_OVERHEAD_BYTES: Final = ENVELOPE_BYTES + _PLACE_IN_WHOLE.size
+_COUNT: Final = struct.Struct(">H")
+_LENGTH: Final = struct.Struct(">I")
 
 
 def wrap(op: int, session_id: int, nonce: int, number: int, low: int, data: bytes) -> bytes:

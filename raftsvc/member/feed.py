@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import Configuration
@@ -48,16 +48,16 @@ from raftsvc.member.machine import Machine
 from raftsvc.member.reads import Reads
 from raftsvc.member.waiters import Read
 
-_MOST_RELAYED = 4096
+_MOST_RELAYED: Final = 4096
 """Requests of which it is remembered whom to tell of a refusal."""
-_MOST_WAITING = 10_000
+_MOST_WAITING: Final = 10_000
 """What may wait to be said to one that does not read."""
-_MOST_BYTES = 64 * 1024 * 1024
+_MOST_BYTES: Final = 64 * 1024 * 1024
 """What one may bring at once."""
-_EVERYTHING = 2**63
-_GONE_TIMEOUTS = 3
+_EVERYTHING: Final = 2**63
+_GONE_TIMEOUTS: Final = 3
 """Election timeouts after which who has not come back is not waited for; if it does, it is told by the log."""
-_MOST_CLOSED = 16
+_MOST_CLOSED: Final = 16
 """Sessions at once."""
 
 

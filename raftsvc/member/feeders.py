@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from typing import Final
 
 from raftsvc.member.applier import Applier
 from raftsvc.member.attachment import Said
@@ -13,7 +14,7 @@ from raftsvc.member.feed import FeedError
 from raftsvc.member.handoff import Signal
 from raftsvc.member.turns import Turn
 
-_BATCH_BYTES = 256 * 1024
+_BATCH_BYTES: Final = 256 * 1024
 
 
 class Feeders:

@@ -6,11 +6,12 @@ Used under the lock of its node.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from raftsvc.core.pace import Pace
 from raftsvc.member.waiters import Call
 
-_MOST = 1024
+_MOST: Final = 1024
 
 
 class _Batch:

@@ -27,6 +27,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, auto
+from typing import Final
 
 from raftsvc.core.messages import (
     ENTRY_OVERHEAD_BYTES,
@@ -47,10 +48,10 @@ from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import VOID_LIFE
 from raftsvc.member.vigil import Vigil
 
-_MAX_STRANGERS = 64
+_MAX_STRANGERS: Final = 64
 _OP_AT, _OP_END = ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1
-_FOUND_OUT = "a member found out that it has two lives, or forgot one"
-_OF_LIVES = frozenset((bytes([OPEN]), bytes([VOID])))
+_FOUND_OUT: Final = "a member found out that it has two lives, or forgot one"
+_OF_LIVES: Final = frozenset((bytes([OPEN]), bytes([VOID])))
 
 
 class Speaker(Enum):

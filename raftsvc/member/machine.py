@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
@@ -71,7 +71,7 @@ from raftsvc.results import TRUE
 from raftsvc.state import ElectorateState, State, StreamingState, TimedState, WaitingState
 from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
 
-_STRETCH = 64  # entries between two looks at whether another thread waits
+_STRETCH: Final = 64  # entries between two looks at whether another thread waits
 _NORMAL, _CONFIG = int(EntryKind.NORMAL), int(EntryKind.CONFIG)  # an enum's members are slow to look up
 
 

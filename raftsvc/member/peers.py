@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from raftsvc.addresses import is_canonical
 from raftsvc.core.messages import Claim, Life, Message
@@ -23,7 +24,7 @@ from raftsvc.member.turns import Turn
 from raftsvc.systems import let_others_run
 from raftsvc.transport import Identity, Network, Problem, SnapshotChunk
 
-MAX_STRANGERS = 16
+MAX_STRANGERS: Final = 16
 
 
 class Peers:

@@ -14,12 +14,12 @@ Used under the lock of its node.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.pace import Pace
 from raftsvc.member.waiters import Call
 
-MAX_PIECE_BYTES = 64 * 1024
+MAX_PIECE_BYTES: Final = 64 * 1024
 
 
 class Piece(NamedTuple):

@@ -37,7 +37,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, MAX_NUMBER, Entry, Life, MalformedError
 from raftsvc.core.versions import Versions, least
@@ -56,21 +56,21 @@ from raftsvc.results import (
     encode_answer,
 )
 
-MAX_OUTCOMES = 1024
+MAX_OUTCOMES: Final = 1024
 """Numbers of one session that are not settled; one further ahead of `low` is ignored."""
-MAX_SESSIONS = 256
+MAX_SESSIONS: Final = 256
 """Of one member."""
-MAX_CLIENTS = 4096
+MAX_CLIENTS: Final = 4096
 """Sessions of connected clients, in all."""
-CLIENTS = 0
+CLIENTS: Final = 0
 """In the place of the member whose session it is."""
-MAX_OPEN_AGE = 100_000
+MAX_OPEN_AGE: Final = 100_000
 """Entries after which an attempt to open a session is too old."""
-MAX_WHOLE_BYTES = 4 * 1024 * 1024
+MAX_WHOLE_BYTES: Final = 4 * 1024 * 1024
 """The longest that is put together from pieces; each session may have one under way, in the snapshot too."""
-MAX_PARTIAL_BYTES = 8 * MAX_WHOLE_BYTES
+MAX_PARTIAL_BYTES: Final = 8 * MAX_WHOLE_BYTES
 """Of all that comes in pieces; beyond that what belongs to the session that was not used for longest begins again."""
-VOID_LIFE = Life(MAX_NUMBER, 0)
+VOID_LIFE: Final = Life(MAX_NUMBER, 0)
 
 
 class Outcome(NamedTuple):
@@ -94,7 +94,7 @@ class Outcome(NamedTuple):
 # As `Outcome(*fields)`, which is written in Python and takes three times as long (timeit).
 _made: Callable[[tuple[object, ...]], Outcome] = partial(tuple.__new__, Outcome)
 
-NOT_TAKEN = Outcome(False)
+NOT_TAKEN: Final = Outcome(False)
 """What a client brought was ignored, for its session is not open; known by its index, which is no entry's."""
 
 
@@ -474,11 +474,11 @@ class Sessions:
         return sessions
 
 
-_COUNT = struct.Struct(">I")
-_LIFE = struct.Struct(">BQQQQ")
-_SESSION = struct.Struct(">BQQQQQQII")
-_OUTCOME = struct.Struct(">QQQH")
-_PARTIAL = struct.Struct(">BQQBI")
+_COUNT: Final = struct.Struct(">I")
+_LIFE: Final = struct.Struct(">BQQQQ")
+_SESSION: Final = struct.Struct(">BQQQQQQII")
+_OUTCOME: Final = struct.Struct(">QQQH")
+_PARTIAL: Final = struct.Struct(">BQQBI")
 _IS_LIFE, _IS_SESSION, _IS_PARTIAL = 1, 2, 3
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.member.waiters import Call, Read, Waiter
 
-_REASONS = (Condition.STATE_STALLED, Condition.STALLED, Condition.REFUSED, Condition.OUT_OF_TOUCH)
+_REASONS: Final = (Condition.STATE_STALLED, Condition.STALLED, Condition.REFUSED, Condition.OUT_OF_TOUCH)
 
 
 def stage_of(engine: Engine, waiter: Waiter) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Event
+from typing import Final
 
 from raftsvc.member.engine import Engine
 from raftsvc.member.peers import Peers
 from raftsvc.member.turns import Turn
 
-LEAST_TICK = 0.95
+LEAST_TICK: Final = 0.95
 """Of its length; a wait that ends earlier counts for none."""
 
 

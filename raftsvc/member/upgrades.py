@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from raftsvc.core.membership import ConfChange
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, EntryKind, Life, kind_of
@@ -28,8 +29,8 @@ from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import VOID_LIFE
 
-_REPORTING = (bytes([OPEN]), bytes([VOID]))
-_MOST_UNAPPLIED = 10_000
+_REPORTING: Final = (bytes([OPEN]), bytes([VOID]))
+_MOST_UNAPPLIED: Final = 10_000
 """Entries that are looked through for sessions; behind more it is waited."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from raftsvc.core.raft import Raft, Role
 from raftsvc.errors import (
@@ -30,17 +30,17 @@ from raftsvc.member.health import Condition, Health
 from raftsvc.member.writes import Writes
 from raftsvc.transport import Limit, PeerTrouble
 
-_OUT_OF_TOUCH = 3
+_OUT_OF_TOUCH: Final = 3
 """Election timeouts without a leader after which a node says so; an election takes one or two."""
 _LOOK_AT_ROOM = 10
 """Election timeouts between two looks at the room on the disk, and between attempts to make some."""
-_REPEATED = 10
+_REPEATED: Final = 10
 """Election timeouts after which what others bring about, and was not repeated, is over."""
-_LOUD = 3
+_LOUD: Final = 3
 """So often what comes and goes is said as loud as it is,"""
-_CALM = 60
+_CALM: Final = 60
 """within so many election timeouts."""
-_LEAST_SEGMENTS = 4
+_LEAST_SEGMENTS: Final = 4
 """So many segments of the log should fit on the disk."""
 
 

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from raftsvc.errors import DamagedStorageError
 
-_ID = struct.Struct(">QI")
-_POLYNOMIAL = 0x82F63B78  # CRC-32C, reflected (RFC 3720, appendix B.4)
+_ID: Final = struct.Struct(">QI")
+_POLYNOMIAL: Final = 0x82F63B78  # CRC-32C, reflected (RFC 3720, appendix B.4)
 
 
 def crc32c(data: bytes) -> int:

@@ -79,7 +79,13 @@ class DirectoryLock:
         close_in_children(self)
         while True:
             # Before it is locked: whoever forks from now on does not keep it.
-            self._fd = fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._fd = fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:  # it may be about to be replaced
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+                continue
             self._pid = os.getpid()
             try:
                 _check_access(self._path, fd)

@@ -22,32 +22,32 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from raftsvc.core.messages import Lineage
 from raftsvc.errors import REPLACE_MEMBER
 from raftsvc.process import give_way
 
-SECTOR_BYTES = 512
-MAGIC = b"raftwal"
-VERSION = b"6"
-SEGMENT_HEAD = struct.Struct(">7scQQQQIII")
-HARD_STATE = struct.Struct(">QQQQ")
-MARK = struct.Struct(">QQ")
+SECTOR_BYTES: Final = 512
+MAGIC: Final = b"raftwal"
+VERSION: Final = b"6"
+SEGMENT_HEAD: Final = struct.Struct(">7scQQQQIII")
+HARD_STATE: Final = struct.Struct(">QQQQ")
+MARK: Final = struct.Struct(">QQ")
 ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE = 1, 2, 3, 4, 5
 """Types of records."""
-_KINDS = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE))
-ADVICE = f"{REPLACE_MEMBER} Do not delete parts of the log."
-_STRETCH_BYTES = 64 * 1024  # searched between two looks at whether another thread waits
-_ZERO_SECTOR = bytes(SECTOR_BYTES)
-_ZEROS = bytes(64 * 1024)
-_FIELDS = struct.Struct(">IIII")
-_RECORD_HEAD = struct.Struct(">IIIII")
-RECORD_HEAD_BYTES = _RECORD_HEAD.size
-END_MARK = b"\xa5"
+_KINDS: Final = frozenset((ENTRIES, STATE, SNAPSHOT_MARK, CLOSING, LIFE))
+ADVICE: Final = f"{REPLACE_MEMBER} Do not delete parts of the log."
+_STRETCH_BYTES: Final = 64 * 1024  # searched between two looks at whether another thread waits
+_ZERO_SECTOR: Final = bytes(SECTOR_BYTES)
+_ZEROS: Final = bytes(64 * 1024)
+_FIELDS: Final = struct.Struct(">IIII")
+_RECORD_HEAD: Final = struct.Struct(">IIIII")
+RECORD_HEAD_BYTES: Final = _RECORD_HEAD.size
+END_MARK: Final = b"\xa5"
 """What ends a record, so that its last sector is never all zero."""
-_ENDS = tuple(END_MARK + bytes(padding) for padding in range(8))
+_ENDS: Final = tuple(END_MARK + bytes(padding) for padding in range(8))
 
 
 def _aligned(size: int) -> int:
@@ -59,11 +59,11 @@ def record_size(payload_size: int) -> int:
     return _aligned(_RECORD_HEAD.size + payload_size + len(END_MARK))
 
 
-START = _aligned(SEGMENT_HEAD.size)
+START: Final = _aligned(SEGMENT_HEAD.size)
 """Offset of a segment's first record."""
-BODY = START + record_size(HARD_STATE.size) + record_size(MARK.size) + record_size(len(Lineage().encode()))
+BODY: Final = START + record_size(HARD_STATE.size) + record_size(MARK.size) + record_size(len(Lineage().encode()))
 """Offset of a segment's first appended record, behind the three that it begins with."""
-CLOSING_BYTES = record_size(0)
+CLOSING_BYTES: Final = record_size(0)
 
 
 class Record(NamedTuple):

@@ -17,25 +17,26 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
 from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
 from raftsvc.storage.files import Files, parent_of
 
-MAX_CHUNK_BYTES = 1024 * 1024
-_MAX_HEAD_BYTES = 64 * 1024 * 1024
+MAX_CHUNK_BYTES: Final = 1024 * 1024
+_MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
 # A log on the same disk waits behind every dirty byte of a snapshot that is synced: 60 to 160 ms
 # behind 130 MB at the end, 3 ms behind this much at a time (`python -m benchmarks costs snapshot`).
-SYNC_BYTES = 4 * 1024 * 1024
+SYNC_BYTES: Final = 4 * 1024 * 1024
 
-_MAGIC = b"raftsnp"
-_VERSION = b"5"
-_PREFIX = struct.Struct(">7scI")
-_HEAD = struct.Struct(">QQQQIII")
-_CRC = struct.Struct(">I")
-_CHUNK = struct.Struct(">II")
-_END = struct.Struct(">IIQ")
+_MAGIC: Final = b"raftsnp"
+_VERSION: Final = b"5"
+_PREFIX: Final = struct.Struct(">7scI")
+_HEAD: Final = struct.Struct(">QQQQIII")
+_CRC: Final = struct.Struct(">I")
+_CHUNK: Final = struct.Struct(">II")
+_END: Final = struct.Struct(">IIQ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 from raftsvc.storage.files import Files
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.records import SECTOR_BYTES
 
-NAME = "next.tmp"
-_PIECES = 64
+NAME: Final = "next.tmp"
+_PIECES: Final = 64
 """In how many it is prepared: an fsync of the log waits for one of them, 256 KiB, at most."""
 
 

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.messages import NO_NODE, Entry, HardState, Lineage, index_of
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError, SupersededError
@@ -50,7 +50,7 @@ from raftsvc.storage.snapshot import (
 )
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
-TOKEN_BYTES = 16
+TOKEN_BYTES: Final = 16
 
 
 class Loaded(NamedTuple):

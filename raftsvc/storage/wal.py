@@ -39,7 +39,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 from zlib import crc32
 
 from raftsvc.core.messages import (
@@ -87,8 +87,8 @@ from raftsvc.storage.records import (
 
 logger = logging.getLogger("raftsvc.storage")
 
-DEFAULT_SEGMENT_BYTES = 16 * 1024 * 1024
-_NO_HEAD = bytes(RECORD_HEAD_BYTES)
+DEFAULT_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+_NO_HEAD: Final = bytes(RECORD_HEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class _Tail:
     chain: int
 
 
-_NO_TAIL = _Tail(-1, 0, 0, 0, 0, 0)
+_NO_TAIL: Final = _Tail(-1, 0, 0, 0, 0, 0)
 
 
 class _Extent:

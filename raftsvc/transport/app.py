@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, MalformedError, Message, MessageKind, decode_messages
@@ -59,12 +59,12 @@ from raftsvc.transport.wire import (
 logger = logging.getLogger("raftsvc.transport")
 
 StartResponse = Callable[..., object]
-_MAX_PARTIAL_BATCHES = 16
-_SNAPSHOT_OVERHEAD_BYTES = 256 * 1024
-_ALARM_SECONDS = 3600.0
-_PROBES = ("livez", "readyz")
+_MAX_PARTIAL_BATCHES: Final = 16
+_SNAPSHOT_OVERHEAD_BYTES: Final = 256 * 1024
+_ALARM_SECONDS: Final = 3600.0
+_PROBES: Final = ("livez", "readyz")
 
-_METHODS = {
+_METHODS: Final = {
     "msg": "POST",
     "snapshot": "POST",
     "join": "POST",
@@ -76,7 +76,7 @@ _METHODS = {
     "livez": "GET",
     "readyz": "GET",
 }
-_LIMITS = {
+_LIMITS: Final = {
     "msg": MAX_BODY_BYTES,
     "snapshot": SNAPSHOT_PIECE_BYTES + _SNAPSHOT_OVERHEAD_BYTES,
     "join": MAX_JOIN_BYTES,
@@ -85,7 +85,7 @@ _LIMITS = {
 }
 
 
-_CLUSTER = re.compile("[0-9a-f]{16}")
+_CLUSTER: Final = re.compile("[0-9a-f]{16}")
 
 
 class Receiver(Protocol):

@@ -15,7 +15,7 @@ import hmac
 import ipaddress
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from raftsvc.addresses import host_of, is_loopback
 from raftsvc.core.membership import MAX_ADDRESS_BYTES
@@ -24,9 +24,9 @@ from raftsvc.errors import ConfigurationError
 from raftsvc.transport.frames import Seal
 from raftsvc.transport.local import trace_of_outside
 
-MIN_SECRET_BYTES = 16
+MIN_SECRET_BYTES: Final = 16
 Judge = Callable[[Mapping[str, Any]], bool]
-_TRANSLATED = (
+_TRANSLATED: Final = (
     "Raft-Version",
     "Raft-Cluster",
     "Raft-From",
@@ -37,11 +37,11 @@ _TRANSLATED = (
     "Raft-Epoch",
     "Raft-Number",
 )
-_MAX_FIELD_BYTES = MAX_ADDRESS_BYTES
-_FIELD_LENGTH = struct.Struct(">I")
-AUTH_HEADER = "Raft-Auth"
-_VARIABLES = tuple("HTTP_" + name.upper().replace("-", "_") for name in _TRANSLATED)
-WAYS_TO_BE_REACHED = (
+_MAX_FIELD_BYTES: Final = MAX_ADDRESS_BYTES
+_FIELD_LENGTH: Final = struct.Struct(">I")
+AUTH_HEADER: Final = "Raft-Auth"
+_VARIABLES: Final = tuple("HTTP_" + name.upper().replace("-", "_") for name in _TRANSLATED)
+WAYS_TO_BE_REACHED: Final = (
     "give all nodes the same secret=, or mutual TLS, or an authenticate= callable; "
     "insecure=True admits everybody who reaches the port"
 )

@@ -22,18 +22,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
-HANDSHAKE_SECONDS = 10.0
-HEAD_SECONDS = 10.0
+HANDSHAKE_SECONDS: Final = 10.0
+HEAD_SECONDS: Final = 10.0
 """From the first byte of a request, or from the beginning of the connection, to the end of its head."""
-IDLE_SECONDS = 60.0
+IDLE_SECONDS: Final = 60.0
 """Between two requests."""
-TRANSFER_SECONDS = 20.0
-TRANSFER_BYTES_PER_SECOND = 4096
+TRANSFER_SECONDS: Final = 20.0
+TRANSFER_BYTES_PER_SECOND: Final = 4096
 """A body, or an answer, has the seconds above and as many more as its length takes at this rate."""
-MAX_STRANGE_BYTES = 32 * 1024 * 1024
-_MAX_COUNTED_BYTES = 1024 * 1024
+MAX_STRANGE_BYTES: Final = 32 * 1024 * 1024
+_MAX_COUNTED_BYTES: Final = 1024 * 1024
 """No more of a body is ever kept, however much is announced."""
 
 

@@ -6,7 +6,7 @@ Its sender and the holder of its stream write it, anybody reads it.  Nothing is 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.transport.wire import PROTOCOL_VERSION, Problem, UnreachableError
 
@@ -26,7 +26,7 @@ class PeerTrouble(NamedTuple):
     why: str
 
 
-_MEANINGS = {
+_MEANINGS: Final = {
     "unauthenticated": "its secret differs from this node's, or something in between refuses us",
     "wrong_cluster": "the node there belongs to another cluster",
     "wrong_node": "another node answers there",

@@ -17,24 +17,25 @@ import hmac
 import secrets
 import struct
 from collections.abc import Callable
+from typing import Final
 from zlib import crc32
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.transport.wire import MAX_BATCH_BYTES, MAX_BODY_BYTES
 
-_HEAD = struct.Struct(">IQ")
-_HEAD_BYTES = _HEAD.size
-_CRC = struct.Struct(">I")
-_GOES_ON = 1 << 31
-_MAC_BYTES = 16
-_MAX_CHUNK_HEAD_BYTES = 256
-_HASH_BLOCK_BYTES = 64
-_HASH_PIECE_BYTES = 2047
+_HEAD: Final = struct.Struct(">IQ")
+_HEAD_BYTES: Final = _HEAD.size
+_CRC: Final = struct.Struct(">I")
+_GOES_ON: Final = 1 << 31
+_MAC_BYTES: Final = 16
+_MAX_CHUNK_HEAD_BYTES: Final = 256
+_HASH_BLOCK_BYTES: Final = 64
+_HASH_PIECE_BYTES: Final = 2047
 """As much as hashlib takes at once without letting go of the interpreter,"""
-_MAX_HELD_BYTES = 64 * 1024
+_MAX_HELD_BYTES: Final = 64 * 1024
 """and of how much that is worth it: 50 µs."""
-NONCE_BYTES = 16
-FRAME_BYTES = 16 * 1024
+NONCE_BYTES: Final = 16
+FRAME_BYTES: Final = 16 * 1024
 """A longer body is cut: who writes to a slow connection is seen to come on."""
 
 

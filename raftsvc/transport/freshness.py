@@ -19,14 +19,15 @@ import secrets
 import threading
 import time
 from collections import deque
+from typing import Final
 
 from raftsvc.core.messages import Life
 from raftsvc.transport.wire import Problem
 
-_KEPT_NUMBERS = 64
-_MAX_WINDOWS = 1024
-_MAX_KNOWN = 4096
-_CHALLENGE_SECONDS = 60.0
+_KEPT_NUMBERS: Final = 64
+_MAX_WINDOWS: Final = 1024
+_MAX_KNOWN: Final = 4096
+_CHALLENGE_SECONDS: Final = 60.0
 
 
 class _Window:

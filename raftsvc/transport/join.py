@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.addresses import peer_url
 from raftsvc.core.messages import NO_NODE, Life, MalformedError
@@ -49,7 +49,9 @@ _FINAL: dict[str, type[RaftError]] = {
     "unsupported_version": ConfigurationError,
     "malformed": ConfigurationError,
 }
-_DIFFER = "its secret and that of this node differ, or one of the two has none: all nodes of a cluster have the same"
+_DIFFER: Final = (
+    "its secret and that of this node differ, or one of the two has none: all nodes of a cluster have the same"
+)
 _UNSIGNED: dict[str, str] = {
     "unauthenticated": _DIFFER,
     "challenge": _DIFFER,  # it has no secret, and asks who has one
@@ -67,7 +69,7 @@ def why_unsigned(problem: Problem) -> str:
     return _UNSIGNED.get(problem.code, "")
 
 
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS: Final = 15.0
 """A leader answers a join within ten seconds; one that does not will not."""
 
 

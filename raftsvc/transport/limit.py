@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.transport.wire import MAX_BODY_BYTES
 
-_LEAST_BYTES = 2 * 1024
+_LEAST_BYTES: Final = 2 * 1024
 """What refuses less than that lets no node through."""
 _PATIENCE_SECONDS = 60.0
 _MOST_PATIENCE_SECONDS = 3600.0

@@ -18,15 +18,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from raftsvc.addresses import is_loopback_host, is_loopback_ip
 from raftsvc.transport.stream import connection_of
 
-BROKEN = "its connection is gone"
+BROKEN: Final = "its connection is gone"
 
 # By parts of names, for every proxy and every provider has some of its own.
-_TELLTALE = re.compile(
+_TELLTALE: Final = re.compile(
     r"""
     FORWARD | PROXY | PROXIED | CDN | ENVOY | VARNISH | SCHEME | HTTPS
     | (?:^|_)VIA$ | ^CF_ | ^X_ARR_ | ^X_AMZ | ^X_ORIGINAL_ | ^X_REWRITE_
@@ -35,7 +35,7 @@ _TELLTALE = re.compile(
     """,
     re.VERBOSE,
 )
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+))(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z.-]+))(?::[0-9]{1,5})?", re.IGNORECASE | re.ASCII)
 
 
 def trace_of_outside(environ: Mapping[str, Any]) -> str | None:

@@ -17,14 +17,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from raftsvc.core.messages import Message, MessageKind
 from raftsvc.transport.wire import MAX_BODY_BYTES
 
-MAX_QUEUED_BYTES = 16 * 1024 * 1024
-MAX_QUEUED_MESSAGES = 4096
+MAX_QUEUED_BYTES: Final = 16 * 1024 * 1024
+MAX_QUEUED_MESSAGES: Final = 4096
 
-_REPLIES = frozenset(kind for kind in MessageKind if kind.name.endswith("_REPLY"))
+_REPLIES: Final = frozenset(kind for kind in MessageKind if kind.name.endswith("_REPLY"))
 
 
 class Drain:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Final
 
 from requests import RequestException
 from urllib3.exceptions import HTTPError
 
 logger = logging.getLogger("raftsvc.transport")
 
-JOINING_SECONDS = 10.0
+JOINING_SECONDS: Final = 10.0
 """How long a node that was admitted may take to know of it."""
-CALM_SECONDS = 60.0
+CALM_SECONDS: Final = 60.0
 """How long after a warning another one is none, if the same happens again."""
 
-_EXPECTED = {"stopping": logging.INFO}
-_MEANINGS = {"uninitialized": "it belongs to no cluster: its join was broken off, or its directory is lost"}
+_EXPECTED: Final = {"stopping": logging.INFO}
+_MEANINGS: Final = {"uninitialized": "it belongs to no cluster: its join was broken off, or its directory is lost"}
 
 
 class Reach:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import Final, Protocol
 
 from raftsvc.core.messages import MalformedError, Message
 from raftsvc.errors import StorageError
@@ -24,11 +24,11 @@ from raftsvc.transport.wire import (
 
 logger = logging.getLogger("raftsvc.transport")
 
-_TRIES = 4
-_FIRST_PIECE_BYTES = 32 * 1024
-_LEAST_PIECE_BYTES = 2 * 1024
-_SLOW_SHARE = 8
-_UNREADABLE = frozenset((errno.ENOENT, errno.EIO))
+_TRIES: Final = 4
+_FIRST_PIECE_BYTES: Final = 32 * 1024
+_LEAST_PIECE_BYTES: Final = 2 * 1024
+_SLOW_SHARE: Final = 8
+_UNREADABLE: Final = frozenset((errno.ENOENT, errno.EIO))
 
 
 class Stride:

@@ -13,17 +13,17 @@ QUERY and LOOK what the State said.  All integers are big-endian.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.transport.wire import MAX_BODY_BYTES
 
 HELLO, STATUS, READ, LOOK, QUERY, BRING = 1, 2, 3, 4, 5, 6
 
-_HEAD = struct.Struct(">BI")
-_PLACE = struct.Struct(">QQ")
-_MAX_TIMEOUT_MS = 3_600_000
-MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - _HEAD.size
+_HEAD: Final = struct.Struct(">BI")
+_PLACE: Final = struct.Struct(">QQ")
+_MAX_TIMEOUT_MS: Final = 3_600_000
+MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - _HEAD.size
 """Of a request."""
 
 

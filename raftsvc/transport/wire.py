@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.core.messages import (
@@ -25,17 +25,19 @@ from raftsvc.core.messages import (
 )
 from raftsvc.core.versions import FIRST, Versions
 
-PROTOCOL_VERSION = "4"
+PROTOCOL_VERSION: Final = "4"
 """Another one with each change of what messages and entries mean: members of two would apply one log differently."""
-CONTENT_TYPE = "application/x-raftsvc"
-MAX_BODY_BYTES = 512 * 1024
-MAX_BATCH_BYTES = 8 * 1024 * 1024
+CONTENT_TYPE: Final = "application/x-raftsvc"
+MAX_BODY_BYTES: Final = 512 * 1024
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 """The most that parts may add up to, hence the largest entry."""
-MAX_JOIN_BYTES = 16 * 1024
-SNAPSHOT_PIECE_BYTES = 256 * 1024
+MAX_JOIN_BYTES: Final = 16 * 1024
+SNAPSHOT_PIECE_BYTES: Final = 256 * 1024
 
 
-_EXTRAS = frozenset({"leader", "challenge", "epoch", "lineage", "cluster", "node", "counter", "life", "addr", "proof"})
+_EXTRAS: Final = frozenset(
+    {"leader", "challenge", "epoch", "lineage", "cluster", "node", "counter", "life", "addr", "proof"}
+)
 """What an error answer may say besides its code and detail."""
 
 
@@ -139,7 +141,7 @@ class Part(NamedTuple):
         return part
 
 
-_CHUNK = struct.Struct(">QIQI")
+_CHUNK: Final = struct.Struct(">QIQI")
 
 
 class SnapshotChunk(NamedTuple):
@@ -243,7 +245,7 @@ def _decode_object(body: bytes) -> dict[str, object]:
     return fields
 
 
-_NEXT = struct.Struct(">Q")
+_NEXT: Final = struct.Struct(">Q")
 
 
 def encode_chunk_reply(next_offset: int, replies: bytes) -> bytes:

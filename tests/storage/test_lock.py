@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,20 @@ def test_a_directory_is_owned_by_whatever_name_it_is_called(tmp_path: Path) -> N
     other.release()
 
 
-def test_who_waits_for_a_directory_owns_what_stands_there_in_the_end(tmp_path: Path) -> None:
+def test_who_waits_for_a_directory_owns_what_stands_there_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_missed = threading.Event()
+
+    def open_directory(path: Any, *flags: int, **more: Any) -> int:
+        try:
+            return open_file(path, *flags, **more)
+        except FileNotFoundError:
+            is_missed.set()
+            raise
+
+    open_file = os.open
+    monkeypatch.setattr(os, "open", open_directory)
     owned = tmp_path / "node"
     owned.mkdir()
     first = DirectoryLock(str(owned))
@@ -195,6 +209,7 @@ def test_who_waits_for_a_directory_owns_what_stands_there_in_the_end(tmp_path: P
     waiter = threading.Thread(target=second.acquire, args=(30,))
     waiter.start()
     owned.rename(tmp_path / "moved")
+    assert is_missed.wait(30), "nothing stands there for a moment"
     owned.mkdir()
     waiter.join()
     assert second.is_in_place
