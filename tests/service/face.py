@@ -30,6 +30,8 @@ OF_THE_NODE = (
 """Which of its methods a State has for its node, and not for the application."""
 NOBODY = "127.0.0.1:1"
 """Where no member is, and nobody listens."""
+BRIEF = 0.05
+"""In seconds; to wait for what nobody does."""
 
 
 def request_for(path: str) -> dict[str, Any]:
@@ -95,13 +97,13 @@ VALUES: dict[str, Any] = {
     "advance.after": 0,
     "watch.after": 0,
     "claim.data": b"main",
-    "claim.timeout": 0.05,  # what nobody lets go of is asked for again
+    "claim.timeout": BRIEF,  # what nobody lets go of is asked for again
     "election.data": b"main",
     "meeting.data": b"main",
     "take.data": b"main",
     "take.name": "queue",
-    "take.timeout": 0.05,
-    "wait_changed.timeout": 0.05,
+    "take.timeout": BRIEF,
+    "wait_changed.timeout": BRIEF,
     "lock.data": b"main",
     "rwlock.data": b"main",
 }

@@ -22,7 +22,7 @@ import requests
 import raftsvc
 from raftsvc import kv, mainthread
 
-from .face import calls_of
+from .face import BRIEF, VALUES, calls_of
 from .harness import PATIENCE, SECRET, Cluster, ListState, Member, free_address, in_background
 
 PACKAGE = str(Path(raftsvc.__file__).parent)
@@ -62,11 +62,11 @@ def raise_interrupted() -> None:
     raise Interrupted
 
 
-def answered(call: Callable[[Any], object]) -> Callable[[Any], object]:
+def answered(call: Callable[[Any], object], *more: type[Exception]) -> Callable[[Any], object]:
     """`call`, which is answered, or refused for what it asks: there is no such member or key, or a cluster already."""
 
     def ask(thing: Any) -> None:
-        with suppress(raftsvc.ExistingClusterError, raftsvc.UnknownPeerError, KeyError):
+        with suppress(raftsvc.ExistingClusterError, raftsvc.UnknownPeerError, KeyError, *more):
             call(thing)
 
     return ask
@@ -76,7 +76,11 @@ ALL = {name: answered(call) for name, call in calls_of(raftsvc.Service).items()}
 CALLS = {name: call for name, call in ALL.items() if name != "stop"}
 """Every method of a Service that it goes on after; `stop` has tests of its own."""
 STORE_BRIEFLY = {name: answered(call) for name, call in calls_of(kv.KeyValue, whole=False).items()}
-STORE = {name: answered(call) for name, call in calls_of(kv.KeyValue).items()}
+STORE = {
+    # What waits for so little may find that nobody was asked in that time.
+    name: answered(call, *([raftsvc.NotApplied] if VALUES.get(f"{name}.timeout") == BRIEF else []))
+    for name, call in calls_of(kv.KeyValue).items()
+}
 
 
 @pytest.fixture(autouse=True)
