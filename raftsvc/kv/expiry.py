@@ -91,7 +91,7 @@ class Expiries:
         self._note_first()
 
     def take(self, time_ms: int) -> list[str]:
-        """Take out keys that are due by `time_ms`, about a hundred at once; none: there are no more.
+        """Take out keys that are due by `time_ms`, those of a page at once; none: there are no more.
 
         They come in the order of their deadlines, and those of one deadline in that of the keys.
         """

@@ -1,6 +1,6 @@
 """An ordered map of keys that can be frozen at once and serialized at leisure.
 
-Keys are kept in order in pages of about a hundred.  A page never changes: a write
+Keys are kept in order in pages of some twenty.  A page never changes: a write
 puts another in its place, so a copy of the list of pages shows its moment for good
 to whoever holds it, and holds no more than the pages replaced meanwhile.  Nobody has
 to say that a frozen view is done with: it is gone when its last reference is.
@@ -30,7 +30,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from raftsvc.process import give_way
 
-MAX_PAGE_KEYS: Final = 128
+MAX_PAGE_KEYS: Final = 32
 
 
 class Value(NamedTuple):
