@@ -2172,6 +2172,13 @@ MUTANTS = (
         test="attached/test_choreography.py::test_a_stored_snapshot_that_cannot_be_read_is_taken_anew",
     ),
     Mutant(
+        "of a stored snapshot only head and end are looked at before an attached process is given it",
+        "member/snapshots.py",
+        "            snapshot.verify()\n",
+        "            pass\n",
+        test="testing/test_rotten_snapshots.py::test_another_is_taken_for_a_process_that_needs_it",
+    ),
+    Mutant(
         "who is evicted with its owner waits on",
         "attached/replica.py",
         "        if said.is_removed and self.health",

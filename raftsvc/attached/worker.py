@@ -287,6 +287,7 @@ class Worker:
         self._apply()
         live = replica.live.opened(store, secrets.randbits(64))
         if live.is_behind:
+            replica.snapshots.check_stored()  # if it is damaged, one whose State is ahead of it may take over
             with self.lock:
                 replica.read_snapshot()
             self._apply()

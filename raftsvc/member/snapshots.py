@@ -4,7 +4,7 @@
 one; the thread that applies calls `capture` and `restore`.  `Arrivals` puts the pieces of a
 leader's together.  Installing it is a write of the log: see `writes`.
 
-`save`, `restore` and `receive_chunk` touch the disk and are called without the lock.
+`save`, `check_stored`, `restore` and `receive_chunk` touch the disk and are called without the lock.
 """
 
 from __future__ import annotations
@@ -144,8 +144,12 @@ class Snapshots:
         self._rest_ticks = retry_ticks << min(max(self._failures - 1, 0), 6)
 
     def check_stored(self) -> None:
-        """Raise FileNotFoundError if there is none, or what keeps it from being read."""
-        self._store.open_snapshot().close()
+        """Raise FileNotFoundError if there is none, or what keeps it from being read, to its end.
+
+        Asked before a State is restored from it: one that was given a part is of no use, and another may be taken.
+        """
+        with self._store.open_snapshot() as snapshot:
+            snapshot.verify()
 
     def restore(self, index: int) -> None:
         """Restart the State from the stored snapshot, which covers at least `index`.

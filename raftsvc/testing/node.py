@@ -7,10 +7,11 @@ from typing import Protocol
 
 from raftsvc.core.messages import Entry, HardState, Life, Lineage, decode_messages
 from raftsvc.core.versions import FIRST, Versions
-from raftsvc.errors import OutdatedError, StorageError, SupersededError
+from raftsvc.errors import DamagedStorageError, OutdatedError, StorageError, SupersededError
 from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.member.live import Live, NotContinuedError
+from raftsvc.storage import Store
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss, SimulatedDisk
 from raftsvc.testing.network import Network, Place, member_at, name_of
@@ -187,7 +188,8 @@ class SimulatedNode:
         if worker is not None:
             worker.heir = self.process
         self.place.ways = self.process.ways
-        self.is_damaged = False  # everything stored was looked at
+        # Everything stored was looked at, save the data of a snapshot that who takes over does not need.
+        self.is_damaged = self.is_damaged and worker is not None and not _has_whole_snapshot(self.process.store)
         self.note("starts: " + self.describe())
         self.process.start()
 
@@ -311,3 +313,14 @@ class SimulatedNode:
     def damage_state(self, again: bool = False) -> bool:
         """Break something in the State; `again`: as often as it takes until answers depend on it."""
         return self.process is not None and self.process.replica.damage(again)
+
+
+def _has_whole_snapshot(store: Store) -> bool:
+    try:
+        with store.open_snapshot() as snapshot:
+            snapshot.verify()
+    except FileNotFoundError:
+        return True  # there is none
+    except DamagedStorageError:
+        return False
+    return True

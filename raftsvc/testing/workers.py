@@ -294,6 +294,7 @@ class Worker:
         """Read the stored snapshot, if that is ahead."""
         if live.is_behind:
             attached = self.attached
+            attached.snapshots.check_stored()
             attached.read_snapshot()
             work = attached.applying.begin()
             answers, error = attached.applying.apply(work)

@@ -220,7 +220,7 @@ def test_a_version_is_effective_once_all_processes_of_the_host_know_it_and_who_d
     assert site.start(0, state_version=2).call("kv.incr", "visits") >= 6
 
 
-@pytest.mark.parametrize("place", [0, -20], ids=["its head", "its data"])
+@pytest.mark.parametrize("place", [0, -20, -30], ids=["its head", "its end", "its data"])
 def test_a_stored_snapshot_that_a_newcomer_cannot_read_is_taken_anew(site: Site, place: int) -> None:
     options = {"snapshot_entries": 20, "trailing_entries": 1}
     owner = site.start(0, **options)
@@ -234,3 +234,23 @@ def test_a_stored_snapshot_that_a_newcomer_cannot_read_is_taken_anew(site: Site,
     newcomer = site.start_attached(0, owner, **options)
     assert newcomer.call("kv.incr", "visits") > 1
     eventually(lambda: owner.call("service.err") is None, "another snapshot was taken")
+
+
+def test_who_finds_the_stored_snapshot_damaged_as_it_takes_over_tries_again_later(site: Site) -> None:
+    options = {"snapshot_entries": 20, "trailing_entries": 1}
+    owner = site.start(0, **options)
+    owner.call("service.init")
+    stored = site.path / "0" / "snap"
+    count = 0
+    while not stored.exists():
+        count = owner.call("kv.incr", "visits")
+    owner.popen.send_signal(signal.SIGSTOP)
+    newcomer = site.start(0, **options)
+    assert newcomer.call("service.err") is not None, "nobody has answered it"
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-30] + b"damaged!" + whole[-22:])
+    owner.kill()
+    eventually(lambda: "damaged at" in (newcomer.call("service.err") or ""), "it says why it does not own it")
+    stored.write_bytes(whole)
+    eventually(lambda: newcomer.call("service.err") is None, "it owns it")
+    assert newcomer.call("kv.incr", "visits") == count + 1
