@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -553,3 +554,26 @@ def test_a_state_is_told_who_votes_with_each_change_and_after_a_snapshot() -> No
     restored.restore(machine.applied_index, 1, machine.config, machine.sessions.encode(), machine.digest, iter((data,)))
     assert other.told == [(0, [2])]
     assert other.items == [b"x"]
+
+
+def test_what_a_state_answers_is_asked_nothing() -> None:
+    class Lazy:
+        @property
+        def __class__(self) -> Any:
+            raise AssertionError("the user's code runs in the machine")
+
+    class LazyState(ListState):
+        def apply(self, data: bytes, index: int) -> Any:
+            return Lazy()
+
+    log = Log()
+    log.machine = Machine(LazyState())
+    log.change(ConfChange(ConfOp.ADD_VOTER, 1, "a:1"))
+    session = log.open(1)
+    (answer,) = log.send(session, 1, 1, b"a")
+    assert isinstance(answer.outcome, Outcome)
+    assert (answer.outcome.satisfied, type(answer.outcome.answer) is Lazy) == (True, True)
+    (answer,) = log.send(session, 1, 1, b"a")
+    assert answer.outcome == Outcome(
+        True, None, None, False, log.machine.applied_index - 1, 10 * (log.machine.applied_index - 1)
+    )

@@ -110,6 +110,9 @@ class Applying:
     def _have_expire(self, index: int, time_ms: int) -> None:
         """Some under each hold of the lock, so that readers get their turn."""
         content, holds = self.content, self.content.holds
+        if len(content.changes) >= _MANY:
+            with self.lock:
+                self._note(index - 1)
         content.index = index
         # Leases end, all that are due, then their keys, and only then is granted what they held.
         steps = (
@@ -124,7 +127,7 @@ class Applying:
                 with self.lock:
                     holds.turn_to(index, time_ms)
                     is_more = step()
-        if content.runs.is_wanted:
+        if holds.dropped:
             with self.lock:
                 content.runs.leave(holds, time_ms)
 
@@ -153,7 +156,7 @@ class Applying:
             if found:
                 self._woken += [cursor.signal for cursor in found]
         holds = content.holds
-        if holds.changed:
+        if holds.changed and content.index <= index:
             self._woken += self.waiters.take(holds.changed)
             holds.changed = []
         self.complete = max(self.complete, index)

@@ -224,6 +224,7 @@ class Content:
                 answer = done if code == PUT or len(effects) == 1 else answer
             else:
                 self._govern(code, key, data)
+        self.runs.leave(self.holds, time_ms)  # an ACK ends a claim
         return answer
 
     def _govern(self, code: int, key: str, data: bytes) -> None:

@@ -131,7 +131,10 @@ class Holds:
     items:      what stands in queues, of which claims are granted some.
     size_bytes: about what leases, claims and names take in memory.
     due_ms:     the log time from which on `end_some` or `grant_some` has something to do.
-    changed:    since it was last taken out, the claims that were granted or are no more, with their names.
+    changed:    since it was last taken out, the claims that were granted or are no more, with their names: for those
+                who wait, and taken out as it suits whoever applies.
+    dropped:    since they were last taken out, the claims that are no more: for what runs under them (`kv.runs`), and
+                taken out with each instruction, however they are batched.
     over:       since they were last taken out, the leases that ended because it was time.
     """
 
@@ -147,6 +150,7 @@ class Holds:
         "_names",
         "_time_ms",
         "changed",
+        "dropped",
         "items",
         "over",
         "size_bytes",
@@ -166,6 +170,7 @@ class Holds:
         self.size_bytes = 0
         self.items = Items() if items is None else items
         self.changed: list[tuple[str, str, int]] = []
+        self.dropped: list[tuple[str, str, int]] = []
         self.over: list[str] = []
 
     @classmethod
@@ -393,6 +398,7 @@ class Holds:
         self._claim_count -= 1
         self.size_bytes -= size_of(name, claim.data)
         self.changed.append((name, lease, number))
+        self.dropped.append((name, lease, number))
         return claim
 
     def grant(self, name: str) -> None:

@@ -375,8 +375,12 @@ class Runs:
         return True
 
     def leave(self, holds: Holds, time_ms: int) -> None:
-        """What runs under places that were held, as `holds` has just changed, and are not any more, has died."""
-        for place in holds.changed:
+        """What runs under places that were held, and are not any more since this was last asked, has died."""
+        dropped = holds.dropped
+        if not dropped:
+            return
+        holds.dropped = []
+        for place in dropped:
             if place in self._places and not is_granted(holds, place):
                 for name, fence in list(self._under_way.get(place, ())):
                     self._end(name, self._jobs[name].runs[fence], DIED, b"", time_ms)

@@ -114,7 +114,7 @@ class Refusal:
 
 def outcome_of(said: object, index: int, time_ms: int) -> Outcome:
     """The outcome of an instruction of which the State said that, at that entry and time."""
-    if isinstance(said, Refusal):
+    if type(said) is Refusal:
         return Outcome(False, said.reason, None, True, index, time_ms)
     # Not its truth, which a State's own class may define: nothing of the user's runs here.
     return _made((said is not False and said is not None, None, said, True, index, time_ms))
@@ -122,7 +122,7 @@ def outcome_of(said: object, index: int, time_ms: int) -> Outcome:
 
 def encode_said(said: object) -> bytes:
     """What `encode_outcome` makes of the outcome of it."""
-    return REJECTED + said.reason.encode() if isinstance(said, Refusal) else encode_answer(said)
+    return REJECTED + said.reason.encode() if type(said) is Refusal else encode_answer(said)
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
