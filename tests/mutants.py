@@ -1512,6 +1512,35 @@ MUTANTS = (
         test="kv/test_runs.py::test_a_run_has_died_once_the_place_of_who_has_it_is_gone",
     ),
     Mutant(
+        "a run outlives the item under which it was claimed",
+        "kv/content.py",
+        "        self.runs.leave(self.holds, time_ms)  # an ACK ends a claim\n",
+        "",
+        test="kv/test_batches.py::test_a_run_under_an_item_that_is_done_has_died_however_much_is_applied_at_once",
+    ),
+    Mutant(
+        "what expires by pulses waits for the end of the batch",
+        "kv/applying.py",
+        "        if len(content.changes) >= _MANY:\n            with self.lock:\n                self._note(index - 1)\n"
+        "        content.index = index\n",
+        "        content.index = index\n",
+        test="kv/test_batches.py::test_what_waits_to_be_noted_is_bounded_while_only_time_passes",
+    ),
+    Mutant(
+        "who waits for a claim is woken for half of an entry",
+        "kv/applying.py",
+        "if holds.changed and content.index <= index:",
+        "if holds.changed:",
+        test="kv/test_batches.py::test_who_waits_for_a_claim_is_not_woken_for_half_of_an_entry",
+    ),
+    Mutant(
+        "what a State answers is asked what it is",
+        "member/sessions.py",
+        "    if type(said) is Refusal:\n",
+        "    if isinstance(said, Refusal):\n",
+        test="test_machine.py::test_what_a_state_answers_is_asked_nothing",
+    ),
+    Mutant(
         "of two clocks that differ the later counts",
         "kv/runs.py",
         "    return sorted(shown)[(len(shown) - 1) // 2]\n",
