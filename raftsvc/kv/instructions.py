@@ -359,7 +359,8 @@ def encode(operations: Sequence[Operation]) -> bytes:
             if isinstance(operation, Condition):
                 parts.append(encode_condition(operation.code, operation.key, operation.version))
             elif isinstance(operation, Effect):
-                parts.append(encode_effect(operation.code, operation.key, bytes(operation.data), operation.ttl_ms))
+                data = operation.data if type(operation.data) is bytes else bytes(memoryview(operation.data))
+                parts.append(encode_effect(operation.code, operation.key, data, operation.ttl_ms))
             else:
                 raise TypeError(f"{operation!r:.200} is neither a condition nor an effect")
         return encode_transaction(parts)
