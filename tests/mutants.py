@@ -1521,9 +1521,8 @@ MUTANTS = (
     Mutant(
         "what expires by pulses waits for the end of the batch",
         "kv/applying.py",
-        "        if len(content.changes) >= _MANY:\n            with self.lock:\n                self._note(index - 1)\n"
-        "        content.index = index\n",
-        "        content.index = index\n",
+        "            with self.lock:\n                self._note(index - 1)\n        content.index = index\n",
+        "            pass\n        content.index = index\n",
         test="kv/test_batches.py::test_what_waits_to_be_noted_is_bounded_while_only_time_passes",
     ),
     Mutant(
