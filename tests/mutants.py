@@ -403,8 +403,8 @@ MUTANTS = (
     Mutant(
         "forget in the snapshot what came of an instruction",
         "member/sessions.py",
-        "            if session.partial is not None:\n",
-        "            if False:\n",
+        "        if partial is not None:\n            record.append(",
+        "        if partial is not None and not partial:\n            record.append(",
     ),
     Mutant(
         "an instruction whose last piece is on its way is reported as not applied",
@@ -2296,8 +2296,8 @@ MUTANTS = (
     Mutant(
         "what members reported is not in the snapshot",
         "member/sessions.py",
-        '            versions = session.versions.encode() if session.versions is not None else b""',
-        '            versions = b""',
+        '        versions = self.versions.encode() if self.versions is not None else b""',
+        '        versions = b""',
         test="test_versions.py::test_of_several_processes_of_a_member_the_least_counts_and_those_that_apply_nothing_do_not",
     ),
     Mutant(

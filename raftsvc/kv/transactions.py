@@ -161,10 +161,16 @@ def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:
     start = stop + _LENGTH_BYTES
     if not 0 < length <= MAX_KEY_BYTES or start > size or _LENGTH.unpack_from(data, stop)[0] != size - start:
         return None
+    key = _read_key(data[_LONE_HEAD_BYTES:stop])
+    return (key, data[start:]) if key else None
+
+
+def _read_key(encoded: bytes) -> str:
+    """Empty, as no key is: it is not UTF-8."""
     try:
-        return data[_LONE_HEAD_BYTES:stop].decode(), data[start:]
+        return encoded.decode()
     except UnicodeDecodeError:
-        return None
+        return ""
 
 
 def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str, bytes, int]]]:
@@ -194,11 +200,10 @@ def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str
             raise Rejected(f"not a transaction: a key of {length} bytes at byte {key_start}")
         if offset > size:
             raise _cut_short(key_start)
-        try:
-            key = data[key_start:offset].decode()
-        except UnicodeDecodeError:
+        key = _read_key(data[key_start:offset])
+        if not key:
             # The error's own text is Python's, and may differ between its versions.
-            raise Rejected(f"not a transaction: the key at byte {key_start} is not UTF-8") from None
+            raise Rejected(f"not a transaction: the key at byte {key_start} is not UTF-8")
         if code in (IF_NOT_MODIFIED, IF_HELD):
             version_start, offset = offset, offset + _VERSION.size
             if offset > size:

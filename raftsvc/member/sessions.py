@@ -249,6 +249,21 @@ class Session:
         self.partial = None
         return partial.op, b"".join(partial.parts)
 
+    def encode(self) -> bytes:
+        """Its record, and that of what is coming in pieces."""
+        versions = self.versions.encode() if self.versions is not None else b""
+        count, length = len(self.outcomes), len(versions)
+        fields = (self.id, self.member, self.nonce, self.counter, self.low, self.used, count, length)
+        record = [_SESSION.pack(_IS_SESSION, *fields), versions]
+        for number in sorted(self.outcomes):
+            data, index, time_ms = self.outcomes[number]
+            record += (_OUTCOME.pack(number, index, time_ms, len(data)), data)
+        partial = self.partial
+        if partial is not None:
+            record.append(_PARTIAL.pack(_IS_PARTIAL, partial.number, partial.whole_bytes, partial.op, partial.held))
+            record += partial.parts
+        return b"".join(record)
+
     def _settle_below(self, low: int) -> None:
         # Those between, or those there are: whichever are fewer.
         settled: Iterable[int] = range(self.low, low)
@@ -408,31 +423,7 @@ class Sessions:
             life, owner = self._lives[member]
             parts.append(_LIFE.pack(_IS_LIFE, member, *life, owner))
         for session_id in sorted(self._sessions):
-            session = self._sessions[session_id]
-            versions = session.versions.encode() if session.versions is not None else b""
-            parts += (
-                _SESSION.pack(
-                    _IS_SESSION,
-                    session_id,
-                    session.member,
-                    session.nonce,
-                    session.counter,
-                    session.low,
-                    session.used,
-                    len(session.outcomes),
-                    len(versions),
-                ),
-                versions,
-            )
-            for number in sorted(session.outcomes):
-                data, index, time_ms = session.outcomes[number]
-                parts += (_OUTCOME.pack(number, index, time_ms, len(data)), data)
-            if session.partial is not None:
-                partial = session.partial
-                parts += (
-                    _PARTIAL.pack(_IS_PARTIAL, partial.number, partial.whole_bytes, partial.op, partial.held),
-                    *partial.parts,
-                )
+            parts.append(self._sessions[session_id].encode())
             give_way()
         return b"".join(parts)
 
