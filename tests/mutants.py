@@ -2612,6 +2612,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [m for m in MUTANTS if not options.names or any(name in m.name for name in options.names)]
     survivors = 0
     print("| bug | seeds to catch it | seen as |\n|---|---|---|", flush=True)
+    _copied()  # which several threads would make at once
     with ThreadPoolExecutor(options.jobs) as pool:
         for mutant, caught in zip(chosen, pool.map(lambda m: catch(m, options.seeds), chosen), strict=True):
             survivors += caught is None
