@@ -28,6 +28,7 @@ from typing import Final, TypeAlias
 from weakref import ReferenceType
 
 from raftsvc.kv.pages import Former
+from raftsvc.process import give_way
 
 WRITTEN: Final = 0
 DELETED: Final = 1
@@ -35,6 +36,8 @@ EXPIRED: Final = 2
 
 _CHANGE_BYTES: Final = 150
 """What a change takes in memory beside its texts and values."""
+_STRETCH: Final = 256
+"""Changes between two looks at whether another thread waits."""
 _FEW: Final = 64
 """So many cursors may wait before those are looked for whose owners are gone."""
 _AT_ONCE: Final = 256
@@ -52,7 +55,9 @@ def _settled(changes: list[Change]) -> list[Change]:
     settled: list[Change] = []
     for index, of_entry in groupby(changes, _index_of):
         last: dict[str, Change] = {}
-        for change in of_entry:
+        for position, change in enumerate(of_entry):
+            if position % _STRETCH == _STRETCH - 1:
+                give_way()
             _, kind, key, value, former = change
             if kind == EXPIRED:  # which comes first
                 settled.append(change)
@@ -149,16 +154,18 @@ class History:
             changes = _settled(changes)
         kept, sizes = self._changes, self._sizes
         added_bytes = 0
-        for change in changes:
-            _, _, key, value, former = change
-            size_bytes = _CHANGE_BYTES + len(key)
-            if value is not None:
-                size_bytes += len(value)
-            if former is not None:
-                size_bytes += len(former[0])
-            kept.append(change)
-            sizes.append(size_bytes)
-            added_bytes += size_bytes
+        for start in range(0, len(changes), _STRETCH):
+            for change in changes[start : start + _STRETCH]:
+                _, _, key, value, former = change
+                size_bytes = _CHANGE_BYTES + len(key)
+                if value is not None:
+                    size_bytes += len(value)
+                if former is not None:
+                    size_bytes += len(former[0])
+                kept.append(change)
+                sizes.append(size_bytes)
+                added_bytes += size_bytes
+            give_way()
         self._size_bytes += added_bytes
         if len(self._changes) > self._max_events or self._size_bytes > self._max_bytes:
             self._drop_some()

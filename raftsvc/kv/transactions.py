@@ -29,6 +29,7 @@ from typing import Final
 
 from raftsvc.errors import Rejected
 from raftsvc.kv.items import DEAD, MAX_TRIES
+from raftsvc.process import give_way
 
 MAX_KEY_BYTES: Final = 1024
 """Of the UTF-8 form of a key, or of an address in the allowed list."""
@@ -110,6 +111,7 @@ _WITH_LENGTH: Final = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, 
 _UNDER_A_CLAIM: Final = frozenset((ACK, RELEASE))
 _WITH_MORE: Final = _WITH_TTL | _WITH_LENGTH | {LIMIT}
 _FIXED_BYTES: Final = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
+_STRETCH: Final = 64  # operations between two looks at whether another thread waits
 _LONE_HEAD_BYTES, _LENGTH_BYTES = _HEAD_AND_OPERATION.size, _LENGTH.size
 
 
@@ -190,7 +192,9 @@ def decode(data: bytes) -> tuple[list[tuple[int, str, int]], list[tuple[int, str
     offset = _HEAD.size
     conditions: list[tuple[int, str, int]] = []
     effects: list[tuple[int, str, bytes, int]] = []
-    for _ in range(count):  # no length is trusted
+    for position in range(count):  # no length is trusted
+        if position % _STRETCH == _STRETCH - 1:
+            give_way()
         start, key_start = offset, offset + _OPERATION.size
         if key_start > size:
             raise _cut_short(start)
