@@ -1521,8 +1521,8 @@ MUTANTS = (
     Mutant(
         "what expires by pulses waits for the end of the batch",
         "kv/applying.py",
-        "            with self.lock:\n                self._note(index - 1)\n        content.index = index\n",
-        "            pass\n        content.index = index\n",
+        "            self._note_before(index)\n        self._have_expire(index, time_ms)\n",
+        "            pass\n        self._have_expire(index, time_ms)\n",
         test="kv/test_batches.py::test_what_waits_to_be_noted_is_bounded_while_only_time_passes",
     ),
     Mutant(

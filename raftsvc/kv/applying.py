@@ -55,6 +55,8 @@ class Applying:
     def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
         """See `KeyValueState.apply_at`."""
         content = self.content
+        if len(content.changes) >= _MANY:
+            self._note_before(index)
         holds = content.holds
         if (
             content.expiries.next_ms <= time_ms
@@ -66,8 +68,6 @@ class Applying:
         if lone is not None and (not content.max_bytes or content.has_room(len(data))):
             key, value = lone
             with self.lock:
-                if len(content.changes) >= _MANY:
-                    self._note(index - 1)
                 content.changes.append((index, WRITTEN, key, value, content.keys.set(key, value, index)))
                 if content.expiries.next_ms != NEVER:
                     content.expiries.set(key, 0)
@@ -83,8 +83,6 @@ class Applying:
         order = decode_order(data) if is_order(data) else None
         conditions, effects = decode(data) if order is None else ([], [])
         with self.lock:
-            if len(content.changes) >= _MANY:
-                self._note(index - 1)
             if order is not None:
                 answer = content.order(order, index, time_ms)
             else:
@@ -104,15 +102,14 @@ class Applying:
 
     def pass_time(self, index: int, time_ms: int) -> None:
         """Have what is due by `time_ms` expire."""
+        if len(self.content.changes) >= _MANY:
+            self._note_before(index)
         self._have_expire(index, time_ms)
         self.applied_index = index
 
     def _have_expire(self, index: int, time_ms: int) -> None:
         """Some under each hold of the lock, so that readers get their turn."""
         content, holds = self.content, self.content.holds
-        if len(content.changes) >= _MANY:
-            with self.lock:
-                self._note(index - 1)
         content.index = index
         # Leases end, all that are due, then their keys, and only then is granted what they held.
         steps = (
@@ -141,6 +138,11 @@ class Applying:
                 woken, self._woken = self._woken, []
         self.complete = self.applied_index = index
         return woken
+
+    def _note_before(self, index: int) -> None:
+        """All before entry `index` is done, and much of it waits."""
+        with self.lock:
+            self._note(index - 1)
 
     def _note(self, index: int) -> None:
         """All up to entry `index` is done.  Called under the lock."""

@@ -325,7 +325,7 @@ def read_no_counter(reason: str) -> int | None:
     return int(found[1] or found[2]) if found is not None else None
 
 
-_NOLEASE: Final = re.compile("there is no lease ([0-9a-f]+)")
+_NO_LEASE: Final = re.compile("there is no lease ([0-9a-f]+)")
 _OTHER_SIZE: Final = re.compile("what is claimed has ([0-9]+) units")
 
 
@@ -336,7 +336,7 @@ def no_lease(lease: str) -> Rejected:
 
 def read_no_lease(reason: str) -> str | None:
     """The lease, if something was refused for `no_lease`."""
-    found = _NOLEASE.fullmatch(reason)
+    found = _NO_LEASE.fullmatch(reason)
     return found[1] if found is not None else None
 
 

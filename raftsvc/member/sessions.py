@@ -198,10 +198,9 @@ class Session:
 
     def admit(self, number: int, low: int) -> bool:
         """Whether that one instruction may be new; then what is below `low` is settled."""
-        former = self.low
-        least_low = number + 1 - MAX_OUTCOMES
-        if number < former or number < low or (low < least_low and former < least_low):
+        if not self.takes(number, low):
             return False
+        former = self.low
         if low > former:
             if low == former + 1 and self.partial is None:  # as most often
                 self.outcomes.pop(former, None)
