@@ -596,9 +596,7 @@ class Service:
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
-        _await_read(
-            node, self._admission, lambda read: node.callers.submit_read(read), timeout, "confirmed and applied"
-        )
+        _await_read(node, self._admission, node.callers.submit_read, timeout, "confirmed and applied")
 
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`, which some node was told of.

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -245,6 +245,10 @@ class KeyValue:
     def _apply(self, operations: list[Operation], timeout: float) -> Applied:
         prefix = self._prefix
         instruction = instructions.encode([_below(prefix, each) for each in operations] if prefix else operations)
+        return self._propose(instruction, operations, timeout)
+
+    def _propose(self, instruction: bytes, operations: Sequence[Operation], timeout: float) -> Applied:
+        """operations: those among its own that a refusal may be about."""
         try:
             return self._service.propose(instruction, timeout)
         except Rejected as rejected:
@@ -266,7 +270,9 @@ class KeyValue:
 
         lease: what `lease` returned, and the key is gone with; None: with none, whatever was said before.
         """
-        return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl, lease)], timeout)
+        if conditions or ttl is not None or lease is not None:
+            return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl, lease)], timeout)
+        return self._propose(instructions.encode_set(key, value, self._prefix), [], timeout).index
 
     def set_json(
         self,
@@ -860,6 +866,8 @@ def _claimed(prefix: str, name: str) -> str:
 
 
 def _check_several(what: str, things: object) -> None:
+    if type(things) is list:  # as most are; to find that out of any other takes long
+        return
     if isinstance(things, str | bytes) or not isinstance(things, Iterable):
         raise TypeError(f"these are several {what}, such as a list has, and not {things!r:.100}")
 
@@ -880,7 +888,7 @@ def _below(prefix: str, operation: Operation) -> Operation:
     return operation  # of neither kind: `encode` says so
 
 
-def _meaning_of(rejected: Rejected, operations: list[Operation]) -> RaftError | None:
+def _meaning_of(rejected: Rejected, operations: Sequence[Operation]) -> RaftError | None:
     """The error of ours that says why `operations` were refused, with the key that it was."""
     found = transactions.read_conflict(rejected.reason)
     if found is not None:

@@ -148,6 +148,13 @@ def encode_transaction(operations: list[bytes]) -> bytes:
     return b"".join((_HEAD.pack(_FORMAT, len(operations)), *operations))
 
 
+def encode_lone_set(key: str, data: bytes) -> bytes:
+    """The instruction that is one SET and nothing else, as most are; what `encode_transaction` makes of that."""
+    named = key.encode()
+    head = _HEAD_AND_OPERATION.pack(_FORMAT, 1, SET, len(named))
+    return b"".join((head, named, _LENGTH.pack(len(data)), data))
+
+
 def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:
     """Key and value if the instruction is one SET and nothing else, as most are; None if it is not, or is wrong.
 

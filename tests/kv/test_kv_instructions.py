@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError, Rejected
-from raftsvc.kv.instructions import encode
+from raftsvc.kv.instructions import encode, encode_set
 from raftsvc.kv.transactions import MAX_KEY_BYTES, MAX_OPERATIONS, MAX_TTL_MS, SET, decode, decode_lone_set
 
 EVERYTHING = [
@@ -61,6 +61,7 @@ def test_one_set_alone_is_read_the_same_either_way_or_left_to_the_other(
 ) -> None:
     whole = bytearray(encode([kv.set(key, value)]))
     assert decode_lone_set(bytes(whole)) == (key, value)
+    assert encode_set(key, value) == encode_set(key[1:] or key, value, key[:1] * (len(key) > 1)) == whole
     whole[where % len(whole)] ^= change
     for data in (bytes(whole), bytes(whole[: where % len(whole)])):
         lone = decode_lone_set(data)
