@@ -20,6 +20,13 @@ PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	then echo $$python; break; fi; done)
 endif
 
+# The oldest and the newest that are supported; of those of pyenv too, though they are not on the path.
+OLDEST := 3.10
+NEWEST := 3.13
+python_of = $(shell for python in python$(1) "$$(pyenv prefix $(1) 2>/dev/null)/bin/python"; do \
+	if "$$python" -c 'import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] != "$(1)")' >/dev/null 2>&1; \
+	then echo "$$python"; break; fi; done)
+
 # So many tests at once: most of the time of most is spent waiting for processes.
 WORKERS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
@@ -30,10 +37,10 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
+.PHONY: help venv test test-all test-oldest test-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make the virtual environment and install the project into it
 
@@ -45,6 +52,16 @@ $(STAMP): setup.cfg setup.py
 
 test: $(STAMP)  ## run the tests
 	$(PY) -m pytest $(or $(ARGS),-n $(WORKERS) --dist worksteal)
+
+test-all:  ## run the tests on the oldest Python that is supported, and on the newest
+	$(MAKE) test-oldest
+	$(MAKE) test-newest
+
+test-oldest:  ## run the tests on the oldest of them, in an environment of its own
+	$(MAKE) test VENV=.venv-$(OLDEST) PYTHON="$(call python_of,$(OLDEST))"
+
+test-newest:  ## run the tests on the newest
+	$(MAKE) test VENV=.venv-$(NEWEST) PYTHON="$(call python_of,$(NEWEST))"
 
 lint: $(STAMP)  ## check style, format and types
 	$(PY) -m ruff check .
@@ -108,5 +125,5 @@ bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj, or ARGS="--against RE
 	$(BENCH_PY) -m benchmarks $(ARGS)
 
 clean: pure  ## remove the virtual environment and everything generated
-	rm -rf $(VENV) $(BENCH_VENV) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-$(OLDEST) $(VENV)-$(NEWEST) $(BENCH_VENV) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
