@@ -397,15 +397,20 @@ class Membership:
 
     def _start_node(self) -> None:
         """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
+        node: Node | None = None
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
             self._attempt.runs_state_here = node.runs_state_here
             node.start()
-        except BaseException:
+            self.node = node
+        except BaseException:  # of one that interrupts the node may know nothing, and run
+            self.node = None
             self._attempt.runs_state_here = _nowhere
-            self._store.unload()
+            if node is not None:
+                node.undo_start()
+            else:
+                self._store.unload()
             raise
-        self.node = node
         told = None
         while (trouble := self._trouble) is not told:  # the listener may tell it of another meanwhile
             node.vitals.note_listening(trouble)

@@ -89,16 +89,13 @@ class FeedServer:
         self._thread = threading.Thread(target=self._run, name="raftsvc-workers", daemon=True)
 
     def start(self) -> None:
-        """Bind and accept in the background.  Raises RuntimeError if there can be no thread; then nothing is bound."""
+        """Bind and accept in the background.  Raises RuntimeError if there can be no thread.
+
+        Whatever is raised, it is to be closed: whoever interrupts may come once the thread runs, or as this returns.
+        """
         close_in_children(self)
         self._bind()
-        try:
-            self._thread.start()
-        except BaseException:  # whoever interrupts may come once the thread runs
-            self._stopping.set()
-            self._close_socket()
-            await_end(self._thread, _END_SECONDS)
-            raise
+        self._thread.start()
 
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`."""

@@ -135,6 +135,7 @@ class Sharing:
         try:
             server.start()
         except BaseException:
+            server.close()
             with self._lock:
                 self._server = None
             raise

@@ -130,15 +130,18 @@ class Node:
             for name, run in (("ticker", self._ticker.run), ("log", self._turn.run_log), ("apply", self._applier.run)):
                 self._threads.start_essential(name, run)
         except BaseException as error:
-            with self._turn:
-                let_waiters_go(self._engine)
-            deadline = self._end(StoppedError("the node could not be started"))
-            self._let_go(deadline, self._store.unload)
+            self.undo_start()
             if isinstance(error, RuntimeError):
                 raise StartFailedError(
                     f"node {self.node_id} could not be started: {error}; it may be tried again"
                 ) from (error)
             raise
+
+    def undo_start(self) -> None:
+        """End all threads, of a node of which nobody knows yet: whoever waits is not failed, nor the store closed."""
+        with self._turn:
+            let_waiters_go(self._engine)
+        self._let_go(self._end(StoppedError("the node could not be started")), self._store.unload)
 
     def _note_failure(self, error: BaseException, what: str) -> None:
         with self._turn:

@@ -21,6 +21,9 @@ import requests
 
 import raftsvc
 from raftsvc import kv, mainthread
+from raftsvc.attached.server import FeedServer
+from raftsvc.member.node import Node
+from raftsvc.transport.listener import Listener
 
 from .face import BRIEF, VALUES, calls_of
 from .harness import PATIENCE, SECRET, Cluster, ListState, Member, free_address, in_background
@@ -305,6 +308,40 @@ def test_a_start_that_is_interrupted_leaves_nothing_and_can_be_repeated_at_once(
         start()
         started.pop().stop()
     assert interrupted > 10
+
+
+@pytest.mark.pure  # compiled, they call each other and look for nothing
+@pytest.mark.parametrize("is_member", [False, True], ids=["an empty directory", "a member's"])
+@pytest.mark.parametrize("begun", [FeedServer, Node, Listener], ids=lambda cls: cls.__name__)
+def test_a_start_that_is_interrupted_right_after_it_began_something_ends_that(
+    tmp_path: Path, begun: Any, is_member: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addr, directory = free_address(), tmp_path / "n"
+
+    def start() -> raftsvc.Service:
+        return raftsvc.start(addr, directory, None, ListState(), secret=SECRET, listen=addr, lock_timeout=0.0)
+
+    service = start()
+    if is_member:
+        service.init()
+    service.stop()
+    before, begin, has_begun = what_is_left(tmp_path), begun.start, []
+
+    def interrupted(self: Any) -> None:
+        begin(self)
+        has_begun.append(self)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(begun, "start", interrupted)
+        if begun is Node and not is_member:
+            start().stop()
+        else:
+            with pytest.raises(Interrupted):
+                start()
+            assert has_begun
+    assert what_is_left(tmp_path) == before
+    start().stop()
 
 
 @pytest.mark.parametrize("when", ["before anybody answers", "while it is looked for"])

@@ -269,7 +269,7 @@ def test_a_restart_is_no_copy_however_often_and_wherever(cluster: Cluster, trio:
     moved.addr = free_address()
     moved.restart()
     eventually(moved.service.is_ready, "it is back, elsewhere")
-    assert all(m.service.err() is None for m in members)
+    eventually(lambda: all(m.service.err() is None for m in members), "nothing is wrong with anybody")
 
 
 @pytest.mark.parametrize("how", ["at once", "to the other node", "after both were started again"])
@@ -308,7 +308,9 @@ def test_what_was_recorded_between_nodes_is_worth_nothing(cluster: Cluster, path
             assert answer.json()["code"] in ("seen", "epoch", "too_old", "challenge", "not_leader", "wrong_node")
             answer.close()
     assert [one.status[name] for name in watched] == before
-    assert all(m.service.err() is None and m.read() == [b"a", b"b"] for m in (one, two))
+    # A verdict would stay; on a busy machine they may have been out of touch meanwhile.
+    eventually(lambda: all(m.service.err() is None for m in (one, two)), "nothing is wrong with them")
+    assert all(m.read() == [b"a", b"b"] for m in (one, two))
 
 
 def test_a_directory_that_was_found_out_stays_so_however_often_it_is_started(
@@ -361,7 +363,7 @@ def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(
     eventually(successor.service.is_ready, "it goes on elsewhere")
     for _ in range(3):
         assert successor.service.exec(b"y", PATIENCE)
-    assert successor.service.err() is None
+    eventually(lambda: successor.service.err() is None, "nothing is wrong with it")
     assert not any(isinstance(m.service.err(), raftsvc.DoubledMemberError) for m in others)
 
 

@@ -17,6 +17,7 @@ from raftsvc.core.messages import HardState
 from raftsvc.errors import ExistingClusterError, RaftError
 from raftsvc.storage import Store
 from raftsvc.transport import JoinReply, JoinRequest
+from tests.effort import turn_of
 from tests.service.harness import SECRET, ListState
 from tests.storage import test_store
 from tests.storage.faults import Disk, PowerLoss, losses
@@ -223,7 +224,7 @@ def _broken_chunks() -> Iterator[bytes]:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(3)[turn_of(3)])
 def test_a_busy_life_keeps_its_promises_over_two_power_losses(
     path: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from zlib import crc32
-
 import pytest
 
 from tests.core.scene import check
-from tests.effort import EFFORT
-from tests.mutants import MUTANTS, PACKAGE, Mutant, catch, failures_without_a_bug, sources_of
+from tests.effort import turn_of
+from tests.mutants import MUTANTS, Mutant, catch, failures_without_a_bug, sources_of
 
 # One of each file: what a copy lacks all tests of the file lack.
 TESTS = sorted({mutant.test.partition("::")[0]: mutant.test for mutant in MUTANTS if mutant.test}.values())
 AT_ONCE = 8
-SHARES = 1 if EFFORT > 1 else 3
-"""Of those that a test finds one share is planted, another with each change of the code; `make mutants` plants all."""
-SHARE = crc32(b"".join(path.read_bytes() for path in sorted(PACKAGE.rglob("*.py")))) % SHARES
+FOUND_BY_TESTS = [mutant for mutant in MUTANTS if mutant.test][turn_of(5)]
+"""`make mutants` plants all."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -38,7 +35,7 @@ def test_no_test_finds_a_bug_where_there_is_none(first: int) -> None:
 
 
 @pytest.mark.pure  # it is planted into the sources alone
-@pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.test][SHARE::SHARES], ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", FOUND_BY_TESTS, ids=lambda mutant: mutant.name)
 def test_a_bug_that_is_seldom_seen_is_found_by_a_test(mutant: Mutant) -> None:
     assert catch(mutant, 0) is not None
 
