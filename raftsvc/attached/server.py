@@ -95,7 +95,10 @@ class FeedServer:
         """
         close_in_children(self)
         self._bind()
-        self._thread.start()
+        if self._stopping.is_set():  # it was stopped meanwhile, and there was nothing to close
+            self._close_socket()
+        else:
+            self._thread.start()
 
     def take_descriptors(self) -> Iterable[int]:
         """See `raftsvc.process.HoldsDescriptors`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -70,7 +69,7 @@ class Sharing:
         self._desk = desk
         self._likeness = likeness
         self._is_settled = is_owner  # it has begun all that an owner does
-        self._lock = threading.Lock()  # guards the two below
+        # Whoever serves, maybe the main thread, sets the first and then looks at the second; who ends it, otherwise.
         self._server: FeedServer | None = None
         self._is_over = False
         self._worker: Worker | None = None
@@ -128,16 +127,14 @@ class Sharing:
             found = node()
             return found if isinstance(found, Owner) else None
 
-        with self._lock:
-            if self._is_over:
-                return
-            self._server = server = FeedServer(self._store.path, House(owned, why_none, self._desk, self._likeness))
+        self._server = server = FeedServer(self._store.path, House(owned, why_none, self._desk, self._likeness))
+        if self._is_over:
+            return
         try:
             server.start()
         except BaseException:
             server.close()
-            with self._lock:
-                self._server = None
+            self._server = None
             raise
 
     # -- while it is attached
@@ -200,9 +197,8 @@ class Sharing:
 
     def bid_farewell(self) -> None:
         """This process is about to stop: the others get ready."""
-        with self._lock:
-            self._is_over = True
-            server = self._server
+        self._is_over = True
+        server = self._server
         if server is not None:
             server.stop("the owner was stopped")
 
