@@ -37,7 +37,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all test-oldest test-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
+.PHONY: help venv test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,13 @@ test-oldest:  ## run the tests on the oldest of them, in an environment of its o
 
 test-newest:  ## run the tests on the newest
 	$(MAKE) test VENV=.venv-$(NEWEST) PYTHON="$(call python_of,$(NEWEST))"
+
+# Where they are, if they are here.
+python-oldest:
+	@echo $(call python_of,$(OLDEST))
+
+python-newest:
+	@echo $(call python_of,$(NEWEST))
 
 lint: $(STAMP)  ## check style, format and types
 	$(PY) -m ruff check .
