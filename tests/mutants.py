@@ -556,6 +556,20 @@ MUTANTS = (
         test="member/test_addresses.py::test_a_node_knows_when_its_own_address_is_another_s",
     ),
     Mutant(
+        "a socket that a start began right before it was interrupted goes on",
+        "attached/sharing.py",
+        "            server.close()\n            self._server = None\n",
+        "            self._server = None\n",
+        test="service/test_interrupts.py::test_a_start_that_is_interrupted_right_after_it_began_something_ends_that",
+    ),
+    Mutant(
+        "a node that a start began right before it was interrupted goes on",
+        "formation.py",
+        "                node.undo_start()\n",
+        "                self._store.unload()\n",
+        test="service/test_interrupts.py::test_a_start_that_is_interrupted_right_after_it_began_something_ends_that",
+    ),
+    Mutant(
         "a start that is interrupted while it notes that it owns the directory keeps it",
         "storage/lock.py",
         "        except BaseException:  # who is interrupted owns nothing\n            self.release()\n",
