@@ -1,7 +1,7 @@
 """How many times over the generated tests run: RAFTSVC_EFFORT=50 make test ARGS="tests/test_codecs.py".
 
-What takes long and has many instances has its turn: some of them run, others with each change of the code.  And how long
-tests wait for what must come, in seconds: less where it is known that it does not, for a bug was planted.
+What takes long and has many instances has its turn: some of them run, others with each change of the code.  And how
+long tests wait for what must come, in seconds: less where it is known that it does not, for a bug was planted.
 """
 
 from __future__ import annotations
