@@ -20,6 +20,7 @@ import requests
 from raftsvc.core.messages import MalformedError
 from raftsvc.transport import Authenticator, Network, Problem, stranger_envelope
 from raftsvc.transport.wire import UnreachableError
+from tests.effort import turn_of
 
 pytestmark = pytest.mark.processes
 
@@ -124,7 +125,7 @@ def addrs_of(hosts: list[Host]) -> list[str]:
 
 @pytest.mark.parametrize("who", [0, 1], ids=["founder", "another"])
 # Before the entry has its name beside the log, the log its own, that is durable, it is to speak, that is, it speaks.
-@pytest.mark.parametrize("kill_at", [28, 38, 39, 41, 42, 45])
+@pytest.mark.parametrize("kill_at", [28, 38, 39, 41, 42, 45][turn_of(2)])
 def test_a_node_that_is_killed_in_any_change_of_its_directory_is_a_member_in_the_end(
     make: Callable[..., list[Host]], who: int, kill_at: int
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import Entry, EntryKind, HardState, Message, MessageKind, decode_messages, index_of, term_of
 from raftsvc.core.raft import ProposalRefused, Raft, Ready, Role, Settings, SnapshotMeta
+from tests.effort import turn_of
 
 IDS = (1, 2, 3)
 FAULTY_STEPS = 3000
@@ -134,7 +135,7 @@ class World:
             self.pump(i)
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", range(8)[turn_of(2)])
 def test_the_promises_hold_whatever_the_network_and_the_disks_do(block: int) -> None:
     for seed in range(block * 20, block * 20 + 20):
         world = World(seed)
