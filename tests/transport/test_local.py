@@ -312,7 +312,7 @@ def test_a_page_in_a_browser_is_refused(origin: str) -> None:
         refused(asking(path, HTTP_ORIGIN=origin))
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "status"])
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in ("status", "metrics")])
 @pytest.mark.parametrize(
     "kind",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", f"text/plain; {CONTENT_TYPE}", ""],
