@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import raftsvc
+from benchmarks.processes import free_ports
 from raftsvc import kv
 from raftsvc.host.admission import Admission
 from raftsvc.measures import APPLIED, Records
@@ -70,17 +70,11 @@ def costs() -> dict[str, float]:
     return {"call": nanoseconds(_call), "batch": nanoseconds(_batch), "lease read": nanoseconds(_lease)}
 
 
-def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 class Cluster:
     """Three nodes in this process."""
 
     def __init__(self, home: Path) -> None:
-        addrs = [_free_address() for _ in range(3)]
+        addrs = [f"127.0.0.1:{port}" for port in free_ports(3)]
         self.states = [kv.KeyValueState() for _ in addrs]
         self.services = [
             raftsvc.start(addr, home / str(n), None, state, listen=addr, initial_cluster=addrs, lease_reads=True)
@@ -129,7 +123,7 @@ def rows(seconds: float) -> list[dict[str, Any]]:
         ]
         cases.append(("lease read", 1, "lease read", lambda _: cluster.services[cluster.leader].wait_read()))
         for what, threads, kind, do in cases:
-            cluster.load(threads, 0.2, do)
+            cluster.load(threads, min(seconds, 0.2), do)
             _, cpu, batches = cluster.load(threads, seconds, do)
             notes = cost[kind] + batches * cost["batch"]
             found.append(
