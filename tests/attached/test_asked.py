@@ -187,6 +187,14 @@ def test_what_was_asked_of_an_owner_that_ends_is_asked_of_the_next(site: Site) -
     assert workers[0].call("kv.incr", "visits") == 1
     assert owner_of(workers[0]) in [worker.pid for worker in workers]
 
+    def told(worker: Remote) -> dict[tuple[str, tuple[str, ...]], Any]:
+        return metrics_of(worker.call("service.status"))
+
+    for worker in workers:
+        eventually(lambda w=worker: told(w).get(("raftsvc_starts_total", ())) == 2, "it knows the owner")  # type: ignore[misc]
+        is_owner = owner_of(worker) == worker.pid
+        assert told(worker)["raftsvc_takeovers_total", ("owner" if is_owner else "attached",)] == is_owner
+
 
 def test_a_process_whose_state_differs_serves_no_more_says_why_and_never_takes_over(site: Site) -> None:
     owner = site.start(0)
