@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from raftsvc.errors import ConfigurationError
 
 MIN_KEY_BYTES = 16
-RIGHTS = ("read", "write", "admin")
-"""Each has what is before it, too."""
+METRICS = "metrics"
+RIGHTS = (METRICS, "read", "write", "admin")
+"""Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
@@ -28,7 +29,8 @@ class ClientKey:
     name:   by which the client says which key it has; several of one name are fine, during a rotation.
     key:    a text of at least 16 bytes: `secrets.token_hex()` makes a good one.
     rights: `read`: what is stored, and the status; `write`: also instructions; `admin`: also those that
-            are the whole cluster's, such as who may join.
+            are the whole cluster's, such as who may join.  `metrics`: nothing but the metrics of a node,
+            to who sends the key itself (`Authorization: Bearer ...`), as Prometheus does.
     prefix: only what begins with it, see `raftsvc.ScopedState`.
 
     Raises ConfigurationError.
@@ -55,6 +57,11 @@ class ClientKey:
     def signing(self) -> bytes:
         """What its requests, and the answers to them, are signed with."""
         return hmac.digest(self.key.encode(), b"raftsvc client key\n" + self.name.encode(), "sha256")
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is itself sent, by those who cannot sign: whoever reads along has it then."""
+        return self.rights == METRICS
 
     def may(self, right: str) -> bool:
         """Whether it has `right`."""

@@ -32,6 +32,7 @@ from raftsvc.errors import (
 from raftsvc.formation import Membership
 from raftsvc.host.admission import Admission
 from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.measures import APPLIED, NOT_APPLIED, OVERLOADED, REFUSED, UNKNOWN, Account
 from raftsvc.member.envelopes import MAX_LISTED, encode_list
 from raftsvc.member.participant import Participant
 from raftsvc.member.sessions import MAX_WHOLE_BYTES, Outcome
@@ -54,7 +55,7 @@ class Proposals:
         self._membership = membership
         self._admission = admission
         self._max_bytes = max_instruction_bytes
-        self._futures = _Futures()
+        self._futures = _Futures(admission.usage.futures)
 
     def propose(self, instruction: bytes, timeout: float, what: str) -> Outcome:
         """Have one instruction applied; see `Service.propose`.  what: the method that was called."""
@@ -136,14 +137,20 @@ class Proposals:
         return listed
 
     def _await(self, node: Participant, call: Call, timeout: float) -> Outcome | list[Outcome]:
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
         self._admission.enter(deadline)
+        error: RaftError | None = None
         try:
             node.callers.submit(call)
             if not node.callers.await_outcome(call, deadline):
                 raise _error_of_late(call, timeout)
+        except RaftError as late:
+            error = late
+            raise
         finally:
-            self._admission.leave()
+            ended = _name_of(call, error)
+            self._admission.leave(self._admission.usage.proposals, ended, time.monotonic() - began)
         return _outcome_of(call)
 
 
@@ -160,6 +167,17 @@ def _outcome_of(call: Call) -> Outcome | list[Outcome]:
     return call.outcome
 
 
+def _name_of(call: Call, error: RaftError | None = None) -> str:
+    """How a call ended, for those who count.  error: if it was given up, or not taken."""
+    error = error or call.error
+    outcome = call.outcome
+    if error is None and outcome is not None:
+        return REFUSED if isinstance(outcome, Outcome) and outcome.rejection is not None else APPLIED
+    if error is None or isinstance(error, OutcomeUnknown):
+        return UNKNOWN
+    return OVERLOADED if isinstance(error, OverloadedError) else NOT_APPLIED
+
+
 def _error_of_late(call: Call, timeout: float) -> RaftError:
     """What is certain of a call that was given up."""
     if call.unsettled:
@@ -174,6 +192,7 @@ class _Pending(NamedTuple):
     future: Future[Applied]
     node: Participant
     timeout: float
+    began: float
 
 
 class _Futures:
@@ -182,8 +201,9 @@ class _Futures:
     The thread ends when there was nothing to do for a while, and another begins with the next call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
         self._lock = threading.Lock()  # guards all below; held for a moment, and nothing is called under it
+        self._account = account
         self._ended: SimpleQueue[int | None] = SimpleQueue()  # None: one with an earlier deadline came
         self._pending: dict[int, _Pending] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -196,15 +216,18 @@ class _Futures:
         """Send an instruction on its way."""
         future: Future[Applied] = Future()
         promise = Promise(data, next(self._serials), self._ended)
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
         with self._lock:
             is_full = len(self._pending) >= MAX_ASYNC
             self._idle_at = time.monotonic() + _IDLE_SECONDS
             if not is_full:
-                self._pending[promise.serial] = _Pending(promise, future, node, timeout)
+                self._pending[promise.serial] = _Pending(promise, future, node, timeout, began)
                 is_earliest = not self._deadlines or deadline < self._deadlines[0][0]
                 heapq.heappush(self._deadlines, (deadline, promise.serial))
                 self._is_served = is_served = self._is_served or self._serve()
+            if is_full:
+                self._account.note(OVERLOADED, 0.0)
         if is_full:
             future.set_exception(OverloadedError(f"{MAX_ASYNC} calls of propose_async are on their way already"))
             return future
@@ -282,13 +305,15 @@ class _Futures:
             pending = self._pending.pop(serial, None)
         if pending is None:
             return
-        promise, future, node, timeout = pending
+        promise, future, node, timeout, began = pending
         error: RaftError | None = None
         try:  # also if it is finished: this thread is who was woken
             if not node.callers.await_outcome(promise, 0.0):
                 error = _error_of_late(promise, timeout)
         except RaftError as unknown:
             error = unknown
+        with self._lock:
+            self._account.note(_name_of(promise, error), time.monotonic() - began)
         if future.done() or not future.set_running_or_notify_cancel():
             return  # nobody wants to know, or somebody completed what is not his
         try:

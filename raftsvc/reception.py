@@ -12,11 +12,12 @@ from typing import Any
 
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
-from raftsvc.errors import FormingError, NodeFailedError, RaftError
+from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
+from raftsvc.metrics import exposition
 from raftsvc.state import ReportingState
 from raftsvc.transport import (
     Envelope,
@@ -132,7 +133,7 @@ class Reception:
         error = membership.err()
         told = membership.relay.status()
         picture = dict(told) if told is not None else self._status_here()
-        picture["process"] = membership.relay.status_of_process()
+        picture["process"] = {**membership.relay.status_of_process(), "measures": self._admission.usage.picture()}
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
@@ -180,6 +181,13 @@ class Reception:
                 raise
             raise NodeFailedError(f"{what} is asked without what it needs: {error!r}") from error
         return {}
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The same as numbers, in the text format of Prometheus; raises Problem."""
+        try:
+            return exposition(self)
+        except ConfigurationError as error:
+            raise Problem(501, "no_metrics", str(error)) from error
 
     def is_live(self) -> bool:
         """Whether the node's threads do their work."""

@@ -57,6 +57,7 @@ from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, checked_keys
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
+from raftsvc.measures import DONE, FAILED, Account
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
@@ -143,7 +144,7 @@ def start(
                   bound to.
 
     client_keys:  those by which processes that are no members work with the cluster, see
-                  `raftsvc.connect`; the same on each node.  None: there are none.
+                  `raftsvc.connect`, or read `/raft/metrics`; the same on each node.  None: there are none.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
@@ -315,18 +316,27 @@ def _check_member(addr: object) -> None:
 
 
 def _await_read(
-    node: Participant, admission: Admission, submit: Callable[[Read], None], timeout: float, what: str
+    node: Participant,
+    admission: Admission,
+    account: Account,
+    submit: Callable[[Read], None],
+    timeout: float,
+    what: str,
 ) -> None:
-    """Wait for a read that `submit` has finished once it was `what`."""
-    deadline = time.monotonic() + timeout
+    """Wait for a read that `submit` has finished once it was `what`; `account` notes how it ended."""
+    began = time.monotonic()
+    deadline = began + timeout
     admission.enter(deadline)
+    ended = FAILED
     try:
         read = Read()
         submit(read)
         if not node.callers.await_read(read, deadline):
             raise ReadTimeoutError(f"the read was not {what} within {timeout:g} s: {read.stage}")
+        if read.error is None:
+            ended = DONE
     finally:
-        admission.leave()
+        admission.leave(account, ended, time.monotonic() - began)
     if read.error is not None:
         raise read.error
 
@@ -356,6 +366,7 @@ class Service:
         self._membership = membership
         self._network = network
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
+        self._lease_reads = self._admission.usage.lease_reads.raised
         hears = partial(_hears_while_server_drains, membership, entrance.listen is not None)
         self._watch = ServerWatch(self._admission, self.stop, membership.stopped, hears)
         self._proposals = Proposals(membership, self._admission, entrance.max_instruction_bytes)
@@ -366,7 +377,9 @@ class Service:
         membership.listed = frozenset(entrance.members)
         self._reception = Reception(membership, self._roster, self._former, network, self._admission, self._listeners)
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
-        self._app = App(self._reception, auth, Door(visitors, entrance.client_keys) if entrance.client_keys else None)
+        signed = [key for key in entrance.client_keys if not key.is_sent]
+        sent = [key.key for key in entrance.client_keys if key.is_sent]
+        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent)
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(
@@ -593,10 +606,12 @@ class Service:
         node = self._membership.require_node("wait_read")
         check_timeout(timeout)
         if node.callers.is_current():
+            next(self._lease_reads)
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
-        _await_read(node, self._admission, node.callers.submit_read, timeout, "confirmed and applied")
+        usage, submit = self._admission.usage, node.callers.submit_read
+        _await_read(node, self._admission, usage.rounds, submit, timeout, "confirmed and applied")
 
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`, which some node was told of.
@@ -618,6 +633,7 @@ class Service:
         _await_read(
             node,
             self._admission,
+            self._admission.usage.waits,
             lambda read: node.callers.submit_expectation(read, index),
             timeout,
             f"applied up to entry {index}",

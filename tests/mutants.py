@@ -1773,6 +1773,20 @@ MUTANTS = (
         "        if True:\n",
         test="test_mainthread.py::test_what_was_interrupted_before_anybody_took_it_is_not_carried_out",
     ),
+    Mutant(
+        "a key for metrics, which is sent as it is, lets clients in",
+        "service.py",
+        "        signed = [key for key in entrance.client_keys if not key.is_sent]\n",
+        "        signed = list(entrance.client_keys)\n",
+        test="service/test_metrics.py::test_a_key_for_metrics_is_worth_nothing_to_a_client",
+    ),
+    Mutant(
+        "who sends a key of another right reads the metrics",
+        "service.py",
+        "        sent = [key.key for key in entrance.client_keys if key.is_sent]\n",
+        "        sent = [key.key for key in entrance.client_keys]\n",
+        test="service/test_metrics.py::test_metrics_are_told_to_no_stranger_nor_to_who_sends_another_key",
+    ),
     # Digests
     Mutant(
         "the leader is right when nobody agrees",

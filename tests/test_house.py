@@ -43,6 +43,7 @@ ROOMS = {
     "state": "",
     "results": "",
     "timeouts": "errors",
+    "measures": "",
     "keys": "errors",
     "states": "errors results state",
     "systems": "errors",
@@ -56,19 +57,20 @@ ROOMS = {
     "addresses": "errors core",
     "storage": "errors process systems core",
     "transport": "errors addresses keys ports process core storage",
-    "member": "errors addresses clocks compiled results state versions process systems core storage transport",
+    "member": "errors addresses clocks compiled measures results state versions process systems core storage transport",
     "attached": "errors compiled state versions process core storage transport member",
-    "host": "errors addresses state process systems mainthread core storage transport member",
+    "metrics": "errors member",
+    "host": "errors addresses measures state process systems mainthread core storage transport member",
     "formation": "errors addresses state versions process mainthread core storage transport member attached host",
     "options": "errors addresses clocks keys state states versions member storage",
     "forming": "errors addresses versions core member transport formation",
-    "proposals": "errors results timeouts mainthread member host formation",
+    "proposals": "errors measures results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses state process mainthread core storage transport member host formation forming "
-    "listeners",
+    "reception": "errors addresses metrics state process mainthread core storage transport member host formation "
+    "forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
-    "service": "errors addresses keys state versions results timeouts process mainthread core storage transport member "
-    "attached host formation forming options proposals listeners reception visitors",
+    "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
+    "transport member attached host formation forming options proposals listeners reception visitors",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.

@@ -53,7 +53,7 @@ class Relay:
         """What is of this process alone, and which others of its host there are."""
         if self._sharing is not None:
             return self._sharing.status()
-        return {"pid": os.getpid(), "owner_pid": os.getpid(), "attached": []}
+        return {"pid": os.getpid(), "owner_pid": os.getpid(), "attached": [], "took_over": False}
 
     def do(
         self,

@@ -187,7 +187,8 @@ class Sharing:
         worker, server = self._worker, self._server
         if self.is_owner or worker is None:
             attached = server.pids() if server is not None else []
-            return {"pid": os.getpid(), "owner_pid": os.getpid(), "attached": attached}
+            pid = os.getpid()
+            return {"pid": pid, "owner_pid": pid, "attached": attached, "took_over": worker is not None}
         return {"pid": os.getpid(), "owner_pid": self.owner_pid or None, **_status_of(worker)}
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from raftsvc.errors import OverloadedError
 from raftsvc.host import servers
 from raftsvc.mainthread import MAIN_THREAD
+from raftsvc.measures import Account, Usage
 from raftsvc.transport import Problem
 
 logger = logging.getLogger("raftsvc")
@@ -55,6 +56,8 @@ class Admission:
         self._pinned = 0
         self._reserved = 0
         self.waiting = 0
+        self.usage = Usage()
+        """What callers of this process did."""
         if not self._is_fixed and host is not None:
             self._adopt(host)
 
@@ -142,6 +145,7 @@ class Admission:
             while self.waiting >= self.limit:
                 left = deadline - time.monotonic()
                 if not may_queue or left <= 0:
+                    self.usage.refusals += 1
                     raise OverloadedError(
                         f"{self.waiting} callers wait already, the limit of this process; try again, or at another node"
                     )
@@ -149,10 +153,12 @@ class Admission:
         finally:
             self._queued -= 1
 
-    def leave(self) -> None:
-        """Give the place back."""
+    def leave(self, account: Account | None = None, outcome: str = "", seconds: float = 0.0) -> None:
+        """Give the place back; `account`, one of `usage`, notes how what was done in it ended, and after how long."""
         with self._lock:
             self.waiting -= 1
+            if account is not None:
+                account.note(outcome, seconds)
             if self._queued:
                 self._freed.notify()
 

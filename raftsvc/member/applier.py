@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from raftsvc.member.applying import Work
+from raftsvc.measures import Records
+from raftsvc.member.applying import Restore, Work
 from raftsvc.member.engine import Engine
 from raftsvc.member.handoff import Amount, applies_little, may_apply
 from raftsvc.member.snapshots import Capture
@@ -102,8 +103,10 @@ class Applier:
         started = time.monotonic()
         answers, error = engine.applying.apply(work)
         with turn:
+            took = time.monotonic() - started
+            _note_applied(engine.records, work, took)
             turn.hands.end()
-            turn.hands.is_quick = time.monotonic() - started < _QUICK_APPLY_SECONDS
+            turn.hands.is_quick = took < _QUICK_APPLY_SECONDS
             engine.end_apply(answers, error)
             turn.drive(inline=False)
 
@@ -118,11 +121,13 @@ class Applier:
             turn.hands.begin()
         capture: Capture | None = None
         failure: Exception | None = None
+        started = time.monotonic()
         try:
             capture = engine.snapshots.capture()
         except Exception as error:
             failure = error
         with turn:
+            engine.records.snapshots["capture"].note(time.monotonic() - started)
             turn.hands.end()
             if capture is None:
                 engine.end_snapshot(None, failure)
@@ -136,12 +141,14 @@ class Applier:
     def _save_snapshot(self, capture: Capture) -> None:
         saved: Capture | None = None
         failure: Exception | None = None
+        started = time.monotonic()
         try:
             if self._engine.snapshots.save(capture._replace(chunks=self._unhurried(capture.chunks))):
                 saved = capture
         except Exception as error:
             failure = error
         with self._turn:
+            self._engine.records.snapshots["save"].note(time.monotonic() - started)
             self._engine.end_snapshot(saved, failure)
             self._turn.drive(inline=False)
 
@@ -153,3 +160,16 @@ class Applier:
             rest = _SNAPSHOT_REST * (time.monotonic() - started)
             self._threads.stopping.wait(min(rest, _MAX_REST_SECONDS))
             started = time.monotonic()
+
+
+def _note_applied(records: Records, work: Work, seconds: float) -> None:
+    """What was applied took so long; the State's restart from a snapshot is none of what it usually takes."""
+    count = 0
+    is_restored = False
+    for items in work:
+        if isinstance(items, Restore):
+            is_restored = True
+        else:
+            count += len(items)
+    records.entries += count
+    (records.snapshots["restore"] if is_restored else records.batches).note(seconds)

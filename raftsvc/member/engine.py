@@ -56,6 +56,7 @@ from raftsvc.errors import (
     SupersededError,
     UnknownOperationError,
 )
+from raftsvc.measures import Records
 from raftsvc.member import events
 from raftsvc.member.applying import Applying
 from raftsvc.member.calls import Calls, Contexts
@@ -218,7 +219,8 @@ class Engine:
         self.core = core = _recover_core(loaded, options, Random(random.getrandbits(64)), at_least)
         if not machine.own.covers(core.committed_config.versions):
             raise outdated(f"node {loaded.node_id} at {addr}", machine.own, core.committed_config.versions)
-        self.writes = Writes(store, self.inbox, self.health)
+        self.records = Records()
+        self.writes = Writes(store, self.inbox, self.health, self.records.syncs)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
         self._seen = _Seen()
@@ -445,6 +447,7 @@ class Engine:
         if is_new_view or config is not seen.config:
             self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement, seen.lead, seen.warning)
         if is_new_view:
+            _note_view(self.records, core, seen)
             if core.role is not seen.role or core.leader_id != seen.leader_id:
                 line, lead = events.of_leader(core, seen.lead)
                 self._seen = self._seen._replace(lead=lead)
@@ -566,6 +569,7 @@ class Engine:
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
         if error is not None:
+            self.records.snapshot_failures += 1
             self.snapshots.end(_SNAPSHOT_RETRY * self.options.election_ticks)
             unsaved = StorageError(f"taking a snapshot failed: {error!r}; the log grows until one succeeds")
             unsaved.__cause__ = error
@@ -616,6 +620,16 @@ def _calls_of(
 ) -> Calls:
     retry_ticks, start_bytes = options.retry_ticks, options.start_bytes
     return Calls(core, contexts, life, retry_ticks, start_bytes, inbox.calls, inbox.finished, note_time, versions)
+
+
+def _note_view(records: Records, core: Raft, seen: _Seen) -> None:
+    """Count elections of this node's that ended, and leaders that it came to know."""
+    is_new = core.role is not seen.role or core.term != seen.term
+    if core.role is Role.LEADER and is_new:
+        records.elections["won"] += 1
+    elif seen.role is Role.CANDIDATE and is_new:
+        records.elections["lost"] += 1
+    records.note_lead(core.term, core.leader_id)
 
 
 def let_waiters_go(engine: Engine) -> None:

@@ -47,6 +47,8 @@ def status_of(engine: Engine) -> dict[str, object]:
             "held_back_by": {str(i): why for i, why in engine.upgrades.held_back_by().items()},
         },
         "compiled": IS_COMPILED,
+        "starts": engine.lives.own.counter,
+        "measures": engine.records.picture(),
         "conditions": engine.health.conditions(),
         "unreachable": {
             str(i): {"code": trouble.code, "why": trouble.why} for i, trouble in sorted(engine.vigil.troubles.items())

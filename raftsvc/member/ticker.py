@@ -47,6 +47,7 @@ class Ticker:
             # campaign the moment it wakes, before it hears its leader.  One too if
             # the clock went back, or there would be none until it is where it was.
             with turn:
+                engine.records.delays.note(max(0.0, now - last - self._tick_seconds))
                 engine.tick()
                 if engine.ticks % engine.options.election_ticks == 0:
                     self._peers.look_after()

@@ -10,6 +10,7 @@ until it is.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from raftsvc.core.messages import Message
 from raftsvc.core.raft import Ready
 from raftsvc.errors import DiskRefusedError
+from raftsvc.measures import SYNC_SECONDS, Histogram
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.health import Health
 from raftsvc.storage import Store
@@ -45,13 +47,16 @@ class Writes:
         "_refusals",
         "_rest_ticks",
         "_store",
+        "_syncs",
         "_waiting",
         "_written",
         "durable_token",
     )
 
-    def __init__(self, store: Store, inbox: Inbox, health: Health) -> None:
+    def __init__(self, store: Store, inbox: Inbox, health: Health, syncs: Histogram | None = None) -> None:
+        """syncs: what notes how long each fsync took."""
         self._store = store
+        self._syncs = syncs if syncs is not None else Histogram(SYNC_SECONDS)
         self._health = health
         self._inbox = inbox
         self._waiting: list[Ready | SnapshotMark] = []
@@ -99,7 +104,9 @@ class Writes:
             self._append(batch)
         except MemoryError as error:
             raise DiskRefusedError("no memory is left to write the log with; it is tried again") from error
+        began = time.monotonic()
         self._store.wal.sync()
+        self._syncs.note(time.monotonic() - began)
 
     def _append(self, batch: Batch) -> None:
         wal = self._store.wal

@@ -8,6 +8,7 @@
     POST confirm    it got the first frame of that stream
     POST client     a connected client asks for something; see door
     GET  status     a picture of the node, for peers and operators
+    GET  metrics    the same as numbers, for Prometheus: to whom status is told, and to who brings a key for that
     GET  livez, readyz   for load balancers; no secret needed, nothing told
 
 Routes on the last word of the path, so it works at the root, under a mount and
@@ -73,6 +74,7 @@ _METHODS: Final = {
     "confirm": "POST",
     "client": "POST",
     "status": "GET",
+    "metrics": "GET",
     "livez": "GET",
     "readyz": "GET",
 }
@@ -139,6 +141,10 @@ class Receiver(Protocol):
         """Raise Problem `not_leader`, which names the leader, if this node does not lead."""
 
     def status(self) -> dict[str, object]: ...
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The content type and the text that monitors read; raises Problem if nothing here can make it."""
+
     def is_live(self) -> bool: ...
     def is_ready(self) -> bool: ...
     def conditions(self) -> Sequence[str]: ...
@@ -147,10 +153,13 @@ class Receiver(Protocol):
 class App:
     """WSGI callable; thread-safe."""
 
-    def __init__(self, receiver: Receiver, auth: Authenticator, door: Door | None = None) -> None:
-        """door: of connected clients; None: there are none."""
+    def __init__(
+        self, receiver: Receiver, auth: Authenticator, door: Door | None = None, bearers: Sequence[str] = ()
+    ) -> None:
+        """door: of connected clients; None: there are none.  bearers: who sends one of these may read the metrics."""
         self._receiver = receiver
         self._door = door
+        self._bearers = [b"Bearer " + key.encode() for key in bearers]
         self._auth = auth
         self._freshness = Freshness()
         self._lock = threading.Lock()  # guards the two below
@@ -202,13 +211,16 @@ class App:
             raise _Refused(trouble)
         if path in _PROBES:
             is_good = self._receiver.is_live() if path == "livez" else self._receiver.is_ready()
-            lines = ["ok" if is_good else "not ready", *(f"[!] {name}" for name in self._receiver.conditions())]
+            bad = "not live" if path == "livez" else "not ready"
+            lines = ["ok" if is_good else bad, *(f"[!] {name}" for name in self._receiver.conditions())]
             return (200 if is_good else 503), "text/plain; charset=utf-8", ("\n".join(lines) + "\n").encode(), b""
         try:
             envelope = Envelope.from_environ(method, path, environ)
         except MalformedError as malformed:
             raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
         secret, key = b"", None
+        if path == "metrics" and self._is_bearer(environ):
+            return (200, *self._tell_metrics(secret), secret)
         if path == "client":
             key, secret = self._identify(envelope, body, environ)
         else:
@@ -226,6 +238,18 @@ class App:
         except (NotApplied, RaftError, OSError) as error:
             logger.warning("a %s was not served: %s", path, error)
             raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error
+
+    def _is_bearer(self, environ: Mapping[str, Any]) -> bool:
+        """Whether who asks sends a key that lets him read the metrics, and nothing else."""
+        given = str(environ.get("HTTP_AUTHORIZATION", "")).encode(errors="replace")
+        found = [hmac.compare_digest(key, given) for key in self._bearers]  # all, so that it takes as long for each
+        return any(found)
+
+    def _tell_metrics(self, secret: bytes) -> tuple[str, bytes]:
+        try:
+            return self._receiver.metrics()
+        except Problem as problem:
+            raise _Refused(problem, secret) from problem
 
     def _check_process(self) -> None:
         try:
@@ -325,10 +349,12 @@ class App:
     ) -> tuple[str, bytes | ServedStream]:
         receiver = self._receiver
         vouch = environ.get("raftsvc.vouch", _nobody_asks) if self._auth.can_tell else _nobody_asks
-        if path == "status":
+        if path in ("status", "metrics"):
             if secret:  # else nothing was signed that could have been recorded
                 self._challenge_stranger(envelope)
             vouch()
+            if path == "metrics":
+                return receiver.metrics()
             return "application/json", json.dumps(receiver.status()).encode()
         if envelope.version != PROTOCOL_VERSION:
             raise _other_version()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from raftsvc.metrics import samples
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
 
@@ -46,6 +48,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
     finally:
         for process in site.processes:
             process.end()
+
+
+def metrics_of(picture: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], Any]:
+    """What a process whose status that is tells monitors."""
+    told = SimpleNamespace(status=lambda: picture, is_live=lambda: True, is_ready=lambda: True)
+    return {(name, labels): value for name, labels, value in samples(told)}
 
 
 def owner_of(process: Remote) -> int:
@@ -93,11 +101,18 @@ def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
         """What they do not say alike: nothing, once all sessions are open."""
         pictures = [process.call("service.status") for process in (owner, *workers)]
         assert {picture.pop("process")["owner_pid"] for picture in pictures} == {owner.pid}
+        assert all(picture.pop("measures")["leader_changes"] == 1 for picture in pictures)  # others go on meanwhile
         return {name for picture in pictures for name in picture if picture[name] != pictures[0][name]}
 
     eventually(lambda: not differing(), "all say the same")
     pictures = [process.call("service.status") for process in (owner, *workers)]
     assert pictures[0]["role"] == "leader"
+    for picture, name in zip(pictures, ("owner", "attached", "attached"), strict=True):
+        found = metrics_of(picture)
+        assert found["raftsvc_is_leader", ()] == found["raftsvc_members", ("voter",)] == 1
+        assert found["raftsvc_proposals_total", (name, "applied")] == (name == "owner"), "of its own callers"
+        assert found["raftsvc_waiting_proposals", (name,)] == 0
+    assert metrics_of(pictures[0])["raftsvc_attached_processes", ()] == 2
     assert owner.call("service.status")["process"]["attached"] == sorted(worker.pid for worker in workers)
     assert workers[0].call("service.is_ready")
 
@@ -150,6 +165,8 @@ def test_what_an_owner_that_is_stopped_is_asked_ends_in_time_and_says_so(site: S
     picture = worker.call("service.status")
     assert (picture["role"], picture["process"]["owner_pid"]) == ("attached", owner.pid)
     assert "owner-silent" in picture["process"]["conditions"]
+    found = metrics_of(picture)
+    assert found["raftsvc_role", ("attached",)] == found["raftsvc_condition", ("owner-silent",)] == 1
     assert f"owner pid {owner.pid} does not answer" in picture["error"]
     owner.popen.send_signal(signal.SIGCONT)
     eventually(lambda: worker.call("service.is_ready"), "it is ready again")
@@ -169,6 +186,14 @@ def test_what_was_asked_of_an_owner_that_ends_is_asked_of_the_next(site: Site) -
         assert outcome.is_told or outcome.get() is None
     assert workers[0].call("kv.incr", "visits") == 1
     assert owner_of(workers[0]) in [worker.pid for worker in workers]
+
+    def told(worker: Remote) -> dict[tuple[str, tuple[str, ...]], Any]:
+        return metrics_of(worker.call("service.status"))
+
+    for worker in workers:
+        eventually(lambda w=worker: told(w).get(("raftsvc_starts_total", ())) == 2, "it knows the owner")  # type: ignore[misc]
+        is_owner = owner_of(worker) == worker.pid
+        assert told(worker)["raftsvc_takeovers_total", ("owner" if is_owner else "attached",)] == is_owner
 
 
 def test_a_process_whose_state_differs_serves_no_more_says_why_and_never_takes_over(site: Site) -> None:

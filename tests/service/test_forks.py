@@ -73,7 +73,7 @@ def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the
             for calls in (SERVICE, SERVICE_BRIEFLY):
                 with pytest.raises(raftsvc.ForkedError):
                     calls[name](service)
-        for method, path in [("GET", p) for p in ("livez", "readyz", "status", "stream")] + [
+        for method, path in [("GET", p) for p in ("livez", "readyz", "status", "metrics", "stream")] + [
             ("POST", p) for p in ("msg", "snapshot", "join", "confirm")
         ]:
             status, problem = request(service, path, method)

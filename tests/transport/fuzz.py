@@ -47,7 +47,7 @@ LENGTHS = [
     str(2**31),
     "\u00b2",
 ]
-PATHS = ["/msg", "/snapshot", "/join", "/status", "/livez", "/readyz"]
+PATHS = ["/msg", "/snapshot", "/join", "/status", "/metrics", "/livez", "/readyz"]
 STRANGE_PATHS = ["//msg", "/", "", "/MSG", "/msg/", "/../msg", "/\u00e9", "/msg;x", "/x" * 999]
 SIGNED = ["VERSION", "CLUSTER", "FROM", "TO", "PART", "LIFE", "ADDR", "EPOCH", "NUMBER"]
 
@@ -151,7 +151,7 @@ class Enemy:
                 changes[field] = self.strange(field)
         signer = rng.choice([self._secret, self._secret, self._secret, "another secret, long enough", None])
         changes = {"cluster": f"{self._cluster:016x}", "to": str(self._node), **changes}
-        if path[1:] in ("status", "livez", "readyz"):
+        if path[1:] in ("status", "metrics", "livez", "readyz"):
             changes.setdefault("method", "GET")
         environ = request(path[1:], body, signer, **changes)
         environ["PATH_INFO"] = prefix + environ["PATH_INFO"]

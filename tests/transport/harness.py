@@ -92,6 +92,11 @@ class Recorder:
     def status(self) -> dict[str, object]:
         return {"role": "leader"}
 
+    def metrics(self) -> tuple[str, bytes]:
+        if self.error is not None:
+            raise self.error
+        return "text/plain; version=1.0.0; charset=utf-8", b"raftsvc_live 1.0\n"
+
     def is_live(self) -> bool:
         return True
 
@@ -107,7 +112,7 @@ class Recorder:
 
 def make_app(recorder: Recorder, secret: Any = SECRET, **options: Any) -> App:
     auth = Authenticator(secret, options.get("judge"), options.get("mutual_tls", False), options.get("insecure", False))
-    return App(recorder, auth)
+    return App(recorder, auth, bearers=options.get("bearers", ()))
 
 
 class Answer:

@@ -16,7 +16,7 @@ from werkzeug.wsgi import LimitedStream
 from raftsvc.core.founding import Question
 from raftsvc.core.messages import Claim, EntryKind, Life, Message, MessageKind, decode_messages, make_entry
 from raftsvc.errors import NodeFailedError, OverloadedError
-from raftsvc.transport import Authenticator, SnapshotChunk
+from raftsvc.transport import App, Authenticator, Problem, SnapshotChunk
 from raftsvc.transport import app as app_module
 from raftsvc.transport.auth import AUTH_HEADER, Envelope
 from raftsvc.transport.wire import MAX_BODY_BYTES, JoinReply, JoinRequest, Part, decode_chunk_reply
@@ -27,6 +27,7 @@ from tests.transport.harness import (
     PEER,
     PEER_LIFE,
     SECRET,
+    Answer,
     Recorder,
     call,
     make_app,
@@ -140,12 +141,12 @@ def test_a_body_that_cannot_be_read_is_no_server_error(path: str, error: Excepti
     refused({**environ, "wsgi.input": stream}, 400, "body_cut_short")
 
 
-@pytest.mark.parametrize("path", [*PATHS, "status"])
+@pytest.mark.parametrize("path", [*PATHS, "status", "metrics"])
 @pytest.mark.parametrize("sender", ["9" * 20, "-1", " 2"])
 def test_a_stranger_with_an_impossible_id_is_a_stranger(
     path: str, sender: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    method = "GET" if path == "status" else "POST"
+    method = "GET" if path in ("status", "metrics") else "POST"
     body = BODIES.get(path, b"")
     refused(request(path, body, secret=None, method=method, raw_HTTP_RAFT_FROM=sender), 401, "unauthenticated")
     assert not caplog.records, "a stranger cannot fill the log"
@@ -154,13 +155,13 @@ def test_a_stranger_with_an_impossible_id_is_a_stranger(
 FIELDS = ("VERSION", "CLUSTER", "FROM", "TO", "PART", "LIFE", "ADDR", "EPOCH", "NUMBER")
 
 
-@pytest.mark.parametrize("path", [*PATHS, "status"])
+@pytest.mark.parametrize("path", [*PATHS, "status", "metrics"])
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", ["1\r\n 2", "1\n2", "\u00b2", "\u0663", "1\t2", "1\x00", "9" * 5000])
 def test_what_no_node_sends_in_a_header_is_refused_before_anything_is_verified(
     path: str, field: str, value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    method = "GET" if path == "status" else "POST"
+    method = "GET" if path in ("status", "metrics") else "POST"
     environ = request(path, BODIES.get(path, b""), method=method, **{f"raw_HTTP_RAFT_{field}": value})
     refused(environ, 400, "malformed")
     assert not caplog.records, "a stranger cannot fill the log"
@@ -497,6 +498,48 @@ def test_it_serves_standalone_mounted_and_behind_a_dispatcher() -> None:
     assert client.get("/raft/livez").status_code == 200
     assert client.get("/raft/nowhere").status_code == 404
     assert client.get("/raftlivez").status_code == 404
+
+
+KEY = "a key for metrics, long enough"
+
+
+def scrape(app: App, authorization: str | None, path: str = "metrics", method: str = "GET") -> Answer:
+    raw = {} if authorization is None else {"raw_HTTP_AUTHORIZATION": authorization}
+    return call(app, request(path, b"", secret=None, method=method, **raw))
+
+
+def test_who_sends_the_key_for_metrics_reads_them_and_nothing_else() -> None:
+    app = make_app(Recorder(), bearers=["another key, of a rotation", KEY])
+    answer = scrape(app, f"Bearer {KEY}")
+    assert (answer.status, answer.body) == (200, b"raftsvc_live 1.0\n")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    assert scrape(app, f"Bearer {KEY}", method="HEAD").status == 200
+    for path in ("status", "stream", *PATHS):
+        answer = scrape(app, f"Bearer {KEY}", path, "GET" if path in ("status", "stream") else "POST")
+        assert (answer.status, answer.code) == (401, "unauthenticated"), path
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", KEY, f"bearer {KEY}", f"Bearer {KEY} ", f"Bearer {KEY[:-1]}", "\xff"]
+)
+@pytest.mark.parametrize("bearers", [[], [KEY]])
+def test_metrics_are_told_to_no_stranger(authorization: str | None, bearers: list[str]) -> None:
+    answer = scrape(make_app(Recorder(), bearers=bearers), authorization)
+    assert (answer.status, answer.code) == (401, "unauthenticated")
+
+
+def test_a_member_reads_metrics_as_it_reads_the_status() -> None:
+    app = make_app(Recorder())
+    challenge = json.loads(call(app, request("metrics", b"", method="GET")).body)["challenge"]
+    answer = call(app, request("metrics", b"", method="GET", epoch=challenge))
+    assert (answer.status, answer.body) == (200, b"raftsvc_live 1.0\n")
+
+
+def test_where_metrics_cannot_be_made_it_says_why() -> None:
+    recorder = Recorder()
+    recorder.error = Problem(501, "no_metrics", "pip install it")
+    answer = scrape(make_app(recorder, bearers=[KEY]), f"Bearer {KEY}")
+    assert (answer.status, answer.code) == (501, "no_metrics")
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,14 @@ BODIES = {
     "confirm": b"n" * 16,
     "stream": b"",
     "status": b"",
+    "metrics": b"",
 }
 PATHS = sorted(BODIES)
 
 
 def asking(path: str, **raw: Any) -> dict[str, Any]:
     """The environ of a request as a peer on this machine makes it; `raw` alters it."""
-    method = "GET" if path in ("status", "stream", "livez", "readyz") else "POST"
+    method = "GET" if path in ("status", "metrics", "stream", "livez", "readyz") else "POST"
     changes = {f"raw_{name}": value for name, value in raw.items()}
     return request(path, BODIES.get(path, b""), secret=None, method=method, **changes)
 
@@ -311,7 +312,7 @@ def test_a_page_in_a_browser_is_refused(origin: str) -> None:
         refused(asking(path, HTTP_ORIGIN=origin))
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "status"])
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in ("status", "metrics")])
 @pytest.mark.parametrize(
     "kind",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", f"text/plain; {CONTENT_TYPE}", ""],
