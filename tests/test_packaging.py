@@ -87,6 +87,9 @@ def test_the_demo_holds_with_what_is_installed(kind: str, source: Path, tmp_path
     ask = "import raftsvc; print(raftsvc.__file__, raftsvc.__compiled__)"
     answer = run(python, "-c", ask, cwd=tmp_path, env=environment, timeout=60)
     assert answer.split() == [str(installed / "raftsvc" / "__init__.py"), str(kind == "compiled wheel")]
+    for command in ([tmp_path / "fresh" / "bin" / "raftsvc"], [python, "-m", "raftsvc"]):
+        told = run(*command, "--version", cwd=tmp_path, env=environment, timeout=60)
+        assert told == f"raftsvc {raftsvc.__version__}\n"
     assert "all of it held" in run(python, ROOT / "examples" / "demo.py", cwd=tmp_path, env=environment, timeout=240)
 
 
@@ -99,6 +102,15 @@ def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
 def test_the_wheel_holds_every_module_of_the_package(wheel: zipfile.ZipFile) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "raftsvc").rglob("*.py")}
     assert modules <= set(wheel.namelist())
+
+
+def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
+    assert wheel.read(name).decode().split("\n")[:2] == [
+        "[console_scripts]",
+        "raftsvc = raftsvc.commands.main:run",
+    ]
+    assert callable(importlib.import_module("raftsvc.commands.main").run)
 
 
 def test_the_wheel_says_that_the_package_is_typed(wheel: zipfile.ZipFile) -> None:

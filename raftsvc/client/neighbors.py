@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Mapping
 
 from raftsvc.attached import asking, sockets
 from raftsvc.attached.frames import Decoder, encode
@@ -45,6 +46,18 @@ class Neighbor:
             raise Problem(503, "overloaded", str(error)) from error
         except (RaftError, ValueError, KeyError) as error:
             raise LostError(f"{self.addr}: {error}") from error
+
+    def do(self, what: str, arguments: Mapping[str, object], timeout: float) -> dict[str, object]:
+        """What the owner tells of what it did, see `raftsvc.attached.asking`; raises the error that it raised.
+
+        timeout: in seconds, of which the owner has nine tenths, so that it answers before nobody waits any more.
+
+        Raises NotSentError if nobody was asked, LostError if no answer came.
+        """
+        deadline = time.monotonic() + timeout
+        return asking.decode(
+            self._exchange(encode(Ask(1, what, json.dumps({**arguments, "timeout": 0.9 * timeout}).encode())), deadline)
+        )
 
     def _exchange(self, question: bytes, deadline: float) -> bytes:
         if not os.path.isdir(self.addr):

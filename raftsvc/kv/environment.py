@@ -10,7 +10,8 @@
                              and the application mounts the Service under /raft/
 
 But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.  One that begins by RAFTSVC_ and is none of
-these is refused, for it is one of them misspelt, most likely, and what it says would not be heard.
+these, nor one of the command line, is refused, for it is one of them misspelt, most likely, and what it says would not
+be heard.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ _PREFIX: Final = "RAFTSVC_"
 _NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
+_OF_COMMANDS: Final = frozenset(
+    {"AFTER", "AT", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "COUNT"}
+    | {"EVERY", "EXISTING", "FENCE", "FORCE", "GRACE", "IF_ABSENT", "IF_VERSION"}
+    | {"INITIAL", "JSON", "KEY_FILE", "LIMIT", "LONG", "ONCE", "PREFIX"}
+    | {"REPLACE", "STALE", "TIMEOUT", "TTL", "VALUE", "WAIT"}
+)
+"""Of the command line, which may be set where a node is started, and one of those that `raftsvc lock` gives."""
 _OF_KUBERNETES: Final = re.compile(
     r"\w+_SERVICE_(HOST|PORT\w*)|SERVICE_(HOST|PORT\w*)|(\w+_)?PORT_\d+_(TCP|UDP|SCTP)\w*"
 )
@@ -129,7 +137,7 @@ def _refuse_unknown(given: Mapping[str, str]) -> None:
     """Raise ConfigurationError for a variable that would be heard by nobody."""
     for variable, value in given.items():
         name = variable.removeprefix(_PREFIX)
-        if name == variable or not value.strip() or name in _NAMES or name in _OF_OTHERS:
+        if name == variable or not value.strip() or name in {*_NAMES, *_OF_OTHERS, *_OF_COMMANDS}:
             continue
         if _OF_KUBERNETES.fullmatch(name) or (name.endswith("PORT") and "://" in value):
             continue
