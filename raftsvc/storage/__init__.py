@@ -6,6 +6,7 @@ operation goes through `Files`, so that tests can make a disk fail or forget.
 
 from raftsvc.storage.files import PASSING, Files
 from raftsvc.storage.lock import held_by, holder_of, noted_holder
+from raftsvc.storage.renewal import Made
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.storage.store import Loaded, Store
 from raftsvc.storage.wal import Wal
@@ -15,6 +16,7 @@ __all__ = [
     "Files",
     "IncomingSnapshot",
     "Loaded",
+    "Made",
     "SnapshotHeader",
     "Store",
     "StoredSnapshot",

@@ -22,6 +22,7 @@ OF_THE_NODE = (
     raftsvc.BaseState,
     raftsvc.ElectorateState,
     raftsvc.ReportingState,
+    raftsvc.RestoredState,
     raftsvc.State,
     raftsvc.StreamingState,
     raftsvc.VersionedState,
