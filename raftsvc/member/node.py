@@ -32,7 +32,7 @@ from raftsvc.clocks import read_clocks
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
-from raftsvc.errors import RaftError, StartFailedError, StoppedError
+from raftsvc.errors import RaftError, ReadTimeoutError, StartFailedError, StoppedError, StorageError
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
@@ -47,7 +47,7 @@ from raftsvc.member.ticker import LEAST_TICK, Ticker
 from raftsvc.member.turns import Turn
 from raftsvc.member.vitals import Vitals
 from raftsvc.state import State
-from raftsvc.storage import Store, held_by
+from raftsvc.storage import Store, StoredSnapshot, held_by
 from raftsvc.transport import Network, SnapshotChunk
 
 logger = logging.getLogger("raftsvc.node")
@@ -261,6 +261,43 @@ class Node:
     def applied_index(self) -> int:
         """Up to which entry the State here reflects the log."""
         return self._engine.applying.applied_index
+
+    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot:
+        """The State as it is stored here, of `index` or later, which is applied; taken now if it is of earlier.
+
+        To be closed by the caller; it stays as it is when a later one takes its place.  Raises ReadTimeoutError after
+        `timeout` seconds, StorageError if it cannot be taken or read, and what keeps this node from serving.
+        """
+        deadline = time.monotonic() + timeout
+        turn, snapshots = self._turn, self._engine.snapshots
+        while True:
+            stored = self._stored_since(index)
+            if stored is not None:
+                return stored
+            with turn.lock:
+                self._engine.health.check_able()
+                failures = snapshots.failures
+                snapshots.ask(index)
+                turn.apply_work.set()
+                turn.changed.wait(max(0.0, min(deadline - time.monotonic(), self._tick_seconds)))
+                if snapshots.failures > failures:
+                    raise StorageError("no snapshot can be taken: see err() and the log for why")
+            if self._threads.stopping.is_set():
+                raise StoppedError("the Service was stopped")
+            if time.monotonic() >= deadline:
+                raise ReadTimeoutError(f"no snapshot was taken within {timeout:g} s")
+
+    def _stored_since(self, index: int) -> StoredSnapshot | None:
+        try:
+            stored = self._store.open_snapshot()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
+        if stored.header.index >= index:
+            return stored
+        stored.close()
+        return None
 
     # -- membership
 

@@ -8,7 +8,15 @@
 Nothing here runs a node.  What is made is a directory, which `raftsvc.start` is given.
 """
 
-from raftsvc.rescue.backups import Backup, BackupFile, back_up, save_backup, write_backup
+from raftsvc.rescue.backups import (
+    Backup,
+    BackupFile,
+    Writable,
+    back_up,
+    back_up_snapshot,
+    save_backup,
+    write_backup,
+)
 from raftsvc.rescue.inspection import Described, Inspection, described, inspect, verify
 from raftsvc.rescue.making import Remade
 from raftsvc.rescue.recovery import Loss, Survey, Survivor, recover, survey
@@ -23,7 +31,9 @@ __all__ = [
     "Remade",
     "Survey",
     "Survivor",
+    "Writable",
     "back_up",
+    "back_up_snapshot",
     "described",
     "inspect",
     "recover",

@@ -28,10 +28,11 @@ from zlib import crc32
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
 from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.member.snapshots import decode_config
 from raftsvc.rescue.reading import read_held, stopped
 from raftsvc.rescue.replaying import History, history_of
 from raftsvc.state import State
-from raftsvc.storage import Files
+from raftsvc.storage import Files, StoredSnapshot
 from raftsvc.storage.files import parent_of
 
 _MAGIC = b"raftbak"
@@ -198,6 +199,24 @@ def back_up(
             save_backup(backup, history.chunks, file, files)
         else:
             write_backup(backup, history.chunks, file)
+    return backup
+
+
+def back_up_snapshot(
+    stored: StoredSnapshot, node_id: int, file: str | os.PathLike[str] | Writable, files: Files | None = None
+) -> Backup:
+    """Back up what a snapshot has, of a node whose directory may be in use; see `Service.backup`.
+
+    Raises StorageError, DamagedStorageError if the snapshot is damaged; and what `file` raises.
+    """
+    head = stored.header
+    config, now_ms = decode_config(head.config), int(time.time() * 1000)
+    history = History(head.cluster_id, head.index, head.term, head.time_ms, config, stored.chunks())
+    backup = backup_of(history, node_id, head.index, now_ms)
+    if isinstance(file, (str, os.PathLike)):
+        save_backup(backup, history.chunks, file, files)
+    else:
+        write_backup(backup, history.chunks, file)
     return backup
 
 

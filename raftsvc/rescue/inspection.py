@@ -13,10 +13,10 @@ from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.member.envelopes import ANEW, CLIENT, CLOSE, ENVELOPE, INSTRUCTION, LIST, OPEN, PIECE, VOID
 from raftsvc.member.sessions import Sessions
 from raftsvc.rescue.reading import Held, Untouched, open_snapshot, read_held, stopped
-from raftsvc.storage import Files, Wal
+from raftsvc.storage import Files, Renewal
 from raftsvc.storage.files import read_file
 from raftsvc.storage.identity import decode_id
-from raftsvc.storage.renewal import Renewal
+from raftsvc.storage.wal import damages
 
 _CARRIED = {INSTRUCTION: "instruction", PIECE: "part of an instruction", LIST: "list", CLIENT: "of a client"}
 
@@ -179,7 +179,7 @@ def verify(directory: str | os.PathLike[str], *, files: Files | None = None, loc
         found: list[str] = []
         looks: list[Callable[[], object]] = [
             lambda: decode_id(read_file(files, f"{path}/id"), f"{path}/id"),
-            lambda: found.extend(map(str, Wal.damages(Untouched(files), f"{path}/wal"))),
+            lambda: found.extend(map(str, damages(Untouched(files), f"{path}/wal"))),
             lambda: _verify_snapshot(path, files),
             lambda: found.extend(_doubts(read_held(path, files))),
         ]

@@ -5,7 +5,7 @@ what the other says; its member has an id that no former member had.  Its first 
 fence, that anybody may hold is given out again (`first_index`).  Log time goes on at what it was, so what expires
 keeps the time that it had left.  Sessions are gone with the processes that had them, and the first entry
 (`wrap_anew`) has the State end what
-processes held.  Each time another directory is made: `Store.renew`.
+processes held.  Each time another directory is made: `raftsvc.storage.renewal`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raftsvc.errors import ConfigurationError
 from raftsvc.member.envelopes import wrap_anew
 from raftsvc.member.sessions import Sessions
 from raftsvc.rescue.replaying import History
-from raftsvc.storage import Made, SnapshotHeader, Store
+from raftsvc.storage import Made, Renewal, SnapshotHeader, Store
 
 GAP = 10**9
 """So many entries at least are left out: more than a cluster writes while nobody looks."""
@@ -87,7 +87,7 @@ def make_anew(store: Store, history: History, addr: str, index: int, report: dic
     index:  of `first_index`.
     report: what else is to stand in `origin.json`.
 
-    Raises StorageError, and whatever reading the history does; nothing has changed then, see `Store.renew`.
+    Raises StorageError, and whatever reading the history does; nothing has changed then, see `raftsvc.storage.renewal`.
     """
     addr = canonical_addr(addr)
     cluster_id = 0
@@ -111,7 +111,8 @@ def make_anew(store: Store, history: History, addr: str, index: int, report: dic
     header = SnapshotHeader(index, term, cluster_id, config.encode(), Sessions().encode(), 0, history.time_ms)
     hard_state = HardState(term, NO_NODE, index + 1)
     origin = json.dumps(said, indent=2).encode() + b"\n"
-    store.renew(Made(node_id, header, history.chunks, hard_state, [first], origin))
+    made = Made(node_id, header, history.chunks, hard_state, [first], origin)
+    Renewal(store.files, store.path, store.segment_bytes).make(made)
     return remade(store.path, said)
 
 

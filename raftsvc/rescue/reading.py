@@ -17,10 +17,9 @@ from raftsvc.core.membership import ConfChange, Configuration, InvalidChangeErro
 from raftsvc.core.messages import Entry, HardState, MalformedError, configs_among, data_of, index_of
 from raftsvc.errors import StorageError
 from raftsvc.member.snapshots import decode_config
-from raftsvc.storage import Files, Loaded, Store, StoredSnapshot
+from raftsvc.storage import ORIGIN, Files, Loaded, Renewal, Store, StoredSnapshot
 from raftsvc.storage.files import read_file
 from raftsvc.storage.lock import DirectoryLock
-from raftsvc.storage.renewal import Renewal
 
 _MARKS = ("/wal/ended", "/wal/silent")
 """What keeps a directory from being started, and not from being read."""
@@ -174,7 +173,7 @@ def read_held(path: str, files: Files) -> Held:
             files.exists(f"{path}/wal/founding"),
             _said(files, f"{path}/wal/ended"),
             files.exists(f"{path}/wal/silent"),
-            _said(files, f"{path}/origin.json"),
+            _said(files, f"{path}/{ORIGIN}"),
         )
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error}") from error

@@ -28,8 +28,7 @@ from raftsvc.rescue.reading import Held, read_held, stopped
 from raftsvc.rescue.replaying import history_of
 from raftsvc.rescue.restoring import read_origin
 from raftsvc.state import State
-from raftsvc.storage import Files, Store
-from raftsvc.storage.renewal import Renewal
+from raftsvc.storage import Files, Renewal, Store
 
 
 class Survivor(NamedTuple):

@@ -12,9 +12,8 @@ from raftsvc.errors import ExistingClusterError, StorageError
 from raftsvc.rescue.backups import BackupFile
 from raftsvc.rescue.making import Remade, first_index, make_anew, remade
 from raftsvc.rescue.replaying import History
-from raftsvc.storage import Files, Store
+from raftsvc.storage import ORIGIN, Files, Renewal, Store
 from raftsvc.storage.files import read_file
-from raftsvc.storage.renewal import ORIGIN, Renewal
 
 
 def restore(

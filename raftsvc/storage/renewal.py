@@ -63,7 +63,11 @@ class Renewal:
         return self._files.exists(f"{self._path}/{MARKER}")
 
     def make(self, made: Made) -> None:
-        """Have the directory hold that.  Raises StorageError, and what `made.chunks` raises; see `Store.renew`."""
+        """Have the directory hold that: all of it or, if the power goes, what it held.
+
+        Raises StorageError, and what `made.chunks` raises.  Then it is as it was; or, where only the last steps
+        failed, it is made what it is to be by whoever owns it next (`is_decided`).
+        """
         try:
             try:
                 self._stage(made)

@@ -41,7 +41,7 @@ from raftsvc.storage.files import (
 from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
-from raftsvc.storage.renewal import Made, Renewal
+from raftsvc.storage.renewal import Renewal
 from raftsvc.storage.snapshot import (
     SYNC_BYTES,
     IncomingSnapshot,
@@ -223,14 +223,6 @@ class Store:
             raise StorageError(f"{self.path}: cannot be initialized: {error}") from error
         with suppress(OSError):  # the next start removes what stays
             self.files.remove(f"{self.path}/wal/token")
-
-    def renew(self, made: Made) -> None:
-        """Have the directory, owned and not loaded, be another member's: all of it or, if the power goes, none.
-
-        What was in it stays beside it; see `renewal`.  Raises StorageError, after which it is as it was, or, where only
-        the last steps failed, is made what it is to be by whoever owns it next.
-        """
-        Renewal(self.files, self.path, self._segment_bytes).make(made)
 
     def undo_create(self) -> None:
         """Make the directory as uninitialized as before `create`; the log is closed.

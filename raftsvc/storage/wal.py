@@ -612,28 +612,6 @@ class Wal:
             wal.close()
             raise
 
-    @classmethod
-    def damages(cls, files: Files, path: str) -> list[StorageError]:
-        """What is wrong with the segments in `path`, each by itself; that they fit each other is for `open` to see.
-
-        Changes nothing.  Raises OSError.
-        """
-        wal = cls(files, path, DEFAULT_SEGMENT_BYTES)
-        numbers = [int(name[:-4]) for name in files.list_dir(path) if name.endswith(".wal") and name[:-4].isdecimal()]
-        found: list[StorageError] = []
-        for number in numbers:
-            segment = f"{path}/{_segment_name(number)}"
-            try:
-                data = read_file(files, segment)
-                head = wal._read_head(segment, data, number, None)
-                held = Recovered(
-                    head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage()
-                )
-                wal._read_records(segment, data, head.crc, held, number == numbers[-1])
-            except StorageError as error:
-                found.append(error)
-        return found
-
     def _recover(self) -> Recovered:
         files = self._files
         names = files.list_dir(self._path)
@@ -767,3 +745,23 @@ class Wal:
                 self._write_closing(fd, before.offset, before.chain, before.salt)
             finally:
                 self._files.close(fd)
+
+
+def damages(files: Files, path: str) -> list[StorageError]:
+    """What is wrong with the segments in `path`, each by itself; that they fit each other is for `open` to see.
+
+    Changes nothing.  Raises OSError.
+    """
+    wal = Wal(files, path, DEFAULT_SEGMENT_BYTES)
+    numbers = [int(name[:-4]) for name in files.list_dir(path) if name.endswith(".wal") and name[:-4].isdecimal()]
+    found: list[StorageError] = []
+    for number in numbers:
+        segment = f"{path}/{_segment_name(number)}"
+        try:
+            data = read_file(files, segment)
+            head = wal._read_head(segment, data, number, None)
+            held = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage())
+            wal._read_records(segment, data, head.crc, held, number == numbers[-1])
+        except StorageError as error:
+            found.append(error)
+    return found

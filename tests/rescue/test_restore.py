@@ -1,4 +1,4 @@
-"""A cluster goes on from a backup of a stopped node's directory: what it has, what it has no more, and what is higher."""
+"""A cluster goes on from a backup of a stopped node: what it has, what it has no more, and what is higher."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import raftsvc
 from raftsvc import rescue
-from raftsvc.errors import ConfigurationError, DirectoryInUseError, ExistingClusterError
-from raftsvc.kv import KeyValue, KeyValueState, set
-from raftsvc.storage import Store
-from tests.service.harness import PATIENCE, SECRET, ListState, eventually, free_address
+from raftsvc.kv import KeyValue, KeyValueState
+from tests.service.harness import PATIENCE, SECRET, free_address
 
 
 @contextmanager
@@ -90,10 +86,11 @@ def test_what_processes_held_has_ended_and_time_to_live_goes_on(tmp_path: Path) 
         queue.put(b"job")
         assert queue.get(timeout=PATIENCE).value == b"job"
         log_time = kv.service.log_time()
-        shutil.copytree(tmp_path / "old", tmp_path / "killed")  # as if the process was: nothing is given back
+        # As if the process was killed: nothing is given back.
+        shutil.copytree(tmp_path / "old", tmp_path / "killed", ignore=shutil.ignore_patterns("socket"))
     state = KeyValueState()
     rescue.back_up(tmp_path / "killed", tmp_path / "backup", state)
-    assert state.claims("l") and state.get("leased") is not None
+    assert state.claims("lock:l") and state.get("leased") is not None
     rescue.restore(tmp_path / "backup", tmp_path / "new", addr)
     with store_in(tmp_path / "new", addr) as kv:
         assert kv.get("leased") is None
