@@ -29,6 +29,7 @@ from raftsvc.rescue.replaying import history_of
 from raftsvc.rescue.restoring import read_origin
 from raftsvc.state import State
 from raftsvc.storage import Files, Renewal, Store
+from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES
 
 
 class Survivor(NamedTuple):
@@ -207,6 +208,7 @@ def recover(
     files: Files | None = None,
     lock_timeout: float = 0.0,
     clock: Callable[[], float] | None = None,
+    segment_bytes: int = DEFAULT_SEGMENT_BYTES,
 ) -> Remade:
     """Make the directory of a member, stopped, that of the only member of a new cluster which goes on from what it
     holds.
@@ -224,7 +226,7 @@ def recover(
     accept_loss: go on although others hold what this one does not.
     above_index: the indexes go on above that one; see `restore`.
     lock_timeout: seconds to wait for a process that has a directory to end.
-    clock:     seconds since 1970; for tests.
+    clock, segment_bytes: for tests: seconds since 1970; how large a segment of the log is that is made.
 
     A recovery that was interrupted, by whatever, is repeated: the directory is what it was, or what it is to be.
 
@@ -233,7 +235,7 @@ def recover(
     """
     addr = canonical_addr(addr)
     files = files or Files()
-    store = Store(os.fspath(directory), files)
+    store = Store(os.fspath(directory), files, segment_bytes)
     now_us = int((time.time() if clock is None else clock()) * 1_000_000)
     with stopped(store.path, files, lock_timeout):
         is_half_done = Renewal(files, store.path).is_decided

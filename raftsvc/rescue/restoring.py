@@ -14,6 +14,7 @@ from raftsvc.rescue.making import Remade, first_index, make_anew, remade
 from raftsvc.rescue.replaying import History
 from raftsvc.storage import ORIGIN, Files, Renewal, Store
 from raftsvc.storage.files import read_file
+from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES
 
 
 def restore(
@@ -26,6 +27,7 @@ def restore(
     backup_files: Files | None = None,
     lock_timeout: float = 0.0,
     clock: Callable[[], float] | None = None,
+    segment_bytes: int = DEFAULT_SEGMENT_BYTES,
 ) -> Remade:
     """Make the directory of the only member of a new cluster, which goes on from a backup.
 
@@ -39,6 +41,7 @@ def restore(
                were restored from it, ever came to.
     files, backup_files, clock: for tests: the disk of the directory, that of the file, and seconds since 1970.
     lock_timeout: seconds to wait for another process that has the directory.
+    segment_bytes: of the log that is made; for tests.
 
     At most one restored cluster may live on, and not beside the former: each would serve its own history.  End the
     first before the second is restored.
@@ -55,7 +58,7 @@ def restore(
         now_us = int((time.time() if clock is None else clock()) * 1_000_000)
         index = first_index(backup.index, now_us, backup.wall_ms * 1000, above_index)
         source.verify()
-        store = Store(os.fspath(directory), files)
+        store = Store(os.fspath(directory), files, segment_bytes)
         is_half_done = _is_half_done(store)
         store.own(lock_timeout)
         try:

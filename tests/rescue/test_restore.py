@@ -2,43 +2,217 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import raftsvc
+import pytest
+
 from raftsvc import rescue
-from raftsvc.kv import KeyValue, KeyValueState
-from tests.service.harness import PATIENCE, SECRET, free_address
+from raftsvc.core.membership import Configuration
+from raftsvc.core.messages import data_of, index_of, time_of
+from raftsvc.errors import ConfigurationError, DamagedStorageError, ExistingClusterError, StorageError
+from raftsvc.kv import KeyValueState
+from raftsvc.member.envelopes import wrap_anew
+from raftsvc.storage import Store
+from raftsvc.testing.disk import PowerLoss
+from tests.rescue.harness import (
+    ADDRS,
+    CLUSTER_ID,
+    NOW,
+    OPENED,
+    below,
+    clock_at,
+    history,
+    items_of,
+    leave,
+    served,
+    store_in,
+)
+from tests.service.harness import PATIENCE, ListState, eventually, free_address
+from tests.storage.faults import Disk, losses
+from tests.storage.test_store import SEGMENT_BYTES, disk_at
+
+ITEMS = [b"one", b"two", b"three"]
+LAST = OPENED + len(ITEMS)
 
 
-@contextmanager
-def served(directory: Path, addr: str, state: Any, **options: Any) -> Iterator[raftsvc.Service]:
-    service = raftsvc.start(
-        addr, directory, None, state, **{"secret": SECRET, "listen": addr, "election_timeout": 0.3, **options}
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path)
+
+
+@pytest.fixture
+def disk(path: str) -> Disk:
+    """With the backup of a directory, `backup`, taken at `NOW`."""
+    disk = disk_at(path)
+    below(disk, f"{path}/old")
+    below(disk, f"{path}/new")
+    leave(f"{path}/old", disk, history(ITEMS, time_ms=9), commit=4)
+    rescue.back_up(f"{path}/old", f"{path}/backup", ListState(), files=disk, clock=clock_at(NOW))
+    return disk
+
+
+def restore(path: str, disk: Disk, after: float = 60.0, above_index: int | None = None) -> rescue.Remade:
+    return rescue.restore(
+        f"{path}/backup",
+        f"{path}/new",
+        ADDRS[0],
+        above_index=above_index,
+        files=disk,
+        clock=clock_at(NOW + after),
+        segment_bytes=SEGMENT_BYTES,
     )
-    try:
-        yield service
-    finally:
-        service.stop()
 
 
-@contextmanager
-def store_in(directory: Path, addr: str, founds: bool = False, **options: Any) -> Iterator[KeyValue]:
-    state = KeyValueState()
-    with served(directory, addr, state, **options) as service:
-        if founds:
-            service.init()
-        service.wait_read(PATIENCE)
-        yield KeyValue(service, state)
+def test_the_directory_is_of_another_cluster_far_above_at_the_same_log_time(path: str, disk: Disk) -> None:
+    made = restore(path, disk)
+    assert made.index == int((NOW + 60) * 1e6)
+    assert (made.former_cluster_id, made.former_index) == (CLUSTER_ID, LAST)
+    store = Store.open(f"{path}/new", disk, 0)
+    loaded = store.load(1)
+    store.close()
+    assert loaded.cluster_id == made.cluster_id not in (0, CLUSTER_ID)
+    assert loaded.node_id == made.node_id == 4, "no former member had it"
+    snapshot = loaded.snapshot
+    assert snapshot is not None
+    assert (snapshot.index, snapshot.time_ms, snapshot.cluster_id) == (made.index, 9, made.cluster_id)
+    config = Configuration.decode(snapshot.config)
+    assert [(i, m.addr) for i, m in config.members.items()] == [(4, ADDRS[0])]
+    assert config.vacant == {ADDRS[1]: True, ADDRS[2]: True}
+    (first,) = loaded.entries
+    assert (index_of(first), time_of(first)) == (made.index + 1, 9)
+    assert data_of(first) == wrap_anew(CLUSTER_ID, LAST)
+    assert loaded.hard_state.commit == made.index + 1
+    assert items_of(f"{path}/new", disk) == ITEMS
+    origin = json.loads(disk.content(f"{path}/new/origin.json"))
+    assert origin["made_by"] == "restore" and origin["former_members"]["2"] == ADDRS[1]
 
 
-def names_in(directory: Path) -> list[str]:
-    return sorted(name for name in os.listdir(directory) if name != "lock")
+def test_two_that_are_made_of_one_backup_give_out_nothing_twice(path: str, disk: Disk) -> None:
+    """Also of a backup whose indexes are above what the clock says, as of what was restored a moment ago."""
+    restore(path, disk)
+    high = f"{path}/high"
+    with rescue.BackupFile(f"{path}/backup", disk) as file:
+        backup = rescue.Backup(int(NOW * 1e6), 1, 9, CLUSTER_ID, 1, 4, int(NOW * 1000), file.backup.config)
+        rescue.save_backup(backup, file.chunks(), high, disk)
+    indexes = []
+    for after in (1.0, 2.0, 3.0):
+        below(disk, f"{path}/{after}")
+        made = rescue.restore(
+            high, f"{path}/{after}", ADDRS[0], files=disk, clock=clock_at(NOW + after), segment_bytes=SEGMENT_BYTES
+        )
+        indexes.append(made.index)
+    assert indexes[0] >= backup.index + 10**9
+    assert [later - earlier for earlier, later in pairwise(indexes)] == [10**6, 10**6]
+
+
+def test_a_clock_that_is_behind_the_backup_is_refused_unless_an_index_is_given(path: str, disk: Disk) -> None:
+    with pytest.raises(ConfigurationError, match="the clock of this computer is wrong"):
+        restore(path, disk, after=-1.0)
+    assert disk.list_dir(f"{path}/new") == []
+    for odd in (-1, 2**62, True, "1"):
+        with pytest.raises(ConfigurationError, match="above_index"):
+            restore(path, disk, above_index=odd)  # type: ignore[arg-type]
+    assert restore(path, disk, after=-1.0, above_index=2**55).index == 2**55 + 1
+
+
+def test_a_low_index_that_is_given_is_raised_above_the_backup(path: str, disk: Disk) -> None:
+    assert restore(path, disk, above_index=0).index == LAST + 10**9
+
+
+def test_a_directory_with_a_node_is_refused_and_stays(path: str, disk: Disk) -> None:
+    restore(path, disk)
+    before = disk.content(f"{path}/new/snap")
+    with pytest.raises(ExistingClusterError, match="Restore into an empty directory"):
+        restore(path, disk, after=120.0)
+    assert disk.content(f"{path}/new/snap") == before
+
+
+def test_of_a_damaged_backup_nothing_is_made(path: str, disk: Disk) -> None:
+    disk.rot(f"{path}/backup", len(disk.content(f"{path}/backup")) - 40, 0)
+    with pytest.raises(DamagedStorageError, match="no whole backup"):
+        restore(path, disk)
+    assert disk.list_dir(f"{path}/new") == []
+    with pytest.raises(StorageError, match="cannot be read"):
+        rescue.restore(f"{path}/missing", f"{path}/new", ADDRS[0], files=disk, clock=clock_at(NOW))
+
+
+def test_after_a_crash_at_any_operation_it_is_repeated_and_there_is_one_cluster(path: str, disk: Disk) -> None:
+    whole = disk.copy()
+    operation = 0
+    while True:
+        operation += 1
+        for way, keep in [*losses(operation), ("killed", None)]:
+            disk.become(whole.copy())
+            below(disk, f"{path}/new")
+            disk.crash_at = operation
+            try:
+                restore(path, disk)
+            except PowerLoss:
+                if keep is None:
+                    disk.kill_process()
+                else:
+                    disk.lose_power(keep)
+            else:
+                assert operation > 30
+                return
+            try:
+                with suppress(ExistingClusterError):  # it was done by then
+                    restore(path, disk, after=120.0)
+                disk.lose_power(lambda: False)
+                assert items_of(f"{path}/new", disk) == ITEMS
+                assert rescue.verify(f"{path}/new", files=disk) == []
+            except Exception as error:
+                raise AssertionError(f"it ended at operation {operation}: {way}") from error
+
+
+def test_what_was_decided_before_a_crash_is_what_a_repeated_restore_answers(path: str, disk: Disk) -> None:
+    whole = disk.copy()
+    disk.operations.clear()
+    restore(path, disk)
+    decided_at = disk.operations.index(("rename", f"{path}/new/anew")) + 2
+    disk.become(whole)
+    below(disk, f"{path}/new")
+    disk.crash_at = decided_at
+    with pytest.raises(PowerLoss):
+        restore(path, disk)
+    disk.lose_power(lambda: True)
+    with pytest.raises(StorageError, match="not finished"):
+        rescue.inspect(f"{path}/new", files=disk)
+    made = restore(path, disk, after=120.0)
+    assert made.index == int((NOW + 60) * 1e6), "it is that of the attempt that was interrupted"
+
+
+def test_others_join_and_members_of_the_former_cluster_are_refused_on_both_sides(tmp_path: Path) -> None:
+    first, second = free_address(), free_address()
+    former = ListState()
+    with served(tmp_path / "old1", first, former) as one:
+        one.init()
+        with served(tmp_path / "old2", second, ListState()) as two:
+            two.join(first, PATIENCE)
+            one.exec(b"before", PATIENCE)
+            eventually(lambda: len(one.status()["members"]) == 2)  # type: ignore[arg-type]
+            one.backup(tmp_path / "backup", PATIENCE)
+    rescue.restore(tmp_path / "backup", tmp_path / "new", first)
+    state = ListState()
+    with served(tmp_path / "new", first, state) as one:
+        one.wait_read(PATIENCE)
+        assert state.items == [b"before"]
+        with served(tmp_path / "old2", second, ListState()) as two:  # was not told
+            eventually(lambda: "wrong-cluster" in two.status()["conditions"])  # type: ignore[operator]
+            assert one.exec(b"after", PATIENCE)
+            assert len(one.status()["members"]) == 1  # type: ignore[arg-type]
+        joined = ListState()
+        with served(tmp_path / "new2", second, joined) as two:
+            two.join(first, PATIENCE)
+            two.wait_read(PATIENCE)
+            assert joined.items == [b"before", b"after"]
+            applied = one.propose(b"more", PATIENCE)
+            assert applied.index > 10**15
 
 
 def test_what_was_written_is_there_and_every_version_and_fence_is_higher_than_any_before(tmp_path: Path) -> None:
