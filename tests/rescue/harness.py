@@ -31,6 +31,11 @@ def clock_at(seconds: float) -> Callable[[], float]:
     return lambda: seconds
 
 
+def two_of(ways: Sequence[Any], number: int) -> list[Any]:
+    """Two of them, by and by all."""
+    return [ways[number % len(ways)], ways[(number + len(ways) // 2) % len(ways)]]
+
+
 def below(disk: Disk, path: str) -> None:
     """Another directory on the disk; and on the real one, which has the lock."""
     Path(path).mkdir(exist_ok=True)

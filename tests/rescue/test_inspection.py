@@ -80,11 +80,7 @@ def test_what_is_whole_has_no_problem_and_a_flipped_bit_anywhere_has_one(path: s
         for offset in range(0, size, step):
             disk.rot(f"{path}/{name}", offset, 2)
             found = rescue.verify(path, files=disk)
-            is_last_write = name.startswith("wal") and not found
-            assert found or is_last_write, f"bit 2 of byte {offset} of {name}"
-            if is_last_write:
-                with pytest.raises(AssertionError):
-                    assert rescue.inspect(path, files=disk).held.last_index == 12
+            assert found, f"bit 2 of byte {offset} of {name}"
             disk.rot(f"{path}/{name}", offset, 2)
     assert {name: disk.content(name) for name in disk.paths()} == before
 

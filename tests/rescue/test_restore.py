@@ -31,6 +31,7 @@ from tests.rescue.harness import (
     leave,
     served,
     store_in,
+    two_of,
 )
 from tests.service.harness import PATIENCE, ListState, eventually, free_address
 from tests.storage.faults import Disk, losses
@@ -146,7 +147,7 @@ def test_after_a_crash_at_any_operation_it_is_repeated_and_there_is_one_cluster(
     operation = 0
     while True:
         operation += 1
-        for way, keep in [*losses(operation), ("killed", None)]:
+        for way, keep in two_of([*losses(operation), ("killed", None)], operation):
             disk.become(whole.copy())
             below(disk, f"{path}/new")
             disk.crash_at = operation
