@@ -247,7 +247,6 @@ def recover(
             raise ConfigurationError(
                 f"what {store.path} does not have would be lost: {named}. Choose another, or accept it"
             )
-        index = first_index(found.highest_index, now_us, 0, above_index)
         report: dict[str, object] = {
             "made_by": "recover",
             "wall_ms": now_us // 1000,
@@ -258,7 +257,8 @@ def recover(
     try:
         if is_half_done:
             return read_origin(store.path, files)
-        history = history_of(read_held(store.path, files), files, state)
-        return make_anew(store, history, addr, index, report)
+        held = read_held(store.path, files)
+        index = first_index(max(found.highest_index, held.last_index), now_us, 0, above_index)
+        return make_anew(store, history_of(held, files, state), addr, index, report)
     finally:
         store.close()
