@@ -2556,11 +2556,11 @@ MUTANTS = (
         test="storage/test_renewal.py::test_a_crash_at_any_operation_leaves_all_of_one_or_all_of_the_other",
     ),
     Mutant(
-        "a replaced directory is decided upon before what is new is whole",
+        "a replaced directory is decided upon before what is new has its names durably",
         "storage/renewal.py",
         "                self._stage(made)\n                settle_names(self._files, self._path)\n",
         "                self._stage(made)\n",
-        test="storage/test_renewal.py::test_a_crash_at_any_operation_leaves_all_of_one_or_all_of_the_other",
+        test="storage/test_renewal.py::test_what_is_decided_is_there_whatever_else_the_power_took",
     ),
     Mutant(
         "a recovery takes the longest log, whatever its term",

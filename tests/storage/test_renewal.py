@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from contextlib import suppress
 from pathlib import Path
 
@@ -215,3 +216,17 @@ def test_a_full_disk_has_its_room_back(path: str) -> None:
         finally:
             store._dir_lock.release()
     raise AssertionError("there was room in the end")
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_what_is_decided_is_there_whatever_else_the_power_took(path: str, after: int) -> None:
+    """The power goes as the name that decides is given, or is made to last."""
+    place = Place(path, True)
+    place.attempt()
+    decided_at = place.disk.operations.index(("rename", f"{path}/anew")) + 1
+    for seed in range(30):
+        place = Place(path, True)
+        assert crash(place, decided_at + after)
+        chance = random.Random(seed)
+        place.disk.lose_power(lambda chance=chance: chance.random() < 0.5)  # type: ignore[misc]
+        place.check()
