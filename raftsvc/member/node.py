@@ -32,7 +32,14 @@ from raftsvc.clocks import read_clocks
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
-from raftsvc.errors import RaftError, ReadTimeoutError, StartFailedError, StoppedError, StorageError
+from raftsvc.errors import (
+    DamagedStorageError,
+    RaftError,
+    ReadTimeoutError,
+    StartFailedError,
+    StoppedError,
+    StorageError,
+)
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
@@ -288,14 +295,22 @@ class Node:
                 raise ReadTimeoutError(f"no snapshot was taken within {timeout:g} s")
 
     def _stored_since(self, index: int) -> StoredSnapshot | None:
+        """The stored one, if it is of that index or later, and whole; the State, which is, makes another else."""
         try:
             stored = self._store.open_snapshot()
-        except FileNotFoundError:
+        except (FileNotFoundError, DamagedStorageError):
             return None
         except OSError as error:
             raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
-        if stored.header.index >= index:
-            return stored
+        try:
+            if stored.header.index >= index:
+                stored.verify()
+                return stored
+        except DamagedStorageError:
+            pass
+        except OSError as error:
+            stored.close()
+            raise StorageError(f"the stored snapshot cannot be read: {error}") from error
         stored.close()
         return None
 

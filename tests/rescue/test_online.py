@@ -60,6 +60,20 @@ def test_a_stored_snapshot_that_has_all_is_not_taken_again(tmp_path: Path) -> No
         assert (tmp_path / "n" / "snap").stat().st_ino == inode
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_stored_snapshot_that_is_damaged_is_taken_anew(tmp_path: Path, share: float) -> None:
+    with served(tmp_path / "n", free_address(), ListState()) as service:
+        service.init()
+        service.exec(b"a" * 1000, PATIENCE)
+        service.backup(tmp_path / "b", PATIENCE)
+        stored = tmp_path / "n" / "snap"
+        data = bytearray(stored.read_bytes())
+        data[int(share * len(data))] ^= 1
+        stored.write_bytes(data)
+        service.backup(tmp_path / "b", PATIENCE)
+        assert items_in(tmp_path / "b") == [b"a" * 1000]
+
+
 def test_a_slow_reader_gets_the_moment_at_which_it_asked(tmp_path: Path) -> None:
     class Slow:
         def __init__(self, service: raftsvc.Service) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.core.membership import Configuration, Member
+from raftsvc.core.membership import MAX_VACANCIES, Configuration, Member
 from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.kv import KeyValueState, if_held, incr
 from raftsvc.kv import instructions as made
@@ -130,6 +130,18 @@ def test_a_state_of_ones_own_takes_the_higher_index_and_need_not_know() -> None:
     assert (state.items, state.applied_index()) == ([b"one"], HIGH + 1)
     assert list(other.config.members) == [4]
     assert other.state.peers() == {4: "n:1"}
+
+
+def test_former_members_may_come_back_and_who_was_evicted_may_not() -> None:
+    members = {n: Member(f"n{n}:1", n < 3, bytes([n])) for n in (1, 2, 4)}
+    former = Configuration(members, 5, vacant={"n3:1": False, "n5:1": True, "n2:1": False})
+    anew = former.anew("n1:1")
+    assert anew.members == {6: Member("n1:1", True)}
+    assert (anew.highest_id, anew.voters) == (6, {6})
+    assert anew.vacant == {"n3:1": False, "n5:1": True, "n2:1": False, "n4:1": True}
+    many = Configuration(members, 5, vacant={f"m{n}:1": False for n in range(MAX_VACANCIES)})
+    assert len(many.anew("n9:1").vacant) <= MAX_VACANCIES
+    assert many.anew("n9:1").vacant[""] is False, "of who was evicted none is forgotten"
 
 
 def test_what_a_state_raises_there_stops_applying() -> None:

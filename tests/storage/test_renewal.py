@@ -151,9 +151,9 @@ def test_a_crash_while_what_a_crash_left_is_finished_does_no_harm(path: str, way
     decided_at = place.disk.operations.index(("rename", f"{path}/anew")) + 1
     last = len(place.disk.operations)
     for first in range(decided_at, last + 1):
-        second = -(first % 2)
+        second = -(first % 3)
         while True:
-            second += 2
+            second += 3
             place = Place(path, True)
             assert crash(place, first)
             go_down(place.disk, way, first)
