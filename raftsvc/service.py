@@ -65,6 +65,7 @@ from raftsvc.member.waiters import Read
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
+from raftsvc.rescue import Backup, Writable, back_up_snapshot
 from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
@@ -638,6 +639,34 @@ class Service:
             timeout,
             f"applied up to entry {index}",
         )
+
+    def backup(self, file: str | os.PathLike[str] | Writable, timeout: float = 60.0) -> Backup:
+        """Write all that the cluster has to a file, while it works; returns what that says of itself.
+
+        file:    its name, which it has once it is whole and durable, in place of what had it; or what it is written to,
+                 in pieces of 1 MiB at most: whatever has `write(data)`.
+        timeout: seconds to wait until this node has applied every write that finished before this call, and stored
+                 its State of then.  How long writing to `file` takes is not bounded by it.
+
+        In it is everything up to one entry of the log, and nothing that was not committed.  It takes memory for one
+        piece, and, while the State is being stored, what that takes in memory for a snapshot, which is not larger if
+        `file` is slow. `raftsvc.rescue.restore` makes another cluster of it.
+
+        Raises ReadTimeoutError, StorageError; DirectoryInUseError in a process that is attached to the one that has the
+        node; what `wait_read` raises, and what `file` does.  What was written to `file` then is no backup.  Blocks.
+        """
+        node = self._membership.require_node("backup")
+        check_timeout(timeout)
+        if not isinstance(file, (str, os.PathLike)) and not callable(getattr(file, "write", None)):
+            raise ConfigurationError(
+                f"a backup is written to a file, by its name, or what has write(), not {file!r:.100}"
+            )
+        deadline = time.monotonic() + timeout
+        self.wait_read(timeout)
+        left = max(0.0, deadline - time.monotonic())
+        take = partial(node.open_snapshot, node.applied_index, left)
+        with do_elsewhere(take, left, ReadTimeoutError) if is_main_thread() else take() as stored:
+            return back_up_snapshot(stored, node.node_id, file)
 
     # -- how it is
 

@@ -3,7 +3,8 @@
 `State` is the whole contract, `BaseState` supplies all of it but three methods,
 `StreamingState` is for states too large to be one bytes object, `TimedState` for those that
 want to know what time it is, `WaitingState` for those that have something happen then,
-`ElectorateState` for those that count members, and `VersionedState` for those whose code changes while a cluster runs.
+`RestoredState` for those in which processes hold something, `ElectorateState` for those that count members, and
+`VersionedState` for those whose code changes while a cluster runs.
 
 The library calls `apply`, `snapshot`, `restore_snapshot` and the setters from one
 thread at a time, not always the same one: a caller that waits in `exec` may be the
@@ -65,7 +66,11 @@ class State(Protocol):
         """The whole state as bytes, and its applied index.  Nothing is applied meanwhile."""
 
     def restore_snapshot(self, data: bytes, index: int) -> None:
-        """Become what `snapshot` returned `data` for, at `index`, whatever the state was before."""
+        """Become what `snapshot` returned `data` for, whatever the state was before, and be of `index` from here on.
+
+        That is the index for which it was returned, or a higher one: a cluster that was restored from a backup goes on
+        far above all that was given out before.  Indexes that are kept in `data` stay what they are.
+        """
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied."""
@@ -119,7 +124,7 @@ class StreamingState(Protocol):
         """
 
     def restore_chunks(self, chunks: Iterator[bytes], index: int) -> None:
-        """Become the state whose pieces, in order but cut elsewhere maybe, are `chunks`."""
+        """Become the state whose pieces, in order but cut elsewhere maybe, are `chunks`; see `restore_snapshot`."""
 
 
 @runtime_checkable
@@ -156,6 +161,22 @@ class WaitingState(TimedState, Protocol):
 
         Not called before each instruction: `apply_at` sees to what is due before it.  What is raised here, of
         whatever kind, stops applying as in `apply`.
+        """
+
+
+@runtime_checkable
+class RestoredState(Protocol):
+    """A State in which processes hold something for as long as they live, such as a lock.
+
+    A cluster that was restored from a backup, or recovered from what one member had, goes on with the state of then,
+    and with none of the processes of then.
+    """
+
+    def begin_anew(self, index: int, time_ms: int) -> None:
+        """At the entry `index` another cluster begins: whoever held anything is gone, and holds nothing any more.
+
+        Called between two entries, in the order of the log, on all nodes; deterministic, as `apply`.  Log time goes on
+        from where it was.  What is raised here stops applying, as in `apply`.
         """
 
 

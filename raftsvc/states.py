@@ -36,6 +36,7 @@ from raftsvc.state import (
     BaseState,
     ElectorateState,
     ReportingState,
+    RestoredState,
     State,
     StreamingState,
     TimedState,
@@ -221,6 +222,12 @@ class States(BaseState):
                     deadline,
                     time_ms,
                 )
+
+    def begin_anew(self, index: int, time_ms: int) -> None:
+        """Each part in which processes hold something is told that they are gone."""
+        for part in self._parts.values():
+            if isinstance(part, RestoredState):
+                part.begin_anew(index, time_ms)
 
     def set_applied_index(self, index: int) -> None:
         """Everything up to `index` has been applied, or was for another part."""

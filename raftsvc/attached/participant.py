@@ -14,6 +14,7 @@ from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import DirectoryInUseError, NodeFailedError, RaftError
 from raftsvc.member.vitals import View
+from raftsvc.storage import StoredSnapshot
 from raftsvc.transport import Identity, Problem, SnapshotChunk
 
 
@@ -224,6 +225,13 @@ class AttachedNode:
     def applied_index(self) -> int:
         """Up to which entry the State here reflects the log."""
         return self._replica.applying.machine.applied_index
+
+    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot:
+        """Raises DirectoryInUseError: what is stored is the owner's."""
+        later = self._worker.successor
+        if later is None:
+            self._refuse("gives away what is stored")
+        return later.open_snapshot(index, timeout)
 
     def change_membership(
         self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float

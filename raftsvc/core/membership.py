@@ -289,6 +289,22 @@ class Configuration:
         vacant = {addr: may_join for addr, may_join in self.vacant.items() if addr != change.addr}
         return Configuration(members, node_id, versions, vacant)
 
+    def anew(self, addr: str) -> Configuration:
+        """That of another cluster, which goes on from what this one had: of one voter, with an id that nobody had.
+
+        addr: where it is.  Whoever was a member may join again, from where it was; who was evicted may not.
+        """
+        vacant = dict(self.vacant)
+        for member in self.members.values():
+            if member.addr and vacant.get(member.addr, True):
+                vacant[member.addr] = True
+        if vacant.get(addr):
+            del vacant[addr]
+        while len(vacant) > MAX_VACANCIES:
+            _shorten(vacant)
+        node_id = self.highest_id + 1
+        return Configuration({node_id: Member(addr, True)}, node_id, self.versions, vacant)
+
     def encode(self) -> bytes:
         head = _CONFIG_HEAD.pack(self.highest_id, len(self.members), len(self.vacant))
         parts = [head, self.versions.encode()]

@@ -107,14 +107,24 @@ class Applying:
         self._have_expire(index, time_ms)
         self.applied_index = index
 
-    def _have_expire(self, index: int, time_ms: int) -> None:
-        """Some under each hold of the lock, so that readers get their turn."""
+    def begin_anew(self, index: int, time_ms: int) -> None:
+        """Have all leases end, whenever they would: who had them is gone.  So nobody is left to be granted anything."""
+        if len(self.content.changes) >= _MANY:
+            self._note_before(index)
+        self._have_expire(index, time_ms, leases_until_ms=NEVER)
+        self.applied_index = index
+
+    def _have_expire(self, index: int, time_ms: int, leases_until_ms: int = 0) -> None:
+        """Some under each hold of the lock, so that readers get their turn.
+
+        leases_until_ms: leases end that would by then, if that is later.
+        """
         content, holds = self.content, self.content.holds
         content.index = index
         # Leases end, all that are due, then their keys, and only then is granted what they held.
         steps = (
             partial(content.expire, time_ms),
-            partial(holds.end_some, time_ms),
+            partial(holds.end_some, max(time_ms, leases_until_ms)),
             partial(content.follow, EXPIRED),
             holds.grant_some,
         )

@@ -162,6 +162,10 @@ class KeyValueState(BaseState):
         """Have what is due by `time_ms` expire."""
         self._applying.pass_time(index, time_ms)
 
+    def begin_anew(self, index: int, time_ms: int) -> None:
+        """Have all leases end, with what is held, waited for, run and kept under them."""
+        self._applying.begin_anew(index, time_ms)
+
     def applied_index(self) -> int:
         """The index up to which this state reflects the log."""
         return self._applying.applied_index

@@ -9,6 +9,8 @@ Envelope: op (1 byte), then four numbers of 8 bytes, which mean
                        of a process that applies, the versions that its code knows
     CLOSE              the session's id and nonce, 0, 0
     VOID               member, 0, 0, 0
+    ANEW               the id of the cluster that this one goes on from, where its history ended, 0, 0: it was made of a
+                       backup, or of what a member had, and no process that had anything there is of this one
     CLIENT             the same as INSTRUCTION, of the session of who carries it; what follows is an envelope
                        once more, what a connected client brought, which has a session of its own: an
                        INSTRUCTION, or
@@ -33,7 +35,7 @@ ENVELOPE_BYTES: Final = ENVELOPE.size
 """Bytes that an envelope adds to an instruction."""
 INSTRUCTION_OFFSET: Final = ENTRY_OVERHEAD_BYTES + ENVELOPE_BYTES
 """Where, in an entry, what follows the envelope begins."""
-INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE, CLIENT = 1, 2, 3, 4, 5, 6, 7
+INSTRUCTION, OPEN, VOID, PIECE, LIST, CLOSE, CLIENT, ANEW = 1, 2, 3, 4, 5, 6, 7, 8
 MAX_LISTED: Final = 1000
 """Instructions in one list."""
 
@@ -93,6 +95,11 @@ def wrap_client_open(nonce: int) -> bytes:
 def wrap_void(member: int) -> bytes:
     """The data of an entry after which no life of `member` counts any more."""
     return ENVELOPE.pack(VOID, member, 0, 0, 0)
+
+
+def wrap_anew(cluster_id: int, index: int) -> bytes:
+    """The data of the first entry of a cluster that goes on from what `cluster_id` had at `index`."""
+    return ENVELOPE.pack(ANEW, cluster_id, index, 0, 0)
 
 
 class Part(NamedTuple):

@@ -43,6 +43,7 @@ from raftsvc.core.messages import (
 from raftsvc.core.versions import Versions
 from raftsvc.errors import Rejected, UnknownOperationError, recorded_reason
 from raftsvc.member.envelopes import (
+    ANEW,
     CLIENT,
     CLOSE,
     ENVELOPE,
@@ -68,7 +69,7 @@ from raftsvc.member.sessions import (
 )
 from raftsvc.process import give_way
 from raftsvc.results import TRUE
-from raftsvc.state import ElectorateState, State, StreamingState, TimedState, WaitingState
+from raftsvc.state import ElectorateState, RestoredState, State, StreamingState, TimedState, WaitingState
 from raftsvc.versions import LIBRARY_VERSION, outdated, tell_state, versions_of
 
 _STRETCH: Final = 64  # entries between two looks at whether another thread waits
@@ -184,6 +185,9 @@ class Machine:
                     self.sessions.void(session_id)
             elif op == CLOSE:
                 self.sessions.close(session_id, nonce)
+            elif op == ANEW:
+                if isinstance(self.state, RestoredState):
+                    self.state.begin_anew(index, time_ms)
             else:
                 raise _unknown(op, index)
             return b""

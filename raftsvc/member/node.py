@@ -32,7 +32,14 @@ from raftsvc.clocks import read_clocks
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import ProposalRefused, Refusal, Role
-from raftsvc.errors import RaftError, StartFailedError, StoppedError
+from raftsvc.errors import (
+    DamagedStorageError,
+    RaftError,
+    ReadTimeoutError,
+    StartFailedError,
+    StoppedError,
+    StorageError,
+)
 from raftsvc.member.addresses import Addresses
 from raftsvc.member.applier import Applier
 from raftsvc.member.callers import Callers
@@ -47,7 +54,7 @@ from raftsvc.member.ticker import LEAST_TICK, Ticker
 from raftsvc.member.turns import Turn
 from raftsvc.member.vitals import Vitals
 from raftsvc.state import State
-from raftsvc.storage import Store, held_by
+from raftsvc.storage import Store, StoredSnapshot, held_by
 from raftsvc.transport import Network, SnapshotChunk
 
 logger = logging.getLogger("raftsvc.node")
@@ -264,6 +271,51 @@ class Node:
     def applied_index(self) -> int:
         """Up to which entry the State here reflects the log."""
         return self._engine.applying.applied_index
+
+    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot:
+        """The State as it is stored here, of `index` or later, which is applied; taken now if it is of earlier.
+
+        To be closed by the caller; it stays as it is when a later one takes its place.  Raises ReadTimeoutError after
+        `timeout` seconds, StorageError if it cannot be taken or read, and what keeps this node from serving.
+        """
+        deadline = time.monotonic() + timeout
+        turn, snapshots = self._turn, self._engine.snapshots
+        while True:
+            stored = self._stored_since(index)
+            if stored is not None:
+                return stored
+            with turn.lock:
+                self._engine.health.check_able()
+                failures = snapshots.failures
+                snapshots.ask(index)
+                turn.apply_work.set()
+                turn.changed.wait(max(0.0, min(deadline - time.monotonic(), self._tick_seconds)))
+                if snapshots.failures > failures:
+                    raise StorageError("no snapshot can be taken: see err() and the log for why")
+            if self._threads.stopping.is_set():
+                raise StoppedError("the Service was stopped")
+            if time.monotonic() >= deadline:
+                raise ReadTimeoutError(f"no snapshot was taken within {timeout:g} s")
+
+    def _stored_since(self, index: int) -> StoredSnapshot | None:
+        """The stored one, if it is of that index or later, and whole; the State, which is, makes another else."""
+        try:
+            stored = self._store.open_snapshot()
+        except (FileNotFoundError, DamagedStorageError):
+            return None
+        except OSError as error:
+            raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
+        try:
+            if stored.header.index >= index:
+                stored.verify()
+                return stored
+        except DamagedStorageError:
+            pass
+        except OSError as error:
+            stored.close()
+            raise StorageError(f"the stored snapshot cannot be read: {error}") from error
+        stored.close()
+        return None
 
     # -- membership
 

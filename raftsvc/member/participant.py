@@ -15,6 +15,7 @@ from raftsvc.core.raft import Refusal
 from raftsvc.errors import RaftError
 from raftsvc.member.vitals import View
 from raftsvc.member.waiters import Call, Read
+from raftsvc.storage import StoredSnapshot
 from raftsvc.transport import Identity, SnapshotChunk
 
 
@@ -78,6 +79,7 @@ class Participant(Protocol):
     def callers(self) -> Callers: ...
     @property
     def applied_index(self) -> int: ...
+    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot: ...
     def change_membership(
         self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float
     ) -> Refusal | None: ...

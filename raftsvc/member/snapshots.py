@@ -103,6 +103,16 @@ class Snapshots:
         """The stored one is of no use: another is due, whatever was applied since."""
         self._is_wanted = True
 
+    def ask(self, index: int) -> None:
+        """One is wanted that has everything up to `index`, which is applied; of one that is being saved that is so."""
+        if not (self._is_saving and self._last_index >= index):
+            self._is_wanted = True
+
+    @property
+    def failures(self) -> int:
+        """How many failed since one was saved."""
+        return self._failures
+
     @property
     def is_resting(self) -> bool:
         """Whether one failed, and is not tried again yet."""

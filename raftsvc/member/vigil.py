@@ -42,6 +42,8 @@ _CALM: Final = 60
 """within so many election timeouts."""
 _LEAST_SEGMENTS: Final = 4
 """So many segments of the log should fit on the disk."""
+_FOUNDER: Final = 1
+"""The id of who founds a cluster alone; see `Configuration.anew` for those that nobody founds."""
 
 
 class Runner(Protocol):
@@ -342,9 +344,11 @@ class Vigil:
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster, who knows the secret, takes this node for one of its own.
 
-        That is this node's mistake only if it is alone in its cluster; else somebody else is mixed up.
+        That is this node's mistake only if it is alone in its cluster, which it founded; else somebody else is mixed
+        up.  Who goes on from a backup is alone too, where members of the former cluster were not told: it never has the
+        id of who founds one.
         """
-        if len(self._core.config.members) > 1:
+        if len(self._core.config.members) > 1 or self._core.node_id != _FOUNDER:
             return
         self._repeated[Condition.CLAIMED] = self.ticks
         self.begin(

@@ -6,15 +6,19 @@ operation goes through `Files`, so that tests can make a disk fail or forget.
 
 from raftsvc.storage.files import PASSING, Files
 from raftsvc.storage.lock import held_by, holder_of, noted_holder
+from raftsvc.storage.renewal import ORIGIN, Made, Renewal
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
 from raftsvc.storage.store import Loaded, Store
 from raftsvc.storage.wal import Wal
 
 __all__ = [
+    "ORIGIN",
     "PASSING",
     "Files",
     "IncomingSnapshot",
     "Loaded",
+    "Made",
+    "Renewal",
     "SnapshotHeader",
     "Store",
     "StoredSnapshot",

@@ -12,6 +12,7 @@ own) and snap.part (a leader's, which is snap.new once it is whole); at a start
 all three are leftovers.  A snapshot is durable under its name before the log says
 so, and the log says so before segments are deleted.  One snapshot is kept: a damaged
 one is refused and not replaced by an older, for the other members hold its data.
+How all of this is replaced at once, where a cluster is restored or recovered: see renewal.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from raftsvc.storage.files import (
 from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
+from raftsvc.storage.renewal import Renewal
 from raftsvc.storage.snapshot import (
     SYNC_BYTES,
     IncomingSnapshot,
@@ -139,7 +141,8 @@ class Store:
             raise StorageError(f"{self.path}: cannot be used as a data directory: {error}") from error
 
     def _clean_up(self) -> None:
-        """Remove what an interrupted operation left; a join token stays."""
+        """Remove what an interrupted operation left, or finish it; a join token stays."""
+        Renewal(self.files, self.path).settle()
         for name in ("snap.tmp", "snap.part", "snap.new", "id.tmp", SETTLING):
             remove_if_there(self.files, f"{self.path}/{name}")
         if self.files.exists(f"{self.path}/wal.tmp"):

@@ -56,7 +56,7 @@ from raftsvc.core.messages import (
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
 from raftsvc.process import give_way
 from raftsvc.storage import spare
-from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, settle_names
+from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, read_file, settle_names
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.records import (
     ADVICE,
@@ -308,14 +308,20 @@ class Wal:
         hard_state: HardState,
         entries: Sequence[Entry],
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        mark: Mark | None = None,
     ) -> None:
         """Make a log in the existing directory `path`, which holds no segment, durably.
+
+        mark: the snapshot that it continues from, which is durable; None: it begins with the first entry.
 
         Raises OSError or StorageError.
         """
         wal = cls(files, path, segment_bytes)
         wal._ids = (cluster_id, node_id)
         wal._standing.hard_state = hard_state
+        if mark is not None:
+            wal._standing.mark = mark
+            wal._extent = _Extent(mark.index)
         try:
             wal._rotate(0)
             if entries:
@@ -739,3 +745,23 @@ class Wal:
                 self._write_closing(fd, before.offset, before.chain, before.salt)
             finally:
                 self._files.close(fd)
+
+
+def damages(files: Files, path: str) -> list[StorageError]:
+    """What is wrong with the segments in `path`, each by itself; that they fit each other is for `open` to see.
+
+    Changes nothing.  Raises OSError.
+    """
+    wal = Wal(files, path, DEFAULT_SEGMENT_BYTES)
+    numbers = [int(name[:-4]) for name in files.list_dir(path) if name.endswith(".wal") and name[:-4].isdecimal()]
+    found: list[StorageError] = []
+    for number in numbers:
+        segment = f"{path}/{_segment_name(number)}"
+        try:
+            data = read_file(files, segment)
+            head = wal._read_head(segment, data, number, None)
+            held = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage())
+            wal._read_records(segment, data, head.crc, held, number == numbers[-1])
+        except StorageError as error:
+            found.append(error)
+    return found

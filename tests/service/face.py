@@ -7,6 +7,7 @@ that is new has to be given a value below.
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ OF_THE_NODE = (
     raftsvc.BaseState,
     raftsvc.ElectorateState,
     raftsvc.ReportingState,
+    raftsvc.RestoredState,
     raftsvc.State,
     raftsvc.StreamingState,
     raftsvc.VersionedState,
@@ -53,6 +55,7 @@ VALUES: dict[str, Any] = {
     "delta": 1,
     "function": lambda: None,
     "environ": request_for("livez"),
+    "file": io.BytesIO(),
     "index": 0,
     "held": kv.Hold(None, "a", 1),  # type: ignore[arg-type]
     "initial": 0,

@@ -100,6 +100,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "after_failure": lambda value: False,
     "blocking": lambda value: isinstance(value, bool),
     "data": lambda value: value is None or is_bytes(value),
+    "file": is_text,
     "function": callable,
     "held": lambda value: False,
     "known": lambda value: isinstance(value, list),
