@@ -221,6 +221,8 @@ class KeyValue:
     @property
     def is_here(self) -> bool:
         """Whether this process holds the State itself, and can watch; a connected client does not."""
+        if self._state is not None:
+            self._state.check_process()
         return self._watching is not None
 
     # -- writing

@@ -42,7 +42,8 @@ class Api:
         self._authorize = authorize
         self._max_body_bytes = max_body_bytes
         self._places = places
-        keys = Keys(kv, Repeats(kv, repeats_ttl), Positions(kv))
+        positions = Positions(kv)
+        keys = Keys(kv, Repeats(kv, repeats_ttl), positions)
         self._handlers: dict[str, Callable[[Asked, Caller, str], Response]] = {
             "listKeys": keys.list,
             "getKey": keys.get,
@@ -50,7 +51,7 @@ class Api:
             "deleteKey": keys.delete,
             "count": keys.count,
             "transact": keys.transact,
-            "watch": Watches(kv, places, heartbeat).watch,
+            "watch": Watches(kv, positions, places, heartbeat).watch,
         }
         before_stop = getattr(kv.service, "before_stop", None)
         if callable(before_stop):

@@ -59,7 +59,7 @@ def authorizer(keys: Iterable[ClientKey] | None, authorize: Authorize | None, op
             "who asks, or open_to_all=True where everybody who reaches the port may read and write all of it"
         )
     if open_to_all:
-        return _anybody
+        return anybody
     if authorize is not None:
         if not callable(authorize):
             raise ConfigurationError(f"authorize is a function of the WSGI environ, not {authorize!r:.100}")
@@ -96,7 +96,8 @@ def bearer_token(environ: Mapping[str, Any]) -> bytes | None:
     return token.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else None
 
 
-def _anybody(environ: Mapping[str, Any]) -> Caller:
+def anybody(environ: Mapping[str, Any]) -> Caller:
+    """Whoever asks may do all, save for pages of other sites.  Raises Problem."""
     # Nothing else keeps a page that somebody looks at from writing to what his machine reaches.
     if environ.get("REQUEST_METHOD") not in _SAFE and ("HTTP_ORIGIN" in environ or _is_from_a_page(environ)):
         raise Problem(403, "Forbidden", "Pages of other sites may not write here.")

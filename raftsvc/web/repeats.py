@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raftsvc import kv as store
-from raftsvc.errors import NotApplied
+from raftsvc.errors import NotApplied, ReadTimeoutError
 from raftsvc.kv import Condition, ConflictError, KeyValue, Operation, Value
 from raftsvc.web.problems import Problem
 
@@ -83,7 +83,7 @@ class Repeats:
         record, digest = _RECORDS + hashlib.sha256(named).hexdigest(), hashlib.sha256(request).hexdigest()
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            values = self._kv.get_many([record, *write.looked_at], max(ends_at - time.monotonic(), 0.0))
+            values = self._look([record, *write.looked_at], max(ends_at - time.monotonic(), 0.0))
             if record in values:
                 return _recorded(values[record], digest)
             try:
@@ -96,6 +96,12 @@ class Repeats:
                 raise NotApplied("others wrote what this depends on, again and again, until its time was over")
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _look(self, keys: Sequence[str], timeout: float) -> Mapping[str, Value]:
+        try:
+            return self._kv.get_many(keys, timeout)
+        except ReadTimeoutError as error:
+            raise NotApplied("what was done before could not be read in time, so nothing was done") from error
 
     def _attempt(self, write: Write, record: str, digest: str, values: Mapping[str, Value], timeout: float) -> Outcome:
         answer = write.foresee(values)

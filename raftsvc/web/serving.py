@@ -27,6 +27,7 @@ from raftsvc.kv import KeyValue, start_from_env
 from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
 from raftsvc.web.api import Api, api
+from raftsvc.web.callers import Caller, anybody
 from raftsvc.web.problems import answer_to
 
 logger = logging.getLogger("raftsvc.web")
@@ -178,6 +179,12 @@ def _is_loopback(bind: str) -> bool:
         return host == "localhost"
 
 
+def who_is_here(environ: Mapping[str, Any]) -> Caller | None:
+    """Who asks where all of this machine may: nobody, if he names another, as a page does that had its name changed."""
+    host = str(environ.get("HTTP_HOST", ""))
+    return anybody(environ) if _is_loopback(host) or _is_loopback(f"{host}:80") else None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal says otherwise; returns the exit code: 2 for what makes no sense, 1 for what went wrong."""
     arguments = _arguments(argv, os.environ)
@@ -204,7 +211,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     keys = None if arguments.open else read_keys(arguments.keys_file)
     kv = start_from_env({name: value for name, value in os.environ.items() if name not in (BIND, KEYS_FILE)})
     try:
-        application = api(kv, keys=keys, open_to_all=arguments.open, max_watchers=arguments.max_watchers)
+        authorize = who_is_here if keys is None else None
+        application = api(kv, keys=keys, authorize=authorize, max_watchers=arguments.max_watchers)
         server = Server(kv, application, arguments.bind)
         read_end, write_end = os.pipe()  # a handler may take no lock, nor may what waits for it
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,6 +23,7 @@ from raftsvc.kv import Compacted, Event, KeyValue, Watch
 from raftsvc.web.asked import Asked
 from raftsvc.web.callers import Caller
 from raftsvc.web.keys import encoded, json_response, listed_prefix
+from raftsvc.web.positions import Positions
 from raftsvc.web.problems import Problem, answer_to, bad_request
 from raftsvc.web.repeats import RESERVED
 
@@ -92,9 +93,10 @@ class Places:
 class Watches:
     """Who watches a store over HTTP."""
 
-    def __init__(self, kv: KeyValue, places: Places, heartbeat: float) -> None:
+    def __init__(self, kv: KeyValue, positions: Positions, places: Places, heartbeat: float) -> None:
         """heartbeat: seconds between two messages of a stream in which nothing happens."""
         self._kv = kv
+        self._positions = positions
         self._places = places
         self._heartbeat = heartbeat
 
@@ -116,7 +118,7 @@ class Watches:
             watch = self._begin(prefix, after, asked.timeout(5.0))
             self._places.begins(watch)
             if is_stream:
-                return _streamed(_Stream(watch, self._places, self._heartbeat))
+                return _streamed(_Stream(watch, self._positions, self._places, self._heartbeat))
             said = self._next(watch, wait)
         except BaseException:
             self._places.give_back(watch)
@@ -125,7 +127,7 @@ class Watches:
         return json_response(said)
 
     def _begin(self, prefix: str, after: str | None, timeout: float) -> Watch:
-        if not self._kv.is_here:
+        if not self._positions.are_known:
             raise Problem(501, "NotImplemented", "This process holds no copy of the store: watch at a member.")
         try:
             return self._kv.watch(prefix, after, timeout)
@@ -147,14 +149,15 @@ class Watches:
             size += sum(len(each.value or b"") for each in entry)
             if len(events) >= _MAX_EVENTS or size >= _MAX_EVENT_BYTES:
                 break
-        return {"events": events, "position": watch.position}
+        return {"events": events, "position": self._positions.position(watch.index)}
 
 
 class _Stream:
     """The body of a stream of events: an iterator that ends by itself, and gives its place back when it is closed."""
 
-    def __init__(self, watch: Watch, places: Places, heartbeat: float) -> None:
+    def __init__(self, watch: Watch, positions: Positions, places: Places, heartbeat: float) -> None:
         self._watch = watch
+        self._positions = positions
         self._places = places
         self._heartbeat = heartbeat
         self._ends_at = time.monotonic() + _STREAM_SECONDS
@@ -171,10 +174,10 @@ class _Stream:
     def _run(self) -> Iterator[bytes]:
         watch = self._watch
         try:
-            yield b"retry: %d\nid: %s\n\n" % (_RETRY_MS, watch.position.encode())
+            yield b"retry: %d\nid: %s\n\n" % (_RETRY_MS, self._position())
             while self._is_open and time.monotonic() < self._ends_at and not self._places.is_closed:
                 said = _said(watch.next(self._heartbeat))
-                position = watch.position.encode()
+                position = self._position()
                 if said:
                     yield b"id: %s\nevent: change\ndata: %s\n\n" % (position, json.dumps(said).encode())
                 else:
@@ -184,6 +187,9 @@ class _Stream:
             name = b"compacted" if isinstance(error, Compacted) else b"end"
             problem = answer_to(error, is_write=False).get_data().strip()
             yield b"event: %s\ndata: %s\n\n" % (name, problem)
+
+    def _position(self) -> bytes:
+        return self._positions.position(self._watch.index).encode()
 
     def close(self) -> None:
         """The server is done with the answer."""

@@ -10,7 +10,7 @@ from werkzeug.test import Client
 from werkzeug.test import TestResponse as Answer
 
 from raftsvc import kv
-from raftsvc.errors import NotApplied, OutcomeUnknown, Rejected
+from raftsvc.errors import NotApplied, OutcomeUnknown, ReadTimeoutError, Rejected
 from raftsvc.keys import ClientKey
 from raftsvc.results import Applied
 from raftsvc.web import api
@@ -206,6 +206,17 @@ def test_a_write_that_others_are_always_before_is_certainly_not_done(store: kv.K
     answer = client.post(f"/v1/counters/{key}?timeout=0.3&delta=1000", headers={"Idempotency-Key": key})
     problem(answer, NotApplied.http_status, outcome="not_applied")
     assert int(store[key]) < 1000
+
+
+def test_a_write_before_which_nothing_can_be_read_is_not_done(store: kv.KeyValue, key: str) -> None:
+    class Silent(Late):
+        def wait_read(self, timeout: float = 5.0) -> None:
+            raise ReadTimeoutError("nobody answers")
+
+    client = Client(api(kv.KeyValue(Silent(store, True), store._state), open_to_all=True))  # type: ignore[arg-type]
+    answer = client.put(f"/v1/keys/{key}", data=b"1", headers={"Idempotency-Key": key})
+    problem(answer, 503, outcome="not_applied")
+    assert key not in store
 
 
 def test_the_keys_of_one_are_not_those_of_another(store: kv.KeyValue, key: str) -> None:

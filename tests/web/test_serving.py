@@ -16,7 +16,7 @@ from raftsvc import kv
 from raftsvc.errors import ConfigurationError
 from raftsvc.keys import ClientKey
 from raftsvc.web import api
-from raftsvc.web.serving import Gate, main, read_keys
+from raftsvc.web.serving import Gate, main, read_keys, who_is_here
 from tests.effort import PATIENCE
 from tests.service.harness import eventually, in_background
 from tests.web.server import KEY, Process
@@ -115,6 +115,25 @@ def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:
         finally:
             made.end()
     assert "cannot be bound" in made.log
+
+
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [
+        ("localhost", True),
+        ("localhost:8080", True),
+        ("127.0.0.1:8080", True),
+        ("127.1.2.3", True),
+        ("[::1]:8080", True),
+        ("[::1]", True),
+        ("", False),
+        ("store.example:8080", False),
+        ("localhost.example", False),
+        ("10.0.0.1:8080", False),
+    ],
+)
+def test_who_is_on_this_machine_names_it(host: str, may: bool) -> None:
+    assert (who_is_here({"REQUEST_METHOD": "GET", "HTTP_HOST": host}) is not None) == may
 
 
 def test_a_file_of_keys_says_who_may_what(tmp_path: Path) -> None:
