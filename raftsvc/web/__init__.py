@@ -6,7 +6,7 @@ A WSGI application, to be served alone (`python -m raftsvc.web` does, with a nod
 What there is in it is said at /v1/openapi.json.
 """
 
-from raftsvc.web.api import Api, api
+from raftsvc.web.application import Api, api
 from raftsvc.web.callers import Authorize, Caller
 
 __all__ = ["Api", "Authorize", "Caller", "api"]

@@ -26,7 +26,7 @@ from raftsvc.keys import ClientKey
 from raftsvc.kv import KeyValue, start_from_env
 from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
-from raftsvc.web.api import Api, api
+from raftsvc.web.application import Api, api
 from raftsvc.web.callers import Caller, anybody
 from raftsvc.web.problems import answer_to
 
