@@ -348,11 +348,8 @@ class KeyValueState(BaseState):
         found = _found(pages, prefix, after)
         if limit is None:
             return _undone(dict(found), changes), index
-        # As many more as there are changes, each of which may take one out; what was deleted comes back among them.
+        # As many more as there are changes, each of which may take one out: what they bring back beyond is beyond the limit.
         some = dict(islice(found, limit + len(changes)))
-        if next(found, None) is not None:
-            last = next(reversed(some), after)
-            changes = [each for each in changes if each[2] <= last]
         return dict(islice(_undone(some, changes).items(), limit)), index
 
     def complete_index(self) -> int:
