@@ -348,7 +348,7 @@ class KeyValueState(BaseState):
         found = _found(pages, prefix, after)
         if limit is None:
             return _undone(dict(found), changes), index
-        # As many more as there are changes, each of which may take one out: what they bring back beyond is beyond the limit.
+        # As many more as there are changes, each of which may take one out.
         some = dict(islice(found, limit + len(changes)))
         return dict(islice(_undone(some, changes).items(), limit)), index
 
