@@ -35,7 +35,7 @@ logger = logging.getLogger("raftsvc.web")
 BIND, KEYS_FILE = "RAFTSVC_WEB_BIND", "RAFTSVC_WEB_KEYS_FILE"
 MAX_WATCHERS = 128
 """Half of the connections that the listener has."""
-_BIND_SECONDS = 10.0
+_BIND_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
 _LAST_SECONDS = 2.0
 
