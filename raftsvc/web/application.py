@@ -106,7 +106,8 @@ def api(
 
     kv:             of a node, of a process that is attached to one, or of a client (`raftsvc.connect`), by which
                     everything but watching works; with `kv.namespace("app/")` all is below that.
-    keys:           who may what, by `Authorization: Bearer` and the text of the key.
+    keys:           who may what, by `Authorization: Bearer` and the text of the key: others than in `client_keys=`
+                    of the node, for these are sent, and whoever reads along has them.
     authorize:      in its place a function that is called with the WSGI environ of each request, and returns a
                     `raftsvc.web.Caller`, or None for whom nobody knows.
     open_to_all:    in the place of both: whoever reaches it may read and write all of it.
