@@ -78,6 +78,8 @@ ROOMS = {
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses clocks state results timeouts process mainthread service client",
     "recipes": "errors mainthread kv",
+    # Over HTTP; the threaded listener is lent to the ready-made node.
+    "web": "errors answers keys transport kv",
     # Hosts and frameworks stand on it too.
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",

@@ -149,7 +149,7 @@ def test_the_extras_are_those_that_the_readme_and_the_makefile_name(metadata: em
     }
 
 
-@pytest.mark.parametrize("module", ["raftsvc", "raftsvc.kv"])
+@pytest.mark.parametrize("module", ["raftsvc", "raftsvc.kv", "raftsvc.web"])
 def test_every_public_name_can_be_imported(module: str) -> None:
     imported = importlib.import_module(module)
     assert imported.__all__

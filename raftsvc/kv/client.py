@@ -218,6 +218,13 @@ class KeyValue:
         below._prefix = self._prefix + prefix
         return below
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process holds the State itself, and can watch; a connected client does not."""
+        if self._state is not None:
+            self._state.check_process()
+        return self._watching is not None
+
     # -- writing
 
     def transaction(self, operations: Iterable[Operation], timeout: float = 10.0) -> int:
@@ -411,8 +418,7 @@ class KeyValue:
                  a moment of its own.
         max_age: of a moment no earlier than so many seconds ago.
         """
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
+        _check_limit(limit)
         name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
         found = self._reader.read(lambda shown: shown.list(name, limit, start), max_age, timeout)
         return self._without_prefix(found)
@@ -425,12 +431,22 @@ class KeyValue:
         return self._without_prefix(self._reader.present.list(name, None, self._prefix))
 
     def list_at(
-        self, prefix: str = "", timeout: float = 5.0, *, max_age: float | None = None
+        self,
+        prefix: str = "",
+        timeout: float = 5.0,
+        *,
+        limit: int | None = None,
+        after: str = "",
+        max_age: float | None = None,
     ) -> tuple[dict[str, Value], int]:
-        """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing."""
-        name = _name(self._prefix, prefix, "a prefix")
+        """As `list`, and the index that it is of: a `watch` after that goes on where this ends, and misses nothing.
+
+        Of several pages a watch goes on after the index of the first: each is of a moment of its own.
+        """
+        _check_limit(limit)
+        name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
         shared = _watching_of(self._watching)
-        found, index = shared.freshness.read(lambda: shared.state.list_at(name, self._prefix), max_age, timeout)
+        found, index = shared.freshness.read(lambda: shared.state.list_at(name, start, limit), max_age, timeout)
         return self._without_prefix(found), index
 
     def _without_prefix(self, found: dict[str, Value]) -> dict[str, Value]:
@@ -870,6 +886,11 @@ def _check_several(what: str, things: object) -> None:
         return
     if isinstance(things, str | bytes) or not isinstance(things, Iterable):
         raise TypeError(f"these are several {what}, such as a list has, and not {things!r:.100}")
+
+
+def _check_limit(limit: object) -> None:
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
 
 
 def _check_prefix(prefix: object) -> None:

@@ -339,17 +339,22 @@ class KeyValueState(BaseState):
 
     # -- watches
 
-    def list_at(self, prefix: str = "", after: str = "") -> tuple[dict[str, Value], int]:
+    def list_at(self, prefix: str = "", after: str = "", limit: int | None = None) -> tuple[dict[str, Value], int]:
         """As `list`, and the index up to which all that was applied is in it, and nothing after it."""
         if _is_away(self._home):
-            return _look_elsewhere(partial(self.list_at, prefix, after))
+            return _look_elsewhere(partial(self.list_at, prefix, after, limit))
         with self._applying.lock:
             pages = self._applying.content.keys.freeze(prefix, after)
             changes = [
                 each for each in self._applying.content.changes if each[2].startswith(prefix) and each[2] > after
             ]
             index = self._applying.complete
-        return _undone(dict(_found(pages, prefix, after)), changes), index
+        found = _found(pages, prefix, after)
+        if limit is None:
+            return _undone(dict(found), changes), index
+        # As many more as there are changes, each of which may take one out.
+        some = dict(islice(found, limit + len(changes)))
+        return dict(islice(_undone(some, changes).items(), limit)), index
 
     def complete_index(self) -> int:
         """The last entry all of which was applied here."""

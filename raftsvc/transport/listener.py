@@ -454,6 +454,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
             if name.lower() == "content-length":
                 length = int(value)
+        if length is None and code in (204, 304):  # which have no body
+            length = 0
         is_chunked = length is None
         if length is None:
             self.send_header("Transfer-Encoding", "chunked")

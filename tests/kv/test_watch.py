@@ -224,6 +224,31 @@ def test_an_entry_of_several_instructions_is_one_unit_and_a_listing_is_before_or
         assert watch.index == index
 
 
+def test_a_page_of_a_listing_is_what_the_whole_begins_with_also_amid_an_entry(
+    node: OneNode, store: kv.KeyValue
+) -> None:
+    names = "bdfhj"
+    store.transaction([kv.set(name, b"0") for name in names])
+    whole = list(node.state.list_at()[0].items())
+    instructions = [encode([kv.set(name, b"1")]) for name in "aceg"]
+    instructions += [encode([kv.delete(name)]) for name in "bj"] + [encode([kv.set("d", b"1")])]
+    seen: list[Any] = []
+
+    def look() -> None:
+        for after in ("", "a", "b", "e", "j"):
+            for limit in range(7):
+                values, _ = store.list_at(limit=limit, after=after)
+                seen.append(list(values.items()) == [each for each in whole if each[0] > after][:limit])
+
+    for length in range(1, len(instructions) + 1):
+        node.propose_list(instructions[:length], look)
+        store.transaction([*(kv.delete(name) for name in "aceg"), *(kv.set(name, b"0") for name in names)])
+        whole = list(node.state.list_at()[0].items())
+    look()
+    assert len(seen) == 8 * 5 * 7 and all(seen)
+    assert [*store.namespace("d").list_at(limit=3)[0]] == []
+
+
 def test_what_expires_is_shown_in_the_entry_that_had_it_expire_also_of_one_that_is_refused(
     node: OneNode, store: kv.KeyValue
 ) -> None:

@@ -1,0 +1,171 @@
+"""A ready-made node that serves its store: by its own listener, in one real process, until it is told to stop."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+import requests
+
+from raftsvc import kv
+from raftsvc.errors import ConfigurationError
+from raftsvc.keys import ClientKey
+from raftsvc.web import api
+from raftsvc.web.serving import Gate, main, read_keys, who_is_here
+from tests.effort import PATIENCE
+from tests.service.harness import eventually, in_background
+from tests.web.server import KEY, Process
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Process]:
+    made = Process(tmp_path)
+    try:
+        made.wait_serving()
+        yield made
+    finally:
+        made.end()
+
+
+def stream_until_end(url: str, began: list[str]) -> str:
+    with requests.get(
+        f"{url}/watch",
+        headers={"Authorization": f"Bearer {KEY}", "Accept": "text/event-stream"},
+        stream=True,
+        timeout=PATIENCE,
+    ) as answer:
+        text = ""
+        for chunk in answer.iter_content(None):
+            text += chunk.decode()
+            began.append(text)
+        return text
+
+
+@pytest.mark.processes
+def test_a_node_serves_its_store_until_it_is_told_to_stop(served: Process) -> None:
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {KEY}"
+    for named in ("a b/ä%2F", "a/../b", "//x"):
+        path = f"{served.url}/keys/{quote(named, safe='')}"
+        version = session.put(path, b"1", timeout=PATIENCE).json()["version"]
+        got = session.get(path, timeout=PATIENCE)
+        assert (got.content, got.headers["ETag"]) == (b"1", f'"{version}"')
+    # What has no body is followed by the next answer, on the same connection.
+    where = urlsplit(served.url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=PATIENCE)
+    tokens = {"Authorization": f"Bearer {KEY}"}
+    for _ in range(2):
+        connection.request("GET", f"/v1/keys/{quote(named, safe='')}", headers={**tokens, "If-None-Match": "*"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (304, b"")
+        connection.request("HEAD", "/v1/keys/ready", headers=tokens)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+    connection.close()
+    assert requests.get(f"{served.url}/keys/ready", timeout=PATIENCE).status_code == 401
+    team = {"Authorization": "Bearer reader-0123456789abcdef"}
+    assert requests.get(f"{served.url}/keys/ready", headers=team, timeout=PATIENCE).status_code == 403
+    began: list[str] = []
+    watching = in_background(lambda: stream_until_end(served.url, began))
+    polling = in_background(lambda: session.get(f"{served.url}/watch?wait=60&prefix=never", timeout=PATIENCE))
+    eventually(lambda: began, "a stream that began")
+    version = session.post(f"{served.url}/counters/n", timeout=PATIENCE).json()["version"]
+    eventually(lambda: f":{version}\n" in began[-1], "an event")
+    assert served.stop() == 0, served.log
+    assert "event: change" in watching()
+    polled = polling()
+    assert (polled.status_code, polled.json().get("events", [])) in ((200, []), (503, []))
+    assert "stopped in order" in served.log
+    assert "Traceback" not in served.log
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--open", "--bind", "0.0.0.0:8080"],
+        ["--open", "--bind", "store.example:8080"],
+        ["--open", "--keys-file", "keys"],
+        ["--keys-file", "/nowhere"],
+    ],
+    ids=str,
+)
+def test_it_is_open_to_nobody_by_accident(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("RAFTSVC_")]:
+        monkeypatch.delenv(name)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("raftsvc: ")
+
+
+@pytest.mark.processes
+def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        made = Process(tmp_path, "--open", "--bind", f"127.0.0.1:{taken.getsockname()[1]}")
+        try:
+            assert made.process.wait(PATIENCE) == 1
+        finally:
+            made.end()
+    assert "cannot be bound" in made.log
+
+
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [
+        ("localhost", True),
+        ("localhost:8080", True),
+        ("127.0.0.1:8080", True),
+        ("127.1.2.3", True),
+        ("[::1]:8080", True),
+        ("[::1]", True),
+        ("", False),
+        ("store.example:8080", False),
+        ("localhost.example", False),
+        ("10.0.0.1:8080", False),
+    ],
+)
+def test_who_is_on_this_machine_names_it(host: str, may: bool) -> None:
+    assert (who_is_here({"REQUEST_METHOD": "GET", "HTTP_HOST": host}) is not None) == may
+
+
+def test_a_file_of_keys_says_who_may_what(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# comment\n\nweb write 0123456789abcdef01 app/\nops admin abcdef0123456789ab\n")
+    assert read_keys(str(path)) == [
+        ClientKey("web", "0123456789abcdef01", "write", "app/"),
+        ClientKey("ops", "abcdef0123456789ab", "admin"),
+    ]
+    for text in ("web write\n", "web all 0123456789abcdef01\n", "web write 0123456789abcdef01 a b\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError):
+            read_keys(str(path))
+
+
+def test_nothing_new_is_let_in_once_it_is_closed(store: kv.KeyValue) -> None:
+    gate = Gate(api(store, open_to_all=True))
+    started: list[str] = []
+
+    def ask() -> bytes:
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/v1/keys/ready", "QUERY_STRING": ""}
+        chunks = gate(environ, lambda status, headers, exc_info=None: started.append(status))
+        assert gate.wait_empty(0.0) is (started[-1][0] == "5")
+        said = b"".join(chunks)
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+        return said
+
+    assert (ask(), started) == (b"", ["200 OK"])
+    assert gate.wait_empty(0.0)
+    gate.close()
+    assert b"StoppedError" in ask()
+    assert started[-1].startswith("503")
+    assert gate.wait_empty(0.0)
