@@ -46,7 +46,7 @@ def client(store: kv.KeyValue) -> Client:
         {"open_to_all": True, "heartbeat": 0},
         {"open_to_all": True, "repeats_ttl": None},
     ],
-    ids=str,
+    ids=lambda wrong: ", ".join(wrong),
 )
 def test_nothing_is_open_by_accident(store: kv.KeyValue, options: dict[str, Any]) -> None:
     with pytest.raises(raftsvc.ConfigurationError):
