@@ -7,7 +7,7 @@ of this process, if any, they are for.  Applications do not come by here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raftsvc.core.founding import Answer, Question
@@ -43,8 +43,11 @@ class Reception:
         network: Network,
         admission: Admission,
         listeners: Listeners,
+        back_up: Callable[[str, float], Mapping[str, object]],
     ) -> None:
+        """back_up: to a file of that name, within so many seconds; what the backup says of itself."""
         self._membership = membership
+        self._back_up = back_up
         self._roster = roster
         self._former = former
         self._network = network
@@ -174,6 +177,8 @@ class Reception:
             elif what == "transfer":
                 addr = arguments["addr"]
                 self._roster.transfer(None if addr is None else str(addr), timeout)
+            elif what == "backup":
+                return self._back_up(str(arguments["file"]), timeout)
             else:
                 raise NodeFailedError(f"the owner of the directory does not know what {what!r} is: is its code older?")
         except (KeyError, ValueError) as error:

@@ -376,7 +376,15 @@ class Service:
         self._roster = Roster(membership, self, self._admission, network)
         self._former = Former(membership, network, entrance.members)
         membership.listed = frozenset(entrance.members)
-        self._reception = Reception(membership, self._roster, self._former, network, self._admission, self._listeners)
+        self._reception = Reception(
+            membership,
+            self._roster,
+            self._former,
+            network,
+            self._admission,
+            self._listeners,
+            lambda file, timeout: self.backup(file, timeout).facts(),
+        )
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
         signed = [key for key in entrance.client_keys if not key.is_sent]
         sent = [key.key for key in entrance.client_keys if key.is_sent]

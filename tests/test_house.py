@@ -84,7 +84,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client kv raftsvc",
+    "commands": "errors addresses client kv rescue raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state versions process core storage transport member attached",

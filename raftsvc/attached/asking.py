@@ -1,7 +1,7 @@
 """What a worker has the owner do for people, or tell them: as JSON, with the very outcome that it has there.
 
     status    how the node is                        nothing is changed
-    init, join, evict, transfer                      as the methods of a Service of these names
+    init, join, evict, transfer, backup              as the methods of a Service of these names
 
 An owner answers when it knows, each on a thread of its own, of which there are few.  One that ends before it
 answered leaves open whether it was done: that is said (`LostError`), and whoever asked asks the next owner.

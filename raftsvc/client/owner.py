@@ -45,6 +45,10 @@ class Owner:
         """Have the node, which has to lead, hand that over; see `Service.transfer`."""
         self._do("transfer", {"addr": addr}, timeout)
 
+    def backup(self, file: str, timeout: float = 3600.0) -> dict[str, object]:
+        """Have the owner write a backup to that file, an absolute path; what that says of itself: `Service.backup`."""
+        return self._do("backup", {"file": file}, timeout)
+
     def _do(self, what: str, arguments: Mapping[str, object], timeout: float) -> dict[str, object]:
         try:
             return self._neighbor.do(what, arguments, timeout)

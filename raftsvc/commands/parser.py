@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import raftsvc
-from raftsvc.commands import cluster, completion, holding, status, values, watching
+from raftsvc.commands import cluster, completion, directories, holding, serving, status, values, watching
 from raftsvc.commands.codes import NOT_RUN, USAGE, CommandError
 
 _PREFIX: Final = "RAFTSVC_"
@@ -136,7 +136,7 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     flags = Flags(environ)
     parser = Parser(
         prog="raftsvc",
-        description="The command line of a running cluster of raftsvc.",
+        description="The command line of raftsvc.",
         epilog=f"example:\n  raftsvc --at /var/lib/app/raft status\n\n{_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"raftsvc {raftsvc.__version__}")
@@ -148,6 +148,8 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     _add_watch(commands, flags)
     _add_holding(commands, flags)
     _add_changes(commands, flags)
+    _add_directories(commands, flags)
+    _add_serve(commands, flags)
     shells = commands.add(
         "completion",
         completion.complete,
@@ -326,6 +328,79 @@ def _add_changes(commands: _Commands, flags: Flags) -> None:
         "join", cluster.join, "have the node of this host join", "raftsvc --at /var/lib/app/raft join n1.example:8001"
     )
     join.add_argument("addr", metavar="ADDR", help="of any member")
+
+
+def _add_directories(commands: _Commands, flags: Flags) -> None:
+    backup = commands.add(
+        "backup",
+        directories.backup,
+        "write all that the cluster has to a file, while it works",
+        "raftsvc --at /var/lib/app/raft backup /var/backups/app.raft",
+        "On the host of a member, whose process writes it. Of a node that is stopped: what its directory has.",
+    )
+    backup.add_argument("file", metavar="FILE", help="one that is there is replaced once the new one is whole")
+    flags.add(backup, "--within", "seconds for it (3600)", "3600", type=_seconds, metavar="SECONDS")
+    inspect = commands.add(
+        "inspect",
+        directories.inspect,
+        "show what is in a stopped node's directory",
+        "raftsvc inspect /var/lib/app/raft",
+    )
+    inspect.add_argument("directory", metavar="DIRECTORY")
+    flags.switch(inspect, "--entries", "those of the log too")
+    verify = commands.add(
+        "verify",
+        directories.verify,
+        "find out whether a stopped node's directory, or a backup, is whole",
+        "raftsvc verify /var/backups/app.raft",
+    )
+    verify.add_argument("path", metavar="PATH")
+    restore = commands.add(
+        "restore",
+        directories.restore,
+        "make the directory of a new cluster from a backup",
+        "raftsvc restore app.raft /var/lib/app/raft n1.example:8001",
+        "End the former cluster first. Then start the node; the others join it with empty directories.",
+    )
+    restore.add_argument("file", metavar="FILE")
+    restore.add_argument("directory", metavar="DIRECTORY", help="missing, or empty")
+    restore.add_argument("addr", metavar="ADDR", help="where the node will be reached")
+    above = "go on above this index, where clocks cannot be trusted: see docs/backup.md"
+    flags.add(restore, "--above", above, type=_natural, metavar="INDEX")
+    survey = commands.add(
+        "survey",
+        directories.survey,
+        "show what stopped nodes' directories hold, and what each choice among them would lose",
+        "raftsvc survey /n1/raft /n2/raft",
+    )
+    survey.add_argument("directory", metavar="DIRECTORY", nargs="+")
+    recover = commands.add(
+        "recover",
+        directories.recover,
+        "make a new cluster from one directory, where a majority of the members is lost for good",
+        "raftsvc recover /n1/raft n1.example:8001 /n2/raft",
+        "It shows what is left, and asks. What the directory had is kept in it.",
+    )
+    recover.add_argument("directory", metavar="DIRECTORY", help="that is gone on from")
+    recover.add_argument("addr", metavar="ADDR", help="where the node will be reached")
+    recover.add_argument("other", metavar="OTHER", nargs="*", help="the directories of the other survivors")
+    flags.add(recover, "--above", above, type=_natural, metavar="INDEX")
+    flags.switch(recover, "--accept-loss", "though others hold what this one does not")
+    flags.switch(recover, "--yes", "ask nobody")
+
+
+def _add_serve(commands: _Commands, flags: Flags) -> None:
+    serve = commands.add(
+        "serve",
+        serving.serve,
+        "run a node that serves the store over HTTP and JSON",
+        "raftsvc serve --bind 0.0.0.0:8080 --keys-file keys",
+        "The node is told by RAFTSVC_ADDR, RAFTSVC_DIR, RAFTSVC_INITIAL_CLUSTER, RAFTSVC_SECRET_FILE; docs/http.md.",
+    )
+    flags.add(serve, "--bind", "host:port (127.0.0.1:8080)", "127.0.0.1:8080", metavar="HOST:PORT")
+    flags.add(serve, "--keys-file", "who may what: lines of name, read or write, key, maybe a prefix", metavar="FILE")
+    flags.switch(serve, "--open", "everybody on this machine may read and write; only with a loopback --bind")
+    flags.add(serve, "--max-watchers", "so many may watch at once (128)", "128", type=_natural, metavar="N")
 
 
 def _number(text: str, least: float) -> float:

@@ -70,6 +70,20 @@ class Backup:
     wall_ms: int
     config: Configuration
 
+    def facts(self) -> dict[str, object]:
+        """For people; JSON-compatible."""
+        return {
+            "cluster": f"{self.cluster_id:016x}",
+            "node": self.node_id,
+            "index": self.index,
+            "term": self.term,
+            "time_ms": self.time_ms,
+            "commit_index": self.commit_index,
+            "wall_ms": self.wall_ms,
+            "members": {str(node_id): member.addr for node_id, member in sorted(self.config.members.items())},
+            "versions": str(self.config.versions),
+        }
+
     def _encode(self) -> bytes:
         config = self.config.encode()
         numbers = self.index, self.term, self.time_ms, self.cluster_id, self.node_id, self.commit_index, self.wall_ms

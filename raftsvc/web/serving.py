@@ -32,7 +32,7 @@ from raftsvc.web.problems import answer_to
 
 logger = logging.getLogger("raftsvc.web")
 
-BIND, KEYS_FILE = "RAFTSVC_WEB_BIND", "RAFTSVC_WEB_KEYS_FILE"
+BIND, KEYS_FILE = "RAFTSVC_BIND", "RAFTSVC_KEYS_FILE"
 MAX_WATCHERS = 128
 """Half of the connections that the listener has."""
 _BIND_SECONDS = 5.0
@@ -186,8 +186,15 @@ def who_is_here(environ: Mapping[str, Any]) -> Caller | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal says otherwise; returns the exit code: 2 for what makes no sense, 1 for what went wrong."""
-    arguments = _arguments(argv, os.environ)
+    """`run` with what is said on the command line; returns the exit code."""
+    return run(_arguments(argv, os.environ))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal says otherwise; returns the exit code: 2 for what makes no sense, 1 for what went wrong.
+
+    arguments: with `bind`, `keys_file`, `open` and `max_watchers`.
+    """
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return _serve(arguments)
@@ -209,7 +216,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if listen_from_env(os.environ) == "":
         raise ConfigurationError("RAFTSVC_LISTEN is empty, so that nobody would reach this node: unset it")
     keys = None if arguments.open else read_keys(arguments.keys_file)
-    kv = start_from_env({name: value for name, value in os.environ.items() if name not in (BIND, KEYS_FILE)})
+    kv = start_from_env()
     try:
         authorize = who_is_here if keys is None else None
         application = api(kv, keys=keys, authorize=authorize, max_watchers=arguments.max_watchers)

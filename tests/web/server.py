@@ -36,7 +36,7 @@ class Process:
             "RAFTSVC_DIR": str(self.path / "data"),
             "RAFTSVC_INITIAL_CLUSTER": self.addr,
             "RAFTSVC_SECRET": "a secret of the tests, long enough",
-            "RAFTSVC_WEB_BIND": self.bind,
+            "RAFTSVC_BIND": self.bind,
             "PYTHONPATH": str(ROOT),
         }
         with (self.path / "log").open("ab") as log:

@@ -1,0 +1,86 @@
+"""Commands of directories: backups of nodes that run and that are stopped, and what is made of what is left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands.harness import Node, Shell
+from tests.service.harness import free_address
+
+
+def test_a_backup_of_a_node_that_runs_is_verified_and_restored(node: Node, shell: Shell, tmp_path: Path) -> None:
+    at = ("--at", str(node.path), "--json")
+    assert shell("set", "a", "kept", *at).code == 0
+    file, elsewhere = tmp_path / "app.raft", tmp_path / "elsewhere"
+    made = shell("backup", str(file), *at).json
+    assert made["file"] == str(file)
+    assert made["members"] == {"1": node.addr}
+    assert shell("verify", str(file), "--json").json == {"path": str(file), "is_whole": True, "problems": []}
+    done = shell("restore", str(file), str(elsewhere), free_address(), "--json")
+    assert done.json["former_index"] == made["index"] < done.json["index"]
+    assert shell("restore", str(file), str(elsewhere), free_address()).code == 1
+    assert "former_cluster" in shell("inspect", str(elsewhere)).out.decode()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    broken = shell("verify", str(file), "--json")
+    assert (broken.code, broken.json["is_whole"]) == (1, False)
+    assert shell("restore", str(file), str(tmp_path / "third"), free_address()).code == 6
+    assert not (tmp_path / "third" / "wal").exists()
+
+
+def test_of_a_node_that_is_stopped_all_is_told_and_kept_and_one_that_runs_is_left_alone(
+    make_node: Callable[[], Node], shell: Shell, tmp_path: Path
+) -> None:
+    node = make_node()
+    node.service.init()
+    directory = str(node.path)
+    assert shell("set", "a", "kept", "--at", directory).code == 0
+    for command in (["inspect", directory], ["verify", directory], ["survey", directory]):
+        busy = shell(*command)
+        assert busy.code == 3
+        assert "process" in busy.err
+    node.service.stop()
+    found = shell("inspect", directory, "--entries", "--json").json
+    assert found["members"]["1"]["addr"] == node.addr
+    assert found["entries"][0]["kind"] == "members"
+    text = shell("inspect", directory, "--entries").out.decode()
+    assert "members 1 addr: " in text
+    assert "session opened: " in text
+    assert shell("verify", directory).out.decode() == f"{directory}: it is whole\n"
+    file = tmp_path / "app.raft"
+    assert shell("backup", str(file), "--at", directory, "--json").json["index"] == found["log"]["last_index"]
+    shutil.rmtree(node.path / "wal")
+    assert shell("verify", directory).code == 1
+
+
+def test_recovery_says_what_is_lost_and_asks(
+    make_node: Callable[[], Node], shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    node.service.init()
+    directory, ahead = str(node.path), tmp_path / "ahead"
+    assert shell("set", "a", "1", "--at", directory).code == 0
+    node.service.stop()
+    shutil.copytree(node.path, ahead)
+    shutil.rmtree(ahead / "wal")
+    left = shell("survey", directory, str(ahead), "--json").json
+    assert left["best"] == directory
+    assert left["survivors"][1]["problem"]
+    assert left["losses"] == {directory: []}
+    monkeypatch.setattr("sys.stdin", None)
+    addr = free_address()
+    asked = shell("recover", directory, addr)
+    assert (asked.code, "--yes" in asked.err) == (2, True)
+    assert "best: " in asked.out.decode()
+    made = shell("recover", directory, addr, str(ahead), "--yes", "--json").json
+    assert made["former_cluster"] == left["survivors"][0]["cluster"] != made["cluster"]
+    assert shell("inspect", directory, "--json").json["members"] == {"2": {"addr": addr, "votes": True}}
+
+
+def test_a_ready_made_node_is_run_by_a_command(shell: Shell) -> None:
+    refused = shell("serve", "--bind", "0.0.0.0:8080", "--open")
+    assert (refused.code, "--open" in refused.err) == (2, True)
