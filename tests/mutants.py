@@ -1669,8 +1669,8 @@ MUTANTS = (
     Mutant(
         "a listing shows half of an entry",
         "kv/state.py",
-        "            index = self._applying.complete\n        return _undone(",
-        "            index = self._applying.applied_index\n        changes = []\n        return _undone(",
+        "            index = self._applying.complete\n        found = _found(",
+        "            index = self._applying.applied_index\n        changes = []\n        found = _found(",
         test="kv/test_watch.py::test_an_entry_of_several_instructions_is_one_unit_and_a_listing_is_before_or_after_it",
     ),
     Mutant(
