@@ -403,6 +403,10 @@ class Membership:
             self._attempt.runs_state_here = node.runs_state_here
             node.start()
             self.node = node
+            told = None
+            while (trouble := self._trouble) is not told:  # the listener may tell it of another meanwhile
+                node.vitals.note_listening(trouble)
+                told = trouble
         except BaseException:  # of one that interrupts the node may know nothing, and run
             self.node = None
             self._attempt.runs_state_here = _nowhere
@@ -411,10 +415,6 @@ class Membership:
             else:
                 self._store.unload()
             raise
-        told = None
-        while (trouble := self._trouble) is not told:  # the listener may tell it of another meanwhile
-            node.vitals.note_listening(trouble)
-            told = trouble
 
     # -- the end
 

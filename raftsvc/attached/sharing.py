@@ -207,8 +207,9 @@ class Sharing:
         """It has stopped."""
         if self._worker is not None:
             self._worker.stop(StoppedError("the Service was stopped"))
-        if self._server is not None:
-            self._server.close()
+        server = self._server
+        if server is not None:
+            server.close()
 
 
 def _status_of(worker: Worker) -> dict[str, object]:

@@ -14,6 +14,7 @@ from raftsvc.errors import ConfigurationError
 _OF_NODES = frozenset(
     {
         "add_listener",
+        "backup",
         "evict",
         "init",
         "is_live",

@@ -16,7 +16,7 @@ from raftsvc import rescue
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import say, say_json
 from raftsvc.commands.places import where_of
-from raftsvc.errors import DamagedStorageError, DirectoryInUseError, FormatVersionError, NotApplied, StorageError
+from raftsvc.errors import DamagedStorageError, DirectoryInUseError, FormatVersionError, StorageError
 from raftsvc.kv import KeyValueState
 
 Command = TypeVar("Command", bound=Callable[[Any], int])
@@ -40,14 +40,13 @@ def _of_files(command: Command) -> Command:
 
 @_of_files
 def backup(args: Any) -> int:
-    """Of the node that owns a directory, or of what it left there."""
+    """Of the node that owns a directory, or of what one that is stopped left there."""
     where = where_of(args)
-    file = os.path.abspath(args.file)
-    try:
-        told = where.owner("backup").backup(file, args.within)
-    except NotApplied:  # nobody was asked
-        made = rescue.back_up(where.directory, file, KeyValueState())
-        told = made.facts()
+    file, owner = os.path.abspath(args.file), where.owner("backup")
+    if args.stopped:
+        told = rescue.back_up(where.directory, file, KeyValueState()).facts()
+    else:
+        told = owner.backup(file, args.within)
     return _show(args, {"file": file, **told})
 
 

@@ -336,9 +336,12 @@ def _add_directories(commands: _Commands, flags: Flags) -> None:
         directories.backup,
         "write all that the cluster has to a file, while it works",
         "raftsvc --at /var/lib/app/raft backup /var/backups/app.raft",
-        "On the host of a member, whose process writes it. Of a node that is stopped: what its directory has.",
+        "On the host of a member, whose process writes it.",
     )
     backup.add_argument("file", metavar="FILE", help="one that is there is replaced once the new one is whole")
+    flags.switch(
+        backup, "--stopped", "of a node that is stopped: what its directory has, which may be long out of date"
+    )
     flags.add(backup, "--within", "seconds for it (3600)", "3600", type=_seconds, metavar="SECONDS")
     inspect = commands.add(
         "inspect",

@@ -112,7 +112,9 @@ class Applying:
         if len(self.content.changes) >= _MANY:
             self._note_before(index)
         self._have_expire(index, time_ms, leases_until_ms=NEVER)
-        self.applied_index = index
+        with self.lock:
+            self.content.holds.items.base = index  # above all fences that may have been given out since
+            self.applied_index = index
 
     def _have_expire(self, index: int, time_ms: int, leases_until_ms: int = 0) -> None:
         """Some under each hold of the lock, so that readers get their turn.

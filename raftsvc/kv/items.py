@@ -6,7 +6,8 @@ order of ids.  An item that was given back untold times, its limit, goes to the 
 
 An item's id follows the log: it is the index of the entry with which the item came, or the next number if that one is
 taken.  So it is never given again, after a backup was restored neither.  How often an item was handed out is its fence:
-it rises with each time, and nobody has two items of one id.
+it rises with each time, and nobody has two items of one id.  Where a cluster goes on from a backup it rises above all
+that were given out since, of which nothing is known (`base`).
 
 Deterministic; knows no threads.  Snapshots freeze the items at once (`kv.pages`).
 
@@ -54,18 +55,22 @@ class Items:
     """The items of all queues.
 
     last_id: of the item that came last.
+    base:    what is added to how often an item was handed out, for a fence.
     """
 
-    __slots__ = ("_items", "_ready", "_taken", "last_id")
+    __slots__ = ("_items", "_ready", "_taken", "base", "last_id")
 
     def __init__(self) -> None:
         self._items = PagedMap()  # by their names; what `_packed` made is the version
         self._ready: dict[str, list[int]] = {}  # the ids of those that nobody has, of each queue, as a heap
         self._taken: dict[str, set[int]] = {}  # the ids of those that somebody has
         self.last_id = 0
+        self.base = 0
 
     @classmethod
-    def of(cls, records: Iterable[tuple[str, bytes, int]], last_id: int, taken: set[tuple[str, int]]) -> Items:
+    def of(
+        cls, records: Iterable[tuple[str, bytes, int]], last_id: int, taken: set[tuple[str, int]], base: int = 0
+    ) -> Items:
         """Those of the names, which ascend.  taken: queue and id of those that somebody has.
 
         Raises ValueError if one of these is not there, or a name is that of no item.
@@ -73,6 +78,7 @@ class Items:
         made = cls()
         made._items = PagedMap.of(records)
         made.last_id = last_id
+        made.base = base
         for page in made._items.freeze():
             for name, _, _ in records_of(page):
                 found = _NAME.fullmatch(name)
@@ -159,9 +165,9 @@ class Items:
         return found.data, found.version
 
     def is_taken(self, name: str, fence: int) -> bool:
-        """Whether somebody has the item of that name, and it was handed out so often."""
+        """Whether somebody has the item of that name, and it was handed out with that fence."""
         found = self._items.get(name)
-        if found is None or unpacked(found.version)[2] != fence:
+        if found is None or self.base + unpacked(found.version)[2] != fence:
             return False
         return int(name[-ID_DIGITS:], 16) in self._taken.get(name[: -ID_DIGITS - 1], ())
 

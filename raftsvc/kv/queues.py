@@ -18,7 +18,7 @@ class Item(NamedTuple):
     id:    of the item: the order of a queue is that of its ids.
     value: what it says.
     tries: how often it was given to somebody, this time included; not those times that nobody had asked for any more.
-    fence: how often it was handed out: rises with each.
+    fence: rises each time that it is handed out.
     """
 
     name: str
@@ -53,7 +53,7 @@ def item_of(holds: Holds, queue: str, lease: str, number: int) -> Item | None:
         return None
     data, version = holds.items.get(queue, claim.item)
     _, failures, fence = unpacked(version)
-    return Item(name_of(queue, claim.item), claim.item, data, failures + 1, fence)
+    return Item(name_of(queue, claim.item), claim.item, data, failures + 1, holds.items.base + fence)
 
 
 def freed_bytes(holds: Holds, queue: str, lease: str, number: int) -> int:

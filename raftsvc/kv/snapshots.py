@@ -51,7 +51,7 @@ _EXPIRY: Final = struct.Struct(">HQ")  # length of the key, deadline; a key of l
 _COUNT: Final = struct.Struct(">I")
 _LEASE: Final = struct.Struct(f">{LEASE_DIGITS}sQQ")
 _NAME: Final = struct.Struct(">HIBI")
-_LAST_ITEM: Final = struct.Struct(">Q")
+_LAST_ITEM: Final = struct.Struct(">QQ")
 _CLAIM: Final = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
 _CLOCK: Final = struct.Struct(">QQQQ")
 _JOB: Final = struct.Struct(">HHQQQQHI")
@@ -78,7 +78,7 @@ def encode_snapshot(content: Content) -> Iterator[bytes]:
         _records(pages, len(content.keys)),
         _expiring(expiring, len(content.expiries)),
         _holds(content.holds.freeze()),
-        (_LAST_ITEM.pack(items.last_id),),
+        (_LAST_ITEM.pack(items.last_id, items.base),),
         _records(items.freeze(), len(items)),
         _records(content.limits.freeze(), len(content.limits)),
         _records(content.leased.freeze(), len(content.leased)),
@@ -177,9 +177,9 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     keys = PagedMap.of(_decode_records(reader, index))
     expiries = Expiries.of(_decode_expiries(reader, keys))
     frozen = _decode_holds(reader, index)
-    (last_item,) = _LAST_ITEM.unpack(reader.take(_LAST_ITEM.size))
+    last_item, base = _LAST_ITEM.unpack(reader.take(_LAST_ITEM.size))
     try:
-        holds = Holds.of(frozen, Items.of(_decode_records(reader, _ANY), last_item, frozen.taken()))
+        holds = Holds.of(frozen, Items.of(_decode_records(reader, _ANY), last_item, frozen.taken(), base))
         limits = Limits.of((key, checked_limit(data), 1) for key, data, _ in _decode_records(reader, 1))
     except ValueError as error:
         raise error if isinstance(error, MalformedSnapshotError) else MalformedSnapshotError(str(error)) from error

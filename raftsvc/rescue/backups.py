@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -159,7 +160,7 @@ def save_backup(
     """
     files = files or Files()
     path = os.path.abspath(file)
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"  # another may be written to the same name just now
     try:
         fd = files.create(temporary)
         try:

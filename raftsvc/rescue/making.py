@@ -26,6 +26,8 @@ from raftsvc.storage import Made, Renewal, SnapshotHeader, Store
 
 GAP = 10**9
 """So many entries at least are left out: more than a cluster writes while nobody looks."""
+_LITTLE = 10**7
+"""So far ahead of what is known the clock has to be: more than is written within a moment."""
 MAX_INDEX = 2**62
 _CLOCKS_ARE_SET_US = 1_577_836_800 * 10**6  # 2020 began; a clock that is not set says 1970, or when it was made
 
@@ -53,12 +55,12 @@ class Remade:
 def first_index(highest: int, now_us: int, since_us: int, above_index: int | None) -> int:
     """Where a cluster goes on that comes after another of which `highest` is the highest index that is known.
 
-    That is `GAP` above, or at the time of day, in microseconds since 1970, whichever is more.  A cluster that came to
-    be in the same way began at the time of then, and has not written an entry in every microsecond: so it is below,
-    also one of which nothing is known here.
+    That is at the time of day, in microseconds since 1970.  A cluster that came to be in the same way began at the
+    time of then, and has not written an entry in every microsecond: so it is below, also one of which nothing is known
+    here.  Only where indexes are ahead of the clock already, for one was given by hand, it is `GAP` above.
 
-    since_us: when `highest` was looked at.  What passed since is added, so that what is made of one backup twice,
-              one after the other, differs by more than the first could have written meanwhile.
+    since_us: when `highest` was looked at.  There what passed since is added, so that what is made of one backup
+              twice, one after the other, differs by more than the first could have written meanwhile.
     above_index: by hand; then no clock is believed.
 
     Raises ConfigurationError if the clock cannot be right, or there are no such indexes.
@@ -74,7 +76,7 @@ def first_index(highest: int, now_us: int, since_us: int, above_index: int | Non
             "were given out since; or give above_index, an index that is above all of them"
         )
     else:
-        index = max(highest + GAP + (now_us - since_us if since_us else 0), now_us)
+        index = now_us if now_us > highest + _LITTLE else highest + GAP + (now_us - since_us if since_us else 0)
     if index >= MAX_INDEX:
         raise ConfigurationError(f"there are no indexes above {highest} that would do")
     return index

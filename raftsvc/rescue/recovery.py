@@ -26,7 +26,7 @@ from raftsvc.errors import ConfigurationError, StorageError
 from raftsvc.rescue.making import Remade, first_index, make_anew
 from raftsvc.rescue.reading import Held, read_held, stopped
 from raftsvc.rescue.replaying import history_of
-from raftsvc.rescue.restoring import read_origin
+from raftsvc.rescue.restoring import finished, read_origin
 from raftsvc.state import State
 from raftsvc.storage import Files, Renewal, Store
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES
@@ -230,8 +230,9 @@ def recover(
 
     A recovery that was interrupted, by whatever, is repeated: the directory is what it was, or what it is to be.
 
-    Raises ConfigurationError where something would be lost without `accept_loss`, for a `state` that will not do, and
-    if the clock is not set; DirectoryInUseError, StorageError.
+    Raises ConfigurationError where something would be lost, or may be, without `accept_loss`, for a `state` that will
+    not do, and if the clock is not set; ExistingClusterError if another attempt was interrupted, and is finished now;
+    DirectoryInUseError, StorageError.
     """
     addr = canonical_addr(addr)
     files = files or Files()
@@ -242,6 +243,9 @@ def recover(
     if not is_half_done:
         found = survey([store.path, *others], files=files, lock_timeout=lock_timeout)
         losses = found.losses(store.path)
+        unread = [f"{each.directory}: {each.problem}" for each in found.survivors if each.held is None]
+        if unread and not accept_loss:
+            raise ConfigurationError(f"what is there that cannot be read would be lost: {'; '.join(unread)}")
         if losses and not accept_loss:
             named = "; ".join(f"{each.other} has entries {each.first} to {each.last}" for each in losses)
             raise ConfigurationError(
@@ -256,7 +260,7 @@ def recover(
     store.own(lock_timeout)
     try:
         if is_half_done:
-            return read_origin(store.path, files)
+            return finished(read_origin(store.path, files), {"made_by": "recover", "addr": addr})
         held = read_held(store.path, files)
         index = first_index(max(found.highest_index, held.last_index), now_us, 0, above_index)
         return make_anew(store, history_of(held, files, state), addr, index, report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.errors import ExistingClusterError, StorageError
@@ -49,7 +49,8 @@ def restore(
     A restore that was interrupted, by whatever, is repeated: the directory is empty as before, or whole.
 
     Raises ConfigurationError if the backup is of a later time than the clock says; ExistingClusterError if a node is
-    in the directory; DamagedStorageError, FormatVersionError, of the file; DirectoryInUseError, StorageError.
+    in the directory, or another attempt was interrupted there and is finished now; DamagedStorageError,
+    FormatVersionError, of the file; DirectoryInUseError, StorageError.
     """
     addr = canonical_addr(addr)
     files = files or Files()
@@ -58,12 +59,19 @@ def restore(
         now_us = int((time.time() if clock is None else clock()) * 1_000_000)
         index = first_index(backup.index, now_us, backup.wall_ms * 1000, above_index)
         source.verify()
+        report: dict[str, object] = {
+            "made_by": "restore",
+            "backup_cluster": f"{backup.cluster_id:016x}",
+            "backup_index": backup.index,
+            "backup_wall_ms": backup.wall_ms,
+            "above_index": above_index,
+        }
         store = Store(os.fspath(directory), files, segment_bytes)
         is_half_done = _is_half_done(store)
         store.own(lock_timeout)
         try:
             if is_half_done:
-                return read_origin(store.path, files)
+                return finished(read_origin(store.path, files), {"addr": addr, **report})
             if store.is_initialized:
                 raise ExistingClusterError(
                     f"{store.path}: a node is in it already. Restore into an empty directory; what this node has is "
@@ -72,14 +80,12 @@ def restore(
             history = History(
                 backup.cluster_id, backup.index, backup.term, backup.time_ms, backup.config, source.chunks()
             )
-            report: dict[str, object] = {
-                "made_by": "restore",
+            more = {
                 "backup": os.path.abspath(file),
-                "backup_wall_ms": backup.wall_ms,
                 "backup_commit_index": backup.commit_index,
                 "wall_ms": now_us // 1000,
             }
-            return make_anew(store, history, addr, index, report)
+            return make_anew(store, history, addr, index, {**report, **more})
         finally:
             store.close()
 
@@ -89,6 +95,20 @@ def _is_half_done(store: Store) -> bool:
         return Renewal(store.files, store.path).is_decided
     except OSError as error:
         raise StorageError(f"{store.path}: cannot be read: {error}") from error
+
+
+def finished(made: Remade, wanted: Mapping[str, object]) -> Remade:
+    """What an interrupted attempt made, and whoever owned the directory next finished.
+
+    wanted: what this attempt would have had in `origin.json`.  Raises ExistingClusterError if the other wanted else.
+    """
+    differs = [f"{name} {made.report.get(name)}" for name, value in wanted.items() if made.report.get(name) != value]
+    if differs:
+        raise ExistingClusterError(
+            f"{made.directory}: another attempt was interrupted there, and is finished now: {', '.join(differs)}. Its "
+            "origin.json says what it is; to have something else, empty the directory first"
+        )
+    return made
 
 
 def read_origin(path: str, files: Files) -> Remade:

@@ -7,6 +7,7 @@ import pytest
 from raftsvc.core.messages import MAX_NUMBER
 from raftsvc.errors import UnknownOperationError
 from raftsvc.member.envelopes import (
+    ANEW,
     CLIENT,
     INSTRUCTION,
     LIST,
@@ -218,7 +219,7 @@ def test_two_machines_that_applied_the_same_agree_by_their_digests() -> None:
 def test_an_operation_of_later_code_still_stops_applying() -> None:
     log = ClientLog()
     with pytest.raises(UnknownOperationError):
-        log.entry(EntryKind.NORMAL, wrap(CLIENT + 1, 0, 0, 0, 0, b""))
+        log.entry(EntryKind.NORMAL, wrap(ANEW + 1, 0, 0, 0, 0, b""))
     assert isinstance(log.machine, Machine)
     assert isinstance(log.machine.state, ListState)
-    assert OPEN < CLIENT < MAX_NUMBER
+    assert OPEN < CLIENT < ANEW < MAX_NUMBER

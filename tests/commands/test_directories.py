@@ -52,7 +52,11 @@ def test_of_a_node_that_is_stopped_all_is_told_and_kept_and_one_that_runs_is_lef
     assert "session opened: " in text
     assert shell("verify", directory).out.decode() == f"{directory}: it is whole\n"
     file = tmp_path / "app.raft"
-    assert shell("backup", str(file), "--at", directory, "--json").json["index"] == found["log"]["last_index"]
+    assert shell("backup", str(file), "--at", directory).code == 3
+    assert not file.exists()
+    assert (
+        shell("backup", str(file), "--stopped", "--at", directory, "--json").json["index"] == found["log"]["last_index"]
+    )
     shutil.rmtree(node.path / "wal")
     assert shell("verify", directory).code == 1
 
@@ -76,7 +80,9 @@ def test_recovery_says_what_is_lost_and_asks(
     asked = shell("recover", directory, addr)
     assert (asked.code, "--yes" in asked.err) == (2, True)
     assert "best: " in asked.out.decode()
-    made = shell("recover", directory, addr, str(ahead), "--yes", "--json").json
+    unread = shell("recover", directory, addr, str(ahead), "--yes")
+    assert (unread.code, str(ahead) in unread.err) == (2, True)
+    made = shell("recover", directory, addr, str(ahead), "--yes", "--accept-loss", "--json").json
     assert made["former_cluster"] == left["survivors"][0]["cluster"] != made["cluster"]
     assert shell("inspect", directory, "--json").json["members"] == {"2": {"addr": addr, "votes": True}}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from raftsvc import kv as store_of_keys
 from raftsvc import rescue
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import data_of, index_of, time_of
@@ -228,6 +229,10 @@ def test_what_was_written_is_there_and_every_version_and_fence_is_higher_than_an
         for _ in range(3):
             with kv.lock("l", ttl=30) as lock:
                 fences.append(lock.fence)
+        kv.queue("q").put(b"work")
+        item = kv.queue("q", ttl=30).get(timeout=PATIENCE)
+        assert item is not None
+        fences.append(item.fence)
         versions = [value.version for value in kv.list().values()]
         last = int(str(kv.service.status()["applied_index"]))
     before_us = int(time.time() * 1e6)
@@ -243,11 +248,17 @@ def test_what_was_written_is_there_and_every_version_and_fence_is_higher_than_an
         with kv.lock("l", ttl=30) as lock:
             assert lock.fence > made.index
         assert kv.incr("n") == 2
+        again = kv.queue("q", ttl=30).get(timeout=PATIENCE)
+        assert again is not None and (again.name, again.value) == (item.name, b"work")
+        assert again.fence > made.index
+        with pytest.raises(store_of_keys.LostError):
+            kv.transaction([store_of_keys.if_held(item), store_of_keys.set("a", b"by the dead")])
+        kv.transaction([store_of_keys.if_held(again), store_of_keys.set("a", b"4")])
         status = kv.service.status()
         assert status["node_id"] == 2 and status["cluster_id"] == f"{made.cluster_id:016x}"
     assert rescue.verify(tmp_path / "new") == []
     with store_in(tmp_path / "new", addr) as kv:
-        assert kv.get("a").data == b"3"
+        assert kv.get("a").data == b"4"
 
 
 def test_what_processes_held_has_ended_and_time_to_live_goes_on(tmp_path: Path) -> None:
