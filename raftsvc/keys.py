@@ -86,4 +86,8 @@ def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> 
                 f"client key {key.name!r} is the cluster's secret, with which whoever has it is a member: "
                 "give it a key of its own"
             )
+    sent = {key.key for key in given if key.is_sent}
+    for key in given:
+        if not key.is_sent and key.key in sent:
+            raise ConfigurationError(f"client key {key.name!r} is one for metrics, too, which is sent for all to read")
     return given

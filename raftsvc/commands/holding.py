@@ -15,13 +15,16 @@ from raftsvc.kv import Hold, KeyValue
 
 FENCE = "RAFTSVC_FENCE"
 _GRACE_SHARE = 0.05
-"""Of the TTL.  A tenth lies between what counts as lost and what others may have."""
+"""Of the TTL."""
+_MOST_GRACE_SHARE = 0.1
+"""So much lies between what counts as lost and what others may have."""
 
 
 def lock(args: Any) -> int:
     """Run the command under a lock; its exit code."""
     if not args.run:
         raise CommandError("what is to be run? raftsvc lock NAME -- COMMAND", NOT_RUN)
+    _check_grace(args)
     where = where_of(args)
     with where.store() as store:
         hold = _claim(store, f"lock:{args.name}", args)
@@ -33,6 +36,7 @@ def lock(args: Any) -> int:
 
 def elect(args: Any) -> int:
     """Run the command while leading; its exit code.  Without a command: who leads, NO if nobody."""
+    _check_grace(args)
     where = where_of(args)
     with where.store() as store:
         if not args.run:
@@ -46,6 +50,14 @@ def elect(args: Any) -> int:
             complain(f"leading {args.name!r} was lost, and the command was ended{again}")
             if args.once:
                 return WAS_LOST
+
+
+def _check_grace(args: Any) -> None:
+    """Raise CommandError where the command could go on for longer than what it needs is its own."""
+    if args.grace is not None and args.grace > _MOST_GRACE_SHARE * args.ttl:
+        raise CommandError(
+            f"--grace is at most {_MOST_GRACE_SHARE:g} of --ttl: from then on others may have it", NOT_RUN
+        )
 
 
 def _show(store: KeyValue, args: Any, timeout: float) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raftsvc.commands import interrupts
 from raftsvc.commands.codes import INTERRUPTED, NOT_RUN, PIPE_CLOSED, WAS_LOST, code_of, line_of
 from raftsvc.commands.output import complain, go_deaf, say_json
 from raftsvc.commands.parser import WITH_COMMAND, parse
@@ -15,6 +16,7 @@ from raftsvc.commands.parser import WITH_COMMAND, parse
 
 def run() -> int:
     """The command `raftsvc`."""
+    interrupts.install()
     logging.getLogger("raftsvc").addHandler(logging.NullHandler())  # what went wrong is said once, by its error
     return main(sys.argv[1:], os.environ)
 

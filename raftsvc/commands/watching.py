@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from raftsvc.commands import interrupts
 from raftsvc.commands.codes import DONE
 from raftsvc.commands.output import as_json, say, say_json
 from raftsvc.commands.places import where_of
@@ -30,6 +31,7 @@ def watch(args: Any) -> int:
         if args.existing:
             left = _show(args.json, [Change(name, value) for name, value in known.items()], left)
         while left is None or left > 0:
+            interrupts.check()
             time.sleep(args.every)
             found = _look(store, key, args.prefix, where.timeout)
             left = _show(args.json, changes(known, found), left)

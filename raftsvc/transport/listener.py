@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from email.errors import MultipartInvariantViolationDefect, StartBoundaryNotFoundDefect
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -49,6 +50,10 @@ _CLAIM_SECONDS = 3.0
 """How long the former owner of a port that is kept may take to leave it before that is called trouble."""
 _CLAIM_POLL_SECONDS = 0.02
 # A line that continues the one before, the end of a line that others do not take for one, what is no text.
+_OF_BODIES = (StartBoundaryNotFoundDefect, MultipartInvariantViolationDefect)
+"""What the parser of mails misses, which has the head alone."""
+_ALONE = ("Content-Length", "Content-Type", "Host", "Authorization", "Idempotency-Key")
+"""Headers of which there is one: of two, others might go by the other."""
 _UNCLEAR = re.compile(rb"\n[ \t]|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
@@ -331,6 +336,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._refuse(431 if lines else 414, f"request line and headers have at most {MAX_HEAD_BYTES} bytes")
                 return None
             lines.append(line)
+        if lines[-1] == b"":  # cut short: what was still to come might have said otherwise
+            self.close_connection = True
+            return None
         if _UNCLEAR.search(b"".join(lines)):
             self._refuse(400, "a header is continued on another line, or holds control characters")
             return None
@@ -338,7 +346,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if self.headers.defects or len(self.headers.get_all("Content-Length", ())) > 1:
+        if any(type(each) not in _OF_BODIES for each in self.headers.defects) or any(
+            len(self.headers.get_all(name, ())) > 1 for name in _ALONE
+        ):
             # Where the body ends another would see elsewhere: one client of a proxy could speak for the next.
             self._refuse(400, "the headers do not parse")
             return
@@ -405,7 +415,9 @@ class _Handler(BaseHTTPRequestHandler):
             environ["CONTENT_TYPE"] = self.headers["Content-Type"]
         for name, value in self.headers.items():
             if "_" not in name and name.lower() not in ("content-length", "content-type"):
-                environ["HTTP_" + name.upper().replace("-", "_")] = value
+                variable = "HTTP_" + name.upper().replace("-", "_")
+                # Several of one name are a list (RFC 9110, section 5.3).
+                environ[variable] = f"{environ[variable]}, {value}" if variable in environ else value
         if isinstance(self.connection, ssl.SSLSocket):
             environ["raftsvc.peer_certificate"] = self.connection.getpeercert() or None
         return environ
@@ -447,8 +459,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_head(self, answer: list[Any]) -> bool:
         """Send status and headers; whether the body goes in chunks."""
         status, headers = answer
-        code, _, phrase = status.partition(" ")
-        self.send_response(int(code), phrase)
+        digits, _, phrase = status.partition(" ")
+        code = int(digits)
+        self.send_response(code, phrase)
         length = None
         for name, value in headers:
             self.send_header(name, value)

@@ -24,7 +24,7 @@ MAX_SECONDS = 60.0
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _TAG = re.compile(r'\s*(?P<weak>W/)?"(?P<tag>[\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
-_VERSION = re.compile("[0-9]{1,20}")
+_VERSION = re.compile("[1-9][0-9]{0,19}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,256}")
 _MAX_PARAMETERS = 20
 _FLAGS = {"1": True, "true": True, "0": False, "false": False}
@@ -155,6 +155,12 @@ class Asked:
         if self._body is None:
             self._body = self._read()
         return self._body
+
+    def whole_body(self) -> bytes:
+        """The same, where it is to be a whole (RFC 9110, section 14.5)."""
+        if self._header("Content-Range") is not None:
+            raise bad_request("A value is given as a whole: a Content-Range is not understood.")
+        return self.body()
 
     def _read(self) -> bytes:
         environ: Any = self.environ

@@ -80,7 +80,7 @@ class Keys:
         """PUT /v1/keys/{key}."""
         _check_allowed(caller, key)
         ttl = asked.seconds("ttl")
-        body = asked.body()
+        body = asked.whole_body()
         effect = _made(lambda: store.set(key, body, ttl))
         outcome = self._write_one(asked, caller, key, Write([effect]))
         return _answer(outcome, {"version": outcome.version}, tag_of(outcome.version))
@@ -146,6 +146,7 @@ class Keys:
 
     def count(self, asked: Asked, caller: Caller, key: str) -> Response:
         """POST /v1/counters/{key}."""
+        _check_unconditional(asked)
         _check_allowed(caller, key)
         delta, initial = asked.integer("delta", 1, _LEAST, _MOST), asked.integer("initial", 0, _LEAST, _MOST)
         effect = _made(lambda: store.incr(key, delta, initial, asked.seconds("ttl")))
@@ -155,11 +156,18 @@ class Keys:
 
     def transact(self, asked: Asked, caller: Caller, _: str) -> Response:
         """POST /v1/transactions."""
+        _check_unconditional(asked)
         operations = operations_of(asked.json())
         for operation in operations:
             _check_allowed(caller, operation.key)
         outcome = self._write(asked, caller, _foreseen(operations), asked.body())
         return _answer(outcome, {"version": outcome.version, "answer": outcome.answer})
+
+
+def _check_unconditional(asked: Asked) -> None:
+    """Raise a Problem where there is a condition that would not be looked at (RFC 9110, section 13.1)."""
+    if asked.tags("If-Match") is not None or asked.tags("If-None-Match") is not None:
+        raise bad_request("This takes no If-Match or If-None-Match; a transaction has conditions of its own.")
 
 
 def operations_of(said: Any) -> list[Condition | Effect]:

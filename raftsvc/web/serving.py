@@ -209,6 +209,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     if arguments.open and not _is_loopback(arguments.bind):
         raise ConfigurationError("--open is for a --bind that only this machine reaches; else give --keys-file")
+    if not 0 <= arguments.max_watchers <= MAX_WATCHERS:
+        raise ConfigurationError(f"--max-watchers is at most {MAX_WATCHERS}: half of the connections are for others")
     if arguments.keys_file is None and not arguments.open:
         raise ConfigurationError(f"who may use it? Give --keys-file or {KEYS_FILE}, or --open on this machine alone")
     if arguments.open and arguments.keys_file is not None:

@@ -129,6 +129,11 @@ def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener
     assert b"400" in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")  # to HTTP/0.9 there is no status line
     assert b" 414 " in raw(listener, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
     assert b" 431 " in raw(listener, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n")
+    for twice in (b"Content-Length: 0", b"Host: x", b"Authorization: a", b"Idempotency-Key: k"):
+        assert b" 400 " in raw(listener, b"GET / HTTP/1.1\r\n" + 2 * (twice + b"\r\n") + b"\r\n")
+    assert raw(listener, b"GET / HTTP/1.1\r\nHost: x\r\n") == b"", "cut short: more may have been said"
+    multipart = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
+    assert b" 200 " in raw(listener, multipart)
     raw(listener, b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
     assert ask(connect(listener), "GET", "/")[0] == 200
 

@@ -270,6 +270,18 @@ def test_a_listing_has_an_end_in_bytes_too(
     assert ([each["key"] for each in page["keys"]], page["more"]) == ([f"{key}/0"], True)
 
 
+@pytest.mark.parametrize("condition", [{"If-Match": '"1"'}, {"If-None-Match": "*"}], ids=str)
+def test_a_condition_that_would_not_be_looked_at_is_refused(
+    client: Client, key: str, condition: dict[str, str]
+) -> None:
+    assert client.post(f"/v1/counters/{key}", headers=condition).status_code == 400
+    operations = [{"op": "set", "key": key, "value": ""}]
+    assert client.post("/v1/transactions", json=operations, headers=condition).status_code == 400
+    part = {"Content-Range": "bytes 0-1/10"}
+    assert client.put(f"/v1/keys/{key}", data=b"ab", headers=part).status_code == 400
+    assert client.get(f"/v1/keys/{key}").status_code == 404
+
+
 def test_a_counter_counts(client: Client, store: kv.KeyValue, key: str) -> None:
     path = f"/v1/counters/{key}"
     assert said(client.post(path))["value"] == 1

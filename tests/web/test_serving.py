@@ -67,6 +67,14 @@ def test_a_node_serves_its_store_until_it_is_told_to_stop(served: Process) -> No
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (200, b"")
     connection.close()
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=PATIENCE) as raw:
+        head = f"/v1/keys/{quote(named, safe='')} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        raw.sendall(f"GET {head}If-None-Match: *\r\n\r\nDELETE {head}".encode())
+        raw.shutdown(socket.SHUT_WR)  # in the middle of a head: nothing of it is done
+        told = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert told.startswith(b"HTTP/1.1 304 ") and told.endswith(b"\r\n\r\n") and told.count(b"HTTP/1.1") == 1
+    assert b"chunked" not in told
+    assert session.get(path, timeout=PATIENCE).status_code == 200
     assert requests.get(f"{served.url}/keys/ready", timeout=PATIENCE).status_code == 401
     team = {"Authorization": "Bearer reader-0123456789abcdef"}
     assert requests.get(f"{served.url}/keys/ready", headers=team, timeout=PATIENCE).status_code == 403
