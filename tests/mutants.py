@@ -2544,8 +2544,8 @@ MUTANTS = (
     Mutant(
         "a restored cluster goes on at the index of the backup",
         "rescue/making.py",
-        "        index = now_us if now_us > highest + _LITTLE else highest + GAP + (now_us - since_us if since_us else 0)\n",
-        "        index = highest\n",
+        "        index = now_us if now_us > highest + _LITTLE else",
+        "        index = highest if now_us else",
         test="rescue/test_restore.py::test_the_directory_is_of_another_cluster_far_above_at_the_same_log_time",
     ),
     Mutant(

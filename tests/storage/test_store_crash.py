@@ -234,7 +234,7 @@ def test_a_busy_life_keeps_its_promises_over_two_power_losses(
     assert disk.count("rename", ".wal") > 2
     assert disk.count("remove", ".wal") > 0
     assert disk.count("rename", "snap") > 2
-    for crash_at in range(1, len(disk.operations) + 1):
+    for crash_at in range(1, len(disk.operations) + 1)[turn_of(2)]:
         again = 0
         went_again = True
         while went_again:
