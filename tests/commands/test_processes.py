@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ class Cluster:
             "RAFTSVC_KEY_FILE": str(self.path / "key"),
             "RAFTSVC_TIMEOUT": str(PATIENCE),
         }
-        process = subprocess.Popen([sys.executable, *words], env=environ, cwd=self.path, **pipes)
+        # Whoever runs the tests in the background may have Ctrl-C ignored, by what he starts as well.
+        heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([sys.executable, *words], env=environ, cwd=self.path, preexec_fn=heeds, **pipes)
         self._running.append(process)
         return process
 
