@@ -282,7 +282,7 @@ def test_a_snapshot_whose_deadlines_make_no_sense_is_refused(log: Log) -> None:
     whole, index = log.state.snapshot()
     a, b = struct.pack(">HQ", 1, 1001) + b"a", struct.pack(">HQ", 1, 2001) + b"b"
     end = struct.pack(">HQ", 0, 2)
-    nothing_held = bytes(8 + 8 + 3 * 14 + 8)
+    nothing_held = bytes(8 + 16 + 3 * 14 + 8)
     assert whole.endswith(a + b + end + nothing_held)
     head = whole.removesuffix(a + b + end + nothing_held)
     for wrong in (

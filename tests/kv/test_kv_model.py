@@ -65,7 +65,7 @@ def as_bytes(model: Model) -> bytes:
     for key, deadline_ms in sorted(model.deadlines.items()):
         written += struct.pack(">HQ", len(key.encode()), deadline_ms) + key.encode()
     written += struct.pack(">HQII", 0, len(model.deadlines), 0, 0)  # and neither leases nor claims
-    written += struct.pack(">Q", 0) + 3 * struct.pack(">HQI", 0, 0, 0)  # no items, limits, leased keys
+    written += struct.pack(">QQ", 0, 0) + 3 * struct.pack(">HQI", 0, 0, 0)  # no items, limits, leased keys
     return written + struct.pack(">II", 0, 0)  # no clocks or jobs
 
 
