@@ -162,7 +162,7 @@ def make_served() -> tuple[Recorder, App, Listener]:
 
 def test_the_listener_survives_whatever_is_sent_to_it(quick_reads: None, caplog: pytest.LogCaptureFixture) -> None:
     # The enemy does not know the secret, so nothing it sends may have an effect.
-    enemy = Enemy(5, secret="what the enemy takes for it")
+    enemy = Enemy(6, secret="what the enemy takes for it")
     recorder, app, served = make_served()
     try:
         assert served.address is not None
