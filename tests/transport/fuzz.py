@@ -246,7 +246,9 @@ class Enemy:
         stream = environ["wsgi.input"]
         body = b"" if stream.is_endless else stream._file.read()
         target = environ["PATH_INFO"].encode("latin-1", "replace")
-        lines = [b"%s %s HTTP/1.1" % (environ["REQUEST_METHOD"].encode("latin-1", "replace"), target), *([] if "HTTP_HOST" in environ else [b"Host: x"])]
+        lines = [b"%s %s HTTP/1.1" % (environ["REQUEST_METHOD"].encode("latin-1", "replace"), target)]
+        if "HTTP_HOST" not in environ:
+            lines.append(b"Host: x")
         for name, value in environ.items():
             if name.startswith("HTTP_"):
                 header = name[5:].replace("_", "-").title()
