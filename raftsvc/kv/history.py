@@ -68,6 +68,12 @@ def _settled(changes: list[Change]) -> list[Change]:
     return settled
 
 
+def _size_of(change: Change) -> int:
+    """About what it takes in memory."""
+    _, _, key, value, former = change
+    return _CHANGE_BYTES + len(key) + len(value or b"") + (len(former[0]) if former else 0)
+
+
 class Signal:
     """Wakes one thread that waits, or is about to.  Any thread may."""
 
@@ -128,7 +134,6 @@ class History:
         "_prefixes",
         "_prune_at",
         "_size_bytes",
-        "_sizes",
         "_waiting",
         "_waiting_count",
         "floor",
@@ -139,8 +144,7 @@ class History:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._changes: deque[Change] = deque()
-        self._sizes: deque[int] = deque()  # of each of these
-        self._size_bytes = 0
+        self._size_bytes = 0  # of all of these
         self.floor = 0
         self._waiting: dict[str, dict[Cursor, None]] = {}
         self._waiting_count = 0
@@ -152,19 +156,15 @@ class History:
         """All that some entries changed, in order.  Returns those who are to be woken for it."""
         if len(changes) > 1 and len(set(map(_index_of, changes))) < len(changes):
             changes = _settled(changes)
-        kept, sizes = self._changes, self._sizes
-        added_bytes = 0
+        self._changes += changes
+        added_bytes = _CHANGE_BYTES * len(changes)
         for start in range(0, len(changes), _STRETCH):
-            for change in changes[start : start + _STRETCH]:
-                _, _, key, value, former = change
-                size_bytes = _CHANGE_BYTES + len(key)
-                if value is not None:
-                    size_bytes += len(value)
-                if former is not None:
-                    size_bytes += len(former[0])
-                kept.append(change)
-                sizes.append(size_bytes)
-                added_bytes += size_bytes
+            for _, _, key, value, former in changes[start : start + _STRETCH]:
+                added_bytes += len(key)  # as `_size_of`, without a call
+                if value:
+                    added_bytes += len(value)
+                if former:
+                    added_bytes += len(former[0])
             give_way()
         self._size_bytes += added_bytes
         if len(self._changes) > self._max_events or self._size_bytes > self._max_bytes:
@@ -173,14 +173,13 @@ class History:
 
     def _drop_some(self) -> None:
         """Keep no more than may be."""
-        changes, sizes = self._changes, self._sizes
+        changes = self._changes
         newest: int = changes[-1][0]
         oldest: int = changes[0][0]
         while oldest != newest and (len(changes) > self._max_events or self._size_bytes > self._max_bytes):
             self.floor = oldest
             while changes[0][0] == self.floor:
-                changes.popleft()
-                self._size_bytes -= sizes.popleft()
+                self._size_bytes -= _size_of(changes.popleft())
             oldest = changes[0][0]
 
     def _take_woken(self, changes: list[Change]) -> list[Cursor]:
@@ -200,7 +199,6 @@ class History:
     def reset(self, index: int) -> list[Signal]:
         """The state became that of `index` at once: nobody knows what happened.  Returns all who waited."""
         self._changes.clear()
-        self._sizes.clear()
         self._size_bytes = 0
         self.floor = index
         return self._leave_all(0)
@@ -226,11 +224,11 @@ class History:
         start = bisect_right(changes, index, key=_index_of)
         some: list[Change] = []
         size_bytes = 0
-        for change, change_bytes in islice(zip(changes, self._sizes, strict=True), start, None):
+        for change in islice(changes, start, None):
             if (len(some) >= _AT_ONCE or size_bytes >= _BYTES_AT_ONCE) and some[-1][0] != change[0]:
                 break
             some.append(change)
-            size_bytes += change_bytes
+            size_bytes += _size_of(change)
         return some
 
     def wait(self, cursor: Cursor) -> None:

@@ -170,8 +170,10 @@ def decode_lone_set(data: bytes) -> tuple[str, bytes] | None:
     start = stop + _LENGTH_BYTES
     if not 0 < length <= MAX_KEY_BYTES or start > size or _LENGTH.unpack_from(data, stop)[0] != size - start:
         return None
-    key = _read_key(data[_LONE_HEAD_BYTES:stop])
-    return (key, data[start:]) if key else None
+    try:
+        return data[_LONE_HEAD_BYTES:stop].decode(), data[start:]
+    except UnicodeDecodeError:
+        return None
 
 
 def _read_key(encoded: bytes) -> str:

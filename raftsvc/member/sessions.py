@@ -198,9 +198,9 @@ class Session:
 
     def admit(self, number: int, low: int) -> bool:
         """Whether that one instruction may be new; then what is below `low` is settled."""
-        if not self.takes(number, low):
+        former = self.low  # below as in `takes`, without a call
+        if number < former or number < low or (low <= number - MAX_OUTCOMES and former <= number - MAX_OUTCOMES):
             return False
-        former = self.low
         if low > former:
             if low == former + 1 and self.partial is None:  # as most often
                 self.outcomes.pop(former, None)
