@@ -1416,8 +1416,8 @@ MUTANTS = (
     Mutant(
         "a lease counts from when its renewal was answered",
         "kv/leases.py",
-        "            self.has_given_up = True\n        return asked\n",
-        "            self.has_given_up = True\n        return read_clocks()\n",
+        "        return renewal.asked\n",
+        "        return read_clocks()\n",
         test="service/test_holding.py::test_a_renewal_counts_from_when_it_was_first_asked_for",
     ),
     Mutant(

@@ -689,8 +689,9 @@ class KeyValue:
         keep: whether this process refreshes it as long as it runs, or until it is revoked, whether or not anybody
               refers to it still; else whoever has it does.
 
-        Each that is kept is an entry of the log each third of its ttl, one after the other: have one for many keys,
-        and in a process no more than are renewed within a tenth of the shortest ttl.
+        Those that are kept are refreshed each third of their ttl, in a member's process up to 128 by one entry of the
+        log, and by who connected one after the other: there have no more than are so within a tenth of the shortest
+        ttl.  One does for many keys.
 
         Raises what `Service.propose` raises, and LostError if the answer took longer than it lasts.
         """

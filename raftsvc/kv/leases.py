@@ -24,7 +24,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -91,6 +91,13 @@ class Access(Protocol):
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
         """As `Service.propose`."""
+
+    def propose_many(self, instructions: Sequence[bytes], timeout: float) -> Sequence[Applied]:
+        """As `Service.propose_many`; never more than `at_once`, if that is more than one."""
+
+    @property
+    def at_once(self) -> int:
+        """How many it takes; 1: it takes no several."""
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """The fence of a claim that was placed, 0: it waits, None: there is none.  Sets the signal on a change."""
@@ -263,22 +270,33 @@ class Lease:
 
     def _keep(self, timeout: float) -> tuple[int, ...]:
         """Say what is wanted under it, and that it lives; the clocks, when that was first asked for."""
-        has_unheard, self.has_unheard, self.has_given_up = self.has_unheard, False, False
-        index = self._cluster.index()  # before the list: what is wanted later is placed later
-        wanted = list(self.wanted)
-        asked = read_clocks()
+        renewal = self.renewal(self._cluster.index())
         try:
-            self._cluster.propose(encode([instructions.keep_lease(self.id, index, wanted)]), timeout)
+            self._cluster.propose(renewal.instruction, timeout)
         except Rejected as rejected:
             self.end()
             raise LostError(self.id, rejected.reason) from None
         except BaseException:
-            self.has_unheard = self.has_unheard or has_unheard
-            self.has_given_up = True
+            self._missed(renewal)
             raise
-        if has_unheard:  # once more, by an index that is known since this was answered
+        return self._heard(renewal)
+
+    def renewal(self, index: int) -> Renewal:
+        """What is said now to have it last.  index: of an entry that was applied before this call."""
+        has_unheard, self.has_unheard, self.has_given_up = self.has_unheard, False, False
+        instruction = encode([instructions.keep_lease(self.id, index, list(self.wanted))])
+        return Renewal(self, instruction, read_clocks(), has_unheard)
+
+    def _heard(self, renewal: Renewal) -> tuple[int, ...]:
+        """It was done; the clocks, when it was first asked for."""
+        if renewal.has_unheard:  # once more, by an index that is known since this was answered
             self.has_given_up = True
-        return asked
+        return renewal.asked
+
+    def _missed(self, renewal: Renewal) -> None:
+        """Whether it was done is not known."""
+        self.has_unheard = self.has_unheard or renewal.has_unheard
+        self.has_given_up = True
 
     def revoke(self, timeout: float = 5.0) -> None:
         """End it at once, and have all that is held under it granted to others.  Raises what `Service.propose` does."""
@@ -291,6 +309,41 @@ class Lease:
         hold = Hold(self, name, next(self._numbers))
         self.wanted[hold.number] = hold
         return hold
+
+
+class Renewal(NamedTuple):
+    """What a lease is to last by.
+
+    asked:       the clocks, when it was first asked for.
+    has_unheard: what the lease said of itself before.
+    """
+
+    lease: Lease
+    instruction: bytes
+    asked: tuple[int, ...]
+    has_unheard: bool
+
+
+def refresh_all(cluster: Access, leases: Iterable[Lease], timeout: float) -> None:
+    """As `refresh` of each, all by one entry of the log; those that the cluster has no more end.
+
+    Raises what `Service.propose_many` raises: then each may have been renewed, and is not known to be.
+    """
+    index = cluster.index()
+    renewals: list[Renewal] = []
+    try:
+        renewals.extend(lease.renewal(index) for lease in leases)
+        told = cluster.propose_many([renewal.instruction for renewal in renewals], timeout)
+    except BaseException:
+        for renewal in renewals:
+            renewal.lease._missed(renewal)
+        raise
+    for renewal, applied in zip(renewals, told, strict=True):
+        if isinstance(applied.answer, Rejected):
+            renewal.lease.end()
+        else:
+            with suppress(LostError):  # it took longer than that one lasts
+                renewal.lease._note(renewal.lease._heard(renewal))
 
 
 class Hold:
@@ -703,14 +756,16 @@ class Keeper:
     def _attend_all(self, own: list[Lease]) -> float:
         """Do what is due, first for whom least time remains; when there is something to be done again.
 
-        Those that all share are looked after between any two of those of one's own, of which there may be many.
+        Of one's own there may be many: some are renewed together, and between any two of these calls those that all
+        share are looked after.
         """
         due_at = self._attend_shared()
-        for lease in sorted(own, key=attrgetter("remaining")):
-            is_asked = lease.is_due
+        due = [lease for lease in sorted(own, key=attrgetter("remaining")) if lease.is_due and not lease.is_over]
+        for start in range(0, len(due), self._cluster.at_once):
+            self._renew_some(due[start : start + self._cluster.at_once])
+            due_at = min(due_at, self._attend_shared())
+        for lease in own:
             due_at = min(due_at, time.monotonic() + self._attend_own(lease))
-            if is_asked:
-                due_at = min(due_at, self._attend_shared())
         for lease, ends_at in list(self._ending.items()):
             if _try(partial(lease.revoke, _RENEW_SECONDS)) or time.monotonic() > ends_at:
                 with self._lock:
@@ -741,23 +796,32 @@ class Keeper:
         is_idle = not lease.wanted
         if is_idle and lease.id in self._idle and self._forget(ttl_ms, lease):
             return 0.0
-        if not self._renew(lease):
+        if not _renew(lease):
             return min(_PAUSE_SECONDS, lease.ttl / 10)
         (self._idle.add if is_idle else self._idle.discard)(lease.id)
         return 0.0 if lease.has_given_up else lease.ttl * _RENEW_SHARE
 
-    def _renew(self, lease: Lease) -> bool:
-        return _try(lambda: lease.refresh(min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))))
+    def _renew_some(self, leases: list[Lease]) -> None:
+        """Renew them; the first is the one for which least time remains."""
+        if len(leases) > 1:
+            try:
+                refresh_all(self._cluster, leases, _time_for(leases[0]))
+                return
+            except (RaftError, ValueError) as error:
+                if isinstance(error, RaftError) and may_pass(error):
+                    return
+        for lease in leases:
+            _renew(lease)
 
     def _attend_own(self, lease: Lease) -> float:
-        """As `_attend`, of one that somebody asked for, and has until he revokes it or it is lost."""
-        if not lease.is_over and lease.is_due and not self._renew(lease):
-            return min(_PAUSE_SECONDS, lease.ttl / 10)
+        """For how long nothing is to be done for one that somebody has until he revokes it or it is lost."""
         if lease.is_over:
             lease.end()
             with self._lock:
                 self._own.pop(lease, None)
             return _LOOK_SECONDS
+        if lease.is_due:  # it could not be renewed
+            return min(_PAUSE_SECONDS, lease.ttl / 10)
         return lease.due_in + 0.001
 
     def _end_what_is_late(self, lease: Lease) -> float:
@@ -787,6 +851,16 @@ class Keeper:
                 del self._leases[ttl_ms]
             self._idle.discard(lease.id)
             return True
+
+
+def _time_for(lease: Lease) -> float:
+    """How many seconds a renewal may take."""
+    return min(_RENEW_SECONDS, max(lease.remaining, _PAUSE_SECONDS))
+
+
+def _renew(lease: Lease) -> bool:
+    """As `_try`."""
+    return _try(lambda: lease.refresh(_time_for(lease)))
 
 
 def _try(ask: Callable[[], object]) -> bool:

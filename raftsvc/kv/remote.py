@@ -68,6 +68,7 @@ class RemoteStore:
     """In the place of the State here, and of what is known of how current it is; see `raftsvc.kv.freshness`."""
 
     longest_wait: float = 0.25  # nothing tells who is no member what happens
+    at_once: int = 1
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -88,10 +89,15 @@ class RemoteStore:
         return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
-        """For the leases of this process, as the six below."""
+        """For the leases of this process, as the seven below."""
         applied = self._connection.propose(instruction, timeout)
         self._index = max(self._index, applied.index)  # of two threads at once either's will do
         return applied
+
+    def propose_many(self, instructions: Sequence[bytes], timeout: float) -> Sequence[Applied]:
+        """One after the other; the first that is refused ends it."""
+        ends_at = time.monotonic() + timeout
+        return [self.propose(each, ends_at - time.monotonic()) for each in instructions]
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """As a member says; nothing sets the signal."""

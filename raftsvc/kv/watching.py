@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -82,11 +82,15 @@ class Watched(Protocol):
     def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
         """Replicate one instruction and return where in the log it took effect, and what the State said of it."""
 
+    def propose_many(self, instructions: Iterable[bytes], timeout: float = 10.0) -> Sequence[Applied]:
+        """Replicate several as one entry of the log, and return the same of each."""
+
 
 class Watching:
     """What all stores on one State share to be told of changes, and to hold something."""
 
     longest_wait: float = _LOOK_SECONDS
+    at_once: int = 128  # which take effect one after the other, while others wait
 
     def __init__(self, service: Any, state: KeyValueState, freshness: Freshness) -> None:
         self.service: Watched = service
@@ -129,8 +133,12 @@ class Watching:
         return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
-        """For the leases of this process, as the six below."""
+        """For the leases of this process, as the seven below."""
         return self.service.propose(instruction, timeout)
+
+    def propose_many(self, instructions: Sequence[bytes], timeout: float) -> Sequence[Applied]:
+        """By one entry of the log."""
+        return self.service.propose_many(instructions, timeout)
 
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """As this process applied it, which is after it was placed."""

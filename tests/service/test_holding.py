@@ -274,6 +274,43 @@ def test_a_renewal_counts_from_when_it_was_first_asked_for(
     assert hold.lease.remaining == pytest.approx(0.4 * LONG)
 
 
+def test_many_leases_of_one_s_own_are_renewed_together(lone: kv.KeyValue, clock: Clock) -> None:
+    held = [lone.lease(LONG) for _ in range(300)]
+    gone = held[7]
+    lone.transaction([leases.instructions.end_lease(gone.id)], PATIENCE)
+    before = lone.service.status()["applied_index"]
+    clock.move(LONG / 2)
+    assert all(0 < lease.remaining < LONG / 2 for lease in held)
+    lone._holding().keeper().wake()  # type: ignore[attr-defined]  # whose clock moved by hand
+    rest = [lease for lease in held if lease is not gone]
+    eventually(lambda: all(lease.remaining > LONG / 2 for lease in rest), "all are renewed")
+    eventually(gone.lost.is_set, "the one that the cluster has no more is told")
+    assert lone.service.status()["applied_index"] <= before + 3
+    clock.move(LONG)
+    assert all(lease.lost.is_set() for lease in held)
+
+
+@pytest.mark.parametrize("error", [raftsvc.OutcomeUnknown("late"), raftsvc.InstructionTooLargeError("long")])
+def test_leases_that_could_not_be_renewed_together_are_renewed_later_or_each_by_itself(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    held = [lone.lease(LONG) for _ in range(3)]
+    asked = []
+
+    def refuse(instructions: list[bytes], timeout: float) -> list[raftsvc.Applied]:
+        asked.append(len(instructions))
+        if len(asked) == 1 or isinstance(error, raftsvc.InstructionTooLargeError):
+            raise error
+        return propose_many(instructions, timeout)
+
+    propose_many = lone.service.propose_many
+    monkeypatch.setattr(lone.service, "propose_many", refuse)
+    clock.move(LONG / 2)
+    lone._holding().keeper().wake()  # type: ignore[attr-defined]  # whose clock moved by hand
+    eventually(lambda: all(lease.remaining > LONG / 2 for lease in held), "all are renewed")
+    assert set(asked) == {3}
+
+
 def test_of_two_renewals_the_one_counts_that_was_asked_for_later(lone: kv.KeyValue, clock: Clock) -> None:
     lease = lone.lease(LONG)._kept
     earlier = clock.read()

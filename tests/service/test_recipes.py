@@ -578,26 +578,39 @@ def test_a_lease_that_is_revoked_leaves_no_thread_behind(lone: kv.KeyValue) -> N
         assert not is_gone()
 
 
-def test_of_many_leases_that_which_ends_first_is_renewed_first_and_what_locks_need_in_between(
-    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_of_many_leases_those_which_end_first_are_renewed_first_and_what_locks_need_in_between(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     lock = lone.claim("x", ttl=1.5 * LONG)
     assert lock is not None
     own = [lone.lease(ttl * LONG) for ttl in (1.2, 1.0, 1.1)]
-    propose = lone._holding().propose  # type: ignore[attr-defined]
+    holding: Any = lone._holding()
+    propose, propose_many = holding.propose, holding.propose_many
     asked: list[str] = []
 
-    def slowly(instruction: bytes, timeout: float) -> Any:
+    def note(*instructions: bytes) -> None:
         if not asked:
             clock.move(0.15 * LONG)  # the first renewal takes so long that the lock's is due
-        asked.extend([key for _, key, *_ in decode(instruction)[1]])
+        asked.extend(key for instruction in instructions for _, key, *_ in decode(instruction)[1])
+
+    def slowly(instruction: bytes, timeout: float) -> Any:
+        note(instruction)
         return propose(instruction, timeout)
 
-    monkeypatch.setattr(lone._holding(), "propose", slowly)
+    def slowly_many(instructions: list[bytes], timeout: float) -> Any:
+        note(*instructions)
+        return propose_many(instructions, timeout)
+
+    monkeypatch.setattr(holding, "propose", slowly)
+    monkeypatch.setattr(holding, "propose_many", slowly_many)
+    monkeypatch.setattr(holding, "at_once", at_once)
     clock.move(0.42 * LONG)
-    lone._holding().keeper().wake()  # type: ignore[attr-defined]  # whose clock moved by hand
+    holding.keeper().wake()  # whose clock moved by hand
     eventually(lambda: len(asked) == 4, "all to be renewed")
-    assert asked == [own[1].id, lock.lease.id, own[2].id, own[0].id]
+    expected = [own[1].id, own[2].id, own[0].id]
+    expected.insert(at_once, lock.lease.id)
+    assert asked == expected
     assert not lock.lost.is_set()
 
 
