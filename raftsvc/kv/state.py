@@ -200,10 +200,6 @@ class KeyValueState(BaseState):
         """The value of `key` here.  Raises ForkedError in a child of the process that applies, as all reads."""
         if _is_away(self._home):
             return _look_elsewhere(partial(self.get, key))
-        return self.look(key)
-
-    def look(self, key: str) -> Value | None:
-        """As `get`, for who has just asked the node, so is in its process, and is not on the main thread."""
         with self._applying.lock:
             return self._applying.content.keys.get(key)
 
