@@ -91,3 +91,34 @@ def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> 
         if not key.is_sent and key.key in sent:
             raise ConfigurationError(f"client key {key.name!r} is one for metrics, too, which is sent for all to read")
     return given
+
+
+def secrets_in(data: bytes) -> list[str]:
+    """The secrets in a file of them: one a line; the first signs, each is accepted.  Raises ConfigurationError."""
+    secrets = [line.strip() for line in _text_of(data).splitlines() if line.strip()]
+    if not secrets:
+        raise ConfigurationError("it is empty; secrets.token_hex() makes a good secret")
+    return list(dict.fromkeys(secrets))
+
+
+def client_keys_in(data: bytes) -> list[ClientKey]:
+    """The client keys in a file: a line each, `name rights key`, and maybe a prefix; `#` begins a remark.
+
+    Raises ConfigurationError.
+    """
+    found = []
+    for number, line in enumerate(_text_of(data).splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) not in (3, 4):
+            raise ConfigurationError(f"line {number} is none like `name write 0123456789abcdef... prefix/`")
+        found.append(ClientKey(words[0], words[2], words[1], *words[3:]))
+    return found
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError("it is no text in UTF-8") from error

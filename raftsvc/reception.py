@@ -12,6 +12,7 @@ from typing import Any
 
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
+from raftsvc.credentials import Credentials
 from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
@@ -43,6 +44,7 @@ class Reception:
         network: Network,
         admission: Admission,
         listeners: Listeners,
+        credentials: Credentials,
         back_up: Callable[[str, float], Mapping[str, object]],
     ) -> None:
         """back_up: to a file of that name, within so many seconds; what the backup says of itself."""
@@ -53,6 +55,7 @@ class Reception:
         self._network = network
         self._admission = admission
         self._listeners = listeners
+        self._credentials = credentials
 
     def check_process(self) -> None:
         """Raise a Problem in a process that was forked from the node's."""
@@ -136,7 +139,12 @@ class Reception:
         error = membership.err()
         told = membership.relay.status()
         picture = dict(told) if told is not None else self._status_here()
-        picture["process"] = {**membership.relay.status_of_process(), "measures": self._admission.usage.picture()}
+        picture["process"] = {
+            **membership.relay.status_of_process(),
+            "measures": self._admission.usage.picture(),
+            "secrets": self._credentials.picture(),
+            "files": self._credentials.files(),
+        }
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
@@ -152,6 +160,7 @@ class Reception:
         )
         picture["state"] = _report_of(self._membership.state)
         picture["formation"] = self._former.status()
+        picture["secrets"] = self._credentials.picture()
         picture["streams"] = {
             str(peer_id): {"in": comes_in, "out": goes_out}
             for peer_id, (comes_in, goes_out) in self._network.streams().items()

@@ -61,6 +61,8 @@ ROOMS = {
     "attached": "errors compiled state versions process core storage transport member",
     "metrics": "errors member",
     "host": "errors addresses measures state process systems mainthread core storage transport member",
+    "watched": "errors",
+    "credentials": "errors keys transport watched",
     # What is done with the directory of a node that is stopped, and what becomes of a backup.
     "rescue": "errors addresses state core storage member",
     "formation": "errors addresses state versions process mainthread core storage transport member attached host",
@@ -68,11 +70,11 @@ ROOMS = {
     "forming": "errors addresses versions core member transport formation",
     "proposals": "errors measures results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses metrics state process mainthread core storage transport member host formation "
-    "forming listeners",
+    "reception": "errors addresses credentials metrics state process mainthread core storage transport member host "
+    "formation forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
-    "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
-    "transport member attached host rescue formation forming options proposals listeners reception visitors",
+    "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
+    "storage transport member attached host rescue formation forming options proposals listeners reception visitors",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.

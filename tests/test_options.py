@@ -21,10 +21,12 @@ SENSELESS = {
     "session": ["x", object(), requests.Session],
     "state": [None, KeyValueState, object(), "x"],
     "secret": [7, b"", "", [], ("x" * 16, 7), "short", {"x" * 16: 1}],
+    "secret_file": [7, "", b"/tmp/secret", "/nowhere/secret", "/tmp"],
     "authenticate": ["x", 7],
     "mutual_tls": ["yes", 1, None],
     "insecure": ["no", 0, None],
     "client_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
+    "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
     "initial_cluster": [

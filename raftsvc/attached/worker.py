@@ -29,7 +29,7 @@ from raftsvc.attached import sockets
 from raftsvc.attached.asking import Questions
 from raftsvc.attached.frames import Decoder, encode
 from raftsvc.attached.pipe import Pipe
-from raftsvc.attached.replica import FeedBrokenError, Replica, note_trouble
+from raftsvc.attached.replica import FeedBrokenError, Replica, note_trouble, unnamed
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, OutdatedError, RaftError, StoppedError, StorageError
 from raftsvc.member.applying import Work
@@ -94,7 +94,7 @@ class Worker:
         options: EngineOptions,
         tick_seconds: float,
         succession: Succession,
-        likeness: str = "",
+        likeness: Callable[[], str] = unnamed,
     ) -> None:
         self.directory = directory
         self._files = files

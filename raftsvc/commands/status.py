@@ -22,7 +22,7 @@ MAX_LAG_ENTRIES: Final = 10_000
 """A member that lacks more of the log than that is not counted on."""
 HARMLESS: Final = frozenset(
     {"low-room", "narrow", "unsaved", "unreleased", "wrong-cluster", "wrong-secret", "wrong-version"}
-    | {"wrong-certificate", "misplaced", "doubled"}
+    | {"wrong-certificate", "misplaced", "stale-file", "doubled"}
 )
 """Conditions that keep a member from nothing, or are about another one."""
 _SERVE_SECONDS: Final = 5.0
