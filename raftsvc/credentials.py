@@ -6,29 +6,18 @@ request that is under way ends by what it was signed with.  A stream that a form
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey, checked_keys, client_keys_in, secrets_in
+from raftsvc.keys import ClientKey, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
 from raftsvc.transport.door import Door
 from raftsvc.watched import Watch, WatchedFiles
 
 Path = str | os.PathLike[str]
-_ROUNDS = 20_000
-"""So that whoever reads a fingerprint does not find a secret that is a poor one as fast as he can guess."""
-_FINGERPRINT_BYTES = 6
-
-
-@lru_cache(maxsize=64)
-def fingerprint(secret: bytes) -> str:
-    """By which people tell a secret from others; it says nothing else of it.  The same everywhere."""
-    return hashlib.pbkdf2_hmac("sha256", secret, b"raftsvc fingerprint", _ROUNDS, _FINGERPRINT_BYTES).hex()
 
 
 class Given(NamedTuple):

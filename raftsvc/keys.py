@@ -7,14 +7,19 @@ even, which `start` refuses.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from raftsvc.errors import ConfigurationError
 
 MIN_KEY_BYTES = 16
+_ROUNDS = 20_000
+"""So that whoever reads a fingerprint does not find a secret that is a poor one as fast as he can guess."""
+_FINGERPRINT_BYTES = 6
 METRICS = "metrics"
 RIGHTS = (METRICS, "read", "write", "admin")
 """Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
@@ -122,3 +127,9 @@ def _text_of(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ConfigurationError("it is no text in UTF-8") from error
+
+
+@lru_cache(maxsize=64)
+def fingerprint(secret: bytes) -> str:
+    """By which people tell a secret from others; it says nothing else of it.  The same everywhere."""
+    return hashlib.pbkdf2_hmac("sha256", secret, b"raftsvc fingerprint", _ROUNDS, _FINGERPRINT_BYTES).hex()

@@ -7,9 +7,11 @@ of this process, if any, they are for.  Applications do not come by here.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from raftsvc.company import ask_members
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.credentials import Credentials
@@ -18,6 +20,7 @@ from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
+from raftsvc.member.health import Condition
 from raftsvc.metrics import exposition
 from raftsvc.state import ReportingState
 from raftsvc.transport import (
@@ -186,6 +189,10 @@ class Reception:
             elif what == "transfer":
                 addr = arguments["addr"]
                 self._roster.transfer(None if addr is None else str(addr), timeout)
+            elif what == "members":
+                return self._ask_members(timeout)
+            elif what == "drain":
+                self._drain(arguments["undo"] is True, timeout)
             elif what == "backup":
                 return self._back_up(str(arguments["file"]), timeout)
             else:
@@ -195,6 +202,21 @@ class Reception:
                 raise
             raise NodeFailedError(f"{what} is asked without what it needs: {error!r}") from error
         return {}
+
+    def _ask_members(self, timeout: float) -> Mapping[str, object]:
+        node = self._membership.require_node()
+        addrs = {number: member.addr for number, member in node.applied_config.members.items()}
+        own = {"status": self.status(), "seconds": 0.0}
+        others = ask_members(self._network, {i: addr for i, addr in addrs.items() if i != node.node_id}, timeout)
+        return {**others, str(node.node_id): own} if node.node_id in addrs else others
+
+    def _drain(self, undo: bool, timeout: float) -> None:
+        """Have callers sent to other members, and others lead, because somebody is about to stop this node."""
+        node = self._membership.require_node()
+        what = None if undo else NodeFailedError("this node is about to be stopped: others lead, and take its callers")
+        node.vitals.note(Condition.DRAINING, what, logging.WARNING)
+        if not undo:
+            node.hand_over(min(timeout, 10 * self._membership.election_timeout))
 
     def metrics(self) -> tuple[str, bytes]:
         """The same as numbers, in the text format of Prometheus; raises Problem."""

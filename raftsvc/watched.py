@@ -103,13 +103,10 @@ class WatchedFiles:
 class Watch:
     """Looks at files on a thread of its own, which ends with `stop`; a child that is forked has none."""
 
-    def __init__(
-        self, files: Sequence[WatchedFiles], looked: Callable[[str], None], look_seconds: float = LOOK_SECONDS
-    ) -> None:
+    def __init__(self, files: Sequence[WatchedFiles], looked: Callable[[str], None]) -> None:
         """looked: called after each look, with what is wrong; it has to be quick."""
         self._files = files
         self._looked = looked
-        self._look_seconds = look_seconds
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raftsvc-files", daemon=True)
 
@@ -138,5 +135,5 @@ class Watch:
             logger.exception("what was found in the files that are watched could not be told")
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._look_seconds):
+        while not self._stopping.wait(LOOK_SECONDS):
             self.look()

@@ -63,6 +63,7 @@ ROOMS = {
     "host": "errors addresses measures state process systems mainthread core storage transport member",
     "watched": "errors",
     "credentials": "errors keys transport watched",
+    "company": "transport",
     # What is done with the directory of a node that is stopped, and what becomes of a backup.
     "rescue": "errors addresses state core storage member",
     "formation": "errors addresses state versions process mainthread core storage transport member attached host",
@@ -70,8 +71,8 @@ ROOMS = {
     "forming": "errors addresses versions core member transport formation",
     "proposals": "errors measures results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses credentials metrics state process mainthread core storage transport member host "
-    "formation forming listeners",
+    "reception": "errors addresses company credentials metrics state process mainthread core storage transport "
+    "member host formation forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
     "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors",
@@ -86,7 +87,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client kv rescue raftsvc web",
+    "commands": "errors addresses client keys kv rescue raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state versions process core storage transport member attached",

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import raftsvc
-from raftsvc.commands import cluster, completion, directories, holding, serving, status, values, watching
+from raftsvc.commands import cluster, completion, directories, holding, rotation, serving, status, values, watching
 from raftsvc.commands.codes import NOT_RUN, USAGE, CommandError
 
 _PREFIX: Final = "RAFTSVC_"
@@ -148,6 +148,7 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     _add_watch(commands, flags)
     _add_holding(commands, flags)
     _add_changes(commands, flags)
+    _add_upkeep(commands, flags)
     _add_directories(commands, flags)
     _add_serve(commands, flags)
     shells = commands.add(
@@ -328,6 +329,21 @@ def _add_changes(commands: _Commands, flags: Flags) -> None:
         "join", cluster.join, "have the node of this host join", "raftsvc --at /var/lib/app/raft join n1.example:8001"
     )
     join.add_argument("addr", metavar="ADDR", help="of any member")
+
+
+def _add_upkeep(commands: _Commands, flags: Flags) -> None:
+    secret = commands.add(
+        "secret",
+        rotation.secret,
+        "give the cluster another secret, on the host of each member in turn",
+        "raftsvc secret make > new && raftsvc --at /var/lib/app/raft secret rotate new",
+        "rotate takes the step that is next on this host: accept the new secret, sign with it, drop the former ones; "
+        "each once all members confirm the one before. status shows who is how far; make prints a new secret.",
+    )
+    secret.add_argument("action", choices=["make", "status", "rotate"])
+    secret.add_argument("file", metavar="FILE", nargs="?", help="with the new secret; - reads the standard input")
+    secret.words += ["make", "status", "rotate"]
+    flags.add(secret, "--wait", "take all steps that are left, each once all confirm", type=_wait, metavar="SECONDS")
 
 
 def _add_directories(commands: _Commands, flags: Flags) -> None:
