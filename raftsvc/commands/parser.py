@@ -10,7 +10,18 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import raftsvc
-from raftsvc.commands import cluster, completion, directories, holding, rotation, serving, status, values, watching
+from raftsvc.commands import (
+    cluster,
+    completion,
+    directories,
+    holding,
+    rotation,
+    serving,
+    status,
+    upkeep,
+    values,
+    watching,
+)
 from raftsvc.commands.codes import NOT_RUN, USAGE, CommandError
 
 _PREFIX: Final = "RAFTSVC_"
@@ -332,6 +343,27 @@ def _add_changes(commands: _Commands, flags: Flags) -> None:
 
 
 def _add_upkeep(commands: _Commands, flags: Flags) -> None:
+    replace = commands.add(
+        "replace",
+        upkeep.replace,
+        "have a new node take the place of a member, which is evicted once the new one votes",
+        "raftsvc --at /var/lib/app/raft replace n3.example:8001 n4.example:8001",
+        "On the host of another member. It lets the new one join, waits until it is a voter and current, and evicts "
+        "the old one. Run again it goes on where it was cut off.",
+    )
+    replace.add_argument("old", metavar="OLD")
+    replace.add_argument("new", metavar="NEW")
+    flags.add(replace, "--wait", "seconds for all of it (600)", type=_wait, metavar="SECONDS")
+    drain = commands.add(
+        "drain",
+        upkeep.drain,
+        "have the node of this host lead no more and be not ready, and return once it is safe to stop it",
+        "raftsvc --at /var/lib/app/raft drain && systemctl restart app",
+        "Until the node is started anew. Refused if the others would have no majority without it.",
+    )
+    flags.switch(drain, "--undo", "it may lead again, and takes callers")
+    flags.switch(drain, "--force", "even if the others have no majority without it")
+    flags.add(drain, "--wait", "seconds until it is safe (60)", type=_wait, metavar="SECONDS")
     secret = commands.add(
         "secret",
         rotation.secret,

@@ -72,9 +72,9 @@ def secret(args: Any) -> int:
 def look(where: Where) -> Situation:
     """What each member says; raises CommandError."""
     told = where.owner("secret").members(where.timeout)
-    own = where.owner("secret").status(where.timeout)
-    node_id = str(own.get("node_id", ""))
-    if node_id not in told:
+    node_id = str(where.owner("secret").status(where.timeout).get("node_id", ""))
+    own: Any = told.get(node_id, {}).get("status")
+    if not isinstance(own, Mapping):
         raise CommandError("the node of this host is no member of a cluster", NO)
     listed: Any = own.get("members", {})
     process: Any = own.get("process", {})

@@ -40,7 +40,7 @@ _OF_COMMANDS: Final = frozenset(
     {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "COUNT"}
     | {"ENTRIES", "EVERY", "EXISTING", "FENCE", "FORCE", "GRACE", "IF_ABSENT", "IF_VERSION"}
     | {"INITIAL", "JSON", "KEYS_FILE", "KEY_FILE", "LIMIT", "LONG", "MAX_WATCHERS", "ONCE", "OPEN", "PREFIX"}
-    | {"REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "VALUE", "WAIT", "WITHIN", "YES"}
+    | {"REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "UNDO", "VALUE", "WAIT", "WITHIN", "YES"}
 )
 """Of the command line, which may be set where a node is started, and one of those that `raftsvc lock` gives."""
 _OF_KUBERNETES: Final = re.compile(
