@@ -14,6 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 
+from raftsvc import logs
 from raftsvc.errors import ConfigurationError
 
 logger = logging.getLogger("raftsvc.files")
@@ -86,18 +87,18 @@ class WatchedFiles:
             self._note(f"{self.name}: {', '.join(self.paths)}: {error}")
             return
         self.used = found
-        what = {"raftsvc_event": "file-renewed", "raftsvc_option": self.name}
-        logger.warning("%s: what is new in %s is used now: %s", self.name, ", ".join(self.paths), said, extra=what)
+        text = f"{self.name}: what is new in {', '.join(self.paths)} is used now: {said}"
+        logs.tell(logger, logging.WARNING, text, logs.what("file-renewed", option=self.name))
         self._note("")
 
     def _note(self, trouble: str) -> None:
         former, self.trouble = self.trouble, trouble
-        what = {"raftsvc_event": "file-refused", "raftsvc_option": self.name}
         if trouble and trouble != former:
-            logger.error("%s; what was used before is used on", trouble, extra=what)
+            text = f"{trouble}; what was used before is used on"
+            logs.tell(logger, logging.ERROR, text, logs.what("file-refused", option=self.name))
         elif former and not trouble:
-            what["raftsvc_event"] = "file-mended"
-            logger.warning("%s: %s as it should be again", self.name, ", ".join(self.paths), extra=what)
+            text = f"{self.name}: {', '.join(self.paths)} as it should be again"
+            logs.tell(logger, logging.WARNING, text, logs.what("file-mended", option=self.name))
 
 
 class Watch:

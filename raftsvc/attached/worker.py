@@ -25,6 +25,7 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from raftsvc import logs
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Questions
 from raftsvc.attached.frames import Decoder, encode
@@ -250,9 +251,8 @@ class Worker:
         self._settle()
         if live is None:
             self.stopping.set()  # nobody waits here, for there was no node yet
-        logger.info(
-            "process %d owns %s now, after %.0f ms", os.getpid(), self.directory, 1e3 * (time.monotonic() - started)
-        )
+        text = f"process {os.getpid()} owns {self.directory} now, after {1e3 * (time.monotonic() - started):.0f} ms"
+        logs.tell(logger, logging.WARNING, text, logs.what("taken-over", node=self.replica.node_id, pid=os.getpid()))
         return True
 
     def _give_up(self, error: BaseException) -> bool:
