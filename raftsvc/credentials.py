@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.facts import LEFT_OUT
 from raftsvc.keys import ClientKey, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
@@ -96,6 +97,12 @@ class Credentials:
         """By fingerprints, with what this process signs and what it accepts; JSON-compatible."""
         known = [fingerprint(secret) for secret in self.auth.secrets]
         return {"signs": known[0] if known else None, "accepts": known}
+
+    def scrub(self, text: str) -> str:
+        """The text without any secret or client key that this process knows."""
+        for known in [*self.auth.secrets, *[key.key.encode() for key in self.keys]]:
+            text = text.replace(known.decode(errors="replace"), LEFT_OUT)
+        return text
 
     def files(self) -> dict[str, object]:
         """The files that are watched, by the option that names them, and what is wrong; JSON-compatible."""

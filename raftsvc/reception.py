@@ -16,6 +16,7 @@ from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.credentials import Credentials
 from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
+from raftsvc.facts import facts, scrubbed
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
@@ -59,6 +60,8 @@ class Reception:
         self._admission = admission
         self._listeners = listeners
         self._credentials = credentials
+        self.options: Mapping[str, str] = {}
+        """Some of those of `start`, for people."""
 
     def check_process(self) -> None:
         """Raise a Problem in a process that was forked from the node's."""
@@ -191,6 +194,8 @@ class Reception:
                 self._roster.transfer(None if addr is None else str(addr), timeout)
             elif what == "members":
                 return self._ask_members(timeout)
+            elif what == "dump":
+                return self._dump(timeout)
             elif what == "drain":
                 self._drain(arguments["undo"] is True, timeout)
             elif what == "backup":
@@ -209,6 +214,17 @@ class Reception:
         own = {"status": self.status(), "seconds": 0.0}
         others = ask_members(self._network, {i: addr for i, addr in addrs.items() if i != node.node_id}, timeout)
         return {**others, str(node.node_id): own} if node.node_id in addrs else others
+
+    def _dump(self, timeout: float) -> Mapping[str, object]:
+        """All that a bug report needs of this process and the members, without secrets."""
+        try:
+            metrics = self.metrics()[1].decode()
+        except Problem as problem:
+            metrics = f"none: {problem.detail}\n"
+        members = self._ask_members(timeout) if self._membership.node is not None else {}
+        process = facts(self.options, self._credentials.files())
+        told = {"members": members, "process": process, "metrics": metrics, "status": self.status()}
+        return {name: scrubbed(each, self._credentials.scrub) for name, each in told.items()}
 
     def _drain(self, undo: bool, timeout: float) -> None:
         """Have callers sent to other members, and others lead, because somebody is about to stop this node."""

@@ -422,6 +422,7 @@ class Service:
         """
         prepare()
         _running.add(self)
+        self._reception.options = {"laddr": likeness.addr, **likeness.options}
         listener, membership = self._listener, self._membership
 
         steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]

@@ -64,7 +64,8 @@ ROOMS = {
     "metrics": "errors member",
     "host": "errors addresses measures state process systems mainthread core storage transport member",
     "watched": "errors logs",
-    "credentials": "errors keys transport watched",
+    "facts": "compiled logs",
+    "credentials": "errors facts keys transport watched",
     "company": "transport",
     # What is done with the directory of a node that is stopped, and what becomes of a backup.
     "rescue": "errors addresses state core storage member",
@@ -73,8 +74,8 @@ ROOMS = {
     "forming": "errors logs addresses versions core member transport formation",
     "proposals": "errors measures results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors logs addresses company credentials metrics state process mainthread core storage transport "
-    "member host formation forming listeners",
+    "reception": "errors logs addresses company credentials facts metrics state process mainthread core storage "
+    "transport member host formation forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
     "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors",

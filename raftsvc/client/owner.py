@@ -52,6 +52,10 @@ class Owner:
         """
         return {i: told for i, told in self._do("members", {}, timeout).items() if isinstance(told, dict)}
 
+    def dump(self, timeout: float = 10.0) -> dict[str, object]:
+        """What a bug report needs of the owner's process and of the members, without secrets; see `raftsvc.facts`."""
+        return self._do("dump", {}, timeout)
+
     def drain(self, timeout: float = 10.0, *, undo: bool = False) -> None:
         """Have the node lead no more, and its processes be not ready, until it is started anew, or `undo`."""
         self._do("drain", {"undo": undo}, timeout)

@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import raftsvc
 from raftsvc.commands import (
+    checks,
     cluster,
     completion,
     directories,
@@ -45,6 +46,7 @@ exit code: the command's own, or 128 and the number of the signal that ended it;
   126 the command cannot be executed           127 there is no such command
 """
 
+_MOST: Final = 10_000
 WITH_COMMAND: Final = ("lock", "elect")
 """What is after `--` is a command."""
 
@@ -160,6 +162,7 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     _add_holding(commands, flags)
     _add_changes(commands, flags)
     _add_upkeep(commands, flags)
+    _add_checks(commands, flags)
     _add_directories(commands, flags)
     _add_serve(commands, flags)
     shells = commands.add(
@@ -378,6 +381,30 @@ def _add_upkeep(commands: _Commands, flags: Flags) -> None:
     flags.add(secret, "--wait", "take all steps that are left, each once all confirm", type=_wait, metavar="SECONDS")
 
 
+def _add_checks(commands: _Commands, flags: Flags) -> None:
+    check = commands.add(
+        "check",
+        checks.check,
+        "measure disk, members and writes, and say whether they are fast enough",
+        "raftsvc --at /var/lib/app/raft check perf",
+        "It writes to the cluster, small values that it deletes. By a directory it measures that disk and the members, "
+        "too.",
+    )
+    check.add_argument("what", choices=["perf"])
+    check.words.append("perf")
+    flags.add(check, "--within", "seconds to write for (10)", "10", type=_seconds, metavar="SECONDS")
+    flags.add(check, "--rate", "writes a second, of all clients together (150)", "150", type=_count, metavar="N")
+    flags.add(check, "--clients", "so many write at once (16)", "16", type=_count, metavar="N")
+    dump = commands.add(
+        "sysdump",
+        checks.sysdump,
+        "write all that a bug report needs to a file, without secrets",
+        "raftsvc --at /var/lib/app/raft sysdump report.tar.gz",
+        "On the host of a member. Look at it before you publish it: addresses and names are in it.",
+    )
+    dump.add_argument("file", metavar="FILE", help="a .tar.gz; one that is there is replaced")
+
+
 def _add_directories(commands: _Commands, flags: Flags) -> None:
     backup = commands.add(
         "backup",
@@ -480,6 +507,14 @@ def _natural(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _MOST:
+        raise ValueError
+    return number
+
+
+_count.__name__ = f"whole number from 1 to {_MOST}"
 for _type, _what in ((_seconds, "number of seconds"), (_wait, "number of seconds"), (_natural, "whole number")):
     _type.__name__ = _what
 _integer.__name__ = "whole number"

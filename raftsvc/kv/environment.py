@@ -37,10 +37,10 @@ _NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "CLI
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
 _OF_COMMANDS: Final = frozenset(
-    {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "COUNT"}
+    {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "CLIENTS", "COUNT"}
     | {"ENTRIES", "EVERY", "EXISTING", "FENCE", "FORCE", "GRACE", "IF_ABSENT", "IF_VERSION"}
     | {"INITIAL", "JSON", "KEYS_FILE", "KEY_FILE", "LIMIT", "LONG", "MAX_WATCHERS", "ONCE", "OPEN", "PREFIX"}
-    | {"REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "UNDO", "VALUE", "WAIT", "WITHIN", "YES"}
+    | {"RATE", "REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "UNDO", "VALUE", "WAIT", "WITHIN", "YES"}
 )
 """Of the command line, which may be set where a node is started, and one of those that `raftsvc lock` gives."""
 _OF_KUBERNETES: Final = re.compile(
