@@ -7,16 +7,18 @@ request that is under way ends by what it was signed with.  A stream that a form
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.facts import LEFT_OUT
-from raftsvc.keys import ClientKey, checked_keys, client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
 from raftsvc.transport.door import Door
-from raftsvc.watched import Watch, WatchedFiles
+from raftsvc.transport.session import Contexts
+from raftsvc.watched import Watch, WatchedFiles, read_file
 
 Path = str | os.PathLike[str]
 
@@ -28,6 +30,7 @@ class Given(NamedTuple):
     secret_file: Path | None
     client_keys: Sequence[ClientKey] | None
     client_keys_file: Path | None
+    tls: TlsFiles | None = None
 
 
 class Credentials:
@@ -59,6 +62,10 @@ class Credentials:
             watched = WatchedFiles("client_keys_file", [os.fspath(given.client_keys_file)], self._use_keys)
             self._files.append(watched)
             keys = _keys_of(watched)
+        self.contexts: Contexts | None = None
+        if given.tls is not None:
+            self.contexts = Contexts(given.tls, mutual_tls)
+            self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
         self._network: Network | None = None
@@ -73,6 +80,10 @@ class Credentials:
         self._network, self._door = network, door
         self._app = make_app(door if needs_door else None, [key.key for key in self.keys if key.is_sent])
         return self._app
+
+    def find_contexts(self) -> tuple[Callable[[], ssl.SSLContext] | None, Callable[[], ssl.SSLContext] | None]:
+        """What tells by what the port speaks TLS now, and by what requests do; None: others say it."""
+        return (None, None) if self.contexts is None else (self.contexts.server, self.contexts.client)
 
     def begin(self, told: Callable[[str], None]) -> None:
         """Watch the files from now on, if there are any.  told: what is wrong with them, again and again."""
@@ -123,6 +134,15 @@ class Credentials:
             self.auth.renew(secrets)
         signs, *others = [fingerprint(secret) for secret in secrets]
         return f"secret {signs} signs, and {', '.join(others) or 'no other'} is accepted too"
+
+    def _use_tls(self, found: Sequence[bytes]) -> str:
+        if self.contexts is None or self._given.tls is None:
+            raise ConfigurationError("there is no TLS")
+        paths = self._given.tls.paths
+        self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        if self._network is not None:
+            self._network.reconnect()
+        return "connections are made anew"
 
     def _use_keys(self, found: Sequence[bytes]) -> str:
         keys = checked_keys(client_keys_in(found[0]), self.auth.secrets)

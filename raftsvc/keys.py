@@ -81,6 +81,29 @@ class ClientKey:
         return cls(name, key)
 
 
+@dataclass(frozen=True)
+class TlsFiles:
+    """The files that `start(tls=...)` speaks TLS by, as PEM: on its port, and to the others.  They are watched.
+
+    cert: the certificate of this node, valid for the host that it advertises, and what is between it and the CA.
+    key:  its private key; empty: it is in the same file.
+    ca:   the certificates that the others' are to be signed by; empty: those that the system trusts.
+    """
+
+    cert: str
+    key: str = ""
+    ca: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, str) for each in (self.cert, self.key, self.ca)) or not self.cert:
+            raise ConfigurationError("cert, key and ca of TlsFiles are the paths of files, cert at least")
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all of them."""
+        return [path for path in (self.cert, self.key, self.ca) if path]
+
+
 def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:
     """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which no client may have."""
     given = tuple(keys or ())

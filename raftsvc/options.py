@@ -20,7 +20,7 @@ import requests
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.clocks import SEES_SUSPENSION
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, TlsFiles
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
 from raftsvc.states import States
@@ -146,6 +146,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "client_keys_file": _or_none(_path),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
+    "tls": _or_none(partial(_instance, TlsFiles, "a raftsvc.TlsFiles")),
     "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),
     "max_waiting": _or_none(partial(_whole, 0)),
     "max_instruction_bytes": partial(_whole, 1, most=MAX_INSTRUCTION_BYTES),

@@ -55,7 +55,7 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, TlsFiles
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.measures import DONE, FAILED, Account
@@ -101,6 +101,7 @@ def start(
     client_keys_file: str | os.PathLike[str] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
+    tls: TlsFiles | None = None,
     peers: Mapping[int, str] | None = None,
     election_timeout: float = 1.0,
     max_waiting: int | None = None,
@@ -159,6 +160,9 @@ def start(
                 application cannot starve; recommended in production.  `laddr` names it;
                 here `0.0.0.0:port` is fine.
     listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
+    tls:        in the place of that and of `session`, the files of certificate, key and CA (`raftsvc.TlsFiles`), for
+                the listener and for what is asked of others.  They are watched: what is new in them is used within
+                ten seconds, what does not go together is not.
     peers:      where other members may be reached, by id, beside what the cluster recorded.  Only
                 needed where all their addresses changed while all were down: as long as one member is
                 where it was, or where another was, they find each other without help.
@@ -187,14 +191,13 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    given = Given(secret, secret_file, client_keys, client_keys_file)
+    given = Given(secret, secret_file, client_keys, client_keys_file, _alone(tls, session, listen_ssl, listen))
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
-    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members)
+    find_server, find_client = credentials.find_contexts()
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
     _check_reach(laddr, entrance, auth, mutual_tls)
-    server = servers.find_host()
-    check_server(server, listen is not None, max_waiting is not None)
-    check_command(lock_timeout is not None, os.path.abspath(dir) if listen is not None else None)
+    server = _checked_host(entrance, dir, lock_timeout)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -208,7 +211,7 @@ def start(
     try:
         is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
-        network = Network(session, auth, election_timeout, 2 * election_timeout)
+        network = Network(session, auth, election_timeout, 2 * election_timeout, find_context=find_client)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, credentials, entrance, server)
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
@@ -312,15 +315,39 @@ class Entrance(NamedTuple):
     max_waiting: int | None
     max_instruction_bytes: int
     listen: str | None
-    listen_ssl: ssl.SSLContext | None
+    listen_ssl: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     members: tuple[str, ...]
+
+
+def _alone(
+    tls: TlsFiles | None, session: requests.Session | None, listen_ssl: ssl.SSLContext | None, listen: str | None
+) -> TlsFiles | None:
+    """The files, if nothing else says how TLS is spoken."""
+    if tls is not None and (session is not None or listen_ssl is not None):
+        raise ConfigurationError("tls= is in the place of session= and listen_ssl=: give it alone, or those")
+    if tls is not None and listen is None:
+        raise ConfigurationError("tls= is spoken at a port of the node's own: give listen=, too")
+    return tls
+
+
+def _checked_host(
+    entrance: Entrance, directory: str | os.PathLike[str], lock_timeout: float | None
+) -> servers.HostPool | None:
+    """The server around this process, if it is one that a node may be in."""
+    server = servers.find_host()
+    check_server(server, entrance.listen is not None, entrance.max_waiting is not None)
+    check_command(lock_timeout is not None, os.path.abspath(directory) if entrance.listen is not None else None)
+    return server
 
 
 def _check_reach(laddr: str, entrance: Entrance, auth: Authenticator, mutual_tls: bool) -> None:
     """Refuse what would not be reached, or be open to whoever reaches it."""
     auth.check_exposure(laddr)
     if entrance.listen is not None:
-        check_tls(laddr, entrance.listen, entrance.listen_ssl, mutual_tls)
+        context = entrance.listen_ssl
+        if context is not None and not isinstance(context, ssl.SSLContext):
+            context = context()
+        check_tls(laddr, entrance.listen, context, mutual_tls)
         auth.check_exposure(entrance.listen)
 
 

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 import raftsvc
+from raftsvc.keys import TlsFiles
 from raftsvc.kv import KeyValueState
 from tests.service.harness import ListState
 
@@ -29,6 +30,7 @@ SENSELESS = {
     "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
+    "tls": [7, "cert.pem", ("cert.pem", "key.pem"), TlsFiles("/nowhere/cert.pem")],
     "initial_cluster": [
         7,
         "127.0.0.1:7991",

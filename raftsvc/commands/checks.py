@@ -115,7 +115,7 @@ def _check_members(where: Where) -> list[Check]:
 
 def check_writes(store: KeyValue, rate: int, clients: int, seconds: float, timeout: float) -> list[Check]:
     """Write small values for so long, at that rate at most, and delete them in the end."""
-    prefix = f"raftsvc/check/perf/{secrets.token_hex(8)}/"
+    prefix = f"raftsvc-check:{secrets.token_hex(8)}:"
     taken: list[float] = []
     failures: list[str] = []
     began = time.monotonic()

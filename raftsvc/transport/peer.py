@@ -15,6 +15,7 @@ import queue
 import random
 import secrets
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -101,10 +102,12 @@ class Network:
         connect_timeout: float,
         read_timeout: float,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        find_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
+        """find_context: tells by what TLS is spoken, where there is no Session that says it."""
         self.auth = auth
         self._max_answer_bytes = max_answer_bytes
-        self._session = session or make_session()
+        self._session = session or make_session(find_context)
         self._owns_session = session is None
         self._timeout = (connect_timeout, read_timeout)
         self._lock = threading.Lock()  # guards _peers and _asking; the last in the order
@@ -158,6 +161,14 @@ class Network:
         """Sign and verify with these from now on; see `Authenticator.renew`."""
         self.auth.renew(secrets)
         self.end_outdated()
+
+    def reconnect(self) -> None:
+        """Have no more requests sent by connections as they are, and end the streams: others take their place."""
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            _end_outdated(peer, ())
+        self.close()  # of what waits in the pools; what is on its way ends by the connection that it has
 
     def end_outdated(self) -> None:
         """End the streams whose frames a secret vouches for that is not accepted any more; others take their place.

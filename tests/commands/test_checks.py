@@ -40,7 +40,7 @@ def test_a_cluster_is_measured(here: Shell, node: Node, monkeypatch: pytest.Monk
     ]
     assert done.json["passes"] and all(each["passes"] and each["value"] > 0 for each in found.values())
     assert sorted(os.listdir(node.path)) == before
-    assert not here("list", "raftsvc/check/").out
+    assert not here("list", "raftsvc-check:").out
     monkeypatch.setattr(checks, "SYNC_SECONDS", 0.0)
     slow = here("check", "perf", "--within", "0.1", "--rate", "20", "--clients", "1")
     assert slow.code == 1
