@@ -75,10 +75,10 @@ class Credentials:
 
     def open(self, network: Network, make_app: Callable[[Door | None, Sequence[str]], App], door: Door) -> App:
         """The way in, for those that are known now, or will be.  make_app: of it; door: of clients."""
-        door.renew([key for key in self.keys if not key.is_sent])
-        needs_door = self._given.client_keys_file is not None or any(not key.is_sent for key in self.keys)
+        signed, sent = _parted(self.keys)
+        door.renew(signed)
         self._network, self._door = network, door
-        self._app = make_app(door if needs_door else None, [key.key for key in self.keys if key.is_sent])
+        self._app = make_app(door if signed or self._given.client_keys_file is not None else None, sent)
         return self._app
 
     def find_contexts(self) -> tuple[Callable[[], ssl.SSLContext] | None, Callable[[], ssl.SSLContext] | None]:
@@ -148,10 +148,18 @@ class Credentials:
         keys = checked_keys(client_keys_in(found[0]), self.auth.secrets)
         if self._app is None or self._door is None:
             raise ConfigurationError("nobody is let in yet")
-        self._door.renew([key for key in keys if not key.is_sent])
-        self._app.renew_bearers([key.key for key in keys if key.is_sent])
+        signed, sent = _parted(keys)
+        self._door.renew(signed)
+        self._app.renew_bearers(sent)
         self.keys = keys
         return f"{len(keys)} client keys: " + (", ".join(dict.fromkeys(key.name for key in keys)) or "none")
+
+
+def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:
+    """Those by which clients sign, and those that are sent as they are, for the metrics."""
+    signed = [key for key in keys if not key.is_sent]
+    sent = [key.key for key in keys if key.is_sent]
+    return signed, sent
 
 
 def _secrets_of(file: WatchedFiles) -> tuple[bytes, ...]:
