@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from raftsvc import rescue
-from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, CommandError
+from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import complain, say, say_json, table
 from raftsvc.commands.places import Where, where_of
 from raftsvc.commands.status import survey_of
@@ -31,6 +31,7 @@ SLOWEST_SECONDS: Final = 0.5
 """What the slowest write is to take at most."""
 SHARE: Final = 0.9
 """Of the writes that are asked for, so many are to be done in the time."""
+MOST_CLIENTS: Final = 256
 _SYNCS: Final = 200
 _SYNCS_SECONDS: Final = 3.0
 _SYNC_BYTES: Final = 4096
@@ -57,6 +58,8 @@ class Check(NamedTuple):
 
 def check(args: Any) -> int:
     """Measure; DONE if all is as it is to be, else NO."""
+    if args.clients > MOST_CLIENTS:
+        raise CommandError(f"--clients is at most {MOST_CLIENTS}: each is a thread of this process", USAGE)
     where = where_of(args)
     checks = []
     if where.directory:

@@ -46,6 +46,7 @@ def test_a_cluster_is_measured(here: Shell, node: Node, monkeypatch: pytest.Monk
     assert slow.code == 1
     assert b"NO  fsync in the directory" in slow.out
     assert here("check", "perf", "--clients", "0").code == 2
+    assert here("check", "perf", "--clients", "257").code == 2
     assert here("check", "speed").code == 2
 
 
