@@ -133,7 +133,8 @@ class Credentials:
         else:
             self.auth.renew(secrets)
         signs, *others = [fingerprint(secret) for secret in secrets]
-        return f"secret {signs} signs, and {', '.join(others) or 'no other'} is accepted too"
+        accepted = f"{', '.join(others)} accepted too" if others else "no other accepted"
+        return f"secret {signs} signs, and {accepted}"
 
     def _use_tls(self, found: Sequence[bytes]) -> str:
         if self.contexts is None or self._given.tls is None:
