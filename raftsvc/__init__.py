@@ -62,7 +62,7 @@ from raftsvc.errors import (
     WrongSecretError,
     WrongVersionError,
 )
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, TlsFiles
 from raftsvc.kv.remote import connect
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
@@ -145,6 +145,7 @@ __all__ = [
     "StreamingState",
     "SupersededError",
     "TimedState",
+    "TlsFiles",
     "TransferFailedError",
     "UninitializedError",
     "UnknownKeyError",

@@ -19,6 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from raftsvc import logs
 from raftsvc.addresses import same_addr
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
@@ -277,7 +278,8 @@ class Membership:
         if self._store.is_initialized and not self._store.founded.is_silent:
             self._start_node()
             node = self.require_node()
-            logger.info("node %d at %s goes on as a member of cluster %016x", node.node_id, self.addr, node.cluster_id)
+            text = f"node {node.node_id} at {self.addr} goes on as a member of cluster {node.cluster_id:016x}"
+            _tell("resumed", text, node)
 
     def check_by_hand(self, what: str) -> None:
         """Raise ConfigurationError if this node comes to its cluster by itself."""
@@ -309,7 +311,7 @@ class Membership:
                 raise
         node = self.require_node()
         node.wait_until(lambda: node.is_leader, 10 * self.election_timeout)
-        logger.info("node 1 at %s founded cluster %016x", self.addr, cluster_id)
+        _tell("founded", f"node 1 at {self.addr} founded cluster {cluster_id:016x}", node)
         return None
 
     def join(self, boot_url: str, timeout: float) -> None:
@@ -338,7 +340,8 @@ class Membership:
                     self._store.create(reply.node_id, reply.cluster_id, HardState(), [])
                 self._start_node()
             node = self.require_node()
-            logger.info("node %d at %s joined cluster %016x", node.node_id, self.addr, node.cluster_id)
+            text = f"node {node.node_id} at {self.addr} joined cluster {node.cluster_id:016x}"
+            _tell("joined", text, node)
         self._settle(node, boot_url, deadline)
         if not node.applied_config.members and not node.status()["leader_id"]:
             raise JoinFailedError(
@@ -434,7 +437,7 @@ class Membership:
                 node.hand_over(min(1.0, self.election_timeout))
             finally:  # though one who waits be interrupted
                 self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
-            logger.info("node %d was stopped", node.node_id)
+            _tell("stopped", f"node {node.node_id} was stopped", node)
         else:  # who joins closes the store when he ends
             self._leave(self._store.close if not is_joining else lambda: None)
         return True
@@ -449,6 +452,12 @@ class Membership:
             stop()
         finally:
             self._sharing.end()
+
+
+def _tell(event: str, text: str, node: Participant) -> None:
+    """Log what became of the node."""
+    fields = logs.what(event, node=node.node_id, cluster=f"{node.cluster_id:016x}")
+    logs.tell(logger, logging.INFO, text, fields)
 
 
 def _await_former(membership: Membership, boot_url: str, deadline: float) -> bool:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from raftsvc import logs
 from raftsvc.addresses import canonical_addr
 from raftsvc.core.founding import (
     MAX_LISTED,
@@ -290,13 +291,12 @@ class Former:
 
     def _note_formed(self, founding: Founding) -> None:
         self._founding = founding
-        logger.info(
-            "node %d at %s is a member of cluster %016x, which was founded by %s",
-            founding.id_of(self._membership.addr),
-            self._membership.addr,
-            founding.cluster_id,
-            ", ".join(founding.founders.addrs),
+        node_id, cluster = founding.id_of(self._membership.addr), f"{founding.cluster_id:016x}"
+        text = (
+            f"node {node_id} at {self._membership.addr} is a member of cluster {cluster}, which was founded by "
+            + ", ".join(founding.founders.addrs)
         )
+        logs.tell(logger, logging.INFO, text, logs.what("formed", node=node_id, cluster=cluster))
 
     # -- to be asked
 
@@ -420,7 +420,8 @@ class Former:
             self._said = (text, now, False)
         elif not is_logged and now - since >= _LASTING_SECONDS:
             self._said = (text, since, True)
-            logger.warning("%s: the cluster is not formed yet; it waits for %s", self._membership.addr, text)
+            waits = f"{self._membership.addr}: the cluster is not formed yet; it waits for {text}"
+            logs.tell(logger, logging.WARNING, waits, logs.what("forming"))
 
 
 def why_lost(stored: Founding, answers: Mapping[str, Answer]) -> str:

@@ -7,14 +7,19 @@ even, which `start` refuses.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from raftsvc.errors import ConfigurationError
 
 MIN_KEY_BYTES = 16
+_ROUNDS = 20_000
+"""So that whoever reads a fingerprint does not find a secret that is a poor one as fast as he can guess."""
+_FINGERPRINT_BYTES = 6
 METRICS = "metrics"
 RIGHTS = (METRICS, "read", "write", "admin")
 """Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
@@ -76,6 +81,29 @@ class ClientKey:
         return cls(name, key)
 
 
+@dataclass(frozen=True)
+class TlsFiles:
+    """The files that `start(tls=...)` speaks TLS by, as PEM: on its port, and to the others.  They are watched.
+
+    cert: the certificate of this node, valid for the host that it advertises, and what is between it and the CA.
+    key:  its private key; empty: it is in the same file.
+    ca:   the certificates that the others' are to be signed by; empty: those that the system trusts.
+    """
+
+    cert: str
+    key: str = ""
+    ca: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, str) for each in (self.cert, self.key, self.ca)) or not self.cert:
+            raise ConfigurationError("cert, key and ca of TlsFiles are the paths of files, cert at least")
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all of them."""
+        return [path for path in (self.cert, self.key, self.ca) if path]
+
+
 def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:
     """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which no client may have."""
     given = tuple(keys or ())
@@ -91,3 +119,40 @@ def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> 
         if not key.is_sent and key.key in sent:
             raise ConfigurationError(f"client key {key.name!r} is one for metrics, too, which is sent for all to read")
     return given
+
+
+def secrets_in(data: bytes) -> list[str]:
+    """The secrets in a file of them: one a line; the first signs, each is accepted.  Raises ConfigurationError."""
+    secrets = [line.strip() for line in _text_of(data).splitlines() if line.strip()]
+    if not secrets:
+        raise ConfigurationError("it is empty; secrets.token_hex() makes a good secret")
+    return list(dict.fromkeys(secrets))
+
+
+def client_keys_in(data: bytes) -> list[ClientKey]:
+    """The client keys in a file: a line each, `name rights key`, and maybe a prefix; `#` begins a remark.
+
+    Raises ConfigurationError.
+    """
+    found = []
+    for number, line in enumerate(_text_of(data).splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) not in (3, 4):
+            raise ConfigurationError(f"line {number} is none like `name write 0123456789abcdef... prefix/`")
+        found.append(ClientKey(words[0], words[2], words[1], *words[3:]))
+    return found
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError("it is no text in UTF-8") from error
+
+
+@lru_cache(maxsize=64)
+def fingerprint(secret: bytes) -> str:
+    """By which people tell a secret from others; it says nothing else of it.  The same everywhere."""
+    return hashlib.pbkdf2_hmac("sha256", secret, b"raftsvc fingerprint", _ROUNDS, _FINGERPRINT_BYTES).hex()

@@ -20,7 +20,7 @@ import requests
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.clocks import SEES_SUSPENSION
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, TlsFiles
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
 from raftsvc.states import States
@@ -104,6 +104,11 @@ def _directory(name: str, value: object) -> None:
         )
 
 
+def _path(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike) or not _can_be_encoded(os.fsdecode(value)):
+        raise ConfigurationError(f"{name} is the path of a file, not {value!r:.200}")
+
+
 def _secret(name: str, value: object) -> None:
     several = [value] if isinstance(value, str | bytes) else value
     if not isinstance(several, list | tuple) or not all(isinstance(each, str | bytes) for each in several):
@@ -133,12 +138,15 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "dir": _directory,
     "session": _or_none(partial(_instance, requests.Session, "a requests.Session")),
     "secret": _or_none(_secret),
+    "secret_file": _or_none(_path),
     "authenticate": _or_none(partial(_callable, "a judge of requests")),
     "mutual_tls": _flag,
     "insecure": _flag,
     "client_keys": _or_none(_client_keys),
+    "client_keys_file": _or_none(_path),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
+    "tls": _or_none(partial(_instance, TlsFiles, "a raftsvc.TlsFiles")),
     "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),
     "max_waiting": _or_none(partial(_whole, 0)),
     "max_instruction_bytes": partial(_whole, 1, most=MAX_INSTRUCTION_BYTES),

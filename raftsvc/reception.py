@@ -7,16 +7,21 @@ of this process, if any, they are for.  Applications do not come by here.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from raftsvc.company import ask_members
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
+from raftsvc.credentials import Credentials
 from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
+from raftsvc.facts import facts, scrubbed
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
 from raftsvc.listeners import Listeners
+from raftsvc.member.health import Condition
 from raftsvc.metrics import exposition
 from raftsvc.state import ReportingState
 from raftsvc.transport import (
@@ -43,6 +48,7 @@ class Reception:
         network: Network,
         admission: Admission,
         listeners: Listeners,
+        credentials: Credentials,
         back_up: Callable[[str, float], Mapping[str, object]],
     ) -> None:
         """back_up: to a file of that name, within so many seconds; what the backup says of itself."""
@@ -53,6 +59,9 @@ class Reception:
         self._network = network
         self._admission = admission
         self._listeners = listeners
+        self._credentials = credentials
+        self.options: Mapping[str, str] = {}
+        """Some of those of `start`, for people."""
 
     def check_process(self) -> None:
         """Raise a Problem in a process that was forked from the node's."""
@@ -136,7 +145,12 @@ class Reception:
         error = membership.err()
         told = membership.relay.status()
         picture = dict(told) if told is not None else self._status_here()
-        picture["process"] = {**membership.relay.status_of_process(), "measures": self._admission.usage.picture()}
+        picture["process"] = {
+            **membership.relay.status_of_process(),
+            "measures": self._admission.usage.picture(),
+            "secrets": self._credentials.picture(),
+            "files": self._credentials.files(),
+        }
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
@@ -152,6 +166,7 @@ class Reception:
         )
         picture["state"] = _report_of(self._membership.state)
         picture["formation"] = self._former.status()
+        picture["secrets"] = self._credentials.picture()
         picture["streams"] = {
             str(peer_id): {"in": comes_in, "out": goes_out}
             for peer_id, (comes_in, goes_out) in self._network.streams().items()
@@ -177,6 +192,12 @@ class Reception:
             elif what == "transfer":
                 addr = arguments["addr"]
                 self._roster.transfer(None if addr is None else str(addr), timeout)
+            elif what == "members":
+                return self._ask_members(timeout)
+            elif what == "dump":
+                return self._dump(timeout)
+            elif what == "drain":
+                self._drain(arguments["undo"] is True, timeout)
             elif what == "backup":
                 return self._back_up(str(arguments["file"]), timeout)
             else:
@@ -186,6 +207,32 @@ class Reception:
                 raise
             raise NodeFailedError(f"{what} is asked without what it needs: {error!r}") from error
         return {}
+
+    def _ask_members(self, timeout: float) -> Mapping[str, object]:
+        node = self._membership.require_node()
+        addrs = {number: member.addr for number, member in node.applied_config.members.items()}
+        own = {"status": self.status(), "seconds": 0.0}
+        others = ask_members(self._network, {i: addr for i, addr in addrs.items() if i != node.node_id}, timeout)
+        return {**others, str(node.node_id): own} if node.node_id in addrs else others
+
+    def _dump(self, timeout: float) -> Mapping[str, object]:
+        """All that a bug report needs of this process and the members, without secrets."""
+        try:
+            metrics = self.metrics()[1].decode()
+        except Problem as problem:
+            metrics = f"none: {problem.detail}\n"
+        members = self._ask_members(timeout) if self._membership.node is not None else {}
+        process = facts(self.options, self._credentials.files())
+        told = {"members": members, "process": process, "metrics": metrics, "status": self.status()}
+        return {name: scrubbed(each, self._credentials.scrub) for name, each in told.items()}
+
+    def _drain(self, undo: bool, timeout: float) -> None:
+        """Have callers sent to other members, and others lead, because somebody is about to stop this node."""
+        node = self._membership.require_node()
+        what = None if undo else NodeFailedError("this node is about to be stopped: others lead, and take its callers")
+        node.vitals.note(Condition.DRAINING, what, logging.WARNING)
+        if not undo:
+            node.hand_over(min(timeout, 10 * self._membership.election_timeout))
 
     def metrics(self) -> tuple[str, bytes]:
         """The same as numbers, in the text format of Prometheus; raises Problem."""

@@ -28,6 +28,7 @@ from raftsvc.addresses import canonical_addr
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
+from raftsvc.credentials import Credentials, Given
 from raftsvc.errors import (
     ConfigurationError,
     DirectoryInUseError,
@@ -54,11 +55,12 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey, checked_keys
+from raftsvc.keys import ClientKey, TlsFiles
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.measures import DONE, FAILED, Account
 from raftsvc.member.engine import EngineOptions
+from raftsvc.member.health import Condition
 from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Read
@@ -91,12 +93,15 @@ def start(
     *,
     initial_cluster: Sequence[str] | None = None,
     secret: str | bytes | Sequence[str | bytes] | None = None,
+    secret_file: str | os.PathLike[str] | None = None,
     authenticate: Callable[[Mapping[str, Any]], bool] | None = None,
     mutual_tls: bool = False,
     insecure: bool = False,
     client_keys: Sequence[ClientKey] | None = None,
+    client_keys_file: str | os.PathLike[str] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
+    tls: TlsFiles | None = None,
     peers: Mapping[int, str] | None = None,
     election_timeout: float = 1.0,
     max_waiting: int | None = None,
@@ -136,6 +141,9 @@ def start(
 
     secret:       shared by all nodes, at least 16 bytes; a sequence during a rotation,
                   whose first signs and any of which is accepted.
+    secret_file:  in its place, a file with one, or several, a line each.  It is watched: what is new in it is
+                  used within ten seconds, and what makes no sense, or has none of those in use, is not,
+                  as the log and `err` say.  See `raftsvc secret rotate`.
     authenticate: called with the WSGI environ of a peer's request, says whether to serve it.
     mutual_tls:   peers present a client certificate, which the server verified and
                   which must be valid for their advertised host.
@@ -146,11 +154,15 @@ def start(
 
     client_keys:  those by which processes that are no members work with the cluster, see
                   `raftsvc.connect`, or read `/raft/metrics`; the same on each node.  None: there are none.
+    client_keys_file: in their place, a file with a line for each, `name rights key`, and maybe a prefix; it is watched.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
                 here `0.0.0.0:port` is fine.
     listen_ssl: makes that listener speak TLS; `laddr` is then an https URL.
+    tls:        in the place of that and of `session`, the files of certificate, key and CA (`raftsvc.TlsFiles`), for
+                the listener and for what is asked of others.  They are watched: what is new in them is used within
+                ten seconds, what does not go together is not.
     peers:      where other members may be reached, by id, beside what the cluster recorded.  Only
                 needed where all their addresses changed while all were down: as long as one member is
                 where it was, or where another was, they find each other without help.
@@ -179,16 +191,13 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    auth = Authenticator(secret, authenticate, mutual_tls, insecure)
-    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, auth.secrets)
-    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, keys)
-    if listen is not None:
-        check_tls(laddr, listen, listen_ssl, mutual_tls)
-    for addr in [laddr] if listen is None else [laddr, listen]:
-        auth.check_exposure(addr)
-    server = servers.find_host()
-    check_server(server, listen is not None, max_waiting is not None)
-    check_command(lock_timeout is not None, os.path.abspath(dir) if listen is not None else None)
+    given = Given(secret, secret_file, client_keys, client_keys_file, _alone(tls, session, listen_ssl, listen))
+    credentials = Credentials(given, authenticate, mutual_tls, insecure)
+    auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
+    find_server, find_client = credentials.find_contexts()
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
+    _check_reach(laddr, entrance, auth, mutual_tls)
+    server = _checked_host(entrance, dir, lock_timeout)
     engine_options = EngineOptions(
         snapshot_entries=snapshot_entries,
         snapshot_bytes=snapshot_bytes,
@@ -202,12 +211,12 @@ def start(
     try:
         is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
-        network = Network(session, auth, election_timeout, 2 * election_timeout)
+        network = Network(session, auth, election_timeout, 2 * election_timeout, find_context=find_client)
         membership = Membership(laddr, store, state, network, options)
-        service = Service(membership, network, auth, entrance, server)
+        service = Service(membership, network, credentials, entrance, server)
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
         others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
-        service._begin(server, is_owner, Likeness.of(laddr, secret, state, others))
+        service._begin(server, is_owner, Likeness.of(laddr, credentials.secrets, state, others))
         return service
     except BaseException:  # also what a handler of signals raises, at whatever step: nothing is left
         (store.close if service is None else service.stop)()
@@ -306,9 +315,40 @@ class Entrance(NamedTuple):
     max_waiting: int | None
     max_instruction_bytes: int
     listen: str | None
-    listen_ssl: ssl.SSLContext | None
+    listen_ssl: ssl.SSLContext | Callable[[], ssl.SSLContext] | None
     members: tuple[str, ...]
-    client_keys: tuple[ClientKey, ...]
+
+
+def _alone(
+    tls: TlsFiles | None, session: requests.Session | None, listen_ssl: ssl.SSLContext | None, listen: str | None
+) -> TlsFiles | None:
+    """The files, if nothing else says how TLS is spoken."""
+    if tls is not None and (session is not None or listen_ssl is not None):
+        raise ConfigurationError("tls= is in the place of session= and listen_ssl=: give it alone, or those")
+    if tls is not None and listen is None:
+        raise ConfigurationError("tls= is spoken at a port of the node's own: give listen=, too")
+    return tls
+
+
+def _checked_host(
+    entrance: Entrance, directory: str | os.PathLike[str], lock_timeout: float | None
+) -> servers.HostPool | None:
+    """The server around this process, if it is one that a node may be in."""
+    server = servers.find_host()
+    check_server(server, entrance.listen is not None, entrance.max_waiting is not None)
+    check_command(lock_timeout is not None, os.path.abspath(directory) if entrance.listen is not None else None)
+    return server
+
+
+def _check_reach(laddr: str, entrance: Entrance, auth: Authenticator, mutual_tls: bool) -> None:
+    """Refuse what would not be reached, or be open to whoever reaches it."""
+    auth.check_exposure(laddr)
+    if entrance.listen is not None:
+        context = entrance.listen_ssl
+        if context is not None and not isinstance(context, ssl.SSLContext):
+            context = context()
+        check_tls(laddr, entrance.listen, context, mutual_tls)
+        auth.check_exposure(entrance.listen)
 
 
 def _check_member(addr: object) -> None:
@@ -342,6 +382,13 @@ def _await_read(
         raise read.error
 
 
+def _note_files(membership: Membership, trouble: str) -> None:
+    """What is wrong with the files that are watched, told again and again, for another may have the node by now."""
+    node = membership.node
+    if node is not None:
+        node.vitals.note(Condition.STALE_FILE, ConfigurationError(trouble) if trouble else None)
+
+
 def _hears_while_server_drains(membership: Membership, listens: bool) -> bool:
     """Whether others reach this node though its server takes no more requests."""
     node = membership.node
@@ -359,13 +406,14 @@ class Service:
         self,
         membership: Membership,
         network: Network,
-        auth: Authenticator,
+        credentials: Credentials,
         entrance: Entrance,
         server: servers.HostPool | None,
     ) -> None:
         """Use `start`."""
         self._membership = membership
         self._network = network
+        self._credentials = credentials
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._lease_reads = self._admission.usage.lease_reads.raised
         hears = partial(_hears_while_server_drains, membership, entrance.listen is not None)
@@ -383,12 +431,11 @@ class Service:
             network,
             self._admission,
             self._listeners,
+            credentials,
             lambda file, timeout: self.backup(file, timeout).facts(),
         )
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
-        signed = [key for key in entrance.client_keys if not key.is_sent]
-        sent = [key.key for key in entrance.client_keys if key.is_sent]
-        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent)
+        self._app = credentials.open(network, partial(App, self._reception, credentials.auth), Door(visitors))
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(
@@ -402,6 +449,7 @@ class Service:
         """
         prepare()
         _running.add(self)
+        self._reception.options = {"laddr": likeness.addr, **likeness.options}
         listener, membership = self._listener, self._membership
 
         steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
@@ -419,6 +467,7 @@ class Service:
             if is_owner:
                 begin_as_owner()
             membership.is_starting = False
+            self._credentials.begin(partial(_note_files, membership))
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:
@@ -544,6 +593,7 @@ class Service:
         with ExitStack() as rest:  # though the node cannot be stopped as it should be; the last is the first
             rest.callback(_running.discard, self)
             rest.callback(self._network.close)
+            rest.callback(self._credentials.stop)
             if self._listener is not None:
                 rest.callback(self._listener.stop)
             rest.callback(self._proposals.stop)

@@ -39,6 +39,7 @@ MAX_ATTRIBUTES = 15
 # a module, of raftsvc; the last but one, `raftsvc`, is its __init__, the names that an application imports.
 ROOMS = {
     "errors": "",
+    "logs": "",
     "answers": "errors",
     "state": "",
     "results": "",
@@ -56,27 +57,32 @@ ROOMS = {
     "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process systems core",
-    "transport": "errors addresses keys ports process core storage",
-    "member": "errors addresses clocks compiled measures results state versions process systems core storage transport",
-    "attached": "errors compiled state versions process core storage transport member",
+    "transport": "errors logs addresses keys ports process core storage",
+    "member": "errors logs addresses clocks compiled measures results state versions process "
+    "systems core storage transport",
+    "attached": "errors logs compiled state versions process core storage transport member",
     "metrics": "errors member",
     "host": "errors addresses measures state process systems mainthread core storage transport member",
+    "watched": "errors logs",
+    "facts": "compiled logs",
+    "credentials": "errors facts keys transport watched",
+    "company": "transport",
     # What is done with the directory of a node that is stopped, and what becomes of a backup.
     "rescue": "errors addresses state core storage member",
-    "formation": "errors addresses state versions process mainthread core storage transport member attached host",
+    "formation": "errors logs addresses state versions process mainthread core storage transport member attached host",
     "options": "errors addresses clocks keys state states versions member storage",
-    "forming": "errors addresses versions core member transport formation",
+    "forming": "errors logs addresses versions core member transport formation",
     "proposals": "errors measures results timeouts mainthread member host formation",
     "listeners": "errors mainthread member formation",
-    "reception": "errors addresses metrics state process mainthread core storage transport member host formation "
-    "forming listeners",
+    "reception": "errors logs addresses company credentials facts metrics state process mainthread core storage "
+    "transport member host formation forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
-    "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
-    "transport member attached host rescue formation forming options proposals listeners reception visitors",
+    "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
+    "storage transport member attached host rescue formation forming options proposals listeners reception visitors",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.
-    "kv": "errors addresses clocks state results timeouts process mainthread service client",
+    "kv": "errors logs addresses clocks state results timeouts process mainthread service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
@@ -84,10 +90,10 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client kv rescue raftsvc web",
+    "commands": "errors addresses client keys kv rescue raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors addresses state versions process core storage transport member attached",
+    "testing": "errors logs addresses state versions process core storage transport member attached",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 import raftsvc
+from raftsvc.keys import TlsFiles
 from raftsvc.kv import KeyValueState
 from tests.service.harness import ListState
 
@@ -21,12 +22,15 @@ SENSELESS = {
     "session": ["x", object(), requests.Session],
     "state": [None, KeyValueState, object(), "x"],
     "secret": [7, b"", "", [], ("x" * 16, 7), "short", {"x" * 16: 1}],
+    "secret_file": [7, "", b"/tmp/secret", "/nowhere/secret", "/tmp"],
     "authenticate": ["x", 7],
     "mutual_tls": ["yes", 1, None],
     "insecure": ["no", 0, None],
     "client_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
+    "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
+    "tls": [7, "cert.pem", ("cert.pem", "key.pem"), TlsFiles("/nowhere/cert.pem")],
     "initial_cluster": [
         7,
         "127.0.0.1:7991",

@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 import raftsvc
+from raftsvc import watched
 from raftsvc.transport.auth import Envelope
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION, JoinRequest
 from tests.service.harness import ListState, eventually
@@ -37,6 +39,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_ca, certify, _ = re.split(r"(?=^certify\(\))|(?<=^\})", commands, flags=re.MULTILINE)
     more = f"""
 certify a IP:127.0.0.1
+certify a2 IP:127.0.0.1
 certify b DNS:localhost
 certify c IP:127.0.0.2
 certify other DNS:other.example
@@ -264,3 +267,111 @@ def test_tls_that_cannot_work_is_refused_at_start(
 def test_another_may_speak_tls_in_the_place_of_the_listener(tmp_path: Path) -> None:
     options: dict[str, Any] = {"secret": "0123456789abcdef", "listen": "127.0.0.1:0"}
     raftsvc.start("https://node.example/raft", tmp_path / "n", None, ListState(), **options).stop()
+
+
+# -- files that are watched
+
+
+@pytest.fixture
+def renewable(
+    ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[raftsvc.Service, raftsvc.TlsFiles]]]:
+    """Starts a node whose files are copies of its own, which a test may change."""
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.05)
+    started: list[raftsvc.Service] = []
+
+    def start(name: str) -> tuple[raftsvc.Service, raftsvc.TlsFiles]:
+        folder = tmp_path / f"tls-{name}"
+        folder.mkdir()
+        files = raftsvc.TlsFiles(*(str(folder / kind) for kind in ("cert", "key", "ca")))
+        put(files, ca, name)
+        addr = f"{HOSTS[name]}:{free_port(HOSTS[name])}"
+        path = tmp_path / f"watched-{name}"
+        started.append(
+            raftsvc.start(f"https://{addr}/raft", path, state=ListState(), listen=addr, tls=files, mutual_tls=True)
+        )
+        return started[-1], files
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def put(files: raftsvc.TlsFiles, ca: Path, name: str, authority: str = "ca.pem") -> None:
+    Path(files.ca).write_bytes((ca / authority).read_bytes())
+    Path(files.key).write_bytes((ca / f"{name}.key").read_bytes())
+    Path(files.cert).write_bytes((ca / f"{name}.pem").read_bytes())
+
+
+def shown_by(service: raftsvc.Service, ca: Path) -> bytes:
+    """The certificate that its port shows to a member."""
+    context = ssl.create_default_context(cafile=str(ca / "ca.pem"))
+    context.load_cert_chain(str(ca / "a.pem"), str(ca / "a.key"))
+    url = urlsplit(url_of(service))
+    with (
+        socket.create_connection((url.hostname, url.port), PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname=url.hostname) as connection,
+    ):
+        return connection.getpeercert(True) or b""
+
+
+def test_certificates_are_renewed_without_a_restart(
+    ca: Path, renewable: Callable[..., tuple[raftsvc.Service, raftsvc.TlsFiles]]
+) -> None:
+    first, files = renewable("a")
+    first.init()
+    second, others = renewable("b")
+    second.join(url_of(first), PATIENCE)
+    former = shown_by(first, ca)
+    assert former == ssl.PEM_cert_to_DER_cert((ca / "a.pem").read_text())
+    put(files, ca, "a2")
+    renewed = ssl.PEM_cert_to_DER_cert((ca / "a2.pem").read_text())
+    eventually(lambda: shown_by(first, ca) == renewed, "the new certificate is shown")
+    for service in (first, second):
+        assert service.exec(b"it goes on", PATIENCE)
+        eventually(service.is_ready, "it is ready")
+
+    Path(files.key).write_bytes((ca / "b.key").read_bytes())  # which is not of that certificate
+    eventually(lambda: "go together" in str(first.err()), "it is told")
+    assert shown_by(first, ca) == renewed
+    assert second.exec(b"it serves on", PATIENCE)
+    Path(files.key).write_bytes((ca / "a2.key").read_bytes())
+    eventually(lambda: first.err() is None, "it is mended")
+
+    # Whose CA is not trusted any more is not heard by connections that are there either.
+    session = stranger(str(ca / "a"))
+    session.verify = str(ca / "ca.pem")
+    assert session.get(f"{url_of(second)}/livez", timeout=PATIENCE).ok
+    put(others, ca, "b", "foreign/ca.pem")
+
+    def is_refused() -> bool:
+        try:
+            return not session.get(f"{url_of(second)}/livez", timeout=PATIENCE).ok
+        except (requests.exceptions.SSLError, requests.ConnectionError):
+            return True
+
+    eventually(is_refused, "it is shut out")
+    put(others, ca, "b")
+    eventually(lambda: not is_refused(), "it is let in again")
+    assert second.exec(b"all is well", PATIENCE)
+
+
+def test_how_tls_is_spoken_is_said_once(ca: Path, tmp_path: Path) -> None:
+    files = raftsvc.TlsFiles(str(ca / "a.pem"), str(ca / "a.key"), str(ca / "ca.pem"))
+    base: dict[str, Any] = {
+        "laddr": "https://127.0.0.1:1/raft",
+        "dir": tmp_path / "n",
+        "state": ListState(),
+        "tls": files,
+    }
+    for options, why in (
+        ({"session": requests.Session(), "listen": "127.0.0.1:1"}, "in the place of"),
+        ({}, "give listen="),
+        ({"listen": "127.0.0.1:1", "mutual_tls": True, "tls": raftsvc.TlsFiles(files.cert, files.key)}, "ca="),
+        ({"listen": "127.0.0.1:1", "tls": raftsvc.TlsFiles(files.cert, str(ca / "b.key"))}, "go together"),
+    ):
+        with pytest.raises(raftsvc.ConfigurationError, match=why):
+            raftsvc.start(**{**base, **options})
+    for wrong in (("",), (7,)):
+        with pytest.raises(raftsvc.ConfigurationError):
+            raftsvc.TlsFiles(*wrong)  # type: ignore[arg-type]

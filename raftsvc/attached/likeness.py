@@ -14,7 +14,8 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from raftsvc.state import State
@@ -29,24 +30,30 @@ _MAIN = "__main__"
 class Likeness(NamedTuple):
     """How one process is configured.
 
-    secrets: any of which its peers may use.
+    source:  of its secrets, any of which its peers may use: as they are whenever it is asked.
     state:   the name of the class of its State, and the module that it is of.
     options: others, by their names; what they are is for people.
     """
 
     addr: str
-    secrets: Sequence[bytes]
+    source: Callable[[], Sequence[bytes]]
     state: Sequence[str]
     options: Mapping[str, str]
 
     @classmethod
     def of(cls, addr: str, secret: object, state: State, options: Mapping[str, object]) -> Likeness:
-        """That of a process whose `raftsvc.start` was given these."""
+        """That of a process whose `raftsvc.start` was given these.  secret: or a function that tells those of now."""
         found: list[object] = list(secret) if isinstance(secret, list | tuple) else [secret] if secret else []
-        encoded = [each if isinstance(each, bytes) else str(each).encode() for each in found]
+        encoded = [each if isinstance(each, bytes) else str(each).encode() for each in found if not callable(each)]
+        source: Callable[[], Sequence[bytes]] = secret if callable(secret) else partial(list, encoded)
         kind = type(state)
         shown = {name: _short(ascii(value)) for name, value in options.items()}
-        return cls(addr, encoded, (_short(kind.__qualname__), _short(kind.__module__)), shown)
+        return cls(addr, source, (_short(kind.__qualname__), _short(kind.__module__)), shown)
+
+    @property
+    def secrets(self) -> Sequence[bytes]:
+        """Those that it has now."""
+        return self.source()
 
     def encode(self) -> str:
         """What is said of it."""
@@ -77,10 +84,9 @@ class Likeness(NamedTuple):
         grave = []
         if addr != self.addr:
             grave.append(f"laddr is {addr}, and {self.addr} at the owner")
-        if hashes.isdisjoint(_hash(salt, each) for each in self.secrets) and (hashes or self.secrets):
-            grave.append(
-                "it has none of the owner's secrets" if self.secrets else "it has a secret, and the owner none"
-            )
+        own = self.secrets
+        if hashes.isdisjoint(_hash(salt, each) for each in own) and (hashes or own):
+            grave.append("it has none of the owner's secrets" if own else "it has a secret, and the owner none")
         own_name, own_module = self.state
         if name != own_name or (module != own_module and _MAIN not in (module, own_module)):
             grave.append(f"its State is {module}.{name}, and the owner's {own_module}.{own_name}")

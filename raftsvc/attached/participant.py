@@ -13,6 +13,7 @@ from raftsvc.core.membership import ConfChange, Configuration
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import DirectoryInUseError, NodeFailedError, RaftError
+from raftsvc.member.health import Condition
 from raftsvc.member.vitals import View
 from raftsvc.storage import StoredSnapshot
 from raftsvc.transport import Identity, Problem, SnapshotChunk
@@ -89,6 +90,16 @@ class AttachedVitals:
 
     def note_listening(self, trouble: RaftError | None) -> None:
         """It has no port."""
+
+    def note(self, condition: Condition, trouble: RaftError | None, level: int = 0) -> None:
+        """Something is wrong with this process that others see, or, None, not any more; they say it in the log, too."""
+        worker, health = self._worker, self._worker.replica.health
+        with worker.lock:
+            if trouble is not None:
+                health.note(condition, trouble)
+            elif not health.clear(condition):
+                return
+            worker.changed.notify_all()
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """Nobody speaks to it."""

@@ -68,6 +68,11 @@ _NEARLY = 1000
 """Entries that a replica may be behind and still open a session."""
 
 
+def unnamed() -> str:
+    """Of a process that says nothing of its configuration."""
+    return ""
+
+
 class FeedBrokenError(Exception):
     """The owner said what cannot be: the connection is to be ended."""
 
@@ -119,13 +124,19 @@ class Replica:
     """
 
     def __init__(
-        self, store: Store, state: State, options: EngineOptions, random: Random, pid: int = 0, likeness: str = ""
+        self,
+        store: Store,
+        state: State,
+        options: EngineOptions,
+        random: Random,
+        pid: int = 0,
+        likeness: Callable[[], str] = unnamed,
     ) -> None:
         """store: the directory, which another process owns: only its snapshot is read.
 
-        likeness: what is said of the configuration of this process.
+        likeness: tells what is said of the configuration of this process, whenever it is said.
         """
-        self._hello = Hello(pid, likeness=likeness)
+        self._own = pid, likeness
         self.health = health = Health()
         self.inbox = inbox = Inbox(health)
         self.core = core = OwnersCore(random, options.election_ticks)
@@ -195,7 +206,8 @@ class Replica:
         self.link.expected_index = machine.applied_index + 1
         cluster_id = self.cluster_id if machine.applied_index else 0
         place = (cluster_id, machine.applied_index, machine.applied_term, self._last_crc, self.calls.opening.nonce)
-        return Hello(self._hello.pid, *place, self._hello.likeness)
+        pid, likeness = self._own
+        return Hello(pid, *place, likeness())
 
     def lost(self) -> None:
         """The connection is over: what was on its way may be lost, and what was handed over is unsettled."""

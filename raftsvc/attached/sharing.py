@@ -116,7 +116,7 @@ class Sharing:
             options.engine,
             options.tick_seconds,
             succession,
-            self._likeness.encode(),
+            self._likeness.encode,
         )
         attached = AttachedNode(worker, self._addr)
         worker.start()

@@ -25,11 +25,12 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+from raftsvc import logs
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Questions
 from raftsvc.attached.frames import Decoder, encode
 from raftsvc.attached.pipe import Pipe
-from raftsvc.attached.replica import FeedBrokenError, Replica, note_trouble
+from raftsvc.attached.replica import FeedBrokenError, Replica, note_trouble, unnamed
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, OutdatedError, RaftError, StoppedError, StorageError
 from raftsvc.member.applying import Work
@@ -94,7 +95,7 @@ class Worker:
         options: EngineOptions,
         tick_seconds: float,
         succession: Succession,
-        likeness: str = "",
+        likeness: Callable[[], str] = unnamed,
     ) -> None:
         self.directory = directory
         self._files = files
@@ -250,9 +251,8 @@ class Worker:
         self._settle()
         if live is None:
             self.stopping.set()  # nobody waits here, for there was no node yet
-        logger.info(
-            "process %d owns %s now, after %.0f ms", os.getpid(), self.directory, 1e3 * (time.monotonic() - started)
-        )
+        text = f"process {os.getpid()} owns {self.directory} now, after {1e3 * (time.monotonic() - started):.0f} ms"
+        logs.tell(logger, logging.WARNING, text, logs.what("taken-over", node=self.replica.node_id, pid=os.getpid()))
         return True
 
     def _give_up(self, error: BaseException) -> bool:

@@ -45,6 +45,21 @@ class Owner:
         """Have the node, which has to lead, hand that over; see `Service.transfer`."""
         self._do("transfer", {"addr": addr}, timeout)
 
+    def members(self, timeout: float = 5.0) -> dict[str, dict[str, object]]:
+        """What each member says of itself, asked by the owner, by its id.
+
+        `status`, as `Service.status` has it, and the `seconds` of one answer; or `why` there is none.
+        """
+        return {i: told for i, told in self._do("members", {}, timeout).items() if isinstance(told, dict)}
+
+    def dump(self, timeout: float = 10.0) -> dict[str, object]:
+        """What a bug report needs of the owner's process and of the members, without secrets; see `raftsvc.facts`."""
+        return self._do("dump", {}, timeout)
+
+    def drain(self, timeout: float = 10.0, *, undo: bool = False) -> None:
+        """Have the node lead no more, and its processes be not ready, until it is started anew, or `undo`."""
+        self._do("drain", {"undo": undo}, timeout)
+
     def backup(self, file: str, timeout: float = 3600.0) -> dict[str, object]:
         """Have the owner write a backup to that file, an absolute path; what that says of itself: `Service.backup`."""
         return self._do("backup", {"file": file}, timeout)

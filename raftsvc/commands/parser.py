@@ -10,7 +10,19 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 import raftsvc
-from raftsvc.commands import cluster, completion, directories, holding, serving, status, values, watching
+from raftsvc.commands import (
+    checks,
+    cluster,
+    completion,
+    directories,
+    holding,
+    rotation,
+    serving,
+    status,
+    upkeep,
+    values,
+    watching,
+)
 from raftsvc.commands.codes import NOT_RUN, USAGE, CommandError
 
 _PREFIX: Final = "RAFTSVC_"
@@ -34,6 +46,7 @@ exit code: the command's own, or 128 and the number of the signal that ended it;
   126 the command cannot be executed           127 there is no such command
 """
 
+_MOST: Final = 10_000
 WITH_COMMAND: Final = ("lock", "elect")
 """What is after `--` is a command."""
 
@@ -148,6 +161,8 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     _add_watch(commands, flags)
     _add_holding(commands, flags)
     _add_changes(commands, flags)
+    _add_upkeep(commands, flags)
+    _add_checks(commands, flags)
     _add_directories(commands, flags)
     _add_serve(commands, flags)
     shells = commands.add(
@@ -330,6 +345,66 @@ def _add_changes(commands: _Commands, flags: Flags) -> None:
     join.add_argument("addr", metavar="ADDR", help="of any member")
 
 
+def _add_upkeep(commands: _Commands, flags: Flags) -> None:
+    replace = commands.add(
+        "replace",
+        upkeep.replace,
+        "have a new node take the place of a member, which is evicted once the new one votes",
+        "raftsvc --at /var/lib/app/raft replace n3.example:8001 n4.example:8001",
+        "On the host of another member. It lets the new one join, waits until it is a voter and current, and evicts "
+        "the old one. Run again it goes on where it was cut off.",
+    )
+    replace.add_argument("old", metavar="OLD")
+    replace.add_argument("new", metavar="NEW")
+    flags.add(replace, "--wait", "seconds for all of it (600)", type=_wait, metavar="SECONDS")
+    drain = commands.add(
+        "drain",
+        upkeep.drain,
+        "have the node of this host lead no more and be not ready, and return once it is safe to stop it",
+        "raftsvc --at /var/lib/app/raft drain && systemctl restart app",
+        "Until the node is started anew. Refused if the others would have no majority without it.",
+    )
+    flags.switch(drain, "--undo", "it may lead again, and takes callers")
+    flags.switch(drain, "--force", "even if the others have no majority without it")
+    flags.add(drain, "--wait", "seconds until it is safe (60)", type=_wait, metavar="SECONDS")
+    secret = commands.add(
+        "secret",
+        rotation.secret,
+        "give the cluster another secret, on the host of each member in turn",
+        "raftsvc secret make > new && raftsvc --at /var/lib/app/raft secret rotate new",
+        "rotate takes the step that is next on this host: accept the new secret, sign with it, drop the former ones; "
+        "each once all members confirm the one before. status shows who is how far; make prints a new secret.",
+    )
+    secret.add_argument("action", choices=["make", "status", "rotate"])
+    secret.add_argument("file", metavar="FILE", nargs="?", help="with the new secret; - reads the standard input")
+    secret.words += ["make", "status", "rotate"]
+    flags.add(secret, "--wait", "take all steps that are left, each once all confirm", type=_wait, metavar="SECONDS")
+
+
+def _add_checks(commands: _Commands, flags: Flags) -> None:
+    check = commands.add(
+        "check",
+        checks.check,
+        "measure disk, members and writes, and say whether they are fast enough",
+        "raftsvc --at /var/lib/app/raft check perf",
+        "It writes to the cluster, small values that it deletes. By a directory it measures that disk and the members, "
+        "too.",
+    )
+    check.add_argument("what", choices=["perf"])
+    check.words.append("perf")
+    flags.add(check, "--within", "seconds to write for (10)", "10", type=_seconds, metavar="SECONDS")
+    flags.add(check, "--rate", "writes a second, of all clients together (150)", "150", type=_count, metavar="N")
+    flags.add(check, "--clients", "so many write at once (16)", "16", type=_count, metavar="N")
+    dump = commands.add(
+        "sysdump",
+        checks.sysdump,
+        "write all that a bug report needs to a file, without secrets",
+        "raftsvc --at /var/lib/app/raft sysdump report.tar.gz",
+        "On the host of a member. Look at it before you publish it: addresses and names are in it.",
+    )
+    dump.add_argument("file", metavar="FILE", help="a .tar.gz; one that is there is replaced")
+
+
 def _add_directories(commands: _Commands, flags: Flags) -> None:
     backup = commands.add(
         "backup",
@@ -432,6 +507,14 @@ def _natural(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _MOST:
+        raise ValueError
+    return number
+
+
+_count.__name__ = f"whole number from 1 to {_MOST}"
 for _type, _what in ((_seconds, "number of seconds"), (_wait, "number of seconds"), (_natural, "whole number")):
     _type.__name__ = _what
 _integer.__name__ = "whole number"

@@ -1,8 +1,8 @@
 """`status` and `members`: how the cluster is, as far as those say who can be asked.
 
-With a client key each member is asked for itself, and one that does not answer is taken for one that is down.  By a
-directory without a key only the node of this host is: of the others it says what it knows, which is little unless
-it leads.
+Each member is asked for itself, and one that does not answer is taken for one that is down: with a client key from
+here, by a directory without one by the node of this host.  Where that cannot ask, of the others is said what it knows,
+which is little unless it leads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_LAG_ENTRIES: Final = 10_000
 """A member that lacks more of the log than that is not counted on."""
 HARMLESS: Final = frozenset(
     {"low-room", "narrow", "unsaved", "unreleased", "wrong-cluster", "wrong-secret", "wrong-version"}
-    | {"wrong-certificate", "misplaced", "doubled"}
+    | {"wrong-certificate", "misplaced", "stale-file", "doubled"}
 )
 """Conditions that keep a member from nothing, or are about another one."""
 _SERVE_SECONDS: Final = 5.0
@@ -171,8 +171,10 @@ def survey_of(where: Where) -> Survey:
     silent: dict[int, str] = {}
     if where.key:
         silent = _ask_all(where, first.get("members", {}), pictures)
-    elif not why:  # by now it knows who leads
-        pictures[int(first["node_id"])] = _picture(where, where.timeout)
+    else:
+        if not why:  # by now it knows who leads
+            pictures[int(first["node_id"])] = _picture(where, where.timeout)
+        silent = _ask_by_owner(where, pictures)
     found = dict(pictures)
     best = max(found.values(), key=lambda each: (each["role"] == "leader", each["term"]), default=first)
     return Survey(best, _seen(best, found, silent), why)
@@ -200,6 +202,22 @@ def _ask_all(where: Where, listed: Mapping[str, Any], pictures: dict[int, Mappin
     for thread in threads:
         thread.join(max(0.0, deadline + _CLOSE_SECONDS - time.monotonic()))
     return dict(silent)
+
+
+def _ask_by_owner(where: Where, pictures: dict[int, Mapping[str, Any]]) -> dict[int, str]:
+    """As `_ask_all`, by the node of this host, which members know."""
+    silent: dict[int, str] = {}
+    try:
+        told = where.owner("status").members(where.timeout)
+    except RaftError:  # an owner of former code, or one that is busy: what it knows by itself is known already
+        return silent
+    for text, said in told.items():
+        status = said.get("status")
+        if isinstance(status, Mapping) and "node_id" in status:
+            pictures[int(text)] = status
+        else:
+            silent[int(text)] = str(said.get("why") or "it tells nothing of itself")
+    return silent
 
 
 def _why_not_serving(where: Where, deadline: float) -> str:

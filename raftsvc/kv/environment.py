@@ -4,8 +4,9 @@
     RAFTSVC_DIR              the directory of this node alone
     RAFTSVC_INITIAL_CLUSTER  the addresses of all nodes, this one's too, with commas or blanks between: the
                              same list everywhere, and the cluster forms itself.  Unset: `init` and `join`
-    RAFTSVC_SECRET_FILE      a file with the cluster's secret; several lines during a rotation, the first signs
+    RAFTSVC_SECRET_FILE      a file with the cluster's secret; several lines during a rotation, the first signs; watched
     RAFTSVC_SECRET           the secret itself, where there is no such file
+    RAFTSVC_CLIENT_KEYS_FILE a file with client keys, a line `name rights key`, and maybe a prefix, for each; watched
     RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
                              and the application mounts the Service under /raft/
 
@@ -32,14 +33,14 @@ from raftsvc.kv.state import KeyValueState
 from raftsvc.service import outsider, start
 
 _PREFIX: Final = "RAFTSVC_"
-_NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "LISTEN")
+_NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "CLIENT_KEYS_FILE", "LISTEN")
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
 _OF_COMMANDS: Final = frozenset(
-    {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "COUNT"}
+    {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "CLIENTS", "COUNT"}
     | {"ENTRIES", "EVERY", "EXISTING", "FENCE", "FORCE", "GRACE", "IF_ABSENT", "IF_VERSION"}
     | {"INITIAL", "JSON", "KEYS_FILE", "KEY_FILE", "LIMIT", "LONG", "MAX_WATCHERS", "ONCE", "OPEN", "PREFIX"}
-    | {"REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "VALUE", "WAIT", "WITHIN", "YES"}
+    | {"RATE", "REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "UNDO", "VALUE", "WAIT", "WITHIN", "YES"}
 )
 """Of the command line, which may be set where a node is started, and one of those that `raftsvc lock` gives."""
 _OF_KUBERNETES: Final = re.compile(
@@ -77,8 +78,10 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     for option, name in (("laddr", "ADDR"), ("dir", "DIR")):
         if option not in options and not said[name]:
             raise ConfigurationError(_missing(name, given))
-    if "secret" not in options:
-        chosen["secret"] = _secrets(said["SECRET_FILE"], said["SECRET"])
+    if not {"secret", "secret_file"} & options.keys():
+        chosen.update(_secret(said["SECRET_FILE"], said["SECRET"]))
+    if said["CLIENT_KEYS_FILE"] and not {"client_keys", "client_keys_file"} & options.keys():
+        chosen["client_keys_file"] = said["CLIENT_KEYS_FILE"]
     if said["INITIAL_CLUSTER"]:
         chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))
         for addr in chosen["initial_cluster"] if "initial_cluster" not in options else ():
@@ -112,11 +115,12 @@ def listen_from_env(environ: Mapping[str, str], laddr: str | None = None) -> str
     return _port_of(laddr)
 
 
-def _secrets(path: str, secret: str) -> list[str] | None:
+def _secret(path: str, secret: str) -> dict[str, Any]:
+    """The option of `start` that says it."""
     if path and secret:
         raise ConfigurationError("RAFTSVC_SECRET_FILE and RAFTSVC_SECRET are both set: which is meant?")
     if not path:
-        return [secret] if secret else None
+        return {"secret": [secret] if secret else None}
     try:
         with open(path, encoding="utf-8") as file:
             secrets = [line.strip() for line in file if line.strip()]
@@ -124,7 +128,7 @@ def _secrets(path: str, secret: str) -> list[str] | None:
         raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} cannot be read: {error}") from error
     if not secrets:
         raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} is empty; secrets.token_hex() makes a good secret")
-    return secrets
+    return {"secret_file": path}
 
 
 def _port_of(laddr: str) -> str:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from raftsvc import logs
 from raftsvc.clocks import read_clocks, seconds_since
 from raftsvc.errors import ForkedError, RaftError, StoppedError
 from raftsvc.kv.orders import CLOCK, Order, encode
@@ -207,10 +208,11 @@ class Timekeeper:
         if complaint != self._complaint:
             self._complaint = complaint
             if complaint:
-                text = "the clock of this machine is %.0f s %s what the voters' clocks come to: jobs run by theirs"
-                logger.warning(text, abs(ahead), complaint)
+                text = f"the clock of this machine is {abs(ahead):.0f} s {complaint} what the voters' clocks come to"
+                logs.tell(logger, logging.WARNING, f"{text}: jobs run by theirs", logs.what("clock-off", seconds=ahead))
             else:
-                logger.info("the clock of this machine is near what the voters' clocks come to again")
+                text = "the clock of this machine is near what the voters' clocks come to again"
+                logs.tell(logger, logging.WARNING, text, logs.what("clock-near", seconds=ahead))
 
 
 def _wall_ms() -> int:

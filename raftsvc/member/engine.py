@@ -25,11 +25,12 @@ in `handoff`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Final, NamedTuple, Protocol
 
+from raftsvc import logs
 from raftsvc.core.following import wants_snapshot
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import NO_NODE, Life, Message, MessageKind
@@ -56,6 +57,7 @@ from raftsvc.errors import (
     SupersededError,
     UnknownOperationError,
 )
+from raftsvc.logs import NOTHING
 from raftsvc.measures import Records
 from raftsvc.member import events
 from raftsvc.member.applying import Applying
@@ -157,7 +159,13 @@ class Runner(Protocol):
     def feed_due(self) -> None:
         """There is something for attached processes: have `feed.take` called for each."""
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         """Log `message` soon: what handles it is not ours, and may wait or ask this node something."""
 
 
@@ -452,7 +460,8 @@ class Engine:
                 line, lead = events.of_leader(core, seen.lead)
                 self._seen = self._seen._replace(lead=lead)
                 if line is not None:
-                    self._runner.say(*line)
+                    level, text, fields = line
+                    self._runner.say(level, text, None, fields)
             self.inbox.is_leading = core.role is Role.LEADER
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
@@ -512,12 +521,17 @@ class Engine:
         self.upgrades.applied()
         if applying.applied_config is not config:
             for line in events.of_members(config, applying.applied_config):
-                self._runner.say(*line)
+                level, text, fields = line
+                self._runner.say(level, text, None, fields)
         if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
         self.digests.applied()
         calls.follow_pieces(applying.machine, self.ticks)
         if was_restored:
+            index = self.snapshots.restored_index
+            text = f"node {self.node_id}: the State was restored from the leader's snapshot, up to entry {index}"
+            fields = logs.what("snapshot-restored", node=self.node_id, index=index)
+            self._runner.say(logging.WARNING, text, None, fields)
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
         if error is None:
@@ -564,7 +578,8 @@ class Engine:
         if warning != self._seen.warning:
             self._seen = self._seen._replace(warning=warning)
             level = logging.INFO if warning is None else logging.WARNING
-            self._runner.say(level, f"node {self.node_id}: {warning or 'the State warns of nothing any more'}")
+            text = f"node {self.node_id}: {warning or 'the State warns of nothing any more'}"
+            self._runner.say(level, text, None, logs.what("state-warning", node=self.node_id))
 
     def end_snapshot(self, saved: Capture | None, error: Exception | None) -> None:
         """A snapshot was saved, or superseded (both None), or failed: then the log goes on without it, and grows."""
@@ -578,6 +593,9 @@ class Engine:
         self.snapshots.end()
         self.vigil.end(Condition.UNSAVED)
         if saved is not None:
+            index = saved.header.index
+            fields = logs.what("snapshot-taken", node=self.node_id, index=index)
+            self._runner.say(logging.INFO, f"node {self.node_id}: a snapshot was stored, up to {index}", None, fields)
             self.writes.add(SnapshotMark(saved.header.index, saved.header.term))
 
     # -- trouble
@@ -585,7 +603,8 @@ class Engine:
     def fail(self, error: RaftError) -> None:
         """Stop taking part for good: no vote, no acknowledgement, nothing served.  The process lives on."""
         if not self.health.is_over:
-            self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error)
+            fields = logs.what("failed", node=self.node_id)
+            self._runner.say(logging.ERROR, f"node {self.node_id} stops taking part: {error}", error, fields)
             is_superseded = isinstance(error, SupersededError)
             self.health.note(Condition.SUPERSEDED if is_superseded else Condition.FAILED, error)
             self.vigil.judge_fitness()
@@ -598,7 +617,8 @@ class Engine:
 
     def halt(self, error: RaftError) -> None:
         """Apply no more and serve no more; keep voting for the others, and storing while memory allows."""
-        self._runner.say(logging.ERROR, f"node {self.node_id}: {error}", error.__cause__)
+        fields = logs.what("halted", node=self.node_id)
+        self._runner.say(logging.ERROR, f"node {self.node_id}: {error}", error.__cause__, fields)
         self.health.note(Condition.HALTED, error)
         self._fail_waiters(error)
         self.vigil.judge_fitness()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from raftsvc.core.messages import Message
 from raftsvc.errors import StorageError
+from raftsvc.logs import NOTHING
 from raftsvc.member.elapsed import FastestClock
 from raftsvc.member.engine import Engine
 from raftsvc.member.handoff import Signal
@@ -19,6 +20,10 @@ from raftsvc.transport import Peer
 logger = logging.getLogger("raftsvc.node")
 
 _PAUSE_SECONDS = 1.0
+
+
+Said = tuple[int, str, BaseException | None, Mapping[str, object]]
+"""What is to be logged: level, text, the error, and the fields of `raftsvc.logs`."""
 
 
 class Errands:
@@ -58,7 +63,7 @@ class Errands:
         self.peers: dict[int, Peer] = {}
         """Those to whom something can be said, by id; `Peers` sees to it that they are there."""
         self.unflushed: set[Peer] = set()
-        self.said: list[tuple[int, str, BaseException | None]] = []
+        self.said: list[Said] = []
         self.feeders: list[Signal] = []
         """Of the threads that send to attached processes."""
         self.is_feed_due = False
@@ -101,9 +106,15 @@ class Errands:
         """The same, without the lock."""
         return self._lease_clock.glance()
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         """Log it at the end of the turn."""
-        self.said.append((level, message, error))
+        self.said.append((level, message, error, fields))
 
     # -- the log, on threads of their own
 

@@ -62,6 +62,8 @@ class Condition(Enum):
     """A snapshot that it needs cannot be stored, so that it falls behind."""
     OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")
     """No leader is heard."""
+    DRAINING = ("draining", Part.LEAD | Part.BE_READY, "it may lead again, and takes callers")
+    """Somebody is about to stop it: others lead, and are sent its callers."""
     WRONG_CLUSTER = ("wrong-cluster", Part.NONE, "no other cluster answers at a member's address any more")
     """At a member's address another cluster answers: that member is lost.  The others serve on."""
     WRONG_SECRET = ("wrong-secret", Part.NONE, "no member refuses its secret any more")
@@ -72,6 +74,8 @@ class Condition(Enum):
     """A member refuses its requests, for its certificate is not for the host that is recorded for it."""
     MISPLACED = ("misplaced", Part.NONE, "every member has an address of its own again")
     """A member, this one or another, says that it is reached where another one is."""
+    STALE_FILE = ("stale-file", Part.NONE, "every file that it watches is as it should be again")
+    """A file that it watches cannot be used: it goes on with what was in it before."""
     UNSAVED = ("unsaved", Part.NONE, "a snapshot was taken")
     """No snapshot could be taken, so that the log grows, or the one there is cannot be read."""
     UNRELEASED = ("unreleased", Part.NONE, "old segments of the log are deleted again")
@@ -100,7 +104,7 @@ class Condition(Enum):
         return bool(self.over)
 
 
-_NO_ERRORS = frozenset((Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED))
+_NO_ERRORS = frozenset((Condition.DRAINING, Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED))
 
 
 class Health:

@@ -24,11 +24,12 @@ Used under the lock of the node, save for `highest`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import Enum, auto
 from typing import Final
 
+from raftsvc import logs
 from raftsvc.core.messages import (
     ENTRY_OVERHEAD_BYTES,
     MAX_NUMBER,
@@ -96,7 +97,7 @@ class Lives:
         vigil: Vigil,
         contexts: Contexts,
         retry_ticks: int,
-        say: Callable[[int, str], None],
+        say: Callable[[int, str, None, Mapping[str, object]], None],
         give_up: Callable[[SupersededError], None],
     ) -> None:
         """addr: where this node says that it is reached.
@@ -187,7 +188,8 @@ class Lives:
         self._disown()
         self._tell()
         if not is_first and member in self._named():
-            self._say(logging.ERROR, f"node {self._core.node_id}: {self._error([member])}")
+            text = f"node {self._core.node_id}: {self._error([member])}"
+            self._say(logging.ERROR, text, None, logs.what("doubled", node=self._core.node_id, member=member))
 
     def _disown(self) -> None:
         """Nor is anything counted that a doubled member said before, where this node leads."""

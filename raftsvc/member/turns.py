@@ -18,9 +18,10 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from raftsvc import logs
 from raftsvc.errors import RaftError
 from raftsvc.member.engine import Engine, as_raft_error
-from raftsvc.member.errands import Errands
+from raftsvc.member.errands import Errands, Said
 from raftsvc.member.handoff import Amount, Hands, Present, Signal, duties
 from raftsvc.member.waiters import Waiter
 from raftsvc.transport import Peer
@@ -34,7 +35,7 @@ class _Effects(NamedTuple):
     peers: Collection[Peer] = ()
     finished: Sequence[Waiter] = ()
     signals: Sequence[Signal] = ()
-    said: Sequence[tuple[int, str, BaseException | None]] = ()
+    said: Sequence[Said] = ()
 
     def carry_out(self) -> None:
         """Other nodes first, for they are furthest away; trouble with one is not that of who waits."""
@@ -47,9 +48,9 @@ class _Effects(NamedTuple):
             waiter.wake()
         for signal in self.signals:
             signal.set()
-        for level, message, error in self.said:
+        for level, message, error, fields in self.said:
             with suppress(Exception):  # of a handler, which is not ours
-                logger.log(level, "%s", message, exc_info=error)
+                logs.tell(logger, level, message, fields, error)
 
 
 class Turn:
@@ -157,7 +158,7 @@ class Turn:
     def _take_effects(self) -> _Effects:
         engine, errands = self._engine, self._errands
         peers, errands.unflushed = errands.unflushed, set()
-        said: Sequence[tuple[int, str, BaseException | None]] = ()
+        said: Sequence[Said] = ()
         if errands.said:
             said, errands.said = errands.said, []
         finished = engine.inbox.finished.take()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from raftsvc import logs
 from raftsvc.core.raft import Raft, Role
 from raftsvc.errors import (
     DiskRefusedError,
@@ -25,6 +26,7 @@ from raftsvc.errors import (
     WrongSecretError,
     WrongVersionError,
 )
+from raftsvc.logs import NOTHING
 from raftsvc.member.applying import Applying
 from raftsvc.member.health import Condition, Health
 from raftsvc.member.writes import Writes
@@ -52,7 +54,13 @@ class Runner(Protocol):
     def state_changed(self) -> None:
         """Wake those who wait for a change of health."""
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         """Log it soon."""
 
     def look_at_room(self) -> None:
@@ -128,12 +136,22 @@ class Lines:
             self._quiet.discard(condition)
             begins.append(tick)
         cause = (error.__cause__ or error.__context__) if level >= logging.ERROR else None
-        self._runner.say(level, f"node {self._node_id}: {error}", cause)
+        self._say(condition, level, str(error), cause, True)
 
     def end(self, condition: Condition) -> None:
         """It is over."""
         level = logging.INFO if condition in self._quiet else logging.WARNING
-        self._runner.say(level, f"node {self._node_id}: {condition.over}")
+        self._say(condition, level, condition.over, None, False)
+
+    def _say(
+        self, condition: Condition, level: int, text: str, cause: BaseException | None, is_beginning: bool
+    ) -> None:
+        if condition is Condition.OUT_OF_TOUCH:
+            event = "quorum-lost" if is_beginning else "quorum-regained"
+        else:
+            event = "condition" if is_beginning else "condition-over"
+        fields = logs.what(event, node=self._node_id, condition=condition.label)
+        self._runner.say(level, f"node {self._node_id}: {text}", cause, fields)
 
 
 class Vigil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -101,6 +102,14 @@ class Vitals:
                 self._engine.vigil.begin(Condition.NOT_LISTENING, trouble)
             else:
                 self._engine.vigil.end(Condition.NOT_LISTENING)
+
+    def note(self, condition: Condition, trouble: RaftError | None, level: int = logging.ERROR) -> None:
+        """Something that only others see is wrong with the node, or, None, not any more; said once, at that level."""
+        with self._turn:
+            if trouble is not None:
+                self._engine.vigil.begin(condition, trouble, level)
+            else:
+                self._engine.vigil.end(condition)
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster, who knows the secret, took this node for one of its own."""

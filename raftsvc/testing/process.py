@@ -6,12 +6,13 @@ What a process knows it forgets when it ends: it is an object that lasts no long
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
 from raftsvc.core.messages import Lineage, Message
 from raftsvc.errors import DivergedError, StorageError
+from raftsvc.logs import NOTHING
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.live import Live
 from raftsvc.member.lives import Speaker
@@ -479,9 +480,15 @@ class SimulatedProcess:
         """Those that log time is measured by."""
         return lambda: self.computer.elapsed_clocks(self._world.schedule.now)
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         """Log it at once: nothing is locked."""
-        logger.log(level, "%s", message, exc_info=error)
+        logger.log(level, "%s", message, exc_info=error, extra=dict(fields))
 
 
 def open_store(world: World, computer: Computer) -> Store:

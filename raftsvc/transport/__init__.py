@@ -4,7 +4,7 @@ Knows messages, not roles.
 """
 
 from raftsvc.transport.app import App
-from raftsvc.transport.asking import UnansweredError, ask
+from raftsvc.transport.asking import UnansweredError, ask, ask_status
 from raftsvc.transport.auth import Authenticator, Envelope
 from raftsvc.transport.contact import PeerTrouble
 from raftsvc.transport.join import Answerer, request_join, stranger_envelope, who_answers
@@ -32,6 +32,7 @@ __all__ = [
     "Stride",
     "UnansweredError",
     "ask",
+    "ask_status",
     "connection_of",
     "request_join",
     "stranger_envelope",

@@ -159,12 +159,16 @@ class App:
         """door: of connected clients; None: there are none.  bearers: who sends one of these may read the metrics."""
         self._receiver = receiver
         self._door = door
-        self._bearers = [b"Bearer " + key.encode() for key in bearers]
+        self.renew_bearers(bearers)
         self._auth = auth
         self._freshness = Freshness()
         self._lock = threading.Lock()  # guards the two below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
         self._alarmed_at: dict[str, float] = {}
+
+    def renew_bearers(self, bearers: Sequence[str]) -> None:
+        """Have who sends one of these read the metrics, and nobody else by what he sends."""
+        self._bearers = [b"Bearer " + key.encode() for key in bearers]
 
     def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         secret = b""

@@ -1,8 +1,14 @@
-"""How a listed node asks another how it is, until their cluster is formed; what is said is `core.founding`'s."""
+"""How a node asks another how it is: a listed one, until their cluster is formed; a member, for an operator.
+
+What listed nodes say is `core.founding`'s; what members say is a picture for people, by which nothing is decided.
+"""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from raftsvc.addresses import peer_url
 from raftsvc.core.founding import Answer, Question
@@ -37,6 +43,35 @@ def ask(network: Network, question: Question, timeout: float) -> Answer:
         except UnsignedError as unsigned:
             raise UnansweredError(why_unsigned(unsigned.problem) or str(unsigned)) from unsigned
         except (UnreachableError, MalformedError) as error:
+            raise UnansweredError(f"unreachable: {error}") from error
+    raise UnansweredError("it answers one challenge with another")
+
+
+def ask_status(network: Network, addr: str, timeout: float) -> tuple[Mapping[str, Any], float]:
+    """How the node at `addr` is, as `Service.status` has it, and the seconds that the answer to one request took.
+
+    It may take `timeout` seconds in all, for two requests: where there is a secret the first is answered by a
+    challenge.  Raises UnansweredError.
+    """
+    deadline = time.monotonic() + timeout
+    epoch = ""
+    for _ in range(2):
+        envelope = stranger_envelope("GET", "status", "", epoch)
+        try:
+            began = time.monotonic()
+            answer = network.post_within(peer_url(addr), envelope, b"", max(0.1, deadline - began))
+            seconds = time.monotonic() - began
+            told = json.loads(answer)
+            if not isinstance(told, dict):
+                raise UnansweredError("what it says is no status")
+            return told, seconds
+        except Problem as problem:
+            epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
+            if not epoch:
+                raise UnansweredError(_meaning_of(problem)) from problem
+        except UnsignedError as unsigned:
+            raise UnansweredError(why_unsigned(unsigned.problem) or str(unsigned)) from unsigned
+        except (UnreachableError, ValueError, RecursionError) as error:
             raise UnansweredError(f"unreachable: {error}") from error
     raise UnansweredError("it answers one challenge with another")
 

@@ -97,6 +97,17 @@ class Envelope(NamedTuple):
         return b"raftsvc client request\n" + self._encode() + body
 
 
+def checked_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[bytes, ...]:
+    """One, or several, as bytes; raises ConfigurationError if one is too short."""
+    several: Sequence[str | bytes] = [given] if isinstance(given, (str, bytes)) else list(given or ())
+    secrets = tuple([s.encode() if isinstance(s, str) else bytes(s) for s in several])
+    if any(len(s) < MIN_SECRET_BYTES for s in secrets):
+        raise ConfigurationError(
+            f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one"
+        )
+    return secrets
+
+
 class MisnamedError(Exception):
     """A request comes with a good certificate of the cluster's CA, for others than the host that it should be for."""
 
@@ -123,12 +134,7 @@ class Authenticator:
         mutual_tls: the server verified a client certificate, which must be valid for the sender's host.
         insecure:   without any of these serve everybody, and not this machine only.
         """
-        given = [secret] if isinstance(secret, (str, bytes)) else list(secret or ())
-        self._secrets = [s.encode() if isinstance(s, str) else bytes(s) for s in given]
-        if any(len(s) < MIN_SECRET_BYTES for s in self._secrets):
-            raise ConfigurationError(
-                f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one"
-            )
+        self._secrets = checked_secrets(secret)  # replaced as a whole, so that whoever looks once sees one state
         self._judge = judge
         self._mutual_tls = mutual_tls
         self.can_tell = bool(self._secrets) or judge is not None or mutual_tls
@@ -139,6 +145,21 @@ class Authenticator:
     def secrets(self) -> Sequence[bytes]:
         """Those of the cluster that are accepted here."""
         return self._secrets
+
+    @property
+    def signing(self) -> bytes:
+        """What requests are signed with now; empty without a secret."""
+        secrets = self._secrets
+        return secrets[0] if secrets else b""
+
+    def renew(self, secrets: Sequence[bytes]) -> None:
+        """Have these in the place of the former ones.  What was signed before is still verified by what signed it.
+
+        secrets: checked, and none exactly where there were none: whether strangers are told apart does not change.
+        """
+        if bool(secrets) != bool(self._secrets):
+            raise ConfigurationError("a node that has a secret keeps one, and one that has none gets none")
+        self._secrets = tuple(secrets)
 
     def check_exposure(self, addr: str) -> None:
         """Refuse to be open to other machines unless that was asked for; raises ConfigurationError.
@@ -155,11 +176,13 @@ class Authenticator:
         """
         return trace_of_outside(environ) if self._is_local_only else None
 
-    def sign(self, envelope: Envelope, body: bytes) -> str:
-        """The value of AUTH_HEADER for a request; empty without a secret."""
-        if not self._secrets:
-            return ""
-        return _mac(self._secrets[0], envelope._signed(body))
+    def sign(self, envelope: Envelope, body: bytes, secret: bytes | None = None) -> str:
+        """The value of AUTH_HEADER for a request; empty without a secret.
+
+        secret: of this node, as `signing` was; None: as it is now.
+        """
+        used = self.signing if secret is None else secret
+        return _mac(used, envelope._signed(body)) if used else ""
 
     def admit(
         self, envelope: Envelope, body: bytes, environ: Mapping[str, Any], find_addr: Callable[[], str | None]
@@ -174,10 +197,11 @@ class Authenticator:
         Raises MisnamedError if it is not.
         """
         used = b""
-        if self._secrets:
+        secrets = self._secrets
+        if secrets:
             mac = str(environ.get("HTTP_RAFT_AUTH", "")).encode(errors="replace")
             signed = envelope._signed(body)
-            matching = [s for s in self._secrets if hmac.compare_digest(_mac(s, signed).encode(), mac)]
+            matching = [s for s in secrets if hmac.compare_digest(_mac(s, signed).encode(), mac)]
             if not matching:
                 return None
             used = matching[0]
@@ -195,10 +219,10 @@ class Authenticator:
     def seal_stream(self, envelope: Envelope, nonce: bytes, secret: bytes | None = None) -> Seal:
         """What vouches for the frames of the stream that `envelope` asked for and the server named `nonce`.
 
-        secret: that verified the request; None: that signed it, which is this node's own.
+        secret: that verified the request, or that signed it; None: that signs now.
         """
         if secret is None:
-            secret = self._secrets[0] if self._secrets else b""
+            secret = self.signing
         asked = envelope._encode()
         key = hmac.digest(secret, b"raftsvc stream\n" + nonce + asked, "sha256") if secret else b""
         return Seal(key, nonce + asked)
@@ -207,12 +231,15 @@ class Authenticator:
         """The value of AUTH_HEADER for the answer to a request that `secret` verified."""
         return _mac(secret, _signed_answer(request_mac, status, body)) if secret else ""
 
-    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str) -> bool:
-        """Whether an answer is a peer's; without a secret TLS or nobody vouches for it."""
-        if not self._secrets:
+    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str, secret: bytes | None = None) -> bool:
+        """Whether an answer is a peer's; without a secret TLS or nobody vouches for it.
+
+        secret: that signed the request, and so its answer, whatever signs by now; None: that signs now.
+        """
+        used = self.signing if secret is None else secret
+        if not used:
             return True
-        # The request was signed with the first secret, so its answer is too.
-        expected = _mac(self._secrets[0], _signed_answer(request_mac, status, body))
+        expected = _mac(used, _signed_answer(request_mac, status, body))
         return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))
 
 
@@ -229,11 +256,11 @@ class ClientSigner(Authenticator):
         super().__init__(None, None, False, True)
         self._signing = signing
 
-    def sign(self, envelope: Envelope, body: bytes) -> str:
-        """The value of AUTH_HEADER for a request."""
+    def sign(self, envelope: Envelope, body: bytes, secret: bytes | None = None) -> str:
+        """The value of AUTH_HEADER for a request; a client has one key."""
         return sign_by(self._signing, envelope, body)
 
-    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str) -> bool:
+    def verify_answer(self, request_mac: str, status: int, body: bytes, mac: str, secret: bytes | None = None) -> bool:
         """Whether an answer is of who knows the key, and to that request."""
         expected = _mac(self._signing, _signed_answer(request_mac, status, body))
         return hmac.compare_digest(expected.encode(), mac.encode(errors="replace"))

@@ -35,11 +35,15 @@ class Host(Protocol):
 class Door:
     """Lets clients in.  Thread-safe."""
 
-    def __init__(self, host: Host, keys: Sequence[ClientKey]) -> None:
+    def __init__(self, host: Host, keys: Sequence[ClientKey] = ()) -> None:
         self._host = host
         self._keys = [(key, key.signing) for key in keys]
         self._epoch = secrets.token_hex(16)
         self._introductions = Introductions()
+
+    def renew(self, keys: Sequence[ClientKey]) -> None:
+        """Know these in the place of the former ones; what is being served goes on."""
+        self._keys = [(key, key.signing) for key in keys]
 
     def identify(self, envelope: Envelope, body: bytes, environ: Mapping[str, Any]) -> tuple[ClientKey, bytes] | None:
         """The key by which a request is signed, and what its answer is to be signed with; None: by none."""

@@ -65,12 +65,14 @@ class Listener:
         self,
         app: WsgiApp,
         address: str,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None,
         on_trouble: Callable[[NotListeningError | None], None] = lambda trouble: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """address: `host:port`, all addresses of that host; port 0 takes a free one.  Raises ConfigurationError.
 
+        ssl_context: or what tells it, before each handshake; a connection that was made by a former one is closed
+                     after its next answer.
         on_trouble: told once that it cannot be bound, and why, and with None that it is after all.
         """
         self._place = ports.place_of(address)
@@ -178,7 +180,11 @@ class _Server(ThreadingTCPServer):
     block_on_close = False
 
     def __init__(
-        self, bound: socket.socket, app: WsgiApp, ssl_context: ssl.SSLContext | None, connections: Connections
+        self,
+        bound: socket.socket,
+        app: WsgiApp,
+        ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None,
+        connections: Connections,
     ) -> None:
         """bound: which listens, and does not block; it is closed with this."""
         self.app = app
@@ -206,12 +212,13 @@ class _Server(ThreadingTCPServer):
         client: _Client = request
         try:
             client.socket.settimeout(HANDSHAKE_SECONDS)
-            if self._ssl_context is not None:
+            context = self._ssl_context
+            if context is not None and not isinstance(context, ssl.SSLContext):
+                context = context()
+            if context is not None:
                 # Here and not where connections are accepted: a client that never
                 # finishes its handshake holds up its own thread only.
-                client.socket = self._ssl_context.wrap_socket(
-                    client.socket, server_side=True, do_handshake_on_connect=False
-                )
+                client.socket = context.wrap_socket(client.socket, server_side=True, do_handshake_on_connect=False)
                 if request.record.is_broken_off:  # while there was no socket to be ended
                     return
                 client.socket.do_handshake()
@@ -223,6 +230,13 @@ class _Server(ThreadingTCPServer):
             logger.exception("connection from %s failed", client_address)
         finally:
             self.shutdown_request(request)
+
+    def is_outdated(self, connection: Any) -> bool:
+        """Whether TLS is spoken by another context by now than on this connection."""
+        context = self._ssl_context
+        if context is None or isinstance(context, ssl.SSLContext) or not isinstance(connection, ssl.SSLSocket):
+            return False
+        return connection.context is not context()
 
     def shutdown_request(self, request: Any) -> None:
         if request.record is not None:
@@ -467,6 +481,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
             if name.lower() == "content-length":
                 length = int(value)
+        if self.server.is_outdated(self.connection):
+            self.send_header("Connection", "close")
         if length is None and code in (204, 304):  # which have no body
             length = 0
         is_chunked = length is None

@@ -15,8 +15,9 @@ import queue
 import random
 import secrets
 import socket
+import ssl
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -101,10 +102,12 @@ class Network:
         connect_timeout: float,
         read_timeout: float,
         max_answer_bytes: int = _MAX_ANSWER_BYTES,
+        find_context: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
+        """find_context: tells by what TLS is spoken, where there is no Session that says it."""
         self.auth = auth
         self._max_answer_bytes = max_answer_bytes
-        self._session = session or make_session()
+        self._session = session or make_session(find_context)
         self._owns_session = session is None
         self._timeout = (connect_timeout, read_timeout)
         self._lock = threading.Lock()  # guards _peers and _asking; the last in the order
@@ -154,6 +157,30 @@ class Network:
         """What makes the next request of this process differ from all others."""
         return str(next(self._numbers))
 
+    def renew(self, secrets: Sequence[bytes]) -> None:
+        """Sign and verify with these from now on; see `Authenticator.renew`."""
+        self.auth.renew(secrets)
+        self.end_outdated()
+
+    def reconnect(self) -> None:
+        """Have no more requests sent by connections as they are, and end the streams: others take their place."""
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            _end_outdated(peer, ())
+        self.close()  # of what waits in the pools; what is on its way ends by the connection that it has
+
+    def end_outdated(self) -> None:
+        """End the streams whose frames a secret vouches for that is not accepted any more; others take their place.
+
+        To be repeated: one that is just being opened is not seen.
+        """
+        accepted = frozenset(self.auth.secrets)
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers if accepted else ():
+            _end_outdated(peer, accepted)
+
     def hears_all(self) -> bool:
         """Whether all that peers say comes through streams."""
         with self._lock:
@@ -166,8 +193,9 @@ class Network:
         refuses bodies of that size, UnreachableError for everything else.
         """
         limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
-        response, mac = self._send(base_url, envelope, body, limits)
-        answer, is_authentic = self._read(response, mac)
+        secret = self.auth.signing
+        response, mac = self._send(base_url, envelope, body, limits, secret)
+        answer, is_authentic = self._read(response, mac, secret)
         if not is_authentic:
             status = response.status_code
             if status == 413:
@@ -220,24 +248,25 @@ class Network:
         if getattr(self._session.get_adapter(base_url), "_pool_block", False):
             # The stream would keep a connection for which others wait for ever.
             raise NotOfferedError("the pool of the Session blocks")
+        secret = self.auth.signing
         try:
-            response, mac = self._send(base_url, envelope, None, self._timeout)
+            response, mac = self._send(base_url, envelope, None, self._timeout, secret)
         except UnreachableError as error:
             if isinstance(error.__cause__, requests.ReadTimeout):
                 raise NoAnswerError("the answer did not begin") from error
             raise
         if response.status_code == 200:
-            return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce))
-        answer, is_authentic = self._read(response, mac)
+            return HeldStream(response, lambda nonce: self.auth.seal_stream(envelope, nonce, secret), secret)
+        answer, is_authentic = self._read(response, mac, secret)
         problem = decode_problem(response.status_code, answer if is_authentic else answer[:_MAX_UNSIGNED_BYTES])
         is_believed = is_authentic or problem.code in _BELIEVED_UNSIGNED
         raise refusal_of(response.status_code, problem if is_believed else None)
 
     def _send(
-        self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float]
+        self, base_url: str, envelope: Envelope, body: bytes | None, limits: tuple[float, float], secret: bytes
     ) -> tuple[requests.Response, str]:
-        """Send a signed request; its response, unread, and the MAC that its answer is bound to."""
-        mac = self.auth.sign(envelope, body or b"")
+        """Send a request that `secret` signs; its response, unread, and the MAC that its answer is bound to."""
+        mac = self.auth.sign(envelope, body or b"", secret)
         headers = {**envelope.headers(), AUTH_HEADER: mac or "none", "Content-Type": CONTENT_TYPE}
         options: dict[str, Any] = {"proxies": {}}
         if not self._owns_session:
@@ -255,8 +284,8 @@ class Network:
             self._sockets.add(connection)
         return response, mac
 
-    def _read(self, response: requests.Response, mac: str) -> tuple[bytes, bool]:
-        """The whole answer, and whether a peer signed it."""
+    def _read(self, response: requests.Response, mac: str, secret: bytes) -> tuple[bytes, bool]:
+        """The whole answer, and whether a peer signed it, with what signed the request."""
         try:
             answer = response.raw.read(self._max_answer_bytes + 1, decode_content=False)
         except Exception as error:  # urllib3's own errors pass through when the raw body is read
@@ -265,7 +294,7 @@ class Network:
             response.close()
             raise UnreachableError("the answer is too long")
         signature = response.headers.get(AUTH_HEADER, "")
-        return bytes(answer), self.auth.verify_answer(mac, response.status_code, answer, signature)
+        return bytes(answer), self.auth.verify_answer(mac, response.status_code, answer, signature, secret)
 
     def _prepare(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> requests.PreparedRequest:
         if not self._owns_session:
@@ -695,7 +724,7 @@ class Peer:
         seal = self._network.auth.seal_stream(envelope, nonce, secret)
         tune(connection, silence)
         can_push = is_ours and type(connection) is socket.socket and connection.gettimeout() is not None
-        stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, can_push, on_end)
+        stream = ServedStream(self._outbox, nonce, seal, silence, silence / 4, connection, can_push, on_end, secret)
         with self._lock:
             # An attached one goes on until this one is confirmed: the request may be a recorded one.
             superseded = [other for other in self._served if not other.is_attached]
@@ -765,3 +794,13 @@ class Peer:
         except RuntimeError:
             return False
         return True
+
+
+def _end_outdated(peer: Peer, accepted: Collection[bytes]) -> None:
+    """End its streams for which none of those secrets vouches."""
+    with peer._lock:
+        ended = [one for one in peer._served if one.secret not in accepted]
+    for stream in ended:
+        stream.end()
+    if peer._holder is not None:
+        peer._holder.reopen_unless(accepted)

@@ -14,6 +14,8 @@ from typing import Final
 from requests import RequestException
 from urllib3.exceptions import HTTPError
 
+from raftsvc import logs
+
 logger = logging.getLogger("raftsvc.transport")
 
 JOINING_SECONDS: Final = 10.0
@@ -51,7 +53,8 @@ class Reach:
             else:
                 self._warned_at[code] = now
         self._said = (level, code)
-        logger.log(level, "node %d at %s is not reached: %s", self._peer_id, addr, _MEANINGS.get(code, why))
+        text = f"node {self._peer_id} at {addr} is not reached: {_MEANINGS.get(code, why)}"
+        logs.tell(logger, level, text, logs.what("peer-lost", member=self._peer_id))
 
     def succeeded(self, addr: str | None) -> None:
         """The peer took what was sent to `addr`, or comes for it."""
@@ -59,7 +62,8 @@ class Reach:
             return
         if self._said is not None:
             seconds = self._clock() - self._lost_at
-            logger.log(self._said[0], "node %d at %s is reached again, after %.1f s", self._peer_id, addr, seconds)
+            text = f"node {self._peer_id} at {addr} is reached again, after {seconds:.1f} s"
+            logs.tell(logger, self._said[0], text, logs.what("peer-reached", member=self._peer_id))
         self._lost_at = self._said = None
 
 

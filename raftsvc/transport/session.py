@@ -10,13 +10,18 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import requests
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.keys import TlsFiles
 
 _LEAST_BYTES_PER_SECOND = 4096
 """An answer that is slower than that, and takes longer than the read timeout, is none."""
@@ -90,18 +95,96 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 
+class _Pools(_Adapter):
+    """Connections with the context of now, of which the Session and the environment say nothing."""
+
+    def __init__(self, find_context: Callable[[], ssl.SSLContext], **options: Any) -> None:
+        self._find_context = find_context
+        super().__init__(**options)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        find_context = self._find_context
+
+        class Connection(_SecureConnection):
+            def connect(self) -> None:
+                self.ssl_context = find_context()
+                super().connect()
+
+        class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Connection
+
+        self.poolmanager.pool_classes_by_scheme["https"] = HTTPSConnectionPool
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """By the context, which has its own certificates of CAs: none is added to them."""
+        conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
+
+
+class Contexts:
+    """What TLS is spoken by, made of files: by the port of this node, and by its requests.
+
+    Both are replaced at once, and never changed: a handshake that has begun ends by the former.
+    """
+
+    def __init__(self, files: TlsFiles, mutual: bool) -> None:
+        """mutual: who connects has to show a certificate of the CA.  Raises ConfigurationError."""
+        if mutual and not files.ca:
+            raise ConfigurationError("mutual_tls needs the certificate of the cluster's CA: TlsFiles(..., ca=)")
+        self._files = files
+        self._mutual = mutual
+        self._both = self._make()
+
+    def server(self) -> ssl.SSLContext:
+        """Of the port, as of now."""
+        return self._both[0]
+
+    def client(self) -> ssl.SSLContext:
+        """Of requests, as of now."""
+        return self._both[1]
+
+    def renew(self, is_unchanged: Callable[[], bool]) -> None:
+        """Use what is in the files now; raises ConfigurationError if that makes no sense, or is being changed."""
+        both = self._make()
+        if not is_unchanged():
+            raise ConfigurationError("they are being changed")
+        self._both = both
+
+    def _make(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        files = self._files
+        try:
+            server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca or None)
+            server.verify_mode = ssl.CERT_REQUIRED if self._mutual else ssl.CERT_NONE
+            client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=files.ca or None)
+            for context in (server, client):
+                # Without a function that gives none a key with a passphrase would be asked for on the terminal.
+                context.load_cert_chain(files.cert, files.key or None, _no_passphrase)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+            raise ConfigurationError(f"no certificate, key and CA that go together: {why}") from error
+        return server, client
+
+
+def _no_passphrase() -> str:
+    return ""
+
+
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]
     def set_ok(self, cookie: object, request: object) -> bool:
         return False
 
 
-def make_session() -> requests.Session:
-    """A Session fit for peers: no proxies or credentials of the environment, no cookies, no retries."""
+def make_session(find_context: Callable[[], ssl.SSLContext] | None = None) -> requests.Session:
+    """A Session fit for peers: no proxies or credentials of the environment, no cookies, no retries.
+
+    find_context: tells by what the next connection speaks TLS; None: by what the Session says.
+    """
     session = requests.Session()
     session.trust_env = False
     session.headers.clear()
     session.cookies.set_policy(_NoCookies())
-    adapter = _Adapter(pool_connections=32, pool_maxsize=8, max_retries=0)
+    options: dict[str, Any] = {"pool_connections": 32, "pool_maxsize": 8, "max_retries": 0}
+    adapter = _Adapter(**options) if find_context is None else _Pools(find_context, **options)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session

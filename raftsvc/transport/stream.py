@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -65,14 +65,17 @@ class ServedStream:
         connection: Any,
         can_push: bool,
         on_end: Callable[[], None],
+        secret: bytes = b"",
     ) -> None:
         """connection: the server's socket, if it shows it.
 
         can_push: any thread may write to it, chunk by chunk, while none of `__next__` is being
                 sent: it is a plain socket with a timeout, and the server sends RawChunk as it is.
         on_end: called once, when the server's thread is free again.
+        secret: by which the seal vouches; empty: by none.
         """
         self.nonce = nonce
+        self.secret = secret
         self._outbox = outbox
         self.drain = Drain(outbox, self._push if can_push else None)
         self._rest = b""
@@ -188,8 +191,9 @@ def shut_down(connection: Any) -> None:
 class HeldStream:
     """The holder's end: an open response, read as its bytes arrive."""
 
-    def __init__(self, response: requests.Response, make_seal: Callable[[bytes], Seal]) -> None:
-        """Raises NotOfferedError if the response cannot be read that way."""
+    def __init__(self, response: requests.Response, make_seal: Callable[[bytes], Seal], secret: bytes = b"") -> None:
+        """secret: by which the seal vouches.  Raises NotOfferedError if the response cannot be read that way."""
+        self.secret = secret
         self._response = response
         self._chunks = ChunkDecoder()
         self._frames = FrameReader(make_seal)
@@ -258,6 +262,10 @@ class _Last(Enum):
 class OpenStream(Protocol):
     """A HeldStream."""
 
+    @property
+    def secret(self) -> bytes:
+        """By which the seal of its frames vouches."""
+
     def receive(self) -> list[bytes]:
         """The bodies that arrived; raises MalformedError, UnreachableError."""
 
@@ -322,6 +330,13 @@ class StreamHolder:
         if held is not None:
             held.interrupt()
         self._wake.set()
+
+    def reopen_unless(self, accepted: Collection[bytes]) -> None:
+        """If one of those secrets does not vouch for what comes through the stream, have another opened."""
+        with self._lock:
+            held = self._held
+        if held is not None and held.secret not in accepted:
+            self.reopen()
 
     def give_up_if_stuck(self, seconds: float) -> None:
         """Close the stream if what came through it has been in work for that long, say by a disk that hangs.

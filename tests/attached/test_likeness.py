@@ -162,3 +162,12 @@ def test_a_reload_to_another_state_waits_for_the_end_of_the_former_one(started: 
     before.call("service.stop")
     eventually(lambda: after.call("service.is_ready"))
     assert after.call("kv.incr", "key") == 2
+
+
+def test_secrets_that_change_are_compared_as_they_are_now() -> None:
+    now = [SECRET.encode()]
+    owner, attached = likeness(secret=lambda: now), likeness(secret=lambda: now)
+    told = attached.encode()
+    now[:] = [OTHER.encode()]
+    assert owner.differences(told)[0] == ["it has none of the owner's secrets"], "what was told before is out of date"
+    assert owner.differences(attached.encode()) == ([], [])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 @pytest.fixture
-def make_node(tmp_path: Path) -> Iterator[Callable[[], Node]]:
-    """Makes nodes that belong to no cluster yet."""
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    """Makes nodes that belong to no cluster yet, with options of `start`."""
     made: list[Node] = []
 
-    def make() -> Node:
-        made.append(Node(tmp_path / f"n{len(made) + 1}"))
+    def make(**options: Any) -> Node:
+        made.append(Node(tmp_path / f"n{len(made) + 1}", **options))
         return made[-1]
 
     yield make

@@ -50,7 +50,8 @@ class Shell:
 class Node:
     """One with a port of its own, which others of this host can ask."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
+        """options: of `start`, in place of those here."""
         self.path = path
         self.addr = free_address()
         self.state = OpenStore()
@@ -58,10 +59,13 @@ class Node:
             self.addr,
             path,
             state=self.state,
-            secret=SECRET,
-            listen=self.addr,
-            client_keys=KEYS,
-            election_timeout=5.0,  # no leader is lost because the machine is busy
+            **{
+                "secret": SECRET,
+                "listen": self.addr,
+                "client_keys": KEYS,
+                "election_timeout": 5.0,  # no leader is lost because the machine is busy
+                **options,
+            },
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -38,13 +39,22 @@ def picture(number: int, role: str = "follower", size: int = 3, **more: Any) -> 
     return {**told, **more}
 
 
-def survey(monkeypatch: pytest.MonkeyPatch, first: dict[str, Any], *others: dict[str, Any], why: str = "") -> Survey:
-    """What is found out of members that say this; with a key if there are others."""
+def survey(
+    monkeypatch: pytest.MonkeyPatch,
+    first: dict[str, Any],
+    *others: dict[str, Any],
+    why: str = "",
+    told: Any = MappingProxyType({}),
+) -> Survey:
+    """What is found out of members that say this; with a key if there are others.  told: by the node of the host."""
     by_addr = {f"n{each['node_id']}:1": each for each in others}
 
     class Asked:
         def status(self, timeout: float) -> dict[str, Any]:
             return first
+
+        def members(self, timeout: float) -> Any:
+            return told
 
     def ask(
         where: Where, number: int, addr: str, deadline: float, pictures: dict[int, Any], silent: dict[int, str]
@@ -120,6 +130,14 @@ def test_what_a_follower_cannot_know_is_said_to_be_unknown(monkeypatch: pytest.M
     assert "--key-file" in why
     cut = survey(monkeypatch, picture(2, unreachable={"1": {"code": "", "why": "timed out"}}))
     assert cut.can_lose_one()[0] is False
+
+
+def test_the_node_of_the_host_asks_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"1": {"status": picture(1, "leader")}, "2": {"status": picture(2)}, "3": {"why": "timed out"}}
+    found = survey(monkeypatch, picture(2), told=told)
+    assert states(found) == ["current", "current", "unreached"]
+    assert found.members[2].why == "timed out"
+    assert found.can_lose_one()[0] is False
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -59,11 +59,17 @@ def test_variables_mean_options(asked: Any, given: dict[str, str], meant: dict[s
     assert ("initial_cluster" in found) == ("initial_cluster" in meant)
 
 
-def test_a_file_has_the_secret_and_during_a_rotation_several(asked: Any, tmp_path: Path) -> None:
+def test_a_file_has_the_secret_and_the_node_reads_it_again_and_again(asked: Any, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"\n{SECRET}\n\nthe one before, of many bytes\r\n")
     found = asked({**BASE, "RAFTSVC_SECRET_FILE": str(file)})
-    assert found["secret"] == [SECRET, "the one before, of many bytes"]
+    assert found["secret_file"] == str(file) and "secret" not in found
+    assert "client_keys_file" not in found
+    found = asked({**BASE, "RAFTSVC_SECRET_FILE": "/nowhere"}, secret="x" * 16)
+    assert found["secret"] == "x" * 16 and "secret_file" not in found
+    found = asked({**BASE, "RAFTSVC_CLIENT_KEYS_FILE": "/keys"})
+    assert found["client_keys_file"] == "/keys"
+    assert "client_keys_file" not in asked({**BASE, "RAFTSVC_CLIENT_KEYS_FILE": "/keys"}, client_keys=[])
 
 
 @pytest.mark.parametrize(

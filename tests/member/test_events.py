@@ -11,7 +11,7 @@ from raftsvc.member import events
 
 
 def told(before: Configuration, after: Configuration) -> list[str]:
-    return [message for _, message in events.of_members(before, after)]
+    return [message for _, message, _ in events.of_members(before, after)]
 
 
 def test_a_member_whose_place_another_has_is_told_to_be_nowhere_yet() -> None:

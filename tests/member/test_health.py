@@ -8,6 +8,7 @@ import pytest
 
 from raftsvc.errors import (
     ApplyHaltedError,
+    ConfigurationError,
     DisagreementError,
     DiskRefusedError,
     DiskStalledError,
@@ -43,11 +44,13 @@ ERRORS: dict[Condition, RaftError] = {
     Condition.OWNER_SILENT: NodeFailedError("owner-silent"),
     Condition.UNRECEIVED: StorageError("unreceived"),
     Condition.OUT_OF_TOUCH: OutOfTouchError("out-of-touch"),
+    Condition.DRAINING: RaftError("draining"),
     Condition.WRONG_CLUSTER: WrongClusterError("wrong-cluster"),
     Condition.WRONG_SECRET: WrongSecretError("wrong-secret"),
     Condition.WRONG_VERSION: WrongVersionError("wrong-version"),
     Condition.WRONG_CERTIFICATE: WrongCertificateError("wrong-certificate"),
     Condition.MISPLACED: MisplacedError("misplaced"),
+    Condition.STALE_FILE: ConfigurationError("stale-file"),
     Condition.UNRELEASED: StorageError("unreleased"),
     Condition.LOW_ROOM: DiskRefusedError("low-room"),
     Condition.UNSAVED: StorageError("unsaved"),
@@ -58,7 +61,7 @@ ERRORS: dict[Condition, RaftError] = {
 }
 
 
-NO_ERRORS = (Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED)
+NO_ERRORS = (Condition.DRAINING, Condition.LOW_ROOM, Condition.NARROW, Condition.STOPPED)
 
 
 def test_every_condition_is_told_of() -> None:

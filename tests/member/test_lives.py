@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from raftsvc.core.membership import Configuration, Member
 from raftsvc.core.messages import KEPT_LIVES, MAX_NUMBER, Claim, EntryKind, Life, Lineage, make_entry
 from raftsvc.core.raft import Role
 from raftsvc.errors import SupersededError
+from raftsvc.logs import NOTHING
 from raftsvc.member.calls import Contexts
 from raftsvc.member.envelopes import INSTRUCTION, wrap, wrap_open, wrap_void
 from raftsvc.member.health import Condition, Health
@@ -81,7 +83,13 @@ class Scene:
             give_up=self.given_up.append,
         )
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         self.said.append(message)
 
     def state_changed(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import pytest
 
 from raftsvc.errors import DiskRefusedError, OutOfTouchError, RaftError
+from raftsvc.logs import NOTHING
 from raftsvc.member.health import Condition
 from raftsvc.member.vigil import Lines, Stall
 from raftsvc.testing import Faults, RegisterWorkload
@@ -83,9 +85,17 @@ class Log:
 
     def __init__(self) -> None:
         self.levels: list[int] = []
+        self.fields: list[Mapping[str, object]] = []
 
-    def say(self, level: int, message: str, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        message: str,
+        error: BaseException | None = None,
+        fields: Mapping[str, object] = NOTHING,
+    ) -> None:
         self.levels.append(level)
+        self.fields.append(fields)
 
 
 @pytest.mark.parametrize(

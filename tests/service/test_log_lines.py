@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
 import pytest
 
+from raftsvc import logs
 from tests.service.harness import Cluster, eventually
 
 
@@ -48,3 +50,23 @@ def test_another_leader_is_one_line_that_shows_at_each_node_that_hears_of_it(
     names = {f"node {member.status['node_id']}" for member in others}
     eventually(lambda: {line.partition(":")[0] for line in told()} >= names, "both say so")
     assert len(told()) == len(set(told())), "one line each for one event"
+
+
+def test_what_happens_to_a_cluster_is_told_by_name(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "raftsvc")
+
+    def happened() -> set[str]:
+        return {str(event) for r in caplog.records if (event := vars(r).get("raftsvc_event")) is not None}
+
+    cluster.form(2)
+    second = cluster.members[1]
+    assert happened() >= {"founded", "joined", "leader", "member-added", "voter-added"}
+    second.service.stop()
+    eventually(lambda: "peer-lost" in happened(), "it is missed")
+    eventually(lambda: "quorum-lost" in happened(), "it is alone")
+    second.start()
+    eventually(lambda: {"resumed", "quorum-regained", "stopped"} <= happened(), "all is well")
+    for record in caplog.records:
+        fields = {name: value for name, value in vars(record).items() if name.startswith("raftsvc_")}
+        assert fields.get("raftsvc_event", "leader") in logs.EVENTS
+        json.dumps(fields)

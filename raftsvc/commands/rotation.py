@@ -1,0 +1,267 @@
+"""`secret`: another secret for the whole cluster, in three steps, none of which shuts anybody out.
+
+First every node accepts the new secret, then every node signs with it, then every node drops the former ones.  Run on
+the host of each member in turn, with one and the same new secret, `rotate` takes the step that is next on that host,
+and takes it only once all members confirm the one before, by fingerprints: nobody is told a secret.  The file of the
+host is replaced as a whole, durably, so whenever the power fails it has what it had, or what it is to have; run again,
+the command goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets as randoms
+import stat
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
+from raftsvc.commands.output import complain, say, say_json, table
+from raftsvc.commands.places import Where, where_of
+from raftsvc.errors import ConfigurationError
+from raftsvc.keys import fingerprint, secrets_in
+
+_NEW_BYTES: Final = 32
+_LEAST_BYTES: Final = 16
+_POLL_SECONDS: Final = 0.5
+_TAKEN_SECONDS: Final = 20.0
+"""A node uses what is new in its file within ten."""
+STEPS: Final = ("nothing", "accept the new secret", "sign with the new secret", "drop the former secrets")
+
+
+class Confirmed(NamedTuple):
+    """What a member says of itself.  why: it says nothing."""
+
+    id: str
+    addr: str
+    signs: str
+    accepts: tuple[str, ...]
+    why: str
+
+
+class Situation(NamedTuple):
+    """of: each member.  node_id: the one of this host.  path: of its file; empty: it has none.  trouble: with that."""
+
+    of: list[Confirmed]
+    node_id: str
+    path: str
+    trouble: str
+
+    @property
+    def own(self) -> Confirmed:
+        return next(member for member in self.of if member.id == self.node_id)
+
+
+def secret(args: Any) -> int:
+    """Make a secret, show who uses which, or take the next step of a rotation."""
+    if args.action == "make":
+        say(randoms.token_hex(_NEW_BYTES))
+        return DONE
+    where = where_of(args)
+    if args.action == "status":
+        return _show(args, look(where))
+    if args.file is None:
+        raise CommandError(
+            "which secret is the new one? raftsvc secret rotate FILE, or - for the standard input", USAGE
+        )
+    return _rotate(args, where, _new_secret(args.file))
+
+
+def look(where: Where) -> Situation:
+    """What each member says; raises CommandError."""
+    told = where.owner("secret").members(where.timeout)
+    node_id = str(where.owner("secret").status(where.timeout).get("node_id", ""))
+    own: Any = told.get(node_id, {}).get("status")
+    if not isinstance(own, Mapping):
+        raise CommandError("the node of this host is no member of a cluster", NO)
+    listed: Any = own.get("members", {})
+    process: Any = own.get("process", {})
+    file: Any = process.get("files", {}).get("secret_file", {})
+    members = [_confirmed(i, str(listed.get(i, {}).get("addr", "")), told[i]) for i in sorted(told, key=int)]
+    return Situation(members, node_id, (file.get("paths") or [""])[0], str(file.get("trouble") or ""))
+
+
+def _confirmed(number: str, addr: str, told: Mapping[str, Any]) -> Confirmed:
+    status = told.get("status")
+    if not isinstance(status, Mapping):
+        return Confirmed(number, addr, "", (), str(told.get("why")))
+    known = status.get("secrets")
+    if not isinstance(known, Mapping):
+        return Confirmed(number, addr, "", (), "its code tells nothing of its secrets: upgrade it")
+    return Confirmed(number, addr, str(known.get("signs") or ""), tuple(map(str, known.get("accepts", ()))), "")
+
+
+def _show(args: Any, found: Situation) -> int:
+    if args.json:
+        listed = [
+            {**member._asdict(), "accepts": list(member.accepts), "why": member.why or None} for member in found.of
+        ]
+        say_json({"members": listed, "file": found.path or None, "trouble": found.trouble or None})
+        return DONE
+    rows = [(m.id, m.addr, m.signs or "-", " ".join(m.accepts) or "-", m.why) for m in found.of]
+    for line in table(("ID", "ADDRESS", "SIGNS", "ACCEPTS", "TROUBLE"), rows):
+        say(line)
+    say(f"file of this host: {found.path or 'none'}" + (f"; {found.trouble}" if found.trouble else ""))
+    return DONE
+
+
+# -- the steps
+
+
+def step_of(lines: Sequence[str], new: str) -> int:
+    """Which of STEPS is next for a file with these; raises CommandError if another rotation is under way in it."""
+    if list(lines) == [new]:
+        return 0
+    others = [line for line in lines if line != new]
+    if new not in lines and len(others) > 1:
+        raise CommandError(
+            "the file has more than one secret, and none of them is the new one: another rotation is under way; end "
+            "that first, with its own new secret",
+            NO,
+        )
+    if new not in lines:
+        return 1
+    return 3 if lines[0] == new else 2
+
+
+def after(step: int, lines: Sequence[str], new: str) -> list[str]:
+    """What is in the file after that step."""
+    if step == 1:
+        return [*lines, new]
+    return [new] if step == 3 else [new, *[line for line in lines if line != new]]
+
+
+def missing(step: int, found: Situation, new: str) -> list[str]:
+    """Why that step may not be taken yet: who has not confirmed the one before, and why."""
+    late = []
+    for member in found.of:
+        who = f"member {member.id} at {member.addr or 'an unknown address'}"
+        if member.why:
+            late.append(f"{who}: {member.why}")
+        elif step == 2 and new not in member.accepts:
+            late.append(f"{who} does not accept the new secret yet: run this there")
+        elif step == 3 and member.signs != new:
+            late.append(f"{who} does not sign with the new secret yet: run this there again")
+    return late
+
+
+def _rotate(args: Any, where: Where, new: str) -> int:
+    """Take the step that is next, or, with --wait, all that are left, each once it may be taken."""
+    deadline = time.monotonic() + (args.wait or 0.0)
+    mark = fingerprint(new.encode())
+    taken: list[int] = []
+    while True:
+        found = look(where)
+        lines = _lines_of(found)
+        step = step_of(lines, new)
+        if step == 0 or (taken and args.wait is None):
+            break
+        late = missing(step, found, mark)
+        if late:
+            if time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                continue
+            raise CommandError(f"not done yet: {STEPS[step]}. {'; '.join(late)}", NO)
+        replace_file(found.path, after(step, lines, new))
+        taken.append(step)
+        complain(f"{found.path}: {STEPS[step]} (step {step} of 3)")
+        _await_taken(where, step, mark)
+    left = step_of(_lines_of(found), new)
+    if args.json:
+        say_json({"file": found.path, "fingerprint": mark, "taken": taken, "next": STEPS[left] if left else None})
+    elif left:
+        say(f"next, once each member has come as far: {STEPS[left]}")
+    else:
+        say(f"the secret of this host is {mark} alone")
+    return DONE
+
+
+def _lines_of(found: Situation) -> list[str]:
+    """What is in the file that the node of this host uses; raises CommandError if that is not what it uses."""
+    if not found.path:
+        raise CommandError(
+            "the node of this host has no file with its secret: start it with secret_file=, or RAFTSVC_SECRET_FILE", NO
+        )
+    if found.trouble:
+        raise CommandError(f"the node of this host does not use its file: {found.trouble}", NO)
+    try:
+        with open(found.path, "rb") as file:
+            lines = secrets_in(file.read())
+    except OSError as error:
+        raise CommandError(f"{found.path} cannot be read: {error.strerror}", LOCAL) from error
+    except ConfigurationError as error:
+        raise CommandError(f"{found.path}: {error}", NO) from error
+    return lines
+
+
+def _await_taken(where: Where, step: int, mark: str) -> None:
+    """Wait until the node of this host uses what is in its file now."""
+    deadline = time.monotonic() + _TAKEN_SECONDS
+    while True:
+        found = look(where)
+        own = found.own
+        done = mark in own.accepts if step == 1 else own.signs == mark if step == 2 else own.accepts == (mark,)
+        if done:
+            return
+        if time.monotonic() >= deadline:
+            why = found.trouble or own.why or "its log says why"
+            raise CommandError(
+                f"{found.path} is as it is to be, and the node of this host does not use it yet: {why}. Run this again",
+                NOT_REACHED,
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _new_secret(path: str) -> str:
+    """The only one in a file, or on the standard input."""
+    try:
+        if path == "-":
+            if sys.stdin is None:
+                raise OSError("there is no standard input to read from")
+            data = sys.stdin.buffer.read(65536)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(65536)
+    except OSError as error:
+        raise CommandError(f"the new secret cannot be read from {path}: {error.strerror or error}", LOCAL) from error
+    try:
+        found = secrets_in(data)
+    except ConfigurationError as error:
+        raise CommandError(f"the new secret in {path}: {error}", USAGE) from error
+    if len(found) != 1 or len(found[0].encode()) < _LEAST_BYTES:
+        raise CommandError(f"{path} is to have one line, the new secret, of {_LEAST_BYTES} bytes at least", USAGE)
+    return found[0]
+
+
+def replace_file(path: str, lines: Sequence[str]) -> None:
+    """Have these lines in a file, for its owner and as who may read it now: as a whole, durably, or not at all.
+
+    Of a link the file that it leads to is replaced.
+    """
+    target = os.path.realpath(path)
+    directory, name = os.path.split(target)
+    beside = os.path.join(directory, f".{name}.next")
+    try:
+        former = os.stat(target)
+        if os.path.lexists(beside):  # of an attempt that was cut off
+            os.unlink(beside)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if (former.st_uid, former.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(descriptor, former.st_uid, former.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(former.st_mode))
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(beside, target)
+        held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(held)
+        finally:
+            os.close(held)
+    except OSError as error:
+        raise CommandError(f"{path} was not replaced for good: {error.strerror or error}", LOCAL) from error

@@ -1,0 +1,177 @@
+"""What this process is known by, and whom it knows: secrets and client keys, as `start` was given them or files say.
+
+Files are watched (`raftsvc.watched`): what is new in them is in use within ten seconds, to sign and to verify.  A
+request that is under way ends by what it was signed with.  A stream that a former secret vouches for ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.facts import LEFT_OUT
+from raftsvc.keys import ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
+from raftsvc.transport import App, Authenticator, Network
+from raftsvc.transport.auth import checked_secrets
+from raftsvc.transport.door import Door
+from raftsvc.transport.session import Contexts
+from raftsvc.watched import Watch, WatchedFiles, read_file
+
+Path = str | os.PathLike[str]
+
+
+class Given(NamedTuple):
+    """What `start` was given, and is described there."""
+
+    secret: str | bytes | Sequence[str | bytes] | None
+    secret_file: Path | None
+    client_keys: Sequence[ClientKey] | None
+    client_keys_file: Path | None
+    tls: TlsFiles | None = None
+
+
+class Credentials:
+    """Of one Service.  Thread-safe."""
+
+    def __init__(
+        self,
+        given: Given,
+        authenticate: Callable[[Mapping[str, Any]], bool] | None,
+        mutual_tls: bool,
+        insecure: bool,
+    ) -> None:
+        """Reads the files, if there are any.  Raises ConfigurationError."""
+        for name, value, file in (
+            ("secret", given.secret, given.secret_file),
+            ("client_keys", given.client_keys, given.client_keys_file),
+        ):
+            if value is not None and file is not None:
+                raise ConfigurationError(f"{name}= and {name}_file= are both given: which is meant?")
+        self._given = given
+        self._files: list[WatchedFiles] = []
+        secret = given.secret
+        if given.secret_file is not None:
+            watched = WatchedFiles("secret_file", [os.fspath(given.secret_file)], self._use_secrets)
+            self._files.append(watched)
+            secret = _secrets_of(watched)
+        keys = given.client_keys
+        if given.client_keys_file is not None:
+            watched = WatchedFiles("client_keys_file", [os.fspath(given.client_keys_file)], self._use_keys)
+            self._files.append(watched)
+            keys = _keys_of(watched)
+        self.contexts: Contexts | None = None
+        if given.tls is not None:
+            self.contexts = Contexts(given.tls, mutual_tls)
+            self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
+        self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
+        self.keys = checked_keys(keys, self.auth.secrets)
+        self._network: Network | None = None
+        self._door: Door | None = None
+        self._app: App | None = None
+        self.watch = Watch(self._files, lambda trouble: None)
+
+    def open(self, network: Network, make_app: Callable[[Door | None, Sequence[str]], App], door: Door) -> App:
+        """The way in, for those that are known now, or will be.  make_app: of it; door: of clients."""
+        signed, sent = _parted(self.keys)
+        door.renew(signed)
+        self._network, self._door = network, door
+        self._app = make_app(door if signed or self._given.client_keys_file is not None else None, sent)
+        return self._app
+
+    def find_contexts(self) -> tuple[Callable[[], ssl.SSLContext] | None, Callable[[], ssl.SSLContext] | None]:
+        """What tells by what the port speaks TLS now, and by what requests do; None: others say it."""
+        return (None, None) if self.contexts is None else (self.contexts.server, self.contexts.client)
+
+    def begin(self, told: Callable[[str], None]) -> None:
+        """Watch the files from now on, if there are any.  told: what is wrong with them, again and again."""
+
+        def looked(trouble: str) -> None:
+            if self._network is not None:
+                self._network.end_outdated()
+            told(trouble)
+
+        self.watch = Watch(self._files, looked)
+        self.watch.start()
+
+    def stop(self) -> None:
+        """Watch them no more."""
+        self.watch.stop()
+
+    def secrets(self) -> Sequence[bytes]:
+        """Those that are accepted now."""
+        return self.auth.secrets
+
+    def picture(self) -> dict[str, object]:
+        """By fingerprints, with what this process signs and what it accepts; JSON-compatible."""
+        known = [fingerprint(secret) for secret in self.auth.secrets]
+        return {"signs": known[0] if known else None, "accepts": known}
+
+    def scrub(self, text: str) -> str:
+        """The text without any secret or client key that this process knows."""
+        for known in [*self.auth.secrets, *[key.key.encode() for key in self.keys]]:
+            text = text.replace(known.decode(errors="replace"), LEFT_OUT)
+        return text
+
+    def files(self) -> dict[str, object]:
+        """The files that are watched, by the option that names them, and what is wrong; JSON-compatible."""
+        return {each.name: {"paths": list(each.paths), "trouble": each.trouble or None} for each in self._files}
+
+    def _use_secrets(self, found: Sequence[bytes]) -> str:
+        secrets = checked_secrets(secrets_in(found[0]))
+        present = self.auth.secrets
+        if not set(secrets) & set(present):
+            raise ConfigurationError(
+                "it has none of the secrets that are in use, so that no other node would be heard that has not the "
+                "same already: change it in three steps, as `raftsvc secret rotate` does, or restart the node"
+            )
+        checked_keys(self.keys, secrets)
+        if self._network is not None:
+            self._network.renew(secrets)
+        else:
+            self.auth.renew(secrets)
+        signs, *others = [fingerprint(secret) for secret in secrets]
+        accepted = f"{', '.join(others)} accepted too" if others else "no other accepted"
+        return f"secret {signs} signs, and {accepted}"
+
+    def _use_tls(self, found: Sequence[bytes]) -> str:
+        if self.contexts is None or self._given.tls is None:
+            raise ConfigurationError("there is no TLS")
+        paths = self._given.tls.paths
+        self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        if self._network is not None:
+            self._network.reconnect()
+        return "connections are made anew"
+
+    def _use_keys(self, found: Sequence[bytes]) -> str:
+        keys = checked_keys(client_keys_in(found[0]), self.auth.secrets)
+        if self._app is None or self._door is None:
+            raise ConfigurationError("nobody is let in yet")
+        signed, sent = _parted(keys)
+        self._door.renew(signed)
+        self._app.renew_bearers(sent)
+        self.keys = keys
+        return f"{len(keys)} client keys: " + (", ".join(dict.fromkeys(key.name for key in keys)) or "none")
+
+
+def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:
+    """Those by which clients sign, and those that are sent as they are, for the metrics."""
+    signed = [key for key in keys if not key.is_sent]
+    sent = [key.key for key in keys if key.is_sent]
+    return signed, sent
+
+
+def _secrets_of(file: WatchedFiles) -> tuple[bytes, ...]:
+    try:
+        return checked_secrets(secrets_in(file.used[0]))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.name}: {file.paths[0]}: {error}") from error
+
+
+def _keys_of(file: WatchedFiles) -> list[ClientKey]:
+    try:
+        return client_keys_in(file.used[0])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.name}: {file.paths[0]}: {error}") from error

@@ -1,0 +1,140 @@
+"""Small files that are read again and again, so that what is new in them is used without a restart.
+
+A file is read whole at each look, which is cheaper than to ask when it was changed and misses nothing: links that are
+set to another file, clocks that go back.  What is new is taken at the second look that finds it, for a writer may be
+in the middle of it.  What cannot be read, or makes no sense, changes nothing: what was used before is used on, one line
+of the log says so, and another when it is mended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+
+from raftsvc import logs
+from raftsvc.errors import ConfigurationError
+
+logger = logging.getLogger("raftsvc.files")
+
+MAX_FILE_BYTES = 1024 * 1024
+LOOK_SECONDS = 2.0
+"""Between two looks; what is new is in use after two of them."""
+_STOP_SECONDS = 1.0
+
+
+def read_file(name: str, path: str) -> bytes:
+    """What is in a file now.  name: of the option that names it.  Raises ConfigurationError."""
+    try:
+        # Of a pipe, which somebody may have put there, the opening would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigurationError(f"{name}: {path:.300} is no file")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{name}: {path:.300} cannot be read: {why}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"{name}: {path:.300} has more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+class WatchedFiles:
+    """Those of one option, used together.  All but `trouble` is called by one thread."""
+
+    def __init__(self, name: str, paths: Sequence[str], use: Callable[[Sequence[bytes]], str]) -> None:
+        """Reads them for the first time.  Raises ConfigurationError.
+
+        name: of the option.  use: has what is in them used from now on, and returns what is said of it in the log;
+              what it raises, a ConfigurationError, says why it is not used.
+        """
+        self.name = name
+        self.paths = [os.path.abspath(path) for path in paths]
+        self.trouble = ""
+        """Why what is in them now is not used; empty if it is."""
+        self._use = use
+        self.used: Sequence[bytes] = [read_file(name, path) for path in self.paths]
+        self._seen: Sequence[bytes] | str = self.used
+
+    def look(self) -> None:
+        """Use what is in them, once two looks have found it."""
+        found: Sequence[bytes] | str
+        try:
+            found = [read_file(self.name, path) for path in self.paths]
+        except ConfigurationError as error:
+            found = str(error)
+        seen, self._seen = self._seen, found
+        if found == self.used:
+            self._note("")
+        elif found == seen:
+            self._take(found)
+
+    def _take(self, found: Sequence[bytes] | str) -> None:
+        if isinstance(found, str):
+            self._note(found)
+            return
+        try:
+            said = self._use(found)
+        except ConfigurationError as error:
+            self._note(f"{self.name}: {', '.join(self.paths)}: {error}")
+            return
+        self.used = found
+        text = f"{self.name}: what is new in {', '.join(self.paths)} is used now: {said}"
+        logs.tell(logger, logging.WARNING, text, logs.what("file-renewed", option=self.name))
+        self._note("")
+
+    def _note(self, trouble: str) -> None:
+        former, self.trouble = self.trouble, trouble
+        if trouble and trouble != former:
+            text = f"{trouble}; what was used before is used on"
+            logs.tell(logger, logging.ERROR, text, logs.what("file-refused", option=self.name))
+        elif former and not trouble:
+            text = f"{self.name}: {', '.join(self.paths)} as it should be again"
+            logs.tell(logger, logging.WARNING, text, logs.what("file-mended", option=self.name))
+
+
+class Watch:
+    """Looks at files on a thread of its own, which ends with `stop`; a child that is forked has none."""
+
+    def __init__(self, files: Sequence[WatchedFiles], looked: Callable[[str], None]) -> None:
+        """looked: called after each look, with what is wrong; it has to be quick."""
+        self._files = files
+        self._looked = looked
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="raftsvc-files", daemon=True)
+
+    def start(self) -> None:
+        """Begin, unless it has, or there are no files.  Raises RuntimeError if no thread can be started."""
+        if self._files and self._thread.ident is None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End; waits a moment at most, for a file system that hangs lets go of nobody.  Idempotent."""
+        self._stopping.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(_STOP_SECONDS)
+
+    def look(self) -> None:
+        """Look once.  What goes wrong that is not foreseen is logged, and it is looked again."""
+        for each in self._files:
+            try:
+                each.look()
+            except Exception as failure:
+                each.trouble = f"{each.name} could not be looked at: {failure!r}"
+                logger.exception("%s", each.trouble)
+        try:
+            self._looked("; ".join([each.trouble for each in self._files if each.trouble]))
+        except Exception:
+            logger.exception("what was found in the files that are watched could not be told")
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            self.look()

@@ -1,0 +1,167 @@
+"""Another secret for a cluster: step by step, on each host, and none of them too early."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raftsvc import watched
+from raftsvc.commands import rotation
+from raftsvc.commands.codes import CommandError
+from raftsvc.keys import fingerprint
+from tests.commands.harness import Node, Shell
+from tests.service.harness import PATIENCE, eventually
+
+OLD, NEW, OTHER = (f"a-secret-that-is-the-{name}-one" for name in ("old", "new", "other"))
+MARK = {secret: fingerprint(secret.encode()) for secret in (OLD, NEW, OTHER)}
+
+
+@pytest.fixture
+def hosts(make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """The directories of three members, each with the file of its secret."""
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(rotation, "_POLL_SECONDS", 0.05)
+    nodes, files = [], []
+    for number in range(3):
+        files.append(tmp_path / f"secret{number}")
+        files[-1].write_text(f"{OLD}\n")
+        nodes.append(make_node(secret=None, secret_file=files[-1]))
+    nodes[0].service.init()
+    for node in nodes[1:]:
+        node.service.join(nodes[0].addr, PATIENCE)
+    return [(str(node.path), file) for node, file in zip(nodes, files, strict=True)]
+
+
+def test_a_secret_is_rotated_host_by_host(shell: Shell, hosts: list[tuple[str, Path]], tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.write_text(f"{NEW}\n")
+    for number, (place, file) in enumerate(hosts):
+        if number:  # this one is a step ahead of the others, who do not know the new secret
+            refused = shell("--at", hosts[0][0], "secret", "rotate", str(new))
+            assert refused.code == 1
+            assert "does not accept the new secret yet: run this there" in refused.err
+            assert hosts[0][1].read_text() == f"{OLD}\n{NEW}\n"
+        done = shell("--at", place, "secret", "rotate", str(new), "--json")
+        assert (done.code, done.json) == (
+            0,
+            {"file": str(file), "fingerprint": MARK[NEW], "taken": [1], "next": "sign with the new secret"},
+        )
+        assert file.read_text() == f"{OLD}\n{NEW}\n"
+    told = shell("--at", hosts[1][0], "secret", "status", "--json").json
+    assert told["file"] == str(hosts[1][1]) and told["trouble"] is None
+    assert [(m["signs"], m["accepts"], m["why"]) for m in told["members"]] == [
+        (MARK[OLD], [MARK[OLD], MARK[NEW]], None)
+    ] * 3
+    for number, (place, file) in enumerate(hosts):
+        if number:
+            refused = shell("--at", hosts[0][0], "secret", "rotate", str(new))
+            assert refused.code == 1
+            assert "does not sign with the new secret yet" in refused.err
+        assert shell("--at", place, "secret", "rotate", str(new)).code == 0
+        assert file.read_text() == f"{NEW}\n{OLD}\n"
+    for place, file in hosts:
+        assert shell("--at", place, "secret", "rotate", str(new)).code == 0
+        assert file.read_text() == f"{NEW}\n"
+    assert MARK[OLD] not in shell("--at", place, "secret", "status").out.decode()
+    again = shell("--at", place, "secret", "rotate", str(new), "--json")
+    assert (again.code, again.json["taken"], again.json["next"]) == (0, [], None)
+    everything = shell("--at", place, "secret", "status").out + shell("--at", place, "status", "--json").out
+    assert NEW.encode() not in everything and OLD.encode() not in everything
+
+
+def test_hosts_that_wait_for_each_other_go_through_all_steps(hosts: list[tuple[str, Path]], tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    new.write_text(NEW)
+    codes: list[int] = []
+
+    def run(place: str) -> None:
+        words = ["--at", place, "--timeout", str(PATIENCE), "secret", "rotate", str(new), "--wait", str(PATIENCE)]
+        codes.append(main(words, {}))
+
+    from raftsvc.commands.main import main
+
+    threads = [threading.Thread(target=run, args=(place,)) for place, _ in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(3 * PATIENCE)
+    assert codes == [0, 0, 0]
+    assert [file.read_text() for _, file in hosts] == [f"{NEW}\n"] * 3
+
+
+def test_a_member_that_is_down_or_another_rotation_holds_it_up(
+    shell: Shell, hosts: list[tuple[str, Path]], make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    new, other = tmp_path / "new", tmp_path / "other"
+    new.write_text(NEW)
+    other.write_text(OTHER)
+    assert shell("--at", hosts[0][0], "secret", "rotate", str(new)).code == 0
+    refused = shell("--at", hosts[0][0], "secret", "rotate", str(other))
+    assert refused.code == 1
+    assert "another rotation is under way" in refused.err
+    hosts[1][1].write_text("short\n")
+    eventually(lambda: "at least" in shell("--at", hosts[1][0], "secret", "status").out.decode(), "it is told")
+    assert "does not use its file" in shell("--at", hosts[1][0], "secret", "rotate", str(new)).err
+    plain = make_node()
+    plain.service.init()
+    assert "start it with secret_file=" in shell("--at", str(plain.path), "secret", "rotate", str(new)).err
+    silent = [rotation.Confirmed("2", "n2:1", "", (), "unreached")]
+    assert "unreached" in rotation.missing(1, rotation.Situation(silent, "2", "", ""), MARK[NEW])[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("rotate",), 2),
+        (("rotate", "{}/nothing"), 6),
+        (("rotate", "{}/empty"), 2),
+        (("rotate", "{}/several"), 2),
+        (("rotate", "{}/short"), 2),
+        (("turn", "x"), 2),
+    ],
+)
+def test_what_is_no_new_secret_is_refused(here: Shell, tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    for name, text in (("empty", ""), ("several", f"{OLD}\n{NEW}"), ("short", "short")):
+        (tmp_path / name).write_text(text)
+    done = here("secret", *(word.format(tmp_path) for word in words))
+    assert done.code == code
+    assert OLD not in done.err
+
+
+def test_a_new_secret_is_made(shell: Shell) -> None:
+    one, other = shell("secret", "make").out, shell("secret", "make").out
+    assert one != other and len(bytes.fromhex(one.decode().strip())) == 32
+
+
+@pytest.mark.parametrize("step", ["open", "fchmod", "fsync", "replace"])
+def test_a_file_has_what_it_had_or_what_it_is_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    file, link = tmp_path / "secret", tmp_path / "link"
+    file.write_text(f"{OLD}\n")
+    file.chmod(0o640)
+    link.symlink_to(file)
+
+    def cut(*arguments: object, **options: object) -> None:
+        raise OSError(5, "the power goes here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, cut)
+        with pytest.raises(CommandError, match="the power goes here"):
+            rotation.replace_file(str(link), [OLD, NEW])
+    assert file.read_text() == f"{OLD}\n"
+    rotation.replace_file(str(link), [OLD, NEW])
+    assert file.read_text() == f"{OLD}\n{NEW}\n"
+    assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in tmp_path.iterdir()} == {"secret", "link"}
+
+
+def test_steps_are_told_by_what_is_in_the_file() -> None:
+    assert rotation.step_of([OLD], NEW) == 1 and rotation.after(1, [OLD], NEW) == [OLD, NEW]
+    assert rotation.step_of([OLD, NEW], NEW) == 2 and rotation.after(2, [OLD, NEW], NEW) == [NEW, OLD]
+    assert rotation.step_of([NEW, OLD], NEW) == 3 and rotation.after(3, [NEW, OLD], NEW) == [NEW]
+    assert rotation.step_of([NEW], NEW) == 0
