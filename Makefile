@@ -117,6 +117,9 @@ wheels: $(STAMP)  ## build the source distribution, a pure wheel and a compiled 
 	$(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 	RAFTSVC_COMPILE=1 $(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
+release-check: wheels  ## build what is released, install each in a fresh environment, and run README there; with VENV=.venv-newest for another Python
+	$(PY) -m tests.release dist
+
 # Sphinx and its theme are in an environment of their own.
 DOCS_VENV ?= .venv-docs
 DOCS_PY := $(DOCS_VENV)/bin/python

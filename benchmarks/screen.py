@@ -58,7 +58,9 @@ def statements(commands: str) -> Iterator[str]:
     yield found
 
 
-def run(folder: Path, shell: str, environment: Mapping[str, str], ports: tuple[str, str] = ("900", "800")) -> list[Line]:
+def run(
+    folder: Path, shell: str, environment: Mapping[str, str], ports: tuple[str, str] = ("900", "800")
+) -> list[Line]:
     """What a terminal shows of README's commands in `folder`, which is empty.  All that was started is ended.
 
     ports: how the ports of nodes and of the application begin, in the place of README's.
@@ -123,7 +125,9 @@ def svg(lines: list[Line]) -> str:
         prompt = '<tspan class="prompt">$ </tspan>' if has_prompt else "  " if line.is_typed else ""
         kind = ' class="typed"' if line.is_typed else ""
         y = BAR + (number + 1) * LINE_HEIGHT - 4
-        body.append(f'<text id="l{number}"{kind} x="{MARGIN}" y="{y}" xml:space="preserve">{prompt}{escape(text)}</text>')
+        body.append(
+            f'<text id="l{number}"{kind} x="{MARGIN}" y="{y}" xml:space="preserve">{prompt}{escape(text)}</text>'
+        )
     dots = "".join(f'<circle cx="{MARGIN + 4 + 16 * n}" cy="13" r="4.5" fill="#4a525c"/>' for n in range(3))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '

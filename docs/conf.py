@@ -71,7 +71,9 @@ def read_source(app: Any, name: str, source: list[str]) -> None:
             assert line in source[0]
             app.env.note_dependency(str(ROOT / path))
             source[0] = source[0].replace(line, from_here((ROOT / path).read_text()))
-    source[0] = re.sub(r"\[([^]]*)\]\((\.\./[^)#:]*)\)", lambda link: link[1] if is_folder(link[2]) else link[0], source[0])
+    source[0] = re.sub(
+        r"\[([^]]*)\]\((\.\./[^)#:]*)\)", lambda link: link[1] if is_folder(link[2]) else link[0], source[0]
+    )
     for path, page in PAGES.items():
         source[0] = re.sub(rf"\]\(\.\./{re.escape(path)}(#[^)]*)?\)", rf"]({page}\1)", source[0])
 
