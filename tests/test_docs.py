@@ -237,6 +237,19 @@ def test_a_shell_reads_what_it_is_given(name: str) -> None:
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "deploy").iterdir()), ids=lambda path: path.name)
+def test_what_is_deployed_gives_the_example_what_it_reads(path: Path) -> None:
+    text = path.read_text()
+    read = set(re.findall(r'os\.environ\["(\w+)"\]', (ROOT / "examples" / "wsgi.py").read_text()))
+    assert {"RAFT_ADDR", "RAFT_SECRET"} < read
+    assert not [name for name in {*read, "RAFT_INITIAL_CLUSTER"} if not re.search(rf"\b{name}\b", text)]
+    (command,) = re.findall(r"gunicorn,? (--[^\n]*wsgi:application)", text)
+    flags = [word for word in re.sub(r'[",]', " ", command).split() if word.startswith("--")]
+    config = pytest.importorskip("gunicorn.config").Config()
+    known = {flag for action in config.parser()._actions for flag in action.option_strings}
+    assert {flag.partition("=")[0] for flag in flags} <= known
+
+
 # -- Python
 
 
