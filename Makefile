@@ -117,7 +117,7 @@ wheels: $(STAMP)  ## build the source distribution, a pure wheel and a compiled 
 	$(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 	RAFTSVC_COMPILE=1 $(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
-release-check: wheels  ## build what is released, install each in a fresh environment, and run README there; with VENV=.venv-newest for another Python
+release-check: wheels  ## build what is released, install each in a fresh environment, run README there; for another Python: VENV=... PYTHON=...
 	$(PY) -m tests.release dist
 
 # Sphinx and its theme are in an environment of their own.

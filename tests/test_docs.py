@@ -34,7 +34,8 @@ from tests.test_demo import commands_beside, free_prefixes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 }
 ELSEWHERE = {
     "docs/backup.md": "tests/rescue/test_page.py",
