@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import configparser
 import functools
+import html
 import importlib
 import inspect
 import json
@@ -24,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.test import Client
 
 import raftsvc
+from benchmarks import screen
 from raftsvc import kv, recipes
 from raftsvc.commands.parser import build, parse
 from raftsvc.kv import KeyValue
@@ -39,7 +42,6 @@ PAGES = {
 }
 ELSEWHERE = {
     "docs/backup.md": "tests/rescue/test_page.py",
-    "docs/http.md": "tests/web/test_http_docs.py",
     "docs/operations.md": "tests/test_operations.py",
     "docs/security.md": "tests/test_tls.py",
     "README.md": "benchmarks/screen.py",
@@ -460,7 +462,27 @@ def test_recipes_runs_as_printed(make_snippets: Any) -> None:
     assert {*names, "due"} - set(seen) <= {"fill"}
 
 
+def test_http_runs_as_printed(make_snippets: Any) -> None:
+    """That the application has the store below a path; what is asked of it is in tests/web."""
+    snippets = make_snippets("docs/http.md")
+    snippets.known |= {"app": None, "token": "x" * 16}
+    snippets.run_all()
+    snippets.known["store"].service.wait_formed(PATIENCE)
+    headers = {"Authorization": "Bearer " + "x" * 16}
+    answer = Client(snippets.known["application"]).put("/store/v1/keys/a", data=b"1", headers=headers)
+    assert answer.status_code == 200 and answer.json["version"] > 0
+
+
 # -- five minutes
+
+
+def test_the_recording_is_of_what_is_printed() -> None:
+    _, printed = screen.printed(PAGES["README.md"])
+    recording = html.unescape(re.sub("<[^>]*>", "", (ROOT / "docs" / "first-screen.svg").read_text()))
+    typed = "".join(recording.split())
+    assert not [line for line in printed.splitlines() if "".join(line.split()) not in typed], (
+        "python -m benchmarks.screen"
+    )
 
 
 @pytest.mark.processes
