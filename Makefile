@@ -37,10 +37,10 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels bench clean
+.PHONY: help venv test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels docs release-check bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make the virtual environment and install the project into it
 
@@ -117,6 +117,23 @@ wheels: $(STAMP)  ## build the source distribution, a pure wheel and a compiled 
 	$(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 	RAFTSVC_COMPILE=1 $(PY) -m pip wheel --no-cache-dir --no-deps --wheel-dir dist dist/*.tar.gz
 
+release-check: wheels  ## build what is released, install each in a fresh environment, run README there; for another Python: VENV=... PYTHON=...
+	$(PY) -m tests.release dist
+
+# Sphinx and its theme are in an environment of their own.
+DOCS_VENV ?= .venv-docs
+DOCS_PY := $(DOCS_VENV)/bin/python
+DOCS_STAMP := $(DOCS_VENV)/.installed
+
+$(DOCS_STAMP): setup.cfg setup.py
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 with the venv module was found; name one with PYTHON=..." >&2; exit 1; }
+	@$(DOCS_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS_VENV)
+	$(DOCS_PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_STAMP)  ## make a site of the pages and the docstrings, in docs/_build/html; every warning is an error
+	$(DOCS_PY) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build/html
+
 # The systems to compare with are in an environment of their own.
 BENCH_VENV ?= .venv-bench
 BENCH_PY := $(BENCH_VENV)/bin/python
@@ -132,5 +149,5 @@ bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj, or ARGS="--against RE
 	$(BENCH_PY) -m benchmarks $(ARGS)
 
 clean: pure  ## remove the virtual environment and everything generated
-	rm -rf $(VENV) $(VENV)-$(OLDEST) $(VENV)-$(NEWEST) $(BENCH_VENV) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-$(OLDEST) $(VENV)-$(NEWEST) $(BENCH_VENV) $(DOCS_VENV) dist docs/_build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ import pytest
 import requests
 
 import raftsvc
+from benchmarks import screen
 from raftsvc.kv import ConflictError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,37 +178,30 @@ def free_prefixes() -> tuple[str, str]:
     raise AssertionError("all ports are taken")
 
 
+def commands_beside(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """With what an installation has on the PATH, also where only the sources are."""
+    (folder / "bin").mkdir()
+    command = folder / "bin" / "raftsvc"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m raftsvc "$@"\n')
+    command.chmod(0o755)
+    places = [str(folder / "bin"), str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
+    return {**environment, "PATH": os.pathsep.join(places)}
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_first_screen_of_the_readme_works_when_pasted(
     environment: dict[str, str], tmp_path: Path, shell: str
 ) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell} here")
-    readme = (ROOT / "README.md").read_text()
-    (application,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (commands,) = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
-    (tmp_path / "app.py").write_text(application)
-    for printed, free in zip((":900", ":800"), free_prefixes(), strict=True):
-        commands = commands.replace(printed, f":{free}")
-    said, log = tmp_path / "said", tmp_path / "log"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    with said.open("w") as stdout, log.open("w") as stderr:
-        process = subprocess.Popen(
-            [shell, "-c", commands],
-            cwd=tmp_path,
-            env={**environment, "PATH": path},
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    try:
-        wait_until(lambda: said.read_text().count("\n") == 3, "each curl was answered")
-        answers = [json.loads(line) for line in said.read_text().splitlines()]
-        assert answers == [{"visits": n} for n in (1, 2, 3)], log.read_text()
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(DEADLINE_SECONDS)
+    for command in (shell, "curl", "pgrep"):
+        if shutil.which(command) is None:
+            pytest.skip(f"there is no {command} here")
+    commands = commands_beside(tmp_path, environment)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    lines = [line.text for line in screen.run(folder, shell, commands, free_prefixes()) if not line.is_typed]
+    assert [json.loads(line) for line in lines[:3]] == [{"visits": n} for n in (1, 2, 3)]
+    assert re.fullmatch("cluster [0-9a-f]+: serves", lines[3]), lines
 
 
 # -- the application alone: what an error of raftsvc becomes for an HTTP client

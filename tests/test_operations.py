@@ -14,11 +14,17 @@ import pytest
 import requests
 from werkzeug.serving import make_server
 
-from raftsvc import errors
+import raftsvc
+from raftsvc import errors, kv, recipes
 from raftsvc.member.health import Condition
 
 PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
-ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.RaftError)}
+ERRORS = {
+    name
+    for module in (errors, raftsvc, kv, recipes)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, errors.RaftError)
+}
 
 
 def test_every_error_is_explained() -> None:
