@@ -20,7 +20,7 @@ import requests
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.clocks import SEES_SUSPENSION
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, OperatorKey
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
 from raftsvc.states import States
@@ -121,6 +121,11 @@ def _client_keys(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} is a list of raftsvc.ClientKey, not {type(value).__name__}")
 
 
+def _operator_keys(name: str, value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, OperatorKey) for each in value):
+        raise ConfigurationError(f"{name} is a list of raftsvc.OperatorKey, not {type(value).__name__}")
+
+
 def _lease_reads(name: str, value: object) -> None:
     _flag(name, value)
     if value and not SEES_SUSPENSION:
@@ -137,6 +142,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "mutual_tls": _flag,
     "insecure": _flag,
     "client_keys": _or_none(_client_keys),
+    "operator_keys": _or_none(_operator_keys),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
     "election_timeout": partial(_seconds, 0.1, " (below that leaders are elected all the time)"),
@@ -167,8 +173,10 @@ def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
     return hints
 
 
-def check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
+def check_tls(laddr: str, listen: str | None, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
     """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
+    if listen is None:
+        return
     if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
         raise ConfigurationError(
             "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "

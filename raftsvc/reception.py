@@ -12,7 +12,16 @@ from typing import Any
 
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
-from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
+from raftsvc.errors import (
+    ConfigurationError,
+    FormingError,
+    NodeFailedError,
+    NotLeaderError,
+    RaftError,
+    TransferFailedError,
+    UninitializedError,
+    UnknownPeerError,
+)
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
 from raftsvc.host.admission import Admission
@@ -30,6 +39,8 @@ from raftsvc.transport import (
     SnapshotChunk,
     connection_of,
 )
+
+_HAND_OVER_SECONDS = 8.0
 
 
 class Reception:
@@ -114,6 +125,13 @@ class Reception:
         return peer is not None and peer.confirm_stream(nonce)
 
     # -- from nodes that want to join
+
+    def hand_over(self, to: str) -> None:
+        """Hand leadership over, as an operator at another member wants it; raises Problem."""
+        try:
+            self._roster.transfer(to, _HAND_OVER_SECONDS)
+        except (TransferFailedError, NotLeaderError, UnknownPeerError, UninitializedError) as error:
+            raise Problem(409, "not_transferred", str(error)) from error
 
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""

@@ -54,7 +54,7 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey, checked_keys
+from raftsvc.keys import ClientKey, OperatorKey, checked_keys
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.measures import DONE, FAILED, Account
@@ -62,6 +62,7 @@ from raftsvc.member.engine import EngineOptions
 from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Read
+from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
@@ -70,7 +71,7 @@ from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.timeouts import check_timeout
-from raftsvc.transport import App, Authenticator, Network
+from raftsvc.transport import App, Authenticator, Network, ask_status, ask_transfer
 from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
 from raftsvc.visitors import Visitors
@@ -95,6 +96,7 @@ def start(
     mutual_tls: bool = False,
     insecure: bool = False,
     client_keys: Sequence[ClientKey] | None = None,
+    operator_keys: Sequence[OperatorKey] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
     peers: Mapping[int, str] | None = None,
@@ -147,6 +149,10 @@ def start(
     client_keys:  those by which processes that are no members work with the cluster, see
                   `raftsvc.connect`, or read `/raft/metrics`; the same on each node.  None: there are none.
 
+    operator_keys: those by which people sign in to the operator's page, `/raft/operator/`, to look or to act, and read
+                   `/raft/status` and `/raft/metrics`; the same on each node.  None: there is no such page.  See
+                   `Service.operator_app` too.
+
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
                 here `0.0.0.0:port` is fine.
@@ -180,10 +186,9 @@ def start(
     """
     state, laddr = check_state(state), canonical_addr(laddr)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
-    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, auth.secrets)
-    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, keys)
-    if listen is not None:
-        check_tls(laddr, listen, listen_ssl, mutual_tls)
+    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, operator_keys, auth.secrets)
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, *keys)
+    check_tls(laddr, listen, listen_ssl, mutual_tls)
     for addr in [laddr] if listen is None else [laddr, listen]:
         auth.check_exposure(addr)
     server = servers.find_host()
@@ -309,6 +314,7 @@ class Entrance(NamedTuple):
     listen_ssl: ssl.SSLContext | None
     members: tuple[str, ...]
     client_keys: tuple[ClientKey, ...]
+    operator_keys: tuple[OperatorKey, ...]
 
 
 def _check_member(addr: object) -> None:
@@ -388,7 +394,12 @@ class Service:
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
         signed = [key for key in entrance.client_keys if not key.is_sent]
         sent = [key.key for key in entrance.client_keys if key.is_sent]
-        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent)
+        self._console = Console(
+            self, membership.state, partial(ask_status, network), partial(ask_transfer, network), membership.stopped
+        )
+        page = OperatorApp(self._console, Keys(entrance.operator_keys)) if entrance.operator_keys else None
+        monitors = [key.key for key in entrance.operator_keys]
+        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent, page, monitors)
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(
@@ -419,6 +430,8 @@ class Service:
             if is_owner:
                 begin_as_owner()
             membership.is_starting = False
+            if self._app.has_page:
+                self._console.begin()
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:
@@ -761,6 +774,15 @@ class Service:
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
+
+    @property
+    def operator_app(self) -> OperatorApp:
+        """The operator's page as a WSGI callable, to be mounted behind the application's own login.
+
+        Whoever reaches it may do all that the page offers; `operator_app.limited(read_only=True)` only shows, and
+        `limited(who=...)` says whose name the audit lines have.  It needs no `operator_keys=`.
+        """
+        return OperatorApp(self._console, Host(remote_user, False))
 
     def _watch_server(self, found: servers.HostPool | None) -> None:
         if found is not None and found.graceful_timeout is not None:

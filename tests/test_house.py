@@ -71,8 +71,10 @@ ROOMS = {
     "reception": "errors addresses metrics state process mainthread core storage transport member host formation "
     "forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
+    # The operator's page: what is shown and done through the public face, and who may.
+    "operator": "errors addresses keys mainthread state states",
     "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
-    "transport member attached host rescue formation forming options proposals listeners reception visitors",
+    "transport member attached host rescue formation forming options proposals listeners reception visitors operator",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.
@@ -84,7 +86,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client kv rescue raftsvc web",
+    "commands": "errors addresses client kv operator rescue raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors addresses state versions process core storage transport member attached",

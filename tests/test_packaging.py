@@ -144,6 +144,7 @@ def test_the_extras_are_those_that_the_readme_and_the_makefile_name(metadata: em
         "gunicorn",
         "jobs",
         "metrics",
+        "browser",
         "bench",
         "dev",
     }
