@@ -154,7 +154,13 @@ class Reception:
         error = membership.err()
         told = membership.relay.status()
         picture = dict(told) if told is not None else self._status_here()
-        picture["process"] = {**membership.relay.status_of_process(), "measures": self._admission.usage.picture()}
+        others = picture.pop("attached", None)
+        known = {} if others is None else {"attached": others}
+        picture["process"] = {
+            **known,
+            **membership.relay.status_of_process(),
+            "measures": self._admission.usage.picture(),
+        }
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
@@ -181,7 +187,8 @@ class Reception:
         membership = self._membership
         if what == "status":
             error = membership.err()
-            return {**self._status_here(), "error": f"{type(error).__name__}: {error}" if error else None}
+            said = f"{type(error).__name__}: {error}" if error else None
+            return {**self._status_here(), "error": said, "attached": membership.relay.status_of_process()["attached"]}
         try:
             timeout = float(arguments["timeout"])
             if what == "init":

@@ -170,8 +170,10 @@ def origin_of(environ: Mapping[str, Any]) -> str:
 def _body_of(environ: dict[str, Any]) -> Mapping[str, object]:
     """The JSON object that was sent; raises _Problem."""
     request = Request(environ, populate_request=False)
-    if request.content_length is None or request.content_length > _MAX_BODY_BYTES:
-        raise _Problem(413, "too_large", f"a body here says how long it is, and has at most {_MAX_BODY_BYTES} bytes")
+    if request.content_length is None:
+        raise _Problem(411, "length_required", "a body here says how long it is")
+    if request.content_length > _MAX_BODY_BYTES:
+        raise _Problem(413, "too_large", f"a body here has at most {_MAX_BODY_BYTES} bytes")
     try:
         said = json.loads(request.get_data())
     except (ValueError, RecursionError) as error:

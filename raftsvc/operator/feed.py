@@ -150,9 +150,7 @@ def _member(seen: Seen, own: Mapping[str, Any], sight: Sight | None, best: Mappi
     if picture is not None:
         made["told"] = {name: picture[name] for name in _OF_MEMBERS if name in picture}
         process = picture.get("process", {})
-        made["workers"] = (
-            1 + len(process.get("attached", ())) if process.get("pid") == process.get("owner_pid") else None
-        )
+        made["workers"] = 1 + len(process["attached"]) if "attached" in process else None
     return made
 
 

@@ -61,7 +61,14 @@ def picture(node_id: int, leader_id: int = 2, step: int = 0, **more: Any) -> dic
         "error": None,
         "waiting": 3,
         "max_waiting": 12,
-        "state": {"keys": 12_408, "leases": 9, "claims": 4, "jobs": 3, "size_bytes": 3_145_728, "max_bytes": 67_108_864},
+        "state": {
+            "keys": 12_408,
+            "leases": 9,
+            "claims": 4,
+            "jobs": 3,
+            "size_bytes": 3_145_728,
+            "max_bytes": 67_108_864,
+        },
         "formation": {"state": "formed", "list": list(ADDRS)},
         "streams": {str(i): {"in": True, "out": True} for i in (1, 2, 3) if i != node_id},
         "process": {
