@@ -152,6 +152,7 @@ class Console:
                     named, outcome = self._act(what, whom)
                 finally:
                     self._acting.release()
+                    self._lookout.hurry()
         finally:
             self.note(operator.name, operator.way, origin, f"{what} {named}", outcome, time.monotonic() - began)
         return outcome

@@ -45,7 +45,7 @@ class Sight(NamedTuple):
 class _Watch:
     """One member.  Each field is written by one thread at a time, and read by any."""
 
-    __slots__ = ("asked", "picture", "said_at", "thread", "wanted_at", "why")
+    __slots__ = ("again", "asked", "picture", "said_at", "thread", "wanted_at", "why")
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
@@ -54,6 +54,7 @@ class _Watch:
         self.said_at = 0.0
         self.why = ""
         self.asked = threading.Event()
+        self.again = threading.Event()
 
 
 class Lookout:
@@ -95,6 +96,13 @@ class Lookout:
             found[node_id] = Sight(picture, time.monotonic() - watch.said_at if picture is not None else 0.0, why)
         return found
 
+    def hurry(self) -> None:
+        """Have all that are asked asked again now: something was done."""
+        with self._lock:
+            watches = list(self._watches.values())
+        for watch in watches:
+            watch.again.set()
+
     def _begin(self, watch: _Watch, place: tuple[int, str]) -> None:
         watch.thread = threading.Thread(target=self._run, args=(watch, place[1]), name="raftsvc-lookout", daemon=True)
         try:
@@ -113,4 +121,5 @@ class Lookout:
             except Exception as error:  # whatever it answered: it is asked again
                 watch.why = f"its answer makes no sense: {error!r:.200}"
             watch.asked.set()
-            self._stopped.wait(INTERVAL_SECONDS)
+            watch.again.wait(INTERVAL_SECONDS)  # at most so long a thread outlives the node
+            watch.again.clear()

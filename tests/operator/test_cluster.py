@@ -17,7 +17,6 @@ import requests
 import raftsvc
 from raftsvc.kv import KeyValue, KeyValueState
 from tests.effort import PATIENCE
-from tests.operator.browser import browser
 from tests.operator.harness import FULL, READ
 from tests.service.conftest import make_cluster as make_cluster
 from tests.service.harness import SECRET, Cluster, Member, eventually, voters
@@ -208,23 +207,26 @@ def test_an_attached_process_shows_and_does_the_same(make_cluster: Make) -> None
 
 
 @pytest.mark.processes
-def test_somebody_on_call_finds_the_dead_member_in_a_browser_and_evicts_it(members: list[Member]) -> None:
+def test_somebody_on_call_finds_the_dead_member_in_a_browser_and_evicts_it(
+    members: list[Member], chromium: Any
+) -> None:
     leader = next(member for member in members if member.is_leader)
     here, dead = [member for member in members if member is not leader]
     number = str(dead.status["node_id"])
-    with browser() as chromium:
-        page = chromium.new_page()
-        page.set_default_timeout(PATIENCE * 1000)
-        page.goto(f"http://{here.addr}/raft/operator")
-        page.get_by_label("Operator's key").fill(FULL.key)
-        page.get_by_role("button", name="Sign in").click()
-        page.get_by_text("Healthy").wait_for()
-        dead.service.stop()
-        page.get_by_text("Serves, and can lose no other").wait_for()
-        page.get_by_role("row", name=dead.addr).get_by_text("No answer").wait_for()
-        page.get_by_role("button", name=f"Evict {dead.addr}").click()
-        page.get_by_role("dialog").get_by_role("button", name=f"Evict {dead.addr}").click()
-        page.get_by_text(f"Done: member {number} at {dead.addr} was evicted").wait_for()
-        page.get_by_role("row", name=dead.addr).wait_for(state="detached")
-        page.get_by_text("2 voters", exact=True).wait_for()
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(f"http://{here.addr}/raft/operator")
+    page.get_by_label("Operator's key").fill(FULL.key)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("Healthy").wait_for()
+    dead.service.stop()
+    page.get_by_text("Serves, and can lose no other").wait_for()
+    page.get_by_role("row", name=dead.addr).get_by_text("No answer").wait_for()
+    page.get_by_role("button", name=f"Evict {dead.addr}").click()
+    page.get_by_role("dialog").get_by_role("button", name=f"Evict {dead.addr}").click()
+    page.get_by_text(f"Done: member {number} at {dead.addr} was evicted").wait_for()
+    page.get_by_role("row", name=dead.addr).wait_for(state="detached")
+    page.get_by_text("2 voters", exact=True).wait_for()
+    context.close()
     assert dead.addr not in voters(here) and raftsvc.canonical_addr(dead.addr) not in voters(leader)

@@ -12,7 +12,6 @@ from raftsvc.operator import Host, Keys, OperatorApp
 from raftsvc.operator.console import Outcome
 from raftsvc.transport.listener import Listener
 from tests.effort import PATIENCE
-from tests.operator.browser import browser
 from tests.operator.harness import FULL
 from tests.operator.scenes import SCENES, feed_of
 
@@ -79,12 +78,6 @@ class Site:
         for context in self._contexts:
             context.close()
         self.stop_serving()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture
