@@ -25,6 +25,7 @@ SENSELESS = {
     "mutual_tls": ["yes", 1, None],
     "insecure": ["no", 0, None],
     "client_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
+    "operator_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
     "initial_cluster": [
