@@ -119,11 +119,36 @@ class OperatorKey:
         return self.rights == FULL
 
 
-def checked_keys(
-    keys: Iterable[ClientKey] | None, operator_keys: Iterable[OperatorKey] | None, secrets: Iterable[bytes]
-) -> tuple[tuple[ClientKey, ...], tuple[OperatorKey, ...]]:
-    """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which nobody else may have."""
-    given, operators = tuple(keys or ()), tuple(operator_keys or ())
+def checked_operator_keys(
+    keys: Iterable[OperatorKey] | None, secrets: Iterable[bytes], others: Iterable[ClientKey]
+) -> tuple[OperatorKey, ...]:
+    """Those that are to be known, or what is wrong with them.  secrets: of the cluster.  others: the clients' keys."""
+    given, known = tuple(keys or ()), {*secrets, *(other.key.encode() for other in others)}
+    for key in given:
+        if key.key.encode() in known:
+            raise ConfigurationError(
+                f"the key of operator {key.name!r} is the cluster's secret, or a client's key: give him one of his "
+                "own, for it is sent"
+            )
+    return given
+
+
+def operator_keys_of(path: str) -> list[OperatorKey]:
+    """Those of a file: a line each, `name read|full key`; `#` begins a remark.  Raises ConfigurationError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    for number, words in enumerate(lines, 1):
+        if len(words) != 3:
+            raise ConfigurationError(f"{path}: key {number} is no line like `anna full 0123456789abcdef...`")
+    return [OperatorKey(name, key, rights) for name, rights, key in lines]
+
+
+def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:
+    """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which no client may have."""
+    given = tuple(keys or ())
     known = set(secrets)
     for key in given:
         if key.key.encode() in known:
@@ -135,11 +160,4 @@ def checked_keys(
     for key in given:
         if not key.is_sent and key.key in sent:
             raise ConfigurationError(f"client key {key.name!r} is one for metrics, too, which is sent for all to read")
-    known.update(key.key.encode() for key in given)
-    for operator in operators:
-        if operator.key.encode() in known:
-            raise ConfigurationError(
-                f"the key of operator {operator.name!r} is the cluster's secret, or a client's key: give him one of "
-                "his own, for it is sent"
-            )
-    return given, operators
+    return given

@@ -173,10 +173,8 @@ def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
     return hints
 
 
-def check_tls(laddr: str, listen: str | None, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
+def check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
     """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
-    if listen is None:
-        return
     if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
         raise ConfigurationError(
             "mutual_tls needs a listen_ssl that asks for certificates: load_verify_locations() of the cluster's CA, "

@@ -154,19 +154,13 @@ class Reception:
         error = membership.err()
         told = membership.relay.status()
         picture = dict(told) if told is not None else self._status_here()
-        others = picture.pop("attached", None)
-        known = {} if others is None else {"attached": others}
-        picture["process"] = {
-            **known,
-            **membership.relay.status_of_process(),
-            "measures": self._admission.usage.picture(),
-        }
+        picture["process"] = {**membership.relay.status_of_process(), "measures": self._admission.usage.picture()}
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
         picture["listener_errors"] = self._listeners.errors
-        return picture
+        return _with_others(picture)
 
     def _status_here(self) -> dict[str, object]:
         """As far as it does not depend on which process of the host tells it."""
@@ -239,6 +233,14 @@ class Reception:
             is_forming = self._former.is_forming or isinstance(self._membership.why_none(), FormingError)
             return ["forming"] if is_forming else []
         return list(node.vitals.conditions())
+
+
+def _with_others(picture: dict[str, Any]) -> dict[str, object]:
+    """A picture of which the owner told the processes of its host, which are of the process that asks as well."""
+    if "attached" in picture:
+        attached = picture.pop("attached")
+        picture["process"] = {"attached": attached, **picture["process"]}
+    return picture
 
 
 def _report_of(state: object) -> dict[str, object]:

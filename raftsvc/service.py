@@ -54,7 +54,7 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey, OperatorKey, checked_keys
+from raftsvc.keys import ClientKey, OperatorKey, checked_keys, checked_operator_keys
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.measures import DONE, FAILED, Account
@@ -71,9 +71,10 @@ from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store
 from raftsvc.timeouts import check_timeout
-from raftsvc.transport import App, Authenticator, Network, ask_status, ask_transfer
+from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.telling import ask_picture, ask_transfer
 from raftsvc.visitors import Visitors
 
 logger = logging.getLogger("raftsvc")
@@ -186,21 +187,19 @@ def start(
     """
     state, laddr = check_state(state), canonical_addr(laddr)
     auth = Authenticator(secret, authenticate, mutual_tls, insecure)
-    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, operator_keys, auth.secrets)
-    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, *keys)
-    check_tls(laddr, listen, listen_ssl, mutual_tls)
+    members, keys = canonical_list(initial_cluster, laddr), checked_keys(client_keys, auth.secrets)
+    operators = checked_operator_keys(operator_keys, auth.secrets, client_keys or ())
+    entrance = Entrance(max_waiting, max_instruction_bytes, listen, listen_ssl, members, keys)
+    if listen is not None:
+        check_tls(laddr, listen, listen_ssl, mutual_tls)
     for addr in [laddr] if listen is None else [laddr, listen]:
         auth.check_exposure(addr)
     server = servers.find_host()
     check_server(server, listen is not None, max_waiting is not None)
     check_command(lock_timeout is not None, os.path.abspath(dir) if listen is not None else None)
-    engine_options = EngineOptions(
-        snapshot_entries=snapshot_entries,
-        snapshot_bytes=snapshot_bytes,
-        trailing_entries=trailing_entries,
-        max_uncommitted_bytes=max_uncommitted_bytes,
-        lease_reads=lease_reads,
-    )
+    kept = {"snapshot_bytes": snapshot_bytes, "trailing_entries": trailing_entries}
+    kept |= {"snapshot_entries": snapshot_entries, "max_uncommitted_bytes": max_uncommitted_bytes}
+    engine_options = EngineOptions(**kept, lease_reads=lease_reads)
     options = NodeOptions(election_timeout, engine_options, clock or _now, peers=canonical_peers(peers or {}))
     store = Store(os.fspath(dir), files)
     service = None
@@ -210,6 +209,7 @@ def start(
         network = Network(session, auth, election_timeout, 2 * election_timeout)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, auth, entrance, server)
+        service._open_page(operators)
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
         others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
         service._begin(server, is_owner, Likeness.of(laddr, secret, state, others))
@@ -314,7 +314,6 @@ class Entrance(NamedTuple):
     listen_ssl: ssl.SSLContext | None
     members: tuple[str, ...]
     client_keys: tuple[ClientKey, ...]
-    operator_keys: tuple[OperatorKey, ...]
 
 
 def _check_member(addr: object) -> None:
@@ -394,17 +393,15 @@ class Service:
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
         signed = [key for key in entrance.client_keys if not key.is_sent]
         sent = [key.key for key in entrance.client_keys if key.is_sent]
-        self._console = Console(
-            self, membership.state, partial(ask_status, network), partial(ask_transfer, network), membership.stopped
-        )
-        page = OperatorApp(self._console, Keys(entrance.operator_keys)) if entrance.operator_keys else None
-        monitors = [key.key for key in entrance.operator_keys]
-        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent, page, monitors)
+        self._app = App(self._reception, auth, Door(visitors, signed) if signed else None, sent)
         self._listener: Listener | None = None
         if entrance.listen is not None:
             self._listener = Listener(
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
+        self._console = Console(
+            self, membership.state, partial(ask_picture, network), partial(ask_transfer, network), membership.stopped
+        )
 
     def _begin(self, server: servers.HostPool | None, is_owner: bool, likeness: Likeness) -> None:
         """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped.
@@ -430,12 +427,16 @@ class Service:
             if is_owner:
                 begin_as_owner()
             membership.is_starting = False
-            if self._app.has_page:
-                self._console.begin()
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:
             raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
+
+    def _open_page(self, keys: Sequence[OperatorKey]) -> None:
+        """Serve the operator's page to those who have one of `keys`, if there are any."""
+        if keys:
+            self._app.open_page(OperatorApp(self._console, Keys(keys)), [key.key for key in keys])
+            self._console.begin()
 
     @property
     def _node(self) -> Participant | None:

@@ -30,8 +30,6 @@ def show(args: Any) -> int:
     """Print how the cluster is; DONE if it serves, else NO."""
     survey = survey_of(where_of(args))
     is_safe, why = survey.can_lose_one()
-    if is_safe is None:
-        why += ": give --key-file too"
     picture = survey.picture
     formation = picture.get("formation")
     if args.json:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from raftsvc.addresses import peer_url
 from raftsvc.errors import ConfigurationError
 from raftsvc.operator.lookout import Sight
-from raftsvc.operator.survey import CURRENT, UNREACHED, Seen, Survey, seen_of
+from raftsvc.operator.survey import ASK_MORE, CURRENT, UNREACHED, Seen, Survey, seen_of
 
 HEALTHY, DEGRADED, NO_QUORUM, FORMING, OUTSIDE = "healthy", "degraded", "no-quorum", "forming", "outside"
 """How the cluster is, in a word; OUTSIDE: this node belongs to none, and forms none."""
@@ -81,6 +81,7 @@ def judged(own: Mapping[str, Any], survey: Survey) -> Verdict:
             return Verdict(FORMING, "Forming", f"The cluster is not founded yet; it waits for {whom}.", False)
         return Verdict(OUTSIDE, "No cluster", f"This node belongs to no cluster: {survey.why}.", False)
     is_safe, why = survey.can_lose_one()
+    why = why.removesuffix(ASK_MORE)
     if not survey.serves:
         title = "No quorum seen from here"
         return Verdict(NO_QUORUM, title, f"No reads, no writes: {survey.why}.", False)

@@ -19,6 +19,9 @@ HARMLESS: Final = frozenset(
 )
 """Conditions that keep a member from nothing, or are about another one."""
 
+ASK_MORE: Final = ": give --key-file too"
+"""What to do on the command line about what nobody knows who was asked."""
+
 CURRENT, BEHIND, FAILING, UNREACHED, UNKNOWN = "current", "behind", "failing", "unreached", "unknown"
 
 
@@ -64,7 +67,7 @@ class Survey(NamedTuple):
         if good > need:
             return True, count
         if good + unknown > need:
-            return None, f"of {unknown} of {len(voters)} voters nobody who was asked knows"
+            return None, f"of {unknown} of {len(voters)} voters nobody who was asked knows{ASK_MORE}"
         bad = ", ".join(f"{m.addr or m.id} is {m.state}" for m in voters if m.state not in (CURRENT, UNKNOWN))
         return False, f"{count}: {bad}" if bad else count
 

@@ -11,7 +11,6 @@ from raftsvc.transport.join import Answerer, request_join, stranger_envelope, wh
 from raftsvc.transport.limit import Limit
 from raftsvc.transport.peer import Network, Peer
 from raftsvc.transport.stream import ServedStream, connection_of
-from raftsvc.transport.telling import ask_status, ask_transfer
 from raftsvc.transport.transfer import Stride
 from raftsvc.transport.wire import Identity, JoinReply, JoinRequest, Problem, SnapshotChunk
 
@@ -33,8 +32,6 @@ __all__ = [
     "Stride",
     "UnansweredError",
     "ask",
-    "ask_status",
-    "ask_transfer",
     "connection_of",
     "request_join",
     "stranger_envelope",

@@ -63,6 +63,7 @@ from raftsvc.transport.wire import (
 logger = logging.getLogger("raftsvc.transport")
 
 StartResponse = Callable[..., object]
+Page = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 _MAX_PARTIAL_BATCHES: Final = 16
 _SNAPSHOT_OVERHEAD_BYTES: Final = 256 * 1024
 _ALARM_SECONDS: Final = 3600.0
@@ -162,36 +163,27 @@ class App:
     """WSGI callable; thread-safe."""
 
     def __init__(
-        self,
-        receiver: Receiver,
-        auth: Authenticator,
-        door: Door | None = None,
-        bearers: Sequence[str] = (),
-        operators: Callable[[dict[str, Any], StartResponse], Iterable[bytes]] | None = None,
-        monitors: Sequence[str] = (),
+        self, receiver: Receiver, auth: Authenticator, door: Door | None = None, bearers: Sequence[str] = ()
     ) -> None:
-        """door: of connected clients; None: there are none.  bearers: who sends one of these may read the metrics.
-
-        operators: WSGI, serves what is below `operator`, and sees to it who may; None: there is no such thing here.
-        monitors:  who sends one of these may read the status and the metrics.
-        """
-        self._operators = operators
+        """door: of connected clients; None: there are none.  bearers: who sends one of these may read the metrics."""
         self._receiver = receiver
         self._door = door
-        self._bearers = {
-            "metrics": [b"Bearer " + key.encode() for key in (*bearers, *monitors)],
-            "status": [b"Bearer " + key.encode() for key in monitors],
-        }
+        self._bearers = [b"Bearer " + key.encode() for key in bearers]
         self._auth = auth
         self._freshness = Freshness()
         self._lock = threading.Lock()  # guards the two below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
         self._alarmed_at: dict[str, float] = {}
+        self._page: Page | None = None
+        self._monitors: list[bytes] = []
 
-    @property
-    def has_page(self) -> bool:
-        """Whether the operator's page is served here."""
-        return self._operators is not None
+    def open_page(self, page: Page, keys: Sequence[str]) -> None:
+        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on.
+
+        keys: who sends one of these may also read the status and the metrics.
+        """
+        self._page = page
+        self._monitors = [b"Bearer " + key.encode() for key in keys]
 
     def __call__(self, environ: Mapping[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         secret = b""
@@ -199,8 +191,8 @@ class App:
         headers: list[tuple[str, str]] = []
         try:
             operated = self._find_operators(environ)
-            if operated is not None and self._operators is not None:
-                return self._operators(operated, start_response)
+            if operated is not None and self._page is not None:
+                return self._page(operated, start_response)
             status, content_type, body, secret = self._answer(environ)
             if not isinstance(body, bytes):
                 # No length: the server sends it chunk by chunk, as it comes, if nothing keeps it back.
@@ -227,7 +219,7 @@ class App:
     def _find_operators(self, environ: Mapping[str, Any]) -> dict[str, Any] | None:
         """The request as the operator's page has it, its body read, if it is for that."""
         found = _OF_OPERATORS.fullmatch(str(environ.get("PATH_INFO", "")))
-        if found is None or self._operators is None:
+        if found is None or self._page is None:
             return None
         body, trouble = _read_body(environ, MAX_JOIN_BYTES, is_required=environ.get("REQUEST_METHOD") == "POST")
         self._check_process()
@@ -285,8 +277,8 @@ class App:
     def _is_bearer(self, path: str, environ: Mapping[str, Any]) -> bool:
         """Whether who asks sends a key that lets him read just that."""
         given = str(environ.get("HTTP_AUTHORIZATION", "")).encode(errors="replace")
-        keys = self._bearers.get(path, ())
-        found = [hmac.compare_digest(key, given) for key in keys]  # all, so that it takes as long for each
+        known = {"metrics": [*self._bearers, *self._monitors], "status": self._monitors}.get(path, [])
+        found = [hmac.compare_digest(key, given) for key in known]  # all, so that it takes as long for each
         return any(found)
 
     def _tell(self, path: str) -> tuple[str, bytes]:

@@ -20,7 +20,7 @@ from raftsvc.transport.wire import Problem, UnreachableError, UnsignedError
 _LEAST_SECONDS: Final = 0.05
 
 
-def ask_status(network: Network, addr: str, timeout: float) -> Mapping[str, Any]:
+def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any]:
     """What the member at `addr` says of itself; see `Service.status`.  Raises RaftError."""
     try:
         picture = json.loads(_ask(network, addr, "GET", "status", b"", timeout))

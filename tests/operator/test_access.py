@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
 import raftsvc
-from raftsvc import ConfigurationError, OperatorKey
-from raftsvc.keys import checked_keys
+from raftsvc import ConfigurationError, OperatorKey, kv
+from raftsvc.keys import checked_operator_keys, operator_keys_of
+from raftsvc.kv import environment
 from raftsvc.operator import Host, OperatorApp
 from raftsvc.operator.access import SESSION_SECONDS
 from raftsvc.operator.page import PAGE as HTML
 from tests.operator.harness import FULL, PAGE, READ, Actor, client_of, sign_in
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "operator.md"
 
 
 def test_nobody_is_told_anything_without_a_key_but_the_page_that_asks_for_it() -> None:
@@ -192,9 +197,9 @@ def test_keys_that_are_wrong_are_refused_at_the_start() -> None:
         with pytest.raises(ConfigurationError):
             OperatorKey(*wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="cluster's secret"):
-        checked_keys(None, [FULL], [FULL.key.encode()])
+        checked_operator_keys([FULL], [FULL.key.encode()], [])
     with pytest.raises(ConfigurationError, match="client's key"):
-        checked_keys([raftsvc.ClientKey("cron", FULL.key)], [FULL], [])
+        checked_operator_keys([FULL], [], [raftsvc.ClientKey("cron", FULL.key)])
     assert FULL.key not in repr(FULL)
 
 
@@ -204,3 +209,44 @@ def test_who_tries_keys_is_noted_and_does_not_fill_the_log(caplog: pytest.LogCap
         for number in range(20):
             client.post("/login", json={"key": f"a key that is tried {number}"}, headers=PAGE)
     assert len(caplog.records) == 1 and 'outcome="refused"' in caplog.text and "tried" not in caplog.text
+
+
+def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "operators"
+    file.write_text("# who is on call\nanna full 0123456789abcdef\n\nscreen read fedcba9876543210\n")
+    known = [OperatorKey("anna", "0123456789abcdef", "full"), OperatorKey("screen", "fedcba9876543210")]
+    assert operator_keys_of(str(file)) == known
+    asked: list[Any] = []
+    monkeypatch.setattr(environment, "start", lambda state, **options: asked.append(options) or state)
+    monkeypatch.setattr(environment, "KeyValue", lambda service, state: None)
+    given = {"RAFTSVC_ADDR": "n1:1", "RAFTSVC_DIR": "/nowhere", "RAFTSVC_OPERATOR_KEYS_FILE": str(file)}
+    kv.start_from_env(given)
+    kv.start_from_env(given, operator_keys=[READ])
+    assert [options["operator_keys"] for options in asked] == [known, [READ]]
+    for wrong in ("anna full\n", "anna full 0123456789abcdef more\n", "anna write 0123456789abcdef\n"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigurationError):
+            operator_keys_of(str(file))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        operator_keys_of(str(tmp_path / "none"))
+
+
+def test_the_page_is_behind_a_login_of_flask_as_the_documentation_has_it() -> None:
+    pytest.importorskip("flask")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "Flask" in block]
+    actor = Actor()
+    app = OperatorApp(actor.console(), Host(lambda environ: "nobody asks", False))
+    space: dict[str, Any] = {"service": SimpleNamespace(operator_app=app)}
+    exec(compile(code, str(DOCS), "exec"), space)
+    flask = space["app"]
+    flask.config.update(SECRET_KEY="x" * 16, OPERATORS={"anna"})
+    for user, status, outcome in ((None, 403, None), ("bob", 403, "forbidden"), ("anna", 200, "done")):
+        client = flask.test_client()
+        if user is not None:
+            with client.session_transaction() as session:
+                session["user"] = user
+            assert client.get("/ops/raft/").data == HTML.encode()
+            assert client.get("/ops/raft/feed").json["operator"]["name"] == user
+        answer = client.post("/ops/raft/act", json={"what": "evict", "whom": "3"}, headers=PAGE)
+        assert (answer.status_code, (answer.json or {}).get("outcome")) == (status, outcome)
+    assert actor.done == [("evict", "3")]

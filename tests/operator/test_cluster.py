@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,19 @@ def url_of(member: Member, below: str = "") -> str:
 
 
 def ask(member: Member, below: str, said: Any = None, key: str = FULL.key) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        headers = {"Authorization": f"Bearer {key}"}
-        method = "GET" if said is None else "POST"
-        return session.request(method, url_of(member, below), json=said, headers=headers, timeout=PATIENCE)
+    """Once the port is open, which it is soon."""
+    headers, method = {"Authorization": f"Bearer {key}"}, "GET" if said is None else "POST"
+    found: list[requests.Response] = []
+
+    def answered() -> bool:
+        with requests.Session() as session, suppress(requests.exceptions.ConnectionError):
+            session.trust_env = False
+            url = url_of(member, below)
+            found.append(session.request(method, url, json=said, headers=headers, timeout=PATIENCE))
+        return bool(found)
+
+    eventually(answered, "the port is open")
+    return found[0]
 
 
 def feed_of(member: Member) -> dict[str, Any]:
