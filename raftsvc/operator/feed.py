@@ -145,6 +145,7 @@ def _member(seen: Seen, own: Mapping[str, Any], sight: Sight | None, best: Mappi
         "url": _page_of(seen.addr),
         "is_own": is_own,
         "seconds": 0.0 if is_own else round(sight.seconds, 1) if sight is not None and sight.picture else None,
+        "lag": _lag_of(seen, best, follower),
         "sending": follower["state"] if follower is not None else None,
         "streams": own.get("streams", {}).get(str(seen.id)),
     }
@@ -153,6 +154,18 @@ def _member(seen: Seen, own: Mapping[str, Any], sight: Sight | None, best: Mappi
         process = picture.get("process", {})
         made["workers"] = 1 + len(process["attached"]) if "attached" in process else None
     return made
+
+
+def _lag_of(seen: Seen, best: Mapping[str, Any], follower: Mapping[str, Any] | None) -> int | None:
+    """How many entries a member lacks.
+
+    By what one member, the leader if he answers, said at once: else it would tell who was asked earlier.
+    """
+    if follower is not None:
+        return max(0, int(best["commit_index"]) - int(follower["match_index"]))
+    if seen.id == best.get("node_id"):
+        return max(0, int(best["commit_index"]) - int(best["applied_index"]))
+    return seen.lag
 
 
 def _page_of(addr: str) -> str | None:

@@ -236,7 +236,7 @@ def test_the_page_is_behind_a_login_of_flask_as_the_documentation_has_it() -> No
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "Flask" in block]
     actor = Actor()
     app = OperatorApp(actor.console(), Host(lambda environ: "nobody asks", False))
-    space: dict[str, Any] = {"service": SimpleNamespace(operator_app=app)}
+    space: dict[str, Any] = {"__name__": __name__, "service": SimpleNamespace(operator_app=app)}
     exec(compile(code, str(DOCS), "exec"), space)
     flask = space["app"]
     flask.config.update(SECRET_KEY="x" * 16, OPERATORS={"anna"})
