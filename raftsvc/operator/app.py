@@ -100,6 +100,7 @@ class OperatorApp:
         return response
 
     def _answer(self, environ: dict[str, Any]) -> Response:
+        self._console.check()
         place = str(environ.get("PATH_INFO", ""))
         word = place.rpartition("/")[2]
         method = "GET" if environ["REQUEST_METHOD"] == "HEAD" else str(environ["REQUEST_METHOD"])

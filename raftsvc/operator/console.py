@@ -43,6 +43,7 @@ class Operated(Replication, Protocol):
 
     def evict(self, node_addr: str, timeout: float = 60.0) -> None: ...
     def transfer(self, addr: str | None = None, timeout: float = 10.0) -> None: ...
+    def log_time(self) -> int: ...
 
 
 class Outcome(NamedTuple):
@@ -79,6 +80,10 @@ class Console:
         self._refused_at = 0.0
         self._refusals = 0
 
+    def check(self) -> None:
+        """Raise ForkedError in a process that was forked from the node's, where no lock of this may be waited for."""
+        self._service.log_time()
+
     def begin(self) -> None:
         """Note from now on what happens.  Idempotent."""
         with self._lock:
@@ -94,7 +99,7 @@ class Console:
     # -- looking
 
     def feed(self, operator: Operator) -> dict[str, object]:
-        """All that the page shows; JSON-compatible.  Raises ForkedError."""
+        """All that the page shows; JSON-compatible."""
         self.begin()
         own, sights, survey = self._look()
         own_id = own.get("node_id")

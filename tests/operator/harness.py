@@ -9,7 +9,7 @@ from typing import Any
 from werkzeug.test import Client
 
 from raftsvc import OperatorKey
-from raftsvc.errors import RaftError
+from raftsvc.errors import ForkedError, RaftError
 from raftsvc.kv import KeyValueState
 from raftsvc.operator import Console, Host, Keys, OperatorApp
 from raftsvc.state import State
@@ -28,10 +28,16 @@ class Actor:
         self.scene = scene
         self.done: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.is_forked = False
         self.stopped = threading.Event()
 
     def status(self) -> dict[str, Any]:
         return self.scene(0)[0]
+
+    def log_time(self) -> int:
+        if self.is_forked:
+            raise ForkedError("another process has the node")
+        return 0
 
     def _do(self, *what: Any) -> None:
         self.done.append(what)

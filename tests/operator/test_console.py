@@ -177,3 +177,12 @@ def test_nobody_is_asked_once_nobody_looks_or_the_node_is_stopped(monkeypatch: p
     stopped.set()
     lookout.look({2: "fine", 3: "another"})
     assert threads() <= before
+
+
+def test_a_process_that_was_forked_from_the_nodes_says_so_and_waits_for_no_lock() -> None:
+    actor = Actor()
+    client = client_of(actor)
+    actor.is_forked = True
+    for answer in (client.get("/feed"), client.post("/act", json={"what": "evict", "whom": "3"}, headers=PAGE)):
+        assert (answer.status_code, answer.json["code"]) == (503, "ForkedError")
+    assert actor.done == []

@@ -87,7 +87,7 @@ def test_what_changes_at_other_members_is_noted_once() -> None:
 
 
 def test_who_was_asked_a_moment_earlier_does_not_lag_by_that() -> None:
-    own, sights = healthy(step=1)
-    _, earlier = healthy(step=0)
+    own, _ = healthy(1)
+    _, earlier = healthy(0)
     feed = fed(own, earlier, surveyed(own, earlier))
     assert [member["lag"] for member in feed["members"]] == [0, 0, 0]  # type: ignore[index,attr-defined]

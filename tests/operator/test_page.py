@@ -29,6 +29,8 @@ class Shown:
         self.done: list[tuple[str, str, str]] = []
         self.outcome = Outcome("done", "that was done")
 
+    def check(self) -> None: ...
+
     def feed(self, operator: Any) -> dict[str, Any]:
         self.step += 1
         told = self.feed_of(self.step)
