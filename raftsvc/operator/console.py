@@ -182,11 +182,7 @@ class Console:
         name = f"member {member.id} at {member.addr}"
         try:
             if what == EVICT:
-                why = (
-                    f"the cluster does not serve: {survey.why}"
-                    if survey.why
-                    else survey.why_not_without(str(member.id))
-                )
+                why = survey.why or survey.why_not_without(str(member.id))
                 if why:
                     return Outcome(REFUSED, f"{name} was not evicted: {why}")
                 self._service.evict(str(member.id), _EVICT_SECONDS)
