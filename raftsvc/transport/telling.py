@@ -26,10 +26,10 @@ def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any
         picture = json.loads(_ask(network, addr, "GET", "status", b"", timeout))
     except Problem as problem:
         raise RaftError(why_unsigned(problem) or f"{problem.code}: {problem.detail}") from problem
-    except UnreachableError as error:
-        raise RaftError(_meaning_of(error)) from error
-    except ValueError as error:
-        raise RaftError("what it says of itself does not decode") from error
+    except UnreachableError as silence:
+        raise RaftError(_meaning_of(silence)) from silence
+    except (ValueError, RecursionError) as unreadable:
+        raise RaftError("what it says of itself does not decode") from unreadable
     if not isinstance(picture, dict):
         raise RaftError("what it says of itself does not decode")
     return picture
