@@ -37,7 +37,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels docs release-check bench clean
+.PHONY: help venv browser test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels docs release-check bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +144,10 @@ $(BENCH_STAMP): setup.cfg setup.py
 	@$(BENCH_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH_VENV)
 	$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[bench]'
 	@touch $@
+
+browser:  ## install the Chromium that tests of the operator's page drive, if none is here; without it they are skipped
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name >/dev/null; then exit 0; fi; done; apt-get install -y -q chromium >/dev/null
 
 bench: $(BENCH_STAMP)  ## compare with etcd and PySyncObj, or ARGS="--against REV" with a git revision; ARGS="--quick", ARGS="--help"
 	$(BENCH_PY) -m benchmarks $(ARGS)

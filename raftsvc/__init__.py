@@ -62,7 +62,7 @@ from raftsvc.errors import (
     WrongSecretError,
     WrongVersionError,
 )
-from raftsvc.keys import ClientKey, TlsFiles
+from raftsvc.keys import ClientKey, OperatorKey, TlsFiles
 from raftsvc.kv.remote import connect
 from raftsvc.listeners import Event
 from raftsvc.results import Applied
@@ -70,6 +70,7 @@ from raftsvc.service import Service, start
 from raftsvc.state import (
     BaseState,
     ElectorateState,
+    OperatedState,
     QueryState,
     ReportingState,
     RestoredState,
@@ -122,6 +123,8 @@ __all__ = [
     "NotLeaderError",
     "NotListeningError",
     "NotPermittedError",
+    "OperatedState",
+    "OperatorKey",
     "OutOfTouchError",
     "OutcomeUnknown",
     "OutdatedError",

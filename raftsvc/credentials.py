@@ -96,9 +96,11 @@ class Credentials:
         self.watch = Watch(self._files, looked)
         self.watch.start()
 
-    def stop(self) -> None:
-        """Watch them no more."""
+    def close(self) -> None:
+        """Watch them no more, and end what is said to others by them."""
         self.watch.stop()
+        if self._network is not None:
+            self._network.close()
 
     def secrets(self) -> Sequence[bytes]:
         """Those that are accepted now."""

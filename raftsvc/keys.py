@@ -1,4 +1,4 @@
-"""Keys of connected clients: who may do what, by a key that is worth nothing among members.
+"""Keys of connected clients and of operators: who may do what, by a key that is worth nothing among members.
 
 A client signs by what is derived from its key and name, under a label of its own (`ClientKey.signing`), and speaks
 to an endpoint of its own (`raftsvc.transport.door`).  So no client speaks as a member, be its key the cluster's secret
@@ -102,6 +102,76 @@ class TlsFiles:
     def paths(self) -> list[str]:
         """Of all of them."""
         return [path for path in (self.cert, self.key, self.ca) if path]
+
+
+READ, FULL = "read", "full"
+OPERATOR_RIGHTS = (READ, FULL)
+
+
+@dataclass(frozen=True)
+class OperatorKey:
+    """What `start(operator_keys=[...])` knows an operator by; the same on all nodes.
+
+    name:   what the audit lines call him; several of one name are fine, during a rotation.
+    key:    a text of at least 16 bytes: `secrets.token_hex()` makes a good one.
+    rights: `read`: to see how the cluster is; `full`: also to hand leadership over, evict, and say who may join.
+
+    Raises ConfigurationError.
+    """
+
+    name: str
+    key: str = field(repr=False)
+    rights: str = READ
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, str) for each in (self.name, self.key, self.rights)):
+            raise ConfigurationError("name, key and rights of an operator's key are texts")
+        if not _NAME.fullmatch(self.name):
+            raise ConfigurationError(f"an operator's name is 1 to 64 of A-Z a-z 0-9 _ . @ -, not {self.name!r}")
+        if len(self.key.encode(errors="replace")) < MIN_KEY_BYTES:
+            raise ConfigurationError(
+                f"the key of operator {self.name!r} has less than {MIN_KEY_BYTES} bytes; "
+                "secrets.token_hex() makes a good one"
+            )
+        if self.rights not in OPERATOR_RIGHTS:
+            raise ConfigurationError(f"the rights of an operator's key are read or full, not {self.rights!r}")
+
+    @property
+    def signing(self) -> bytes:
+        """What vouches for who signed in by it."""
+        return hmac.digest(self.key.encode(), b"raftsvc operator key\n" + self.name.encode(), "sha256")
+
+    @property
+    def may_act(self) -> bool:
+        """Whether it is for more than looking."""
+        return self.rights == FULL
+
+
+def checked_operator_keys(
+    keys: Iterable[OperatorKey] | None, secrets: Iterable[bytes], others: Iterable[ClientKey]
+) -> tuple[OperatorKey, ...]:
+    """Those that are to be known, or what is wrong with them.  secrets: of the cluster.  others: the clients' keys."""
+    given, known = tuple(keys or ()), {*secrets, *(other.key.encode() for other in others)}
+    for key in given:
+        if key.key.encode() in known:
+            raise ConfigurationError(
+                f"the key of operator {key.name!r} is the cluster's secret, or a client's key: give him one of his "
+                "own, for it is sent"
+            )
+    return given
+
+
+def operator_keys_of(path: str) -> list[OperatorKey]:
+    """Those of a file: a line each, `name read|full key`; `#` begins a remark.  Raises ConfigurationError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    for number, words in enumerate(lines, 1):
+        if len(words) != 3:
+            raise ConfigurationError(f"{path}: key {number} is no line like `anna full 0123456789abcdef...`")
+    return [OperatorKey(name, key, rights) for name, rights, key in lines]
 
 
 def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:

@@ -20,7 +20,7 @@ import requests
 from raftsvc.addresses import canonical_addr, check_addr, check_listen, peer_url
 from raftsvc.clocks import SEES_SUSPENSION
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey, TlsFiles
+from raftsvc.keys import ClientKey, OperatorKey, TlsFiles
 from raftsvc.member.sessions import MAX_WHOLE_BYTES
 from raftsvc.state import State
 from raftsvc.states import States
@@ -126,6 +126,11 @@ def _client_keys(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} is a list of raftsvc.ClientKey, not {type(value).__name__}")
 
 
+def _operator_keys(name: str, value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, OperatorKey) for each in value):
+        raise ConfigurationError(f"{name} is a list of raftsvc.OperatorKey, not {type(value).__name__}")
+
+
 def _lease_reads(name: str, value: object) -> None:
     _flag(name, value)
     if value and not SEES_SUSPENSION:
@@ -144,6 +149,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "insecure": _flag,
     "client_keys": _or_none(_client_keys),
     "client_keys_file": _or_none(_path),
+    "operator_keys": _or_none(_operator_keys),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
     "tls": _or_none(partial(_instance, TlsFiles, "a raftsvc.TlsFiles")),

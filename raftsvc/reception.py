@@ -15,7 +15,16 @@ from raftsvc.company import ask_members
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.credentials import Credentials
-from raftsvc.errors import ConfigurationError, FormingError, NodeFailedError, RaftError
+from raftsvc.errors import (
+    ConfigurationError,
+    FormingError,
+    NodeFailedError,
+    NotLeaderError,
+    RaftError,
+    TransferFailedError,
+    UninitializedError,
+    UnknownPeerError,
+)
 from raftsvc.facts import facts, scrubbed
 from raftsvc.formation import Membership, Roster
 from raftsvc.forming import Former
@@ -35,6 +44,8 @@ from raftsvc.transport import (
     SnapshotChunk,
     connection_of,
 )
+
+_HAND_OVER_SECONDS = 8.0
 
 
 class Reception:
@@ -124,6 +135,13 @@ class Reception:
 
     # -- from nodes that want to join
 
+    def hand_over(self, to: str) -> None:
+        """Hand leadership over, as an operator at another member wants it; raises Problem."""
+        try:
+            self._roster.transfer(to, _HAND_OVER_SECONDS)
+        except (TransferFailedError, NotLeaderError, UnknownPeerError, UninitializedError) as error:
+            raise Problem(409, "not_transferred", str(error)) from error
+
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""
         self._roster.check_leader()
@@ -156,7 +174,7 @@ class Reception:
         picture["max_waiting"] = self._admission.limit
         picture["waiting"] = self._admission.waiting
         picture["listener_errors"] = self._listeners.errors
-        return picture
+        return _with_others(picture)
 
     def _status_here(self) -> dict[str, object]:
         """As far as it does not depend on which process of the host tells it."""
@@ -178,7 +196,8 @@ class Reception:
         membership = self._membership
         if what == "status":
             error = membership.err()
-            return {**self._status_here(), "error": f"{type(error).__name__}: {error}" if error else None}
+            said = f"{type(error).__name__}: {error}" if error else None
+            return {**self._status_here(), "error": said, "attached": membership.relay.status_of_process()["attached"]}
         try:
             timeout = float(arguments["timeout"])
             if what == "init":
@@ -261,6 +280,14 @@ class Reception:
             is_forming = self._former.is_forming or isinstance(self._membership.why_none(), FormingError)
             return ["forming"] if is_forming else []
         return list(node.vitals.conditions())
+
+
+def _with_others(picture: dict[str, Any]) -> dict[str, object]:
+    """A picture of which the owner told the processes of its host, which are of the process that asks as well."""
+    if "attached" in picture:
+        attached = picture.pop("attached")
+        picture["process"] = {"attached": attached, **picture["process"]}
+    return picture
 
 
 def _report_of(state: object) -> dict[str, object]:

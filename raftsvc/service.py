@@ -55,7 +55,7 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey, TlsFiles
+from raftsvc.keys import ClientKey, OperatorKey, TlsFiles, checked_operator_keys
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
 from raftsvc.measures import DONE, FAILED, Account
@@ -64,6 +64,7 @@ from raftsvc.member.health import Condition
 from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Read
+from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
@@ -75,6 +76,7 @@ from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.telling import ask_picture, ask_transfer
 from raftsvc.visitors import Visitors
 
 logger = logging.getLogger("raftsvc")
@@ -99,6 +101,7 @@ def start(
     insecure: bool = False,
     client_keys: Sequence[ClientKey] | None = None,
     client_keys_file: str | os.PathLike[str] | None = None,
+    operator_keys: Sequence[OperatorKey] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
     tls: TlsFiles | None = None,
@@ -156,6 +159,10 @@ def start(
                   `raftsvc.connect`, or read `/raft/metrics`; the same on each node.  None: there are none.
     client_keys_file: in their place, a file with a line for each, `name rights key`, and maybe a prefix; it is watched.
 
+    operator_keys: those by which people sign in to the operator's page, `/raft/operator/`, to look or to act, and read
+                   `/raft/status` and `/raft/metrics`; the same on each node.  None: there is no such page.  See
+                   `Service.operator_app` too.
+
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
                 here `0.0.0.0:port` is fine.
@@ -195,16 +202,13 @@ def start(
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
+    operators = checked_operator_keys(operator_keys, auth.secrets, credentials.keys)
     entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
     _check_reach(laddr, entrance, auth, mutual_tls)
     server = _checked_host(entrance, dir, lock_timeout)
-    engine_options = EngineOptions(
-        snapshot_entries=snapshot_entries,
-        snapshot_bytes=snapshot_bytes,
-        trailing_entries=trailing_entries,
-        max_uncommitted_bytes=max_uncommitted_bytes,
-        lease_reads=lease_reads,
-    )
+    kept = {"snapshot_bytes": snapshot_bytes, "trailing_entries": trailing_entries}
+    kept |= {"snapshot_entries": snapshot_entries, "max_uncommitted_bytes": max_uncommitted_bytes}
+    engine_options = EngineOptions(**kept, lease_reads=lease_reads)
     options = NodeOptions(election_timeout, engine_options, clock or _now, peers=canonical_peers(peers or {}))
     store = Store(os.fspath(dir), files)
     service = None
@@ -214,6 +218,7 @@ def start(
         network = Network(session, auth, election_timeout, 2 * election_timeout, find_context=find_client)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, credentials, entrance, server)
+        service._open_page(operators)
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
         others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
         service._begin(server, is_owner, Likeness.of(laddr, credentials.secrets, state, others))
@@ -412,7 +417,6 @@ class Service:
     ) -> None:
         """Use `start`."""
         self._membership = membership
-        self._network = network
         self._credentials = credentials
         self._admission = Admission(entrance.max_waiting, server, entrance.listen is not None, network.hears_all)
         self._lease_reads = self._admission.usage.lease_reads.raised
@@ -441,6 +445,9 @@ class Service:
             self._listener = Listener(
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
+        self._console = Console(
+            self, membership.state, partial(ask_picture, network), partial(ask_transfer, network), membership.stopped
+        )
 
     def _begin(self, server: servers.HostPool | None, is_owner: bool, likeness: Likeness) -> None:
         """Start what runs by itself; on its own, so that whoever is interrupted has what is to be stopped.
@@ -472,6 +479,12 @@ class Service:
                 self._watch.begin(server)
         except RuntimeError as error:
             raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
+
+    def _open_page(self, keys: Sequence[OperatorKey]) -> None:
+        """Serve the operator's page to those who have one of `keys`, if there are any."""
+        if keys:
+            self._app.open_page(OperatorApp(self._console, Keys(keys)), [key.key for key in keys])
+            self._console.begin()
 
     @property
     def _node(self) -> Participant | None:
@@ -592,8 +605,7 @@ class Service:
         self._farewells.say()
         with ExitStack() as rest:  # though the node cannot be stopped as it should be; the last is the first
             rest.callback(_running.discard, self)
-            rest.callback(self._network.close)
-            rest.callback(self._credentials.stop)
+            rest.callback(self._credentials.close)
             if self._listener is not None:
                 rest.callback(self._listener.stop)
             rest.callback(self._proposals.stop)
@@ -811,6 +823,15 @@ class Service:
         return self._app(environ, start_response)
 
     __call__ = wsgi_app
+
+    @property
+    def operator_app(self) -> OperatorApp:
+        """The operator's page as a WSGI callable, to be mounted behind the application's own login.
+
+        Whoever reaches it may do all that the page offers; `operator_app.limited(read_only=True)` only shows, and
+        `limited(who=...)` says whose name the audit lines have.  It needs no `operator_keys=`.
+        """
+        return OperatorApp(self._console, Host(remote_user, False))
 
     def _watch_server(self, found: servers.HostPool | None) -> None:
         if found is not None and found.graceful_timeout is not None:

@@ -212,6 +212,21 @@ class ReportingState(Protocol):
 
 
 @runtime_checkable
+class OperatedState(Protocol):
+    """A State that shows those who operate the cluster what is in it, and lets them say who may join."""
+
+    def overview(self, limit: int) -> Mapping[str, object]:
+        """What is worth a look: lists of objects by name, JSON-compatible, each with `limit` of them at most.
+
+        The operator's page shows `locks` (each with `name`, `holders`, `waiting`), `jobs` (`name`, `state`, `at_ms`,
+        `who`) and `allowed` (addresses); each may be missing.  Called by any thread, also while something is applied.
+        """
+
+    def admission(self, addr: str, is_allowed: bool) -> bytes:
+        """The instruction after which a node at `addr` may join, or may not.  Raises ConfigurationError."""
+
+
+@runtime_checkable
 class QueryState(Protocol):
     """A State that answers what connected clients (`raftsvc.connect`) ask.
 

@@ -1829,6 +1829,44 @@ MUTANTS = (
         "        elif step == 3 and not member.signs:\n",
         test="commands/test_rotation.py::test_a_secret_is_rotated_host_by_host",
     ),
+    # Operators
+    Mutant(
+        "what another site has a browser send is done in an operator's name",
+        "operator/app.py",
+        '        if operator.way != "key" and not is_of_the_page(environ):\n',
+        '        if operator.way == "nobody\'s" and not is_of_the_page(environ):\n',
+        test="operator/test_access.py::test_what_another_site_can_have_a_browser_send_does_nothing",
+    ),
+    Mutant(
+        "who may only look acts",
+        "operator/console.py",
+        "            if not operator.may_act:\n",
+        "            if not operator.name:\n",
+        test="operator/test_access.py::test_who_may_only_look_does_nothing_and_is_told_so",
+    ),
+    Mutant(
+        "an operator is let evict a member without which there is no quorum",
+        "operator/console.py",
+        "                why = survey.why or survey.why_not_without(str(member.id))\n",
+        "                why = survey.why\n",
+        test="operator/test_console.py::"
+        "test_an_eviction_that_would_lose_the_quorum_is_refused_before_anything_is_proposed",
+    ),
+    Mutant(
+        "what may have been done for an operator is called refused",
+        "operator/console.py",
+        "            is_certain = error.http_status != 504\n"
+        '            return Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")\n',
+        '            return Outcome(REFUSED, f"{type(error).__name__}: {error}")\n',
+        test="operator/test_console.py::test_what_may_have_been_done_is_not_called_refused",
+    ),
+    Mutant(
+        "a session of an operator never ends",
+        "operator/access.py",
+        '        if token is None or int(token["until"]) <= self._now():\n',
+        "        if token is None:\n",
+        test="operator/test_access.py::test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when",
+    ),
     # Digests
     Mutant(
         "the leader is right when nobody agrees",

@@ -77,12 +77,15 @@ ROOMS = {
     "reception": "errors logs addresses company credentials facts metrics state process mainthread core storage "
     "transport member host formation forming listeners",
     "visitors": "errors keys state member transport formation proposals reception",
+    # The operator's page: what is shown and done through the public face, and who may.
+    "operator": "errors addresses keys mainthread state states",
     "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
-    "storage transport member attached host rescue formation forming options proposals listeners reception visitors",
+    "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
+    "operator",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.
-    "kv": "errors logs addresses clocks state results timeouts process mainthread service client",
+    "kv": "errors logs addresses clocks keys state results timeouts process mainthread service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
@@ -90,7 +93,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client keys kv rescue raftsvc web",
+    "commands": "errors addresses client keys kv operator rescue raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",

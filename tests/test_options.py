@@ -28,6 +28,7 @@ SENSELESS = {
     "insecure": ["no", 0, None],
     "client_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
     "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
+    "operator_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
     "tls": [7, "cert.pem", ("cert.pem", "key.pem"), TlsFiles("/nowhere/cert.pem")],

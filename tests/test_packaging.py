@@ -117,6 +117,10 @@ def test_the_wheel_says_that_the_package_is_typed(wheel: zipfile.ZipFile) -> Non
     assert "raftsvc/py.typed" in wheel.namelist()
 
 
+def test_the_wheel_holds_the_operators_page(wheel: zipfile.ZipFile) -> None:
+    assert wheel.read("raftsvc/operator/page.html") == (ROOT / "raftsvc" / "operator" / "page.html").read_bytes()
+
+
 def test_the_wheel_holds_the_license(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("/LICENSE")]
     assert wheel.read(name) == (ROOT / "LICENSE").read_bytes()
@@ -146,6 +150,7 @@ def test_the_extras_are_those_that_the_readme_and_the_makefile_name(metadata: em
         "metrics",
         "docs",
         "release",
+        "browser",
         "bench",
         "dev",
     }

@@ -13,7 +13,8 @@ from raftsvc.addresses import canonical_addr
 from raftsvc.commands.codes import DONE, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import complain, say_json
 from raftsvc.commands.places import Where, where_of
-from raftsvc.commands.status import CURRENT, Seen, Survey, survey_of
+from raftsvc.commands.status import survey_of
+from raftsvc.operator.survey import CURRENT, Seen, Survey
 
 DRAIN_SECONDS: Final = 60.0
 REPLACE_SECONDS: Final = 600.0

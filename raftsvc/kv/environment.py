@@ -9,6 +9,8 @@
     RAFTSVC_CLIENT_KEYS_FILE a file with client keys, a line `name rights key`, and maybe a prefix, for each; watched
     RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
                              and the application mounts the Service under /raft/
+    RAFTSVC_OPERATOR_KEYS_FILE  a file with a line for each operator, `name read|full key`: the operator's page
+                             is served to them, at /raft/operator/
 
 But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.  One that begins by RAFTSVC_ and is none of
 these, nor one of the command line, is refused, for it is one of them misspelt, most likely, and what it says would not
@@ -27,13 +29,17 @@ from urllib.parse import urlsplit
 from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
+from raftsvc.keys import operator_keys_of
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
 from raftsvc.service import outsider, start
 
 _PREFIX: Final = "RAFTSVC_"
-_NAMES: Final = ("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "CLIENT_KEYS_FILE", "LISTEN")
+_NAMES: Final = (
+    *("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "CLIENT_KEYS_FILE", "LISTEN"),
+    "OPERATOR_KEYS_FILE",
+)
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
 _OF_COMMANDS: Final = frozenset(
@@ -86,6 +92,8 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
         chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))
         for addr in chosen["initial_cluster"] if "initial_cluster" not in options else ():
             check_addr(_PREFIX + "INITIAL_CLUSTER", addr)
+    if said["OPERATOR_KEYS_FILE"] and "operator_keys" not in options:
+        chosen["operator_keys"] = operator_keys_of(said["OPERATOR_KEYS_FILE"])
     chosen.update(options)
     check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:

@@ -63,6 +63,15 @@ class Claim(NamedTuple):
     item: int = 0
 
 
+class Standing(NamedTuple):
+    """How a name stands: some of those who hold it, how many do, and how many wait."""
+
+    name: str
+    holders: list[Claim]
+    held: int
+    waiting: int
+
+
 class _Name:
     """What is claimed: how many units it has, how many are held, and by whom; and who waits, in order."""
 
@@ -421,6 +430,17 @@ class Holds:
         if not found.held and not found.waiting:
             del self._names[name]
             self.size_bytes -= size_of(name)
+
+
+def standing(holds: Holds, limit: int) -> list[Standing]:
+    """So many of the names on which there are claims, those first that were claimed longest ago."""
+    found: list[Standing] = []
+    for name, claimed in holds._names.items():
+        if len(found) >= limit:
+            break
+        some = list(islice(claimed.held.values(), limit))
+        found.append(Standing(name, some, len(claimed.held), len(claimed.waiting)))
+    return found
 
 
 def checked(frozen: Frozen, index: int) -> str | None:

@@ -22,9 +22,9 @@ from raftsvc.kv.applying import Applying
 from raftsvc.kv.events import MAX_EVENT_BYTES, MAX_EVENTS, Compacted, Happened, happened
 from raftsvc.kv.expiry import NEVER
 from raftsvc.kv.history import Change, Cursor, Signal, wake
-from raftsvc.kv.holds import Claim
-from raftsvc.kv.instructions import encode
-from raftsvc.kv.orders import CLOCK, PLANS, is_order
+from raftsvc.kv.holds import Claim, standing
+from raftsvc.kv.instructions import allow, disallow, encode
+from raftsvc.kv.orders import CLOCK, DIED, DONE, FAILED, MISSED, PLANS, RUNNING, is_order
 from raftsvc.kv.orders import decode as decode_order
 from raftsvc.kv.pages import Page, Value, records_of
 from raftsvc.kv.queries import (
@@ -104,6 +104,18 @@ def _found(pages: list[Page], prefix: str, after: str) -> Iterator[tuple[str, Va
         for key, data, version in records_of(page):
             if key.startswith(prefix) and key > after:
                 yield key, Value(data, version)
+
+
+_STATES = {RUNNING: "running", DONE: "done", FAILED: "failed", DIED: "died", MISSED: "missed"}
+
+
+def _told_of_run(runs: Sequence[Run]) -> dict[str, object]:
+    """For people, of the latest, if there is any."""
+    if not runs:
+        return {"state": "not run yet", "at_ms": 0, "who": ""}
+    run = runs[-1]
+    at_ms = run.ended_ms or run.began_ms or run.slot_ms
+    return {"state": _STATES[run.state], "at_ms": at_ms, "who": run.who.decode(errors="replace")}
 
 
 class KeyValueState(BaseState):
@@ -295,6 +307,34 @@ class KeyValueState(BaseState):
             told_ms = max([each.at_ms for each in told], default=0)
             votes = node_id in clocks.voters
             return Clock(runs.is_wanted, votes, told, len(clocks.voters), told_ms, clocks.now_ms(told_ms))
+
+    # -- operators
+
+    def overview(self, limit: int) -> dict[str, object]:
+        """Locks and the like, jobs, and who may join, of each `limit` at most; see `raftsvc.OperatedState`."""
+        if _is_away(self._home):
+            return _look_elsewhere(partial(self.overview, limit))
+        with self._applying.lock:
+            content = self._applying.content
+            stand = standing(content.holds, limit)
+            last = [(name, content.runs.runs(name)[-1:]) for name in islice(content.runs.names(""), limit)]
+            allowed = content.allowed
+        locks = [
+            {
+                "name": each.name,
+                "holders": [holder.data.decode(errors="replace") for holder in each.holders],
+                "held": each.held,
+                "waiting": each.waiting,
+                "fence": max([holder.fence for holder in each.holders], default=0),
+            }
+            for each in stand
+        ]
+        jobs: list[dict[str, object]] = [{"name": name, **_told_of_run(runs)} for name, runs in last]
+        return {"locks": locks, "jobs": jobs, "allowed": sorted(allowed)[:limit]}
+
+    def admission(self, addr: str, is_allowed: bool) -> bytes:
+        """The instruction after which a node at `addr` may join, or may not.  Raises ConfigurationError."""
+        return encode([allow(addr) if is_allowed else disallow(addr)])
 
     # -- connected clients
 

@@ -8,8 +8,10 @@
     POST confirm    it got the first frame of that stream
     POST client     a connected client asks for something; see door
     GET  status     a picture of the node, for peers and operators
+    POST transfer   the leader is to hand over, as an operator at another member wants it
     GET  metrics    the same as numbers, for Prometheus: to whom status is told, and to who brings a key for that
     GET  livez, readyz   for load balancers; no secret needed, nothing told
+    operator, and what is below it   the operator's page, which lets in by keys of its own; see raftsvc.operator
 
 Routes on the last word of the path, so it works at the root, under a mount and
 behind a dispatcher.  A body is read to its announced length, which is bounded,
@@ -24,6 +26,7 @@ livez and readyz unless the request comes from its own machine; see local.
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import logging
 import re
@@ -60,6 +63,7 @@ from raftsvc.transport.wire import (
 logger = logging.getLogger("raftsvc.transport")
 
 StartResponse = Callable[..., object]
+Page = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 _MAX_PARTIAL_BATCHES: Final = 16
 _SNAPSHOT_OVERHEAD_BYTES: Final = 256 * 1024
 _ALARM_SECONDS: Final = 3600.0
@@ -74,6 +78,7 @@ _METHODS: Final = {
     "confirm": "POST",
     "client": "POST",
     "status": "GET",
+    "transfer": "POST",
     "metrics": "GET",
     "livez": "GET",
     "readyz": "GET",
@@ -88,6 +93,7 @@ _LIMITS: Final = {
 
 
 _CLUSTER: Final = re.compile("[0-9a-f]{16}")
+_OF_OPERATORS: Final = re.compile("(?P<page>(?:.*/)?operator)(?P<below>(?:/[a-z]*)?)")
 
 
 class Receiver(Protocol):
@@ -137,6 +143,9 @@ class Receiver(Protocol):
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster takes this node for one of its own."""
 
+    def hand_over(self, to: str) -> None:
+        """Hand leadership over to the member of that id or address; raises Problem."""
+
     def check_leader(self) -> None:
         """Raise Problem `not_leader`, which names the leader, if this node does not lead."""
 
@@ -165,6 +174,16 @@ class App:
         self._lock = threading.Lock()  # guards the two below
         self._partial: dict[int, tuple[int, int, bytearray]] = {}
         self._alarmed_at: dict[str, float] = {}
+        self._page: Page | None = None
+        self._monitors: list[bytes] = []
+
+    def open_page(self, page: Page, keys: Sequence[str]) -> None:
+        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on.
+
+        keys: who sends one of these may also read the status and the metrics.
+        """
+        self._page = page
+        self._monitors = [b"Bearer " + key.encode() for key in keys]
 
     def renew_bearers(self, bearers: Sequence[str]) -> None:
         """Have who sends one of these read the metrics, and nobody else by what he sends."""
@@ -175,6 +194,9 @@ class App:
         content_type = CONTENT_TYPE
         headers: list[tuple[str, str]] = []
         try:
+            operated = self._find_operators(environ)
+            if operated is not None and self._page is not None:
+                return self._page(operated, start_response)
             status, content_type, body, secret = self._answer(environ)
             if not isinstance(body, bytes):
                 # No length: the server sends it chunk by chunk, as it comes, if nothing keeps it back.
@@ -197,6 +219,19 @@ class App:
         headers += [("Content-Type", content_type), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
         start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [b""] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+    def _find_operators(self, environ: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The request as the operator's page has it, its body read, if it is for that."""
+        found = _OF_OPERATORS.fullmatch(str(environ.get("PATH_INFO", "")))
+        if found is None or self._page is None:
+            return None
+        body, trouble = _read_body(environ, MAX_JOIN_BYTES, is_required=environ.get("REQUEST_METHOD") == "POST")
+        self._check_process()
+        self._refuse_outside("operator", environ)
+        if trouble is not None:
+            raise _Refused(trouble)
+        place = {"SCRIPT_NAME": str(environ.get("SCRIPT_NAME", "")) + found["page"], "PATH_INFO": found["below"]}
+        return {**environ, **place, "wsgi.input": io.BytesIO(body)}
 
     def _answer(self, environ: Mapping[str, Any]) -> tuple[int, str, bytes | ServedStream, bytes]:
         path = str(environ.get("PATH_INFO", "")).rstrip("/").rpartition("/")[2]
@@ -223,8 +258,8 @@ class App:
         except MalformedError as malformed:
             raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
         secret, key = b"", None
-        if path == "metrics" and self._is_bearer(environ):
-            return (200, *self._tell_metrics(secret), secret)
+        if self._is_bearer(path, environ):
+            return (200, *self._tell(path), secret)
         if path == "client":
             key, secret = self._identify(envelope, body, environ)
         else:
@@ -243,17 +278,24 @@ class App:
             logger.warning("a %s was not served: %s", path, error)
             raise _Refused(Problem(503, "unavailable", "this node cannot serve now"), secret) from error
 
-    def _is_bearer(self, environ: Mapping[str, Any]) -> bool:
-        """Whether who asks sends a key that lets him read the metrics, and nothing else."""
+    def _is_bearer(self, path: str, environ: Mapping[str, Any]) -> bool:
+        """Whether who asks sends a key that lets him read just that."""
         given = str(environ.get("HTTP_AUTHORIZATION", "")).encode(errors="replace")
-        found = [hmac.compare_digest(key, given) for key in self._bearers]  # all, so that it takes as long for each
+        known = {"metrics": [*self._bearers, *self._monitors], "status": self._monitors}.get(path, [])
+        found = [hmac.compare_digest(key, given) for key in known]  # all, so that it takes as long for each
         return any(found)
 
-    def _tell_metrics(self, secret: bytes) -> tuple[str, bytes]:
+    def _tell(self, path: str) -> tuple[str, bytes]:
         try:
-            return self._receiver.metrics()
+            return self._told(path)
         except Problem as problem:
-            raise _Refused(problem, secret) from problem
+            raise _Refused(problem) from problem
+
+    def _told(self, path: str) -> tuple[str, bytes]:
+        """The status or the metrics."""
+        if path == "metrics":
+            return self._receiver.metrics()
+        return "application/json", json.dumps(self._receiver.status()).encode()
 
     def _check_process(self) -> None:
         try:
@@ -357,13 +399,16 @@ class App:
             if secret:  # else nothing was signed that could have been recorded
                 self._challenge_stranger(envelope)
             vouch()
-            if path == "metrics":
-                return receiver.metrics()
-            return "application/json", json.dumps(receiver.status()).encode()
+            return self._told(path)
         if envelope.version != PROTOCOL_VERSION:
             raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
+        if path == "transfer":
+            self._challenge_stranger(envelope)
+            vouch()
+            receiver.hand_over(body.decode(errors="replace"))
+            return CONTENT_TYPE, b""
         if path == "form":
             self._challenge_stranger(envelope)
             vouch()

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from raftsvc.commands.places import Where
-from raftsvc.commands.status import HARMLESS, Survey, survey_of
+from raftsvc.commands.status import survey_of
 from raftsvc.member.health import Condition, Part
+from raftsvc.operator.survey import HARMLESS, Survey
 from tests.client.harness import ADMIN
 from tests.commands.harness import Node, Shell, key_file
 from tests.service.harness import PATIENCE, eventually

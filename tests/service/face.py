@@ -22,6 +22,7 @@ _SPECIAL = {"__call__", "__contains__", "__delitem__", "__getitem__", "__len__",
 OF_THE_NODE = (
     raftsvc.BaseState,
     raftsvc.ElectorateState,
+    raftsvc.OperatedState,
     raftsvc.ReportingState,
     raftsvc.RestoredState,
     raftsvc.State,

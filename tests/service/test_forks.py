@@ -20,7 +20,7 @@ from raftsvc import kv
 from .face import OF_THE_NODE, calls_of
 from .harness import PATIENCE, SECRET, Cluster, eventually, free_address, has_streams
 
-ANSWERING = {"__call__", "err", "is_live", "is_ready", "stop", "wsgi_app"}
+ANSWERING = {"__call__", "err", "is_live", "is_ready", "operator_app", "stop", "wsgi_app"}
 """What does not raise in a forked child, and says so in another way, as tested below; all else raises ForkedError."""
 SERVICE, SERVICE_BRIEFLY = calls_of(raftsvc.Service), calls_of(raftsvc.Service, whole=False)
 
@@ -78,9 +78,12 @@ def test_every_question_to_a_forked_child_is_answered_whatever_was_locked_at_the
         ]:
             status, problem = request(service, path, method)
             assert (status, problem["code"]) == (503, "forked"), path
+        status, problem = request(service.operator_app, "feed")
+        assert (status, problem["code"]) == (503, "ForkedError")
 
     # As if other threads had them, which are not in the child to give them back.
     locks = [service._node._turn.lock, service._app._lock, service._admission._lock, service._membership._lifecycle]
+    locks.append(service._console._lock)
     for lock in locks:
         lock.acquire()
     try:

@@ -23,6 +23,7 @@ ANSWERING = {
     "is_live",
     "is_ready",
     "log_time",
+    "operator_app",
     "status",
     "wsgi_app",
 }

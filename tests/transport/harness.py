@@ -85,6 +85,11 @@ class Recorder:
         self.calls.append(question)
         return founding.Answer("node.example:1", Standing.UNLISTED, round=question.round)
 
+    def hand_over(self, to: str) -> None:
+        self.calls.append(to)
+        if not self.leads:
+            raise Problem(409, "not_transferred", "this node does not lead")
+
     def check_leader(self) -> None:
         if not self.leads:
             raise Problem(421, "not_leader", "ask the leader", leader="leader.example:9")

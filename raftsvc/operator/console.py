@@ -1,0 +1,245 @@
+"""What operators see and do through one process: the feed of the page, and the actions, each with an audit line.
+
+Looking never waits for the cluster.  An action waits as long as the call of the Service that it is, and one is under
+way at a time.  What would leave the cluster without a majority of those who are seen to be well is refused here, before
+anything is proposed; what the cluster itself refuses, it refuses still.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+from raftsvc.errors import ConfigurationError, NotLeaderError, RaftError, TransferFailedError
+from raftsvc.operator.access import Operator
+from raftsvc.operator.chronicle import ACTION, Chronicle
+from raftsvc.operator.feed import fed, surveyed
+from raftsvc.operator.lookout import Lookout, Picture, Sight
+from raftsvc.operator.survey import Seen, Survey
+from raftsvc.state import OperatedState, State
+from raftsvc.states import Replication, States
+
+audit = logging.getLogger("raftsvc.audit")
+"""Each line is of the level WARNING, or the default configuration of logging would drop it."""
+
+TRANSFER, EVICT, ALLOW, DISALLOW = "transfer", "evict", "allow", "disallow"
+ACTIONS: Final = (TRANSFER, EVICT, ALLOW, DISALLOW)
+DONE, REFUSED, UNKNOWN, FORBIDDEN = "done", "refused", "unknown", "forbidden"
+"""How an action may end; UNKNOWN: it may have taken effect, or may yet."""
+MAX_SHOWN: Final = 50
+"""Locks, jobs, addresses."""
+_TRANSFER_SECONDS: Final = 10.0
+_EVICT_SECONDS: Final = 15.0
+_WRITE_SECONDS: Final = 10.0
+_REFUSALS_EVERY_SECONDS: Final = 60.0
+
+
+class Operated(Replication, Protocol):
+    """What is asked of a Service."""
+
+    def evict(self, node_addr: str, timeout: float = 60.0) -> None: ...
+    def transfer(self, addr: str | None = None, timeout: float = 10.0) -> None: ...
+    def log_time(self) -> int: ...
+
+
+class Outcome(NamedTuple):
+    """How an action ended.  detail: for the operator, who may know it all."""
+
+    outcome: str
+    detail: str
+
+
+class Console:
+    """Of one process.  Thread-safe."""
+
+    def __init__(
+        self,
+        service: Operated,
+        state: State,
+        ask_status: Callable[[str, float], Picture],
+        ask_transfer: Callable[[str, str, float], None],
+        stopped: threading.Event,
+    ) -> None:
+        """ask_status: the member at an address, within so many seconds.  stopped: set once the Service is.
+
+        ask_transfer: the leader at an address to hand over to a member, within so many seconds.
+        """
+        self._service = service
+        self._parts = dict(state.parts) if isinstance(state, States) else {"": state}
+        self._states = state if isinstance(state, States) else None
+        self._ask_transfer = ask_transfer
+        self._lookout = Lookout(ask_status, stopped)
+        self._chronicle = Chronicle()
+        self._acting = threading.Lock()  # held while an action is under way; nobody waits for it
+        self._lock = threading.Lock()  # guards the three below
+        self._listens = False
+        self._refused_at = 0.0
+        self._refusals = 0
+
+    def check(self) -> None:
+        """Raise ForkedError in a process that was forked from the node's, where no lock of this may be waited for."""
+        self._service.log_time()
+
+    def begin(self) -> None:
+        """Note from now on what happens.  Idempotent."""
+        with self._lock:
+            is_first = not self._listens
+            self._listens = True
+        if is_first:
+            try:
+                self._service.add_listener(self._chronicle.hear)
+            except RaftError:
+                with self._lock:
+                    self._listens = False
+
+    # -- looking
+
+    def feed(self, operator: Operator) -> dict[str, object]:
+        """All that the page shows; JSON-compatible."""
+        self.begin()
+        own, sights, survey = self._look()
+        own_id = own.get("node_id")
+        self._chronicle.compare(own_id if isinstance(own_id, int) else None, survey.members)
+        return {
+            **fed(own, sights, survey),
+            "now_ms": int(time.time() * 1000),
+            "operator": {"name": operator.name, "may_act": operator.may_act, "way": operator.way},
+            "can_allow": any(isinstance(part, OperatedState) for part in self._parts.values()),
+            "overview": self._overview(),
+            "events": self._chronicle.events(),
+        }
+
+    def _look(self) -> tuple[Mapping[str, Any], Mapping[int, Sight], Survey]:
+        own: Mapping[str, Any] = self._service.status()
+        members = {int(i): str(member["addr"]) for i, member in _mapping(own.get("members")).items()}
+        members.pop(int(own.get("node_id", 0)), None)
+        sights = self._lookout.look(members)
+        return own, sights, surveyed(own, sights)
+
+    def _overview(self) -> Mapping[str, object]:
+        """What the State shows; of several parts all together.  What goes wrong in it takes nothing else away."""
+        found: dict[str, list[object]] = {}
+        for name, part in self._parts.items():
+            if not isinstance(part, OperatedState):
+                continue
+            try:
+                shown = part.overview(MAX_SHOWN)
+                json.dumps(shown)
+                for kind, things in shown.items():
+                    found.setdefault(kind, []).extend(things if isinstance(things, (list, tuple)) else ())
+            except Exception as error:  # of the State, whatever it is
+                found.setdefault("errors", []).append(f"overview() of the State {name!r}: {error!r:.200}")
+        return found
+
+    # -- acting
+
+    def act(self, operator: Operator, what: str, whom: str, origin: str) -> Outcome:
+        """Do it, note it, and say how it ended.
+
+        what:   one of ACTIONS.
+        whom:   the id of a member, in digits; to `allow` and `disallow` an address.
+        origin: from where it was asked, for the audit line.
+        """
+        began = time.monotonic()
+        named = whom
+        outcome = Outcome(UNKNOWN, "it was interrupted")
+        try:
+            if not operator.may_act:
+                outcome = Outcome(FORBIDDEN, f"{operator.name} may look, and not act")
+            elif not self._acting.acquire(blocking=False):
+                outcome = Outcome(REFUSED, "another action is under way in this process: wait for it")
+            else:
+                try:
+                    named, outcome = self._act(what, whom)
+                finally:
+                    self._acting.release()
+                    self._lookout.hurry()
+        finally:
+            self.note(operator.name, operator.way, origin, f"{what} {named}", outcome, time.monotonic() - began)
+        return outcome
+
+    def _act(self, what: str, whom: str) -> tuple[str, Outcome]:
+        """How it ended, and what the name of `whom` is in full."""
+        try:
+            if what in (ALLOW, DISALLOW):
+                self._admit(whom, what == ALLOW)
+                may = "may join" if what == ALLOW else "may not join any more; a member remains one"
+                return whom, Outcome(DONE, f"{whom} {may}")
+            _, _, survey = self._look()
+            member = next((each for each in survey.members if str(each.id) == whom), None)
+            if member is None:
+                return whom, Outcome(REFUSED, f"no member has the id {whom:.40}")
+            return f"{member.id} ({member.addr})", self._act_on(what, member, survey)
+        except RaftError as error:
+            is_certain = error.http_status != 504
+            return whom, Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+
+    def _act_on(self, what: str, member: Seen, survey: Survey) -> Outcome:
+        name = f"member {member.id} at {member.addr}"
+        try:
+            if what == EVICT:
+                why = survey.why or survey.why_not_without(str(member.id))
+                if why:
+                    return Outcome(REFUSED, f"{name} was not evicted: {why}")
+                self._service.evict(str(member.id), _EVICT_SECONDS)
+                return Outcome(DONE, f"{name} was evicted")
+            self._transfer(member, survey)
+            return Outcome(DONE, f"leadership was handed over to {name}")
+        except TransferFailedError as error:
+            return Outcome(UNKNOWN, str(error))
+        except RaftError as error:
+            is_certain = error.http_status != 504
+            return Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+
+    def _transfer(self, member: Seen, survey: Survey) -> None:
+        try:
+            self._service.transfer(str(member.id), _TRANSFER_SECONDS)
+        except NotLeaderError:
+            leader = survey.picture.get("leader_addr")
+            if not leader:
+                raise
+            self._ask_transfer(str(leader), str(member.id), _TRANSFER_SECONDS)
+
+    def _admit(self, addr: str, is_allowed: bool) -> None:
+        """Have each part that says who may join say so, or not."""
+        operated = {name: part for name, part in self._parts.items() if isinstance(part, OperatedState)}
+        if not operated:
+            raise ConfigurationError("the State of this cluster has no list of who may join: see raftsvc.OperatedState")
+        for name, part in operated.items():
+            instruction = part.admission(addr, is_allowed)
+            service = self._service if self._states is None else self._states.part(name, self._service)
+            service.exec(instruction, _WRITE_SECONDS)
+
+    # -- the audit
+
+    def note(self, name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
+        """Write the audit line of what somebody did, or tried to.  Nothing in it breaks the line."""
+        audit.warning(
+            "operator=%s way=%s from=%s action=%s outcome=%s seconds=%.3f detail=%s",
+            *(json.dumps(each[:300]) for each in (name, way, origin, what, outcome.outcome)),
+            seconds,
+            json.dumps(outcome.detail[:600]),
+        )
+        self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
+
+    def note_stranger(self, origin: str) -> None:
+        """Somebody tried to sign in by what is no key: a line at once, then one a minute with how many it were."""
+        now = time.monotonic()
+        with self._lock:
+            self._refusals += 1
+            if self._refused_at and now - self._refused_at < _REFUSALS_EVERY_SECONDS:
+                return
+            count, self._refusals, self._refused_at = self._refusals, 0, now
+        said = f"{count} since the last such line" if count > 1 else "no key that is known"
+        audit.warning(
+            "operator=%s way=%s from=%s action=%s outcome=%s seconds=0.000 detail=%s",
+            *(json.dumps(each[:300]) for each in ("-", "key", origin, "sign in", REFUSED, said)),
+        )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

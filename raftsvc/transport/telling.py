@@ -1,0 +1,67 @@
+"""What a process asks a member on behalf of who operates the cluster: how it is, and to hand leadership over.
+
+Like any stranger who knows the secret it answers a challenge first, so no request can be sent a second time by
+somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from raftsvc.addresses import peer_url
+from raftsvc.errors import RaftError, TransferFailedError
+from raftsvc.transport.join import stranger_envelope, why_unsigned
+from raftsvc.transport.peer import Network
+from raftsvc.transport.wire import Problem, UnreachableError, UnsignedError
+
+_LEAST_SECONDS: Final = 0.05
+
+
+def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any]:
+    """What the member at `addr` says of itself; see `Service.status`.  Raises RaftError."""
+    try:
+        picture = json.loads(_ask(network, addr, "GET", "status", b"", timeout))
+    except Problem as problem:
+        raise RaftError(why_unsigned(problem) or f"{problem.code}: {problem.detail}") from problem
+    except UnreachableError as silence:
+        raise RaftError(_meaning_of(silence)) from silence
+    except (ValueError, RecursionError) as unreadable:
+        raise RaftError("what it says of itself does not decode") from unreadable
+    if not isinstance(picture, dict):
+        raise RaftError("what it says of itself does not decode")
+    return picture
+
+
+def ask_transfer(network: Network, addr: str, to: str, timeout: float) -> None:
+    """Have the leader at `addr` hand over to the member `to`.  Raises TransferFailedError."""
+    try:
+        _ask(network, addr, "POST", "transfer", to.encode(), timeout)
+    except Problem as problem:
+        raise TransferFailedError(f"{addr}: {problem.detail or problem.code}") from problem
+    except UnreachableError as error:
+        raise TransferFailedError(f"{addr} was asked, and may do it: {_meaning_of(error)}") from error
+
+
+def _ask(network: Network, addr: str, method: str, path: str, body: bytes, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    epoch = ""
+    while True:
+        envelope = stranger_envelope(method, path, "", epoch)
+        left = max(_LEAST_SECONDS, deadline - time.monotonic())
+        try:
+            return network.post_within(peer_url(addr), envelope, body, left)
+        except Problem as problem:
+            if problem.code != "challenge" or epoch:
+                raise
+            epoch = problem.extra.get("challenge", "")
+            if not epoch:
+                raise
+
+
+def _meaning_of(error: UnreachableError) -> str:
+    if isinstance(error, UnsignedError):
+        return why_unsigned(error.problem) or str(error)
+    return str(error)

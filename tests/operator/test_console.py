@@ -1,0 +1,188 @@
+"""What operators do: refused before it harms, noted in one line each, and its outcome told as far as it is known."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from raftsvc import MembershipTimeoutError, NotLeaderError, OutcomeUnknown, UnknownPeerError
+from raftsvc.kv import KeyValueState
+from raftsvc.operator import Operator
+from raftsvc.operator.lookout import Lookout
+from raftsvc.state import BaseState
+from tests.effort import PATIENCE
+from tests.operator.harness import FULL, PAGE, Actor, client_of
+from tests.operator.scenes import catching_up, diverged, no_quorum, one_dead
+from tests.service.harness import eventually
+
+ANNA = Operator("anna", True, "cookie")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "raftsvc.audit"]
+
+
+def test_each_action_leaves_one_line_with_who_from_where_what_and_how_it_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    actor = Actor()
+    client = client_of(actor, FULL)
+    here = {"REMOTE_ADDR": "10.0.0.7"}
+    client.post("/login", json={"key": FULL.key}, headers=PAGE, environ_overrides=here)
+    for what, whom in (("transfer", "1"), ("allow", "n4.example:8001"), ("evict", "9")):
+        client.post("/act", json={"what": what, "whom": whom}, headers=PAGE, environ_overrides=here)
+    found = lines(caplog)
+    assert len(found) == 4 and all(record.levelno == logging.WARNING for record in caplog.records)
+    assert all('operator="anna"' in line and 'from="10.0.0.7"' in line for line in found)
+    assert ['action="sign in" outcome="done"' in found[0], 'action="transfer 1 (n1.example:8001)"' in found[1]] == [
+        True
+    ] * 2
+    assert 'action="allow n4.example:8001" outcome="done"' in found[2]
+    assert 'action="evict 9" outcome="refused"' in found[3]
+
+
+def test_nothing_that_is_sent_breaks_the_line(caplog: pytest.LogCaptureFixture) -> None:
+    Actor().console().act(Operator('a"\nb', True, "application"), "allow", "x\r\noperator=root", "::1\n")
+    (line,) = lines(caplog)
+    assert "\n" not in line and "\r" not in line
+
+
+@pytest.mark.parametrize(
+    ("scene", "whom", "why"),
+    [
+        (one_dead, "1", "of the other 2 voters 2 are needed"),
+        (diverged, "2", "of the other 2 voters 2 are needed"),
+        (no_quorum, "3", "nobody who answers this node knows a leader"),
+    ],
+)
+def test_an_eviction_that_would_lose_the_quorum_is_refused_before_anything_is_proposed(
+    scene: Any, whom: str, why: str
+) -> None:
+    actor = Actor(scene)
+    outcome = actor.console().act(ANNA, "evict", whom, "-")
+    assert outcome.outcome == "refused" and why in outcome.detail and actor.done == []
+
+
+def test_the_one_that_is_lost_can_be_evicted() -> None:
+    for scene in (one_dead, diverged, catching_up):
+        actor = Actor(scene)
+        assert actor.console().act(ANNA, "evict", "3", "-").outcome == "done"
+        assert actor.done == [("evict", "3")]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (MembershipTimeoutError("not in time"), "unknown"),
+        (UnknownPeerError("nobody"), "refused"),
+        (OutcomeUnknown("who knows"), "unknown"),
+    ],
+)
+def test_what_may_have_been_done_is_not_called_refused(error: Exception, outcome: str) -> None:
+    actor = Actor()
+    actor.error = error
+    assert actor.console().act(ANNA, "evict", "3", "-") == (outcome, f"{type(error).__name__}: {error}")
+    if isinstance(error, OutcomeUnknown):
+        assert actor.console().act(ANNA, "disallow", "n4.example:8001", "-").outcome == outcome
+
+
+def test_a_follower_has_the_leader_hand_over() -> None:
+    actor = Actor()
+    actor.error = NotLeaderError("member 2 leads")
+    assert actor.console().act(ANNA, "transfer", "3", "-").outcome == "done"
+    assert actor.done == [("transfer", "3"), ("ask", "n2.example:8001", "3")]
+
+
+def test_one_action_at_a_time() -> None:
+    actor = Actor()
+    console = actor.console()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def evict(node_addr: str, timeout: float = 60.0) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    actor.evict = evict  # type: ignore[method-assign]
+    outcomes: list[str] = []
+    thread = threading.Thread(target=lambda: outcomes.append(console.act(ANNA, "evict", "3", "-").outcome))
+    thread.start()
+    assert begun.wait(PATIENCE)
+    assert console.act(ANNA, "transfer", "1", "-").outcome == "refused"
+    assert console.feed(ANNA)["leader_id"] == 2
+    go_on.set()
+    thread.join(PATIENCE)
+    assert outcomes == ["done"] and console.act(ANNA, "transfer", "1", "-").outcome == "done"
+
+
+def test_an_address_that_is_none_and_a_state_without_a_list_are_refused() -> None:
+    actor = Actor()
+    assert actor.console().act(ANNA, "allow", "http://", "-").outcome == "refused"
+    assert actor.console(BaseState()).act(ANNA, "allow", "n4:1", "-").outcome == "refused"  # type: ignore[arg-type]
+    assert actor.done == []
+
+
+def test_an_overview_that_fails_takes_nothing_else_away() -> None:
+    class Broken(KeyValueState):
+        def overview(self, limit: int) -> dict[str, object]:
+            raise ZeroDivisionError
+
+    feed = Actor().console(Broken()).feed(ANNA)
+    assert feed["leader_id"] == 2 and "ZeroDivisionError" in str(feed["overview"])
+
+
+class Members:
+    """Whoever is asked answers, once he is let; each address as often as it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.gate = threading.Event()
+
+    def ask(self, addr: str, timeout: float) -> Mapping[str, Any]:
+        self.asked.append(addr)
+        if addr == "hangs":
+            self.gate.wait(PATIENCE)
+        if addr == "broken":
+            raise ValueError("what is that?")
+        return {"node_id": 2}
+
+
+def test_a_member_that_hangs_keeps_nobody_waiting_and_one_that_talks_nonsense_is_told() -> None:
+    members, stopped = Members(), threading.Event()
+    lookout = Lookout(members.ask, stopped)
+    try:
+        found = eventually(lambda: (s := lookout.look({2: "fine", 3: "hangs", 4: "broken", 5: "fine"}))[4].why and s)
+        assert found[2].is_current and found[3].picture is None and not found[3].why
+        assert "makes no sense" in found[4].why
+        assert found[5].picture is None and "answers member 2" in found[5].why
+    finally:
+        stopped.set()
+        members.gate.set()
+
+
+def test_nobody_is_asked_once_nobody_looks_or_the_node_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftsvc.operator.lookout._WANTED_SECONDS", 0.0)
+    members, stopped = Members(), threading.Event()
+    lookout = Lookout(members.ask, stopped)
+
+    def threads() -> int:
+        return sum(thread.name == "raftsvc-lookout" for thread in threading.enumerate())
+
+    before = threads()
+    lookout.look({2: "fine"})
+    eventually(lambda: threads() <= before, "the thread ends by itself")
+    stopped.set()
+    lookout.look({2: "fine", 3: "another"})
+    assert threads() <= before
+
+
+def test_a_process_that_was_forked_from_the_nodes_says_so_and_waits_for_no_lock() -> None:
+    actor = Actor()
+    client = client_of(actor)
+    actor.is_forked = True
+    for answer in (client.get("/feed"), client.post("/act", json={"what": "evict", "whom": "3"}, headers=PAGE)):
+        assert (answer.status_code, answer.json["code"]) == (503, "ForkedError")
+    assert actor.done == []
