@@ -1,6 +1,6 @@
 """What happened, as lines of the log with fields that programs read, and the last of them kept for an operator.
 
-A record of an event has `raftsvc_event`, its name, and others that begin by `raftsvc_`; docs/logs.md has all of them.
+A record of an event has `raftsvc_event`, its name, and others that begin by `raftsvc_`; docs/events.md has all of them.
 The last ones of this process are kept whatever the configuration of the log lets pass, for `raftsvc sysdump`.
 No field, and no text, is a secret, a key or a value.
 """

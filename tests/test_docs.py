@@ -43,12 +43,14 @@ PAGES = {
 ELSEWHERE = {
     "docs/backup.md": "tests/rescue/test_page.py",
     "docs/operations.md": "tests/test_operations.py",
+    "docs/operator.md": "tests/operator/test_access.py",
     "docs/security.md": "tests/test_tls.py",
     "README.md": "benchmarks/screen.py",
 }
 """Whose code a test of its own runs."""
 ONLY_COMPILED = {
     "docs/log.md": "it configures the log of the whole process",
+    "docs/events.md": "it is a filter, for whoever has a handler",
     "docs/metrics.md": "it is what is added to a call of start",
 }
 """Whose code is not run, and why."""
@@ -552,6 +554,9 @@ def said_by(call: ast.Call) -> ast.expr | None:
     if kind in ("warning", "error", "exception", "critical", "log"):
         if ast.unparse(call.func.value) == "logger":
             return call.args[kind == "log"]
+    elif kind == "tell" and ast.unparse(call.args[0]) == "logger":
+        if not ast.unparse(call.args[1]).endswith("INFO"):
+            return call.args[2]
     elif kind in ("say", "_say"):
         if "logging" in ast.unparse(call.args[0]):
             return call.args[1]

@@ -18,7 +18,7 @@ from raftsvc.member.vigil import Lines
 from tests.member.test_vigil import Log
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "logs.md").read_text()
+PAGE = (ROOT / "docs" / "events.md").read_text()
 
 
 def calls_of(name: str) -> list[ast.Call]:

@@ -376,7 +376,7 @@ def test_a_peer_that_accepts_and_never_answers_costs_the_others_nothing(cluster:
         for n in range(100):
             writer.service.exec(bytes(20_000) + b"%d" % n, timeout=PATIENCE)
         eventually(lambda: accepted, "the silent peer was tried")
-        peer = writer.service._network.peer(int(self_id(silent)))
+        peer = writer.service._membership._network.peer(int(self_id(silent)))
         assert peer._outbox.size_bytes <= 16 * 1024 * 1024
         assert writer.is_leader
         hole.close()

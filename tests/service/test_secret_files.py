@@ -130,7 +130,7 @@ def test_streams_end_with_the_secret_that_vouches_for_them(trio: list[Member]) -
 
 
 def streams_of(member: Member) -> list[raftsvc.transport.ServedStream]:  # type: ignore[name-defined]
-    network = member.service._network
+    network = member.service._membership._network
     peers = [network.peer(number) for number in network.streams()]
     return [stream for peer in peers if peer is not None for stream in peer._served]
 

@@ -204,7 +204,7 @@ def test_trouble_with_one_peer_is_not_that_of_the_caller(cluster: Cluster, monke
         sound(self)
 
     sound = Outbox.flush
-    box = leader.service._network.peer(bad.status["node_id"])._outbox  # type: ignore[union-attr]
+    box = leader.service._membership._network.peer(bad.status["node_id"])._outbox  # type: ignore[union-attr]
     monkeypatch.setattr(Outbox, "flush", flush)
     for n in range(10):
         assert leader.service.exec(b"%d" % n, timeout=PATIENCE)
