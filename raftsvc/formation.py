@@ -50,7 +50,7 @@ from raftsvc.member.node import Node, NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
-from raftsvc.storage import Store
+from raftsvc.storage import Store, StoredSnapshot
 from raftsvc.transport import JoinReply, JoinRequest, Network, Problem, request_join, who_answers
 from raftsvc.transport.wire import join_proof
 from raftsvc.versions import outdated, versions_of
@@ -105,6 +105,7 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._attempt = _Attempt()
+        self._remnant: Node | None = None  # that could not be started, and of which a write may still hang
         self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
         self.listed: frozenset[str] = frozenset()
         """Whoever is reached there may join, unless it was evicted from there."""
@@ -393,10 +394,12 @@ class Membership:
                 if node is not None:
                     node.stop(StoppedError("the Service was stopped"))
                 else:
-                    self._store.close()
+                    self._close_store()
 
     def _start_node(self) -> None:
-        """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
+        """Raises StartFailedError, and others; then it may be tried again, once what was begun has ended."""
+        if not self._is_clear():
+            raise StorageError("a write to the disk still hangs, of an attempt to start; it may be tried again after that")
         node: Node | None = None
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
@@ -411,10 +414,38 @@ class Membership:
             self.node = None
             self._attempt.runs_state_here = _nowhere
             if node is not None:
+                self._remnant = node
                 node.undo_start()
             else:
                 self._store.unload()
             raise
+
+    def _is_clear(self) -> bool:
+        """Whether nothing is written any more by a node that could not be started; bounded."""
+        node = self._remnant
+        if node is not None and not node.undo_start():
+            return False
+        self._remnant = None
+        return True
+
+    def _close_store(self) -> None:
+        """Let the directory go, unless something may still be written to it, which the next owner would see."""
+        if self._is_clear():
+            self._store.close()
+        else:
+            logger.error("a write to the disk still hangs; the directory stays locked until the process ends")
+
+    # -- what is stored
+
+    def open_snapshot(self, index: int, timeout: float, is_whole: bool) -> StoredSnapshot:
+        """See `Node.open_snapshot`; where another process owns the directory it sees to it, and this one reads that."""
+        wanted = {"index": index, "is_whole": is_whole}
+        if self.relay.do("store", wanted, timeout, ReadTimeoutError) is not Relayed.DONE:
+            return self.require_node("backup").open_snapshot(index, timeout, is_whole)
+        try:
+            return self._store.open_snapshot()
+        except OSError as error:
+            raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
 
     # -- the end
 
@@ -436,7 +467,7 @@ class Membership:
                 self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
         else:  # who joins closes the store when he ends
-            self._leave(self._store.close if not is_joining else lambda: None)
+            self._leave(self._close_store if not is_joining else lambda: None)
         return True
 
     def _leave(self, stop: Callable[[], object]) -> None:

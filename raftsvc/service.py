@@ -15,9 +15,9 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -65,10 +65,10 @@ from raftsvc.member.waiters import Read
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
-from raftsvc.rescue import Backup, Writable, back_up_snapshot
+from raftsvc.rescue import Backup, Writable, back_up_stored
 from raftsvc.results import Applied
 from raftsvc.state import State
-from raftsvc.storage import Files, Store
+from raftsvc.storage import Files, Store, StoredSnapshot
 from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
@@ -384,6 +384,7 @@ class Service:
             self._admission,
             self._listeners,
             lambda file, timeout: self.backup(file, timeout).facts(),
+            self._store,
         )
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
         signed = [key for key in entrance.client_keys if not key.is_sent]
@@ -658,10 +659,11 @@ class Service:
 
         In it is everything up to one entry of the log, and nothing that was not committed.  It takes memory for one
         piece, and, while the State is being stored, what that takes in memory for a snapshot, which is not larger if
-        `file` is slow. `raftsvc.rescue.restore` makes another cluster of it.
+        `file` is slow. `raftsvc.rescue.restore` makes another cluster of it.  Where processes share a directory, each
+        can: its owner stores the State, and this one reads that.
 
-        Raises ReadTimeoutError, StorageError; DirectoryInUseError in a process that is attached to the one that has the
-        node; what `wait_read` raises, and what `file` does.  What was written to `file` then is no backup.  Blocks.
+        Raises ReadTimeoutError, StorageError, what `wait_read` raises, and what `file` does.  What was written to
+        `file` then is no backup.  Blocks.
         """
         node = self._membership.require_node("backup")
         check_timeout(timeout)
@@ -671,10 +673,24 @@ class Service:
             )
         deadline = time.monotonic() + timeout
         self.wait_read(timeout)
-        left = max(0.0, deadline - time.monotonic())
-        take = partial(node.open_snapshot, node.applied_index, left)
-        with do_elsewhere(take, left, ReadTimeoutError) if is_main_thread() else take() as stored:
-            return back_up_snapshot(stored, node.node_id, file)
+        index = node.applied_index
+        ends_at = [deadline]
+
+        def open_snapshot(is_whole: bool) -> AbstractContextManager[StoredSnapshot]:
+            left = max(0.0, ends_at.pop() - time.monotonic()) if ends_at else timeout  # anew: one was damaged
+            return _opened(partial(self._membership.open_snapshot, index, left, is_whole), left)
+
+        return back_up_stored(open_snapshot, node.node_id, file)
+
+    def _store(self, index: int | None, timeout: float, is_whole: bool) -> Mapping[str, object]:
+        """Have the State stored in the directory, of that index, which is applied, or None: of now; and whose it is."""
+        deadline = time.monotonic() + timeout
+        node = self._membership.require_node("backup")
+        if index is None:
+            self.wait_read(timeout)
+            index = node.applied_index
+        with node.open_snapshot(index, max(0.0, deadline - time.monotonic()), is_whole) as stored:
+            return {"index": stored.header.index, "node": node.node_id}
 
     # -- how it is
 
@@ -779,3 +795,33 @@ class Service:
         body = do_elsewhere(answer, _UNHURRIED_SECONDS, NodeFailedError)
         start_response(*begun[0])
         return body
+
+
+@contextmanager
+def _opened(take: Callable[[], StoredSnapshot], seconds: float) -> Iterator[StoredSnapshot]:
+    """What `take` opens, within `seconds`; another thread does, for the main one.  Closed, whatever interrupts that."""
+    kept: list[StoredSnapshot] = []
+    is_over: list[bool] = []
+
+    def close() -> None:
+        while True:
+            try:
+                stored = kept.pop()  # whoever gets it closes it
+            except IndexError:
+                return
+            stored.close()
+
+    def take_it() -> None:
+        kept.append(take())
+        if is_over:
+            close()
+
+    try:
+        if is_main_thread():
+            do_elsewhere(take_it, seconds, ReadTimeoutError)
+        else:
+            take_it()
+        yield kept[0]
+    finally:
+        is_over.append(True)
+        close()

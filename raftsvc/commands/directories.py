@@ -104,11 +104,13 @@ def survey(args: Any) -> int:
 @_of_files
 def recover(args: Any) -> int:
     """A new cluster from one of them, once somebody who saw what is lost says so."""
-    found = rescue.survey([args.directory, *args.other])
-    if not args.json:
-        _show(args, _facts_of(found))
-    if not args.yes:
-        _ask(f"Make {args.directory} the only member of a new cluster? No other member may be started again. ")
+    done = rescue.recovered(args.directory, args.addr, others=args.other, above_index=args.above)
+    if done is None:  # else the process ended before it could say so, and there is nothing to be asked any more
+        found = rescue.survey([args.directory, *args.other])
+        if not args.json:
+            _show(args, _facts_of(found))
+        if not args.yes:
+            _ask(f"Make {args.directory} the only member of a new cluster? No other member may be started again. ")
     made = rescue.recover(
         args.directory,
         args.addr,
