@@ -83,6 +83,32 @@ def _nowhere() -> bool:
     return False
 
 
+class _Remains:
+    """Of a node that could not be started: a write to the disk may hang, and be done to the directory yet.
+
+    node: that; None: there is none.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.node: Node | None = None
+        self._store = store
+
+    def are_gone(self) -> bool:
+        """Whether nothing of it is written any more; bounded."""
+        node = self.node
+        if node is not None and not node.undo_start():
+            return False
+        self.node = None
+        return True
+
+    def close_store(self) -> None:
+        """Let the directory go, unless something may still be written to it, which the next owner would see."""
+        if self.are_gone():
+            self._store.close()
+        else:
+            logger.error("a write to the disk still hangs; the directory stays locked until the process ends")
+
+
 class Membership:
     """What this process holds of a cluster: nothing yet, a node, or, once stopped, nothing any more.  Thread-safe."""
 
@@ -105,7 +131,7 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._attempt = _Attempt()
-        self._remnant: Node | None = None  # that could not be started, and of which a write may still hang
+        self._remains = _Remains(store)
         self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
         self.listed: frozenset[str] = frozenset()
         """Whoever is reached there may join, unless it was evicted from there."""
@@ -394,11 +420,11 @@ class Membership:
                 if node is not None:
                     node.stop(StoppedError("the Service was stopped"))
                 else:
-                    self._close_store()
+                    self._remains.close_store()
 
     def _start_node(self) -> None:
         """Raises StartFailedError, and others; then it may be tried again, once what was begun has ended."""
-        if not self._is_clear():
+        if not self._remains.are_gone():
             raise StorageError("a write to the disk still hangs, of an attempt to start; it may be tried again after that")
         node: Node | None = None
         try:
@@ -414,38 +440,11 @@ class Membership:
             self.node = None
             self._attempt.runs_state_here = _nowhere
             if node is not None:
-                self._remnant = node
+                self._remains.node = node
                 node.undo_start()
             else:
                 self._store.unload()
             raise
-
-    def _is_clear(self) -> bool:
-        """Whether nothing is written any more by a node that could not be started; bounded."""
-        node = self._remnant
-        if node is not None and not node.undo_start():
-            return False
-        self._remnant = None
-        return True
-
-    def _close_store(self) -> None:
-        """Let the directory go, unless something may still be written to it, which the next owner would see."""
-        if self._is_clear():
-            self._store.close()
-        else:
-            logger.error("a write to the disk still hangs; the directory stays locked until the process ends")
-
-    # -- what is stored
-
-    def open_snapshot(self, index: int, timeout: float, is_whole: bool) -> StoredSnapshot:
-        """See `Node.open_snapshot`; where another process owns the directory it sees to it, and this one reads that."""
-        wanted = {"index": index, "is_whole": is_whole}
-        if self.relay.do("store", wanted, timeout, ReadTimeoutError) is not Relayed.DONE:
-            return self.require_node("backup").open_snapshot(index, timeout, is_whole)
-        try:
-            return self._store.open_snapshot()
-        except OSError as error:
-            raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
 
     # -- the end
 
@@ -467,7 +466,7 @@ class Membership:
                 self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             logger.info("node %d was stopped", node.node_id)
         else:  # who joins closes the store when he ends
-            self._leave(self._close_store if not is_joining else lambda: None)
+            self._leave(self._remains.close_store if not is_joining else lambda: None)
         return True
 
     def _leave(self, stop: Callable[[], object]) -> None:
@@ -480,6 +479,17 @@ class Membership:
             stop()
         finally:
             self._sharing.end()
+
+
+def open_stored(membership: Membership, index: int, timeout: float, is_whole: bool) -> StoredSnapshot:
+    """See `Node.open_snapshot`; where another process owns the directory it sees to it, and this one reads that."""
+    wanted = {"index": index, "is_whole": is_whole}
+    if membership.relay.do("store", wanted, timeout, ReadTimeoutError) is not Relayed.DONE:
+        return membership.require_node("backup").open_snapshot(index, timeout, is_whole)
+    try:
+        return membership._store.open_snapshot()
+    except OSError as error:
+        raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
 
 
 def _await_former(membership: Membership, boot_url: str, deadline: float) -> bool:

@@ -21,10 +21,10 @@ from __future__ import annotations
 import os
 import threading
 from _thread import allocate_lock, get_ident, start_new_thread
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raftsvc.errors import RaftError
 from raftsvc.systems import call_in_children
@@ -167,3 +167,42 @@ def do_elsewhere(function: Callable[[], T], seconds: float, late: Callable[[str]
             del errand  # else its frames would keep it, and it them
     result: T = errand.result
     return result
+
+
+class Closable(Protocol):
+    """What is closed by whoever has it."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@contextmanager
+def opened(take: Callable[[], C], seconds: float, late: Callable[[str], RaftError]) -> Iterator[C]:
+    """What `take` opens, and another thread does for the main one, as `do_elsewhere`; closed in the end.
+
+    If the wait is interrupted it is closed by whoever opened it, once it is open.
+    """
+    kept: list[C] = []
+    is_over: list[bool] = []
+
+    def close() -> None:
+        with suppress(IndexError):
+            kept.pop().close()  # whoever gets it from the list
+
+    def take_it() -> None:
+        kept.append(take())
+        if is_over:
+            close()
+
+    try:
+        if is_main_thread():
+            do_elsewhere(take_it, seconds, late)
+        else:
+            take_it()
+        yield kept[0]
+    finally:
+        is_over.append(True)
+        close()

@@ -15,9 +15,9 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -40,7 +40,7 @@ from raftsvc.errors import (
     StartFailedError,
     TransferFailedError,
 )
-from raftsvc.formation import Membership, Roster
+from raftsvc.formation import Membership, Roster, open_stored
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
@@ -56,7 +56,7 @@ from raftsvc.host.refusals import (
 from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, checked_keys
 from raftsvc.listeners import Event, Farewells, Listeners
-from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
+from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, opened, prepare
 from raftsvc.measures import DONE, FAILED, Account
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.node import NodeOptions
@@ -65,7 +65,7 @@ from raftsvc.member.waiters import Read
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
-from raftsvc.rescue import Backup, Writable, back_up_stored
+from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
 from raftsvc.state import State
 from raftsvc.storage import Files, Store, StoredSnapshot
@@ -667,10 +667,7 @@ class Service:
         """
         node = self._membership.require_node("backup")
         check_timeout(timeout)
-        if not isinstance(file, (str, os.PathLike)) and not callable(getattr(file, "write", None)):
-            raise ConfigurationError(
-                f"a backup is written to a file, by its name, or what has write(), not {file!r:.100}"
-            )
+        check_target(file)
         deadline = time.monotonic() + timeout
         self.wait_read(timeout)
         index = node.applied_index
@@ -678,9 +675,9 @@ class Service:
 
         def open_snapshot(is_whole: bool) -> AbstractContextManager[StoredSnapshot]:
             left = max(0.0, ends_at.pop() - time.monotonic()) if ends_at else timeout  # anew: one was damaged
-            return _opened(partial(self._membership.open_snapshot, index, left, is_whole), left)
+            return opened(partial(open_stored, self._membership, index, left, is_whole), left, ReadTimeoutError)
 
-        return back_up_stored(open_snapshot, node.node_id, file)
+        return back_up_stored(open_snapshot, lambda: node.node_id, file)
 
     def _store(self, index: int | None, timeout: float, is_whole: bool) -> Mapping[str, object]:
         """Have the State stored in the directory, of that index, which is applied, or None: of now; and whose it is."""
@@ -795,33 +792,3 @@ class Service:
         body = do_elsewhere(answer, _UNHURRIED_SECONDS, NodeFailedError)
         start_response(*begun[0])
         return body
-
-
-@contextmanager
-def _opened(take: Callable[[], StoredSnapshot], seconds: float) -> Iterator[StoredSnapshot]:
-    """What `take` opens, within `seconds`; another thread does, for the main one.  Closed, whatever interrupts that."""
-    kept: list[StoredSnapshot] = []
-    is_over: list[bool] = []
-
-    def close() -> None:
-        while True:
-            try:
-                stored = kept.pop()  # whoever gets it closes it
-            except IndexError:
-                return
-            stored.close()
-
-    def take_it() -> None:
-        kept.append(take())
-        if is_over:
-            close()
-
-    try:
-        if is_main_thread():
-            do_elsewhere(take_it, seconds, ReadTimeoutError)
-        else:
-            take_it()
-        yield kept[0]
-    finally:
-        is_over.append(True)
-        close()

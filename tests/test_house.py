@@ -74,7 +74,7 @@ ROOMS = {
     "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
     "transport member attached host rescue formation forming options proposals listeners reception visitors",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
-    "client": "errors addresses keys results timeouts mainthread core transport member attached",
+    "client": "errors addresses keys results timeouts mainthread core storage transport member attached rescue",
     # What stands on the public face does not reach behind it.
     "kv": "errors addresses clocks state results timeouts process mainthread service client",
     "recipes": "errors mainthread kv",
@@ -101,6 +101,8 @@ NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"
 
 # What breaks a rule, and why it may.  An entry that is no longer needed fails the test.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("methods", "storage/files.py Files"): "one for each thing that storage asks of a file system",
+    ("methods", "rescue/reading.py Untouched"): "all that Files does",
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",
     ("methods", "testing/node.py SimulatedNode"): "all that a Port has, and what happens to a computer",

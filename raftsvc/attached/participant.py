@@ -227,7 +227,7 @@ class AttachedNode:
         return self._replica.applying.machine.applied_index
 
     def open_snapshot(self, index: int, timeout: float, is_whole: bool = True) -> StoredSnapshot:
-        """Raises DirectoryInUseError: the owner stores, and is asked to by `Membership.open_snapshot`."""
+        """Raises DirectoryInUseError: the owner stores, and is asked to by `open_stored`."""
         later = self._worker.successor
         if later is None:
             self._refuse("gives away what is stored")

@@ -11,12 +11,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.client.contacts import Contact
 from raftsvc.client.neighbors import Neighbor
+from raftsvc.client.owner import Owner
 from raftsvc.client.route import Route, UnansweredError, Way
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
@@ -28,13 +29,17 @@ from raftsvc.errors import (
     RaftError,
     ReadTimeoutError,
     Rejected,
+    StorageError,
     UnknownKeyError,
 )
 from raftsvc.keys import ClientKey
-from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.mainthread import do_elsewhere, is_main_thread, opened
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, wrap
 from raftsvc.member.sessions import decode_outcome
+from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
+from raftsvc.storage import Files, StoredSnapshot
+from raftsvc.timeouts import check_timeout
 from raftsvc.transport import Network
 from raftsvc.transport.auth import ClientSigner
 from raftsvc.transport.session import make_session
@@ -179,6 +184,36 @@ class Connection:
         except UnansweredError as error:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:g} s: {error}") from error
+
+    def backup(self, file: str | os.PathLike[str] | Writable, timeout: float = 60.0) -> Backup:
+        """Write all that the cluster has to a file, while it works; as `Service.backup`.
+
+        By the directory of a member of this host: the process that owns it stores the State there, and this one, of
+        the same user, reads that.  No client key gives the right to all of it from elsewhere: ConfigurationError.
+
+        Raises ReadTimeoutError, StorageError, NotApplied if nobody was asked, what the owner raises and `file` does.
+        """
+        check_timeout(timeout)
+        check_target(file)
+        if not self._directories:
+            raise ConfigurationError(
+                "a backup is taken on the host of a member, by its user: connect to the node's directory there"
+            )
+        directory = self._directories[0]
+        owner = Owner(directory)
+        taken: list[tuple[int, int]] = []
+
+        def store(is_whole: bool) -> StoredSnapshot:
+            taken.append(owner.store(taken[0][0] if taken else None, is_whole, timeout))
+            try:
+                return StoredSnapshot(Files(), f"{directory}/snap")
+            except OSError as error:
+                raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
+
+        def open_snapshot(is_whole: bool) -> AbstractContextManager[StoredSnapshot]:
+            return opened(partial(store, is_whole), timeout, ReadTimeoutError)
+
+        return back_up_stored(open_snapshot, lambda: taken[0][1], file)
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have `function` called by `close`, while it still works; returns what ends that."""

@@ -15,6 +15,7 @@ from raftsvc.rescue.backups import (
     back_up,
     back_up_snapshot,
     back_up_stored,
+    check_target,
     save_backup,
     write_backup,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "back_up",
     "back_up_snapshot",
     "back_up_stored",
+    "check_target",
     "described",
     "inspect",
     "recover",

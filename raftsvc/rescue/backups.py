@@ -29,7 +29,7 @@ from zlib import crc32
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
-from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.errors import ConfigurationError, DamagedStorageError, FormatVersionError, StorageError
 from raftsvc.member.snapshots import decode_config
 from raftsvc.rescue.reading import read_held, stopped
 from raftsvc.rescue.replaying import History, history_of
@@ -101,6 +101,12 @@ class Writable(Protocol):
 
     def write(self, data: bytes, /) -> object:
         """Take the data, or so many bytes of it as is returned."""
+
+
+def check_target(file: object) -> None:
+    """Raise ConfigurationError unless a backup can be written to it."""
+    if not isinstance(file, (str, os.PathLike)) and not callable(getattr(file, "write", None)):
+        raise ConfigurationError(f"a backup is written to a file, by its name, or what has write(), not {file!r:.100}")
 
 
 def write_backup(backup: Backup, chunks: Iterable[bytes], out: Writable) -> int:
@@ -254,12 +260,13 @@ def back_up_snapshot(
 
 def back_up_stored(
     open_snapshot: Callable[[bool], AbstractContextManager[StoredSnapshot]],
-    node_id: int,
+    node_id: Callable[[], int],
     file: str | os.PathLike[str] | Writable,
     files: Files | None = None,
 ) -> Backup:
     """Back up what a node has stored, read once where that does, see `Service.backup`.
 
+    node_id:       whose it is, once it is open.
     open_snapshot: opens it; given True only if it is whole to its end, for which another one is taken if it is not.
 
     Raises as `back_up_snapshot`, and what `open_snapshot` does.
@@ -267,9 +274,9 @@ def back_up_stored(
     if isinstance(file, (str, os.PathLike)):
         # What is damaged is found out by whoever copies it, and of the copy nothing stays.
         with suppress(DamagedStorageError), open_snapshot(False) as stored:
-            return back_up_snapshot(stored, node_id, file, files)
+            return back_up_snapshot(stored, node_id(), file, files)
     with open_snapshot(True) as stored:
-        return back_up_snapshot(stored, node_id, file, files)
+        return back_up_snapshot(stored, node_id(), file, files)
 
 
 def backup_of(history: History, node_id: int, commit_index: int, wall_ms: int) -> Backup:
