@@ -425,7 +425,9 @@ class Membership:
     def _start_node(self) -> None:
         """Raises StartFailedError, and others; then it may be tried again, once what was begun has ended."""
         if not self._remains.are_gone():
-            raise StorageError("a write to the disk still hangs, of an attempt to start; it may be tried again after that")
+            raise StorageError(
+                "a write to the disk still hangs, of an attempt to start; it may be tried again after that"
+            )
         node: Node | None = None
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
