@@ -410,6 +410,7 @@ class KeyValue:
         limit: int | None = None,
         after: str = "",
         max_age: float | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment no earlier than this call.
 
@@ -417,10 +418,13 @@ class KeyValue:
         after:   only what comes after this key: give the last one of a page to get the next.  Each page is of
                  a moment of its own.
         max_age: of a moment no earlier than so many seconds ago.
+        max_bytes: no more once their values have more than so many bytes: the last may be the one by which they do.
+                 What a connected client is told by the socket of a directory has 3 MB at most.
         """
         _check_limit(limit)
+        _check_limit(max_bytes)
         name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
-        found = self._reader.read(lambda shown: shown.list(name, limit, start), max_age, timeout)
+        found = self._reader.read(lambda shown: shown.list(name, limit, start, max_bytes), max_age, timeout)
         return self._without_prefix(found)
 
     def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
@@ -891,7 +895,7 @@ def _check_several(what: str, things: object) -> None:
 
 def _check_limit(limit: object) -> None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
+        raise ConfigurationError(f"a limit is a number, 0 or more, not {limit!r:.100}")
 
 
 def _check_prefix(prefix: object) -> None:

@@ -153,9 +153,11 @@ class _Asked:
         """The values, all of one moment, of those `keys` that exist."""
         return decode_values(self._ask(Question(MANY, tuple(keys))))
 
-    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
+    def list(
+        self, prefix: str = "", limit: int | None = None, after: str = "", max_bytes: int | None = None
+    ) -> dict[str, Value]:
         """The keys that start with `prefix` and come after `after`, in order, with their values, all of one moment."""
-        return decode_values(self._ask(Question(LIST, (prefix, after), limit)))
+        return decode_values(self._ask(Question(LIST, (prefix, after), limit, max_bytes)))
 
     def claims(self, name: str) -> Sequence[Claim]:
         """All claims on a name, who holds first, then who waits; under which lease they stand is not told."""

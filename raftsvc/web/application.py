@@ -68,6 +68,8 @@ class Api:
 
     def _answer(self, asked: Asked) -> Response:
         route, key = find_route(asked.method, asked.path)
+        if not route.has_body:
+            asked.refuse_body()
         if route.right is None:
             return self._described(asked, route)
         caller = admitted(self._authorize, asked.environ, route.right)

@@ -79,7 +79,7 @@ def _by_token(keys: list[ClientKey]) -> Authorize:
     for key in keys:
         if key.key in names:
             raise ConfigurationError(
-                f"{names[key.key]!r} and {key.name!r} have the same key, so nobody could tell who asks: give each its own"
+                f"{names[key.key]!r} and {key.name!r} have the same key, so who asks is not known: give each its own"
             )
         names[key.key] = key.name
     known = [(key.key.encode(), Caller(key.name, key.rights, key.prefix)) for key in keys]

@@ -30,6 +30,8 @@ MAX_KEYS = 10_000
 _KEYS = 1000
 _MAX_LISTED_BYTES = 4 * 1024 * 1024
 """Of the values in one listing; one value at least is shown."""
+_MAX_ASKED_BYTES = 512 * 1024
+"""The same where a member is asked for them; with one more value, and a thousand keys, an answer there has that."""
 MAX_OPERATIONS = 1000
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -55,11 +57,12 @@ class Keys:
         value = self._read(asked, key)
         present = 0 if value is None else value.version
         match, none_match = asked.tags("If-Match"), asked.tags("If-None-Match")
-        if match is not None and not _matches(match, present, is_strong=True):
-            raise _failed(key, present)
+        # Conditions are for what would be answered without them, and in this order (RFC 9110, section 13.2).
         if value is None:
             raise Problem(404, "NoSuchKey", "There is no such key.", key=key)
-        if match is None and none_match is not None and _matches(none_match, present, is_strong=False):
+        if match is not None and not _matches(match, present, is_strong=True):
+            raise _failed(key, present)
+        if none_match is not None and _matches(none_match, present, is_strong=False):
             response = Response(status=304)
         else:
             response = Response(value.data, mimetype="application/octet-stream")
@@ -122,15 +125,18 @@ class Keys:
         after = asked.parameters.get("after", "")
         max_age, timeout = asked.seconds("max_age"), asked.timeout(_READ_SECONDS)
         start = max(after, _AFTER_RESERVED)
+        left = _MAX_LISTED_BYTES
+        if not self._positions.are_known:
+            limit, left = min(limit, _KEYS), _MAX_ASKED_BYTES
 
         def look() -> tuple[dict[str, Value], int | None]:
             if self._positions.are_known:
                 return self._kv.list_at(prefix, timeout, limit=limit + 1, after=start, max_age=max_age)
-            return self._kv.list(prefix, timeout, limit=limit + 1, after=start, max_age=max_age), None
+            # All of it has to fit into what a connected client is told at once.
+            return self._kv.list(prefix, timeout, limit=limit + 1, after=start, max_age=max_age, max_bytes=left), None
 
         found, index = _made(look)
         entries: list[dict[str, object]] = []
-        left = _MAX_LISTED_BYTES
         has_more = False
         for key, value in found.items():
             if len(entries) == limit or (entries and len(value.data) > left):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from raftsvc.web.problems import Problem
 
 KEY = "{key}"
+_WITH_BODY = ("putKey", "transact")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Route:
     name: str
     right: str | None
     parameters: frozenset[str] = frozenset()
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a request has a body."""
+        return self.name in _WITH_BODY
 
     @property
     def is_write(self) -> bool:

@@ -66,6 +66,7 @@ VALUES: dict[str, Any] = {
     "keys": ["a"],
     "known": [kv.Claimant(1, b"")],
     "limit": 1,
+    "max_bytes": 1,
     "listener": lambda event: None,
     "max_age": 0.0,
     "name": "kv",

@@ -119,6 +119,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "key": is_key,
     "keys": is_list(is_text),
     "limit": lambda value: value is None or is_whole(value, 0),
+    "max_bytes": lambda value: value is None or is_whole(value, 0),
     "listener": callable,
     "max_age": lambda value: value is None or (is_number(value) and value >= 0),
     "name": lambda value: False,
