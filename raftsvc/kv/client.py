@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -38,6 +39,7 @@ from raftsvc.kv.leases import (
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
@@ -706,6 +708,23 @@ class KeyValue:
         from raftsvc.recipes.leases import Lease
 
         return Lease(self._claimed_by(lambda keeper: keeper.open(ttl_ms, keep, timeout)))
+
+    def ticket(self, name: str, id: str | None = None, *, ttl: float = 15.0, data: bytes | None = None) -> Ticket:  # noqa: A002
+        """A claim on a name, as `claim` makes them, that belongs to whoever knows its ticket, and to no process.
+
+        For those who ask now and then, and maybe another process each time, as over HTTP: `ticket.acquire(wait=30)`,
+        and within each `ttl` of log time `ticket.keep()`, by the same `ticket.id` wherever; else others have it.
+
+        id:   of 16 hexadecimal digits; None: another one, at random.
+        ttl, data: as with `claim`.
+        """
+        full = _claimed(self._prefix, name)
+        if id is None:
+            id = secrets.token_hex(transactions.LEASE_DIGITS // 2)  # noqa: A001
+        elif not isinstance(id, str) or not transactions.LEASE.fullmatch(id.encode(errors="replace")):
+            raise ConfigurationError(f"a ticket is {transactions.LEASE_DIGITS} hexadecimal digits, not {id!r:.100}")
+        terms = lease_ttl_ms(ttl), checked_data(data)
+        return Ticket(self._holding(), full, id, *terms, lambda rejected: _meaning_of(rejected, []))
 
     def counter(self, name: str) -> Counter:
         """A number that all count: `store.counter("visits").incr()`; see `raftsvc.recipes.Counter`, and `incr`."""

@@ -31,6 +31,11 @@ class Route:
         return self.name in _WITH_BODY
 
     @property
+    def is_of_held(self) -> bool:
+        """Whether it is about what somebody holds."""
+        return self.path.startswith(("/v1/locks/", "/v1/elections/"))
+
+    @property
     def is_write(self) -> bool:
         """Whether it changes something."""
         return self.right == "write"
@@ -47,6 +52,14 @@ ROUTES = (
     _route("DELETE", "/v1/keys/{key}", "deleteKey", "write", "timeout"),
     _route("POST", "/v1/counters/{key}", "count", "write", "delta initial ttl timeout"),
     _route("POST", "/v1/transactions", "transact", "write", "timeout"),
+    _route("POST", "/v1/locks/{key}", "acquireLock", "write", "ttl wait stay data timeout"),
+    _route("PUT", "/v1/locks/{key}", "keepLock", "write", "ticket wait timeout"),
+    _route("DELETE", "/v1/locks/{key}", "releaseLock", "write", "ticket timeout"),
+    _route("GET", "/v1/locks/{key}", "getLock", "read", "max_age timeout"),
+    _route("POST", "/v1/elections/{key}", "campaign", "write", "ttl wait stay data timeout"),
+    _route("PUT", "/v1/elections/{key}", "keepLeading", "write", "ticket wait timeout"),
+    _route("DELETE", "/v1/elections/{key}", "resign", "write", "ticket timeout"),
+    _route("GET", "/v1/elections/{key}", "getLeader", "read", "max_age timeout"),
     _route("GET", "/v1/watch", "watch", "read", "prefix after wait timeout"),
     _route("GET", "/v1/openapi.json", "describe", None),
 )

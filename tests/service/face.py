@@ -109,6 +109,8 @@ VALUES: dict[str, Any] = {
     "take.timeout": BRIEF,
     "wait_changed.timeout": BRIEF,
     "lock.data": b"main",
+    "ticket.data": b"main",
+    "ticket.id": "0" * 16,
     "rwlock.data": b"main",
 }
 

@@ -145,9 +145,9 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     # Where a method means something else by a name.
     **{
         f"{method}.ttl": lambda value: is_number(value) and 1 <= value <= 36525 * 24 * 3600
-        for method in ("claim", "duty", "jobs", "lease", "meeting", "queue", "take", *RECIPES)
+        for method in ("claim", "duty", "jobs", "lease", "meeting", "queue", "take", "ticket", *RECIPES)
     },
-    **{f"{method}.name": is_key for method in ("claim", "claims", "items", "take", "wait_claims")},
+    **{f"{method}.name": is_key for method in ("claim", "claims", "items", "take", "ticket", "wait_claims")},
     **{f"{method}.name": is_name for method in ("barrier", "counter", "limit", "meeting", "queue", *RECIPES)},
     **{
         f"{method}.timeout": lambda value: value is None or (is_number(value) and value < NEVER)
@@ -158,6 +158,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "__contains__.key": lambda value: True,  # there is none such, as for other mappings
     "disallow.addr": is_key,
     "transfer.addr": lambda value: value is None,
+    "ticket.id": lambda value: value is None,
 }
 """What is something for it, of all that is odd."""
 READING = {"__getitem__", "get", "get_json", "get_many", "get_many_stale", "get_stale"}
