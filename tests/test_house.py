@@ -70,7 +70,8 @@ ROOMS = {
     "listeners": "errors mainthread member formation",
     "reception": "errors addresses metrics state process mainthread core storage transport member host formation "
     "forming listeners",
-    "visitors": "errors keys state member transport formation proposals reception",
+    "copies": "errors storage",
+    "visitors": "errors keys state core member transport formation proposals reception copies",
     "service": "errors addresses keys measures state versions results timeouts process mainthread core storage "
     "transport member attached host rescue formation forming options proposals listeners reception visitors",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.

@@ -16,9 +16,10 @@ from functools import partial
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.client.contacts import Contact
+from raftsvc.client.copying import FarFiles
 from raftsvc.client.neighbors import Neighbor
 from raftsvc.client.owner import Owner
-from raftsvc.client.route import Route, UnansweredError, Way
+from raftsvc.client.route import PATIENCE_SECONDS, Route, UnansweredError, Way
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
@@ -43,13 +44,14 @@ from raftsvc.timeouts import check_timeout
 from raftsvc.transport import Network
 from raftsvc.transport.auth import ClientSigner
 from raftsvc.transport.session import make_session
-from raftsvc.transport.visits import BRING, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
+from raftsvc.transport.visits import BRING, COPY, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
 
 MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 """Of what a connected client brings; the members may allow less."""
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
+_PIECE_SECONDS = 30.0
 
 
 class Connection:
@@ -176,11 +178,11 @@ class Connection:
         picture: dict[str, object] = json.loads(self._ask(STATUS, b"", timeout))
         return picture
 
-    def _ask(self, kind: int, data: bytes, timeout: float) -> bytes:
+    def _ask(self, kind: int, data: bytes, timeout: float, patience: float = PATIENCE_SECONDS) -> bytes:
         if is_main_thread():
-            return do_elsewhere(partial(self._ask, kind, data, timeout), timeout, ReadTimeoutError)
+            return do_elsewhere(partial(self._ask, kind, data, timeout, patience), timeout, ReadTimeoutError)
         try:
-            return self._route().ask(kind, data, time.monotonic() + timeout).data
+            return self._route().ask(kind, data, time.monotonic() + timeout, patience).data
         except UnansweredError as error:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:g} s: {error}") from error
@@ -189,17 +191,33 @@ class Connection:
         """Write all that the cluster has to a file, while it works; as `Service.backup`.
 
         By the directory of a member of this host: the process that owns it stores the State there, and this one, of
-        the same user, reads that.  No client key gives the right to all of it from elsewhere: ConfigurationError.
+        the same user, reads that.  From elsewhere a member sends it in pieces, to whose key has the right to `admin`
+        and no prefix; if it ends meanwhile, so does this, and is begun anew by whoever calls it again.
 
-        Raises ReadTimeoutError, StorageError, NotApplied if nobody was asked, what the owner raises and `file` does.
+        timeout: in seconds, for the State to be stored, and then for each piece.
+
+        Raises ReadTimeoutError, StorageError, NotApplied if nobody was asked, NotPermittedError, what the owner raises,
+        and what `file` does.
         """
         check_timeout(timeout)
         check_target(file)
-        if not self._directories:
-            raise ConfigurationError(
-                "a backup is taken on the host of a member, by its user: connect to the node's directory there"
-            )
-        directory = self._directories[0]
+        if self._directories:
+            return self._back_up_here(self._directories[0], file, timeout)
+
+        def ask(question: bytes, is_first: bool) -> bytes:
+            # That the State is stored takes a while, and two who do it at once are no faster.
+            seconds = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), PATIENCE_SECONDS)
+            try:
+                return self._ask(COPY, question, *seconds)
+            except Rejected as error:
+                raise StorageError(f"the backup is not whole, and has to be begun anew: {error}") from error
+
+        files = FarFiles(ask)
+
+        take = partial(StoredSnapshot, files, "what a member has stored")
+        return back_up_stored(lambda _: opened(take, 4 * timeout, ReadTimeoutError), lambda: files.node_id, file)
+
+    def _back_up_here(self, directory: str, file: str | os.PathLike[str] | Writable, timeout: float) -> Backup:
         owner = Owner(directory)
         taken: list[tuple[int, int]] = []
 

@@ -40,13 +40,17 @@ def _of_files(command: Command) -> Command:
 
 @_of_files
 def backup(args: Any) -> int:
-    """Of the node that owns a directory, or of what one that is stopped left there."""
+    """Of the node that owns a directory, of a cluster elsewhere, or of what one that is stopped left."""
     where = where_of(args)
-    file, owner = os.path.abspath(args.file), where.owner("backup")
+    file = os.path.abspath(args.file)
     if args.stopped:
+        where.owner("backup")
         told = rescue.back_up(where.directory, file, KeyValueState()).facts()
+    elif where.directory:
+        told = where.owner("backup").backup(file, args.within)
     else:
-        told = owner.backup(file, args.within)
+        with where.store() as store:
+            told = store.service.backup(file, args.within).facts()
     return _show(args, {"file": file, **told})
 
 

@@ -348,7 +348,7 @@ def _add_directories(commands: _Commands, flags: Flags) -> None:
         directories.backup,
         "write all that the cluster has to a file, while it works",
         "raftsvc --at /var/lib/app/raft backup /var/backups/app.raft",
-        "On the host of a member, whose process writes it.",
+        "On the host of a member its process writes it; from elsewhere it is sent, to a key with the right to admin.",
     )
     backup.add_argument("file", metavar="FILE", help="one that is there is replaced once the new one is whole")
     flags.switch(

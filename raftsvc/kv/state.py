@@ -224,7 +224,7 @@ class KeyValueState(BaseState):
             return _look_elsewhere(partial(self.list, prefix, limit, after, max_bytes))
         with self._applying.lock:
             pages = self._applying.content.keys.freeze(prefix, after)
-        found = dict[str, Value]()
+        found: dict[str, Value] = {}
         left = max_bytes
         for key, value in islice(_found(pages, prefix, after), limit):
             found[key] = value
