@@ -120,6 +120,7 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "keys": is_list(is_text),
     "limit": lambda value: value is None or is_whole(value, 0),
     "max_bytes": lambda value: value is None or is_whole(value, 0),
+    "id": lambda value: value is None,
     "listener": callable,
     "max_age": lambda value: value is None or (is_number(value) and value >= 0),
     "name": lambda value: False,
@@ -158,7 +159,6 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "__contains__.key": lambda value: True,  # there is none such, as for other mappings
     "disallow.addr": is_key,
     "transfer.addr": lambda value: value is None,
-    "ticket.id": lambda value: value is None,
 }
 """What is something for it, of all that is odd."""
 READING = {"__getitem__", "get", "get_json", "get_many", "get_many_stale", "get_stale"}
