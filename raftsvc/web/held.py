@@ -19,7 +19,7 @@ from werkzeug.wrappers import Response
 from raftsvc.kv import KeyValue, Ticket
 from raftsvc.web.asked import Asked
 from raftsvc.web.callers import Caller
-from raftsvc.web.keys import check_allowed, claimed_name, json_response, made_by
+from raftsvc.web.keys import check_allowed, check_unconditional, claimed_name, json_response, made_by
 from raftsvc.web.problems import Problem, bad_request
 from raftsvc.web.watching import Places
 
@@ -45,6 +45,7 @@ class Held:
 
     def acquire(self, asked: Asked, caller: Caller, name: str) -> Response:
         """POST: hold it, or have a place among those who wait."""
+        check_unconditional(asked)
         check_allowed(caller, name)
         ttl = asked.seconds("ttl", _TTL_SECONDS) or 0.0
         data = asked.parameters.get("data", caller.name).encode()
@@ -89,6 +90,7 @@ class Held:
 
     def _ticket(self, asked: Asked, caller: Caller, name: str) -> tuple[Ticket, float]:
         """That of the request, and its TTL."""
+        check_unconditional(asked)
         check_allowed(caller, name)
         found = _TICKET.fullmatch(asked.parameters.get("ticket", ""))
         if found is None:

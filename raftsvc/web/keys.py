@@ -154,7 +154,7 @@ class Keys:
 
     def count(self, asked: Asked, caller: Caller, key: str) -> Response:
         """POST /v1/counters/{key}."""
-        _check_unconditional(asked)
+        check_unconditional(asked)
         check_allowed(caller, key)
         delta, initial = asked.integer("delta", 1, _LEAST, _MOST), asked.integer("initial", 0, _LEAST, _MOST)
         effect = made_by(lambda: store.incr(key, delta, initial, asked.seconds("ttl")))
@@ -164,7 +164,7 @@ class Keys:
 
     def transact(self, asked: Asked, caller: Caller, _: str) -> Response:
         """POST /v1/transactions."""
-        _check_unconditional(asked)
+        check_unconditional(asked)
         given = asked.json()
         operations = self._operations_of(given)
         for each in given:
@@ -185,7 +185,7 @@ class Keys:
         return found
 
 
-def _check_unconditional(asked: Asked) -> None:
+def check_unconditional(asked: Asked) -> None:
     """Raise a Problem where there is a condition that would not be looked at (RFC 9110, section 13.1)."""
     if asked.tags("If-Match") is not None or asked.tags("If-None-Match") is not None:
         raise bad_request("This takes no If-Match or If-None-Match; a transaction has conditions of its own.")
