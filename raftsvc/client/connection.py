@@ -51,6 +51,8 @@ MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
+FAREWELL_SECONDS = 10.0
+"""For those who are told before it is closed: who waits at a cluster that is slow has his place given up, too."""
 _PIECE_SECONDS = 30.0
 
 
@@ -253,7 +255,7 @@ class Connection:
         Who does not call it, or dies, is forgotten once so many other clients have come since.
         """
         if is_main_thread():
-            return do_elsewhere(self.close, 3 * _CLOSE_SECONDS, ReadTimeoutError)
+            return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
         farewells, self._farewells = self._farewells, []
         for function in farewells:
             with suppress(RaftError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
-from raftsvc.client.connection import Connection
+from raftsvc.client.connection import FAREWELL_SECONDS, Connection
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.freshness import Shown
 from raftsvc.kv.history import Signal
@@ -83,7 +84,7 @@ class RemoteStore:
             made = Keeper(self)
             keeper = self._keepers.setdefault(pid, made)
             if keeper is made:
-                self._connection.before_stop(keeper.close)
+                self._connection.before_stop(partial(keeper.close, FAREWELL_SECONDS))
             for other in [other for other in list(self._keepers) if other != pid]:  # a parent's
                 self._keepers.pop(other, None)
         return keeper
