@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 GRACE_SECONDS = 5.0
 """So much longer than it should take is waited for what was handed over: its own deadline comes first."""
+_LOOK_SECONDS = 0.2
 MAIN_THREAD = "raftsvc.main_thread"
 """In the environ of a request that the server serves in the main thread."""
 
@@ -75,7 +77,14 @@ class _Errand:
 
     def wait(self, seconds: float) -> bool:
         """Whether it was carried out within that time."""
-        return self._done.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        ends_at = time.monotonic() + max(seconds, 0.0)
+        while True:
+            left = ends_at - time.monotonic()
+            # A signal may be taken by another thread, and then interrupts nothing here: its handler waits for a step.
+            if self._done.acquire(timeout=min(max(left, 0.0), _LOOK_SECONDS)):
+                return True
+            if left <= 0:
+                return False
 
 
 class _Deputies:

@@ -202,7 +202,7 @@ def test_who_is_ended_while_he_waits_gives_up_his_place(
     number = getattr(signal, name)
     former = signal.signal(number, signal.default_int_handler)  # as whoever runs the tests in the background has not
     try:
-        with store.claim(place, timeout=PATIENCE):
+        with store.claim(place, ttl=3600, timeout=PATIENCE):  # not lost, however busy the machine is
 
             def end_it() -> None:
                 eventually(lambda: len(store.claims(place)) == 2, "it waits")
