@@ -28,6 +28,7 @@ PURE = {
     "kv/events.py",
     "kv/freshness.py",
     "kv/instructions.py",
+    "kv/tickets.py",
     "kv/leases.py",
     "kv/queries.py",
     "kv/remote.py",

@@ -51,7 +51,7 @@ from raftsvc.member.node import Node, NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.process import HomeProcess
 from raftsvc.state import State
-from raftsvc.storage import Store
+from raftsvc.storage import Store, StoredSnapshot
 from raftsvc.transport import JoinReply, JoinRequest, Network, Problem, request_join, who_answers
 from raftsvc.transport.wire import join_proof
 from raftsvc.versions import outdated, versions_of
@@ -84,6 +84,32 @@ def _nowhere() -> bool:
     return False
 
 
+class _Remains:
+    """Of a node that could not be started: a write to the disk may hang, and be done to the directory yet.
+
+    node: that; None: there is none.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.node: Node | None = None
+        self._store = store
+
+    def are_gone(self) -> bool:
+        """Whether nothing of it is written any more; bounded."""
+        node = self.node
+        if node is not None and not node.undo_start():
+            return False
+        self.node = None
+        return True
+
+    def close_store(self) -> None:
+        """Let the directory go, unless something may still be written to it, which the next owner would see."""
+        if self.are_gone():
+            self._store.close()
+        else:
+            logger.error("a write to the disk still hangs; the directory stays locked until the process ends")
+
+
 class Membership:
     """What this process holds of a cluster: nothing yet, a node, or, once stopped, nothing any more.  Thread-safe."""
 
@@ -106,6 +132,7 @@ class Membership:
         # init, join and stop, one at a time; never held by callers or over waits for peers
         self._lifecycle = threading.Lock()
         self._attempt = _Attempt()
+        self._remains = _Remains(store)
         self._forming: Callable[[], RaftError] | None = None  # says what is waited for, of who forms a cluster
         self.listed: frozenset[str] = frozenset()
         """Whoever is reached there may join, unless it was evicted from there."""
@@ -396,10 +423,14 @@ class Membership:
                 if node is not None:
                     node.stop(StoppedError("the Service was stopped"))
                 else:
-                    self._store.close()
+                    self._remains.close_store()
 
     def _start_node(self) -> None:
-        """Raises StartFailedError, and others; then no thread of it is left, and it may be tried again."""
+        """Raises StartFailedError, and others; then it may be tried again, once what was begun has ended."""
+        if not self._remains.are_gone():
+            raise StorageError(
+                "a write to the disk still hangs, of an attempt to start; it may be tried again after that"
+            )
         node: Node | None = None
         try:
             node = Node(self.addr, self._store, self.state, self._network, self._options)
@@ -414,6 +445,7 @@ class Membership:
             self.node = None
             self._attempt.runs_state_here = _nowhere
             if node is not None:
+                self._remains.node = node
                 node.undo_start()
             else:
                 self._store.unload()
@@ -439,7 +471,7 @@ class Membership:
                 self._leave(lambda: node.stop(StoppedError("the Service was stopped")))
             _tell("stopped", f"node {node.node_id} was stopped", node)
         else:  # who joins closes the store when he ends
-            self._leave(self._store.close if not is_joining else lambda: None)
+            self._leave(self._remains.close_store if not is_joining else lambda: None)
         return True
 
     def _leave(self, stop: Callable[[], object]) -> None:
@@ -452,6 +484,17 @@ class Membership:
             stop()
         finally:
             self._sharing.end()
+
+
+def open_stored(membership: Membership, index: int, timeout: float, is_whole: bool) -> StoredSnapshot:
+    """See `Node.open_snapshot`; where another process owns the directory it sees to it, and this one reads that."""
+    wanted = {"index": index, "is_whole": is_whole}
+    if membership.relay.do("store", wanted, timeout, ReadTimeoutError) is not Relayed.DONE:
+        return membership.require_node("backup").open_snapshot(index, timeout, is_whole)
+    try:
+        return membership._store.open_snapshot()
+    except OSError as error:
+        raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
 
 
 def _tell(event: str, text: str, node: Participant) -> None:

@@ -34,8 +34,8 @@ class ClientKey:
     name:   by which the client says which key it has; several of one name are fine, during a rotation.
     key:    a text of at least 16 bytes: `secrets.token_hex()` makes a good one.
     rights: `read`: what is stored, and the status; `write`: also instructions; `admin`: also those that
-            are the whole cluster's, such as who may join.  `metrics`: nothing but the metrics of a node,
-            to who sends the key itself (`Authorization: Bearer ...`), as Prometheus does.
+            are the whole cluster's, such as who may join, and a backup of it.  `metrics`: nothing but the metrics
+            of a node, to who sends the key itself (`Authorization: Bearer ...`), as Prometheus does.
     prefix: only what begins with it, see `raftsvc.ScopedState`.
 
     Raises ConfigurationError.

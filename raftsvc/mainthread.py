@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from _thread import allocate_lock, get_ident, start_new_thread
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raftsvc.errors import RaftError
 from raftsvc.systems import call_in_children
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 GRACE_SECONDS = 5.0
 """So much longer than it should take is waited for what was handed over: its own deadline comes first."""
+_LOOK_SECONDS = 0.2
 MAIN_THREAD = "raftsvc.main_thread"
 """In the environ of a request that the server serves in the main thread."""
 
@@ -75,7 +77,14 @@ class _Errand:
 
     def wait(self, seconds: float) -> bool:
         """Whether it was carried out within that time."""
-        return self._done.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX))
+        ends_at = time.monotonic() + max(seconds, 0.0)
+        while True:
+            left = ends_at - time.monotonic()
+            # A signal may be taken by another thread, and then interrupts nothing here: its handler waits for a step.
+            if self._done.acquire(timeout=min(max(left, 0.0), _LOOK_SECONDS)):
+                return True
+            if left <= 0:
+                return False
 
 
 class _Deputies:
@@ -167,3 +176,42 @@ def do_elsewhere(function: Callable[[], T], seconds: float, late: Callable[[str]
             del errand  # else its frames would keep it, and it them
     result: T = errand.result
     return result
+
+
+class Closable(Protocol):
+    """What is closed by whoever has it."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@contextmanager
+def opened(take: Callable[[], C], seconds: float, late: Callable[[str], RaftError]) -> Iterator[C]:
+    """What `take` opens, and another thread does for the main one, as `do_elsewhere`; closed in the end.
+
+    If the wait is interrupted it is closed by whoever opened it, once it is open.
+    """
+    kept: list[C] = []
+    is_over: list[bool] = []
+
+    def close() -> None:
+        with suppress(IndexError):
+            kept.pop().close()  # whoever gets it from the list
+
+    def take_it() -> None:
+        kept.append(take())
+        if is_over:
+            close()
+
+    try:
+        if is_main_thread():
+            do_elsewhere(take_it, seconds, late)
+        else:
+            take_it()
+        yield kept[0]
+    finally:
+        is_over.append(True)
+        close()

@@ -61,10 +61,15 @@ class Reception:
         listeners: Listeners,
         credentials: Credentials,
         back_up: Callable[[str, float], Mapping[str, object]],
+        store: Callable[[int | None, float, bool], Mapping[str, object]],
     ) -> None:
-        """back_up: to a file of that name, within so many seconds; what the backup says of itself."""
+        """back_up: to a file of that name, within so many seconds; what the backup says of itself.
+
+        store: have the State stored that is of an index, None: of now, within so many seconds, and read to its end.
+        """
         self._membership = membership
         self._back_up = back_up
+        self._store = store
         self._roster = roster
         self._former = former
         self._network = network
@@ -219,6 +224,9 @@ class Reception:
                 self._drain(arguments["undo"] is True, timeout)
             elif what == "backup":
                 return self._back_up(str(arguments["file"]), timeout)
+            elif what == "store":
+                index = arguments["index"]
+                return self._store(None if index is None else int(index), timeout, arguments["is_whole"] is True)
             else:
                 raise NodeFailedError(f"the owner of the directory does not know what {what!r} is: is its code older?")
         except (KeyError, ValueError) as error:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -41,7 +41,7 @@ from raftsvc.errors import (
     StartFailedError,
     TransferFailedError,
 )
-from raftsvc.formation import Membership, Roster
+from raftsvc.formation import Membership, Roster, open_stored
 from raftsvc.forming import Former, canonical_list
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
@@ -57,7 +57,7 @@ from raftsvc.host.refusals import (
 from raftsvc.host.watch import ServerWatch
 from raftsvc.keys import ClientKey, OperatorKey, TlsFiles, checked_operator_keys
 from raftsvc.listeners import Event, Farewells, Listeners
-from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, prepare
+from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, opened, prepare
 from raftsvc.measures import DONE, FAILED, Account
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.health import Condition
@@ -68,10 +68,10 @@ from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
 from raftsvc.options import canonical_peers, check_state, check_tls, checked
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
-from raftsvc.rescue import Backup, Writable, back_up_snapshot
+from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
 from raftsvc.state import State
-from raftsvc.storage import Files, Store
+from raftsvc.storage import Files, Store, StoredSnapshot
 from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.door import Door
@@ -437,6 +437,7 @@ class Service:
             self._listeners,
             credentials,
             lambda file, timeout: self.backup(file, timeout).facts(),
+            self._store,
         )
         self._visitors = visitors = Visitors(membership, self._proposals, self.wait_read, self._reception)
         self._app = credentials.open(network, partial(App, self._reception, credentials.auth), Door(visitors))
@@ -720,23 +721,35 @@ class Service:
 
         In it is everything up to one entry of the log, and nothing that was not committed.  It takes memory for one
         piece, and, while the State is being stored, what that takes in memory for a snapshot, which is not larger if
-        `file` is slow. `raftsvc.rescue.restore` makes another cluster of it.
+        `file` is slow. `raftsvc.rescue.restore` makes another cluster of it.  Where processes share a directory, each
+        can: its owner stores the State, and this one reads that.
 
-        Raises ReadTimeoutError, StorageError; DirectoryInUseError in a process that is attached to the one that has the
-        node; what `wait_read` raises, and what `file` does.  What was written to `file` then is no backup.  Blocks.
+        Raises ReadTimeoutError, StorageError, what `wait_read` raises, and what `file` does.  What was written to
+        `file` then is no backup.  Blocks.
         """
         node = self._membership.require_node("backup")
         check_timeout(timeout)
-        if not isinstance(file, (str, os.PathLike)) and not callable(getattr(file, "write", None)):
-            raise ConfigurationError(
-                f"a backup is written to a file, by its name, or what has write(), not {file!r:.100}"
-            )
+        check_target(file)
         deadline = time.monotonic() + timeout
         self.wait_read(timeout)
-        left = max(0.0, deadline - time.monotonic())
-        take = partial(node.open_snapshot, node.applied_index, left)
-        with do_elsewhere(take, left, ReadTimeoutError) if is_main_thread() else take() as stored:
-            return back_up_snapshot(stored, node.node_id, file)
+        index = node.applied_index
+        ends_at = [deadline]
+
+        def open_snapshot(is_whole: bool) -> AbstractContextManager[StoredSnapshot]:
+            left = max(0.0, ends_at.pop() - time.monotonic()) if ends_at else timeout  # anew: one was damaged
+            return opened(partial(open_stored, self._membership, index, left, is_whole), left, ReadTimeoutError)
+
+        return back_up_stored(open_snapshot, lambda: node.node_id, file)
+
+    def _store(self, index: int | None, timeout: float, is_whole: bool) -> Mapping[str, object]:
+        """Have the State stored in the directory, of that index, which is applied, or None: of now; and whose it is."""
+        deadline = time.monotonic() + timeout
+        node = self._membership.require_node("backup")
+        if index is None:
+            self.wait_read(timeout)
+            index = node.applied_index
+        with node.open_snapshot(index, max(0.0, deadline - time.monotonic()), is_whole) as stored:
+            return {"index": stored.header.index, "node": node.node_id}
 
     # -- how it is
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raftsvc.copies import Copies
+from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     InstructionTooLargeError,
     NotApplied,
@@ -24,7 +27,7 @@ from raftsvc.errors import (
     ReadTimeoutError,
     Rejected,
 )
-from raftsvc.formation import Membership
+from raftsvc.formation import Membership, open_stored
 from raftsvc.keys import ClientKey
 from raftsvc.member.envelopes import CLIENT, ENVELOPE, INSTRUCTION, OPEN
 from raftsvc.member.sessions import encode_outcome
@@ -33,7 +36,20 @@ from raftsvc.proposals import Proposals
 from raftsvc.reception import Reception
 from raftsvc.state import QueryState, ScopedState
 from raftsvc.transport import Problem
-from raftsvc.transport.visits import BRING, HELLO, LOOK, QUERY, READ, STATUS, Visit, encode_place
+from raftsvc.transport.visits import (
+    BRING,
+    COPY,
+    HELLO,
+    LOOK,
+    NO_COPY,
+    QUERY,
+    READ,
+    STATUS,
+    Piece,
+    Visit,
+    decode_copy,
+    encode_place,
+)
 
 _CODES: list[tuple[type[RaftError], int, str]] = [
     (NotPermittedError, 403, "not_permitted"),
@@ -63,6 +79,7 @@ class Visitors:
         self._proposals = proposals
         self._wait_read = wait_read
         self._reception = reception
+        self._copies = Copies(membership.stopped)
 
     def cluster(self) -> str:
         """Of which this process is; raises Problem."""
@@ -110,6 +127,8 @@ class Visitors:
             return json.dumps(self._reception.status()).encode()
         if visit.kind == BRING:
             return self._bring(key, visit)
+        if visit.kind == COPY:
+            return self._copy(key, visit)
         return self._read(key, visit)
 
     def _bring(self, key: ClientKey, visit: Visit) -> bytes:
@@ -136,6 +155,27 @@ class Visitors:
         if visit.kind in (READ, QUERY):
             self._wait_read(visit.timeout)
         return state.query(visit.payload) if visit.kind in (QUERY, LOOK) and isinstance(state, QueryState) else b""
+
+    def _copy(self, key: ClientKey, visit: Visit) -> bytes:
+        """A piece of what is stored, of now if it is the first, or nothing more."""
+        _check_right(key, "admin")
+        if key.prefix:
+            raise NotPermittedError(f"client key {key.name!r} is for what begins with {key.prefix!r}, and not for all")
+        try:
+            token, offset = decode_copy(visit.payload)
+        except MalformedError as error:
+            raise Rejected(str(error)) from error
+        node = self._membership.require_node()
+        if offset is None:
+            self._copies.end(token)
+            return Piece(token, 0, node.node_id, b"").encode()
+        if token == NO_COPY:
+            deadline = time.monotonic() + visit.timeout
+            self._wait_read(visit.timeout)
+            left = max(0.0, deadline - time.monotonic())
+            token = self._copies.begin(open_stored(self._membership, node.applied_index, left, True))
+        size_bytes, data = self._copies.read(token, offset)
+        return Piece(token, size_bytes, node.node_id, data).encode()
 
     def _check_scope(self, key: ClientKey, data: bytes, is_query: bool) -> None:
         """Raise NotPermittedError, or Rejected, if `key` does not go so far."""

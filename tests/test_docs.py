@@ -558,7 +558,7 @@ def said_by(call: ast.Call) -> ast.expr | None:
         if not ast.unparse(call.args[1]).endswith("INFO"):
             return call.args[2]
     elif kind in ("say", "_say"):
-        if "logging" in ast.unparse(call.args[0]):
+        if "logging" in ast.unparse(call.args[0]) and not ast.unparse(call.args[0]).endswith("INFO"):
             return call.args[1]
     elif kind == "append" and ast.unparse(call.func.value).endswith("remarks"):
         return call.args[0]

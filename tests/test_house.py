@@ -76,14 +76,15 @@ ROOMS = {
     "listeners": "errors mainthread member formation",
     "reception": "errors logs addresses company credentials facts metrics state process mainthread core storage "
     "transport member host formation forming listeners",
-    "visitors": "errors keys state member transport formation proposals reception",
+    "copies": "errors storage",
+    "visitors": "errors keys state core member transport formation proposals reception copies",
     # The operator's page: what is shown and done through the public face, and who may.
     "operator": "errors addresses keys mainthread state states",
     "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
     "operator",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
-    "client": "errors addresses keys results timeouts mainthread core transport member attached",
+    "client": "errors addresses keys results timeouts mainthread core storage transport member attached rescue",
     # What stands on the public face does not reach behind it.
     "kv": "errors logs addresses clocks keys state results timeouts process mainthread service client",
     "recipes": "errors mainthread kv",
@@ -110,6 +111,9 @@ NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"
 
 # What breaks a rule, and why it may.  An entry that is no longer needed fails the test.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("methods", "storage/files.py Files"): "one for each thing that storage asks of a file system",
+    ("methods", "rescue/reading.py Untouched"): "all that Files does",
+    ("methods", "client/copying.py FarFiles"): "all that Files does, of which it replaces four",
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",
     ("methods", "testing/node.py SimulatedNode"): "all that a Port has, and what happens to a computer",

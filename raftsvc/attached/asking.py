@@ -2,6 +2,8 @@
 
     status    how the node is                        nothing is changed
     init, join, evict, transfer, backup              as the methods of a Service of these names
+    store                                            has the State stored in the directory, where all of the user's may
+                                                     read it, and tells of what entry it is
 
 An owner answers when it knows, each on a thread of its own, of which there are few.  One that ends before it
 answered leaves open whether it was done: that is said (`LostError`), and whoever asked asks the next owner.

@@ -237,12 +237,12 @@ class AttachedNode:
         """Up to which entry the State here reflects the log."""
         return self._replica.applying.machine.applied_index
 
-    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot:
-        """Raises DirectoryInUseError: what is stored is the owner's."""
+    def open_snapshot(self, index: int, timeout: float, is_whole: bool = True) -> StoredSnapshot:
+        """Raises DirectoryInUseError: the owner stores, and is asked to by `open_stored`."""
         later = self._worker.successor
         if later is None:
             self._refuse("gives away what is stored")
-        return later.open_snapshot(index, timeout)
+        return later.open_snapshot(index, timeout, is_whole)
 
     def change_membership(
         self, change: ConfChange, is_done: Callable[[Configuration], bool], timeout: float

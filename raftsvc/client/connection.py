@@ -11,13 +11,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.client.contacts import Contact
+from raftsvc.client.copying import FarFiles
 from raftsvc.client.neighbors import Neighbor
-from raftsvc.client.route import Route, UnansweredError, Way
+from raftsvc.client.owner import Owner
+from raftsvc.client.route import PATIENCE_SECONDS, Route, UnansweredError, Way
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
@@ -28,23 +30,30 @@ from raftsvc.errors import (
     RaftError,
     ReadTimeoutError,
     Rejected,
+    StorageError,
     UnknownKeyError,
 )
 from raftsvc.keys import ClientKey
-from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.mainthread import do_elsewhere, is_main_thread, opened
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, wrap
 from raftsvc.member.sessions import decode_outcome
+from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
+from raftsvc.storage import Files, StoredSnapshot
+from raftsvc.timeouts import check_timeout
 from raftsvc.transport import Network
 from raftsvc.transport.auth import ClientSigner
 from raftsvc.transport.session import make_session
-from raftsvc.transport.visits import BRING, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
+from raftsvc.transport.visits import BRING, COPY, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
 
 MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 """Of what a connected client brings; the members may allow less."""
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
+FAREWELL_SECONDS = 10.0
+"""For those who are told before it is closed: who waits at a cluster that is slow has his place given up, too."""
+_PIECE_SECONDS = 30.0
 
 
 class Connection:
@@ -171,14 +180,60 @@ class Connection:
         picture: dict[str, object] = json.loads(self._ask(STATUS, b"", timeout))
         return picture
 
-    def _ask(self, kind: int, data: bytes, timeout: float) -> bytes:
+    def _ask(self, kind: int, data: bytes, timeout: float, patience: float = PATIENCE_SECONDS) -> bytes:
         if is_main_thread():
-            return do_elsewhere(partial(self._ask, kind, data, timeout), timeout, ReadTimeoutError)
+            return do_elsewhere(partial(self._ask, kind, data, timeout, patience), timeout, ReadTimeoutError)
         try:
-            return self._route().ask(kind, data, time.monotonic() + timeout).data
+            return self._route().ask(kind, data, time.monotonic() + timeout, patience).data
         except UnansweredError as error:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:g} s: {error}") from error
+
+    def backup(self, file: str | os.PathLike[str] | Writable, timeout: float = 60.0) -> Backup:
+        """Write all that the cluster has to a file, while it works; as `Service.backup`.
+
+        By the directory of a member of this host: the process that owns it stores the State there, and this one, of
+        the same user, reads that.  From elsewhere a member sends it in pieces, to whose key has the right to `admin`
+        and no prefix; if it ends meanwhile, so does this, and is begun anew by whoever calls it again.
+
+        timeout: in seconds, for the State to be stored, and then for each piece.
+
+        Raises ReadTimeoutError, StorageError, NotApplied if nobody was asked, NotPermittedError, what the owner raises,
+        and what `file` does.
+        """
+        check_timeout(timeout)
+        check_target(file)
+        if self._directories:
+            return self._back_up_here(self._directories[0], file, timeout)
+
+        def ask(question: bytes, is_first: bool) -> bytes:
+            # That the State is stored takes a while, and two who do it at once are no faster.
+            seconds = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), PATIENCE_SECONDS)
+            try:
+                return self._ask(COPY, question, *seconds)
+            except Rejected as error:
+                raise StorageError(f"the backup is not whole, and has to be begun anew: {error}") from error
+
+        files = FarFiles(ask)
+
+        take = partial(StoredSnapshot, files, "what a member has stored")
+        return back_up_stored(lambda _: opened(take, 4 * timeout, ReadTimeoutError), lambda: files.node_id, file)
+
+    def _back_up_here(self, directory: str, file: str | os.PathLike[str] | Writable, timeout: float) -> Backup:
+        owner = Owner(directory)
+        taken: list[tuple[int, int]] = []
+
+        def store(is_whole: bool) -> StoredSnapshot:
+            taken.append(owner.store(taken[0][0] if taken else None, is_whole, timeout))
+            try:
+                return StoredSnapshot(Files(), f"{directory}/snap")
+            except OSError as error:
+                raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
+
+        def open_snapshot(is_whole: bool) -> AbstractContextManager[StoredSnapshot]:
+            return opened(partial(store, is_whole), timeout, ReadTimeoutError)
+
+        return back_up_stored(open_snapshot, lambda: taken[0][1], file)
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have `function` called by `close`, while it still works; returns what ends that."""
@@ -200,7 +255,7 @@ class Connection:
         Who does not call it, or dies, is forgotten once so many other clients have come since.
         """
         if is_main_thread():
-            return do_elsewhere(self.close, 3 * _CLOSE_SECONDS, ReadTimeoutError)
+            return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
         farewells, self._farewells = self._farewells, []
         for function in farewells:
             with suppress(RaftError):

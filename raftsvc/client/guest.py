@@ -14,7 +14,6 @@ from raftsvc.errors import ConfigurationError
 _OF_NODES = frozenset(
     {
         "add_listener",
-        "backup",
         "evict",
         "init",
         "is_live",

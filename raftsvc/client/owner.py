@@ -64,6 +64,15 @@ class Owner:
         """Have the owner write a backup to that file, an absolute path; what that says of itself: `Service.backup`."""
         return self._do("backup", {"file": file}, timeout)
 
+    def store(self, index: int | None, is_whole: bool, timeout: float) -> tuple[int, int]:
+        """Have the owner store its State in the directory; of which entry that is, and the node's id.
+
+        index: of it, or later; None: that has all which was written before.
+        is_whole: what is stored is read to its end, and stored anew if it is damaged.
+        """
+        told = self._do("store", {"index": index, "is_whole": is_whole}, timeout)
+        return int(str(told["index"])), int(str(told["node"]))
+
     def _do(self, what: str, arguments: Mapping[str, object], timeout: float) -> dict[str, object]:
         try:
             return self._neighbor.do(what, arguments, timeout)

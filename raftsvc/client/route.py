@@ -33,7 +33,7 @@ from raftsvc.member.sessions import decode_outcome
 from raftsvc.transport import Problem
 from raftsvc.transport.visits import BRING, Visit, decode_place
 
-_PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 3.0
 """How long one member is waited for at first, before another is asked: more than an election takes."""
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
@@ -100,15 +100,17 @@ class Route:
 
     # -- asking
 
-    def ask(self, kind: int, payload: bytes, deadline: float) -> Answer:
+    def ask(self, kind: int, payload: bytes, deadline: float, patience: float = PATIENCE_SECONDS) -> Answer:
         """Ask one member after the other until one answers.
+
+        patience: how many seconds the first is waited for, and others longer.
 
         Raises UnansweredError, and what is final though nothing was lost: NotPermittedError,
         InstructionTooLargeError, Rejected.
         """
         why = "there was no time to ask"
         was_lost = False
-        patience, pause, attempts = _PATIENCE_SECONDS, _FIRST_PAUSE_SECONDS, 0
+        pause, attempts = _FIRST_PAUSE_SECONDS, 0
         while (left := deadline - time.monotonic()) > 0:
             if self._is_closed:
                 why = "the connection was closed"

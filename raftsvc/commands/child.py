@@ -71,16 +71,16 @@ class Child:
             while not has_ended.wait(_LOOK_SECONDS):
                 pass
             is_lost = lost.is_set()
+            if is_lost:
+                self._end(grace)
+            guard.join()
+            code = process.wait()
         except BaseException:
             self._end(0.0)
             raise
         finally:
             has_ended.set()
-            self._restore()
-        if is_lost:
-            self._end(grace)
-        guard.join()
-        code = process.wait()
+            self._restore()  # not before: a signal would end this process, and not what is left of the command
         return (BY_SIGNAL - code if code < 0 else code), is_lost
 
     def _guard(self, lost: threading.Event, has_ended: threading.Event, grace: float) -> None:

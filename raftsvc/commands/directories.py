@@ -40,13 +40,17 @@ def _of_files(command: Command) -> Command:
 
 @_of_files
 def backup(args: Any) -> int:
-    """Of the node that owns a directory, or of what one that is stopped left there."""
+    """Of the node that owns a directory, of a cluster elsewhere, or of what one that is stopped left."""
     where = where_of(args)
-    file, owner = os.path.abspath(args.file), where.owner("backup")
+    file = os.path.abspath(args.file)
     if args.stopped:
+        where.owner("backup")
         told = rescue.back_up(where.directory, file, KeyValueState()).facts()
+    elif where.directory:
+        told = where.owner("backup").backup(file, args.within)
     else:
-        told = owner.backup(file, args.within)
+        with where.store() as store:
+            told = store.service.backup(file, args.within).facts()
     return _show(args, {"file": file, **told})
 
 
@@ -104,11 +108,13 @@ def survey(args: Any) -> int:
 @_of_files
 def recover(args: Any) -> int:
     """A new cluster from one of them, once somebody who saw what is lost says so."""
-    found = rescue.survey([args.directory, *args.other])
-    if not args.json:
-        _show(args, _facts_of(found))
-    if not args.yes:
-        _ask(f"Make {args.directory} the only member of a new cluster? No other member may be started again. ")
+    done = rescue.recovered(args.directory, args.addr, others=args.other, above_index=args.above)
+    if done is None:  # else the process ended before it could say so, and there is nothing to be asked any more
+        found = rescue.survey([args.directory, *args.other])
+        if not args.json:
+            _show(args, _facts_of(found))
+        if not args.yes:
+            _ask(f"Make {args.directory} the only member of a new cluster? No other member may be started again. ")
     made = rescue.recover(
         args.directory,
         args.addr,

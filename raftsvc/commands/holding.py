@@ -6,8 +6,20 @@ import os
 from contextlib import suppress
 from typing import Any
 
+from raftsvc.commands import interrupts
 from raftsvc.commands.child import Child
-from raftsvc.commands.codes import DONE, NO, NOT_GOT, NOT_RUN, WAS_LOST, CommandError
+from raftsvc.commands.codes import (
+    DONE,
+    NO,
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    NOT_GOT,
+    NOT_RUN,
+    WAS_LOST,
+    CommandError,
+    code_of,
+    line_of,
+)
 from raftsvc.commands.output import complain, say_json, write_value
 from raftsvc.commands.places import where_of
 from raftsvc.errors import RaftError
@@ -26,9 +38,8 @@ def lock(args: Any) -> int:
         raise CommandError("what is to be run? raftsvc lock NAME -- COMMAND", NOT_RUN)
     _check_grace(args)
     where = where_of(args)
-    with where.store() as store:
-        hold = _claim(store, f"lock:{args.name}", args)
-        code, is_lost = _run(hold, args)
+    with interrupts.Ending() as ending, where.store() as store, ending.raised():
+        code, is_lost = _run(store, f"lock:{args.name}", args)
     if is_lost:
         complain(f"the lock {args.name!r} was lost, and the command was ended; others may have it")
     return WAS_LOST if is_lost else code
@@ -38,18 +49,26 @@ def elect(args: Any) -> int:
     """Run the command while leading; its exit code.  Without a command: who leads, NO if nobody."""
     _check_grace(args)
     where = where_of(args)
-    with where.store() as store:
-        if not args.run:
+    if not args.run:
+        with where.store() as store:
             return _show(store, args, where.timeout)
+    with interrupts.Ending() as ending, where.store() as store, ending.raised():
+        was_lost = False
         while True:
-            hold = _claim(store, f"election:{args.name}", args)
-            code, is_lost = _run(hold, args)
+            try:
+                code, is_lost = _run(store, f"election:{args.name}", args)
+            except Exception as error:
+                if not was_lost or code_of(error) in (NOT_EXECUTABLE, NOT_FOUND):
+                    raise
+                why = f"leading {args.name!r} was lost, and not got again: {line_of(error)}"
+                raise CommandError(why, WAS_LOST) from error
             if not is_lost:
                 return code
             again = "" if args.once else "; it takes part anew"
             complain(f"leading {args.name!r} was lost, and the command was ended{again}")
             if args.once:
                 return WAS_LOST
+            was_lost = True
 
 
 def _check_grace(args: Any) -> None:
@@ -82,14 +101,20 @@ def _claim(store: KeyValue, name: str, args: Any) -> Hold:
     return hold
 
 
-def _run(hold: Hold, args: Any) -> tuple[int, bool]:
-    """The exit code of the command, and whether it was ended because what it needs was lost; it is let go of then."""
+def _run(store: KeyValue, name: str, args: Any) -> tuple[int, bool]:
+    """The exit code of the command, and whether it was ended because what it needs was lost; it is let go of then.
+
+    Raises Ended of whom a signal ends while no command runs to which it goes.
+    """
     grace = _GRACE_SHARE * args.ttl if args.grace is None else args.grace
+    hold: Hold | None = None
     try:
+        hold = _claim(store, name, args)
         if hold.lost.is_set():  # this process was stopped for that long
             return 0, True
         child = Child(args.run, {**os.environ, FENCE: str(hold.fence)})
         return child.wait(hold.lost, grace)
     finally:
-        with suppress(RaftError):  # it runs out by itself
-            hold.release(args.timeout)
+        if hold is not None:
+            with suppress(RaftError):  # it runs out by itself
+                hold.release(args.timeout)

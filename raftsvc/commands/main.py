@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftsvc.commands import interrupts
-from raftsvc.commands.codes import INTERRUPTED, NOT_RUN, PIPE_CLOSED, WAS_LOST, code_of, line_of
+from raftsvc.commands.codes import BY_SIGNAL, INTERRUPTED, NOT_RUN, PIPE_CLOSED, WAS_LOST, code_of, line_of
 from raftsvc.commands.output import complain, go_deaf, say_json
-from raftsvc.commands.parser import WITH_COMMAND, parse
+from raftsvc.commands.parser import parse, runs_command
 
 
 def run() -> int:
@@ -30,6 +30,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except interrupts.Ended as ended:
+        return BY_SIGNAL + ended.number
     except BrokenPipeError:
         go_deaf()
         return PIPE_CLOSED
@@ -39,7 +41,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _fail(args: Any, error: Exception) -> int:
     code = code_of(error)
-    if getattr(args, "command", "") in WITH_COMMAND and (args.run or args.command == "lock"):
+    if args is not None and runs_command(args.command, args.run):
         code = code if code in range(WAS_LOST, INTERRUPTED) else NOT_RUN
     elif getattr(args, "json", False):
         try:

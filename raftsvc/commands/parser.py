@@ -77,12 +77,14 @@ class Flags:
 
     names:  of all variables.
     valued: the flags that have a value.
+    problem: what the environment says of a switch that makes no sense; empty: nothing.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self.names: set[str] = set()
         self.valued: set[str] = set()
+        self.problem = ""
 
     def add(
         self, parser: Parser, flag: str, about: str, default: Any = None, group: Any = None, **options: Any
@@ -109,7 +111,7 @@ class Flags:
     def _is_on(self, name: str) -> bool:
         said = self._environ.get(name, "").strip().lower()
         if said not in _TRUE | _FALSE:
-            raise CommandError(f"{name} is 1 or 0, not {said!r:.100}", USAGE)
+            self.problem = f"{name} is 1 or 0, not {said!r:.100}"  # by which code is known once the command is
         return said in _TRUE
 
     def _name(self, parser: Parser, flag: str) -> str:
@@ -138,14 +140,12 @@ class _Commands:
         parser.set_defaults(function=function)
         parser.about = about
         self._parser.commands[name] = parser
-        if name in WITH_COMMAND:
-            parser.usage_code = NOT_RUN
         _add_common(parser, self._flags, is_kept=True)
         return parser
 
 
 def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
-    """The parser of all commands, and its flags.  Raises CommandError for what the environment says of switches."""
+    """The parser of all commands, and its flags."""
     flags = Flags(environ)
     parser = Parser(
         prog="raftsvc",
@@ -180,14 +180,26 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Any:
     """What was said.  Ends the process with usage or help; raises CommandError."""
     parser, flags = build(environ)
     words, run = list(argv), []
-    if _command_in(words, flags) in WITH_COMMAND and "--" in words:
+    command = _command_in(words, flags)
+    if command in WITH_COMMAND and "--" in words:
         place = words.index("--")
         words, run = words[:place], words[place + 1 :]
+    usage_code = NOT_RUN if runs_command(command, run) else USAGE
+    parser.usage_code = usage_code
+    for each in parser.commands.values():
+        each.usage_code = usage_code
+    if flags.problem:
+        raise CommandError(flags.problem, usage_code)
     args = parser.parse_args(words)
     if args.function is None:
         parser.error("which command?")
     args.run = run
     return args
+
+
+def runs_command(command: str, run: Sequence[str]) -> bool:
+    """Whether it is to run another, so that the codes of that are told apart from its own; a lock always is."""
+    return command in WITH_COMMAND and (command == "lock" or bool(run))
 
 
 def _command_in(words: Sequence[str], flags: Flags) -> str:
@@ -411,7 +423,7 @@ def _add_directories(commands: _Commands, flags: Flags) -> None:
         directories.backup,
         "write all that the cluster has to a file, while it works",
         "raftsvc --at /var/lib/app/raft backup /var/backups/app.raft",
-        "On the host of a member, whose process writes it.",
+        "On the host of a member its process writes it; from elsewhere it is sent, to a key with the right to admin.",
     )
     backup.add_argument("file", metavar="FILE", help="one that is there is replaced once the new one is whole")
     flags.switch(

@@ -46,6 +46,7 @@ from raftsvc.kv.leases import Hold, LostError
 from raftsvc.kv.pages import Value
 from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Watch
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "Operation",
     "QuotaExceeded",
     "Replication",
+    "Ticket",
     "Value",
     "Watch",
     "allow",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -38,6 +39,7 @@ from raftsvc.kv.leases import (
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item
 from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.results import Applied
@@ -410,6 +412,7 @@ class KeyValue:
         limit: int | None = None,
         after: str = "",
         max_age: float | None = None,
+        max_bytes: int | None = None,
     ) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment no earlier than this call.
 
@@ -417,10 +420,13 @@ class KeyValue:
         after:   only what comes after this key: give the last one of a page to get the next.  Each page is of
                  a moment of its own.
         max_age: of a moment no earlier than so many seconds ago.
+        max_bytes: no more once their values have more than so many bytes: the last may be the one by which they do.
+                 What a connected client is told by the socket of a directory has 3 MB at most.
         """
         _check_limit(limit)
+        _check_limit(max_bytes)
         name, start = _name(self._prefix, prefix, "a prefix"), _name(self._prefix, after)
-        found = self._reader.read(lambda shown: shown.list(name, limit, start), max_age, timeout)
+        found = self._reader.read(lambda shown: shown.list(name, limit, start, max_bytes), max_age, timeout)
         return self._without_prefix(found)
 
     def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
@@ -703,6 +709,23 @@ class KeyValue:
 
         return Lease(self._claimed_by(lambda keeper: keeper.open(ttl_ms, keep, timeout)))
 
+    def ticket(self, name: str, id: str | None = None, *, ttl: float = 15.0, data: bytes | None = None) -> Ticket:  # noqa: A002
+        """A claim on a name, as `claim` makes them, that belongs to whoever knows its ticket, and to no process.
+
+        For those who ask now and then, and maybe another process each time, as over HTTP: `ticket.acquire(wait=30)`,
+        and within each `ttl` of log time `ticket.keep()`, by the same `ticket.id` wherever; else others have it.
+
+        id:   of 16 hexadecimal digits; None: another one, at random.
+        ttl, data: as with `claim`.
+        """
+        full = _claimed(self._prefix, name)
+        if id is None:
+            id = secrets.token_hex(transactions.LEASE_DIGITS // 2)  # noqa: A001
+        elif not isinstance(id, str) or not transactions.LEASE.fullmatch(id.encode(errors="replace")):
+            raise ConfigurationError(f"a ticket is {transactions.LEASE_DIGITS} hexadecimal digits, not {id!r:.100}")
+        terms = lease_ttl_ms(ttl), checked_data(data)
+        return Ticket(self._holding(), full, id, *terms, lambda rejected: _meaning_of(rejected, []))
+
     def counter(self, name: str) -> Counter:
         """A number that all count: `store.counter("visits").incr()`; see `raftsvc.recipes.Counter`, and `incr`."""
         from raftsvc.recipes.counter import Counter
@@ -891,7 +914,7 @@ def _check_several(what: str, things: object) -> None:
 
 def _check_limit(limit: object) -> None:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise ConfigurationError(f"a limit is a number of keys, 0 or more, not {limit!r:.100}")
+        raise ConfigurationError(f"a limit is a number, 0 or more, not {limit!r:.100}")
 
 
 def _check_prefix(prefix: object) -> None:

@@ -695,8 +695,10 @@ class Keeper:
         lease.has_given_up = True
         self._signal.set()
 
-    def close(self) -> None:
+    def close(self, seconds: float = 2 * _LEAVE_SECONDS) -> None:
         """This process stops: what is held counts as lost, and who lets go of it at once has it granted to others.
+
+        seconds: so long at most it takes to tell the cluster, after the second that those have who let go of it.
 
         Who does not keeps it until its lease runs out: that he stopped is not known.  Who waits is granted nothing any
         more, and the cluster is told so before that.
@@ -712,14 +714,14 @@ class Keeper:
         while any(lease.wanted for lease in leases) and time.monotonic() < ends_at:
             told = [_leave_the_rest(lease, ends_at) for lease in leases if lease.wanted]
             time.sleep(0.01 if all(told) else _PAUSE_SECONDS)
-        ends_at = time.monotonic() + 2 * _LEAVE_SECONDS
+        ends_at = time.monotonic() + seconds
         for lease in leases:
             for hold in list(lease.wanted.values()):
                 if not hold.fence:  # nor will it be held here
                     self._give_up(hold)
             if not lease.wanted:
                 with suppress(RaftError):
-                    left = min(ends_at - time.monotonic(), _LEAVE_SECONDS)
+                    left = min(ends_at - time.monotonic(), seconds / 2)
                     if left > 0:
                         self._cluster.propose(encode([instructions.end_lease(lease.id)]), left)
             else:

@@ -1,9 +1,9 @@
 """What a connected client asks of the store, and the answers, as bytes.
 
-Question: what is asked (1 byte), how many names (2), each one's length (2) and UTF-8 form, and how many keys at
-most are wanted (4), of which all ones are any number.  Names are, of MANY, the keys, of LIST prefix
-and `after`, of CLAIMS what is claimed, of CLAIM and ITEM that, lease and number of the claim, of COUNTS a queue;
-ALLOWED has none.
+Question: what is asked (1 byte), how many names (2), each one's length (2) and UTF-8 form, how many keys at
+most are wanted (4), and how many bytes of values (4), of either of which all ones are any number.  Names are, of
+MANY, the keys, of LIST prefix and `after`, of CLAIMS what is claimed, of CLAIM and ITEM that, lease and number of
+the claim, of COUNTS a queue; ALLOWED has none.
 
 Answer: how many (4), then of each the length of its key (2), the key and, but for ALLOWED, its version (8), the
 length of its value (4) and the value.  CLAIMS has the place in the order for a key, the fence for a version, and what
@@ -32,17 +32,19 @@ MAX_KEYS = 65535
 _HEAD = struct.Struct(">BH")
 _KEY_LENGTH = struct.Struct(">H")
 _COUNT = struct.Struct(">I")
+_BOUNDS = struct.Struct(">II")
 _VALUE = struct.Struct(">QI")
 _TRIES = struct.Struct(">Q")
 _ANY_NUMBER = 2**32 - 1
 
 
 class Question(NamedTuple):
-    """What is asked.  names: the keys; of LIST prefix and `after`."""
+    """What is asked.  names: the keys; of LIST prefix and `after`.  limit, max_bytes: of LIST, see there."""
 
     kind: int
     names: tuple[str, ...] = ()
     limit: int | None = None
+    max_bytes: int | None = None
 
     @property
     def scope(self) -> tuple[str, ...]:
@@ -59,8 +61,8 @@ class Question(NamedTuple):
             if len(data) > MAX_KEYS:
                 raise ValueError(f"a key of {len(data)} bytes is none")
             parts += (_KEY_LENGTH.pack(len(data)), data)
-        limit = _ANY_NUMBER if self.limit is None else min(self.limit, _ANY_NUMBER - 1)
-        return b"".join([*parts, _COUNT.pack(limit)])
+        bounds = [_ANY_NUMBER if each is None else min(each, _ANY_NUMBER - 1) for each in (self.limit, self.max_bytes)]
+        return b"".join([*parts, _BOUNDS.pack(*bounds)])
 
     @classmethod
     def decode(cls, data: bytes) -> Question:
@@ -76,13 +78,14 @@ class Question(NamedTuple):
                     raise Rejected("not a question: cut short")
                 names.append(data[offset : offset + length].decode())
                 offset += length
-            (limit,) = _COUNT.unpack_from(data, offset)
+            bounds = _BOUNDS.unpack_from(data, offset)
         except (struct.error, UnicodeDecodeError):
             raise Rejected("not a question: it does not decode") from None
         wanted = _COUNTS.get(kind, count)
-        if offset + _COUNT.size != len(data) or not MANY <= kind <= COUNTS or count != wanted:
+        if offset + _BOUNDS.size != len(data) or not MANY <= kind <= COUNTS or count != wanted:
             raise Rejected("not a question: it is none that is known")
-        return cls(kind, tuple(names), None if limit == _ANY_NUMBER else limit)
+        limit, max_bytes = [None if each == _ANY_NUMBER else int(each) for each in bounds]
+        return cls(kind, tuple(names), limit, max_bytes)
 
 
 def encode_values(found: Mapping[str, Value]) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
-from raftsvc.client.connection import Connection
+from raftsvc.client.connection import FAREWELL_SECONDS, Connection
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.freshness import Shown
 from raftsvc.kv.history import Signal
@@ -83,7 +84,7 @@ class RemoteStore:
             made = Keeper(self)
             keeper = self._keepers.setdefault(pid, made)
             if keeper is made:
-                self._connection.before_stop(keeper.close)
+                self._connection.before_stop(partial(keeper.close, FAREWELL_SECONDS))
             for other in [other for other in list(self._keepers) if other != pid]:  # a parent's
                 self._keepers.pop(other, None)
         return keeper
@@ -153,9 +154,11 @@ class _Asked:
         """The values, all of one moment, of those `keys` that exist."""
         return decode_values(self._ask(Question(MANY, tuple(keys))))
 
-    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
+    def list(
+        self, prefix: str = "", limit: int | None = None, after: str = "", max_bytes: int | None = None
+    ) -> dict[str, Value]:
         """The keys that start with `prefix` and come after `after`, in order, with their values, all of one moment."""
-        return decode_values(self._ask(Question(LIST, (prefix, after), limit)))
+        return decode_values(self._ask(Question(LIST, (prefix, after), limit, max_bytes)))
 
     def claims(self, name: str) -> Sequence[Claim]:
         """All claims on a name, who holds first, then who waits; under which lease they stand is not told."""

@@ -224,16 +224,27 @@ class KeyValueState(BaseState):
             found = [(key, self._applying.content.keys.get(key)) for key in wanted]
         return {key: value for key, value in found if value is not None}
 
-    def list(self, prefix: str = "", limit: int | None = None, after: str = "") -> dict[str, Value]:
+    def list(
+        self, prefix: str = "", limit: int | None = None, after: str = "", max_bytes: int | None = None
+    ) -> dict[str, Value]:
         """The keys that start with `prefix` and come after `after`, in order, with their values, all of one moment.
 
-        limit: how many at most, the first of them.
+        limit:     how many at most, the first of them.
+        max_bytes: no more once their values have more than so many bytes.
         """
         if _is_away(self._home):
-            return _look_elsewhere(partial(self.list, prefix, limit, after))
+            return _look_elsewhere(partial(self.list, prefix, limit, after, max_bytes))
         with self._applying.lock:
             pages = self._applying.content.keys.freeze(prefix, after)
-        return dict(islice(_found(pages, prefix, after), limit))
+        found: dict[str, Value] = {}
+        left = max_bytes
+        for key, value in islice(_found(pages, prefix, after), limit):
+            found[key] = value
+            if left is not None:
+                left -= len(value.data)
+                if left < 0:
+                    break
+        return found
 
     # -- claims
 
@@ -358,7 +369,7 @@ class KeyValueState(BaseState):
             return encode_values({"ready": Value(b"", ready), "taken": Value(b"", taken)})
         if question.kind == LIST:
             prefix, after = question.names
-            return encode_values(self.list(prefix, question.limit, after))
+            return encode_values(self.list(prefix, question.limit, after, question.max_bytes))
         return encode_values(self.get_many(question.names))
 
     def scope(self, data: bytes, is_query: bool) -> Iterable[str] | None:

@@ -208,8 +208,9 @@ class Timekeeper:
         if complaint != self._complaint:
             self._complaint = complaint
             if complaint:
-                text = f"the clock of this machine is {abs(ahead):.0f} s {complaint} what the voters' clocks come to"
-                logs.tell(logger, logging.WARNING, f"{text}: jobs run by theirs", logs.what("clock-off", seconds=ahead))
+                off = f"{abs(ahead):.0f} s {complaint}"
+                text = f"the clock of this machine is {off} what the voters' clocks come to: jobs run by theirs"
+                logs.tell(logger, logging.WARNING, text, logs.what("clock-off", seconds=ahead))
             else:
                 text = "the clock of this machine is near what the voters' clocks come to again"
                 logs.tell(logger, logging.WARNING, text, logs.what("clock-near", seconds=ahead))

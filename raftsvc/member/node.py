@@ -144,11 +144,15 @@ class Node:
                 ) from (error)
             raise
 
-    def undo_start(self) -> None:
-        """End all threads, of a node of which nobody knows yet: whoever waits is not failed, nor the store closed."""
+    def undo_start(self) -> bool:
+        """End all threads, of a node of which nobody knows yet: whoever waits is not failed, nor the store closed.
+
+        Bounded.  False if a write to the disk still hangs, and the log is as open as before: until it does not, which
+        this says when it is called again, nobody else may open what is in the directory.
+        """
         with self._turn:
             let_waiters_go(self._engine)
-        self._let_go(self._end(StoppedError("the node could not be started")), self._store.unload)
+        return self._let_go(self._end(StoppedError("the node could not be started")), self._store.unload)
 
     def _note_failure(self, error: BaseException, what: str) -> None:
         with self._turn:
@@ -272,8 +276,10 @@ class Node:
         """Up to which entry the State here reflects the log."""
         return self._engine.applying.applied_index
 
-    def open_snapshot(self, index: int, timeout: float) -> StoredSnapshot:
+    def open_snapshot(self, index: int, timeout: float, is_whole: bool = True) -> StoredSnapshot:
         """The State as it is stored here, of `index` or later, which is applied; taken now if it is of earlier.
+
+        is_whole: it is read to its end first, and another is taken if it is damaged; else whoever reads it finds out.
 
         To be closed by the caller; it stays as it is when a later one takes its place.  Raises ReadTimeoutError after
         `timeout` seconds, StorageError if it cannot be taken or read, and what keeps this node from serving.
@@ -281,7 +287,7 @@ class Node:
         deadline = time.monotonic() + timeout
         turn, snapshots = self._turn, self._engine.snapshots
         while True:
-            stored = self._stored_since(index)
+            stored = self._stored_since(index, is_whole)
             if stored is not None:
                 return stored
             with turn.lock:
@@ -297,7 +303,7 @@ class Node:
             if time.monotonic() >= deadline:
                 raise ReadTimeoutError(f"no snapshot was taken within {timeout:g} s")
 
-    def _stored_since(self, index: int) -> StoredSnapshot | None:
+    def _stored_since(self, index: int, is_whole: bool) -> StoredSnapshot | None:
         """The stored one, if it is of that index or later, and whole; the State, which is, makes another else."""
         try:
             stored = self._store.open_snapshot()
@@ -307,7 +313,8 @@ class Node:
             raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
         try:
             if stored.header.index >= index:
-                stored.verify()
+                if is_whole:
+                    stored.verify()
                 return stored
         except DamagedStorageError:
             pass

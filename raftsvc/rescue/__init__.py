@@ -14,12 +14,14 @@ from raftsvc.rescue.backups import (
     Writable,
     back_up,
     back_up_snapshot,
+    back_up_stored,
+    check_target,
     save_backup,
     write_backup,
 )
 from raftsvc.rescue.inspection import Described, Inspection, described, inspect, verify
 from raftsvc.rescue.making import Remade
-from raftsvc.rescue.recovery import Loss, Survey, Survivor, recover, survey
+from raftsvc.rescue.recovery import Loss, Survey, Survivor, recover, recovered, survey
 from raftsvc.rescue.restoring import restore
 
 __all__ = [
@@ -34,9 +36,12 @@ __all__ = [
     "Writable",
     "back_up",
     "back_up_snapshot",
+    "back_up_stored",
+    "check_target",
     "described",
     "inspect",
     "recover",
+    "recovered",
     "restore",
     "save_backup",
     "survey",

@@ -15,12 +15,13 @@ signed: whoever may write it may write whatever they want.  All integers are big
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -28,13 +29,15 @@ from zlib import crc32
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
-from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.errors import ConfigurationError, DamagedStorageError, FormatVersionError, StorageError
 from raftsvc.member.snapshots import decode_config
 from raftsvc.rescue.reading import read_held, stopped
 from raftsvc.rescue.replaying import History, history_of
 from raftsvc.state import State
 from raftsvc.storage import Files, StoredSnapshot
-from raftsvc.storage.files import parent_of
+from raftsvc.storage.files import NOT_OURS, parent_of
+
+logger = logging.getLogger("raftsvc")
 
 _MAGIC = b"raftbak"
 _VERSION = b"1"
@@ -100,6 +103,12 @@ class Writable(Protocol):
         """Take the data, or so many bytes of it as is returned."""
 
 
+def check_target(file: object) -> None:
+    """Raise ConfigurationError unless a backup can be written to it."""
+    if not isinstance(file, (str, os.PathLike)) and not callable(getattr(file, "write", None)):
+        raise ConfigurationError(f"a backup is written to a file, by its name, or what has write(), not {file!r:.100}")
+
+
 def write_backup(backup: Backup, chunks: Iterable[bytes], out: Writable) -> int:
     """Write a whole backup to `out`, in pieces of 1 MiB at most; returns how many bytes it has.
 
@@ -155,27 +164,41 @@ def save_backup(
 ) -> None:
     """Write a whole backup to the file of that name, which it has once it is whole and durable, and not before.
 
-    A file that has the name until then is replaced.  Raises StorageError, and what `chunks` raises; then the file that
-    was there is as it was.
+    What has the name until then is replaced, be it a link.  On a file system whose directories cannot be synced the
+    name is as durable as that makes it, which is logged.
+
+    Raises StorageError, and what `chunks` raises; then the file that was there is as it was, unless it was only the
+    directory that could not be synced: then this one has the name, and may lose it to the former if the power goes.
     """
     files = files or Files()
     path = os.path.abspath(file)
     temporary = f"{path}.{secrets.token_hex(8)}.tmp"  # another may be written to the same name just now
     try:
-        fd = files.create(temporary)
         try:
-            write_backup(backup, chunks, _File(files, fd))
-            files.sync(fd)
+            fd = files.create(temporary)
+            try:
+                write_backup(backup, chunks, _File(files, fd))
+                files.sync(fd)
+            finally:
+                files.close(fd)
+            files.rename(temporary, path)
         except BaseException:
             with suppress(OSError):
                 files.remove(temporary)  # give a full disk its space back
             raise
-        finally:
-            files.close(fd)
-        files.rename(temporary, path)
-        files.sync_dir(parent_of(path))
+        _sync_name(path, files)
     except OSError as error:
         raise StorageError(f"{path}: the backup could not be written: {error}") from error
+
+
+def _sync_name(path: str, files: Files) -> None:
+    """Have the file keep its name if the power goes, where its file system knows of that."""
+    try:
+        files.sync_dir(parent_of(path))
+    except OSError as error:
+        if error.errno not in NOT_OURS:
+            raise
+        logger.warning("%s: the backup is whole, and its directory cannot be synced: %s", path, error)
 
 
 def back_up(
@@ -235,6 +258,27 @@ def back_up_snapshot(
     return backup
 
 
+def back_up_stored(
+    open_snapshot: Callable[[bool], AbstractContextManager[StoredSnapshot]],
+    node_id: Callable[[], int],
+    file: str | os.PathLike[str] | Writable,
+    files: Files | None = None,
+) -> Backup:
+    """Back up what a node has stored, read once where that does, see `Service.backup`.
+
+    node_id:       whose it is, once it is open.
+    open_snapshot: opens it; given True only if it is whole to its end, for which another one is taken if it is not.
+
+    Raises as `back_up_snapshot`, and what `open_snapshot` does.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        # What is damaged is found out by whoever copies it, and of the copy nothing stays.
+        with suppress(DamagedStorageError), open_snapshot(False) as stored:
+            return back_up_snapshot(stored, node_id(), file, files)
+    with open_snapshot(True) as stored:
+        return back_up_snapshot(stored, node_id(), file, files)
+
+
 def backup_of(history: History, node_id: int, commit_index: int, wall_ms: int) -> Backup:
     """What a backup of that history says of itself."""
     return Backup(
@@ -250,7 +294,7 @@ def backup_of(history: History, node_id: int, commit_index: int, wall_ms: int) -
 
 
 class BackupFile:
-    """A backup open for reading.
+    """A backup open for reading, also by a link, or where nothing may be written.
 
     backup: what it says of itself; only its head was checked, `verify` checks all.
     """
@@ -260,7 +304,7 @@ class BackupFile:
         self._files = files or Files()
         self._path = path = os.path.abspath(file)
         try:
-            self._fd = self._files.open(path)
+            self._fd = self._files.open_to_read(path, follows=True)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error}") from error
         try:

@@ -1,8 +1,8 @@
 """The directory of a node that is stopped, as it is read: owned for the time, and left as it is.
 
-Storage opens what it reads for writing, and writes what a crash may have left undone.  Here it does so to an
-`Untouched`
+Storage opens its log for writing, and writes what a crash may have left undone.  Here it does so to an `Untouched`
 disk, which takes every write and keeps none: so what is found is what a start would find, and is there as before.
+Nothing is opened there but for reading, so a copy on a file system that is mounted read-only will do.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ class Untouched(Files):
         return self._under.owner_lock(path)
 
     def open(self, path: str) -> int:
-        """Open an existing file."""
-        return self._under.open(path)
+        """Open an existing file, for reading."""
+        return self._under.open_to_read(path)
+
+    def open_to_read(self, path: str, follows: bool = False) -> int:
+        """The same."""
+        return self._under.open_to_read(path, follows)
 
     def close(self, fd: int) -> None:
         """Close what `open` opened."""

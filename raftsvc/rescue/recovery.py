@@ -26,7 +26,7 @@ from raftsvc.errors import ConfigurationError, StorageError
 from raftsvc.rescue.making import Remade, first_index, make_anew
 from raftsvc.rescue.reading import Held, read_held, stopped
 from raftsvc.rescue.replaying import history_of
-from raftsvc.rescue.restoring import finished, read_origin
+from raftsvc.rescue.restoring import finished, read_origin, unheard
 from raftsvc.state import State
 from raftsvc.storage import Files, Renewal, Store
 from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES
@@ -228,19 +228,21 @@ def recover(
     lock_timeout: seconds to wait for a process that has a directory to end.
     clock, segment_bytes: for tests: seconds since 1970; how large a segment of the log is that is made.
 
-    A recovery that was interrupted, by whatever, is repeated: the directory is what it was, or what it is to be.
+    A recovery that was interrupted, by whatever, is repeated: the directory is what it was, or what it is to be, which
+    is what is answered until a node is started on it (`recovered`).
 
     Raises ConfigurationError where something would be lost, or may be, without `accept_loss`, for a `state` that will
     not do, and if the clock is not set; ExistingClusterError if another attempt was interrupted, and is finished now;
     DirectoryInUseError, StorageError.
     """
-    addr = canonical_addr(addr)
+    addr, others = canonical_addr(addr), list(others)
     files = files or Files()
     store = Store(os.fspath(directory), files, segment_bytes)
     now_us = int((time.time() if clock is None else clock()) * 1_000_000)
+    wanted = _wanted(addr, others, above_index)
     with stopped(store.path, files, lock_timeout):
-        is_half_done = Renewal(files, store.path).is_decided
-    if not is_half_done:
+        is_made = Renewal(files, store.path).is_decided or unheard(store.path, files, wanted) is not None
+    if not is_made:
         found = survey([store.path, *others], files=files, lock_timeout=lock_timeout)
         losses = found.losses(store.path)
         unread = [f"{each.directory}: {each.problem}" for each in found.survivors if each.held is None]
@@ -252,17 +254,44 @@ def recover(
                 f"what {store.path} does not have would be lost: {named}. Choose another, or accept it"
             )
         report: dict[str, object] = {
-            "made_by": "recover",
+            **wanted,
             "wall_ms": now_us // 1000,
             "survey": found.facts(),
             "lost": [each._asdict() for each in losses],
         }
     store.own(lock_timeout)
     try:
-        if is_half_done:
-            return finished(read_origin(store.path, files), {"made_by": "recover", "addr": addr})
+        if is_made:
+            return finished(read_origin(store.path, files), wanted)
         held = read_held(store.path, files)
         index = first_index(max(found.highest_index, held.last_index), now_us, 0, above_index)
         return make_anew(store, history_of(held, files, state), addr, index, report)
     finally:
         store.close()
+
+
+def recovered(
+    directory: str | os.PathLike[str],
+    addr: str,
+    *,
+    others: Iterable[str | os.PathLike[str]] = (),
+    above_index: int | None = None,
+    files: Files | None = None,
+    lock_timeout: float = 0.0,
+) -> Remade | None:
+    """What such a `recover` made in the directory before, if no node was started on it since; None: nothing.
+
+    For who asks people before it is done: what was done while nobody heard of it needs no answer any more.
+    Raises DirectoryInUseError, StorageError.
+    """
+    files = files or Files()
+    with stopped(directory, files, lock_timeout) as path:
+        if Renewal(files, path).is_decided:
+            return None
+        return unheard(path, files, _wanted(canonical_addr(addr), list(others), above_index))
+
+
+def _wanted(addr: str, others: Iterable[str | os.PathLike[str]], above_index: int | None) -> dict[str, object]:
+    """What tells one recovery from another, as it stands in `origin.json`."""
+    named = sorted(os.path.abspath(each) for each in others)
+    return {"made_by": "recover", "addr": addr, "others": named, "above_index": above_index}

@@ -11,6 +11,7 @@ from raftsvc.addresses import canonical_addr
 from raftsvc.errors import ExistingClusterError, StorageError
 from raftsvc.rescue.backups import BackupFile
 from raftsvc.rescue.making import Remade, first_index, make_anew, remade
+from raftsvc.rescue.reading import read_held
 from raftsvc.rescue.replaying import History
 from raftsvc.storage import ORIGIN, Files, Renewal, Store
 from raftsvc.storage.files import read_file
@@ -46,7 +47,8 @@ def restore(
     At most one restored cluster may live on, and not beside the former: each would serve its own history.  End the
     first before the second is restored.
 
-    A restore that was interrupted, by whatever, is repeated: the directory is empty as before, or whole.
+    A restore that was interrupted, by whatever, is repeated: the directory is empty as before, or whole.  One that is
+    whole, made of the same in the same way, is what is answered until a node is started on it.
 
     Raises ConfigurationError if the backup is of a later time than the clock says; ExistingClusterError if a node is
     in the directory, or another attempt was interrupted there and is finished now; DamagedStorageError,
@@ -73,6 +75,9 @@ def restore(
             if is_half_done:
                 return finished(read_origin(store.path, files), {"addr": addr, **report})
             if store.is_initialized:
+                made = unheard(store.path, files, {"addr": addr, **report})
+                if made is not None:
+                    return made
                 raise ExistingClusterError(
                     f"{store.path}: a node is in it already. Restore into an empty directory; what this node has is "
                     "backed up, or removed, by hand"
@@ -102,13 +107,31 @@ def finished(made: Remade, wanted: Mapping[str, object]) -> Remade:
 
     wanted: what this attempt would have had in `origin.json`.  Raises ExistingClusterError if the other wanted else.
     """
-    differs = [f"{name} {made.report.get(name)}" for name, value in wanted.items() if made.report.get(name) != value]
+    differs = _difference(made, wanted)
     if differs:
         raise ExistingClusterError(
             f"{made.directory}: another attempt was interrupted there, and is finished now: {', '.join(differs)}. Its "
             "origin.json says what it is; to have something else, empty the directory first"
         )
     return made
+
+
+def unheard(path: str, files: Files, wanted: Mapping[str, object]) -> Remade | None:
+    """What an attempt before made in the directory, if that is what is `wanted`, and no node was started on it since.
+
+    Its process may have ended before it said so.  The directory is this process's own; raises StorageError.
+    """
+    try:
+        if not files.exists(f"{path}/{ORIGIN}"):
+            return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error}") from error
+    made = read_origin(path, files)
+    return made if not _difference(made, wanted) and not read_held(path, files).starts else None
+
+
+def _difference(made: Remade, wanted: Mapping[str, object]) -> list[str]:
+    return [f"{name} {made.report.get(name)}" for name, value in wanted.items() if made.report.get(name) != value]
 
 
 def read_origin(path: str, files: Files) -> Remade:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -24,7 +25,7 @@ FOREIGN = frozenset((errno.ESTALE, errno.EBADF))
 """What is said where the directory, or the process, is another by now: nothing that passes."""
 SETTLING = "settle.tmp"
 """The name of what is new in a directory for the sake of its other names."""
-_NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
+NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP))
 """Errors of syncing a directory that was there long before: its owner, or a file system without that, cares for it."""
 
 
@@ -70,6 +71,21 @@ class Files:
     def open(self, path: str) -> int:
         """Open an existing file, and no link, for reading and writing."""
         return self._keep(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+    def open_to_read(self, path: str, follows: bool = False) -> int:
+        """Open an existing regular file for reading alone, which a file system that is mounted read-only allows.
+
+        follows: a link at `path` too, where a person named it; in the directory of a node there is none.
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would wait for whoever writes to it
+        fd = os.open(path, flags if follows else flags | os.O_NOFOLLOW)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._keep(fd)
 
     def _keep(self, fd: int) -> int:
         self._open_fds.add(fd)
@@ -178,7 +194,7 @@ class Files:
 
 def read_file(files: Files, path: str) -> bytes:
     """The whole content of a small file."""
-    fd = files.open(path)
+    fd = files.open_to_read(path)
     try:
         return files.read(fd, files.size(fd), 0)
     finally:
@@ -239,7 +255,7 @@ def make_dirs(files: Files, path: str) -> None:
         if is_new:
             with suppress(OSError):  # the next sync would say nothing of it, were it found by the next attempt
                 files.remove_dir(path)
-        if error.errno not in _NOT_OURS:
+        if error.errno not in NOT_OURS:
             raise
         if is_new:
             why = f"{parent} cannot be synced, so what is made there may not last: make {path} yourself, once"

@@ -178,7 +178,7 @@ def is_at(path: str, fd: int) -> bool:
 def _check_access(path: str, fd: int) -> None:
     """A directory that everybody may write to is nobody's own: they could put anything there."""
     mode = os.fstat(fd).st_mode & 0o7777
-    if mode & 0o002:
+    if mode & 0o002 and not os.fstatvfs(fd).f_flag & os.ST_RDONLY:
         raise StorageError(
             f"{path}: everybody may write to it (mode {mode:04o}); `chmod o-w {path}` if it is this node's alone, "
             "or name a directory in it that is not there yet, which is made for this node"

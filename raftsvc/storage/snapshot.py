@@ -114,7 +114,7 @@ class StoredSnapshot:
         """Raises DamagedStorageError if head or end are damaged, OSError if there is no file."""
         self._files = files
         self._path = path
-        self._fd = files.open(path)
+        self._fd = files.open_to_read(path)
         try:
             self.size_bytes = files.size(self._fd)
             self.header, self._start, self._head_crc = self._read_head()

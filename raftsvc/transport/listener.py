@@ -4,7 +4,8 @@ It gives peers a port and threads that ordinary views of the application cannot
 starve.  A thread per connection; how many there may be, how long each may take for
 what it does, and who goes when there are too many, is told in connections.  The head of
 a request is short and says clearly where it ends, or it is refused.  Bodies need a
-Content-Length; responses without one are sent chunk by chunk as they come.  The
+Content-Length; responses without one are sent chunk by chunk as they come.  What it refuses itself it does by a
+problem of RFC 9457, and no answer is lost since its client is still sending.  The
 port is bound in the background and retried, for during a reload the former process
 holds it a little longer; or it is one that a server's parent process keeps (`raftsvc.ports`).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from email.errors import MultipartInvariantViolationDefect, StartBoundaryNotFoundDefect
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
@@ -45,6 +48,8 @@ MAX_HEAD_BYTES = 16 * 1024
 READ_SECONDS = 60.0
 """The longest wait for one read or write; how long they may take together, connections says."""
 _MAX_UNREAD_BYTES = 64 * 1024
+"""Of a body that the application left, so much is read for the sake of the next request."""
+_MAX_LINGER_BYTES = 64 * 1024 * 1024
 _LINGER_SECONDS = 2.0
 _CLAIM_SECONDS = 3.0
 """How long the former owner of a port that is kept may take to leave it before that is called trouble."""
@@ -268,16 +273,23 @@ class _Body:
         self._stream = stream
         self._has_all = has_all
         self.left = length
+        self.before_read: Callable[[], None] = lambda: None
         if not length:
             has_all()
 
     def read(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
-        return self._took(self._stream.read(size)) if size else b""
+        if not size:
+            return b""
+        self.before_read()
+        return self._took(self._stream.read(size))
 
     def readline(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
-        return self._took(self._stream.readline(size)) if size else b""
+        if not size:
+            return b""
+        self.before_read()
+        return self._took(self._stream.readline(size))
 
     def _took(self, data: bytes) -> bytes:
         self.left -= len(data)
@@ -308,6 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
         return "raftsvc"
 
     def setup(self) -> None:
+        self._body = _Body(io.BytesIO(), 0, lambda: None)
+        self._owes_continue = False
         client: Any = self.request
         self.record: Connection = client.record
         self.request = client.socket
@@ -319,6 +333,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.record.expects_head()
+        self._owes_continue = False
         lines = self._read_head()
         if lines is None:
             return
@@ -336,6 +351,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         serve()
         self.wfile.flush()
+        if self._is_left:
+            self._linger()
         self.record.is_done()
 
     def _read_head(self) -> list[bytes] | None:
@@ -374,30 +391,70 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if int(length or 0):
             self.server.connections.announce_body(self.record, int(length))
-        body = _Body(self.rfile, int(length or 0), self.record.has_request)
-        if self.headers.get("Expect", "").lower() == "100-continue":
-            self.wfile.flush()
+        self._body = body = _Body(self.rfile, int(length or 0), self.record.has_request)
+        body.before_read = self._continue
         self._call_app(self._environ(body, length))
-        if body.left > _MAX_UNREAD_BYTES:
-            self.close_connection = True
-        elif body.left:
+        if body.left and not self._is_left:
             body.read()
         if body.left:
             self.close_connection = True
 
+    def handle_expect_100(self) -> bool:
+        """Not now: who is refused need not send his body."""
+        self._owes_continue = True
+        return True
+
+    def _continue(self) -> None:
+        """The body is wanted."""
+        if self._owes_continue:
+            self._owes_continue = False
+            self.send_response_only(HTTPStatus.CONTINUE)
+            self.end_headers()
+            self.wfile.flush()
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether the application left more of the body than is read for the next request, or it may never come."""
+        return self._body.left > (0 if self._owes_continue else _MAX_UNREAD_BYTES)
+
     do_POST = do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer, and end the connection, but not before the client could read that: its rest is let pass."""
-        self.close_connection = True
-        self.record.expects_head(_LINGER_SECONDS)
+        """Answer, and end the connection."""
         self.send_error(status, explain=detail)
         self.wfile.flush()
+        self._linger()
+
+    def _linger(self) -> None:
+        """End the connection, but not before the client could read the answer: for a while its rest is let pass."""
+        self.close_connection = True
+        self.record.expects_head(_LINGER_SECONDS)
         if not isinstance(self.connection, ssl.SSLSocket):
             self.connection.shutdown(socket.SHUT_WR)
-        left = _MAX_UNREAD_BYTES * 4
-        while left > 0 and (rest := self.rfile.read1(8192)):
+        left = _MAX_LINGER_BYTES
+        while left > 0 and (rest := self.rfile.read1(64 * 1024)):
             left -= len(rest)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """A problem of RFC 9457, as the applications that are served here have them."""
+        if self.request_version == "HTTP/0.9":  # as what is no request at all is taken for
+            self.request_version = "HTTP/1.0"
+        title = HTTPStatus(code).phrase
+        said = {
+            "type": "about:blank",
+            "title": title,
+            "status": int(code),
+            "detail": explain or message or title,
+            "code": title.title().replace(" ", "").replace("-", ""),
+        }
+        body = json.dumps(said).encode() + b"\n"
+        self.send_response(code, title)
+        self.send_header("Connection", "close")
+        self.send_header("Content-Type", "application/problem+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _environ(self, body: _Body, length: str) -> dict[str, Any]:
         path, _, query = self.path.partition("?")
@@ -457,12 +514,12 @@ class _Handler(BaseHTTPRequestHandler):
                     if isinstance(chunk, RawChunk):
                         self.connection.sendall(chunk)
                     elif is_chunked:  # at once, in one segment, past the buffer
-                        self.connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                        self.connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._knows_chunks else chunk)
                     else:
                         self.wfile.write(chunk)
             if is_chunked is None:
                 is_chunked = self._send_head(answer)
-            if is_chunked and self.command != "HEAD":
+            if is_chunked and self._knows_chunks and self.command != "HEAD":
                 self.wfile.write(b"0\r\n\r\n")
             self.wfile.flush()
         finally:
@@ -470,8 +527,13 @@ class _Handler(BaseHTTPRequestHandler):
             if close is not None:
                 close()
 
+    @property
+    def _knows_chunks(self) -> bool:
+        """Whether the client does, which one of HTTP/1.0 does not."""
+        return self.request_version == "HTTP/1.1"
+
     def _send_head(self, answer: list[Any]) -> bool:
-        """Send status and headers; whether the body goes in chunks."""
+        """Send status and headers; whether the body goes as it comes, for nobody knows its length."""
         status, headers = answer
         digits, _, phrase = status.partition(" ")
         code = int(digits)
@@ -486,8 +548,13 @@ class _Handler(BaseHTTPRequestHandler):
         if length is None and code in (204, 304):  # which have no body
             length = 0
         is_chunked = length is None
+        if self._is_left and not self.close_connection:
+            self.send_header("Connection", "close")
         if length is None:
-            self.send_header("Transfer-Encoding", "chunked")
+            if self._knows_chunks:
+                self.send_header("Transfer-Encoding", "chunked")
+            else:  # the end of the connection is that of the body (RFC 9112, section 6.3)
+                self.send_header("Connection", "close")
             self.record.streams()
         else:
             self.record.takes_answer(length)

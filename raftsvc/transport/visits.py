@@ -5,9 +5,12 @@ Request: what is asked (1 byte), for how many milliseconds (4), then what the ki
     HELLO, STATUS, READ   nothing
     LOOK, QUERY           what the State is asked: of what is applied there, or once that is current
     BRING                 an envelope and its data, see `raftsvc.member.envelopes`, under CLIENT
+    COPY                  which copy of what is stored (16), zeros: one that begins now; from where on (8), all ones:
+                          it is not read any more
 
 The answer to BRING is the index of the entry (8), its time (8) and the outcome; to HELLO and STATUS it is JSON, to
-QUERY and LOOK what the State said.  All integers are big-endian.
+QUERY and LOOK what the State said; to COPY which it is (16), how many bytes it has (8), the node's id (8) and some of
+the bytes.  All integers are big-endian.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ from typing import Final, NamedTuple
 from raftsvc.core.messages import MalformedError
 from raftsvc.transport.wire import MAX_BODY_BYTES
 
-HELLO, STATUS, READ, LOOK, QUERY, BRING = 1, 2, 3, 4, 5, 6
+HELLO, STATUS, READ, LOOK, QUERY, BRING, COPY = 1, 2, 3, 4, 5, 6, 7
 
 _HEAD: Final = struct.Struct(">BI")
 _PLACE: Final = struct.Struct(">QQ")
+_COPY: Final = struct.Struct(">16sQ")
+_PIECE: Final = struct.Struct(">16sQQ")
+_NOWHERE: Final = 2**64 - 1
+NO_COPY: Final = bytes(16)
 _MAX_TIMEOUT_MS: Final = 3_600_000
 MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - _HEAD.size
 """Of a request."""
@@ -44,7 +51,7 @@ class Visit(NamedTuple):
         if len(body) < _HEAD.size:
             raise MalformedError("a client's request is cut short")
         kind, timeout_ms = _HEAD.unpack_from(body)
-        if not HELLO <= kind <= BRING or timeout_ms > _MAX_TIMEOUT_MS:
+        if not HELLO <= kind <= COPY or timeout_ms > _MAX_TIMEOUT_MS:
             raise MalformedError("a client's request does not decode")
         return cls(kind, timeout_ms / 1000, body[_HEAD.size :])
 
@@ -60,3 +67,36 @@ def decode_place(body: bytes) -> tuple[int, int, bytes]:
         raise MalformedError("an outcome is cut short")
     index, time_ms = _PLACE.unpack_from(body)
     return index, time_ms, body[_PLACE.size :]
+
+
+class Piece(NamedTuple):
+    """The answer to COPY."""
+
+    token: bytes
+    size_bytes: int
+    node_id: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        return _PIECE.pack(self.token, self.size_bytes, self.node_id) + self.data
+
+
+def decode_piece(body: bytes) -> Piece:
+    """Raises MalformedError."""
+    if len(body) < _PIECE.size:
+        raise MalformedError("a piece is cut short")
+    token, size_bytes, node_id = _PIECE.unpack_from(body)
+    return Piece(token, size_bytes, node_id, body[_PIECE.size :])
+
+
+def encode_copy(token: bytes, offset: int | None) -> bytes:
+    """What COPY asks; offset: None: it is not read any more."""
+    return _COPY.pack(token, _NOWHERE if offset is None else offset)
+
+
+def decode_copy(payload: bytes) -> tuple[bytes, int | None]:
+    """Raises MalformedError."""
+    if len(payload) != _COPY.size:
+        raise MalformedError("a client's request does not decode")
+    token, offset = _COPY.unpack(payload)
+    return token, None if offset == _NOWHERE else offset

@@ -16,6 +16,7 @@ from raftsvc.keys import ClientKey
 from raftsvc.kv import KeyValue
 from raftsvc.web.asked import Asked
 from raftsvc.web.callers import Authorize, Caller, admitted, authorizer
+from raftsvc.web.held import KINDS, Held
 from raftsvc.web.keys import Keys, json_response
 from raftsvc.web.openapi import description
 from raftsvc.web.positions import Positions
@@ -53,6 +54,9 @@ class Api:
             "transact": keys.transact,
             "watch": Watches(kv, positions, places, heartbeat).watch,
         }
+        for kind, names in KINDS.items():
+            held = Held(kv, kind, places)
+            self._handlers |= dict(zip(names, (held.acquire, held.keep, held.release, held.show), strict=True))
         before_stop = getattr(kv.service, "before_stop", None)
         if callable(before_stop):
             before_stop(self.close)
@@ -68,6 +72,8 @@ class Api:
 
     def _answer(self, asked: Asked) -> Response:
         route, key = find_route(asked.method, asked.path)
+        if not route.has_body:
+            asked.refuse_body()
         if route.right is None:
             return self._described(asked, route)
         caller = admitted(self._authorize, asked.environ, route.right)
@@ -112,8 +118,8 @@ def api(
                     `raftsvc.web.Caller`, or None for whom nobody knows.
     open_to_all:    in the place of both: whoever reaches it may read and write all of it.
     max_body_bytes: of a request; `max_instruction_bytes` of the node bounds a transaction, too.
-    max_watchers:   as many may wait for changes, each of which takes a thread of the server as long as it waits;
-                    more are told to come again.
+    max_watchers:   as many may wait for changes, or locks, each of which takes a thread of the server as long as it
+                    waits; more are told to come again.
     heartbeat:      seconds between two messages of a stream where nothing happens.
     repeats_ttl:    for how many seconds it is known what was done under an `Idempotency-Key`.
 

@@ -150,6 +150,18 @@ class Asked:
 
     # -- body
 
+    def refuse_body(self) -> None:
+        """Raise Problem if there is one, where none is read: what it says would not be done."""
+        environ: Any = self.environ
+        length = get_content_length(environ)
+        if length is None and environ.get("wsgi.input_terminated"):
+            try:
+                length = len(environ["wsgi.input"].read(1))
+            except (HTTPException, OSError):
+                length = 1
+        if length:
+            raise bad_request("This takes no body; what is meant is said by the path and its parameters.")
+
     def body(self) -> bytes:
         """All of it; never a part, and never nothing where the server does not say how much there is."""
         if self._body is None:

@@ -75,6 +75,13 @@ def _by_token(keys: list[ClientKey]) -> Authorize:
             raise ConfigurationError(
                 f"the key of {key.name!r} has characters that no bearer token has; secrets.token_hex() makes a good one"
             )
+    names: dict[str, str] = {}
+    for key in keys:
+        if key.key in names:
+            raise ConfigurationError(
+                f"{names[key.key]!r} and {key.name!r} have the same key, so who asks is not known: give each its own"
+            )
+        names[key.key] = key.name
     known = [(key.key.encode(), Caller(key.name, key.rights, key.prefix)) for key in keys]
 
     def authorize(environ: Mapping[str, Any]) -> Caller | None:

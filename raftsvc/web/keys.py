@@ -10,14 +10,14 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from werkzeug.wrappers import Response
 
 from raftsvc import kv as store
 from raftsvc.errors import ConfigurationError
 from raftsvc.kv import Condition, ConflictError, Effect, KeyValue, Value
-from raftsvc.kv.instructions import Code
+from raftsvc.kv.instructions import Code, checked_key
 from raftsvc.kv.transactions import NUMBERS
 from raftsvc.web.asked import Asked
 from raftsvc.web.callers import Caller
@@ -30,11 +30,15 @@ MAX_KEYS = 10_000
 _KEYS = 1000
 _MAX_LISTED_BYTES = 4 * 1024 * 1024
 """Of the values in one listing; one value at least is shown."""
+_MAX_ASKED_BYTES = 512 * 1024
+"""The same where a member is asked for them; with one more value, and a thousand keys, an answer there has that."""
 MAX_OPERATIONS = 1000
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 _AFTER_RESERVED = RESERVED + "\U0010ffff"
 _WRITE_SECONDS, _READ_SECONDS = 10.0, 5.0
+
+KINDS_HELD = ("lock", "election")
 
 T = TypeVar("T")
 
@@ -51,15 +55,16 @@ class Keys:
 
     def get(self, asked: Asked, caller: Caller, key: str) -> Response:
         """GET /v1/keys/{key}."""
-        _check_allowed(caller, key)
+        check_allowed(caller, key)
         value = self._read(asked, key)
         present = 0 if value is None else value.version
         match, none_match = asked.tags("If-Match"), asked.tags("If-None-Match")
-        if match is not None and not _matches(match, present, is_strong=True):
-            raise _failed(key, present)
+        # Conditions are for what would be answered without them, and in this order (RFC 9110, section 13.2).
         if value is None:
             raise Problem(404, "NoSuchKey", "There is no such key.", key=key)
-        if match is None and none_match is not None and _matches(none_match, present, is_strong=False):
+        if match is not None and not _matches(match, present, is_strong=True):
+            raise _failed(key, present)
+        if none_match is not None and _matches(none_match, present, is_strong=False):
             response = Response(status=304)
         else:
             response = Response(value.data, mimetype="application/octet-stream")
@@ -73,22 +78,22 @@ class Keys:
         if asked.flag("stale"):
             if max_age is not None:
                 raise bad_request("A read is stale=1, however old, or has a max_age.")
-            return _made(lambda: self._kv.get_stale(key))
-        return _made(lambda: self._kv.get(key, timeout, max_age=max_age))
+            return made_by(lambda: self._kv.get_stale(key))
+        return made_by(lambda: self._kv.get(key, timeout, max_age=max_age))
 
     def put(self, asked: Asked, caller: Caller, key: str) -> Response:
         """PUT /v1/keys/{key}."""
-        _check_allowed(caller, key)
+        check_allowed(caller, key)
         ttl = asked.seconds("ttl")
         body = asked.whole_body()
-        effect = _made(lambda: store.set(key, body, ttl))
+        effect = made_by(lambda: store.set(key, body, ttl))
         outcome = self._write_one(asked, caller, key, Write([effect]))
         return _answer(outcome, {"version": outcome.version}, tag_of(outcome.version))
 
     def delete(self, asked: Asked, caller: Caller, key: str) -> Response:
         """DELETE /v1/keys/{key}."""
-        _check_allowed(caller, key)
-        effect = _made(lambda: store.delete(key))
+        check_allowed(caller, key)
+        effect = made_by(lambda: store.delete(key))
         outcome = self._write_one(asked, caller, key, _foreseen([effect]))
         return _answer(outcome, {"deleted": outcome.answer, "version": outcome.version})
 
@@ -122,15 +127,18 @@ class Keys:
         after = asked.parameters.get("after", "")
         max_age, timeout = asked.seconds("max_age"), asked.timeout(_READ_SECONDS)
         start = max(after, _AFTER_RESERVED)
+        left = _MAX_LISTED_BYTES
+        if not self._positions.are_known:
+            limit, left = min(limit, _KEYS), _MAX_ASKED_BYTES
 
         def look() -> tuple[dict[str, Value], int | None]:
             if self._positions.are_known:
                 return self._kv.list_at(prefix, timeout, limit=limit + 1, after=start, max_age=max_age)
-            return self._kv.list(prefix, timeout, limit=limit + 1, after=start, max_age=max_age), None
+            # All of it has to fit into what a connected client is told at once.
+            return self._kv.list(prefix, timeout, limit=limit + 1, after=start, max_age=max_age, max_bytes=left), None
 
-        found, index = _made(look)
+        found, index = made_by(look)
         entries: list[dict[str, object]] = []
-        left = _MAX_LISTED_BYTES
         has_more = False
         for key, value in found.items():
             if len(entries) == limit or (entries and len(value.data) > left):
@@ -146,46 +154,47 @@ class Keys:
 
     def count(self, asked: Asked, caller: Caller, key: str) -> Response:
         """POST /v1/counters/{key}."""
-        _check_unconditional(asked)
-        _check_allowed(caller, key)
+        check_unconditional(asked)
+        check_allowed(caller, key)
         delta, initial = asked.integer("delta", 1, _LEAST, _MOST), asked.integer("initial", 0, _LEAST, _MOST)
-        effect = _made(lambda: store.incr(key, delta, initial, asked.seconds("ttl")))
+        effect = made_by(lambda: store.incr(key, delta, initial, asked.seconds("ttl")))
         write = _foreseen([effect])
         outcome = self._write(asked, caller, write, b"")
         return _answer(outcome, {"value": outcome.answer, "version": outcome.version}, tag_of(outcome.version))
 
     def transact(self, asked: Asked, caller: Caller, _: str) -> Response:
         """POST /v1/transactions."""
-        _check_unconditional(asked)
-        operations = operations_of(asked.json())
-        for operation in operations:
-            _check_allowed(caller, operation.key)
+        check_unconditional(asked)
+        given = asked.json()
+        operations = self._operations_of(given)
+        for each in given:
+            check_allowed(caller, each["key"])
         outcome = self._write(asked, caller, _foreseen(operations), asked.body())
         return _answer(outcome, {"version": outcome.version, "answer": outcome.answer})
 
+    def _operations_of(self, said: Any) -> Sequence[Condition | Effect]:
+        """What a list of JSON objects means.  Raises Problem."""
+        if not isinstance(said, list) or not 0 < len(said) <= MAX_OPERATIONS:
+            raise bad_request(f"A transaction is a JSON list of 1 to {MAX_OPERATIONS} operations.")
+        found = []
+        for position, each in enumerate(said):
+            try:
+                found.append(_operation(each, self._kv))
+            except (Problem, ConfigurationError, TypeError, ValueError) as error:
+                raise bad_request(f"Operation {position}: {str(error)[:300]}") from None
+        return found
 
-def _check_unconditional(asked: Asked) -> None:
+
+def check_unconditional(asked: Asked) -> None:
     """Raise a Problem where there is a condition that would not be looked at (RFC 9110, section 13.1)."""
     if asked.tags("If-Match") is not None or asked.tags("If-None-Match") is not None:
         raise bad_request("This takes no If-Match or If-None-Match; a transaction has conditions of its own.")
 
 
-def operations_of(said: Any) -> list[Condition | Effect]:
-    """What a list of JSON objects means.  Raises Problem."""
-    if not isinstance(said, list) or not 0 < len(said) <= MAX_OPERATIONS:
-        raise bad_request(f"A transaction is a JSON list of 1 to {MAX_OPERATIONS} operations.")
-    found: list[Condition | Effect] = []
-    for position, each in enumerate(said):
-        try:
-            found.append(_operation(each))
-        except (Problem, ConfigurationError, TypeError, ValueError) as error:
-            raise bad_request(f"Operation {position}: {str(error)[:300]}") from None
-    return found
-
-
 _FIELDS = {
     "if_version": ({"key", "version"}, set[str]()),
     "if_not_exists": ({"key"}, set[str]()),
+    "if_held": ({"key", "fence"}, {"kind"}),
     "set": ({"key"}, {"value", "text", "ttl"}),
     "delete": ({"key"}, set[str]()),
     "incr": ({"key"}, {"delta", "initial", "ttl"}),
@@ -195,7 +204,14 @@ _FIELDS = {
 OPERATIONS = tuple(_FIELDS)
 
 
-def _operation(said: Any) -> Condition | Effect:
+class _Grant(NamedTuple):
+    """What is held.  name: in the whole store."""
+
+    name: str
+    fence: int
+
+
+def _operation(said: Any, kv: KeyValue) -> Condition | Effect:
     if not isinstance(said, dict) or said.get("op") not in OPERATIONS:
         raise bad_request(f"it is an object whose op is one of {', '.join(OPERATIONS)}.")
     needed, allowed = _FIELDS[said["op"]]
@@ -209,6 +225,11 @@ def _operation(said: Any) -> Condition | Effect:
         return store.if_not_modified(key, said["version"])
     if said["op"] == "if_not_exists":
         return store.if_not_exists(key)
+    if said["op"] == "if_held":
+        kind = said.get("kind", "lock")
+        if kind not in KINDS_HELD:
+            raise bad_request(f"kind is one of {', '.join(KINDS_HELD)}.")
+        return store.if_held(_Grant(kv.ticket(claimed_name(kind, key)).name, said["fence"]))
     if said["op"] == "delete":
         return store.delete(key)
     if said["op"] == "touch":
@@ -265,6 +286,11 @@ def _counted(effects: Iterable[Effect], key: str, value: Value | None) -> int | 
     return counted
 
 
+def claimed_name(kind: str, name: str) -> str:
+    """By what name a lock, or an election, is claimed.  Raises TypeError, ValueError."""
+    return f"{kind}:{checked_key(name)}"
+
+
 # -- what is said
 
 
@@ -307,9 +333,9 @@ def _failed(key: str, version: int) -> Problem:
     return Problem(412, "PreconditionFailed", detail, headers, key=key, version=version)
 
 
-def _check_allowed(caller: Caller, key: str) -> None:
+def check_allowed(caller: Caller, key: str) -> None:
     """Raise Problem unless it is a key, and he may name it."""
-    _made(lambda: store.delete(key))
+    made_by(lambda: store.delete(key))
     if not key.startswith(caller.prefix):
         raise Problem(403, "Forbidden", "This token is for other keys.")
     if key.startswith(RESERVED):
@@ -326,7 +352,7 @@ def listed_prefix(asked: Asked, caller: Caller) -> str:
     return prefix
 
 
-def _made(make: Callable[[], T]) -> T:
+def made_by(make: Callable[[], T]) -> T:
     """What `make` returns; what it finds wrong with what a client gave is a Problem."""
     try:
         return make()

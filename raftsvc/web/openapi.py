@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from raftsvc.web.keys import MAX_KEYS, MAX_OPERATIONS, OPERATIONS
+from raftsvc.web.keys import KINDS_HELD, MAX_KEYS, MAX_OPERATIONS, OPERATIONS
 from raftsvc.web.routes import KEY, ROUTES, Route
 
 _SECONDS: Final = {"type": "number", "minimum": 0}
@@ -20,8 +20,16 @@ _PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "delta": ({**_BIG, "default": 1}, "What is added."),
     "initial": ({**_BIG, "default": 0}, "What a key counts for that does not exist."),
     "wait": ({**_WAIT, "default": 30}, "How many seconds to wait for something to happen."),
+    "stay": ({"enum": [0, 1]}, "1: whoever does not have it after wait keeps his place, for ttl; else he gives it up."),
+    "data": ({"type": "string", "maxLength": 1024}, "What others are shown of who has it; else the name of the token."),
+    "ticket": ({"type": "string", "pattern": "^[0-9a-f]{16}-[0-9]{1,12}$"}, "What the answer to POST said."),
     "timeout": (_WAIT, "How many seconds to wait for the cluster: 10 for a write, 5 for a read."),
 }
+_OF_HELD: Final[dict[str, tuple[dict[str, Any], str]]] = {
+    "ttl": ({"type": "number", "minimum": 1, "default": 15}, "So many seconds after it was last asked for it is over."),
+    "wait": ({**_WAIT, "default": 0}, "How many seconds to wait for it."),
+}
+"""The same, of what is held."""
 _HEADERS: Final = {
     "If-Match": 'Only if the key is at this version, in quotation marks: "17".',
     "If-None-Match": 'Of a write, *: only if there is no such key. Of a read, "17": not if it is at that version.',
@@ -35,6 +43,8 @@ _HEADERS_OF: Final = {
     "count": ("Idempotency-Key",),
     "transact": ("Idempotency-Key",),
     "watch": ("Last-Event-ID",),
+    "acquireLock": ("Idempotency-Key",),
+    "campaign": ("Idempotency-Key",),
 }
 _SUMMARIES: Final = {
     "listKeys": "Keys below a prefix, in order, with their values, all of one moment.",
@@ -44,11 +54,33 @@ _SUMMARIES: Final = {
     "count": "Add to the number that a key has, in decimal.",
     "transact": "Do all of these operations if all conditions among them hold, or nothing.",
     "watch": "What changes below a prefix: the next that happened, or a stream of it (Accept: text/event-stream).",
+    "acquireLock": "Hold a lock: who asks first gets it first.",
+    "keepLock": "Hold it, or wait for it, for another ttl.",
+    "releaseLock": "Let go of it, or wait for it no longer.",
+    "getLock": "Who holds it, then who waits, in their order.",
+    "campaign": "Lead: who asks first leads first.",
+    "keepLeading": "Lead, or wait for that, for another ttl.",
+    "resign": "Lead no more, or wait for that no longer.",
+    "getLeader": "Who leads, then who waits, in their order.",
     "describe": "This description.",
 }
 _VERSION: Final = {"type": "integer", "minimum": 1, "description": "Of the log entry that wrote it."}
 _BYTES: Final = {"type": "string", "contentEncoding": "base64"}
 _POSITION: Final = {"type": "string", "description": "After which a watch goes on."}
+_FENCE: Final = {"type": "integer", "minimum": 0, "description": "It rises with each holder; 0: it is not held yet."}
+_HELD: Final = {"held": {"type": "boolean"}, "fence": _FENCE, "ticket": {"type": "string"}}
+_RELEASED: Final = {"released": {"type": "boolean"}}
+_SHOWN: Final = {
+    "held": {"type": "boolean"},
+    "claims": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"fence": _FENCE, "data": {"type": "string"}},
+            "required": ["fence", "data"],
+        },
+    },
+}
 _ANSWERS: Final[dict[str, dict[str, Any]]] = {
     "putKey": {"version": _VERSION},
     "deleteKey": {"deleted": {"type": ["boolean", "null"]}, "version": _VERSION},
@@ -66,6 +98,9 @@ _ANSWERS: Final[dict[str, dict[str, Any]]] = {
         "more": {"type": "boolean"},
         "position": _POSITION,
     },
+    **dict.fromkeys(("acquireLock", "keepLock", "campaign", "keepLeading"), _HELD),
+    **dict.fromkeys(("releaseLock", "resign"), _RELEASED),
+    **dict.fromkeys(("getLock", "getLeader"), _SHOWN),
     "watch": {
         "events": {
             "type": "array",
@@ -123,8 +158,9 @@ def description(mounted_at: str) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
+    known = {**_PARAMETERS, **(_OF_HELD if route.is_of_held else {})}
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "query", "schema": _PARAMETERS[name][0], "description": _PARAMETERS[name][1]}
+        {"name": name, "in": "query", "schema": known[name][0], "description": known[name][1]}
         for name in sorted(route.parameters)
     ]
     for header in _HEADERS_OF.get(route.name, ()):
@@ -165,6 +201,8 @@ def _responses(route: Route) -> dict[str, Any]:
         if route.name == "watch":
             content["text/event-stream"] = {}
         responses["200"] = {"description": "Done.", "content": content}
+        if route.is_of_held and route.method in ("POST", "PUT"):
+            responses["202"] = {"description": "It is waited for.", "content": content}
     responses["default"] = {"$ref": "#/components/responses/Problem"}
     return responses
 
@@ -185,6 +223,8 @@ def _transaction() -> dict[str, Any]:
                 "ttl": {"type": ["number", "null"]},
                 "delta": _BIG,
                 "initial": _BIG,
+                "fence": {"type": "integer", "minimum": 0},
+                "kind": {"enum": list(KINDS_HELD)},
             },
             "required": ["op", "key"],
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from raftsvc.web.problems import Problem
 
 KEY = "{key}"
+_WITH_BODY = ("putKey", "transact")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,16 @@ class Route:
     parameters: frozenset[str] = frozenset()
 
     @property
+    def has_body(self) -> bool:
+        """Whether a request has a body."""
+        return self.name in _WITH_BODY
+
+    @property
+    def is_of_held(self) -> bool:
+        """Whether it is about what somebody holds."""
+        return self.path.startswith(("/v1/locks/", "/v1/elections/"))
+
+    @property
     def is_write(self) -> bool:
         """Whether it changes something."""
         return self.right == "write"
@@ -41,6 +52,14 @@ ROUTES = (
     _route("DELETE", "/v1/keys/{key}", "deleteKey", "write", "timeout"),
     _route("POST", "/v1/counters/{key}", "count", "write", "delta initial ttl timeout"),
     _route("POST", "/v1/transactions", "transact", "write", "timeout"),
+    _route("POST", "/v1/locks/{key}", "acquireLock", "write", "ttl wait stay data timeout"),
+    _route("PUT", "/v1/locks/{key}", "keepLock", "write", "ticket wait timeout"),
+    _route("DELETE", "/v1/locks/{key}", "releaseLock", "write", "ticket timeout"),
+    _route("GET", "/v1/locks/{key}", "getLock", "read", "max_age timeout"),
+    _route("POST", "/v1/elections/{key}", "campaign", "write", "ttl wait stay data timeout"),
+    _route("PUT", "/v1/elections/{key}", "keepLeading", "write", "ticket wait timeout"),
+    _route("DELETE", "/v1/elections/{key}", "resign", "write", "ticket timeout"),
+    _route("GET", "/v1/elections/{key}", "getLeader", "read", "max_age timeout"),
     _route("GET", "/v1/watch", "watch", "read", "prefix after wait timeout"),
     _route("GET", "/v1/openapi.json", "describe", None),
 )

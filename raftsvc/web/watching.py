@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from werkzeug.wrappers import Response
 
@@ -37,6 +38,13 @@ _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _POSITION = re.compile(r"[0-9A-Za-z-]{1,100}:[0-9]{1,18}")
 
 
+class Waiting(Protocol):
+    """Somebody who waits."""
+
+    def close(self) -> None:
+        """He waits no more."""
+
+
 class Places:
     """How many may wait, and who does.  Thread-safe."""
 
@@ -44,17 +52,17 @@ class Places:
         self._limit = limit
         self._lock = threading.Lock()  # guards the three below; held for no I/O
         self._taken = 0
-        self._open: set[Watch] = set()
+        self._open: set[Waiting] = set()
         self._is_closed = False
 
     def take(self) -> None:
         """Take a place.  Raises Problem 503 if there is none."""
         with self._lock:
             if self._taken >= self._limit or self._is_closed:
-                raise Problem(503, "TooManyWatchers", "Too many watch here already.", {"Retry-After": "2"})
+                raise Problem(503, "TooManyWatchers", "Too many wait here already.", {"Retry-After": "2"})
             self._taken += 1
 
-    def begins(self, watch: Watch) -> None:
+    def begins(self, watch: Waiting) -> None:
         """Whoever took a place waits by that."""
         with self._lock:
             self._open.add(watch)
@@ -62,7 +70,7 @@ class Places:
         if is_late:
             watch.close()
 
-    def give_back(self, watch: Watch | None) -> None:
+    def give_back(self, watch: Waiting | None) -> None:
         """He waits no more."""
         with self._lock:
             self._taken -= 1

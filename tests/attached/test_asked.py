@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import raftsvc
+from raftsvc import rescue
 from raftsvc.metrics import samples
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
@@ -279,3 +282,30 @@ def test_who_finds_the_stored_snapshot_damaged_as_it_takes_over_tries_again_late
     stored.write_bytes(whole)
     eventually(lambda: newcomer.call("service.err") is None, "it owns it")
     assert newcomer.call("kv.incr", "visits") == count + 1
+
+
+def test_each_process_of_a_host_and_a_client_of_its_directory_take_the_same_backup(site: Site, tmp_path: Path) -> None:
+    owner = site.start(0)
+    owner.call("service.init")
+    worker = site.start_attached(0, owner)
+    client = raftsvc.connect(site.path / "0")
+    version = client.set("key", b"x" * 100)
+    takes: list[Callable[[str], object]] = [
+        lambda file: owner.call("service.backup", file),
+        lambda file: worker.call("service.backup", file),
+        client.service.backup,  # type: ignore[attr-defined]
+    ]
+    stored = site.path / "0" / "snap"
+    for number, take in enumerate(takes):
+        file = tmp_path / f"backup-{number}"
+        take(str(file))
+        with rescue.BackupFile(file) as found:
+            assert b"x" * 100 in b"".join(found.chunks())
+            assert found.backup.index >= version and found.backup.node_id == 1
+        data = bytearray(stored.read_bytes())  # by the next, what is stored is damaged
+        data[len(data) // 2] ^= 1
+        stored.write_bytes(data)
+    streamed = io.BytesIO()
+    client.service.backup(streamed)  # type: ignore[attr-defined]
+    assert b"x" * 100 in streamed.getvalue()
+    client.service.close()  # type: ignore[attr-defined]

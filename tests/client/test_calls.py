@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raftsvc
-from raftsvc import kv
-from raftsvc.transport.visits import HELLO, Visit
+from raftsvc import kv, rescue
+from raftsvc.transport.visits import COPY, HELLO, Visit
 from tests.client.harness import (
     ADMIN,
     HANG,
+    LIMITED,
     LOSE_ANSWER,
     LOSE_REQUEST,
     PASS,
     READER,
+    WRITER,
     Members,
     is_instruction,
     is_opening,
@@ -310,3 +315,51 @@ def test_calls_of_many_threads_count_once_each(make_members: MakeMembers) -> Non
     members.rule(rule)
     calls = [in_background(lambda: [store.incr("n", timeout=PATIENCE) for _ in range(10)]) for _ in range(8)]
     assert sorted(number for call in calls for number in call()) == list(range(1, 81))
+
+
+def test_a_backup_is_sent_in_pieces_to_who_may_have_all(
+    make_members: Callable[..., Members], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.copies.PIECE_BYTES", 10_000)
+    members = make_members(2)
+    store = members.connect(ADMIN)
+    written = {f"k{n}": bytes([n]) * 3000 for n in range(20)}
+    version = 0
+    for key, value in written.items():
+        version = store.set(key, value, timeout=PATIENCE)
+    service: Any = store.service
+    streamed = io.BytesIO()
+    backup = service.backup(streamed, PATIENCE)
+    assert service.backup(tmp_path / "file", PATIENCE).index >= backup.index >= version
+    (tmp_path / "stream").write_bytes(streamed.getvalue())
+    for name in ("file", "stream"):
+        with rescue.BackupFile(tmp_path / name) as found:
+            assert found.backup.node_id in (1, 2)
+            data = b"".join(found.chunks())
+        assert all(value in data for value in written.values())
+    for key in (WRITER, READER, LIMITED):
+        other: Any = members.connect(key).service
+        with pytest.raises(raftsvc.NotPermittedError):
+            other.backup(tmp_path / "none", PATIENCE)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_backup_of_which_the_member_ends_is_none(
+    make_members: Callable[..., Members], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.copies.PIECE_BYTES", 10_000)
+    members = make_members(1)
+    store = members.connect(ADMIN)
+    store.set("a", b"x" * 100_000, timeout=PATIENCE)
+    asked = 0
+
+    def lose_later(visit: Visit) -> str:
+        nonlocal asked
+        asked += visit.kind == COPY
+        return LOSE_REQUEST if asked > 2 and visit.kind == COPY else PASS
+
+    members.nodes[0].gate.rule = lose_later
+    service: Any = store.service
+    with pytest.raises(raftsvc.RaftError):
+        service.backup(tmp_path / "b", 3.0)
+    assert list(tmp_path.glob("b*")) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.harness import Node, Shell
+from tests.client.harness import ADMIN, WRITER
+from tests.commands.harness import Node, Shell, key_file
 from tests.service.harness import free_address
 
 
@@ -90,3 +91,14 @@ def test_recovery_says_what_is_lost_and_asks(
 def test_a_ready_made_node_is_run_by_a_command(shell: Shell) -> None:
     refused = shell("serve", "--bind", "0.0.0.0:8080", "--open")
     assert (refused.code, "--open" in refused.err) == (2, True)
+
+
+def test_a_backup_is_taken_from_elsewhere_by_who_has_the_right_to_all(node: Node, shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "far"
+    far = ("--at", node.addr, "--json", "--key-file")
+    assert shell("backup", str(file), *far, key_file(tmp_path, WRITER)).code == 5
+    assert not file.exists()
+    told = shell("backup", str(file), *far, key_file(tmp_path, ADMIN))
+    assert (told.code, told.json["file"]) == (0, str(file))
+    assert shell("verify", str(file)).code == 0
+    assert shell("backup", str(file), "--stopped", *far, key_file(tmp_path, ADMIN)).code == 5

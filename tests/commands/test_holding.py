@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.commands.child import Child
 from tests.attached.hosts import ROOT
 from tests.commands.harness import Node, Shell, in_place_of_a_store, is_alive, raising
 from tests.service.harness import PATIENCE, eventually
@@ -169,6 +170,71 @@ def test_who_lost_an_election_takes_part_anew(shell: Shell, monkeypatch: pytest.
         assert (done.code, done.out) == (code, out)
         assert done.err.count("leading 'a' was lost") == 1
         assert store.released == len(store.holds)
+
+
+def test_who_lost_an_election_and_does_not_lead_again_says_that_it_was_lost(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "begun"
+    again: list[Callable[..., Any]] = [lambda *_, **__: None, raising(raftsvc.NotApplied("nobody answers"))]
+    for number, then in enumerate(again):
+        store = Losable()
+        claim = store.claim
+
+        def claim_once(name: str, claim: Any = claim, store: Any = store, then: Any = then, **options: Any) -> Any:
+            return then() if store.holds else claim(name, **options)
+
+        monkeypatch.setattr(store, "claim", claim_once)
+        with in_place_of_a_store(monkeypatch, store), lost_once(store, tmp_path / f"begun-{number}"):
+            script = f"touch {file}-{number}; exec sleep 1000"
+            done = shell("elect", "a", "--at", "/", "--wait", "1", "--", "sh", "-c", script)
+        assert done.code == 123
+        assert "leading 'a' was lost, and not got again: " in done.err
+    assert "nobody answers" in done.err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(("command", "place"), [("lock", "lock:kept"), ("elect", "election:kept")])
+def test_who_is_ended_while_he_waits_gives_up_his_place(
+    here: Shell, node: Node, name: str, command: str, place: str
+) -> None:
+    store = kv.KeyValue(node.service, node.state)
+    number = getattr(signal, name)
+    former = signal.signal(number, signal.default_int_handler)  # as whoever runs the tests in the background has not
+    try:
+        with store.claim(place, ttl=3600, timeout=PATIENCE):  # not lost, however busy the machine is
+
+            def end_it() -> None:
+                eventually(lambda: len(store.claims(place)) == 2, "it waits")
+                os.kill(os.getpid(), number)
+
+            thread = threading.Thread(target=end_it)
+            thread.start()
+            done = here(command, "kept", "--ttl", "3600", "--", "echo", "it ran")
+            thread.join(PATIENCE)
+            assert (done.code, done.out) == (128 + number, b"")
+            eventually(lambda: len(store.claims(place)) == 1, "it waits no more, long before its lease would be over")
+    finally:
+        signal.signal(number, former)
+
+
+def test_a_signal_that_comes_while_the_command_is_being_ended_goes_to_it(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command is gone, and what it started is not yet: whoever ended this process would leave that behind."""
+    store, file = Losable(), tmp_path / "pid"
+    ended = Child._end
+    script = f'(trap "" TERM; sleep 1000) & echo $! > {file}.tmp; mv {file}.tmp {file}; trap "exit 0" TERM; wait'
+
+    def end(self: Child, grace: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended(self, grace)
+
+    monkeypatch.setattr(Child, "_end", end)
+    with in_place_of_a_store(monkeypatch, store), lost_once(store, file):
+        done = shell("lock", "a", "--at", "/", "--ttl", "2", "--", "sh", "-c", script)
+    assert done.code == 123
+    eventually(lambda: not is_alive(int(file.read_text())), "what it started has ended")
 
 
 def test_an_election_shows_who_leads(here: Shell, node: Node) -> None:

@@ -34,6 +34,25 @@ def test_a_variable_that_makes_no_sense_is_usage(shell: Shell, variable: str) ->
     assert "sometimes" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["lock", "a", "--", "true"], 125),
+        (["elect", "a", "--", "true"], 125),
+        (["elect", "a"], 2),
+        (["get", "a"], 2),
+    ],
+)
+def test_what_makes_no_sense_has_one_code_wherever_it_is_said(shell: Shell, words: list[str], code: int) -> None:
+    for variable in ("RAFTSVC_TIMEOUT", "RAFTSVC_JSON", "RAFTSVC_ONCE"):
+        done = shell("--at", "/", *words, **{variable: "sometimes"})
+        assert (done.code, done.out) == (code, b"")
+        assert "sometimes" in done.err
+    for said in (["--timeout", "x"], ["--bogus"]):
+        assert shell(*said, *words).code == code
+    assert shell(words[0], "--bogus", *words[1:]).code == code
+
+
 def test_a_node_is_started_beside_variables_of_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     _, flags = build({})
     environ = {"RAFTSVC_ADDR": "n1.example:8001", "RAFTSVC_DIR": "/nowhere", "RAFTSVC_SECRET": "x" * 16}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from raftsvc.commands import upkeep
-from raftsvc.commands.status import Seen, Survey
+from raftsvc.operator.survey import Seen, Survey
 from tests.commands.harness import Node, Shell
 from tests.service.harness import PATIENCE, eventually
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -220,3 +221,39 @@ def test_a_crash_or_a_full_disk_leaves_the_former_backup_or_the_new_one(path: st
         back_up_other()
     assert disk.content(f"{path}/backup") == former
     assert disk.list_dir(path) == left
+
+
+def test_what_cannot_be_given_its_name_leaves_nothing_behind(tmp_path: Path) -> None:
+    leave(str(tmp_path / "n"), Files(), history(ITEMS), 4)
+    (tmp_path / "backup").mkdir()  # which no file takes the place of
+    with pytest.raises(StorageError, match="could not be written"):
+        rescue.back_up(tmp_path / "n", tmp_path / "backup", ListState())
+    assert sorted(os.listdir(tmp_path)) == ["backup", "n"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_syncs_no_directories_takes_a_backup(
+    path: str, disk: Disk, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(path, disk, history(ITEMS), 4)
+    disk.fail_next("sync_dir", path, code)
+    back_up(path, disk)
+    assert restored_from(f"{path}/backup", disk) == [b"one", b"two", b"three"]
+    assert "its directory cannot be synced" in caplog.text
+    disk.fail_next("sync_dir", path, errno.EIO)
+    with pytest.raises(StorageError, match="could not be written"):
+        back_up(path, disk)
+
+
+def test_a_link_to_a_backup_is_followed_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    leave(str(tmp_path / "n"), Files(), history(ITEMS), 4)
+    rescue.back_up(tmp_path / "n", tmp_path / "backup", ListState())
+    (tmp_path / "latest").symlink_to("backup")
+    assert restored_from(str(tmp_path / "latest")) == [b"one", b"two", b"three"]
+    assert rescue.restore(tmp_path / "latest", tmp_path / "new", ADDRS[0]).former_cluster_id == CLUSTER_ID
+    rescue.back_up(tmp_path / "n", tmp_path / "latest", ListState())
+    assert not (tmp_path / "latest").is_symlink(), "what has the name is replaced"
+    os.mkfifo(tmp_path / "pipe")
+    for odd in ("pipe", "new"):
+        with pytest.raises(StorageError, match="no regular file"):
+            rescue.BackupFile(tmp_path / odd)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,7 @@ from raftsvc.core.membership import ConfChange, ConfOp
 from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.errors import StorageError
 from raftsvc.member.envelopes import wrap_anew, wrap_client_open, wrap_close, wrap_void
+from raftsvc.storage import Files
 from tests.rescue.harness import ADDRS, CLUSTER_ID, NONCE, OPENED, brought, history, leave, leave_snapshot
 from tests.storage.faults import Disk
 from tests.storage.test_store import disk_at
@@ -119,3 +124,61 @@ def test_what_is_no_directory_of_a_node_is_said(path: str, disk: Disk) -> None:
     assert rescue.verify(path, files=disk)
     disk.put(f"{path}/anew", b"0" * 16)
     assert any("not finished" in problem for problem in rescue.verify(path, files=disk))
+
+
+def mount_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everything is that this process sees."""
+    refusal = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    really_open = os.open
+
+    def open_to_read(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            raise refusal
+        return really_open(path, flags, *more, **options)
+
+    def refuse(*_: Any) -> None:
+        raise refusal
+
+    monkeypatch.setattr(os, "open", open_to_read)
+    for name in ("unlink", "mkdir", "rmdir", "replace", "rename", "pwrite", "fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, refuse)
+
+
+def test_all_of_it_can_be_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, other, file = str(tmp_path / "n1"), str(tmp_path / "n2"), str(tmp_path / "backup")
+    os.symlink(path, tmp_path / "link")
+    for each in (path, other):
+        leave_snapshot(each, Files(), 10, b"data", bytes(4), [])
+    rescue.back_up(path, file)
+    with monkeypatch.context() as patch:
+        mount_read_only(patch)
+        reads: list[Callable[[], object]] = [
+            lambda: rescue.inspect(path).facts()["node"] == 1,
+            lambda: rescue.inspect(tmp_path / "link").held.last_index == 10,
+            lambda: rescue.verify(path) == [],
+            lambda: rescue.survey([path, other]).best is not None,
+            lambda: rescue.BackupFile(file).backup.index == 10,
+        ]
+        for read in reads:
+            assert read()
+        out: list[bytes] = []
+        rescue.back_up(path, Out(out))
+        rescue.BackupFile(file).verify()
+    assert b"data" in b"".join(out)
+
+
+class Out:
+    def __init__(self, written: list[bytes]) -> None:
+        self.written = written
+
+    def write(self, data: bytes, /) -> None:
+        self.written.append(data)
+
+
+def test_in_the_directory_itself_no_link_is_followed(tmp_path: Path) -> None:
+    path = str(tmp_path / "n1")
+    leave_snapshot(path, Files(), 10, b"data", bytes(4), [])
+    os.rename(f"{path}/snap", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", f"{path}/snap")
+    with pytest.raises(StorageError, match="cannot be read"):
+        rescue.inspect(path)

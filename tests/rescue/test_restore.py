@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -127,8 +126,15 @@ def test_a_low_index_that_is_given_is_raised_above_the_backup(path: str, disk: D
 
 
 def test_a_directory_with_a_node_is_refused_and_stays(path: str, disk: Disk) -> None:
-    restore(path, disk)
+    made = restore(path, disk)
     before = disk.content(f"{path}/new/snap")
+    assert restore(path, disk, after=120.0) == made, "who made it may have ended before he said so"
+    for addr, above in ((ADDRS[1], None), (ADDRS[0], 5)):
+        with pytest.raises(ExistingClusterError, match="Restore into an empty directory"):
+            rescue.restore(f"{path}/backup", f"{path}/new", addr, above_index=above, files=disk, clock=clock_at(NOW))
+    store = Store.open(f"{path}/new", disk, 0, SEGMENT_BYTES)
+    store.load(1)
+    store.close()
     with pytest.raises(ExistingClusterError, match="Restore into an empty directory"):
         restore(path, disk, after=120.0)
     assert disk.content(f"{path}/new/snap") == before
@@ -163,8 +169,7 @@ def test_after_a_crash_at_any_operation_it_is_repeated_and_there_is_one_cluster(
                 assert operation > 30
                 return
             try:
-                with suppress(ExistingClusterError):  # it was done by then
-                    restore(path, disk, after=120.0)
+                restore(path, disk, after=120.0)
                 disk.lose_power(lambda: False)
                 assert items_of(f"{path}/new", disk) == ITEMS
                 assert rescue.verify(f"{path}/new", files=disk) == []

@@ -67,6 +67,7 @@ VALUES: dict[str, Any] = {
     "keys": ["a"],
     "known": [kv.Claimant(1, b"")],
     "limit": 1,
+    "max_bytes": 1,
     "listener": lambda event: None,
     "max_age": 0.0,
     "name": "kv",
@@ -109,6 +110,8 @@ VALUES: dict[str, Any] = {
     "take.timeout": BRIEF,
     "wait_changed.timeout": BRIEF,
     "lock.data": b"main",
+    "ticket.data": b"main",
+    "ticket.id": "0" * 16,
     "rwlock.data": b"main",
 }
 

@@ -119,6 +119,8 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     "key": is_key,
     "keys": is_list(is_text),
     "limit": lambda value: value is None or is_whole(value, 0),
+    "max_bytes": lambda value: value is None or is_whole(value, 0),
+    "id": lambda value: value is None,
     "listener": callable,
     "max_age": lambda value: value is None or (is_number(value) and value >= 0),
     "name": lambda value: False,
@@ -144,9 +146,9 @@ LEGAL: dict[str, Callable[[Any], bool]] = {
     # Where a method means something else by a name.
     **{
         f"{method}.ttl": lambda value: is_number(value) and 1 <= value <= 36525 * 24 * 3600
-        for method in ("claim", "duty", "jobs", "lease", "meeting", "queue", "take", *RECIPES)
+        for method in ("claim", "duty", "jobs", "lease", "meeting", "queue", "take", "ticket", *RECIPES)
     },
-    **{f"{method}.name": is_key for method in ("claim", "claims", "items", "take", "wait_claims")},
+    **{f"{method}.name": is_key for method in ("claim", "claims", "items", "take", "ticket", "wait_claims")},
     **{f"{method}.name": is_name for method in ("barrier", "counter", "limit", "meeting", "queue", *RECIPES)},
     **{
         f"{method}.timeout": lambda value: value is None or (is_number(value) and value < NEVER)

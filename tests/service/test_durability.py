@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import raftsvc
+from raftsvc.errors import StorageError
 from raftsvc.member.node import Node
+from raftsvc.member.threads import Threads
 from raftsvc.ports import bind, place_of
 from raftsvc.service import stop_all
 from raftsvc.storage import Store
@@ -22,6 +24,7 @@ from tests.service.harness import (
     PATIENCE,
     SECRET,
     Cluster,
+    FaultyFiles,
     ListState,
     Member,
     eventually,
@@ -726,3 +729,60 @@ def test_a_sole_node_elects_itself_at_once(cluster: Cluster) -> None:
     node.service.init()
     node.service.exec(b"a")
     assert time.monotonic() - started < 15.0
+
+
+def test_after_a_start_that_failed_nothing_is_begun_while_a_write_of_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.member.node._STOP_SECONDS", 0.2)
+    files, hangs = FaultyFiles(), threading.Event()
+    start_essential, flush = Threads.start_essential, files.flush
+
+    def hang(fd: int) -> None:
+        if threading.current_thread().name == "raftsvc-log":
+            hangs.set()
+        flush(fd)
+
+    def start_two(threads: Threads, name: str, run: Callable[[], None]) -> None:
+        if name == "ticker":
+            files.gate.clear()
+        if name == "apply":
+            assert hangs.wait(PATIENCE)
+            raise RuntimeError("can't start new thread")
+        start_essential(threads, name, run)
+
+    files.flush = hang  # type: ignore[method-assign]
+    addr = free_address()
+    service = raftsvc.start(addr, tmp_path, None, ListState(), secret=SECRET, files=files)
+    with monkeypatch.context() as patch:
+        patch.setattr(Threads, "start_essential", start_two)
+        with pytest.raises(raftsvc.RaftError, match="could not be started"):
+            service.init()
+    files.flush = lambda fd: None  # type: ignore[method-assign]  # but for the one that hangs
+    with pytest.raises(StorageError, match="a write to the disk still hangs"):
+        service.init()
+    stopped = in_background(service.stop)
+    stopped()
+    with pytest.raises(raftsvc.DirectoryInUseError):
+        raftsvc.start(addr, tmp_path, None, ListState(), secret=SECRET, lock_timeout=0)
+    files.gate.set()
+
+
+def test_a_start_that_failed_is_repeated_once_nothing_of_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_essential = Threads.start_essential
+
+    def start_two(threads: Threads, name: str, run: Callable[[], None]) -> None:
+        if name == "apply":
+            raise RuntimeError("can't start new thread")
+        start_essential(threads, name, run)
+
+    service = raftsvc.start(free_address(), tmp_path, None, ListState(), secret=SECRET)
+    with monkeypatch.context() as patch:
+        patch.setattr(Threads, "start_essential", start_two)
+        with pytest.raises(raftsvc.RaftError, match="could not be started"):
+            service.init()
+    service.init()
+    assert service.exec(b"a", PATIENCE)
+    service.stop()

@@ -530,3 +530,39 @@ def test_signals_at_any_time_neither_hang_a_process_nor_lose_what_it_was_told(tm
         timeout=2 * PATIENCE,
     )
     assert done.stdout == "sound\n", done.stderr[-3000:]
+
+
+def test_what_another_thread_opens_is_closed_though_the_main_thread_is_interrupted() -> None:
+    """At any step up to the body; an interrupt that comes to the closing itself is too late for anybody."""
+
+    class Opened:
+        def __init__(self) -> None:
+            self.is_closed = threading.Event()
+            every.append(self)
+
+        def close(self) -> None:
+            assert not self.is_closed.is_set()
+            self.is_closed.set()
+
+    every: list[Opened] = []
+    is_inside: list[bool] = []
+
+    def use() -> None:
+        with mainthread.opened(Opened, PATIENCE, raftsvc.ReadTimeoutError) as found:
+            is_inside.append(True)
+            assert not found.is_closed.is_set()
+
+    def interrupt() -> None:
+        if not is_inside:
+            raise Interrupted
+
+    number = 0
+    has_come = True
+    while has_come:
+        number += 1
+        is_inside.clear()
+        with suppress(Interrupted):
+            has_come = at_step(number, interrupt, use)
+    assert number > 100 and len(every) > 10
+    for each in every:
+        assert each.is_closed.wait(PATIENCE)

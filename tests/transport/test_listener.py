@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import json
 import os
 import signal
 import socket
@@ -126,7 +127,7 @@ def test_requests_that_it_cannot_serve_are_refused(serve: Callable[..., Listener
         head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:" + coding + b"\r\nContent-Length: 5\r\n\r\n"
         assert b" 411 " in raw(listener, head + b"0\r\n\r\n")
     assert b" 400 " in raw(listener, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n")
-    assert b"400" in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")  # to HTTP/0.9 there is no status line
+    assert b" 400 " in raw(listener, b"\x16\x03\x01 garbage\r\n\r\n")
     assert b" 414 " in raw(listener, b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n")
     assert b" 431 " in raw(listener, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n")
     for twice in (b"Content-Length: 0", b"Host: x", b"Authorization: a", b"Idempotency-Key: k"):
@@ -149,6 +150,64 @@ def test_a_request_whose_end_is_not_clear_is_refused_and_nothing_in_it_served(
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert b"GET /in" not in answer
+
+
+def test_what_it_refuses_is_a_problem_in_json(serve: Callable[..., Listener]) -> None:
+    listener = serve()
+    for request, status in (
+        (b"nonsense here too\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 505),
+        (b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+        (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+    ):
+        head, _, body = raw(listener, request).partition(b"\r\n\r\n")
+        said = json.loads(body)
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"content-type: application/problem+json" in head.lower()
+        assert said["status"] == status and set(said) == {"type", "title", "status", "detail", "code"}
+    head, _, body = raw(listener, b"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and not body
+
+
+def test_a_client_that_knows_no_chunks_gets_none(serve: Callable[..., Listener]) -> None:
+    for line in (b"GET /stream HTTP/1.0\r\n", b"GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n"):
+        head, _, body = raw(serve(), line + b"\r\n").partition(b"\r\n\r\n")
+        assert body == b"0.1.2.3.4.", "the end of the connection is its end"
+        assert b"transfer-encoding" not in head.lower() and b"connection: close" in head.lower()
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_an_answer_reaches_a_client_that_is_still_sending(serve: Callable[..., Listener], is_refused: bool) -> None:
+    """Who closes with something unread has the system forget what he said."""
+    listener = serve()
+    assert listener.wait_bound(PATIENCE) and listener.address is not None
+    length = 8 * 1024 * 1024
+    for _ in range(3):
+        with socket.create_connection(listener.address, timeout=PATIENCE) as connection:
+            twice = b"Content-Length: %d\r\n" % length * (1 + is_refused)
+            connection.sendall(b"POST /unread HTTP/1.1\r\nHost: x\r\n" + twice + b"\r\n")
+            connection.sendall(bytes(length))
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 400 " if is_refused else b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer.lower()
+
+
+def test_a_body_is_asked_for_once_the_application_wants_it(serve: Callable[..., Listener]) -> None:
+    listener = serve()
+    for path, begin in ((b"/unread", b"HTTP/1.1 200 "), (b"/read", b"HTTP/1.1 100 ")):
+        assert listener.wait_bound(PATIENCE) and listener.address is not None
+        with socket.create_connection(listener.address, timeout=PATIENCE) as connection:
+            connection.sendall(
+                b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+            )
+            answer = connection.recv(65536)
+            assert answer.startswith(begin)
+            if path == b"/read":
+                connection.sendall(b"abc")
+                assert b"POST /read 3 " in connection.recv(65536)
 
 
 def test_silent_clients_hold_up_nobody_and_are_bounded(

@@ -67,6 +67,9 @@ def test_answers_are_as_it_says(store: kv.KeyValue) -> None:
         ("GET", "/v1/watch"): client.get("/v1/watch?wait=0"),
         ("DELETE", "/v1/keys/{key}"): client.delete("/v1/keys/shape"),
         ("GET", "/v1/openapi.json"): client.get("/v1/openapi.json"),
+        ("POST", "/v1/locks/{key}"): client.post("/v1/locks/shape"),
+        ("GET", "/v1/locks/{key}"): client.get("/v1/locks/shape"),
+        ("DELETE", "/v1/elections/{key}"): client.delete("/v1/elections/shape?ticket=0123456789abcdef-1000"),
     }
     for which, answer in answers.items():
         content = OPERATIONS[which]["responses"]["200"]["content"]

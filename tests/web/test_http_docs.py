@@ -28,7 +28,8 @@ def shown() -> Iterator[tuple[str, str]]:
 
 def settled(text: str) -> str:
     """Without what is another each time: versions and ids."""
-    text = re.sub(r'("(?:version|index)": |at version )\d+', r"\1N", text)
+    text = re.sub(r'("(?:version|index|fence)": |at version )\d+', r"\1N", text)
+    text = re.sub(r'("ticket": ")[0-9a-f]{16}', r"\1T", text)
     return re.sub(r'("position": ")[^"]*', r"\1P", text)
 
 

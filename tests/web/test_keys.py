@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,10 +18,12 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 from werkzeug.test import TestResponse as Answer
 from werkzeug.wrappers import Response
 
+import raftsvc
 from raftsvc import kv
 from raftsvc.errors import NotApplied, OutcomeUnknown, StorageError
 from raftsvc.results import Applied
 from raftsvc.web import api
+from tests.service.harness import PATIENCE, SECRET, free_address
 
 _numbers = itertools.count(1)
 
@@ -111,7 +114,26 @@ def test_a_read_is_spared_what_it_has(client: Client, key: str) -> None:
     assert client.get(path, headers={"If-Match": f'"{version}"'}).status_code == 200
     assert client.get(path, headers={"If-Match": "*"}).status_code == 200
     problem(client.get(path, headers={"If-Match": f'W/"{version}"'}), 412, version=version)
-    assert client.get(f"{path}-none", headers={"If-None-Match": "*"}).status_code == 404
+    for headers in ({"If-None-Match": "*"}, {"If-Match": "*"}, {"If-Match": '"7"'}):
+        problem(client.get(f"{path}-none", headers=headers), 404)
+    both = {"If-Match": f'"{version}"', "If-None-Match": f'"{version}"'}
+    assert client.get(path, headers=both).status_code == 304, "the second is looked at where the first holds"
+    problem(client.get(path, headers={**both, "If-Match": '"7"'}), 412, version=version)
+
+
+def test_a_body_that_nobody_reads_is_refused(client: Client, key: str) -> None:
+    for method, path in (
+        ("GET", f"/v1/keys/{key}"),
+        ("DELETE", f"/v1/keys/{key}"),
+        ("POST", f"/v1/counters/{key}"),
+        ("GET", "/v1/watch"),
+        ("GET", "/v1/openapi.json"),
+    ):
+        answer = client.open(path, method=method, data=b"x")
+        assert answer.status_code == 400 and "takes no body" in answer.get_data(as_text=True)
+        ended = {"wsgi.input_terminated": True, "wsgi.input": io.BytesIO(b"x")}
+        assert client.open(path, method=method, environ_overrides=ended).status_code == 400
+    assert client.post(f"/v1/counters/{key}", data=b"").status_code == 200
 
 
 KEYS = [
@@ -411,3 +433,31 @@ def test_below_a_namespace_nothing_else_is_seen(store: kv.KeyValue, key: str) ->
     said(client.put("/v1/keys/a", data=b"1"))
     assert [each["key"] for each in said(client.get("/v1/keys"))["keys"]] == ["a"]
     assert store.get(f"{key}/a") is not None
+
+
+@pytest.mark.parametrize("by_directory", [True, False])
+def test_a_listing_of_much_comes_in_pages_where_no_member_is(tmp_path: Path, by_directory: bool) -> None:
+    addr, state = free_address(), kv.KeyValueState()
+    secret = raftsvc.ClientKey("web", "a text that is long enough, of a client", "write")
+    service = raftsvc.start(addr, tmp_path, state=state, secret=SECRET, listen=addr, client_keys=[secret])
+    service.init()
+    there = kv.KeyValue(service, state)
+    values = {f"{n:02}": bytes([n]) * 300_000 for n in range(30)}
+    for name, value in values.items():
+        there.set(name, value, timeout=PATIENCE)
+    store = raftsvc.connect(tmp_path) if by_directory else raftsvc.connect(addr, key=f"web:{secret.key}")
+    client = Client(api(store, open_to_all=True))
+    found: dict[str, bytes] = {}
+    pages = 0
+    while True:
+        page = said(client.get("/v1/keys", query_string={"after": max(found, default=""), "timeout": 60}))
+        assert 0 < len(page["keys"]) < 30
+        found |= {each["key"]: base64.b64decode(each["value"]) for each in page["keys"]}
+        pages += 1
+        if not page["more"]:
+            break
+    assert found == values and pages > 10
+    assert list(store.list(limit=20, max_bytes=700_000)) == ["00", "01", "02"]
+    assert list(there.list(max_bytes=0)) == ["00"], "one at least"
+    store.service.close()  # type: ignore[attr-defined]
+    service.stop()

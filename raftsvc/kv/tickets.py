@@ -1,0 +1,182 @@
+"""Claims that belong to whoever knows their ticket, and to no process: for those who ask now and then, as over HTTP.
+
+A ticket is the id of a lease of its own, under which there is one claim.  Nothing is kept here, so any process of any
+node, or a connected client, does the same by the same ticket; and nobody renews it but who asks: it ends a TTL of log
+time after it was last asked for or kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeVar
+
+from raftsvc.errors import NotApplied, OutcomeUnknown, RaftError, ReadTimeoutError, Rejected
+from raftsvc.kv import instructions
+from raftsvc.kv.history import Signal
+from raftsvc.kv.instructions import Effect, encode
+from raftsvc.kv.leases import Access, LostError, may_pass
+from raftsvc.mainthread import do_elsewhere, is_main_thread
+from raftsvc.timeouts import check_timeout
+
+T = TypeVar("T")
+
+_NUMBER: Final = 1
+"""Of the claim among those of its lease, of which there are no others."""
+_KEEP_SHARE: Final = 1 / 3
+_PAUSE_SECONDS: Final = 0.1
+
+
+class Ticket:
+    """See `KeyValue.ticket`.
+
+    name: what is claimed, in the whole store.
+    id:   by which whoever knows it goes on, wherever.
+    """
+
+    def __init__(
+        self,
+        cluster: Access,
+        name: str,
+        id: str,  # noqa: A002
+        ttl_ms: int,
+        data: bytes,
+        mean: Callable[[Rejected], RaftError | None],
+    ) -> None:
+        """mean: the error that says why something was refused."""
+        self.name = name
+        self.id = id
+        self._cluster = cluster
+        self._ttl_ms = ttl_ms
+        self._data = data
+        self._mean = mean
+        self._signal = Signal()
+        self._is_closed = False
+
+    def acquire(self, wait: float = 0.0, timeout: float = 10.0, *, stays: bool = False) -> int:
+        """Hold it, within `wait` seconds; the fence, 0: it is not held.  Asked again it is the same claim.
+
+        timeout: in seconds, for each thing that the cluster is asked meanwhile.
+        stays:   whether it goes on waiting then, until it is not kept; else nothing is left of it.
+
+        From when it returns it is held for its TTL, unless it is kept.  Raises LostError if it was over in between,
+        what `Service.propose` raises, after which it may be held until its TTL is over, ClaimSizeError, QuotaExceeded.
+        """
+        return self._elsewhere(partial(self._acquire, wait, timeout, stays), wait, timeout)
+
+    def keep(self, wait: float = 0.0, timeout: float = 5.0) -> int:
+        """Have it last for its TTL from now on; the fence, 0: it waits still, after `wait` seconds.
+
+        Raises LostError if there is no such claim any more, and as `Service.propose`.
+        """
+        return self._elsewhere(partial(self._keep, wait, timeout), wait, timeout)
+
+    def end(self, timeout: float = 5.0) -> bool:
+        """Have no such claim, held or waiting; whether there was one.  Raises as `Service.propose`."""
+        check_timeout(timeout)
+        ends_at = time.monotonic() + timeout
+        was_there = self._propose(instructions.release(self.name, self.id, _NUMBER), timeout) is True
+        if was_there:
+            with suppress(RaftError):  # of nothing but an empty lease, which ends by itself
+                self._propose(instructions.end_lease(self.id), max(ends_at - time.monotonic(), 0.0))
+        return was_there
+
+    def close(self) -> None:
+        """Whoever waits by this object waits no more, as if the time were over.  From any thread."""
+        self._is_closed = True
+        self._signal.set()
+
+    def _elsewhere(self, ask: Callable[[], T], wait: float, timeout: float) -> T:
+        check_timeout(wait)
+        check_timeout(timeout)
+        if not is_main_thread():
+            return ask()
+        return do_elsewhere(ask, max(wait, 0.0) + 4 * timeout, OutcomeUnknown)
+
+    def _acquire(self, wait: float, timeout: float, stays: bool) -> int:
+        ends_at = time.monotonic() + wait
+        kept_at = time.monotonic()
+        fence = self._place(wait > 0 or stays, timeout)
+        if not fence and wait > 0:
+            fence = self._await(ends_at, kept_at, timeout)
+            if fence:  # all of its TTL is the caller's
+                self._renew(timeout)
+        if not fence and not stays:
+            with suppress(RaftError):  # it ends by itself
+                self._propose(instructions.end_lease(self.id), timeout)
+        return fence
+
+    def _place(self, waits: bool, timeout: float) -> int:
+        """Claim it, under a lease that is there; the fence, 0: it waits, or would have to."""
+        deadline = time.monotonic() + timeout
+        claim = instructions.claim(self.name, self.id, _NUMBER, data=self._data, waits=waits)
+        while True:
+            self._propose(instructions.open_lease(self.id, self._ttl_ms), max(deadline - time.monotonic(), 0.0))
+            try:
+                fence = self._propose(claim, max(deadline - time.monotonic(), 0.0))
+            except LostError:  # its TTL is shorter than what that took
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return fence if isinstance(fence, int) else 0
+
+    def _keep(self, wait: float, timeout: float) -> int:
+        ends_at = time.monotonic() + wait
+        kept_at = time.monotonic()
+        self._renew(timeout)
+        fence = self._await(ends_at, kept_at, timeout)
+        if fence and time.monotonic() - kept_at > _KEEP_SHARE * self._ttl_ms / 1000:
+            self._renew(timeout)
+        return fence
+
+    def _await(self, ends_at: float, kept_at: float, timeout: float) -> int:
+        """The fence once it is held, 0: it was not in time.  Kept meanwhile.  Raises LostError."""
+        place, every = (self.name, self.id, _NUMBER), _KEEP_SHARE * self._ttl_ms / 1000
+        due_at = kept_at + every
+        try:
+            while True:
+                self._signal.arm()
+                with suppress(ReadTimeoutError):
+                    fence = self._cluster.fence_of(place, self._signal, timeout)
+                    if fence is None:
+                        raise LostError(self.name)
+                    if fence:
+                        return fence
+                error = self._cluster.over()
+                if error is not None:
+                    raise error
+                left = ends_at - time.monotonic()
+                if left <= 0 or self._is_closed:
+                    return 0
+                if time.monotonic() >= due_at:
+                    due_at = time.monotonic() + (every if self._try_to_renew(timeout) else _PAUSE_SECONDS)
+                    continue
+                self._signal.wait(min(left, max(due_at - time.monotonic(), 0.0), self._cluster.longest_wait))
+        finally:
+            self._cluster.leave(place, self._signal)
+
+    def _try_to_renew(self, timeout: float) -> bool:
+        try:
+            self._renew(min(timeout, max(_KEEP_SHARE * self._ttl_ms / 1000, _PAUSE_SECONDS)))
+        except (OutcomeUnknown, NotApplied) as error:
+            if not may_pass(error):
+                raise
+            return False
+        return True
+
+    def _renew(self, timeout: float) -> None:
+        self._propose(instructions.keep_lease(self.id, 0, [_NUMBER]), timeout)
+
+    def _propose(self, effect: Effect, timeout: float) -> object:
+        """What the cluster answers; raises the error that says why it refused."""
+        try:
+            return self._cluster.propose(encode([effect]), timeout).answer
+        except Rejected as rejected:
+            error = self._mean(rejected)
+            if error is None:
+                raise
+            if isinstance(error, LostError):
+                error = LostError(self.name)  # and not by its ticket, which is nobody else's
+            raise error from None
