@@ -7,6 +7,9 @@
     RAFTSVC_SECRET_FILE      a file with the cluster's secret; several lines during a rotation, the first signs; watched
     RAFTSVC_SECRET           the secret itself, where there is no such file
     RAFTSVC_CLIENT_KEYS_FILE a file with client keys, a line `name rights key`, and maybe a prefix, for each; watched
+    RAFTSVC_TLS_CERT_FILE    a certificate as PEM: the node speaks TLS by it, see `raftsvc.TlsFiles`; watched
+    RAFTSVC_TLS_KEY_FILE     its key, where that is in another file; watched
+    RAFTSVC_TLS_CA_FILE      the certificates that those of the others are to be signed by; watched
     RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
                              and the application mounts the Service under /raft/
     RAFTSVC_OPERATOR_KEYS_FILE  a file with a line for each operator, `name read|full key`: the operator's page
@@ -29,7 +32,7 @@ from urllib.parse import urlsplit
 from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import operator_keys_of
+from raftsvc.keys import TlsFiles, operator_keys_of
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
@@ -38,7 +41,7 @@ from raftsvc.service import outsider, start
 _PREFIX: Final = "RAFTSVC_"
 _NAMES: Final = (
     *("ADDR", "DIR", "INITIAL_CLUSTER", "SECRET_FILE", "SECRET", "CLIENT_KEYS_FILE", "LISTEN"),
-    "OPERATOR_KEYS_FILE",
+    *("OPERATOR_KEYS_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CA_FILE"),
 )
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
@@ -94,6 +97,12 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
             check_addr(_PREFIX + "INITIAL_CLUSTER", addr)
     if said["OPERATOR_KEYS_FILE"] and "operator_keys" not in options:
         chosen["operator_keys"] = operator_keys_of(said["OPERATOR_KEYS_FILE"])
+    if said["TLS_CERT_FILE"] and "tls" not in options:
+        chosen["tls"] = TlsFiles(*[said[f"TLS_{name}_FILE"] for name in ("CERT", "KEY", "CA")])
+    elif "tls" not in options and (said["TLS_KEY_FILE"] or said["TLS_CA_FILE"]):
+        raise ConfigurationError(
+            "RAFTSVC_TLS_KEY_FILE and RAFTSVC_TLS_CA_FILE say nothing without RAFTSVC_TLS_CERT_FILE"
+        )
     chosen.update(options)
     check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:
