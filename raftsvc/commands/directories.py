@@ -16,6 +16,7 @@ from raftsvc import rescue
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import say, say_json
 from raftsvc.commands.places import where_of
+from raftsvc.commands.progress import progress
 from raftsvc.errors import DamagedStorageError, DirectoryInUseError, FormatVersionError, StorageError
 from raftsvc.kv import KeyValueState
 
@@ -43,22 +44,24 @@ def backup(args: Any) -> int:
     """Of the node that owns a directory, of a cluster elsewhere, or of what one that is stopped left."""
     where = where_of(args)
     file = os.path.abspath(args.file)
-    if args.stopped:
-        where.owner("backup")
-        told = rescue.back_up(where.directory, file, KeyValueState()).facts()
-    elif where.directory:
-        told = where.owner("backup").backup(file, args.within)
-    else:
-        with where.store() as store:
-            told = store.service.backup(file, args.within).facts()
+    with progress("backup") as files:
+        if args.stopped:
+            where.owner("backup")
+            told = rescue.back_up(where.directory, file, KeyValueState(), files=files).facts()
+        elif where.directory:
+            told = where.owner("backup").backup(file, args.within)
+        else:
+            with where.store() as store:
+                told = store.service.backup(file, args.within).facts()
     return _show(args, {"file": file, **told})
 
 
 @_of_files
 def inspect(args: Any) -> int:
     """What is in a directory."""
-    found = rescue.inspect(args.directory)
-    facts = found.facts()
+    with progress("inspect") as files:
+        found = rescue.inspect(args.directory, files=files)
+        facts = found.facts()
     entries = found.entries() if args.entries else iter(())
     if args.json:
         listed = [
@@ -75,15 +78,16 @@ def inspect(args: Any) -> int:
 @_of_files
 def verify(args: Any) -> int:
     """Whether a directory, or a backup, is whole."""
-    if os.path.isdir(args.path):
-        problems = rescue.verify(args.path)
-    else:
-        try:
-            with rescue.BackupFile(args.path) as file:
-                file.verify()
-            problems = []
-        except (DamagedStorageError, FormatVersionError) as error:
-            problems = [str(error)]
+    with progress("verify") as files:
+        if os.path.isdir(args.path):
+            problems = rescue.verify(args.path, files=files)
+        else:
+            try:
+                with rescue.BackupFile(args.path, files) as file:
+                    file.verify()
+                problems = []
+            except (DamagedStorageError, FormatVersionError) as error:
+                problems = [str(error)]
     if args.json:
         say_json({"path": args.path, "is_whole": not problems, "problems": problems})
     else:
@@ -95,14 +99,17 @@ def verify(args: Any) -> int:
 @_of_files
 def restore(args: Any) -> int:
     """A directory of a new cluster, from a backup."""
-    made = rescue.restore(args.file, args.directory, args.addr, above_index=args.above)
+    with progress("restore") as files:
+        made = rescue.restore(args.file, args.directory, args.addr, above_index=args.above, files=files)
     return _show_made(args, made)
 
 
 @_of_files
 def survey(args: Any) -> int:
     """What the directories that are left hold."""
-    return _show(args, _facts_of(rescue.survey(args.directory)))
+    with progress("survey") as files:
+        facts = _facts_of(rescue.survey(args.directory, files=files))
+    return _show(args, facts)
 
 
 @_of_files
@@ -110,19 +117,22 @@ def recover(args: Any) -> int:
     """A new cluster from one of them, once somebody who saw what is lost says so."""
     done = rescue.recovered(args.directory, args.addr, others=args.other, above_index=args.above)
     if done is None:  # else the process ended before it could say so, and there is nothing to be asked any more
-        found = rescue.survey([args.directory, *args.other])
+        with progress("survey") as files:
+            found = rescue.survey([args.directory, *args.other], files=files)
         if not args.json:
             _show(args, _facts_of(found))
         if not args.yes:
             _ask(f"Make {args.directory} the only member of a new cluster? No other member may be started again. ")
-    made = rescue.recover(
-        args.directory,
-        args.addr,
-        KeyValueState(),
-        others=args.other,
-        accept_loss=args.accept_loss,
-        above_index=args.above,
-    )
+    with progress("recover") as files:
+        made = rescue.recover(
+            args.directory,
+            args.addr,
+            KeyValueState(),
+            others=args.other,
+            accept_loss=args.accept_loss,
+            above_index=args.above,
+            files=files,
+        )
     return _show_made(args, made)
 
 
