@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.facts import LEFT_OUT
-from raftsvc.keys import ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import RIGHTS, ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
 from raftsvc.transport.door import Door
@@ -153,7 +154,8 @@ class Credentials:
         self._door.renew(signed)
         self._app.renew_bearers(sent)
         self.keys = keys
-        return f"{len(keys)} client keys: " + (", ".join(dict.fromkeys(key.name for key in keys)) or "none")
+        rights = Counter(key.rights for key in keys)  # no names, for one may be a key that is in the wrong place
+        return f"{len(keys)} client keys" + "".join(f", {rights[right]} {right}" for right in RIGHTS if rights[right])
 
 
 def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:

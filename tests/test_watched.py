@@ -11,7 +11,7 @@ import pytest
 
 from raftsvc import watched
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import ClientKey, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.watched import MAX_FILE_BYTES, Watch, WatchedFiles
 from tests.service.harness import eventually
 
@@ -184,6 +184,44 @@ def test_client_keys_are_the_lines_of_a_file() -> None:
         with pytest.raises(ConfigurationError) as caught:
             client_keys_in(wrong)
         assert "abcdefghijklmnop" not in str(caught.value)
+
+
+KEY, SECOND = "c0ffee" * 8, "decade" * 8
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (f"cron:{KEY} write {SECOND}", "line 2: the name"),
+        (f"{KEY} write cron", "line 2: the key"),
+        (f"cron {KEY} write", "line 2: the key"),
+        (f"cron {KEY} comment-that-is-long", "line 2: the rights"),
+        (f"cron write-{KEY} {KEY}", "line 2: the rights"),
+        (f"cron write {KEY} a b", "line 2 is none"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_without_a_word_of_it(line: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        client_keys_in(f"# keys\n{line}\n".encode())
+    told: BaseException | None = caught.value
+    while told is not None:
+        assert KEY not in str(told) and SECOND not in str(told)
+        told = told.__cause__
+
+
+def test_what_is_wrong_with_keys_together_is_said_without_their_names() -> None:
+    swapped = ClientKey(KEY, SECOND, "read")
+    for keys, why in (
+        (
+            [ClientKey(SECOND[:20], SECOND), ClientKey("prom", SECOND, "metrics")],
+            "client key 1 of 2 is one for metrics",
+        ),
+        ([ClientKey("cron", KEY)], "client key 1 of 1 is the cluster's secret"),
+        ([swapped], "client key 1 of 1 is the cluster's secret"),
+    ):
+        with pytest.raises(ConfigurationError, match=why) as caught:
+            checked_keys(keys, [KEY.encode()])
+        assert KEY not in str(caught.value) and SECOND[:20] not in str(caught.value)
 
 
 def test_a_fingerprint_tells_secrets_apart_and_nothing_else() -> None:

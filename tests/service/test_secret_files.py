@@ -161,7 +161,7 @@ def test_a_wrong_file_keeps_the_old_secret_and_says_so(trio: list[Member], caplo
         assert one.status["process"]["files"]["secret_file"]["trouble"] is None
 
 
-def test_client_keys_come_and_go_with_their_file(tmp_path: Path) -> None:
+def test_client_keys_come_and_go_with_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, addr = tmp_path / "keys", free_address()
     write(file)
     service = raftsvc.start(
@@ -187,6 +187,7 @@ def test_client_keys_come_and_go_with_their_file(tmp_path: Path) -> None:
         write(file, "cron read 0123456789abcdef", "cron read fedcba9876543210")
         eventually(lambda: status(second), "so is the other")
         assert status(first)
+        assert "2 client keys, 2 read" in caplog.text and "0123456789abcdef" not in caplog.text
         write(file, "cron read fedcba9876543210")
         eventually(lambda: not status(first), "it is not let in any more")
         assert status(second)
