@@ -230,9 +230,13 @@ class Reception:
         """Have callers sent to other members, and others lead, because somebody is about to stop this node."""
         node = self._membership.require_node()
         what = None if undo else NodeFailedError("this node is about to be stopped: others lead, and take its callers")
-        node.vitals.note(Condition.DRAINING, what, logging.WARNING)
-        if not undo:
-            node.hand_over(min(timeout, 10 * self._membership.election_timeout))
+        try:
+            if (
+                not undo
+            ):  # while it may lead yet: who must not is a follower at once, and the others wait for an election
+                node.hand_over(min(timeout, 10 * self._membership.election_timeout))
+        finally:
+            node.vitals.note(Condition.DRAINING, what, logging.WARNING)
 
     def metrics(self) -> tuple[str, bytes]:
         """The same as numbers, in the text format of Prometheus; raises Problem."""

@@ -30,7 +30,7 @@ MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - _HEAD.size
 
 
 class Visit(NamedTuple):
-    """One request of a client.  of_store: it is written for the key-value store, and to be brought to no other State."""
+    """One request of a client.  of_store: it is written for the key-value store, and brought to no other State."""
 
     kind: int
     timeout: float

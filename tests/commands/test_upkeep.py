@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc.commands import upkeep
 from raftsvc.commands.status import Seen, Survey
+from raftsvc.member.health import Condition
 from tests.commands.harness import Node, Shell
 from tests.service.harness import PATIENCE, eventually
 
@@ -32,7 +34,19 @@ def test_a_node_is_drained_and_taken_back(shell: Shell, trio: list[Node]) -> Non
     leader = trio[0]
     place = str(leader.path)
     eventually(lambda: leader.service.is_leader and can_lose_one(shell, leader), "all vote")
-    done = shell("--at", place, "drain", "--wait", str(PATIENCE), "--json")
+    vitals = leader.service._membership.node.vitals  # type: ignore[union-attr]
+    note: Callable[..., None] = type(vitals).note
+    led = []
+
+    def see(at: object, condition: Condition, *arguments: Any) -> None:
+        if condition is Condition.DRAINING and at is vitals:
+            led.append(leader.service.is_leader)
+        note(at, condition, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(vitals), "note", see)
+        done = shell("--at", place, "drain", "--wait", str(PATIENCE), "--json")
+    assert led == [False], "it handed over first: nobody waited for an election"
     assert (done.code, done.json) == (0, {"drained": place})
     assert not leader.service.is_leader and not leader.service.is_ready()
     assert list(leader.service.status()["conditions"]) == ["draining"]  # type: ignore[call-overload]
