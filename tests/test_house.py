@@ -90,7 +90,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client keys kv rescue raftsvc web",
+    "commands": "errors addresses client keys kv rescue raftsvc systems web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",

@@ -9,12 +9,14 @@ the command goes on from there.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets as randoms
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
@@ -22,10 +24,13 @@ from raftsvc.commands.output import complain, say, say_json, table
 from raftsvc.commands.places import Where, where_of
 from raftsvc.errors import ConfigurationError
 from raftsvc.keys import fingerprint, secrets_in
+from raftsvc.systems import lock_inode
 
 _NEW_BYTES: Final = 32
 _LEAST_BYTES: Final = 16
 _POLL_SECONDS: Final = 0.5
+_BESIDE: Final = ".next-"
+"""In the name of what is to take the place of a file."""
 _TAKEN_SECONDS: Final = 20.0
 """A node uses what is new in its file within ten."""
 STEPS: Final = ("nothing", "accept the new secret", "sign with the new secret", "drop the former secrets")
@@ -154,21 +159,18 @@ def _rotate(args: Any, where: Where, new: str) -> int:
     taken: list[int] = []
     while True:
         found = look(where)
-        lines = _lines_of(found)
-        step = step_of(lines, new)
-        if step == 0 or (taken and args.wait is None):
+        left = step_of(_lines_of(found), new)
+        if left == 0 or (taken and args.wait is None):
             break
-        late = missing(step, found, mark)
-        if late:
-            if time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-                continue
-            raise CommandError(f"not done yet: {STEPS[step]}. {'; '.join(late)}", NO)
-        replace_file(found.path, after(step, lines, new))
-        taken.append(step)
-        complain(f"{found.path}: {STEPS[step]} (step {step} of 3)")
-        _await_taken(where, step, mark)
-    left = step_of(_lines_of(found), new)
+        step, late = _take(where, found.path, new)
+        if step:
+            taken.append(step)
+            complain(f"{found.path}: {STEPS[step]} (step {step} of 3)")
+            _await_taken(where, step, mark)
+        elif late and time.monotonic() >= deadline:
+            raise CommandError(f"not done yet: {STEPS[left]}. {'; '.join(late)}", NO)
+        elif late:
+            time.sleep(_POLL_SECONDS)
     if args.json:
         say_json({"file": found.path, "fingerprint": mark, "taken": taken, "next": STEPS[left] if left else None})
     elif left:
@@ -176,6 +178,27 @@ def _rotate(args: Any, where: Where, new: str) -> int:
     else:
         say(f"the secret of this host is {mark} alone")
     return DONE
+
+
+def _take(where: Where, path: str, new: str) -> tuple[int, list[str]]:
+    """Take the step that is next, if it may be taken: which that was, else 0; and why not, if it may not be.
+
+    Between the look at the members and the change of the file no other command of this host changes it, however long
+    this one is stopped there.
+    """
+    with alone(path, where.timeout):
+        found = look(where)
+        if found.path != path:
+            return 0, []
+        lines = _lines_of(found)
+        step = step_of(lines, new)
+        late = missing(step, found, fingerprint(new.encode()))
+        if step == 0 or late:
+            return 0, late
+        if _lines_of(found) != lines:  # an editor did it
+            return 0, []
+        replace_file(path, after(step, lines, new))
+        return step, []
 
 
 def _lines_of(found: Situation) -> list[str]:
@@ -242,26 +265,67 @@ def replace_file(path: str, lines: Sequence[str]) -> None:
     """
     target = os.path.realpath(path)
     directory, name = os.path.split(target)
-    beside = os.path.join(directory, f".{name}.next")
+    beside = os.path.join(directory, f".{name}{_BESIDE}{randoms.token_hex(8)}")
     try:
         former = os.stat(target)
-        if os.path.lexists(beside):  # of an attempt that was cut off
-            os.unlink(beside)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if (former.st_uid, former.st_gid) != (os.geteuid(), os.getegid()):
+            made = os.fstat(descriptor)  # in some directories a file is of their group, whoever made it
+            if (former.st_uid, former.st_gid) != (made.st_uid, made.st_gid):
                 os.fchown(descriptor, former.st_uid, former.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(former.st_mode))
             with open(descriptor, "wb", closefd=False) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
             os.fsync(descriptor)
+            os.replace(beside, target)
+        except BaseException:  # a copy of secrets is left nowhere
+            with suppress(OSError):
+                os.unlink(beside)
+            raise
         finally:
             os.close(descriptor)
-        os.replace(beside, target)
         held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(held)
         finally:
             os.close(held)
     except OSError as error:
-        raise CommandError(f"{path} was not replaced for good: {error.strerror or error}", LOCAL) from error
+        why = error.strerror or str(error)
+        if error.errno == errno.EBUSY:
+            why += "; it is mounted by itself: mount the directory that it is in, or write into it what is to be there"
+        raise CommandError(f"{path} was not replaced for good: {why}", LOCAL) from error
+
+
+@contextmanager
+def alone(path: str, seconds: float) -> Iterator[None]:
+    """Be the only command of this host that changes this file; waits for another so long at most."""
+    directory, name = os.path.split(os.path.realpath(path))
+    try:
+        descriptor = os.open(
+            os.path.join(directory, f".{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+    except OSError as error:
+        raise CommandError(f"{path} cannot be changed: {error.strerror}", LOCAL) from error
+    try:
+        deadline = time.monotonic() + seconds
+        while not _locks(descriptor):
+            if time.monotonic() >= deadline:
+                raise CommandError(f"another command of this host is about to change {path}", NOT_REACHED)
+            time.sleep(min(_POLL_SECONDS, 0.1))
+        for left in os.listdir(directory):  # by one that was killed
+            if left.startswith(f".{name}{_BESIDE}"):
+                with suppress(OSError):
+                    os.unlink(os.path.join(directory, left))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        lock_inode(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise CommandError(f"the file that keeps others out cannot be locked: {error.strerror}", LOCAL) from error
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 from raftsvc import watched
 from raftsvc.commands import rotation
 from raftsvc.commands.codes import CommandError
+from raftsvc.commands.places import Where
 from raftsvc.keys import fingerprint
-from tests.commands.harness import Node, Shell
+from tests.commands.harness import Node, Shell, raising
 from tests.service.harness import PATIENCE, eventually
 
 OLD, NEW, OTHER = (f"a-secret-that-is-the-{name}-one" for name in ("old", "new", "other"))
@@ -154,10 +156,50 @@ def test_a_file_has_what_it_had_or_what_it_is_to_have(
         with pytest.raises(CommandError, match="the power goes here"):
             rotation.replace_file(str(link), [OLD, NEW])
     assert file.read_text() == f"{OLD}\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"secret", "link"}, "no copy of a secret is left"
     rotation.replace_file(str(link), [OLD, NEW])
     assert file.read_text() == f"{OLD}\n{NEW}\n"
     assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o640
     assert {path.name for path in tmp_path.iterdir()} == {"secret", "link"}
+
+
+def test_a_file_that_is_mounted_by_itself_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{OLD}\n")
+    monkeypatch.setattr(os, "replace", raising(OSError(errno.EBUSY, "Device or resource busy")))
+    with pytest.raises(CommandError, match="mount the directory that it is in"):
+        rotation.replace_file(str(file), [OLD, NEW])
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_two_commands_of_a_host_change_a_file_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was stopped between its look and its change has kept the others out meanwhile."""
+    file = tmp_path / "secret"
+    file.write_text(f"{OLD}\n")
+    left = tmp_path / ".secret.next-of-one-that-was-killed"
+    left.write_text(NEW)
+    own = rotation.Confirmed("1", "n1:1", MARK[OLD], (MARK[OLD],), "")
+    monkeypatch.setattr(rotation, "look", lambda where: rotation.Situation([own], "1", str(file), ""))
+    where = Where("/", (), "", 0.0, {})
+    with rotation.alone(str(file), 0.0):
+        assert not left.exists()
+        with pytest.raises(CommandError, match="another command of this host"):
+            rotation._take(where, str(file), NEW)
+    assert file.read_text() == f"{OLD}\n"
+
+    def edit(*arguments: object) -> list[str]:
+        file.write_text(f"{OTHER}\n")
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rotation, "missing", edit)
+        assert rotation._take(where, str(file), NEW) == (0, [])
+    assert file.read_text() == f"{OTHER}\n", "what came meanwhile is not written over"
+    file.write_text(f"{OLD}\n")
+    assert rotation._take(where, str(file), NEW) == (1, [])
+    assert file.read_text() == f"{OLD}\n{NEW}\n"
 
 
 def test_steps_are_told_by_what_is_in_the_file() -> None:
