@@ -69,6 +69,8 @@ class Credentials:
             self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
+        self._is_attached: Callable[[], bool] = lambda: False
+        self._was_attached = False
         self._network: Network | None = None
         self._door: Door | None = None
         self._app: App | None = None
@@ -86,12 +88,21 @@ class Credentials:
         """What tells by what the port speaks TLS now, and by what requests do; None: others say it."""
         return (None, None) if self.contexts is None else (self.contexts.server, self.contexts.client)
 
-    def begin(self, told: Callable[[str], None]) -> None:
-        """Watch the files from now on, if there are any.  told: what is wrong with them, again and again."""
+    def begin(self, told: Callable[[str], None], is_attached: Callable[[], bool]) -> None:
+        """Watch the files from now on, if there are any.
+
+        told:        what is wrong with them, again and again.
+        is_attached: whether another process has the node now.  Who is attached speaks to no other node, and may have
+                     been stopped for as long as it likes: it uses what is in its files, and so does who takes over, as
+                     at a start, until it uses what is in them.
+        """
+        self._is_attached = is_attached
+        self._was_attached = is_attached()
 
         def looked(trouble: str) -> None:
             if self._network is not None:
                 self._network.end_outdated()
+            self._was_attached = is_attached() or (self._was_attached and not all(f.is_used for f in self._files))
             told(trouble)
 
         self.watch = Watch(self._files, looked)
@@ -123,7 +134,7 @@ class Credentials:
     def _use_secrets(self, found: Sequence[bytes]) -> str:
         secrets = checked_secrets(secrets_in(found[0]))
         present = self.auth.secrets
-        if not set(secrets) & set(present):
+        if not set(secrets) & set(present) and not self._may_change_at_once():
             raise ConfigurationError(
                 "it has none of the secrets that are in use, so that no other node would be heard that has not the "
                 "same already: change it in three steps, as `raftsvc secret rotate` does, or restart the node"
@@ -136,6 +147,12 @@ class Credentials:
         signs, *others = [fingerprint(secret) for secret in secrets]
         accepted = f"{', '.join(others)} accepted too" if others else "no other accepted"
         return f"secret {signs} signs, and {accepted}"
+
+    def _may_change_at_once(self) -> bool:
+        """Whether no other node is to be kept: none is spoken to from here, or all refuse what is in use."""
+        if self._was_attached or self._is_attached():
+            return True
+        return self._network is not None and self._network.is_refused()
 
     def _use_tls(self, found: Sequence[bytes]) -> str:
         if self.contexts is None or self._given.tls is None:

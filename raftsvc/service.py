@@ -142,8 +142,8 @@ def start(
     secret:       shared by all nodes, at least 16 bytes; a sequence during a rotation,
                   whose first signs and any of which is accepted.
     secret_file:  in its place, a file with one, or several, a line each.  It is watched: what is new in it is
-                  used within ten seconds, and what makes no sense, or has none of those in use, is not,
-                  as the log and `err` say.  See `raftsvc secret rotate`.
+                  used within ten seconds, and what makes no sense, or has none of those in use while any other
+                  node takes one of these, is not, as the log and `err` say.  See `raftsvc secret rotate`.
     authenticate: called with the WSGI environ of a peer's request, says whether to serve it.
     mutual_tls:   peers present a client certificate, which the server verified and
                   which must be valid for their advertised host.
@@ -467,7 +467,7 @@ class Service:
             if is_owner:
                 begin_as_owner()
             membership.is_starting = False
-            self._credentials.begin(partial(_note_files, membership))
+            self._credentials.begin(partial(_note_files, membership), membership.relay.is_attached)
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:

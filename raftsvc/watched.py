@@ -64,6 +64,11 @@ class WatchedFiles:
         self.used: Sequence[bytes] = [read_file(name, path) for path in self.paths]
         self._seen: Sequence[bytes] | str = self.used
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the last look found what is in use."""
+        return self._seen == self.used
+
     def look(self) -> None:
         """Use what is in them, once two looks have found it."""
         found: Sequence[bytes] | str

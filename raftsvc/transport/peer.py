@@ -181,6 +181,13 @@ class Network:
         for peer in peers if accepted else ():
             _end_outdated(peer, accepted)
 
+    def is_refused(self) -> bool:
+        """Whether some peer does not know what this node signs with, and no other takes what it is told."""
+        with self._lock:
+            troubles = [peer.trouble for peer in self._peers.values() if peer.addr is not None]
+        codes = [trouble.code for trouble in troubles if trouble is not None]
+        return "unauthenticated" in codes and len(codes) == len(troubles)
+
     def hears_all(self) -> bool:
         """Whether all that peers say comes through streams."""
         with self._lock:
