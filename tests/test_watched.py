@@ -165,11 +165,59 @@ def test_the_watch_looks_until_it_is_stopped_whatever_happens(path: Path, monkey
     nothing.stop()
 
 
+def test_a_handler_of_the_log_that_fails_ends_no_watch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(logging.Handler):
+        count = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.count += 1
+            raise OSError("of a handler")
+
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.01)
+    told: list[str] = []
+
+    def looked(trouble: str) -> None:
+        told.append(trouble)
+        raise ValueError("of whoever is told")
+
+    def use(found: Sequence[bytes]) -> str:
+        raise ZeroDivisionError("a bug")
+
+    handler = Failing()
+    watched.logger.addHandler(handler)
+    watch = Watch([WatchedFiles("secret_file", [str(path)], use)], looked)
+    try:
+        watch.start()
+        path.write_bytes(b"second")
+        eventually(lambda: any("a bug" in each for each in told), "it is told")
+        path.unlink()
+        eventually(lambda: "cannot be read" in told[-1], "it is told")
+        path.write_bytes(b"first")
+        eventually(lambda: told[-1] == "" and handler.count > 3, "it looks on")
+        assert not [each for each in told if "of a handler" in each]
+    finally:
+        watch.stop()
+        watched.logger.removeHandler(handler)
+
+
 def test_secrets_are_the_lines_of_a_file() -> None:
     assert secrets_in(b"\n one \r\n\ntwo\none\n") == ["one", "two"]
-    for data, why in ((b" \n", "empty"), (b"\xff", "UTF-8")):
-        with pytest.raises(ConfigurationError, match=why):
+    assert secrets_in(b"\xef\xbb\xbfone\r\ntwo\rthree") == ["one", "two", "three"], "a BOM is none of it"
+    for data, why in (
+        (b" \n", "empty"),
+        (b"\xff", "UTF-8"),
+        (b"one\n" + b"\0" * 64, "line 2 has characters that cannot be printed"),
+        (b"one\x0btwo", "line 1 has"),
+        ("one\u2028two".encode(), "line 1 has"),
+        ("one\n\ufefftwo".encode(), "line 2 has"),
+    ):
+        with pytest.raises(ConfigurationError, match=why) as caught:
             secrets_in(data)
+        assert caught.value.__cause__ is None and "one" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="line 1 has"):
+        client_keys_in(b"cron write abcdefghijklm\0op")
+    (key,) = client_keys_in("\ufeffcron\twrite\tabcdefghijklmnop\n# caf\u00e9\u00a0\n".encode())
+    assert key.name == "cron"
 
 
 def test_client_keys_are_the_lines_of_a_file() -> None:
