@@ -24,6 +24,7 @@ METRICS = "metrics"
 RIGHTS = (METRICS, "read", "write", "admin")
 """Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
 
+_END_OF_LINE = re.compile(r"\r\n?|\n")
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 
@@ -122,7 +123,11 @@ def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> 
 
 def secrets_in(data: bytes) -> list[str]:
     """The secrets in a file of them: one a line; the first signs, each is accepted.  Raises ConfigurationError."""
-    secrets = [line.strip() for line in _text_of(data).splitlines() if line.strip()]
+    secrets = []
+    for number, line in enumerate(_lines_of(data), 1):
+        _check_printable(number, line)
+        if line:
+            secrets.append(line)
     if not secrets:
         raise ConfigurationError("it is empty; secrets.token_hex() makes a good secret")
     return list(dict.fromkeys(secrets))
@@ -134,10 +139,11 @@ def client_keys_in(data: bytes) -> list[ClientKey]:
     Raises ConfigurationError.
     """
     found = []
-    for number, line in enumerate(_text_of(data).splitlines(), 1):
+    for number, line in enumerate(_lines_of(data), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
+        _check_printable(number, line.replace("\t", " "))
         if len(words) not in (3, 4):
             raise ConfigurationError(f"line {number} is none like `name write 0123456789abcdef... prefix/`")
         try:
@@ -147,11 +153,18 @@ def client_keys_in(data: bytes) -> list[ClientKey]:
     return found
 
 
-def _text_of(data: bytes) -> str:
+def _lines_of(data: bytes) -> list[str]:
+    """Those of a file, as all read it: ended by newlines, returns or both, and by nothing else; a BOM is no part."""
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigurationError("it is no text in UTF-8") from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:  # whose cause would hold the whole file
+        raise ConfigurationError("it is no text in UTF-8") from None
+    return [line.strip(" \t") for line in _END_OF_LINE.split(text)]
+
+
+def _check_printable(number: int, line: str) -> None:
+    if not line.isprintable():
+        raise ConfigurationError(f"line {number} has characters that cannot be printed: is the file what it should be?")
 
 
 @lru_cache(maxsize=64)

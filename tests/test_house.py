@@ -82,7 +82,7 @@ ROOMS = {
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core transport member attached",
     # What stands on the public face does not reach behind it.
-    "kv": "errors logs addresses clocks state results timeouts process mainthread service client",
+    "kv": "errors logs addresses clocks keys state results timeouts process mainthread watched service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
