@@ -4,7 +4,7 @@ First every node accepts the new secret, then every node signs with it, then eve
 the host of each member in turn, with one and the same new secret, `rotate` takes the step that is next on that host,
 and takes it only once all members confirm the one before, by fingerprints: nobody is told a secret.  The file of the
 host is replaced as a whole, durably, so whenever the power fails it has what it had, or what it is to have; run again,
-the command goes on from there.
+the command goes on from there.  Where two were begun at once on two hosts, `abort` takes one of them back.
 """
 
 from __future__ import annotations
@@ -33,17 +33,26 @@ _BESIDE: Final = ".next-"
 """In the name of what is to take the place of a file."""
 _TAKEN_SECONDS: Final = 20.0
 """A node uses what is new in its file within ten."""
+_ANOTHER: Final = (
+    "another rotation is under way; end that first, with its own new secret, or take it back where it was begun "
+    "(raftsvc secret abort)"
+)
 STEPS: Final = ("nothing", "accept the new secret", "sign with the new secret", "drop the former secrets")
 
 
 class Confirmed(NamedTuple):
-    """What a member says of itself.  why: it says nothing."""
+    """What a member says of itself.  why: it says nothing.  trouble: with its files, so that it uses what it had."""
 
     id: str
     addr: str
     signs: str
     accepts: tuple[str, ...]
     why: str
+    trouble: str = ""
+
+    @property
+    def who(self) -> str:
+        return f"member {self.id} at {self.addr or 'an unknown address'}"
 
 
 class Situation(NamedTuple):
@@ -60,13 +69,15 @@ class Situation(NamedTuple):
 
 
 def secret(args: Any) -> int:
-    """Make a secret, show who uses which, or take the next step of a rotation."""
+    """Make a secret, show who uses which, take the next step of a rotation, or take its first step back."""
     if args.action == "make":
         say(randoms.token_hex(_NEW_BYTES))
         return DONE
     where = where_of(args)
     if args.action == "status":
         return _show(args, look(where))
+    if args.action == "abort":
+        return _abort(args, where)
     if args.file is None:
         raise CommandError(
             "which secret is the new one? raftsvc secret rotate FILE, or - for the standard input", USAGE
@@ -95,17 +106,27 @@ def _confirmed(number: str, addr: str, told: Mapping[str, Any]) -> Confirmed:
     known = status.get("secrets")
     if not isinstance(known, Mapping):
         return Confirmed(number, addr, "", (), "its code tells nothing of its secrets: upgrade it")
-    return Confirmed(number, addr, str(known.get("signs") or ""), tuple(map(str, known.get("accepts", ()))), "")
+    process: Any = status.get("process", {})
+    conditions: Any = status.get("conditions", {})
+    trouble = process.get("files", {}).get("secret_file", {}).get("trouble") or conditions.get("stale-file")
+    accepts = tuple(map(str, known.get("accepts", ())))
+    return Confirmed(number, addr, str(known.get("signs") or ""), accepts, "", str(trouble or ""))
 
 
 def _show(args: Any, found: Situation) -> int:
     if args.json:
         listed = [
-            {**member._asdict(), "accepts": list(member.accepts), "why": member.why or None} for member in found.of
+            {
+                **member._asdict(),
+                "accepts": list(member.accepts),
+                "why": member.why or None,
+                "trouble": member.trouble or None,
+            }
+            for member in found.of
         ]
         say_json({"members": listed, "file": found.path or None, "trouble": found.trouble or None})
         return DONE
-    rows = [(m.id, m.addr, m.signs or "-", " ".join(m.accepts) or "-", m.why) for m in found.of]
+    rows = [(m.id, m.addr, m.signs or "-", " ".join(m.accepts) or "-", m.why or m.trouble) for m in found.of]
     for line in table(("ID", "ADDRESS", "SIGNS", "ACCEPTS", "TROUBLE"), rows):
         say(line)
     say(f"file of this host: {found.path or 'none'}" + (f"; {found.trouble}" if found.trouble else ""))
@@ -122,8 +143,7 @@ def step_of(lines: Sequence[str], new: str) -> int:
     others = [line for line in lines if line != new]
     if new not in lines and len(others) > 1:
         raise CommandError(
-            "the file has more than one secret, and none of them is the new one: another rotation is under way; end "
-            "that first, with its own new secret",
+            f"the file has more than one secret, and none of them is the new one: {_ANOTHER}",
             NO,
         )
     if new not in lines:
@@ -139,17 +159,65 @@ def after(step: int, lines: Sequence[str], new: str) -> list[str]:
 
 
 def missing(step: int, found: Situation, new: str) -> list[str]:
-    """Why that step may not be taken yet: who has not confirmed the one before, and why."""
+    """Why that step may not be taken yet: who has not confirmed the one before, and why.
+
+    The first needs nobody: a secret that is accepted too shuts nobody out, and a host that was left behind is heard
+    by others only then.
+    """
+    known = {*found.own.accepts, new}
     late = []
     for member in found.of:
-        who = f"member {member.id} at {member.addr or 'an unknown address'}"
-        if member.why:
-            late.append(f"{who}: {member.why}")
+        is_of_another = not known.issuperset(member.accepts)
+        if step == 1:
+            if is_of_another:
+                late.append(f"{member.who} accepts what is neither in the file here nor the new secret: {_ANOTHER}")
+        elif member.why:
+            late.append(f"{member.who}: {member.why}")
+        elif member.trouble:
+            late.append(f"{member.who} does not use what is in its files: {member.trouble}")
         elif step == 2 and new not in member.accepts:
-            late.append(f"{who} does not accept the new secret yet: run this there")
+            late.append(
+                f"{member.who} does not accept the new secret yet: {_ANOTHER if is_of_another else 'run this there'}"
+            )
         elif step == 3 and member.signs != new:
-            late.append(f"{who} does not sign with the new secret yet: run this there again")
+            late.append(f"{member.who} does not sign with the new secret yet: run this there again")
     return late
+
+
+def why_not_abort(found: Situation, dropped: Sequence[str]) -> list[str]:
+    """Why the host may not accept these no more: by fingerprints."""
+    others = [member for member in found.of if member.id != found.node_id]
+    why = [f"{member.who}: {member.why}" for member in others if member.why]
+    for mark in dropped:
+        why += [f"{member.who} signs with {mark}" for member in found.of if member.signs == mark]
+        if others and all(mark in member.accepts for member in others):
+            why.append(f"all members accept {mark}, so any of them may sign with it at any moment: go on with it")
+    return why
+
+
+def _abort(args: Any, where: Where) -> int:
+    """Have the host accept nothing but what it signs with, where nobody can be about to sign with the rest."""
+    found = look(where)
+    _lines_of(found)
+    path = found.path
+    with alone(path, where.timeout):
+        found = look(where)
+        lines = _lines_of(found)
+        dropped = [fingerprint(line.encode()) for line in lines[1:]]
+        why = why_not_abort(found, dropped)
+        if dropped and why:
+            raise CommandError(f"nothing was changed: {'; '.join(why)}", NO)
+        if dropped:
+            replace_file(path, lines[:1])
+            _await_taken(where, 3, fingerprint(lines[0].encode()))
+            # Whoever looked before this, and was slow, may sign with it all the same: then it is accepted again.
+            signing = [member.who for member in look(where).of if member.signs in dropped]
+            if signing:
+                replace_file(path, lines)
+                raise CommandError(f"{path} is as it was: {', '.join(signing)} signs with what was taken back", NO)
+    if args.json:
+        say_json({"file": path, "dropped": dropped})
+    return DONE
 
 
 def _rotate(args: Any, where: Where, new: str) -> int:
