@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,15 +24,19 @@ from raftsvc.watched import Watch, WatchedFiles, read_file
 
 Path = str | os.PathLike[str]
 
+_REFUSED_SECONDS = 60.0
+"""After which certificates that were refused are looked at again, for their time may come."""
+
 
 class Given(NamedTuple):
-    """What `start` was given, and is described there."""
+    """What `start` was given, and is described there.  host: for which others want a certificate from its port."""
 
     secret: str | bytes | Sequence[str | bytes] | None
     secret_file: Path | None
     client_keys: Sequence[ClientKey] | None
     client_keys_file: Path | None
     tls: TlsFiles | None = None
+    host: str = ""
 
 
 class Credentials:
@@ -65,10 +70,11 @@ class Credentials:
             keys = _keys_of(watched)
         self.contexts: Contexts | None = None
         if given.tls is not None:
-            self.contexts = Contexts(given.tls, mutual_tls)
+            self.contexts = Contexts(given.tls, mutual_tls, given.host)
             self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
+        self._refused_tls: tuple[Sequence[bytes], str, float] = ((), "", 0.0)  # what, why, and until when it is
         self._is_attached: Callable[[], bool] = lambda: False
         self._was_attached = False
         self._network: Network | None = None
@@ -158,7 +164,14 @@ class Credentials:
         if self.contexts is None or self._given.tls is None:
             raise ConfigurationError("there is no TLS")
         paths = self._given.tls.paths
-        self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        refused, why, until = self._refused_tls
+        if list(found) == list(refused) and time.monotonic() < until:
+            raise ConfigurationError(why)  # it takes 200 ms to find that out, where the CAs are the system's
+        try:
+            self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        except ConfigurationError as error:
+            self._refused_tls = (found, str(error), time.monotonic() + _REFUSED_SECONDS)
+            raise
         if self._network is not None:
             self._network.reconnect()
         return "connections are made anew"

@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 import requests
 
-from raftsvc.addresses import canonical_addr
+from raftsvc.addresses import canonical_addr, host_of
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
@@ -64,7 +64,7 @@ from raftsvc.member.health import Condition
 from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Read
-from raftsvc.options import canonical_peers, check_state, check_tls, checked
+from raftsvc.options import canonical_peers, check_state, check_tls, checked, is_direct
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
 from raftsvc.rescue import Backup, Writable, back_up_snapshot
@@ -191,7 +191,8 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    given = Given(secret, secret_file, client_keys, client_keys_file, _alone(tls, session, listen_ssl, listen))
+    tls, host = _alone(tls, session, listen_ssl, listen), host_of(laddr) if listen and is_direct(laddr, listen) else ""
+    given = Given(secret, secret_file, client_keys, client_keys_file, tls, host)
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
