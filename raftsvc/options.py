@@ -106,7 +106,8 @@ def _directory(name: str, value: object) -> None:
 
 def _path(name: str, value: object) -> None:
     if not isinstance(value, str | os.PathLike) or not _can_be_encoded(os.fsdecode(value)):
-        raise ConfigurationError(f"{name} is the path of a file, not {value!r:.200}")
+        # Not what it is, for it may be what is to be in the file.
+        raise ConfigurationError(f"{name} is the path of a file, a text, and this {type(value).__name__} is none")
 
 
 def _secret(name: str, value: object) -> None:

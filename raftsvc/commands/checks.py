@@ -229,10 +229,10 @@ def _write(path: str, pieces: dict[str, object]) -> None:
     """The archive, which has its name once it is whole; for this user alone."""
     beside = f"{path}.part"
     now = int(time.time())
-    with suppress(FileNotFoundError):
-        os.unlink(beside)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
             for name, told in pieces.items():
                 is_text = isinstance(told, str)

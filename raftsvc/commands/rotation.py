@@ -23,7 +23,7 @@ from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandE
 from raftsvc.commands.output import complain, say, say_json, table
 from raftsvc.commands.places import Where, where_of
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import fingerprint, secrets_in
+from raftsvc.keys import client_keys_in, fingerprint, secrets_in
 from raftsvc.systems import lock_inode
 
 _NEW_BYTES: Final = 32
@@ -56,12 +56,19 @@ class Confirmed(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """of: each member.  node_id: the one of this host.  path: of its file; empty: it has none.  trouble: with that."""
+    """What is known at one moment.
+
+    of:        each member.
+    node_id:   the one of this host.
+    path:      of its file; empty: it has none.  trouble: with that.
+    keys_path: of its client keys; empty: they are in no file.
+    """
 
     of: list[Confirmed]
     node_id: str
     path: str
     trouble: str
+    keys_path: str = ""
 
     @property
     def own(self) -> Confirmed:
@@ -94,9 +101,11 @@ def look(where: Where) -> Situation:
         raise CommandError("the node of this host is no member of a cluster", NO)
     listed: Any = own.get("members", {})
     process: Any = own.get("process", {})
-    file: Any = process.get("files", {}).get("secret_file", {})
+    files: Any = process.get("files", {})
+    file, keys = files.get("secret_file", {}), files.get("client_keys_file", {})
     members = [_confirmed(i, str(listed.get(i, {}).get("addr", "")), told[i]) for i in sorted(told, key=int)]
-    return Situation(members, node_id, (file.get("paths") or [""])[0], str(file.get("trouble") or ""))
+    path, keys_path = ((each.get("paths") or [""])[0] for each in (file, keys))
+    return Situation(members, node_id, path, str(file.get("trouble") or ""), keys_path)
 
 
 def _confirmed(number: str, addr: str, told: Mapping[str, Any]) -> Confirmed:
@@ -263,10 +272,24 @@ def _take(where: Where, path: str, new: str) -> tuple[int, list[str]]:
         late = missing(step, found, fingerprint(new.encode()))
         if step == 0 or late:
             return 0, late
+        _check_no_client_has(found.keys_path, new)
         if _lines_of(found) != lines:  # an editor did it
             return 0, []
         replace_file(path, after(step, lines, new))
         return step, []
+
+
+def _check_no_client_has(keys_path: str, new: str) -> None:
+    """Raise CommandError if the new secret is a client key, for which the node would not use the file."""
+    if not keys_path:
+        return
+    try:
+        with open(keys_path, "rb") as file:
+            keys = client_keys_in(file.read())
+    except (OSError, ConfigurationError):  # of which the node's status tells
+        return
+    if any(key.key == new for key in keys):
+        raise CommandError("the new secret is the key of a client, who would be a member with it: make another", NO)
 
 
 def _lines_of(found: Situation) -> list[str]:

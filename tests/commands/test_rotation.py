@@ -299,6 +299,18 @@ def test_two_commands_of_a_host_change_a_file_one_after_the_other(
     assert file.read_text() == f"{OLD}\n{NEW}\n"
 
 
+def test_the_key_of_a_client_becomes_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, keys = tmp_path / "secret", tmp_path / "keys"
+    file.write_text(f"{OLD}\n")
+    keys.write_text(f"cron write {NEW}\n")
+    members = [confirmed(1, MARK[OLD], MARK[OLD])]
+    monkeypatch.setattr(rotation, "look", lambda where: rotation.Situation(members, "1", str(file), "", str(keys)))
+    with pytest.raises(CommandError, match="key of a client"):
+        rotation._take(Where("/", (), "", 0.0, {}), str(file), NEW)
+    assert file.read_text() == f"{OLD}\n"
+    assert rotation._take(Where("/", (), "", 0.0, {}), str(file), OTHER) == (1, [])
+
+
 def test_steps_are_told_by_what_is_in_the_file() -> None:
     assert rotation.step_of([OLD], NEW) == 1 and rotation.after(1, [OLD], NEW) == [OLD, NEW]
     assert rotation.step_of([OLD, NEW], NEW) == 2 and rotation.after(2, [OLD, NEW], NEW) == [NEW, OLD]
