@@ -42,6 +42,36 @@ def ask_members(network: Network, addrs: Mapping[int, str], timeout: float) -> d
     return {str(number): dict(told) for number, told in found.copy().items()}
 
 
+def ask_cluster(
+    network: Network, node_id: int, addrs: Mapping[int, str], index: int, timeout: float
+) -> dict[str, object]:
+    """As `ask_members`, of all but `node_id`, and of those that came since, as members say that are ahead of it.
+
+    index: up to which entry the node knows what is committed.
+    """
+    deadline = time.monotonic() + timeout
+    found = ask_members(network, {i: addr for i, addr in addrs.items() if i != node_id}, timeout)
+    came: dict[int, str] = {}
+    for told in found.values():
+        status = told.get("status") if isinstance(told, Mapping) else None
+        if isinstance(status, Mapping):
+            came |= {i: addr for i, addr in _listed_ahead(status, index).items() if i not in addrs}
+    left = deadline - time.monotonic()
+    return {**found, **ask_members(network, came, left)} if came else found
+
+
+def _listed_ahead(status: Mapping[str, Any], index: int) -> dict[int, str]:
+    """The members that a status lists, if it is of somebody who knows more entries."""
+    listed, commit_index = status.get("members"), status.get("commit_index")
+    if not isinstance(commit_index, int) or commit_index <= index or not isinstance(listed, Mapping):
+        return {}
+    return {
+        int(number): str(member.get("addr") or "")
+        for number, member in listed.items()
+        if str(number).isdecimal() and isinstance(member, Mapping)
+    }
+
+
 def _ask(network: Network, number: int, addr: str, found: dict[int, dict[str, object]]) -> None:
     try:
         if not addr:

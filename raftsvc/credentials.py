@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.facts import LEFT_OUT
-from raftsvc.keys import ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import RIGHTS, ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
 from raftsvc.transport.door import Door
@@ -22,15 +24,19 @@ from raftsvc.watched import Watch, WatchedFiles, read_file
 
 Path = str | os.PathLike[str]
 
+_REFUSED_SECONDS = 60.0
+"""After which certificates that were refused are looked at again, for their time may come."""
+
 
 class Given(NamedTuple):
-    """What `start` was given, and is described there."""
+    """What `start` was given, and is described there.  host: for which others want a certificate from its port."""
 
     secret: str | bytes | Sequence[str | bytes] | None
     secret_file: Path | None
     client_keys: Sequence[ClientKey] | None
     client_keys_file: Path | None
     tls: TlsFiles | None = None
+    host: str = ""
 
 
 class Credentials:
@@ -64,10 +70,13 @@ class Credentials:
             keys = _keys_of(watched)
         self.contexts: Contexts | None = None
         if given.tls is not None:
-            self.contexts = Contexts(given.tls, mutual_tls)
+            self.contexts = Contexts(given.tls, mutual_tls, given.host)
             self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
+        self._refused_tls: tuple[Sequence[bytes], str, float] = ((), "", 0.0)  # what, why, and until when it is
+        self._is_attached: Callable[[], bool] = lambda: False
+        self._was_attached = False
         self._network: Network | None = None
         self._door: Door | None = None
         self._app: App | None = None
@@ -85,12 +94,21 @@ class Credentials:
         """What tells by what the port speaks TLS now, and by what requests do; None: others say it."""
         return (None, None) if self.contexts is None else (self.contexts.server, self.contexts.client)
 
-    def begin(self, told: Callable[[str], None]) -> None:
-        """Watch the files from now on, if there are any.  told: what is wrong with them, again and again."""
+    def begin(self, told: Callable[[str], None], is_attached: Callable[[], bool]) -> None:
+        """Watch the files from now on, if there are any.
+
+        told:        what is wrong with them, again and again.
+        is_attached: whether another process has the node now.  Who is attached speaks to no other node, and may have
+                     been stopped for as long as it likes: it uses what is in its files, and so does who takes over, as
+                     at a start, until it uses what is in them.
+        """
+        self._is_attached = is_attached
+        self._was_attached = is_attached()
 
         def looked(trouble: str) -> None:
             if self._network is not None:
                 self._network.end_outdated()
+            self._was_attached = is_attached() or (self._was_attached and not all(f.is_used for f in self._files))
             told(trouble)
 
         self.watch = Watch(self._files, looked)
@@ -124,7 +142,7 @@ class Credentials:
     def _use_secrets(self, found: Sequence[bytes]) -> str:
         secrets = checked_secrets(secrets_in(found[0]))
         present = self.auth.secrets
-        if not set(secrets) & set(present):
+        if not set(secrets) & set(present) and not self._may_change_at_once():
             raise ConfigurationError(
                 "it has none of the secrets that are in use, so that no other node would be heard that has not the "
                 "same already: change it in three steps, as `raftsvc secret rotate` does, or restart the node"
@@ -138,11 +156,24 @@ class Credentials:
         accepted = f"{', '.join(others)} accepted too" if others else "no other accepted"
         return f"secret {signs} signs, and {accepted}"
 
+    def _may_change_at_once(self) -> bool:
+        """Whether no other node is to be kept: none is spoken to from here, or all refuse what is in use."""
+        if self._was_attached or self._is_attached():
+            return True
+        return self._network is not None and self._network.is_refused()
+
     def _use_tls(self, found: Sequence[bytes]) -> str:
         if self.contexts is None or self._given.tls is None:
             raise ConfigurationError("there is no TLS")
         paths = self._given.tls.paths
-        self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        refused, why, until = self._refused_tls
+        if list(found) == list(refused) and time.monotonic() < until:
+            raise ConfigurationError(why)  # it takes 200 ms to find that out, where the CAs are the system's
+        try:
+            self.contexts.renew(lambda: [read_file("tls", path) for path in paths] == list(found))
+        except ConfigurationError as error:
+            self._refused_tls = (found, str(error), time.monotonic() + _REFUSED_SECONDS)
+            raise
         if self._network is not None:
             self._network.reconnect()
         return "connections are made anew"
@@ -155,7 +186,8 @@ class Credentials:
         self._door.renew(signed)
         self._app.renew_bearers(sent)
         self.keys = keys
-        return f"{len(keys)} client keys: " + (", ".join(dict.fromkeys(key.name for key in keys)) or "none")
+        rights = Counter(key.rights for key in keys)  # no names, for one may be a key that is in the wrong place
+        return f"{len(keys)} client keys" + "".join(f", {rights[right]} {right}" for right in RIGHTS if rights[right])
 
 
 def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:

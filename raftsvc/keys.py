@@ -24,6 +24,7 @@ METRICS = "metrics"
 RIGHTS = (METRICS, "read", "write", "admin")
 """Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
 
+_END_OF_LINE = re.compile(r"\r\n?|\n")
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 
@@ -38,7 +39,7 @@ class ClientKey:
             of a node, to who sends the key itself (`Authorization: Bearer ...`), as Prometheus does.
     prefix: only what begins with it, see `raftsvc.ScopedState`.
 
-    Raises ConfigurationError.
+    Raises ConfigurationError, which repeats none of them: where two were swapped any of them is the key.
     """
 
     name: str
@@ -50,13 +51,13 @@ class ClientKey:
         if not all(isinstance(each, str) for each in (self.name, self.key, self.rights, self.prefix)):
             raise ConfigurationError("name, key, rights and prefix of a client key are texts")
         if not _NAME.fullmatch(self.name):
-            raise ConfigurationError(f"a client key's name is 1 to 64 of A-Z a-z 0-9 _ . @ -, not {self.name!r}")
+            raise ConfigurationError("the name of a client key is none: it is 1 to 64 of A-Z a-z 0-9 _ . @ -")
         if len(self.key.encode()) < MIN_KEY_BYTES:
             raise ConfigurationError(
-                f"client key {self.name!r} has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
+                f"the key of a client key has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
             )
         if self.rights not in RIGHTS:
-            raise ConfigurationError(f"the rights of a client key are one of {', '.join(RIGHTS)}, not {self.rights!r}")
+            raise ConfigurationError(f"the rights of a client key are none: they are one of {', '.join(RIGHTS)}")
 
     @property
     def signing(self) -> bytes:
@@ -178,22 +179,25 @@ def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> 
     """Those that are to be known, or what is wrong with them.  secrets: of the cluster, which no client may have."""
     given = tuple(keys or ())
     known = set(secrets)
-    for key in given:
-        if key.key.encode() in known:
-            raise ConfigurationError(
-                f"client key {key.name!r} is the cluster's secret, with which whoever has it is a member: "
-                "give it a key of its own"
-            )
     sent = {key.key for key in given if key.is_sent}
-    for key in given:
+    for number, key in enumerate(given, 1):
+        which = f"client key {number} of {len(given)}"  # and not its name, which may be a key
+        if {key.key.encode(), key.name.encode()} & known:
+            raise ConfigurationError(
+                f"{which} is the cluster's secret, with which whoever has it is a member: give it a key of its own"
+            )
         if not key.is_sent and key.key in sent:
-            raise ConfigurationError(f"client key {key.name!r} is one for metrics, too, which is sent for all to read")
+            raise ConfigurationError(f"{which} is one for metrics, too, which is sent for all to read")
     return given
 
 
 def secrets_in(data: bytes) -> list[str]:
     """The secrets in a file of them: one a line; the first signs, each is accepted.  Raises ConfigurationError."""
-    secrets = [line.strip() for line in _text_of(data).splitlines() if line.strip()]
+    secrets = []
+    for number, line in enumerate(_lines_of(data), 1):
+        _check_printable(number, line)
+        if line:
+            secrets.append(line)
     if not secrets:
         raise ConfigurationError("it is empty; secrets.token_hex() makes a good secret")
     return list(dict.fromkeys(secrets))
@@ -205,21 +209,32 @@ def client_keys_in(data: bytes) -> list[ClientKey]:
     Raises ConfigurationError.
     """
     found = []
-    for number, line in enumerate(_text_of(data).splitlines(), 1):
+    for number, line in enumerate(_lines_of(data), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
+        _check_printable(number, line.replace("\t", " "))
         if len(words) not in (3, 4):
             raise ConfigurationError(f"line {number} is none like `name write 0123456789abcdef... prefix/`")
-        found.append(ClientKey(words[0], words[2], words[1], *words[3:]))
+        try:
+            found.append(ClientKey(words[0], words[2], words[1], *words[3:]))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"line {number}: {error}") from error
     return found
 
 
-def _text_of(data: bytes) -> str:
+def _lines_of(data: bytes) -> list[str]:
+    """Those of a file, as all read it: ended by newlines, returns or both, and by nothing else; a BOM is no part."""
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigurationError("it is no text in UTF-8") from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:  # whose cause would hold the whole file
+        raise ConfigurationError("it is no text in UTF-8") from None
+    return [line.strip(" \t") for line in _END_OF_LINE.split(text)]
+
+
+def _check_printable(number: int, line: str) -> None:
+    if not line.isprintable():
+        raise ConfigurationError(f"line {number} has characters that cannot be printed: is the file what it should be?")
 
 
 @lru_cache(maxsize=64)

@@ -106,7 +106,8 @@ def _directory(name: str, value: object) -> None:
 
 def _path(name: str, value: object) -> None:
     if not isinstance(value, str | os.PathLike) or not _can_be_encoded(os.fsdecode(value)):
-        raise ConfigurationError(f"{name} is the path of a file, not {value!r:.200}")
+        # Not what it is, for it may be what is to be in the file.
+        raise ConfigurationError(f"{name} is the path of a file, a text, and this {type(value).__name__} is none")
 
 
 def _secret(name: str, value: object) -> None:
@@ -181,6 +182,12 @@ def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
     return hints
 
 
+def is_direct(laddr: str, listen: str) -> bool:
+    """Whether nothing seems to stand between the listener and those who ask at `laddr`."""
+    url = urlsplit(peer_url(laddr))
+    return str(url.port or {"http": 80, "https": 443}[url.scheme]) == listen.rpartition(":")[2]
+
+
 def check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual_tls: bool) -> None:
     """Refuse a listener that speaks TLS where peers are told not to, or the other way round, or asks for nothing."""
     if mutual_tls and (listen_ssl is None or listen_ssl.verify_mode is ssl.CERT_NONE):
@@ -189,7 +196,7 @@ def check_tls(laddr: str, listen: str, listen_ssl: ssl.SSLContext | None, mutual
             "verify_mode = ssl.CERT_REQUIRED"
         )
     url = urlsplit(peer_url(laddr))
-    if str(url.port or {"http": 80, "https": 443}[url.scheme]) != listen.rpartition(":")[2]:
+    if not is_direct(laddr, listen):
         return  # something stands between, and may speak TLS in the listener's place
     if listen_ssl is not None and url.scheme == "http":
         raise ConfigurationError(f"with listen_ssl peers speak TLS: advertise https://{url.netloc}/raft, not {laddr}")

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raftsvc.company import ask_members
+from raftsvc.company import ask_cluster
 from raftsvc.core.founding import Answer, Question
 from raftsvc.core.messages import Claim, Life, Message
 from raftsvc.credentials import Credentials
@@ -239,7 +239,8 @@ class Reception:
         node = self._membership.require_node()
         addrs = {number: member.addr for number, member in node.applied_config.members.items()}
         own = {"status": self.status(), "seconds": 0.0}
-        others = ask_members(self._network, {i: addr for i, addr in addrs.items() if i != node.node_id}, timeout)
+        index = int(str(node.status().get("commit_index") or 0))
+        others = ask_cluster(self._network, node.node_id, addrs, index, timeout)
         return {**others, str(node.node_id): own} if node.node_id in addrs else others
 
     def _dump(self, timeout: float) -> Mapping[str, object]:
@@ -257,9 +258,13 @@ class Reception:
         """Have callers sent to other members, and others lead, because somebody is about to stop this node."""
         node = self._membership.require_node()
         what = None if undo else NodeFailedError("this node is about to be stopped: others lead, and take its callers")
-        node.vitals.note(Condition.DRAINING, what, logging.WARNING)
-        if not undo:
-            node.hand_over(min(timeout, 10 * self._membership.election_timeout))
+        try:
+            if (
+                not undo
+            ):  # while it may lead yet: who must not is a follower at once, and the others wait for an election
+                node.hand_over(min(timeout, 10 * self._membership.election_timeout))
+        finally:
+            node.vitals.note(Condition.DRAINING, what, logging.WARNING)
 
     def metrics(self) -> tuple[str, bytes]:
         """The same as numbers, in the text format of Prometheus; raises Problem."""

@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 import requests
 
-from raftsvc.addresses import canonical_addr
+from raftsvc.addresses import canonical_addr, host_of
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
@@ -65,7 +65,7 @@ from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Participant
 from raftsvc.member.waiters import Read
 from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
-from raftsvc.options import canonical_peers, check_state, check_tls, checked
+from raftsvc.options import canonical_peers, check_state, check_tls, checked, is_direct
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
 from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
@@ -145,8 +145,8 @@ def start(
     secret:       shared by all nodes, at least 16 bytes; a sequence during a rotation,
                   whose first signs and any of which is accepted.
     secret_file:  in its place, a file with one, or several, a line each.  It is watched: what is new in it is
-                  used within ten seconds, and what makes no sense, or has none of those in use, is not,
-                  as the log and `err` say.  See `raftsvc secret rotate`.
+                  used within ten seconds, and what makes no sense, or has none of those in use while any other
+                  node takes one of these, is not, as the log and `err` say.  See `raftsvc secret rotate`.
     authenticate: called with the WSGI environ of a peer's request, says whether to serve it.
     mutual_tls:   peers present a client certificate, which the server verified and
                   which must be valid for their advertised host.
@@ -198,7 +198,8 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    given = Given(secret, secret_file, client_keys, client_keys_file, _alone(tls, session, listen_ssl, listen))
+    tls, host = _alone(tls, session, listen_ssl, listen), host_of(laddr) if listen and is_direct(laddr, listen) else ""
+    given = Given(secret, secret_file, client_keys, client_keys_file, tls, host)
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
@@ -475,7 +476,7 @@ class Service:
             if is_owner:
                 begin_as_owner()
             membership.is_starting = False
-            self._credentials.begin(partial(_note_files, membership))
+            self._credentials.begin(partial(_note_files, membership), membership.relay.is_attached)
             if server is not None:
                 self._watch.begin(server)
         except RuntimeError as error:

@@ -1,7 +1,8 @@
 """What connected clients ask of this process is done here, if their key gives them the right.
 
-Who may do what is decided before anything is proposed or read.  What a client brings is carried as a call of
-this process: it has an outcome, or an error that says what is certain, like any other.  Reads ask
+Who may do what is decided before anything is proposed or read, and whether it is written for the State that there is:
+an instruction of the key-value store could halt another State, on all nodes at once.  What a client brings is carried
+as a call of this process: it has an outcome, or an error that says what is certain, like any other.  Reads ask
 for what is current, as `Service.wait_read`, and are answered by the State of this process; so an attached process
 serves clients as the owner of the directory does.
 """
@@ -125,6 +126,10 @@ class Visitors:
             return json.dumps({"cluster": self.cluster(), "members": [member.addr for member in members]}).encode()
         if visit.kind == STATUS:
             return json.dumps(self._reception.status()).encode()
+        if visit.of_store and not getattr(self._membership.state, "is_key_value_store", False):
+            raise NotPermittedError(
+                "the State of this cluster is no key-value store, and nothing was brought to it that is written for one"
+            )
         if visit.kind == BRING:
             return self._bring(key, visit)
         if visit.kind == COPY:

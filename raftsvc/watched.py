@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from raftsvc import logs
 from raftsvc.errors import ConfigurationError
@@ -64,6 +65,11 @@ class WatchedFiles:
         self.used: Sequence[bytes] = [read_file(name, path) for path in self.paths]
         self._seen: Sequence[bytes] | str = self.used
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the last look found what is in use."""
+        return self._seen == self.used
+
     def look(self) -> None:
         """Use what is in them, once two looks have found it."""
         found: Sequence[bytes] | str
@@ -88,17 +94,21 @@ class WatchedFiles:
             return
         self.used = found
         text = f"{self.name}: what is new in {', '.join(self.paths)} is used now: {said}"
-        logs.tell(logger, logging.WARNING, text, logs.what("file-renewed", option=self.name))
+        self._say(logging.WARNING, text, "file-renewed")
         self._note("")
 
     def _note(self, trouble: str) -> None:
         former, self.trouble = self.trouble, trouble
         if trouble and trouble != former:
             text = f"{trouble}; what was used before is used on"
-            logs.tell(logger, logging.ERROR, text, logs.what("file-refused", option=self.name))
+            self._say(logging.ERROR, text, "file-refused")
         elif former and not trouble:
             text = f"{self.name}: {', '.join(self.paths)} as it should be again"
-            logs.tell(logger, logging.WARNING, text, logs.what("file-mended", option=self.name))
+            self._say(logging.WARNING, text, "file-mended")
+
+    def _say(self, level: int, text: str, event: str) -> None:
+        with suppress(Exception):  # of a handler of the application's: what is in use does not depend on it
+            logs.tell(logger, level, text, logs.what(event, option=self.name))
 
 
 class Watch:
@@ -129,12 +139,15 @@ class Watch:
                 each.look()
             except Exception as failure:
                 each.trouble = f"{each.name} could not be looked at: {failure!r}"
-                logger.exception("%s", each.trouble)
+                with suppress(Exception):
+                    logger.exception("%s", each.trouble)
         try:
             self._looked("; ".join([each.trouble for each in self._files if each.trouble]))
         except Exception:
-            logger.exception("what was found in the files that are watched could not be told")
+            with suppress(Exception):
+                logger.exception("what was found in the files that are watched could not be told")
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
-            self.look()
+            with suppress(Exception):  # whatever it is, it is looked again
+                self.look()

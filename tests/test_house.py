@@ -86,7 +86,7 @@ ROOMS = {
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core storage transport member attached rescue",
     # What stands on the public face does not reach behind it.
-    "kv": "errors logs addresses clocks keys state results timeouts process mainthread service client",
+    "kv": "errors logs addresses clocks keys state results timeouts process mainthread watched service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
@@ -94,7 +94,7 @@ ROOMS = {
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
-    "commands": "errors addresses client keys kv operator rescue storage raftsvc web",
+    "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",

@@ -184,3 +184,10 @@ def test_a_state_whose_version_raises_is_refused(tmp_path: Path) -> None:
         with pytest.raises(raftsvc.ConfigurationError, match=r"cannot say of what version it is .*self\.version"):
             raftsvc.start("127.0.0.1:7991", tmp_path / "n", state=state)
     assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("name", ["secret_file", "client_keys_file"])
+def test_what_is_given_in_the_place_of_a_path_is_not_repeated(name: str, tmp_path: Path) -> None:
+    with pytest.raises(raftsvc.ConfigurationError, match="path of a file") as caught:
+        raftsvc.start("127.0.0.1:1", tmp_path / "n", state=ListState(), **{name: b"the secret itself"})
+    assert "the secret itself" not in str(caught.value)

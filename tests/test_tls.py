@@ -16,8 +16,11 @@ import requests
 
 import raftsvc
 from raftsvc import watched
+from raftsvc.credentials import Credentials, Given
 from raftsvc.transport.auth import Envelope
+from raftsvc.transport.session import Contexts
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION, JoinRequest
+from raftsvc.watched import read_file
 from tests.service.harness import ListState, eventually
 
 PAGE = Path(__file__).parent.parent / "docs" / "security.md"
@@ -44,7 +47,7 @@ certify b DNS:localhost
 certify c IP:127.0.0.2
 certify other DNS:other.example
 certify both DNS:localhost,IP:127.0.0.2
-(mkdir foreign && cd foreign && {make_ca.strip()} && certify a IP:127.0.0.1)
+(mkdir foreign && cd foreign && {make_ca.strip()} && certify a IP:127.0.0.1 && certify b DNS:localhost)
 {certify.replace("-days 397", "-days 0")}
 certify expired IP:127.0.0.1
 """
@@ -297,8 +300,8 @@ def renewable(
         service.stop()
 
 
-def put(files: raftsvc.TlsFiles, ca: Path, name: str, authority: str = "ca.pem") -> None:
-    Path(files.ca).write_bytes((ca / authority).read_bytes())
+def put(files: raftsvc.TlsFiles, ca: Path, name: str, *authorities: str) -> None:
+    Path(files.ca).write_bytes(b"".join((ca / each).read_bytes() for each in authorities or ("ca.pem",)))
     Path(files.key).write_bytes((ca / f"{name}.key").read_bytes())
     Path(files.cert).write_bytes((ca / f"{name}.pem").read_bytes())
 
@@ -342,7 +345,11 @@ def test_certificates_are_renewed_without_a_restart(
     session = stranger(str(ca / "a"))
     session.verify = str(ca / "ca.pem")
     assert session.get(f"{url_of(second)}/livez", timeout=PATIENCE).ok
-    put(others, ca, "b", "foreign/ca.pem")
+    put(others, ca, "b", "ca.pem", "foreign/ca.pem")
+    put(files, ca, "a2", "ca.pem", "foreign/ca.pem")
+    for name, authorities in (("foreign/b", ("ca.pem", "foreign/ca.pem")), ("foreign/b", ("foreign/ca.pem",))):
+        put(others, ca, name, *authorities)
+        eventually(lambda: are_used(second), "they are used")
 
     def is_refused() -> bool:
         try:
@@ -351,9 +358,68 @@ def test_certificates_are_renewed_without_a_restart(
             return True
 
     eventually(is_refused, "it is shut out")
-    put(others, ca, "b")
+    for name, authorities in (("foreign/b", ("ca.pem", "foreign/ca.pem")), ("b", ("ca.pem",))):
+        put(others, ca, name, *authorities)
+        eventually(lambda: are_used(second), "they are used")
     eventually(lambda: not is_refused(), "it is let in again")
     assert second.exec(b"all is well", PATIENCE)
+
+
+def are_used(service: raftsvc.Service) -> bool:
+    """Whether what is in its files of TLS is in use."""
+    (file,) = service._credentials._files
+    return list(file.used) == [read_file("tls", path) for path in file.paths]
+
+
+def test_a_certificate_that_others_would_refuse_is_not_used(ca: Path, tmp_path: Path) -> None:
+    files = raftsvc.TlsFiles(*(str(tmp_path / kind) for kind in ("cert", "key", "ca")))
+    put(files, ca, "a")
+    contexts = Contexts(files, True, "127.0.0.1")
+    former = contexts.server()
+    for name, authorities, why in (
+        ("foreign/a", (), "unable to get local issuer certificate"),
+        ("other", (), "mismatch, certificate is not valid for"),
+        ("expired", (), "certificate has expired"),
+        ("foreign/a", ("foreign/ca.pem",), "neither is the certificate in use"),
+    ):
+        put(files, ca, name, *authorities)
+        with pytest.raises(raftsvc.ConfigurationError, match=why):
+            contexts.renew(lambda: True)
+        assert contexts.server() is former
+    for name, authorities in (
+        ("a2", ()),
+        ("a2", ("ca.pem", "foreign/ca.pem")),
+        ("foreign/a", ("ca.pem", "foreign/ca.pem")),
+        ("foreign/a", ("foreign/ca.pem",)),
+    ):
+        put(files, ca, name, *authorities)
+        contexts.renew(lambda: True)
+        assert contexts.server() is not former
+        former = contexts.server()
+    put(files, ca, "expired")
+    late = Contexts(files, True, "127.0.0.1")
+    put(files, ca, "foreign/a", "foreign/ca.pem")
+    late.renew(lambda: True)  # for what is in use is worth nothing
+
+
+def test_what_was_refused_is_not_made_again_until_it_is_another(
+    ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = raftsvc.TlsFiles(*(str(tmp_path / kind) for kind in ("cert", "key", "ca")))
+    put(files, ca, "a")
+    credentials = Credentials(Given(None, None, None, None, files, "127.0.0.1"), None, True, False)
+    assert credentials.contexts is not None
+    made, make = [], credentials.contexts._make
+    monkeypatch.setattr(credentials.contexts, "_make", lambda: made.append(None) or make())  # type: ignore[func-returns-value]
+    put(files, ca, "other")
+    for _ in range(5):
+        credentials.watch.look()
+        assert len(made) <= 1
+    assert "mismatch" in str(credentials.files())
+    put(files, ca, "a2")
+    for _ in range(3):
+        credentials.watch.look()
+    assert len(made) == 2 and "mismatch" not in str(credentials.files())
 
 
 def test_how_tls_is_spoken_is_said_once(ca: Path, tmp_path: Path) -> None:

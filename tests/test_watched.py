@@ -11,7 +11,7 @@ import pytest
 
 from raftsvc import watched
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import ClientKey, checked_keys, client_keys_in, fingerprint, secrets_in
 from raftsvc.watched import MAX_FILE_BYTES, Watch, WatchedFiles
 from tests.service.harness import eventually
 
@@ -165,11 +165,59 @@ def test_the_watch_looks_until_it_is_stopped_whatever_happens(path: Path, monkey
     nothing.stop()
 
 
+def test_a_handler_of_the_log_that_fails_ends_no_watch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(logging.Handler):
+        count = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.count += 1
+            raise OSError("of a handler")
+
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.01)
+    told: list[str] = []
+
+    def looked(trouble: str) -> None:
+        told.append(trouble)
+        raise ValueError("of whoever is told")
+
+    def use(found: Sequence[bytes]) -> str:
+        raise ZeroDivisionError("a bug")
+
+    handler = Failing()
+    watched.logger.addHandler(handler)
+    watch = Watch([WatchedFiles("secret_file", [str(path)], use)], looked)
+    try:
+        watch.start()
+        path.write_bytes(b"second")
+        eventually(lambda: any("a bug" in each for each in told), "it is told")
+        path.unlink()
+        eventually(lambda: "cannot be read" in told[-1], "it is told")
+        path.write_bytes(b"first")
+        eventually(lambda: told[-1] == "" and handler.count > 3, "it looks on")
+        assert not [each for each in told if "of a handler" in each]
+    finally:
+        watch.stop()
+        watched.logger.removeHandler(handler)
+
+
 def test_secrets_are_the_lines_of_a_file() -> None:
     assert secrets_in(b"\n one \r\n\ntwo\none\n") == ["one", "two"]
-    for data, why in ((b" \n", "empty"), (b"\xff", "UTF-8")):
-        with pytest.raises(ConfigurationError, match=why):
+    assert secrets_in(b"\xef\xbb\xbfone\r\ntwo\rthree") == ["one", "two", "three"], "a BOM is none of it"
+    for data, why in (
+        (b" \n", "empty"),
+        (b"\xff", "UTF-8"),
+        (b"one\n" + b"\0" * 64, "line 2 has characters that cannot be printed"),
+        (b"one\x0btwo", "line 1 has"),
+        ("one\u2028two".encode(), "line 1 has"),
+        ("one\n\ufefftwo".encode(), "line 2 has"),
+    ):
+        with pytest.raises(ConfigurationError, match=why) as caught:
             secrets_in(data)
+        assert caught.value.__cause__ is None and "one" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="line 1 has"):
+        client_keys_in(b"cron write abcdefghijklm\0op")
+    (key,) = client_keys_in("\ufeffcron\twrite\tabcdefghijklmnop\n# caf\u00e9\u00a0\n".encode())
+    assert key.name == "cron"
 
 
 def test_client_keys_are_the_lines_of_a_file() -> None:
@@ -184,6 +232,44 @@ def test_client_keys_are_the_lines_of_a_file() -> None:
         with pytest.raises(ConfigurationError) as caught:
             client_keys_in(wrong)
         assert "abcdefghijklmnop" not in str(caught.value)
+
+
+KEY, SECOND = "c0ffee" * 8, "decade" * 8
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (f"cron:{KEY} write {SECOND}", "line 2: the name"),
+        (f"{KEY} write cron", "line 2: the key"),
+        (f"cron {KEY} write", "line 2: the key"),
+        (f"cron {KEY} comment-that-is-long", "line 2: the rights"),
+        (f"cron write-{KEY} {KEY}", "line 2: the rights"),
+        (f"cron write {KEY} a b", "line 2 is none"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_without_a_word_of_it(line: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        client_keys_in(f"# keys\n{line}\n".encode())
+    told: BaseException | None = caught.value
+    while told is not None:
+        assert KEY not in str(told) and SECOND not in str(told)
+        told = told.__cause__
+
+
+def test_what_is_wrong_with_keys_together_is_said_without_their_names() -> None:
+    swapped = ClientKey(KEY, SECOND, "read")
+    for keys, why in (
+        (
+            [ClientKey(SECOND[:20], SECOND), ClientKey("prom", SECOND, "metrics")],
+            "client key 1 of 2 is one for metrics",
+        ),
+        ([ClientKey("cron", KEY)], "client key 1 of 1 is the cluster's secret"),
+        ([swapped], "client key 1 of 1 is the cluster's secret"),
+    ):
+        with pytest.raises(ConfigurationError, match=why) as caught:
+            checked_keys(keys, [KEY.encode()])
+        assert KEY not in str(caught.value) and SECOND[:20] not in str(caught.value)
 
 
 def test_a_fingerprint_tells_secrets_apart_and_nothing_else() -> None:

@@ -39,6 +39,10 @@ class Relay:
         self._stopped = stopped
         self._status_seconds = min(_STATUS_SECONDS, election_timeout)
 
+    def is_attached(self) -> bool:
+        """Whether another process owns the directory, or is about to."""
+        return self._sharing is not None and not self._sharing.is_owner
+
     def status(self) -> Mapping[str, object] | None:
         """How the node is, if another process has it and tells; None if not."""
         sharing = self._sharing

@@ -113,6 +113,13 @@ class Connection:
         Raises what `Service.propose` raises, UnknownKeyError and NotPermittedError, which are NotApplied.
         OutcomeUnknown too if so many other clients came since that the session was forgotten.
         """
+        return self._propose(instruction, timeout, of_store=False)
+
+    def propose_to_store(self, instruction: bytes, timeout: float) -> Applied:
+        """As `propose`, of an instruction for the key-value store: NotPermittedError where the State is another."""
+        return self._propose(instruction, timeout, of_store=True)
+
+    def _propose(self, instruction: bytes, timeout: float, of_store: bool) -> Applied:
         if not isinstance(instruction, bytes | bytearray | memoryview):
             raise InvalidInstructionError(f"an instruction is bytes, and this is {type(instruction).__name__}")
         data = bytes(instruction)
@@ -121,11 +128,11 @@ class Connection:
                 f"the instruction has {len(data)} bytes; a connected client brings at most {MAX_INSTRUCTION_BYTES}"
             )
         if is_main_thread():
-            return do_elsewhere(partial(self.propose, data, timeout), timeout, OutcomeUnknown)
+            return do_elsewhere(partial(self._propose, data, timeout, of_store), timeout, OutcomeUnknown)
         route = self._route()
         deadline = time.monotonic() + timeout
         while True:
-            applied = self._bring(route, data, deadline, timeout)
+            applied = self._bring(route, data, deadline, timeout, of_store)
             if applied is not None:
                 return applied
 
@@ -133,7 +140,7 @@ class Connection:
         """Like `propose`, and returns only whether the State was satisfied."""
         return self.propose(instruction, timeout).satisfied
 
-    def _bring(self, route: Route, data: bytes, deadline: float, timeout: float) -> Applied | None:
+    def _bring(self, route: Route, data: bytes, deadline: float, timeout: float, of_store: bool) -> Applied | None:
         """Bring it under the session that there is; None if that is not open, and it certainly had no effect."""
         session = route.session(deadline, timeout)
         taken = session.begin(deadline)
@@ -141,7 +148,8 @@ class Connection:
             raise NotApplied(f"too many calls of this process had no outcome within {timeout:g} s; nothing was sent")
         number, low = taken
         try:
-            answer = route.ask(BRING, wrap(INSTRUCTION, session.id, session.nonce, number, low, data), deadline)
+            brought = wrap(INSTRUCTION, session.id, session.nonce, number, low, data)
+            answer = route.ask(BRING, brought, deadline, of_store)
             index, time_ms, said = decode_place(answer.data)
             outcome = decode_outcome(said, index, time_ms)
         except UnansweredError as error:
@@ -171,6 +179,10 @@ class Connection:
         """
         return self._ask(LOOK if is_stale else QUERY, data, timeout)
 
+    def query_store(self, question: bytes, timeout: float, *, is_stale: bool = False) -> bytes:
+        """As `query`, of a question for the key-value store: NotPermittedError where the State is another."""
+        return self._ask(LOOK if is_stale else QUERY, question, timeout, of_store=True)
+
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once a member is current; whoever asks a State itself does not need it, for `query` sees to that."""
         self._ask(READ, b"", timeout)
@@ -180,11 +192,13 @@ class Connection:
         picture: dict[str, object] = json.loads(self._ask(STATUS, b"", timeout))
         return picture
 
-    def _ask(self, kind: int, data: bytes, timeout: float, patience: float = PATIENCE_SECONDS) -> bytes:
+    def _ask(
+        self, kind: int, data: bytes, timeout: float, of_store: bool = False, patience: float = PATIENCE_SECONDS
+    ) -> bytes:
         if is_main_thread():
-            return do_elsewhere(partial(self._ask, kind, data, timeout, patience), timeout, ReadTimeoutError)
+            return do_elsewhere(partial(self._ask, kind, data, timeout, of_store, patience), timeout, ReadTimeoutError)
         try:
-            return self._route().ask(kind, data, time.monotonic() + timeout, patience).data
+            return self._route().ask(kind, data, time.monotonic() + timeout, of_store, patience).data
         except UnansweredError as error:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:g} s: {error}") from error
@@ -208,9 +222,9 @@ class Connection:
 
         def ask(question: bytes, is_first: bool) -> bytes:
             # That the State is stored takes a while, and two who do it at once are no faster.
-            seconds = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), PATIENCE_SECONDS)
+            seconds, patience = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), PATIENCE_SECONDS)
             try:
-                return self._ask(COPY, question, *seconds)
+                return self._ask(COPY, question, seconds, patience=patience)
             except Rejected as error:
                 raise StorageError(f"the backup is not whole, and has to be begun anew: {error}") from error
 

@@ -100,9 +100,17 @@ class Route:
 
     # -- asking
 
-    def ask(self, kind: int, payload: bytes, deadline: float, patience: float = PATIENCE_SECONDS) -> Answer:
+    def ask(
+        self,
+        kind: int,
+        payload: bytes,
+        deadline: float,
+        of_store: bool = False,
+        patience: float = PATIENCE_SECONDS,
+    ) -> Answer:
         """Ask one member after the other until one answers.
 
+        of_store: it is to be brought to a key-value store, and to no other State.
         patience: how many seconds the first is waited for, and others longer.
 
         Raises UnansweredError, and what is final though nothing was lost: NotPermittedError,
@@ -118,7 +126,7 @@ class Route:
             contact, count = self._pick()
             wait = min(left, patience)
             try:
-                return Answer(self._attempt(contact, Visit(kind, 0.9 * wait, payload), wait), was_lost)
+                return Answer(self._attempt(contact, Visit(kind, 0.9 * wait, payload, of_store), wait), was_lost)
             except Problem as problem:
                 why = f"{contact.addr}: {problem.detail or problem.code}"
                 if problem.code in _FINAL and not was_lost:

@@ -383,13 +383,14 @@ def _add_upkeep(commands: _Commands, flags: Flags) -> None:
         "secret",
         rotation.secret,
         "give the cluster another secret, on the host of each member in turn",
-        "raftsvc secret make > new && raftsvc --at /var/lib/app/raft secret rotate new",
+        "(umask 077; raftsvc secret make > new) && raftsvc --at /var/lib/app/raft secret rotate new",
         "rotate takes the step that is next on this host: accept the new secret, sign with it, drop the former ones; "
-        "each once all members confirm the one before. status shows who is how far; make prints a new secret.",
+        "each once all members confirm the one before. abort takes the first step back, where nobody can be about to "
+        "sign with the new secret. status shows who is how far; make prints a new secret.",
     )
-    secret.add_argument("action", choices=["make", "status", "rotate"])
+    secret.add_argument("action", choices=["make", "status", "rotate", "abort"])
     secret.add_argument("file", metavar="FILE", nargs="?", help="with the new secret; - reads the standard input")
-    secret.words += ["make", "status", "rotate"]
+    secret.words += ["make", "status", "rotate", "abort"]
     flags.add(secret, "--wait", "take all steps that are left, each once all confirm", type=_wait, metavar="SECONDS")
 
 

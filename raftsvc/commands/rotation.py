@@ -4,50 +4,71 @@ First every node accepts the new secret, then every node signs with it, then eve
 the host of each member in turn, with one and the same new secret, `rotate` takes the step that is next on that host,
 and takes it only once all members confirm the one before, by fingerprints: nobody is told a secret.  The file of the
 host is replaced as a whole, durably, so whenever the power fails it has what it had, or what it is to have; run again,
-the command goes on from there.
+the command goes on from there.  Where two were begun at once on two hosts, `abort` takes one of them back.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets as randoms
 import stat
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import complain, say, say_json, table
 from raftsvc.commands.places import Where, where_of
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import fingerprint, secrets_in
+from raftsvc.keys import client_keys_in, fingerprint, secrets_in
+from raftsvc.systems import lock_inode
 
 _NEW_BYTES: Final = 32
 _LEAST_BYTES: Final = 16
 _POLL_SECONDS: Final = 0.5
+_BESIDE: Final = ".next-"
+"""In the name of what is to take the place of a file."""
 _TAKEN_SECONDS: Final = 20.0
 """A node uses what is new in its file within ten."""
+_ANOTHER: Final = (
+    "another rotation is under way; end that first, with its own new secret, or take it back where it was begun "
+    "(raftsvc secret abort)"
+)
 STEPS: Final = ("nothing", "accept the new secret", "sign with the new secret", "drop the former secrets")
 
 
 class Confirmed(NamedTuple):
-    """What a member says of itself.  why: it says nothing."""
+    """What a member says of itself.  why: it says nothing.  trouble: with its files, so that it uses what it had."""
 
     id: str
     addr: str
     signs: str
     accepts: tuple[str, ...]
     why: str
+    trouble: str = ""
+
+    @property
+    def who(self) -> str:
+        return f"member {self.id} at {self.addr or 'an unknown address'}"
 
 
 class Situation(NamedTuple):
-    """of: each member.  node_id: the one of this host.  path: of its file; empty: it has none.  trouble: with that."""
+    """What is known at one moment.
+
+    of:        each member.
+    node_id:   the one of this host.
+    path:      of its file; empty: it has none.  trouble: with that.
+    keys_path: of its client keys; empty: they are in no file.
+    """
 
     of: list[Confirmed]
     node_id: str
     path: str
     trouble: str
+    keys_path: str = ""
 
     @property
     def own(self) -> Confirmed:
@@ -55,13 +76,15 @@ class Situation(NamedTuple):
 
 
 def secret(args: Any) -> int:
-    """Make a secret, show who uses which, or take the next step of a rotation."""
+    """Make a secret, show who uses which, take the next step of a rotation, or take its first step back."""
     if args.action == "make":
         say(randoms.token_hex(_NEW_BYTES))
         return DONE
     where = where_of(args)
     if args.action == "status":
         return _show(args, look(where))
+    if args.action == "abort":
+        return _abort(args, where)
     if args.file is None:
         raise CommandError(
             "which secret is the new one? raftsvc secret rotate FILE, or - for the standard input", USAGE
@@ -78,9 +101,11 @@ def look(where: Where) -> Situation:
         raise CommandError("the node of this host is no member of a cluster", NO)
     listed: Any = own.get("members", {})
     process: Any = own.get("process", {})
-    file: Any = process.get("files", {}).get("secret_file", {})
+    files: Any = process.get("files", {})
+    file, keys = files.get("secret_file", {}), files.get("client_keys_file", {})
     members = [_confirmed(i, str(listed.get(i, {}).get("addr", "")), told[i]) for i in sorted(told, key=int)]
-    return Situation(members, node_id, (file.get("paths") or [""])[0], str(file.get("trouble") or ""))
+    path, keys_path = ((each.get("paths") or [""])[0] for each in (file, keys))
+    return Situation(members, node_id, path, str(file.get("trouble") or ""), keys_path)
 
 
 def _confirmed(number: str, addr: str, told: Mapping[str, Any]) -> Confirmed:
@@ -90,17 +115,27 @@ def _confirmed(number: str, addr: str, told: Mapping[str, Any]) -> Confirmed:
     known = status.get("secrets")
     if not isinstance(known, Mapping):
         return Confirmed(number, addr, "", (), "its code tells nothing of its secrets: upgrade it")
-    return Confirmed(number, addr, str(known.get("signs") or ""), tuple(map(str, known.get("accepts", ()))), "")
+    process: Any = status.get("process", {})
+    conditions: Any = status.get("conditions", {})
+    trouble = process.get("files", {}).get("secret_file", {}).get("trouble") or conditions.get("stale-file")
+    accepts = tuple(map(str, known.get("accepts", ())))
+    return Confirmed(number, addr, str(known.get("signs") or ""), accepts, "", str(trouble or ""))
 
 
 def _show(args: Any, found: Situation) -> int:
     if args.json:
         listed = [
-            {**member._asdict(), "accepts": list(member.accepts), "why": member.why or None} for member in found.of
+            {
+                **member._asdict(),
+                "accepts": list(member.accepts),
+                "why": member.why or None,
+                "trouble": member.trouble or None,
+            }
+            for member in found.of
         ]
         say_json({"members": listed, "file": found.path or None, "trouble": found.trouble or None})
         return DONE
-    rows = [(m.id, m.addr, m.signs or "-", " ".join(m.accepts) or "-", m.why) for m in found.of]
+    rows = [(m.id, m.addr, m.signs or "-", " ".join(m.accepts) or "-", m.why or m.trouble) for m in found.of]
     for line in table(("ID", "ADDRESS", "SIGNS", "ACCEPTS", "TROUBLE"), rows):
         say(line)
     say(f"file of this host: {found.path or 'none'}" + (f"; {found.trouble}" if found.trouble else ""))
@@ -117,8 +152,7 @@ def step_of(lines: Sequence[str], new: str) -> int:
     others = [line for line in lines if line != new]
     if new not in lines and len(others) > 1:
         raise CommandError(
-            "the file has more than one secret, and none of them is the new one: another rotation is under way; end "
-            "that first, with its own new secret",
+            f"the file has more than one secret, and none of them is the new one: {_ANOTHER}",
             NO,
         )
     if new not in lines:
@@ -134,17 +168,65 @@ def after(step: int, lines: Sequence[str], new: str) -> list[str]:
 
 
 def missing(step: int, found: Situation, new: str) -> list[str]:
-    """Why that step may not be taken yet: who has not confirmed the one before, and why."""
+    """Why that step may not be taken yet: who has not confirmed the one before, and why.
+
+    The first needs nobody: a secret that is accepted too shuts nobody out, and a host that was left behind is heard
+    by others only then.
+    """
+    known = {*found.own.accepts, new}
     late = []
     for member in found.of:
-        who = f"member {member.id} at {member.addr or 'an unknown address'}"
-        if member.why:
-            late.append(f"{who}: {member.why}")
+        is_of_another = not known.issuperset(member.accepts)
+        if step == 1:
+            if is_of_another:
+                late.append(f"{member.who} accepts what is neither in the file here nor the new secret: {_ANOTHER}")
+        elif member.why:
+            late.append(f"{member.who}: {member.why}")
+        elif member.trouble:
+            late.append(f"{member.who} does not use what is in its files: {member.trouble}")
         elif step == 2 and new not in member.accepts:
-            late.append(f"{who} does not accept the new secret yet: run this there")
+            late.append(
+                f"{member.who} does not accept the new secret yet: {_ANOTHER if is_of_another else 'run this there'}"
+            )
         elif step == 3 and member.signs != new:
-            late.append(f"{who} does not sign with the new secret yet: run this there again")
+            late.append(f"{member.who} does not sign with the new secret yet: run this there again")
     return late
+
+
+def why_not_abort(found: Situation, dropped: Sequence[str]) -> list[str]:
+    """Why the host may not accept these no more: by fingerprints."""
+    others = [member for member in found.of if member.id != found.node_id]
+    why = [f"{member.who}: {member.why}" for member in others if member.why]
+    for mark in dropped:
+        why += [f"{member.who} signs with {mark}" for member in found.of if member.signs == mark]
+        if others and all(mark in member.accepts for member in others):
+            why.append(f"all members accept {mark}, so any of them may sign with it at any moment: go on with it")
+    return why
+
+
+def _abort(args: Any, where: Where) -> int:
+    """Have the host accept nothing but what it signs with, where nobody can be about to sign with the rest."""
+    found = look(where)
+    _lines_of(found)
+    path = found.path
+    with alone(path, where.timeout):
+        found = look(where)
+        lines = _lines_of(found)
+        dropped = [fingerprint(line.encode()) for line in lines[1:]]
+        why = why_not_abort(found, dropped)
+        if dropped and why:
+            raise CommandError(f"nothing was changed: {'; '.join(why)}", NO)
+        if dropped:
+            replace_file(path, lines[:1])
+            _await_taken(where, 3, fingerprint(lines[0].encode()))
+            # Whoever looked before this, and was slow, may sign with it all the same: then it is accepted again.
+            signing = [member.who for member in look(where).of if member.signs in dropped]
+            if signing:
+                replace_file(path, lines)
+                raise CommandError(f"{path} is as it was: {', '.join(signing)} signs with what was taken back", NO)
+    if args.json:
+        say_json({"file": path, "dropped": dropped})
+    return DONE
 
 
 def _rotate(args: Any, where: Where, new: str) -> int:
@@ -154,21 +236,18 @@ def _rotate(args: Any, where: Where, new: str) -> int:
     taken: list[int] = []
     while True:
         found = look(where)
-        lines = _lines_of(found)
-        step = step_of(lines, new)
-        if step == 0 or (taken and args.wait is None):
+        left = step_of(_lines_of(found), new)
+        if left == 0 or (taken and args.wait is None):
             break
-        late = missing(step, found, mark)
-        if late:
-            if time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-                continue
-            raise CommandError(f"not done yet: {STEPS[step]}. {'; '.join(late)}", NO)
-        replace_file(found.path, after(step, lines, new))
-        taken.append(step)
-        complain(f"{found.path}: {STEPS[step]} (step {step} of 3)")
-        _await_taken(where, step, mark)
-    left = step_of(_lines_of(found), new)
+        step, late = _take(where, found.path, new)
+        if step:
+            taken.append(step)
+            complain(f"{found.path}: {STEPS[step]} (step {step} of 3)")
+            _await_taken(where, step, mark)
+        elif late and time.monotonic() >= deadline:
+            raise CommandError(f"not done yet: {STEPS[left]}. {'; '.join(late)}", NO)
+        elif late:
+            time.sleep(_POLL_SECONDS)
     if args.json:
         say_json({"file": found.path, "fingerprint": mark, "taken": taken, "next": STEPS[left] if left else None})
     elif left:
@@ -176,6 +255,41 @@ def _rotate(args: Any, where: Where, new: str) -> int:
     else:
         say(f"the secret of this host is {mark} alone")
     return DONE
+
+
+def _take(where: Where, path: str, new: str) -> tuple[int, list[str]]:
+    """Take the step that is next, if it may be taken: which that was, else 0; and why not, if it may not be.
+
+    Between the look at the members and the change of the file no other command of this host changes it, however long
+    this one is stopped there.
+    """
+    with alone(path, where.timeout):
+        found = look(where)
+        if found.path != path:
+            return 0, []
+        lines = _lines_of(found)
+        step = step_of(lines, new)
+        late = missing(step, found, fingerprint(new.encode()))
+        if step == 0 or late:
+            return 0, late
+        _check_no_client_has(found.keys_path, new)
+        if _lines_of(found) != lines:  # an editor did it
+            return 0, []
+        replace_file(path, after(step, lines, new))
+        return step, []
+
+
+def _check_no_client_has(keys_path: str, new: str) -> None:
+    """Raise CommandError if the new secret is a client key, for which the node would not use the file."""
+    if not keys_path:
+        return
+    try:
+        with open(keys_path, "rb") as file:
+            keys = client_keys_in(file.read())
+    except (OSError, ConfigurationError):  # of which the node's status tells
+        return
+    if any(key.key == new for key in keys):
+        raise CommandError("the new secret is the key of a client, who would be a member with it: make another", NO)
 
 
 def _lines_of(found: Situation) -> list[str]:
@@ -242,26 +356,67 @@ def replace_file(path: str, lines: Sequence[str]) -> None:
     """
     target = os.path.realpath(path)
     directory, name = os.path.split(target)
-    beside = os.path.join(directory, f".{name}.next")
+    beside = os.path.join(directory, f".{name}{_BESIDE}{randoms.token_hex(8)}")
     try:
         former = os.stat(target)
-        if os.path.lexists(beside):  # of an attempt that was cut off
-            os.unlink(beside)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            if (former.st_uid, former.st_gid) != (os.geteuid(), os.getegid()):
+            made = os.fstat(descriptor)  # in some directories a file is of their group, whoever made it
+            if (former.st_uid, former.st_gid) != (made.st_uid, made.st_gid):
                 os.fchown(descriptor, former.st_uid, former.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(former.st_mode))
             with open(descriptor, "wb", closefd=False) as file:
                 file.write("".join(f"{line}\n" for line in lines).encode())
             os.fsync(descriptor)
+            os.replace(beside, target)
+        except BaseException:  # a copy of secrets is left nowhere
+            with suppress(OSError):
+                os.unlink(beside)
+            raise
         finally:
             os.close(descriptor)
-        os.replace(beside, target)
         held = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(held)
         finally:
             os.close(held)
     except OSError as error:
-        raise CommandError(f"{path} was not replaced for good: {error.strerror or error}", LOCAL) from error
+        why = error.strerror or str(error)
+        if error.errno == errno.EBUSY:
+            why += "; it is mounted by itself: mount the directory that it is in, or write into it what is to be there"
+        raise CommandError(f"{path} was not replaced for good: {why}", LOCAL) from error
+
+
+@contextmanager
+def alone(path: str, seconds: float) -> Iterator[None]:
+    """Be the only command of this host that changes this file; waits for another so long at most."""
+    directory, name = os.path.split(os.path.realpath(path))
+    try:
+        descriptor = os.open(
+            os.path.join(directory, f".{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+    except OSError as error:
+        raise CommandError(f"{path} cannot be changed: {error.strerror}", LOCAL) from error
+    try:
+        deadline = time.monotonic() + seconds
+        while not _locks(descriptor):
+            if time.monotonic() >= deadline:
+                raise CommandError(f"another command of this host is about to change {path}", NOT_REACHED)
+            time.sleep(min(_POLL_SECONDS, 0.1))
+        for left in os.listdir(directory):  # by one that was killed
+            if left.startswith(f".{name}{_BESIDE}"):
+                with suppress(OSError):
+                    os.unlink(os.path.join(directory, left))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        lock_inode(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise CommandError(f"the file that keeps others out cannot be locked: {error.strerror}", LOCAL) from error
+    return True

@@ -14,11 +14,14 @@ from raftsvc.commands.codes import DONE, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import complain, say_json
 from raftsvc.commands.places import Where, where_of
 from raftsvc.commands.status import survey_of
+from raftsvc.errors import NotPermittedError
+from raftsvc.kv import KeyValue
 from raftsvc.operator.survey import CURRENT, Seen, Survey
 
 DRAIN_SECONDS: Final = 60.0
 REPLACE_SECONDS: Final = 600.0
 POLL_SECONDS: Final = 0.5
+OTHER_STATE: Final = "the State of this cluster is no key-value store"
 
 
 def drain(args: Any) -> int:
@@ -88,10 +91,12 @@ def replace(args: Any) -> int:
     def why_not(found: Survey) -> str:
         why = _why_not_evict(found, old, new, me)
         if why and _member_at(found, new) is None and not said:
-            with where.store() as store:
-                store.allow(new, where.timeout)
+            has_list = _list_of(where, lambda store: store.allow(new, where.timeout))
             said.append(why)
-            complain(f"{new} may join: start the node there, and have it join (`raftsvc join`, or initial_cluster=)")
+            complain(
+                (f"{new} may join" if has_list else f"{OTHER_STATE}: see to it that it lets {new} join")
+                + ": start the node there, and have it join (`raftsvc join`, or initial_cluster=)"
+            )
         return why
 
     why = _await(where, REPLACE_SECONDS if args.wait is None else args.wait, why_not)
@@ -100,9 +105,19 @@ def replace(args: Any) -> int:
     member = _member_at(survey_of(where), old)
     if member is not None:
         owner.evict(str(member.id), where.timeout)
-    with where.store() as store:
-        store.disallow(old, where.timeout)
+    if not _list_of(where, lambda store: store.disallow(old, where.timeout)):
+        complain(f"{OTHER_STATE}: see to it that it does not let {old} join again")
     return _done(args, {"replaced": old, "by": new})
+
+
+def _list_of(where: Where, change: Callable[[KeyValue], object]) -> bool:
+    """Change who may join; whether the State has the list of that, as the key-value store does."""
+    try:
+        with where.store() as store:
+            change(store)
+    except NotPermittedError:  # whoever comes by the directory has every right, so it is no such store
+        return False
+    return True
 
 
 def _why_not_evict(found: Survey, old: str, new: str, me: object) -> str:

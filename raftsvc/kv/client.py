@@ -199,6 +199,7 @@ class KeyValue:
         self._service = service
         self._state = state if isinstance(state, KeyValueState) else None
         self._prefix = prefix
+        self._proposer: Replication | RemoteReader = service if isinstance(state, KeyValueState) else state
         self._reader: Reader
         self._watching: Watching | None = None
         if isinstance(state, KeyValueState):
@@ -259,7 +260,7 @@ class KeyValue:
     def _propose(self, instruction: bytes, operations: Sequence[Operation], timeout: float) -> Applied:
         """operations: those among its own that a refusal may be about."""
         try:
-            return self._service.propose(instruction, timeout)
+            return self._proposer.propose(instruction, timeout)
         except Rejected as rejected:
             error = _meaning_of(rejected, operations)
             if error is None:

@@ -32,11 +32,12 @@ from urllib.parse import urlsplit
 from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import TlsFiles, operator_keys_of
+from raftsvc.keys import TlsFiles, operator_keys_of, secrets_in
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
 from raftsvc.service import outsider, start
+from raftsvc.watched import read_file
 
 _PREFIX: Final = "RAFTSVC_"
 _NAMES: Final = (
@@ -138,13 +139,11 @@ def _secret(path: str, secret: str) -> dict[str, Any]:
         raise ConfigurationError("RAFTSVC_SECRET_FILE and RAFTSVC_SECRET are both set: which is meant?")
     if not path:
         return {"secret": [secret] if secret else None}
+    data = read_file("RAFTSVC_SECRET_FILE", path)
     try:
-        with open(path, encoding="utf-8") as file:
-            secrets = [line.strip() for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} cannot be read: {error}") from error
-    if not secrets:
-        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path} is empty; secrets.token_hex() makes a good secret")
+        secrets_in(data)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path}: {error}") from error
     return {"secret_file": path}
 
 

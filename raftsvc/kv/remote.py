@@ -58,6 +58,9 @@ def connect(
     Every call ends within its timeout: NotApplied only if it certainly took no effect, and what was sent again
     by another member counts once.  In a forked child it goes on by connections and a session of the child's own.
 
+    Where the State of the cluster is no key-value store (one that is a part of `raftsvc.States` included) nothing
+    of this face is brought to it: NotPermittedError; what its `service` is given is.
+
     Raises ConfigurationError.  Calls raise UnknownKeyError, NotPermittedError, and what they raise at a member.
     """
     several = [places] if isinstance(places, str | os.PathLike) else list(places)
@@ -90,8 +93,8 @@ class RemoteStore:
         return keeper
 
     def propose(self, instruction: bytes, timeout: float) -> Applied:
-        """For the leases of this process, as the seven below."""
-        applied = self._connection.propose(instruction, timeout)
+        """Of the store, and of the leases of this process, as the seven below; never of another State."""
+        applied = self._connection.propose_to_store(instruction, timeout)
         self._index = max(self._index, applied.index)  # of two threads at once either's will do
         return applied
 
@@ -103,13 +106,15 @@ class RemoteStore:
     def fence_of(self, place: tuple[str, str, int], signal: Signal, timeout: float) -> int | None:
         """As a member says; nothing sets the signal."""
         name, lease, number = place
-        found = decode_values(self._connection.query(Question(CLAIM, (name, lease, str(number))).encode(), timeout))
+        found = decode_values(
+            self._connection.query_store(Question(CLAIM, (name, lease, str(number))).encode(), timeout)
+        )
         return found[name].version if name in found else None
 
     def item_of(self, place: tuple[str, str, int], timeout: float) -> Item | None:
         """As a member says."""
         name, lease, number = place
-        return decode_item(self._connection.query(Question(ITEM, (name, lease, str(number))).encode(), timeout))
+        return decode_item(self._connection.query_store(Question(ITEM, (name, lease, str(number))).encode(), timeout))
 
     def leave(self, place: str | tuple[str, str, int], signal: Signal) -> None:
         """It was not waited for."""
@@ -144,7 +149,7 @@ class _Asked:
 
     def _ask(self, question: Question) -> bytes:
         left = max(self._deadline - time.monotonic(), 0.0)
-        return self._connection.query(question.encode(), left, is_stale=self._is_stale)
+        return self._connection.query_store(question.encode(), left, is_stale=self._is_stale)
 
     def get(self, key: str) -> Value | None:
         """The value of `key`."""

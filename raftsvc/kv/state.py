@@ -129,6 +129,9 @@ class KeyValueState(BaseState):
                                  each process's own business.
     """
 
+    is_key_value_store = True
+    """By which a node knows that it may bring it what clients wrote for such a store; see `raftsvc.visitors`."""
+
     def __init__(self, *, max_events: int = MAX_EVENTS, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         super().__init__()
         for name, value in (("max_events", max_events), ("max_event_bytes", max_event_bytes)):

@@ -63,7 +63,7 @@ class Condition(Enum):
     OUT_OF_TOUCH = ("out-of-touch", Part.BE_READY, "it hears a leader again")
     """No leader is heard."""
     DRAINING = ("draining", Part.LEAD | Part.BE_READY, "it may lead again, and takes callers")
-    """Somebody is about to stop it: others lead, and are sent its callers."""
+    """Somebody is about to stop it: others lead, as long as there are any who can, and are sent its callers."""
     WRONG_CLUSTER = ("wrong-cluster", Part.NONE, "no other cluster answers at a member's address any more")
     """At a member's address another cluster answers: that member is lost.  The others serve on."""
     WRONG_SECRET = ("wrong-secret", Part.NONE, "no member refuses its secret any more")
@@ -146,6 +146,10 @@ class Health:
         self.may_be_ready = Part.BE_READY not in kept_from
         self.is_over = Part.TAKE_PART in kept_from
         self.is_well = not self._errors
+
+    def may_lead_but_for(self, condition: Condition) -> bool:
+        """Whether nothing else than that keeps the node from leading."""
+        return not any(Part.LEAD in other.keeps_from for other in self._errors if other is not condition)
 
     def error_of(self, condition: Condition) -> RaftError | None:
         """How it came to `condition`; None if it does not hold."""

@@ -178,6 +178,7 @@ class Vigil:
         self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
         self._silent_ticks = 0
+        self._is_needed = False  # though it is drained: no other has led for a while
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
         self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
@@ -205,8 +206,10 @@ class Vigil:
             self.judge_fitness()
 
     def judge_fitness(self) -> None:
-        """A node that cannot write or cannot apply leaves leading to others."""
-        self._core.set_fit_to_lead(self._health.may_lead)
+        """A node that cannot write or cannot apply leaves leading to others; one that is drained, if there are any."""
+        health = self._health
+        is_fit = health.may_lead or (self._is_needed and health.may_lead_but_for(Condition.DRAINING))
+        self._core.set_fit_to_lead(is_fit)
         self._runner.state_changed()
 
     def note_disagreement(self, disagreement: RaftError | None) -> None:
@@ -335,12 +338,22 @@ class Vigil:
         if core.is_removed or core.role is Role.LEADER or core.election.hears_leader:
             self._silent_ticks = 0
             self.end(Condition.OUT_OF_TOUCH)
+            if core.role is not Role.LEADER:
+                self._note_need(False)
             return
         self._silent_ticks += 1
+        if self._silent_ticks >= (_OUT_OF_TOUCH - 1) * self._election_ticks:
+            self._note_need(True)
         # `hears_leader` lasts an election timeout; told anew now and then, for reasons come to be known.
         rounds, rest = divmod(self._silent_ticks, self._election_ticks)
         if rounds >= _OUT_OF_TOUCH - 1 and not rest:
             self.begin(Condition.OUT_OF_TOUCH, OutOfTouchError(self._describe_silence(rounds + 1)))
+
+    def _note_need(self, is_needed: bool) -> None:
+        """Who is about to be stopped and is not may have the longest log of those that are left."""
+        if self._is_needed is not is_needed:
+            self._is_needed = is_needed
+            self.judge_fitness()
 
     def _describe_silence(self, timeouts: int) -> str:
         core = self._core

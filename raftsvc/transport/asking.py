@@ -50,16 +50,28 @@ def ask(network: Network, question: Question, timeout: float) -> Answer:
 def ask_status(network: Network, addr: str, timeout: float) -> tuple[Mapping[str, Any], float]:
     """How the node at `addr` is, as `Service.status` has it, and the seconds that the answer to one request took.
 
-    It may take `timeout` seconds in all, for two requests: where there is a secret the first is answered by a
-    challenge.  Raises UnansweredError.
+    It may take `timeout` seconds in all, for two requests with each secret that is accepted here until the node there
+    knows one: where there is a secret the first is answered by a challenge.  Raises UnansweredError.
     """
     deadline = time.monotonic() + timeout
+    secrets: list[bytes | None] = [*network.auth.secrets] or [None]
+    while True:
+        secret = secrets.pop(0)
+        try:
+            return _ask_status(network, addr, deadline, secret)
+        except UnsignedError as unsigned:
+            if not secrets or unsigned.problem.code != "unauthenticated":
+                raise UnansweredError(why_unsigned(unsigned.problem) or str(unsigned)) from unsigned
+
+
+def _ask_status(network: Network, addr: str, deadline: float, secret: bytes | None) -> tuple[Mapping[str, Any], float]:
+    """As `ask_status`, with that secret; raises UnsignedError too."""
     epoch = ""
     for _ in range(2):
         envelope = stranger_envelope("GET", "status", "", epoch)
         try:
             began = time.monotonic()
-            answer = network.post_within(peer_url(addr), envelope, b"", max(0.1, deadline - began))
+            answer = network.post_within(peer_url(addr), envelope, b"", max(0.1, deadline - began), secret)
             seconds = time.monotonic() - began
             told = json.loads(answer)
             if not isinstance(told, dict):
@@ -69,8 +81,8 @@ def ask_status(network: Network, addr: str, timeout: float) -> tuple[Mapping[str
             epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
             if not epoch:
                 raise UnansweredError(_meaning_of(problem)) from problem
-        except UnsignedError as unsigned:
-            raise UnansweredError(why_unsigned(unsigned.problem) or str(unsigned)) from unsigned
+        except UnsignedError:
+            raise
         except (UnreachableError, ValueError, RecursionError) as error:
             raise UnansweredError(f"unreachable: {error}") from error
     raise UnansweredError("it answers one challenge with another")

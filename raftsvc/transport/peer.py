@@ -181,19 +181,30 @@ class Network:
         for peer in peers if accepted else ():
             _end_outdated(peer, accepted)
 
+    def is_refused(self) -> bool:
+        """Whether some peer does not know what this node signs with, and no other takes what it is told."""
+        with self._lock:
+            troubles = [peer.trouble for peer in self._peers.values() if peer.addr is not None]
+        codes = [trouble.code for trouble in troubles if trouble is not None]
+        return "unauthenticated" in codes and len(codes) == len(troubles)
+
     def hears_all(self) -> bool:
         """Whether all that peers say comes through streams."""
         with self._lock:
             return all(peer.hears_stream for peer in self._peers.values())
 
-    def post(self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None) -> bytes:
+    def post(
+        self, base_url: str, envelope: Envelope, body: bytes, timeout: float | None = None, secret: bytes | None = None
+    ) -> bytes:
         """POST `body` and return the authentic answer's body.
+
+        secret: of those that are accepted here, to sign with; None: what signs now.
 
         Raises Problem for an authentic error answer, TooLargeError where something on the way
         refuses bodies of that size, UnreachableError for everything else.
         """
         limits = self._timeout if timeout is None else (min(self._timeout[0], timeout), timeout)
-        secret = self.auth.signing
+        secret = self.auth.signing if secret is None else secret
         response, mac = self._send(base_url, envelope, body, limits, secret)
         answer, is_authentic = self._read(response, mac, secret)
         if not is_authentic:
@@ -206,7 +217,9 @@ class Network:
             raise decode_problem(response.status_code, answer)
         return answer
 
-    def post_within(self, base_url: str, envelope: Envelope, body: bytes, timeout: float) -> bytes:
+    def post_within(
+        self, base_url: str, envelope: Envelope, body: bytes, timeout: float, secret: bytes | None = None
+    ) -> bytes:
         """As `post`, but `timeout` seconds in all, from the look-up of the name to the last byte.
 
         In a thread of its own: no timeout of a socket ends a look-up, and with a Session of the application's
@@ -216,7 +229,7 @@ class Network:
 
         def run() -> None:
             try:
-                outcome.put(self.post(base_url, envelope, body, timeout))
+                outcome.put(self.post(base_url, envelope, body, timeout, secret))
             except Exception as error:
                 outcome.put(error)
 

@@ -1,6 +1,7 @@
 """What crosses between a connected client and a member: requests, and the answers to them.
 
-Request: what is asked (1 byte), for how many milliseconds (4), then what the kind of it says:
+Request: what is asked (1 byte; its highest bit: of a key-value store, and of no other State), for how many milliseconds
+(4), then what the kind of it says:
 
     HELLO, STATUS, READ   nothing
     LOOK, QUERY           what the State is asked: of what is applied there, or once that is current
@@ -23,6 +24,7 @@ from raftsvc.transport.wire import MAX_BODY_BYTES
 
 HELLO, STATUS, READ, LOOK, QUERY, BRING, COPY = 1, 2, 3, 4, 5, 6, 7
 
+_OF_STORE: Final = 0x80
 _HEAD: Final = struct.Struct(">BI")
 _PLACE: Final = struct.Struct(">QQ")
 _COPY: Final = struct.Struct(">16sQ")
@@ -35,25 +37,27 @@ MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - _HEAD.size
 
 
 class Visit(NamedTuple):
-    """One request of a client."""
+    """One request of a client.  of_store: it is written for the key-value store, and brought to no other State."""
 
     kind: int
     timeout: float
     payload: bytes = b""
+    of_store: bool = False
 
     def encode(self) -> bytes:
         timeout_ms = min(max(int(self.timeout * 1000), 0), _MAX_TIMEOUT_MS)
-        return _HEAD.pack(self.kind, timeout_ms) + self.payload
+        return _HEAD.pack(self.kind | (_OF_STORE if self.of_store else 0), timeout_ms) + self.payload
 
     @classmethod
     def decode(cls, body: bytes) -> Visit:
         """Raises MalformedError."""
         if len(body) < _HEAD.size:
             raise MalformedError("a client's request is cut short")
-        kind, timeout_ms = _HEAD.unpack_from(body)
+        head, timeout_ms = _HEAD.unpack_from(body)
+        kind = head & ~_OF_STORE
         if not HELLO <= kind <= COPY or timeout_ms > _MAX_TIMEOUT_MS:
             raise MalformedError("a client's request does not decode")
-        return cls(kind, timeout_ms / 1000, body[_HEAD.size :])
+        return cls(kind, timeout_ms / 1000, body[_HEAD.size :], head != kind)
 
 
 def encode_place(index: int, time_ms: int, outcome: bytes) -> bytes:

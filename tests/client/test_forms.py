@@ -65,9 +65,10 @@ def test_whatever_a_client_asks_the_store_answers_or_rejects(data: bytes) -> Non
         decode_place(data)
 
 
-@given(st.integers(HELLO, BRING), st.integers(0, 3_600_000), st.binary(max_size=40))
-def test_a_request_comes_back_as_it_was(kind: int, timeout_ms: int, payload: bytes) -> None:
-    assert Visit.decode(Visit(kind, timeout_ms / 1000 + 1e-6, payload).encode()) == (kind, timeout_ms / 1000, payload)
+@given(st.integers(HELLO, BRING), st.integers(0, 3_600_000), st.binary(max_size=40), st.booleans())
+def test_a_request_comes_back_as_it_was(kind: int, timeout_ms: int, payload: bytes, of_store: bool) -> None:
+    said = Visit(kind, timeout_ms / 1000 + 1e-6, payload, of_store)
+    assert Visit.decode(said.encode()) == (kind, timeout_ms / 1000, payload, of_store)
     assert decode_place(encode_place(kind, timeout_ms, payload)) == (kind, timeout_ms, payload)
 
 

@@ -132,7 +132,7 @@ def test_a_client_does_not_forget_what_was_applied_though_answers_overtake_each_
         def __init__(self) -> None:
             self.indexes = [7, 5, 9]
 
-        def propose(self, instruction: bytes, timeout: float) -> raftsvc.Applied:
+        def propose_to_store(self, instruction: bytes, timeout: float) -> raftsvc.Applied:
             return raftsvc.Applied(True, self.indexes.pop(0), 0, True, True)
 
     store = remote.RemoteStore(Answering())  # type: ignore[arg-type]

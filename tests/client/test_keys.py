@@ -127,6 +127,53 @@ def test_what_makes_no_sense_is_refused_before_it_is_proposed(make_members: Make
     assert members.nodes[0].service.status()["commit_index"] == before
 
 
+class Json(raftsvc.BaseState):
+    """Of which whatever is no JSON halts all nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data: list[object] = []
+
+    def apply(self, data: bytes, index: int) -> bool:
+        self.data.append(json.loads(data))
+        return True
+
+    def snapshot(self) -> tuple[bytes, int]:
+        return json.dumps(self.data).encode(), self.applied_index()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        self.data = json.loads(data)
+        self.set_applied_index(index)
+
+    def is_allowed_member(self, addr: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("make_state", [Json, lambda: raftsvc.States(mine=Json(), kv=kv.KeyValueState())])
+def test_what_is_written_for_the_store_is_brought_to_no_other_state(
+    make_members: MakeMembers, make_state: Callable[[], raftsvc.State]
+) -> None:
+    members = make_members(make_state=make_state)
+    node = members.nodes[0]
+    store = members.connect(ADMIN)
+    store.service.wait_read(PATIENCE)
+    calls: list[Callable[[], object]] = [
+        lambda: store.set("a", b"1"),
+        lambda: store.allow("127.0.0.1:9"),
+        lambda: store.claim("x", ttl=10),
+        lambda: store.queue("q").put(b"x"),
+        lambda: store.get("a"),
+        lambda: store.get_stale("a"),
+    ]
+    for call in calls:
+        with pytest.raises(raftsvc.NotPermittedError, match="no key-value store"):
+            call()
+    if isinstance(node.state, Json):
+        assert store.service.exec(b"[1]"), "what its service is given is for whatever State there is"
+        assert node.state.data == [[1]]
+    assert node.service.err() is None
+
+
 def test_keys_that_make_no_sense_are_refused_when_they_are_made_or_given(make_members: MakeMembers) -> None:
     for wrong in (
         {"name": "with:colon"},

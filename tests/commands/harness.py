@@ -54,7 +54,7 @@ class Node:
         """options: of `start`, in place of those here."""
         self.path = path
         self.addr = free_address()
-        self.state = OpenStore()
+        self.state: Any = options.pop("state", None) or OpenStore()
         self.service = raftsvc.start(
             self.addr,
             path,

@@ -125,7 +125,8 @@ def test_a_report_of_a_node_that_is_stopped_has_what_its_directory_has(
     found = pieces_of(file)
     assert "nobody was asked" in found["raftsvc-sysdump/owner.json"]["error"]
     assert found["raftsvc-sysdump/inspection.json"]["node"] == 1
-    assert shell("--at", str(node.path), "--timeout", "0.5", "sysdump", str(tmp_path / "no" / "where")).code == 6
+    nowhere = shell("--at", str(node.path), "--timeout", "0.5", "sysdump", str(tmp_path / "no" / "where"))
+    assert nowhere.code == 6 and "cannot be written: No such file or directory" in nowhere.err
 
 
 def test_what_is_no_text_is_told_as_one() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+import raftsvc
 from raftsvc.commands import upkeep
+from raftsvc.member.health import Condition
 from raftsvc.operator.survey import Seen, Survey
 from tests.commands.harness import Node, Shell
 from tests.service.harness import PATIENCE, eventually
@@ -31,7 +34,19 @@ def test_a_node_is_drained_and_taken_back(shell: Shell, trio: list[Node]) -> Non
     leader = trio[0]
     place = str(leader.path)
     eventually(lambda: leader.service.is_leader and can_lose_one(shell, leader), "all vote")
-    done = shell("--at", place, "drain", "--wait", str(PATIENCE), "--json")
+    vitals = leader.service._membership.node.vitals  # type: ignore[union-attr]
+    note: Callable[..., None] = type(vitals).note
+    led = []
+
+    def see(at: object, condition: Condition, *arguments: Any) -> None:
+        if condition is Condition.DRAINING and at is vitals:
+            led.append(leader.service.is_leader)
+        note(at, condition, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(vitals), "note", see)
+        done = shell("--at", place, "drain", "--wait", str(PATIENCE), "--json")
+    assert led == [False], "it handed over first: nobody waited for an election"
     assert (done.code, done.json) == (0, {"drained": place})
     assert not leader.service.is_leader and not leader.service.is_ready()
     assert list(leader.service.status()["conditions"]) == ["draining"]  # type: ignore[call-overload]
@@ -110,3 +125,41 @@ def test_nobody_is_stopped_without_whom_the_others_have_no_majority() -> None:
     assert upkeep.why_not_stop(Survey({}, [seen(1), seen(2)], ""), 1)
     assert upkeep.why_not_stop(Survey({}, [seen(1), seen(2), seen(3)], "no majority"), 1)
     assert not upkeep.why_not_stop(Survey({}, [seen(1), seen(2, is_voter=False)], ""), 2), "a learner"
+
+
+class Other(raftsvc.BaseState):
+    """Of which whatever is not meant for it halts all nodes."""
+
+    def apply(self, data: bytes, index: int) -> bool:
+        raise ZeroDivisionError("it is none of its own")
+
+    def snapshot(self) -> tuple[bytes, int]:
+        return b"", self.applied_index()
+
+    def restore_snapshot(self, data: bytes, index: int) -> None:
+        self.set_applied_index(index)
+
+    def is_allowed_member(self, addr: str) -> bool:
+        return True
+
+
+def test_a_state_that_is_no_store_is_left_alone(shell: Shell, make_node: Callable[..., Node]) -> None:
+    node = make_node(state=Other())
+    node.service.init()
+    place = str(node.path)
+    for words in (("set", "a", "b"), ("allow", "127.0.0.1:1"), ("incr", "n"), ("lock", "x", "--", "true")):
+        done = shell("--at", place, *words)
+        assert done.code == (125 if words[0] == "lock" else 5)
+        assert "no key-value store" in done.err
+    waits = shell("--at", place, "replace", "127.0.0.1:1", "127.0.0.1:2", "--wait", "0")
+    assert waits.code == 1  # neither is a member
+    third = Survey({}, [seen(1), seen(2), seen(3)], "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "survey_of", lambda where: third)
+        waits = shell("--at", place, "replace", "n2:1", "n4:1", "--wait", "0")
+    assert waits.code == 3
+    assert "no key-value store: see to it that it lets n4:1 join" in waits.err
+    done = shell("--at", place, "check", "perf", "--within", "0.1", "--json")
+    assert [each["name"] for each in done.json["checks"]] == ["fsync in the directory, 99 of 100"]
+    assert "writes were not measured" in done.err
+    assert node.service.err() is None

@@ -109,7 +109,7 @@ def test_what_the_caller_gives_comes_first(asked: Any) -> None:
         ({"RAFTSVC_DIR": " "}, "RAFTSVC_DIR is not set: a directory"),
         ({"RAFTSVC_SECRET": SECRET, "RAFTSVC_SECRET_FILE": "/x"}, "both set"),
         ({"RAFTSVC_SECRET_FILE": "/nowhere/secret"}, "/nowhere/secret cannot be read"),
-        ({"RAFTSVC_SECRET_FILE": "/dev/null"}, "/dev/null is empty"),
+        ({"RAFTSVC_SECRET_FILE": "/dev/null"}, "/dev/null is no file"),
         ({"RAFTSVC_ADDR": "nowhere"}, "^RAFTSVC_ADDR: .*neither host:port"),
         ({"RAFTSVC_LISTEN": "nowhere"}, "^RAFTSVC_LISTEN is host:port"),
         ({"RAFTSVC_INITIAL_CLUSTER": "n1.example:8001;n2:1"}, "^RAFTSVC_INITIAL_CLUSTER: "),

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from raftsvc.errors import DiskRefusedError, OutOfTouchError, RaftError
+from raftsvc.core.raft import Role
+from raftsvc.errors import DiskRefusedError, NodeFailedError, OutOfTouchError, RaftError
 from raftsvc.logs import NOTHING
+from raftsvc.member.engine import Engine
 from raftsvc.member.health import Condition
 from raftsvc.member.vigil import Lines, Stall
 from raftsvc.testing import Faults, RegisterWorkload
+from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
 
@@ -78,6 +81,44 @@ def test_only_a_node_that_is_alone_can_be_one_that_lost_its_directory(members: i
     assert (Condition.CLAIMED.label in engine.health.conditions()) is is_mistaken
     assert engine.health.may_be_ready is not is_mistaken
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
+
+
+def test_a_node_that_is_drained_leads_as_long_as_no_other_can() -> None:
+    """It was not stopped after all, and may have the longest log of those that are left."""
+    simulation = Simulation(3, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+
+    def leads(node: SimulatedNode) -> bool:
+        return node.engine is not None and node.engine.core.role is Role.LEADER
+
+    def engine_of(node: SimulatedNode) -> Engine:
+        assert node.engine is not None
+        return node.engine
+
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    leader = simulation.leader()
+    assert leader is not None
+    drained = [node for node in simulation.nodes.values() if node is not leader]
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine_of(drained[0]).core.leader_id != 0)
+    for node in drained:
+        node.do(lambda engine: engine.vigil.begin(Condition.DRAINING, NodeFailedError("drained"), logging.WARNING))
+    leader.pause()
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: any(map(leads, drained)))
+    one = next(filter(leads, drained))
+    leader.resume()
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: engine_of(leader).core.leader_id == one.node_id)
+    assert leads(one)
+
+    def hand_over(engine: Engine) -> None:
+        engine.time.note()
+        engine.core.transfer_leadership(leader.node_id)
+
+    one.do(hand_over)
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: leads(leader))
+    assert simulation.run_until(
+        simulation.now + 60 * SECOND, lambda: not any(engine_of(node).core.is_fit_to_lead for node in drained)
+    )
+    assert not any(engine_of(node).health.may_be_ready for node in drained)
 
 
 class Log:

@@ -12,6 +12,7 @@ import pytest
 
 import raftsvc
 from raftsvc import watched
+from raftsvc.credentials import Credentials, Given
 from raftsvc.keys import fingerprint
 from raftsvc.transport import Authenticator, Network
 from raftsvc.transport.asking import UnansweredError, ask_status
@@ -161,7 +162,45 @@ def test_a_wrong_file_keeps_the_old_secret_and_says_so(trio: list[Member], caplo
         assert one.status["process"]["files"]["secret_file"]["trouble"] is None
 
 
-def test_client_keys_come_and_go_with_their_file(tmp_path: Path) -> None:
+def test_a_node_that_was_left_behind_uses_its_file_once_all_others_refuse_it(trio: list[Member]) -> None:
+    late = trio[2]
+    for lines in ((OLD, NEW), (NEW, OLD), (NEW,)):
+        say(trio[:2], *lines)
+    eventually(late.service._network.is_refused, "no other knows its secret")
+    write(late.options["secret_file"], NEW)
+    eventually(lambda: late.status["secrets"]["accepts"] == [fingerprint(NEW.encode())], "it uses its file")
+    assert late.service.exec(b"it is one of them again", PATIENCE)
+
+
+def test_who_is_attached_uses_its_file_and_so_does_who_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have missed all steps: it was stopped meanwhile, and comes back as the owner of the directory."""
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 3600.0)  # the looks are the test's
+    file, attached = tmp_path / "secret", [True]
+    write(file, OLD)
+    credentials = Credentials(Given(None, file, None, None), None, False, False)
+    told: list[str] = []
+    credentials.begin(told.append, lambda: attached[0])
+
+    def look(*lines: str) -> Sequence[bytes]:
+        if lines:
+            write(file, *lines)
+        for _ in range(2):
+            credentials.watch.look()
+        return credentials.secrets()
+
+    try:
+        assert look(NEW) == (NEW.encode(),), "no other node is to be kept"
+        attached[0] = False
+        assert look(OTHER) == (OTHER.encode(),), "it reads its file as at a start"
+        assert look(NEW) == (OTHER.encode(),), "from then on it is as any node"
+        assert "none of the secrets" in told[-1]
+    finally:
+        credentials.stop()
+
+
+def test_client_keys_come_and_go_with_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, addr = tmp_path / "keys", free_address()
     write(file)
     service = raftsvc.start(
@@ -187,6 +226,7 @@ def test_client_keys_come_and_go_with_their_file(tmp_path: Path) -> None:
         write(file, "cron read 0123456789abcdef", "cron read fedcba9876543210")
         eventually(lambda: status(second), "so is the other")
         assert status(first)
+        assert "2 client keys, 2 read" in caplog.text and "0123456789abcdef" not in caplog.text
         write(file, "cron read fedcba9876543210")
         eventually(lambda: not status(first), "it is not let in any more")
         assert status(second)
