@@ -253,14 +253,14 @@ class App:
             envelope = Envelope.from_environ(method, path, environ)
         except MalformedError as malformed:
             raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
-        secret, key = b"", None
-        if self._is_bearer(path, environ):
-            return (200, *self._tell(path), secret)
+        secret, key, is_bearer = b"", None, self._is_bearer(path, environ)
         if path == "client":
             key, secret = self._identify(envelope, body, environ)
-        else:
+        elif not is_bearer:
             secret = self._authenticate(envelope, body, environ)
         try:
+            if is_bearer:
+                return (200, *_told(self._receiver, path), secret)
             if key is not None and self._door is not None:
                 return 200, CONTENT_TYPE, self._door.serve(key, envelope, body), secret
             return (200, *self._serve(path, envelope, body, environ, secret), secret)
@@ -280,18 +280,6 @@ class App:
         known = {"metrics": [*self._bearers, *self._monitors], "status": self._monitors}.get(path, [])
         found = [hmac.compare_digest(key, given) for key in known]  # all, so that it takes as long for each
         return any(found)
-
-    def _tell(self, path: str) -> tuple[str, bytes]:
-        try:
-            return self._told(path)
-        except Problem as problem:
-            raise _Refused(problem) from problem
-
-    def _told(self, path: str) -> tuple[str, bytes]:
-        """The status or the metrics."""
-        if path == "metrics":
-            return self._receiver.metrics()
-        return "application/json", json.dumps(self._receiver.status()).encode()
 
     def _check_process(self) -> None:
         try:
@@ -395,7 +383,7 @@ class App:
             if secret:  # else nothing was signed that could have been recorded
                 self._challenge_stranger(envelope)
             vouch()
-            return self._told(path)
+            return _told(receiver, path)
         if envelope.version != PROTOCOL_VERSION:
             raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
@@ -547,6 +535,13 @@ class App:
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         vouch()
         return self._receiver.admit(JoinRequest.decode(body)).encode()
+
+
+def _told(receiver: Receiver, path: str) -> tuple[str, bytes]:
+    """The status or the metrics."""
+    if path == "metrics":
+        return receiver.metrics()
+    return "application/json", json.dumps(receiver.status()).encode()
 
 
 class _Refused(Exception):
