@@ -400,7 +400,11 @@ class Service:
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
         self._console = Console(
-            self, membership.state, partial(ask_picture, network), partial(ask_transfer, network), membership.stopped
+            self,
+            membership.state,
+            partial(ask_picture, network),
+            partial(ask_transfer, network, self.status),
+            membership.stopped,
         )
 
     def _begin(self, server: servers.HostPool | None, is_owner: bool, likeness: Likeness) -> None:

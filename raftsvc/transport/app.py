@@ -357,7 +357,8 @@ class App:
                 return JoinRequest.decode(body).addr if envelope.path == "join" else Question.decode(body).asker
             except MalformedError:
                 return None  # refused later
-        return self._receiver.addr_of(int(envelope.sender)) if _is_number(envelope.sender) else None
+        addr = self._receiver.addr_of(int(envelope.sender)) if _is_number(envelope.sender) else None
+        return addr or "" if envelope.path == "transfer" else addr  # no certificate is for nowhere
 
     def _refuse_misnamed(self, error: MisnamedError, envelope: Envelope) -> _Refused:
         """What is said to who has a certificate of the CA, so that it, and whoever operates this node, knows why."""
@@ -388,11 +389,6 @@ class App:
             raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
-        if path == "transfer":
-            self._challenge_stranger(envelope)
-            vouch()
-            receiver.hand_over(body.decode(errors="replace"))
-            return CONTENT_TYPE, b""
         if path == "form":
             self._challenge_stranger(envelope)
             vouch()
@@ -403,6 +399,9 @@ class App:
             raise Problem(status, "uninitialized", "this node belongs to no cluster yet", proof=receiver.join_proof())
         if path == "join":
             return CONTENT_TYPE, self._serve_join(body, envelope, identity, vouch)
+        if path == "transfer":
+            self._serve_transfer(body, envelope, identity, vouch)
+            return CONTENT_TYPE, b""
         from_id = self._admit_peer(envelope, identity)
         vouch()
         node_id = identity.node_id
@@ -523,6 +522,19 @@ class App:
                 self._partial[from_id] = (part.batch_id, part.total_bytes, data)
                 return None
         return bytes(data)
+
+    def _serve_transfer(self, body: bytes, envelope: Envelope, identity: Identity, vouch: Callable[[], None]) -> None:
+        """Hand over, as a member asks that answers a challenge of ours.
+
+        Any process of that member's may ask, so it is not looked at which life of it does.
+        """
+        self._challenge_stranger(envelope)
+        if envelope.cluster != identity.cluster:
+            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+        if self._receiver.addr_of(_number(envelope.sender, "Raft-From")) is None:
+            raise Problem(403, "no_member", "only a member of the cluster may ask for that")
+        vouch()
+        self._receiver.hand_over(body.decode(errors="replace"))
 
     def _serve_join(self, body: bytes, envelope: Envelope, identity: Identity, vouch: Callable[[], None]) -> bytes:
         """Admit a node that answers a challenge of ours, addressed to this cluster and node.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from raftsvc.addresses import peer_url
@@ -35,21 +35,38 @@ def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any
     return picture
 
 
-def ask_transfer(network: Network, addr: str, to: str, timeout: float) -> None:
-    """Have the leader at `addr` hand over to the member `to`.  Raises TransferFailedError."""
+def ask_transfer(
+    network: Network, describe: Callable[[], Mapping[str, Any]], addr: str, to: str, timeout: float
+) -> None:
+    """Have the leader at `addr` hand over to the member `to`.  Raises TransferFailedError.
+
+    describe: what this member says of itself; see `Service.status`.
+    """
     try:
-        _ask(network, addr, "POST", "transfer", to.encode(), timeout)
+        _ask(network, addr, "POST", "transfer", to.encode(), timeout, describe())
     except Problem as problem:
         raise TransferFailedError(f"{addr}: {problem.detail or problem.code}") from problem
     except UnreachableError as error:
         raise TransferFailedError(f"{addr} was asked, and may do it: {_meaning_of(error)}") from error
 
 
-def _ask(network: Network, addr: str, method: str, path: str, body: bytes, timeout: float) -> bytes:
+def _ask(
+    network: Network,
+    addr: str,
+    method: str,
+    path: str,
+    body: bytes,
+    timeout: float,
+    me: Mapping[str, Any] | None = None,
+) -> bytes:
+    """me: the member that asks; None: it asks as a stranger."""
     deadline = time.monotonic() + timeout
     epoch = ""
     while True:
         envelope = stranger_envelope(method, path, "", epoch)
+        if me is not None:
+            cluster, node_id, own = (str(me.get(name, "")) for name in ("cluster_id", "node_id", "addr"))
+            envelope = envelope._replace(cluster=cluster, sender=node_id, addr=own)
         left = max(_LEAST_SECONDS, deadline - time.monotonic())
         try:
             return network.post_within(peer_url(addr), envelope, body, left)
