@@ -99,7 +99,7 @@ class Host:
     has_login = False
 
     def __init__(self, name_of: Callable[[Mapping[str, Any]], str | None], read_only: bool) -> None:
-        """name_of: the operator's name, for the audit lines; None: he is let in to nothing."""
+        """name_of: the operator's name, for the audit lines; None, or no text: he is let in to nothing."""
         self._name_of = name_of
         self._read_only = read_only
 
@@ -110,12 +110,12 @@ class Host:
     def who(self, environ: Mapping[str, Any]) -> Operator | None:
         """As the application says."""
         name = self._name_of(environ)
-        return None if name is None else Operator(str(name), not self._read_only, "application")
+        return Operator(str(name), not self._read_only, "application") if name else None
 
 
-def remote_user(environ: Mapping[str, Any]) -> str:
-    """Who the server, or what stands before the application, says that it is."""
-    return str(environ.get("REMOTE_USER") or "-")
+def remote_user(environ: Mapping[str, Any]) -> str | None:
+    """Who the server, or what stands before the application, says that it is; None: it says nothing."""
+    return str(environ.get("REMOTE_USER") or "") or None
 
 
 def is_of_the_page(environ: Mapping[str, Any]) -> bool:

@@ -67,7 +67,7 @@ class OperatorApp:
 
         read_only: whoever comes may look, and not act.
         who:       called with the WSGI environ of each request, returns the operator's name for the audit lines; None
-                   for whom it does not let in at all.  By default REMOTE_USER of the environ.
+                   for whom it does not let in at all.  By default REMOTE_USER of the environ: without one nobody is.
 
         Raises ConfigurationError.
         """
@@ -129,8 +129,9 @@ class OperatorApp:
     def _known(self, environ: Mapping[str, Any]) -> Operator:
         operator = self._access.who(environ)
         if operator is None:
-            code = "sign_in" if self._access.has_login else "not_let_in"
-            raise _Problem(401 if self._access.has_login else 403, code, "an operator's key is needed")
+            if self._access.has_login:
+                raise _Problem(401, "sign_in", "an operator's key is needed")
+            raise _Problem(403, "not_let_in", "the application around this page does not say who asks: see who=")
         return operator
 
     def _log_in(self, environ: dict[str, Any]) -> Response:

@@ -15,7 +15,7 @@ import raftsvc
 from raftsvc import ConfigurationError, OperatorKey, kv
 from raftsvc.keys import checked_operator_keys, operator_keys_of
 from raftsvc.kv import environment
-from raftsvc.operator import Host, OperatorApp
+from raftsvc.operator import Host, OperatorApp, remote_user
 from raftsvc.operator.access import SESSION_SECONDS
 from raftsvc.operator.page import PAGE as HTML
 from tests.operator.harness import FULL, PAGE, READ, Actor, client_of, sign_in
@@ -135,6 +135,18 @@ def test_an_application_says_who_comes_and_whether_he_may_act() -> None:
     for wrong in ({"read_only": 1}, {"who": "eve"}):
         with pytest.raises(ConfigurationError):
             app.limited(**wrong)  # type: ignore[arg-type]
+
+
+def test_whom_nothing_names_is_not_let_in_behind_an_application() -> None:
+    actor = Actor()
+    app = OperatorApp(actor.console(), Host(remote_user, False))
+    for each, user in ((app, ""), (app.limited(), ""), (app.limited(who=lambda environ: ""), "anna")):
+        client, here = Client(each), {"REMOTE_USER": user}
+        assert client.get("/feed", environ_overrides=here).status_code == 403
+        sent = client.post("/act", json={"what": "evict", "whom": "3"}, headers=PAGE, environ_overrides=here)
+        assert (sent.status_code, sent.json["code"], actor.done) == (403, "not_let_in", [])
+    assert Client(app).get("/feed", environ_overrides={"REMOTE_USER": "anna"}).json["operator"]["name"] == "anna"
+    assert Client(app.limited(who=lambda environ: "-")).get("/feed").status_code == 200
 
 
 def test_the_page_runs_its_own_script_alone_loads_nothing_and_is_framed_by_nobody() -> None:
