@@ -101,7 +101,7 @@ class Console:
     def feed(self, operator: Operator) -> dict[str, object]:
         """All that the page shows; JSON-compatible."""
         self.begin()
-        own, sights, survey = self._look()
+        own, sights, survey = self._look(anew=False)
         own_id = own.get("node_id")
         self._chronicle.compare(own_id if isinstance(own_id, int) else None, survey.members)
         return {
@@ -113,11 +113,11 @@ class Console:
             "events": self._chronicle.events(),
         }
 
-    def _look(self) -> tuple[Mapping[str, Any], Mapping[int, Sight], Survey]:
+    def _look(self, *, anew: bool) -> tuple[Mapping[str, Any], Mapping[int, Sight], Survey]:
         own: Mapping[str, Any] = self._service.status()
         members = {int(i): str(member["addr"]) for i, member in _mapping(own.get("members")).items()}
         members.pop(int(own.get("node_id", 0)), None)
-        sights = self._lookout.look(members)
+        sights = self._lookout.look(members, own.get("cluster_id"), anew=anew)
         return own, sights, surveyed(own, sights)
 
     def _overview(self) -> Mapping[str, object]:
@@ -169,7 +169,7 @@ class Console:
                 self._admit(whom, what == ALLOW)
                 may = "may join" if what == ALLOW else "may not join any more; a member remains one"
                 return whom, Outcome(DONE, f"{whom} {may}")
-            _, _, survey = self._look()
+            _, _, survey = self._look(anew=True)
             member = next((each for each in survey.members if str(each.id) == whom), None)
             if member is None:
                 return whom, Outcome(REFUSED, f"no member has the id {whom:.40}")
