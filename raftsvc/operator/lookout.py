@@ -158,9 +158,11 @@ def _sight_of(watch: _Watch, node_id: int, addr: str, cluster: object, least: fl
     picture, why = watch.picture, watch.why
     if watch.asked_at < least:
         return Sight(None, why=why or "it does not answer in time")
-    if picture is not None and picture.get("node_id") != node_id:
+    if picture is None:
+        return Sight(None, why=why)
+    if picture.get("node_id") != node_id:
         who = f"member {picture['node_id']}" if "node_id" in picture else "a node that is no member"
-        picture, why = None, f"at {addr} answers {who}"
-    elif picture is not None and picture.get("cluster_id") != cluster:
-        picture, why = None, f"who answers at {addr} belongs to cluster {picture.get('cluster_id')!s:.40}"
-    return Sight(picture, time.monotonic() - watch.said_at if picture is not None else 0.0, why)
+        return Sight(None, why=f"at {addr} answers {who}")
+    if picture.get("cluster_id") != cluster:
+        return Sight(None, why=f"who answers at {addr} belongs to cluster {picture.get('cluster_id')!s:.40}")
+    return Sight(picture, time.monotonic() - watch.said_at, why)

@@ -119,7 +119,7 @@ def why_odd(picture: Mapping[str, Any]) -> str:
     if "node_id" not in picture:
         return ""
     json.dumps(picture, allow_nan=False)  # browsers read no other
-    parts = [(picture, name, kinds) for name, kinds in _OF_PICTURES.items()]
+    parts: list[tuple[Any, str, tuple[type, ...]]] = [(picture, name, kinds) for name, kinds in _OF_PICTURES.items()]
     parts += [(_part(picture, "process"), "attached", (list, NoneType))]
     for name, fields in _OF_PARTS.items():
         for each in _part(picture, name).values():
