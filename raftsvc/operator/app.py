@@ -2,7 +2,7 @@
 
     GET  /        the page: one file, which loads nothing else
     GET  feed     how the cluster is, as JSON
-    POST login    {"key": ...}: sets the cookie of whoever has an operator's key
+    POST login    {"key": ..., "place": "/raft/operator"}: sets the cookie of whoever has an operator's key
     POST logout   takes it away
     POST act      {"what": "transfer", "whom": "2"}: see raftsvc.operator.console
 
@@ -140,19 +140,21 @@ class OperatorApp:
         if not is_of_the_page(environ):
             raise _Problem(403, "not_of_the_page", "only the page's own script may send that, as JSON, from its origin")
         origin = origin_of(environ)
-        key = self._access.admit(_text_of(_body_of(environ), "key", 4096))
+        said = _body_of(environ)
+        key = self._access.admit(_text_of(said, "key", 4096))
         if key is None:
             self._console.note_stranger(origin)
             raise _Problem(401, "unknown_key", "that is no operator's key of this cluster")
         self._console.note(key.name, "key", origin, "sign in", Outcome(DONE, key.rights), 0.0)
         response = _json(200, {"name": key.name, "may_act": key.may_act})
-        response.headers["Set-Cookie"] = cookie_header(self._access.token_for(key), environ)
+        response.headers["Set-Cookie"] = cookie_header(self._access.token_for(key), environ, _place_of(said))
         return response
 
-    def _log_out(self, environ: Mapping[str, Any], operator: Operator) -> Response:
+    def _log_out(self, environ: dict[str, Any], operator: Operator) -> Response:
+        said = _body_of(environ)
         self._console.note(operator.name, operator.way, origin_of(environ), "sign out", Outcome(DONE, ""), 0.0)
         response = _json(200, {})
-        response.headers["Set-Cookie"] = cookie_header("", environ)
+        response.headers["Set-Cookie"] = cookie_header("", environ, _place_of(said))
         return response
 
     def _act(self, environ: dict[str, Any], operator: Operator) -> Response:
@@ -183,6 +185,11 @@ def _body_of(environ: dict[str, Any]) -> Mapping[str, object]:
     if not isinstance(said, dict):
         raise _Problem(400, "bad_request", "a JSON object is needed")
     return said
+
+
+def _place_of(said: Mapping[str, object]) -> str:
+    """Where the page says that it is, for its cookie."""
+    return _text_of(said, "place", _MAX_NAME) if "place" in said else ""
 
 
 def _text_of(said: Mapping[str, object], name: str, most: int) -> str:

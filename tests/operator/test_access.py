@@ -50,6 +50,30 @@ def test_the_cookie_is_for_this_page_alone_and_its_key_is_not_in_it() -> None:
     assert FULL.key not in said
 
 
+def test_the_cookie_is_for_where_the_browser_has_the_page_behind_a_proxy_that_ends_tls() -> None:
+    client, headers = client_of(Actor(), FULL), {**PAGE, "Origin": "https://ops.example"}
+    for place, path in (("/ops/raft", "/ops/raft"), ("/x; Domain=example", "/"), ("", None), (1, None)):
+        answer = client.post("/login", json={"key": FULL.key, "place": place}, headers=headers)
+        if path is None:
+            assert answer.status_code == 400
+            continue
+        assert {"Secure", f"Path={path}"} <= set(answer.headers["Set-Cookie"].split("; "))
+        assert "Domain" not in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(
+    "others",
+    ['theme={"dark":true}; ', "a[b]=c; ", "x=\u00e9; ", "novalue; ", "raftsvc_operator=of another; ", "=; ;; "],
+)
+def test_other_cookies_of_the_host_keep_nobody_out(others: str) -> None:
+    client = client_of(Actor(), FULL)
+    answer = client.post("/login", json={"key": FULL.key}, headers=PAGE)
+    cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    other = Client(client.application, use_cookies=False)
+    assert other.get("/feed", headers={"Cookie": others + cookie}).status_code == 200
+    assert other.get("/feed", headers={"Cookie": cookie + "; " + others}).status_code == 200
+
+
 def test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when() -> None:
     now = [1_000_000.0]
     client = client_of(Actor(), FULL, now=lambda: now[0])
@@ -67,7 +91,7 @@ def test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when() -> None:
 
 @pytest.mark.parametrize("cookie", ["", "1.2.3", "9" * 12 + "." + "0" * 64 + ".anna", "..", "x" * 5000, "\xff.\xff"])
 def test_a_cookie_that_makes_no_sense_lets_nobody_in(cookie: str) -> None:
-    client = client_of(Actor(), FULL)
+    client = Client(client_of(Actor(), FULL).application, use_cookies=False)
     assert client.get("/feed", headers={"Cookie": f"raftsvc_operator={cookie}"}).status_code == 401
 
 

@@ -200,6 +200,14 @@ def test_one_signs_in_looks_and_acts_by_the_keyboard_alone(site: Site) -> None:
     assert site.shown.done == [("anna", "evict", "3")]
 
 
+def test_a_browser_that_keeps_no_cookie_is_told_of_after_signing_in(site: Site) -> None:
+    page = site.open(site.serve(Keys([FULL])))
+    page.route("**/feed", lambda route: route.fulfill(status=401, body="{}"))
+    page.get_by_label("Operator's key").fill(FULL.key)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("does not send the cookie").wait_for()
+
+
 def test_focus_stays_where_it_is_while_the_page_is_told_news(site: Site) -> None:
     page = site.open(site.serve())
     page.get_by_role("button", name="Hand leadership over to n3.example:8001").focus()
