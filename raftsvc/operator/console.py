@@ -14,7 +14,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from raftsvc.errors import ConfigurationError, NotLeaderError, RaftError, TransferFailedError
+from raftsvc.errors import (
+    ConfigurationError,
+    ForkedError,
+    InsideStateError,
+    LastMemberError,
+    MembershipUnchangedError,
+    NotApplied,
+    NotLeaderError,
+    NotTransferredError,
+    OverloadedError,
+    RaftError,
+    Rejected,
+    UninitializedError,
+    UnknownPeerError,
+)
 from raftsvc.operator.access import Operator
 from raftsvc.operator.chronicle import ACTION, Chronicle
 from raftsvc.operator.feed import fed, surveyed
@@ -32,6 +46,19 @@ DONE, REFUSED, UNKNOWN, FORBIDDEN = "done", "refused", "unknown", "forbidden"
 """How an action may end; UNKNOWN: it may have taken effect, or may yet."""
 MAX_SHOWN: Final = 50
 """Locks, jobs, addresses."""
+_UNCHANGED: Final = (
+    MembershipUnchangedError,
+    NotTransferredError,
+    UnknownPeerError,
+    LastMemberError,
+    NotLeaderError,
+    ConfigurationError,
+    OverloadedError,
+    UninitializedError,
+    ForkedError,
+    InsideStateError,
+)
+"""After these no member was evicted, and nothing handed over; after others, be they NotApplied, it may have been."""
 _TRANSFER_SECONDS: Final = 10.0
 _EVICT_SECONDS: Final = 15.0
 _WRITE_SECONDS: Final = 10.0
@@ -166,17 +193,14 @@ class Console:
         """How it ended, and what the name of `whom` is in full."""
         try:
             if what in (ALLOW, DISALLOW):
-                self._admit(whom, what == ALLOW)
-                may = "may join" if what == ALLOW else "may not join any more; a member remains one"
-                return whom, Outcome(DONE, f"{whom} {may}")
+                return whom, self._admit(whom, what == ALLOW)
             _, _, survey = self._look(anew=True)
             member = next((each for each in survey.members if str(each.id) == whom), None)
             if member is None:
                 return whom, Outcome(REFUSED, f"no member has the id {whom:.40}")
             return f"{member.id} ({member.addr})", self._act_on(what, member, survey)
         except RaftError as error:
-            is_certain = error.http_status != 504
-            return whom, Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+            return whom, Outcome(REFUSED, _told(error))  # only looking raises here
 
     def _act_on(self, what: str, member: Seen, survey: Survey) -> Outcome:
         name = f"member {member.id} at {member.addr}"
@@ -189,11 +213,8 @@ class Console:
                 return Outcome(DONE, f"{name} was evicted")
             self._transfer(member, survey)
             return Outcome(DONE, f"leadership was handed over to {name}")
-        except TransferFailedError as error:
-            return Outcome(UNKNOWN, str(error))
         except RaftError as error:
-            is_certain = error.http_status != 504
-            return Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+            return Outcome(REFUSED if isinstance(error, _UNCHANGED) else UNKNOWN, _told(error))
 
     def _transfer(self, member: Seen, survey: Survey) -> None:
         try:
@@ -204,15 +225,28 @@ class Console:
                 raise
             self._ask_transfer(str(leader), str(member.id), _TRANSFER_SECONDS)
 
-    def _admit(self, addr: str, is_allowed: bool) -> None:
+    def _admit(self, addr: str, is_allowed: bool) -> Outcome:
         """Have each part that says who may join say so, or not."""
         operated = {name: part for name, part in self._parts.items() if isinstance(part, OperatedState)}
         if not operated:
-            raise ConfigurationError("the State of this cluster has no list of who may join: see raftsvc.OperatedState")
-        for name, part in operated.items():
-            instruction = part.admission(addr, is_allowed)
-            service = self._service if self._states is None else self._states.part(name, self._service)
-            service.exec(instruction, _WRITE_SECONDS)
+            return Outcome(REFUSED, "the State of this cluster has no list of who may join: see raftsvc.OperatedState")
+        try:
+            instructions = {name: part.admission(addr, is_allowed) for name, part in operated.items()}
+        except (ValueError, TypeError) as error:
+            return Outcome(REFUSED, _told(error))
+        done: list[str] = []
+        for name, instruction in instructions.items():
+            try:
+                service = self._service if self._states is None else self._states.part(name, self._service)
+                service.exec(instruction, _WRITE_SECONDS)
+            except RaftError as error:
+                if done:
+                    return Outcome(UNKNOWN, f"done in the part {', '.join(done)}, and not in {name}: {_told(error)}")
+                is_certain = isinstance(error, (NotApplied, Rejected, ConfigurationError))
+                return Outcome(REFUSED if is_certain else UNKNOWN, _told(error))
+            done.append(name)
+        may = "may join" if is_allowed else "may not join any more; a member remains one"
+        return Outcome(DONE, f"{addr} {may}")
 
     # -- the audit
 
@@ -239,6 +273,10 @@ class Console:
             "operator=%s way=%s from=%s action=%s outcome=%s seconds=0.000 detail=%s",
             *(json.dumps(each[:300]) for each in ("-", "key", origin, "sign in", REFUSED, said)),
         )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

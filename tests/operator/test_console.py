@@ -5,11 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from raftsvc import MembershipTimeoutError, NotLeaderError, OutcomeUnknown, UnknownPeerError
+from raftsvc import (
+    DivergedError,
+    MembershipTimeoutError,
+    MembershipUnchangedError,
+    NotLeaderError,
+    NotTransferredError,
+    OutcomeUnknown,
+    OverloadedError,
+    Rejected,
+    States,
+    StorageError,
+    TransferFailedError,
+    UnknownPeerError,
+)
 from raftsvc.kv import KeyValueState
 from raftsvc.operator import Operator
 from raftsvc.operator.lookout import Lookout, Sight
@@ -79,6 +93,10 @@ def test_the_one_that_is_lost_can_be_evicted() -> None:
     ("error", "outcome"),
     [
         (MembershipTimeoutError("not in time"), "unknown"),
+        (MembershipUnchangedError("would_lose_quorum"), "refused"),
+        (StorageError("the disk failed"), "unknown"),
+        (DivergedError("found out meanwhile"), "unknown"),
+        (OverloadedError("busy"), "refused"),
         (UnknownPeerError("nobody"), "refused"),
         (OutcomeUnknown("who knows"), "unknown"),
     ],
@@ -89,6 +107,32 @@ def test_what_may_have_been_done_is_not_called_refused(error: Exception, outcome
     assert actor.console().act(ANNA, "evict", "3", "-") == (outcome, f"{type(error).__name__}: {error}")
     if isinstance(error, OutcomeUnknown):
         assert actor.console().act(ANNA, "disallow", "n4.example:8001", "-").outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(NotTransferredError("no voter"), "refused"), (TransferFailedError("may yet"), "unknown")]
+)
+def test_what_may_have_been_handed_over_is_not_called_refused(error: Exception, outcome: str) -> None:
+    actor = Actor()
+    actor.error = error
+    assert actor.console().act(ANNA, "transfer", "1", "-").outcome == outcome
+
+
+def test_of_several_parts_of_which_one_refuses_it_is_not_said_that_nothing_was_done() -> None:
+    actor, errors = Actor(), [None, Rejected("full")]
+
+    def exec_next(instruction: bytes, timeout: float = 10.0) -> bool:
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return True
+
+    actor.exec = exec_next  # type: ignore[method-assign]
+    console = actor.console(States(one=KeyValueState(), two=KeyValueState()))
+    console._states = SimpleNamespace(part=lambda name, service: service)  # type: ignore[assignment]
+    outcome = console.act(ANNA, "allow", "n4.example:1", "-")
+    assert outcome.outcome == "unknown" and "done in the part one, and not in two" in outcome.detail
+    errors[:] = [Rejected("full"), None]
+    assert console.act(ANNA, "allow", "n4.example:1", "-").outcome == "refused"
 
 
 def test_a_follower_has_the_leader_hand_over() -> None:
@@ -121,7 +165,8 @@ def test_one_action_at_a_time() -> None:
 
 def test_an_address_that_is_none_and_a_state_without_a_list_are_refused() -> None:
     actor = Actor()
-    assert actor.console().act(ANNA, "allow", "http://", "-").outcome == "refused"
+    for wrong in ("http://", "\ud800:1", ""):
+        assert actor.console().act(ANNA, "allow", wrong, "-").outcome == "refused"
     assert actor.console(BaseState()).act(ANNA, "allow", "n4:1", "-").outcome == "refused"  # type: ignore[arg-type]
     assert actor.done == []
 
