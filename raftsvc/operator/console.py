@@ -59,6 +59,8 @@ _UNCHANGED: Final = (
     InsideStateError,
 )
 """After these no member was evicted, and nothing handed over; after others, be they NotApplied, it may have been."""
+_SHARED_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 5.0
 _TRANSFER_SECONDS: Final = 10.0
 _EVICT_SECONDS: Final = 15.0
 _WRITE_SECONDS: Final = 10.0
@@ -101,6 +103,8 @@ class Console:
         self._ask_transfer = ask_transfer
         self._lookout = Lookout(ask_status, stopped)
         self._chronicle = Chronicle()
+        self._telling = threading.Lock()  # held while what all are told is made; nobody waits for it
+        self._told: tuple[float, Mapping[str, object] | None] = (0.0, None)  # when it was made; set as a whole
         self._acting = threading.Lock()  # held while an action is under way; nobody waits for it
         self._lock = threading.Lock()  # guards the three below
         self._listens = False
@@ -128,13 +132,36 @@ class Console:
     def feed(self, operator: Operator) -> dict[str, object]:
         """All that the page shows; JSON-compatible."""
         self.begin()
+        return {
+            **self._shared(),
+            "operator": {"name": operator.name, "may_act": operator.may_act, "way": operator.way},
+        }
+
+    def _shared(self) -> Mapping[str, object]:
+        """What is the same for all who look: made once a second, however many they are."""
+        former = self._told
+        told_at, told = former
+        age = time.monotonic() - told_at
+        if told is not None and age < _SHARED_SECONDS:
+            return told
+        if not self._telling.acquire(blocking=False):
+            # Another one makes it; should that take long, each does for himself.
+            return told if told is not None and age < _LATE_SECONDS else self._tell()
+        try:
+            told = self._tell()
+            if self._told is former:  # else an operator did something meanwhile
+                self._told = time.monotonic(), told
+            return told
+        finally:
+            self._telling.release()
+
+    def _tell(self) -> Mapping[str, object]:
         own, sights, survey = self._look(anew=False)
         own_id = own.get("node_id")
         self._chronicle.compare(own_id if isinstance(own_id, int) else None, survey.members)
         return {
             **fed(own, sights, survey),
             "now_ms": int(time.time() * 1000),
-            "operator": {"name": operator.name, "may_act": operator.may_act, "way": operator.way},
             "can_allow": any(isinstance(part, OperatedState) for part in self._parts.values()),
             "overview": self._overview(),
             "events": self._chronicle.events(),
@@ -157,7 +184,12 @@ class Console:
                 shown = part.overview(MAX_SHOWN)
                 json.dumps(shown)
                 for kind, things in shown.items():
-                    found.setdefault(kind, []).extend(things if isinstance(things, (list, tuple)) else ())
+                    known = found.setdefault(kind, [])
+                    for thing in list(things)[:MAX_SHOWN] if isinstance(things, (list, tuple)) else ():
+                        if isinstance(thing, Mapping):
+                            known.append({**thing, "part": name})
+                        elif isinstance(thing, str) and thing not in known:
+                            known.append(thing)
             except Exception as error:  # of the State, whatever it is
                 found.setdefault("errors", []).append(f"overview() of the State {name!r}: {error!r:.200}")
         return found
@@ -187,6 +219,7 @@ class Console:
                     self._lookout.hurry()
         finally:
             self.note(operator.name, operator.way, origin, f"{what} {named}", outcome, time.monotonic() - began)
+            self._told = 0.0, None
         return outcome
 
     def _act(self, what: str, whom: str) -> tuple[str, Outcome]:

@@ -180,6 +180,37 @@ def test_an_overview_that_fails_takes_nothing_else_away() -> None:
     assert feed["leader_id"] == 2 and "ZeroDivisionError" in str(feed["overview"])
 
 
+def test_parts_of_a_state_are_told_apart_and_who_may_join_is_told_once() -> None:
+    class Part(KeyValueState):
+        def overview(self, limit: int) -> dict[str, object]:
+            return {"locks": [{"name": "lock:a"}], "jobs": [{"name": "j"}] * 99, "allowed": ["n4:1", "n5:1"]}
+
+    feed: Any = Actor().console(States(one=Part(), two=Part())).feed(ANNA)
+    assert [lock["part"] for lock in feed["overview"]["locks"]] == ["one", "two"]
+    assert feed["overview"]["allowed"] == ["n4:1", "n5:1"] and len(feed["overview"]["jobs"]) == 100
+
+
+def test_what_all_are_told_is_made_once_however_many_look_and_anew_after_an_action() -> None:
+    made: list[int] = []
+
+    class Counting(KeyValueState):
+        def overview(self, limit: int) -> dict[str, object]:
+            made.append(limit)
+            return {}
+
+    console = Actor().console(Counting())
+    console._told = float("inf"), {"term": 7}  # as if it had just been made
+    for name in ("anna", "bob"):
+        assert console.feed(Operator(name, True, "key"))["operator"] == {"name": name, "may_act": True, "way": "key"}
+    assert made == [] and console.feed(ANNA)["term"] == 7
+    assert console.act(ANNA, "transfer", "3", "-").outcome == "done"
+    assert any("transfer 3" in str(event["text"]) for event in console.feed(ANNA)["events"])  # type: ignore[attr-defined]
+    assert len(made) == 1
+    console._told = float("-inf"), {"term": 7}
+    with console._telling:  # somebody makes it, and does not come back
+        assert console.feed(ANNA)["leader_id"] == 2
+
+
 class Members:
     """Whoever is asked answers, once he is let; each address as often as it was asked."""
 
