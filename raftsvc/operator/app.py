@@ -116,7 +116,7 @@ class OperatorApp:
             return self._log_in(environ)
         operator = self._known(environ)
         if operator.way != "key" and not is_of_the_page(environ):
-            raise _Problem(403, "not_of_the_page", "only the page's own script may send that, as JSON, from its origin")
+            raise self._not_of_the_page(environ, operator.name, operator.way, word)
         if word == "logout":
             return self._log_out(environ, operator)
         return self._act(environ, operator)
@@ -130,20 +130,29 @@ class OperatorApp:
         operator = self._access.who(environ)
         if operator is None:
             if self._access.has_login:
+                if "HTTP_AUTHORIZATION" in environ:
+                    origin, word = origin_of(environ), str(environ.get("PATH_INFO", "")).rpartition("/")[2]
+                    self._console.note_refused("-", "key", origin, word, "no key that is known")
                 raise _Problem(401, "sign_in", "an operator's key is needed")
             raise _Problem(403, "not_let_in", "the application around this page does not say who asks: see who=")
         return operator
+
+    def _not_of_the_page(self, environ: Mapping[str, Any], name: str, way: str, what: str) -> _Problem:
+        """What is told of a request that another site may have had a browser send."""
+        why = "only the page's own script may send that, as JSON, from its origin"
+        self._console.note_refused(name, way, origin_of(environ), what, why)
+        return _Problem(403, "not_of_the_page", why)
 
     def _log_in(self, environ: dict[str, Any]) -> Response:
         if not isinstance(self._access, Keys):
             raise _Problem(404, "not_found", "one signs in to the application around this")
         if not is_of_the_page(environ):
-            raise _Problem(403, "not_of_the_page", "only the page's own script may send that, as JSON, from its origin")
+            raise self._not_of_the_page(environ, "-", "key", "sign in")
         origin = origin_of(environ)
         said = _body_of(environ)
         key = self._access.admit(_text_of(said, "key", 4096))
         if key is None:
-            self._console.note_stranger(origin)
+            self._console.note_refused("-", "key", origin, "sign in", "no key that is known")
             raise _Problem(401, "unknown_key", "that is no operator's key of this cluster")
         self._console.note(key.name, "key", origin, "sign in", Outcome(DONE, key.rights), 0.0)
         response = _json(200, {"name": key.name, "may_act": key.may_act})

@@ -103,12 +103,13 @@ class Console:
         self._ask_transfer = ask_transfer
         self._lookout = Lookout(ask_status, stopped)
         self._chronicle = Chronicle()
+        self._stopped = stopped
         self._telling = threading.Lock()  # held while what all are told is made; nobody waits for it
         self._told: tuple[float, Mapping[str, object] | None] = (0.0, None)  # when it was made; set as a whole
         self._acting = threading.Lock()  # held while an action is under way; nobody waits for it
         self._lock = threading.Lock()  # guards the three below
         self._listens = False
-        self._refused_at = 0.0
+        self._is_counting = False
         self._refusals = 0
 
     def check(self) -> None:
@@ -284,28 +285,50 @@ class Console:
     # -- the audit
 
     def note(self, name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
-        """Write the audit line of what somebody did, or tried to.  Nothing in it breaks the line."""
+        """Write the audit line of what somebody did, or tried to, and have it among the events."""
+        self._write(name, way, origin, what, outcome, seconds)
+        self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
+
+    @staticmethod
+    def _write(name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
+        """Nothing in it breaks the line."""
         audit.warning(
             "operator=%s way=%s from=%s action=%s outcome=%s seconds=%.3f detail=%s",
             *(json.dumps(each[:300]) for each in (name, way, origin, what, outcome.outcome)),
             seconds,
             json.dumps(outcome.detail[:600]),
         )
-        self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
 
-    def note_stranger(self, origin: str) -> None:
-        """Somebody tried to sign in by what is no key: a line at once, then one a minute with how many it were."""
-        now = time.monotonic()
+    def note_refused(self, name: str, way: str, origin: str, what: str, why: str) -> None:
+        """Somebody was not let in, or not listened to: a line at once, then one a minute with how many it were.
+
+        name: of the operator, if it is known who it was.
+        """
         with self._lock:
-            self._refusals += 1
-            if self._refused_at and now - self._refused_at < _REFUSALS_EVERY_SECONDS:
+            if self._is_counting:
+                self._refusals += 1
                 return
-            count, self._refusals, self._refused_at = self._refusals, 0, now
-        said = f"{count} since the last such line" if count > 1 else "no key that is known"
-        audit.warning(
-            "operator=%s way=%s from=%s action=%s outcome=%s seconds=0.000 detail=%s",
-            *(json.dumps(each[:300]) for each in ("-", "key", origin, "sign in", REFUSED, said)),
-        )
+            self._is_counting = True
+        self._write(name, way, origin, what, Outcome(REFUSED, why), 0.0)
+        try:
+            threading.Thread(target=self._count, name="raftsvc-audit", daemon=True).start()
+        except RuntimeError:  # then each is a line
+            with self._lock:
+                self._is_counting = False
+
+    def _count(self) -> None:
+        """Tell once a minute, and when the node is stopped, how many were refused meanwhile, until nobody was."""
+        is_over = False
+        while not is_over:
+            is_last = self._stopped.wait(_REFUSALS_EVERY_SECONDS)
+            with self._lock:
+                count, self._refusals = self._refusals, 0
+                is_over = is_last or not count
+                if is_over and not is_last:
+                    self._is_counting = False
+            if count:
+                said = f"{count} more were refused since the last such line"
+                self._write("-", "-", "-", "-", Outcome(REFUSED, said), 0.0)
 
 
 def _told(error: Exception) -> str:

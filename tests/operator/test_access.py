@@ -19,6 +19,7 @@ from raftsvc.operator import Host, OperatorApp, remote_user
 from raftsvc.operator.access import SESSION_SECONDS
 from raftsvc.operator.page import PAGE as HTML
 from tests.operator.harness import FULL, PAGE, READ, Actor, client_of, sign_in
+from tests.service.harness import eventually
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "operator.md"
 
@@ -236,6 +237,9 @@ def test_keys_that_are_wrong_are_refused_at_the_start() -> None:
         checked_operator_keys([FULL], [FULL.key.encode()], [])
     with pytest.raises(ConfigurationError, match="client's key"):
         checked_operator_keys([FULL], [], [raftsvc.ClientKey("cron", FULL.key)])
+    with pytest.raises(ConfigurationError, match="'anna' and 'screen' have one key"):
+        checked_operator_keys([READ, FULL, OperatorKey("screen", FULL.key)], [], [])
+    assert checked_operator_keys([FULL, OperatorKey("anna", "another key of anna")], [], [])
     assert FULL.key not in repr(FULL)
 
 
@@ -245,6 +249,46 @@ def test_who_tries_keys_is_noted_and_does_not_fill_the_log(caplog: pytest.LogCap
         for number in range(20):
             client.post("/login", json={"key": f"a key that is tried {number}"}, headers=PAGE)
     assert len(caplog.records) == 1 and 'outcome="refused"' in caplog.text and "tried" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "line"),
+    [
+        ("GET", "/feed", {"Authorization": "Bearer a key of nobody, long"}, 'operator="-" way="key" action="feed"'),
+        ("POST", "/act", {"Authorization": "Bearer a key of nobody, long"}, 'operator="-" way="key" action="act"'),
+        ("POST", "/act", {}, 'operator="anna" way="cookie" action="act"'),
+        ("POST", "/login", {"Sec-Fetch-Site": "cross-site"}, 'operator="-" way="key" action="sign in"'),
+    ],
+)
+def test_each_way_to_try_is_noted_and_how_often_before_the_node_is_gone(
+    method: str, path: str, headers: dict[str, str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = Actor()
+    client = client_of(actor, FULL)
+    sign_in(client, FULL)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "raftsvc.audit"):
+        for _ in range(5):
+            sent = client.open(path, method=method, json={"what": "evict", "whom": "3"}, headers=headers)
+            assert sent.status_code in (401, 403)
+        (record,) = caplog.records
+        said = record.getMessage().replace(' from="-"', "")
+        assert said.startswith(line + ' outcome="refused"')
+        actor.stopped.set()
+        eventually(lambda: "4 more were refused" in caplog.text, "how many it were is told")
+    assert actor.done == [] and FULL.key not in caplog.text
+
+
+def test_who_was_refused_is_counted_for_a_while_and_noted_at_once_afterwards(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.operator.console._REFUSALS_EVERY_SECONDS", 0.0)
+    console = Actor().console()
+    with caplog.at_level(logging.WARNING, "raftsvc.audit"):
+        for _ in range(2):
+            console.note_refused("-", "key", "-", "sign in", "no key that is known")
+            eventually(lambda: not console._is_counting, "nobody tries any more")
+    assert caplog.text.count("no key that is known") == 2
 
 
 def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
