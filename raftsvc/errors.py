@@ -171,6 +171,14 @@ class MembershipTimeoutError(RaftError):
     http_detail = "The change was not seen to happen in time; it may still."
 
 
+class MembershipUnchangedError(MembershipTimeoutError):
+    """A membership change was certainly not made, and is not on its way; the message says why."""
+
+    http_status = 503
+    http_detail = "The change was certainly not made, and will not be; asking again is safe."
+    retry_after = 1.0
+
+
 class ReadTimeoutError(RaftError, TimeoutError):
     """No quorum confirmed the read in time; the local state may be stale."""
 
@@ -222,6 +230,12 @@ class TransferFailedError(RaftError):
     http_status = 503
     http_detail = "No other node took over in time; asking again is safe."
     retry_after = 1.0
+
+
+class NotTransferredError(TransferFailedError):
+    """Leadership was certainly not handed over, and will not be; the message says why."""
+
+    http_detail = "It was certainly not handed over; asking again is safe."
 
 
 class SupersededError(NotApplied):

@@ -35,8 +35,10 @@ from raftsvc.errors import (
     JoinFailedError,
     LastMemberError,
     MembershipTimeoutError,
+    MembershipUnchangedError,
     NodeFailedError,
     NotLeaderError,
+    NotTransferredError,
     RaftError,
     ReadTimeoutError,
     StoppedError,
@@ -662,7 +664,9 @@ class Roster:
         deadline = time.monotonic() + timeout
         membership = self._membership
         membership.require_node()
-        relayed = membership.relay.do("transfer", {"addr": addr}, timeout, TransferFailedError, (NotLeaderError,))
+        relayed = membership.relay.do(
+            "transfer", {"addr": addr}, timeout, TransferFailedError, (NotLeaderError,), NotTransferredError
+        )
         node = membership.require_node()
         if relayed is Relayed.DONE or (relayed is Relayed.OURS_AGAIN and not node.is_leader):
             return
@@ -694,7 +698,8 @@ class Roster:
                 node.wait_until(lambda: not node.is_leader, self._membership.election_timeout / 10)
                 refusal = node.hand_over(deadline - time.monotonic(), to_id)
         if refusal is not None:
-            raise TransferFailedError(
+            kind = NotTransferredError if refusal in _WHY_NOT else TransferFailedError
+            raise kind(
                 f"node {node.node_id} did not hand over: "
                 f"{_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s, and may yet')}"
             )
@@ -704,14 +709,16 @@ class Roster:
         deadline = time.monotonic() + timeout
         self._membership.require_node()
         arguments = {"addr": addr, "replace": replace}
-        relayed = self._membership.relay.do("evict", arguments, timeout, MembershipTimeoutError, (UnknownPeerError,))
+        relayed = self._membership.relay.do(
+            "evict", arguments, timeout, MembershipTimeoutError, (UnknownPeerError,), MembershipUnchangedError
+        )
         if relayed is Relayed.DONE:
             return self._await_eviction(addr, deadline)
         node = self._membership.require_node()
         try:
             self._calls.wait_read(deadline - time.monotonic())
         except ReadTimeoutError as error:
-            raise MembershipTimeoutError(
+            raise MembershipUnchangedError(
                 f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
             ) from error
         config = node.applied_config
@@ -730,9 +737,8 @@ class Roster:
             if node.applied_config.voters == {node_id}:
                 raise LastMemberError(f"{addr} is the only voter")
             node.check_able()
-            raise MembershipTimeoutError(
-                f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}"
-            )
+            kind = MembershipUnchangedError if refusal is Refusal.WOULD_LOSE_QUORUM else MembershipTimeoutError
+            raise kind(f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}")
         return None
 
     def _await_eviction(self, addr: str, deadline: float) -> None:

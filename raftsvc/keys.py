@@ -153,7 +153,12 @@ def checked_operator_keys(
 ) -> tuple[OperatorKey, ...]:
     """Those that are to be known, or what is wrong with them.  secrets: of the cluster.  others: the clients' keys."""
     given, known = tuple(keys or ()), {*secrets, *(other.key.encode() for other in others)}
-    for key in given:
+    for number, key in enumerate(given):
+        twin = next((other for other in given[:number] if other.key == key.key), None)
+        if twin is not None:
+            raise ConfigurationError(
+                f"operators {twin.name!r} and {key.name!r} have one key: which of them sends it nobody could tell"
+            )
         if key.key.encode() in known:
             raise ConfigurationError(
                 f"the key of operator {key.name!r} is the cluster's secret, or a client's key: give him one of his "

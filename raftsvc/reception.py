@@ -20,6 +20,7 @@ from raftsvc.errors import (
     FormingError,
     NodeFailedError,
     NotLeaderError,
+    NotTransferredError,
     RaftError,
     TransferFailedError,
     UninitializedError,
@@ -144,8 +145,10 @@ class Reception:
         """Hand leadership over, as an operator at another member wants it; raises Problem."""
         try:
             self._roster.transfer(to, _HAND_OVER_SECONDS)
-        except (TransferFailedError, NotLeaderError, UnknownPeerError, UninitializedError) as error:
+        except (NotTransferredError, NotLeaderError, UnknownPeerError, UninitializedError) as error:
             raise Problem(409, "not_transferred", str(error)) from error
+        except TransferFailedError as error:
+            raise Problem(409, "nobody_took_over", str(error)) from error
 
     def check_leader(self) -> None:
         """Raise a Problem that names the leader if this node does not lead."""

@@ -448,7 +448,11 @@ class Service:
                 self.wsgi_app, entrance.listen, entrance.listen_ssl, on_trouble=membership.note_listening
             )
         self._console = Console(
-            self, membership.state, partial(ask_picture, network), partial(ask_transfer, network), membership.stopped
+            self,
+            membership.state,
+            partial(ask_picture, network),
+            partial(ask_transfer, network, self.status),
+            membership.stopped,
         )
 
     def _begin(self, server: servers.HostPool | None, is_owner: bool, likeness: Likeness) -> None:
@@ -842,8 +846,9 @@ class Service:
     def operator_app(self) -> OperatorApp:
         """The operator's page as a WSGI callable, to be mounted behind the application's own login.
 
-        Whoever reaches it may do all that the page offers; `operator_app.limited(read_only=True)` only shows, and
-        `limited(who=...)` says whose name the audit lines have.  It needs no `operator_keys=`.
+        Whom the environ names (REMOTE_USER) may do all that the page offers, and nobody else is let in;
+        `operator_app.limited(read_only=True)` only shows, and `limited(who=...)` says who it is, and whose name the
+        audit lines have.  It needs no `operator_keys=`.
         """
         return OperatorApp(self._console, Host(remote_user, False))
 

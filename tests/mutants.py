@@ -1855,9 +1855,8 @@ MUTANTS = (
     Mutant(
         "what may have been done for an operator is called refused",
         "operator/console.py",
-        "            is_certain = error.http_status != 504\n"
-        '            return Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")\n',
-        '            return Outcome(REFUSED, f"{type(error).__name__}: {error}")\n',
+        "            return Outcome(REFUSED if isinstance(error, _UNCHANGED) else UNKNOWN, _told(error))\n",
+        "            return Outcome(REFUSED, _told(error))\n",
         test="operator/test_console.py::test_what_may_have_been_done_is_not_called_refused",
     ),
     Mutant(

@@ -15,7 +15,7 @@ from raftsvc.attached.relay import Relay
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import Life
 from raftsvc.core.raft import Refusal
-from raftsvc.errors import MembershipTimeoutError, NotListeningError, ReadTimeoutError
+from raftsvc.errors import MembershipUnchangedError, NotListeningError, ReadTimeoutError
 from raftsvc.formation import Membership, Roster
 from raftsvc.member.node import NodeOptions
 from raftsvc.transport import Answerer, JoinRequest, Problem
@@ -35,7 +35,7 @@ class _NoMajority:
 def test_an_eviction_without_a_majority_ends_in_its_own_error() -> None:
     membership = SimpleNamespace(require_node=lambda: None, relay=Relay(None, Event(), 1.0))
     roster = Roster(cast(Any, membership), _NoMajority(), cast(Any, None), cast(Any, None))
-    with pytest.raises(MembershipTimeoutError, match="nothing was changed") as refusal:
+    with pytest.raises(MembershipUnchangedError, match="nothing was changed") as refusal:
         roster.evict("a:1", 0.1, replace=False)
     assert isinstance(refusal.value.__cause__, ReadTimeoutError)
 

@@ -66,10 +66,11 @@ class Relay:
         timeout: float,
         late: type[RaftError],
         done: tuple[type[RaftError], ...] = (),
+        unsent: type[RaftError] | None = None,
     ) -> Relayed:
         """Have the owner of the directory do something, if that is another process; raises what it raises.
 
-        late: raised if it does not answer in time.
+        late:   raised if it does not answer in time; unsent: instead, if it was not even asked.
         done: what says, once it was asked before and that owner ended, that it was done then.
         """
         sharing = self._sharing
@@ -84,7 +85,7 @@ class Relay:
             if error.was_sent:
                 raise late(f"{who} did not answer within {timeout:g} s; it may have done it, or do it yet") from error
             why = sharing.trouble()
-            raise late(
+            raise (unsent or late)(
                 f"nothing was done: no owner of the directory was reached within {timeout:g} s"
                 + (f" ({why})" if why is not None else "")
             ) from error

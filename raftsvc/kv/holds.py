@@ -432,13 +432,13 @@ class Holds:
             self.size_bytes -= size_of(name)
 
 
-def standing(holds: Holds, limit: int) -> list[Standing]:
-    """So many of the names on which there are claims, those first that were claimed longest ago."""
+def standing(holds: Holds, limit: int, holders: int) -> list[Standing]:
+    """So many of the names on which there are claims, the longest claimed first, and so many holders of each."""
     found: list[Standing] = []
     for name, claimed in holds._names.items():
         if len(found) >= limit:
             break
-        some = list(islice(claimed.held.values(), limit))
+        some = list(islice(claimed.held.values(), holders))
         found.append(Standing(name, some, len(claimed.held), len(claimed.waiting)))
     return found
 

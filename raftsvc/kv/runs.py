@@ -459,6 +459,11 @@ class Runs:
         return len(self._jobs), self._run_count
 
 
+def jobs_of(runs: Runs) -> list[str]:
+    """All jobs that are known, in no order: to put many into one takes a while."""
+    return list(runs._jobs)
+
+
 def _planned(job: _Job) -> Planned:
     numbers = job.decided_ms, job.from_ms, job.asked_index, job.asked_ms
     places = sorted(job.places)

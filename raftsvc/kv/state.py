@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from heapq import nsmallest
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ from raftsvc.kv.queries import (
     encode_values,
 )
 from raftsvc.kv.queues import Item, item_of
-from raftsvc.kv.runs import Planned, Run, Told
+from raftsvc.kv.runs import Planned, Run, Told, jobs_of
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.transactions import OF_LEASES, OF_THE_CLUSTER, decode
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -49,6 +50,8 @@ from raftsvc.state import BaseState
 
 _LOOK_SECONDS = 10.0
 """For a look at what is in memory."""
+_SHOWN_HOLDERS = 5
+_SHOWN_CHARACTERS = 100
 
 _FULL, _HAS_ROOM = 0.8, 0.75
 
@@ -72,6 +75,10 @@ class Clock(NamedTuple):
     voters: int
     told_ms: int
     now_ms: int | None
+
+
+def _beginning_of(data: bytes) -> str:
+    return data[: 4 * _SHOWN_CHARACTERS].decode(errors="replace")[:_SHOWN_CHARACTERS]
 
 
 def _is_away(home: HomeProcess | None) -> bool:
@@ -115,7 +122,7 @@ def _told_of_run(runs: Sequence[Run]) -> dict[str, object]:
         return {"state": "not run yet", "at_ms": 0, "who": ""}
     run = runs[-1]
     at_ms = run.ended_ms or run.began_ms or run.slot_ms
-    return {"state": _STATES[run.state], "at_ms": at_ms, "who": run.who.decode(errors="replace")}
+    return {"state": _STATES[run.state], "at_ms": at_ms, "who": _beginning_of(run.who)}
 
 
 class KeyValueState(BaseState):
@@ -325,18 +332,25 @@ class KeyValueState(BaseState):
     # -- operators
 
     def overview(self, limit: int) -> dict[str, object]:
-        """Locks and the like, jobs, and who may join, of each `limit` at most; see `raftsvc.OperatedState`."""
+        """Locks and the like, jobs, and who may join, of each `limit` at most; see `raftsvc.OperatedState`.
+
+        Of those who hold something a few are named, by the beginning of what they said of themselves: it is shown over
+        and over, and who may write says how much that is.
+        """
         if _is_away(self._home):
             return _look_elsewhere(partial(self.overview, limit))
         with self._applying.lock:
             content = self._applying.content
-            stand = standing(content.holds, limit)
-            last = [(name, content.runs.runs(name)[-1:]) for name in islice(content.runs.names(""), limit)]
-            allowed = content.allowed
+            stand = standing(content.holds, limit, _SHOWN_HOLDERS)
+            known, allowed = jobs_of(content.runs), content.allowed
+        first = nsmallest(limit, known)
+        with self._applying.lock:
+            runs = self._applying.content.runs
+            last = [(name, runs.runs(name)[-1:]) for name in first]
         locks = [
             {
                 "name": each.name,
-                "holders": [holder.data.decode(errors="replace") for holder in each.holders],
+                "holders": [_beginning_of(holder.data) for holder in each.holders],
                 "held": each.held,
                 "waiting": each.waiting,
                 "fence": max([holder.fence for holder in each.holders], default=0),
@@ -344,7 +358,7 @@ class KeyValueState(BaseState):
             for each in stand
         ]
         jobs: list[dict[str, object]] = [{"name": name, **_told_of_run(runs)} for name, runs in last]
-        return {"locks": locks, "jobs": jobs, "allowed": sorted(allowed)[:limit]}
+        return {"locks": locks, "jobs": jobs, "allowed": nsmallest(limit, allowed)}
 
     def admission(self, addr: str, is_allowed: bool) -> bytes:
         """The instruction after which a node at `addr` may join, or may not.  Raises ConfigurationError."""

@@ -331,11 +331,12 @@ class Node:
     ) -> Refusal | None:
         """Propose `change`, through the leader, until the applied configuration satisfies `is_done`.
 
-        Returns None then, else why it was refused last; NO_LEADER if that is unknown.  Once this
-        node was removed, which it may not apply any more, nothing is waited for.
+        Returns None then, else why it was refused last; NO_LEADER if that is unknown; WOULD_LOSE_QUORUM only if
+        none of its tries is on its way.  Once this node was removed, which it may not apply any more, nothing is
+        waited for.
         """
         deadline = time.monotonic() + timeout
-        last = Refusal.NO_LEADER
+        last, is_in_doubt = Refusal.NO_LEADER, False
         change.encode()  # what cannot be is refused here, not in the middle of a turn
         engine, turn, applying = self._engine, self._turn, self._engine.applying
         with turn:
@@ -344,7 +345,7 @@ class Node:
                     is_ours = change.op in (ConfOp.REMOVE, ConfOp.REPLACE) and change.node_id == self.node_id
                     return None if is_ours else Refusal.REMOVED
                 if not engine.health.may_apply or time.monotonic() >= deadline:
-                    return last
+                    return Refusal.NO_LEADER if is_in_doubt and last is Refusal.WOULD_LOSE_QUORUM else last
                 attempt = engine.changes.attempt(change)
                 turn.drive(inline=False)
                 turn.pause()
@@ -355,6 +356,7 @@ class Node:
                         break
                     turn.changed.wait(min(remaining, self._tick_seconds))
                 engine.changes.end(attempt)
+                is_in_doubt = is_in_doubt or attempt.refusal is None
                 if attempt.refusal is not None:
                     last = attempt.refusal
                     # An earlier attempt may have had just that effect: it is seen once that is applied here.

@@ -14,13 +14,14 @@ import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, NamedTuple, Protocol
 
 from raftsvc.keys import OperatorKey
 
 COOKIE: Final = "raftsvc_operator"
 SESSION_SECONDS: Final = 12 * 3600
+_MAX_COOKIES: Final = 8
+"""Of our name: others on the host, or above our path, may have set one too."""
 _TOKEN: Final = re.compile(r"(?P<until>[0-9]{1,12})\.(?P<mac>[0-9a-f]{64})\.(?P<name>.{1,64})")
 _MARK: Final = "HTTP_X_RAFTSVC_OPERATOR"
 
@@ -77,15 +78,15 @@ class Keys:
         if scheme.lower() == "bearer":
             key = self.admit(sent.strip().encode("latin-1", "replace").decode(errors="replace"))
             return Operator(key.name, key.may_act, "key") if key is not None else None
-        token = _TOKEN.fullmatch(_cookie_of(environ))
-        if token is None or int(token["until"]) <= self._now():
-            return None
-        found = None
-        for key in self._keys:
-            is_it = hmac.compare_digest(_mac(key, int(token["until"])), token["mac"])
-            if is_it and key.name == token["name"]:
-                found = Operator(key.name, key.may_act, "cookie")
-        return found
+        for cookie in _cookies_of(environ):
+            token = _TOKEN.fullmatch(cookie)
+            if token is None or int(token["until"]) <= self._now():
+                continue
+            for key in self._keys:
+                is_it = hmac.compare_digest(_mac(key, int(token["until"])), token["mac"])
+                if is_it and key.name == token["name"]:
+                    return Operator(key.name, key.may_act, "cookie")
+        return None
 
     def token_for(self, key: OperatorKey) -> str:
         """What the cookie of somebody says who has just signed in by `key`."""
@@ -99,7 +100,7 @@ class Host:
     has_login = False
 
     def __init__(self, name_of: Callable[[Mapping[str, Any]], str | None], read_only: bool) -> None:
-        """name_of: the operator's name, for the audit lines; None: he is let in to nothing."""
+        """name_of: the operator's name, for the audit lines; None, or no text: he is let in to nothing."""
         self._name_of = name_of
         self._read_only = read_only
 
@@ -110,12 +111,12 @@ class Host:
     def who(self, environ: Mapping[str, Any]) -> Operator | None:
         """As the application says."""
         name = self._name_of(environ)
-        return None if name is None else Operator(str(name), not self._read_only, "application")
+        return Operator(str(name), not self._read_only, "application") if name else None
 
 
-def remote_user(environ: Mapping[str, Any]) -> str:
-    """Who the server, or what stands before the application, says that it is."""
-    return str(environ.get("REMOTE_USER") or "-")
+def remote_user(environ: Mapping[str, Any]) -> str | None:
+    """Who the server, or what stands before the application, says that it is; None: it says nothing."""
+    return str(environ.get("REMOTE_USER") or "") or None
 
 
 def is_of_the_page(environ: Mapping[str, Any]) -> bool:
@@ -129,22 +130,25 @@ def is_of_the_page(environ: Mapping[str, Any]) -> bool:
     return kind == "application/json" and environ.get(_MARK) == "1" and site == "same-origin"
 
 
-def cookie_header(value: str, environ: Mapping[str, Any]) -> str:
-    """What sets the cookie; an empty `value` takes it away."""
-    path = str(environ.get("SCRIPT_NAME", "")) or "/"
-    if not re.fullmatch(r"[A-Za-z0-9_.~/@:+=-]+", path):
+def cookie_header(value: str, environ: Mapping[str, Any], place: str) -> str:
+    """What sets the cookie; an empty `value` takes it away.
+
+    place: below which the browser has the page, as that says, for a proxy may have it elsewhere than this server; empty
+           if it does not say.
+    """
+    path = place or str(environ.get("SCRIPT_NAME", "")) or "/"
+    if not re.fullmatch(r"/[A-Za-z0-9_.~/@:+=%-]*", path):
         path = "/"
     lasts = SESSION_SECONDS if value else 0
-    secure = "; Secure" if environ.get("wsgi.url_scheme") == "https" else ""
+    is_by_tls = environ.get("wsgi.url_scheme") == "https" or str(environ.get("HTTP_ORIGIN", "")).startswith("https://")
+    secure = "; Secure" if is_by_tls else ""
     return f"{COOKIE}={value}; Path={path}; Max-Age={lasts}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _cookie_of(environ: Mapping[str, Any]) -> str:
-    try:
-        found = SimpleCookie(str(environ.get("HTTP_COOKIE", ""))).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
+def _cookies_of(environ: Mapping[str, Any]) -> list[str]:
+    """What cookies of our name say.  Parsed here, for a parser of all refuses the whole for one that is odd."""
+    pairs = [pair.strip().partition("=") for pair in str(environ.get("HTTP_COOKIE", "")).split(";")]
+    return [value for name, _, value in pairs if name == COOKIE][:_MAX_COOKIES]
 
 
 def _mac(key: OperatorKey, until: int) -> str:

@@ -2,7 +2,7 @@
 
     GET  /        the page: one file, which loads nothing else
     GET  feed     how the cluster is, as JSON
-    POST login    {"key": ...}: sets the cookie of whoever has an operator's key
+    POST login    {"key": ..., "place": "/raft/operator"}: sets the cookie of whoever has an operator's key
     POST logout   takes it away
     POST act      {"what": "transfer", "whom": "2"}: see raftsvc.operator.console
 
@@ -67,7 +67,7 @@ class OperatorApp:
 
         read_only: whoever comes may look, and not act.
         who:       called with the WSGI environ of each request, returns the operator's name for the audit lines; None
-                   for whom it does not let in at all.  By default REMOTE_USER of the environ.
+                   for whom it does not let in at all.  By default REMOTE_USER of the environ: without one nobody is.
 
         Raises ConfigurationError.
         """
@@ -116,7 +116,7 @@ class OperatorApp:
             return self._log_in(environ)
         operator = self._known(environ)
         if operator.way != "key" and not is_of_the_page(environ):
-            raise _Problem(403, "not_of_the_page", "only the page's own script may send that, as JSON, from its origin")
+            raise self._not_of_the_page(environ, operator.name, operator.way, word)
         if word == "logout":
             return self._log_out(environ, operator)
         return self._act(environ, operator)
@@ -129,29 +129,41 @@ class OperatorApp:
     def _known(self, environ: Mapping[str, Any]) -> Operator:
         operator = self._access.who(environ)
         if operator is None:
-            code = "sign_in" if self._access.has_login else "not_let_in"
-            raise _Problem(401 if self._access.has_login else 403, code, "an operator's key is needed")
+            if self._access.has_login:
+                if "HTTP_AUTHORIZATION" in environ:
+                    origin, word = origin_of(environ), str(environ.get("PATH_INFO", "")).rpartition("/")[2]
+                    self._console.note_refused("-", "key", origin, word, "no key that is known")
+                raise _Problem(401, "sign_in", "an operator's key is needed")
+            raise _Problem(403, "not_let_in", "the application around this page does not say who asks: see who=")
         return operator
+
+    def _not_of_the_page(self, environ: Mapping[str, Any], name: str, way: str, what: str) -> _Problem:
+        """What is told of a request that another site may have had a browser send."""
+        why = "only the page's own script may send that, as JSON, from its origin"
+        self._console.note_refused(name, way, origin_of(environ), what, why)
+        return _Problem(403, "not_of_the_page", why)
 
     def _log_in(self, environ: dict[str, Any]) -> Response:
         if not isinstance(self._access, Keys):
             raise _Problem(404, "not_found", "one signs in to the application around this")
         if not is_of_the_page(environ):
-            raise _Problem(403, "not_of_the_page", "only the page's own script may send that, as JSON, from its origin")
+            raise self._not_of_the_page(environ, "-", "key", "sign in")
         origin = origin_of(environ)
-        key = self._access.admit(_text_of(_body_of(environ), "key", 4096))
+        said = _body_of(environ)
+        key = self._access.admit(_text_of(said, "key", 4096))
         if key is None:
-            self._console.note_stranger(origin)
+            self._console.note_refused("-", "key", origin, "sign in", "no key that is known")
             raise _Problem(401, "unknown_key", "that is no operator's key of this cluster")
         self._console.note(key.name, "key", origin, "sign in", Outcome(DONE, key.rights), 0.0)
         response = _json(200, {"name": key.name, "may_act": key.may_act})
-        response.headers["Set-Cookie"] = cookie_header(self._access.token_for(key), environ)
+        response.headers["Set-Cookie"] = cookie_header(self._access.token_for(key), environ, _place_of(said))
         return response
 
-    def _log_out(self, environ: Mapping[str, Any], operator: Operator) -> Response:
+    def _log_out(self, environ: dict[str, Any], operator: Operator) -> Response:
+        said = _body_of(environ)
         self._console.note(operator.name, operator.way, origin_of(environ), "sign out", Outcome(DONE, ""), 0.0)
         response = _json(200, {})
-        response.headers["Set-Cookie"] = cookie_header("", environ)
+        response.headers["Set-Cookie"] = cookie_header("", environ, _place_of(said))
         return response
 
     def _act(self, environ: dict[str, Any], operator: Operator) -> Response:
@@ -182,6 +194,11 @@ def _body_of(environ: dict[str, Any]) -> Mapping[str, object]:
     if not isinstance(said, dict):
         raise _Problem(400, "bad_request", "a JSON object is needed")
     return said
+
+
+def _place_of(said: Mapping[str, object]) -> str:
+    """Where the page says that it is, for its cookie."""
+    return _text_of(said, "place", _MAX_NAME) if "place" in said else ""
 
 
 def _text_of(said: Mapping[str, object], name: str, most: int) -> str:

@@ -14,7 +14,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
-from raftsvc.errors import ConfigurationError, NotLeaderError, RaftError, TransferFailedError
+from raftsvc.errors import (
+    ConfigurationError,
+    ForkedError,
+    InsideStateError,
+    LastMemberError,
+    MembershipUnchangedError,
+    NotApplied,
+    NotLeaderError,
+    NotTransferredError,
+    OverloadedError,
+    RaftError,
+    Rejected,
+    UninitializedError,
+    UnknownPeerError,
+)
 from raftsvc.operator.access import Operator
 from raftsvc.operator.chronicle import ACTION, Chronicle
 from raftsvc.operator.feed import fed, surveyed
@@ -32,6 +46,21 @@ DONE, REFUSED, UNKNOWN, FORBIDDEN = "done", "refused", "unknown", "forbidden"
 """How an action may end; UNKNOWN: it may have taken effect, or may yet."""
 MAX_SHOWN: Final = 50
 """Locks, jobs, addresses."""
+_UNCHANGED: Final = (
+    MembershipUnchangedError,
+    NotTransferredError,
+    UnknownPeerError,
+    LastMemberError,
+    NotLeaderError,
+    ConfigurationError,
+    OverloadedError,
+    UninitializedError,
+    ForkedError,
+    InsideStateError,
+)
+"""After these no member was evicted, and nothing handed over; after others, be they NotApplied, it may have been."""
+_SHARED_SECONDS: Final = 1.0
+_LATE_SECONDS: Final = 5.0
 _TRANSFER_SECONDS: Final = 10.0
 _EVICT_SECONDS: Final = 15.0
 _WRITE_SECONDS: Final = 10.0
@@ -74,10 +103,13 @@ class Console:
         self._ask_transfer = ask_transfer
         self._lookout = Lookout(ask_status, stopped)
         self._chronicle = Chronicle()
+        self._stopped = stopped
+        self._telling = threading.Lock()  # held while what all are told is made; nobody waits for it
+        self._told: tuple[float, Mapping[str, object] | None] = (0.0, None)  # when it was made; set as a whole
         self._acting = threading.Lock()  # held while an action is under way; nobody waits for it
         self._lock = threading.Lock()  # guards the three below
         self._listens = False
-        self._refused_at = 0.0
+        self._is_counting = False
         self._refusals = 0
 
     def check(self) -> None:
@@ -101,23 +133,46 @@ class Console:
     def feed(self, operator: Operator) -> dict[str, object]:
         """All that the page shows; JSON-compatible."""
         self.begin()
-        own, sights, survey = self._look()
+        return {
+            **self._shared(),
+            "operator": {"name": operator.name, "may_act": operator.may_act, "way": operator.way},
+        }
+
+    def _shared(self) -> Mapping[str, object]:
+        """What is the same for all who look: made once a second, however many they are."""
+        former = self._told
+        told_at, told = former
+        age = time.monotonic() - told_at
+        if told is not None and age < _SHARED_SECONDS:
+            return told
+        if not self._telling.acquire(blocking=False):
+            # Another one makes it; should that take long, each does for himself.
+            return told if told is not None and age < _LATE_SECONDS else self._tell()
+        try:
+            told = self._tell()
+            if self._told is former:  # else an operator did something meanwhile
+                self._told = time.monotonic(), told
+            return told
+        finally:
+            self._telling.release()
+
+    def _tell(self) -> Mapping[str, object]:
+        own, sights, survey = self._look(anew=False)
         own_id = own.get("node_id")
         self._chronicle.compare(own_id if isinstance(own_id, int) else None, survey.members)
         return {
             **fed(own, sights, survey),
             "now_ms": int(time.time() * 1000),
-            "operator": {"name": operator.name, "may_act": operator.may_act, "way": operator.way},
             "can_allow": any(isinstance(part, OperatedState) for part in self._parts.values()),
             "overview": self._overview(),
             "events": self._chronicle.events(),
         }
 
-    def _look(self) -> tuple[Mapping[str, Any], Mapping[int, Sight], Survey]:
+    def _look(self, *, anew: bool) -> tuple[Mapping[str, Any], Mapping[int, Sight], Survey]:
         own: Mapping[str, Any] = self._service.status()
         members = {int(i): str(member["addr"]) for i, member in _mapping(own.get("members")).items()}
         members.pop(int(own.get("node_id", 0)), None)
-        sights = self._lookout.look(members)
+        sights = self._lookout.look(members, own.get("cluster_id"), anew=anew)
         return own, sights, surveyed(own, sights)
 
     def _overview(self) -> Mapping[str, object]:
@@ -130,7 +185,12 @@ class Console:
                 shown = part.overview(MAX_SHOWN)
                 json.dumps(shown)
                 for kind, things in shown.items():
-                    found.setdefault(kind, []).extend(things if isinstance(things, (list, tuple)) else ())
+                    known = found.setdefault(kind, [])
+                    for thing in list(things)[:MAX_SHOWN] if isinstance(things, (list, tuple)) else ():
+                        if isinstance(thing, Mapping):
+                            known.append({**thing, "part": name})
+                        elif isinstance(thing, str) and thing not in known:
+                            known.append(thing)
             except Exception as error:  # of the State, whatever it is
                 found.setdefault("errors", []).append(f"overview() of the State {name!r}: {error!r:.200}")
         return found
@@ -160,23 +220,21 @@ class Console:
                     self._lookout.hurry()
         finally:
             self.note(operator.name, operator.way, origin, f"{what} {named}", outcome, time.monotonic() - began)
+            self._told = 0.0, None
         return outcome
 
     def _act(self, what: str, whom: str) -> tuple[str, Outcome]:
         """How it ended, and what the name of `whom` is in full."""
         try:
             if what in (ALLOW, DISALLOW):
-                self._admit(whom, what == ALLOW)
-                may = "may join" if what == ALLOW else "may not join any more; a member remains one"
-                return whom, Outcome(DONE, f"{whom} {may}")
-            _, _, survey = self._look()
+                return whom, self._admit(whom, what == ALLOW)
+            _, _, survey = self._look(anew=True)
             member = next((each for each in survey.members if str(each.id) == whom), None)
             if member is None:
                 return whom, Outcome(REFUSED, f"no member has the id {whom:.40}")
             return f"{member.id} ({member.addr})", self._act_on(what, member, survey)
         except RaftError as error:
-            is_certain = error.http_status != 504
-            return whom, Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+            return whom, Outcome(REFUSED, _told(error))  # only looking raises here
 
     def _act_on(self, what: str, member: Seen, survey: Survey) -> Outcome:
         name = f"member {member.id} at {member.addr}"
@@ -189,11 +247,8 @@ class Console:
                 return Outcome(DONE, f"{name} was evicted")
             self._transfer(member, survey)
             return Outcome(DONE, f"leadership was handed over to {name}")
-        except TransferFailedError as error:
-            return Outcome(UNKNOWN, str(error))
         except RaftError as error:
-            is_certain = error.http_status != 504
-            return Outcome(REFUSED if is_certain else UNKNOWN, f"{type(error).__name__}: {error}")
+            return Outcome(REFUSED if isinstance(error, _UNCHANGED) else UNKNOWN, _told(error))
 
     def _transfer(self, member: Seen, survey: Survey) -> None:
         try:
@@ -204,41 +259,80 @@ class Console:
                 raise
             self._ask_transfer(str(leader), str(member.id), _TRANSFER_SECONDS)
 
-    def _admit(self, addr: str, is_allowed: bool) -> None:
+    def _admit(self, addr: str, is_allowed: bool) -> Outcome:
         """Have each part that says who may join say so, or not."""
         operated = {name: part for name, part in self._parts.items() if isinstance(part, OperatedState)}
         if not operated:
-            raise ConfigurationError("the State of this cluster has no list of who may join: see raftsvc.OperatedState")
-        for name, part in operated.items():
-            instruction = part.admission(addr, is_allowed)
-            service = self._service if self._states is None else self._states.part(name, self._service)
-            service.exec(instruction, _WRITE_SECONDS)
+            return Outcome(REFUSED, "the State of this cluster has no list of who may join: see raftsvc.OperatedState")
+        try:
+            instructions = {name: part.admission(addr, is_allowed) for name, part in operated.items()}
+        except (ValueError, TypeError) as error:
+            return Outcome(REFUSED, _told(error))
+        done: list[str] = []
+        for name, instruction in instructions.items():
+            try:
+                service = self._service if self._states is None else self._states.part(name, self._service)
+                service.exec(instruction, _WRITE_SECONDS)
+            except RaftError as error:
+                if done:
+                    return Outcome(UNKNOWN, f"done in the part {', '.join(done)}, and not in {name}: {_told(error)}")
+                is_certain = isinstance(error, (NotApplied, Rejected, ConfigurationError))
+                return Outcome(REFUSED if is_certain else UNKNOWN, _told(error))
+            done.append(name)
+        may = "may join" if is_allowed else "may not join any more; a member remains one"
+        return Outcome(DONE, f"{addr} {may}")
 
     # -- the audit
 
     def note(self, name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
-        """Write the audit line of what somebody did, or tried to.  Nothing in it breaks the line."""
+        """Write the audit line of what somebody did, or tried to, and have it among the events."""
+        self._write(name, way, origin, what, outcome, seconds)
+        self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
+
+    @staticmethod
+    def _write(name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
+        """Nothing in it breaks the line."""
         audit.warning(
             "operator=%s way=%s from=%s action=%s outcome=%s seconds=%.3f detail=%s",
             *(json.dumps(each[:300]) for each in (name, way, origin, what, outcome.outcome)),
             seconds,
             json.dumps(outcome.detail[:600]),
         )
-        self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
 
-    def note_stranger(self, origin: str) -> None:
-        """Somebody tried to sign in by what is no key: a line at once, then one a minute with how many it were."""
-        now = time.monotonic()
+    def note_refused(self, name: str, way: str, origin: str, what: str, why: str) -> None:
+        """Somebody was not let in, or not listened to: a line at once, then one a minute with how many it were.
+
+        name: of the operator, if it is known who it was.
+        """
         with self._lock:
-            self._refusals += 1
-            if self._refused_at and now - self._refused_at < _REFUSALS_EVERY_SECONDS:
+            if self._is_counting:
+                self._refusals += 1
                 return
-            count, self._refusals, self._refused_at = self._refusals, 0, now
-        said = f"{count} since the last such line" if count > 1 else "no key that is known"
-        audit.warning(
-            "operator=%s way=%s from=%s action=%s outcome=%s seconds=0.000 detail=%s",
-            *(json.dumps(each[:300]) for each in ("-", "key", origin, "sign in", REFUSED, said)),
-        )
+            self._is_counting = True
+        self._write(name, way, origin, what, Outcome(REFUSED, why), 0.0)
+        try:
+            threading.Thread(target=self._count, name="raftsvc-audit", daemon=True).start()
+        except RuntimeError:  # then each is a line
+            with self._lock:
+                self._is_counting = False
+
+    def _count(self) -> None:
+        """Tell once a minute, and when the node is stopped, how many were refused meanwhile, until nobody was."""
+        is_over = False
+        while not is_over:
+            is_last = self._stopped.wait(_REFUSALS_EVERY_SECONDS)
+            with self._lock:
+                count, self._refusals = self._refusals, 0
+                is_over = is_last or not count
+                if is_over and not is_last:
+                    self._is_counting = False
+            if count:
+                said = f"{count} more were refused since the last such line"
+                self._write("-", "-", "-", "-", Outcome(REFUSED, said), 0.0)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

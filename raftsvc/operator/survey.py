@@ -5,7 +5,9 @@ Judged from pictures (`Service.status`) alone, of one member or of all; nobody i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, Final, NamedTuple
 
 from raftsvc.addresses import canonical_addr
@@ -21,6 +23,31 @@ HARMLESS: Final = frozenset(
 
 ASK_MORE: Final = ": give --key-file too"
 """What to do on the command line about what nobody knows who was asked."""
+
+_OF_PICTURES: Final[Mapping[str, tuple[type, ...]]] = {
+    "node_id": (int,),
+    "cluster_id": (str,),
+    "role": (str,),
+    "term": (int,),
+    "commit_index": (int,),
+    "applied_index": (int,),
+    "leader_id": (int, NoneType),
+    "leader_addr": (str, NoneType),
+    "members": (dict,),
+    "conditions": (dict,),
+    "warnings": (list,),
+    "followers": (dict,),
+    "unreachable": (dict,),
+    "process": (dict,),
+    "measures": (dict, NoneType),
+    "versions": (dict, NoneType),
+}
+"""What is read in a picture of a member."""
+_OF_PARTS: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
+    "members": {"addr": (str,), "is_voter": (bool,)},
+    "followers": {"state": (str,), "match_index": (int,)},
+    "unreachable": {"why": (str,)},
+}
 
 CURRENT, BEHIND, FAILING, UNREACHED, UNKNOWN = "current", "behind", "failing", "unreached", "unknown"
 
@@ -85,6 +112,36 @@ class Survey(NamedTuple):
         return f"of the other {len(rest)} voters {need} are needed, and " + ", ".join(
             f"{m.addr or m.id} is {m.state}" for m in lost
         )
+
+
+def why_odd(picture: Mapping[str, Any]) -> str:
+    """Why what somebody says of himself cannot be what a member says; empty if it can, or if he says he is none."""
+    if "node_id" not in picture:
+        return ""
+    json.dumps(picture, allow_nan=False)  # browsers read no other
+    parts: list[tuple[Any, str, tuple[type, ...]]] = [(picture, name, kinds) for name, kinds in _OF_PICTURES.items()]
+    parts += [(_part(picture, "process"), "attached", (list, NoneType))]
+    for name, fields in _OF_PARTS.items():
+        for each in _part(picture, name).values():
+            parts += [(each, field, kinds) for field, kinds in fields.items()]
+    measures = picture.get("measures")
+    if isinstance(measures, Mapping):
+        parts += [(measures, "applied_entries", (int,))]
+        for name in ("fsync_seconds", "apply_seconds"):
+            parts += [(measures.get(name), field, (list,)) for field in ("counts", "bounds")]
+    if isinstance(picture.get("versions"), Mapping):
+        parts += [(picture["versions"], "own", (dict,))]
+    for part, name, kinds in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get(name), kinds):
+            return f"its answer makes no sense: {name} is missing, or is no such thing"
+    if not all(name.isdecimal() and len(name) < 20 for name in _part(picture, "members")):
+        return "its answer makes no sense: members have numbers"
+    return ""
+
+
+def _part(picture: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = picture.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_at(member: Seen, whom: str) -> bool:

@@ -257,14 +257,14 @@ class App:
             envelope = Envelope.from_environ(method, path, environ)
         except MalformedError as malformed:
             raise _Refused(Problem(400, "malformed", str(malformed))) from malformed
-        secret, key = b"", None
-        if self._is_bearer(path, environ):
-            return (200, *self._tell(path), secret)
+        secret, key, is_bearer = b"", None, self._is_bearer(path, environ)
         if path == "client":
             key, secret = self._identify(envelope, body, environ)
-        else:
+        elif not is_bearer:
             secret = self._authenticate(envelope, body, environ)
         try:
+            if is_bearer:
+                return (200, *_told(self._receiver, path), secret)
             if key is not None and self._door is not None:
                 return 200, CONTENT_TYPE, self._door.serve(key, envelope, body), secret
             return (200, *self._serve(path, envelope, body, environ, secret), secret)
@@ -284,18 +284,6 @@ class App:
         known = {"metrics": [*self._bearers, *self._monitors], "status": self._monitors}.get(path, [])
         found = [hmac.compare_digest(key, given) for key in known]  # all, so that it takes as long for each
         return any(found)
-
-    def _tell(self, path: str) -> tuple[str, bytes]:
-        try:
-            return self._told(path)
-        except Problem as problem:
-            raise _Refused(problem) from problem
-
-    def _told(self, path: str) -> tuple[str, bytes]:
-        """The status or the metrics."""
-        if path == "metrics":
-            return self._receiver.metrics()
-        return "application/json", json.dumps(self._receiver.status()).encode()
 
     def _check_process(self) -> None:
         try:
@@ -373,7 +361,8 @@ class App:
                 return JoinRequest.decode(body).addr if envelope.path == "join" else Question.decode(body).asker
             except MalformedError:
                 return None  # refused later
-        return self._receiver.addr_of(int(envelope.sender)) if _is_number(envelope.sender) else None
+        addr = self._receiver.addr_of(int(envelope.sender)) if _is_number(envelope.sender) else None
+        return addr or "" if envelope.path == "transfer" else addr  # no certificate is for nowhere
 
     def _refuse_misnamed(self, error: MisnamedError, envelope: Envelope) -> _Refused:
         """What is said to who has a certificate of the CA, so that it, and whoever operates this node, knows why."""
@@ -399,16 +388,11 @@ class App:
             if secret:  # else nothing was signed that could have been recorded
                 self._challenge_stranger(envelope)
             vouch()
-            return self._told(path)
+            return _told(receiver, path)
         if envelope.version != PROTOCOL_VERSION:
             raise _other_version()
         if path != "stream" and str(environ.get("CONTENT_TYPE", "")).split(";")[0].strip() != CONTENT_TYPE:
             raise Problem(415, "unsupported_media_type", f"a body is {CONTENT_TYPE}")
-        if path == "transfer":
-            self._challenge_stranger(envelope)
-            vouch()
-            receiver.hand_over(body.decode(errors="replace"))
-            return CONTENT_TYPE, b""
         if path == "form":
             self._challenge_stranger(envelope)
             vouch()
@@ -419,6 +403,9 @@ class App:
             raise Problem(status, "uninitialized", "this node belongs to no cluster yet", proof=receiver.join_proof())
         if path == "join":
             return CONTENT_TYPE, self._serve_join(body, envelope, identity, vouch)
+        if path == "transfer":
+            self._serve_transfer(body, envelope, identity, vouch)
+            return CONTENT_TYPE, b""
         from_id = self._admit_peer(envelope, identity)
         vouch()
         node_id = identity.node_id
@@ -540,6 +527,19 @@ class App:
                 return None
         return bytes(data)
 
+    def _serve_transfer(self, body: bytes, envelope: Envelope, identity: Identity, vouch: Callable[[], None]) -> None:
+        """Hand over, as a member asks that answers a challenge of ours.
+
+        Any process of that member's may ask, so it is not looked at which life of it does.
+        """
+        self._challenge_stranger(envelope)
+        if envelope.cluster != identity.cluster:
+            raise Problem(412, "wrong_cluster", "this node belongs to another cluster")
+        if self._receiver.addr_of(_number(envelope.sender, "Raft-From")) is None:
+            raise Problem(403, "no_member", "only a member of the cluster may ask for that")
+        vouch()
+        self._receiver.hand_over(body.decode(errors="replace"))
+
     def _serve_join(self, body: bytes, envelope: Envelope, identity: Identity, vouch: Callable[[], None]) -> bytes:
         """Admit a node that answers a challenge of ours, addressed to this cluster and node.
 
@@ -551,6 +551,13 @@ class App:
             raise Problem(412, "wrong_cluster", "the request is for another node, or another cluster")
         vouch()
         return self._receiver.admit(JoinRequest.decode(body)).encode()
+
+
+def _told(receiver: Receiver, path: str) -> tuple[str, bytes]:
+    """The status or the metrics."""
+    if path == "metrics":
+        return receiver.metrics()
+    return "application/json", json.dumps(receiver.status()).encode()
 
 
 class _Refused(Exception):

@@ -114,7 +114,7 @@ class MisnamedError(Exception):
     def __init__(self, certificate: Mapping[str, Any], host: str, secret: bytes) -> None:
         """secret: that verified the request; empty if none is used."""
         names = [value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
-        super().__init__(f"the certificate is for {', '.join(names) or 'no host'}, and not for {host}")
+        super().__init__(f"the certificate is for {', '.join(names) or 'no host'}, and not for {host or 'a member'}")
         self.secret = secret
 
 

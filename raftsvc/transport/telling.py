@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from raftsvc.addresses import peer_url
-from raftsvc.errors import RaftError, TransferFailedError
+from raftsvc.errors import NotTransferredError, RaftError, TransferFailedError
 from raftsvc.transport.join import stranger_envelope, why_unsigned
 from raftsvc.transport.peer import Network
 from raftsvc.transport.wire import Problem, UnreachableError, UnsignedError
 
 _LEAST_SECONDS: Final = 0.05
+_CERTAIN: Final = frozenset(
+    {"not_transferred", "no_member", "wrong_cluster", "wrong_certificate", "unauthenticated", "uninitialized"}
+    | {"unsupported_version", "local_only", "overloaded", "attached", "stopping", "not_found"}
+)
+"""Answers after which nothing was handed over."""
 
 
 def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any]:
@@ -35,21 +40,39 @@ def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any
     return picture
 
 
-def ask_transfer(network: Network, addr: str, to: str, timeout: float) -> None:
-    """Have the leader at `addr` hand over to the member `to`.  Raises TransferFailedError."""
+def ask_transfer(
+    network: Network, describe: Callable[[], Mapping[str, Any]], addr: str, to: str, timeout: float
+) -> None:
+    """Have the leader at `addr` hand over to the member `to`.  Raises NotTransferredError, TransferFailedError.
+
+    describe: what this member says of itself; see `Service.status`.
+    """
     try:
-        _ask(network, addr, "POST", "transfer", to.encode(), timeout)
+        _ask(network, addr, "POST", "transfer", to.encode(), timeout, describe())
     except Problem as problem:
-        raise TransferFailedError(f"{addr}: {problem.detail or problem.code}") from problem
+        kind = NotTransferredError if problem.code in _CERTAIN else TransferFailedError
+        raise kind(f"{addr}: {problem.detail or problem.code}") from problem
     except UnreachableError as error:
         raise TransferFailedError(f"{addr} was asked, and may do it: {_meaning_of(error)}") from error
 
 
-def _ask(network: Network, addr: str, method: str, path: str, body: bytes, timeout: float) -> bytes:
+def _ask(
+    network: Network,
+    addr: str,
+    method: str,
+    path: str,
+    body: bytes,
+    timeout: float,
+    me: Mapping[str, Any] | None = None,
+) -> bytes:
+    """me: the member that asks; None: it asks as a stranger."""
     deadline = time.monotonic() + timeout
     epoch = ""
     while True:
         envelope = stranger_envelope(method, path, "", epoch)
+        if me is not None:
+            cluster, node_id, own = (str(me.get(name, "")) for name in ("cluster_id", "node_id", "addr"))
+            envelope = envelope._replace(cluster=cluster, sender=node_id, addr=own)
         left = max(_LEAST_SECONDS, deadline - time.monotonic())
         try:
             return network.post_within(peer_url(addr), envelope, body, left)

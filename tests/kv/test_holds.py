@@ -408,3 +408,12 @@ def test_a_new_lease_takes_room_too(log: Log) -> None:
     others = [f"{number:016x}" for number in range(100, 1_000)]
     assert "the state would have" in [log.at(0, opened(lease)) for lease in others][-1]
     assert log.at(0, opened(A)) is True
+
+
+def test_what_operators_are_shown_of_holders_is_little_whatever_these_say_of_themselves(log: Log) -> None:
+    for number in range(1, 21):
+        log.at(1, claimed(A, number, size=20, data=b"\xff" * 1024))
+    log.at(1, claimed(B, 1, "y", data="\u00e9".encode() * 80))
+    many, one = log.state.overview(10)["locks"]  # type: ignore[misc]
+    assert (many["held"], many["holders"]) == (20, ["\ufffd" * 100] * 5)
+    assert one["holders"] == ["\u00e9" * 80]

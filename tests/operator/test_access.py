@@ -15,10 +15,11 @@ import raftsvc
 from raftsvc import ConfigurationError, OperatorKey, kv
 from raftsvc.keys import checked_operator_keys, operator_keys_of
 from raftsvc.kv import environment
-from raftsvc.operator import Host, OperatorApp
+from raftsvc.operator import Host, OperatorApp, remote_user
 from raftsvc.operator.access import SESSION_SECONDS
 from raftsvc.operator.page import PAGE as HTML
 from tests.operator.harness import FULL, PAGE, READ, Actor, client_of, sign_in
+from tests.service.harness import eventually
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "operator.md"
 
@@ -50,6 +51,30 @@ def test_the_cookie_is_for_this_page_alone_and_its_key_is_not_in_it() -> None:
     assert FULL.key not in said
 
 
+def test_the_cookie_is_for_where_the_browser_has_the_page_behind_a_proxy_that_ends_tls() -> None:
+    client, headers = client_of(Actor(), FULL), {**PAGE, "Origin": "https://ops.example"}
+    for place, path in (("/ops/raft", "/ops/raft"), ("/x; Domain=example", "/"), ("", None), (1, None)):
+        answer = client.post("/login", json={"key": FULL.key, "place": place}, headers=headers)
+        if path is None:
+            assert answer.status_code == 400
+            continue
+        assert {"Secure", f"Path={path}"} <= set(answer.headers["Set-Cookie"].split("; "))
+        assert "Domain" not in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(
+    "others",
+    ['theme={"dark":true}; ', "a[b]=c; ", "x=\u00e9; ", "novalue; ", "raftsvc_operator=of another; ", "=; ;; "],
+)
+def test_other_cookies_of_the_host_keep_nobody_out(others: str) -> None:
+    client = client_of(Actor(), FULL)
+    answer = client.post("/login", json={"key": FULL.key}, headers=PAGE)
+    cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    other = Client(client.application, use_cookies=False)
+    assert other.get("/feed", headers={"Cookie": others + cookie}).status_code == 200
+    assert other.get("/feed", headers={"Cookie": cookie + "; " + others}).status_code == 200
+
+
 def test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when() -> None:
     now = [1_000_000.0]
     client = client_of(Actor(), FULL, now=lambda: now[0])
@@ -67,7 +92,7 @@ def test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when() -> None:
 
 @pytest.mark.parametrize("cookie", ["", "1.2.3", "9" * 12 + "." + "0" * 64 + ".anna", "..", "x" * 5000, "\xff.\xff"])
 def test_a_cookie_that_makes_no_sense_lets_nobody_in(cookie: str) -> None:
-    client = client_of(Actor(), FULL)
+    client = Client(client_of(Actor(), FULL).application, use_cookies=False)
     assert client.get("/feed", headers={"Cookie": f"raftsvc_operator={cookie}"}).status_code == 401
 
 
@@ -137,6 +162,18 @@ def test_an_application_says_who_comes_and_whether_he_may_act() -> None:
             app.limited(**wrong)  # type: ignore[arg-type]
 
 
+def test_whom_nothing_names_is_not_let_in_behind_an_application() -> None:
+    actor = Actor()
+    app = OperatorApp(actor.console(), Host(remote_user, False))
+    for each, user in ((app, ""), (app.limited(), ""), (app.limited(who=lambda environ: ""), "anna")):
+        client, here = Client(each), {"REMOTE_USER": user}
+        assert client.get("/feed", environ_overrides=here).status_code == 403
+        sent = client.post("/act", json={"what": "evict", "whom": "3"}, headers=PAGE, environ_overrides=here)
+        assert (sent.status_code, sent.json["code"], actor.done) == (403, "not_let_in", [])
+    assert Client(app).get("/feed", environ_overrides={"REMOTE_USER": "anna"}).json["operator"]["name"] == "anna"
+    assert Client(app.limited(who=lambda environ: "-")).get("/feed").status_code == 200
+
+
 def test_the_page_runs_its_own_script_alone_loads_nothing_and_is_framed_by_nobody() -> None:
     answer = client_of(Actor(), FULL).get("/")
     policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
@@ -200,6 +237,9 @@ def test_keys_that_are_wrong_are_refused_at_the_start() -> None:
         checked_operator_keys([FULL], [FULL.key.encode()], [])
     with pytest.raises(ConfigurationError, match="client's key"):
         checked_operator_keys([FULL], [], [raftsvc.ClientKey("cron", FULL.key)])
+    with pytest.raises(ConfigurationError, match="'anna' and 'screen' have one key"):
+        checked_operator_keys([READ, FULL, OperatorKey("screen", FULL.key)], [], [])
+    assert checked_operator_keys([FULL, OperatorKey("anna", "another key of anna")], [], [])
     assert FULL.key not in repr(FULL)
 
 
@@ -209,6 +249,46 @@ def test_who_tries_keys_is_noted_and_does_not_fill_the_log(caplog: pytest.LogCap
         for number in range(20):
             client.post("/login", json={"key": f"a key that is tried {number}"}, headers=PAGE)
     assert len(caplog.records) == 1 and 'outcome="refused"' in caplog.text and "tried" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "line"),
+    [
+        ("GET", "/feed", {"Authorization": "Bearer a key of nobody, long"}, 'operator="-" way="key" action="feed"'),
+        ("POST", "/act", {"Authorization": "Bearer a key of nobody, long"}, 'operator="-" way="key" action="act"'),
+        ("POST", "/act", {}, 'operator="anna" way="cookie" action="act"'),
+        ("POST", "/login", {"Sec-Fetch-Site": "cross-site"}, 'operator="-" way="key" action="sign in"'),
+    ],
+)
+def test_each_way_to_try_is_noted_and_how_often_before_the_node_is_gone(
+    method: str, path: str, headers: dict[str, str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = Actor()
+    client = client_of(actor, FULL)
+    sign_in(client, FULL)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "raftsvc.audit"):
+        for _ in range(5):
+            sent = client.open(path, method=method, json={"what": "evict", "whom": "3"}, headers=headers)
+            assert sent.status_code in (401, 403)
+        (record,) = caplog.records
+        said = record.getMessage().replace(' from="-"', "")
+        assert said.startswith(line + ' outcome="refused"')
+        actor.stopped.set()
+        eventually(lambda: "4 more were refused" in caplog.text, "how many it were is told")
+    assert actor.done == [] and FULL.key not in caplog.text
+
+
+def test_who_was_refused_is_counted_for_a_while_and_noted_at_once_afterwards(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.operator.console._REFUSALS_EVERY_SECONDS", 0.0)
+    console = Actor().console()
+    with caplog.at_level(logging.WARNING, "raftsvc.audit"):
+        for _ in range(2):
+            console.note_refused("-", "key", "-", "sign in", "no key that is known")
+            eventually(lambda: not console._is_counting, "nobody tries any more")
+    assert caplog.text.count("no key that is known") == 2
 
 
 def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

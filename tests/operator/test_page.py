@@ -42,7 +42,7 @@ class Shown:
         return self.outcome
 
     def note(self, *what: object) -> None: ...
-    def note_stranger(self, origin: str) -> None: ...
+    def note_refused(self, *what: object) -> None: ...
 
 
 class Site:
@@ -198,6 +198,32 @@ def test_one_signs_in_looks_and_acts_by_the_keyboard_alone(site: Site) -> None:
     page.keyboard.press("Enter")
     page.get_by_role("status").get_by_text("Done: that was done").wait_for()
     assert site.shown.done == [("anna", "evict", "3")]
+
+
+def test_a_browser_that_keeps_no_cookie_is_told_of_after_signing_in(site: Site) -> None:
+    page = site.open(site.serve(Keys([FULL])))
+    page.route("**/feed", lambda route: route.fulfill(status=401, body="{}"))
+    page.get_by_label("Operator's key").fill(FULL.key)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("does not send the cookie").wait_for()
+
+
+def test_things_of_one_name_are_shown_as_often_as_there_are(site: Site) -> None:
+    lock = {"name": "lock:orders", "holders": ["web-1"], "held": 1, "waiting": 0, "fence": 7}
+
+    def feed(step: int) -> dict[str, Any]:
+        told = feed_of("healthy", step)
+        told["warnings"] = ["one thing", "another", "another"]
+        told["term"] = min(step, 2)
+        told["overview"] = {"locks": [{**lock, "part": "a"}, {**lock, "part": "b"}, lock, lock], "jobs": []}
+        return told
+
+    site.shown.feed_of = feed
+    page = site.open(site.serve())
+    page.locator('#term:text-is("2")').wait_for()  # so it is shown for the second time
+    assert page.locator("#trouble-list > li").count() == 3
+    rows = page.locator("#locks > tr > td:first-child").all_inner_texts()
+    assert rows == ["a: lock:orders", "b: lock:orders", "lock:orders", "lock:orders"]
 
 
 def test_focus_stays_where_it_is_while_the_page_is_told_news(site: Site) -> None:

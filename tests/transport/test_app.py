@@ -454,6 +454,29 @@ def test_with_mutual_tls_the_certificate_must_name_the_sender() -> None:
     assert attempt(None) == 401
 
 
+def test_only_a_member_by_a_certificate_for_its_host_has_leadership_handed_over() -> None:
+    def attempt(host: str, secret: Any = None, **said: str) -> tuple[int, list[Any]]:
+        recorder = Recorder()
+        app = make_app(recorder, secret=secret, mutual_tls=True)
+        epoch = ""
+        for _ in range(2):
+            environ = request("transfer", b"2", secret=secret, epoch=epoch, **said)
+            environ["raftsvc.peer_certificate"] = {"subjectAltName": (("DNS", host),)}
+            answer = call(app, environ)
+            epoch = json.loads(answer.body).get("challenge", "") if answer.status != 200 else ""
+        return answer.status, recorder.calls
+
+    assert attempt("peer.example") == (200, ["2"])
+    assert attempt("peer.example", life="") == (200, ["2"]), "a process that is attached knows none"
+    assert attempt("shop.example") == (401, [])
+    assert attempt("shop.example", sender="", addr="", cluster="", life="") == (401, [])
+    assert attempt("shop.example", sender="9", addr="shop.example:1") == (401, [])
+    assert attempt("peer.example", cluster="0" * 16) == (412, [])
+    assert attempt("shop.example", SECRET, sender="", addr="") == (401, [])
+    assert attempt("shop.example", SECRET, sender="9", addr="shop.example:1") == (403, [])
+    assert attempt("shop.example", SECRET, sender="", addr="shop.example:1") == (400, [])
+
+
 def test_status_needs_the_secret_and_health_does_not() -> None:
     app = make_app(Recorder())
     challenge = json.loads(call(app, request("status", b"", method="GET")).body)["challenge"]
