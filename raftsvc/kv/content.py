@@ -18,7 +18,7 @@ from typing import Final
 from raftsvc.kv import queues
 from raftsvc.kv.expiry import Expiries, deadline_of
 from raftsvc.kv.history import DELETED, EXPIRED, WRITTEN, Change
-from raftsvc.kv.holds import CLAIM_BYTES, Holds, numbers_of
+from raftsvc.kv.holds import CLAIM_BYTES, Holds, has_no_other, numbers_of
 from raftsvc.kv.leased import LeasedKeys
 from raftsvc.kv.limits import Limits
 from raftsvc.kv.orders import BEGIN, CLOCK, FINISH, PLAN, PLANS, Order
@@ -35,6 +35,9 @@ from raftsvc.kv.transactions import (
     DELETE,
     DISALLOW,
     END,
+    ENDED,
+    EVICT,
+    FENCE,
     IF_HELD,
     INCR,
     ITEMS,
@@ -43,8 +46,10 @@ from raftsvc.kv.transactions import (
     LIMIT,
     MAX_NUMBER,
     MIN_NUMBER,
+    NOTHING,
     NUMBERS,
     OPEN,
+    PROLONG,
     PUT,
     RELEASE,
     SET,
@@ -52,9 +57,13 @@ from raftsvc.kv.transactions import (
     SET_LEASED,
     SHARED,
     SIZE,
+    TICKET,
     TOUCH,
     TRIES,
+    WAITS_ON,
     WHICH,
+    WITHDRAW,
+    WITHDRAWN,
     conflict,
     no_lease,
     no_number,
@@ -173,7 +182,8 @@ class Content:
 
         Returns the number that the last INCR made, or the id of the item that the last PUT did; of a DELETE, TOUCH or
         ACK that is alone whether there was such a key or item, of a CLAIM its fence, of a RELEASE or END whether there
-        was one (which is still to end: `end_some`), of an ADMIT what `limits.ADMITTED` reads; else True.
+        was one (which is still to end: `end_some`), of a WITHDRAW what `transactions` says, of a PROLONG the fence, of
+        an EVICT whether there was one, of an ADMIT what `limits.ADMITTED` reads; else True.
         """
         self.index = index
         for position, (code, key, expected) in enumerate(conditions):
@@ -254,7 +264,7 @@ class Content:
                 self._check_room(self.limits.growth_bytes(key))
             return self.limits.admit(key, n, per_ms, cost, time_ms)
         if code == CLAIM:
-            is_work = ASKED.unpack_from(data)[-1] == ITEMS
+            is_work = ASKED.unpack_from(data)[5] == ITEMS
             if self.max_bytes and not (is_work and holds.items.ready(key)):  # by which room is made
                 self._check_room(holds.growth_bytes(key, data), RESERVE_BYTES if is_work else 0)
             return holds.claim(key, data)
@@ -269,12 +279,53 @@ class Content:
                 self._check_room(CLAIM_BYTES, RESERVE_BYTES)
             holds.open(key, ttl_ms, time_ms)
             return True
+        if code == PROLONG:
+            lease, number = WHICH.unpack(data)
+            return self._prolong(key, lease.decode(), number, time_ms)
+        if code == WITHDRAW:
+            lease, number, attempt = WITHDRAWN.unpack(data)
+            return self._withdraw(key, lease.decode(), number, attempt)
+        if code == EVICT:
+            return self._evict(key, *FENCE.unpack(data))
         assert code == END, "these are all"
         was_there = holds.has(key)
         if was_there:
-            self.ending = key
-            holds.over.append(key)  # its keys are gone before others have what it held
+            self._begin_end(key)
         return was_there
+
+    def _prolong(self, name: str, lease: str, number: int, time_ms: int) -> int:
+        """See `instructions.prolong`; the fence."""
+        claim = self.holds.claim_of(name, lease, number)
+        if claim is None:
+            raise no_lease(lease)
+        self.holds.keep(lease, 0, frozenset(), time_ms)  # up to entry 0 no claim was placed
+        return claim.fence
+
+    def _evict(self, name: str, fence: int) -> bool:
+        """See `instructions.evict`."""
+        for claim in self.holds.claims(name):
+            if claim.fence == fence and claim.number == TICKET:
+                return self._withdraw(name, claim.lease, TICKET, 0) == ENDED
+        return False
+
+    def _withdraw(self, name: str, lease: str, number: int, attempt: int) -> int:
+        """See `instructions.withdraw`."""
+        claim = self.holds.claim_of(name, lease, number)
+        if claim is not None and attempt:
+            if claim.fence:
+                return claim.fence
+            if claim.attempt != attempt:
+                return WAITS_ON
+        if has_no_other(self.holds, lease, number if claim is not None else None):
+            self._begin_end(lease)
+        elif claim is not None:
+            self.holds.release(name, lease, number, is_failure=False)
+        return NOTHING if claim is None else ENDED
+
+    def _begin_end(self, lease: str) -> None:
+        """Its keys are gone before others have what it held."""
+        self.ending = lease
+        self.holds.over.append(lease)
 
     def order(self, order: Order, index: int, time_ms: int) -> object:
         """What is said of jobs, or by a clock; see `Runs` for what it returns.  Raises Rejected over the quota."""

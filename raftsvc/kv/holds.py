@@ -34,7 +34,17 @@ from typing import Final, NamedTuple
 from raftsvc.kv.expiry import Expiries, deadline_of
 from raftsvc.kv.items import Items
 from raftsvc.kv.pages import records_of
-from raftsvc.kv.transactions import ASKED, ITEMS, KEPT, MEETING, NUMBER, UNITS, no_lease, other_size, used_number
+from raftsvc.kv.transactions import (
+    ASKED,
+    ITEMS,
+    KEPT,
+    MEETING,
+    NUMBER,
+    UNITS,
+    no_lease,
+    other_size,
+    used_number,
+)
 
 CLAIM_BYTES: Final = 400
 """What a claim takes in memory beside its texts, a lease as well, and a name on which there are some."""
@@ -52,6 +62,7 @@ class Claim(NamedTuple):
     fence:  index of the entry with which it was granted; 0: it waits.
     data:   what it says of who has it.
     item:   of a queue, the id of that which was handed out to it; else 0.
+    attempt: who asked for it last, of several that may give it up while it waits; 0: none may.
     """
 
     lease: str
@@ -61,6 +72,7 @@ class Claim(NamedTuple):
     fence: int
     data: bytes
     item: int = 0
+    attempt: int = 0
 
 
 class Standing(NamedTuple):
@@ -309,9 +321,10 @@ class Holds:
     def claim(self, name: str, asked: bytes) -> int:
         """Place a claim, if it is not there; returns its fence, 0 if it waits, or is not placed since it would have to.
 
+        One that is there and waits belongs to this attempt from now on, unless it belongs to none.
         Raises Rejected if there is no such lease, the name has another size, or the number is one of another name.
         """
-        text, number, size, units, waits, kind = ASKED.unpack_from(asked)
+        text, number, size, units, waits, kind, attempt = ASKED.unpack_from(asked)
         lease = text.decode()
         key = lease, number
         if lease not in self._leases:
@@ -325,6 +338,8 @@ class Holds:
             raise other_size(found.size)
         there = self.claim_of(name, lease, number)
         if there is not None:
+            if not there.fence and there.attempt:
+                found.waiting[key] = there._replace(attempt=attempt)
             return there.fence
         is_next = (not found.waiting or kind == MEETING) and (kind == ITEMS or name not in self._granted)
         if not waits and not (is_next and found.can_serve(units, self.items.ready(name), len(found.waiting) + 1)):
@@ -332,7 +347,7 @@ class Holds:
         if not found.held and not found.waiting:
             self._names[name] = found
             self.size_bytes += size_of(name)
-        claim = found.waiting[key] = Claim(lease, number, units, self._entry, 0, asked[ASKED.size :])
+        claim = found.waiting[key] = Claim(lease, number, units, self._entry, 0, asked[ASKED.size :], 0, attempt)
         self._leases[lease].claims[number] = name
         self._claim_count += 1
         self.size_bytes += size_of(name, claim.data)
@@ -475,6 +490,12 @@ def numbers_of(kept: bytes) -> tuple[int, frozenset[int]]:
     """What a KEEP says: up to which index it names all claims that are wanted, and these."""
     (placed,) = KEPT.unpack_from(kept)
     return placed, frozenset(struct.unpack_from(f">{(len(kept) - KEPT.size) // NUMBER.size}Q", kept, KEPT.size))
+
+
+def has_no_other(holds: Holds, lease: str, number: int | None) -> bool:
+    """Whether there is such a lease, and no claim under it but that one."""
+    found = holds._leases.get(lease)
+    return found is not None and all(each == number for each in found.claims)
 
 
 def _has_fence(found: _Name, fence: int) -> bool:

@@ -21,6 +21,7 @@ from raftsvc.kv.items import MAX_TRIES
 from raftsvc.kv.transactions import (
     ASKED,
     ASKED_OF_LIMIT,
+    FENCE,
     KEPT,
     LEASE,
     MAX_KEY_BYTES,
@@ -37,6 +38,7 @@ from raftsvc.kv.transactions import (
     TRIES,
     UNITS,
     WHICH,
+    WITHDRAWN,
     encode_condition,
     encode_effect,
     encode_lone_set,
@@ -70,6 +72,9 @@ class Code(IntEnum):
     CLAIM = transactions.CLAIM
     RELEASE = transactions.RELEASE
     ADMIT = transactions.ADMIT
+    WITHDRAW = transactions.WITHDRAW
+    PROLONG = transactions.PROLONG
+    EVICT = transactions.EVICT
 
 
 class Operation:
@@ -275,15 +280,34 @@ def claim(
     *,
     waits: bool = True,
     kind: int = UNITS,
+    attempt: int = 0,
 ) -> Effect:
-    """Claim `units` of a name that has `size` of them; not if that would have to wait, unless it `waits`."""
-    asked = ASKED.pack(lease.encode(), number, size, units, waits, kind)
+    """Claim `units` of a name that has `size` of them; not if that would have to wait, unless it `waits`.
+
+    attempt: who may `withdraw` it while it waits, until another claims the same; 0: nobody, for good.
+    """
+    asked = ASKED.pack(lease.encode(), number, size, units, waits, kind, attempt)
     return Effect(Code.CLAIM, checked_key(name), asked + data)
 
 
 def release(name: str, lease: str, number: int) -> Effect:
     """Have no such claim."""
     return Effect(Code.RELEASE, checked_key(name), WHICH.pack(lease.encode(), number))
+
+
+def withdraw(name: str, lease: str, number: int, attempt: int = 0) -> Effect:
+    """Have no such claim, nor its lease if it has no other; of an `attempt` only while it waits, and is that one's."""
+    return Effect(Code.WITHDRAW, checked_key(name), WITHDRAWN.pack(lease.encode(), number, attempt))
+
+
+def prolong(name: str, lease: str, number: int) -> Effect:
+    """Have the lease live for its TTL from now on, if that claim on that name is under it."""
+    return Effect(Code.PROLONG, checked_key(name), WHICH.pack(lease.encode(), number))
+
+
+def evict(name: str, fence: int) -> Effect:
+    """Have no such claim as `withdraw` does, whoever's ticket it is, that is held by that fence."""
+    return Effect(Code.EVICT, checked_key(name), FENCE.pack(fence))
 
 
 def put(queue: str, value: bytes | bytearray | memoryview, max_tries: int | None = None) -> Effect:

@@ -1,19 +1,19 @@
 """The key-value store's snapshot: its content as bytes, in pieces, and back.
 
-Format: magic, the limit of the size (8 bytes; 0 is none), then how many addresses may join (4) and each,
-its length (2) first; the keys in order, each as the length of its UTF-8 form (2), version (8), length of
-the data (4), key and data; an end, which is 0 for the length, and how many there were; the keys that
-expire, in order, each as its length (2), the deadline in log time (8) and the key; an end like
-that; how many leases there are (4), each as its id, TTL and deadline (8 each); how many names are claimed (4), each as
-its length (2), how many units it has (4), its kind (1), how many claims there are on it (4), and itself, then these:
-lease, number (8), units (4), index of placing, fence and item (8 each), length of the data (2) and the data; the id of
-the last item (8); then, each like the keys, the items of queues by their names, the limits by theirs, and the keys that
-have a lease, with the id of that; how many clocks were told (4), each as whose, what it showed, when in log time, and
-in which entry (8 each); how many jobs there are (4), each as the lengths of name and schedule (2 each), the highest
-slot that is decided, from when on slots count, and which entry planned it when in log time, as long as the former is
-not known (8 each), how many places it has (2) and runs (4), and these: a place as the length of its name (2), lease,
-number (8) and name, each of those that run the job with the length of its schedule (4) and that, a run as its numbers,
-the lengths of who has it and of what is said of it (2 each), its place, and both. All integers are big-endian.
+Format: magic, the limit of the size (8 bytes; 0 is none), then how many addresses may join (4) and each, its length
+(2) first; the keys in order, each as the length of its UTF-8 form (2), version (8), length of the data (4), key and
+data; an end, which is 0 for the length, and how many there were; the keys that expire, in order, each as its length
+(2), the deadline in log time (8) and the key; an end like that; how many leases there are (4), each as its id, TTL and
+deadline (8 each); how many names are claimed (4), each as its length (2), how many units it has (4), its kind (1), how
+many claims there are on it (4), and itself, then these: lease, number (8), units (4), index of placing, fence, item
+and attempt (8 each), length of the data (2) and the data; the id of the last item (8); then, each like the keys, the
+items of queues by their names, the limits by theirs, and the keys that have a lease, with the id of that; how many
+clocks were told (4), each as whose, what it showed, when in log time, and in which entry (8 each); how many jobs there
+are (4), each as the lengths of name and schedule (2 each), the highest slot that is decided, from when on slots count,
+and which entry planned it when in log time, as long as the former is not known (8 each), how many places it has (2)
+and runs (4), and these: a place as the length of its name (2), lease, number (8) and name, each of those that run the
+job with the length of its schedule (4) and that, a run as its numbers, the lengths of who has it and of what is said
+of it (2 each), its place, and both. All integers are big-endian.
 
 Invariant: the bytes depend on the content alone, not on how it came about, and where a piece
 ends follows from what is before it.
@@ -52,7 +52,7 @@ _COUNT: Final = struct.Struct(">I")
 _LEASE: Final = struct.Struct(f">{LEASE_DIGITS}sQQ")
 _NAME: Final = struct.Struct(">HIBI")
 _LAST_ITEM: Final = struct.Struct(">QQ")
-_CLAIM: Final = struct.Struct(f">{LEASE_DIGITS}sQIQQQH")
+_CLAIM: Final = struct.Struct(f">{LEASE_DIGITS}sQIQQQQH")
 _CLOCK: Final = struct.Struct(">QQQQ")
 _JOB: Final = struct.Struct(">HHQQQQHI")
 _PLACE: Final = struct.Struct(f">H{LEASE_DIGITS}sQ")
@@ -102,8 +102,8 @@ def _holds(frozen: Frozen) -> Iterator[bytes]:
         give_way()
         encoded = name.encode()
         yield _NAME.pack(len(encoded), size, kind, len(claims)) + encoded
-        for lease, number, units, placed, fence, data, item in claims:
-            yield _CLAIM.pack(lease.encode(), number, units, placed, fence, item, len(data)) + data
+        for lease, number, units, placed, fence, data, item, attempt in claims:
+            yield _CLAIM.pack(lease.encode(), number, units, placed, fence, item, attempt, len(data)) + data
 
 
 def _runs(frozen: FrozenRuns) -> Iterator[bytes]:
@@ -254,10 +254,10 @@ def _decode_lease(reader: _Reader) -> tuple[str, int, int]:
 
 
 def _decode_claim(reader: _Reader) -> Claim:
-    lease, number, units, placed, fence, item, length = _CLAIM.unpack(reader.take(_CLAIM.size))
+    lease, number, units, placed, fence, item, attempt, length = _CLAIM.unpack(reader.take(_CLAIM.size))
     if length > MAX_CLAIM_DATA:
         raise MalformedSnapshotError(f"the snapshot has {length} bytes of a claim")
-    return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length), item)
+    return Claim(_lease_of(lease), number, units, placed, fence, reader.take(length), item, attempt)
 
 
 def _decode_runs(reader: _Reader, holds: Holds, index: int) -> Runs:

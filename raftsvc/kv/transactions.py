@@ -1,16 +1,15 @@
 """The bytes of a transaction, and of a refusal: how each node reads what `kv.instructions` makes.
 
-Instruction: format (1 byte), count of operations (2), then the
-operations: code (1), length of the key's UTF-8 form (2), the key, and what the
-code asks for: IF_NOT_MODIFIED a version (8), SET the length of a value (4) and the value,
-SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a delta and an
-initial number (8 each, signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL
-of 0 is none, with TOUCH and INCR.  IF_HELD asks for a fence (8).  OPEN has the id of a lease for its key, and a
-TTL; KEEP and END too, and KEEP the length (4) of what is kept (`kv.holds`), and that; CLAIM and RELEASE have the name
-that is claimed for their key, and the like of what is claimed.  These five, and ADMIT, which has the name of a limit
-and, after a length, what is asked of that, come with conditions, and with no other effect.  SET_LEASED has the length
-of the id of a lease and a value, and these; PUT, with the name of a queue for its key, that of how often it is tried
-(2) and a value, and these; ACK says like RELEASE by which claim somebody has an item of such a queue.  All integers are
+Instruction: format (1 byte), count of operations (2), then the operations: code (1), length of the key's UTF-8 form
+(2), the key, and what the code asks for: IF_NOT_MODIFIED a version (8), SET the length of a value (4) and the value,
+SET_EXPIRING a TTL in milliseconds (8) and the same, TOUCH a TTL, INCR a TTL, a delta and an initial number (8 each,
+signed), LIMIT a size (8), of which 0 is none, with MAX_STATE_BYTES for a key; a TTL of 0 is none, with TOUCH and
+INCR.  IF_HELD asks for a fence (8).  OPEN has the id of a lease for its key, and a TTL; KEEP and END too, and KEEP the
+length (4) of what is kept (`kv.holds`), and that; CLAIM, RELEASE, WITHDRAW, PROLONG and EVICT have the name that is
+claimed for their key, and, after a length, which claim is meant.  These, and ADMIT, which has the name of a limit and,
+after a length, what is asked of that, come with conditions, and with no other effect.  SET_LEASED has the length of
+the id of a lease and a value, and these; PUT, with the name of a queue for its key, that of how often it is tried (2)
+and a value, and these; ACK says like RELEASE by which claim somebody has an item of such a queue.  All integers are
 big-endian.  The count makes every shortened instruction recognizable as such.
 
 Invariant: what `encode` makes, `decode` reads; anything else is refused by
@@ -56,14 +55,22 @@ MAX_STATE_BYTES: Final = "max_state_bytes"
 LEASE_DIGITS: Final = 16
 """Of the id of a lease, in hexadecimal: drawn at random by who opens it."""
 LEASE: Final = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
-ASKED: Final = struct.Struct(f">{LEASE_DIGITS}sQIIBB")
-"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait, and
-of which kind the name is."""
+ASKED: Final = struct.Struct(f">{LEASE_DIGITS}sQIIBBQ")
+"""What a CLAIM says before its data: lease, number, how many units there are and are taken, whether it would wait, of
+which kind the name is, and by which attempt (`WITHDRAWN`)."""
 UNITS, ITEMS, MEETING = range(3)
 """Kinds of names: what is granted is some units of it, an item of a queue, or that so many wait for it as it has units,
 all of whom are granted it at once."""
 WHICH: Final = struct.Struct(f">{LEASE_DIGITS}sQ")
-"""What a RELEASE says: lease and number."""
+"""What a RELEASE says, or a PROLONG: lease and number."""
+WITHDRAWN: Final = struct.Struct(f">{LEASE_DIGITS}sQQ")
+"""What a WITHDRAW says: lease, number, and the attempt that gives up, drawn at random; 0: it is over for all."""
+FENCE: Final = struct.Struct(">Q")
+"""What an EVICT says."""
+TICKET: Final = 0
+"""The number of a claim that belongs to whoever knows its lease; those of processes are above."""
+WAITS_ON, ENDED, NOTHING = 0, -1, -2
+"""What a WITHDRAW answers: it waits, by another attempt; it is no more; it was not there.  Else its fence."""
 KEPT: Final = struct.Struct(">Q")
 """What a KEEP says before the numbers of the claims that are wanted: up to which index all that are, are named."""
 NUMBER: Final = struct.Struct(">Q")
@@ -99,16 +106,21 @@ END: Final = 34
 CLAIM: Final = 35
 RELEASE: Final = 36
 ADMIT: Final = 37
+WITHDRAW: Final = 38
+PROLONG: Final = 39
+EVICT: Final = 40
 OF_LEASES: Final = frozenset((OPEN, KEEP, END))
 """What is said of a lease, and of no key."""
-ALONE: Final = frozenset((OPEN, KEEP, END, CLAIM, RELEASE, ADMIT))
+ALONE: Final = frozenset((OPEN, KEEP, END, CLAIM, RELEASE, ADMIT, WITHDRAW, PROLONG, EVICT))
 """What comes with no other effect."""
 OF_THE_CLUSTER: Final = frozenset((ALLOW, DISALLOW, LIMIT))
 """What is said of the whole, and of no key."""
 _KEY_ONLY: Final = frozenset((DELETE, ALLOW, DISALLOW, END))
 _WITH_TTL: Final = frozenset((SET_EXPIRING, TOUCH, INCR, OPEN))
-_WITH_LENGTH: Final = frozenset((SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT))
-_UNDER_A_CLAIM: Final = frozenset((ACK, RELEASE))
+_WITH_LENGTH: Final = frozenset(
+    (SET, SET_EXPIRING, SET_LEASED, PUT, ACK, KEEP, CLAIM, RELEASE, ADMIT, WITHDRAW, PROLONG, EVICT)
+)
+_UNDER_A_CLAIM: Final = frozenset((ACK, RELEASE, WITHDRAW, PROLONG))
 _WITH_MORE: Final = _WITH_TTL | _WITH_LENGTH | {LIMIT}
 _FIXED_BYTES: Final = {TOUCH: 0, INCR: NUMBERS.size, LIMIT: SIZE.size, OPEN: 0}
 _STRETCH: Final = 64  # operations between two looks at whether another thread waits
@@ -246,13 +258,17 @@ def _check_content(code: int, key: str, data: bytes) -> None:
     if code == CLAIM:
         if not ASKED.size <= len(data) <= ASKED.size + MAX_CLAIM_DATA:
             raise Rejected("not a transaction: a claim is cut short, or says too much")
-        lease, _, size, units, waits, kind = ASKED.unpack_from(data)
+        lease, _, size, units, waits, kind, _ = ASKED.unpack_from(data)
         if not 0 < units <= size <= MAX_UNITS or waits > 1 or kind > MEETING or (kind != UNITS and units > 1):
             raise Rejected(f"not a transaction: a claim of {units} of {size}")
     elif code in _UNDER_A_CLAIM:
-        if len(data) != WHICH.size:
+        if len(data) != (WITHDRAWN.size if code == WITHDRAW else WHICH.size):
             raise Rejected("not a transaction: a release has another length")
-        lease, _ = WHICH.unpack(data)
+        lease = data[:LEASE_DIGITS]
+    elif code == EVICT:
+        if len(data) != FENCE.size:
+            raise Rejected("not a transaction: a fence has another length")
+        return
     elif code == SET_LEASED:
         lease = data[:LEASE_DIGITS]
     elif code == PUT:

@@ -44,7 +44,8 @@ class Api:
         self._max_body_bytes = max_body_bytes
         self._places = places
         positions = Positions(kv)
-        keys = Keys(kv, Repeats(kv, repeats_ttl), positions)
+        repeats = Repeats(kv, repeats_ttl)
+        keys = Keys(kv, repeats, positions)
         self._handlers: dict[str, Callable[[Asked, Caller, str], Response]] = {
             "listKeys": keys.list,
             "getKey": keys.get,
@@ -55,7 +56,7 @@ class Api:
             "watch": Watches(kv, positions, places, heartbeat).watch,
         }
         for kind, names in KINDS.items():
-            held = Held(kv, kind, places)
+            held = Held(kv, kind, places, repeats)
             self._handlers |= dict(zip(names, (held.acquire, held.keep, held.release, held.show), strict=True))
         before_stop = getattr(kv.service, "before_stop", None)
         if callable(before_stop):

@@ -19,6 +19,7 @@ from werkzeug.wsgi import get_content_length
 
 from raftsvc.web.problems import Problem, bad_request
 
+TICKET_HEADER = "Raftsvc-Ticket"
 MAX_SECONDS = 60.0
 """The longest that a client may have a request wait."""
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
@@ -76,6 +77,10 @@ class Asked:
     def timeout(self, default: float) -> float:
         """How long the request may wait for the cluster."""
         return self.seconds("timeout", default, MAX_SECONDS) or 0.0
+
+    def wait(self) -> float:
+        """For how many seconds it waits for its turn."""
+        return self.seconds("wait", 0.0, MAX_SECONDS) or 0.0
 
     def integer(self, name: str, default: int, least: int, most: int) -> int:
         """That parameter as an integer."""
@@ -143,6 +148,13 @@ class Asked:
         if not _IDEMPOTENCY_KEY.fullmatch(text):
             raise bad_request("An Idempotency-Key has 1 to 256 characters of ASCII.")
         return text
+
+    def ticket(self) -> str | None:
+        """Of what is held, which logs of requests need not have: it stands in a header, or in the query."""
+        said, in_query = self._header(TICKET_HEADER), self.parameters.get("ticket")
+        if said is not None and in_query is not None:
+            raise bad_request(f"A ticket stands in the query or in {TICKET_HEADER}, and not in both.")
+        return in_query if said is None else said.strip()
 
     def _header(self, name: str) -> str | None:
         found = self.environ.get("HTTP_" + name.upper().replace("-", "_"))

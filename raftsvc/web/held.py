@@ -9,18 +9,19 @@ Invariant: whoever waits has one of the places that there are for that, and give
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable
 
 from werkzeug.wrappers import Response
 
-from raftsvc.kv import KeyValue, Ticket
+from raftsvc.kv import KeyValue, LostError, Ticket
 from raftsvc.web.asked import Asked
 from raftsvc.web.callers import Caller
 from raftsvc.web.keys import check_allowed, check_unconditional, claimed_name, json_response, made_by
 from raftsvc.web.problems import Problem, bad_request
+from raftsvc.web.repeats import Repeats, Write
 from raftsvc.web.watching import Places
 
 KINDS = {
@@ -29,6 +30,8 @@ KINDS = {
 }
 """What there is of each."""
 _TTL_SECONDS = 15.0
+_MAX_TTL_SECONDS = 24 * 3600.0
+"""What is held by a ticket that nobody knows any more is over then at the latest."""
 _DIGITS = 16
 _TICKET = re.compile(f"(?P<id>[0-9a-f]{{{_DIGITS}}})-(?P<ttl_ms>[0-9]{{1,12}})")
 """As clients have it: with the TTL, after a third of which it is kept for who waits."""
@@ -38,8 +41,9 @@ _ASK_SECONDS, _READ_SECONDS = 10.0, 5.0
 class Held:
     """Those of one kind."""
 
-    def __init__(self, kv: KeyValue, kind: str, places: Places) -> None:
+    def __init__(self, kv: KeyValue, kind: str, places: Places, repeats: Repeats) -> None:
         self._kv = kv
+        self._repeats = repeats
         self._kind = kind
         self._places = places
 
@@ -47,12 +51,25 @@ class Held:
         """POST: hold it, or have a place among those who wait."""
         check_unconditional(asked)
         check_allowed(caller, name)
-        ttl = asked.seconds("ttl", _TTL_SECONDS) or 0.0
+        ttl = asked.seconds("ttl", _TTL_SECONDS, _MAX_TTL_SECONDS) or 0.0
         data = asked.parameters.get("data", caller.name).encode()
-        id = self._id_of(caller, asked.idempotency_key(), name, f"{ttl}", asked.parameters.get("data", ""))  # noqa: A001
-        ticket = made_by(lambda: self._kv.ticket(claimed_name(self._kind, name), id, ttl=ttl, data=data))
         stays, timeout = asked.flag("stay"), asked.timeout(_ASK_SECONDS)
-        fence = self._waiting(asked, ticket, lambda wait: ticket.acquire(wait, timeout, stays=stays))
+        asked.wait()
+
+        def ticket_of(id: str) -> Ticket:  # noqa: A002
+            return made_by(lambda: self._kv.ticket(claimed_name(self._kind, name), id, ttl=ttl, data=data))
+
+        ticket = ticket_of(secrets.token_hex(_DIGITS // 2))
+        key = asked.idempotency_key()
+        if key is not None:
+            request = json.dumps([self._kind, name, ttl, asked.parameters.get("data"), stays]).encode()
+            new = Write([], foresee=lambda values: ticket.id)
+            known = self._repeats.perform(new, caller.name, key, request, timeout).answer
+            ticket = ticket_of(str(known))
+        try:
+            fence = self._waiting(asked, ticket, lambda wait: ticket.acquire(wait, timeout, stays=stays))
+        except LostError as error:
+            raise Problem(409, "LostError", error.http_detail, outcome="unknown") from error
         if not fence and not stays:
             raise Problem(409, "HeldByOthers", "Others hold it; GET says who.", key=name)
         return _answer(ticket, ttl, fence)
@@ -65,8 +82,19 @@ class Held:
 
     def release(self, asked: Asked, caller: Caller, name: str) -> Response:
         """DELETE: let go of it."""
-        ticket, _ = self._ticket(asked, caller, name)
-        return json_response({"released": ticket.end(asked.timeout(_ASK_SECONDS))})
+        timeout = asked.timeout(_ASK_SECONDS)
+        if "fence" not in asked.parameters:
+            ticket, _ = self._ticket(asked, caller, name)
+            return json_response({"released": ticket.end(timeout)})
+        check_unconditional(asked)
+        check_allowed(caller, name)
+        if not caller.may("admin"):
+            raise Problem(403, "Forbidden", "To end what others hold, by its fence, takes the right to admin.")
+        if asked.ticket() is not None:
+            raise bad_request("What is to end is said by its ticket, or by its fence.")
+        fence = asked.integer("fence", 0, 1, 2**63 - 1)
+        anyone = made_by(lambda: self._kv.ticket(claimed_name(self._kind, name)))
+        return json_response({"released": anyone.end(timeout, fence=fence)})
 
     def show(self, asked: Asked, caller: Caller, name: str) -> Response:
         """GET: who has it."""
@@ -78,7 +106,7 @@ class Held:
 
     def _waiting(self, asked: Asked, ticket: Ticket, ask: Callable[[float], int]) -> int:
         """What `ask` returns, given for how many seconds it may wait; as one of those who may."""
-        wait = asked.seconds("wait", 0.0, 60.0) or 0.0
+        wait = asked.wait()
         if not wait:
             return ask(0.0)
         self._places.take()
@@ -92,18 +120,11 @@ class Held:
         """That of the request, and its TTL."""
         check_unconditional(asked)
         check_allowed(caller, name)
-        found = _TICKET.fullmatch(asked.parameters.get("ticket", ""))
+        found = _TICKET.fullmatch(asked.ticket() or "")
         if found is None:
             raise bad_request("ticket is needed: what the answer to POST said.")
         id, ttl = found["id"], int(found["ttl_ms"]) / 1000  # noqa: A001
         return made_by(lambda: self._kv.ticket(claimed_name(self._kind, name), id, ttl=ttl, data=b"")), ttl
-
-    def _id_of(self, caller: Caller, key: str | None, *terms: str) -> str | None:
-        """Of what a client sends again it is the same."""
-        if key is None:
-            return None
-        named = json.dumps([self._kind, caller.name, key, *terms]).encode()
-        return hashlib.sha256(named).hexdigest()[:_DIGITS]
 
 
 def _answer(ticket: Ticket, ttl: float, fence: int) -> Response:

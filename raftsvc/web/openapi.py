@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from raftsvc.web.asked import TICKET_HEADER
 from raftsvc.web.keys import KINDS_HELD, MAX_KEYS, MAX_OPERATIONS, OPERATIONS
 from raftsvc.web.routes import KEY, ROUTES, Route
 
@@ -23,10 +24,17 @@ _PARAMETERS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "stay": ({"enum": [0, 1]}, "1: whoever does not have it after wait keeps his place, for ttl; else he gives it up."),
     "data": ({"type": "string", "maxLength": 1024}, "What others are shown of who has it; else the name of the token."),
     "ticket": ({"type": "string", "pattern": "^[0-9a-f]{16}-[0-9]{1,12}$"}, "What the answer to POST said."),
+    "fence": (
+        {"type": "integer", "minimum": 1},
+        "In the place of a ticket that is lost: what is held by this fence, whoever has it; takes the right to admin.",
+    ),
     "timeout": (_WAIT, "How many seconds to wait for the cluster: 10 for a write, 5 for a read."),
 }
 _OF_HELD: Final[dict[str, tuple[dict[str, Any], str]]] = {
-    "ttl": ({"type": "number", "minimum": 1, "default": 15}, "So many seconds after it was last asked for it is over."),
+    "ttl": (
+        {"type": "number", "minimum": 1, "maximum": 86400, "default": 15},
+        "So many seconds after it was last asked for it is over.",
+    ),
     "wait": ({**_WAIT, "default": 0}, "How many seconds to wait for it."),
 }
 """The same, of what is held."""
@@ -34,6 +42,7 @@ _HEADERS: Final = {
     "If-Match": 'Only if the key is at this version, in quotation marks: "17".',
     "If-None-Match": 'Of a write, *: only if there is no such key. Of a read, "17": not if it is at that version.',
     "Idempotency-Key": "What is sent again under the same takes effect once, and is answered the same.",
+    TICKET_HEADER: "The ticket, in the place of the query, which stands in logs.",
     "Last-Event-ID": "In the place of after, by who was told by a stream before.",
 }
 _HEADERS_OF: Final = {
@@ -45,6 +54,7 @@ _HEADERS_OF: Final = {
     "watch": ("Last-Event-ID",),
     "acquireLock": ("Idempotency-Key",),
     "campaign": ("Idempotency-Key",),
+    **dict.fromkeys(("keepLock", "releaseLock", "keepLeading", "resign"), (TICKET_HEADER,)),
 }
 _SUMMARIES: Final = {
     "listKeys": "Keys below a prefix, in order, with their values, all of one moment.",

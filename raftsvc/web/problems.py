@@ -22,9 +22,9 @@ _NOT_DONE = (NotApplied, Rejected, ConflictError, LostError, ConfigurationError)
 
 
 class Problem(Exception):
-    """A request that is refused as it is, before anything was done.
+    """A request that is refused as it is, before anything was done, unless its `outcome` says otherwise.
 
-    more: further fields of the answer.
+    more: further fields of the answer, such as that.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ def answer_to(error: Exception, is_write: bool) -> Response:
             logger.error("a request failed", exc_info=error)
     if is_write:
         is_certain = isinstance(error, (Problem, *_NOT_DONE))
-        more["outcome"] = "not_applied" if is_certain else "unknown"
+        more.setdefault("outcome", "not_applied" if is_certain else "unknown")
     if more:
         said = json.loads(response.get_data())
         response.set_data(json.dumps({**said, **more}) + "\n")

@@ -13,6 +13,7 @@ from raftsvc.errors import Rejected
 from raftsvc.kv import instructions, snapshots
 from raftsvc.kv.instructions import Effect, encode
 from raftsvc.kv.snapshots import MalformedSnapshotError
+from raftsvc.kv.transactions import ENDED, NOTHING, TICKET, WAITS_ON
 
 LEASES = [f"{number:016x}" for number in range(1, 7)]
 A, B, C = LEASES[:3]
@@ -164,7 +165,7 @@ def test_what_is_kept_lasts_and_what_is_not_named_ends(log: Log) -> None:
     assert log.holders("x") == [(A, 7)]
     assert log.holders("y") == [(B, 11)], "it was placed up to entry 8, and not named"
     assert log.holders("z") == [(A, 9)], "it was placed after that, so it could not be named"
-    log.pulse(18_999)
+    log.pulse(18_900)
     assert log.holders("x") == [(A, 7)]
     log.pulse(19_001)
     assert log.holders("x") == []
@@ -270,6 +271,9 @@ def test_what_all_of_it_takes_is_counted_and_given_back(log: Log) -> None:
         ([claimed(A, data=bytes(1025))], "says too much"),
         ([Effect(instructions.Code.CLAIM, "x", b"short")], "cut short"),
         ([Effect(instructions.Code.RELEASE, "x", bytes(23))], "another length"),
+        ([Effect(instructions.Code.WITHDRAW, "x", bytes(24))], "another length"),
+        ([Effect(instructions.Code.PROLONG, "x", bytes(24))], "no such lease"),
+        ([Effect(instructions.Code.EVICT, "x", bytes(7))], "another length"),
         ([Effect(instructions.Code.KEEP, A, bytes(15))], "cut short"),
     ],
 )
@@ -289,9 +293,13 @@ def random_entry(rng: random.Random, time_ms: int, index: int) -> list[list[Any]
         kind = rng.random()
         if kind < 0.45:
             units = rng.choice((1, size)) if name == "z" else rng.randrange(1, size + 1)
-            made.append([claimed(lease, number, name, size=size, units=units, waits=rng.random() < 0.8)])
-        elif kind < 0.7:
+            waits, attempt = rng.random() < 0.8, rng.randrange(3)
+            made.append([claimed(lease, number, name, size=size, units=units, waits=waits, attempt=attempt)])
+        elif kind < 0.65:
             made.append([released(lease, number, name)])
+        elif kind < 0.7:
+            withdraws = instructions.withdraw(name, lease, number, rng.randrange(3))
+            made.append([rng.choice((withdraws, instructions.prolong(name, lease, number)))])
         elif kind < 0.8:
             made.append([instructions.keep_lease(lease, max(index - rng.randrange(10), 0), rng.sample(range(1, 5), 3))])
         elif kind < 0.85:
@@ -417,3 +425,71 @@ def test_what_operators_are_shown_of_holders_is_little_whatever_these_say_of_the
     many, one = log.state.overview(10)["locks"]  # type: ignore[misc]
     assert (many["held"], many["holders"]) == (20, ["\ufffd" * 100] * 5)
     assert one["holders"] == ["\u00e9" * 80]
+
+
+def withdrawn(lease: str, attempt: int = 0, number: int = 1, name: str = "x") -> Effect:
+    return instructions.withdraw(name, lease, number, attempt)
+
+
+def test_who_gives_up_ends_only_what_still_waits_and_is_his(log: Log) -> None:
+    log.at(0, claimed(A))
+    for attempt in (7, 8):  # which is sent again
+        assert log.at(0, claimed(B, attempt=attempt)) == 0
+    assert log.at(0, withdrawn(B, 7)) == WAITS_ON and log.waiters() == [B]
+    log.at(0, claimed(C, attempt=9))
+    assert log.at(0, withdrawn(C, 9)) == ENDED and log.waiters() == [B]
+    assert log.at(0, withdrawn(C, 9)) == NOTHING
+    assert log.at(0, instructions.keep_lease(C, 0, [])) == f"there is no lease {C}"
+    log.at(0, released(A))
+    fence = log.index
+    assert log.at(0, withdrawn(B, 8)) == fence and log.holders() == [(B, fence)]
+    assert log.at(0, withdrawn(B)) == ENDED and log.holders() == []
+
+
+def test_a_place_that_is_to_be_kept_is_kept_whoever_asks_again(log: Log) -> None:
+    log.at(0, claimed(A))
+    log.at(0, claimed(B, attempt=7))
+    log.at(0, claimed(B))
+    log.at(0, claimed(B, attempt=8, waits=False))
+    assert [log.at(0, withdrawn(B, attempt)) for attempt in (7, 8)] == [WAITS_ON, WAITS_ON]
+    assert log.waiters() == [B]
+
+
+def test_a_lease_that_has_other_claims_outlives_one_that_is_withdrawn(log: Log) -> None:
+    log.at(0, claimed(A, 1))
+    log.at(0, claimed(A, 2, "y"))
+    log.at(0, claimed(B, 1))
+    assert log.at(0, withdrawn(A, name="z")) == NOTHING
+    assert log.at(0, withdrawn(A)) == ENDED
+    assert log.holders() == [(B, log.index)] and log.holders("y")
+
+
+def test_a_lease_is_prolonged_by_who_has_that_claim_under_it(log: Log) -> None:
+    fence = log.at(0, claimed(A))
+    log.at(0, claimed(B))
+    assert log.at(9_000, instructions.prolong("x", A, 1)) == fence
+    assert log.at(9_000, instructions.prolong("x", B, 1)) == 0
+    for name, number in (("y", 1), ("x", 2)):
+        assert log.at(9_500, instructions.prolong(name, A, number)) == f"there is no lease {A}"
+    log.pulse(18_900)
+    assert log.holders() == [(A, fence)]
+    log.pulse(19_100)
+    assert log.holders() == [] and log.waiters() == []
+
+
+def test_only_what_is_held_by_a_ticket_is_ended_by_its_fence(log: Log) -> None:
+    fence = log.at(0, claimed(A))
+    assert log.at(0, instructions.evict("x", fence)) is False, "a process has it, and would not know"
+    by_ticket = log.at(0, claimed(B, TICKET, "y"))
+    log.at(0, claimed(C, TICKET, "y"))
+    assert log.at(0, instructions.evict("y", by_ticket - 1)) is False
+    assert log.at(0, instructions.evict("y", by_ticket)) is True
+    assert log.holders("y") == [(C, log.index)]
+
+
+def test_whose_attempt_it_is_survives_a_snapshot(log: Log) -> None:
+    log.at(0, claimed(A))
+    log.at(0, claimed(B, attempt=2**64 - 1))
+    log.state.restore_snapshot(*log.state.snapshot())
+    assert log.at(0, withdrawn(B, 1)) == WAITS_ON
+    assert log.at(0, withdrawn(B, 2**64 - 1)) == ENDED

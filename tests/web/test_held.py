@@ -13,8 +13,9 @@ from werkzeug.test import Client
 
 import raftsvc
 from raftsvc import kv
-from raftsvc.errors import ConfigurationError, OutcomeUnknown
+from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown
 from raftsvc.keys import ClientKey
+from raftsvc.kv.instructions import Code, Effect
 from raftsvc.kv.tickets import Ticket
 from raftsvc.results import Applied
 from raftsvc.web import Api, api
@@ -313,3 +314,181 @@ def test_who_waits_is_let_go_of_from_any_thread(store: kv.KeyValue, name: str) -
         ticket.close()
         assert waiting() == 0
         eventually(is_waiting(store, name, 0), "nothing is left of it")
+
+
+class Stalled:
+    """The cluster, by which one instruction of a code waits until it may go on; and some whose answer is another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.codes: list[Code] = []
+        """Of those that are to stall, each once."""
+        self.stalls, self.goes_on = threading.Event(), threading.Event()
+        self.fails: dict[Code, Exception] = {}
+        real = Ticket._propose
+
+        def propose(ticket: Ticket, effect: Effect, timeout: float) -> object:
+            if effect.code in self.codes:
+                self.codes.remove(effect.code)
+                self.stalls.set()
+                assert self.goes_on.wait(PATIENCE)
+            if effect.code in self.fails:
+                raise self.fails[effect.code]
+            return real(ticket, effect, timeout)
+
+        monkeypatch.setattr(Ticket, "_propose", propose)
+
+
+@pytest.fixture
+def stalled(monkeypatch: pytest.MonkeyPatch) -> Stalled:
+    return Stalled(monkeypatch)
+
+
+def test_a_late_give_up_ends_nothing_that_was_answered_as_held(client: Client, stalled: Stalled, name: str) -> None:
+    path, again = f"/v1/locks/{name}?{LONG}", {"Idempotency-Key": f"late-{name}"}
+    held = said(client.post(path))
+    stalled.codes.append(Code.WITHDRAW)
+    first = in_background(lambda: client.post(path, headers=again))
+    assert stalled.stalls.wait(PATIENCE)
+    said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}"))
+    second = said(client.post(path, headers=again))
+    stalled.goes_on.set()
+    assert said(first()) == second
+    assert said(client.get(f"/v1/locks/{name}"))["claims"][0]["fence"] == second["fence"]
+    problem(client.post(path), 409, code="HeldByOthers")
+    said(client.delete(f"/v1/locks/{name}?ticket={second['ticket']}"))
+
+
+def test_a_late_release_ends_nothing_that_was_asked_for_since(client: Client, stalled: Stalled, name: str) -> None:
+    """Of what lets go of a claim no part comes later, and ends the next by the same ticket."""
+    path, again = f"/v1/locks/{name}?{LONG}", {"Idempotency-Key": f"let-go-{name}"}
+    held = said(client.post(path, headers=again))
+    stalled.codes.append(Code.END)
+    released = in_background(lambda: said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}")))
+    eventually(lambda: said(client.get(f"/v1/locks/{name}"))["claims"] == [], "it is let go of")
+    second = said(client.post(path, headers=again))
+    stalled.goes_on.set()
+    assert released() == {"released": True}
+    assert said(client.get(f"/v1/locks/{name}"))["claims"][0]["fence"] == second["fence"]
+
+
+def test_what_is_sent_again_keeps_the_place_when_the_first_gives_up(
+    client: Client, store: kv.KeyValue, stalled: Stalled, name: str
+) -> None:
+    path, again = f"/v1/locks/{name}?{LONG}", {"Idempotency-Key": f"place-{name}"}
+    held = said(client.post(path))
+    stalled.codes.append(Code.WITHDRAW)
+    first = in_background(lambda: client.post(f"{path}&wait=0.01", headers=again))
+    assert stalled.stalls.wait(PATIENCE), "it is about to give up"
+    other = said(client.post(f"{path}&stay=1&data=other"), 202)
+    ticket = store.claims(f"lock:{name}")[1]
+    second = in_background(lambda: said(client.post(f"{path}&wait=60", headers=again)))
+    waiting = store._state.claims  # type: ignore[attr-defined]
+    attempt = waiting(f"lock:{name}")[1].attempt
+    eventually(lambda: waiting(f"lock:{name}")[1].attempt != attempt, "it is sent again")
+    stalled.goes_on.set()
+    problem(first(), 504, outcome="unknown")
+    assert store.claims(f"lock:{name}")[1] == ticket, "it has the place that it had"
+    said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}"))
+    ends = second()
+    assert ends["held"]
+    for each in (ends, other):
+        assert said(client.delete(f"/v1/locks/{name}?ticket={each['ticket']}")) == {"released": True}
+
+
+def test_a_place_that_was_to_be_kept_is_kept(client: Client, store: kv.KeyValue, name: str) -> None:
+    path, again = f"/v1/locks/{name}?{LONG}", {"Idempotency-Key": f"kept-{name}"}
+    with store.lock(name):
+        stays = said(client.post(f"{path}&stay=1", headers=again), 202)
+        problem(client.post(path, headers=again), 422, code="IdempotencyKeyReused", outcome="not_applied")
+        assert said(client.put(f"/v1/locks/{name}?ticket={stays['ticket']}"), 202)["held"] is False
+        by_ticket = store.ticket(f"lock:{name}", stays["ticket"].partition("-")[0], ttl=3600)
+        with pytest.raises(OutcomeUnknown, match="waits for it still"):
+            by_ticket.acquire()
+        assert by_ticket.keep() == 0
+        by_ticket.end()
+
+
+def test_tickets_have_nothing_to_do_with_what_others_know(store: kv.KeyValue, name: str) -> None:
+    again = {"Idempotency-Key": f"known-{name}"}
+    tickets = []
+    for each in (store, store.namespace("app/"), store.namespace("other/")):
+        client = Client(api(each, open_to_all=True))
+        held = said(client.post(f"/v1/locks/{name}?{LONG}", headers=again))
+        said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}"))
+        tickets.append(held["ticket"])
+    assert len(set(tickets)) == 3
+
+
+def test_what_goes_wrong_once_it_was_asked_for_is_of_unknown_outcome(
+    client: Client, store: kv.KeyValue, stalled: Stalled, name: str
+) -> None:
+    path = f"/v1/locks/{name}?{LONG}"
+    with store.lock(name):
+        stalled.fails[Code.WITHDRAW] = NotApplied("no leader")
+        problem(client.post(path), 504, outcome="unknown")
+        del stalled.fails[Code.WITHDRAW]
+        waiting = in_background(lambda: client.post(f"{path}&wait=60"))
+        eventually(is_waiting(store, name, 1), "it waits")
+        (lost,) = [each.lease for each in store._state.claims(f"lock:{name}") if not each.fence]  # type: ignore[attr-defined]
+        store.ticket(f"lock:{name}", lost).end()
+        problem(waiting(), 409, code="LostError", outcome="unknown")
+        stalled.fails[Code.CLAIM] = NotApplied("no leader")
+        problem(client.post(path), 503, outcome="not_applied")
+
+
+def test_what_is_held_is_held_though_it_could_not_be_kept_once_more(
+    client: Client, store: kv.KeyValue, stalled: Stalled, name: str
+) -> None:
+    path = f"/v1/locks/{name}?{LONG}"
+    held = said(client.post(path))
+    stalled.fails[Code.PROLONG] = NotApplied("no leader")
+    waiting = in_background(lambda: said(client.post(f"{path}&wait=60")))
+    eventually(is_waiting(store, name, 1), "it waits")
+    said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}"))
+    found = waiting()
+    assert found["held"] and found["fence"] > held["fence"]
+    said(client.delete(f"/v1/locks/{name}?ticket={found['ticket']}"))
+
+
+def test_a_ticket_that_nobody_knows_is_ended_by_its_fence(store: kv.KeyValue, name: str) -> None:
+    keys = [ClientKey(who, f"{who}-0123456789abcdef", who) for who in ("write", "admin")]
+    client = Client(api(store, keys=keys))
+
+    def ask(who: str, method: str, query: str) -> Any:
+        headers = {"Authorization": f"Bearer {who}-0123456789abcdef"}
+        return client.open(f"/v1/locks/{name}?{query}", method=method, headers=headers)
+
+    problem(ask("write", "POST", "ttl=86401"), 400, outcome="not_applied")
+    held = said(ask("write", "POST", "ttl=86400"))
+    ends = f"fence={held['fence']}"
+    problem(ask("write", "DELETE", ends), 403)
+    problem(ask("admin", "DELETE", f"{ends}&ticket={held['ticket']}"), 400)
+    problem(ask("admin", "DELETE", "fence=0"), 400)
+    assert said(ask("admin", "DELETE", f"fence={held['fence'] - 1}")) == {"released": False}
+    assert said(ask("admin", "DELETE", ends)) == {"released": True}
+    problem(ask("write", "PUT", f"ticket={held['ticket']}"), 409, code="LostError")
+    with store.lock(name) as lock:
+        assert said(ask("admin", "DELETE", f"fence={lock.fence}")) == {"released": False}
+        lock.ensure_held()
+    with pytest.raises(ConfigurationError, match="a fence is"):
+        store.ticket(name).end(fence=0)
+
+
+def test_a_ticket_of_another_name_does_nothing(client: Client, store: kv.KeyValue, name: str) -> None:
+    held = said(client.post(f"/v1/locks/{name}?{LONG}"))
+    deadlines = store._state._applying.content.holds.freeze  # type: ignore[attr-defined]
+    before = deadlines().leases
+    store.set("time", b"")
+    for path in (f"/v1/locks/{name}-b", f"/v1/elections/{name}"):
+        problem(client.put(f"{path}?ticket={held['ticket']}"), 409, code="LostError")
+        assert said(client.delete(f"{path}?ticket={held['ticket']}")) == {"released": False}
+    assert deadlines().leases == before
+    said(client.delete(f"/v1/locks/{name}?ticket={held['ticket']}"))
+
+
+def test_a_ticket_may_stand_in_a_header(client: Client, name: str) -> None:
+    held = said(client.post(f"/v1/locks/{name}?{LONG}"))
+    header = {"Raftsvc-Ticket": held["ticket"]}
+    assert said(client.put(f"/v1/locks/{name}", headers=header)) == held
+    problem(client.put(f"/v1/locks/{name}?ticket={held['ticket']}", headers=header), 400)
+    assert said(client.delete(f"/v1/locks/{name}", headers=header)) == {"released": True}
