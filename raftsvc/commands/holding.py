@@ -39,7 +39,7 @@ def lock(args: Any) -> int:
     _check_grace(args)
     where = where_of(args)
     with interrupts.Ending() as ending, where.store() as store, ending.raised():
-        code, is_lost = _run(store, f"lock:{args.name}", args)
+        code, is_lost = _run(store, f"lock:{args.name}", args, ending)
     if is_lost:
         complain(f"the lock {args.name!r} was lost, and the command was ended; others may have it")
     return WAS_LOST if is_lost else code
@@ -56,7 +56,7 @@ def elect(args: Any) -> int:
         was_lost = False
         while True:
             try:
-                code, is_lost = _run(store, f"election:{args.name}", args)
+                code, is_lost = _run(store, f"election:{args.name}", args, ending)
             except Exception as error:
                 if not was_lost or code_of(error) in (NOT_EXECUTABLE, NOT_FOUND):
                     raise
@@ -101,7 +101,7 @@ def _claim(store: KeyValue, name: str, args: Any) -> Hold:
     return hold
 
 
-def _run(store: KeyValue, name: str, args: Any) -> tuple[int, bool]:
+def _run(store: KeyValue, name: str, args: Any, ending: interrupts.Ending) -> tuple[int, bool]:
     """The exit code of the command, and whether it was ended because what it needs was lost; it is let go of then.
 
     Raises Ended of whom a signal ends while no command runs to which it goes.
@@ -112,6 +112,7 @@ def _run(store: KeyValue, name: str, args: Any) -> tuple[int, bool]:
         hold = _claim(store, name, args)
         if hold.lost.is_set():  # this process was stopped for that long
             return 0, True
+        ending.check()
         child = Child(args.run, {**os.environ, FENCE: str(hold.fence)})
         return child.wait(hold.lost, grace)
     finally:

@@ -45,23 +45,32 @@ class Ended(BaseException):
 class Ending:
     """Within a `with` no signal ends this process but where it is `raised`.  By the main thread.
 
-    Where it is not what is done takes seconds at most: it gives back what the process has.
+    Where it is not what is done takes seconds at most: it connects, or gives back what the process has.  One that comes
+    before is raised then.
     """
 
     def __init__(self) -> None:
         self._is_raised = False
+        self._number = 0
         self._former: dict[int, Any] = {}
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Within this, each raises Ended."""
+        """Within this, each raises Ended, and at once if one has come already."""
         self._is_raised = True
         try:
+            self.check()
             yield
         finally:
             self._is_raised = False
 
+    def check(self) -> None:
+        """Raise Ended if one has come, be it that Python dropped what it raised."""
+        if self._number:
+            raise Ended(self._number)
+
     def _come(self, number: int, frame: FrameType | None) -> None:
+        self._number = number
         if self._is_raised:
             raise Ended(number)
 

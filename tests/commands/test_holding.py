@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,9 @@ import pytest
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.commands import interrupts
 from raftsvc.commands.child import Child
+from raftsvc.commands.places import Where
 from tests.attached.hosts import ROOT
 from tests.commands.harness import Node, Shell, in_place_of_a_store, is_alive, raising
 from tests.service.harness import PATIENCE, eventually
@@ -264,3 +266,41 @@ def test_a_signal_goes_to_the_command(here: Shell, tmp_path: Path) -> None:
     thread.join()
     assert done.code == 9
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("command", ["lock", "elect"])
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_who_is_ended_before_he_waits_runs_nothing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, name: str, command: str, is_dropped: bool
+) -> None:
+    """While it connects, or where Python drops what a signal raises."""
+    number = getattr(signal, name)
+    former = signal.signal(number, signal.default_int_handler)
+    store = Losable()
+
+    def come() -> None:
+        with suppress(interrupts.Ended) if is_dropped else nullcontext():
+            signal.raise_signal(number)
+
+    claim = store.claim
+
+    def claim_and_drop(name: str, **options: Any) -> Any:
+        if is_dropped:
+            come()
+        return claim(name)
+
+    @contextmanager
+    def connecting(self: Any, *addrs: str) -> Iterator[Any]:
+        if not is_dropped:
+            come()
+        yield store
+
+    monkeypatch.setattr(store, "claim", claim_and_drop)
+    monkeypatch.setattr(Where, "store", connecting)
+    try:
+        done = shell(command, "a", "--at", "/", "--", "echo", "it ran")
+    finally:
+        signal.signal(number, former)
+    assert (done.code, done.out) == (128 + number, b"")
+    assert store.released == len(store.holds) == int(is_dropped)
