@@ -45,13 +45,21 @@ class Copies:
         self._open: dict[bytes, _Copy] = {}
         self._is_swept = False
 
+    def check_room(self) -> None:
+        """Raise OverloadedError if so many are open that no other may be, before anything is done for one."""
+        with self._lock:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        if len(self._open) >= _MAX_COPIES:
+            raise OverloadedError(f"{_MAX_COPIES} clients copy what this node has already; try again later")
+
     def begin(self, stored: StoredSnapshot) -> bytes:
         """Have it read, by the token that is returned, and closed.  Raises OverloadedError."""
         token = secrets.token_bytes(TOKEN_BYTES)
         try:
             with self._lock:
-                if len(self._open) >= _MAX_COPIES:
-                    raise OverloadedError(f"{_MAX_COPIES} clients copy what this node has already; try again later")
+                self._check_room()
                 self._sweep_from_now_on()
                 self._open[token] = _Copy(stored, self._clock())
         except BaseException:
@@ -67,7 +75,9 @@ class Copies:
                 raise Rejected("that copy is not open here, or no more: begin anew")
             copy.readers += 1
         try:
-            return copy.stored.size_bytes, copy.stored.read(offset, PIECE_BYTES)
+            size_bytes = copy.stored.size_bytes
+            # Beyond the end there may be no such place in any file, which is no error of the file's.
+            return size_bytes, copy.stored.read(offset, PIECE_BYTES) if offset < size_bytes else b""
         except OSError as error:
             raise StorageError(f"the stored snapshot cannot be read: {error}") from error
         finally:

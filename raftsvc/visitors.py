@@ -175,6 +175,7 @@ class Visitors:
             self._copies.end(token)
             return Piece(token, 0, node.node_id, b"").encode()
         if token == NO_COPY:
+            self._copies.check_room()
             deadline = time.monotonic() + visit.timeout
             self._wait_read(visit.timeout)
             left = max(0.0, deadline - time.monotonic())

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from raftsvc.client.copying import FarFiles
 from raftsvc.copies import Copies
 from raftsvc.errors import OverloadedError, Rejected
+from raftsvc.transport.visits import NO_COPY, Piece, decode_copy
 
 
 class Stored:
@@ -20,7 +22,7 @@ class Stored:
         self.is_open = True
 
     def read(self, offset: int, size: int) -> bytes:
-        assert self.is_open
+        assert self.is_open and offset < 2**63, "as of a file"
         return b"0123456789"[offset : offset + size]
 
     def close(self) -> None:
@@ -43,9 +45,12 @@ def test_what_nobody_reads_is_closed_and_what_is_read_is_not() -> None:
     late: Any = Stored()
     with pytest.raises(OverloadedError, match="already"):
         copies.begin(late)
+    with pytest.raises(OverloadedError, match="already"):
+        copies.check_room()
     assert not late.is_open
     clock.now = 59.0
     assert copies.read(tokens[0], 4) == (10, b"456789")
+    assert copies.read(tokens[0], 2**64 - 2) == (10, b"")
     copies.end(tokens[1])
     clock.now = 61.0
     assert copies.sweep()
@@ -56,6 +61,27 @@ def test_what_nobody_reads_is_closed_and_what_is_read_is_not() -> None:
     clock.now = 120.0
     assert not copies.sweep()
     assert not stored[0].is_open
+
+
+def test_what_is_opened_again_from_elsewhere_is_another_copy() -> None:
+    """The second try of a backup is for what the first found damaged, or was told is not open any more."""
+    begun: list[bytes] = []
+    copies = {b"1" * 16: b"damaged", b"2" * 16: b"whole"}
+
+    def ask(question: bytes, is_first: bool) -> bytes:
+        token, offset = decode_copy(question)
+        if token == NO_COPY:
+            assert is_first
+            token = list(copies)[len(begun)]
+            begun.append(token)
+        data = b"" if offset is None else copies[token][offset : offset + 4]
+        return Piece(token, len(copies[token]), 7, data).encode()
+
+    files = FarFiles(ask)
+    for content in copies.values():
+        fd = files.open_to_read("snap")
+        assert files.read(fd, 100, 0) == content
+    assert begun == list(copies)
 
 
 def test_all_are_closed_once_the_node_stops() -> None:

@@ -28,7 +28,8 @@ class FarFiles(Files):
         self.node_id = 0
 
     def open_to_read(self, path: str, follows: bool = False) -> int:
-        """Have the member keep it open."""
+        """Have the member keep it open: another one each time, with nothing left of the one before."""
+        self._token, self._start, self._data = NO_COPY, 0, b""
         piece = self._fetch(0, is_first=True)
         self._token, self._size, self.node_id = piece.token, piece.size_bytes, piece.node_id
         return 0

@@ -273,20 +273,22 @@ class _Body:
         self._stream = stream
         self._has_all = has_all
         self.left = length
+        self.is_refused = False
+        """Whether the answer began before the client was told to send it: it may never come, and is read as empty."""
         self.before_read: Callable[[], None] = lambda: None
         if not length:
             has_all()
 
     def read(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
-        if not size:
+        if not size or self.is_refused:
             return b""
         self.before_read()
         return self._took(self._stream.read(size))
 
     def readline(self, size: int | None = -1) -> bytes:
         size = self.left if size is None or size < 0 else min(size, self.left)
-        if not size:
+        if not size or self.is_refused:
             return b""
         self.before_read()
         return self._took(self._stream.readline(size))
@@ -534,6 +536,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_head(self, answer: list[Any]) -> bool:
         """Send status and headers; whether the body goes as it comes, for nobody knows its length."""
+        self._body.is_refused = self._owes_continue  # what is read later would have to be asked for within the answer
         status, headers = answer
         digits, _, phrase = status.partition(" ")
         code = int(digits)

@@ -344,6 +344,18 @@ def test_a_backup_is_sent_in_pieces_to_who_may_have_all(
     assert not (tmp_path / "none").exists()
 
 
+def test_nothing_is_stored_for_a_backup_that_finds_no_room(
+    make_members: Callable[..., Members], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service: Any = make_members(1).connect(ADMIN).service
+    monkeypatch.setattr("raftsvc.copies._MAX_COPIES", 0)
+    stored: list[object] = []
+    monkeypatch.setattr("raftsvc.visitors.open_stored", lambda *terms: stored.append(terms))
+    with pytest.raises(raftsvc.ReadTimeoutError, match="copy what this node has already"):
+        service.backup(tmp_path / "b", 0.5)
+    assert not stored
+
+
 def test_a_backup_of_which_the_member_ends_is_none(
     make_members: Callable[..., Members], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

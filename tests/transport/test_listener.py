@@ -210,6 +210,23 @@ def test_a_body_is_asked_for_once_the_application_wants_it(serve: Callable[..., 
                 assert b"POST /read 3 " in connection.recv(65536)
 
 
+def test_a_body_that_is_read_once_the_answer_began_is_empty_if_it_was_not_asked_for(
+    serve: Callable[..., Listener],
+) -> None:
+    """The line that asks for it would stand within the answer."""
+
+    def late(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        yield b"begun"
+        body = environ["wsgi.input"]
+        yield b"%d" % len(body.readline() + body.read(3) + body.read())
+
+    answer = raw(serve(late), b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head.lower()
+    assert body == b"5\r\nbegun\r\n1\r\n0\r\n0\r\n\r\n"
+
+
 def test_silent_clients_hold_up_nobody_and_are_bounded(
     serve: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch
 ) -> None:
