@@ -1790,7 +1790,7 @@ MUTANTS = (
     Mutant(
         "a file with none of the secrets in use is used",
         "credentials.py",
-        "        if not set(secrets) & set(present):\n",
+        "        if not set(secrets) & set(present) and not self._may_change_at_once():\n",
         "        if not present:\n",
         test="service/test_secret_files.py::test_a_wrong_file_keeps_the_old_secret_and_says_so",
     ),
