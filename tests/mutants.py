@@ -1829,6 +1829,41 @@ MUTANTS = (
         "        elif step == 3 and not member.signs:\n",
         test="commands/test_rotation.py::test_a_secret_is_rotated_host_by_host",
     ),
+    Mutant(
+        "what is written for the store is brought to any State",
+        "visitors.py",
+        '        if visit.of_store and not getattr(self._membership.state, "is_key_value_store", False):\n',
+        "        if False:\n",
+        test="client/test_keys.py::test_what_is_written_for_the_store_is_brought_to_no_other_state",
+    ),
+    Mutant(
+        "two commands of a host change the file of a secret at once",
+        "commands/rotation.py",
+        "        while not _locks(descriptor):\n",
+        "        while False:\n",
+        test="commands/test_rotation.py::test_two_commands_of_a_host_change_a_file_one_after_the_other",
+    ),
+    Mutant(
+        "a secret that anybody may sign with is taken back",
+        "commands/rotation.py",
+        "        if others and all(mark in member.accepts for member in others):\n",
+        "        if False:\n",
+        test="commands/test_rotation.py::test_of_two_rotations_one_is_taken_back",
+    ),
+    Mutant(
+        "a drained node leads in no case",
+        "member/health.py",
+        "        self.is_needed = is_needed\n",
+        "        self.is_needed = False\n",
+        test="member/test_vigil.py::test_a_node_that_is_drained_leads_as_long_as_no_other_can",
+    ),
+    Mutant(
+        "a certificate that others would refuse is used",
+        "transport/session.py",
+        "        if self._host:\n",
+        "        if False:\n",
+        test="test_tls.py::test_a_certificate_that_others_would_refuse_is_not_used",
+    ),
     # Digests
     Mutant(
         "the leader is right when nobody agrees",
