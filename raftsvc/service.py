@@ -198,8 +198,7 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    tls, host = _alone(tls, session, listen_ssl, listen), host_of(laddr) if listen and is_direct(laddr, listen) else ""
-    given = Given(secret, secret_file, client_keys, client_keys_file, tls, host)
+    given = Given(secret, secret_file, client_keys, client_keys_file, *_alone(tls, session, listen_ssl, listen, laddr))
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
@@ -326,14 +325,18 @@ class Entrance(NamedTuple):
 
 
 def _alone(
-    tls: TlsFiles | None, session: requests.Session | None, listen_ssl: ssl.SSLContext | None, listen: str | None
-) -> TlsFiles | None:
-    """The files, if nothing else says how TLS is spoken."""
+    tls: TlsFiles | None,
+    session: requests.Session | None,
+    listen_ssl: ssl.SSLContext | None,
+    listen: str | None,
+    laddr: str,
+) -> tuple[TlsFiles | None, str]:
+    """The files, if nothing else says how TLS is spoken; and for which host others want a certificate there."""
     if tls is not None and (session is not None or listen_ssl is not None):
         raise ConfigurationError("tls= is in the place of session= and listen_ssl=: give it alone, or those")
     if tls is not None and listen is None:
         raise ConfigurationError("tls= is spoken at a port of the node's own: give listen=, too")
-    return tls
+    return tls, host_of(laddr) if listen is not None and is_direct(laddr, listen) else ""
 
 
 def _checked_host(

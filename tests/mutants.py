@@ -1790,7 +1790,7 @@ MUTANTS = (
     Mutant(
         "a file with none of the secrets in use is used",
         "credentials.py",
-        "        if not set(secrets) & set(present):\n",
+        "        if not set(secrets) & set(present) and not self._may_change_at_once():\n",
         "        if not present:\n",
         test="service/test_secret_files.py::test_a_wrong_file_keeps_the_old_secret_and_says_so",
     ),
@@ -1865,6 +1865,41 @@ MUTANTS = (
         '        if token is None or int(token["until"]) <= self._now():\n',
         "        if token is None:\n",
         test="operator/test_access.py::test_who_signed_in_is_not_for_ever_and_nobody_changes_until_when",
+    ),
+    Mutant(
+        "what is written for the store is brought to any State",
+        "visitors.py",
+        '        if visit.of_store and not getattr(self._membership.state, "is_key_value_store", False):\n',
+        "        if False:\n",
+        test="client/test_keys.py::test_what_is_written_for_the_store_is_brought_to_no_other_state",
+    ),
+    Mutant(
+        "two commands of a host change the file of a secret at once",
+        "commands/rotation.py",
+        "        while not _locks(descriptor):\n",
+        "        while False:\n",
+        test="commands/test_rotation.py::test_two_commands_of_a_host_change_a_file_one_after_the_other",
+    ),
+    Mutant(
+        "a secret that anybody may sign with is taken back",
+        "commands/rotation.py",
+        "        if others and all(mark in member.accepts for member in others):\n",
+        "        if False:\n",
+        test="commands/test_rotation.py::test_of_two_rotations_one_is_taken_back",
+    ),
+    Mutant(
+        "a drained node leads in no case",
+        "member/health.py",
+        "        self.is_needed = is_needed\n",
+        "        self.is_needed = False\n",
+        test="member/test_vigil.py::test_a_node_that_is_drained_leads_as_long_as_no_other_can",
+    ),
+    Mutant(
+        "a certificate that others would refuse is used",
+        "transport/session.py",
+        "        if self._host:\n",
+        "        if False:\n",
+        test="test_tls.py::test_a_certificate_that_others_would_refuse_is_not_used",
     ),
     # Digests
     Mutant(

@@ -110,7 +110,7 @@ _NO_ERRORS = frozenset((Condition.DRAINING, Condition.LOW_ROOM, Condition.NARROW
 class Health:
     """The conditions that hold at a node, and what it may do nevertheless."""
 
-    __slots__ = ("_errors", "is_over", "is_well", "may_apply", "may_be_ready", "may_lead", "may_serve")
+    __slots__ = ("_errors", "is_needed", "is_over", "is_well", "may_apply", "may_be_ready", "may_lead", "may_serve")
 
     def __init__(self) -> None:
         self._errors: dict[Condition, RaftError] = {}
@@ -119,6 +119,8 @@ class Health:
         """Whether the node takes no further part, for good."""
         self.is_well = True
         """Whether no condition holds at all."""
+        self.is_needed = False
+        """Whether it may lead although it is drained."""
         self.may_apply = self.may_lead = self.may_serve = self.may_be_ready = True
 
     def note(self, condition: Condition, error: RaftError) -> None:
@@ -141,15 +143,19 @@ class Health:
         for condition in list(self._errors):
             kept_from |= condition.keeps_from
         self.may_apply = Part.APPLY not in kept_from
-        self.may_lead = Part.LEAD not in kept_from
+        self.may_lead = Part.LEAD not in kept_from or (
+            self.is_needed
+            and not any(Part.LEAD in each.keeps_from for each in self._errors if each is not Condition.DRAINING)
+        )
         self.may_serve = not kept_from & (Part.SERVE | Part.TAKE_PART)  # who takes no part serves nobody
         self.may_be_ready = Part.BE_READY not in kept_from
         self.is_over = Part.TAKE_PART in kept_from
         self.is_well = not self._errors
 
-    def may_lead_but_for(self, condition: Condition) -> bool:
-        """Whether nothing else than that keeps the node from leading."""
-        return not any(Part.LEAD in other.keeps_from for other in self._errors if other is not condition)
+    def note_need(self, is_needed: bool) -> None:
+        """No other has led for a while; or one does."""
+        self.is_needed = is_needed
+        self._judge()
 
     def error_of(self, condition: Condition) -> RaftError | None:
         """How it came to `condition`; None if it does not hold."""

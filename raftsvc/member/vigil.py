@@ -178,7 +178,6 @@ class Vigil:
         self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
         self._silent_ticks = 0
-        self._is_needed = False  # though it is drained: no other has led for a while
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
         self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
@@ -207,9 +206,7 @@ class Vigil:
 
     def judge_fitness(self) -> None:
         """A node that cannot write or cannot apply leaves leading to others; one that is drained, if there are any."""
-        health = self._health
-        is_fit = health.may_lead or (self._is_needed and health.may_lead_but_for(Condition.DRAINING))
-        self._core.set_fit_to_lead(is_fit)
+        self._core.set_fit_to_lead(self._health.may_lead)
         self._runner.state_changed()
 
     def note_disagreement(self, disagreement: RaftError | None) -> None:
@@ -351,8 +348,8 @@ class Vigil:
 
     def _note_need(self, is_needed: bool) -> None:
         """Who is about to be stopped and is not may have the longest log of those that are left."""
-        if self._is_needed is not is_needed:
-            self._is_needed = is_needed
+        if self._health.is_needed is not is_needed:
+            self._health.note_need(is_needed)
             self.judge_fitness()
 
     def _describe_silence(self, timeouts: int) -> str:
