@@ -1465,9 +1465,23 @@ MUTANTS = (
     Mutant(
         "keys outlast a lease that is revoked",
         "kv/content.py",
-        "            holds.over.append(key)  # its keys are gone before others have what it held\n",
+        "        self.holds.over.append(lease)\n",
         "",
         test="kv/test_leased.py::test_a_lease_that_is_kept_keeps_its_keys_and_one_that_is_revoked_does_not",
+    ),
+    Mutant(
+        "who gives up a place ends what he holds by now",
+        "kv/content.py",
+        "            if claim.fence:\n                return claim.fence\n",
+        "",
+        test="kv/test_holds.py::test_who_gives_up_ends_only_what_still_waits_and_is_his",
+    ),
+    Mutant(
+        "who gives up a place ends that of a later attempt",
+        "kv/content.py",
+        "            if claim.attempt != attempt:\n                return WAITS_ON\n",
+        "",
+        test="kv/test_holds.py::test_a_place_that_is_to_be_kept_is_kept_whoever_asks_again",
     ),
     Mutant(
         "a write alone leaves a key with the lease that it had",
