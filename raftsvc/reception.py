@@ -222,7 +222,8 @@ class Reception:
             elif what == "members":
                 return self._ask_members(timeout)
             elif what == "dump":
-                return self._dump(timeout)
+                members = self._ask_members(timeout) if membership.node is not None else {}
+                return _dump(self, members, self._credentials)
             elif what == "drain":
                 self._drain(arguments["undo"] is True, timeout)
             elif what == "backup":
@@ -246,25 +247,12 @@ class Reception:
         others = ask_cluster(self._network, node.node_id, addrs, index, timeout)
         return {**others, str(node.node_id): own} if node.node_id in addrs else others
 
-    def _dump(self, timeout: float) -> Mapping[str, object]:
-        """All that a bug report needs of this process and the members, without secrets."""
-        try:
-            metrics = self.metrics()[1].decode()
-        except Problem as problem:
-            metrics = f"none: {problem.detail}\n"
-        members = self._ask_members(timeout) if self._membership.node is not None else {}
-        process = facts(self.options, self._credentials.files())
-        told = {"members": members, "process": process, "metrics": metrics, "status": self.status()}
-        return {name: scrubbed(each, self._credentials.scrub) for name, each in told.items()}
-
     def _drain(self, undo: bool, timeout: float) -> None:
         """Have callers sent to other members, and others lead, because somebody is about to stop this node."""
         node = self._membership.require_node()
         what = None if undo else NodeFailedError("this node is about to be stopped: others lead, and take its callers")
         try:
-            if (
-                not undo
-            ):  # while it may lead yet: who must not is a follower at once, and the others wait for an election
+            if not undo:  # while it may lead yet: who must not is a follower at once, and others wait for an election
                 node.hand_over(min(timeout, 10 * self._membership.election_timeout))
         finally:
             node.vitals.note(Condition.DRAINING, what, logging.WARNING)
@@ -316,3 +304,14 @@ def _report_of(state: object) -> dict[str, object]:
     except Exception as error:  # of the State, whatever it is
         return {"error": f"report() of the State: {error!r}"}
     return report
+
+
+def _dump(reception: Reception, members: Mapping[str, object], credentials: Credentials) -> Mapping[str, object]:
+    """All that a bug report needs of this process and the members, without secrets."""
+    try:
+        metrics = reception.metrics()[1].decode()
+    except Problem as problem:
+        metrics = f"none: {problem.detail}\n"
+    process = facts(reception.options, credentials.files())
+    told = {"members": members, "process": process, "metrics": metrics, "status": reception.status()}
+    return {name: scrubbed(each, credentials.scrub) for name, each in told.items()}

@@ -113,6 +113,7 @@ NAMED_TUPLES_OWN = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("methods", "storage/files.py Files"): "one for each thing that storage asks of a file system",
     ("methods", "rescue/reading.py Untouched"): "all that Files does",
+    ("methods", "commands/progress.py CountedFiles"): "all that Files does, of which it counts two",
     ("methods", "client/copying.py FarFiles"): "all that Files does, of which it replaces four",
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",

@@ -19,7 +19,7 @@ from raftsvc.client.contacts import Contact
 from raftsvc.client.copying import FarFiles
 from raftsvc.client.neighbors import Neighbor
 from raftsvc.client.owner import Owner
-from raftsvc.client.route import PATIENCE_SECONDS, Route, UnansweredError, Way
+from raftsvc.client.route import Route, UnansweredError, Way
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
@@ -193,7 +193,7 @@ class Connection:
         return picture
 
     def _ask(
-        self, kind: int, data: bytes, timeout: float, of_store: bool = False, patience: float = PATIENCE_SECONDS
+        self, kind: int, data: bytes, timeout: float, of_store: bool = False, patience: float | None = None
     ) -> bytes:
         if is_main_thread():
             return do_elsewhere(partial(self._ask, kind, data, timeout, of_store, patience), timeout, ReadTimeoutError)
@@ -222,7 +222,7 @@ class Connection:
 
         def ask(question: bytes, is_first: bool) -> bytes:
             # That the State is stored takes a while, and two who do it at once are no faster.
-            seconds, patience = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), PATIENCE_SECONDS)
+            seconds, patience = (timeout, timeout / 2) if is_first else (min(timeout, _PIECE_SECONDS), None)
             try:
                 return self._ask(COPY, question, seconds, patience=patience)
             except Rejected as error:

@@ -20,6 +20,7 @@ _OF_NODES = frozenset(
         "is_ready",
         "join",
         "log_time",
+        "operator_app",
         "propose_async",
         "propose_many",
     }

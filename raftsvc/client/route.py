@@ -106,16 +106,17 @@ class Route:
         payload: bytes,
         deadline: float,
         of_store: bool = False,
-        patience: float = PATIENCE_SECONDS,
+        patience: float | None = None,
     ) -> Answer:
         """Ask one member after the other until one answers.
 
         of_store: it is to be brought to a key-value store, and to no other State.
-        patience: how many seconds the first is waited for, and others longer.
+        patience: how many seconds the first is waited for, and others longer; None: some.
 
         Raises UnansweredError, and what is final though nothing was lost: NotPermittedError,
         InstructionTooLargeError, Rejected.
         """
+        patience = PATIENCE_SECONDS if patience is None else patience
         why = "there was no time to ask"
         was_lost = False
         pause, attempts = _FIRST_PAUSE_SECONDS, 0
