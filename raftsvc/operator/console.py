@@ -106,6 +106,7 @@ class Console:
         self._stopped = stopped
         self._telling = threading.Lock()  # held while what all are told is made; nobody waits for it
         self._told: tuple[float, Mapping[str, object] | None] = (0.0, None)  # when it was made; set as a whole
+        self._acted = 0  # how often an action has ended; that one is missed does no harm
         self._acting = threading.Lock()  # held while an action is under way; nobody waits for it
         self._lock = threading.Lock()  # guards the three below
         self._listens = False
@@ -140,8 +141,7 @@ class Console:
 
     def _shared(self) -> Mapping[str, object]:
         """What is the same for all who look: made once a second, however many they are."""
-        former = self._told
-        told_at, told = former
+        (told_at, told), acted = self._told, self._acted
         age = time.monotonic() - told_at
         if told is not None and age < _SHARED_SECONDS:
             return told
@@ -150,7 +150,7 @@ class Console:
             return told if told is not None and age < _LATE_SECONDS else self._tell()
         try:
             told = self._tell()
-            if self._told is former:  # else an operator did something meanwhile
+            if self._acted == acted:  # else an operator did something meanwhile
                 self._told = time.monotonic(), told
             return told
         finally:
@@ -220,6 +220,7 @@ class Console:
                     self._lookout.hurry()
         finally:
             self.note(operator.name, operator.way, origin, f"{what} {named}", outcome, time.monotonic() - began)
+            self._acted += 1
             self._told = 0.0, None
         return outcome
 
