@@ -381,9 +381,9 @@ def test_what_is_sent_again_keeps_the_place_when_the_first_gives_up(
     assert stalled.stalls.wait(PATIENCE), "it is about to give up"
     other = said(client.post(f"{path}&stay=1&data=other"), 202)
     ticket = store.claims(f"lock:{name}")[1]
-    second = in_background(lambda: said(client.post(f"{path}&wait=60", headers=again)))
     waiting = store._state.claims  # type: ignore[attr-defined]
     attempt = waiting(f"lock:{name}")[1].attempt
+    second = in_background(lambda: said(client.post(f"{path}&wait=60", headers=again)))
     eventually(lambda: waiting(f"lock:{name}")[1].attempt != attempt, "it is sent again")
     stalled.goes_on.set()
     problem(first(), 504, outcome="unknown")
