@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -130,3 +132,26 @@ def test_a_forked_child_has_threads_of_its_own_from_whichever_thread_it_was_fork
     other.start()
     other.join(PATIENCE)
     assert codes == [0, 0]
+
+
+def test_a_signal_that_another_thread_took_ends_the_wait(gate: threading.Event) -> None:
+    """Such as one that comes right before the main thread waits: what it interrupts is no wait of that thread."""
+
+    class Ended(Exception):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    def be_told() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        gate.wait(PATIENCE)
+
+    former = signal.signal(signal.SIGUSR1, end)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(Ended):
+            do_elsewhere(be_told, PATIENCE, NodeFailedError)
+        assert time.monotonic() - begun < PATIENCE / 2
+    finally:
+        signal.signal(signal.SIGUSR1, former)
