@@ -265,6 +265,10 @@ class _Client:
         shut_down(self.socket)
 
 
+def _no_more() -> None:
+    """Nothing is read any more."""
+
+
 class _Body:
     """The bytes of one request's body and no more."""
 
@@ -329,6 +333,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.request = client.socket
         super().setup()
         self.record.expects_head()
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            # What is left to be written may go nowhere, and then nobody else closes the other half.
+            self.rfile.close()
+            self._body.before_read = _no_more  # which refers to this handler
 
     def handle_one_request(self) -> None:
         if not self.rfile.peek(1):  # type: ignore[attr-defined]

@@ -166,7 +166,7 @@ def test_a_node_that_was_left_behind_uses_its_file_once_all_others_refuse_it(tri
     late = trio[2]
     for lines in ((OLD, NEW), (NEW, OLD), (NEW,)):
         say(trio[:2], *lines)
-    eventually(late.service._network.is_refused, "no other knows its secret")
+    eventually(late.service._membership._network.is_refused, "no other knows its secret")
     write(late.options["secret_file"], NEW)
     eventually(lambda: late.status["secrets"]["accepts"] == [fingerprint(NEW.encode())], "it uses its file")
     assert late.service.exec(b"it is one of them again", PATIENCE)
@@ -197,7 +197,7 @@ def test_who_is_attached_uses_its_file_and_so_does_who_takes_over(
         assert look(NEW) == (OTHER.encode(),), "from then on it is as any node"
         assert "none of the secrets" in told[-1]
     finally:
-        credentials.stop()
+        credentials.close()
 
 
 def test_client_keys_come_and_go_with_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
