@@ -19,6 +19,7 @@ from raftsvc import rescue
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import complain, say, say_json, table
 from raftsvc.commands.places import Where, where_of
+from raftsvc.commands.progress import progress
 from raftsvc.commands.status import survey_of
 from raftsvc.errors import NotPermittedError, RaftError
 from raftsvc.kv import KeyValue
@@ -69,7 +70,8 @@ def check(args: Any) -> int:
         store.service.wait_read(where.timeout)  # else each write would wait for as long, and say nothing
         try:
             store.get_stale(_PREFIX)
-            checks += check_writes(store, args.rate, args.clients, args.within, where.timeout)
+            with progress("check perf", args.within):
+                checks += check_writes(store, args.rate, args.clients, args.within, where.timeout)
         except NotPermittedError as error:
             if not where.directory:
                 raise
