@@ -167,13 +167,18 @@ def checked_operator_keys(
     return given
 
 
-def operator_keys_of(path: str) -> list[OperatorKey]:
-    """Those of a file: a line each, `name read|full key`; `#` begins a remark.  Raises ConfigurationError."""
+def words_of(path: str) -> list[list[str]]:
+    """The words of each line of a file but those that are empty, or remarks.  Raises ConfigurationError."""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
+            return [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
+
+
+def operator_keys_of(path: str) -> list[OperatorKey]:
+    """Those of a file: a line each, `name read|full key`; `#` begins a remark.  Raises ConfigurationError."""
+    lines = words_of(path)
     for number, words in enumerate(lines, 1):
         if len(words) != 3:
             raise ConfigurationError(f"{path}: key {number} is no line like `anna full 0123456789abcdef...`")

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from raftsvc.errors import ConfigurationError, NotListeningError, RaftError, StoppedError
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, words_of
 from raftsvc.kv import KeyValue, start_from_env
 from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
@@ -139,11 +139,7 @@ class Server:
 
 def read_keys(path: str) -> list[ClientKey]:
     """Those of a file: a line each, `name rights key`, and maybe a prefix.  Raises ConfigurationError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    lines = words_of(path)
     for number, words in enumerate(lines, 1):
         if len(words) not in (3, 4):
             raise ConfigurationError(f"{path}: key {number} is no line like `name write 0123456789abcdef... prefix/`")
