@@ -81,10 +81,26 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     Raises ConfigurationError if something is missing, makes no sense, or is said twice, and what `raftsvc.start`
     raises.
     """
-    given = os.environ if environ is None else environ
+    chosen = options_from_env(os.environ if environ is None else environ, options)
+    state = chosen.setdefault("state", KeyValueState())
+    who = outsider(chosen["dir"]) if chosen["listen"] and chosen.get("lock_timeout") is None else None
+    if who is not None:
+        guest = Guest(chosen["dir"], who)
+        return KeyValue(guest, RemoteStore(guest))
+    return KeyValue(start(**chosen), state)
+
+
+def options_from_env(given: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `raftsvc.start` that the environment means, those given instead among them; nothing is started.
+
+    given:   the environment.
+    options: as of `start_from_env`.
+
+    Raises ConfigurationError.
+    """
     _refuse_unknown(given)
     said = {name: given.get(_PREFIX + name, "").strip() for name in _NAMES}
-    chosen: dict[str, Any] = {"laddr": said["ADDR"], "dir": said["DIR"], "state": KeyValueState()}
+    chosen: dict[str, Any] = {"laddr": said["ADDR"], "dir": said["DIR"]}
     for option, name in (("laddr", "ADDR"), ("dir", "DIR")):
         if option not in options and not said[name]:
             raise ConfigurationError(_missing(name, given))
@@ -108,11 +124,7 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     check_addr("laddr" if "laddr" in options else _PREFIX + "ADDR", chosen["laddr"])
     if "listen" not in options:
         chosen["listen"] = listen_from_env(given, chosen["laddr"]) or None
-    who = outsider(chosen["dir"]) if chosen["listen"] and chosen.get("lock_timeout") is None else None
-    if who is not None:
-        guest = Guest(chosen["dir"], who)
-        return KeyValue(guest, RemoteStore(guest))
-    return KeyValue(start(**chosen), chosen["state"])
+    return chosen
 
 
 def listen_from_env(environ: Mapping[str, str], laddr: str | None = None) -> str | None:

@@ -1,0 +1,198 @@
+"""The one node of a process, for extensions of frameworks, whose parts find it by themselves.
+
+Frameworks have settings, and load an application in many processes that serve nothing: commands, shells, the parent of
+a reloader.  So settings are looked at where an application is made, and nothing is started before the store is wanted:
+by the first request, or by whoever calls.  A process has one node, however many applications are in it: those that say
+the same directory share it, and others are refused.  Where no settings were given, the environment's hold.  A process
+that was forked has none of its parent's threads: there the store is another, begun when it is wanted.
+
+In a test, or to try something, `RAFTSVC_DIR` may be `:temporary:`: a cluster of this process alone, in a directory that
+is gone when the process ends, and of which nothing else need be said.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from raftsvc.errors import ConfigurationError, ExistingClusterError, StoppedError
+from raftsvc.kv import KeyValue, KeyValueState
+from raftsvc.kv.environment import options_from_env, start_from_env
+from raftsvc.service import start
+
+TEMPORARY: Final = ":temporary:"
+"""For RAFTSVC_DIR: a directory that is made for this process, and gone with it."""
+_PREFIX: Final = "RAFTSVC_"
+_LONE_ADDR: Final = "127.0.0.1:1"
+"""Where nobody reaches a node that has no others, and listens nowhere."""
+_WAIT_SECONDS: Final = 30.0
+"""How long a request waits for another that is starting the node."""
+
+
+def environ_of(settings: Mapping[str, object]) -> dict[str, str]:
+    """The environment, and over it what settings say whose names begin by `RAFTSVC_`; a list has commas between.
+
+    settings: of any names; a value is a text, a path, a list of texts, or None for what is not said.
+
+    Raises ConfigurationError for another one.
+    """
+    environ = dict(os.environ)
+    for name, value in settings.items():
+        if not name.startswith(_PREFIX) or value is None:
+            continue
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        elif isinstance(value, list | tuple | set | frozenset) and all(isinstance(each, str) for each in value):
+            value = ",".join(value)
+        if not isinstance(value, str):
+            raise ConfigurationError(f"the setting {name} is a text, or a list of texts, not {type(value).__name__}")
+        environ[name] = value
+    return environ
+
+
+class OneNode:
+    """The node of this process, once it was wanted.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._environ: dict[str, str] | None = None
+        self._options: dict[str, Any] = {}
+        self._homes: dict[int, _Home] = {}
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What says how the node is started."""
+        return os.environ if self._environ is None else self._environ
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether settings were given, or the environment names a directory."""
+        return self._environ is not None or bool(os.environ.get(_PREFIX + "DIR", "").strip())
+
+    @property
+    def listens(self) -> bool:
+        """Whether the node has a port of its own; if not, the application serves its peers, under /raft/."""
+        if _is_temporary(self.environ, self._options):
+            return True
+        return bool(options_from_env(self.environ, self._options)["listen"])
+
+    def configure(self, environ: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        """Have it started by these, as by `raftsvc.kv.start_from_env`, once it is wanted.
+
+        Raises ConfigurationError if they make no sense, or another directory was said before.
+        """
+        if not _is_temporary(environ, options):
+            options_from_env(environ, options)
+        former = None if self._environ is None else _directory(self._environ, self._options)
+        if former is not None and former != _directory(environ, options):
+            raise ConfigurationError(
+                f"a process has one node, and this one's is in {former}: an application with its node in "
+                f"{_directory(environ, options)} takes a process of its own"
+            )
+        if former is None or self._home().store is None:
+            self._environ, self._options = dict(environ), dict(options)
+
+    def store(self) -> KeyValue:
+        """The store of the node, which is started if it was not.
+
+        Raises what `raftsvc.kv.start_from_env` does; StoppedError if another thread is starting it, for long.
+        """
+        home = self._home()
+        if home.store is not None:
+            return home.store
+        # Reentrant, for a handler of a signal may call this on top of what the main thread does here.
+        if not home.lock.acquire(timeout=_WAIT_SECONDS):
+            raise StoppedError(f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s")
+        try:
+            if home.store is None:
+                home.store = self._start(home)
+            return home.store
+        finally:
+            home.lock.release()
+
+    def stop(self) -> None:
+        """End it, if it was started in this process, and forget the settings, as from one test to the next."""
+        self._environ, self._options = None, {}
+        home = self._homes.pop(os.getpid(), None)
+        if home is None:
+            return
+        if home.store is not None:
+            home.store.service.stop()
+        home.remove()
+
+    def _home(self) -> _Home:
+        pid = os.getpid()
+        home = self._homes.get(pid)
+        return home if home is not None else self._homes.setdefault(pid, _Home(pid))
+
+    def _start(self, home: _Home) -> KeyValue:
+        if not self.is_configured:
+            raise ConfigurationError(
+                "no node was configured in this process: RAFTSVC_ADDR, RAFTSVC_DIR and so on, as settings or in the "
+                f"environment; or RAFTSVC_DIR={TEMPORARY!r} for a test"
+            )
+        if not _is_temporary(self.environ, self._options):
+            return start_from_env(self.environ, **self._options)
+        if any(other.directory is not None for other in self._homes.values()):
+            raise ConfigurationError(
+                f"a node in {TEMPORARY!r} is for one process alone, and this one was forked from it: say a directory"
+            )
+        return _start_alone(home.make_directory(), self._options)
+
+
+class _Home:
+    """What one process has.
+
+    store: None until it was started.
+    directory: that was made for it; None: none was.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.lock = threading.RLock()
+        self.store: KeyValue | None = None
+        self.directory: str | None = None
+        self._pid = pid
+
+    def make_directory(self) -> str:
+        """One that is gone when this process ends, after the node, which has its own way of ending by then."""
+        if self.directory is None:
+            self.directory = tempfile.mkdtemp(prefix="raftsvc-")
+            atexit.register(self.remove)
+        return self.directory
+
+    def remove(self) -> None:
+        """Remove the directory, if this process made it."""
+        if self.directory is not None and os.getpid() == self._pid:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _directory(environ: Mapping[str, str], options: Mapping[str, Any]) -> str:
+    directory: str = os.fspath(options.get("dir", environ.get(_PREFIX + "DIR", ""))).strip()
+    return directory if directory == TEMPORARY else os.path.realpath(directory)
+
+
+def _is_temporary(environ: Mapping[str, str], options: Mapping[str, Any]) -> bool:
+    return _directory(environ, options) == TEMPORARY
+
+
+def _start_alone(directory: str, options: Mapping[str, Any]) -> KeyValue:
+    """A cluster of one, in the empty `directory`."""
+    state = KeyValueState()
+    alone = {"laddr": _LONE_ADDR, "insecure": True, "lock_timeout": 10.0, **options}
+    service = start(state=state, **{**alone, "dir": directory})
+    try:
+        with suppress(ExistingClusterError):  # by a start before, that came no further
+            service.init()
+    except BaseException:
+        service.stop()
+        raise
+    return KeyValue(service, state)
+
+
+one_node: Final = OneNode()
+"""The one of this process."""
