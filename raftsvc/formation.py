@@ -340,7 +340,7 @@ class Membership:
                 raise
         node = self.require_node()
         node.wait_until(lambda: node.is_leader, 10 * self.election_timeout)
-        _tell("founded", f"node 1 at {self.addr} founded cluster {cluster_id:016x}", node)
+        _tell("founded", f"node 1 at {self.addr} founded cluster {cluster_id:016x}", node, logging.WARNING)
         return None
 
     def join(self, boot_url: str, timeout: float) -> None:
@@ -370,7 +370,7 @@ class Membership:
                 self._start_node()
             node = self.require_node()
             text = f"node {node.node_id} at {self.addr} joined cluster {node.cluster_id:016x}"
-            _tell("joined", text, node)
+            _tell("joined", text, node, logging.WARNING)
         self._settle(node, boot_url, deadline)
         if not node.applied_config.members and not node.status()["leader_id"]:
             raise JoinFailedError(
@@ -499,10 +499,10 @@ def open_stored(membership: Membership, index: int, timeout: float, is_whole: bo
         raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
 
 
-def _tell(event: str, text: str, node: Participant) -> None:
+def _tell(event: str, text: str, node: Participant, level: int = logging.INFO) -> None:
     """Log what became of the node."""
     fields = logs.what(event, node=node.node_id, cluster=f"{node.cluster_id:016x}")
-    logs.tell(logger, logging.INFO, text, fields)
+    logs.tell(logger, level, text, fields)
 
 
 def _await_former(membership: Membership, boot_url: str, deadline: float) -> bool:

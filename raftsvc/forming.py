@@ -296,7 +296,7 @@ class Former:
             f"node {node_id} at {self._membership.addr} is a member of cluster {cluster}, which was founded by "
             + ", ".join(founding.founders.addrs)
         )
-        logs.tell(logger, logging.INFO, text, logs.what("formed", node=node_id, cluster=cluster))
+        logs.tell(logger, logging.WARNING, text, logs.what("formed", node=node_id, cluster=cluster))
 
     # -- to be asked
 

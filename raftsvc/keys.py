@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 from raftsvc.errors import ConfigurationError
 
@@ -20,6 +21,7 @@ MIN_KEY_BYTES = 16
 _ROUNDS = 20_000
 """So that whoever reads a fingerprint does not find a secret that is a poor one as fast as he can guess."""
 _FINGERPRINT_BYTES = 6
+Key = TypeVar("Key")
 METRICS = "metrics"
 RIGHTS = (METRICS, "read", "write", "admin")
 """Each has what is before it, too; save that `metrics` is worth nothing among clients, see `ClientKey.is_sent`."""
@@ -117,7 +119,7 @@ class OperatorKey:
     key:    a text of at least 16 bytes: `secrets.token_hex()` makes a good one.
     rights: `read`: to see how the cluster is; `full`: also to hand leadership over, evict, and say who may join.
 
-    Raises ConfigurationError.
+    Raises ConfigurationError, which repeats none of them: where two were swapped any of them is the key.
     """
 
     name: str
@@ -128,14 +130,13 @@ class OperatorKey:
         if not all(isinstance(each, str) for each in (self.name, self.key, self.rights)):
             raise ConfigurationError("name, key and rights of an operator's key are texts")
         if not _NAME.fullmatch(self.name):
-            raise ConfigurationError(f"an operator's name is 1 to 64 of A-Z a-z 0-9 _ . @ -, not {self.name!r}")
+            raise ConfigurationError("the name of an operator's key is none: it is 1 to 64 of A-Z a-z 0-9 _ . @ -")
         if len(self.key.encode(errors="replace")) < MIN_KEY_BYTES:
             raise ConfigurationError(
-                f"the key of operator {self.name!r} has less than {MIN_KEY_BYTES} bytes; "
-                "secrets.token_hex() makes a good one"
+                f"the key of an operator has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
             )
         if self.rights not in OPERATOR_RIGHTS:
-            raise ConfigurationError(f"the rights of an operator's key are read or full, not {self.rights!r}")
+            raise ConfigurationError("the rights of an operator's key are none: they are read or full")
 
     @property
     def signing(self) -> bytes:
@@ -154,35 +155,17 @@ def checked_operator_keys(
     """Those that are to be known, or what is wrong with them.  secrets: of the cluster.  others: the clients' keys."""
     given, known = tuple(keys or ()), {*secrets, *(other.key.encode() for other in others)}
     for number, key in enumerate(given):
-        twin = next((other for other in given[:number] if other.key == key.key), None)
+        twin = next((i for i, other in enumerate(given[:number], 1) if other.key == key.key), None)
         if twin is not None:
             raise ConfigurationError(
-                f"operators {twin.name!r} and {key.name!r} have one key: which of them sends it nobody could tell"
+                f"operators' keys {twin} and {number + 1} are one: who of the two sends it nobody could tell"
             )
         if key.key.encode() in known:
             raise ConfigurationError(
-                f"the key of operator {key.name!r} is the cluster's secret, or a client's key: give him one of his "
-                "own, for it is sent"
+                f"operator's key {number + 1} is the cluster's secret, or a client's key: give him one of his own, for "
+                "it is sent"
             )
     return given
-
-
-def words_of(path: str) -> list[list[str]]:
-    """The words of each line of a file but those that are empty, or remarks.  Raises ConfigurationError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [line.split() for line in file if line.strip() and not line.lstrip().startswith("#")]
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-
-
-def operator_keys_of(path: str) -> list[OperatorKey]:
-    """Those of a file: a line each, `name read|full key`; `#` begins a remark.  Raises ConfigurationError."""
-    lines = words_of(path)
-    for number, words in enumerate(lines, 1):
-        if len(words) != 3:
-            raise ConfigurationError(f"{path}: key {number} is no line like `anna full 0123456789abcdef...`")
-    return [OperatorKey(name, key, rights) for name, rights, key in lines]
 
 
 def checked_keys(keys: Iterable[ClientKey] | None, secrets: Iterable[bytes]) -> tuple[ClientKey, ...]:
@@ -218,16 +201,32 @@ def client_keys_in(data: bytes) -> list[ClientKey]:
 
     Raises ConfigurationError.
     """
+    return _keys_in(
+        *(data, "name write 0123456789abcdef... prefix/", 4),
+        lambda name, rights, key, *prefix: ClientKey(name, key, rights, *prefix),
+    )
+
+
+def operator_keys_in(data: bytes) -> list[OperatorKey]:
+    """The keys of operators in a file: a line each, `name read|full key`; `#` begins a remark.
+
+    Raises ConfigurationError.
+    """
+    return _keys_in(data, "anna full 0123456789abcdef...", 3, lambda name, rights, key: OperatorKey(name, key, rights))
+
+
+def _keys_in(data: bytes, example: str, most_words: int, make: Callable[..., Key]) -> list[Key]:
+    """What `make` makes of the three words, or more, of each line.  Raises ConfigurationError."""
     found = []
     for number, line in enumerate(_lines_of(data), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         _check_printable(number, line.replace("\t", " "))
-        if len(words) not in (3, 4):
-            raise ConfigurationError(f"line {number} is none like `name write 0123456789abcdef... prefix/`")
+        if not 3 <= len(words) <= most_words:
+            raise ConfigurationError(f"line {number} is none like `{example}`")
         try:
-            found.append(ClientKey(words[0], words[2], words[1], *words[3:]))
+            found.append(make(*words))
         except ConfigurationError as error:
             raise ConfigurationError(f"line {number}: {error}") from error
     return found

@@ -14,11 +14,14 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from raftsvc import logs
 from raftsvc.errors import ConfigurationError
 
 logger = logging.getLogger("raftsvc.files")
+
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 1024 * 1024
 LOOK_SECONDS = 2.0
@@ -46,6 +49,15 @@ def read_file(name: str, path: str) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{name}: {path:.300} has more than {MAX_FILE_BYTES} bytes")
     return data
+
+
+def read_keys(name: str, path: str, understand: Callable[[bytes], list[T]]) -> list[T]:
+    """What `understand` finds in a file now.  name: of the option that names it.  Raises ConfigurationError."""
+    data = read_file(name, path)
+    try:
+        return understand(data)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {path:.300}: {error}") from error
 
 
 class WatchedFiles:

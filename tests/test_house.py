@@ -89,7 +89,7 @@ ROOMS = {
     "kv": "errors logs addresses clocks keys state results timeouts process mainthread watched service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
-    "web": "errors answers keys transport kv",
+    "web": "errors answers keys transport watched kv",
     # Hosts and frameworks stand on it too.
     "ext": "errors addresses ports service kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",

@@ -83,8 +83,10 @@ def test_changes_of_members_are_events() -> None:
     after = Configuration({1: Member("d:1", True), 2: Member("b:1", True), 4: Member("e:1", False)}, 4)
     told = [(f["raftsvc_event"], f["raftsvc_member"], level) for level, _, f in events.of_members(before, after)]
     assert told == [
-        ("member-moved", 1, logging.INFO),
-        ("voter-added", 2, logging.INFO),
+        ("member-moved", 1, logging.WARNING),
+        ("voter-added", 2, logging.WARNING),
         ("member-removed", 3, logging.WARNING),
-        ("member-added", 4, logging.INFO),
+        ("member-added", 4, logging.WARNING),
     ]
+    for old, is_news in ((before, False), (Configuration(), True)):
+        assert {level for level, *_ in events.of_members(old, after, is_news)} == {logging.INFO}, "it was known before"

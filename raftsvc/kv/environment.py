@@ -32,12 +32,12 @@ from urllib.parse import urlsplit
 from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import TlsFiles, operator_keys_of, secrets_in
+from raftsvc.keys import TlsFiles, operator_keys_in, secrets_in
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
 from raftsvc.service import outsider, start
-from raftsvc.watched import read_file
+from raftsvc.watched import read_keys
 
 _PREFIX: Final = "RAFTSVC_"
 _NAMES: Final = (
@@ -113,7 +113,7 @@ def options_from_env(given: Mapping[str, str], options: Mapping[str, Any]) -> di
         for addr in chosen["initial_cluster"] if "initial_cluster" not in options else ():
             check_addr(_PREFIX + "INITIAL_CLUSTER", addr)
     if said["OPERATOR_KEYS_FILE"] and "operator_keys" not in options:
-        chosen["operator_keys"] = operator_keys_of(said["OPERATOR_KEYS_FILE"])
+        chosen["operator_keys"] = read_keys("RAFTSVC_OPERATOR_KEYS_FILE", said["OPERATOR_KEYS_FILE"], operator_keys_in)
     if said["TLS_CERT_FILE"] and "tls" not in options:
         chosen["tls"] = TlsFiles(*[said[f"TLS_{name}_FILE"] for name in ("CERT", "KEY", "CA")])
     elif "tls" not in options and (said["TLS_KEY_FILE"] or said["TLS_CA_FILE"]):
@@ -151,11 +151,7 @@ def _secret(path: str, secret: str) -> dict[str, Any]:
         raise ConfigurationError("RAFTSVC_SECRET_FILE and RAFTSVC_SECRET are both set: which is meant?")
     if not path:
         return {"secret": [secret] if secret else None}
-    data = read_file("RAFTSVC_SECRET_FILE", path)
-    try:
-        secrets_in(data)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"RAFTSVC_SECRET_FILE: {path}: {error}") from error
+    read_keys("RAFTSVC_SECRET_FILE", path, secrets_in)
     return {"secret_file": path}
 
 

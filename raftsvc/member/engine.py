@@ -179,6 +179,8 @@ class _Seen(NamedTuple):
     disagreement: RaftError | None = None
     lead: events.Lead = (0, NO_NODE)
     warning: str | None = None
+    stored_index: int = 0
+    """Up to which entry all was in the log as the process began; what those say is no news."""
 
 
 class Engine:
@@ -231,7 +233,7 @@ class Engine:
         self.writes = Writes(store, self.inbox, self.health, self.records.syncs)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
-        self._seen = _Seen()
+        self._seen = _Seen(stored_index=core.log.last_index)
         self.time = Timekeeper(core, runner.elapsed_clocks, runner.now if options.lease_reads else None)
 
         contexts = Contexts(random)
@@ -453,7 +455,7 @@ class Engine:
         config = core.config
         is_new_view = core.term != seen.term or core.leader_id != seen.leader_id or core.role is not seen.role
         if is_new_view or config is not seen.config:
-            self._seen = _Seen(core.term, core.leader_id, core.role, config, seen.disagreement, seen.lead, seen.warning)
+            self._seen = seen._replace(term=core.term, leader_id=core.leader_id, role=core.role, config=config)
         if is_new_view:
             _note_view(self.records, core, seen)
             if core.role is not seen.role or core.leader_id != seen.leader_id:
@@ -520,8 +522,8 @@ class Engine:
         self.lives.applied()
         self.upgrades.applied()
         if applying.applied_config is not config:
-            for line in events.of_members(config, applying.applied_config):
-                level, text, fields = line
+            is_news = applying.applied_index > self._seen.stored_index
+            for level, text, fields in events.of_members(config, applying.applied_config, is_news):
                 self._runner.say(level, text, None, fields)
         if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()

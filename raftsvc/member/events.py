@@ -1,8 +1,8 @@
 """What an operator is told, one line each, of who leads and who belongs to the cluster.
 
-WARNING is what he has to see although he configured nothing: a leader other than the one before, a member that is
-removed.  INFO is the rest: the first leader that a process hears of, candidacies, members that come.  The fields of
-each line are those of `raftsvc.logs`.
+WARNING is what he has to see although he configured nothing: a leader other than the one before, and who comes, goes
+or moves.  INFO is the rest: the first leader that a process hears of, candidacies, and what it knew as it began.  The
+fields of each line are those of `raftsvc.logs`.
 """
 
 from __future__ import annotations
@@ -37,29 +37,33 @@ def of_leader(core: Raft, told: Lead) -> tuple[Line | None, Lead]:
     return (level, f"node {core.node_id}: {who} leads{again} in term {core.term}", fields), lead
 
 
-def of_members(before: Configuration, after: Configuration) -> Iterator[Line]:
-    """What to say of a change of the membership, or of the effective version."""
+def of_members(before: Configuration, after: Configuration, is_news: bool = True) -> Iterator[Line]:
+    """What to say of a change of the membership, or of the effective version.
+
+    is_news: it was not known yet as the process began.
+    """
+    level = logging.WARNING if is_news and before.members else logging.INFO
     if before.members and before.versions != after.versions:
         text = f"the effective version is {after.versions} now, and was {before.versions}"
-        yield logging.INFO, text, what("version-raised")
+        yield level, text, what("version-raised")
     for node_id in sorted(before.members.keys() | after.members.keys()):
-        old, new = before.members.get(node_id), after.members.get(node_id)
-        if new is None and old is not None:
-            yield _of_member(
-                "member-removed", node_id, f"{before.name_of(node_id)} is a member no more", logging.WARNING
-            )
-        elif new is not None and old is None:
-            kind = "a voter" if node_id in after.voters else "a member that does not vote yet"
-            yield _of_member("member-added", node_id, f"{after.name_of(node_id)} is {kind}")
-        elif new is not None and old is not None:
-            if new.addr != old.addr:
-                yield _of_member("member-moved", node_id, f"node {node_id} is {_move(old.addr, new.addr)}")
-            if node_id in after.voters and node_id not in before.voters:
-                yield _of_member("voter-added", node_id, f"{after.name_of(node_id)} is a voter now")
+        for event, text in _of_member(before, after, node_id):
+            yield level, text, what(event, member=node_id)
 
 
-def _of_member(event: str, member: int, text: str, level: int = logging.INFO) -> Line:
-    return level, text, what(event, member=member)
+def _of_member(before: Configuration, after: Configuration, node_id: int) -> Iterator[tuple[str, str]]:
+    """The events that its change is, and what to say of each."""
+    old, new = before.members.get(node_id), after.members.get(node_id)
+    if new is None:
+        yield "member-removed", f"{before.name_of(node_id)} is a member no more"
+    elif old is None:
+        kind = "a voter" if node_id in after.voters else "a member that does not vote yet"
+        yield "member-added", f"{after.name_of(node_id)} is {kind}"
+    else:
+        if new.addr != old.addr:
+            yield "member-moved", f"node {node_id} is {_move(old.addr, new.addr)}"
+        if node_id in after.voters and node_id not in before.voters:
+            yield "voter-added", f"{after.name_of(node_id)} is a voter now"
 
 
 def _move(old: str, new: str) -> str:

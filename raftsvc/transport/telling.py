@@ -6,13 +6,13 @@ somebody else.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from raftsvc.addresses import peer_url
 from raftsvc.errors import NotTransferredError, RaftError, TransferFailedError
+from raftsvc.transport.asking import UnansweredError, ask_status
 from raftsvc.transport.join import stranger_envelope, why_unsigned
 from raftsvc.transport.peer import Network
 from raftsvc.transport.wire import Problem, UnreachableError, UnsignedError
@@ -28,16 +28,9 @@ _CERTAIN: Final = frozenset(
 def ask_picture(network: Network, addr: str, timeout: float) -> Mapping[str, Any]:
     """What the member at `addr` says of itself; see `Service.status`.  Raises RaftError."""
     try:
-        picture = json.loads(_ask(network, addr, "GET", "status", b"", timeout))
-    except Problem as problem:
-        raise RaftError(why_unsigned(problem) or f"{problem.code}: {problem.detail}") from problem
-    except UnreachableError as silence:
-        raise RaftError(_meaning_of(silence)) from silence
-    except (ValueError, RecursionError) as unreadable:
-        raise RaftError("what it says of itself does not decode") from unreadable
-    if not isinstance(picture, dict):
-        raise RaftError("what it says of itself does not decode")
-    return picture
+        return ask_status(network, addr, timeout)[0]
+    except UnansweredError as error:
+        raise RaftError(str(error)) from error
 
 
 def ask_transfer(
@@ -48,7 +41,7 @@ def ask_transfer(
     describe: what this member says of itself; see `Service.status`.
     """
     try:
-        _ask(network, addr, "POST", "transfer", to.encode(), timeout, describe())
+        _ask(network, addr, to.encode(), timeout, describe())
     except Problem as problem:
         kind = NotTransferredError if problem.code in _CERTAIN else TransferFailedError
         raise kind(f"{addr}: {problem.detail or problem.code}") from problem
@@ -56,26 +49,18 @@ def ask_transfer(
         raise TransferFailedError(f"{addr} was asked, and may do it: {_meaning_of(error)}") from error
 
 
-def _ask(
-    network: Network,
-    addr: str,
-    method: str,
-    path: str,
-    body: bytes,
-    timeout: float,
-    me: Mapping[str, Any] | None = None,
-) -> bytes:
-    """me: the member that asks; None: it asks as a stranger."""
+def _ask(network: Network, addr: str, body: bytes, timeout: float, me: Mapping[str, Any]) -> None:
+    """me: what the member that asks says of itself."""
     deadline = time.monotonic() + timeout
     epoch = ""
+    cluster, node_id, own = (str(me.get(name, "")) for name in ("cluster_id", "node_id", "addr"))
     while True:
-        envelope = stranger_envelope(method, path, "", epoch)
-        if me is not None:
-            cluster, node_id, own = (str(me.get(name, "")) for name in ("cluster_id", "node_id", "addr"))
-            envelope = envelope._replace(cluster=cluster, sender=node_id, addr=own)
+        envelope = stranger_envelope("POST", "transfer", "", epoch)
+        envelope = envelope._replace(cluster=cluster, sender=node_id, addr=own)
         left = max(_LEAST_SECONDS, deadline - time.monotonic())
         try:
-            return network.post_within(peer_url(addr), envelope, body, left)
+            network.post_within(peer_url(addr), envelope, body, left)
+            return
         except Problem as problem:
             if problem.code != "challenge" or epoch:
                 raise

@@ -22,10 +22,11 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from raftsvc.errors import ConfigurationError, NotListeningError, RaftError, StoppedError
-from raftsvc.keys import ClientKey, words_of
+from raftsvc.keys import client_keys_in
 from raftsvc.kv import KeyValue, start_from_env
 from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
+from raftsvc.watched import read_keys
 from raftsvc.web.application import Api, api
 from raftsvc.web.callers import Caller, anybody
 from raftsvc.web.problems import answer_to
@@ -137,15 +138,6 @@ class Server:
             self._listener.stop()
 
 
-def read_keys(path: str) -> list[ClientKey]:
-    """Those of a file: a line each, `name rights key`, and maybe a prefix.  Raises ConfigurationError."""
-    lines = words_of(path)
-    for number, words in enumerate(lines, 1):
-        if len(words) not in (3, 4):
-            raise ConfigurationError(f"{path}: key {number} is no line like `name write 0123456789abcdef... prefix/`")
-    return [ClientKey(words[0], words[2], words[1], *words[3:]) for words in lines]
-
-
 def _arguments(argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m raftsvc.web",
@@ -213,7 +205,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--open and --keys-file are both given: which is meant?")
     if listen_from_env(os.environ) == "":
         raise ConfigurationError("RAFTSVC_LISTEN is empty, so that nobody would reach this node: unset it")
-    keys = None if arguments.open else read_keys(arguments.keys_file)
+    keys = None if arguments.open else read_keys("--keys-file", arguments.keys_file, client_keys_in)
     kv = start_from_env()
     try:
         authorize = who_is_here if keys is None else None

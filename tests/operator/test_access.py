@@ -13,7 +13,7 @@ from werkzeug.test import Client
 
 import raftsvc
 from raftsvc import ConfigurationError, OperatorKey, kv
-from raftsvc.keys import checked_operator_keys, operator_keys_of
+from raftsvc.keys import checked_operator_keys, operator_keys_in
 from raftsvc.kv import environment
 from raftsvc.operator import Host, OperatorApp, remote_user
 from raftsvc.operator.access import SESSION_SECONDS
@@ -237,7 +237,7 @@ def test_keys_that_are_wrong_are_refused_at_the_start() -> None:
         checked_operator_keys([FULL], [FULL.key.encode()], [])
     with pytest.raises(ConfigurationError, match="client's key"):
         checked_operator_keys([FULL], [], [raftsvc.ClientKey("cron", FULL.key)])
-    with pytest.raises(ConfigurationError, match="'anna' and 'screen' have one key"):
+    with pytest.raises(ConfigurationError, match="keys 2 and 3 are one"):
         checked_operator_keys([READ, FULL, OperatorKey("screen", FULL.key)], [], [])
     assert checked_operator_keys([FULL, OperatorKey("anna", "another key of anna")], [], [])
     assert FULL.key not in repr(FULL)
@@ -293,9 +293,10 @@ def test_who_was_refused_is_counted_for_a_while_and_noted_at_once_afterwards(
 
 def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "operators"
-    file.write_text("# who is on call\nanna full 0123456789abcdef\n\nscreen read fedcba9876543210\n")
-    known = [OperatorKey("anna", "0123456789abcdef", "full"), OperatorKey("screen", "fedcba9876543210")]
-    assert operator_keys_of(str(file)) == known
+    file.write_text("# who is on call\nanna full fedcba9876543210\n\nscreen read fedcba9876543210\n")
+    known = [OperatorKey("anna", "fedcba9876543210", "full"), OperatorKey("screen", "fedcba9876543210")]
+    assert operator_keys_in(file.read_bytes()) == known
+    assert operator_keys_in(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n")) == known
     asked: list[Any] = []
     monkeypatch.setattr(environment, "start", lambda state, **options: asked.append(options) or state)
     monkeypatch.setattr(environment, "KeyValue", lambda service, state: None)
@@ -303,12 +304,16 @@ def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch:
     kv.start_from_env(given)
     kv.start_from_env(given, operator_keys=[READ])
     assert [options["operator_keys"] for options in asked] == [known, [READ]]
-    for wrong in ("anna full\n", "anna full 0123456789abcdef more\n", "anna write 0123456789abcdef\n"):
+    for wrong in (
+        *("anna full\n", "anna full fedcba9876543210 more\n", "anna write fedcba9876543210\n"),
+        *("anna fedcba9876543210 full\n", "fedcba9876543210! full anna\n", "anna full fedcba9876\x00543210\n"),
+    ):
         file.write_text(wrong)
-        with pytest.raises(ConfigurationError):
-            operator_keys_of(str(file))
+        with pytest.raises(ConfigurationError, match=r"OPERATOR_KEYS_FILE: .*line 1") as caught:
+            kv.start_from_env(given)
+        assert "fedcba9876" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        operator_keys_of(str(tmp_path / "none"))
+        kv.start_from_env({**given, "RAFTSVC_OPERATOR_KEYS_FILE": str(tmp_path / "none")})
 
 
 def test_the_page_is_behind_a_login_of_flask_as_the_documentation_has_it() -> None:

@@ -20,18 +20,24 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
     ]
 
 
-def test_forming_a_cluster_warns_of_nothing_and_tells_of_each_member(
+def test_forming_a_cluster_tells_of_each_member_and_a_restart_does_not_again(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "raftsvc")
     cluster.form(3)
-    assert lines(caplog) == []
-    text = "\n".join(lines(caplog, logging.INFO))
+    shown = "\n".join(lines(caplog))
     for number in (1, 2, 3):
-        assert re.search(rf"node {number} at \S+ (founded|joined) cluster", text)
+        assert re.search(rf"node {number} at \S+ (founded|joined) cluster", shown)
     for number in (2, 3):
-        assert re.search(rf"node {number} at \S+ is a voter now", text)
-        assert len(re.findall(rf"node {number}: node 1 .*leads in term", text)) == 1
+        assert re.search(rf"node {number} at \S+ is a voter now", shown)
+        assert len(re.findall(rf"node {number}: node 1 .*leads in term", "\n".join(lines(caplog, logging.INFO)))) == 1
+    assert all(re.search(r" (founded|joined) cluster | is a (voter|member)", line) for line in lines(caplog)), shown
+    follower = next(member for member in cluster.members if not member.is_leader)
+    applied = cluster.leader().status["applied_index"]
+    caplog.clear()
+    follower.restart()
+    eventually(lambda: follower.status["applied_index"] >= applied, "it has applied what it has stored")
+    assert not [line for line in lines(caplog) if " is a " in line]
 
 
 def test_another_leader_is_one_line_that_shows_at_each_node_that_hears_of_it(

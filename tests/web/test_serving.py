@@ -14,9 +14,10 @@ import requests
 
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import ClientKey
+from raftsvc.keys import ClientKey, client_keys_in
+from raftsvc.watched import read_keys
 from raftsvc.web import api
-from raftsvc.web.serving import Gate, main, read_keys, who_is_here
+from raftsvc.web.serving import Gate, main, who_is_here
 from tests.effort import PATIENCE
 from tests.service.harness import eventually, in_background
 from tests.web.server import KEY, Process
@@ -147,14 +148,14 @@ def test_who_is_on_this_machine_names_it(host: str, may: bool) -> None:
 def test_a_file_of_keys_says_who_may_what(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# comment\n\nweb write 0123456789abcdef01 app/\nops admin abcdef0123456789ab\n")
-    assert read_keys(str(path)) == [
+    assert read_keys("--keys-file", str(path), client_keys_in) == [
         ClientKey("web", "0123456789abcdef01", "write", "app/"),
         ClientKey("ops", "abcdef0123456789ab", "admin"),
     ]
     for text in ("web write\n", "web all 0123456789abcdef01\n", "web write 0123456789abcdef01 a b\n"):
         path.write_text(text)
-        with pytest.raises(ConfigurationError):
-            read_keys(str(path))
+        with pytest.raises(ConfigurationError, match=r"--keys-file: .*line 1"):
+            read_keys("--keys-file", str(path), client_keys_in)
 
 
 def test_nothing_new_is_let_in_once_it_is_closed(store: kv.KeyValue) -> None:
