@@ -23,7 +23,7 @@ from raftsvc.kv.snapshots import MalformedSnapshotError
 from raftsvc.kv.state import KeyValueState
 from raftsvc.kv.transactions import read_conflict, read_no_counter, read_over_quota
 from raftsvc.state import State, StreamingState, WaitingState
-from tests.effort import turn_of
+from tests.effort import EFFORT, turn_of
 
 DEADLINE_SECONDS = 60.0
 
@@ -580,7 +580,7 @@ def test_readers_see_whole_transactions_only() -> None:
         source = random.Random(6)
         deadline = time.monotonic() + DEADLINE_SECONDS
         index = 2
-        while (index < 2000 or min(looks) < 20) and not failures and time.monotonic() < deadline:
+        while (index < 800 * EFFORT or min(looks) < 20) and not failures and time.monotonic() < deadline:
             index += 1
             giver, taker = source.sample(accounts, 2)
             has = {key: int(value.data) for key, value in state.get_many([giver, taker]).items()}

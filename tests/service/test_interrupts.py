@@ -414,11 +414,11 @@ def test_the_key_value_store_is_read_and_written_on_top_of_itself(tmp_path: Path
         calls = {name: call for name, call in STORE.items() if name != "once"}
         handlers = list(calls.values())
         for name, call in calls.items():
-            for step in range(random.randint(1, 5), 1000, 5):
+            for step in range(random.randint(1, 10), 1000, 10):
                 handler = handlers[step % len(handlers)]
                 if not at_step(step, lambda handler=handler: handler(store), lambda call=call: call(store)):  # type: ignore[misc]
                     break
-            for step in range(random.randint(1, 5), 1000, 5):
+            for step in range(random.randint(1, 10), 1000, 10):
                 try:
                     if not at_step(step, raise_interrupted, lambda call=call: call(store)):  # type: ignore[misc]
                         break

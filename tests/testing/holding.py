@@ -13,14 +13,19 @@ from typing import Any
 
 from raftsvc import kv
 from raftsvc.kv import instructions
+from raftsvc.kv.holds import Claim
 from raftsvc.kv.instructions import encode
-from raftsvc.kv.transactions import END, decode
+from raftsvc.kv.transactions import END, EVICT, PROLONG, TICKET, WHICH, WITHDRAW, WITHDRAWN, decode
 from raftsvc.state import State
 from raftsvc.testing import Action, KeyValueModel, Violation
 
 LEASES = [f"{number:016x}" for number in range(1, 7)]
+TICKETS = LEASES[4:]
+"""Leases that have one claim alone, as those over HTTP have."""
 SIZES = {"lock": 1, "gate": 3, "catalog": 2**31 - 1}
 EVER = 2**63
+Placed = tuple[str, str, int]
+"""A claim, by name, lease and number."""
 
 
 class Grants:
@@ -45,13 +50,21 @@ class CheckedState(kv.KeyValueState):
     def is_allowed_member(self, addr: str) -> bool:
         return True
 
-    def apply_at(self, data: bytes, index: int, time_ms: int) -> int:
-        before = self.deadlines()
-        ended = {key for code, key, *_ in decode(data)[1] if code == END}
+    def apply_at(self, data: bytes, index: int, time_ms: int) -> object:
+        before, claims = self.deadlines(), self.placed()
+        effects = decode(data)[1]
+        ended = {key for code, key, *_ in effects if code == END}
+        # Those that end a lease together with its last claim.
+        ended |= {WITHDRAWN.unpack(effect[2])[0].decode() for effect in effects if effect[0] == WITHDRAW}
+        if any(code == EVICT for code, *_ in effects):
+            ended |= {lease for _, lease, number in claims if number == TICKET}
         try:
             return super().apply_at(data, index, time_ms)
         finally:
             self.check(before, ended, index, time_ms)
+            if len(effects) == 1 and effects[0][0] in (WITHDRAW, PROLONG, EVICT):
+                alive = {lease for lease, deadline_ms in before.items() if deadline_ms > time_ms}
+                self.check_ticket(effects[0], claims, alive, before, index)
 
     def pass_time(self, index: int, time_ms: int) -> None:
         before = self.deadlines()
@@ -60,6 +73,43 @@ class CheckedState(kv.KeyValueState):
 
     def deadlines(self) -> dict[str, int]:
         return {lease: at for lease, _, at in self._applying.content.holds.freeze().leases}
+
+    def placed(self) -> dict[Placed, Claim]:
+        """By name, lease and number."""
+        holds = self._applying.content.holds
+        return {(name, claim.lease, claim.number): claim for name in SIZES for claim in holds.claims(name)}
+
+    def check_ticket(
+        self,
+        effect: Any,
+        claims: dict[Placed, Claim],
+        alive: set[str],
+        before: dict[str, int],
+        index: int,
+    ) -> None:
+        """What was held by a ticket ends by who gives up that, and by nobody else.
+
+        effect: alone in the entry.  claims, before: as they were, and of which leases are `alive`.
+        """
+        code, name, data = effect[:3]
+        gone = {key for key in claims if key[1] in alive} - self.placed().keys()
+        deadlines = self.deadlines()
+        if code == PROLONG:
+            lease = WHICH.unpack(data)[0].decode()
+            if gone or any(deadlines[other] != before[other] for other in alive - {lease}):
+                raise Violation(f"holds: to prolong {lease} changed something else at entry {index}")
+            if lease in alive and deadlines[lease] < before[lease]:
+                raise Violation(f"holds: {lease} was prolonged, and ends sooner, at entry {index}")
+        elif code == WITHDRAW:
+            lease, number, attempt = WITHDRAWN.unpack(data)
+            key = (name, lease.decode(), number)
+            if gone - {key}:
+                raise Violation(f"holds: to withdraw {key} took {gone - {key}} at entry {index}")
+            claim = claims.get(key)
+            if key in gone and attempt and claim is not None and (claim.fence or claim.attempt != attempt):
+                raise Violation(f"holds: {claim} was withdrawn by attempt {attempt} at entry {index}")
+        elif any(key[0] != name or key[2] != TICKET or claims[key].fence == 0 for key in gone) or len(gone) > 1:
+            raise Violation(f"holds: who was to be evicted of {name!r} were {gone} at entry {index}")
 
     def check(self, before: dict[str, int], ended: set[str], index: int, time_ms: int) -> None:
         after = self.deadlines()
@@ -103,19 +153,29 @@ class HoldingWorkload:
     def _hold(self, random: Random) -> list[Any]:
         lease, number = random.choice(LEASES), random.randrange(1, 4)
         name = list(SIZES)[number - 1]
+        if lease in TICKETS:
+            number = TICKET
         size = SIZES[name]
         chance = random.random()
         if chance < 0.2:
             return [instructions.open_lease(lease, random.choice((300, 2_000, 10_000)))]
         if chance < 0.55:
             units = random.choice((1, 1, min(size, 2), size))
-            return [instructions.claim(name, lease, number, size, units, waits=random.random() < 0.8)]
+            attempt = random.choice((0, 1, 2))
+            return [instructions.claim(name, lease, number, size, units, waits=random.random() < 0.8, attempt=attempt)]
         if chance < 0.75:
             return [instructions.release(name, lease, number)]
-        if chance < 0.88:
+        if chance < 0.79:
+            return [instructions.withdraw(name, lease, number, random.choice((0, 1, 2)))]
+        if chance < 0.82:
+            return [instructions.prolong(name, lease, number)]
+        if chance < 0.84:
+            fences = [fence for granted, fence in self.grants.owners if granted == name]
+            return [instructions.evict(name, random.choice(fences[-3:] or [1]))]
+        if chance < 0.9:
             wanted = [number for number in range(1, 4) if random.random() < 0.7]
             return [instructions.keep_lease(lease, random.choice((0, EVER)), wanted)]
-        if chance < 0.92:
+        if chance < 0.93:
             return [instructions.end_lease(lease)]
         fences = [fence for granted, fence in self.grants.owners if granted == name]
         condition = kv.Condition(name, random.choice(fences[-3:] or [1]), instructions.Code.IF_HELD)

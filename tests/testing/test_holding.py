@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftsvc.kv import holds
+from raftsvc.kv.content import Content
 from raftsvc.testing import Faults, SimulationFailed, simulate
 from tests.testing.holding import HoldingWorkload
 
@@ -30,5 +31,14 @@ def test_nodes_whose_state_has_no_versions_come_to_run_the_latest_library() -> N
 def test_it_is_seen_where_more_is_granted_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holds._Name, "next", lambda self, item_count: next(iter(self.waiting.values()), None))
     with pytest.raises(SimulationFailed, match="holds: more than"):
+        for seed in SEEDS:
+            simulate(seed, HoldingWorkload())
+
+
+@pytest.mark.pure
+def test_it_is_seen_where_who_gives_up_ends_what_is_held_or_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    withdraw = Content._withdraw
+    monkeypatch.setattr(Content, "_withdraw", lambda self, *which: withdraw(self, *which[:3], 0))
+    with pytest.raises(SimulationFailed, match="was withdrawn by attempt"):
         for seed in SEEDS:
             simulate(seed, HoldingWorkload())
