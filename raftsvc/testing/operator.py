@@ -123,6 +123,8 @@ class Operator:
             node.restart_later()
         elif process.replica.is_damaged and self._world.is_healed:
             self._await_conviction(node, process)
+        elif self._world.is_healed and node.doubles.twin is not None and self._knows_nobody(node, engine):
+            self._end_lost(node, node.doubles.twin)
 
     def _is_alone_and_lost(self, node: SimulatedNode, process: SimulatedProcess) -> bool:
         """Whether the only member mistakes its own address, which nobody else can tell."""
@@ -156,6 +158,26 @@ class Operator:
             self._cluster.forget_copy(copy)
             original.kill()
             self.replace(original)
+
+    def _knows_nobody(self, node: SimulatedNode, engine: Engine) -> bool:
+        """Whether all other members that it knows are gone: nobody hears it who could tell that it runs twice."""
+        others = engine.core.config.members.keys() - {node.node_id}
+        nodes = [self._cluster.nodes.get(i) for i in others]
+        return all(other is None or other.is_gone for other in nodes)
+
+    def _end_lost(self, node: SimulatedNode, twin: SimulatedNode) -> None:
+        """One of two reaches nobody, and says that it is out of touch.  It is stopped; the other one never knows."""
+        self._since.setdefault(node, self._world.schedule.now)
+        is_lost = node.engine is not None and node.engine.health.error_of(Condition.OUT_OF_TOUCH) is not None
+        if not is_lost or self._tasks or twin.is_found_out or self._world.schedule.now - self._since[node] <= _LONG:
+            return
+        self._world.report.counts["copies found out of touch"] += 1
+        if node.is_copy:
+            self._cluster.forget_copy(node)
+        else:
+            self._cluster.forget_copy(twin)
+            node.kill()
+            self.replace(node)
 
     def _await_conviction(self, node: SimulatedNode, process: SimulatedProcess) -> None:
         """A member differs, and a majority of healthy voters can tell: they must.  Else people find out sometime."""

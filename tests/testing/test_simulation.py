@@ -605,6 +605,29 @@ def test_a_copy_that_runs_beside_its_original_is_found_out_as_that_is_and_neithe
     assert sum(report.counts["copies found out"] for report in reports) >= 2
 
 
+def test_a_copy_that_knows_nobody_who_is_left_is_out_of_touch_and_harms_nobody() -> None:
+    simulation = Simulation(5, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    original = simulation.nodes[2]
+    original.doubles.copy = _engine(original).lives.own, original.computer.disk.copy()
+    for number in (1, 3):  # all that the copy knows
+        gone = simulation.nodes[number]
+        gone.kill()
+        simulation.operator.replace(gone)
+        assert simulation.run_until(
+            simulation.now + 60 * SECOND,
+            lambda: not simulation.operator.is_busy and len(simulation.configuration().voters) == 3,
+        )
+    copy = simulation.cluster.clone(original)
+    copy.start()
+    simulation.world.is_healed = True
+    assert simulation.operator.is_busy
+    assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not simulation.operator.is_busy)
+    assert copy.is_gone and original.is_ready
+    assert simulation.report.counts["copies found out of touch"] == 1
+    assert simulation.configuration().members.keys() >= {2}, "the original is a member yet"
+
+
 @pytest.mark.parametrize("attached", [1, 2])
 def test_a_node_whose_processes_all_ended_is_started_again(attached: int) -> None:
     simulation = Simulation(5, RegisterWorkload(), Faults(kinds=()), keep_trace=False, attached=attached)
