@@ -69,12 +69,12 @@ class Place:
         return store.namespace(prefix) if prefix else store
 
     def _connect(self, said: Mapping[str, str]) -> KeyValue:
-        protocol = "https" if said.get("https") == "1" else "http"
+        is_https = said.get("https") == "1"
         cert: str | tuple[str, str] | None = said.get("cert_file")
         if cert is not None and "cert_key_file" in said:
             cert = (str(cert), said["cert_key_file"])
         return connect(
-            [f"{protocol}://{member}" for member in self._members],
+            [f"https://{member}/raft" if is_https else member for member in self._members],
             key=_read_key(said["key_file"]) if "key_file" in said else None,
             verify=said.get("ca_file", True),
             cert=cert,
