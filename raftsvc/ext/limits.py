@@ -16,8 +16,8 @@ Who has the State reads there what he decides by, and asks the others only befor
 writes nothing.  Of n who hit one moving or sliding window at the same moment each may have to try n times.
 
 Fixed and moving windows end by log time, see `KeyValue`: never early, and later by as much as nobody led.  The sliding
-window counter is weighed by the clock of the process that asks, as in the other storages of limits, and so are the
-moments that are shown, such as when a window ends: the clocks of hosts should agree.
+window counter is weighed by the clock of the process that asks, as in the other storages of limits, and so is what
+is shown, such as how much is left and when a window ends: the clocks of hosts should agree.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Window(NamedTuple):
 class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     """See `limits.storage.Storage`; thread-safe.  Raises what the store raises: `raftsvc.RaftError`."""
 
-    STORAGE_SCHEME = [SCHEME]
+    STORAGE_SCHEME: list[str] | None = [SCHEME]  # noqa: RUF012 - as limits says it
 
     def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: float | str | bool) -> None:
         """Asks nobody, and starts nothing: the first call of another method does.
@@ -122,8 +122,11 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def get(self, key: str) -> int:
         """How many there are in the fixed window."""
-        value = self._store().get(_FIXED + _quoted(key), self._wait)
-        return 0 if value is None else int(value.data)
+        name = _quoted(key)
+        shown = self._store().get_many([_FIXED + name, _ENDS + name], self._wait)
+        if len(shown) < 2 or int(shown[_ENDS + name].data) <= _now_ms():
+            return 0
+        return int(shown[_FIXED + name].data)
 
     def get_expiry(self, key: str) -> float:
         """When the fixed window ends, as an epoch, by the clock of who began it; if there is none, it is now."""
@@ -174,8 +177,11 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         """When the oldest entry of the moving window was made, as an epoch, and how many are in it."""
         head = f"{_MOVING}{_quoted(key)}/"
         shown = self._store().list(head, self._wait)
-        moments = [_ENTRY.unpack(value.data)[1] for name, value in shown.items() if name != head]
-        return min(moments) / 1000 if moments else time.time(), _counted(head, shown)
+        entries = [_ENTRY.unpack(value.data) for name, value in shown.items() if name != head]
+        since = _now_ms() - expiry * 1000
+        entries = [(amount, made) for amount, made in entries if made > since]
+        oldest = min((made for _, made in entries), default=None)
+        return time.time() if oldest is None else oldest / 1000, sum(amount for amount, _ in entries)
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Whether there is room for so many by the weighed count of two windows; if there is, they are counted."""

@@ -19,8 +19,9 @@ def emptied():
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    import raftsvc.ext.limits  # noqa: F401 - makes the scheme known
     from pytest_lazy_fixtures import lf
+
+    import raftsvc.ext.limits  # noqa: F401 - makes the scheme known
     from tests import utils
 
     if "raftsvc" in utils.ALL_STORAGES:
