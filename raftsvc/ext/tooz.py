@@ -19,7 +19,9 @@ for a while to hold what another has by then.
 from __future__ import annotations
 
 import functools
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -38,6 +40,7 @@ PREFIX: Final = "tooz/"
 _GROUPS: Final = f"{PREFIX}groups/"
 _ALL: Final = 2**20
 """So many may share a lock."""
+_LOOK_SECONDS: Final = 5.0
 _TIMEOUT_SECONDS: Final = 30.0
 _BATCH: Final = 100
 
@@ -63,7 +66,10 @@ def _translated(function: Callable[P, T]) -> Callable[P, T]:
 class RaftLock(locking.Lock):
     """A lock of the whole cluster; an object may be acquired shared several times, and by whichever thread.
 
-    It has no heartbeat: the process renews it.
+    It has no heartbeat: the process renews it.  What is claimed is the name together with how often it was broken, so
+    who breaks it has others claim another one, and who held it until then holds nothing that counts.
+
+    Invariant: a hold counts as long as the number in its name is that of the key.
     """
 
     def __init__(self, driver: RaftDriver, name: bytes, ttl: float) -> None:
@@ -77,54 +83,80 @@ class RaftLock(locking.Lock):
 
     @_translated
     def acquire(self, blocking: Any = True, shared: bool = False, timeout: float | None = None) -> bool:
-        """Hold it; whether it was granted: at once unless `blocking`, which may be seconds, or within `timeout`."""
+        """Hold it; whether it was granted: at once unless `blocking`, which may be seconds, or within `timeout`.
+
+        Who waits comes in turn, but for those who wait longer than some seconds, who begin anew to see a break.
+        """
         may_wait, seconds = utils.convert_blocking(blocking, timeout)
-        hold = self._driver.store.claim(
-            self._claimed,
+        ends_at = math.inf if seconds is None else time.monotonic() + seconds
+        while True:
+            name, _ = self._current()
+            hold = self._claim(name, shared, may_wait, ends_at)
+            if hold is not None and self._is_current(hold):
+                with self._guard:
+                    self._holds.append(hold)
+                self._driver.acquired(self)
+                return True
+            if hold is not None:
+                hold.release()
+            elif not may_wait or time.monotonic() >= ends_at:
+                return False
+
+    def _claim(self, name: str, shared: bool, may_wait: bool, ends_at: float) -> Hold | None:
+        return self._driver.store.claim(
+            name,
             size=_ALL,
             units=1 if shared else _ALL,
             ttl=self._ttl,
             blocking=may_wait,
-            timeout=seconds if may_wait else None,
+            timeout=max(min(ends_at - time.monotonic(), _LOOK_SECONDS), 0.0) if may_wait else None,
         )
-        if hold is None:
-            return False
-        with self._guard:
-            self._holds.append(hold)
-        self._driver.acquired(self)
-        return True
+
+    def _current(self) -> tuple[str, Value | None]:
+        """What is to be claimed, and the value of the key that says how often it was broken."""
+        value = self._driver.store.get(self._claimed)
+        return f"{self._claimed}:{0 if value is None else int(value.data)}", value
+
+    def _is_current(self, hold: Hold) -> bool:
+        """Whether it was not broken since; lets go of it if that cannot be found out."""
+        try:
+            return bool(hold.name.endswith(self._current()[0]))
+        except BaseException:
+            hold.release()
+            raise
 
     @_translated
     def release(self) -> bool:
-        """Let go of it, once; whether it was held up to now, as the cluster has it."""
+        """Let go of it, once; whether it was held up to now, and was not broken."""
         with self._guard:
             if not self._holds:
                 return False
             hold = self._holds.pop()
             if not self._holds:
                 self._driver.released(self)
-        try:
-            was_held = self._driver.store.ticket(self._claimed).end(fence=hold.fence)
-        except RaftError:
-            hold.release()  # which tells it later, or lets it run out
-            raise
-        hold.forget()
-        return was_held
+        was_current = self._is_current(hold)
+        return hold.release() and was_current
 
     @_translated
     def break_(self) -> bool:
-        """Take it from whoever holds it; whether anybody did.  Who waits is granted it."""
+        """Take it from whoever holds it; whether anybody did.  Who waits for it is granted it within some seconds."""
         store = self._driver.store
-        held = [claimant.fence for claimant in store.claims(self._claimed) if claimant.fence]
-        broken = [store.ticket(self._claimed).end(fence=fence) for fence in held]
-        return any(broken)
+        while True:
+            name, value = self._current()
+            if not any(claimant.fence for claimant in store.claims(name)):
+                return False
+            count, version = (0, 0) if value is None else (int(value.data), value.version)
+            try:
+                store.set(self._claimed, b"%d" % (count + 1), if_not_modified(self._claimed, version))
+            except ConflictError:
+                continue  # another broke it
+            return True
 
     @_translated
     def is_still_owner(self) -> bool:
-        """Whether this object holds it, as the cluster has it."""
-        with self._guard:
-            mine = {hold.fence for hold in self._holds if hold.is_held}
-        return bool(mine) and any(each.fence in mine for each in self._driver.store.claims(self._claimed))
+        """Whether this object holds it, as of a moment no earlier than this call."""
+        name, _ = self._current()
+        return any(hold.is_held and hold.name.endswith(name) for hold in list(self._holds))
 
     @property
     def acquired(self) -> bool:
