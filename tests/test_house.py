@@ -124,6 +124,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
     ("methods", "kv/client.py KeyValue"): "all that is done with a store, most of it in a line or two",
+    ("methods", "ext/tooz.py RaftDriver"): "one for each thing that tooz asks of a driver",
     ("methods", "service.py Service"): "one for each thing that an application may ask of its node",
     ("methods", "states.py States"): "all that a State may be, for each part",
     (
