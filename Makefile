@@ -37,7 +37,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak demo cluster compile compiled pure wheels docs release-check bench clean
+.PHONY: help venv browser test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak conformance demo cluster compile compiled pure wheels docs release-check bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ chaos: $(STAMP)  ## real processes under real faults for SECONDS=120, with NODES
 
 soak: $(STAMP)  ## three nodes under load for SECONDS=120; memory, threads and files stay flat
 	$(PY) -m tests.soak --seconds $(SECONDS)
+
+conformance: $(STAMP)  ## the test suites of hosts (cachelib, limits, tooz ...), unmodified, on a cluster; ARGS="cachelib --python 3.13"
+	$(PY) -m tests.conformance $(ARGS)
 
 demo: $(STAMP)  ## three nodes, the leader killed under load, nothing acknowledged lost; then locks, an election and jobs
 	$(PY) examples/demo.py

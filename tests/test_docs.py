@@ -31,6 +31,7 @@ import raftsvc
 from benchmarks import screen
 from raftsvc import kv, recipes
 from raftsvc.commands.parser import build, parse
+from raftsvc.ext import nodes as nodes_of_extensions
 from raftsvc.kv import KeyValue
 from tests.service.harness import PATIENCE, free_address
 from tests.test_demo import commands_beside, free_prefixes
@@ -429,6 +430,20 @@ def test_django_runs_as_printed(make_snippets: Any) -> None:
 
 class _Enough(Exception):
     """Raised where a snippet would go on for ever."""
+
+
+@pytest.mark.parametrize("name", ["docs/caches.md", "docs/limits.md"])
+def test_pages_of_libraries_run_as_printed(name: str, make_snippets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    snippets = make_snippets(name)
+    monkeypatch.setenv("RAFTSVC_DIR", nodes_of_extensions.TEMPORARY)
+    try:
+        snippets.run_all()
+        if name == "docs/caches.md":
+            with snippets.known["app"].app_context():
+                snippets.known["flask_cache"].set("a", [1])
+                assert snippets.known["flask_cache"].get("a") == [1]
+    finally:
+        nodes_of_extensions.one_node.stop()
 
 
 def test_recipes_runs_as_printed(make_snippets: Any) -> None:

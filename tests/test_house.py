@@ -91,7 +91,7 @@ ROOMS = {
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport watched kv",
     # Hosts and frameworks stand on it too.
-    "ext": "errors addresses ports service kv",
+    "ext": "errors addresses ports service kv recipes",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
     "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
@@ -124,6 +124,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ): "27 of its own, one for each input and change of role, and the ten of every server",
     ("methods", "kv/state.py KeyValueState"): "all that a State may be, and what is read of it",
     ("methods", "kv/client.py KeyValue"): "all that is done with a store, most of it in a line or two",
+    ("methods", "ext/tooz.py RaftDriver"): "one for each thing that tooz asks of a driver",
     ("methods", "service.py Service"): "one for each thing that an application may ask of its node",
     ("methods", "states.py States"): "all that a State may be, for each part",
     (
@@ -138,6 +139,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("asserts", "core/founding.py"): "of its own course, before a log is there",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
+    ("privates", "ext/tooz.py _executor"): "tooz keeps it for its drivers",
+    ("privates", "ext/tooz.py _hooks_elected_leader"): "likewise",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",
     ("privates", "transport/stream.py _sock"): "nor does http.client show the connection under its file",

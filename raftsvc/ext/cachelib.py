@@ -1,0 +1,258 @@
+"""A cache of the whole cluster for cachelib, hence for Flask-Caching and Flask-Session.
+
+    CACHE_TYPE = "raftsvc.ext.cachelib.RaftCache"
+    CACHE_OPTIONS = {"key_file": "/etc/app/cache.key"}
+
+Every process has the same entries, and sees what any other has written.  What a cache may keep is pickled, so whoever
+may write the store could have any code run where it is read: hence each value is signed, together with the key that it
+is stored by, with a key that the cluster does not know.  Pickles are made, checked and read in the process that calls,
+and the cluster has bytes.  Whole numbers are stored as such, and counted by the cluster.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import math
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Final, TypeAlias
+
+from cachelib.base import BaseCache
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.ext.urls import Place
+from raftsvc.kv import ConflictError, Effect, KeyValue, delete, if_not_exists
+from raftsvc.kv import set as set_effect
+
+logger = logging.getLogger("raftsvc.ext")
+
+PREFIX: Final = "cache/"
+"""All that caches have is below it, so that none clears what is something else's."""
+MIN_KEY_BYTES: Final = 16
+_PICKLED: Final = b"p"
+_DIGEST_BYTES: Final = 32
+_MIN_NUMBER, _MAX_NUMBER = -(2**63), 2**63 - 1
+_BATCH_OPERATIONS: Final = 100
+_BATCH_BYTES: Final = 128 * 1024
+_LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
+
+Timeout: TypeAlias = "int | timedelta | None"
+
+
+class RaftCache(BaseCache):
+    """What `cachelib.BaseCache` says, over a store that is linearizable; every method is thread-safe.
+
+    It raises what the store raises (`raftsvc.RaftError`) where the cluster cannot be asked or does not answer; what is
+    there, and cannot be read by these keys, or any more, is as if it were not there, and the log says so.
+    """
+
+    def __init__(
+        self,
+        default_timeout: int | timedelta = 300,
+        ignore_delete_many_errors: bool = True,
+        key_prefix: str | Callable[[], str] | None = "",
+        *,
+        key: str | Sequence[str] | None = None,
+        key_file: str | None = None,
+        url: str = "raftsvc://",
+        max_age: float | None = None,
+        wait: float = 5.0,
+    ) -> None:
+        """Asks nobody, and starts nothing: the first call of another method does.
+
+        default_timeout: in seconds; 0: for ever.
+        ignore_delete_many_errors: for the sake of cachelib; deleting many either does it all or raises.
+        key_prefix: of all that this cache has, below `cache/`; a function is called for each use.
+        key:      what values are signed with, at least 16 bytes; of several, during a rotation, the first signs.
+        key_file: a file that has them, a line for each, in the place of `key`.
+        url:      which cluster, see `raftsvc.ext.urls`.
+        max_age:  in seconds: what is read may be as old; None: each read asks the others.
+        wait:     in seconds, how long a call may take.
+
+        Raises ConfigurationError, a ValueError.
+        """
+        super().__init__(_seconds(default_timeout))
+        self.ignore_delete_many_errors = ignore_delete_many_errors
+        self._key_prefix = key_prefix or ""
+        self._signing = Signing(_keys(key, key_file))
+        self._place = Place(url)
+        if self._place.options:
+            raise ConfigurationError(f"{sorted(self._place.options)} are no options of a cache's URL")
+        self._connected: KeyValue | None = None
+        self._max_age = max_age
+        self._wait = wait
+
+    def get(self, key: str) -> Any:
+        """Its value; None if there is none."""
+        name = self._name(key)
+        value = self._store().get(name, self._wait, max_age=self._max_age)
+        return None if value is None else self._signing.read(name, value.data)
+
+    def get_many(self, *keys: str) -> list[Any]:
+        """Their values, all of one moment; None for those that have none."""
+        names = [self._name(key) for key in keys]
+        found = self._store().get_many(names, self._wait, max_age=self._max_age)
+        return [self._signing.read(name, found[name].data) if name in found else None for name in names]
+
+    def set(self, key: str, value: Any, timeout: Timeout = None) -> bool:
+        """Have it there; a negative `timeout` is over at once."""
+        name = self._name(key)
+        ttl = self._ttl(timeout)
+        if ttl is not None and ttl < 0:
+            self._store().delete(name, timeout=self._wait)
+        else:
+            self._store().set(name, self._signing.write(name, value), ttl=ttl, timeout=self._wait)
+        return True
+
+    def add(self, key: str, value: Any, timeout: Timeout = None) -> bool:
+        """Have it there unless the key has a value; whether it had none.  Of many who ask at once one is told so."""
+        name = self._name(key)
+        ttl = self._ttl(timeout)
+        if ttl is not None and ttl < 0:
+            return self._store().get(name, self._wait) is None
+        data = self._signing.write(name, value)
+        try:
+            self._store().set(name, data, if_not_exists(name), ttl=ttl, timeout=self._wait)
+        except ConflictError:
+            return False
+        return True
+
+    def set_many(self, mapping: dict[str, Any], timeout: Timeout = None) -> list[Any]:
+        """Have all there, a hundred or 128 KiB at a time, each time all or none; returns the keys."""
+        ttl = self._ttl(timeout)
+        effects = []
+        for key, value in mapping.items():
+            name = self._name(key)
+            is_over = ttl is not None and ttl < 0
+            effects.append(delete(name) if is_over else set_effect(name, self._signing.write(name, value), ttl))
+        self._do(effects)
+        return list(mapping)
+
+    def delete(self, key: str) -> bool:
+        """Have none; whether there was one."""
+        return self._store().delete(self._name(key), timeout=self._wait)
+
+    def delete_many(self, *keys: str) -> list[Any]:
+        """Have none of them, a hundred at a time, each time all or none; returns the keys."""
+        self._do([delete(self._name(key)) for key in keys])
+        return list(keys)
+
+    def has(self, key: str) -> bool:
+        """Whether it has a value, be it one that cannot be read."""
+        return self._store().get(self._name(key), self._wait, max_age=self._max_age) is not None
+
+    def clear(self) -> bool:
+        """Delete what is below this cache's prefix, a hundred at a time: what is added meanwhile may stay."""
+        prefix = self._name("")
+        after = ""
+        while names := list(self._store().list(prefix, self._wait, limit=_BATCH_OPERATIONS, after=after)):
+            self._do([delete(name) for name in names])
+            after = names[-1]
+        return True
+
+    def inc(self, key: str, delta: int = 1) -> int:
+        """Add to a whole number; returns what it became.  One write, exactly once, however many count at once.
+
+        A key without a value counts as 0, and lives for the default timeout.  Raises `raftsvc.kv.CounterError` if it
+        has another value than a whole number of 64 bits.
+        """
+        ttl = self._ttl(None)
+        if ttl is not None and ttl < 0:
+            ttl = 0.001
+        return self._store().incr(self._name(key), delta, ttl=ttl, timeout=self._wait)
+
+    def dec(self, key: str, delta: int = 1) -> int:
+        """Take from a whole number, as `inc`."""
+        return self.inc(key, -delta)
+
+    def _do(self, effects: list[Effect]) -> None:
+        for batch in _batches(effects):
+            self._store().transaction(batch, self._wait)
+
+    def _name(self, key: str) -> str:
+        prefix = self._key_prefix() if callable(self._key_prefix) else self._key_prefix
+        return f"{PREFIX}{prefix}{key}"
+
+    def _ttl(self, timeout: Timeout) -> float | None:
+        """In seconds; None: for ever; negative: over."""
+        seconds = _seconds(self.default_timeout if timeout is None else timeout)
+        return None if seconds == 0 else min(seconds, _LONGEST_SECONDS)
+
+    def _store(self) -> KeyValue:
+        if self._place.is_own:
+            return self._place.store()
+        if self._connected is None:
+            self._connected = self._place.store()
+        return self._connected
+
+
+class Signing:
+    """Values as bytes that are as they were written, by who has the key, for the name that they are stored by."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        """keys: the first signs, and each of them is good."""
+        self._keys = keys
+
+    def write(self, name: str, value: Any) -> bytes:
+        """A number as such, so that it can be counted, anything else pickled; raises what pickling raises."""
+        if type(value) is int and _MIN_NUMBER <= value <= _MAX_NUMBER:
+            return b"%d" % value
+        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return _PICKLED + _digest(self._keys[0], name, pickled) + pickled
+
+    def read(self, name: str, data: bytes) -> Any:
+        """The value; None if it is none, which the log says."""
+        try:
+            if not data.startswith(_PICKLED):
+                return int(data)
+            digest, pickled = data[1 : 1 + _DIGEST_BYTES], data[1 + _DIGEST_BYTES :]
+            if not any(hmac.compare_digest(digest, _digest(key, name, pickled)) for key in self._keys):
+                raise ValueError("it is signed with another key, or for another name, or was changed")
+            return pickle.loads(pickled)
+        except Exception as error:  # unpickling may raise anything
+            logger.warning("the cache has a value for %r that is not to be read: %s", name, error)
+            return None
+
+
+def _digest(key: bytes, name: str, pickled: bytes) -> bytes:
+    said = name.encode()
+    return hmac.digest(key, b"raftsvc cache %d\n%s%s" % (len(said), said, pickled), "sha256")
+
+
+def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
+    if (key is None) == (path is None):
+        raise ConfigurationError(
+            "values are signed with a key that all processes have and nobody else: say key= or key_file= "
+            "(of Flask-Caching by CACHE_OPTIONS), and not both; secrets.token_hex() makes a good one"
+        )
+    if path is not None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                key = file.read().split()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"the key of the cache is not to be read from {path!r}: {error}") from error
+    several = [key] if isinstance(key, str) else list(key or ())
+    if not several or not all(isinstance(each, str) and len(each.encode()) >= MIN_KEY_BYTES for each in several):
+        raise ConfigurationError(f"a key of the cache is a text of at least {MIN_KEY_BYTES} bytes")
+    return [each.encode() for each in several]
+
+
+def _seconds(timeout: float | timedelta) -> int:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    return math.ceil(seconds)
+
+
+def _batches(effects: Iterable[Effect]) -> Iterator[list[Effect]]:
+    batch: list[Effect] = []
+    size = 0
+    for effect in effects:
+        more = len(effect.key) + len(effect.data)
+        if batch and (len(batch) >= _BATCH_OPERATIONS or size + more > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(effect)
+        size += more
+    if batch:
+        yield batch

@@ -1,0 +1,94 @@
+"""The cache for cachelib: who may write the store has no code run, nothing else is cleared, and counting is exact."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from raftsvc import ConfigurationError
+from raftsvc.ext.cachelib import PREFIX, RaftCache
+from raftsvc.ext.nodes import TEMPORARY, one_node
+from raftsvc.kv import CounterError
+
+KEY, OTHER = "k" * 16, "o" * 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAFTSVC_DIR", TEMPORARY)
+        yield
+        one_node.stop()
+
+
+@pytest.fixture
+def cache() -> RaftCache:
+    made = RaftCache(key=KEY)
+    made.clear()
+    return made
+
+
+def test_a_value_that_others_wrote_is_not_unpickled(cache: RaftCache, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "touched",)
+
+    one_node.store().set(f"{PREFIX}a", b"p" + bytes(32) + pickle.dumps(Evil()))
+    assert cache.get("a") is None
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_value_is_good_for_its_own_name_alone(cache: RaftCache) -> None:
+    cache.set("user", ["admin"])
+    signed = one_node.store()[f"{PREFIX}user"]
+    one_node.store()[f"{PREFIX}guest"] = signed
+    assert cache.get("user") == ["admin"]
+    assert cache.get("guest") is None
+
+
+def test_a_key_is_changed_without_losing_what_there_is(cache: RaftCache) -> None:
+    cache.set("a", "old")
+    assert RaftCache(key=[OTHER, KEY]).get("a") == "old"
+    assert RaftCache(key=OTHER).get("a") is None
+
+
+def test_clear_leaves_what_is_others(cache: RaftCache) -> None:
+    one_node.store()["cachet"] = b"kept"
+    mine = RaftCache(key=KEY, key_prefix="mine:")
+    mine.set_many({str(number): number for number in range(250)})
+    cache.set("theirs", 1)
+    mine.clear()
+    assert not any(mine.get_many(*map(str, range(250))))
+    assert cache.get("theirs") == 1
+    assert one_node.store()["cachet"] == b"kept"
+
+
+def test_what_is_no_number_is_not_counted(cache: RaftCache) -> None:
+    for value in (True, "7", 2**64):
+        cache.set("n", value)
+        assert cache.get("n") == value
+        with pytest.raises(CounterError):
+            cache.inc("n")
+
+
+@pytest.mark.parametrize("timeout", [0, timedelta()])
+def test_no_timeout_is_for_ever_and_a_negative_one_is_over(cache: RaftCache, timeout: int | timedelta) -> None:
+    assert cache.set("a", 1, timeout)
+    assert cache.set("a", 2, -1)
+    assert not cache.has("a")
+
+
+@pytest.mark.parametrize("options", [{}, {"key": "short"}, {"key": KEY, "key_file": "/f"}, {"key_file": "/none"}])
+def test_a_cache_without_a_key_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError):
+        RaftCache(**options)  # type: ignore[arg-type]
+
+
+def test_keys_are_read_from_a_file(tmp_path: Path, cache: RaftCache) -> None:
+    (tmp_path / "keys").write_text(f"{OTHER}\n{KEY}\n")
+    cache.set("a", "old")
+    assert RaftCache(key_file=str(tmp_path / "keys")).get("a") == "old"
