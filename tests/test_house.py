@@ -94,7 +94,7 @@ ROOMS = {
     # Whoever has a shell: the library does not know of it.
     "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
     # Hosts and frameworks stand on the public face too, and what they have of a command line passes through to ours.
-    "ext": "errors answers addresses ports service kv commands",
+    "ext": "errors answers addresses ports service kv raftsvc commands",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",

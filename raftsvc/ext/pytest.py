@@ -25,7 +25,7 @@ import pytest
 
 if TYPE_CHECKING:
     from raftsvc.kv import KeyValue
-    from raftsvc.results import Applied
+    from raftsvc import Applied
 
 __all__ = ["Faults", "raft_faults", "raft_kv"]
 
