@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from raftsvc.kv import KeyValue
     from raftsvc import Applied
+    from raftsvc.kv import KeyValue
 
 __all__ = ["Faults", "raft_faults", "raft_kv"]
 
