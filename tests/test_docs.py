@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -410,20 +409,14 @@ def test_testing_runs_as_printed(make_snippets: Any, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(python_of("docs/flask.md")[0])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAFTSVC_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin_of_pytest()],
-        env={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "raftsvc.ext.pytest"],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), "."]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
     assert "2 passed" in done.stdout, done.stdout
-
-
-def plugin_of_pytest() -> list[str]:
-    """The flags that load it, where what is installed does not name it yet."""
-    named = any(point.value == "raftsvc.ext.pytest" for point in entry_points(group="pytest11"))
-    return [] if named else ["-p", "raftsvc.ext.pytest"]
 
 
 DJANGO = """

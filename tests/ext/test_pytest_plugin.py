@@ -62,6 +62,7 @@ def test_what_did_not_happen(raft_faults):
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # it is named, whatever is installed
     monkeypatch.delenv("RAFTSVC_DIR", raising=False)
     return pytester
 
