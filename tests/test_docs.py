@@ -32,6 +32,7 @@ from benchmarks import screen
 from raftsvc import kv, recipes
 from raftsvc.commands.parser import build, parse
 from raftsvc.ext import nodes as nodes_of_extensions
+from raftsvc.ext.nodes import one_node
 from raftsvc.kv import KeyValue
 from tests.service.harness import PATIENCE, free_address
 from tests.test_demo import commands_beside, free_prefixes
@@ -361,30 +362,62 @@ def test_servers_runs_as_printed(make_snippets: Any) -> None:
     assert snippets.known["app"].test_client().get("/raft/livez").status_code == 200
 
 
-def test_flask_runs_as_printed(make_snippets: Any) -> None:
+def use_one_node(snippets: Snippets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an extension starts next is another."""
+    one_node.stop()
+    monkeypatch.delitem(sys.modules, "shop", raising=False)
+    snippets.use_another_node()
+
+
+def test_flask_runs_as_printed(make_snippets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("flask")
     snippets = make_snippets("docs/flask.md")
-    snippets.run()
-    assert snippets.known["app"].test_client().post("/visits").json == {"visits": 1}
-    snippets.save()
-    snippets.use_another_node()
-    snippets.run()
-    client = snippets.known["app"].test_client()
-    assert client.put("/orders/7").status_code == 201
-    snippets.run()
-    assert client.get("/raft/livez").status_code == 200
-    snippets.use_another_node()
-    snippets.run(re.sub(r"@pytest.fixture.*\n", "", snippets.take()))
-
-    class Factory:
-        @staticmethod
-        def mktemp(name: str) -> str:
-            return name
-
-    fixture = snippets.known["kv"](Factory)
-    assert next(fixture).incr("n") == 1
-    assert next(fixture, None) is None
+    try:
+        snippets.run()
+        assert snippets.known["app"].test_client().post("/visits").json == {"visits": 1}
+        use_one_node(snippets, monkeypatch)
+        snippets.save()
+        snippets.run()
+        assert snippets.known["app"].test_client().put("/orders/7").status_code == 201
+        snippets.run()
+        assert callable(snippets.known["post_worker_init"])
+        use_one_node(snippets, monkeypatch)
+        programs = [snippets.take() for _ in range(3)]
+        snippets.run(programs[0])
+        assert snippets.known["app"].test_client().put("/orders/7").status_code == 201
+    finally:
+        one_node.stop()
     assert next(snippets.blocks, None) is None
+    counts = [len([line for line in text.splitlines() if line.strip()]) for text in programs]
+    assert "{} lines that bear code, {} and {}".format(*counts) in PAGES["docs/flask.md"]
+
+
+def test_redis_runs_as_printed(make_snippets: Any) -> None:
+    snippets = make_snippets("docs/redis.md")
+    text = snippets.take()
+    first, _, rest = text.partition("\n\nwith")
+    snippets.run(first)
+    snippets.run("with" + rest)
+    assert snippets.known["store"].get("order/7").data == b"taken"
+
+
+def test_testing_runs_as_printed(make_snippets: Any, tmp_path: Path) -> None:
+    """In a pytest of its own."""
+    pytest.importorskip("flask")
+    snippets = make_snippets("docs/testing.md")
+    snippets.save()
+    snippets.save()
+    (tmp_path / "app.py").write_text(python_of("docs/flask.md")[0])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAFTSVC_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "raftsvc.ext.pytest"],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), "."]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout
 
 
 DJANGO = """

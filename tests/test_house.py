@@ -90,11 +90,11 @@ ROOMS = {
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport watched kv",
-    # Hosts and frameworks stand on it too.
-    "ext": "errors addresses ports service kv recipes",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
     "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
+    # Hosts and frameworks stand on the public face too, and what they have of a command line passes through to ours.
+    "ext": "errors answers addresses ports service kv recipes raftsvc commands",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",

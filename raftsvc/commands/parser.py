@@ -16,6 +16,7 @@ from raftsvc.commands import (
     completion,
     directories,
     holding,
+    moving,
     rotation,
     serving,
     status,
@@ -158,6 +159,7 @@ def build(environ: Mapping[str, str]) -> tuple[Parser, Flags]:
     commands = _Commands(parser, flags)
     _add_looks(commands)
     _add_values(commands, flags)
+    _add_moving(commands, flags)
     _add_watch(commands, flags)
     _add_holding(commands, flags)
     _add_changes(commands, flags)
@@ -260,6 +262,28 @@ def _add_values(commands: _Commands, flags: Flags) -> None:
     flags.add(incr, "--by", "what is added (1)", "1", type=_integer, metavar="N")
     flags.add(incr, "--initial", "what a key counts for that does not exist (0)", "0", type=_integer, metavar="N")
     flags.add(incr, "--ttl", "seconds after which a key made by this is gone", type=_seconds, metavar="SECONDS")
+
+
+def _add_moving(commands: _Commands, flags: Flags) -> None:
+    export = commands.add(
+        "export",
+        moving.export,
+        "write all keys and values, a line of JSON for each",
+        "raftsvc export --below app/ app.jsonl",
+        "No backup: without locks, queues, jobs and times to live, and not all of one moment.",
+    )
+    export.add_argument("file", metavar="FILE", nargs="?", default="", help="a new file; else the standard output")
+    flags.add(export, "--below", "only keys that begin so", "", metavar="PREFIX")
+    bring = commands.add(
+        "import",
+        moving.bring,
+        "write keys and values that were exported",
+        "raftsvc import app.jsonl",
+        "What is there already is not written anew, so it may be cut off, and run again.",
+    )
+    bring.add_argument("file", metavar="FILE", nargs="?", default="", help="else, or by -, the standard input")
+    flags.add(bring, "--ttl", "seconds after which all of them are gone", type=_seconds, metavar="SECONDS")
+    flags.switch(bring, "--if-absent", "only keys that are not there, whatever others have")
 
 
 def _add_conditions(parser: Parser, flags: Flags) -> None:

@@ -75,11 +75,21 @@ class OneNode:
         return self._environ is not None or bool(os.environ.get(_PREFIX + "DIR", "").strip())
 
     @property
+    def has_settings(self) -> bool:
+        """Whether settings were given."""
+        return self._environ is not None
+
+    @property
     def listens(self) -> bool:
         """Whether the node has a port of its own; if not, the application serves its peers, under /raft/."""
-        if _is_temporary(self.environ, self._options):
+        if self.is_temporary:
             return True
         return bool(options_from_env(self.environ, self._options)["listen"])
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether it is gone with its process."""
+        return _is_temporary(self.environ, self._options)
 
     def configure(self, environ: Mapping[str, str], options: Mapping[str, Any]) -> None:
         """Have it started by these, as by `raftsvc.kv.start_from_env`, once it is wanted.
@@ -118,6 +128,10 @@ class OneNode:
     def stop(self) -> None:
         """End it, if it was started in this process, and forget the settings, as from one test to the next."""
         self._environ, self._options = None, {}
+        self.end()
+
+    def end(self) -> None:
+        """End it, if it was started in this process; by the same settings another begins when it is wanted."""
         home = self._homes.pop(os.getpid(), None)
         if home is None:
             return
@@ -136,7 +150,7 @@ class OneNode:
                 "no node was configured in this process: RAFTSVC_ADDR, RAFTSVC_DIR and so on, as settings or in the "
                 f"environment; or RAFTSVC_DIR={TEMPORARY!r} for a test"
             )
-        if not _is_temporary(self.environ, self._options):
+        if not self.is_temporary:
             return start_from_env(self.environ, **self._options)
         if any(other.directory is not None for other in self._homes.values()):
             raise ConfigurationError(

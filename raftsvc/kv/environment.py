@@ -47,7 +47,20 @@ _NAMES: Final = (
 _OF_OTHERS: Final = ("COMPILE", "OPT_LEVEL", "EFFORT")
 """Of what builds and tests raftsvc."""
 _OF_COMMANDS: Final = frozenset(
-    {"ABOVE", "ACCEPT_LOSS", "AFTER", "AT", "BIND", "BY", "CA_FILE", "CERT_FILE", "CERT_KEY_FILE", "CLIENTS", "COUNT"}
+    {
+        "ABOVE",
+        "ACCEPT_LOSS",
+        "AFTER",
+        "AT",
+        "BELOW",
+        "BIND",
+        "BY",
+        "CA_FILE",
+        "CERT_FILE",
+        "CERT_KEY_FILE",
+        "CLIENTS",
+        "COUNT",
+    }
     | {"ENTRIES", "EVERY", "EXISTING", "FENCE", "FORCE", "GRACE", "IF_ABSENT", "IF_VERSION"}
     | {"INITIAL", "JSON", "KEYS_FILE", "KEY_FILE", "LIMIT", "LONG", "MAX_WATCHERS", "ONCE", "OPEN", "PREFIX"}
     | {"RATE", "REPLACE", "STALE", "STOPPED", "TIMEOUT", "TTL", "UNDO", "VALUE", "WAIT", "WITHIN", "YES"}
