@@ -91,7 +91,7 @@ ROOMS = {
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
     # Hosts and frameworks stand on it too.
-    "ext": "errors addresses ports service kv",
+    "ext": "errors answers addresses ports service kv commands",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
     "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
