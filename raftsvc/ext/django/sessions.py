@@ -30,9 +30,9 @@ class SessionStore(SessionBase):
         self._version = 0
         """That was read or written last; 0: none was."""
 
-    def exists(self, session_key: str) -> bool:
+    def exists(self, session_key: str | None) -> bool:
         """Whether there is such a session."""
-        return start().get(PREFIX + session_key, _WAIT_SECONDS) is not None
+        return session_key is not None and start().get(PREFIX + session_key, _WAIT_SECONDS) is not None
 
     def load(self) -> dict[str, Any]:
         """What it has; nothing, under no key, if there is none."""
