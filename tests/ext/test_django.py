@@ -52,7 +52,7 @@ def cache() -> Any:
 
 
 def name_of(key: str) -> str:
-    return f"django/cache//:1:{key}"
+    return f"django/cache//=:1:{key}"
 
 
 def test_nothing_is_started_where_the_store_is_only_imported() -> None:

@@ -31,6 +31,7 @@ PREFIX: Final = "django/cache/"
 """All that caches have is below it, so that none clears what is something else's."""
 _MAX_NAME_BYTES: Final = 1024
 _KEPT_CHARACTERS: Final = 100
+_WAIT_SECONDS: Final = 5.0
 _BATCH_OPERATIONS: Final = 100
 _BATCH_BYTES: Final = 128 * 1024
 _SHORTEST_SECONDS: Final = 0.001
@@ -58,7 +59,7 @@ class RaftCache(BaseCache):
         super().__init__(params)
         options = params.get("OPTIONS") or {}
         self._max_age = _seconds("max_age", options.get("max_age"))
-        self._wait = _seconds("wait", options.get("wait", 5.0)) or 0.0
+        self._wait = _seconds("wait", options.get("wait")) or _WAIT_SECONDS
         self._prefix = f"{PREFIX}{quote(str(location or ''), safe='')}/"
 
     def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> float | None:
@@ -166,13 +167,13 @@ class RaftCache(BaseCache):
             after = names[-1]
 
     def _name(self, key: str, version: int | None) -> str:
-        """What it is stored by: of a key too long for the store, its beginning and its digest."""
+        """What it is stored by: of a key too long for the store, its beginning and its digest, which is no key's."""
         made = str(self.make_and_validate_key(key, version=version))
-        name = self._prefix + made
-        if len(name.encode("utf-8", "surrogatepass")) < _MAX_NAME_BYTES - 80:
+        name = f"{self._prefix}={made}"
+        if len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES:
             return name
         digest = hashlib.sha256(made.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{self._prefix}{made[:_KEPT_CHARACTERS]}#{digest}"
+        return f"{self._prefix}#{made[:_KEPT_CHARACTERS]}#{digest}"
 
     def _effect(self, name: str, value: Any, ttl: float | None) -> Effect:
         data = write(name, value)
