@@ -90,11 +90,11 @@ ROOMS = {
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport kv",
-    # Hosts and frameworks stand on it too.
-    "ext": "errors answers addresses ports service kv commands",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
     # Whoever has a shell: the library does not know of it.
     "commands": "errors addresses client keys kv operator rescue storage systems raftsvc web",
+    # Hosts and frameworks stand on the public face too, and what they have of a command line passes through to ours.
+    "ext": "errors answers addresses ports service kv raftsvc commands",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
     "testing": "errors logs addresses state versions process core storage transport member attached",
@@ -138,6 +138,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("asserts", "core/founding.py"): "of its own course, before a log is there",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
+    ("privates", "ext/django/sessions.py _get_session"): "Django has it for its engines",
+    ("privates", "ext/django/sessions.py _get_new_session_key"): "likewise",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",
     ("privates", "transport/stream.py _sock"): "nor does http.client show the connection under its file",
