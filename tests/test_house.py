@@ -141,6 +141,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
     ("privates", "ext/tooz.py _executor"): "tooz keeps it for its drivers",
     ("privates", "ext/tooz.py _hooks_elected_leader"): "likewise",
+    ("privates", "ext/django/sessions.py _get_session"): "Django has it for its engines",
+    ("privates", "ext/django/sessions.py _get_new_session_key"): "likewise",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",
     ("privates", "transport/stream.py _sock"): "nor does http.client show the connection under its file",

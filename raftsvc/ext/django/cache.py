@@ -1,0 +1,212 @@
+"""A cache of the whole cluster for Django.
+
+    CACHES = {"default": {"BACKEND": "raftsvc.ext.django.RaftCache", "LOCATION": "", "OPTIONS": {"max_age": 1.0}}}
+
+Every process has the same entries, and sees what any other has written.  Whole numbers are stored as such and counted
+by the cluster: `incr` is one write, exactly once.  Anything else is pickled and signed by the calling process
+(`raftsvc.ext.django.signing`).  Nothing is culled: entries end by their timeouts, and the store has a limit of its own
+(`kv.max_state_bytes`).
+
+Where the cluster has no majority, or does not answer in time, every method raises what the store does (`RaftError`):
+a cache that answered then as if it were empty would have counters start over, and locks made of `add` granted twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django.core.exceptions import ImproperlyConfigured
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.ext.django.node import start
+from raftsvc.ext.django.signing import MAX_NUMBER, MIN_NUMBER, read, write
+from raftsvc.kv import ConflictError, CounterError, Effect, KeyValue, delete, if_not_exists
+from raftsvc.kv import set as set_effect
+
+PREFIX: Final = "django/cache/"
+"""All that caches have is below it, so that none clears what is something else's."""
+_MAX_NAME_BYTES: Final = 1024
+_KEPT_CHARACTERS: Final = 100
+_WAIT_SECONDS: Final = 5.0
+_BATCH_OPERATIONS: Final = 100
+_BATCH_BYTES: Final = 128 * 1024
+_SHORTEST_SECONDS: Final = 0.001
+_LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
+_MISSING: Final = object()
+
+
+class RaftCache(BaseCache):
+    """What `BaseCache` says, over a store that is linearizable; every method is thread-safe, and may raise RaftError.
+
+    What is there, and cannot be read by this project's keys, or any more, is as if it were not there, and the log says
+    so.  The methods whose names begin by `a` do the same in a thread.
+    """
+
+    def __init__(self, location: str, params: dict[str, Any]) -> None:
+        """Asks nobody, and starts nothing.
+
+        location: caches of the same are one, and `clear` empties it, whatever their KEY_PREFIX and VERSION.
+        params:   as Django's; of OPTIONS
+                  max_age: in seconds, reads may be as old; None: each asks the others.
+                  wait:    in seconds, how long a call may take, 5 unless it is said.
+
+        Raises ImproperlyConfigured.
+        """
+        super().__init__(params)
+        options = params.get("OPTIONS") or {}
+        self._max_age = _seconds("max_age", options.get("max_age"))
+        self._wait = _seconds("wait", options.get("wait")) or _WAIT_SECONDS
+        self._prefix = f"{PREFIX}{quote(str(location or ''), safe='')}/"
+
+    def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> float | None:
+        """In seconds from now on, as the cluster counts them; None: for ever; 0: over."""
+        if timeout is DEFAULT_TIMEOUT:
+            timeout = self.default_timeout
+        if timeout is None:
+            return None
+        return 0.0 if timeout <= 0 else min(max(float(timeout), _SHORTEST_SECONDS), _LONGEST_SECONDS)
+
+    def add(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        """Have it there unless the key has a value; whether it had none.  Of many who ask at once one is told so."""
+        name = self._name(key, version)
+        ttl = self.get_backend_timeout(timeout)
+        data = write(name, value)
+        if ttl == 0:
+            return start().get(name, self._wait) is None
+        try:
+            start().set(name, data, if_not_exists(name), ttl=ttl, timeout=self._wait)
+        except ConflictError:
+            return False
+        return True
+
+    def get(self, key: str, default: Any = None, version: int | None = None) -> Any:
+        """Its value; `default` if there is none."""
+        return self._read(self._name(key, version), default)
+
+    def set(self, key: str, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
+        """Have it there; with a timeout of 0 or less, have none."""
+        name = self._name(key, version)
+        start().transaction([self._effect(name, value, self.get_backend_timeout(timeout))], self._wait)
+
+    def touch(self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        """Have it live for `timeout` from now on; whether there is one."""
+        name = self._name(key, version)
+        ttl = self.get_backend_timeout(timeout)
+        if ttl == 0:
+            return start().delete(name, timeout=self._wait)
+        return start().touch(name, ttl, timeout=self._wait)
+
+    def delete(self, key: str, version: int | None = None) -> bool:
+        """Have none; whether there was one."""
+        return start().delete(self._name(key, version), timeout=self._wait)
+
+    def has_key(self, key: str, version: int | None = None) -> bool:
+        """Whether it has a value that can be read."""
+        return self._read(self._name(key, version), _MISSING) is not _MISSING
+
+    def get_many(self, keys: Iterable[str], version: int | None = None) -> dict[str, Any]:
+        """The values of those that have one, all of one moment."""
+        names = {self._name(key, version): key for key in keys}
+        found = start().get_many(list(names), self._wait, max_age=self._max_age)
+        values = {key: read(name, found[name].data, _MISSING) for name, key in names.items() if name in found}
+        return {key: value for key, value in values.items() if value is not _MISSING}
+
+    def set_many(
+        self, data: Mapping[str, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> list[str]:
+        """Have all there, a hundred or 128 KiB at a time, each time all or none; returns an empty list, or raises."""
+        ttl = self.get_backend_timeout(timeout)
+        effects = [self._effect(self._name(key, version), value, ttl) for key, value in data.items()]
+        _do(start(), effects, self._wait)
+        return []
+
+    def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
+        """Have none of them, a hundred at a time, each time all or none."""
+        _do(start(), [delete(self._name(key, version)) for key in keys], self._wait)
+
+    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Add to a whole number; returns what it became.  One write, exactly once; its time to live stays.
+
+        Raises ValueError if there is none, TypeError if the value is no whole number of 64 bits, OverflowError if the
+        sum would be none.
+        """
+        name = self._name(key, version)
+        # A key that is not there counts as the number beyond which there is none, so it cannot be counted.
+        initial = MAX_NUMBER if delta > 0 else MIN_NUMBER
+        try:
+            if delta:
+                return start().incr(name, delta, initial, timeout=self._wait)
+        except CounterError as error:
+            value = self._read(name, _MISSING, is_latest=True)
+            if type(value) is int:
+                raise OverflowError(f"{key!r} is counted within 64 bits: {value} and {delta} leave them") from error
+        else:
+            value = self._read(name, _MISSING, is_latest=True)
+        if value is _MISSING:
+            raise ValueError(f"Key {key!r} not found")
+        if type(value) is not int:
+            raise TypeError(f"{key!r} has no whole number, but a value of the type {type(value).__name__}")
+        return value
+
+    def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Take from a whole number, as `incr`."""
+        return self.incr(key, -delta, version)
+
+    def clear(self) -> None:
+        """Delete all of its location, a hundred at a time: what is added meanwhile may stay."""
+        store = start()
+        after = ""
+        while names := list(
+            store.list(self._prefix, self._wait, limit=_BATCH_OPERATIONS, after=after, max_bytes=2**20)
+        ):
+            _do(store, [delete(name) for name in names], self._wait)
+            after = names[-1]
+
+    def _name(self, key: str, version: int | None) -> str:
+        """What it is stored by: of a key too long for the store, its beginning and its digest, which is no key's."""
+        made = str(self.make_and_validate_key(key, version=version))
+        name = f"{self._prefix}={made}"
+        if len(name.encode("utf-8", "surrogatepass")) <= _MAX_NAME_BYTES:
+            return name
+        digest = hashlib.sha256(made.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self._prefix}#{made[:_KEPT_CHARACTERS]}#{digest}"
+
+    def _effect(self, name: str, value: Any, ttl: float | None) -> Effect:
+        data = write(name, value)
+        return delete(name) if ttl == 0 else set_effect(name, data, ttl)
+
+    def _read(self, name: str, default: Any, is_latest: bool = False) -> Any:
+        value = start().get(name, self._wait, max_age=None if is_latest else self._max_age)
+        return default if value is None else read(name, value.data, default)
+
+
+def _do(store: KeyValue, effects: list[Effect], timeout: float) -> None:
+    for batch in _batches(effects):
+        store.transaction(batch, timeout)
+
+
+def _batches(effects: list[Effect]) -> Iterator[list[Effect]]:
+    batch: list[Effect] = []
+    size = 0
+    for effect in effects:
+        more = len(effect.key) + len(effect.data)
+        if batch and (len(batch) >= _BATCH_OPERATIONS or size + more > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(effect)
+        size += more
+    if batch:
+        yield batch
+
+
+def _seconds(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LONGEST_SECONDS:
+        error = ConfigurationError(f"{name} is a number of seconds above 0, not {value!r:.100}")
+        raise ImproperlyConfigured(f"OPTIONS of the cache: {error}") from error
+    return float(value)

@@ -1,0 +1,86 @@
+"""What `manage.py check` says of settings, by looking at them alone; nothing is started, and nobody is asked.
+
+raftsvc.E001  the settings make no sense: the node would not start
+raftsvc.E002  the node's directory is where files are served from, or within
+raftsvc.E003  (--deploy) the node's directory is temporary: what the cluster knows would be gone with the process
+raftsvc.W004  (--deploy) no secret: whoever reaches the node may change all that it has
+raftsvc.W005  (--deploy) the cluster's secret is the project's SECRET_KEY
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - as Django names it
+
+from raftsvc.errors import ConfigurationError
+from raftsvc.ext.django.node import environ_of_settings
+from raftsvc.ext.nodes import TEMPORARY
+from raftsvc.kv.environment import options_from_env
+
+
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """E001 and E002."""
+    try:
+        environ = environ_of_settings()
+        directory = environ.get("RAFTSVC_DIR", "").strip()
+        if directory == TEMPORARY:
+            return []
+        if not directory:
+            raise ConfigurationError(f"RAFTSVC_DIR says nothing; {TEMPORARY!r} will do for a test")
+        options_from_env(environ, {})
+    except ConfigurationError as error:
+        return [Error(f"The node of raftsvc would not start: {error}", id="raftsvc.E001")]
+    return [
+        Error(
+            f"RAFTSVC_DIR is within {name}, whose files are served.",
+            hint="It has what the whole cluster knows, and keys: move it, by a rename, while the node is stopped.",
+            id="raftsvc.E002",
+        )
+        for name, served in _served()
+        if _is_within(directory, served)
+    ]
+
+
+def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """E003, W004 and W005."""
+    try:
+        environ = environ_of_settings()
+    except ConfigurationError:
+        return []  # which E001 says
+    if environ.get("RAFTSVC_DIR", "").strip() == TEMPORARY:
+        return [Error("RAFTSVC_DIR is temporary: all is gone when the process ends.", id="raftsvc.E003")]
+    secret = environ.get("RAFTSVC_SECRET", "").strip()
+    if not secret and not environ.get("RAFTSVC_SECRET_FILE", "").strip():
+        return [
+            Warning(
+                "The nodes have no secret.",
+                hint="Whoever reaches one may change what the cluster knows: say RAFTSVC_SECRET_FILE.",
+                id="raftsvc.W004",
+            )
+        ]
+    if secret and secret == settings.SECRET_KEY:
+        return [
+            Warning(
+                "RAFTSVC_SECRET is the SECRET_KEY of the project.",
+                hint="Who has the one should not have the other: give the cluster a secret of its own.",
+                id="raftsvc.W005",
+            )
+        ]
+    return []
+
+
+def _served() -> Iterator[tuple[str, str]]:
+    for name in ("STATIC_ROOT", "MEDIA_ROOT"):
+        if path := getattr(settings, name, None):
+            yield name, os.fspath(path)
+    for path in getattr(settings, "STATICFILES_DIRS", ()):
+        yield "STATICFILES_DIRS", os.fspath(path[1] if isinstance(path, list | tuple) else path)
+
+
+def _is_within(path: str, directory: str) -> bool:
+    path, directory = os.path.realpath(path), os.path.realpath(directory)
+    return os.path.commonpath((path, directory)) == directory

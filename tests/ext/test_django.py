@@ -1,0 +1,242 @@
+"""Django's app: what its own suite does not ask, with a cluster of this process alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raftsvc
+from raftsvc.ext.nodes import TEMPORARY, one_node
+
+django = pytest.importorskip("django")
+
+from django.conf import settings  # noqa: E402
+from django.core.management import call_command  # noqa: E402
+from django.http import HttpResponse  # noqa: E402
+from django.test import RequestFactory, override_settings  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+SECRET = "a key of these tests, long enough"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project() -> Iterator[None]:
+    one_node.stop()
+    settings.configure(
+        SECRET_KEY=SECRET,
+        RAFTSVC_DIR=TEMPORARY,
+        INSTALLED_APPS=["raftsvc.ext.django"],
+        CACHES={
+            "default": {"BACKEND": "raftsvc.ext.django.RaftCache"},
+            "other": {"BACKEND": "raftsvc.ext.django.RaftCache", "LOCATION": "other/"},
+        },
+        SESSION_ENGINE="raftsvc.ext.django.sessions",
+    )
+    django.setup()
+    yield
+    one_node.stop()
+
+
+@pytest.fixture
+def cache() -> Any:
+    from django.core.cache import caches
+
+    caches["default"].clear()
+    return caches["default"]
+
+
+def name_of(key: str) -> str:
+    return f"django/cache//=:1:{key}"
+
+
+def test_nothing_is_started_where_the_store_is_only_imported() -> None:
+    script = (
+        "import django\nfrom django.conf import settings\n"
+        f"settings.configure(SECRET_KEY='s', RAFTSVC_DIR={TEMPORARY!r}, INSTALLED_APPS=['raftsvc.ext.django'],\n"
+        "    CACHES={'default': {'BACKEND': 'raftsvc.ext.django.RaftCache'}})\n"
+        "django.setup()\nimport threading\nfrom raftsvc.ext.django import kv\nfrom django.core.cache import cache\n"
+        "from django.core.management import call_command\ncall_command('check')\n"
+        "assert not [each for each in threading.enumerate() if each.name.startswith('raftsvc-')]\n"
+        "kv.set('a', b'1')\nassert kv['a'] == b'1'\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAFTSVC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_whole_number_is_stored_as_such_and_counted(cache: Any) -> None:
+    from raftsvc.ext.django import kv
+
+    cache.set("n", 41)
+    before = kv.get(name_of("n"))
+    assert before is not None and before.data == b"41"
+    assert (cache.incr("n"), cache.decr("n", 2), cache.incr("n", 0)) == (42, 40, 40)
+
+
+def test_what_cannot_be_counted_stays_as_it_is(cache: Any) -> None:
+    cache.set_many({"text": "a", "flag": True, "most": 2**63 - 1, "more": 2**63})
+    with pytest.raises(ValueError, match="not found"):
+        cache.incr("missing")
+    with pytest.raises(ValueError, match="not found"):
+        cache.decr("missing")
+    with pytest.raises(ValueError, match="not found"):
+        cache.incr("missing", 0)
+    for key in ("text", "flag"):
+        with pytest.raises(TypeError, match="no whole number"):
+            cache.incr(key)
+    for key in ("most", "more"):
+        with pytest.raises(OverflowError):
+            cache.incr(key)
+    assert cache.get_many(["missing", "text", "flag", "most", "more"]) == {
+        "text": "a",
+        "flag": True,
+        "most": 2**63 - 1,
+        "more": 2**63,
+    }
+
+
+def test_what_another_key_signed_or_nobody_is_no_value(cache: Any, caplog: pytest.LogCaptureFixture) -> None:
+    from raftsvc.ext.django import kv
+
+    cache.set("a", ["value"])
+    cache.set("b", ["other"])
+    signed = kv[name_of("a")]
+    with override_settings(SECRET_KEY="another one, as long as that"):
+        assert cache.get("a", "none") == "none"
+        assert cache.get_many(["a"]) == {} and "a" not in cache
+        with override_settings(SECRET_KEY_FALLBACKS=[SECRET]):
+            assert cache.get("a") == ["value"]
+    for data in (kv[name_of("b")], signed[:-1], signed[:20], b"p", b"", b"x"):  # of another name, changed, cut short
+        kv[name_of("a")] = data
+        assert cache.get("a") is None
+    assert "not to be read" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.backends.base.CacheKeyWarning")
+def test_a_key_that_is_too_long_for_the_store_is_one_all_the_same(cache: Any) -> None:
+    keys = ["é" * 5000 + end for end in "ab"]
+    cache.set_many({key: [key] for key in keys})
+    assert cache.get_many(keys) == {key: [key] for key in keys}
+    assert cache.delete(keys[0]) and keys[0] not in cache
+
+
+def test_many_are_written_in_batches_and_one_location_is_emptied(cache: Any) -> None:
+    from django.core.cache import caches
+
+    many = {f"k{number}": [number] for number in range(250)}
+    assert cache.set_many(many) == []
+    caches["other"].set("kept", 1)
+    assert cache.get_many(many) == many
+    cache.delete_many(list(many)[:120])
+    assert len(cache.get_many(many)) == 130
+    cache.clear()
+    assert cache.get_many(many) == {}
+    assert caches["other"].get("kept") == 1
+
+
+def test_options_of_a_cache_that_make_no_sense_are_refused() -> None:
+    from raftsvc.ext.django import RaftCache
+
+    for options in ({"max_age": 0}, {"max_age": "1"}, {"wait": -1}, {"wait": True}):
+        with pytest.raises(django.core.exceptions.ImproperlyConfigured):
+            RaftCache("", {"OPTIONS": options})
+
+
+def test_a_session_that_was_deleted_is_not_brought_back() -> None:
+    from django.contrib.sessions.backends.base import UpdateError
+
+    from raftsvc.ext.django.sessions import SessionStore
+
+    session = SessionStore()
+    session["user"] = 7
+    session.save()
+    both = [SessionStore(session.session_key), SessionStore(session.session_key)]
+    for number, each in enumerate(both):
+        assert each["user"] == 7
+        each[f"by{number}"] = 1
+    for each in both:  # the later one stands, though it read before the other wrote
+        each.save()
+    assert dict(SessionStore(session.session_key).items()) == {"user": 7, "by1": 1}
+    session.delete()
+    with pytest.raises(UpdateError):
+        both[0].save()
+    assert not both[0].exists(both[0].session_key)
+
+
+def test_an_error_of_the_store_is_answered_by_what_is_known() -> None:
+    from raftsvc.ext.django import RaftErrors
+
+    middleware = RaftErrors(lambda request: HttpResponse())
+    request = RequestFactory().get("/")
+    answer = middleware.process_exception(request, raftsvc.OverloadedError("too many"))
+    assert answer is not None and (answer.status_code, answer["Retry-After"]) == (503, "1")
+    assert middleware.process_exception(request, ValueError()) is None
+
+
+def test_peers_are_served_before_django_where_the_node_has_no_port(tmp_path: Path) -> None:
+    script = (
+        "import django\nfrom django.conf import settings\n"
+        f"settings.configure(SECRET_KEY='s', RAFTSVC_DIR={str(tmp_path / 'n')!r}, RAFTSVC_ADDR='127.0.0.1:1',\n"
+        "    RAFTSVC_INITIAL_CLUSTER=['127.0.0.1:1'], RAFTSVC_SECRET='0123456789abcdef' * 2, RAFTSVC_LISTEN='',\n"
+        "    INSTALLED_APPS=['raftsvc.ext.django'], ROOT_URLCONF='none')\n"
+        "from django.core.wsgi import get_wsgi_application\nfrom raftsvc.ext.django import kv, mount\n"
+        "from werkzeug.test import Client\n"
+        "client = Client(mount(get_wsgi_application()))\n"
+        "assert client.get('/raft/livez').status_code == 200\nkv.service.stop()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAFTSVC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_passes_its_arguments_on(capsys: pytest.CaptureFixture[str]) -> None:
+    from raftsvc.ext.django.management.commands.raft import Command
+
+    with pytest.raises(SystemExit) as ended:
+        Command().run_from_argv(["manage.py", "raft", "--version"])
+    assert ended.value.code in (0, None)
+    assert raftsvc.__version__ in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        call_command("raft", "--version")
+
+
+def test_checks_say_what_is_wrong_with_settings(tmp_path: Path) -> None:
+    from raftsvc.ext.django.checks import check_deployment, check_settings
+
+    def ids(check: Any, **changed: Any) -> list[str]:
+        with override_settings(**changed):
+            return [each.id for each in check(None)]
+
+    node = {"RAFTSVC_DIR": str(tmp_path / "n"), "RAFTSVC_ADDR": "127.0.0.1:7000", "RAFTSVC_SECRET": "s" * 32}
+    assert ids(check_settings) == [] and ids(check_deployment) == ["raftsvc.E003"]
+    assert ids(check_settings, **node) == ids(check_deployment, **node) == []
+    assert ids(check_settings, RAFTSVC_DIR=" ") == ["raftsvc.E001"]
+    assert ids(check_settings, RAFTSVC_DIR=7) == ["raftsvc.E001"]
+    assert ids(check_settings, **node, RAFTSVC_SECRTE="s") == ["raftsvc.E001"]
+    for served in ({"STATIC_ROOT": tmp_path}, {"MEDIA_ROOT": tmp_path / "n"}, {"STATICFILES_DIRS": [("a", tmp_path)]}):
+        assert ids(check_settings, **node, **served) == ["raftsvc.E002"]
+    assert ids(check_settings, **node, STATIC_ROOT=tmp_path / "no") == []
+    assert ids(check_deployment, **{**node, "RAFTSVC_SECRET": None}) == ["raftsvc.W004"]
+    assert ids(check_deployment, **node, SECRET_KEY="s" * 32) == ["raftsvc.W005"]
