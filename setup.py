@@ -23,6 +23,7 @@ ROOMS = ("core", "storage", "member", "transport", "kv", "testing")
 # `__doc__`, `continue` inside `try`.
 PURE = {
     "core/stretches.py",
+    "kv/aio.py",
     "kv/client.py",
     "kv/duty.py",
     "kv/events.py",

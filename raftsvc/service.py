@@ -25,6 +25,7 @@ from weakref import WeakSet
 import requests
 
 from raftsvc.addresses import canonical_addr, host_of
+from raftsvc.aio import AsyncService
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
@@ -675,6 +676,12 @@ class Service:
         this node from serving anybody.
         """
         return self._proposals.propose_async(instruction, timeout)
+
+    @property
+    def aio(self) -> AsyncService:
+        """What it does, for coroutines: `await service.aio.propose(b"...")`.  Raises ForkedError."""
+        self._membership.home.check()
+        return AsyncService(self)
 
     def wait_read(self, timeout: float = 5.0) -> None:
         """Return once reads of the local State see every write that finished before this call.

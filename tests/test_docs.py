@@ -348,6 +348,13 @@ def test_store_runs_as_printed(make_snippets: Any) -> None:
     assert snippets.known["kv"].get("colors").data == b"blue "
 
 
+def test_asgi_runs_as_printed(make_snippets: Any) -> None:
+    snippets = make_snippets("docs/asgi.md")
+    snippets.run_all()
+    assert snippets.known["greeting"].data == b"hello"
+    assert (snippets.known["event"].kind, snippets.known["event"].key) == ("delete", "orders/7")
+
+
 def test_state_runs_as_printed(make_snippets: Any, caplog: pytest.LogCaptureFixture) -> None:
     snippets = make_snippets("docs/state.md")
     snippets.run_all()

@@ -45,6 +45,7 @@ ROOMS = {
     "results": "",
     "timeouts": "errors",
     "measures": "",
+    "aio": "errors timeouts",
     "keys": "errors",
     "states": "errors results state",
     "systems": "errors",
@@ -80,13 +81,13 @@ ROOMS = {
     "visitors": "errors keys state core member transport formation proposals reception copies",
     # The operator's page: what is shown and done through the public face, and who may.
     "operator": "errors addresses keys mainthread state states",
-    "service": "errors addresses credentials keys measures state versions results timeouts process mainthread core "
+    "service": "errors addresses aio credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
     "operator",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
     "client": "errors addresses keys results timeouts mainthread core storage transport member attached rescue",
     # What stands on the public face does not reach behind it.
-    "kv": "errors logs addresses clocks keys state results timeouts process mainthread watched service client",
+    "kv": "errors logs addresses aio clocks keys state results timeouts process mainthread watched service client",
     "recipes": "errors mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport watched kv",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions, transactions
+from raftsvc.kv.aio import AsyncKeyValue
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.freshness import Freshness, Reader, ReaderHere, check_max_age
 from raftsvc.kv.holds import Claim
@@ -227,6 +228,12 @@ class KeyValue:
         if self._state is not None:
             self._state.check_process()
         return self._watching is not None
+
+    @property
+    def aio(self) -> AsyncKeyValue:
+        """This store for coroutines: `await store.aio.get("a")`.  Raises ForkedError."""
+        self._holding()
+        return AsyncKeyValue(self, self._claim_for_a_task)
 
     # -- writing
 
@@ -604,6 +611,23 @@ class KeyValue:
         kind = transactions.MEETING if together else transactions.UNITS
         wish = Wish(full, *checked_units(size, units), checked_data(data), lease_ttl_ms(ttl), blocking, kind)
         return self._claimed_by(lambda keeper: keeper.claim(wish, time.monotonic() + seconds))
+
+    def _claim_for_a_task(
+        self,
+        begun: Callable[[Callable[[], None]], object],
+        name: str,
+        *,
+        size: int = 1,
+        ttl: float,
+        data: bytes | None,
+        blocking: bool,
+        timeout: float | None,
+    ) -> Hold | None:
+        """As `claim`; `begun` is given what has it given up."""
+        seconds = _seconds_to_wait(blocking, timeout)
+        terms = *checked_units(size, 1), checked_data(data), lease_ttl_ms(ttl), blocking, transactions.UNITS
+        wish = Wish(_claimed(self._prefix, name), *terms)
+        return self._claimed_by(lambda keeper: keeper.claim(wish, time.monotonic() + seconds, begun))
 
     def _claimed_by(self, claim: Callable[[Keeper], T]) -> T:
         try:

@@ -529,12 +529,18 @@ class Keeper:
         self._is_closed = False
         self._signal = Signal()
 
-    def claim(self, wish: Wish, ends_at: float) -> Hold | None:
+    def claim(
+        self, wish: Wish, ends_at: float, begun: Callable[[Callable[[], None]], object] | None = None
+    ) -> Hold | None:
         """Claim some of a name; None if it was not granted in time, or at once if it does not wait.
+
+        begun: is given what another thread calls to have the attempt given up.
 
         The main thread has another do it: if it is interrupted, nobody wants what that one gets.
         """
         attempt = _Attempt(self._cluster, wish, ends_at)
+        if begun is not None:
+            begun(partial(_abandon, attempt, self._give_up))
         return self._have(attempt, partial(self._claim, attempt))
 
     def _have(self, attempt: _Attempt, ask: Callable[[], T]) -> T:
@@ -544,11 +550,7 @@ class Keeper:
         try:
             return do_elsewhere(ask, attempt.left + 2 * _CALL_SECONDS, OutcomeUnknown)
         except BaseException:
-            attempt.is_wanted = False
-            hold = attempt.hold
-            if hold is not None:
-                self._give_up(hold)
-                hold.signal.set()
+            _abandon(attempt, self._give_up)
             raise
 
     def _claim(self, attempt: _Attempt) -> Hold | None:
@@ -891,6 +893,15 @@ def may_pass(error: RaftError) -> bool:
     return isinstance(error, (OutcomeUnknown, OverloadedError, UninitializedError, ReadTimeoutError)) or (
         type(error) is NotApplied
     )
+
+
+def _abandon(attempt: _Attempt, give_up: Callable[[Hold], None]) -> None:
+    """Nobody wants what it gets; whoever waits in it returns."""
+    attempt.is_wanted = False
+    hold = attempt.hold
+    if hold is not None:
+        give_up(hold)
+        hold.signal.set()
 
 
 def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T, timeout: float) -> T:
