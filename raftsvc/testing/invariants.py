@@ -33,13 +33,14 @@ from raftsvc.core.messages import (
     time_of,
 )
 from raftsvc.core.raft import Role
-from raftsvc.core.server import TERMLESS
+from raftsvc.core.server import TERMLESS, Ready
 from raftsvc.member.applying import Applying
 from raftsvc.member.engine import Engine
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, LIST, decode_list, read_envelope, read_piece
 from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
+from raftsvc.member.writes import Batch
 from raftsvc.testing.times import LogTimes
 from raftsvc.testing.versions import EffectiveVersions
 from raftsvc.testing.violation import Violation, require
@@ -67,6 +68,7 @@ class Known:
         self.promised_index = 0
         self.promised_entry_term = 0
         self.promised_term = 0
+        self.durable_term = 0
 
 
 class Consensus:
@@ -112,7 +114,7 @@ class Consensus:
         known.entries = {}
         known.commit_index = 0
         known.snapshot_index = log.snapshot.index
-        known.term = core.term
+        known.term = known.durable_term = core.term
         known.led_term = 0
         known.led_last = None
         known.snapshot = None
@@ -348,17 +350,29 @@ class Consensus:
 
     # -- a node says something
 
+    def wrote(self, node_id: int, batch: Batch) -> None:
+        """All of `batch` is on the disk of a node."""
+        known = self._known.get(node_id)  # none of one that is lost, and runs yet
+        for item in batch:
+            if known is not None and isinstance(item, Ready) and item.hard_state is not None:
+                known.durable_term = max(known.durable_term, item.hard_state.term)
+
     def said(self, engine: Engine, messages: Sequence[Message]) -> None:
         """Messages leave a node: from now on it is bound by them."""
         node_id = engine.node_id
+        own = self._known.get(node_id)
         for m in messages if node_id not in self._put_back else ():
             if m.term == engine.core.term and m.kind not in _SPEAK_FOR_NO_TERM:
                 # What of an earlier term is said late was held back until that was durable.
-                # A refused vote may have been, when the same term's vote was given to somebody who asked next.
-                is_refused_before = m.kind is MessageKind.VOTE_REPLY and m.reject and engine.core.vote != NO_NODE
                 require(
-                    engine.core.term_is_durable or is_refused_before,
+                    own is None or own.durable_term >= m.term,
                     f"durability: node {node_id} says {m.kind.name} in term {m.term}, which is not on its disk",
+                )
+                # All else says nothing of the vote, which may be given in the same term after it was held back.
+                is_vote = m.kind is MessageKind.VOTE or (m.kind is MessageKind.VOTE_REPLY and not m.reject)
+                require(
+                    engine.core.term_is_durable or not is_vote,
+                    f"durability: node {node_id} says {m.kind.name} in term {m.term}, and its vote is not on its disk",
                 )
             if m.kind is MessageKind.TIMEOUT_NOW:
                 self._hands_over(engine, m.to_id)

@@ -317,6 +317,8 @@ class SimulatedProcess:
             except BaseException as error:
                 failure = error
                 self.note(f"writing failed: {error}")
+            if failure is None:
+                self._world.watch.consensus.wrote(engine.node_id, batch)
             engine.end_write(batch, failure)
 
         self.life.later(delay, finish)
