@@ -16,7 +16,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import django.conf  # noqa: E402
+
 import raftsvc  # noqa: E402
+
+django.conf.settings.configure()  # else none of what stands on it can be looked at
 
 project = "raftsvc"
 author = "raftsvc contributors"

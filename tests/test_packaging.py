@@ -149,6 +149,7 @@ def test_the_extras_are_those_that_the_readme_and_the_makefile_name(metadata: em
         "cachelib",
         "limits",
         "tooz",
+        "fastapi",
         "jobs",
         "metrics",
         "docs",

@@ -39,8 +39,8 @@ class Ran(NamedTuple):
 def run(suite: Suite, version: str, cache: Path) -> Ran:
     """One suite on one Python, with a cluster of its own.  Raises UnavailableError."""
     release = suite.versions[version]
-    archive = source_of(suite.host, release, cache)
     python = environment(suite.name, version, suite.extras, [f"{suite.host}=={release}", PYTEST, *suite.others], cache)
+    archive = source_of(suite.host, release, python, cache)
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # some tests of hosts are narrow about time
     with tempfile.TemporaryDirectory(prefix="raftsvc-conformance-", dir=memory) as made:
         home = Path(made)

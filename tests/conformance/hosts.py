@@ -41,14 +41,14 @@ def python_of(version: str) -> str:
     raise UnavailableError(f"there is no Python {version} here")
 
 
-def source_of(host: str, version: str, cache: Path) -> Path:
-    """The source distribution, as the package index has it; raises UnavailableError."""
+def source_of(host: str, version: str, python: str, cache: Path) -> Path:
+    """The source distribution, as the package index has it for that `python`; raises UnavailableError."""
     kept = cache / "sdists" / f"{host}-{version}"
     found = list(kept.glob("*.tar.gz"))
     if not found:
         kept.mkdir(parents=True, exist_ok=True)
         _pip(
-            sys.executable,
+            python,
             ["download", "--no-binary", ":all:", "--no-deps", "--dest", str(kept), f"{host}=={version}"],
             FETCH_SECONDS,
         )

@@ -20,8 +20,7 @@ SUITE = Suite(
     others=("testtools", "fixtures", "ddt", "etcd3gw", "redis", "pymemcache", "sysv-ipc"),
     command=command,
     skips={
-        "test_watch_join_group_disappear": "only of drivers of three classes that it names, whose groups may be "
-        "destroyed; here they may be, and what is watched then is tested beside",
+        "test_watch_join_group_disappear": "it runs for drivers of three classes that it names",
     },
     left_out={
         "test_partitioner.py, test_hashring.py, test_utils.py, test_retry.py": "of tooz itself, by no driver",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 from django.conf import settings
@@ -12,10 +11,6 @@ from raftsvc.ext.nodes import environ_of, one_node
 from raftsvc.kv import KeyValue
 
 PREFIX: Final = "RAFTSVC_"
-# Guards the configuration; nothing blocks while it is held.
-_lock: Final = threading.RLock()
-_configured: Final[set[str]] = set()
-"""What was configured: one word, once it was."""
 
 
 def environ_of_settings() -> dict[str, str]:
@@ -28,13 +23,10 @@ def configure() -> None:
 
     Raises ConfigurationError if they make no sense.
     """
-    if _configured and one_node.is_configured:
-        return
-    with _lock:
+    if not one_node.has_settings:
         environ = environ_of_settings()
         if environ.get(PREFIX + "DIR", "").strip():  # else the node says that it was not configured, and how it is
             one_node.configure(environ, {})
-            _configured.add(PREFIX)
 
 
 def start() -> KeyValue:
