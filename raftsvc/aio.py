@@ -39,6 +39,8 @@ MAX_WAITS: Final = 256
 GRACE_SECONDS: Final = 5.0
 """So much longer than its timeout is awaited what was begun: its own deadline comes first, unless a disk hangs."""
 _IDLE_SECONDS: Final = 60.0
+_THREADS: Final = "raftsvc.aio"
+"""After this module: they are the process's, and no Service's, which ends its own."""
 
 
 class Crew:
@@ -85,7 +87,7 @@ class Crew:
             self._count += 1
             self._waiting += 1
         try:
-            threading.Thread(target=self._serve, name="raftsvc-aio", daemon=True).start()
+            threading.Thread(target=self._serve, name=_THREADS, daemon=True).start()
         except RuntimeError:  # there can be no more; those there are go on
             with self._lock:
                 self._count -= 1

@@ -470,11 +470,13 @@ class _Enough(Exception):
     """Raised where a snippet would go on for ever."""
 
 
-@pytest.mark.parametrize("name", ["docs/caches.md", "docs/limits.md"])
+@pytest.mark.parametrize("name", ["docs/caches.md", "docs/limits.md", "docs/schedulers.md"])
 def test_pages_of_libraries_run_as_printed(name: str, make_snippets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     snippets = make_snippets(name)
     monkeypatch.setenv("RAFTSVC_DIR", nodes_of_extensions.TEMPORARY)
     try:
+        if name == "docs/schedulers.md":
+            snippets.known["kv"] = one_node.store()
         snippets.run_all()
         if name == "docs/caches.md":
             with snippets.known["app"].app_context():

@@ -140,6 +140,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("asserts", "core/founding.py"): "of its own course, before a log is there",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
+    ("privates", "ext/apscheduler.py _executors"): "all that a scheduler has; it gives out none",
     ("privates", "ext/tooz.py _executor"): "tooz keeps it for its drivers",
     ("privates", "ext/tooz.py _hooks_elected_leader"): "likewise",
     ("privates", "ext/django/sessions.py _get_session"): "Django has it for its engines",

@@ -22,8 +22,8 @@ PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 ERRORS = {
     name
     for module in (errors, raftsvc, kv, recipes)
-    for name, kind in vars(module).items()
-    if isinstance(kind, type) and issubclass(kind, errors.RaftError)
+    for name in dir(module)
+    if isinstance(kind := getattr(module, name), type) and issubclass(kind, errors.RaftError)
 }
 
 

@@ -14,6 +14,7 @@ from raftsvc.errors import ConfigurationError
 _OF_NODES = frozenset(
     {
         "add_listener",
+        "aio",
         "evict",
         "init",
         "is_live",
@@ -58,4 +59,6 @@ class Guest(Connection):
                 "directory. Call it where the server calls, or only there"
             )
 
+        if name == "aio":
+            refuse()  # it is no method
         return refuse

@@ -17,6 +17,7 @@ from .harness import PATIENCE, Cluster, ListState, Member, eventually, in_backgr
 ANSWERING = {
     "__call__",
     "add_listener",
+    "aio",
     "before_stop",
     "err",
     "is_leader",
