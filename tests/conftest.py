@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 import raftsvc
 from tests.effort import EFFORT
 
+collect_ignore = ["conformance/inside"]
+"""What is added to the tests of others, and run among these."""
+
 # Quick and the same at every run; with more effort other examples each time, of which a failing one is printed.
 settings.register_profile(
     "raftsvc",
