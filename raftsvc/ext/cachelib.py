@@ -15,15 +15,16 @@ import hmac
 import logging
 import math
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
 from cachelib.base import BaseCache
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
 from raftsvc.ext.urls import Place
-from raftsvc.kv import ConflictError, Effect, KeyValue, delete, if_not_exists
+from raftsvc.kv import ConflictError, KeyValue, delete, if_not_exists
 from raftsvc.kv import set as set_effect
 
 logger = logging.getLogger("raftsvc.ext")
@@ -34,8 +35,6 @@ MIN_KEY_BYTES: Final = 16
 _PICKLED: Final = b"p"
 _DIGEST_BYTES: Final = 32
 _MIN_NUMBER, _MAX_NUMBER = -(2**63), 2**63 - 1
-_BATCH_OPERATIONS: Final = 100
-_BATCH_BYTES: Final = 128 * 1024
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 
 Timeout: TypeAlias = "int | timedelta | None"
@@ -127,7 +126,7 @@ class RaftCache(BaseCache):
             name = self._name(key)
             is_over = ttl is not None and ttl < 0
             effects.append(delete(name) if is_over else set_effect(name, self._signing.write(name, value), ttl))
-        self._do(effects)
+        do_all(self._store(), effects, self._wait)
         return list(mapping)
 
     def delete(self, key: str) -> bool:
@@ -136,7 +135,7 @@ class RaftCache(BaseCache):
 
     def delete_many(self, *keys: str) -> list[Any]:
         """Have none of them, a hundred at a time, each time all or none; returns the keys."""
-        self._do([delete(self._name(key)) for key in keys])
+        do_all(self._store(), [delete(self._name(key)) for key in keys], self._wait)
         return list(keys)
 
     def has(self, key: str) -> bool:
@@ -147,8 +146,8 @@ class RaftCache(BaseCache):
         """Delete what is below this cache's prefix, a hundred at a time: what is added meanwhile may stay."""
         prefix = self._name("")
         after = ""
-        while names := list(self._store().list(prefix, self._wait, limit=_BATCH_OPERATIONS, after=after)):
-            self._do([delete(name) for name in names])
+        while names := list(self._store().list(prefix, self._wait, limit=BATCH_OPERATIONS, after=after)):
+            do_all(self._store(), [delete(name) for name in names], self._wait)
             after = names[-1]
         return True
 
@@ -166,10 +165,6 @@ class RaftCache(BaseCache):
     def dec(self, key: str, delta: int = 1) -> int:
         """Take from a whole number, as `inc`."""
         return self.inc(key, -delta)
-
-    def _do(self, effects: list[Effect]) -> None:
-        for batch in _batches(effects):
-            self._store().transaction(batch, self._wait)
 
     def _name(self, key: str) -> str:
         prefix = self._key_prefix() if callable(self._key_prefix) else self._key_prefix
@@ -242,17 +237,3 @@ def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
 def _seconds(timeout: float | timedelta) -> int:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     return math.ceil(seconds)
-
-
-def _batches(effects: Iterable[Effect]) -> Iterator[list[Effect]]:
-    batch: list[Effect] = []
-    size = 0
-    for effect in effects:
-        more = len(effect.key) + len(effect.data)
-        if batch and (len(batch) >= _BATCH_OPERATIONS or size + more > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(effect)
-        size += more
-    if batch:
-        yield batch

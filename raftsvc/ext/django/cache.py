@@ -14,7 +14,7 @@ a cache that answered then as if it were empty would have counters start over, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -22,9 +22,10 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.exceptions import ImproperlyConfigured
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
 from raftsvc.ext.django.node import start
 from raftsvc.ext.django.signing import MAX_NUMBER, MIN_NUMBER, read, write
-from raftsvc.kv import ConflictError, CounterError, Effect, KeyValue, delete, if_not_exists
+from raftsvc.kv import ConflictError, CounterError, Effect, delete, if_not_exists
 from raftsvc.kv import set as set_effect
 
 PREFIX: Final = "django/cache/"
@@ -32,8 +33,6 @@ PREFIX: Final = "django/cache/"
 _MAX_NAME_BYTES: Final = 1024
 _KEPT_CHARACTERS: Final = 100
 _WAIT_SECONDS: Final = 5.0
-_BATCH_OPERATIONS: Final = 100
-_BATCH_BYTES: Final = 128 * 1024
 _SHORTEST_SECONDS: Final = 0.001
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _MISSING: Final = object()
@@ -121,12 +120,12 @@ class RaftCache(BaseCache):
         """Have all there, a hundred or 128 KiB at a time, each time all or none; returns an empty list, or raises."""
         ttl = self.get_backend_timeout(timeout)
         effects = [self._effect(self._name(key, version), value, ttl) for key, value in data.items()]
-        _do(start(), effects, self._wait)
+        do_all(start(), effects, self._wait)
         return []
 
     def delete_many(self, keys: Iterable[str], version: int | None = None) -> None:
         """Have none of them, a hundred at a time, each time all or none."""
-        _do(start(), [delete(self._name(key, version)) for key in keys], self._wait)
+        do_all(start(), [delete(self._name(key, version)) for key in keys], self._wait)
 
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a whole number; returns what it became.  One write, exactly once; its time to live stays.
@@ -160,10 +159,8 @@ class RaftCache(BaseCache):
         """Delete all of its location, a hundred at a time: what is added meanwhile may stay."""
         store = start()
         after = ""
-        while names := list(
-            store.list(self._prefix, self._wait, limit=_BATCH_OPERATIONS, after=after, max_bytes=2**20)
-        ):
-            _do(store, [delete(name) for name in names], self._wait)
+        while names := list(store.list(self._prefix, self._wait, limit=BATCH_OPERATIONS, after=after, max_bytes=2**20)):
+            do_all(store, [delete(name) for name in names], self._wait)
             after = names[-1]
 
     def _name(self, key: str, version: int | None) -> str:
@@ -182,25 +179,6 @@ class RaftCache(BaseCache):
     def _read(self, name: str, default: Any, is_latest: bool = False) -> Any:
         value = start().get(name, self._wait, max_age=None if is_latest else self._max_age)
         return default if value is None else read(name, value.data, default)
-
-
-def _do(store: KeyValue, effects: list[Effect], timeout: float) -> None:
-    for batch in _batches(effects):
-        store.transaction(batch, timeout)
-
-
-def _batches(effects: list[Effect]) -> Iterator[list[Effect]]:
-    batch: list[Effect] = []
-    size = 0
-    for effect in effects:
-        more = len(effect.key) + len(effect.data)
-        if batch and (len(batch) >= _BATCH_OPERATIONS or size + more > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(effect)
-        size += more
-    if batch:
-        yield batch
 
 
 def _seconds(name: str, value: object) -> float | None:
