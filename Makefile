@@ -37,7 +37,7 @@ STAMP := $(VENV)/.installed
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak conformance demo cluster compile compiled pure wheels docs release-check bench clean
+.PHONY: help venv browser test test-all test-oldest test-newest python-oldest python-newest lint type scenes sim mutants chaos soak conformance demo cluster compile compiled pure wheels docs-environment docs release-check bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,7 @@ lint: $(STAMP)  ## check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m tests.testing.identities
 
 type: $(STAMP)  ## check the types only
 	$(PY) -m mypy
@@ -133,6 +134,8 @@ $(DOCS_STAMP): setup.cfg setup.py
 	@$(DOCS_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS_VENV)
 	$(DOCS_PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[docs]'
 	@touch $@
+
+docs-environment: $(DOCS_STAMP)  ## make the virtual environment of the next
 
 docs: $(DOCS_STAMP)  ## make a site of the pages and the docstrings, in docs/_build/html; every warning is an error
 	$(DOCS_PY) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet --builder html docs docs/_build/html

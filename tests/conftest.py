@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def pytest_sessionstart() -> None:
         newer = [path for path in package.rglob("*.py") if path.stat().st_mtime > built]
         if newer:
             raise pytest.UsageError(f"{newer[0]} changed since it was compiled: `make compile`, or `make pure`")
+
+
+def pytest_collection_finish() -> None:
+    """What many thousand tests are made of stays until the end: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -148,7 +148,7 @@ def test_three_hosts_of_two_processes_whose_owners_are_killed(hosts: list[Host])
         host.start("join", boot_url(first)).wait_ready()
     for host in hosts:
         host.start().wait_ready()
-    for round_number in range(6):
+    for round_number in range(4):
         host = hosts[round_number % 3]
         host.owner().kill()
         host.start()

@@ -10,13 +10,10 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import pytest
-from mypy.build import BuildSource, build
-from mypy.nodes import ComparisonExpr
-from mypy.options import Options
-from mypy.types import TupleType, Type, UnionType, get_proper_type
 
 import raftsvc
 from raftsvc.core.messages import MalformedError
@@ -137,29 +134,6 @@ def test_no_function_of_a_class_has_a_second_name_there() -> None:
     assert not renamed
 
 
-def test_no_tuple_is_told_from_another_by_identity() -> None:
-    """Compiled, one of a fixed length is no object: whoever looks at it has one made of it, each time another."""
-    options = Options()
-    options.python_version = (3, 10)
-    options.incremental, options.export_types, options.ignore_missing_imports = False, True, True
-    names = [(path, path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
-    sources = [BuildSource(str(path), ".".join(parts).removesuffix(".__init__")) for path, parts in names]
-    types = build(sources, options).types
-    compared = [node for node in types if isinstance(node, ComparisonExpr) and {"is", "is not"} & {*node.operators}]
-    assert compared
-    assert not [
-        f"line {node.line}: {node}" for node in compared if all(_has_fixed(types.get(one)) for one in node.operands)
-    ]
-
-
-def _has_fixed(kind: Type | None) -> bool:
-    """Whether it may be a tuple of a fixed length, and none that has names."""
-    kind = get_proper_type(kind)
-    if isinstance(kind, UnionType):
-        return any(_has_fixed(item) for item in kind.items)
-    return isinstance(kind, TupleType) and kind.partial_fallback.type.fullname == "builtins.tuple"
-
-
 def test_what_is_not_compiled_derives_from_nothing_that_is() -> None:
     compiled = {path for path, _ in _compiled_nodes()}
     natives = {
@@ -204,6 +178,7 @@ def test_what_an_error_comes_from_is_known_by_the_place_too() -> None:
     assert not unheard
 
 
+@cache
 def _compiled_nodes() -> list[tuple[Path, ast.AST]]:
     rooms, pure = (_constant(name) for name in ("ROOMS", "PURE"))
     files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]

@@ -318,12 +318,12 @@ def tiny_history(rng: random.Random, verbs: str, *, values: int, length: int) ->
 def test_the_checker_agrees_with_the_definition(verbs: str, model: Model) -> None:
     rng = random.Random(verbs)
     found = {True: 0, False: 0}
-    for _ in range(1500):
+    for _ in range(1000):
         history = tiny_history(rng, verbs, values=rng.choice((2, 3, 5)), length=rng.choice((2, 3, 3, 4, 4, 5)))
         verdict = check(history, model)
         assert verdict.is_linearizable is has_an_order(history, model), history
         found[bool(verdict)] += 1
-    assert min(found.values()) > 100
+    assert min(found.values()) > 60
 
 
 # -- histories of a real register
@@ -419,14 +419,14 @@ def test_effects_change_no_verdict(verbs: str, values: int | None) -> None:
         ("get set", 8, 1, None),
         ("get set cas", 8, 1, 5),
         ("add get", 8, 1, None),
-    ],
+    ][turn_of(2)],
 )
 def test_long_histories_are_judged_in_seconds(verbs: str, clients: int, keys: int, values: int | None) -> None:
     history = recorded_history(random.Random(1), verbs, length=20_000, clients=clients, keys=keys, values=values)
     assert check(history, MODEL, timeout=60)
 
 
-@pytest.mark.parametrize("verbs", ["get set", "get set cas", "add get"])
+@pytest.mark.parametrize("verbs", ["get set", "get set cas", "add get"][turn_of(3)])
 def test_one_stale_read_in_a_long_history_is_found(verbs: str) -> None:
     history = recorded_history(random.Random(1), verbs, length=20_000, clients=8)
     history.sort(key=lambda operation: operation.called)

@@ -42,11 +42,11 @@ from raftsvc.testing.runner import main
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
 from raftsvc.testing.world import TICK
-from tests.effort import CODE
+from tests.effort import CODE, EFFORT
 
 FIRST = CODE % 1_000_000 * 1000
-"""Seeds that nobody has used yet, and the same again for the same code: 200 pure, 40 more compiled."""
-SEEDS = range(FIRST + 200, FIRST + 240) if IS_COMPILED else range(FIRST, FIRST + 200)
+"""Seeds that nobody has used yet, and the same again for the same code: 60 pure, 140 more compiled."""
+SEEDS = range(FIRST + 60 * EFFORT, FIRST + 200 * EFFORT) if IS_COMPILED else range(FIRST, FIRST + 60 * EFFORT)
 CHUNK = 10
 
 
