@@ -136,7 +136,7 @@ def test_flask_takes_it_as_it_is() -> None:
 @pytest.mark.parametrize("owner", [raftsvc.Service, KeyValue, Replication], ids=lambda owner: owner.__name__)
 def test_who_says_nothing_waits_less_long_than_proxies_and_workers_do(owner: type) -> None:
     writes = {"exec", "transaction", "set", "set_json", "touch", "incr", "update", "delete", "allow", "disallow"}
-    reads = {"wait_read", "get", "get_many", "get_json", "list", "allowed"}
+    reads = {"wait_read", "get", "get_many", "get_json", "list", "allowed", "get_stale", "get_many_stale", "list_stale"}
     seen = {}
     for name in writes | reads:
         function = getattr(owner, name, None)

@@ -385,7 +385,7 @@ class KeyValue:
             return state.get(name)
         return self._reader.read(lambda shown: shown.get(name), max_age, timeout)
 
-    def get_stale(self, key: str, max_age: float | None = None, timeout: float = 30.0) -> Value | None:
+    def get_stale(self, key: str, max_age: float | None = None, timeout: float = 5.0) -> Value | None:
         """The value of `key` as this node knows it; with `max_age` not older than that."""
         if max_age is not None:
             return self.get(key, timeout, max_age=max_age)
@@ -397,7 +397,7 @@ class KeyValue:
         return self._without_prefix(self._reader.read(lambda shown: shown.get_many(names), max_age, timeout))
 
     def get_many_stale(
-        self, keys: Iterable[str], max_age: float | None = None, timeout: float = 30.0
+        self, keys: Iterable[str], max_age: float | None = None, timeout: float = 5.0
     ) -> dict[str, Value]:
         """The values of those `keys` that exist, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
@@ -437,7 +437,7 @@ class KeyValue:
         found = self._reader.read(lambda shown: shown.list(name, limit, start, max_bytes), max_age, timeout)
         return self._without_prefix(found)
 
-    def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 30.0) -> dict[str, Value]:
+    def list_stale(self, prefix: str = "", max_age: float | None = None, timeout: float = 5.0) -> dict[str, Value]:
         """Every key that starts with `prefix`, in order, all of one moment, as this node knows them; as `get_stale`."""
         if max_age is not None:
             return self.list(prefix, timeout, max_age=max_age)

@@ -35,6 +35,7 @@ _REFUSED = (
     *[("rename", end, errno.ENOSPC) for end in (".wal", "/snap", "/snap.new")],
     *[("sync_dir", "", code) for code in (errno.EMFILE, errno.ENFILE)],
     *[("create", end, errno.EMFILE) for end in ("/snap.tmp", "/snap.part")],
+    *[("remove", end, errno.EIO) for end in (".wal", "/snap.tmp", "/snap.part")],
 )
 """What may be refused for want of something, with nothing in doubt after it."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -35,7 +35,7 @@ def in_child(act: Callable[[], object]) -> None:
     if child == 0:
         code = 1
         try:
-            signal.alarm(int(PATIENCE / 2))  # which ends it
+            faulthandler.dump_traceback_later(PATIENCE / 2, exit=True, file=2)
             act()
             code = 0
         except BaseException:

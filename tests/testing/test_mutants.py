@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.core.scene import check
@@ -20,6 +23,13 @@ FOUND_BY_TESTS = [mutant for mutant in MUTANTS if mutant.test][turn_of(16)]
 def test_a_bug_can_still_be_planted(mutant: Mutant) -> None:
     for file, text in sources_of(mutant).items():
         compile(text, file, "exec")
+
+
+def test_the_page_has_them_all_in_a_row_each_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "correctness.md").read_text()
+    _, _, table = page.partition("| bug |")
+    rows = re.findall(r"^\| ([^|]*?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    assert sorted(row.rstrip(" †") for row in rows if row != "---") == sorted(mutant.name for mutant in MUTANTS)
 
 
 @pytest.mark.pure  # it is planted into the sources alone
