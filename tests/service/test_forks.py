@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -35,7 +36,8 @@ def in_child(act: Callable[[], object]) -> None:
     if child == 0:
         code = 1
         try:
-            faulthandler.dump_traceback_later(PATIENCE / 2, exit=True, file=2)
+            signal.alarm(int(PATIENCE / 2))  # which ends it, and shows first where it was
+            faulthandler.register(signal.SIGALRM, file=2, chain=True)
             act()
             code = 0
         except BaseException:
