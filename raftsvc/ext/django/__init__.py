@@ -18,6 +18,6 @@ request.  In a command, in a shell and in the parent of a reloader the store is 
 
 from raftsvc.ext.django.cache import RaftCache
 from raftsvc.ext.django.node import kv, start
-from raftsvc.ext.django.serving import RaftErrors, mount
+from raftsvc.ext.django.serving import RaftErrors, mount, server_error
 
-__all__ = ["RaftCache", "RaftErrors", "kv", "mount", "start"]
+__all__ = ["RaftCache", "RaftErrors", "kv", "mount", "server_error", "start"]

@@ -69,7 +69,7 @@ class _Store(LocalProxy[KeyValue]):
     """Whoever looks through a module for classes, as loaders of tests do, is answered without the node."""
 
     __slots__ = ()
-    __class__ = KeyValue  # type: ignore[assignment]
+    __class__ = KeyValue
 
 
 kv: KeyValue = _Store(start)  # type: ignore[assignment]

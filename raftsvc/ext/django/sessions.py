@@ -6,8 +6,8 @@ written on the condition that it still is as this process knows it, and where an
 the condition that it is as that left it.  Of two requests that save the same session the later one stands, as with
 Django's own engines.
 
-Every method raises RaftError where the cluster has no majority.  After OutcomeUnknown what was saved, created or deleted
-may be so, or may yet be: a session that was to be flushed may be there still.
+Every method raises RaftError where the cluster has no majority.  After OutcomeUnknown what was saved, created or
+deleted may be so, or may yet be: a session that was to be flushed may be there still.
 """
 
 from __future__ import annotations
