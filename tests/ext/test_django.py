@@ -358,7 +358,8 @@ def test_the_command_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) ->
     assert told == [own, ["status", "--json"]]
 
 
-def test_checks_say_what_is_wrong_with_settings(tmp_path: Path) -> None:
+def test_checks_say_what_is_wrong_with_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raftsvc.ext.django import checks
     from raftsvc.ext.django.checks import check_deployment, check_settings
 
     def ids(check: Any, **changed: Any) -> list[str]:
@@ -376,3 +377,5 @@ def test_checks_say_what_is_wrong_with_settings(tmp_path: Path) -> None:
     assert ids(check_settings, **node, STATIC_ROOT=tmp_path / "no") == []
     assert ids(check_deployment, **{**node, "RAFTSVC_SECRET": None}) == ["raftsvc.W004"]
     assert ids(check_deployment, **node, SECRET_KEY="s" * 32) == ["raftsvc.W005"]
+    monkeypatch.setattr(checks, "is_tested", lambda: True)
+    assert ids(check_settings, RAFTSVC_DIR=" ") == [], "a test needs no directory"

@@ -63,7 +63,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 def _answer(request: HttpRequest, error: BaseException | None) -> HttpResponse | None:
     if not isinstance(error, RaftError):
         return None
-    logger.warning("%s %r was answered by an error: %s", request.method, request.path, error)
+    logger.warning("answered an error of the store, %s %r: %s", request.method, request.path, error)
     if isinstance(error, ConfigurationError):
         try:
             _begun()
