@@ -1,6 +1,6 @@
-"""A count of the whole cluster, and one of each visitor, who may come to any host; with RAFTSVC_ADDR and so on.
+"""A count of the whole cluster and one of each visitor's: `gunicorn --workers 2 --threads 4 guests:application`.
 
-DJANGO_SETTINGS_MODULE=guests SECRET_KEY=... gunicorn --workers 2 --threads 4 guests:application
+With DJANGO_SETTINGS_MODULE=guests, SECRET_KEY, RAFTSVC_ADDR and so on in the environment.
 """
 
 import os

@@ -369,7 +369,9 @@ def test_checks_say_what_is_wrong_with_settings(tmp_path: Path, monkeypatch: pyt
     node = {"RAFTSVC_DIR": str(tmp_path / "n"), "RAFTSVC_ADDR": "127.0.0.1:7000", "RAFTSVC_SECRET": "s" * 32}
     assert ids(check_settings) == [] and ids(check_deployment) == ["raftsvc.E003"]
     assert ids(check_settings, **node) == ids(check_deployment, **node) == []
-    assert ids(check_settings, RAFTSVC_DIR=" ") == ["raftsvc.E001"]
+    assert ids(check_settings, RAFTSVC_DIR=" ", RAFTSVC_ADDR=None) == ["raftsvc.W006"]
+    assert ids(check_deployment, RAFTSVC_DIR=" ", RAFTSVC_ADDR=None) == ["raftsvc.E001"]
+    assert ids(check_settings, RAFTSVC_DIR=" ", RAFTSVC_ADDR="127.0.0.1:7000") == ["raftsvc.E001"]
     assert ids(check_settings, RAFTSVC_DIR=7) == ["raftsvc.E001"]
     assert ids(check_settings, **node, RAFTSVC_SECRTE="s") == ["raftsvc.E001"]
     for served in ({"STATIC_ROOT": tmp_path}, {"MEDIA_ROOT": tmp_path / "n"}, {"STATICFILES_DIRS": [("a", tmp_path)]}):

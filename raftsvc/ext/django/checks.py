@@ -1,6 +1,7 @@
 """What `manage.py check` says of settings, by looking at them alone; nothing is started, and nobody is asked.
 
 raftsvc.E001  the settings make no sense: the node would not start
+raftsvc.W006  the settings say nothing of a node; with --deploy that is E001
 raftsvc.E002  the node's directory is where files are served from, or within
 raftsvc.E003  (--deploy) the node's directory is temporary: what the cluster knows would be gone with the process
 raftsvc.W004  (--deploy) no secret: whoever reaches the node may change all that it has
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - as Django names it
@@ -21,16 +22,18 @@ from raftsvc.ext.django.node import environ_of_settings, is_tested
 from raftsvc.ext.nodes import TEMPORARY
 from raftsvc.kv.environment import options_from_env
 
+_NOTHING_SAID: Final = "The settings and the environment say nothing of a node of raftsvc, so none would start."
+
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """E001 and E002."""
+    """E001, E002 and W006: what builds or migrates a project need not know of its node."""
     try:
         environ = environ_of_settings()
         directory = environ.get("RAFTSVC_DIR", "").strip()
         if directory == TEMPORARY or (is_tested() and not directory):
             return []
-        if not directory:
-            raise ConfigurationError(f"RAFTSVC_DIR says nothing; {TEMPORARY!r} will do for a test")
+        if not directory and not environ.get("RAFTSVC_ADDR", "").strip():
+            return [Warning(_NOTHING_SAID, hint="Say RAFTSVC_DIR and RAFTSVC_ADDR where it serves.", id="raftsvc.W006")]
         options_from_env(environ, {})
     except ConfigurationError as error:
         return [Error(f"The node of raftsvc would not start: {error}", id="raftsvc.E001")]
@@ -46,11 +49,13 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """E003, W004 and W005."""
+    """E003, W004 and W005; E001 where W006 is the other."""
     try:
         environ = environ_of_settings()
     except ConfigurationError:
         return []  # which E001 says
+    if not environ.get("RAFTSVC_DIR", "").strip() and not environ.get("RAFTSVC_ADDR", "").strip():
+        return [Error(_NOTHING_SAID, id="raftsvc.E001")]
     if environ.get("RAFTSVC_DIR", "").strip() == TEMPORARY:
         return [Error("RAFTSVC_DIR is temporary: all is gone when the process ends.", id="raftsvc.E003")]
     secret = environ.get("RAFTSVC_SECRET", "").strip()
