@@ -379,5 +379,10 @@ def test_checks_say_what_is_wrong_with_settings(tmp_path: Path, monkeypatch: pyt
     assert ids(check_settings, **node, STATIC_ROOT=tmp_path / "no") == []
     assert ids(check_deployment, **{**node, "RAFTSVC_SECRET": None}) == ["raftsvc.W004"]
     assert ids(check_deployment, **node, SECRET_KEY="s" * 32) == ["raftsvc.W005"]
+    (tmp_path / "secret").write_text("new\n" + "s" * 32 + "\n")
+    in_file = {**node, "RAFTSVC_SECRET": None, "RAFTSVC_SECRET_FILE": tmp_path / "secret"}
+    assert ids(check_deployment, **in_file) == []
+    assert ids(check_deployment, **in_file, SECRET_KEY="s" * 32) == ["raftsvc.W005"]
+    assert ids(check_deployment, **in_file, SECRET_KEY="") == []
     monkeypatch.setattr(checks, "is_tested", lambda: True)
     assert ids(check_settings, RAFTSVC_DIR=" ") == [], "a test needs no directory"

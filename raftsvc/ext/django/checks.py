@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - as Django names it
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.encoding import force_str
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.django.node import environ_of_settings, is_tested
@@ -58,8 +60,8 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return [Error(_NOTHING_SAID, id="raftsvc.E001")]
     if environ.get("RAFTSVC_DIR", "").strip() == TEMPORARY:
         return [Error("RAFTSVC_DIR is temporary: all is gone when the process ends.", id="raftsvc.E003")]
-    secret = environ.get("RAFTSVC_SECRET", "").strip()
-    if not secret and not environ.get("RAFTSVC_SECRET_FILE", "").strip():
+    secret, path = (environ.get(name, "").strip() for name in ("RAFTSVC_SECRET", "RAFTSVC_SECRET_FILE"))
+    if not secret and not path:
         return [
             Warning(
                 "The nodes have no secret.",
@@ -67,15 +69,30 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="raftsvc.W004",
             )
         ]
-    if secret and secret == settings.SECRET_KEY:
+    if _secret_key() in (secret, *_lines_of(path)):
         return [
             Warning(
-                "RAFTSVC_SECRET is the SECRET_KEY of the project.",
+                "The secret of the nodes is the SECRET_KEY of the project.",
                 hint="Who has the one should not have the other: give the cluster a secret of its own.",
                 id="raftsvc.W005",
             )
         ]
     return []
+
+
+def _secret_key() -> str | None:
+    try:
+        return force_str(settings.SECRET_KEY)
+    except ImproperlyConfigured:
+        return None  # which a check of Django's own says
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file]
+    except (OSError, ValueError):
+        return []  # which E001 says
 
 
 def _served() -> Iterator[tuple[str, str]]:
