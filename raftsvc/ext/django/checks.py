@@ -82,7 +82,7 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def _secret_key() -> str | None:
     try:
-        return force_str(settings.SECRET_KEY)
+        return str(force_str(settings.SECRET_KEY))
     except ImproperlyConfigured:
         return None  # which a check of Django's own says
 
