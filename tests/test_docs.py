@@ -458,6 +458,12 @@ def test_django_runs_as_printed(make_snippets: Any) -> None:
         'from django.urls import path\nfrom mysite import views\nurlpatterns = [path("visits", views.visit)]\n'
     )
     Path("mount.py").write_text(snippets.take())
+    with Path("mysite/urls.py").open("a") as urls:
+        urls.write(snippets.take())
+    programs = [snippets.take() for _ in range(3)]
+    assert programs[0] in (ROOT / "examples" / "guests.py").read_text()
+    counts = [len([line for line in text.splitlines() if line.strip()]) for text in programs]
+    assert "{} lines that bear code, {} and {}".format(*counts) in PAGES["docs/django.md"]
     assert next(snippets.blocks, None) is None
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."]), "SECRET_KEY": "s"}
     done = subprocess.run(

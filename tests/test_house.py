@@ -143,6 +143,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("privates", "ext/apscheduler.py _executors"): "all that a scheduler has; it gives out none",
     ("privates", "ext/tooz.py _executor"): "tooz keeps it for its drivers",
     ("privates", "ext/tooz.py _hooks_elected_leader"): "likewise",
+    ("privates", "ext/django/node.py _TestState"): "nothing else of Django says that it tests",
     ("privates", "ext/django/sessions.py _get_session"): "Django has it for its engines",
     ("privates", "ext/django/sessions.py _get_new_session_key"): "likewise",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",

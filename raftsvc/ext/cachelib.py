@@ -11,10 +11,7 @@ and the cluster has bytes.  Whole numbers are stored as such, and counted by the
 
 from __future__ import annotations
 
-import hmac
-import logging
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
@@ -23,18 +20,14 @@ from cachelib.base import BaseCache
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
+from raftsvc.ext.signing import Signing
 from raftsvc.ext.urls import Place
 from raftsvc.kv import ConflictError, KeyValue, delete, if_not_exists
 from raftsvc.kv import set as set_effect
 
-logger = logging.getLogger("raftsvc.ext")
-
 PREFIX: Final = "cache/"
 """All that caches have is below it, so that none clears what is something else's."""
 MIN_KEY_BYTES: Final = 16
-_PICKLED: Final = b"p"
-_DIGEST_BYTES: Final = 32
-_MIN_NUMBER, _MAX_NUMBER = -(2**63), 2**63 - 1
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 
 Timeout: TypeAlias = "int | timedelta | None"
@@ -75,7 +68,8 @@ class RaftCache(BaseCache):
         super().__init__(_seconds(default_timeout))
         self.ignore_delete_many_errors = ignore_delete_many_errors
         self._key_prefix = key_prefix or ""
-        self._signing = Signing(_keys(key, key_file))
+        keys = _keys(key, key_file)
+        self._signing = Signing("raftsvc.ext.cachelib", lambda: keys)
         self._place = Place(url)
         if self._place.options:
             raise ConfigurationError(f"{sorted(self._place.options)} are no options of a cache's URL")
@@ -181,39 +175,6 @@ class RaftCache(BaseCache):
         if self._connected is None:
             self._connected = self._place.store()
         return self._connected
-
-
-class Signing:
-    """Values as bytes that are as they were written, by who has the key, for the name that they are stored by."""
-
-    def __init__(self, keys: Sequence[bytes]) -> None:
-        """keys: the first signs, and each of them is good."""
-        self._keys = keys
-
-    def write(self, name: str, value: Any) -> bytes:
-        """A number as such, so that it can be counted, anything else pickled; raises what pickling raises."""
-        if type(value) is int and _MIN_NUMBER <= value <= _MAX_NUMBER:
-            return b"%d" % value
-        pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-        return _PICKLED + _digest(self._keys[0], name, pickled) + pickled
-
-    def read(self, name: str, data: bytes) -> Any:
-        """The value; None if it is none, which the log says."""
-        try:
-            if not data.startswith(_PICKLED):
-                return int(data)
-            digest, pickled = data[1 : 1 + _DIGEST_BYTES], data[1 + _DIGEST_BYTES :]
-            if not any(hmac.compare_digest(digest, _digest(key, name, pickled)) for key in self._keys):
-                raise ValueError("it is signed with another key, or for another name, or was changed")
-            return pickle.loads(pickled)
-        except Exception as error:  # unpickling may raise anything
-            logger.warning("the cache has a value for %r that is not to be read: %s", name, error)
-            return None
-
-
-def _digest(key: bytes, name: str, pickled: bytes) -> bytes:
-    said = name.encode()
-    return hmac.digest(key, b"raftsvc cache %d\n%s%s" % (len(said), said, pickled), "sha256")
 
 
 def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:

@@ -139,6 +139,11 @@ class OneNode:
             home.store.service.stop()
         home.remove()
 
+    def forget_parents(self) -> None:
+        """In a process that was forked: a temporary node of its parent's is no reason to refuse it another."""
+        for pid in self._homes.keys() - {os.getpid()}:
+            del self._homes[pid]
+
     def _home(self) -> _Home:
         pid = os.getpid()
         home = self._homes.get(pid)

@@ -4,7 +4,7 @@
 
 Every process has the same entries, and sees what any other has written.  Whole numbers are stored as such and counted
 by the cluster: `incr` is one write, exactly once.  Anything else is pickled and signed by the calling process
-(`raftsvc.ext.django.signing`).  Nothing is culled: entries end by their timeouts, and the store has a limit of its own
+(`raftsvc.ext.signing`).  Nothing is culled: entries end by their timeouts, and the store has a limit of its own
 (`kv.max_state_bytes`).
 
 Where the cluster has no majority, or does not answer in time, every method raises what the store does (`RaftError`):
@@ -14,18 +14,22 @@ a cache that answered then as if it were empty would have counters start over, a
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.encoding import force_bytes
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
 from raftsvc.ext.django.node import start
-from raftsvc.ext.django.signing import MAX_NUMBER, MIN_NUMBER, read, write
-from raftsvc.kv import ConflictError, CounterError, Effect, delete, if_not_exists
+from raftsvc.ext.signing import MAX_NUMBER, MIN_NUMBER, Signing
+from raftsvc.kv import ConflictError, CounterError, Effect, delete, if_not_exists, if_not_modified
 from raftsvc.kv import set as set_effect
 
 PREFIX: Final = "django/cache/"
@@ -36,13 +40,21 @@ _WAIT_SECONDS: Final = 5.0
 _SHORTEST_SECONDS: Final = 0.001
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _MISSING: Final = object()
+_OPTIONS: Final = frozenset({"max_age", "wait", "MAX_ENTRIES", "CULL_FREQUENCY"})
+
+
+def _keys() -> list[bytes]:
+    return [force_bytes(key) for key in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)]
+
+
+_signing: Final = Signing("raftsvc.ext.django.cache", _keys)
 
 
 class RaftCache(BaseCache):
     """What `BaseCache` says, over a store that is linearizable; every method is thread-safe, and may raise RaftError.
 
-    What is there, and cannot be read by this project's keys, or any more, is as if it were not there, and the log says
-    so.  The methods whose names begin by `a` do the same in a thread.
+    What is there, and cannot be read by this project's keys, or any more, is as if it were not there to whoever reads,
+    and the log says so; `add` leaves it as it is.  The methods whose names begin by `a` do the same in a thread.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
@@ -57,6 +69,8 @@ class RaftCache(BaseCache):
         """
         super().__init__(params)
         options = params.get("OPTIONS") or {}
+        if unknown := sorted(map(str, options.keys() - _OPTIONS)):
+            raise ImproperlyConfigured(f"OPTIONS of the cache: {unknown} are none of {sorted(_OPTIONS)}")
         self._max_age = _seconds("max_age", options.get("max_age"))
         self._wait = _seconds("wait", options.get("wait")) or _WAIT_SECONDS
         self._prefix = f"{PREFIX}{quote(str(location or ''), safe='')}/"
@@ -73,7 +87,7 @@ class RaftCache(BaseCache):
         """Have it there unless the key has a value; whether it had none.  Of many who ask at once one is told so."""
         name = self._name(key, version)
         ttl = self.get_backend_timeout(timeout)
-        data = write(name, value)
+        data = _signing.write(name, value)
         if ttl == 0:
             return start().get(name, self._wait) is None
         try:
@@ -111,7 +125,7 @@ class RaftCache(BaseCache):
         """The values of those that have one, all of one moment."""
         names = {self._name(key, version): key for key in keys}
         found = start().get_many(list(names), self._wait, max_age=self._max_age)
-        values = {key: read(name, found[name].data, _MISSING) for name, key in names.items() if name in found}
+        values = {key: _signing.read(name, found[name].data, _MISSING) for name, key in names.items() if name in found}
         return {key: value for key, value in values.items() if value is not _MISSING}
 
     def set_many(
@@ -130,30 +144,83 @@ class RaftCache(BaseCache):
     def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Add to a whole number; returns what it became.  One write, exactly once; its time to live stays.
 
-        Raises ValueError if there is none, TypeError if the value is no whole number of 64 bits, OverflowError if the
-        sum would be none.
+        Raises ValueError if there is none, TypeError if the value is no whole number of 64 bits or `delta` is none,
+        OverflowError if the sum would be none.
         """
+        if type(delta) is not int:
+            raise TypeError(f"delta is a whole number, not {delta!r:.100}")
         name = self._name(key, version)
         # A key that is not there counts as the number beyond which there is none, so it cannot be counted.
         initial = MAX_NUMBER if delta > 0 else MIN_NUMBER
-        try:
-            if delta:
-                return start().incr(name, delta, initial, timeout=self._wait)
-        except CounterError as error:
+        ends_at = time.monotonic() + self._wait
+        while True:
+            try:
+                if delta and _is_counted(delta):
+                    return start().incr(name, delta, initial, timeout=self._wait)
+            except CounterError:
+                if time.monotonic() >= ends_at:
+                    raise
             value = self._read(name, _MISSING, is_latest=True)
-            if type(value) is int:
-                raise OverflowError(f"{key!r} is counted within 64 bits: {value} and {delta} leave them") from error
-        else:
-            value = self._read(name, _MISSING, is_latest=True)
-        if value is _MISSING:
-            raise ValueError(f"Key {key!r} not found")
-        if type(value) is not int:
-            raise TypeError(f"{key!r} has no whole number, but a value of the type {type(value).__name__}")
-        return value
+            if value is _MISSING:
+                raise ValueError(f"Key {key!r} not found")
+            if type(value) is not int:
+                raise TypeError(f"{key!r} has no whole number, but a value of the type {type(value).__name__}")
+            if not _is_counted(value) or not _is_counted(value + delta):
+                raise OverflowError(f"{key!r} is counted within 64 bits: {value} and {delta} leave them")
+            if not delta:
+                return value
+            # It was written after it could not be counted, and can be by now.
 
     def decr(self, key: str, delta: int = 1, version: int | None = None) -> int:
         """Take from a whole number, as `incr`."""
         return self.incr(key, -delta, version)
+
+    def incr_version(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """Move it to another version, where it lives for the default timeout; returns that.
+
+        One transaction, so no other's write in between is lost.  Raises ValueError if there is none.
+        """
+        old = self.version if version is None else version
+        old_name, name = self._name(key, old), self._name(key, old + delta)
+        ends_at = time.monotonic() + self._wait
+        while True:
+            found = start().get(old_name, self._wait)
+            value = _MISSING if found is None else _signing.read(old_name, found.data, _MISSING)
+            if found is None or value is _MISSING:
+                raise ValueError(f"Key {key!r} not found")
+            effect = self._effect(name, value, self.get_backend_timeout())
+            is_as_read = if_not_modified(old_name, found.version)
+            try:
+                start().transaction([is_as_read, delete(old_name), effect], self._wait)
+            except ConflictError:
+                if time.monotonic() >= ends_at:
+                    raise
+            else:
+                return old + delta
+
+    # -- what BaseCache does in several steps, and this in one
+
+    async def aget_many(self, keys: Iterable[str], version: int | None = None) -> dict[str, Any]:
+        """As `get_many`."""
+        return await sync_to_async(self.get_many)(keys, version)
+
+    async def aset_many(
+        self, data: Mapping[str, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> list[str]:
+        """As `set_many`."""
+        return await sync_to_async(self.set_many)(data, timeout, version)
+
+    async def adelete_many(self, keys: Iterable[str], version: int | None = None) -> None:
+        """As `delete_many`."""
+        await sync_to_async(self.delete_many)(keys, version)
+
+    async def aincr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """As `incr`."""
+        return await sync_to_async(self.incr)(key, delta, version)
+
+    async def aincr_version(self, key: str, delta: int = 1, version: int | None = None) -> int:
+        """As `incr_version`."""
+        return await sync_to_async(self.incr_version)(key, delta, version)
 
     def clear(self) -> None:
         """Delete all of its location, a hundred at a time: what is added meanwhile may stay."""
@@ -173,12 +240,16 @@ class RaftCache(BaseCache):
         return f"{self._prefix}#{made[:_KEPT_CHARACTERS]}#{digest}"
 
     def _effect(self, name: str, value: Any, ttl: float | None) -> Effect:
-        data = write(name, value)
+        data = _signing.write(name, value)
         return delete(name) if ttl == 0 else set_effect(name, data, ttl)
 
     def _read(self, name: str, default: Any, is_latest: bool = False) -> Any:
         value = start().get(name, self._wait, max_age=None if is_latest else self._max_age)
-        return default if value is None else read(name, value.data, default)
+        return default if value is None else _signing.read(name, value.data, default)
+
+
+def _is_counted(number: int) -> bool:
+    return MIN_NUMBER <= number <= MAX_NUMBER
 
 
 def _seconds(name: str, value: object) -> float | None:

@@ -1,6 +1,7 @@
 """What `manage.py check` says of settings, by looking at them alone; nothing is started, and nobody is asked.
 
 raftsvc.E001  the settings make no sense: the node would not start
+raftsvc.W006  the settings say nothing of a node; with --deploy that is E001
 raftsvc.E002  the node's directory is where files are served from, or within
 raftsvc.E003  (--deploy) the node's directory is temporary: what the cluster knows would be gone with the process
 raftsvc.W004  (--deploy) no secret: whoever reaches the node may change all that it has
@@ -11,26 +12,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - as Django names it
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.encoding import force_str
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.ext.django.node import environ_of_settings
+from raftsvc.ext.django.node import environ_of_settings, is_tested
 from raftsvc.ext.nodes import TEMPORARY
 from raftsvc.kv.environment import options_from_env
 
+_NOTHING_SAID: Final = "The settings and the environment say nothing of a node of raftsvc, so none would start."
+
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """E001 and E002."""
+    """E001, E002 and W006: what builds or migrates a project need not know of its node."""
     try:
         environ = environ_of_settings()
         directory = environ.get("RAFTSVC_DIR", "").strip()
-        if directory == TEMPORARY:
+        if directory == TEMPORARY or (is_tested() and not directory):
             return []
-        if not directory:
-            raise ConfigurationError(f"RAFTSVC_DIR says nothing; {TEMPORARY!r} will do for a test")
+        if not directory and not environ.get("RAFTSVC_ADDR", "").strip():
+            return [Warning(_NOTHING_SAID, hint="Say RAFTSVC_DIR and RAFTSVC_ADDR where it serves.", id="raftsvc.W006")]
         options_from_env(environ, {})
     except ConfigurationError as error:
         return [Error(f"The node of raftsvc would not start: {error}", id="raftsvc.E001")]
@@ -46,15 +51,17 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """E003, W004 and W005."""
+    """E003, W004 and W005; E001 where W006 is the other."""
     try:
         environ = environ_of_settings()
     except ConfigurationError:
         return []  # which E001 says
+    if not environ.get("RAFTSVC_DIR", "").strip() and not environ.get("RAFTSVC_ADDR", "").strip():
+        return [Error(_NOTHING_SAID, id="raftsvc.E001")]
     if environ.get("RAFTSVC_DIR", "").strip() == TEMPORARY:
         return [Error("RAFTSVC_DIR is temporary: all is gone when the process ends.", id="raftsvc.E003")]
-    secret = environ.get("RAFTSVC_SECRET", "").strip()
-    if not secret and not environ.get("RAFTSVC_SECRET_FILE", "").strip():
+    secret, path = (environ.get(name, "").strip() for name in ("RAFTSVC_SECRET", "RAFTSVC_SECRET_FILE"))
+    if not secret and not path:
         return [
             Warning(
                 "The nodes have no secret.",
@@ -62,15 +69,30 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="raftsvc.W004",
             )
         ]
-    if secret and secret == settings.SECRET_KEY:
+    if _secret_key() in (secret, *_lines_of(path)):
         return [
             Warning(
-                "RAFTSVC_SECRET is the SECRET_KEY of the project.",
+                "The secret of the nodes is the SECRET_KEY of the project.",
                 hint="Who has the one should not have the other: give the cluster a secret of its own.",
                 id="raftsvc.W005",
             )
         ]
     return []
+
+
+def _secret_key() -> str | None:
+    try:
+        return str(force_str(settings.SECRET_KEY))
+    except ImproperlyConfigured:
+        return None  # which a check of Django's own says
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file]
+    except (OSError, ValueError):
+        return []  # which E001 says
 
 
 def _served() -> Iterator[tuple[str, str]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+import multiprocessing
+import os
+import sys
+from multiprocessing.util import Finalize
+from typing import Any, Final
 
 from django.conf import settings
 from werkzeug.local import LocalProxy
 
-from raftsvc.ext.nodes import environ_of, one_node
+from raftsvc.ext.nodes import TEMPORARY, environ_of, one_node
 from raftsvc.kv import KeyValue
 
 PREFIX: Final = "RAFTSVC_"
+_AFTER_OTHERS: Final = -100
+_tested_in: Final[set[int]] = set()
+"""The processes, by their ids, that are ready to have a node for tests."""
 
 
 def environ_of_settings() -> dict[str, str]:
@@ -18,13 +25,23 @@ def environ_of_settings() -> dict[str, str]:
     return environ_of({name: getattr(settings, name) for name in dir(settings) if name.startswith(PREFIX)})
 
 
+def is_tested() -> bool:
+    """Whether a runner of tests has this process, `manage.py test` and pytest-django among them."""
+    state: Any = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
+    return hasattr(state, "saved_data")
+
+
 def configure() -> None:
     """Have the node started by the settings, once it is wanted; settings are read once in a process.
+
+    In tests it is a temporary one, whatever they say of a directory: what tests write and delete is not the server's.
 
     Raises ConfigurationError if they make no sense.
     """
     if not one_node.has_settings:
         environ = environ_of_settings()
+        if is_tested():
+            environ[PREFIX + "DIR"] = TEMPORARY
         if environ.get(PREFIX + "DIR", "").strip():  # else the node says that it was not configured, and how it is
             one_node.configure(environ, {})
 
@@ -35,8 +52,25 @@ def start() -> KeyValue:
     Raises what `raftsvc.kv.start_from_env` does; StoppedError if another thread is starting it, for long.
     """
     configure()
+    if is_tested() and os.getpid() not in _tested_in:
+        _begin_tests()
     return one_node.store()
 
 
-kv: KeyValue = LocalProxy(start)  # type: ignore[assignment]
+def _begin_tests() -> None:
+    """Have each process of `test --parallel` its own cluster, as it has its own databases, whatever its parent has."""
+    if multiprocessing.parent_process() is not None:
+        one_node.forget_parents()
+        Finalize(None, one_node.end, exitpriority=_AFTER_OTHERS)  # such a process may end without what atexit does
+    _tested_in.add(os.getpid())
+
+
+class _Store(LocalProxy[KeyValue]):
+    """Whoever looks through a module for classes, as loaders of tests do, is answered without the node."""
+
+    __slots__ = ()
+    __class__ = KeyValue
+
+
+kv: KeyValue = _Store(start)  # type: ignore[assignment]
 """The store.  Its `service` is the node's Service."""

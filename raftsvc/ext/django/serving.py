@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponse
+from django.views.defaults import server_error as default_server_error
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from raftsvc.answers import error_response
@@ -24,8 +26,9 @@ _MOUNT: Final = "/raft"
 class RaftErrors:
     """A middleware that answers a RaftError of a view as `raftsvc.error_response` does.
 
-    503 with Retry-After is for what was certainly not done, 504 for what may have been, 409 for a condition that did
-    not hold.  Put it last, so that those above see an answer.
+    503 with Retry-After is for what was certainly not done, 504 for what may have been done, 409 for a condition that
+    did not hold; 503, too, where the node of this process cannot be started.  The log has the error itself, which
+    clients are not told.  Put it last, so that those above see an answer.
     """
 
     sync_capable = True
@@ -43,12 +46,31 @@ class RaftErrors:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """The answer; None for another exception."""
-        if not isinstance(exception, RaftError):
-            return None
-        if isinstance(exception, ConfigurationError):
-            return None  # of the project itself: 500, and the log has it
-        answer = error_response(exception)
-        return HttpResponse(answer.get_data(), status=answer.status_code, headers=dict(answer.headers))
+        return _answer(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """A view for `handler500`, which answers a RaftError of another middleware as RaftErrors does that of a view.
+
+        handler500 = "raftsvc.ext.django.server_error"
+
+    Such as that of sessions, which saves them after the view.  Anything else is answered as Django does by itself.
+    """
+    answer = _answer(request, sys.exc_info()[1])
+    return default_server_error(request) if answer is None else answer
+
+
+def _answer(request: HttpRequest, error: BaseException | None) -> HttpResponse | None:
+    if not isinstance(error, RaftError):
+        return None
+    logger.warning("answered an error of the store, %s %r: %s", request.method, request.path, error)
+    if isinstance(error, ConfigurationError):
+        try:
+            _begun()
+        except RaftError as failed:
+            error = failed  # of the project's settings, and no fault of who asks
+    said = error_response(error)
+    return HttpResponse(said.get_data(), status=said.status_code, headers=dict(said.headers))
 
 
 def mount(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:

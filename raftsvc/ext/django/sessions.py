@@ -1,9 +1,13 @@
 """Sessions of the whole cluster: `SESSION_ENGINE = "raftsvc.ext.django.sessions"`.
 
 A session is one key, which lives as long as the session does.  It is signed JSON, as with Django's own engines, by
-SESSION_SERIALIZER.  Saving one that was deleted meanwhile, by a log-out for instance, does not bring it back: what is
-there is replaced on the condition that it still is, in one instruction.  Of two requests that save the same session
-the later one stands, as with Django's own engines.  Every method raises RaftError where the cluster has no majority.
+SESSION_SERIALIZER.  Saving one that was deleted meanwhile, by a log-out for instance, does not bring it back: it is
+written on the condition that it still is as this process knows it, and where another wrote it meanwhile, once more on
+the condition that it is as that left it.  Of two requests that save the same session the later one stands, as with
+Django's own engines.
+
+Every method raises RaftError where the cluster has no majority.  After OutcomeUnknown what was saved, created or
+deleted may be so, or may yet be: a session that was to be flushed may be there still.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from raftsvc.kv import ConflictError, if_not_exists, if_not_modified
 
 PREFIX: Final = "django/session/"
 _WAIT_SECONDS: Final = 5.0
+_SHORTEST_SECONDS: Final = 0.001
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
+_LONGEST_KEY: Final = 256
 
 
 class SessionStore(SessionBase):
@@ -41,7 +47,7 @@ class SessionStore(SessionBase):
             self._session_key = None
             return {}
         self._version = value.version
-        data: dict[str, Any] = self.decode(value.data.decode())
+        data: dict[str, Any] = self.decode(value.data.decode(errors="replace"))
         return data
 
     def create(self) -> None:
@@ -61,20 +67,16 @@ class SessionStore(SessionBase):
             self.create()
             return
         data = self.encode(self._get_session(no_load=must_create)).encode()
-        age = min(float(self.get_expiry_age()), _LONGEST_SECONDS)
+        if self.session_key is None:  # there is none to be loaded
+            raise UpdateError
         name = PREFIX + self.session_key
-        store = start()
-        if age <= 0:
-            if not store.delete(name, timeout=_WAIT_SECONDS) and not must_create:
-                raise UpdateError
-            return
+        age = min(float(self.get_expiry_age()), _LONGEST_SECONDS)
         if must_create:
-            try:
-                self._version = store.set(name, data, if_not_exists(name), ttl=age, timeout=_WAIT_SECONDS)
-            except ConflictError as error:
-                raise CreateError from error
-            return
-        self._replace(name, data, age)
+            self._create(name, data, age)
+        elif age > 0:
+            self._replace(name, data, max(age, _SHORTEST_SECONDS))
+        elif not start().delete(name, timeout=_WAIT_SECONDS):
+            raise UpdateError
 
     def delete(self, session_key: str | None = None) -> None:
         """Have none; of no key given, this one."""
@@ -86,6 +88,22 @@ class SessionStore(SessionBase):
     @classmethod
     def clear_expired(cls) -> None:
         """Nothing: a session ends by itself."""
+
+    def _validate_session_key(self, key: str | None) -> bool:
+        """Whether there may be such a session: what a cookie has may be of any length."""
+        return key is not None and len(key) <= _LONGEST_KEY and bool(super()._validate_session_key(key))
+
+    def _create(self, name: str, data: bytes, age: float) -> None:
+        store = start()
+        if age <= 0:
+            if store.get(name, _WAIT_SECONDS) is not None:
+                raise CreateError
+            return
+        ttl = max(age, _SHORTEST_SECONDS)
+        try:
+            self._version = store.set(name, data, if_not_exists(name), ttl=ttl, timeout=_WAIT_SECONDS)
+        except ConflictError as error:
+            raise CreateError from error
 
     def _replace(self, name: str, data: bytes, age: float) -> None:
         """Replace whatever is there, whoever wrote it; a conflict says what that is, or that there is none."""

@@ -1,5 +1,7 @@
 """Beside Django's own tests: these bring theirs for every cache and every engine of sessions to the cluster's."""
 
+import os
+
 import django
 import pytest
 from django.conf import settings
@@ -25,6 +27,9 @@ from django.test import TestCase, override_settings  # noqa: E402
 from django.test.runner import DiscoverRunner  # noqa: E402
 
 from raftsvc.ext.django.sessions import SessionStore  # noqa: E402
+from raftsvc.ext.nodes import one_node  # noqa: E402
+
+one_node.configure(os.environ, {})  # else tests of Django's have a cluster of their own process alone
 
 CACHES = cache_tests.caches_setting_for_tests(BACKEND="raftsvc.ext.django.RaftCache", exclude={"cull", "zero_cull"})
 
