@@ -71,12 +71,13 @@ class Crew:
         future.add_done_callback(self._unfinished.discard)
         self._calls.put((future, function))
         if not self._has_begun:
+            self._has_begun = True  # before the thread, which says so if it did not come to be
             try:
                 start_new_thread(self._start_another, ())
             except RuntimeError as error:
+                self._has_begun = False
                 future.cancel()
                 raise OverloadedError(f"no thread can be started: {error}") from error
-            self._has_begun = True
         return future
 
     def _start_another(self) -> None:
@@ -186,22 +187,28 @@ async def outcome(future: Future[Any], timeout: float | None, late: Callable[[st
 
     If this is cancelled the future is, unless its call was begun.
     """
-    awaited = asyncio.wrap_future(future)
+    loop = asyncio.get_running_loop()
+    is_done: asyncio.Future[None] = loop.create_future()
+    future.add_done_callback(partial(_wake, loop, is_done))
     try:
-        await asyncio.wait({awaited}, timeout=None if timeout is None else timeout + GRACE_SECONDS)
-        if awaited.done():
-            return awaited.result()
-        assert timeout is not None, "else it is done"
+        await asyncio.wait({is_done}, timeout=None if timeout is None else timeout + GRACE_SECONDS)
         if future.cancel():
             raise NotApplied(f"no thread was free within {timeout:g} s, so nothing was begun")
-        raise late(f"no answer {GRACE_SECONDS:g} s after {timeout:g} s were over: this machine, or its disk, hangs")
+        if not future.done():  # else it is known, be it that the loop was not told in time
+            raise late(f"no answer {GRACE_SECONDS:g} s after {timeout:g} s were over: this machine, or its disk, hangs")
+        return future.result()
     finally:
-        if not awaited.done():
-            future.cancel()
-            with suppress(RuntimeError):  # the loop is closed, and nobody is told
-                awaited.cancel()
-        elif not awaited.cancelled():
-            awaited.exception()  # else the loop would say that nobody asked for it
+        future.cancel()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, is_done: asyncio.Future[None], _: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and nobody is told
+        loop.call_soon_threadsafe(_note, is_done)
+
+
+def _note(is_done: asyncio.Future[None]) -> None:
+    if not is_done.done():
+        is_done.set_result(None)
 
 
 class AsyncService:

@@ -6,6 +6,7 @@ What is printed in a page is run here, or by a test that names the page (`ELSEWH
 from __future__ import annotations
 
 import ast
+import asyncio
 import configparser
 import functools
 import html
@@ -348,11 +349,25 @@ def test_store_runs_as_printed(make_snippets: Any) -> None:
     assert snippets.known["kv"].get("colors").data == b"blue "
 
 
+def counts_said(programs: list[str]) -> str:
+    counts = [len([line for line in text.splitlines() if line.strip()]) for text in programs]
+    return "{} lines that bear code, {} and {}".format(*counts)
+
+
 def test_asgi_runs_as_printed(make_snippets: Any) -> None:
+    pytest.importorskip("fastapi")
     snippets = make_snippets("docs/asgi.md")
-    snippets.run_all()
+    snippets.run()
+    snippets.run()
     assert snippets.known["greeting"].data == b"hello"
     assert (snippets.known["event"].kind, snippets.known["event"].key) == ("delete", "orders/7")
+    programs = [snippets.take() for _ in range(3)]
+    snippets.use_another_node()
+    snippets.run(programs[0])
+    assert asyncio.run(snippets.known["order"]("8")) == {"number": "8"}
+    assert snippets.known["kv"].get("order/8").data == b"taken"
+    assert next(snippets.blocks, None) is None
+    assert counts_said(programs) in PAGES["docs/asgi.md"]
 
 
 def test_state_runs_as_printed(make_snippets: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,8 +410,7 @@ def test_flask_runs_as_printed(make_snippets: Any, monkeypatch: pytest.MonkeyPat
     finally:
         one_node.stop()
     assert next(snippets.blocks, None) is None
-    counts = [len([line for line in text.splitlines() if line.strip()]) for text in programs]
-    assert "{} lines that bear code, {} and {}".format(*counts) in PAGES["docs/flask.md"]
+    assert counts_said(programs) in PAGES["docs/flask.md"]
 
 
 def test_redis_runs_as_printed(make_snippets: Any) -> None:

@@ -42,7 +42,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from raftsvc.answers import error_response
 from raftsvc.errors import ConfigurationError, RaftError, StartFailedError
-from raftsvc.ext.nodes import environ_of, one_node
+from raftsvc.ext.nodes import TEMPORARY, environ_of, one_node
 from raftsvc.kv import KeyValue
 
 __all__ = ["Raft", "current_raft"]
@@ -74,8 +74,8 @@ class Raft:
         Where the node has no port of its own (`RAFTSVC_LISTEN` is empty), its peers are served under /raft/, before
         anything of the application.  Settings are read here, once; nothing is started.
 
-        Raises ConfigurationError if settings make no sense, or name another directory than those of another application
-        of this process; RuntimeError if `app` has a Raft already.
+        Raises ConfigurationError if settings make no sense, or say something else of the node than those of another
+        application of this process; RuntimeError if `app` has a Raft already.
         """
         if _EXTENSION in app.extensions:
             raise RuntimeError(
@@ -159,7 +159,11 @@ def _command() -> None:
     """Whatever `raftsvc` does, by the settings of the application: `flask raft status`."""
     from raftsvc.commands.main import main  # which only this takes
 
-    raise SystemExit(main(click.get_current_context().args, environ_of(current_app.config)))
+    environ = environ_of(current_app.config)
+    if one_node.is_temporary:  # unless the arguments say of which node, there is none
+        environ.pop("RAFTSVC_DIR", None)
+        click.echo(f"RAFTSVC_DIR is {TEMPORARY}: the node is of its process alone, and no command reaches it", err=True)
+    raise SystemExit(main(click.get_current_context().args, environ))
 
 
 def _current() -> Raft:

@@ -13,6 +13,8 @@ is gone when the process ends, and of which nothing else need be said.
 from __future__ import annotations
 
 import atexit
+import difflib
+import inspect
 import os
 import shutil
 import tempfile
@@ -94,8 +96,10 @@ class OneNode:
     def configure(self, environ: Mapping[str, str], options: Mapping[str, Any]) -> None:
         """Have it started by these, as by `raftsvc.kv.start_from_env`, once it is wanted.
 
-        Raises ConfigurationError if they make no sense, or another directory was said before.
+        Raises ConfigurationError if they make no sense, or something else was said before, of which a node that is
+        temporary heeds nothing but options.
         """
+        _check_names(options)
         if not _is_temporary(environ, options):
             options_from_env(environ, options)
         former = None if self._environ is None else _directory(self._environ, self._options)
@@ -104,6 +108,13 @@ class OneNode:
                 f"a process has one node, and this one's is in {former}: an application with its node in "
                 f"{_directory(environ, options)} takes a process of its own"
             )
+        if former is not None and former != TEMPORARY:
+            other = _differing(self._environ or {}, self._options, environ, options)
+            if other:
+                raise ConfigurationError(
+                    f"a process has one node, and of the one in {former} two applications say different things by "
+                    f"{', '.join(other)}: have them say the same"
+                )
         if former is None or self._home().store is None:
             self._environ, self._options = dict(environ), dict(options)
 
@@ -112,18 +123,21 @@ class OneNode:
 
         Raises what `raftsvc.kv.start_from_env` does; StoppedError if another thread is starting it, for long.
         """
-        home = self._home()
-        if home.store is not None:
-            return home.store
-        # Reentrant, for a handler of a signal may call this on top of what the main thread does here.
-        if not home.lock.acquire(timeout=_WAIT_SECONDS):
-            raise StoppedError(f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s")
-        try:
-            if home.store is None:
-                home.store = self._start(home)
-            return home.store
-        finally:
-            home.lock.release()
+        while True:
+            home = self._home()
+            if home.store is not None:
+                return home.store
+            # Reentrant, for a handler of a signal may call this on top of what the main thread does here.
+            if not home.lock.acquire(timeout=_WAIT_SECONDS):
+                raise StoppedError(f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s")
+            try:
+                if home.is_ended:  # while this waited
+                    continue
+                if home.store is None:
+                    home.store = self._start(home)
+                return home.store
+            finally:
+                home.lock.release()
 
     def stop(self) -> None:
         """End it, if it was started in this process, and forget the settings, as from one test to the next."""
@@ -131,13 +145,23 @@ class OneNode:
         self.end()
 
     def end(self) -> None:
-        """End it, if it was started in this process; by the same settings another begins when it is wanted."""
+        """End it, if it was started in this process; by the same settings another begins when it is wanted.
+
+        Raises StoppedError if another thread is starting it, for long.
+        """
         home = self._homes.pop(os.getpid(), None)
         if home is None:
             return
-        if home.store is not None:
-            home.store.service.stop()
-        home.remove()
+        # Who is starting it is waited for: it would be a node that nobody ends, in a directory that is gone.
+        if not home.lock.acquire(timeout=_WAIT_SECONDS):
+            raise StoppedError(f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s")
+        try:
+            home.is_ended = True
+            if home.store is not None:
+                home.store.service.stop()
+            home.remove()
+        finally:
+            home.lock.release()
 
     def forget_parents(self) -> None:
         """In a process that was forked: a temporary node of its parent's is no reason to refuse it another."""
@@ -169,12 +193,14 @@ class _Home:
 
     store: None until it was started.
     directory: that was made for it; None: none was.
+    is_ended:  it has no other store than the one that was ended.
     """
 
     def __init__(self, pid: int) -> None:
         self.lock = threading.RLock()
         self.store: KeyValue | None = None
         self.directory: str | None = None
+        self.is_ended = False
         self._pid = pid
 
     def make_directory(self) -> str:
@@ -188,6 +214,7 @@ class _Home:
         """Remove the directory, if this process made it."""
         if self.directory is not None and os.getpid() == self._pid:
             shutil.rmtree(self.directory, ignore_errors=True)
+            atexit.unregister(self.remove)  # which would keep the store, and all that is in it
 
 
 def _directory(environ: Mapping[str, str], options: Mapping[str, Any]) -> str:
@@ -199,11 +226,35 @@ def _is_temporary(environ: Mapping[str, str], options: Mapping[str, Any]) -> boo
     return _directory(environ, options) == TEMPORARY
 
 
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for an option that `raftsvc.start` has not."""
+    known = inspect.signature(start).parameters
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.6)
+            raise ConfigurationError(f"start has no option {name!r}" + (f": was {near[0]} meant?" if near else ""))
+
+
+def _differing(
+    one: Mapping[str, str], its: Mapping[str, Any], other: Mapping[str, str], others: Mapping[str, Any]
+) -> list[str]:
+    """The names of what two applications say differently, of what is not the directory."""
+    found = []
+    for name in sorted({name for name in {*one, *other} if name.startswith(_PREFIX)} - {_PREFIX + "DIR"}):
+        # But for this one, what is empty is as good as what is not said.
+        empty = None if name == _PREFIX + "LISTEN" else ""
+        if one.get(name, empty) != other.get(name, empty):
+            found.append(name)
+    nothing = object()
+    names = sorted({*its, *others} - {"dir"})
+    return found + [name for name in names if its.get(name, nothing) != others.get(name, nothing)]
+
+
 def _start_alone(directory: str, options: Mapping[str, Any]) -> KeyValue:
     """A cluster of one, in the empty `directory`."""
-    state = KeyValueState()
-    alone = {"laddr": _LONE_ADDR, "insecure": True, "lock_timeout": 10.0, **options}
-    service = start(state=state, **{**alone, "dir": directory})
+    alone: dict[str, Any] = {"laddr": _LONE_ADDR, "insecure": True, "lock_timeout": 10.0, **options, "dir": directory}
+    state = alone.setdefault("state", KeyValueState())
+    service = start(**alone)
     try:
         with suppress(ExistingClusterError):  # by a start before, that came no further
             service.init()

@@ -18,7 +18,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from raftsvc.kv import KeyValue
 
 __all__ = ["Faults", "raft_faults", "raft_kv"]
+
+_OURS = ("raftsvc-leases", "raftsvc-clock", "raftsvc-jobs")
+"""The threads that keep locks, tell the time, and see to jobs; what a job calls is the application's."""
 
 
 @pytest.fixture
@@ -72,8 +77,8 @@ class Faults:
     """What goes wrong with the next calls, each once and in this order.  Thread-safe.
 
     Of writes (`set`, `incr`, `transaction` and so on) and of linearizable reads (`get`, `list` and so on), by any
-    thread of the application; what raftsvc does by itself, such as renewing a lock, goes well.  In the log nothing is
-    different: what is raised is what the application would be told.
+    thread or coroutine of the application, be it by its Service; what raftsvc does by itself, such as renewing a lock,
+    goes well.  In the log nothing is different: what is raised is what the application would be told.
     """
 
     def __init__(self, store: KeyValue) -> None:
@@ -83,9 +88,12 @@ class Faults:
         self._writes: deque[tuple[str, bool]] = deque()
         self._reads: deque[str] = deque()
         service: Any = store.service
-        self._propose: Callable[..., Applied] = service.propose
         self._wait_read: Callable[..., None] = service.wait_read
-        service.propose, service.wait_read = self._write, self._read
+        service.wait_read = self._read
+        for name in ("propose", "propose_many"):
+            setattr(service, name, partial(self._write, getattr(service, name)))
+        service.propose_async = partial(self._begin, service.propose_async)
+        service.exec = self._exec(service)
 
     def outcome_unknown(self, *, applied: bool) -> None:
         """The next write raises OutcomeUnknown: it was `applied` nevertheless, or was not and never will be."""
@@ -110,18 +118,44 @@ class Faults:
         with self._lock:
             self._writes.append((name, applied))
 
-    def _write(self, instruction: bytes, timeout: float = 10.0) -> Applied:
+    def _next_write(self) -> tuple[Exception | None, bool]:
+        """What the next one raises, None: nothing, and whether it is applied."""
         from raftsvc import errors
 
         with self._lock:
-            name, applied = self._writes.popleft() if self._writes and not _is_ours() else ("", True)
-        if not name:
-            return self._propose(instruction, timeout)
-        if applied:
-            with suppress(errors.Rejected):  # which would not be known either
-                self._propose(instruction, timeout)
+            if not self._writes or _is_ours():
+                return None, True
+            name, applied = self._writes.popleft()
         kind: type[Exception] = getattr(errors, name)
-        raise kind("the test had this write fail (raft_faults)")
+        return kind("the test had this write fail (raft_faults)"), applied
+
+    def _write(self, write: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        from raftsvc.errors import Rejected
+
+        error, applied = self._next_write()
+        if error is None:
+            return write(*args, **kwargs)
+        if applied:
+            with suppress(Rejected):  # which would not be known either
+                write(*args, **kwargs)
+        raise error
+
+    def _begin(self, begin: Callable[..., Future[Applied]], *args: Any, **kwargs: Any) -> Future[Applied]:
+        error, applied = self._next_write()
+        if error is None:
+            return begin(*args, **kwargs)
+        told: Future[Applied] = Future()
+        if applied:
+            begin(*args, **kwargs).add_done_callback(lambda _: told.set_exception(error))
+        else:
+            told.set_exception(error)
+        return told
+
+    def _exec(self, service: Any) -> Callable[..., bool]:
+        def run(instruction: bytes, timeout: float = 10.0) -> bool:
+            return bool(service.propose(instruction, timeout).satisfied)
+
+        return run
 
     def _read(self, timeout: float = 5.0) -> None:
         from raftsvc.errors import ReadTimeoutError
@@ -137,4 +171,4 @@ class Faults:
 
 def _is_ours() -> bool:
     """Whether this thread works by itself, and not for the application."""
-    return threading.current_thread().name in ("raftsvc-leases", "raftsvc-clock")
+    return threading.current_thread().name in _OURS

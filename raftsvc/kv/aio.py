@@ -1,27 +1,31 @@
 """The store for coroutines: what `KeyValue` does, without a wait on the event loop.
 
-Each call is made by a thread of `raftsvc.aio`, on the store that this is of, and awaited; here is no knowledge of the
-cluster.  What is held (a lock, the lead) is let go of if nobody awaits it any more once it is granted.
+Each call is begun by a thread of `raftsvc.aio`, on the store that this is of, and awaited; here is no knowledge of the
+cluster.  A write takes no thread while it is on its way, unless the store is a connected client's.  What is held (a
+lock, the lead) is let go of if nobody awaits it any more once it is granted.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from raftsvc.aio import begin_ending, begin_wait, call, outcome
-from raftsvc.errors import NodeFailedError, OutcomeUnknown, OverloadedError, ReadTimeoutError
+from raftsvc.errors import NodeFailedError, OutcomeUnknown, OverloadedError, ReadTimeoutError, Rejected
+from raftsvc.kv import instructions
 from raftsvc.kv.events import Event
 from raftsvc.kv.instructions import Condition, Leased, Operation
-from raftsvc.kv.leases import Hold, LostError
+from raftsvc.kv.leases import Hold, Holder, LostError
 from raftsvc.kv.pages import Value
+from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
 
 _RELEASE_SECONDS = 5.0
+_START_SECONDS = 5.0
 _LOOK_SECONDS = 30.0
 
 
@@ -35,9 +39,15 @@ class AsyncKeyValue:
     or may yet be; give it a `timeout` to be told.
     """
 
-    def __init__(self, store: Any, claim: Callable[..., Hold | None]) -> None:
-        """claim: as `KeyValue.claim`, after a function that is given what gives the attempt up."""
+    def __init__(self, store: Any, perform: Callable[..., Any], claim: Callable[..., Hold | None]) -> None:
+        """Of `store`.
+
+        perform: given operations returns two functions: what begins the write, given a timeout, and returns what
+                 `KeyValue.perform` does, or a future of it; and what tells the meaning of the Rejected that it raises.
+        claim:   as `KeyValue.claim`, after a function that is given what gives the attempt up.
+        """
         self._store = store
+        self._perform = perform
         self._claim = claim
 
     def namespace(self, prefix: str) -> AsyncKeyValue:
@@ -63,25 +73,30 @@ class AsyncKeyValue:
         timeout: float = 10.0,
     ) -> int:
         """As `KeyValue.set`."""
-        return int(await self._write(partial(self._store.set, key, value, *conditions, ttl=ttl, lease=lease), timeout))
+        effect = instructions.set(key, value, ttl, lease)
+        return (await self._write([*instructions.only_conditions(conditions), effect], timeout)).index
 
     async def touch(self, key: str, ttl: float | None, *conditions: Condition, timeout: float = 10.0) -> bool:
         """As `KeyValue.touch`."""
-        return bool(await self._write(partial(self._store.touch, key, ttl, *conditions), timeout))
+        effect = instructions.touch(key, ttl)
+        return bool((await self._write([*instructions.only_conditions(conditions), effect], timeout)).answer)
 
     async def incr(
         self, key: str, delta: int = 1, initial: int = 0, ttl: float | None = None, timeout: float = 10.0
     ) -> int:
         """As `KeyValue.incr`."""
-        return int(await self._write(partial(self._store.incr, key, delta, initial, ttl), timeout))
+        answer = (await self._write([instructions.incr(key, delta, initial, ttl)], timeout)).answer
+        assert isinstance(answer, int), "the cluster keeps an int"
+        return answer
 
     async def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> bool:
         """As `KeyValue.delete`."""
-        return bool(await self._write(partial(self._store.delete, key, *conditions), timeout))
+        effect = instructions.delete(key)
+        return bool((await self._write([*instructions.only_conditions(conditions), effect], timeout)).answer)
 
     async def transaction(self, operations: Iterable[Operation], timeout: float = 10.0) -> int:
         """As `KeyValue.transaction`."""
-        return int(await self._write(partial(self._store.transaction, operations), timeout))
+        return (await self._write(operations, timeout)).index
 
     def watch(self, prefix: str = "", after: int | str | None = None, *, max_age: float | None = None) -> AsyncWatch:
         """As `KeyValue.watch`: `async with store.aio.watch("jobs/") as changes: async for event in changes: ...`."""
@@ -105,11 +120,20 @@ class AsyncKeyValue:
     async def _read(self, function: Callable[..., Any], timeout: float) -> Any:
         return await call(lambda left: function(timeout=left), timeout, ReadTimeoutError)
 
-    async def _write(self, function: Callable[..., Any], timeout: float) -> Any:
-        return await call(lambda left: function(timeout=left), timeout, OutcomeUnknown)
+    async def _write(self, operations: Iterable[Operation], timeout: float) -> Applied:
+        begin, meaning_of = self._perform(operations)
+        try:
+            applied: Applied = await call(begin, timeout, OutcomeUnknown)
+        except Rejected as rejected:
+            error = meaning_of(rejected)
+            if error is None:
+                raise
+        else:
+            return applied
+        raise error
 
 
-class AsyncLock:
+class AsyncLock(Holder):
     """A lock of the whole cluster, for one task at a time.  Made by `AsyncKeyValue.lock`, and by its like.
 
         async with store.aio.lock("orders", ttl=15) as lock:
@@ -120,22 +144,25 @@ class AsyncLock:
     """
 
     def __init__(self, claim: Callable[..., Hold | None], given: str) -> None:
+        super().__init__(given)
         self._claim = claim
-        self._given = given
-        self._hold: Hold | None = None
         self._is_asked_for = False
 
     async def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds, None: ever.
 
-        Raises what `KeyValue.claim` raises, and RuntimeError if this object holds it, or asks for it, already.
+        Raises what `KeyValue.claim` raises; LostError if it was acquired by this object, lost, and not released since;
+        RuntimeError if this object holds it, or asks for it, already.
         """
-        if self._hold is not None or self._is_asked_for:
-            raise RuntimeError(f"{self._given!r} is held or asked for through this object: make one for each task")
+        former = self._hold
+        if former is not None and former.lost.is_set():
+            raise LostError(former.name, "it was lost, and has to be released before it is acquired again")
+        if former is not None or self._is_asked_for:
+            raise RuntimeError(f"{self.given!r} is held or asked for through this object: make one for each task")
         attempt = _Attempt()
         self._is_asked_for = True
         try:
-            claim = partial(self._claim, attempt.begin, self._given, blocking=blocking, timeout=timeout)
+            claim = partial(self._claim, attempt.begin, self.given, blocking=blocking, timeout=timeout)
             self._hold = await attempt.outcome(begin_wait(claim))
         finally:
             self._is_asked_for = False
@@ -149,33 +176,10 @@ class AsyncLock:
         """
         hold, self._hold = self._hold, None
         if hold is None:
-            raise LostError(self._given, "it was not acquired")
+            raise LostError(self.given, "it was not acquired")
         was_held = await outcome(_begin_release(hold, timeout), timeout, OutcomeUnknown)
         if not was_held:
             raise LostError(hold.name)
-
-    def owned(self) -> bool:
-        """Whether it is held through this object, as of now, by the clocks of this machine."""
-        return self._hold is not None and self._hold.is_held
-
-    def ensure_held(self) -> None:
-        """Raise LostError unless it is held, as of now."""
-        self._held().ensure_held()
-
-    @property
-    def fence(self) -> int:
-        """Of this holder: higher than that of any before.  Raises LostError where it is not acquired."""
-        return self._held().fence
-
-    @property
-    def name(self) -> str:
-        """In the whole store.  Raises LostError where it is not acquired."""
-        return self._held().name
-
-    def _held(self) -> Hold:
-        if self._hold is None:
-            raise LostError(self._given, "it was not acquired")
-        return self._hold
 
     async def __aenter__(self) -> AsyncLock:
         await self.acquire()
@@ -245,7 +249,9 @@ def _begin_release(hold: Hold, timeout: float) -> Future[Any]:
 
 
 class AsyncWatch:
-    """An iterator over `kv.Event` that is awaited; for one task at a time.  Made by `AsyncKeyValue.watch`.
+    """An iterator over `kv.Event` that is awaited; for one task at a time, which RuntimeError says to another.
+
+    Made by `AsyncKeyValue.watch`.
 
     Takes a thread while it waits, and a process has 256.  If an await is cancelled the event is not lost: it is the
     next one's.  Raises what `raftsvc.kv.Watch` raises.  To be closed, as by `async with`.
@@ -257,14 +263,31 @@ class AsyncWatch:
         self._events: deque[Event] = deque()
         self._index: int | None = None
         self._asked: Future[Any] | None = None
+        self._is_awaited = False
         self._is_closed = False
 
-    async def start(self, timeout: float = 5.0) -> None:
+    async def start(self, timeout: float = _START_SECONDS) -> None:
         """Begin, if it was not: what happens from now on is shown.  Raises what `KeyValue.watch` raises."""
         check_timeout(timeout)
+        with self._alone():
+            await self._start(timeout)
+
+    async def _start(self, timeout: float) -> None:
         if self._watch is None and not self._is_closed:
             self._watch = await call(lambda left: self._begin(timeout=left), timeout, ReadTimeoutError)
             self._index = self._watch.index
+            self._end_if_closed()  # meanwhile
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two tasks would be given the same events."""
+        if self._is_awaited:
+            raise RuntimeError("another task awaits an event of this watch: make one for each task")
+        self._is_awaited = True
+        try:
+            yield
+        finally:
+            self._is_awaited = False
 
     @property
     def index(self) -> int | None:
@@ -275,29 +298,41 @@ class AsyncWatch:
         return self
 
     async def __anext__(self) -> Event:
-        await self.start()
-        while not self._events:
-            if self._is_closed:
-                raise StopAsyncIteration
-            if self._asked is None:
-                self._asked = begin_wait(partial(self._watch.next, _LOOK_SECONDS))
-            asked = self._asked
-            try:
-                found = await outcome(asked, None, NodeFailedError)
-            finally:
-                if asked.cancelled() or (asked.done() and asked.exception() is not None):
-                    self._asked = None
-            self._asked = None
-            self._events.extend(found)
-        event = self._events.popleft()
-        if not self._events:
-            self._index = event.index
-        return event
+        with self._alone():
+            await self._start(_START_SECONDS)
+            while not self._events:
+                if self._is_closed:
+                    raise StopAsyncIteration
+                self._events.extend(await self._next())
+            event = self._events.popleft()
+            if not self._events:
+                self._index = event.index
+            return event
+
+    async def _next(self) -> Iterable[Event]:
+        """The events of the next entry that has some, none if there was none for a while.
+
+        If this is cancelled, what was asked for is the next one's.
+        """
+        asked = self._asked
+        if asked is None:
+            asked = self._asked = begin_wait(partial(self._watch.next, _LOOK_SECONDS))
+        try:
+            found: Iterable[Event] = await outcome(asked, None, NodeFailedError)
+        except BaseException:
+            if asked.cancelled() or (asked.done() and asked.exception() is not None):
+                self._asked = None
+            raise
+        self._asked = None
+        return found
 
     def close(self) -> None:
         """End it: whoever awaits its next event is told that there is none."""
         self._is_closed = True
-        if self._watch is not None:
+        self._end_if_closed()
+
+    def _end_if_closed(self) -> None:
+        if self._is_closed and self._watch is not None:
             with suppress(OverloadedError):  # no thread can be started; what waits looks now and then
                 begin_ending(self._watch.close)
 

@@ -233,7 +233,7 @@ class KeyValue:
     def aio(self) -> AsyncKeyValue:
         """This store for coroutines: `await store.aio.get("a")`.  Raises ForkedError."""
         self._holding()
-        return AsyncKeyValue(self, self._claim_for_a_task)
+        return AsyncKeyValue(self, self._perform_for_a_task, self._claim_for_a_task)
 
     # -- writing
 
@@ -260,9 +260,21 @@ class KeyValue:
         return self._apply(list(operations), timeout)
 
     def _apply(self, operations: list[Operation], timeout: float) -> Applied:
+        return self._propose(self._encoded(operations), operations, timeout)
+
+    def _perform_for_a_task(
+        self, operations: Iterable[Operation]
+    ) -> tuple[Callable[[float], Any], Callable[[Rejected], RaftError | None]]:
+        """What begins it, and what a Rejected means that comes of it."""
+        _check_several("operations", operations)
+        listed = list(operations)
+        instruction = self._encoded(listed)
+        begin = getattr(self._proposer, "propose_async", self._proposer.propose)
+        return partial(begin, instruction), partial(_meaning_of, operations=listed)
+
+    def _encoded(self, operations: list[Operation]) -> bytes:
         prefix = self._prefix
-        instruction = instructions.encode([_below(prefix, each) for each in operations] if prefix else operations)
-        return self._propose(instruction, operations, timeout)
+        return instructions.encode([_below(prefix, each) for each in operations] if prefix else operations)
 
     def _propose(self, instruction: bytes, operations: Sequence[Operation], timeout: float) -> Applied:
         """operations: those among its own that a refusal may be about."""
@@ -288,7 +300,8 @@ class KeyValue:
         lease: what `lease` returned, and the key is gone with; None: with none, whatever was said before.
         """
         if conditions or ttl is not None or lease is not None:
-            return self.transaction([*_only_conditions(conditions), instructions.set(key, value, ttl, lease)], timeout)
+            effect = instructions.set(key, value, ttl, lease)
+            return self.transaction([*instructions.only_conditions(conditions), effect], timeout)
         return self._propose(instructions.encode_set(key, value, self._prefix), [], timeout).index
 
     def set_json(
@@ -309,7 +322,8 @@ class KeyValue:
 
         Value and version stay as they are.  Raises like `transaction`.
         """
-        return bool(self._apply([*_only_conditions(conditions), instructions.touch(key, ttl)], timeout).answer)
+        operations = [*instructions.only_conditions(conditions), instructions.touch(key, ttl)]
+        return bool(self._apply(operations, timeout).answer)
 
     def incr(self, key: str, delta: int = 1, initial: int = 0, ttl: float | None = None, timeout: float = 10.0) -> int:
         """Add `delta` to the number that `key` has, and return what it became.  One write, exactly once.
@@ -326,7 +340,7 @@ class KeyValue:
 
     def delete(self, key: str, *conditions: Condition, timeout: float = 10.0) -> bool:
         """Have no such key, if the conditions hold.  Returns whether there was one.  Raises like `transaction`."""
-        return bool(self._apply([*_only_conditions(conditions), instructions.delete(key)], timeout).answer)
+        return bool(self._apply([*instructions.only_conditions(conditions), instructions.delete(key)], timeout).answer)
 
     def update(
         self,
@@ -992,13 +1006,6 @@ def _seconds_to_wait(blocking: bool, timeout: float | None) -> float:
 
 def _claimants(found: Iterable[Claim]) -> Claimants:
     return [Claimant(claim.fence, bytes(claim.data)) for claim in found]
-
-
-def _only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
-    for condition in conditions:
-        if not isinstance(condition, Condition):
-            raise TypeError(f"{condition!r:.200} is no condition; `transaction` combines several effects")
-    return conditions
 
 
 def _watching_of(watching: Watching | None) -> Watching:

@@ -119,6 +119,14 @@ def if_not_modified(key: str, version: int) -> Condition:
     return Condition(checked_key(key), version)
 
 
+def only_conditions(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """Those; raises TypeError if there is something else among them."""
+    for condition in conditions:
+        if not isinstance(condition, Condition):
+            raise TypeError(f"{condition!r:.200} is no condition; `transaction` combines several effects")
+    return conditions
+
+
 class Held(Protocol):
     """What is held, such as a lock."""
 

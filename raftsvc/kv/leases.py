@@ -417,6 +417,47 @@ class Hold:
             raise LostError(self.name)
 
 
+class Holder:
+    """What may hold something, and tells what of it is known here; what acquires and releases inherits from it.
+
+    given: the name, as it was given.
+    """
+
+    def __init__(self, given: str) -> None:
+        self.given = given
+        self._hold: Hold | None = None
+
+    def owned(self) -> bool:
+        """Whether it is held through this object, as of now, by the clocks of this machine."""
+        hold = self._hold
+        return hold is not None and hold.is_held
+
+    def ensure_held(self) -> None:
+        """Raise LostError unless it is held, as of now."""
+        self._held().ensure_held()
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set once it counts as lost.  Raises LostError where it is not acquired."""
+        return self._held().lost
+
+    @property
+    def fence(self) -> int:
+        """Of this holder: higher than that of any before.  Raises LostError where it is not acquired."""
+        return self._held().fence
+
+    @property
+    def name(self) -> str:
+        """In the whole store.  Raises LostError where it is not acquired."""
+        return self._held().name
+
+    def _held(self) -> Hold:
+        hold = self._hold
+        if hold is None:
+            raise LostError(self.given, "it was not acquired")
+        return hold
+
+
 class Wish(NamedTuple):
     """What is to be claimed: how many units of a name that has how many, under a lease of which TTL; whether to wait.
 

@@ -6,11 +6,12 @@ import threading
 import time
 from typing import Any
 
-from raftsvc.kv import Hold, KeyValue, LostError
+from raftsvc.kv import KeyValue, LostError
+from raftsvc.kv.leases import Holder
 from raftsvc.kv.transactions import MAX_UNITS
 
 
-class Lock:
+class Lock(Holder):
     """A lock of the whole cluster, with the face of `threading.Lock`.  Made by `KeyValue.lock` or `semaphore`.
 
         with store.lock("orders", ttl=15) as lock:
@@ -34,11 +35,10 @@ class Lock:
         units: int = 1,
     ) -> None:
         """See `KeyValue.claim`; those of one kind and name exclude each other."""
+        super().__init__(f"{kind}:{name}")
         self._store = store
-        self._given = f"{kind}:{name}"
         self._terms: dict[str, Any] = {"ttl": ttl, "data": data, "size": size, "units": units}
         self._turn = threading.Lock()  # held while it is, by whichever thread
-        self._hold: Hold | None = None
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds.
@@ -56,7 +56,7 @@ class Lock:
             return False
         try:
             left = None if timeout is None else timeout - (time.monotonic() - began)
-            self._hold = self._store.claim(self._given, blocking=blocking, timeout=left, **self._terms)
+            self._hold = self._store.claim(self.given, blocking=blocking, timeout=left, **self._terms)
         finally:
             if self._hold is None:
                 self._turn.release()
@@ -69,7 +69,7 @@ class Lock:
         """
         hold, self._hold = self._hold, None
         if hold is None:
-            raise LostError(self._given, "it was not acquired")
+            raise LostError(self.given, "it was not acquired")
         try:
             was_held = hold.release(timeout)
         finally:
@@ -77,39 +77,9 @@ class Lock:
         if not was_held:
             raise LostError(hold.name)
 
-    def owned(self) -> bool:
-        """Whether it is held through this object, as of now, by the clocks of this machine."""
-        hold = self._hold
-        return hold is not None and hold.is_held
-
     def locked(self) -> bool:
         """Whether anybody holds it, in the whole cluster, as of a moment no earlier than this call."""
-        return any(claim.fence for claim in self._store.claims(self._given))
-
-    def ensure_held(self) -> None:
-        """Raise LostError unless it is held, as of now."""
-        self._held().ensure_held()
-
-    @property
-    def lost(self) -> threading.Event:
-        """Set once it counts as lost.  Raises LostError where it is not acquired."""
-        return self._held().lost
-
-    @property
-    def fence(self) -> int:
-        """Of this holder: higher than that of any before.  Raises LostError where it is not acquired."""
-        return self._held().fence
-
-    @property
-    def name(self) -> str:
-        """In the whole store.  Raises LostError where it is not acquired."""
-        return self._held().name
-
-    def _held(self) -> Hold:
-        hold = self._hold
-        if hold is None:
-            raise LostError(self._given, "it was not acquired")
-        return hold
+        return any(claim.fence for claim in self._store.claims(self.given))
 
     def __enter__(self) -> Lock:
         self.acquire()

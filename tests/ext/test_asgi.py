@@ -1,44 +1,34 @@
-"""The FastAPI example behind uvicorn, whose node has a port of its own."""
+"""The FastAPI example behind uvicorn: three hosts with two workers each, of which one is lost."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
-from tests.attached.hosts import ROOT, eventually, free_port
+from tests.attached.hosts import ROOT, free_port
+from tests.ext.counting import Host, environ_of, lose_one
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytestmark = pytest.mark.processes
 
 
-def test_workers_of_uvicorn_count_together(tmp_path: Path) -> None:
-    port, addr = free_port(), f"127.0.0.1:{free_port()}"
-    given = {"ADDR": addr, "LISTEN": addr, "INITIAL_CLUSTER": addr, "DIR": str(tmp_path / "n"), "SECRET": "x" * 20}
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT / "examples"), "--port", str(port)]
-    server = subprocess.Popen(
-        [*command, "--workers", "2", "--log-level", "warning", "api:app"],
-        cwd=ROOT,
-        env={**os.environ, **{f"RAFTSVC_{name}": value for name, value in given.items()}},
-    )
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[list[Host]]:
+    addrs = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT / "examples"), "--workers", "2"]
+    made = []
+    for number, addr in enumerate(addrs):
+        port = free_port()
+        words = [*command, "--port", str(port), "--log-level", "warning", "api:app"]
+        made.append(Host(tmp_path / f"h{number}", port, words, environ_of(addr, addrs)))
+    yield made
+    for host in made:
+        host.lose()
 
-    def visit() -> Any:
-        with suppress(requests.RequestException):
-            answer = requests.post(f"http://127.0.0.1:{port}/visits", timeout=15)
-            return answer.json()["visits"] if answer.status_code == 200 else None
-        return None
 
-    try:
-        first = eventually(visit)
-        counted = [eventually(visit) for _ in range(10)]  # until the other worker is attached it says 503
-        assert counted == list(range(first + 1, first + 11))
-    finally:
-        server.terminate()
-        assert server.wait(60) is not None
+def test_the_count_of_coroutines_goes_on_over_a_host_that_is_lost(hosts: list[Host]) -> None:
+    lose_one(hosts)

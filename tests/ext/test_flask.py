@@ -158,6 +158,13 @@ def test_a_command_goes_through_with_its_flags_and_what_is_after_them(
         assert said in done.output + capfd.readouterr().out  # a command's own goes past what captures ours
 
 
+def test_a_command_on_a_temporary_node_says_that_none_reaches_it() -> None:
+    done = make().test_cli_runner().invoke(args=["raft", "status"])
+    assert done.exit_code not in (0, 1)
+    assert "the node is of its process alone" in done.output
+    assert ":temporary:" not in done.output.partition("\n")[2], "and is taken for no directory"
+
+
 APP = """
 from flask import Flask
 from raftsvc.ext.flask import Raft

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from raftsvc import ConfigurationError, ForkedError, OutcomeUnknown, StoppedError
 from raftsvc.ext import nodes
 from raftsvc.ext.nodes import TEMPORARY, OneNode, environ_of
-from raftsvc.kv import KeyValue
+from raftsvc.kv import KeyValue, KeyValueState
 
 ALONE = {"RAFTSVC_DIR": TEMPORARY}
 SOMEWHERE = {"RAFTSVC_ADDR": "n1.example:8001", "RAFTSVC_DIR": "/var/lib/app/raft", "RAFTSVC_SECRET": "x" * 20}
@@ -48,7 +50,14 @@ def test_nothing_is_started_before_the_store_is_wanted(node: OneNode, monkeypatc
 
 @pytest.mark.parametrize(
     ("given", "options"),
-    [({}, {}), ({"RAFTSVC_DIR": "/d"}, {}), ({**SOMEWHERE, "RAFTSVC_DRI": "/d"}, {}), (SOMEWHERE, {"laddr": "a b"})],
+    [
+        ({}, {}),
+        ({"RAFTSVC_DIR": "/d"}, {}),
+        ({**SOMEWHERE, "RAFTSVC_DRI": "/d"}, {}),
+        (SOMEWHERE, {"laddr": "a b"}),
+        (SOMEWHERE, {"election_timout": 2.0}),
+        (ALONE, {"election_timout": 2.0}),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_where_they_are_given(
     node: OneNode, given: dict[str, str], options: dict[str, Any]
@@ -64,6 +73,23 @@ def test_applications_of_one_directory_share_the_node_and_of_another_are_refused
     with pytest.raises(ConfigurationError, match=r"one node.*/var/lib/app/raft.*/var/lib/other"):
         node.configure({**SOMEWHERE, "RAFTSVC_DIR": "/var/lib/other"}, {})
     assert node.environ["RAFTSVC_DIR"].endswith("app/raft")
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "named"),
+    [
+        ({"RAFTSVC_ADDR": "n2.example:8001"}, {}, "RAFTSVC_ADDR"),
+        ({"RAFTSVC_LISTEN": ""}, {}, "RAFTSVC_LISTEN"),
+        ({}, {"election_timeout": 2.0}, "election_timeout"),
+    ],
+)
+def test_applications_that_say_different_things_of_one_node_are_refused(
+    node: OneNode, given: dict[str, str], options: dict[str, Any], named: str
+) -> None:
+    node.configure({**SOMEWHERE, "RAFTSVC_SECRET_FILE": "", "OTHER": "1"}, {"dir": "/var/lib/app/raft"})
+    node.configure({**SOMEWHERE, "OTHER": "2"}, {})
+    with pytest.raises(ConfigurationError, match=f"different things by {named}:"):
+        node.configure({**SOMEWHERE, **given}, options)
 
 
 def test_without_settings_the_environment_says_what_is_started(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +111,45 @@ def test_a_temporary_node_is_gone_with_its_directory_and_another_begins_empty(no
     assert not directory.exists()
     node.configure(ALONE, {})
     assert node.store().get("a") is None
+
+
+def test_of_a_temporary_node_that_ended_nothing_is_kept(node: OneNode) -> None:
+    node.configure(ALONE, {"state": KeyValueState()})
+    node.store()
+    home = weakref.ref(node._home())
+    node.end()
+    gc.collect()
+    assert home() is None
+
+
+def test_a_node_is_ended_after_it_was_started_by_another_thread(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    begin = nodes._start_alone
+
+    def begin_slowly(directory: str, options: Any) -> KeyValue:
+        entered.set()
+        assert leave.wait(60)
+        return begin(directory, options)
+
+    monkeypatch.setattr(nodes, "_start_alone", begin_slowly)
+    node.configure(ALONE, {})
+    found: list[KeyValue] = []
+    starting = threading.Thread(target=lambda: found.append(node.store()))
+    starting.start()
+    assert entered.wait(60)
+    directory = node._home().directory
+    ending = threading.Thread(target=node.end)
+    ending.start()
+    while node._homes:
+        ending.join(0.001)
+    leave.set()
+    starting.join(60)
+    ending.join(60)
+    with pytest.raises(StoppedError):
+        found[0].set("a", b"1")
+    assert directory is not None
+    assert not Path(directory).exists()
+    assert node.store() is not found[0]
 
 
 def test_a_temporary_directory_is_gone_when_its_process_ends() -> None:

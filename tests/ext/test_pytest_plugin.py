@@ -12,7 +12,10 @@ from tests.attached.hosts import ROOT
 pytest_plugins = ["pytester"]
 
 STORES = """
+import glob, os, tempfile, threading
 import pytest
+from raftsvc.kv import incr
+from raftsvc.kv.instructions import encode
 from raftsvc.ext.nodes import one_node
 from raftsvc import NotApplied, OutcomeUnknown, ReadTimeoutError
 
@@ -47,6 +50,33 @@ def test_in_order(raft_kv, raft_faults):
         raft_kv.get("n")
     assert raft_kv.get("n").data == b"1"
 
+@pytest.mark.anyio
+async def test_of_coroutines(raft_kv, raft_faults, anyio_backend):
+    raft_faults.outcome_unknown(applied=True)
+    raft_faults.not_applied()
+    raft_faults.read_timeout()
+    with pytest.raises(OutcomeUnknown):
+        await raft_kv.aio.incr("n")
+    with pytest.raises(NotApplied):
+        await raft_kv.service.aio.exec(encode([incr("n")]))
+    with pytest.raises(ReadTimeoutError):
+        await raft_kv.aio.get("n")
+    async with raft_kv.aio.lock("l"):
+        assert (await raft_kv.aio.get("n")).data == b"1"
+
+@pytest.mark.parametrize("how", ["propose", "exec", "propose_many"])
+def test_by_the_service(raft_kv, raft_faults, how):
+    one = encode([incr("n")])
+    raft_faults.outcome_unknown(applied=True)
+    with pytest.raises(OutcomeUnknown):
+        getattr(raft_kv.service, how)([one] if how == "propose_many" else one)
+    assert raft_kv.incr("n") == 2
+
+def test_nothing_is_left_of_former_tests():
+    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("raftsvc")}
+    assert names <= {"raftsvc-main", "raftsvc.aio"}, "those are the process's"
+    assert not glob.glob(os.path.join(tempfile.gettempdir(), "raftsvc-*"))
+
 def test_a_lock_is_kept_meanwhile(raft_kv, raft_faults):
     with raft_kv.lock("l", ttl=1.0) as lock:
         raft_faults.not_applied()
@@ -56,6 +86,10 @@ def test_a_lock_is_kept_meanwhile(raft_kv, raft_faults):
 
 def test_what_did_not_happen(raft_faults):
     raft_faults.not_applied()
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
 """
 
 
@@ -68,9 +102,11 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
 
 
 def test_stores_are_fresh_and_faults_come_as_they_were_said(run: pytest.Pytester) -> None:
+    pytest.importorskip("anyio")
+    run._monkeypatch.setenv("TMPDIR", str(run.mkdir("tmp")))
     run.makepyfile(STORES)
-    result = run.runpytest_subprocess("-p", "raftsvc.ext.pytest", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=9, errors=1)
+    result = run.runpytest_subprocess("-p", "raftsvc.ext.pytest", "-p", "anyio", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=14, errors=1)
     result.stdout.fnmatch_lines(["*these did not happen*: NotApplied*"])
 
 

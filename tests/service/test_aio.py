@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,26 @@ import raftsvc
 from raftsvc import aio, kv
 from raftsvc.kv import KeyValue, KeyValueState
 from raftsvc.kv.instructions import encode
-from tests.service.harness import PATIENCE, Cluster, eventually, free_address
+from tests.attached.hosts import ROOT
+from tests.service.harness import PATIENCE, Cluster, FaultyFiles, eventually, free_address
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyValue]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("aio") / "n"
+
+
+@pytest.fixture(scope="module")
+def disk() -> FaultyFiles:
+    return FaultyFiles()
+
+
+@pytest.fixture(scope="module")
+def store(directory: Path, disk: FaultyFiles) -> Iterator[KeyValue]:
     """Of a cluster of one, which all tests that write what is theirs share."""
     state = KeyValueState()
     addr = free_address()
-    service = raftsvc.start(addr, tmp_path_factory.mktemp("aio") / "n", state=state, listen=addr)
+    service = raftsvc.start(addr, directory, state=state, listen=addr, files=disk)
     service.init()
     yield KeyValue(service, state)
     service.stop()
@@ -51,13 +65,17 @@ def test_what_a_coroutine_writes_is_read_by_coroutines_and_threads(store: KeyVal
         assert value is not None and (value.data, value.version) == (b"1", version)
         assert await below.incr("n", 2) == 2
         assert await below.touch("n", 60) and not await below.touch("none", 60)
-        assert await below.transaction([kv.if_not_exists("b"), kv.set("b", b"2")]) > version
+        assert await below.transaction([kv.if_not_exists("b"), kv.set("b", b"two")]) > version
         with pytest.raises(kv.ConflictError):
             await below.set("a", b"3", kv.if_not_exists("a"))
         assert list(await below.list(limit=2)) == ["a", "b"]
         assert await below.delete("a") and not await below.delete("a")
+        with pytest.raises(kv.CounterError, match="'b' was not counted"):
+            await below.transaction([kv.incr("n"), kv.incr("b")])
         with pytest.raises(TypeError):
             await below.set(1, b"")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no condition"):
+            await below.delete("a", kv.delete("b"))  # type: ignore[arg-type]
         await store.service.aio.wait_read()
 
     run(main())
@@ -85,42 +103,122 @@ def test_more_than_there_are_threads_are_on_their_way(store: KeyValue) -> None:
     run(main())
 
 
-def test_a_loop_ticks_while_the_disk_hangs_and_each_call_ends_by_its_timeout(cluster: Cluster) -> None:
-    node = cluster.form(1)[0]
+async def all_begun(*calls: Awaitable[Any]) -> list[asyncio.Future[Any]]:
+    """All of them on their way, each as far as it comes without the loop."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    await until(lambda: not aio._crews.calls._calls.qsize() and not aio._crews.waits._calls.qsize())
+    return tasks
+
+
+def test_a_loop_goes_on_while_the_disk_hangs(store: KeyValue, disk: FaultyFiles) -> None:
+    """Nobody but the loop lets the disk go on: if a call kept the loop waiting, all would end by their timeouts."""
+    below = store.aio.namespace("hangs/")
+    service = store.service.aio
+    limited = {"timeout": PATIENCE / 2}
 
     async def main() -> None:
-        node.files.gate.clear()
-        calls = [asyncio.ensure_future(node.service.aio.propose(b"x", 0.5)) for _ in range(3)]
-        ticks = 0
-        while not all(call.done() for call in calls):
-            await asyncio.sleep(0)
-            ticks += 1
-        for call in calls:
-            with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)):
-                await call
-        assert ticks > 100
-        node.files.gate.set()
+        held = below.lock("held")
+        await held.acquire()
+        async with below.watch() as changes:
+            version = await below.set("a", b"0")
+            assert (await changes.__anext__()).index == version
+            disk.gate.clear()
+            try:
+                writes = await all_begun(
+                    below.set("a", b"1", **limited),
+                    below.touch("a", 60, **limited),
+                    below.incr("n", **limited),
+                    below.delete("b", **limited),
+                    below.transaction([kv.set("c", b"1")], **limited),
+                    service.propose(encode([kv.set("d", b"1")]), **limited),
+                    service.exec(encode([kv.set("e", b"1")]), **limited),
+                    service.wait_applied(version + 1, **limited),
+                    below.lock("other").acquire(**limited),
+                    held.release(**limited),
+                    changes.__anext__(),
+                )
+                reads = await all_begun(service.wait_read(**limited), below.get("a", **limited), below.list(**limited))
+                assert not any(task.done() for task in writes)
+            finally:
+                disk.gate.set()
+            found = await asyncio.gather(*writes, *reads)
+        assert found[1:4] == [True, 1, False] and found[8] is True
 
     run(main())
 
 
-def test_a_loop_ticks_while_there_is_no_quorum(cluster: Cluster) -> None:
+def test_a_loop_goes_on_while_there_is_no_quorum(cluster: Cluster) -> None:
+    """Nobody but the loop brings the others back."""
     first, second = cluster.form(2)
     cluster.cut(first, [second])
+    service = first.service.aio
+    limited = {"timeout": PATIENCE / 2}
 
     async def main() -> None:
-        service = first.service.aio
-        calls = [asyncio.ensure_future(call) for call in (service.wait_read(0.5), service.exec(b"x", 0.5))]
-        ticks = 0
-        while not all(call.done() for call in calls):
-            await asyncio.sleep(0)
-            ticks += 1
-        for call in calls:
-            with pytest.raises(raftsvc.RaftError):
-                await call
-        assert ticks > 100
+        tasks = await all_begun(service.wait_read(**limited), service.exec(b"x", **limited))
+        cluster.heal()
+        await asyncio.gather(*tasks)
 
     run(main())
+
+
+def test_each_call_ends_by_its_timeout_while_the_disk_hangs(store: KeyValue, disk: FaultyFiles) -> None:
+    async def main() -> None:
+        disk.gate.clear()
+        try:
+            for call in (store.aio.set("late", b"1", timeout=0.1), store.service.aio.exec(b"x", 0.1)):
+                with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)):
+                    await call
+        finally:
+            disk.gate.set()
+
+    run(main())
+
+
+class Silent:
+    """A Service that answers no write; of a read it says at once that it may be done."""
+
+    def __init__(self) -> None:
+        self.begun: list[Future[Any]] = []
+
+    def propose(self, instruction: bytes, timeout: float = 10.0) -> Any:
+        raise AssertionError("this takes a thread")
+
+    def propose_async(self, instruction: bytes, timeout: float = 10.0) -> Future[Any]:
+        self.begun.append(Future())
+        return self.begun[-1]
+
+    def wait_read(self, timeout: float = 5.0) -> None:
+        pass
+
+
+def test_writes_that_are_not_answered_keep_no_read_waiting() -> None:
+    service = Silent()
+    store = KeyValue(service, KeyValueState())
+
+    async def main() -> None:
+        writes = [asyncio.ensure_future(store.aio.set("a", b"1")) for _ in range(2 * aio.MAX_THREADS)]
+        await until(lambda: len(service.begun) == len(writes))
+        assert await store.aio.get("a") is None
+        for future in service.begun:
+            future.set_exception(raftsvc.NotApplied("nobody leads"))
+        for write in writes:
+            with pytest.raises(raftsvc.NotApplied):
+                await write
+
+    run(main())
+
+
+def test_what_is_known_as_the_time_is_over_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    future: Future[str] = Future()
+    future.set_running_or_notify_cancel()
+
+    async def be_slow(*_: object, **__: object) -> None:
+        future.set_result("known")  # and the loop has not heard of it yet
+
+    monkeypatch.setattr(asyncio, "wait", be_slow)
+    assert asyncio.run(aio.outcome(future, 0.0, raftsvc.OutcomeUnknown)) == "known"
 
 
 def test_what_was_not_begun_in_time_was_certainly_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +358,93 @@ def test_a_watch_is_iterated_and_a_cancelled_wait_loses_no_event(store: KeyValue
                 await waiting
 
     run(main())
+
+
+def test_a_watch_is_for_one_task_at_a_time_and_may_be_closed_as_it_begins(store: KeyValue) -> None:
+    async def main() -> None:
+        async with store.aio.watch("one/") as changes:
+            waiting = asyncio.ensure_future(changes.__anext__())
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="one for each task"):
+                await changes.__anext__()
+            await store.aio.set("one/a", b"1")
+            assert (await waiting).key == "one/a"
+        beginning = asyncio.ensure_future((changes := store.aio.watch()).start())
+        await asyncio.sleep(0)
+        changes.close()
+        await beginning
+        await until(lambda: changes._watch is None or changes._watch._is_closed)
+        assert [event async for event in changes] == []
+
+    run(main())
+
+
+def test_a_lock_that_was_lost_says_so_and_is_not_acquired_before_it_is_released(store: KeyValue) -> None:
+    async def main() -> None:
+        lock = store.aio.lock("lost")
+        assert await lock.acquire()
+        lock.lost.set()
+        assert not lock.owned()
+        for call in (lock.acquire(), lock.release()):
+            with pytest.raises(kv.LostError):
+                await call
+        assert await lock.acquire(timeout=PATIENCE)
+        await lock.release()
+
+    run(main())
+
+
+BESIDE = """
+import asyncio, os, sys
+import raftsvc
+from raftsvc import kv
+
+async def main(store, is_here):
+    version = await store.aio.set("beside", b"1", kv.if_not_exists("beside"), timeout=60)
+    value = await store.aio.get("beside", 60)
+    assert (value.data, value.version) == (b"1", version)
+    try:
+        await store.aio.delete("beside", kv.if_not_exists("beside"))
+    except kv.ConflictError as error:
+        assert error.key == "beside"
+    assert await store.aio.incr("counted", 2, timeout=60) == 2
+    async with store.aio.lock("beside") as lock:
+        await store.aio.transaction([kv.if_held(lock), kv.delete("counted")], 60)
+        assert not await store.aio.lock("beside").acquire(blocking=False)
+        waiting = asyncio.ensure_future(store.aio.lock("beside").acquire())
+        await asyncio.sleep(0)
+        waiting.cancel()
+    if is_here:
+        await store.service.aio.wait_read(60)
+        await store.service.aio.wait_applied(version, 60)
+        async with store.aio.watch("beside", after=version - 1) as changes:
+            assert (await changes.__anext__()).index == version
+    else:
+        try:
+            await store.aio.watch("beside").start()
+        except raftsvc.ConfigurationError:
+            pass
+    assert await store.aio.delete("beside", timeout=60)
+"""
+
+
+def test_it_is_alike_in_a_client_and_in_a_process_beside_the_owner(store: KeyValue, directory: Path) -> None:
+    there: dict[str, Any] = {}
+    exec(BESIDE, there)
+    client = raftsvc.connect(directory)
+    run(there["main"](client, False))
+    client.service.close()
+    addr = store.service.status()["addr"]
+    begin = (
+        "state = kv.KeyValueState()\n"
+        "service = raftsvc.start(sys.argv[1], sys.argv[2], state=state, listen=sys.argv[1])\n"
+        "assert service.status()['process']['owner_pid'] != os.getpid()\n"
+        "asyncio.run(main(kv.KeyValue(service, state), True))\n"
+        "service.stop()\n"
+    )
+    command = [sys.executable, "-c", BESIDE + begin, str(addr), str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_leading_is_shared_with_elections_of_threads(store: KeyValue) -> None:
