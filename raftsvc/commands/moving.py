@@ -21,7 +21,7 @@ from raftsvc.commands.output import as_json, complain, say_json, write
 from raftsvc.commands.places import where_of
 from raftsvc.commands.progress import CountedFiles, progress
 from raftsvc.commands.values import checked_key
-from raftsvc.errors import RaftError
+from raftsvc.errors import RaftError, Rejected
 from raftsvc.kv import ConflictError, KeyValue, Operation, Value, if_not_exists
 from raftsvc.kv import set as set_key
 
@@ -31,8 +31,6 @@ _PAGE_BYTES: Final = 1 << 20
 _BATCH_KEYS: Final = 100
 _BATCH_BYTES: Final = 64 << 10
 """What one transaction writes, unless a value is larger than that."""
-_ASKED_KEYS: Final = 4
-"""Values of 512 KiB, as an answer has them."""
 _LINE_BYTES: Final = 8 << 20
 """A line has no more: a value of 512 KiB whose every byte is escaped, and its key."""
 
@@ -174,11 +172,14 @@ def _batches(records: Iterator[_Record]) -> Iterator[list[_Record]]:
 
 
 def _found(store: KeyValue, keys: list[str], timeout: float) -> dict[str, Value]:
-    """What is there of them, asked for in so many steps that an answer has room for any values."""
-    found: dict[str, Value] = {}
-    for start in range(0, len(keys), _ASKED_KEYS):
-        found.update(store.get_many(keys[start : start + _ASKED_KEYS], timeout))
-    return found
+    """What is there of them, asked for by halves where an answer has no room for all their values."""
+    try:
+        return store.get_many(keys, timeout)
+    except Rejected:
+        if len(keys) == 1:
+            raise
+    half = len(keys) // 2
+    return {**_found(store, keys[:half], timeout), **_found(store, keys[half:], timeout)}
 
 
 def _write(store: KeyValue, batch: list[_Record], args: Any, timeout: float) -> int:
