@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -104,18 +105,29 @@ def _written(path: str) -> Iterator[tuple[IO[bytes] | None, CountedFiles]]:
         return
     if os.path.lexists(path):
         raise CommandError(f"{path} is there already: name another file", LOCAL)
-    part = f"{path}.part"
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # what is stored may be secret
+    part = f"{path}.{secrets.token_hex(8)}.part"  # which nobody has made a link to another file
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)  # it may have secrets
     try:
         with os.fdopen(descriptor, "wb") as file, progress("export") as files:
             yield file, files
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
+        _sync_name(path)
     except BaseException:
         with suppress(OSError):
             os.unlink(part)
         raise
+
+
+def _sync_name(path: str) -> None:
+    """Have the file keep its name if the power goes, where its file system knows of that."""
+    with suppress(OSError):
+        held = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(held)
+        finally:
+            os.close(held)
 
 
 @contextmanager
