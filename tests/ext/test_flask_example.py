@@ -1,4 +1,4 @@
-"""The example of the extension of Flask behind gunicorn: three hosts with two workers each, of which one is lost."""
+"""Examples of Flask, the cache and limits behind gunicorn: three hosts of two workers each, of which one is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,11 @@ class Host:
             "RAFTSVC_ADDR": addr,
             "RAFTSVC_DIR": str(path / "data"),
             "PYTHONPATH": str(ROOT),
+            "CACHE_KEY": "a key of the tests, long enough",
         }
         command = [str(Path(sys.executable).parent / "gunicorn"), "--workers", "2", "--threads", "4"]
         command += ["--no-control-socket", "--graceful-timeout", "5", "--chdir", str(ROOT / "examples")]
-        command += ["--bind", self.url.removeprefix("http://"), "visits:app"]
+        command += ["--bind", self.url.removeprefix("http://"), "quotes:app"]
         with self._log.open("wb") as log:
             self._popen = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
 
@@ -51,6 +53,11 @@ class Host:
 
         count: int = eventually(visit, f"a visit is counted; {self._log.read_text()}")
         return count
+
+    def quote(self) -> tuple[int, int]:
+        """Status, and by which process it was made."""
+        answer = requests.get(f"{self.url}/quote", timeout=30)
+        return answer.status_code, int(answer.json()["by"]) if answer.ok else 0
 
     def lose(self) -> None:
         """Every process of it at once."""
@@ -68,9 +75,26 @@ def hosts(tmp_path: Path) -> Iterator[list[Host]]:
         host.lose()
 
 
-def test_the_count_goes_on_over_a_host_that_is_lost(hosts: list[Host]) -> None:
+def until_refused(hosts: list[Host]) -> tuple[int, list[int]]:
+    """How many of those who asked for a quote do not know whether it counted, and by which processes others' are."""
+    answers: list[tuple[int, int]] = []
+    turns = cycle(hosts)
+
+    def ask() -> bool:
+        answers.append(next(turns).quote())
+        return answers[-1][0] == 429
+
+    eventually(ask, "no more quotes are given")
+    return sum(status >= 500 for status, _ in answers), [by for status, by in answers if status == 200]
+
+
+def test_what_hosts_count_and_keep_together_goes_on_over_one_that_is_lost(hosts: list[Host]) -> None:
     counts = [host.visit() for _ in range(4) for host in hosts]
     assert counts == sorted(set(counts)), "each visit has a number of its own, wherever it was counted"
+    unknown, makers = until_refused(hosts)
+    assert 5 - unknown <= len(makers) <= 5, "of an hour, wherever they are asked for"
+    assert len(set(makers)) == 1, "it is made once"
     hosts[0].lose()
     counts += [host.visit() for _ in range(4) for host in hosts[1:]]
     assert counts == sorted(set(counts))
+    assert until_refused(hosts[1:])[1] == [], "nor is that forgotten"
