@@ -42,6 +42,7 @@ from raftsvc.transport.visits import (
     COPY,
     HELLO,
     LOOK,
+    MAX_ANSWER_BYTES,
     NO_COPY,
     QUERY,
     READ,
@@ -64,6 +65,8 @@ _CODES: list[tuple[type[RaftError], int, str]] = [
 
 _NEIGHBOR = ClientKey("neighbor", secrets.token_hex(), "admin")
 """Whoever comes by the socket of the directory, which is this user's alone."""
+_MAX_NEIGHBOR_BYTES = 3_000_000
+"""Of an answer by that socket, where it is told as text, within what `raftsvc.attached.asking` tells at once."""
 
 
 class Visitors:
@@ -102,17 +105,20 @@ class Visitors:
             cluster = self.cluster()
             if arguments["cluster"] not in ("", cluster):
                 raise Problem(412, "wrong_cluster", f"the node of this host is of cluster {cluster}")
-            answer = base64.b64encode(self.serve(_NEIGHBOR, visit)).decode()
+            answer = base64.b64encode(self.serve(_NEIGHBOR, visit, _MAX_NEIGHBOR_BYTES)).decode()
         except Problem as problem:
             return {"status": problem.status, "code": problem.code, "detail": problem.detail}
         except (KeyError, ValueError) as error:
             return {"status": 400, "code": "malformed", "detail": f"a request that does not decode: {error}"}
         return {"answer": answer, "cluster": cluster}
 
-    def serve(self, key: ClientKey, visit: Visit) -> bytes:
-        """Do what is asked; raises Problem."""
+    def serve(self, key: ClientKey, visit: Visit, most_bytes: int = MAX_ANSWER_BYTES) -> bytes:
+        """Do what is asked; raises Problem, also if the answer has more than so many bytes."""
         try:
-            return self._serve(key, visit)
+            answer = self._serve(key, visit)
+            if len(answer) > most_bytes:
+                raise Rejected(f"the answer has {len(answer)} bytes, of at most {most_bytes}: ask for less at once")
+            return answer
         except RaftError as error:
             for kind, status, code in _CODES:
                 if isinstance(error, kind):

@@ -44,11 +44,20 @@ from raftsvc.timeouts import check_timeout
 from raftsvc.transport import Network
 from raftsvc.transport.auth import ClientSigner
 from raftsvc.transport.session import make_session
-from raftsvc.transport.visits import BRING, COPY, LOOK, MAX_PAYLOAD_BYTES, QUERY, READ, STATUS, decode_place
+from raftsvc.transport.visits import (
+    BRING,
+    COPY,
+    LOOK,
+    MAX_ANSWER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    QUERY,
+    READ,
+    STATUS,
+    decode_place,
+)
 
 MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 """Of what a connected client brings; the members may allow less."""
-_MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 FAREWELL_SECONDS = 10.0
@@ -96,7 +105,7 @@ class Connection:
             session = make_session()
             session.verify, session.cert = self._verify, self._cert
         signer = ClientSigner(key.signing)
-        network = Network(session, signer, _CONNECT_SECONDS, _CONNECT_SECONDS, _MAX_ANSWER_BYTES)
+        network = Network(session, signer, _CONNECT_SECONDS, _CONNECT_SECONDS, MAX_ANSWER_BYTES)
 
         def make(addr: str) -> Way:
             return Contact(addr, network, key.name)
@@ -174,8 +183,8 @@ class Connection:
 
         is_stale: as of any moment that a member knows of.
 
-        Raises ReadTimeoutError after `timeout` seconds, Rejected if the question makes no sense,
-        UnknownKeyError, NotPermittedError.
+        Raises ReadTimeoutError after `timeout` seconds, Rejected if the question makes no sense, or the answer has more
+        than 64 MiB, or 3 MB by the socket of a directory; UnknownKeyError, NotPermittedError.
         """
         return self._ask(LOOK if is_stale else QUERY, data, timeout)
 

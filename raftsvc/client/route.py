@@ -130,7 +130,8 @@ class Route:
                 return Answer(self._attempt(contact, Visit(kind, 0.9 * wait, payload, of_store), wait), was_lost)
             except Problem as problem:
                 why = f"{contact.addr}: {problem.detail or problem.code}"
-                if problem.code in _FINAL and not was_lost:
+                # Who reads wants an answer, whatever became of his attempts before.
+                if problem.code in _FINAL and (kind != BRING or not was_lost):
                     raise _FINAL[problem.code](problem.detail) from problem
                 was_lost |= problem.code not in _CERTAIN
             except NotSentError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +22,7 @@ from raftsvc.commands.output import as_json, complain, say_json, write
 from raftsvc.commands.places import where_of
 from raftsvc.commands.progress import CountedFiles, progress
 from raftsvc.commands.values import checked_key
-from raftsvc.errors import RaftError
+from raftsvc.errors import RaftError, Rejected
 from raftsvc.kv import ConflictError, KeyValue, Operation, Value, if_not_exists
 from raftsvc.kv import set as set_key
 
@@ -31,8 +32,6 @@ _PAGE_BYTES: Final = 1 << 20
 _BATCH_KEYS: Final = 100
 _BATCH_BYTES: Final = 64 << 10
 """What one transaction writes, unless a value is larger than that."""
-_ASKED_KEYS: Final = 4
-"""Values of 512 KiB, as an answer has them."""
 _LINE_BYTES: Final = 8 << 20
 """A line has no more: a value of 512 KiB whose every byte is escaped, and its key."""
 
@@ -106,18 +105,29 @@ def _written(path: str) -> Iterator[tuple[IO[bytes] | None, CountedFiles]]:
         return
     if os.path.lexists(path):
         raise CommandError(f"{path} is there already: name another file", LOCAL)
-    part = f"{path}.part"
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # what is stored may be secret
+    part = f"{path}.{secrets.token_hex(8)}.part"  # which nobody has made a link to another file
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)  # it may have secrets
     try:
         with os.fdopen(descriptor, "wb") as file, progress("export") as files:
             yield file, files
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
+        _sync_name(path)
     except BaseException:
         with suppress(OSError):
             os.unlink(part)
         raise
+
+
+def _sync_name(path: str) -> None:
+    """Have the file keep its name if the power goes, where its file system knows of that."""
+    with suppress(OSError):
+        held = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(held)
+        finally:
+            os.close(held)
 
 
 @contextmanager
@@ -174,11 +184,14 @@ def _batches(records: Iterator[_Record]) -> Iterator[list[_Record]]:
 
 
 def _found(store: KeyValue, keys: list[str], timeout: float) -> dict[str, Value]:
-    """What is there of them, asked for in so many steps that an answer has room for any values."""
-    found: dict[str, Value] = {}
-    for start in range(0, len(keys), _ASKED_KEYS):
-        found.update(store.get_many(keys[start : start + _ASKED_KEYS], timeout))
-    return found
+    """What is there of them, asked for by halves where an answer has no room for all their values."""
+    try:
+        return store.get_many(keys, timeout)
+    except Rejected:
+        if len(keys) == 1:
+            raise
+    half = len(keys) // 2
+    return {**_found(store, keys[:half], timeout), **_found(store, keys[half:], timeout)}
 
 
 def _write(store: KeyValue, batch: list[_Record], args: Any, timeout: float) -> int:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
 from cachelib.base import BaseCache
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
+from raftsvc.ext.batches import delete_below, do_all
 from raftsvc.ext.signing import Signing
 from raftsvc.ext.urls import Place
 from raftsvc.kv import ConflictError, KeyValue, delete, if_not_exists
@@ -29,6 +30,8 @@ PREFIX: Final = "cache/"
 """All that caches have is below it, so that none clears what is something else's."""
 MIN_KEY_BYTES: Final = 16
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
+_LONGEST_KEY_BYTES: Final = 800
+"""A key of the store has 1,024 at most, of which some are the prefix."""
 
 Timeout: TypeAlias = "int | timedelta | None"
 
@@ -61,7 +64,7 @@ class RaftCache(BaseCache):
         key_file: a file that has them, a line for each, in the place of `key`.
         url:      which cluster, see `raftsvc.ext.urls`.
         max_age:  in seconds: what is read may be as old; None: each read asks the others.
-        wait:     in seconds, how long a call may take.
+        wait:     in seconds, how long a call may take; one that does much, each of its steps.
 
         Raises ConfigurationError, a ValueError.
         """
@@ -73,7 +76,6 @@ class RaftCache(BaseCache):
         self._place = Place(url)
         if self._place.options:
             raise ConfigurationError(f"{sorted(self._place.options)} are no options of a cache's URL")
-        self._connected: KeyValue | None = None
         self._max_age = max_age
         self._wait = wait
 
@@ -137,12 +139,9 @@ class RaftCache(BaseCache):
         return self._store().get(self._name(key), self._wait, max_age=self._max_age) is not None
 
     def clear(self) -> bool:
-        """Delete what is below this cache's prefix, a hundred at a time: what is added meanwhile may stay."""
-        prefix = self._name("")
-        after = ""
-        while names := list(self._store().list(prefix, self._wait, limit=BATCH_OPERATIONS, after=after)):
-            do_all(self._store(), [delete(name) for name in names], self._wait)
-            after = names[-1]
+        """Delete what is below this cache's prefix, in steps: what is added meanwhile may stay."""
+        for _ in delete_below(self._store(), self._name(""), self._wait):
+            pass
         return True
 
     def inc(self, key: str, delta: int = 1) -> int:
@@ -162,7 +161,7 @@ class RaftCache(BaseCache):
 
     def _name(self, key: str) -> str:
         prefix = self._key_prefix() if callable(self._key_prefix) else self._key_prefix
-        return f"{PREFIX}{prefix}{key}"
+        return f"{PREFIX}{prefix}{_short(str(key))}"
 
     def _ttl(self, timeout: Timeout) -> float | None:
         """In seconds; None: for ever; negative: over."""
@@ -170,11 +169,7 @@ class RaftCache(BaseCache):
         return None if seconds == 0 else min(seconds, _LONGEST_SECONDS)
 
     def _store(self) -> KeyValue:
-        if self._place.is_own:
-            return self._place.store()
-        if self._connected is None:
-            self._connected = self._place.store()
-        return self._connected
+        return self._place.kept()
 
 
 def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
@@ -198,3 +193,13 @@ def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
 def _seconds(timeout: float | timedelta) -> int:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     return math.ceil(seconds)
+
+
+def _short(key: str) -> str:
+    """A key as it is, or what stands for it: it may be what a client sent, of any length, and no UTF-8."""
+    try:
+        if len(key.encode()) <= _LONGEST_KEY_BYTES:
+            return key
+    except UnicodeEncodeError:
+        pass
+    return f"sha256:{sha256(key.encode(errors='surrogatepass')).hexdigest()}"

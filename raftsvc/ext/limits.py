@@ -34,6 +34,7 @@ from urllib.parse import quote
 from limits.storage.base import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
 from raftsvc.errors import ConfigurationError, RaftError
+from raftsvc.ext.batches import delete_below
 from raftsvc.ext.urls import SCHEME, Place
 from raftsvc.kv import ConflictError, KeyValue, Operation, Value, delete, if_not_modified, incr
 from raftsvc.kv import set as set_effect
@@ -41,9 +42,7 @@ from raftsvc.kv import set as set_effect
 PREFIX: Final = "limits/"
 """All that is counted is below it."""
 _FIXED, _ENDS, _MOVING, _SLIDING = (f"{PREFIX}{kind}/" for kind in ("fixed", "ends", "moving", "sliding"))
-_COUNTED: Final = (_FIXED, _MOVING, _SLIDING)
 _LONGEST_NAME: Final = 800
-_BATCH: Final = 100
 _FIRST_PAUSE_SECONDS: Final = 0.002
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 _ENTRY: Final = struct.Struct(">QQ")
@@ -103,7 +102,6 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
             raise ConfigurationError(f"wait is in seconds: {error}") from error
         if said:
             raise ConfigurationError(f"{sorted(said)} are no options of this storage")
-        self._connected: KeyValue | None = None
 
     @property
     def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
@@ -143,18 +141,20 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def reset(self) -> int | None:
         """Forget all; returns of how many windows.  What is counted meanwhile may be forgotten, or not."""
-        count = 0
-        for kind in (_ENDS, *_COUNTED):
-            names = self._delete_below(kind)
-            windows = {name.removeprefix(kind).partition("/")[0] for name in names}
-            count += len(windows) if kind in _COUNTED else 0
+        store = self._store()
+        count = len(list(delete_below(store, _FIXED, self._wait, lambda name: [_ENDS + name.removeprefix(_FIXED)])))
+        for kind in (_MOVING, _SLIDING):
+            names = delete_below(store, kind, self._wait)
+            count += len({name.removeprefix(kind).partition("/")[0] for name in names})
         return count
 
     def clear(self, key: str) -> None:
         """Forget the fixed and the moving window of that key."""
         name = _quoted(key)
-        self._store().transaction([delete(_FIXED + name), delete(_ENDS + name)], self._wait)
-        self._delete_below(f"{_MOVING}{name}/")
+        store = self._store()
+        store.transaction([delete(_FIXED + name), delete(_ENDS + name)], self._wait)
+        for _ in delete_below(store, f"{_MOVING}{name}/", self._wait):
+            pass
 
     def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Whether there is room for so many in the moving window; if there is, they are in it."""
@@ -185,7 +185,7 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Whether there is room for so many by the weighed count of two windows; if there is, they are counted."""
-        name = f"{_SLIDING}{_quoted(key)}"
+        name = f"{_SLIDING}{_quoted(key)}/"
 
         def step(shown: Shown) -> list[Operation] | None:
             window = _window(shown.get(name), expiry * 1000)
@@ -199,7 +199,7 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Hits in the window before and how long it counts still, hits in this window and how long it does."""
-        window = _window(self._store().get(f"{_SLIDING}{_quoted(key)}", self._wait), expiry * 1000)
+        window = _window(self._store().get(f"{_SLIDING}{_quoted(key)}/", self._wait), expiry * 1000)
         if not (window.current or window.previous):
             return 0, 0.0, 0, 0.0
         left = (window.began - window.at) / 1000 + expiry
@@ -207,7 +207,7 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:
         """Forget both windows."""
-        self._store().delete(f"{_SLIDING}{_quoted(key)}", timeout=self._wait)
+        self._store().delete(f"{_SLIDING}{_quoted(key)}/", timeout=self._wait)
 
     def _decide(self, prefix: str, step: Callable[[Shown], list[Operation] | None]) -> bool:
         """Whether what `step` makes of what there is below `prefix` was done; None refuses.
@@ -238,26 +238,14 @@ class RaftStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             is_current = not store.is_here  # the refusal was applied here, and with it what came before it
 
-    def _delete_below(self, prefix: str) -> list[str]:
-        store = self._store()
-        names: list[str] = []
-        while found := list(store.list(prefix, self._wait, limit=_BATCH, after=names[-1] if names else "")):
-            store.transaction([delete(name) for name in found], self._wait)
-            names += found
-        return names
-
     def _store(self) -> KeyValue:
-        if self._place.is_own:
-            return self._place.store()
-        if self._connected is None:
-            self._connected = self._place.store()
-        return self._connected
+        return self._place.kept()
 
 
 def _quoted(key: str) -> str:
     """A name without slashes, so that none is the beginning of another's; of a long one what stands for it."""
-    name = quote(key, safe="")
-    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(key.encode()).hexdigest()
+    name = quote(key, safe="", errors="surrogatepass")
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
 def _now_ms() -> int:

@@ -23,8 +23,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urlencode
 
 import tooz
 from tooz import coordination, locking, utils
@@ -95,8 +96,10 @@ class RaftLock(locking.Lock):
             if hold is not None and self._is_current(hold):
                 with self._guard:
                     self._holds.append(hold)
-                self._driver.acquired(self)
-                return True
+                if self._driver.acquired(self):
+                    return True
+                self.drop()
+                raise tooz.ToozError("this coordinator was stopped meanwhile")
             if hold is not None:
                 hold.release()
             elif not may_wait or time.monotonic() >= ends_at:
@@ -136,6 +139,13 @@ class RaftLock(locking.Lock):
                 self._driver.released(self)
         was_current = self._is_current(hold)
         return hold.release() and was_current
+
+    def drop(self) -> None:
+        """Let go of all that it holds, whatever the cluster says; what cannot be told now is told later."""
+        with self._guard:
+            holds, self._holds = self._holds, []
+        for hold in holds:
+            hold.release()
 
     @_translated
     def break_(self) -> bool:
@@ -182,7 +192,8 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         """
         super().__init__(member_id, parsed_url, options)
         said = utils.collapse(options)
-        self._place = Place(f"{parsed_url.scheme}://{parsed_url.netloc}{parsed_url.path}?{parsed_url.query}")
+        query = urlencode({name: value for name, value in said.items() if name in OPTIONS})
+        self._place = Place(f"{parsed_url.scheme}://{parsed_url.netloc}{parsed_url.path}?{query}")
         timeout = said.pop("timeout", _TIMEOUT_SECONDS)
         try:
             self._membership_seconds = float(said.pop("membership_timeout", timeout))
@@ -195,8 +206,10 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         self._member = utils.to_binary(member_id, "utf-8")
         self._store: KeyValue | None = None
         self._lease: Lease | None = None
+        self._renewing = threading.Lock()  # before one is opened in its place
         self._joined_groups: set[bytes] = set()
-        self._guard = threading.Lock()  # guards the two below
+        self._guard = threading.Lock()  # guards what is below
+        self._is_ending = False
         self._locks: set[RaftLock] = set()
         self._leading: dict[bytes, Hold] = {}
 
@@ -211,11 +224,18 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
     def _start(self) -> None:
         super()._start()
         self._store = self._place.store()
+        self._is_ending = False
         try:
             self._lease = self._store.lease(self._membership_seconds, keep=False)
         except BaseException:
             self._end()
             raise
+
+    def stop(self) -> None:
+        """Leave all groups, and let go of what is held: in some seconds, also where the cluster does not answer."""
+        with self._guard:
+            self._is_ending = self.is_started
+        super().stop()
 
     def _stop(self) -> None:
         with self._guard:
@@ -224,18 +244,19 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         for hold in leading:
             hold.release()
         for lock in locks:
-            while lock.acquired and _is_done(lock.release):
-                pass
+            lock.drop()
         lease, self._lease = self._lease, None
         if lease is not None:
-            _is_done(_translated(lease.revoke))
+            with suppress(RaftError):  # it runs out by itself
+                lease.revoke()
         self._end()
         super()._stop()
 
     def _end(self) -> None:
         store, self._store = self._store, None
         if store is not None and not self._place.is_own:
-            store.service.close()
+            with suppress(RaftError):
+                store.service.close()
 
     @_translated
     def heartbeat(self) -> float:
@@ -243,12 +264,29 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
 
         Once that was not heard for `membership_timeout` this one is in no group, and may join again.
         """
-        assert self._lease is not None, "it is started"
+        lease = self._living()
         try:
-            self._lease.refresh()
-        except LostError:
-            self._lease = self.store.lease(self._membership_seconds, keep=False)
+            try:
+                lease.refresh()
+            except LostError:
+                self._replace(lease)
+        except RaftError:
+            if not self._is_ending:  # else tooz, which waits for this before it stops, tries again and again
+                raise
         return self._membership_seconds * 2 / 3  # of which tooz waits half
+
+    def _living(self) -> Lease:
+        """What this member lives with; raises ToozError unless it is started."""
+        lease = self._lease
+        if lease is None:
+            raise tooz.ToozError("this coordinator has not been started")
+        return lease
+
+    def _replace(self, lease: Lease) -> None:
+        """Have another lease in the place of one that is lost, unless another thread came first."""
+        with self._renewing:
+            if self._lease is lease:
+                self._lease = self.store.lease(self._membership_seconds, keep=False)
 
     # -- groups
 
@@ -305,7 +343,7 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
 
         def join() -> None:
             while True:
-                group = self.store.get(head)
+                group, lease = self.store.get(head), self._living()
                 if group is None:
                     raise coordination.GroupNotCreated(group_id)
                 try:
@@ -314,9 +352,12 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
                             if_not_exists(member),
                             if_not_modified(head, group.version),
                             set_effect(head, b""),  # so that whoever deletes the group is told
-                            set_effect(member, utils.dumps(capabilities), lease=self._lease),
+                            set_effect(member, utils.dumps(capabilities), lease=lease),
                         ]
                     )
+                except LostError:  # nobody beat for long
+                    self._replace(lease)
+                    continue
                 except ConflictError as error:
                     if error.key == member:
                         raise coordination.MemberAlreadyExist(group_id, self._member) from error
@@ -362,7 +403,7 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
                 found = self._member_of(group_id, self._member)
                 data = utils.dumps(capabilities)
                 try:
-                    self.store.set(name, data, if_not_modified(name, found.version), lease=self._lease)
+                    self.store.set(name, data, if_not_modified(name, found.version), lease=self._living())
                     return
                 except ConflictError:
                     continue
@@ -403,16 +444,24 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
     @_translated
     def run_elect_coordinator(self) -> None:
         """Lead each group whose elections are watched here and that nobody leads, and call who watches those."""
-        for group_id in list(self._hooks_elected_leader):
+        for group_id, hooks in list(self._hooks_elected_leader.items()):
+            if not hooks:  # tooz makes such a list where somebody unwatches who did not watch
+                continue
             name = _election(group_id)
             hold = self._leading.get(group_id)
             if (hold is not None and hold.is_held) or _leader(self.store, name) is not None:
                 continue
             hold = self.store.claim(name, ttl=self._lock_seconds, data=self._member, blocking=False)
-            if hold is not None:
-                with self._guard:
+            if hold is None:
+                continue
+            with self._guard:
+                is_ending = self._is_ending
+                if not is_ending:
                     self._leading[group_id] = hold
-                self._hooks_elected_leader[group_id].run(coordination.LeaderElected(group_id, self._member))
+            if is_ending:
+                hold.release()
+                return
+            hooks.run(coordination.LeaderElected(group_id, self._member))
 
     def unwatch_elected_as_leader(self, group_id: bytes, callback: Any) -> None:
         """See tooz; once nobody here watches, this one leads the group no more."""
@@ -435,10 +484,12 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         """A lock of that name, to be acquired."""
         return RaftLock(self, name, self._lock_seconds)
 
-    def acquired(self, lock: RaftLock) -> None:
-        """It is to be released when this stops."""
+    def acquired(self, lock: RaftLock) -> bool:
+        """It is to be released when this stops; False: that is so already."""
         with self._guard:
-            self._locks.add(lock)
+            if not self._is_ending:
+                self._locks.add(lock)
+            return not self._is_ending
 
     def released(self, lock: RaftLock) -> None:
         """It was."""
@@ -461,12 +512,3 @@ def _election(group_id: bytes) -> str:
 
 def _leader(store: KeyValue, name: str) -> bytes | None:
     return next((claimant.data for claimant in store.claims(name) if claimant.fence), None)
-
-
-def _is_done(function: Callable[[], object]) -> bool:
-    """Call it at the end, where nothing is to be done about an error of tooz's: it runs out by itself."""
-    try:
-        function()
-    except tooz.ToozError:
-        return False
-    return True

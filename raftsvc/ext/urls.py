@@ -33,7 +33,10 @@ class Place:
 
     def __init__(self, url: str) -> None:
         """Raises ConfigurationError if it makes no sense."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigurationError(f"{url!r:.200} is no URL: {error}") from error
         if parts.scheme != SCHEME:
             raise ConfigurationError(f"a URL of a cluster begins with {SCHEME}://, which {url!r:.200} does not")
         said = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
@@ -41,6 +44,7 @@ class Place:
         self._said = {name: value for name, value in said.items() if name in OPTIONS}
         self._members = [each for each in parts.netloc.split(",") if each]
         self._path = unquote(parts.path)
+        self._kept: KeyValue | None = None
         if "@" in parts.netloc:
             raise ConfigurationError("a URL of a cluster has no key in it: give the file of one, ?key_file=...")
         if not self._members and _OF_MEMBERS & said.keys():
@@ -67,6 +71,15 @@ class Place:
             prefix += self._path.lstrip("/")
             store = self._connect(self._said)
         return store.namespace(prefix) if prefix else store
+
+    def kept(self) -> KeyValue:
+        """Its store, for all calls the same, which is the process's as long as it runs; raises what `store` does."""
+        if self.is_own:
+            return self.store()  # of a forked child it is another
+        store = self._kept
+        if store is None:
+            store = self._kept = self.store()  # of two threads at once either's will do: it has asked nobody
+        return store
 
     def _connect(self, said: Mapping[str, str]) -> KeyValue:
         is_https = said.get("https") == "1"

@@ -443,7 +443,7 @@ class KeyValue:
                  a moment of its own.
         max_age: of a moment no earlier than so many seconds ago.
         max_bytes: no more once their values have more than so many bytes: the last may be the one by which they do.
-                 What a connected client is told by the socket of a directory has 3 MB at most.
+                 What a connected client is told has 3 MB at most by the socket of a directory, else 64 MiB: Rejected.
         """
         _check_limit(limit)
         _check_limit(max_bytes)

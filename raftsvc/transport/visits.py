@@ -34,6 +34,8 @@ NO_COPY: Final = bytes(16)
 _MAX_TIMEOUT_MS: Final = 3_600_000
 MAX_PAYLOAD_BYTES: Final = MAX_BODY_BYTES - _HEAD.size
 """Of a request."""
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+"""Of an answer over HTTP; one that has more is refused where it is made."""
 
 
 class Visit(NamedTuple):

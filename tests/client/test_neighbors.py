@@ -55,6 +55,17 @@ def test_a_process_of_the_host_has_the_face_of_the_store_and_all_rights(node: Ne
     assert store.incr("n") == 3
 
 
+def test_an_answer_that_is_too_large_is_refused_at_once(node: Neighborhood) -> None:
+    node.service.init()
+    store = raftsvc.connect(node.path)
+    for number in range(7):
+        store.set(f"{number}", b"x" * 500_000, timeout=PATIENCE)
+    for ask in (lambda: store.list(timeout=PATIENCE), lambda: store.get_many(map(str, range(7)), PATIENCE)):
+        with pytest.raises(raftsvc.Rejected, match="less at once"):
+            ask()
+    assert len(store.list(max_bytes=2_000_000, timeout=PATIENCE)) == 5
+
+
 def test_where_there_is_no_node_nothing_was_done(node: Neighborhood, tmp_path: Path) -> None:
     for place in (tmp_path / "nowhere", tmp_path, str(tmp_path)):
         store = raftsvc.connect(place)

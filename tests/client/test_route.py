@@ -11,7 +11,7 @@ from raftsvc.client.route import Route, UnansweredError
 from raftsvc.errors import InstructionTooLargeError, NotPermittedError, Rejected
 from raftsvc.transport import Problem
 from raftsvc.transport.freshness import Introductions
-from raftsvc.transport.visits import BRING, Visit
+from raftsvc.transport.visits import BRING, QUERY, Visit
 
 
 class Way:
@@ -31,11 +31,11 @@ class Way:
         return said
 
 
-def ask(*ways: Way, seconds: float = 0.2) -> tuple[bytes, bool]:
+def ask(*ways: Way, seconds: float = 0.2, kind: int = BRING) -> tuple[bytes, bool]:
     def make(addr: str) -> Way:
         raise AssertionError("nobody is learned")
 
-    return Route(ways, make).ask(BRING, b"", time.monotonic() + seconds)
+    return Route(ways, make).ask(kind, b"", time.monotonic() + seconds)
 
 
 CERTAIN = [
@@ -76,6 +76,11 @@ def test_after_anything_else_it_may_have_been_done(error: Exception) -> None:
 def test_what_no_other_member_would_do_either_is_said_at_once(code: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         ask(Way(NotSentError("down")), Way(Problem(403, code, "no")), seconds=30)
+
+
+def test_a_read_is_refused_at_once_whatever_became_of_it_before() -> None:
+    with pytest.raises(Rejected):
+        ask(Way(LostError("no answer")), Way(Problem(422, "rejected", "no")), seconds=30, kind=QUERY)
 
 
 def test_if_nobody_knows_the_key_that_is_said_at_once() -> None:

@@ -71,6 +71,12 @@ def test_a_file_is_never_written_over_and_none_is_left_behind_of_a_part(
     assert path.read_text() == "mine"
     path.unlink()
 
+    (tmp_path / "all.jsonl.part").symlink_to(tmp_path / "else")
+    assert here("export", str(path)).code == 0
+    assert not (tmp_path / "else").exists(), "what others made a link is not followed"
+    for each in tmp_path.iterdir():
+        each.unlink()
+
     def fail(*args: object, **options: object) -> None:
         raise OSError("the disk is full")
 

@@ -32,6 +32,7 @@ class Place(NamedTuple):
     cluster: a directory, that of the node whose worker the suite's process is, for URLs.
     addrs:   of all three nodes.
     key_file: of a client key that may write.
+    is_short: whether to run no more than takes some seconds.
     """
 
     source: Path
@@ -40,6 +41,13 @@ class Place(NamedTuple):
     cluster: Path
     addrs: Sequence[str]
     key_file: Path
+    is_short: bool = False
+
+    @property
+    def urls(self) -> list[str]:
+        """Each way to the cluster: by the node of the process, by that of a directory, by members over HTTP."""
+        members = f"raftsvc://{','.join(self.addrs)}?key_file={self.key_file}"
+        return ["raftsvc://", f"raftsvc://{self.cluster}", members]
 
 
 class Command(NamedTuple):
@@ -77,6 +85,8 @@ class Suite:
     command:  makes what is run of where it does.
     skips:    why tests are skipped, by a pattern that is found in the test's name.
     left_out: why others of the host's tests are not run at all, by what they are.
+    own:      tests of the project that take the host, run after those of the host in its environment.
+    is_short: whether it is among those that `--short` runs.
     read:     makes outcomes of the report.
     """
 
@@ -88,7 +98,15 @@ class Suite:
     others: Sequence[str] = ()
     skips: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    own: Sequence[str] = ()
+    is_short: bool = False
     read: Callable[[Path], list[Outcome]] = read_junit
+
+    def release_for(self, version: str) -> str:
+        """Of the host, for a Python `x.y`: that of the newest Python named here that is no newer."""
+        numbers = {tuple(map(int, each.split("."))): release for each, release in self.versions.items()}
+        wanted = tuple(map(int, version.split(".")))
+        return numbers[max((each for each in numbers if each <= wanted), default=min(numbers))]
 
     def reason_for(self, test: str) -> str | None:
         """Why that one is skipped; None: it should not be."""

@@ -17,7 +17,8 @@ SUITE = Suite(
     versions={"3.11": "9.1.0", "3.13": "9.1.0"},
     extras="tooz",
     # The tests import four other drivers.
-    others=("testtools", "fixtures", "ddt", "etcd3gw", "redis", "pymemcache", "sysv-ipc"),
+    others=("testtools", "fixtures", "ddt", "etcd3gw", "redis", "pymemcache", "sysv-ipc", "hypothesis"),
+    own=("tests/ext/test_tooz.py",),
     command=command,
     skips={
         "test_watch_join_group_disappear": "it runs for drivers of three classes that it names",

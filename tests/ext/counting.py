@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Host:
 
     def __init__(self, path: Path, port: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
         path.mkdir()
-        self._url = f"http://127.0.0.1:{port}/visits"
+        self.url = f"http://127.0.0.1:{port}"
         self._log = path / "log"
         environ = {**os.environ, **environ, "RAFTSVC_DIR": str(path / "data"), "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as log:
@@ -39,7 +39,7 @@ class Host:
 
         def visit() -> int:
             with suppress(requests.RequestException):
-                answer = requests.post(self._url, timeout=30)
+                answer = requests.post(f"{self.url}/visits", timeout=30)
                 if answer.status_code == 200:
                     return int(answer.json()["visits"])
             return 0
@@ -54,10 +54,11 @@ class Host:
         self._popen.wait(30)
 
 
-def lose_one(hosts: list[Host]) -> None:
-    """Count at all of them, lose the first, and go on."""
+def lose_one(hosts: Sequence[Host], meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Count at all of them, lose the first after `meanwhile`, and go on."""
     counts = [host.visit() for _ in range(4) for host in hosts]
     assert counts == sorted(set(counts)), "each visit has a number of its own, wherever it was counted"
+    meanwhile()
     hosts[0].lose()
     counts += [host.visit() for _ in range(4) for host in hosts[1:]]
     assert counts == sorted(set(counts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,18 +10,12 @@ import pytest
 
 from raftsvc import ConfigurationError
 from raftsvc.ext.cachelib import PREFIX, RaftCache
-from raftsvc.ext.nodes import TEMPORARY, one_node
+from raftsvc.ext.nodes import one_node
 from raftsvc.kv import CounterError
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 KEY, OTHER = "k" * 16, "o" * 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAFTSVC_DIR", TEMPORARY)
-        yield
-        one_node.stop()
 
 
 @pytest.fixture
@@ -65,6 +58,15 @@ def test_clear_leaves_what_is_others(cache: RaftCache) -> None:
     assert not any(mine.get_many(*map(str, range(250))))
     assert cache.get("theirs") == 1
     assert one_node.store()["cachet"] == b"kept"
+
+
+@pytest.mark.parametrize("key", ["k" * 5000, "\udc80", "k" * 5000 + "\udc80"])
+def test_a_key_may_be_whatever_a_client_sent(cache: RaftCache, key: str) -> None:
+    assert cache.get(key) is None
+    assert cache.set(key, 1)
+    assert cache.get_dict(key, key + "l") == {key: 1, key + "l": None}
+    assert cache.inc(key) == 2
+    assert cache.delete(key) and not cache.has(key)
 
 
 def test_what_is_no_number_is_not_counted(cache: RaftCache) -> None:

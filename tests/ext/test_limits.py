@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from limits.storage import storage_from_string
 
 from raftsvc import ConfigurationError
-from raftsvc.ext.limits import RaftStorage, Window
-from raftsvc.ext.nodes import TEMPORARY, one_node
+from raftsvc.ext.limits import PREFIX, RaftStorage, Window
+from raftsvc.ext.nodes import one_node
+from raftsvc.kv import KeyValue, Value
 
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAFTSVC_DIR", TEMPORARY)
-        yield
-        one_node.stop()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
@@ -59,6 +55,44 @@ def test_a_long_key_counts_as_any_other(storage: RaftStorage) -> None:
     assert storage.incr("/" * 5000, 3600) == 1
     assert storage.get("/" * 5000) == 1
     assert storage.get("/" * 5001) == 0
+
+
+def test_a_key_may_be_whatever_a_client_sent(storage: RaftStorage) -> None:
+    assert [storage.incr("\udc80", 3600) for _ in range(2)] == [1, 2]
+    assert storage.acquire_sliding_window_entry("\udc80", 1, 3600)
+    assert not storage.acquire_sliding_window_entry("\udc80", 1, 3600)
+
+
+def test_a_count_is_forgotten_together_with_when_it_ends(storage: RaftStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(120):
+        storage.incr(f"{number}", 3600)
+    transaction = KeyValue.transaction
+
+    def do_and_look(self: KeyValue, *args: Any) -> int:
+        index = transaction(self, *args)
+        counts, ends = (len(self.list_stale(f"{PREFIX}{kind}/")) for kind in ("fixed", "ends"))
+        assert counts == ends, "else a hit just now would begin one of them, and go on with the other"
+        return index
+
+    monkeypatch.setattr(KeyValue, "transaction", do_and_look)
+    assert storage.reset() == 120
+    assert not one_node.store().list(PREFIX)
+
+
+def test_of_a_sliding_window_no_other_is_looked_at(storage: RaftStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a", "ab", "a/b"):
+        assert storage.acquire_sliding_window_entry(key, 1, 3600)
+    seen: list[int] = []
+    list_stale = KeyValue.list_stale
+
+    def look(self: KeyValue, prefix: str) -> dict[str, Value]:
+        found = list_stale(self, prefix)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(KeyValue, "list_stale", look)
+    assert not storage.acquire_sliding_window_entry("a", 1, 3600)
+    assert seen == [1]
 
 
 def test_a_window_ends_when_its_first_hit_said(storage: RaftStorage) -> None:
