@@ -49,10 +49,9 @@ _WAIT_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 1.0
 _CLAIM_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 15.0
+_LEAVE_SECONDS: Final = 2.5
 _MEMORY_SHARE: Final = 0.5
 """Of `keep`, how late a run may begin at most: clocks of hosts differ, and log time stands still at times."""
-_ROUNDING: Final = timedelta(microseconds=500)
-"""Times are told apart by milliseconds: an interval that is added again and again is not exact."""
 
 Submit = Callable[[Any, Sequence[datetime]], None]
 
@@ -126,13 +125,21 @@ class OncePerCluster:
         self._scheduler.start(paused=True)
         self._begin()  # else it is only logged that no thread can be started
 
+    def _leave(self) -> None:
+        """The node is about to stop: another process is to act at once, as nothing could be claimed here any more."""
+        self._stopping.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_LEAVE_SECONDS)
+
     def shutdown(self, wait: bool = True) -> None:
         """End the scheduler, and have another process act at once.  wait: for runs that are under way.
 
         As it is with the scheduler's own `shutdown`, but for having another act before these runs are over.
         """
+        self._switch(self._scheduler.pause)
         self._stopping.set()
         if self._scheduler.running:
+            self._scheduler.get_jobs()  # returns once what it was about to do is done, in which it fails if it is ended
             self._scheduler.shutdown(wait)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_STOP_SECONDS)
@@ -151,6 +158,9 @@ class OncePerCluster:
                 return
             self._thread.start()
             self._has_begun = True
+        before_stop = getattr(self._store.service, "before_stop", None)
+        if callable(before_stop):
+            before_stop(self._leave)
 
     def _end(self) -> None:
         """It was shut down, by whomever; a pause at the same moment does not have it go on."""
@@ -282,8 +292,7 @@ class OncePerCluster:
 
     def _key(self, job: Any, run_time: datetime) -> str:
         """Of the run, the same wherever it is due."""
-        slot = _slot(job.trigger, run_time) + _ROUNDING
-        moment = slot.astimezone(timezone.utc).isoformat(timespec="milliseconds")
+        moment = _slot(job.trigger, run_time).astimezone(timezone.utc).isoformat()
         return f"{self._election}/{as_part(job.id)}/{moment}"
 
 
@@ -298,5 +307,5 @@ def _slot(trigger: Any, run_time: datetime) -> datetime:
         return run_time
     plain = copy.copy(trigger)
     plain.jitter = None
-    found: datetime | None = plain.get_next_fire_time(None, run_time - timedelta(seconds=jitter) - 2 * _ROUNDING)
+    found: datetime | None = plain.get_next_fire_time(None, run_time - timedelta(seconds=jitter, milliseconds=1))
     return found or run_time

@@ -26,7 +26,7 @@ from raftsvc.ext import apscheduler
 from raftsvc.ext.acting import as_part, come_to_act
 from raftsvc.ext.apscheduler import OncePerCluster, _Run
 from raftsvc.ext.nodes import TEMPORARY, OneNode
-from raftsvc.kv import KeyValue
+from raftsvc.kv import Hold, KeyValue
 from tests.service.harness import eventually
 
 SOON = timedelta(seconds=0.3)
@@ -217,6 +217,22 @@ def test_a_scheduler_that_is_shut_down_by_others_has_another_act(sites: tuple[Si
     eventually(lambda: not one.gate._thread.is_alive(), "it takes part no more")
 
 
+def test_a_node_that_stops_has_another_act_at_once(
+    site: Site, store: KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.act()
+    released: list[str] = []
+    release = Hold.release
+
+    def note(hold: Hold, timeout: float = 5.0) -> bool:
+        released.append(hold.name)
+        return release(hold, timeout)
+
+    monkeypatch.setattr(Hold, "release", note)
+    store.service.stop()
+    assert released == ["election:apscheduler/jobs"]
+
+
 def test_a_pause_as_it_is_shut_down_does_not_have_it_go_on(site: Site) -> None:
     class Pausing(ThreadPoolExecutor):  # type: ignore[misc]
         """Is shut down when a thread that found the scheduler running pauses it."""
@@ -315,20 +331,6 @@ def test_a_run_is_the_same_whatever_a_process_draws_for_its_jitter(site: Site, t
     for _ in range(20):
         drawn = trigger.get_next_fire_time(None, datetime(2026, 3, 28, tzinfo=timezone.utc))
         assert site.gate._key(job, drawn) == slots[0]
-
-
-def test_runs_of_an_interval_are_the_same_wherever_it_was_counted_from(site: Site) -> None:
-    trigger = IntervalTrigger(seconds=0.1, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), timezone="UTC")
-    trigger.interval = timedelta(seconds=0.1)
-    trigger.interval_length = 0.1
-    job = SimpleNamespace(id="job", trigger=trigger)
-    added = trigger.get_next_fire_time(None, datetime(2026, 3, 28, tzinfo=timezone.utc))
-    for count in range(1, 1000):
-        added = trigger.get_next_fire_time(added, added)
-        found = trigger.get_next_fire_time(
-            None, datetime(2026, 3, 28, tzinfo=timezone.utc) + timedelta(seconds=0.1 * count - 0.05)
-        )
-        assert site.gate._key(job, added) == site.gate._key(job, found)
 
 
 def test_no_two_jobs_share_a_key(site: Site) -> None:
