@@ -199,12 +199,12 @@ class OncePerCluster:
     def _complain(self, why: str, failure: Exception | None = None) -> None:
         if why != self._complaint:
             self._complaint = why
-            logger.warning("scheduler %r %s; it is tried again", self._election, why, exc_info=failure)
+            logger.warning("the scheduler %r %s; it is tried again", self._election, why, exc_info=failure)
 
     def _act(self, hold: Hold) -> None:
         """As long as it is held."""
         self._hold = hold
-        logger.warning("scheduler %r of this process acts from now on", self._election)
+        logger.warning("the scheduler %r of this process acts from now on", self._election)
         try:
             self._switch(self._scheduler.resume)
             while hold.is_held and self._scheduler.running and not self._stopping.wait(_RETRY_SECONDS):
@@ -215,7 +215,7 @@ class OncePerCluster:
             if not self._scheduler.running:
                 self._stopping.set()
             hold.release()
-            logger.warning("scheduler %r of this process acts no more", self._election)
+            logger.warning("the scheduler %r of this process acts no more", self._election)
 
     def _try_again(self) -> None:
         """Begin what could not be claimed when it was due."""
