@@ -497,6 +497,11 @@ def test_pages_of_libraries_run_as_printed(name: str, make_snippets: Any, monkey
     try:
         if name == "docs/schedulers.md":
             snippets.known["kv"] = one_node.store()
+            programs = [next(snippets.blocks) for _ in range(3)]
+            snippets.blocks = iter(programs[:1])  # the others have servers that are not here
+            counts = [len([line for line in text.splitlines() if line.strip()]) for text in programs]
+            assert f"is {counts[0]} lines" in PAGES[name]
+            assert "That is {} and {} lines".format(*counts[1:]) in PAGES[name]
         snippets.run_all()
         if name == "docs/caches.md":
             with snippets.known["app"].app_context():
