@@ -121,8 +121,8 @@ class RaftBackend(BaseTaskBackend):
 
         It is durable when this returns.  Nothing is known of transactions of a database: see `on_commit` of Django's.
 
-        Raises ValueError or TypeError for arguments that are no JSON, or too large, and RaftError; after OutcomeUnknown,
-        whose notes have the id, it may be enqueued, and to do so again makes two.
+        Raises ValueError or TypeError for arguments that are no JSON, or too large, and RaftError.  After
+        OutcomeUnknown, whose notes have the id, it may be enqueued, and to do so again makes two.
         """
         self.validate_task(task)
         now = clock.now().timestamp()
@@ -275,7 +275,7 @@ def read(data: bytes) -> Record | None:
         record = json.loads(data)
     except ValueError:
         return None
-    is_one = isinstance(record, dict) and isinstance(record.get("func"), str) and _NEEDED <= record.keys()
+    is_one = isinstance(record, dict) and isinstance(record.get("func"), str) and record.keys() >= _NEEDED
     return record if is_one else None
 
 
@@ -290,7 +290,7 @@ def found_task(path: str) -> Task | None:
 
 def _task_with(task_class: type, task: Task | None, path: str, given: Mapping[str, Any]) -> Task:
     """A task with other values, and not judged anew: settings may be others than when it was enqueued."""
-    made = object.__new__(task_class if task is None else type(task))
+    made: Any = object.__new__(task_class if task is None else type(task))
     for each in fields(made):
         if each.name in given:
             value = given[each.name]

@@ -367,7 +367,9 @@ class Worker:
 
 
 def current_claim() -> Item:
-    """What the task that runs here has: `kv.if_held(current_claim())` is a condition of a transaction, `lost` is an event.
+    """What the task that runs here has: `kv.if_held(current_claim())` is a condition for a transaction.
+
+    Its `lost` is an event: another worker has the task, or will.
 
     Raises LookupError where no worker runs a task.
     """
