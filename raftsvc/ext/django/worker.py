@@ -174,7 +174,8 @@ class Claims:
             logger.error("task %s of queue %r is gone, or cannot be read: it is not run", task_id, self._queue)
             item.ack(gone, timeout=self._backend.wait)
             return None
-        if record.get("fence") == item.fence:
+        hold = [item.id, item.fence]  # the fence alone rises for each item by itself
+        if record.get("hold") == hold:
             return Begun(item, task_id, record)
         if len(record.get("workers", ())) >= self._backend.max_attempts:
             return Begun(
@@ -185,7 +186,7 @@ class Claims:
         record.update(
             status=TaskResultStatus.RUNNING.value,
             attempted=now,
-            fence=item.fence,
+            hold=hold,
             workers=[*record.get("workers", ()), self._worker],
         )
         changes = [if_held(item), *operations, if_not_modified(key, value.version), set_effect(key, dump(record))]
