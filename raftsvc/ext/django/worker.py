@@ -223,7 +223,7 @@ class Worker:
 
         Raises ValueError.
         """
-        for each, most in ((threads, _MAX_THREADS), (max_tasks or 1, 2**31)):
+        for each, most in ((threads, _MAX_THREADS), (1 if max_tasks is None else max_tasks, 2**31)):
             if type(each) is not int or not 0 < each <= most:
                 raise ValueError(f"that is a number from 1 to {most}, not {each!r:.100}")
         self.id = f"{socket.gethostname()[:60]}-{os.getpid()}-{get_random_string(8)}"
