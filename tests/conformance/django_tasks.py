@@ -25,7 +25,7 @@ SUITE = Suite(
     left_out={
         "test_using_correct_backend, test_get_backend": "of the class of another backend",
         "test_cannot_get_result, test_cannot_refresh_result, test_cannot_pass_run_after": "here one can",
-        "test_throws_keyboard_interrupt": "it ends the process that enqueues; here a task ends no worker, and has failed",
+        "test_throws_keyboard_interrupt": "it ends who enqueues; here a task ends no worker, and has failed",
         "tests/tasks/test_dummy_backend.py, test_custom_backend.py": "of other backends",
     },
 )

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raftsvc.ext.nodes import TEMPORARY, one_node
+from raftsvc.kv import KeyValue, start_from_env
+from tests.attached.hosts import ROOT, free_port
 
 django = pytest.importorskip("django")
 if find_spec("django.tasks") is None:
@@ -175,7 +184,6 @@ def test_queues_are_apart_and_so_are_backends(backend: Any) -> None:
 def test_two_workers_never_begin_the_same_task_however_old_what_they_see(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raftsvc.kv import KeyValue
     from tests.ext import jobs
 
     results = [jobs.add.enqueue(number, 0) for number in range(2)]
@@ -453,3 +461,92 @@ def test_a_check_says_that_the_command_is_not_there(backend: Any) -> None:
     assert list(backend.check()) == []
     with override_settings(INSTALLED_APPS=[]):
         assert [each.id for each in backend.check()] == ["raftsvc.W011"]
+
+
+SETTINGS = """
+SECRET_KEY = "a key of these tests"
+INSTALLED_APPS = ["raftsvc.ext.django"]
+"""
+SLOW = """
+
+
+@task
+def slow(path):
+    import os, pathlib, time
+    with open(path, "a") as file:
+        print(os.getpid(), file=file)
+    while not pathlib.Path(path + ".end").exists():
+        time.sleep(0.02)
+"""
+ENQUEUE = "from mysite.tasks import *; print(slow.enqueue('pids').id, welcome.enqueue(7).id)"
+
+
+class Project:
+    """As docs/tasks.md prints it, beside a node that this process has."""
+
+    def __init__(self, folder: Path) -> None:
+        printed = re.findall(r"```python\n# mysite/\w+.py\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
+        (folder / "mysite").mkdir()
+        options = 'TASKS["default"]["OPTIONS"] = {"ttl": 1.0}\n'
+        (folder / "mysite/settings.py").write_text(SETTINGS + printed[0] + options)
+        (folder / "mysite/tasks.py").write_text(printed[1] + SLOW)
+        self.folder = folder
+        addr = f"127.0.0.1:{free_port()}"
+        node = {"RAFTSVC_ADDR": addr, "RAFTSVC_INITIAL_CLUSTER": addr, "RAFTSVC_DIR": str(folder / "node")}
+        node["RAFTSVC_SECRET"] = "a secret of the tests, long enough"
+        path = os.pathsep.join([str(ROOT), str(folder)])
+        self.environ = {**os.environ, **node, "PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+        self.store = start_from_env(node)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def work(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "django", "raft_worker", "--threads", "4"]
+        self.workers.append(subprocess.Popen(command, env=self.environ, cwd=self.folder))
+        return self.workers[-1]
+
+    def enqueue(self) -> list[str]:
+        command = [sys.executable, "-m", "django", "shell", "--verbosity", "0", "--command", ENQUEUE]
+        said = subprocess.run(command, env=self.environ, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        assert said.returncode == 0, said.stderr
+        return said.stdout.split()
+
+    def record(self, task_id: str) -> dict[str, Any]:
+        value = self.store.get(f"django/tasks/default/results/{task_id}")
+        assert value is not None
+        record: dict[str, Any] = json.loads(value.data)
+        return record
+
+    def pids(self) -> list[int]:
+        path = self.folder / "pids"
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait(60)
+        self.store.service.stop()
+
+
+@pytest.fixture
+def a_project(tmp_path: Path) -> Iterator[Project]:
+    made = Project(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.mark.processes
+def test_what_a_killed_worker_had_is_begun_by_another_which_ends_in_order(a_project: Project) -> None:
+    slow, welcome = a_project.enqueue()
+    first = a_project.work()
+    eventually(a_project.pids)
+    eventually(lambda: a_project.record(welcome)["status"] == "SUCCESSFUL")
+    second = a_project.work()
+    first.kill()
+    eventually(lambda: len(a_project.pids()) == 2)
+    assert a_project.pids() == [first.pid, second.pid]
+    second.send_signal(signal.SIGTERM)
+    (a_project.folder / "pids.end").touch()
+    assert second.wait(60) == 0
+    record = a_project.record(slow)
+    assert (record["status"], len(record["workers"])) == ("SUCCESSFUL", 2)
+    assert (a_project.record(welcome)["value"], len(a_project.record(welcome)["workers"])) == ("welcome, 7", 1)
