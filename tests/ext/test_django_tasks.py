@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from raftsvc.errors import OutcomeUnknown
 from raftsvc.ext.nodes import TEMPORARY, one_node
-from raftsvc.kv import KeyValue, start_from_env
+from raftsvc.kv import ConflictError, KeyValue, LostError, start_from_env
 from tests.attached.hosts import ROOT, free_port
 
 django = pytest.importorskip("django")
@@ -56,15 +57,18 @@ def project() -> Iterator[None]:
 
 
 @pytest.fixture
-def backend() -> Iterator[Any]:
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from django.tasks import task_backends
 
-    from raftsvc.ext.django import kv
+    from raftsvc.ext.django import kv, worker
     from tests.ext import jobs
 
+    monkeypatch.setattr(worker, "_GET_SECONDS", 0.3)  # else threads of workers that ended would wait, and take items
+    monkeypatch.setattr(worker, "_RETRY_SECONDS", 0.1)
     jobs.ran.clear()
     jobs.go_on.clear()
     yield task_backends["default"]
+    eventually(lambda: not [each for each in threading.enumerate() if each.name.startswith("raftsvc-task-")])
     assert kv.list("django/tasks/default/queues/") == {}, "what is finished leaves nothing but its result"
     assert [task_backends["default"].queue(name).counts() for name in ("default", "other")] == [(0, 0)] * 2
 
@@ -184,11 +188,11 @@ def test_queues_are_apart_and_so_are_backends(backend: Any) -> None:
 def test_two_workers_never_begin_the_same_task_however_old_what_they_see(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from raftsvc.ext.django import start
     from tests.ext import jobs
 
     results = [jobs.add.enqueue(number, 0) for number in range(2)]
-    seen = KeyValue.list
-    first = seen(backend.queue("default")._store, backend.ready_prefix("default"))
+    first = start().list(backend.ready_prefix("default"))
     monkeypatch.setattr(KeyValue, "list", lambda self, *args, **kwargs: first)  # as of before any was begun
     workers = [claims(backend, "a"), claims(backend, "b")]
     begun = [each.begin(take(backend)) for each in workers]
@@ -221,6 +225,50 @@ def test_who_takes_over_goes_on_with_the_same_task_and_the_late_one_is_refused(b
     result.refresh()
     assert result.return_value == "kept" and result.attempts == 2
     assert run(backend, 1) and jobs.ran == [4]
+
+
+def test_to_begin_late_is_refused_by_the_cluster_too(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.ext import jobs
+
+    result = jobs.add.enqueue(1, 1)
+    late = take(backend)
+    late.nack()
+    item = take(backend)
+    begun = claims(backend, "next").begin(item)
+    monkeypatch.setattr(late, "ensure_held", lambda: None)  # as with a process that is stopped right after
+    with pytest.raises(LostError):
+        claims(backend, "late").begin(late)
+    assert claims(backend, "next").finish(begun, done(1)) is not None
+    result.refresh()
+    assert result.worker_ids == ["next"]
+
+
+def test_what_begins_a_task_and_arrives_after_another_was_begun_changes_nothing(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import start
+    from tests.ext import jobs
+
+    late: list[Any] = []
+    transaction = KeyValue.transaction
+
+    def lose_the_first(store: KeyValue, operations: Any, timeout: float = 10.0) -> int:
+        if late:
+            return transaction(store, operations, timeout)
+        late.extend(operations)
+        urgent.append(jobs.add.using(priority=100).enqueue(2, 2).id)
+        raise OutcomeUnknown("no answer in time")
+
+    jobs.add.enqueue(1, 1)
+    urgent: list[str] = []
+    monkeypatch.setattr(KeyValue, "transaction", lose_the_first)
+    worker = claims(backend, "a")
+    begun = worker.begin(take(backend))
+    assert [begun.id] == urgent
+    with pytest.raises(ConflictError):
+        transaction(start(), late)
+    assert worker.finish(begun, done(None)) is not None
+    assert run(backend, 1) and jobs.ran == [2]
 
 
 def test_a_task_whose_workers_all_died_has_failed_at_last(backend: Any) -> None:
