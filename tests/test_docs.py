@@ -48,6 +48,7 @@ ELSEWHERE = {
     "docs/operations.md": "tests/test_operations.py",
     "docs/operator.md": "tests/operator/test_access.py",
     "docs/security.md": "tests/test_tls.py",
+    "docs/tasks.md": "tests/ext/test_django_tasks.py",
     "README.md": "benchmarks/screen.py",
 }
 """Whose code a test of its own runs."""

@@ -146,6 +146,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("privates", "ext/django/node.py _TestState"): "nothing else of Django says that it tests",
     ("privates", "ext/django/sessions.py _get_session"): "Django has it for its engines",
     ("privates", "ext/django/sessions.py _get_new_session_key"): "likewise",
+    ("privates", "ext/django/management/commands/raft_worker.py _exit"): "it is public for all that it is called",
     ("privates", "transport/peer.py _pool_block"): "a Session does not say otherwise whether its pool waits",
     ("privates", "transport/stream.py _fp"): "urllib3 has no read that returns what has arrived, chunk by chunk",
     ("privates", "transport/stream.py _sock"): "nor does http.client show the connection under its file",

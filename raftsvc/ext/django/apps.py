@@ -13,7 +13,8 @@ class RaftConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks; this runs in commands, in both processes of a reloader and in a server's master too."""
-        from raftsvc.ext.django.checks import check_deployment, check_settings
+        from raftsvc.ext.django.checks import check_deployment, check_settings, check_tasks
 
         checks.register(check_settings)
+        checks.register(check_tasks)
         checks.register(check_deployment, deploy=True)

@@ -6,12 +6,15 @@ raftsvc.E002  the node's directory is where files are served from, or within
 raftsvc.E003  (--deploy) the node's directory is temporary: what the cluster knows would be gone with the process
 raftsvc.W004  (--deploy) no secret: whoever reaches the node may change all that it has
 raftsvc.W005  (--deploy) the cluster's secret is the project's SECRET_KEY
+raftsvc.E010  TASKS names a backend that takes Django 6, of which this version knows nothing
+raftsvc.W011  a backend of tasks is there, and the command of its workers is not (`raftsvc.ext.django.tasks`)
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Final
 
 from django.conf import settings
@@ -93,6 +96,21 @@ def _lines_of(path: str) -> list[str]:
             return [line.strip() for line in file]
     except (OSError, ValueError):
         return []  # which E001 says
+
+
+def check_tasks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """E010: Django before 6 has no tasks, and does not read TASKS."""
+    if find_spec("django.tasks") is not None:
+        return []
+    return [
+        Error(
+            f"TASKS has the backend {backend!r}, and tasks are new in Django 6.0: nothing is enqueued here.",
+            hint="pip install 'django>=6', on Python 3.12 or later.",
+            id="raftsvc.E010",
+        )
+        for params in getattr(settings, "TASKS", {}).values()
+        if (backend := str(params.get("BACKEND"))).startswith("raftsvc.")
+    ]
 
 
 def _served() -> Iterator[tuple[str, str]]:
