@@ -565,7 +565,7 @@ MUTANTS = (
     Mutant(
         "a node that a start began right before it was interrupted goes on",
         "formation.py",
-        "                node.undo_start()\n",
+        "                self._remains.node = node\n                node.undo_start()\n",
         "                self._store.unload()\n",
         test="service/test_interrupts.py::test_a_start_that_is_interrupted_right_after_it_began_something_ends_that",
     ),
