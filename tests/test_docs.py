@@ -603,6 +603,7 @@ def test_five_minutes_go_as_printed(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     logs = "\n".join(path.read_text()[-2000:] for path in [tmp_path / "stderr", *sorted(tmp_path.glob("?.log"))])
     assert len(printed) == len(steps) + 1, logs
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING raftsvc\S*: ", logs, re.MULTILINE), logs
     for (command, expected), found in zip(steps, printed, strict=False):
         if " members" in command:
             assert [line.split()[0] for line in found.splitlines()] == ["ID", "1", "2", "3"]

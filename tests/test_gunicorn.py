@@ -251,6 +251,8 @@ def test_what_peers_ask_does_not_count_for_the_time_to_replace_a_worker(tmp_path
                 "4",
                 "--max-requests",
                 "30",
+                "--max-requests-jitter",
+                "5",
                 "app:app",
             ],
             cwd=tmp_path,
@@ -264,11 +266,11 @@ def test_what_peers_ask_does_not_count_for_the_time_to_replace_a_worker(tmp_path
             stderr=output,
         )
 
-    def get(path: str) -> str:
+    def get(path: str, method: str = "GET") -> str:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return requests.get(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).text
+                return requests.request(method, f"http://127.0.0.1:{port}{path}", timeout=PATIENCE).text
             except requests.ConnectionError:
                 assert time.monotonic() < deadline and server.poll() is None, log.read_text()
                 time.sleep(0.05)
@@ -278,6 +280,7 @@ def test_what_peers_ask_does_not_count_for_the_time_to_replace_a_worker(tmp_path
         for _ in range(50):
             get("/raft/livez")
             get("/raft/status")
+            get("/raft/msg", "POST")
         assert get("/pid") == first, "it is the worker of before"
         deadline = time.monotonic() + PATIENCE
         while get("/pid") == first:  # those are the application's

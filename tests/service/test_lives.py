@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import random
 import shutil
 import threading
@@ -152,7 +153,9 @@ def test_a_copy_and_its_original_on_two_sides_of_a_cut_are_both_named_once_it_is
             third.service.exec(b"after", 1.0)
 
 
-def test_two_copies_that_count_alike_are_both_found_out(cluster: Cluster, trio: Trio, tmp_path: Path) -> None:
+def test_two_copies_that_count_alike_are_both_found_out(
+    cluster: Cluster, trio: Trio, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _, original, others = trio
     path = copy_of(original, tmp_path / "copy")
     original.service.stop()
@@ -162,6 +165,12 @@ def test_two_copies_that_count_alike_are_both_found_out(cluster: Cluster, trio: 
     eventually(lambda: any(names(m, original.status["node_id"]) for m in others), "who found it out says so")
     leader = eventually(lambda: next((m for m in others if m.is_leader), None), "one of the others leads")
     assert leader.service.exec(b"on", PATIENCE)
+
+    def errors() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+    eventually(lambda: sum("stops taking part" in text for text in errors()) == 2, "both are errors in the log")
+    assert any("stops taking part" not in text for text in errors()), "so is what others say of them"
 
 
 def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(
