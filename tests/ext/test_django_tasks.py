@@ -271,6 +271,106 @@ def test_what_begins_a_task_and_arrives_after_another_was_begun_changes_nothing(
     assert run(backend, 1) and jobs.ran == [2]
 
 
+def seen_before(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Whoever lists what is ready sees it as it is now, for as long as this lasts."""
+    from raftsvc.ext.django import start
+
+    ready = start().list(backend.ready_prefix("default"))
+    monkeypatch.setattr(KeyValue, "list", lambda self, *args, **kwargs: ready)
+
+
+def lose_one(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> list[Any]:
+    """The next transaction is not answered, and has not arrived: its operations, once it was asked for."""
+    late: list[Any] = []
+    transaction = KeyValue.transaction
+
+    def lose(store: KeyValue, operations: Any, timeout: float = 10.0) -> int:
+        late.extend(operations)
+        monkeypatch.setattr(KeyValue, "transaction", transaction)
+        meanwhile()
+        raise OutcomeUnknown("no answer in time")
+
+    monkeypatch.setattr(KeyValue, "transaction", lose)
+    return late
+
+
+def test_what_may_be_begun_once_and_was_begun_by_another_has_not_failed(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.ext import jobs
+
+    monkeypatch.setattr(backend, "max_attempts", 1)
+    results = [jobs.add.enqueue(number, 0) for number in range(2)]
+    with monkeypatch.context() as old:
+        seen_before(old, backend)
+        begun = [claims(backend, each).begin(take(backend)) for each in "ab"]
+    assert [(each.id, each.over) for each in begun] == [(each.id, "") for each in results]
+    for each in begun:
+        assert claims(backend, "c").finish(each, done(each.id)) is not None
+
+
+def test_what_was_finished_and_forgotten_since_it_was_seen_takes_no_item(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import kv
+    from tests.ext import jobs
+
+    results = [jobs.add.enqueue(number, 0) for number in range(2)]
+    first, second = claims(backend, "a"), claims(backend, "b")
+    with monkeypatch.context() as old:
+        seen_before(old, backend)
+        assert first.finish(first.begin(take(backend)), done(None)) is not None
+        del kv[backend.result_key(results[0].id)]  # as by a time to live that is over
+        begun = second.begin(take(backend))
+    assert begun is not None and begun.id == results[1].id
+    assert second.finish(begun, done(None)) is not None
+
+
+def test_what_begins_a_task_and_arrives_while_that_is_looked_for_is_found(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import start
+    from tests.ext import jobs
+
+    result = jobs.add.enqueue(1, 1)
+    late = lose_one(monkeypatch, lambda: None)
+    listed = KeyValue.list
+
+    def arrive(store: KeyValue, *args: Any, **kwargs: Any) -> Any:
+        if late:
+            start().transaction([late.pop(0) for _ in range(len(late))])
+        return listed(store, *args, **{**kwargs, "max_age": None})
+
+    monkeypatch.setattr(KeyValue, "list", arrive)
+    worker = claims(backend, "a")
+    begun = worker.begin(take(backend))
+    assert begun is not None and begun.id == result.id
+    assert worker.finish(begun, done(None)) is not None
+    result.refresh()
+    assert (result.status, result.attempts) == ("SUCCESSFUL", 1)
+
+
+@pytest.mark.parametrize("gone", ["result", "ready"])
+def test_what_does_away_with_an_item_and_arrives_after_a_task_was_begun_changes_nothing(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    from raftsvc.ext.django import kv, start
+    from tests.ext import jobs
+
+    lost = jobs.add.enqueue(1, 1)
+    (ready,) = kv.list(backend.ready_prefix("default"))
+    del kv[ready if gone == "ready" else backend.result_key(lost.id)]
+    urgent: list[str] = []
+    late = lose_one(monkeypatch, lambda: urgent.append(jobs.add.using(priority=100).enqueue(2, 2).id))
+    worker = claims(backend, "a")
+    begun = worker.begin(take(backend))
+    assert [begun.id] == urgent
+    with pytest.raises(ConflictError):
+        start().transaction(late)
+    assert worker.finish(begun, done(None)) is not None
+    assert run(backend, 1) and jobs.ran == []
+
+
 def test_a_task_whose_workers_all_died_has_failed_at_last(backend: Any) -> None:
     from tests.ext import jobs
 

@@ -147,10 +147,9 @@ class Claims:
                     # Late, after it was not known whether it came about, it must not have the item stand for another.
                     task_id = key.rsplit("/", 1)[1]
                     bound = [if_not_exists(mine), if_not_modified(key, value.version)]
+                    begun = [*bound, delete(key), set_effect(mine, task_id.encode())]
                     try:
-                        return self._run_from_now(
-                            item, task_id, *bound, delete(key), set_effect(mine, task_id.encode()), gone=delete(key)
-                        )
+                        return self._run_from_now(item, task_id, *begun, gone=[*bound, delete(key)])
                     except ConflictError as error:
                         if error.key == mine:
                             raise
@@ -158,26 +157,33 @@ class Claims:
             item.lost.wait(_PAUSE_SECONDS / 10)  # others begin all that was seen
             ready = {}
         logger.error("an item of queue %r stands for no task: keys below django/tasks/ were deleted", self._queue)
-        item.ack(timeout=self._backend.wait)
+        item.ack(if_not_exists(mine), timeout=self._backend.wait)
         return None
 
     def _go_on(self, item: Item, task_id: str) -> Begun | None:
         """Who had the item died, was cut off, or does not know that he had begun."""
-        return self._run_from_now(item, task_id, gone=delete(self._backend.begun_key(self._queue, item.id)))
+        return self._run_from_now(item, task_id, gone=[delete(self._backend.begun_key(self._queue, item.id))])
 
-    def _run_from_now(self, item: Item, task_id: str, *operations: Operation, gone: Operation) -> Begun | None:
-        """Have its record say so.  gone: what else is done away with if there is no such task."""
+    def _run_from_now(
+        self, item: Item, task_id: str, *operations: Operation, gone: Sequence[Operation]
+    ) -> Begun | None:
+        """Have its record say so.
+
+        operations: by which the item stands for it, none if it does; gone: those that come with the end of the item if
+        there is no such task.
+        """
         key = self._backend.result_key(task_id)
         value = start().get(key, self._backend.wait)
         record = None if value is None else read(value.data)
         if value is None or record is None:
             logger.error("task %s of queue %r is gone, or cannot be read: it is not run", task_id, self._queue)
-            item.ack(gone, timeout=self._backend.wait)
+            item.ack(*gone, timeout=self._backend.wait)
             return None
         hold = [item.id, item.fence]  # the fence alone rises for each item by itself
         if record.get("hold") == hold:
             return Begun(item, task_id, record)
-        if len(record.get("workers", ())) >= self._backend.max_attempts:
+        # What was ready when it was seen may be begun by another since: the operations say, and nothing else does.
+        if not operations and len(record.get("workers", ())) >= self._backend.max_attempts:
             return Begun(
                 item, task_id, record, f"it was begun {len(record['workers'])} times, and never came to its end"
             )
