@@ -406,6 +406,22 @@ def test_a_task_that_nobody_knows_any_more_has_failed_and_is_named(backend: Any)
     assert "'tests.ext.jobs.ran'" in found.errors[0].traceback
 
 
+def test_a_task_whose_module_raises_has_failed_and_ends_no_worker(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import kv
+    from tests.ext import jobs
+
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = jobs.add.enqueue(1, 1)
+    key = backend.result_key(result.id)
+    kv[key] = kv[key].replace(b"tests.ext.jobs.add", b"broken.add")
+    assert run(backend, 1)
+    found = backend.get_result(result.id)
+    assert found.status == "FAILED" and "'broken.add'" in found.errors[0].traceback
+
+
 @pytest.mark.parametrize("gone", ["result", "ready", "unreadable"])
 def test_keys_that_were_deleted_hold_up_nothing(backend: Any, gone: str) -> None:
     from raftsvc.ext.django import kv

@@ -24,6 +24,7 @@ Invariant: a queue has as many items as keys that are ready or begun.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -56,6 +57,8 @@ from raftsvc.ext.django.node import start
 from raftsvc.kv import ConflictError, Effect, delete, if_not_modified
 from raftsvc.kv import set as set_effect
 from raftsvc.recipes import Queue
+
+logger = logging.getLogger("raftsvc.ext")
 
 PREFIX: Final = "django/tasks/"
 """All that backends have is below it."""
@@ -280,10 +283,14 @@ def read(data: bytes) -> Record | None:
 
 
 def found_task(path: str) -> Task | None:
-    """The one that is there by that name; None if there is none: the code may be another than when it was enqueued."""
+    """The one that is there by that name; None if there is none: the code may be another than when it was enqueued.
+
+    Nor is there one where its module raises something: workers would end by it, each that has the task.
+    """
     try:
         found = import_string(path)
-    except ImportError:
+    except Exception as error:
+        logger.warning("task %r cannot be imported: %r", path, error)
         return None
     return found if isinstance(found, Task) else None
 

@@ -343,7 +343,7 @@ class Worker:
         if begun.over:
             changes = abandoned(begun.over)
         elif task is None:
-            changes = abandoned(f"this worker knows no task {path!r}: its code is another than where it was enqueued")
+            changes = abandoned(f"this worker has no task {path!r}: its code is another, or cannot be imported")
         else:
             task_started.send_robust(type(self._backend), task_result=result)
             token = _current.set(begun.item)
