@@ -53,6 +53,12 @@ def lose() -> str:
 
 
 @task
+def notice() -> None:
+    current_claim().lost.set()  # as where its worker ends, before any other has it
+    current_claim().ensure_held()
+
+
+@task
 def large(length: int) -> str:
     return "x" * length
 

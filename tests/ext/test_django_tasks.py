@@ -393,6 +393,18 @@ def test_what_comes_of_a_task_that_was_lost_is_not_kept_and_it_is_run_again(back
     assert (result.status, result.attempts) == ("FAILED", 2)
 
 
+def test_a_task_that_raises_because_it_is_lost_has_not_failed_and_is_begun_anew(backend: Any) -> None:
+    from tests.ext import jobs
+
+    result = jobs.notice.enqueue()
+    assert run(backend, 1)
+    result.refresh()
+    assert (result.status, result.attempts) == ("RUNNING", 1)
+    assert run(backend, 2)
+    result.refresh()
+    assert (result.status, result.attempts) == ("FAILED", 2) and "begun 2 times" in result.errors[0].traceback
+
+
 def test_a_task_that_nobody_knows_any_more_has_failed_and_is_named(backend: Any) -> None:
     from raftsvc.ext.django import kv
     from tests.ext import jobs

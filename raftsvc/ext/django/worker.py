@@ -350,6 +350,10 @@ class Worker:
             try:
                 changes = _succeeded(_called(result))
             except BaseException as raised:  # sys.exit() too: it is the task that ends by it, and no worker
+                if begun.item.lost.is_set():  # which may be all that it raised for
+                    logger.warning("task %s is given back, for it was lost here before it raised %r", begun.id, raised)
+                    begun.item.nack()
+                    return
                 error, changes = raised, _failed(raised)
             finally:
                 _current.reset(token)
