@@ -598,6 +598,27 @@ def test_a_full_store_refuses_more_and_finishes_what_it_has(backend: Any) -> Non
     assert results[1].status == "FAILED" and "not kept" in results[1].errors[0].traceback
 
 
+def test_a_full_store_has_room_for_each_attempt(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raftsvc.ext.django import kv
+    from raftsvc.kv import max_state_bytes
+    from tests.ext import jobs
+
+    monkeypatch.setattr(backend, "max_attempts", 5)
+    result = jobs.add.enqueue(1, 1)
+    kv.transaction([max_state_bytes(1)])
+    opened = threading.Timer(60, lambda: kv.transaction([max_state_bytes(None)]))  # else this would never end
+    opened.start()
+    try:
+        for number in range(5):
+            claims(backend, f"{number}" + "x" * 77).begin(take(backend)).item.nack()
+        assert opened.is_alive() and run(backend, 1)
+    finally:
+        opened.cancel()
+        kv.transaction([max_state_bytes(None)])
+    result.refresh()
+    assert (result.status, result.attempts) == ("FAILED", 5)
+
+
 def test_options_that_make_no_sense_are_refused() -> None:
     from raftsvc.ext.django.tasks import RaftBackend
     from raftsvc.ext.django.worker import Worker

@@ -11,7 +11,7 @@ What a backend keeps is below `django/tasks/NAME/`:
                                           is finished
     queues/QUEUE/later/DUE/RANK/ID        is not to be run before it is due
     queues/QUEUE/ready/RANK/ID            may be run; by its rank the most urgent is the first of these
-    queues/QUEUE/begun/ITEM               the task, by its id, for which an item of the queue stands
+    queues/QUEUE/begun/ITEM               the task, by its id, for which an item of the queue stands, and room
 
 and for all that is ready or begun there is an item, which says nothing, in a queue of the store (`raftsvc.recipes`) of
 the same name.  A worker is handed out an item and chooses a task for it, and they belong together from then on: whoever
@@ -71,7 +71,10 @@ _WAIT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _DUE_AT_ONCE: Final = 50
 _NEEDED: Final = {"func", "priority", "queue", "run_after", "status", "enqueued", "args", "kwargs"}
-_ROOM: Final = b" " * 512
+ATTEMPT_BYTES: Final = 128
+"""By so much at most a record grows each time that its task is begun anew."""
+ATTEMPTS_WITH_ROOM: Final = 5
+_ROOM: Final = b" " * (512 + (ATTEMPTS_WITH_ROOM - 1) * ATTEMPT_BYTES)
 """In what is ready, so that all together never grows when a task is begun: that must go on where the store is full."""
 
 Record = dict[str, Any]

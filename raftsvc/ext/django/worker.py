@@ -31,7 +31,16 @@ from django.utils.json import normalize_json
 
 from raftsvc.errors import InstructionTooLargeError, RaftError
 from raftsvc.ext.django.node import start
-from raftsvc.ext.django.tasks import RaftBackend, Record, dump, encoded, found_task, read
+from raftsvc.ext.django.tasks import (
+    ATTEMPT_BYTES,
+    ATTEMPTS_WITH_ROOM,
+    RaftBackend,
+    Record,
+    dump,
+    encoded,
+    found_task,
+    read,
+)
 from raftsvc.kv import (
     ConflictError,
     LostError,
@@ -97,7 +106,7 @@ class Claims:
             item.ensure_held()
             try:
                 known = start().get(self._backend.begun_key(self._queue, item.id), self._backend.wait)
-                return self._choose(item) if known is None else self._go_on(item, known.data.decode())
+                return self._choose(item) if known is None else self._go_on(item, known.data)
             except ConflictError:
                 continue
             except RaftError as error:
@@ -147,7 +156,8 @@ class Claims:
                     # Late, after it was not known whether it came about, it must not have the item stand for another.
                     task_id = key.rsplit("/", 1)[1]
                     bound = [if_not_exists(mine), if_not_modified(key, value.version)]
-                    begun = [*bound, delete(key), set_effect(mine, task_id.encode())]
+                    room = b" " * (ATTEMPT_BYTES * (min(self._backend.max_attempts, ATTEMPTS_WITH_ROOM) - 1))
+                    begun = [*bound, delete(key), set_effect(mine, task_id.encode() + room)]
                     try:
                         return self._run_from_now(item, task_id, *begun, gone=[*bound, delete(key)])
                     except ConflictError as error:
@@ -160,17 +170,20 @@ class Claims:
         item.ack(if_not_exists(mine), timeout=self._backend.wait)
         return None
 
-    def _go_on(self, item: Item, task_id: str) -> Begun | None:
+    def _go_on(self, item: Item, begun: bytes) -> Begun | None:
         """Who had the item died, was cut off, or does not know that he had begun."""
-        return self._run_from_now(item, task_id, gone=[delete(self._backend.begun_key(self._queue, item.id))])
+        mine = self._backend.begun_key(self._queue, item.id)
+        task_id = begun.split()[0]
+        less = set_effect(mine, task_id + begun[len(task_id) : -ATTEMPT_BYTES])
+        return self._run_from_now(item, task_id.decode(), less, gone=[delete(mine)], is_anew=True)
 
     def _run_from_now(
-        self, item: Item, task_id: str, *operations: Operation, gone: Sequence[Operation]
+        self, item: Item, task_id: str, *operations: Operation, gone: Sequence[Operation], is_anew: bool = False
     ) -> Begun | None:
         """Have its record say so.
 
-        operations: by which the item stands for it, none if it does; gone: those that come with the end of the item if
-        there is no such task.
+        operations: what else is done; gone: what is done away with, beside the item, if there is no such task.
+        is_anew:    the item stands for it, which was begun before.
         """
         key = self._backend.result_key(task_id)
         value = start().get(key, self._backend.wait)
@@ -183,7 +196,7 @@ class Claims:
         if record.get("hold") == hold:
             return Begun(item, task_id, record)
         # What was ready when it was seen may be begun by another since: the operations say, and nothing else does.
-        if not operations and len(record.get("workers", ())) >= self._backend.max_attempts:
+        if is_anew and len(record.get("workers", ())) >= self._backend.max_attempts:
             return Begun(
                 item, task_id, record, f"it was begun {len(record['workers'])} times, and never came to its end"
             )
