@@ -91,7 +91,7 @@ def test_a_whole_number_is_stored_as_such_and_counted(cache: Any) -> None:
 
 
 def test_what_cannot_be_counted_stays_as_it_is(cache: Any) -> None:
-    cache.set_many({"text": "a", "flag": True, "most": 2**63 - 1, "more": 2**63})
+    cache.set_many({"text": "a", "flag": True, "most": 2**63 - 1, "more": 2**63, "below": -5})
     with pytest.raises(ValueError, match="not found"):
         cache.incr("missing")
     with pytest.raises(ValueError, match="not found"):
@@ -107,15 +107,18 @@ def test_what_cannot_be_counted_stays_as_it_is(cache: Any) -> None:
     with pytest.raises(OverflowError):
         cache.incr("most", 2**64)
     with pytest.raises(OverflowError):
+        cache.incr("below", 2**63)  # the sum has 64 bits, and what is added has not
+    with pytest.raises(OverflowError):
         cache.decr("more")  # which is no number of 64 bits
     for delta in (1.5, True, "1"):
         with pytest.raises(TypeError, match="delta"):
             cache.incr("most", delta)
-    assert cache.get_many(["missing", "text", "flag", "most", "more"]) == {
+    assert cache.get_many(["missing", "text", "flag", "most", "more", "below"]) == {
         "text": "a",
         "flag": True,
         "most": 2**63 - 1,
         "more": 2**63,
+        "below": -5,
     }
 
 
