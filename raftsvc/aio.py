@@ -71,29 +71,41 @@ class Crew:
         future.add_done_callback(self._unfinished.discard)
         self._calls.put((future, function))
         if not self._has_begun:
-            self._has_begun = True  # before the thread, which says so if it did not come to be
+            self._has_begun = True
             try:
-                start_new_thread(self._start_another, ())
+                start_new_thread(self._begin, ())
             except RuntimeError as error:
                 self._has_begun = False
+                if self._count:  # those there are go on
+                    return future
                 future.cancel()
                 raise OverloadedError(f"no thread can be started: {error}") from error
         return future
 
-    def _start_another(self) -> None:
-        """Have a thread more, if there may be."""
+    def _begin(self) -> None:
+        """In a thread, which serves by itself if there can be none beside it: nobody else would for what was put."""
+        if not self._start_another():
+            with self._lock:
+                self._count += 1
+                self._waiting += 1
+            self._serve()
+
+    def _start_another(self) -> bool:
+        """Have a thread more, if there may be; whether there can."""
         with self._lock:
             if self._count >= self._max_threads:
-                return
+                return True
             self._count += 1
             self._waiting += 1
         try:
             threading.Thread(target=self._serve, name=_THREADS, daemon=True).start()
-        except RuntimeError:  # there can be no more; those there are go on
+        except RuntimeError:  # there can be no more now
             with self._lock:
                 self._count -= 1
                 self._waiting -= 1
-                self._has_begun = self._count > 0
+            self._has_begun = False  # the next call tries again: those there are may wait for long
+            return False
+        return True
 
     def _serve(self) -> None:
         while True:

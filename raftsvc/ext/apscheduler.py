@@ -59,7 +59,8 @@ Submit = Callable[[Any, Sequence[datetime]], None]
 class _Run:
     """A run that is due here.
 
-    is_unsure: whether it may have been claimed for this process, though nobody said so.
+    is_unsure: whether it may have been claimed here, though nobody said so.
+    mark:      what its claim says, and no other's: not that of a process forked from the same one either.
     """
 
     def __init__(self, submit: Submit, job: Any, run_time: datetime, key: str) -> None:
@@ -68,6 +69,7 @@ class _Run:
         self.run_time = run_time
         self.key = key
         self.is_unsure = False
+        self.mark = secrets.token_bytes(8)
 
 
 class OncePerCluster:
@@ -103,7 +105,6 @@ class OncePerCluster:
         self._store = store
         self._ttl = ttl
         self._keep = keep
-        self._mark = secrets.token_bytes(8)  # of the claims of this process
         self._hold: Hold | None = None
         self._stopping = threading.Event()
         self._switching = threading.RLock()  # guards the scheduler's state, whose listeners are called under it
@@ -271,7 +272,7 @@ class OncePerCluster:
             return None
         conditions = if_held(hold), if_not_exists(run.key)
         try:
-            self._store.set(run.key, self._mark, *conditions, ttl=self._keep, timeout=_CLAIM_SECONDS)
+            self._store.set(run.key, run.mark, *conditions, ttl=self._keep, timeout=_CLAIM_SECONDS)
         except ConflictError:
             return self._is_own(run) if run.is_unsure else False
         except LostError:
@@ -288,7 +289,7 @@ class OncePerCluster:
             found = self._store.get(run.key, _CLAIM_SECONDS)
         except RaftError:
             return None
-        return found is not None and found.data == self._mark
+        return found is not None and found.data == run.mark
 
     def _key(self, job: Any, run_time: datetime) -> str:
         """Of the run, the same wherever it is due."""

@@ -192,7 +192,7 @@ def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
 
 def _seconds(timeout: float | timedelta) -> int:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    return math.ceil(seconds)
+    return math.ceil(seconds) if seconds > 0 else math.floor(seconds)  # only 0 itself is for ever
 
 
 def _short(key: str) -> str:

@@ -159,6 +159,16 @@ def test_what_nobody_could_say_of_begins_once_it_is_known(
     assert len(set(asked)) == 1 < len(asked)
 
 
+def test_what_nobody_could_say_of_is_not_whosever_claim_there_is(site: Site) -> None:
+    site.act()
+    at = now()
+    due = SimpleNamespace(id="job", trigger=DateTrigger(at), misfire_grace_time=60)
+    other, unsure = (_Run(lambda *_: None, due, at, site.gate._key(due, at)) for _ in range(2))
+    assert site.gate._claim(other), "as in another process, forked from where this object was made"
+    unsure.is_unsure = True
+    assert site.gate._claim(unsure) is False
+
+
 def test_what_nobody_could_say_of_in_time_does_not_begin(
     site: Site,
     sites: tuple[Site, Site, list[str]],

@@ -82,6 +82,8 @@ def test_no_timeout_is_for_ever_and_a_negative_one_is_over(cache: RaftCache, tim
     assert cache.set("a", 1, timeout)
     assert cache.set("a", 2, -1)
     assert not cache.has("a")
+    assert cache.set("a", 3, timedelta(seconds=-0.1)), "as what is left of a time that is just over"
+    assert not cache.has("a")
 
 
 @pytest.mark.parametrize("options", [{}, {"key": "short"}, {"key": KEY, "key_file": "/f"}, {"key_file": "/none"}])

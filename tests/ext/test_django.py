@@ -67,6 +67,20 @@ def run_alone(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_was_said_before_tests_began_is_not_written_to_by_them(tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    run_alone(
+        "import django\nfrom django.conf import settings\n"
+        f"settings.configure(SECRET_KEY='s', RAFTSVC_DIR={str(node)!r}, RAFTSVC_ADDR='127.0.0.1:1',\n"
+        "    INSTALLED_APPS=['raftsvc.ext.django'])\n"
+        "django.setup()\nfrom raftsvc.ext.django import kv, mount\n"
+        "mount(lambda environ, start_response: [])  # as a module does that is imported to look for tests in it\n"
+        "from django.test.utils import setup_test_environment\nsetup_test_environment()\n"
+        "kv.set('a', b'1')\nassert kv.get('a').data == b'1'\n"
+    )
+    assert not node.exists(), "which may be the server's"
+
+
 def test_nothing_is_started_where_the_store_is_only_imported() -> None:
     run_alone(
         "import django\nfrom django.conf import settings\n"
@@ -91,7 +105,7 @@ def test_a_whole_number_is_stored_as_such_and_counted(cache: Any) -> None:
 
 
 def test_what_cannot_be_counted_stays_as_it_is(cache: Any) -> None:
-    cache.set_many({"text": "a", "flag": True, "most": 2**63 - 1, "more": 2**63})
+    cache.set_many({"text": "a", "flag": True, "most": 2**63 - 1, "more": 2**63, "below": -5})
     with pytest.raises(ValueError, match="not found"):
         cache.incr("missing")
     with pytest.raises(ValueError, match="not found"):
@@ -107,15 +121,18 @@ def test_what_cannot_be_counted_stays_as_it_is(cache: Any) -> None:
     with pytest.raises(OverflowError):
         cache.incr("most", 2**64)
     with pytest.raises(OverflowError):
+        cache.incr("below", 2**63)  # the sum has 64 bits, and what is added has not
+    with pytest.raises(OverflowError):
         cache.decr("more")  # which is no number of 64 bits
     for delta in (1.5, True, "1"):
         with pytest.raises(TypeError, match="delta"):
             cache.incr("most", delta)
-    assert cache.get_many(["missing", "text", "flag", "most", "more"]) == {
+    assert cache.get_many(["missing", "text", "flag", "most", "more", "below"]) == {
         "text": "a",
         "flag": True,
         "most": 2**63 - 1,
         "more": 2**63,
+        "below": -5,
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,27 @@ def test_what_was_not_begun_in_time_was_certainly_not_done(monkeypatch: pytest.M
 
     run(main())
     assert not done
+
+
+def test_what_is_put_where_hardly_a_thread_can_be_started_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "_crews", aio._Crews())
+    start = threading.Thread.start
+    is_short = True
+
+    def refuse(thread: threading.Thread) -> None:
+        if is_short and thread.name == aio._THREADS:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    leave = threading.Event()
+    assert aio.begin_wait(lambda: "called").result(PATIENCE) == "called", "by the one that could be"
+    waiting = aio.begin_wait(partial(leave.wait, PATIENCE))
+    eventually(waiting.running, "it waits")
+    is_short = False
+    assert aio.begin_wait(lambda: "called").result(PATIENCE) == "called", "beside the one that waits"
+    leave.set()
+    assert waiting.result(PATIENCE)
 
 
 def test_a_lock_is_exclusive_between_tasks_and_threads_and_its_fence_rises(store: KeyValue) -> None:

@@ -165,7 +165,7 @@ class RaftCache(BaseCache):
                 raise ValueError(f"Key {key!r} not found")
             if type(value) is not int:
                 raise TypeError(f"{key!r} has no whole number, but a value of the type {type(value).__name__}")
-            if not _is_counted(value) or not _is_counted(value + delta):
+            if not all(map(_is_counted, (value, delta, value + delta))):
                 raise OverflowError(f"{key!r} is counted within 64 bits: {value} and {delta} leave them")
             if not delta:
                 return value

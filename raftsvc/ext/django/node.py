@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from multiprocessing.util import Finalize
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ PREFIX: Final = "RAFTSVC_"
 _AFTER_OTHERS: Final = -100
 _tested_in: Final[set[int]] = set()
 """The processes, by their ids, that are ready to have a node for tests."""
+_readying: Final = threading.RLock()
 
 
 def environ_of_settings() -> dict[str, str]:
@@ -59,10 +61,16 @@ def start() -> KeyValue:
 
 def _begin_tests() -> None:
     """Have each process of `test --parallel` its own cluster, as it has its own databases, whatever its parent has."""
-    if multiprocessing.parent_process() is not None:
-        one_node.forget_parents()
-        Finalize(None, one_node.end, exitpriority=_AFTER_OTHERS)  # such a process may end without what atexit does
-    _tested_in.add(os.getpid())
+    with _readying:
+        if os.getpid() in _tested_in:
+            return
+        if not one_node.is_temporary:  # a module that was imported before tests began said so, or even used it
+            one_node.stop()
+            configure()
+        if multiprocessing.parent_process() is not None:
+            one_node.forget_parents()
+            Finalize(None, one_node.end, exitpriority=_AFTER_OTHERS)  # such a process may end without what atexit does
+        _tested_in.add(os.getpid())
 
 
 class _Store(LocalProxy[KeyValue]):
