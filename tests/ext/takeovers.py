@@ -20,6 +20,7 @@ from pathlib import Path
 
 from raftsvc.kv.remote import connect
 from tests.attached.hosts import ROOT, eventually, free_port
+from tests.ext.counting import environ_of
 
 ACTS = "acts from now on"
 WAYS = {"killed": signal.SIGKILL, "stopped in order": signal.SIGTERM, "frozen": signal.SIGSTOP}
@@ -37,9 +38,7 @@ class Place:
         self._kind = kind
         self._environ = {
             **os.environ,
-            "RAFTSVC_SECRET": "a secret of the tests, long enough",
-            "RAFTSVC_INITIAL_CLUSTER": ",".join(addrs),
-            "RAFTSVC_ADDR": addr,
+            **environ_of(addr, addrs),
             "RAFTSVC_DIR": str(self.directory),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}",
             "QUEUE": str(self.queue),

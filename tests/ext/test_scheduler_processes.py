@@ -16,6 +16,7 @@ import requests
 
 from raftsvc.kv.remote import connect
 from tests.attached.hosts import ROOT, eventually, free_port
+from tests.ext.counting import environ_of
 
 pytest.importorskip("apscheduler")
 pytest.importorskip("celery")
@@ -40,9 +41,7 @@ class Host:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._environ = {
             **os.environ,
-            "RAFTSVC_SECRET": "a secret of the tests, long enough",
-            "RAFTSVC_INITIAL_CLUSTER": ",".join(addrs),
-            "RAFTSVC_ADDR": addr,
+            **environ_of(addr, addrs),
             "RAFTSVC_DIR": str(self.directory),
             "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}",
             "QUEUE": str(self.queue),

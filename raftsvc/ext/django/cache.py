@@ -26,7 +26,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.encoding import force_bytes
 
 from raftsvc.errors import ConfigurationError
-from raftsvc.ext.batches import BATCH_OPERATIONS, do_all
+from raftsvc.ext.batches import delete_below, do_all
 from raftsvc.ext.django.node import start
 from raftsvc.ext.signing import MAX_NUMBER, MIN_NUMBER, Signing
 from raftsvc.kv import ConflictError, CounterError, Effect, delete, if_not_exists, if_not_modified
@@ -223,12 +223,9 @@ class RaftCache(BaseCache):
         return await sync_to_async(self.incr_version)(key, delta, version)
 
     def clear(self) -> None:
-        """Delete all of its location, a hundred at a time: what is added meanwhile may stay."""
-        store = start()
-        after = ""
-        while names := list(store.list(self._prefix, self._wait, limit=BATCH_OPERATIONS, after=after, max_bytes=2**20)):
-            do_all(store, [delete(name) for name in names], self._wait)
-            after = names[-1]
+        """Delete all of its location, in steps: what is added meanwhile may stay."""
+        for _ in delete_below(start(), self._prefix, self._wait):
+            pass
 
     def _name(self, key: str, version: int | None) -> str:
         """What it is stored by: of a key too long for the store, its beginning and its digest, which is no key's."""
