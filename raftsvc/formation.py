@@ -17,6 +17,7 @@ import secrets
 import threading
 import time
 from contextlib import contextmanager, suppress
+from os import getpid
 from typing import TYPE_CHECKING, Protocol
 
 from raftsvc import logs
@@ -153,7 +154,8 @@ class Membership:
 
         Raises ForkedError, StoppedError, UninitializedError; InsideStateError in the State's own code.
         """
-        self.home.check()
+        if getpid() != self.home.pid:  # as `home.check`, without a call: each operation comes by here
+            raise self.home.error()
         if self.stopped.is_set():
             raise StoppedError("the Service was stopped")
         node = self.node

@@ -1,16 +1,17 @@
 """What a process counts and times while it works, for people: nothing is decided by it.
 
 Here are the numbers that cannot be read off a node when somebody asks; all others are in its `status`, and
-`raftsvc.metrics` makes both into what monitors read.  None of these has a lock of its own: each is noted by whoever
-holds one anyway, or by one thread at a time, as it is said where it is made, or is a `Tally`.  They are looked at
-without any: what is seen is of a moment ago, and each picture is consistent in itself.
+`raftsvc.metrics` makes both into what monitors read.  Whoever notes something waits for nobody: a `Histogram`, an
+`Account` and a `Tally` are raised by any number of threads at once.  The other numbers are noted by whoever holds a
+lock anyway, as it is said where they are.  What is seen is of a moment ago, and each picture is consistent in itself.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, islice
 from threading import Lock
 from typing import Final
 
@@ -36,25 +37,47 @@ DONE: Final = "done"
 FAILED: Final = "failed"
 
 
-class Histogram:
-    """How often something took how long.  Noted by one thread at a time."""
+_FRESH: Final = 256
+"""So many durations are kept as they are: to sort them in together costs a tenth of what it does one by one."""
 
-    __slots__ = ("_bounds", "_counts", "_total")
+
+class Histogram:
+    """How often something took how long.  Any number of threads note at once."""
+
+    __slots__ = ("_bounds", "_counts", "_fresh", "_lock", "_total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """bounds: in ascending order; each counts what is at most that."""
         self._bounds = tuple(bounds)
+        self._fresh: deque[float] = deque()  # what was noted, and is not counted yet
+        self._lock = Lock()  # guards the two below, and who takes out of the one above
         self._counts = [0] * (len(self._bounds) + 1)
         self._total = 0.0
 
     def note(self, value: float) -> None:
         """It took so long once."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        self._fresh.append(value)
+        if len(self._fresh) >= _FRESH:
+            self.counted()
+
+    def counted(self) -> tuple[list[int], float]:
+        """How many fell below each bound and above the last, and the sum of all."""
+        with self._lock:
+            fresh = sorted(islice(iter(self._fresh.popleft, None), len(self._fresh)))
+            if fresh:
+                below = 0
+                for position, bound in enumerate(self._bounds):
+                    reached = bisect_right(fresh, bound)
+                    self._counts[position] += reached - below
+                    below = reached
+                self._counts[-1] += len(fresh) - below
+                self._total += sum(fresh)
+            return list(self._counts), self._total
 
     def picture(self) -> dict[str, object]:
         """Bounds, how many fell below each and above the last, and the sum; JSON-compatible."""
-        return {"bounds": list(self._bounds), "counts": list(self._counts), "sum": self._total}
+        counts, total = self.counted()
+        return {"bounds": list(self._bounds), "counts": counts, "sum": total}
 
 
 class Tally:
@@ -75,31 +98,35 @@ class Tally:
 
 
 class Account:
-    """How calls of one kind ended, and how long their callers waited.  Noted by one thread at a time."""
+    """How calls of one kind ended, and how long their callers waited.  Any number of threads note at once."""
 
-    __slots__ = ("_outcomes", "_seconds")
+    __slots__ = ("_ended",)
 
     def __init__(self, outcomes: Sequence[str]) -> None:
-        self._outcomes = dict.fromkeys(outcomes, 0)
-        self._seconds = Histogram(CALL_SECONDS)
+        self._ended = {outcome: Histogram(CALL_SECONDS) for outcome in outcomes}
 
     def note(self, outcome: str, seconds: float) -> None:
         """One ended so, after so long."""
-        self._outcomes[outcome] += 1
-        self._seconds.note(seconds)
+        self._ended[outcome].note(seconds)
 
     def picture(self) -> dict[str, object]:
         """JSON-compatible."""
-        return {"outcomes": dict(self._outcomes), "seconds": self._seconds.picture()}
+        counted = {outcome: found.counted() for outcome, found in self._ended.items()}
+        counts = [sum(below) for below in zip(*[counts for counts, _ in counted.values()], strict=True)]
+        total = sum([total for _, total in counted.values()])
+        return {
+            "outcomes": {outcome: sum(counts) for outcome, (counts, _) in counted.items()},
+            "seconds": {"bounds": list(CALL_SECONDS), "counts": counts, "sum": total},
+        }
 
 
 class Usage:
-    """What the callers of one process did.  The first three, and `refusals`, are noted under the lock of admission.
+    """What the callers of one process did.
 
     rounds:      reads that asked the leader; waits: those for an index that somebody was told.
-    futures:     of calls that nobody waited in; noted by those who complete them, under a lock of theirs.
-    lease_reads: reads that a lease answered at once, without a lock; to time them would cost as much as they do.
-    refusals:    callers for whom there was no place.
+    futures:     of calls that nobody waited in.
+    lease_reads: reads that a lease answered at once; to time them would cost as much as they do.
+    refusals:    callers for whom there was no place; noted under the lock of admission.
     """
 
     __slots__ = ("futures", "lease_reads", "proposals", "refusals", "rounds", "waits")
@@ -124,10 +151,10 @@ class Usage:
 
 
 class Records:
-    """What happened at one node since it was made.  Noted under the node's lock, save `syncs`.
+    """What happened at one node since it was made.  What is no `Histogram` is noted under the node's lock.
 
-    syncs:   of the log, each by who writes it, and one does at a time.
-    batches: of entries given to the State, by who applies.  entries: in all of them.
+    syncs:   of the log.
+    batches: of entries given to the State.  entries: in all of them.
     delays:  by how much ticks came later than they should.
     """
 

@@ -226,9 +226,8 @@ class _Futures:
                 is_earliest = not self._deadlines or deadline < self._deadlines[0][0]
                 heapq.heappush(self._deadlines, (deadline, promise.serial))
                 self._is_served = is_served = self._is_served or self._serve()
-            if is_full:
-                self._account.note(OVERLOADED, 0.0)
         if is_full:
+            self._account.note(OVERLOADED, 0.0)
             future.set_exception(OverloadedError(f"{MAX_ASYNC} calls of propose_async are on their way already"))
             return future
         if not is_served:
@@ -312,8 +311,7 @@ class _Futures:
                 error = _error_of_late(promise, timeout)
         except RaftError as unknown:
             error = unknown
-        with self._lock:
-            self._account.note(_name_of(promise, error), time.monotonic() - began)
+        self._account.note(_name_of(promise, error), time.monotonic() - began)
         if future.done() or not future.set_running_or_notify_cancel():
             return  # nobody wants to know, or somebody completed what is not his
         try:

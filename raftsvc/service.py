@@ -63,7 +63,7 @@ from raftsvc.measures import DONE, FAILED, Account
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.health import Condition
 from raftsvc.member.node import NodeOptions
-from raftsvc.member.participant import Participant
+from raftsvc.member.participant import Callers, Participant
 from raftsvc.member.waiters import Read
 from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
 from raftsvc.options import canonical_peers, check_state, check_tls, checked, is_direct
@@ -367,7 +367,7 @@ def _check_member(addr: object) -> None:
 
 
 def _await_read(
-    node: Participant,
+    callers: Callers,
     admission: Admission,
     account: Account,
     submit: Callable[[Read], None],
@@ -382,7 +382,7 @@ def _await_read(
     try:
         read = Read()
         submit(read)
-        if not node.callers.await_read(read, deadline):
+        if not callers.await_read(read, deadline):
             raise ReadTimeoutError(f"the read was not {what} within {timeout:g} s: {read.stage}")
         if read.error is None:
             ended = DONE
@@ -690,15 +690,15 @@ class Service:
         UninitializedError, EvictedError, ApplyHaltedError and others of RaftError.
         The State has then seen nothing it had not seen before.  Blocks.
         """
-        node = self._membership.require_node("wait_read")
+        callers = self._membership.require_node("wait_read").callers
         check_timeout(timeout)
-        if node.callers.is_current():
+        if callers.is_current():
             next(self._lease_reads)
             return
         if is_main_thread():
             return do_elsewhere(partial(self.wait_read, timeout), timeout, ReadTimeoutError)
-        usage, submit = self._admission.usage, node.callers.submit_read
-        _await_read(node, self._admission, usage.rounds, submit, timeout, "confirmed and applied")
+        admission = self._admission
+        _await_read(callers, admission, admission.usage.rounds, callers.submit_read, timeout, "confirmed and applied")
 
     def wait_applied(self, index: int, timeout: float = 5.0) -> None:
         """Return once reads of the local State see everything up to entry `index`, which some node was told of.
@@ -718,7 +718,7 @@ class Service:
         if is_main_thread():
             return do_elsewhere(partial(self.wait_applied, index, timeout), timeout, ReadTimeoutError)
         _await_read(
-            node,
+            node.callers,
             self._admission,
             self._admission.usage.waits,
             lambda read: node.callers.submit_expectation(read, index),

@@ -14,8 +14,9 @@ def check_timeout(timeout: object) -> None:
 
     Asked before anything is done: what cannot be added to the time of day would else be found out half-way.
     """
-    kind = type(timeout)
-    if kind is not float and kind is not int and (kind is bool or not isinstance(timeout, int | float)):
+    if type(timeout) is float and timeout < _MAX_SECONDS:  # as most are
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise ConfigurationError(f"a timeout is a number of seconds, not {timeout!r:.100}")
-    if not timeout < _MAX_SECONDS:  # type: ignore[operator]  # nor is NaN
+    if not timeout < _MAX_SECONDS:  # nor is NaN
         raise ConfigurationError(f"a timeout is a finite number of seconds, not {timeout!r:.100}")

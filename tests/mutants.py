@@ -1366,8 +1366,8 @@ MUTANTS = (
     Mutant(
         "an entry is judged before what is due by its time is gone",
         "kv/applying.py",
-        "        ):\n            self._have_expire(index, time_ms)\n",
-        "        ):\n            pass\n",
+        "        if not is_plain and content.is_due(time_ms):\n            self._have_expire(index, time_ms)\n",
+        "",
         test="kv/test_kv_expiry.py::test_what_is_due_is_gone_before_the_entry_that_is_after_it_is_judged",
     ),
     Mutant(
@@ -1486,7 +1486,7 @@ MUTANTS = (
     Mutant(
         "a write alone leaves a key with the lease that it had",
         "kv/applying.py",
-        "                if content.leased.size_bytes:\n                    content.leased.detach(key)\n",
+        "                    content.leased.detach(key)\n",
         "",
         test="kv/test_leased.py::test_whoever_sets_or_deletes_a_key_takes_it_from_its_lease",
     ),
@@ -1727,7 +1727,7 @@ MUTANTS = (
     Mutant(
         "a write alone leaves the ttl that there was",
         "kv/applying.py",
-        "                if content.expiries.next_ms != NEVER:\n                    content.expiries.set(key, 0)\n",
+        "                    content.expiries.set(key, 0)\n",
         "",
         test="kv/test_kv_expiry.py::test_a_write_without_a_ttl_ends_the_one_that_there_was",
     ),

@@ -97,6 +97,7 @@ def test_where_peers_have_a_port_of_their_own_all_may_wait_for_a_place(patient: 
     calls = [in_background(lambda: admission.enter(FAR)) for _ in range(6)]
     eventually(lambda: admission._queued == 6, "all wait")
     for _ in range(6):
+        eventually(lambda: admission.waiting, "somebody has a place")
         admission.leave()
     for call in calls:
         call()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ class Admission:
         hears_all: Callable[[], bool] = lambda: False,
     ) -> None:
         """hears_all: whether all that peers say comes through streams; asked only where places are short."""
+        # One item for each caller inside; anybody may take one out, and put one in where there is no limit.
+        self._inside: deque[None] = deque()
         self._lock = threading.Lock()  # guards all below
         self._freed = threading.Condition(self._lock)
         self._queued = 0
@@ -55,11 +58,15 @@ class Admission:
         self._limit = limit or 0
         self._pinned = 0
         self._reserved = 0
-        self.waiting = 0
         self.usage = Usage()
         """What callers of this process did."""
         if not self._is_fixed and host is not None:
             self._adopt(host)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait just now."""
+        return len(self._inside)
 
     @property
     def limit(self) -> int:
@@ -133,10 +140,13 @@ class Admission:
 
         Then `leave`, whatever happens.
         """
-        with self._lock:
-            if self._limit and self.waiting >= self._places(False):
-                self._await_place(min(deadline, time.monotonic() + PATIENCE_SECONDS))
-            self.waiting += 1
+        if self._limit:
+            with self._lock:
+                if len(self._inside) >= self._places(False):
+                    self._await_place(min(deadline, time.monotonic() + PATIENCE_SECONDS))
+                self._inside.append(None)
+        else:
+            self._inside.append(None)
 
     def _await_place(self, deadline: float) -> None:
         may_queue = self._has_listener or (not self._queued and (self._is_fixed or self._hears_all()))
@@ -155,11 +165,12 @@ class Admission:
 
     def leave(self, account: Account | None = None, outcome: str = "", seconds: float = 0.0) -> None:
         """Give the place back; `account`, one of `usage`, notes how what was done in it ended, and after how long."""
-        with self._lock:
-            self.waiting -= 1
-            if account is not None:
-                account.note(outcome, seconds)
-            if self._queued:
+        self._inside.pop()
+        if account is not None:
+            account.note(outcome, seconds)
+        # Who waits for a place says so, and only then looks whether there is one.
+        if self._queued:
+            with self._lock:
                 self._freed.notify()
 
     def __enter__(self) -> None:

@@ -6,6 +6,7 @@ due by its time is gone.  Until such an entry was applied here a key that is due
 Invariants:
 - A transaction takes effect within one hold of the lock.  What expires goes one key after another, and so does
   what a lease has that is ended.
+- While the content is plain (`Content.is_plain`) nothing is due, and a lone SET changes nothing but its key.
 - What an entry changes, by one instruction or by several, is in the history once all of it was applied, and as soon
   as whoever applies says so (`settle`); what is not yet is in `content.changes`.
 """
@@ -41,11 +42,12 @@ class Applying:
     complete:      up to which entry all of what was changed is in the history.
     """
 
-    __slots__ = ("_woken", "applied_index", "complete", "content", "history", "lock", "waiters")
+    __slots__ = ("_is_plain", "_woken", "applied_index", "complete", "content", "history", "lock", "waiters")
 
     def __init__(self, max_events: int, max_event_bytes: int) -> None:
         self.lock = threading.Lock()
         self.content = Content()
+        self._is_plain = True
         self.history = History(max_events, max_event_bytes)
         self.waiters = Waiters()
         self._woken: list[Signal] = []  # to be woken once what is applied together was applied
@@ -57,21 +59,16 @@ class Applying:
         content = self.content
         if len(content.changes) >= _MANY:
             self._note_before(index)
-        holds = content.holds
-        if (
-            content.expiries.next_ms <= time_ms
-            or content.limits.empty.next_ms <= time_ms
-            or (holds.size_bytes and holds.due_ms <= time_ms)
-        ):
+        is_plain = self._is_plain
+        if not is_plain and content.is_due(time_ms):
             self._have_expire(index, time_ms)
         lone = decode_lone_set(data)
-        if lone is not None and (not content.max_bytes or content.has_room(len(data))):
+        if lone is not None and (is_plain or not content.max_bytes or content.has_room(len(data))):
             key, value = lone
             with self.lock:
                 content.changes.append((index, WRITTEN, key, value, content.keys.set(key, value, index)))
-                if content.expiries.next_ms != NEVER:
+                if not is_plain:
                     content.expiries.set(key, 0)
-                if content.leased.size_bytes:
                     content.leased.detach(key)
                 self.applied_index = index
             return True
@@ -83,10 +80,13 @@ class Applying:
         order = decode_order(data) if is_order(data) else None
         conditions, effects = decode(data) if order is None else ([], [])
         with self.lock:
-            if order is not None:
-                answer = content.order(order, index, time_ms)
-            else:
-                answer = content.transact(conditions, effects, index, time_ms)
+            try:
+                if order is not None:
+                    answer = content.order(order, index, time_ms)
+                else:
+                    answer = content.transact(conditions, effects, index, time_ms)
+            finally:
+                self._is_plain = content.is_plain
             if not content.ending:
                 self.applied_index = index
         if content.ending:  # some under each hold of the lock, as with what expires
@@ -179,5 +179,6 @@ class Applying:
         """Have that content, as of entry `index`; returns those who waited."""
         with self.lock:
             self.content = content
+            self._is_plain = content.is_plain
             self.complete = self.applied_index = index
             return self.history.reset(index) + self.waiters.take_all()

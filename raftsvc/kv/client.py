@@ -396,7 +396,7 @@ class KeyValue:
         state = self._state
         if max_age is None and state is not None and not is_main_thread():  # as below, without the detour, as most are
             self._service.wait_read(timeout)
-            return state.get(name)
+            return state.peek(name)
         return self._reader.read(lambda shown: shown.get(name), max_age, timeout)
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 5.0) -> Value | None:

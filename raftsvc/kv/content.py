@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from raftsvc.kv import queues
-from raftsvc.kv.expiry import Expiries, deadline_of
+from raftsvc.kv.expiry import NEVER, Expiries, deadline_of
 from raftsvc.kv.history import DELETED, EXPIRED, WRITTEN, Change
 from raftsvc.kv.holds import CLAIM_BYTES, Holds, has_no_other, numbers_of
 from raftsvc.kv.leased import LeasedKeys
@@ -139,6 +139,21 @@ class Content:
         keys_bytes = self.keys.size_bytes + KEY_BYTES * len(self.keys) + self.leased.size_bytes
         held_bytes = self.holds.size_bytes + self.holds.items.size_bytes
         return keys_bytes + held_bytes + self.limits.size_bytes + self.runs.size_bytes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing here will ever be due, no key is anybody's, and all of it may grow: as with keys alone."""
+        is_bounded = bool(self.max_bytes or self.leased.size_bytes or self.holds.size_bytes)
+        return not is_bounded and self.expiries.next_ms == self.limits.empty.next_ms == NEVER
+
+    def is_due(self, time_ms: int) -> bool:
+        """Whether something is to expire by `time_ms`."""
+        holds = self.holds
+        return (
+            self.expiries.next_ms <= time_ms
+            or self.limits.empty.next_ms <= time_ms
+            or (holds.size_bytes > 0 and holds.due_ms <= time_ms)
+        )
 
     def has_room(self, instruction_bytes: int) -> bool:
         """Whether there is room for certain for what an instruction of that length sets one key to."""

@@ -157,8 +157,9 @@ class PagedMap:
             changed[position] = data
             start = position * _VERSION_BYTES
             former = before, _VERSION.unpack_from(versions, start)[0]
-            versions = versions[:start] + _VERSION.pack(version) + versions[start + _VERSION_BYTES :]
-            self._pages[number] = keys, tuple(changed), versions
+            numbers = bytearray(versions)
+            _VERSION.pack_into(numbers, start, version)
+            self._pages[number] = keys, tuple(changed), bytes(numbers)
             return former
         if len(keys) >= MAX_PAGE_KEYS:
             self._split(number, key)

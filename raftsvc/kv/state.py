@@ -225,6 +225,11 @@ class KeyValueState(BaseState):
         with self._applying.lock:
             return self._applying.content.keys.get(key)
 
+    def peek(self, key: str) -> Value | None:
+        """As `get`, for who is not on the main thread, and was told just now that this process applies."""
+        with self._applying.lock:
+            return self._applying.content.keys.get(key)
+
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
         """The values, all of one moment, of those `keys` that exist."""
         wanted = list(keys)

@@ -24,9 +24,10 @@ Used under the lock of the node, save for `highest`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from operator import itemgetter
 from typing import Final
 
 from raftsvc import logs
@@ -50,7 +51,7 @@ from raftsvc.member.sessions import VOID_LIFE
 from raftsvc.member.vigil import Vigil
 
 _MAX_STRANGERS: Final = 64
-_OP_AT, _OP_END = ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1
+_op_of = itemgetter(slice(ENTRY_OVERHEAD_BYTES, ENTRY_OVERHEAD_BYTES + 1))
 _FOUND_OUT: Final = "a member found out that it has two lives, or forgot one"
 _OF_LIVES: Final = frozenset((bytes([OPEN]), bytes([VOID])))
 
@@ -215,9 +216,11 @@ class Lives:
             "more. Stop every process that runs as that node, evict it, and join again with an empty directory"
         )
 
-    def logged(self, entries: Iterable[Entry]) -> None:
+    def logged(self, entries: Sequence[Entry]) -> None:
         """These are in the log from now on, or were found there and are not applied: what do they say of lives?"""
-        for entry in [e for e in entries if e[_OP_AT:_OP_END] in _OF_LIVES]:
+        if _OF_LIVES.isdisjoint(map(_op_of, entries)):
+            return
+        for entry in [e for e in entries if _op_of(e) in _OF_LIVES]:
             if len(entry) < INSTRUCTION_OFFSET or kind_of(entry) is not EntryKind.NORMAL:
                 continue
             op, member, nonce, counter, _ = ENVELOPE.unpack_from(entry, ENTRY_OVERHEAD_BYTES)

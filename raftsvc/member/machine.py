@@ -146,13 +146,14 @@ class Machine:
         `applied_index` is then the last entry that took effect, and `answers` holds those before it.
         """
         note_digest = self._fresh_digests.append
+        applied, applied_term, applied_time_ms = self.applied_index, self.applied_term, self.applied_time_ms
         try:
             for entry in entries:
                 index, term, time_ms, kind = place_of(entry)
-                if index <= self.applied_index:
+                if index <= applied:
                     continue  # a snapshot brought it
-                if index != self.applied_index + 1:
-                    raise RuntimeError(f"entry {index} would be applied after entry {self.applied_index}")
+                if index != applied + 1:
+                    raise RuntimeError(f"entry {index} would be applied after entry {applied}")
                 result = b""
                 if kind == _NORMAL:
                     result = self._apply_normal(entry, index, time_ms, answers)
@@ -163,13 +164,13 @@ class Machine:
                     self._pulse_ms = time_ms
                 self.digest = digest = crc32(result, crc32(entry, self.digest))
                 note_digest(digest)
-                self.applied_index = index
-                self.applied_term = term
-                self.applied_time_ms = time_ms
+                self.applied_index = applied = index  # at once, for who watches whether it goes on
+                applied_term, applied_time_ms = term, time_ms
                 if not index % _STRETCH:
                     give_way()
         finally:
-            self.state.set_applied_index(self.applied_index)
+            self.applied_term, self.applied_time_ms = applied_term, applied_time_ms
+            self.state.set_applied_index(applied)
 
     def _apply_normal(self, entry: Entry, index: int, time_ms: int, answers: list[Answer]) -> bytes:
         if len(entry) < INSTRUCTION_OFFSET:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from _thread import allocate_lock
 from contextlib import suppress
 from queue import SimpleQueue
 
@@ -21,8 +22,8 @@ class Waiter:
     __slots__ = ("_woken", "error", "stage")
 
     def __init__(self) -> None:
-        self._woken = threading.Lock()  # a semaphore: half the cost of an Event
-        self._woken.acquire()
+        self._woken = woken = allocate_lock()  # a semaphore: half the cost of an Event
+        woken.acquire()
         self.error: RaftError | None = None
         self.stage = ""
         """What it waited for when it was given up."""
@@ -62,7 +63,7 @@ class Call(Waiter):
 
     def __init__(self, instruction: bytes, listed: int = 0, op: int = INSTRUCTION) -> None:
         """listed: how many instructions it is the encoded list of, if it is one; else op is what it is."""
-        super().__init__()
+        Waiter.__init__(self)  # half the cost of `super()`, once for each operation
         self.instruction = instruction
         self.op = LIST if listed else op
         self.count = listed or 1
@@ -106,5 +107,5 @@ class Read(Waiter):
     __slots__ = ("index",)
 
     def __init__(self) -> None:
-        super().__init__()
+        Waiter.__init__(self)
         self.index = 0

@@ -217,7 +217,7 @@ class Consensus:
         log = engine.core.log
         own = [
             index_of(entry)
-            for entry in configs_among(log.newest_first())
+            for entry in configs_among(list(log.newest_first()))
             if index_of(entry) > log.commit_index and term_of(entry) == engine.core.term
         ]
         require(len(own) <= 1, f"node {engine.node_id} appended changes of membership at {own}, none of them committed")
