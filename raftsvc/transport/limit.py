@@ -16,6 +16,8 @@ _LEAST_BYTES: Final = 2 * 1024
 """What refuses less than that lets no node through."""
 _PATIENCE_SECONDS = 60.0
 _MOST_PATIENCE_SECONDS = 3600.0
+_REMEMBERED_SECONDS = 2 * _MOST_PATIENCE_SECONDS
+"""So long after something was refused last it counts, though nothing longer was sent."""
 
 
 class Limit(NamedTuple):
@@ -40,7 +42,7 @@ class BodyLimit:
     def known(self) -> Limit | None:
         """What there is, if something was refused; forgotten when nothing longer was sent for long."""
         limit = self._limit
-        return limit if limit and self._clock() - self._refused_at < 2 * _MOST_PATIENCE_SECONDS else None
+        return limit if limit and self._clock() - self._refused_at < _REMEMBERED_SECONDS else None
 
     def size_bytes(self) -> int:
         """How long a body may be now."""
