@@ -23,6 +23,8 @@ class Child:
         self._directory = str(parent.directory)
         self._pid = int(parent.ask("fork", {"how": how})["pid"])
         self._fd = os.pidfd_open(self._pid)
+        # Until then it is killed with its parent's group.
+        eventually(lambda: os.getpgid(self._pid) == self._pid, f"{self._name} has a group of its own", 30.0)
 
     def check(self) -> None:
         """Raise Trouble if it ended, or has anything of the node."""
