@@ -1983,7 +1983,7 @@ MUTANTS = (
         "member/lives.py",
         "        return Speaker.LATE\n",
         "        return Speaker.CURRENT\n",
-        kinds=_PUT_BACK_KINDS,
+        test="member/test_lives.py::test_a_later_start_follows_an_earlier_one_whose_last_words_come_late",
     ),
     Mutant(
         "a copy that was started more often than its original is believed",
