@@ -31,6 +31,7 @@ import tooz
 from tooz import coordination, locking, utils
 
 from raftsvc.errors import ConfigurationError, OutcomeUnknown, RaftError
+from raftsvc.ext.nodes import one_node
 from raftsvc.ext.urls import OPTIONS, Place
 from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, Value, delete, if_not_exists, if_not_modified
 from raftsvc.kv import set as set_effect
@@ -226,6 +227,9 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         self._store = self._place.store()
         self._is_ending = False
         try:
+            if self._place.is_own and one_node.listens:  # else the others reach it only once this has returned
+                with suppress(RaftError):  # which the next call says
+                    self._store.service.wait_formed()
             self._lease = self._store.lease(self._membership_seconds, keep=False)
         except BaseException:
             self._end()
