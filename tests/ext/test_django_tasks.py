@@ -452,6 +452,44 @@ def test_keys_that_were_deleted_hold_up_nothing(backend: Any, gone: str) -> None
     assert run(backend, 1) and jobs.ran == [4]
 
 
+def test_tasks_whose_keys_were_imported_are_run(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that has the keys as they were: no item stands for them, and one was begun by whoever is not here."""
+    from raftsvc.ext.django import kv, worker
+    from tests.ext import jobs
+
+    monkeypatch.setattr(worker, "_MISSING_SECONDS", 0.05)
+    results = [jobs.add.enqueue(1, number) for number in range(3)]
+    item = take(backend)
+    assert claims(backend, "one").begin(item) is not None
+    exported = kv.list("django/tasks/default/")
+    assert [key.split("/")[5] for key in exported if "/queues/" in key] == ["begun", "ready", "ready"]
+    item.nack()
+    assert run(backend, 3) and sorted(jobs.ran) == [1, 2, 3]
+    for key, value in exported.items():
+        kv[key] = value.data
+    with running(backend):
+        eventually(lambda: all(backend.get_result(each.id).status == "SUCCESSFUL" for each in results))
+    assert sorted(jobs.ran) == [1, 1, 2, 2, 3, 3]
+
+
+def test_what_was_finished_between_two_pages_of_an_export_is_not_run_again(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import kv, worker
+    from tests.ext import jobs
+
+    monkeypatch.setattr(worker, "_MISSING_SECONDS", 0.05)
+    result = jobs.add.enqueue(1, 1)
+    (exported,) = kv.list(backend.ready_prefix("default")).items()
+    assert run(backend, 1)
+    kv[exported[0]] = exported[1].data
+    kv[backend.begun_key("default", 7)] = b"%b  " % result.id.encode()
+    kv[backend.begun_key("default", 8)] = b"\xff"
+    with running(backend):
+        eventually(lambda: kv.list("django/tasks/default/queues/") == {})
+    assert jobs.ran == [2]
+
+
 def test_a_result_has_a_time_to_live_once_it_is_finished() -> None:
     from django.tasks import task_backends
     from django.tasks.exceptions import TaskResultDoesNotExist

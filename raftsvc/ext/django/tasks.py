@@ -18,7 +18,8 @@ the same name.  A worker is handed out an item and chooses a task for it, and th
 is handed out the same item again goes on with that task.  So the queue has workers wait and wakes one, takes from who
 died what he had, and gives the fence by which what is late is refused; and the names of keys have the order.
 
-Invariant: a queue has as many items as keys that are ready or begun.
+Invariant: a queue has as many items as keys that are ready or begun; but keys that were imported from elsewhere have
+none until a worker puts them (`put_missing`), and an item too many stands for no task, and is done away with.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from django.utils.module_loading import import_string
 
 from raftsvc.errors import OutcomeUnknown
 from raftsvc.ext.django.node import start
-from raftsvc.kv import ConflictError, Effect, delete, if_not_modified
+from raftsvc.kv import ConflictError, Effect, Operation, delete, if_not_modified
 from raftsvc.kv import set as set_effect
 from raftsvc.recipes import Queue
 
@@ -229,6 +230,54 @@ class RaftBackend(BaseTaskBackend):
                 self.queue(queue).put_many([b""] * len(due), *operations, timeout=self.wait)
             except ConflictError:
                 return now  # another worker did some of it
+
+    def put_missing(self, queue: str, seen: Mapping[str, int]) -> dict[str, int]:
+        """Have there be an item for what is ready or begun and has none, as keys have that were imported.
+
+        Of what is ready that is a guess: nobody had begun it since the last look, though no item was left over.  If an
+        item was on its way there is one too many, which does no harm.  What is begun has none for certain: there was
+        none at all after it was seen, and what does away with an item does away with it too.
+
+        seen: what this returned the last time, some seconds ago: what was ready, and which version.
+
+        Raises RaftError.
+        """
+        store, items = start(), self.queue(queue)
+        if items.counts(self.wait)[0]:
+            return {}
+        ready = store.list(self.ready_prefix(queue), self.wait, limit=_DUE_AT_ONCE)
+        begun = store.list(self._of(queue, "begun"), self.wait, limit=_DUE_AT_ONCE)
+        operations: list[Operation] = []
+        count = 0
+        for key, value in ready.items():
+            if seen.get(key) == value.version:
+                operations += [if_not_modified(key, value.version), set_effect(key, _ROOM)]
+                count += 1
+        if begun and items.counts(self.wait) == (0, 0):
+            for key, value in begun.items():
+                operations += [if_not_modified(key, value.version), delete(key)]
+                again = self._again(queue, value.data.partition(b" ")[0].decode(errors="replace"))
+                operations += again
+                count += len(again)
+        if operations:
+            logger.warning("queue %r has keys of tasks that no item stood for, imported ones: they get one", queue)
+            try:
+                if count:
+                    items.put_many([b""] * count, *operations, timeout=self.wait)
+                else:
+                    store.transaction(operations, self.wait)
+            except ConflictError:
+                return {}  # another worker did some of it
+        return {key: value.version for key, value in ready.items()}
+
+    def _again(self, queue: str, task_id: str) -> list[Effect]:
+        """What has a task be ready that was begun; nothing where there is no such task."""
+        value = start().get(self.result_key(task_id), self.wait)
+        record = None if value is None else read(value.data)
+        if record is None:
+            return []
+        moment = record["enqueued"] if record["run_after"] is None else max(record["enqueued"], record["run_after"])
+        return [self._ready(queue, _rank(record["priority"], moment), task_id)]
 
     def result_of(self, task_id: str, record: Record, task: Task | None) -> TaskResult:
         """As Django has it; task: None: there is no such function any more, and one stands for it that says so."""
