@@ -31,13 +31,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from typing import Any, Final
-from urllib.parse import quote
 
 try:
     from django.tasks import Task, TaskResult, TaskResultStatus
     from django.tasks.backends.base import BaseTaskBackend
     from django.tasks.base import TASK_MAX_PRIORITY, TaskError
-    from django.tasks.exceptions import TaskResultDoesNotExist
+    from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
     from django.tasks.signals import task_enqueued
 except ImportError as error:
     raise ImportError(
@@ -55,6 +54,7 @@ from django.utils.module_loading import import_string
 
 from raftsvc.errors import OutcomeUnknown
 from raftsvc.ext.django.node import start
+from raftsvc.ext.parts import as_part
 from raftsvc.kv import ConflictError, Effect, Operation, delete, if_not_modified
 from raftsvc.kv import set as set_effect
 from raftsvc.recipes import Queue
@@ -69,6 +69,8 @@ _ID_LENGTH: Final = 32
 _ID: Final = re.compile(rf"[A-Za-z0-9]{{{_ID_LENGTH}}}")
 _MAX_NAME: Final = 100
 _WAIT_SECONDS: Final = 5.0
+_LEAST_TTL_SECONDS: Final = 1.0
+_SHORTEST_SECONDS: Final = 0.001
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _DUE_AT_ONCE: Final = 50
 _NEEDED: Final = {"func", "priority", "queue", "run_after", "status", "enqueued", "args", "kwargs"}
@@ -110,7 +112,7 @@ class RaftBackend(BaseTaskBackend):
         options = dict(self.options or {})
         self.name = str(options.pop("name", alias))
         self.result_ttl = _seconds("result_ttl", options.pop("result_ttl", 86400.0))
-        self.ttl = _seconds("ttl", options.pop("ttl", 15.0)) or 15.0
+        self.ttl = _seconds("ttl", options.pop("ttl", 15.0), _LEAST_TTL_SECONDS) or 15.0
         self.time_limit = _seconds("time_limit", options.pop("time_limit", None))
         self.max_attempts = options.pop("max_attempts", 5)
         self.wait = _seconds("wait", options.pop("wait", None)) or _WAIT_SECONDS
@@ -119,9 +121,9 @@ class RaftBackend(BaseTaskBackend):
         if options:
             raise ImproperlyConfigured(f"there are no such OPTIONS of a backend of tasks: {', '.join(sorted(options))}")
         for each in (self.name, *self.queues):
-            if not isinstance(each, str) or not 0 < len(each) <= _MAX_NAME or not each.isprintable():
+            if not is_name(each):
                 raise ImproperlyConfigured(f"a name is a text of at most {_MAX_NAME} characters, not {each!r:.200}")
-        self._below = f"{PREFIX}{quote(self.name, safe='')}/"
+        self._below = f"{PREFIX}{as_part(self.name)}/"
 
     def enqueue(self, task: Task, args: Iterable[Any], kwargs: Mapping[str, Any]) -> TaskResult:
         """Have it run once, by whichever worker, not before its `run_after`.
@@ -180,6 +182,12 @@ class RaftBackend(BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id)
         return self.result_of(result_id, record, found_task(record["func"]))
 
+    def validate_task(self, task: Task) -> None:
+        """As Django's.  Raises InvalidTask, too, for a queue of any name whose name is too long."""
+        super().validate_task(task)
+        if not is_name(task.queue_name):
+            raise InvalidTask(f"the name of a queue has at most {_MAX_NAME} characters, not {task.queue_name!r:.200}")
+
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
         """For `manage.py check`: raftsvc.W011 where the command of the workers is not there."""
         if not apps.is_installed("raftsvc.ext.django"):
@@ -193,7 +201,7 @@ class RaftBackend(BaseTaskBackend):
 
     def queue(self, name: str) -> Queue:
         """Of the store: for each task of the queue that is ready or begun it has an item."""
-        return start().queue(f"{self._below}{quote(name, safe='')}", ttl=self.ttl, within=self.time_limit)
+        return start().queue(f"{self._below}{as_part(name)}", ttl=self.ttl, within=self.time_limit)
 
     def result_key(self, task_id: str) -> str:
         """Of the record of a task."""
@@ -305,10 +313,15 @@ class RaftBackend(BaseTaskBackend):
         return result
 
     def _of(self, queue: str, kind: str) -> str:
-        return f"{self._below}queues/{quote(queue, safe='')}/{kind}/"
+        return f"{self._below}queues/{as_part(queue)}/{kind}/"
 
     def _ready(self, queue: str, rank: str, task_id: str) -> Effect:
         return set_effect(f"{self.ready_prefix(queue)}{rank}/{task_id}", _ROOM)
+
+
+def is_name(text: object) -> bool:
+    """Whether a backend or a queue may be called that."""
+    return isinstance(text, str) and 0 < len(text) <= _MAX_NAME and text.isprintable()
 
 
 def encoded(value: object, what: str) -> bytes:
@@ -394,9 +407,11 @@ def _datetime(moment: float | None) -> datetime | None:
     return aware if settings.USE_TZ else clock.make_naive(aware, clock.get_default_timezone())
 
 
-def _seconds(name: str, value: Any) -> float | None:
+def _seconds(name: str, value: Any, least: float = _SHORTEST_SECONDS) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST_SECONDS:
-        raise ImproperlyConfigured(f"{name} is a number of seconds above 0, or None, not {value!r:.100}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _LONGEST_SECONDS:
+        raise ImproperlyConfigured(
+            f"{name} is a number of seconds from {least:g} to {_LONGEST_SECONDS:.0f}, or None, not {value!r:.100}"
+        )
     return float(value)

@@ -39,6 +39,7 @@ from raftsvc.ext.django.tasks import (
     dump,
     encoded,
     found_task,
+    is_name,
     read,
 )
 from raftsvc.kv import (
@@ -247,6 +248,9 @@ class Worker:
 
         Raises ValueError.
         """
+        for name in queues:
+            if not is_name(name):
+                raise ValueError(f"no queue can be called {name!r:.200}")
         for each, most in ((threads, _MAX_THREADS), (1 if max_tasks is None else max_tasks, 2**31)):
             if type(each) is not int or not 0 < each <= most:
                 raise ValueError(f"that is a number from 1 to {most}, not {each!r:.100}")
