@@ -685,9 +685,8 @@ def test_a_check_says_of_options_that_make_no_sense(backend: Any, options: dict[
 
     with override_settings(TASKS={"mail": {"BACKEND": BACKEND, "OPTIONS": options}, "other": {"BACKEND": "no.such"}}):
         (said,) = check_tasks(None)
-    assert (
-        said.id == "raftsvc.E012" and "mail" in said.msg and next(iter(options)) in said.msg.replace("a name", "name")
-    )
+    assert said.id == "raftsvc.E012"
+    assert "mail" in said.msg and next(iter(options)) in said.msg
     with override_settings(TASKS=TASKS):
         assert check_tasks(None) == []
 
