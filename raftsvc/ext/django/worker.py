@@ -190,13 +190,11 @@ class Claims:
         key = self._backend.result_key(task_id)
         value = start().get(key, self._backend.wait)
         record = None if value is None else read(value.data)
-        if record is not None and "finished" in record:  # as of an export: its keys are of several moments
-            logger.warning("task %s of queue %r is finished: it is not run again", task_id, self._queue)
+        if (
+            value is None or record is None or "finished" in record
+        ):  # of an export; or begun by another, which is a conflict
             item.ack(*gone, timeout=self._backend.wait)
-            return None
-        if value is None or record is None:
-            logger.error("task %s of queue %r is gone, or cannot be read: it is not run", task_id, self._queue)
-            item.ack(*gone, timeout=self._backend.wait)
+            logger.error("task %s of queue %r is gone, finished or unreadable: it is not run", task_id, self._queue)
             return None
         hold = [item.id, item.fence]  # the fence alone rises for each item by itself
         if record.get("hold") == hold:
