@@ -355,6 +355,14 @@ def counts_said(programs: list[str]) -> str:
     return "{} lines that bear code, {} and {}".format(*counts)
 
 
+def test_pages_say_how_long_examples_are() -> None:
+    said = re.findall(r"`examples/(\w+)\.py`[^.]* has (\d+) lines that bear code", "".join(PAGES.values()))
+    assert {name for name, _ in said} >= {"quotes", "shifts"}
+    for name, count in said:
+        text = (ROOT / "examples" / f"{name}.py").read_text().split('"""\n', 1)[1]
+        assert len([line for line in text.splitlines() if line.strip()]) == int(count), name
+
+
 def test_asgi_runs_as_printed(make_snippets: Any) -> None:
     pytest.importorskip("fastapi")
     snippets = make_snippets("docs/asgi.md")

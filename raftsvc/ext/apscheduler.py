@@ -39,7 +39,8 @@ from apscheduler.schedulers.base import STATE_STOPPED
 from apscheduler.schedulers.blocking import BlockingScheduler
 
 from raftsvc.errors import ConfigurationError, OutcomeUnknown, RaftError
-from raftsvc.ext.acting import as_part, come_to_act
+from raftsvc.ext.acting import come_to_act
+from raftsvc.ext.parts import as_part
 from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, if_held, if_not_exists
 
 logger = logging.getLogger("raftsvc.ext")

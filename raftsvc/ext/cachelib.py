@@ -30,8 +30,9 @@ PREFIX: Final = "cache/"
 """All that caches have is below it, so that none clears what is something else's."""
 MIN_KEY_BYTES: Final = 16
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
-_LONGEST_KEY_BYTES: Final = 800
+_LONGEST_KEY_BYTES: Final = 600
 """A key of the store has 1,024 at most, of which some are the prefix."""
+_LONGEST_PREFIX_BYTES: Final = 400
 
 Timeout: TypeAlias = "int | timedelta | None"
 
@@ -70,7 +71,7 @@ class RaftCache(BaseCache):
         """
         super().__init__(_seconds(default_timeout))
         self.ignore_delete_many_errors = ignore_delete_many_errors
-        self._key_prefix = key_prefix or ""
+        self._key_prefix = key_prefix if callable(key_prefix) else _checked_prefix(key_prefix or "")
         keys = _keys(key, key_file)
         self._signing = Signing("raftsvc.ext.cachelib", lambda: keys)
         self._place = Place(url)
@@ -160,7 +161,7 @@ class RaftCache(BaseCache):
         return self.inc(key, -delta)
 
     def _name(self, key: str) -> str:
-        prefix = self._key_prefix() if callable(self._key_prefix) else self._key_prefix
+        prefix = _checked_prefix(self._key_prefix()) if callable(self._key_prefix) else self._key_prefix
         return f"{PREFIX}{prefix}{_short(str(key))}"
 
     def _ttl(self, timeout: Timeout) -> float | None:
@@ -193,6 +194,18 @@ def _keys(key: str | Sequence[str] | None, path: str | None) -> list[bytes]:
 def _seconds(timeout: float | timedelta) -> int:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     return math.ceil(seconds) if seconds > 0 else math.floor(seconds)  # only 0 itself is for ever
+
+
+def _checked_prefix(prefix: str) -> str:
+    """Raises ConfigurationError for text that begins no key."""
+    try:
+        if len(prefix.encode()) <= _LONGEST_PREFIX_BYTES:
+            return prefix
+    except UnicodeEncodeError:
+        pass
+    raise ConfigurationError(
+        f"the prefix of a cache is text of at most {_LONGEST_PREFIX_BYTES} bytes as UTF-8, not {prefix!r:.100}"
+    )
 
 
 def _short(key: str) -> str:

@@ -31,7 +31,8 @@ from celery.beat import Scheduler as BeatScheduler
 from celery.schedules import schedule as Interval
 
 from raftsvc.errors import ConfigurationError, RaftError
-from raftsvc.ext.acting import as_part, come_to_act
+from raftsvc.ext.acting import come_to_act
+from raftsvc.ext.parts import as_part
 from raftsvc.ext.urls import Place
 from raftsvc.kv import Hold, KeyValue, LostError, if_held
 

@@ -121,7 +121,8 @@ class OneNode:
     def store(self) -> KeyValue:
         """The store of the node, which is started if it was not.
 
-        Raises what `raftsvc.kv.start_from_env` does; StoppedError if another thread is starting it, for long.
+        Raises what `raftsvc.kv.start_from_env` does; StoppedError if another thread is starting it, for long, or ended
+        it before it was started.
         """
         while True:
             home = self._home()
@@ -133,9 +134,7 @@ class OneNode:
             try:
                 if home.is_ended:  # while this waited
                     continue
-                if home.store is None:
-                    home.store = self._start(home)
-                return home.store
+                return self._begin(home) if home.store is None else home.store
             finally:
                 home.lock.release()
 
@@ -147,19 +146,18 @@ class OneNode:
     def end(self) -> None:
         """End it, if it was started in this process; by the same settings another begins when it is wanted.
 
-        Raises StoppedError if another thread is starting it, for long.
+        Raises StoppedError if another thread is starting it, for long, which then ends it once it is started.
         """
         home = self._homes.pop(os.getpid(), None)
         if home is None:
             return
-        # Who is starting it is waited for: it would be a node that nobody ends, in a directory that is gone.
+        home.is_ended = True  # before this waits, maybe in vain: whoever is starting it sees it afterwards
         if not home.lock.acquire(timeout=_WAIT_SECONDS):
-            raise StoppedError(f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s")
+            raise StoppedError(
+                f"the node of this process is being started, and was not within {_WAIT_SECONDS:g} s: it is ended then"
+            )
         try:
-            home.is_ended = True
-            if home.store is not None:
-                home.store.service.stop()
-            home.remove()
+            home.end()
         finally:
             home.lock.release()
 
@@ -172,6 +170,17 @@ class OneNode:
         pid = os.getpid()
         home = self._homes.get(pid)
         return home if home is not None else self._homes.setdefault(pid, _Home(pid))
+
+    def _begin(self, home: _Home) -> KeyValue:
+        """Start it, under its lock; end it again if that was asked for meanwhile, be it by a handler of a signal."""
+        try:
+            home.store = store = self._start(home)
+        finally:
+            if home.is_ended:
+                home.end()
+        if home.is_ended:
+            raise StoppedError("the node of this process was ended before it was started")
+        return store
 
     def _start(self, home: _Home) -> KeyValue:
         if not self.is_configured:
@@ -193,7 +202,7 @@ class _Home:
 
     store: None until it was started.
     directory: that was made for it; None: none was.
-    is_ended:  it has no other store than the one that was ended.
+    is_ended:  it has no other store than the one that was, or will be, ended.
     """
 
     def __init__(self, pid: int) -> None:
@@ -209,6 +218,14 @@ class _Home:
             self.directory = tempfile.mkdtemp(prefix="raftsvc-")
             atexit.register(self.remove)
         return self.directory
+
+    def end(self) -> None:
+        """End what was started."""
+        try:
+            if self.store is not None:
+                self.store.service.stop()
+        finally:
+            self.remove()
 
     def remove(self) -> None:
         """Remove the directory, if this process made it."""

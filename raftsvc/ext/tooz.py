@@ -25,12 +25,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes, urlencode
+from urllib.parse import unquote_to_bytes, urlencode
 
 import tooz
 from tooz import coordination, locking, utils
 
 from raftsvc.errors import ConfigurationError, OutcomeUnknown, RaftError
+from raftsvc.ext.nodes import one_node
+from raftsvc.ext.parts import as_part, exact_part
 from raftsvc.ext.urls import OPTIONS, Place
 from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, Value, delete, if_not_exists, if_not_modified
 from raftsvc.kv import set as set_effect
@@ -43,6 +45,8 @@ _ALL: Final = 2**20
 """So many may share a lock."""
 _LOOK_SECONDS: Final = 5.0
 _TIMEOUT_SECONDS: Final = 30.0
+_LEAST_SECONDS: Final = 1.0
+_MOST_SECONDS: Final = 24 * 3600.0
 _BATCH: Final = 100
 
 P = ParamSpec("P")
@@ -77,7 +81,8 @@ class RaftLock(locking.Lock):
         """Made by `RaftDriver.get_lock`."""
         super().__init__(name)
         self._driver = driver
-        self._claimed = f"{PREFIX}lock:{_quoted(name)}"
+        text = utils.to_binary(name, "utf-8").decode(errors="surrogateescape")
+        self._claimed = f"{PREFIX}lock:{as_part(text)}"
         self._ttl = ttl
         self._guard = threading.Lock()  # guards the list
         self._holds: list[Hold] = []
@@ -188,7 +193,7 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
     def __init__(self, member_id: bytes, parsed_url: Any, options: dict[str, Any]) -> None:
         """Made by `tooz.coordination.get_coordinator`; nobody is asked before `start`.
 
-        Raises ConfigurationError, a ValueError.
+        Raises ConfigurationError, a ValueError; ToozError for an id that is too long.
         """
         super().__init__(member_id, parsed_url, options)
         said = utils.collapse(options)
@@ -200,10 +205,14 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
             self._lock_seconds = float(said.pop("lock_timeout", timeout))
         except ValueError as error:
             raise ConfigurationError(f"timeouts are in seconds: {error}") from error
+        for seconds in (self._membership_seconds, self._lock_seconds):
+            if not _LEAST_SECONDS <= seconds <= _MOST_SECONDS:
+                raise ConfigurationError(f"timeouts are {_LEAST_SECONDS:g} to {_MOST_SECONDS:g} s, not {seconds:g}")
         unknown = said.keys() - OPTIONS - {"executor"}
         if unknown:
             raise ConfigurationError(f"{sorted(unknown)} are no options of this driver")
         self._member = utils.to_binary(member_id, "utf-8")
+        _quoted(self._member)
         self._store: KeyValue | None = None
         self._lease: Lease | None = None
         self._renewing = threading.Lock()  # before one is opened in its place
@@ -226,6 +235,9 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
         self._store = self._place.store()
         self._is_ending = False
         try:
+            if self._place.is_own and one_node.listens:  # else the others reach it only once this has returned
+                with suppress(RaftError):  # which the next call says
+                    self._store.service.wait_formed()
             self._lease = self._store.lease(self._membership_seconds, keep=False)
         except BaseException:
             self._end()
@@ -498,7 +510,10 @@ class RaftDriver(coordination.CoordinationDriverCachedRunWatchers, coordination.
 
 
 def _quoted(name: str | bytes) -> str:
-    return quote_from_bytes(utils.to_binary(name, "utf-8"), safe="")
+    try:
+        return exact_part(utils.to_binary(name, "utf-8"))
+    except ValueError as error:
+        raise tooz.ToozError(str(error)) from error
 
 
 def _head(group_id: bytes) -> str:

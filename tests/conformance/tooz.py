@@ -18,7 +18,7 @@ SUITE = Suite(
     extras="tooz",
     # The tests import four other drivers.
     others=("testtools", "fixtures", "ddt", "etcd3gw", "redis", "pymemcache", "sysv-ipc", "hypothesis"),
-    own=("tests/ext/test_tooz.py",),
+    own=("tests/ext/test_tooz.py", "tests/ext/test_tooz_example.py"),
     command=command,
     skips={
         "test_watch_join_group_disappear": "it runs for drivers of three classes that it names",

@@ -60,13 +60,29 @@ def test_clear_leaves_what_is_others(cache: RaftCache) -> None:
     assert one_node.store()["cachet"] == b"kept"
 
 
-@pytest.mark.parametrize("key", ["k" * 5000, "\udc80", "k" * 5000 + "\udc80"])
+@pytest.mark.parametrize("key", ["k" * 5000, "😀" * 100, "\udc80", "k" * 5000 + "\udc80"])
 def test_a_key_may_be_whatever_a_client_sent(cache: RaftCache, key: str) -> None:
     assert cache.get(key) is None
     assert cache.set(key, 1)
     assert cache.get_dict(key, key + "l") == {key: 1, key + "l": None}
     assert cache.inc(key) == 2
     assert cache.delete(key) and not cache.has(key)
+
+
+@pytest.mark.parametrize("key", ["k" * 5000, "k" * 600, "😀" * 100])
+def test_a_prefix_of_any_alphabet_has_room_for_any_key(key: str) -> None:
+    for prefix in ("😀" * 100, lambda: "😀" * 100):
+        cache = RaftCache(key=KEY, key_prefix=prefix)
+        assert cache.set(key, 1) and cache.get(key) == 1
+        assert cache.clear() and cache.get(key) is None
+
+
+@pytest.mark.parametrize("prefix", ["x" * 401, "😀" * 101, "\ud800"])
+def test_a_prefix_that_begins_no_key_is_refused(prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="at most 400 bytes"):
+        RaftCache(key=KEY, key_prefix=prefix)
+    with pytest.raises(ConfigurationError, match="at most 400 bytes"):
+        RaftCache(key=KEY, key_prefix=lambda: prefix).set("a", 1)
 
 
 def test_what_is_no_number_is_not_counted(cache: RaftCache) -> None:

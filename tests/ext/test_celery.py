@@ -201,7 +201,7 @@ def test_what_is_not_to_be_read_is_counted_from_now_on(store: KeyValue) -> None:
 
 
 def test_whatever_entries_are_named_they_are_sent(store: KeyValue) -> None:
-    names = ["x" * 2000, "\ud800", "a/b", "tasks.add(1, 2)"]
+    names = ["x" * 2000, "😀" * 100, "\ud800", "a/b", "tasks.add(1, 2)"]
     scheduler = beat(beat_schedule={name: {"task": name, "schedule": 60.0} for name in names})
     eventually(scheduler._acts, "it acts")
     scheduler.age()

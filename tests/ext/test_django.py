@@ -237,6 +237,18 @@ def test_many_are_written_in_batches_and_one_location_is_emptied(cache: Any) -> 
     assert caches["other"].get("kept") == 1
 
 
+@pytest.mark.parametrize("location", ["😀" * 100, "\ud800", "/" * 5000])
+def test_a_location_may_have_any_name(cache: Any, location: str) -> None:
+    from raftsvc.ext.django import RaftCache
+
+    named, other = (RaftCache(each, {"KEY_PREFIX": "😀" * 10}) for each in (location, location + "/"))
+    for each in (named, other):
+        each.set("😀" * 50, location)
+    named.clear()
+    assert (named.get("😀" * 50), other.get("😀" * 50)) == (None, location)
+    other.clear()
+
+
 def test_options_of_a_cache_that_make_no_sense_are_refused() -> None:
     from raftsvc.ext.django import RaftCache
 

@@ -452,6 +452,44 @@ def test_keys_that_were_deleted_hold_up_nothing(backend: Any, gone: str) -> None
     assert run(backend, 1) and jobs.ran == [4]
 
 
+def test_tasks_whose_keys_were_imported_are_run(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that has the keys as they were: no item stands for them, and one was begun by whoever is not here."""
+    from raftsvc.ext.django import kv, worker
+    from tests.ext import jobs
+
+    monkeypatch.setattr(worker, "_MISSING_SECONDS", 0.05)
+    results = [jobs.add.enqueue(1, number) for number in range(3)]
+    item = take(backend)
+    assert claims(backend, "one").begin(item) is not None
+    exported = kv.list("django/tasks/default/")
+    assert [key.split("/")[5] for key in exported if "/queues/" in key] == ["begun", "ready", "ready"]
+    item.nack()
+    assert run(backend, 3) and sorted(jobs.ran) == [1, 2, 3]
+    for key, value in exported.items():
+        kv[key] = value.data
+    with running(backend):
+        eventually(lambda: all(backend.get_result(each.id).status == "SUCCESSFUL" for each in results))
+    assert sorted(jobs.ran) == [1, 1, 2, 2, 3, 3]
+
+
+def test_what_was_finished_between_two_pages_of_an_export_is_not_run_again(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftsvc.ext.django import kv, worker
+    from tests.ext import jobs
+
+    monkeypatch.setattr(worker, "_MISSING_SECONDS", 0.05)
+    result = jobs.add.enqueue(1, 1)
+    (exported,) = kv.list(backend.ready_prefix("default")).items()
+    assert run(backend, 1)
+    kv[exported[0]] = exported[1].data
+    kv[backend.begun_key("default", 7)] = b"%b  " % result.id.encode()
+    kv[backend.begun_key("default", 8)] = b"\xff"
+    with running(backend):
+        eventually(lambda: kv.list("django/tasks/default/queues/") == {})
+    assert jobs.ran == [2]
+
+
 def test_a_result_has_a_time_to_live_once_it_is_finished() -> None:
     from django.tasks import task_backends
     from django.tasks.exceptions import TaskResultDoesNotExist
@@ -628,6 +666,7 @@ def test_options_that_make_no_sense_are_refused() -> None:
         for name, value in (
             *(("result_ttl", 0), ("result_ttl", "1"), ("ttl", -1), ("time_limit", True), ("max_attempts", 0)),
             *(("max_attempts", True), ("wait", float("nan")), ("name", ""), ("no_such", 1)),
+            *(("ttl", 0.9), ("ttl", 1e12), ("result_ttl", 1e-9), ("result_ttl", 1e12), ("time_limit", 1e-9)),
         )
     ]
     for params in (*wrong, {"QUEUES": ["x" * 200]}, {"QUEUES": ["a\n"]}):
@@ -636,6 +675,40 @@ def test_options_that_make_no_sense_are_refused() -> None:
     for options in ({"threads": 0}, {"threads": 1.0}, {"max_tasks": 0}, {"max_tasks": -1}):
         with pytest.raises(ValueError, match="a number from 1"):
             Worker(RaftBackend("default", {}), ["default"], **options)
+    with pytest.raises(ValueError, match="no queue can be called"):
+        Worker(RaftBackend("default", {"QUEUES": []}), ["x" * 101])
+
+
+@pytest.mark.parametrize("options", [{"ttl": 0.1}, {"result_ttl": 0}, {"name": "x" * 101}, {"no_such": 1}])
+def test_a_check_says_of_options_that_make_no_sense(backend: Any, options: dict[str, Any]) -> None:
+    from raftsvc.ext.django.checks import check_tasks
+
+    with override_settings(TASKS={"mail": {"BACKEND": BACKEND, "OPTIONS": options}, "other": {"BACKEND": "no.such"}}):
+        (said,) = check_tasks(None)
+    assert said.id == "raftsvc.E012"
+    assert "mail" in said.msg and next(iter(options)) in said.msg
+    with override_settings(TASKS=TASKS):
+        assert check_tasks(None) == []
+
+
+def test_names_may_be_of_any_alphabet() -> None:
+    from django.tasks import task_backends
+    from django.tasks.exceptions import InvalidTask
+
+    from tests.ext import jobs
+
+    name, other = "😀" * 100, "/" * 100
+    params = {"BACKEND": BACKEND, "QUEUES": [], "OPTIONS": {"name": name}}
+    with override_settings(TASKS={**TASKS, "any": params}):
+        backend = task_backends["any"]
+        due = jobs.add.using(backend="any", queue_name=other, run_after=datetime.now(timezone.utc))
+        results = [jobs.add.using(backend="any", queue_name=name).enqueue(1, 1), due.enqueue(1, 2)]
+        late = jobs.add.using(backend="any", queue_name=name, run_after=datetime.now(timezone.utc) + timedelta(days=1))
+        late.enqueue(1, 3)
+        assert run(backend, 2, name, other)
+        assert [backend.get_result(each.id).return_value for each in results] == [2, 3]
+        with pytest.raises(InvalidTask, match="at most 100 characters"):
+            jobs.add.using(backend="any", queue_name="x" * 101)
 
 
 def test_the_command_says_what_makes_no_sense(backend: Any) -> None:

@@ -58,9 +58,11 @@ def test_a_long_key_counts_as_any_other(storage: RaftStorage) -> None:
 
 
 def test_a_key_may_be_whatever_a_client_sent(storage: RaftStorage) -> None:
-    assert [storage.incr("\udc80", 3600) for _ in range(2)] == [1, 2]
-    assert storage.acquire_sliding_window_entry("\udc80", 1, 3600)
-    assert not storage.acquire_sliding_window_entry("\udc80", 1, 3600)
+    for key in ("\udc80", "😀" * 100):
+        assert [storage.incr(key, 3600) for _ in range(2)] == [1, 2]
+        assert storage.acquire_entry(key, 1, 3600) and not storage.acquire_entry(key, 1, 3600)
+        assert storage.acquire_sliding_window_entry(key, 1, 3600)
+        assert not storage.acquire_sliding_window_entry(key, 1, 3600)
 
 
 def test_a_count_is_forgotten_together_with_when_it_ends(storage: RaftStorage, monkeypatch: pytest.MonkeyPatch) -> None:

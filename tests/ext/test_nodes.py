@@ -122,34 +122,72 @@ def test_of_a_temporary_node_that_ended_nothing_is_kept(node: OneNode) -> None:
     assert home() is None
 
 
-def test_a_node_is_ended_after_it_was_started_by_another_thread(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_a_node_is_ended_after_it_was_started_by_another_thread(
+    node: OneNode, monkeypatch: pytest.MonkeyPatch, is_waited_for: bool
+) -> None:
     entered, leave = threading.Event(), threading.Event()
     begin = nodes._start_alone
 
     def begin_slowly(directory: str, options: Any) -> KeyValue:
         entered.set()
         assert leave.wait(60)
-        return begin(directory, options)
+        made.append(begin(directory, options))
+        return made[-1]
 
     monkeypatch.setattr(nodes, "_start_alone", begin_slowly)
     node.configure(ALONE, {})
-    found: list[KeyValue] = []
-    starting = threading.Thread(target=lambda: found.append(node.store()))
+    made: list[KeyValue] = []
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            node.store()
+        except StoppedError as error:
+            errors.append(error)
+
+    starting = threading.Thread(target=start)
     starting.start()
     assert entered.wait(60)
     directory = node._home().directory
-    ending = threading.Thread(target=node.end)
-    ending.start()
-    while node._homes:
-        ending.join(0.001)
-    leave.set()
+    if is_waited_for:
+        ending = threading.Thread(target=node.end)
+        ending.start()
+        while node._homes:
+            ending.join(0.001)
+        leave.set()
+        ending.join(60)
+    else:
+        monkeypatch.setattr(nodes, "_WAIT_SECONDS", 0.05)
+        with pytest.raises(StoppedError, match="it is ended then"):
+            node.end()
+        leave.set()
     starting.join(60)
-    ending.join(60)
+    assert "ended before it was started" in str(errors[0])
     with pytest.raises(StoppedError):
-        found[0].set("a", b"1")
+        made[0].set("a", b"1")
     assert directory is not None
     assert not Path(directory).exists()
-    assert node.store() is not found[0]
+    assert node.store() is not made[0]
+
+
+def test_what_is_ended_on_top_of_its_own_start_is_ended(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a handler of a signal."""
+    made: list[KeyValue] = []
+    begin = nodes._start_alone
+
+    def begin_beside_a_signal(directory: str, options: Any) -> KeyValue:
+        made.append(begin(directory, options))
+        node.end()
+        return made[-1]
+
+    monkeypatch.setattr(nodes, "_start_alone", begin_beside_a_signal)
+    node.configure(ALONE, {})
+    with pytest.raises(StoppedError, match="ended before it was started"):
+        node.store()
+    with pytest.raises(StoppedError):
+        made[0].set("a", b"1")
+    assert not node._homes
 
 
 def test_a_temporary_directory_is_gone_when_its_process_ends() -> None:

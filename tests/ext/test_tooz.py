@@ -14,7 +14,7 @@ import tooz
 from oslo_utils import netutils
 from tooz import coordination
 
-from raftsvc import NotApplied, ReadTimeoutError
+from raftsvc import ConfigurationError, NotApplied, ReadTimeoutError
 from raftsvc.ext.nodes import one_node
 from raftsvc.ext.tooz import PREFIX, RaftDriver
 from raftsvc.kv import KeyValue
@@ -98,6 +98,37 @@ def test_who_does_not_watch_an_election_is_not_elected(make: Make) -> None:
         driver.unwatch_elected_as_leader(b"group", lambda event: None)
     driver.run_watchers()
     assert driver.get_leader(b"group").get() is None
+
+
+@pytest.mark.parametrize("name", ["😀".encode() * 100, b"a/%2F", b"\xff\xed\xa0\x80"])
+def test_ids_may_be_any_bytes_and_are_given_back_as_they_were(make: Make, name: bytes) -> None:
+    driver = make(name)
+    driver.create_group(name).get()
+    driver.join_group(name).get()
+    assert (driver.get_groups().get(), driver.get_members(name).get()) == ([name], {name})
+    driver.watch_elected_as_leader(name, lambda _: None)
+    driver.run_watchers()
+    assert driver.get_leader(name).get() == name
+    lock, other = driver.get_lock(name), driver.get_lock(name * 50)
+    assert lock.acquire() and other.acquire() and not driver.get_lock(name).acquire(blocking=False)
+    assert lock.release() and other.release()
+
+
+def test_what_is_too_long_is_refused_and_nothing_is_written(make: Make) -> None:
+    with pytest.raises(tooz.ToozError, match="at most 400 bytes"):
+        make(b"x" * 401)
+    driver = make()
+    for call in (driver.create_group, driver.join_group, driver.get_members, driver.get_leader):
+        with pytest.raises(tooz.ToozError, match="at most 400 bytes"):
+            call("😀".encode() * 101).get()
+    assert not one_node.store().list(PREFIX)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, "nan", "inf", 1e6])
+def test_timeouts_that_no_cluster_takes_are_refused_at_once(make: Make, seconds: object) -> None:
+    for option in ("timeout", "membership_timeout", "lock_timeout"):
+        with pytest.raises(ConfigurationError, match="timeouts are"):
+            make(**{option: [seconds]})
 
 
 def test_who_was_not_heard_of_for_long_may_join_again(make: Make) -> None:

@@ -17,7 +17,6 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import quote
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -28,6 +27,7 @@ from django.utils.encoding import force_bytes
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.batches import delete_below, do_all
 from raftsvc.ext.django.node import start
+from raftsvc.ext.parts import as_part
 from raftsvc.ext.signing import MAX_NUMBER, MIN_NUMBER, Signing
 from raftsvc.kv import ConflictError, CounterError, Effect, delete, if_not_exists, if_not_modified
 from raftsvc.kv import set as set_effect
@@ -73,7 +73,7 @@ class RaftCache(BaseCache):
             raise ImproperlyConfigured(f"OPTIONS of the cache: {unknown} are none of {sorted(_OPTIONS)}")
         self._max_age = _seconds("max_age", options.get("max_age"))
         self._wait = _seconds("wait", options.get("wait")) or _WAIT_SECONDS
-        self._prefix = f"{PREFIX}{quote(str(location or ''), safe='')}/"
+        self._prefix = f"{PREFIX}{as_part(str(location or ''))}/"
 
     def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> float | None:
         """In seconds from now on, as the cluster counts them; None: for ever; 0: over."""

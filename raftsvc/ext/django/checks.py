@@ -7,6 +7,7 @@ raftsvc.E003  (--deploy) the node's directory is temporary: what the cluster kno
 raftsvc.W004  (--deploy) no secret: whoever reaches the node may change all that it has
 raftsvc.W005  (--deploy) the cluster's secret is the project's SECRET_KEY
 raftsvc.E010  TASKS names a backend that takes Django 6, of which this version knows nothing
+raftsvc.E012  an alias in TASKS has OPTIONS or QUEUES that make no sense
 raftsvc.W011  a backend of tasks is there, and the command of its workers is not (`raftsvc.ext.django.tasks`)
 """
 
@@ -21,6 +22,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - as Django names it
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.encoding import force_str
+from django.utils.module_loading import import_string
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.django.node import environ_of_settings, is_tested
@@ -99,9 +101,11 @@ def _lines_of(path: str) -> list[str]:
 
 
 def check_tasks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """E010: Django before 6 has no tasks, and does not read TASKS."""
+    """E010: Django before 6 has no tasks, and does not read TASKS.  E012: later ones read it when it is used."""
     if find_spec("django.tasks") is not None:
-        return []
+        return [
+            Error(f"TASKS[{alias!r}] makes no sense: {error}", id="raftsvc.E012") for alias, error in _wrong_backends()
+        ]
     return [
         Error(
             f"TASKS has the backend {backend!r}, and tasks are new in Django 6.0: nothing is enqueued here.",
@@ -111,6 +115,20 @@ def check_tasks(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for params in getattr(settings, "TASKS", {}).values()
         if (backend := str(params.get("BACKEND"))).startswith("raftsvc.")
     ]
+
+
+def _wrong_backends() -> Iterator[tuple[str, ImproperlyConfigured]]:
+    from raftsvc.ext.django.tasks import RaftBackend  # which takes Django 6
+
+    for alias, params in getattr(settings, "TASKS", {}).items():
+        try:
+            made = import_string(str(params.get("BACKEND")))
+            if isinstance(made, type) and issubclass(made, RaftBackend):
+                made(alias, params)
+        except ImportError:
+            pass  # which Django says
+        except ImproperlyConfigured as error:
+            yield alias, error
 
 
 def _served() -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ the same name.  A worker is handed out an item and chooses a task for it, and th
 is handed out the same item again goes on with that task.  So the queue has workers wait and wakes one, takes from who
 died what he had, and gives the fence by which what is late is refused; and the names of keys have the order.
 
-Invariant: a queue has as many items as keys that are ready or begun.
+Invariant: a queue has as many items as keys that are ready or begun; but keys that were imported from elsewhere have
+none until a worker puts them (`put_missing`), and an item too many stands for no task, and is done away with.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from typing import Any, Final
-from urllib.parse import quote
 
 try:
     from django.tasks import Task, TaskResult, TaskResultStatus
     from django.tasks.backends.base import BaseTaskBackend
     from django.tasks.base import TASK_MAX_PRIORITY, TaskError
-    from django.tasks.exceptions import TaskResultDoesNotExist
+    from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
     from django.tasks.signals import task_enqueued
 except ImportError as error:
     raise ImportError(
@@ -54,7 +54,8 @@ from django.utils.module_loading import import_string
 
 from raftsvc.errors import OutcomeUnknown
 from raftsvc.ext.django.node import start
-from raftsvc.kv import ConflictError, Effect, delete, if_not_modified
+from raftsvc.ext.parts import as_part
+from raftsvc.kv import ConflictError, Effect, Operation, delete, if_not_modified
 from raftsvc.kv import set as set_effect
 from raftsvc.recipes import Queue
 
@@ -68,6 +69,8 @@ _ID_LENGTH: Final = 32
 _ID: Final = re.compile(rf"[A-Za-z0-9]{{{_ID_LENGTH}}}")
 _MAX_NAME: Final = 100
 _WAIT_SECONDS: Final = 5.0
+_LEAST_TTL_SECONDS: Final = 1.0
+_SHORTEST_SECONDS: Final = 0.001
 _LONGEST_SECONDS: Final = 100 * 365 * 24 * 3600.0
 _DUE_AT_ONCE: Final = 50
 _NEEDED: Final = {"func", "priority", "queue", "run_after", "status", "enqueued", "args", "kwargs"}
@@ -109,7 +112,7 @@ class RaftBackend(BaseTaskBackend):
         options = dict(self.options or {})
         self.name = str(options.pop("name", alias))
         self.result_ttl = _seconds("result_ttl", options.pop("result_ttl", 86400.0))
-        self.ttl = _seconds("ttl", options.pop("ttl", 15.0)) or 15.0
+        self.ttl = _seconds("ttl", options.pop("ttl", 15.0), _LEAST_TTL_SECONDS) or 15.0
         self.time_limit = _seconds("time_limit", options.pop("time_limit", None))
         self.max_attempts = options.pop("max_attempts", 5)
         self.wait = _seconds("wait", options.pop("wait", None)) or _WAIT_SECONDS
@@ -118,9 +121,9 @@ class RaftBackend(BaseTaskBackend):
         if options:
             raise ImproperlyConfigured(f"there are no such OPTIONS of a backend of tasks: {', '.join(sorted(options))}")
         for each in (self.name, *self.queues):
-            if not isinstance(each, str) or not 0 < len(each) <= _MAX_NAME or not each.isprintable():
+            if not is_name(each):
                 raise ImproperlyConfigured(f"a name is a text of at most {_MAX_NAME} characters, not {each!r:.200}")
-        self._below = f"{PREFIX}{quote(self.name, safe='')}/"
+        self._below = f"{PREFIX}{as_part(self.name)}/"
 
     def enqueue(self, task: Task, args: Iterable[Any], kwargs: Mapping[str, Any]) -> TaskResult:
         """Have it run once, by whichever worker, not before its `run_after`.
@@ -179,6 +182,12 @@ class RaftBackend(BaseTaskBackend):
             raise TaskResultDoesNotExist(result_id)
         return self.result_of(result_id, record, found_task(record["func"]))
 
+    def validate_task(self, task: Task) -> None:
+        """As Django's.  Raises InvalidTask, too, for a queue of any name whose name is too long."""
+        super().validate_task(task)
+        if not is_name(task.queue_name):
+            raise InvalidTask(f"the name of a queue has at most {_MAX_NAME} characters, not {task.queue_name!r:.200}")
+
     def check(self, **kwargs: Any) -> Iterable[CheckMessage]:
         """For `manage.py check`: raftsvc.W011 where the command of the workers is not there."""
         if not apps.is_installed("raftsvc.ext.django"):
@@ -192,7 +201,7 @@ class RaftBackend(BaseTaskBackend):
 
     def queue(self, name: str) -> Queue:
         """Of the store: for each task of the queue that is ready or begun it has an item."""
-        return start().queue(f"{self._below}{quote(name, safe='')}", ttl=self.ttl, within=self.time_limit)
+        return start().queue(f"{self._below}{as_part(name)}", ttl=self.ttl, within=self.time_limit)
 
     def result_key(self, task_id: str) -> str:
         """Of the record of a task."""
@@ -230,6 +239,54 @@ class RaftBackend(BaseTaskBackend):
             except ConflictError:
                 return now  # another worker did some of it
 
+    def put_missing(self, queue: str, seen: Mapping[str, int]) -> dict[str, int]:
+        """Have there be an item for what is ready or begun and has none, as keys have that were imported.
+
+        Of what is ready that is a guess: nobody had begun it since the last look, though no item was left over.  If an
+        item was on its way there is one too many, which does no harm.  What is begun has none for certain: there was
+        none at all after it was seen, and what does away with an item does away with it too.
+
+        seen: what this returned the last time, some seconds ago: what was ready, and which version.
+
+        Raises RaftError.
+        """
+        store, items = start(), self.queue(queue)
+        if items.counts(self.wait)[0]:
+            return {}
+        ready = store.list(self.ready_prefix(queue), self.wait, limit=_DUE_AT_ONCE)
+        begun = store.list(self._of(queue, "begun"), self.wait, limit=_DUE_AT_ONCE)
+        operations: list[Operation] = []
+        count = 0
+        for key, value in ready.items():
+            if seen.get(key) == value.version:
+                operations += [if_not_modified(key, value.version), set_effect(key, _ROOM)]
+                count += 1
+        if begun and items.counts(self.wait) == (0, 0):
+            for key, value in begun.items():
+                operations += [if_not_modified(key, value.version), delete(key)]
+                again = self._again(queue, value.data.partition(b" ")[0].decode(errors="replace"))
+                operations += again
+                count += len(again)
+        if operations:
+            logger.warning("queue %r has keys of tasks that no item stood for, imported ones: they get one", queue)
+            try:
+                if count:
+                    items.put_many([b""] * count, *operations, timeout=self.wait)
+                else:
+                    store.transaction(operations, self.wait)
+            except ConflictError:
+                return {}  # another worker did some of it
+        return {key: value.version for key, value in ready.items()}
+
+    def _again(self, queue: str, task_id: str) -> list[Effect]:
+        """What has a task be ready that was begun; nothing where there is no such task."""
+        value = start().get(self.result_key(task_id), self.wait)
+        record = None if value is None else read(value.data)
+        if record is None:
+            return []
+        moment = record["enqueued"] if record["run_after"] is None else max(record["enqueued"], record["run_after"])
+        return [self._ready(queue, _rank(record["priority"], moment), task_id)]
+
     def result_of(self, task_id: str, record: Record, task: Task | None) -> TaskResult:
         """As Django has it; task: None: there is no such function any more, and one stands for it that says so."""
         given = {
@@ -256,10 +313,15 @@ class RaftBackend(BaseTaskBackend):
         return result
 
     def _of(self, queue: str, kind: str) -> str:
-        return f"{self._below}queues/{quote(queue, safe='')}/{kind}/"
+        return f"{self._below}queues/{as_part(queue)}/{kind}/"
 
     def _ready(self, queue: str, rank: str, task_id: str) -> Effect:
         return set_effect(f"{self.ready_prefix(queue)}{rank}/{task_id}", _ROOM)
+
+
+def is_name(text: object) -> bool:
+    """Whether a backend or a queue may be called that."""
+    return isinstance(text, str) and 0 < len(text) <= _MAX_NAME and text.isprintable()
 
 
 def encoded(value: object, what: str) -> bytes:
@@ -345,9 +407,11 @@ def _datetime(moment: float | None) -> datetime | None:
     return aware if settings.USE_TZ else clock.make_naive(aware, clock.get_default_timezone())
 
 
-def _seconds(name: str, value: Any) -> float | None:
+def _seconds(name: str, value: Any, least: float = _SHORTEST_SECONDS) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST_SECONDS:
-        raise ImproperlyConfigured(f"{name} is a number of seconds above 0, or None, not {value!r:.100}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= _LONGEST_SECONDS:
+        raise ImproperlyConfigured(
+            f"{name} is a number of seconds from {least:g} to {_LONGEST_SECONDS:.0f}, or None, not {value!r:.100}"
+        )
     return float(value)

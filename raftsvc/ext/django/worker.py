@@ -39,6 +39,7 @@ from raftsvc.ext.django.tasks import (
     dump,
     encoded,
     found_task,
+    is_name,
     read,
 )
 from raftsvc.kv import (
@@ -65,6 +66,7 @@ _GET_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.2
 _RETRY_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.25
+_MISSING_SECONDS: Final = 10.0
 _MAX_TRACEBACK: Final = 16 * 1024
 _MAX_THREADS: Final = 1000
 
@@ -166,7 +168,7 @@ class Claims:
             item.ensure_held()
             item.lost.wait(_PAUSE_SECONDS / 10)  # others begin all that was seen
             ready = {}
-        logger.error("an item of queue %r stands for no task: keys below django/tasks/ were deleted", self._queue)
+        logger.warning("an item of queue %r stands for no task: keys below django/tasks/ were deleted", self._queue)
         item.ack(if_not_exists(mine), timeout=self._backend.wait)
         return None
 
@@ -188,9 +190,11 @@ class Claims:
         key = self._backend.result_key(task_id)
         value = start().get(key, self._backend.wait)
         record = None if value is None else read(value.data)
-        if value is None or record is None:
-            logger.error("task %s of queue %r is gone, or cannot be read: it is not run", task_id, self._queue)
+        if (
+            value is None or record is None or "finished" in record
+        ):  # of an export; or begun by another, which is a conflict
             item.ack(*gone, timeout=self._backend.wait)
+            logger.error("task %s of queue %r is gone, finished or unreadable: it is not run", task_id, self._queue)
             return None
         hold = [item.id, item.fence]  # the fence alone rises for each item by itself
         if record.get("hold") == hold:
@@ -242,6 +246,9 @@ class Worker:
 
         Raises ValueError.
         """
+        for name in queues:
+            if not is_name(name):
+                raise ValueError(f"no queue can be called {name!r:.200}")
         for each, most in ((threads, _MAX_THREADS), (1 if max_tasks is None else max_tasks, 2**31)):
             if type(each) is not int or not 0 < each <= most:
                 raise ValueError(f"that is a number from 1 to {most}, not {each!r:.100}")
@@ -377,11 +384,16 @@ class Worker:
         _tell_finished(type(self._backend), self._backend.result_of(begun.id, record, task), error)
 
     def _make_due(self) -> None:
-        """What one more thread does: the next look is in a second."""
+        """What one more thread does: the next look is in a second, and for what lacks an item in some."""
+        seen: dict[str, dict[str, int]] = {queue: {} for queue in self._claims}
+        looks_at = dict.fromkeys(self._claims, 0.0)
         while not self._is_stopping:
             for queue in self._claims:
                 try:
                     self._backend.make_due(queue, time.time())
+                    if time.monotonic() >= looks_at[queue]:
+                        looks_at[queue] = time.monotonic() + _MISSING_SECONDS
+                        seen[queue] = self._backend.put_missing(queue, seen[queue])
                 except RaftError as error:
                     if not self._is_stopping:
                         logger.debug("what is due of queue %r cannot be asked for: %s", queue, error)

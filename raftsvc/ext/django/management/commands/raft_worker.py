@@ -64,7 +64,7 @@ class Command(BaseCommand):
         try:
             worker = Worker(backend, list(dict.fromkeys(queues)), options["threads"], options["max_tasks"])
         except ValueError as error:
-            raise CommandError(f"--threads or --max-tasks: {error}") from error
+            raise CommandError(f"--queue, --threads or --max-tasks: {error}") from error
 
         def stop(number: int, frame: object) -> None:
             worker.is_asked_to_stop = True
