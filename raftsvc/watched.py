@@ -128,15 +128,34 @@ class Watch:
 
     def __init__(self, files: Sequence[WatchedFiles], looked: Callable[[str], None]) -> None:
         """looked: called after each look, with what is wrong; it has to be quick."""
-        self._files = files
+        self.files = tuple(files)
+        """All that are looked at; replaced as a whole."""
         self._looked = looked
+        self._lock = threading.Lock()  # held while `files` is replaced and while the thread begins; no look takes it
+        self._is_begun = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raftsvc-files", daemon=True)
 
     def start(self) -> None:
         """Begin, unless it has, or there are no files.  Raises RuntimeError if no thread can be started."""
-        if self._files and self._thread.ident is None:
+        with self._lock:
+            self._is_begun = True
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        if self._is_begun and self.files and self._thread.ident is None and not self._stopping.is_set():
             self._thread.start()
+
+    def add(self, files: WatchedFiles) -> None:
+        """Look at these too, in the place of those of the same name.  Raises RuntimeError as `start` does."""
+        with self._lock:
+            self.files = (*(each for each in self.files if each.name != files.name), files)
+            self._start_thread()
+
+    def remove(self, files: WatchedFiles) -> None:
+        """Look at these no more.  Idempotent."""
+        with self._lock:
+            self.files = tuple(each for each in self.files if each is not files)
 
     def stop(self) -> None:
         """End; waits a moment at most, for a file system that hangs lets go of nobody.  Idempotent."""
@@ -146,7 +165,8 @@ class Watch:
 
     def look(self) -> None:
         """Look once.  What goes wrong that is not foreseen is logged, and it is looked again."""
-        for each in self._files:
+        files = self.files
+        for each in files:
             try:
                 each.look()
             except Exception as failure:
@@ -154,7 +174,7 @@ class Watch:
                 with suppress(Exception):
                     logger.exception("%s", each.trouble)
         try:
-            self._looked("; ".join([each.trouble for each in self._files if each.trouble]))
+            self._looked("; ".join([each.trouble for each in files if each.trouble]))
         except Exception:
             with suppress(Exception):
                 logger.exception("what was found in the files that are watched could not be told")

@@ -177,12 +177,12 @@ class App:
         self._page: Page | None = None
         self._monitors: list[bytes] = []
 
-    def open_page(self, page: Page, keys: Sequence[str]) -> None:
-        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on.
-
-        keys: who sends one of these may also read the status and the metrics.
-        """
+    def open_page(self, page: Page) -> None:
+        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on."""
         self._page = page
+
+    def renew_monitors(self, keys: Sequence[str]) -> None:
+        """Have who sends one of these read the status and the metrics, and nobody else by an operator's key."""
         self._monitors = [b"Bearer " + key.encode() for key in keys]
 
     def renew_bearers(self, bearers: Sequence[str]) -> None:

@@ -39,6 +39,8 @@ class Asked:
         self.method = str(environ["REQUEST_METHOD"])
         self._max_body_bytes = max_body_bytes
         self.parameters: dict[str, str] = {}
+        self.admitted_in = 0
+        """How often who may what was changed, before it was looked up who asks."""
         self._body: bytes | None = None
 
     @property

@@ -28,7 +28,7 @@ from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
 from raftsvc.watched import read_keys
 from raftsvc.web.application import Api, api
-from raftsvc.web.callers import Caller, anybody
+from raftsvc.web.callers import Caller, Tokens, anybody
 from raftsvc.web.problems import answer_to
 
 logger = logging.getLogger("raftsvc.web")
@@ -194,6 +194,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
+def _watch_keys(kv: KeyValue, path: str, tokens: Tokens, application: Api) -> None:
+    """Know from now on, and after each change, whom the file names.  Raises ConfigurationError."""
+
+    def use(data: bytes) -> str:
+        keys = client_keys_in(data)
+        tokens.renew(keys)
+        application.end_streams()
+        return f"{len(keys)} keys"
+
+    kv.service.watch_file("--keys-file", path, use)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     if arguments.open and not _is_loopback(arguments.bind):
         raise ConfigurationError("--open is for a --bind that only this machine reaches; else give --keys-file")
@@ -208,8 +220,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     keys = None if arguments.open else read_keys("--keys-file", arguments.keys_file, client_keys_in)
     kv = start_from_env()
     try:
-        authorize = who_is_here if keys is None else None
-        application = api(kv, keys=keys, authorize=authorize, max_watchers=arguments.max_watchers)
+        tokens = None if keys is None else Tokens(keys)
+        application = api(kv, authorize=tokens or who_is_here, max_watchers=arguments.max_watchers)
+        if tokens is not None:
+            _watch_keys(kv, arguments.keys_file, tokens, application)
         server = Server(kv, application, arguments.bind)
         read_end, write_end = os.pipe()  # a handler may take no lock, nor may what waits for it
         for number in (signal.SIGTERM, signal.SIGINT):
