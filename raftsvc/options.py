@@ -171,8 +171,10 @@ _RULES: dict[str, Callable[[str, object], None]] = {
 
 def check_watched(name: object, path: object, use: object) -> None:
     """Refuse what `watch_file` makes nothing of.  Raises ConfigurationError."""
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise ConfigurationError(f"the name of a file that is watched is a text, not {name!r:.100}")
+    if not isinstance(name, str) or not 0 < len(name) <= 100 or not name.isprintable():
+        raise ConfigurationError(
+            f"the name of a file that is watched is a text of 1 to 100 characters, not {name!r:.100}"
+        )
     _path(name, path)
     _callable("what is done with the file", "use", use)
 

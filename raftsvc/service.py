@@ -825,6 +825,8 @@ class Service:
         """
         self._membership.home.check()
         check_watched(name, path, use)
+        if is_main_thread():
+            return do_elsewhere(partial(self.watch_file, name, path, use), _UNHURRIED_SECONDS, NodeFailedError)
         return self._credentials.watch_file(name, os.fspath(path), use)
 
     @property

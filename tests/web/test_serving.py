@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,50 @@ def test_a_node_serves_its_store_until_it_is_told_to_stop(served: Process) -> No
     assert (polled.status_code, polled.json().get("events", [])) in ((200, []), (503, []))
     assert "stopped in order" in served.log
     assert "Traceback" not in served.log
+
+
+@pytest.mark.processes
+def test_keys_come_and_go_in_each_process_of_a_host(tmp_path: Path) -> None:
+    """One has the node, the other is attached to it; each has its own port, and both have the files."""
+    anna, operators = "anna-0123456789abcdef", tmp_path / "operators"
+    operators.write_text(f"screen read {KEY}\n")
+    owner = Process(tmp_path, operators=operators)
+    beside = None
+    try:
+        owner.wait_serving()
+        beside = owner.beside()
+        beside.wait_serving()
+
+        def asked(path: str, key: str) -> requests.Response:
+            return requests.get(path, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE)
+
+        def may(key: str) -> set[bool]:
+            return {asked(f"{each.url}/keys/ready", key).ok for each in (owner, beside)}
+
+        assert (may(anna), may(KEY)) == ({False}, {True})
+        write(tmp_path / "keys", f"anna write {anna}")
+        write(operators, f"screen read {anna}")
+        eventually(lambda: (may(anna), may(KEY)) == ({True}, {False}), "who comes, and who is gone")
+        node = f"http://{owner.addr}/raft"
+        eventually(lambda: asked(f"{node}/status", anna).ok, "an operator who came")
+        assert asked(f"{node}/operator/feed", KEY).status_code == 401
+
+        write(tmp_path / "keys", "")
+        eventually(lambda: "stale-file" in asked(f"{node}/status", anna).json()["conditions"], "it is told")
+        assert "--keys-file" in asked(f"{node}/status", anna).json()["conditions"]["stale-file"]
+        assert re.search(r'^raftsvc_condition\{.*"stale-file".*\} 1', asked(f"{node}/metrics", anna).text, re.M)
+        eventually(lambda: (owner.log + beside.log).count("what was used before is used on") == 2, "both say so")
+        assert (may(anna), may(KEY)) == ({True}, {False})
+    finally:
+        for each in (owner, beside):
+            if each is not None:
+                each.end()
+
+
+def write(path: Path, line: str) -> None:
+    beside = path.with_name("next")
+    beside.write_text(f"{line}\n")
+    beside.replace(path)
 
 
 @pytest.mark.parametrize(
