@@ -6,13 +6,16 @@ request that is under way ends by what it was signed with.  A stream that a form
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
+from raftsvc import logs
 from raftsvc.errors import ConfigurationError
 from raftsvc.facts import LEFT_OUT
 from raftsvc.keys import (
@@ -30,12 +33,14 @@ from raftsvc.keys import (
 )
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
+from raftsvc.transport.certificates import Contexts
 from raftsvc.transport.door import Door
-from raftsvc.transport.session import Contexts
 from raftsvc.watched import Watch, WatchedFiles, read_file
 
 Path = str | os.PathLike[str]
 Known = TypeVar("Known")
+
+logger = logging.getLogger("raftsvc.files")
 
 _REFUSED_SECONDS = 60.0
 """After which certificates that were refused are looked at again, for their time may come."""
@@ -84,8 +89,9 @@ class Credentials:
             operators = self._begin_with("operator_keys_file", path, self._use_operators, operator_keys_in)
         self.contexts: Contexts | None = None
         if given.tls is not None:
+            watched = WatchedFiles("tls", given.tls.paths, self._use_tls, self._judge_tls)
             self.contexts = Contexts(given.tls, mutual_tls, given.host)
-            self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
+            self._files.append(watched)
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
         self.operators = checked_operator_keys(operators, self.auth.secrets, self.keys)
@@ -98,6 +104,8 @@ class Credentials:
         self._app: App | None = None
         self._told: Callable[[str], None] = lambda trouble: None
         self.watch = Watch(self._files, self._looked)
+        for each in self._files:
+            each.look()  # the log says now what is wrong with it from the start on
 
     def _begin_with(
         self,
@@ -230,6 +238,23 @@ class Credentials:
         if self._network is not None:
             self._network.reconnect()
         return "connections are made anew"
+
+    def _judge_tls(self) -> str:
+        if self.contexts is None or self._given.tls is None:
+            return ""
+        warning = self.contexts.foresee(time.time())
+        if warning:
+            with suppress(Exception):  # of a handler of the application's
+                logs.tell(logger, logging.WARNING, warning, logs.what("certificate-expires", option="tls"))
+        return self.contexts.judge(time.time())
+
+    def certificate(self) -> dict[str, object] | None:
+        """When the one that is in use may be used, in seconds since 1970; JSON-compatible.  None if there is none."""
+        validity = None if self.contexts is None else self.contexts.validity
+        if validity is None:
+            return None
+        days_left = round((validity.ends - time.time()) / 86400, 1)
+        return {"begins": validity.begins, "ends": validity.ends, "days_left": days_left}
 
     def _use_keys(self, found: Sequence[bytes]) -> str:
         keys = checked_keys(client_keys_in(found[0]), self.auth.secrets)

@@ -495,13 +495,13 @@ class Service:
     def _open_page(self) -> None:
         """Serve the operator's page to those who have a key for it, if there are any, or may be."""
         access = Keys(())
+        page = OperatorApp(self._console, access)
 
         def renew(keys: Sequence[OperatorKey]) -> None:
             access.renew(keys)
-            self._app.renew_monitors([key.key for key in keys])
+            self._app.open_page(page, [key.key for key in keys])
 
         if self._credentials.open_to_operators(renew):
-            self._app.open_page(OperatorApp(self._console, access))
             self._console.begin()
 
     @property

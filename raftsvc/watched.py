@@ -3,7 +3,8 @@
 A file is read whole at each look, which is cheaper than to ask when it was changed and misses nothing: links that are
 set to another file, clocks that go back.  What is new is taken at the second look that finds it, for a writer may be
 in the middle of it.  What cannot be read, or makes no sense, changes nothing: what was used before is used on, one line
-of the log says so, and another when it is mended.
+of the log says so, and another when it is mended.  So it is said of what was right once and is not any more, as of a
+certificate that expires.
 """
 
 from __future__ import annotations
@@ -63,17 +64,26 @@ def read_keys(name: str, path: str, understand: Callable[[bytes], list[T]]) -> l
 class WatchedFiles:
     """Those of one option, used together.  All but `trouble` is called by one thread."""
 
-    def __init__(self, name: str, paths: Sequence[str], use: Callable[[Sequence[bytes]], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        use: Callable[[Sequence[bytes]], str],
+        judge: Callable[[], str] = lambda: "",
+    ) -> None:
         """Reads them for the first time.  Raises ConfigurationError.
 
         name: of the option.  use: has what is in them used from now on, and returns what is said of it in the log;
               what it raises, a ConfigurationError, says why it is not used.
+        judge: says what is wrong by now with what is in use, for that may be a matter of time; empty if nothing is.
         """
         self.name = name
         self.paths = [os.path.abspath(path) for path in paths]
         self.trouble = ""
-        """Why what is in them now is not used; empty if it is."""
+        """Why what is in them now is not used, or is used and worth nothing; empty if all is well."""
         self._use = use
+        self._judge = judge
+        self._is_outdated = False
         self.used: Sequence[bytes] = [read_file(name, path) for path in self.paths]
         self._seen: Sequence[bytes] | str = self.used
 
@@ -91,7 +101,8 @@ class WatchedFiles:
             found = str(error)
         seen, self._seen = self._seen, found
         if found == self.used:
-            self._note("")
+            trouble = self._judge()
+            self._note(f"{self.name}: {trouble}" if trouble else "", is_outdated=bool(trouble))
         elif found == seen:
             self._take(found)
 
@@ -109,9 +120,14 @@ class WatchedFiles:
         self._say(logging.WARNING, text, "file-renewed")
         self._note("")
 
-    def _note(self, trouble: str) -> None:
+    def _note(self, trouble: str, is_outdated: bool = False) -> None:
+        """is_outdated: it is what is in use that is wrong; said once, though its words differ from look to look."""
         former, self.trouble = self.trouble, trouble
-        if trouble and trouble != former:
+        was_outdated, self._is_outdated = self._is_outdated, is_outdated
+        if is_outdated:
+            if not was_outdated:
+                self._say(logging.ERROR, trouble, "file-outdated")
+        elif trouble and trouble != former:
             text = f"{trouble}; what was used before is used on"
             self._say(logging.ERROR, text, "file-refused")
         elif former and not trouble:

@@ -177,12 +177,12 @@ class App:
         self._page: Page | None = None
         self._monitors: list[bytes] = []
 
-    def open_page(self, page: Page) -> None:
-        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on."""
-        self._page = page
+    def open_page(self, page: Page, keys: Sequence[str]) -> None:
+        """Serve what is below `operator` by `page`, which sees to it who may; called again when others may.
 
-    def renew_monitors(self, keys: Sequence[str]) -> None:
-        """Have who sends one of these read the status and the metrics, and nobody else by an operator's key."""
+        keys: who sends one of these may also read the status and the metrics.
+        """
+        self._page = page
         self._monitors = [b"Bearer " + key.encode() for key in keys]
 
     def renew_bearers(self, bearers: Sequence[str]) -> None:
