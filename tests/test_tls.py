@@ -468,7 +468,7 @@ def test_when_a_certificate_ends_is_found_in_it_or_it_is_none(ca: Path) -> None:
         assert list(validity_of(der)) == [ssl.cert_time_to_seconds(date) for date in dates]
     der = ssl.PEM_cert_to_DER_cert((ca / "a.pem").read_text())
     for size in range(0, len(der), 7):
-        with pytest.raises(ValueError, match=r"cut off|no certificate"):
+        with pytest.raises(ValueError, match="no certificate"):
             validity_of(der[:size])
     for at in range(200):
         with suppress(ValueError):

@@ -175,7 +175,7 @@ def validity_of(certificate: bytes) -> Validity:
         signed = next(_elements(whole))[1]
         parts = [(kind, part) for kind, part in _elements(signed) if kind != _VERSION]
         begins, ends = [_seconds(kind, part) for kind, part in _elements(parts[3][1])]
-    except (IndexError, StopIteration, TypeError) as error:
+    except (IndexError, StopIteration, TypeError, ValueError) as error:
         raise ValueError("that is no certificate") from error
     return Validity(begins, ends)
 
