@@ -473,7 +473,7 @@ def test_when_a_certificate_ends_is_found_in_it_or_it_is_none(ca: Path) -> None:
     for at in range(200):
         with suppress(ValueError):
             validity_of(der[:at] + bytes([der[at] ^ 0x55]) + der[at + 1 :])
-    late = b"\x30\x1e" + b"\x17\x0d491231235959Z" + b"\x18\x0f20500101000000Z"  # RFC 5280, section 4.1.2.5
+    late = b"\x30\x20" + b"\x17\x0d491231235959Z" + b"\x18\x0f20500101000000Z"  # RFC 5280, section 4.1.2.5
     whole = b"\x02\x01\x01\x30\x00\x30\x00" + late
     signed = b"\x30" + bytes([len(whole)]) + whole
     assert list(validity_of(b"\x30" + bytes([len(signed)]) + signed)) == [2524607999.0, 2524608000.0]
@@ -529,6 +529,57 @@ def test_what_was_refused_is_not_made_again_until_it_is_another(
     for _ in range(3):
         credentials.watch.look()
     assert len(made) == 2 and "mismatch" not in str(credentials.files())
+
+
+@pytest.mark.parametrize("mutual", [True, False], ids=["mutual TLS", "TLS and a secret"])
+def test_an_operator_at_a_follower_hands_leadership_over(ca: Path, tmp_path: Path, mutual: bool) -> None:
+    """By way of the leader, which is asked over TLS; a member that is elsewhere than its certificate says may not."""
+    key = "a key of anna, long enough"
+    keys = [raftsvc.OperatorKey("anna", key, "full")]
+    who: dict[str, Any] = {"mutual_tls": True} if mutual else {"secret": "a secret of the tests, long enough"}
+    services: list[raftsvc.Service] = []
+    session = stranger(str(ca / "other"))
+    session.verify = str(ca / "ca.pem")
+    session.headers["Authorization"] = f"Bearer {key}"
+
+    def act(service: raftsvc.Service, whom: int) -> requests.Response:
+        url = f"{url_of(service)}/operator/act"
+        return session.post(url, json={"what": "transfer", "whom": str(whom)}, timeout=PATIENCE)
+
+    try:
+        for number, name in enumerate(("a", "b", "c")):
+            addr = f"{HOSTS[name]}:{free_port(HOSTS[name])}"
+            files = raftsvc.TlsFiles(*(str(ca / kind) for kind in (f"{name}.pem", f"{name}.key", "ca.pem")))
+            options: dict[str, Any] = {"listen": addr, "tls": files, "operator_keys": keys, **who}
+            made = raftsvc.start(f"https://{addr}/raft", tmp_path / name, state=ListState(), **options)
+            services.append(made)
+            made.join(url_of(services[0]), PATIENCE) if number else made.init()
+        first, second, third = services
+        eventually(lambda: all(m["is_voter"] for m in members_of(first).values()), "all of them vote")
+        answer = act(third, 2)
+        assert (answer.status_code, answer.json()["outcome"]) == (200, "done"), answer.text
+        eventually(lambda: second.is_leader and third.status()["leader_id"] == 2, "the second leads")
+        answer = act(first, 9)
+        assert (answer.status_code, answer.json()["outcome"]) == (409, "refused"), answer.text
+
+        # Whoever has a certificate of the CA, or none, speaks for no member: neither to the leader, nor elsewhere.
+        cluster = f"{second._membership.require_node().cluster_id:016x}"
+        for service in services:
+            envelope = Envelope("POST", "transfer", PROTOCOL_VERSION, cluster, "1", "", "", "", "", "", "1")
+            headers = {**envelope.headers(), "Raft-Auth": "none", "Content-Type": CONTENT_TYPE}
+            refused = session.post(f"{url_of(service)}/transfer", b"1", headers=headers, timeout=PATIENCE)
+            assert (refused.status_code, refused.json()["code"]) == (
+                401,
+                "wrong_certificate" if mutual else "unauthenticated",
+            )
+        assert second.is_leader
+    finally:
+        for each in services:
+            each.stop()
+
+
+def members_of(service: raftsvc.Service) -> dict[str, Any]:
+    return service.status()["members"]  # type: ignore[return-value]
 
 
 def test_how_tls_is_spoken_is_said_once(ca: Path, tmp_path: Path) -> None:
