@@ -471,7 +471,8 @@ class Service:
         self._reception.options = {"laddr": likeness.addr, **likeness.options}
         listener, membership = self._listener, self._membership
 
-        steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
+        steps: list[Callable[[], None]] = [self._credentials.watch.hurry, self._former.begin]
+        steps += [listener.start] if listener is not None else []
 
         def begin_as_owner() -> None:  # called again if it raises
             while steps:

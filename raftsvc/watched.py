@@ -150,6 +150,7 @@ class Watch:
         self._lock = threading.Lock()  # held while `files` is replaced and while the thread begins; no look takes it
         self._is_begun = False
         self._stopping = threading.Event()
+        self._due = threading.Event()  # set when it is to look, or to end, before its time
         self._thread = threading.Thread(target=self._run, name="raftsvc-files", daemon=True)
 
     def start(self) -> None:
@@ -176,8 +177,13 @@ class Watch:
     def stop(self) -> None:
         """End; waits a moment at most, for a file system that hangs lets go of nobody.  Idempotent."""
         self._stopping.set()
+        self._due.set()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(_STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Have what is in the files now used at once, as at a start, and not after two looks.  Waits for nothing."""
+        self._due.set()
 
     def look(self) -> None:
         """Look once.  What goes wrong that is not foreseen is logged, and it is looked again."""
@@ -196,6 +202,11 @@ class Watch:
                 logger.exception("what was found in the files that are watched could not be told")
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            with suppress(Exception):  # whatever it is, it is looked again
-                self.look()
+        while True:
+            is_hurried = self._due.wait(LOOK_SECONDS)
+            if self._stopping.is_set():
+                return
+            self._due.clear()
+            for _ in range(2 if is_hurried else 1):
+                with suppress(Exception):  # whatever it is, it is looked again
+                    self.look()

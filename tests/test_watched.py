@@ -306,3 +306,18 @@ def test_what_is_added_is_looked_at_and_what_is_taken_away_is_not(
     late.add(used.files)
     late.start()
     assert not late._thread.is_alive(), "what was stopped does not begin"
+
+
+def test_who_is_in_a_hurry_uses_what_is_there_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 3600.0)
+    used = Used(path)
+    path.write_bytes(b"second")
+    watch = Watch([used.files], lambda trouble: None)
+    watch.hurry()
+    watch.start()
+    eventually(lambda: used.data == [b"second"], "it is used, though the hurry came before the start")
+    path.write_bytes(b"third")
+    watch.hurry()
+    eventually(lambda: used.data == [b"second", b"third"], "and again")
+    watch.stop()
+    assert not watch._thread.is_alive()
