@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -18,7 +20,7 @@ from raftsvc.errors import ConfigurationError
 from raftsvc.keys import ClientKey, client_keys_in
 from raftsvc.watched import read_keys
 from raftsvc.web import api
-from raftsvc.web.serving import Gate, main, who_is_here
+from raftsvc.web.serving import Gate, main, prepare_to_end, who_is_here
 from tests.effort import PATIENCE
 from tests.service.harness import eventually, in_background
 from tests.web.server import KEY, Process
@@ -169,6 +171,25 @@ def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:
         finally:
             made.end()
     assert "cannot be bound" in made.log
+
+
+def test_a_signal_counts_whichever_thread_takes_it() -> None:
+    """As the kernel has any of them take what comes while the process is stopped; the main thread is not woken then."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        wait = prepare_to_end()
+
+        def take() -> None:
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.pthread_kill(threading.get_ident(), number)
+
+        threading.Thread(target=take, daemon=True).start()
+        wait()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
