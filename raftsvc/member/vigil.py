@@ -178,6 +178,7 @@ class Vigil:
         self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
         self._silent_ticks = 0
+        self._told_silence = (0, "")  # how many election timeouts long, and why
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
         self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
@@ -341,10 +342,25 @@ class Vigil:
         self._silent_ticks += 1
         if self._silent_ticks >= (_OUT_OF_TOUCH - 1) * self._election_ticks:
             self._note_need(True)
-        # `hears_leader` lasts an election timeout; told anew now and then, for reasons come to be known.
+        # `hears_leader` lasts an election timeout.
         rounds, rest = divmod(self._silent_ticks, self._election_ticks)
         if rounds >= _OUT_OF_TOUCH - 1 and not rest:
-            self.begin(Condition.OUT_OF_TOUCH, OutOfTouchError(self._describe_silence(rounds + 1)))
+            self._note_silence(rounds + 1)
+
+    def _note_silence(self, timeouts: int) -> None:
+        """Told anew, to listeners too, when reasons come to be known, or it has lasted twice as long."""
+        why = self._describe_silence()
+        told, former = self._told_silence
+        if self._health.error_of(Condition.OUT_OF_TOUCH) is not None and why == former and timeouts < 2 * told:
+            return
+        self._told_silence = (timeouts, why)
+        who = f"node {self._core.node_id} ({self._addr})"
+        self.begin(
+            Condition.OUT_OF_TOUCH,
+            OutOfTouchError(
+                f"{who} has been out of touch with any leader for {timeouts} election timeouts or more, because: {why}"
+            ),
+        )
 
     def _note_need(self, is_needed: bool) -> None:
         """Who is about to be stopped and is not may have the longest log of those that are left."""
@@ -352,7 +368,7 @@ class Vigil:
             self._health.note_need(is_needed)
             self.judge_fitness()
 
-    def _describe_silence(self, timeouts: int) -> str:
+    def _describe_silence(self) -> str:
         core = self._core
         config = core.config
         if not config.members:
@@ -364,10 +380,7 @@ class Vigil:
             if quiet:
                 told.append(f"node {', '.join(quiet)}: answers, or was not asked, and knows of no leader either")
             why = "; ".join(told)
-        return (
-            f"node {core.node_id} ({self._addr}) has been out of touch with any leader for {timeouts} election "
-            f"timeouts, because: {why}"
-        )
+        return why
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster, who knows the secret, takes this node for one of its own.
