@@ -39,6 +39,7 @@ PURE = {
     "member/health.py",
     "storage/files.py",
     "storage/lock.py",
+    "transport/certificates.py",
     "transport/chunks.py",
     "transport/listener.py",
     "transport/peer.py",

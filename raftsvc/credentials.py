@@ -1,4 +1,4 @@
-"""What this process is known by, and whom it knows: secrets and client keys, as `start` was given them or files say.
+"""What this process is known by, and whom it knows: secrets, keys of clients and of operators, as `start` or files say.
 
 Files are watched (`raftsvc.watched`): what is new in them is in use within ten seconds, to sign and to verify.  A
 request that is under way ends by what it was signed with.  A stream that a former secret vouches for ends with it.
@@ -6,23 +6,41 @@ request that is under way ends by what it was signed with.  A stream that a form
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
+from raftsvc import logs
 from raftsvc.errors import ConfigurationError
 from raftsvc.facts import LEFT_OUT
-from raftsvc.keys import RIGHTS, ClientKey, TlsFiles, checked_keys, client_keys_in, fingerprint, secrets_in
+from raftsvc.keys import (
+    OPERATOR_RIGHTS,
+    RIGHTS,
+    ClientKey,
+    OperatorKey,
+    TlsFiles,
+    checked_keys,
+    checked_operator_keys,
+    client_keys_in,
+    fingerprint,
+    operator_keys_in,
+    secrets_in,
+)
 from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
+from raftsvc.transport.certificates import Contexts
 from raftsvc.transport.door import Door
-from raftsvc.transport.session import Contexts
 from raftsvc.watched import Watch, WatchedFiles, read_file
 
 Path = str | os.PathLike[str]
+Known = TypeVar("Known")
+
+logger = logging.getLogger("raftsvc.files")
 
 _REFUSED_SECONDS = 60.0
 """After which certificates that were refused are looked at again, for their time may come."""
@@ -37,6 +55,8 @@ class Given(NamedTuple):
     client_keys_file: Path | None
     tls: TlsFiles | None = None
     host: str = ""
+    operator_keys: Sequence[OperatorKey] | None = None
+    operator_keys_file: Path | None = None
 
 
 class Credentials:
@@ -53,34 +73,54 @@ class Credentials:
         for name, value, file in (
             ("secret", given.secret, given.secret_file),
             ("client_keys", given.client_keys, given.client_keys_file),
+            ("operator_keys", given.operator_keys, given.operator_keys_file),
         ):
             if value is not None and file is not None:
                 raise ConfigurationError(f"{name}= and {name}_file= are both given: which is meant?")
         self._given = given
         self._files: list[WatchedFiles] = []
-        secret = given.secret
+        secret, keys, operators = given.secret, given.client_keys, given.operator_keys
         if given.secret_file is not None:
-            watched = WatchedFiles("secret_file", [os.fspath(given.secret_file)], self._use_secrets)
-            self._files.append(watched)
-            secret = _secrets_of(watched)
-        keys = given.client_keys
+            secret = self._begin_with("secret_file", given.secret_file, self._use_secrets, _secrets_in)
         if given.client_keys_file is not None:
-            watched = WatchedFiles("client_keys_file", [os.fspath(given.client_keys_file)], self._use_keys)
-            self._files.append(watched)
-            keys = _keys_of(watched)
+            keys = self._begin_with("client_keys_file", given.client_keys_file, self._use_keys, client_keys_in)
+        if given.operator_keys_file is not None:
+            path = given.operator_keys_file
+            operators = self._begin_with("operator_keys_file", path, self._use_operators, operator_keys_in)
         self.contexts: Contexts | None = None
         if given.tls is not None:
+            watched = WatchedFiles("tls", given.tls.paths, self._use_tls, self._judge_tls)
             self.contexts = Contexts(given.tls, mutual_tls, given.host)
-            self._files.append(WatchedFiles("tls", given.tls.paths, self._use_tls))
+            self._files.append(watched)
         self.auth = Authenticator(secret, authenticate, mutual_tls, insecure)
         self.keys = checked_keys(keys, self.auth.secrets)
+        self.operators = checked_operator_keys(operators, self.auth.secrets, self.keys)
+        self._tell_operators: Callable[[Sequence[OperatorKey]], None] | None = None
         self._refused_tls: tuple[Sequence[bytes], str, float] = ((), "", 0.0)  # what, why, and until when it is
         self._is_attached: Callable[[], bool] = lambda: False
         self._was_attached = False
         self._network: Network | None = None
         self._door: Door | None = None
         self._app: App | None = None
-        self.watch = Watch(self._files, lambda trouble: None)
+        self._told: Callable[[str], None] = lambda trouble: None
+        self.watch = Watch(self._files, self._looked)
+        for each in self._files:
+            each.look()  # the log says now what is wrong with it from the start on
+
+    def _begin_with(
+        self,
+        name: str,
+        path: Path,
+        use: Callable[[Sequence[bytes]], str],
+        understand: Callable[[bytes], Sequence[Known]],
+    ) -> Sequence[Known]:
+        """What is in a file that is watched from now on.  Raises ConfigurationError."""
+        watched = WatchedFiles(name, [os.fspath(path)], use)
+        self._files.append(watched)
+        try:
+            return understand(watched.used[0])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name}: {watched.paths[0]}: {error}") from error
 
     def open(self, network: Network, make_app: Callable[[Door | None, Sequence[str]], App], door: Door) -> App:
         """The way in, for those that are known now, or will be.  make_app: of it; door: of clients."""
@@ -89,6 +129,14 @@ class Credentials:
         self._network, self._door = network, door
         self._app = make_app(door if signed or self._given.client_keys_file is not None else None, sent)
         return self._app
+
+    def open_to_operators(self, renew: Callable[[Sequence[OperatorKey]], None]) -> bool:
+        """Whether there are operators, or may be.  renew: called with those that are known, now and when others are."""
+        if not self.operators and self._given.operator_keys_file is None:
+            return False
+        renew(self.operators)
+        self._tell_operators = renew
+        return True
 
     def find_contexts(self) -> tuple[Callable[[], ssl.SSLContext] | None, Callable[[], ssl.SSLContext] | None]:
         """What tells by what the port speaks TLS now, and by what requests do; None: others say it."""
@@ -104,15 +152,26 @@ class Credentials:
         """
         self._is_attached = is_attached
         self._was_attached = is_attached()
-
-        def looked(trouble: str) -> None:
-            if self._network is not None:
-                self._network.end_outdated()
-            self._was_attached = is_attached() or (self._was_attached and not all(f.is_used for f in self._files))
-            told(trouble)
-
-        self.watch = Watch(self._files, looked)
+        self._told = told
         self.watch.start()
+
+    def _looked(self, trouble: str) -> None:
+        if self._network is not None:
+            self._network.end_outdated()
+        self._was_attached = self._is_attached() or (self._was_attached and not all(f.is_used for f in self._files))
+        self._told(trouble)
+
+    def watch_file(self, name: str, path: str, use: Callable[[bytes], str]) -> Callable[[], None]:
+        """As `Service.watch_file`."""
+        if name in {each.name for each in self._files}:
+            raise ConfigurationError(f"{name} is the name of a file that the node itself watches")
+        watched = WatchedFiles(name, [path], lambda found: str(use(found[0])))
+        try:
+            use(watched.used[0])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name}: {watched.paths[0]}: {error}") from error
+        self.watch.add(watched)
+        return lambda: self.watch.remove(watched)
 
     def close(self) -> None:
         """Watch them no more, and end what is said to others by them."""
@@ -131,13 +190,14 @@ class Credentials:
 
     def scrub(self, text: str) -> str:
         """The text without any secret or client key that this process knows."""
-        for known in [*self.auth.secrets, *[key.key.encode() for key in self.keys]]:
+        keys = [*[key.key for key in self.keys], *[key.key for key in self.operators]]
+        for known in [*self.auth.secrets, *[key.encode() for key in keys]]:
             text = text.replace(known.decode(errors="replace"), LEFT_OUT)
         return text
 
     def files(self) -> dict[str, object]:
         """The files that are watched, by the option that names them, and what is wrong; JSON-compatible."""
-        return {each.name: {"paths": list(each.paths), "trouble": each.trouble or None} for each in self._files}
+        return {each.name: {"paths": list(each.paths), "trouble": each.trouble or None} for each in self.watch.files}
 
     def _use_secrets(self, found: Sequence[bytes]) -> str:
         secrets = checked_secrets(secrets_in(found[0]))
@@ -148,6 +208,7 @@ class Credentials:
                 "same already: change it in three steps, as `raftsvc secret rotate` does, or restart the node"
             )
         checked_keys(self.keys, secrets)
+        checked_operator_keys(self.operators, secrets, self.keys)
         if self._network is not None:
             self._network.renew(secrets)
         else:
@@ -178,16 +239,47 @@ class Credentials:
             self._network.reconnect()
         return "connections are made anew"
 
+    def _judge_tls(self) -> str:
+        if self.contexts is None or self._given.tls is None:
+            return ""
+        warning = self.contexts.foresee(time.time())
+        if warning:
+            with suppress(Exception):  # of a handler of the application's
+                logs.tell(logger, logging.WARNING, warning, logs.what("certificate-expires", option="tls"))
+        return self.contexts.judge(time.time())
+
+    def certificate(self) -> dict[str, object] | None:
+        """When the one that is in use may be used, in seconds since 1970; JSON-compatible.  None if there is none."""
+        validity = None if self.contexts is None else self.contexts.validity
+        if validity is None:
+            return None
+        days_left = round((validity.ends - time.time()) / 86400, 1)
+        return {"begins": validity.begins, "ends": validity.ends, "days_left": days_left}
+
     def _use_keys(self, found: Sequence[bytes]) -> str:
         keys = checked_keys(client_keys_in(found[0]), self.auth.secrets)
+        checked_operator_keys(self.operators, self.auth.secrets, keys)
         if self._app is None or self._door is None:
             raise ConfigurationError("nobody is let in yet")
         signed, sent = _parted(keys)
         self._door.renew(signed)
         self._app.renew_bearers(sent)
         self.keys = keys
-        rights = Counter(key.rights for key in keys)  # no names, for one may be a key that is in the wrong place
-        return f"{len(keys)} client keys" + "".join(f", {rights[right]} {right}" for right in RIGHTS if rights[right])
+        return f"{len(keys)} client keys{_counted([key.rights for key in keys], RIGHTS)}"
+
+    def _use_operators(self, found: Sequence[bytes]) -> str:
+        keys = checked_operator_keys(operator_keys_in(found[0]), self.auth.secrets, self.keys)
+        if self._tell_operators is None:
+            raise ConfigurationError("nobody is let in yet")
+        self._tell_operators(keys)
+        self.operators = keys
+        return f"{len(keys)} keys of operators{_counted([key.rights for key in keys], OPERATOR_RIGHTS)}"
+
+
+def _counted(found: Sequence[str], rights: Sequence[str]) -> str:
+    """How many have each right; and no names, for one may be a key that is in the wrong place."""
+    count = Counter(found)
+    return "".join(f", {count[right]} {right}" for right in rights if count[right])
 
 
 def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:
@@ -197,15 +289,8 @@ def _parted(keys: Sequence[ClientKey]) -> tuple[list[ClientKey], list[str]]:
     return signed, sent
 
 
-def _secrets_of(file: WatchedFiles) -> tuple[bytes, ...]:
-    try:
-        return checked_secrets(secrets_in(file.used[0]))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{file.name}: {file.paths[0]}: {error}") from error
-
-
-def _keys_of(file: WatchedFiles) -> list[ClientKey]:
-    try:
-        return client_keys_in(file.used[0])
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{file.name}: {file.paths[0]}: {error}") from error
+def _secrets_in(data: bytes) -> list[str]:
+    """Those in a file, long enough.  Raises ConfigurationError."""
+    found = secrets_in(data)
+    checked_secrets(found)
+    return found

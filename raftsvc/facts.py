@@ -18,7 +18,8 @@ from raftsvc.compiled import IS_COMPILED
 
 _SHOWN: Final = frozenset(
     {"RAFTSVC_ADDR", "RAFTSVC_DIR", "RAFTSVC_INITIAL_CLUSTER", "RAFTSVC_LISTEN"}
-    | {"RAFTSVC_SECRET_FILE", "RAFTSVC_CLIENT_KEYS_FILE"}
+    | {"RAFTSVC_SECRET_FILE", "RAFTSVC_CLIENT_KEYS_FILE", "RAFTSVC_OPERATOR_KEYS_FILE", "RAFTSVC_KEYS_FILE"}
+    | {"RAFTSVC_TLS_CERT_FILE", "RAFTSVC_TLS_KEY_FILE", "RAFTSVC_TLS_CA_FILE"}
 )
 _PACKAGES: Final = (
     *("raftsvc", "requests", "urllib3", "werkzeug", "gunicorn", "uwsgi", "waitress", "flask", "django"),

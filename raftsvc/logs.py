@@ -45,7 +45,9 @@ EVENTS: Final = {
     "peer-reached": "it is reached again",
     "file-renewed": "what is new in a file that is watched is used",
     "file-refused": "what is new in it is wrong, and not used",
+    "file-outdated": "what is in it is in use, and others will refuse it",
     "file-mended": "it is as it should be again",
+    "certificate-expires": "the certificate in use expires within two weeks",
 }
 """All there are, and what each means."""
 

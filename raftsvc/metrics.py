@@ -59,6 +59,7 @@ FAMILIES: Final = (
     Family("raftsvc_takeovers_total", "counter", "Whether it became the owner after it was attached", _PROCESS),
     Family("raftsvc_attached_processes", "gauge", "Processes that are attached to this one"),
     Family("raftsvc_listener_errors_total", "counter", "What listeners of the application raised", _PROCESS),
+    Family("raftsvc_certificate_expiry_timestamp_seconds", "gauge", "When its certificate for TLS expires", _PROCESS),
     # of the node
     Family(
         "raftsvc_info", "gauge", "Which node this is", ("cluster_id", "node_id", "addr", "library_version", "compiled")
@@ -168,6 +169,8 @@ def _of_process(picture: Mapping[str, Any], process: Mapping[str, Any], name: st
     if name == "owner":
         yield "raftsvc_attached_processes", (), len(process["attached"])
     yield "raftsvc_listener_errors_total", label, picture["listener_errors"]
+    if process.get("certificate"):
+        yield "raftsvc_certificate_expiry_timestamp_seconds", label, process["certificate"]["ends"]
 
 
 def _of_node(picture: Mapping[str, Any], process: Mapping[str, Any]) -> Iterator[Sample]:

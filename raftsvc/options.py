@@ -151,6 +151,7 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "client_keys": _or_none(_client_keys),
     "client_keys_file": _or_none(_path),
     "operator_keys": _or_none(_operator_keys),
+    "operator_keys_file": _or_none(_path),
     "listen": _or_none(check_listen),
     "listen_ssl": _or_none(partial(_instance, ssl.SSLContext, "an ssl.SSLContext with the server's certificate")),
     "tls": _or_none(partial(_instance, TlsFiles, "a raftsvc.TlsFiles")),
@@ -166,6 +167,16 @@ _RULES: dict[str, Callable[[str, object], None]] = {
     "clock": _or_none(partial(_callable, "a clock")),
     "files": _or_none(partial(_instance, Files, "a disk for tests, as raftsvc.storage.Files is")),
 }
+
+
+def check_watched(name: object, path: object, use: object) -> None:
+    """Refuse what `watch_file` makes nothing of.  Raises ConfigurationError."""
+    if not isinstance(name, str) or not 0 < len(name) <= 100 or not name.isprintable():
+        raise ConfigurationError(
+            f"the name of a file that is watched is a text of 1 to 100 characters, not {name!r:.100}"
+        )
+    _path(name, path)
+    _callable("what is done with the file", "use", use)
 
 
 def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:

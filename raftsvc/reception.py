@@ -176,6 +176,7 @@ class Reception:
             "measures": self._admission.usage.picture(),
             "secrets": self._credentials.picture(),
             "files": self._credentials.files(),
+            "certificate": self._credentials.certificate(),
         }
         if error or told is None:
             picture["error"] = f"{type(error).__name__}: {error}" if error else None

@@ -56,7 +56,7 @@ from raftsvc.host.refusals import (
     outsider_below,
 )
 from raftsvc.host.watch import ServerWatch
-from raftsvc.keys import ClientKey, OperatorKey, TlsFiles, checked_operator_keys
+from raftsvc.keys import ClientKey, OperatorKey, TlsFiles
 from raftsvc.listeners import Event, Farewells, Listeners
 from raftsvc.mainthread import MAIN_THREAD, do_elsewhere, is_main_thread, opened, prepare
 from raftsvc.measures import DONE, FAILED, Account
@@ -66,7 +66,7 @@ from raftsvc.member.node import NodeOptions
 from raftsvc.member.participant import Callers, Participant
 from raftsvc.member.waiters import Read
 from raftsvc.operator import Console, Host, Keys, OperatorApp, remote_user
-from raftsvc.options import canonical_peers, check_state, check_tls, checked, is_direct
+from raftsvc.options import canonical_peers, check_state, check_tls, check_watched, checked, is_direct
 from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
 from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
@@ -103,6 +103,7 @@ def start(
     client_keys: Sequence[ClientKey] | None = None,
     client_keys_file: str | os.PathLike[str] | None = None,
     operator_keys: Sequence[OperatorKey] | None = None,
+    operator_keys_file: str | os.PathLike[str] | None = None,
     listen: str | None = None,
     listen_ssl: ssl.SSLContext | None = None,
     tls: TlsFiles | None = None,
@@ -163,6 +164,7 @@ def start(
     operator_keys: those by which people sign in to the operator's page, `/raft/operator/`, to look or to act, and read
                    `/raft/status` and `/raft/metrics`; the same on each node.  None: there is no such page.  See
                    `Service.operator_app` too.
+    operator_keys_file: in their place, a file with a line for each, `name read|full key`; it is watched.
 
     listen:     `host:port` of a listener of the library's own, which slow views of the
                 application cannot starve; recommended in production.  `laddr` names it;
@@ -199,11 +201,11 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    given = Given(secret, secret_file, client_keys, client_keys_file, *_alone(tls, session, listen_ssl, listen, laddr))
+    spoken = _alone(tls, session, listen_ssl, listen, laddr)
+    given = Given(secret, secret_file, client_keys, client_keys_file, *spoken, operator_keys, operator_keys_file)
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
-    operators = checked_operator_keys(operator_keys, auth.secrets, credentials.keys)
     entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
     _check_reach(laddr, entrance, auth, mutual_tls)
     server = _checked_host(entrance, dir, lock_timeout)
@@ -219,7 +221,7 @@ def start(
         network = Network(session, auth, election_timeout, 2 * election_timeout, find_context=find_client)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, credentials, entrance, server)
-        service._open_page(operators)
+        service._open_page()
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
         others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
         service._begin(server, is_owner, Likeness.of(laddr, credentials.secrets, state, others))
@@ -469,7 +471,8 @@ class Service:
         self._reception.options = {"laddr": likeness.addr, **likeness.options}
         listener, membership = self._listener, self._membership
 
-        steps: list[Callable[[], None]] = [self._former.begin, *([listener.start] if listener is not None else [])]
+        steps: list[Callable[[], None]] = [self._credentials.watch.hurry, self._former.begin]
+        steps += [listener.start] if listener is not None else []
 
         def begin_as_owner() -> None:  # called again if it raises
             while steps:
@@ -490,10 +493,16 @@ class Service:
         except RuntimeError as error:
             raise StartFailedError(f"the node could not be started: {error}; it may be tried again") from error
 
-    def _open_page(self, keys: Sequence[OperatorKey]) -> None:
-        """Serve the operator's page to those who have one of `keys`, if there are any."""
-        if keys:
-            self._app.open_page(OperatorApp(self._console, Keys(keys)), [key.key for key in keys])
+    def _open_page(self) -> None:
+        """Serve the operator's page to those who have a key for it, if there are any, or may be."""
+        access = Keys(())
+        page = OperatorApp(self._console, access)
+
+        def renew(keys: Sequence[OperatorKey]) -> None:
+            access.renew(keys)
+            self._app.open_page(page, [key.key for key in keys])
+
+        if self._credentials.open_to_operators(renew):
             self._console.begin()
 
     @property
@@ -804,6 +813,22 @@ class Service:
         if not callable(function):
             raise ConfigurationError(f"what is called before the Service stops is a function, not {function!r:.100}")
         return self._farewells.add(function)
+
+    def watch_file(self, name: str, path: str | os.PathLike[str], use: Callable[[bytes], str]) -> Callable[[], None]:
+        """Have a file of the application's watched as those of `start` are: what is new in it is in use within 10 s.
+
+        name: by which the log, `err` and `status` say of it; a file of the same name is watched no more.
+        use:  called with what is in it, now by this and later on a thread of the library's, which it must not keep;
+              has that used, and returns what the log says of it, which should be no secret.  If it raises
+              ConfigurationError, which says what is wrong, what was used before is used on until the file is mended.
+
+        Returns what ends that.  Raises ConfigurationError if the file cannot be read now, or `use` does; ForkedError.
+        """
+        self._membership.home.check()
+        check_watched(name, path, use)
+        if is_main_thread():
+            return do_elsewhere(partial(self.watch_file, name, path, use), _UNHURRIED_SECONDS, NodeFailedError)
+        return self._credentials.watch_file(name, os.fspath(path), use)
 
     @property
     def is_leader(self) -> bool:

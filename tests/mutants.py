@@ -1910,7 +1910,7 @@ MUTANTS = (
     ),
     Mutant(
         "a certificate that others would refuse is used",
-        "transport/session.py",
+        "transport/certificates.py",
         "        if self._host:\n",
         "        if False:\n",
         test="test_tls.py::test_a_certificate_that_others_would_refuse_is_not_used",

@@ -66,7 +66,7 @@ ROOMS = {
     "host": "errors addresses measures state process systems mainthread core storage transport member",
     "watched": "errors logs",
     "facts": "compiled logs",
-    "credentials": "errors facts keys transport watched",
+    "credentials": "errors logs facts keys transport watched",
     "company": "transport",
     # What is done with the directory of a node that is stopped, and what becomes of a backup.
     "rescue": "errors addresses state core storage member",

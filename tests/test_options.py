@@ -28,6 +28,7 @@ SENSELESS = {
     "insecure": ["no", 0, None],
     "client_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
     "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
+    "operator_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "operator_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
     "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
@@ -186,7 +187,7 @@ def test_a_state_whose_version_raises_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "n").exists()
 
 
-@pytest.mark.parametrize("name", ["secret_file", "client_keys_file"])
+@pytest.mark.parametrize("name", ["secret_file", "client_keys_file", "operator_keys_file"])
 def test_what_is_given_in_the_place_of_a_path_is_not_repeated(name: str, tmp_path: Path) -> None:
     with pytest.raises(raftsvc.ConfigurationError, match="path of a file") as caught:
         raftsvc.start("127.0.0.1:1", tmp_path / "n", state=ListState(), **{name: b"the secret itself"})

@@ -6,7 +6,9 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,10 +17,11 @@ import pytest
 import requests
 
 import raftsvc
+import raftsvc.metrics
 from raftsvc import watched
 from raftsvc.credentials import Credentials, Given
 from raftsvc.transport.auth import Envelope
-from raftsvc.transport.session import Contexts
+from raftsvc.transport.certificates import Contexts, validity_of
 from raftsvc.transport.wire import CONTENT_TYPE, PROTOCOL_VERSION, JoinRequest
 from raftsvc.watched import read_file
 from tests.service.harness import ListState, eventually
@@ -402,6 +405,112 @@ def test_a_certificate_that_others_would_refuse_is_not_used(ca: Path, tmp_path: 
     late.renew(lambda: True)  # for what is in use is worth nothing
 
 
+def test_what_others_refuse_is_said_from_the_start_on_and_mended_without_another(
+    ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.05)
+    files = raftsvc.TlsFiles(*(str(tmp_path / kind) for kind in ("cert", "key", "ca")))
+    put(files, ca, "expired")
+    addr = f"127.0.0.1:{free_port('127.0.0.1')}"
+    service = raftsvc.start(
+        f"https://{addr}/raft", tmp_path / "n", state=ListState(), listen=addr, tls=files, mutual_tls=True
+    )
+    try:
+        assert caplog.text.count("expired on") == 1 and "put a new one in its place" in caplog.text
+        service.init()
+        assert service.exec(b"what asks this process alone is done", PATIENCE)
+        eventually(lambda: "expired on" in str(service.err()), "it is told")
+        status: dict[str, Any] = service.status()
+        assert "expired on" in status["conditions"]["stale-file"]
+        assert "expired on" in status["process"]["files"]["tls"]["trouble"]
+        assert status["process"]["certificate"]["days_left"] <= 0
+        put(files, ca, "a")
+        eventually(lambda: service.err() is None, "it is mended")
+        status = service.status()
+        ends = status["process"]["certificate"]["ends"]
+        assert 396 < status["process"]["certificate"]["days_left"] <= 397
+        pytest.importorskip("prometheus_client")
+        told = raftsvc.metrics.exposition(service)[1].decode()
+        found = re.search(r'^raftsvc_certificate_expiry_timestamp_seconds{process="owner"} (\S+)$', told, re.M)
+        assert found is not None and float(found[1]) == ends
+        lines = [record.getMessage() for record in caplog.records if record.name == "raftsvc.files"]
+        assert len([line for line in lines if "expired on" in line]) == 1, "once, and not at each look"
+    finally:
+        service.stop()
+
+
+def test_what_others_would_refuse_is_judged_by_time_host_and_ca(ca: Path, tmp_path: Path) -> None:
+    files = raftsvc.TlsFiles(*(str(tmp_path / kind) for kind in ("cert", "key", "ca")))
+    for name, why in (("other", "for 127.0.0.1: .*mismatch"), ("foreign/a", "for 127.0.0.1: .*local issuer")):
+        put(files, ca, name)
+        assert re.search(why, Contexts(files, True, "127.0.0.1").judge(time.time()))
+        assert Contexts(files, True, "").judge(time.time()) == "", "for which host it is nobody knows"
+    put(files, ca, "a")
+    contexts = Contexts(files, True, "127.0.0.1")
+    assert contexts.validity is not None
+    begins, ends = contexts.validity
+    assert contexts.judge(time.time()) == contexts.foresee(time.time()) == ""
+    assert "set the clock" in contexts.judge(begins - 1)
+    assert "expired on" in contexts.judge(ends)
+    day = 86400.0
+    assert not contexts.foresee(ends - 15 * day)
+    assert "expires on" in contexts.foresee(ends - 13 * day)
+    assert not contexts.foresee(ends - 12 * day), "once is enough"
+    assert not contexts.foresee(ends)
+
+
+def test_when_a_certificate_ends_is_found_in_it_or_it_is_none(ca: Path) -> None:
+    for name in ("ca.pem", "a.pem", "expired.pem"):
+        command = ["openssl", "x509", "-noout", "-dates", "-in", str(ca / name)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+        dates = [line.partition("=")[2] for line in said.splitlines()]
+        der = ssl.PEM_cert_to_DER_cert((ca / name).read_text())
+        assert list(validity_of(der)) == [ssl.cert_time_to_seconds(date) for date in dates]
+    der = ssl.PEM_cert_to_DER_cert((ca / "a.pem").read_text())
+    for size in range(0, len(der), 7):
+        with pytest.raises(ValueError, match="no certificate"):
+            validity_of(der[:size])
+    for at in range(200):
+        with suppress(ValueError):
+            validity_of(der[:at] + bytes([der[at] ^ 0x55]) + der[at + 1 :])
+    late = b"\x30\x20" + b"\x17\x0d491231235959Z" + b"\x18\x0f20500101000000Z"  # RFC 5280, section 4.1.2.5
+    whole = b"\x02\x01\x01\x30\x00\x30\x00" + late
+    signed = b"\x30" + bytes([len(whole)]) + whole
+    assert list(validity_of(b"\x30" + bytes([len(signed)]) + signed)) == [2524607999.0, 2524608000.0]
+
+
+def test_what_no_tls_can_be_spoken_by_is_refused_at_the_start_by_name(ca: Path, tmp_path: Path) -> None:
+    garbage, locked = tmp_path / "garbage", tmp_path / "locked"
+    garbage.write_text("no PEM")
+    command = ["openssl", "pkey", "-aes256", "-passout", "pass:x", "-in", str(ca / "a.key"), "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    cert, key, authority, none = (str(ca / "a.pem"), str(ca / "a.key"), str(ca / "ca.pem"), str(tmp_path / "none"))
+    for files, why in (
+        ((none, key, authority), f"{none} cannot be read: No such file"),
+        ((cert, none, authority), f"{none} cannot be read: No such file"),
+        ((cert, key, none), f"{none} cannot be read: No such file"),
+        ((cert, str(tmp_path), authority), f"{tmp_path} is no file"),
+        (
+            (cert, str(ca / "b.key"), authority),
+            f"the key in {ca / 'b.key'} is not that of the first certificate in {cert}",
+        ),
+        ((str(garbage), key, authority), f"{garbage} and {key} have no certificate and key"),
+        ((cert, str(garbage), authority), f"{cert} and {garbage} have no certificate and key"),
+        ((cert, str(locked), authority), f"{cert} and {locked} have no certificate and key, as PEM and without a pass"),
+        ((cert, key, str(garbage)), f"{garbage} has no certificates of a CA"),
+    ):
+        with pytest.raises(raftsvc.ConfigurationError) as caught:
+            raftsvc.start(
+                "https://127.0.0.1:1/raft",
+                tmp_path / "n",
+                state=ListState(),
+                listen="127.0.0.1:1",
+                tls=raftsvc.TlsFiles(*files),
+            )
+        assert why in str(caught.value)
+    assert not (tmp_path / "n").exists()
+
+
 def test_what_was_refused_is_not_made_again_until_it_is_another(
     ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +529,57 @@ def test_what_was_refused_is_not_made_again_until_it_is_another(
     for _ in range(3):
         credentials.watch.look()
     assert len(made) == 2 and "mismatch" not in str(credentials.files())
+
+
+@pytest.mark.parametrize("mutual", [True, False], ids=["mutual TLS", "TLS and a secret"])
+def test_an_operator_at_a_follower_hands_leadership_over(ca: Path, tmp_path: Path, mutual: bool) -> None:
+    """By way of the leader, which is asked over TLS; a member that is elsewhere than its certificate says may not."""
+    key = "a key of anna, long enough"
+    keys = [raftsvc.OperatorKey("anna", key, "full")]
+    who: dict[str, Any] = {"mutual_tls": True} if mutual else {"secret": "a secret of the tests, long enough"}
+    services: list[raftsvc.Service] = []
+    session = stranger(str(ca / "other"))
+    session.verify = str(ca / "ca.pem")
+    session.headers["Authorization"] = f"Bearer {key}"
+
+    def act(service: raftsvc.Service, whom: int) -> requests.Response:
+        url = f"{url_of(service)}/operator/act"
+        return session.post(url, json={"what": "transfer", "whom": str(whom)}, timeout=PATIENCE)
+
+    try:
+        for number, name in enumerate(("a", "b", "c")):
+            addr = f"{HOSTS[name]}:{free_port(HOSTS[name])}"
+            files = raftsvc.TlsFiles(*(str(ca / kind) for kind in (f"{name}.pem", f"{name}.key", "ca.pem")))
+            options: dict[str, Any] = {"listen": addr, "tls": files, "operator_keys": keys, **who}
+            made = raftsvc.start(f"https://{addr}/raft", tmp_path / name, state=ListState(), **options)
+            services.append(made)
+            made.join(url_of(services[0]), PATIENCE) if number else made.init()
+        first, second, third = services
+        eventually(lambda: all(m["is_voter"] for m in members_of(first).values()), "all of them vote")
+        answer = act(third, 2)
+        assert (answer.status_code, answer.json()["outcome"]) == (200, "done"), answer.text
+        eventually(lambda: second.is_leader and third.status()["leader_id"] == 2, "the second leads")
+        answer = act(first, 9)
+        assert (answer.status_code, answer.json()["outcome"]) == (409, "refused"), answer.text
+
+        # Whoever has a certificate of the CA, or none, speaks for no member: neither to the leader, nor elsewhere.
+        cluster = f"{second._membership.require_node().cluster_id:016x}"
+        for service in services:
+            envelope = Envelope("POST", "transfer", PROTOCOL_VERSION, cluster, "1", "", "", "", "", "", "1")
+            headers = {**envelope.headers(), "Raft-Auth": "none", "Content-Type": CONTENT_TYPE}
+            refused = session.post(f"{url_of(service)}/transfer", b"1", headers=headers, timeout=PATIENCE)
+            assert (refused.status_code, refused.json()["code"]) == (
+                401,
+                "wrong_certificate" if mutual else "unauthenticated",
+            )
+        assert second.is_leader
+    finally:
+        for each in services:
+            each.stop()
+
+
+def members_of(service: raftsvc.Service) -> dict[str, Any]:
+    return service.status()["members"]  # type: ignore[return-value]
 
 
 def test_how_tls_is_spoken_is_said_once(ca: Path, tmp_path: Path) -> None:

@@ -276,3 +276,48 @@ def test_a_fingerprint_tells_secrets_apart_and_nothing_else() -> None:
     one, other = fingerprint(b"x" * 32), fingerprint(b"x" * 31 + b"y")
     assert one != other and len(one) == 12 and int(one, 16) >= 0
     assert fingerprint(b"x" * 32) == one
+
+
+def test_what_is_added_is_looked_at_and_what_is_taken_away_is_not(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 0.01)
+    used, other = Used(path), tmp_path / "other"
+    other.write_bytes(b"bad")
+    told: list[str] = []
+    watch = Watch([], told.append)
+    watch.start()
+    watch.add(used.files)
+    path.write_bytes(b"second")
+    eventually(lambda: used.data == [b"second"], "it is looked at")
+    later = Used(other)
+    watch.add(later.files)
+    assert watch.files == (later.files,), "there is one of a name"
+    other.write_bytes(b"bad again")
+    eventually(lambda: "makes no sense" in told[-1], "it is told")
+    watch.remove(used.files)
+    assert watch.files == (later.files,)
+    watch.remove(later.files)
+    eventually(lambda: told[-1] == "", "nothing is wrong any more")
+    watch.stop()
+    watch.add(used.files)
+    late = Watch([], told.append)
+    late.stop()
+    late.add(used.files)
+    late.start()
+    assert not late._thread.is_alive(), "what was stopped does not begin"
+
+
+def test_who_is_in_a_hurry_uses_what_is_there_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 3600.0)
+    used = Used(path)
+    path.write_bytes(b"second")
+    watch = Watch([used.files], lambda trouble: None)
+    watch.hurry()
+    watch.start()
+    eventually(lambda: used.data == [b"second"], "it is used, though the hurry came before the start")
+    path.write_bytes(b"third")
+    watch.hurry()
+    eventually(lambda: used.data == [b"second", b"third"], "and again")
+    watch.stop()
+    assert not watch._thread.is_alive()

@@ -210,7 +210,7 @@ class Connection:
             return self._route().ask(kind, data, time.monotonic() + timeout, of_store, patience).data
         except UnansweredError as error:
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
-            raise late(f"no member answered within {timeout:g} s: {error}") from error
+            raise late(f"no member answered within {timeout:.3g} s: {error}") from error
 
     def backup(self, file: str | os.PathLike[str] | Writable, timeout: float = 60.0) -> Backup:
         """Write all that the cluster has to a file, while it works; as `Service.backup`.

@@ -25,7 +25,7 @@ _OF_NODES = frozenset(
         "propose_async",
         "propose_many",
     }
-    | {"transfer", "wait_applied", "wait_formed", "wsgi_app"}
+    | {"transfer", "wait_applied", "wait_formed", "watch_file", "wsgi_app"}
 )
 
 

@@ -11,14 +11,17 @@ from collections.abc import Mapping
 
 from raftsvc.client.contacts import LostError, NotSentError
 from raftsvc.client.neighbors import Neighbor
-from raftsvc.errors import NotApplied, OutcomeUnknown
+from raftsvc.errors import NotApplied, OutcomeUnknown, ReadTimeoutError
+
+_LOOKS = frozenset({"status", "members", "dump"})
+"""What changes nothing."""
 
 
 class Owner:
     """The process that owns a directory just now.  Thread-safe; every call ends by its timeout, in seconds.
 
     Beside what the methods of `Service` of the same names raise, each raises NotApplied if nobody was asked, and
-    OutcomeUnknown if no answer came: it may be done, or may yet be.
+    OutcomeUnknown if no answer came: it may be done, or may yet be; of what only looks, ReadTimeoutError.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -79,4 +82,6 @@ class Owner:
         except NotSentError as error:
             raise NotApplied(f"nobody was asked: {error}") from error
         except LostError as error:
+            if what in _LOOKS:
+                raise ReadTimeoutError(f"the process of the node does not answer: {error}") from error
             raise OutcomeUnknown(f"whether it is done is not known: {error}") from error

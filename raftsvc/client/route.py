@@ -118,7 +118,7 @@ class Route:
         """
         patience = PATIENCE_SECONDS if patience is None else patience
         why = "there was no time to ask"
-        was_lost = False
+        was_lost = was_told = False
         pause, attempts = _FIRST_PAUSE_SECONDS, 0
         while (left := deadline - time.monotonic()) > 0:
             if self._is_closed:
@@ -129,7 +129,7 @@ class Route:
             try:
                 return Answer(self._attempt(contact, Visit(kind, 0.9 * wait, payload, of_store), wait), was_lost)
             except Problem as problem:
-                why = f"{contact.addr}: {problem.detail or problem.code}"
+                why, was_told = f"{contact.addr}: {problem.detail or problem.code}", True
                 # Who reads wants an answer, whatever became of his attempts before.
                 if problem.code in _FINAL and (kind != BRING or not was_lost):
                     raise _FINAL[problem.code](problem.detail) from problem
@@ -137,7 +137,9 @@ class Route:
             except NotSentError as error:
                 why = str(error)
             except LostError as error:
-                why, was_lost = str(error), True
+                if not was_told or left >= patience:  # what a member said says more than that the rest was too short
+                    why = str(error)
+                was_lost = True
                 patience *= 2
             if self._leave(contact):
                 break

@@ -513,7 +513,9 @@ def _add_serve(commands: _Commands, flags: Flags) -> None:
         "The node is told by RAFTSVC_ADDR, RAFTSVC_DIR, RAFTSVC_INITIAL_CLUSTER, RAFTSVC_SECRET_FILE; docs/http.md.",
     )
     flags.add(serve, "--bind", "host:port (127.0.0.1:8080)", "127.0.0.1:8080", metavar="HOST:PORT")
-    flags.add(serve, "--keys-file", "who may what: lines of name, read or write, key, maybe a prefix", metavar="FILE")
+    flags.add(
+        serve, "--keys-file", "who may what, watched: lines of name, read or write, key, maybe a prefix", metavar="FILE"
+    )
     flags.switch(serve, "--open", "everybody on this machine may read and write; only with a loopback --bind")
     flags.add(serve, "--max-watchers", "so many may watch at once (128)", "128", type=_natural, metavar="N")
 

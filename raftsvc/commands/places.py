@@ -71,6 +71,13 @@ def where_of(args: Any) -> Where:
                 f"there is no directory {places[0]} here; --at says where the node has its own", NOT_REACHED
             )
         return Where(os.path.abspath(places[0]), (), _key(args.key_file), args.timeout, _options(args))
+    for place in places:
+        if ":" not in place:
+            raise CommandError(
+                f"there is no directory {place} here, and it is no HOST:PORT: --at is the directory of the node of "
+                "this host, or HOST:PORT of members",
+                USAGE,
+            )
     key = _key(args.key_file)
     if not key:
         raise CommandError(

@@ -43,6 +43,7 @@ def show(args: Any) -> int:
     if isinstance(formation, Mapping) and formation.get("state") != "formed":
         waits = formation.get("waits_for") or {}
         say(f"forming: {formation.get('state')}; waits for " + (", ".join(waits) or "nobody"))
+    why = why if survey.serves else "the cluster does not serve"  # why not is said above
     say("safe to lose one more: " + f"{ {True: 'yes', False: 'no', None: 'unknown'}[is_safe] } ({why})")
     _say_members(survey)
     for warning in picture.get("warnings", []):

@@ -13,7 +13,7 @@
     RAFTSVC_LISTEN           host:port of the node's own listener; unset: what RAFTSVC_ADDR names; empty: none,
                              and the application mounts the Service under /raft/
     RAFTSVC_OPERATOR_KEYS_FILE  a file with a line for each operator, `name read|full key`: the operator's page
-                             is served to them, at /raft/operator/
+                             is served to them, at /raft/operator/; watched
 
 But for RAFTSVC_LISTEN, a variable that is empty is as good as unset.  One that begins by RAFTSVC_ and is none of
 these, nor one of the command line, is refused, for it is one of them misspelt, most likely, and what it says would not
@@ -125,8 +125,9 @@ def options_from_env(given: Mapping[str, str], options: Mapping[str, Any]) -> di
         chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))
         for addr in chosen["initial_cluster"] if "initial_cluster" not in options else ():
             check_addr(_PREFIX + "INITIAL_CLUSTER", addr)
-    if said["OPERATOR_KEYS_FILE"] and "operator_keys" not in options:
-        chosen["operator_keys"] = read_keys("RAFTSVC_OPERATOR_KEYS_FILE", said["OPERATOR_KEYS_FILE"], operator_keys_in)
+    if said["OPERATOR_KEYS_FILE"] and not {"operator_keys", "operator_keys_file"} & options.keys():
+        read_keys("RAFTSVC_OPERATOR_KEYS_FILE", said["OPERATOR_KEYS_FILE"], operator_keys_in)
+        chosen["operator_keys_file"] = said["OPERATOR_KEYS_FILE"]
     if said["TLS_CERT_FILE"] and "tls" not in options:
         chosen["tls"] = TlsFiles(*[said[f"TLS_{name}_FILE"] for name in ("CERT", "KEY", "CA")])
     elif "tls" not in options and (said["TLS_KEY_FILE"] or said["TLS_CA_FILE"]):

@@ -135,16 +135,26 @@ class Ticket:
         return found
 
     def _place(self, attempt: int, waits: bool, timeout: float) -> int:
-        """Claim it, under a lease that is there; the fence, 0: it waits, or would have to."""
+        """Claim it, under a lease that is there; the fence, 0: it waits, or would have to.
+
+        Whoever asks may have given up by the time that this gets on, if the process stood still meanwhile.  So nothing
+        is asked for after `timeout`; and a lease that somebody ended, as who asked by the same ticket again, held it
+        and let go, is not opened anew.  What is on its way then is granted under the lease that was opened before it,
+        and ends with that, a TTL after it was opened.
+        """
         deadline = time.monotonic() + timeout
         claim = instructions.claim(self.name, self.id, _NUMBER, data=self._data, waits=waits, attempt=attempt)
         while True:
             asked_at = time.monotonic()
-            self._propose(instructions.open_lease(self.id, self._ttl_ms), max(deadline - time.monotonic(), 0.0))
+            self._propose(instructions.open_lease(self.id, self._ttl_ms), max(deadline - asked_at, 0.0))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NotApplied("its time was over before it was asked for")
             try:
-                fence = self._propose(claim, max(deadline - time.monotonic(), 0.0))
-            except LostError:  # its TTL is shorter than what that took
-                if time.monotonic() >= deadline:
+                fence = self._propose(claim, left)
+            except LostError:
+                now = time.monotonic()
+                if now >= deadline or now < asked_at + self._ttl_ms / 1000:  # log time runs no faster
                     raise
             else:
                 self._kept_at = max(asked_at, self._kept_at)

@@ -154,6 +154,15 @@ class Lines:
         self._runner.say(level, f"node {self._node_id}: {text}", cause, fields)
 
 
+class Silence:
+    """For how long no leader was heard, and what was told of that last: how many election timeouts it was, and why."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.told_timeouts = 0
+        self.told_why = ""
+
+
 class Vigil:
     """What is wrong with one node, from what can be seen of it tick by tick."""
 
@@ -177,7 +186,7 @@ class Vigil:
         self._disk = Stall(election_ticks)
         self._state = Stall(election_ticks)
         self._applied_index = applying.applied_index
-        self._silent_ticks = 0
+        self._silence = Silence()
         self.troubles: Mapping[int, PeerTrouble] = {}
         """What has kept members from answering for an election timeout, by their ids."""
         self._repeated: dict[Condition, int] = {}  # when it last was, of what is over unless it is
@@ -333,18 +342,33 @@ class Vigil:
     def _look_for_leader(self) -> None:
         core = self._core
         if core.is_removed or core.role is Role.LEADER or core.election.hears_leader:
-            self._silent_ticks = 0
+            self._silence.ticks = 0
             self.end(Condition.OUT_OF_TOUCH)
             if core.role is not Role.LEADER:
                 self._note_need(False)
             return
-        self._silent_ticks += 1
-        if self._silent_ticks >= (_OUT_OF_TOUCH - 1) * self._election_ticks:
+        self._silence.ticks += 1
+        if self._silence.ticks >= (_OUT_OF_TOUCH - 1) * self._election_ticks:
             self._note_need(True)
-        # `hears_leader` lasts an election timeout; told anew now and then, for reasons come to be known.
-        rounds, rest = divmod(self._silent_ticks, self._election_ticks)
+        # `hears_leader` lasts an election timeout.
+        rounds, rest = divmod(self._silence.ticks, self._election_ticks)
         if rounds >= _OUT_OF_TOUCH - 1 and not rest:
-            self.begin(Condition.OUT_OF_TOUCH, OutOfTouchError(self._describe_silence(rounds + 1)))
+            self._note_silence(rounds + 1)
+
+    def _note_silence(self, timeouts: int) -> None:
+        """Told anew, to listeners too, when reasons come to be known, or it has lasted twice as long."""
+        why = self._describe_silence()
+        silence, holds = self._silence, self._health.error_of(Condition.OUT_OF_TOUCH) is not None
+        if holds and why == silence.told_why and timeouts < 2 * silence.told_timeouts:
+            return
+        silence.told_timeouts, silence.told_why = timeouts, why
+        who = f"node {self._core.node_id} ({self._addr})"
+        self.begin(
+            Condition.OUT_OF_TOUCH,
+            OutOfTouchError(
+                f"{who} has been out of touch with any leader for {timeouts} election timeouts or more, because: {why}"
+            ),
+        )
 
     def _note_need(self, is_needed: bool) -> None:
         """Who is about to be stopped and is not may have the longest log of those that are left."""
@@ -352,7 +376,7 @@ class Vigil:
             self._health.note_need(is_needed)
             self.judge_fitness()
 
-    def _describe_silence(self, timeouts: int) -> str:
+    def _describe_silence(self) -> str:
         core = self._core
         config = core.config
         if not config.members:
@@ -364,10 +388,7 @@ class Vigil:
             if quiet:
                 told.append(f"node {', '.join(quiet)}: answers, or was not asked, and knows of no leader either")
             why = "; ".join(told)
-        return (
-            f"node {core.node_id} ({self._addr}) has been out of touch with any leader for {timeouts} election "
-            f"timeouts, because: {why}"
-        )
+        return why
 
     def note_claim(self, cluster: str, from_id: int) -> None:
         """A member of another cluster, who knows the secret, takes this node for one of its own.

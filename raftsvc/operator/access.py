@@ -60,8 +60,12 @@ class Keys:
 
     def __init__(self, keys: Sequence[OperatorKey], now: Callable[[], float] = time.time) -> None:
         """now: seconds since 1970, the same on all nodes but for what their clocks differ by."""
-        self._keys = tuple(keys)
+        self.renew(keys)
         self._now = now
+
+    def renew(self, keys: Sequence[OperatorKey]) -> None:
+        """Know these from now on, and none else: who signed in by one that is gone is not known any more either."""
+        self._keys = tuple(keys)
 
     def admit(self, text: str) -> OperatorKey | None:
         """The key that somebody sent to sign in with; None: it is none."""

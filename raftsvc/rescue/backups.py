@@ -306,7 +306,7 @@ class BackupFile:
         try:
             self._fd = self._files.open_to_read(path, follows=True)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error}") from error
+            raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
             self.size_bytes = self._files.size(self._fd)
             self.backup, self._head = self._read_head()

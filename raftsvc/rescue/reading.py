@@ -145,7 +145,7 @@ def stopped(directory: str | os.PathLike[str], files: Files, lock_timeout: float
     try:
         lock.acquire(lock_timeout)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from error
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         yield path
     finally:
@@ -180,7 +180,7 @@ def read_held(path: str, files: Files) -> Held:
             _said(files, f"{path}/{ORIGIN}"),
         )
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error}") from error
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _said(files: Files, path: str) -> str:

@@ -178,7 +178,7 @@ class App:
         self._monitors: list[bytes] = []
 
     def open_page(self, page: Page, keys: Sequence[str]) -> None:
-        """Serve what is below `operator` by `page`, which sees to it who may, from before the first request on.
+        """Serve what is below `operator` by `page`, which sees to it who may; called again when others may.
 
         keys: who sends one of these may also read the status and the metrics.
         """

@@ -346,6 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.rfile.peek(1):  # type: ignore[attr-defined]
             self.close_connection = True
             return
+        self._came_at = time.monotonic()
         self.record.expects_head()
         self._owes_continue = False
         lines = self._read_head()
@@ -491,6 +492,7 @@ class _Handler(BaseHTTPRequestHandler):
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
             "raftsvc.listener": True,
+            "raftsvc.came_at": self._came_at,
             "raftsvc.socket": self.connection,
             "raftsvc.vouch": self.record.vouch,
         }

@@ -663,7 +663,7 @@ class Peer:
         self._watch_streams()
         if self._outbox.take_loss():
             self._report(self._node.report_unreachable, self._peer_id)
-        if self._outbox.is_streaming:
+        if self._outbox.is_streaming and self._contact.trouble is None:  # a peer that is stopped keeps its stream
             reach.succeeded(self.addr)
         is_knocking, self.is_to_knock = self.is_to_knock, False
         if not (batch or is_knocking) or self._stopping.is_set():

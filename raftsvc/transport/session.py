@@ -20,11 +20,6 @@ import requests
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from raftsvc.errors import ConfigurationError
-from raftsvc.keys import TlsFiles
-
-_MOST_FLIGHTS = 10
-"""Of a handshake, which has three or four."""
 _LEAST_BYTES_PER_SECOND = 4096
 """An answer that is slower than that, and takes longer than the read timeout, is none."""
 
@@ -121,101 +116,6 @@ class _Pools(_Adapter):
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         """By the context, which has its own certificates of CAs: none is added to them."""
         conn.cert_reqs, conn.ca_certs, conn.ca_cert_dir = "CERT_REQUIRED", None, None
-
-
-class Contexts:
-    """What TLS is spoken by, made of files: by the port of this node, and by its requests.
-
-    Both are replaced at once, and never changed: a handshake that has begun ends by the former.
-    """
-
-    def __init__(self, files: TlsFiles, mutual: bool, host: str = "") -> None:
-        """mutual: who connects has to show a certificate of the CA.  Raises ConfigurationError.
-
-        host: for which others want a certificate from this port; empty: that is not known here.
-        """
-        if mutual and not files.ca:
-            raise ConfigurationError("mutual_tls needs the certificate of the cluster's CA: TlsFiles(..., ca=)")
-        self._files = files
-        self._mutual = mutual
-        self._host = host
-        self._both = self._make()
-
-    def server(self) -> ssl.SSLContext:
-        """Of the port, as of now."""
-        return self._both[0]
-
-    def client(self) -> ssl.SSLContext:
-        """Of requests, as of now."""
-        return self._both[1]
-
-    def renew(self, is_unchanged: Callable[[], bool]) -> None:
-        """Use what is in the files now; raises ConfigurationError if that makes no sense, or is being changed.
-
-        Nor is used what others would refuse as far as that can be seen here, where they take what is in use.
-        """
-        both = self._make()
-        if not is_unchanged():
-            raise ConfigurationError("they are being changed")
-        if self._host:
-            self._check(*both, self._host)
-        self._both = both
-
-    def _check(self, server: ssl.SSLContext, client: ssl.SSLContext, host: str) -> None:
-        why = _why_refused(server, client, host, is_whole=True)
-        if why:
-            raise ConfigurationError(f"others would refuse it, as the CA that is in use here does: {why}")
-        former_server, former_client = self._both
-        if _why_refused(former_server, former_client, host, is_whole=True):
-            return  # what is in use is worth nothing, or not any more
-        if _why_refused(former_server, client, host) and _why_refused(server, former_client, host):
-            raise ConfigurationError(
-                "neither is the certificate in use of the new CA, nor the new one of the CA in use, so that this node "
-                "and all others would refuse each other: have all trust both CAs first, or restart the node"
-            )
-
-    def _make(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        files = self._files
-        try:
-            server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.ca or None)
-            server.verify_mode = ssl.CERT_REQUIRED if self._mutual else ssl.CERT_NONE
-            client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=files.ca or None)
-            for context in (server, client):
-                # Without a function that gives none a key with a passphrase would be asked for on the terminal.
-                context.load_cert_chain(files.cert, files.key or None, _no_passphrase)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
-            raise ConfigurationError(f"no certificate, key and CA that go together: {why}") from error
-        return server, client
-
-
-def _why_refused(server: ssl.SSLContext, client: ssl.SSLContext, host: str, is_whole: bool = False) -> str:
-    """Why who asks by `client` at `host` would not take what `server` shows; empty if it would.
-
-    is_whole: or why `server` would not take what is shown to it.
-    """
-    asked, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
-    asking = client.wrap_bio(answered, asked, server_hostname=host)
-    answering = server.wrap_bio(asked, answered, server_side=True)
-    waiting = [asking, answering]
-    for _ in range(_MOST_FLIGHTS):
-        for each in list(waiting):
-            try:
-                each.do_handshake()
-                waiting.remove(each)
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLError as error:
-                if each is answering and not is_whole:
-                    return ""
-                return getattr(error, "verify_message", "") or error.reason or str(error)
-        if not waiting or (not is_whole and asking not in waiting):
-            return ""
-    return "the two do not come to an end"
-
-
-def _no_passphrase() -> str:
-    return ""
 
 
 class _NoCookies(requests.cookies.cookielib.DefaultCookiePolicy):  # type: ignore[name-defined,misc]

@@ -77,6 +77,7 @@ class Api:
             asked.refuse_body()
         if route.right is None:
             return self._described(asked, route)
+        asked.admitted_in = self._places.changes
         caller = admitted(self._authorize, asked.environ, route.right)
         asked.read_parameters(route.parameters)
         return self._handlers[route.name](asked, caller, key)
@@ -89,6 +90,13 @@ class Api:
     def watchers(self) -> int:
         """How many watch."""
         return self._places.taken
+
+    def end_streams(self) -> None:
+        """Have no stream that is there say anything more: for whoever changes what `authorize` knows.
+
+        The clients come again by themselves, with the rights that they have by then; nothing is missed.
+        """
+        self._places.end_streams()
 
     def close(self) -> None:
         """End those who watch, and let nobody watch any more; the rest goes on.  Idempotent.

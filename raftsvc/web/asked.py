@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl
 from werkzeug.exceptions import HTTPException
 from werkzeug.wsgi import get_content_length
 
+from raftsvc.errors import NotApplied
 from raftsvc.web.problems import Problem, bad_request
 
 TICKET_HEADER = "Raftsvc-Ticket"
@@ -36,9 +38,12 @@ class Asked:
 
     def __init__(self, environ: Mapping[str, Any], max_body_bytes: int) -> None:
         self.environ = environ
+        self._came_at: float = environ.get("raftsvc.came_at") or time.monotonic()
         self.method = str(environ["REQUEST_METHOD"])
         self._max_body_bytes = max_body_bytes
         self.parameters: dict[str, str] = {}
+        self.admitted_in = 0
+        """How often who may what was changed, before it was looked up who asks."""
         self._body: bytes | None = None
 
     @property
@@ -77,6 +82,13 @@ class Asked:
     def timeout(self, default: float) -> float:
         """How long the request may wait for the cluster."""
         return self.seconds("timeout", default, MAX_SECONDS) or 0.0
+
+    def left(self, timeout: float) -> float:
+        """What is left of so many seconds since the request came.  Raises NotApplied if nothing is."""
+        left = self._came_at + timeout - time.monotonic()
+        if left <= 0:
+            raise NotApplied("the time of this request was over before anything was asked of the cluster")
+        return left
 
     def wait(self) -> float:
         """For how many seconds it waits for its turn."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,37 +64,43 @@ def authorizer(keys: Iterable[ClientKey] | None, authorize: Authorize | None, op
         if not callable(authorize):
             raise ConfigurationError(f"authorize is a function of the WSGI environ, not {authorize!r:.100}")
         return authorize
-    return _by_token(list(keys or ()))
+    return Tokens(list(keys or ()))
 
 
-def _by_token(keys: list[ClientKey]) -> Authorize:
-    if not keys or not all(isinstance(key, ClientKey) for key in keys):
-        raise ConfigurationError("keys are several raftsvc.ClientKey, one at least")
-    for key in keys:
-        if not _TOKEN.fullmatch(key.key):
-            raise ConfigurationError(
-                f"the key of {key.name!r} has characters that no bearer token has; secrets.token_hex() makes a good one"
-            )
-    names: dict[str, str] = {}
-    for key in keys:
-        if key.key in names:
-            raise ConfigurationError(
-                f"{names[key.key]!r} and {key.name!r} have the same key, so who asks is not known: give each its own"
-            )
-        names[key.key] = key.name
-    known = [(key.key.encode(), Caller(key.name, key.rights, key.prefix)) for key in keys]
+class Tokens:
+    """Who asks, by the key that he sends as a bearer token.  Thread-safe."""
 
-    def authorize(environ: Mapping[str, Any]) -> Caller | None:
+    def __init__(self, keys: Sequence[ClientKey]) -> None:
+        """As `renew`."""
+        self.renew(keys)
+
+    def renew(self, keys: Sequence[ClientKey]) -> None:
+        """Know these from now on, and none else.  Raises ConfigurationError, and knows those of before then."""
+        if not keys or not all(isinstance(key, ClientKey) for key in keys):
+            raise ConfigurationError("keys are several raftsvc.ClientKey, one at least")
+        names: dict[str, str] = {}
+        for number, key in enumerate(keys, 1):
+            if not _TOKEN.fullmatch(key.key):
+                # Not its name, which may be the key, where the two were swapped.
+                raise ConfigurationError(
+                    f"key {number} has characters that no bearer token has; secrets.token_hex() makes a good one"
+                )
+            if key.key in names:
+                both = f"{names[key.key]!r} and {key.name!r}"
+                raise ConfigurationError(f"{both} have the same key, so who asks is not known: give each its own")
+            names[key.key] = key.name
+        self._known = [(key.key.encode(), Caller(key.name, key.rights, key.prefix)) for key in keys]
+
+    def __call__(self, environ: Mapping[str, Any]) -> Caller | None:
+        """Who sends that request; None: nobody who is known."""
         token = bearer_token(environ)
         if token is None:
             return None
         found = None
-        for secret, caller in known:  # all of them, so that how long it takes tells nothing
+        for secret, caller in self._known:  # all of them, so that how long it takes tells nothing
             if hmac.compare_digest(secret, token):
                 found = caller
         return found
-
-    return authorize
 
 
 def bearer_token(environ: Mapping[str, Any]) -> bytes | None:

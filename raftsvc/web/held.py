@@ -64,10 +64,12 @@ class Held:
         if key is not None:
             request = json.dumps([self._kind, name, ttl, asked.parameters.get("data"), stays]).encode()
             new = Write([], foresee=lambda values: ticket.id)
-            known = self._repeats.perform(new, caller.name, key, request, timeout).answer
+            known = self._repeats.perform(new, caller.name, key, request, asked.left(timeout)).answer
             ticket = ticket_of(str(known))
         try:
-            fence = self._waiting(asked, ticket, lambda wait: ticket.acquire(wait, timeout, stays=stays))
+            # The client, who may have given up by now, is not to get what he does not know of.
+            left = asked.left(timeout)
+            fence = self._waiting(asked, ticket, lambda wait: ticket.acquire(wait, left, stays=stays))
         except LostError as error:
             raise Problem(409, "LostError", error.http_detail, outcome="unknown") from error
         if not fence and not stays:

@@ -28,7 +28,7 @@ from raftsvc.kv.environment import listen_from_env
 from raftsvc.transport.listener import Listener
 from raftsvc.watched import read_keys
 from raftsvc.web.application import Api, api
-from raftsvc.web.callers import Caller, anybody
+from raftsvc.web.callers import Caller, Tokens, anybody
 from raftsvc.web.problems import answer_to
 
 logger = logging.getLogger("raftsvc.web")
@@ -194,6 +194,36 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
+def prepare_to_end() -> Callable[[], None]:
+    """What waits until SIGTERM or SIGINT says that the process is to end; they count from now on."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    # A signal may be taken by any thread, as when the process was stopped, and then interrupts nothing here: so it is
+    # not the handler that writes, which is called by the main thread alone, once that does something again.
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    ending = (signal.SIGTERM, signal.SIGINT)
+    for number in ending:
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        while not set(os.read(read_end, 64)) & set(ending):
+            pass
+
+    return wait
+
+
+def _watch_keys(kv: KeyValue, path: str, tokens: Tokens, application: Api) -> None:
+    """Know from now on, and after each change, whom the file names.  Raises ConfigurationError."""
+
+    def use(data: bytes) -> str:
+        keys = client_keys_in(data)
+        tokens.renew(keys)
+        application.end_streams()
+        return f"{len(keys)} keys"
+
+    kv.service.watch_file("--keys-file", path, use)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     if arguments.open and not _is_loopback(arguments.bind):
         raise ConfigurationError("--open is for a --bind that only this machine reaches; else give --keys-file")
@@ -208,18 +238,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     keys = None if arguments.open else read_keys("--keys-file", arguments.keys_file, client_keys_in)
     kv = start_from_env()
     try:
-        authorize = who_is_here if keys is None else None
-        application = api(kv, keys=keys, authorize=authorize, max_watchers=arguments.max_watchers)
+        tokens = None if keys is None else Tokens(keys)
+        application = api(kv, authorize=tokens or who_is_here, max_watchers=arguments.max_watchers)
+        if tokens is not None:
+            _watch_keys(kv, arguments.keys_file, tokens, application)
         server = Server(kv, application, arguments.bind)
-        read_end, write_end = os.pipe()  # a handler may take no lock, nor may what waits for it
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: os.write(write_end, b"."))
+        wait = prepare_to_end()
         url = server.start()
     except BaseException:
         kv.service.stop()
         raise
     logger.info("the store is served at %s/v1/", url)
-    os.read(read_end, 1)
+    wait()
     began = time.monotonic()
     server.stop()
     logger.info("stopped in order within %.1f s", time.monotonic() - began)

@@ -50,8 +50,9 @@ class Places:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()  # guards the three below; held for no I/O
+        self._lock = threading.Lock()  # guards the four below; held for no I/O
         self._taken = 0
+        self._changes = 0
         self._open: set[Waiting] = set()
         self._is_closed = False
 
@@ -86,6 +87,16 @@ class Places:
             watches = list(self._open)
         for watch in watches:
             watch.close()
+
+    def end_streams(self) -> None:
+        """Those that are there end before they say anything more, for who may what was changed."""
+        with self._lock:
+            self._changes += 1
+
+    @property
+    def changes(self) -> int:
+        """How often it was."""
+        return self._changes
 
     @property
     def is_closed(self) -> bool:
@@ -126,7 +137,7 @@ class Watches:
             watch = self._begin(prefix, after, asked.timeout(5.0))
             self._places.begins(watch)
             if is_stream:
-                return _streamed(_Stream(watch, self._positions, self._places, self._heartbeat))
+                return _streamed(_Stream(watch, self._positions, self._places, self._heartbeat, asked.admitted_in))
             said = self._next(watch, wait)
         except BaseException:
             self._places.give_back(watch)
@@ -163,8 +174,10 @@ class Watches:
 class _Stream:
     """The body of a stream of events: an iterator that ends by itself, and gives its place back when it is closed."""
 
-    def __init__(self, watch: Watch, positions: Positions, places: Places, heartbeat: float) -> None:
+    def __init__(self, watch: Watch, positions: Positions, places: Places, heartbeat: float, admitted_in: int) -> None:
+        """admitted_in: see Asked."""
         self._watch = watch
+        self._admitted_in = admitted_in
         self._positions = positions
         self._places = places
         self._heartbeat = heartbeat
@@ -185,6 +198,8 @@ class _Stream:
             yield b"retry: %d\nid: %s\n\n" % (_RETRY_MS, self._position())
             while self._is_open and time.monotonic() < self._ends_at and not self._places.is_closed:
                 said = _said(watch.next(self._heartbeat))
+                if self._places.changes != self._admitted_in:
+                    break  # the client may have no right to what was said just now
                 position = self._position()
                 if said:
                     yield b"id: %s\nevent: change\ndata: %s\n\n" % (position, json.dumps(said).encode())

@@ -18,6 +18,7 @@ import raftsvc
 import raftsvc.attached.worker as worker_module
 from raftsvc.attached.participant import AttachedNode
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, ReadTimeoutError
+from raftsvc.keys import fingerprint
 from raftsvc.kv import KeyValue, KeyValueState
 from raftsvc.member.attachment import IS_UNLIKE, Wait
 from raftsvc.member.node import Node
@@ -44,7 +45,7 @@ class State(KeyValueState):
 class Here:
     """This process, attached to another one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         self.path = path
         self.directory = path / "data"
         self.addr = f"127.0.0.1:{free_port()}"
@@ -52,9 +53,8 @@ class Here:
         self.owner = self.start_other()
         self.owner.call("service.init")
         state = State()
-        self.service = raftsvc.start(
-            self.addr, self.directory, state=state, listen=self.addr, secret=SECRET, election_timeout=0.5, max_waiting=0
-        )
+        options = {"listen": self.addr, "election_timeout": 0.5, "max_waiting": 0, "secret": SECRET, **options}
+        self.service = raftsvc.start(self.addr, self.directory, state=state, **options)
         self.kv = KeyValue(self.service, state)
         assert self.kv.incr("key") == 1
 
@@ -138,6 +138,27 @@ def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
         return result
 
     return get
+
+
+def test_who_takes_over_after_it_missed_a_rotation_uses_its_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped meanwhile, and looked at nothing."""
+    monkeypatch.setattr("raftsvc.watched.LOOK_SECONDS", 3600.0)
+    file, new = tmp_path / "secret", "another secret of the tests"
+    file.write_text(SECRET)
+    here = Here(tmp_path, secret=None, secret_file=file)
+    try:
+        file.write_text(new)
+        here.owner.kill()
+        eventually(lambda: here.owner_pid == os.getpid(), "it takes over")
+        known = [fingerprint(new.encode())]
+        eventually(lambda: here.service.status()["secrets"]["accepts"] == known, "the new one is used")  # type: ignore[index]
+        assert here.kv.incr("key") == 2
+    finally:
+        here.service.stop()
+        for other in here.others:
+            other.end()
 
 
 @pytest.mark.parametrize("name", NODE_THREADS)

@@ -83,6 +83,14 @@ def test_a_read_is_refused_at_once_whatever_became_of_it_before() -> None:
         ask(Way(LostError("no answer")), Way(Problem(422, "rejected", "no")), seconds=30, kind=QUERY)
 
 
+def test_what_a_member_said_is_told_though_what_is_left_of_the_time_is_too_short_for_the_last() -> None:
+    for said in ((Problem(504, "read_timeout", "no leader is known"), LostError("no whole answer")),):
+        with pytest.raises(UnansweredError, match="no leader is known"):
+            ask(Way(*said), kind=QUERY)
+    with pytest.raises(UnansweredError, match="no whole answer"):
+        ask(Way(LostError("no whole answer")), kind=QUERY)
+
+
 def test_if_nobody_knows_the_key_that_is_said_at_once() -> None:
     ways = [Way(NotSentError("no", is_key=True)) for _ in range(2)]
     for way in ways:

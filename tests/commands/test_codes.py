@@ -12,6 +12,9 @@ import pytest
 
 import raftsvc
 from raftsvc import errors, kv
+from raftsvc.client.contacts import LostError
+from raftsvc.client.neighbors import Neighbor
+from raftsvc.client.owner import Owner
 from raftsvc.commands import codes
 from raftsvc.commands.codes import code_of
 from tests.attached.hosts import ROOT
@@ -94,6 +97,8 @@ def test_where_nobody_is_nothing_was_changed(shell: Shell, tmp_path: Path) -> No
     assert shell("--timeout", "0.2", "--at", str(tmp_path), "set", "a", "b").code == 3
     assert shell("--timeout", "0.2", "--at", str(tmp_path), "evict", "1").code == 3
     assert shell("--at", str(tmp_path / "nowhere"), "get", "a").code == 3
+    misspelt = shell("--at", "nowhere", "get", "a")
+    assert misspelt.code == 2 and "there is no directory nowhere here, and it is no HOST:PORT" in misspelt.err
     key = key_file(tmp_path, ADMIN)
     assert shell("--timeout", "0.2", "--at", "127.0.0.1:1", "--key-file", key, "set", "a", "b").code == 3
     assert shell("--timeout", "0.2", "--at", "127.0.0.1:1", "--key-file", key, "status").code == 3
@@ -128,3 +133,16 @@ def test_a_full_disk_is_an_error_of_this_host() -> None:
     assert done.returncode == 6
     assert done.stderr.startswith(b"raftsvc: ")
     assert done.stderr.count(b"\n") == 1
+
+
+def test_of_what_only_looks_it_is_known_that_nothing_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise LostError("timed out")
+
+    monkeypatch.setattr(Neighbor, "do", lose)
+    owner = Owner(tmp_path)
+    for look in (owner.status, owner.members, owner.dump):
+        with pytest.raises(raftsvc.ReadTimeoutError, match=r"does not answer: timed out"):
+            look()
+    with pytest.raises(raftsvc.OutcomeUnknown):
+        owner.transfer()

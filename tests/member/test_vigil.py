@@ -121,6 +121,31 @@ def test_a_node_that_is_drained_leads_as_long_as_no_other_can() -> None:
     assert not any(engine_of(node).health.may_be_ready for node in drained)
 
 
+def test_that_nobody_leads_is_told_anew_as_reasons_change_or_it_lasts_and_not_all_the_time() -> None:
+    """Whoever listens to `err` is told of each of these: a ring of a hundred events is not full of one."""
+    simulation = Simulation(3, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    assert simulation.run_until(60 * SECOND, lambda: simulation.leader() is not None)
+    alone, *others = simulation.nodes.values()
+    for node in others:
+        node.pause()
+    told: list[RaftError] = []
+
+    def look() -> bool:
+        assert alone.engine is not None
+        error = alone.engine.health.err()
+        if isinstance(error, OutOfTouchError) and error not in told:
+            told.append(error)
+        return False
+
+    ends_at = simulation.now + 200 * SECOND
+    assert not simulation.run_until(ends_at, look)
+    whys = [str(error).partition(" or more, because: ")[2] for error in told]
+    counts = [int(str(error).partition(" election timeouts")[0].rpartition(" ")[2]) for error in told]
+    assert all(whys) and counts[0] == 3 and counts[-1] >= 96
+    assert all(whys[n] != whys[n - 1] or counts[n] == 2 * counts[n - 1] for n in range(1, len(told)))
+
+
 class Log:
     """What is said, and how loud."""
 

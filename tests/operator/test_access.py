@@ -303,7 +303,8 @@ def test_operators_are_let_in_by_the_keys_of_a_file(tmp_path: Path, monkeypatch:
     given = {"RAFTSVC_ADDR": "n1:1", "RAFTSVC_DIR": "/nowhere", "RAFTSVC_OPERATOR_KEYS_FILE": str(file)}
     kv.start_from_env(given)
     kv.start_from_env(given, operator_keys=[READ])
-    assert [options["operator_keys"] for options in asked] == [known, [READ]]
+    assert [options.get("operator_keys_file") for options in asked] == [str(file), None]
+    assert "operator_keys" not in asked[0] and asked[1]["operator_keys"] == [READ]
     for wrong in (
         *("anna full\n", "anna full fedcba9876543210 more\n", "anna write fedcba9876543210\n"),
         *("anna fedcba9876543210 full\n", "fedcba9876543210! full anna\n", "anna full fedcba9876\x00543210\n"),

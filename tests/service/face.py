@@ -80,6 +80,7 @@ VALUES: dict[str, Any] = {
     "max_tries": 3,
     "n": 10,
     "per": 60.0,
+    "path": __file__,
     "queue": "a",
     "together": False,
     "within": 60.0,
@@ -89,6 +90,7 @@ VALUES: dict[str, Any] = {
     "signal": Signal(),
     "size": 1,
     "units": 1,
+    "use": lambda data: "nothing",
     "replace": False,
     "size_bytes": 10**6,
     "start_response": lambda status, headers: None,
@@ -113,6 +115,7 @@ VALUES: dict[str, Any] = {
     "ticket.data": b"main",
     "ticket.id": "0" * 16,
     "rwlock.data": b"main",
+    "watch_file.name": "file",
 }
 
 

@@ -97,6 +97,9 @@ RECIPES = ("election", "lock", "once", "party", "rwlock", "semaphore")
 LEGAL: dict[str, Callable[[Any], bool]] = {
     "addr": is_address,
     "after_death": lambda value: False,
+    "path": lambda value: False,
+    "watch_file.name": lambda value: value == "text",
+    "use": callable,
     "after_failure": lambda value: False,
     "blocking": lambda value: isinstance(value, bool),
     "data": lambda value: value is None or is_bytes(value),

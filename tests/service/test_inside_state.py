@@ -26,6 +26,7 @@ ANSWERING = {
     "log_time",
     "operator_app",
     "status",
+    "watch_file",
     "wsgi_app",
 }
 """What waits for nothing.  All else is told that it may not be called."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 import raftsvc
 from raftsvc import watched
@@ -16,6 +21,7 @@ from raftsvc.credentials import Credentials, Given
 from raftsvc.keys import fingerprint
 from raftsvc.transport import Authenticator, Network
 from raftsvc.transport.asking import UnansweredError, ask_status
+from raftsvc.transport.door import Door
 from tests.client.harness import OpenStore
 
 from .harness import PATIENCE, Cluster, Member, eventually, free_address, has_streams
@@ -237,6 +243,108 @@ def test_client_keys_come_and_go_with_their_file(tmp_path: Path, caplog: pytest.
         service.stop()
 
 
+def test_operators_come_and_go_with_their_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, addr = tmp_path / "operators", free_address()
+    write(file)
+    service = raftsvc.start(
+        addr, tmp_path / "n1", state=OpenStore(), secret=OLD, operator_keys_file=file, max_waiting=0
+    )
+    client = Client(DispatcherMiddleware(NotFound(), {"/raft": service}))
+    anna, bob = "anna0123456789abcdef", "bob0123456789abcdef"
+
+    def may(key: str) -> set[int]:
+        headers = {"Authorization": f"Bearer {key}"}
+        return {client.get(f"/raft/{path}", headers=headers).status_code for path in ("operator/feed", "status")}
+
+    try:
+        service.init()
+        assert may(anna) == {401}
+        write(file, f"anna full {anna}")
+        eventually(lambda: may(anna) == {200}, "she is let in")
+        headers = {"X-Raftsvc-Operator": "1"}
+        assert client.post("/raft/operator/login", json={"key": anna}, headers=headers).status_code == 200
+        assert client.get("/raft/operator/feed").status_code == 200, "by her cookie"
+        write(file, f"bob read {bob}")
+        eventually(lambda: may(bob) == {200}, "he is let in")
+        assert may(anna) == {401}
+        assert client.get("/raft/operator/feed").status_code == 401, "nor by the cookie of then"
+        assert "1 keys of operators, 1 read" in caplog.text
+        assert anna not in caplog.text
+        for lines, why in (
+            ((f"bob read {bob}", "anna full"), "line 2"),
+            ((f"bob read {OLD.replace(' ', '')}", f"anna full {bob}", f"eve full {bob}"), "nobody could tell"),
+        ):
+            write(file, *lines)
+            eventually(lambda why=why: why in str(service.err()), "it is told")
+            conditions = service.status()["conditions"]
+            assert isinstance(conditions, dict) and why in conditions["stale-file"]
+            process = service.status()["process"]
+            assert isinstance(process, dict) and why in process["files"]["operator_keys_file"]["trouble"]
+            seen = client.get("/raft/metrics", headers={"Authorization": f"Bearer {bob}"}).text
+            assert re.search(r'^raftsvc_condition\{.*"stale-file".*\} 1', seen, re.M)
+            assert may(bob) == {200}, "he is let in as before"
+        write(file, f"bob read {bob}")
+        eventually(lambda: service.err() is None, "it is mended")
+    finally:
+        service.stop()
+
+
+def test_a_key_of_an_operator_is_no_secret_and_no_client_key_whichever_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "LOOK_SECONDS", 3600.0)  # the looks are the test's
+    shared, files = "0123456789abcdef", [tmp_path / name for name in ("secret", "clients", "operators")]
+    lines = (OLD, f"cron read {OTHER.replace(' ', '')}", f"anna full {shared}")
+    for file, line in zip(files, lines, strict=True):
+        write(file, line)
+    credentials = Credentials(Given(None, files[0], None, files[1], operator_keys_file=files[2]), None, False, False)
+    credentials.open(SimpleNamespace(renew=None), lambda door, bearers: SimpleNamespace(), Door(None))  # type: ignore
+    told: list[list[str]] = []
+    assert credentials.open_to_operators(lambda keys: told.append([key.name for key in keys]))
+    for file, good, wrong in (
+        (files[0], lines[0], (OLD, shared)),
+        (files[1], lines[1], (f"cron read {shared}",)),
+        (files[2], lines[2], (f"anna full {OTHER.replace(' ', '')}",)),
+    ):
+        for present in (wrong, (good,)):
+            write(file, *present)
+            for _ in range(2):
+                credentials.watch.look()
+            troubles = [each.trouble for each in credentials.watch.files if each.trouble]
+            assert len(troubles) == (present is wrong)
+            assert "give him one of his own" in "".join(troubles) or present is not wrong
+    assert told == [["anna"]]
+    assert shared not in credentials.scrub(f"a line with {shared}")
+
+
+def test_a_file_of_the_application_is_watched_like_the_others(tmp_path: Path) -> None:
+    file, addr, used = tmp_path / "mine", free_address(), list[bytes]()
+    write(file, "first")
+
+    def use(data: bytes) -> str:
+        if b"bad" in data:
+            raise raftsvc.ConfigurationError("it makes no sense")
+        used.append(data.strip())
+        return "it is used"
+
+    service = raftsvc.start(addr, tmp_path / "n1", state=OpenStore(), secret=OLD, max_waiting=0)
+    try:
+        service.init()
+        forget = service.watch_file("mine", file, use)
+        assert used == [b"first"]
+        write(file, "second")
+        eventually(lambda: used[-1] == b"second", "what is new is used")
+        write(file, "bad")
+        eventually(lambda: "mine" in str(service.err()) and "it makes no sense" in str(service.err()), "it is told")
+        assert used[-1] == b"second"
+        with pytest.raises(raftsvc.ConfigurationError, match=r"mine: .*it makes no sense"):
+            service.watch_file("mine", file, use)
+        forget()
+        eventually(lambda: service.err() is None, "it is watched no more")
+    finally:
+        service.stop()
+
+
 def test_a_key_that_is_the_secret_is_refused_whichever_comes_last(tmp_path: Path) -> None:
     keys, secret, addr = tmp_path / "keys", tmp_path / "secret", free_address()
     shared = "0123456789abcdef"
@@ -261,6 +369,10 @@ def test_a_key_that_is_the_secret_is_refused_whichever_comes_last(tmp_path: Path
 def test_a_secret_and_a_file_of_it_are_not_both_given(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     write(file, OLD)
-    for options in ({"secret": OLD, "secret_file": file}, {"client_keys": [], "client_keys_file": file}):
+    for options in (
+        {"secret": OLD, "secret_file": file},
+        {"client_keys": [], "client_keys_file": file},
+        {"operator_keys": [], "operator_keys_file": file},
+    ):
         with pytest.raises(raftsvc.ConfigurationError, match="which is meant"):
             raftsvc.start("127.0.0.1:1", tmp_path / "n1", state=OpenStore(), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from raftsvc.core.messages import Claim, Entry, EntryKind, Life, Message, Messag
 from raftsvc.transport import App, Authenticator, Identity, Network, Peer, Problem
 from raftsvc.transport.listener import Listener
 from raftsvc.transport.peer import UnreachableError
+from raftsvc.transport.reach import Reach
 from raftsvc.transport.wire import PROTOCOL_VERSION
 from tests.transport.harness import CLUSTER, NODE, PEER, PEER_LIFE, SECRET, Recorder, envelope_of, lineage_of, make_app
 
@@ -554,3 +556,24 @@ def test_a_proxy_that_refuses_everything_is_none_to_be_passed(talk: Callable[...
     node.wait_for("unreachable")
     assert recorder.calls == []
     assert min(refused) == 2048
+
+
+def test_a_stream_that_is_open_says_nothing_of_a_peer_that_does_not_answer(
+    talk: Callable[..., tuple[NodeStub, Peer]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of one whose process is stopped: it has its stream still, and is neither reached nor lost again and again."""
+    _, peer = talk(answering("503 Service Unavailable", b""))
+    monkeypatch.setattr(Network, "silence_seconds", 0.02)
+    monkeypatch.setattr(type(peer._outbox), "is_streaming", property(lambda outbox: True))
+    reach = Reach(NODE)
+    with caplog.at_level(logging.INFO, "raftsvc.transport"):
+        failures = 0
+        for _ in range(3):
+            peer.is_to_knock = True
+            failures = peer._send_next(failures, reach)
+            failures = peer._send_next(failures, reach)
+        lines = [record.getMessage() for record in caplog.records if record.name == "raftsvc.transport"]
+        assert [("again" in line) for line in lines] == [False]
+        peer._contact.answered()
+        peer._send_next(failures, reach)
+        assert "is reached again" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -20,14 +21,26 @@ KEY = "writer-0123456789abcdef"
 class Process:
     """A cluster of one, served."""
 
-    def __init__(self, path: Path, *arguments: str) -> None:
+    def __init__(self, path: Path, *arguments: str, operators: Path | None = None) -> None:
         self.path = path
+        self.operators = operators
         self.addr = free_address()
-        self.bind = free_address()
-        self.url = f"http://{self.bind}/v1"
+        self._bind("log")
         (path / "keys").write_text(f"# who may what\nweb write {KEY}\nteam read reader-0123456789abcdef team/\n")
         self.arguments = arguments or ("--keys-file", str(path / "keys"))
         self.process = self._start()
+
+    def _bind(self, log: str) -> None:
+        self.log_path = self.path / log
+        self.bind = free_address()
+        self.url = f"http://{self.bind}/v1"
+
+    def beside(self) -> Process:
+        """Another process of its host, with the same directory."""
+        other = copy.copy(self)
+        other._bind("log-beside")
+        other.process = other._start()
+        return other
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {
@@ -38,14 +51,15 @@ class Process:
             "RAFTSVC_SECRET": "a secret of the tests, long enough",
             "RAFTSVC_BIND": self.bind,
             "PYTHONPATH": str(ROOT),
+            **({} if self.operators is None else {"RAFTSVC_OPERATOR_KEYS_FILE": str(self.operators)}),
         }
-        with (self.path / "log").open("ab") as log:
+        with self.log_path.open("ab") as log:
             command = [sys.executable, "-m", "raftsvc.web", *self.arguments]
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     @property
     def log(self) -> str:
-        return (self.path / "log").read_text()
+        return self.log_path.read_text()
 
     def wait_serving(self) -> None:
         """Until a write is done."""

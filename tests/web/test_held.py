@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import raftsvc
 from raftsvc import kv
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown
 from raftsvc.keys import ClientKey
-from raftsvc.kv.instructions import Code, Effect
+from raftsvc.kv.instructions import Code, Effect, claim, encode, open_lease
 from raftsvc.kv.tickets import Ticket
 from raftsvc.results import Applied
 from raftsvc.web import Api, api
@@ -341,6 +343,64 @@ class Stalled:
 @pytest.fixture
 def stalled(monkeypatch: pytest.MonkeyPatch) -> Stalled:
     return Stalled(monkeypatch)
+
+
+def test_who_comes_to_his_claim_too_late_asks_for_nothing_any_more(
+    client: Client, store: kv.KeyValue, stalled: Stalled, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stood still for longer than the client waits, who has gone."""
+    path, late = f"/v1/locks/{name}", [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    for module in ("raftsvc.kv.tickets", "raftsvc.web.asked"):
+        monkeypatch.setattr(f"{module}.time", clock)
+    for query, seconds, is_in_time in (("wait=0", 11.0, False), ("wait=20&timeout=60", 61.0, False), ("", 9.0, True)):
+        stalled.stalls.clear()
+        stalled.goes_on.clear()
+        stalled.codes.append(Code.OPEN)
+        answer = in_background(lambda query=query: client.post(f"{path}?{LONG}&{query}"))
+        assert stalled.stalls.wait(PATIENCE)
+        late[0] += seconds
+        stalled.goes_on.set()
+        if is_in_time:
+            assert said(answer())["held"]
+        else:
+            problem(answer(), 503, outcome="not_applied")
+        assert said(client.get(path))["held"] is is_in_time
+    environ = {"raftsvc.came_at": clock.monotonic() - 10.0}
+    problem(client.post(f"{path}-b?{LONG}", environ_overrides=environ), 503, outcome="not_applied")
+    headers = {"Idempotency-Key": f"never-{name}"}
+    problem(client.post(f"{path}-b?{LONG}", environ_overrides=environ, headers=headers), 503, outcome="not_applied")
+    assert said(client.get(f"{path}-b"))["claims"] == []
+
+
+def test_what_was_held_and_let_go_of_is_not_granted_to_who_asked_before(
+    client: Client, stalled: Stalled, name: str
+) -> None:
+    """He gave up, sent it again and was served; then the first comes to its claim, and nobody would let go of that."""
+    path, again = f"/v1/locks/{name}?{LONG}", {"Idempotency-Key": f"twice-{name}"}
+    stalled.codes.append(Code.CLAIM)
+    first = in_background(lambda: client.post(path, headers=again))
+    assert stalled.stalls.wait(PATIENCE), "it is about to claim"
+    second = said(client.post(path, headers=again))
+    said(client.delete(f"/v1/locks/{name}?ticket={second['ticket']}"))
+    stalled.goes_on.set()
+    problem(first(), 409, code="LostError")
+    assert said(client.get(f"/v1/locks/{name}"))["claims"] == []
+    third = said(client.post(path, headers=again))
+    assert third["held"], "whoever asks anew asks anew"
+    said(client.delete(f"/v1/locks/{name}?ticket={third['ticket']}"))
+
+
+def test_a_claim_that_comes_late_ends_with_the_lease_that_was_opened_for_it(store: kv.KeyValue, name: str) -> None:
+    """It is on its way to the leader: no clock of this process says that it is late."""
+    ticket = store.ticket(f"lock:{name}", ttl=5.0)
+    cluster: Any = ticket._cluster  # type: ignore[attr-defined]
+    opened_ms = cluster.propose(encode([open_lease(ticket.id, 5000)]), PATIENCE).time_ms
+    freeze = store._state._applying.content.holds.freeze  # type: ignore[attr-defined]
+    (opened,) = [lease for lease in freeze().leases if lease[0] == ticket.id]
+    eventually(lambda: store.perform([kv.set("time", b"")]).time_ms > opened_ms, "log time went on")
+    assert cluster.propose(encode([claim(f"lock:{name}", ticket.id, 0)]), PATIENCE).answer, "it is granted"
+    assert opened in freeze().leases
 
 
 def test_a_late_give_up_ends_nothing_that_was_answered_as_held(client: Client, stalled: Stalled, name: str) -> None:

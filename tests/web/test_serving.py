@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -17,7 +20,7 @@ from raftsvc.errors import ConfigurationError
 from raftsvc.keys import ClientKey, client_keys_in
 from raftsvc.watched import read_keys
 from raftsvc.web import api
-from raftsvc.web.serving import Gate, main, who_is_here
+from raftsvc.web.serving import Gate, main, prepare_to_end, who_is_here
 from tests.effort import PATIENCE
 from tests.service.harness import eventually, in_background
 from tests.web.server import KEY, Process
@@ -93,6 +96,50 @@ def test_a_node_serves_its_store_until_it_is_told_to_stop(served: Process) -> No
     assert "Traceback" not in served.log
 
 
+@pytest.mark.processes
+def test_keys_come_and_go_in_each_process_of_a_host(tmp_path: Path) -> None:
+    """One has the node, the other is attached to it; each has its own port, and both have the files."""
+    anna, operators = "anna-0123456789abcdef", tmp_path / "operators"
+    operators.write_text(f"screen read {KEY}\n")
+    owner = Process(tmp_path, operators=operators)
+    beside = None
+    try:
+        owner.wait_serving()
+        beside = owner.beside()
+        beside.wait_serving()
+
+        def asked(path: str, key: str) -> requests.Response:
+            return requests.get(path, headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE)
+
+        def may(key: str) -> set[bool]:
+            return {asked(f"{each.url}/keys/ready", key).ok for each in (owner, beside)}
+
+        assert (may(anna), may(KEY)) == ({False}, {True})
+        write(tmp_path / "keys", f"anna write {anna}")
+        write(operators, f"screen read {anna}")
+        eventually(lambda: (may(anna), may(KEY)) == ({True}, {False}), "who comes, and who is gone")
+        node = f"http://{owner.addr}/raft"
+        eventually(lambda: asked(f"{node}/status", anna).ok, "an operator who came")
+        assert asked(f"{node}/operator/feed", KEY).status_code == 401
+
+        write(tmp_path / "keys", "")
+        eventually(lambda: "stale-file" in asked(f"{node}/status", anna).json()["conditions"], "it is told")
+        assert "--keys-file" in asked(f"{node}/status", anna).json()["conditions"]["stale-file"]
+        assert re.search(r'^raftsvc_condition\{.*"stale-file".*\} 1', asked(f"{node}/metrics", anna).text, re.M)
+        eventually(lambda: (owner.log + beside.log).count("what was used before is used on") == 2, "both say so")
+        assert (may(anna), may(KEY)) == ({True}, {False})
+    finally:
+        for each in (owner, beside):
+            if each is not None:
+                each.end()
+
+
+def write(path: Path, line: str) -> None:
+    beside = path.with_name("next")
+    beside.write_text(f"{line}\n")
+    beside.replace(path)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -124,6 +171,25 @@ def test_a_port_that_is_taken_ends_it(tmp_path: Path) -> None:
         finally:
             made.end()
     assert "cannot be bound" in made.log
+
+
+def test_a_signal_counts_whichever_thread_takes_it() -> None:
+    """As the kernel has any of them take what comes while the process is stopped; the main thread is not woken then."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        wait = prepare_to_end()
+
+        def take() -> None:
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                signal.pthread_kill(threading.get_ident(), number)
+
+        threading.Thread(target=take, daemon=True).start()
+        wait()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

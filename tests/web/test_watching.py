@@ -14,7 +14,9 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.keys import ClientKey
 from raftsvc.web import Api, api
+from raftsvc.web.callers import Tokens
 from tests.service.harness import PATIENCE, SECRET, eventually, free_address, in_background
 from tests.web.test_keys import problem, said, transact
 
@@ -221,3 +223,33 @@ def test_a_client_that_is_no_member_cannot_watch_and_does_all_else(tmp_path: Pat
     finally:
         far.service.close()
         service.stop()
+
+
+def test_a_stream_says_nothing_more_once_who_may_what_was_changed(store: kv.KeyValue, key: str) -> None:
+    tokens = Tokens([ClientKey("anna", "anna-0123456789abcdef", "read", key)])
+    application = api(store, authorize=tokens, heartbeat=PATIENCE)
+    shown = {"Authorization": "Bearer anna-0123456789abcdef"}
+
+    def stream(after: str) -> Stream:
+        return Stream(application, {"prefix": key, "after": after}, **shown)
+
+    position = said(Client(application).get("/v1/keys", query_string={"prefix": key}, headers=shown))["position"]
+    streams = [stream(position) for _ in range(2)]
+    for each in streams:
+        position = each.next()["id"]
+    with pytest.raises(raftsvc.ConfigurationError):
+        tokens.renew([])
+    tokens.renew([ClientKey("anna", "anna-0123456789abcdef", "read", f"{key}hers/")])
+    application.end_streams()
+    store.set(f"{key}secret", b"1", timeout=PATIENCE)
+    for each in streams:
+        with pytest.raises(StopIteration):
+            each.next()
+        each.chunks.close()  # type: ignore[attr-defined]
+    assert stream(position).status == 403, "with the rights of now"
+    hers = Stream(application, {"prefix": f"{key}hers/", "after": position}, **shown)
+    assert hers.next()["id"]
+    store.set(f"{key}hers/a", b"1", timeout=PATIENCE)
+    assert "change" in str(hers.next())
+    hers.chunks.close()  # type: ignore[attr-defined]
+    assert application.watchers == 0
