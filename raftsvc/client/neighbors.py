@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from raftsvc.attached import asking, sockets
 from raftsvc.attached.frames import Decoder, encode
-from raftsvc.client.contacts import LostError, NotSentError
+from raftsvc.client.attempts import LostError, NotSentError
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import NodeFailedError, OverloadedError, RaftError
 from raftsvc.member.attachment import Ask, Told
