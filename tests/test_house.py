@@ -98,7 +98,8 @@ ROOMS = {
     "ext": "errors answers addresses ports service kv recipes raftsvc commands",
     "__main__": "commands",
     # The simulator is below the face: it drives members without threads.
-    "testing": "errors logs addresses state versions process core storage transport member attached",
+    # Who is outside of it goes by what a real client does.
+    "testing": "errors logs addresses state versions process core storage transport member attached client",
 }
 
 # What the core may have of the standard library, and of `random` only the generator that it is given.

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from raftsvc.addresses import canonical_addr
 from raftsvc.client.attempts import Answer, LostError, NotSentError, Request, UnansweredError
-from raftsvc.client.numbers import ClientSession
+from raftsvc.client.numbers import ClientSession, opened_of
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
@@ -24,9 +24,8 @@ from raftsvc.errors import (
     RaftError,
 )
 from raftsvc.member.envelopes import wrap_client_open, wrap_close
-from raftsvc.member.sessions import decode_outcome
 from raftsvc.transport import Problem
-from raftsvc.transport.visits import BRING, Visit, decode_place
+from raftsvc.transport.visits import BRING, Visit
 
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
@@ -180,11 +179,7 @@ class Route:
 
     def _open(self, deadline: float) -> ClientSession:
         nonce = secrets.randbits(63)
-        index, _, outcome = decode_place(self.ask(BRING, wrap_client_open(nonce), deadline).data)
-        session_id = decode_outcome(outcome, index, 0).answer
-        if not isinstance(session_id, int) or not session_id:
-            raise MalformedError("a session was opened without an id")
-        return ClientSession(session_id, nonce)
+        return opened_of(self.ask(BRING, wrap_client_open(nonce), deadline).data, nonce)
 
     def forget(self, session: ClientSession) -> None:
         """It is not open any more."""
