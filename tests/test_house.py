@@ -46,7 +46,8 @@ ROOMS = {
     "timeouts": "errors",
     "measures": "",
     "aio": "errors timeouts",
-    "keys": "errors",
+    "macs": "",
+    "keys": "errors macs",
     "states": "errors results state",
     "systems": "errors",
     "process": "errors systems",
@@ -58,7 +59,7 @@ ROOMS = {
     "versions": "errors state core",
     "addresses": "errors core",
     "storage": "errors process systems core",
-    "transport": "errors logs addresses keys ports process core storage",
+    "transport": "errors logs addresses keys macs ports process systems core storage",
     "member": "errors logs addresses clocks compiled measures results state versions process "
     "systems core storage transport",
     "attached": "errors logs compiled state versions process core storage transport member",

@@ -83,7 +83,7 @@ class Connection:
         self._verify = verify
         self._cert = cert
         self._routes: dict[int, Route] = {}  # that of this process, by its pid
-        self._farewells: list[Callable[[], object]] = []
+        self._farewells: list[tuple[int, Callable[[], object]]] = []  # each with the process that it is of
 
     def _route(self) -> Route:
         pid = os.getpid()
@@ -257,14 +257,15 @@ class Connection:
         return back_up_stored(open_snapshot, lambda: taken[0][1], file)
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Have `function` called by `close`, while it still works; returns what ends that."""
+        """Have `function` called by `close` in this process, while it still works; returns what ends that."""
         if not callable(function):
             raise ConfigurationError(f"what is called before it is closed is a function, not {function!r:.100}")
-        self._farewells.append(function)
+        farewell = os.getpid(), function
+        self._farewells.append(farewell)
 
         def remove() -> None:
             with suppress(ValueError):  # it was called, or removed
-                self._farewells.remove(function)
+                self._farewells.remove(farewell)
 
         return remove
 
@@ -278,10 +279,14 @@ class Connection:
         if is_main_thread():
             return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
         farewells, self._farewells = self._farewells, []
-        for function in farewells:
-            with suppress(RaftError):
-                function()
-        route = self._routes.get(os.getpid())
+        pid = os.getpid()
+        for owner, function in farewells:
+            if (
+                owner == pid
+            ):  # what a parent holds is not for its child to let go of, and its locks may be held for ever
+                with suppress(RaftError):
+                    function()
+        route = self._routes.get(pid)
         if route is not None:
             route.close(time.monotonic() + _CLOSE_SECONDS)
 

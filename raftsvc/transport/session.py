@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import http.client
 import io
+import queue
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import requests
 import urllib3
@@ -22,6 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from raftsvc.errors import ConfigurationError
 from raftsvc.keys import TlsFiles
+from raftsvc.systems import call_in_children
 
 _MOST_FLIGHTS = 10
 """Of a handshake, which has three or four."""
@@ -83,12 +86,37 @@ class _SecureConnection(HTTPSConnection):
     response_class = _Answer
 
 
+class _Queue(queue.LifoQueue[Any]):
+    """The connections of a pool, which is emptied as the pool ends: in a child too, where its lock may be taken."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize)
+        _queues.add(self)
+
+    def begin_anew(self) -> None:
+        """Have a lock that is free, and no connection."""
+        super().__init__(self.maxsize)
+
+
+_queues: WeakSet[_Queue] = WeakSet()
+
+
+def _begin_anew() -> None:
+    for each in list(_queues):
+        each.begin_anew()
+
+
+call_in_children(_begin_anew)
+
+
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):  # its name is in errors
     ConnectionCls = _Connection
+    QueueCls = _Queue
 
 
 class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+    QueueCls = _Queue
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -115,6 +143,7 @@ class _Pools(_Adapter):
 
         class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
             ConnectionCls = Connection
+            QueueCls = _Queue
 
         self.poolmanager.pool_classes_by_scheme["https"] = HTTPSConnectionPool
 
