@@ -214,6 +214,7 @@ class Caller:
         self._keys: list[Key] = []  # under which the instruction was brought so far
         self.is_waiting = False
         self.is_stopping = False
+        self.is_resting = False
         self.served_since_heal = 0
 
     def start(self) -> None:
@@ -338,7 +339,16 @@ class Caller:
             world.report.history.append(Operation(self._name, self._called, returned, action.input, output))
         if result in ("done", "rejected") and world.is_healed:
             self.served_since_heal += 1
-        if not self._client.life.is_over:
+        # Once all is well it leaves the cluster to those who have to catch up, maybe over slow links.
+        self.is_resting = self.served_since_heal >= 2
+        if not self._client.life.is_over and not self.is_resting:
+            self.start()
+
+    def count_anew(self) -> None:
+        """What it was served so far does not count."""
+        self.served_since_heal = 0
+        if self.is_resting:
+            self.is_resting = False
             self.start()
 
     def _note(self, what: str) -> None:

@@ -114,7 +114,7 @@ class Outside:
         """What was served so far does not count."""
         for client in self.clients:
             for caller in client.callers:
-                caller.served_since_heal = 0
+                caller.count_anew()
 
     def stop(self) -> None:
         """Begin nothing more."""
