@@ -68,7 +68,8 @@ class Neighbor:
             raise NotSentError(f"{self.addr}: {error}") from error
         if connection is None:
             raise NotSentError(
-                f"{self.addr}: no process of this host has a node there that others can ask, which needs listen="
+                f"{self.addr}: no process of this host has a node there that others can ask, which needs listen=, "
+                "and a file system that takes sockets"
             )
         decoder = Decoder()
         with connection:

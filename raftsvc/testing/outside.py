@@ -42,6 +42,7 @@ class Outside:
         self._serials = 0
         self._visitors: list[Visitor] = []
         self.clients: list[Connected] = []
+        self._passing: list[Connected] = []  # who come to do one thing
 
     def start(self) -> None:
         """Keep up their number from now on, and have things go wrong."""
@@ -87,7 +88,9 @@ class Outside:
         """As many as sessions are kept of come, do one thing each, and are never heard of again."""
         for _ in range(MAX_CLIENTS + self.random.randrange(2)):
             self._serials += 1
-            Connected(self, self._serials, 1, calls=1).start()
+            client = Connected(self, self._serials, 1, calls=1)
+            self._passing.append(client)
+            client.start()
 
     def heal(self) -> None:
         """Nothing goes wrong any more, and who is too many ends."""
@@ -108,7 +111,8 @@ class Outside:
     @property
     def is_waiting(self) -> bool:
         """Whether something is under way."""
-        return any(caller.is_waiting for client in self.clients for caller in client.callers)
+        self._passing = [client for client in self._passing if not client.life.is_over]
+        return bool(self._passing) or any(caller.is_waiting for client in self.clients for caller in client.callers)
 
     def count_anew(self) -> None:
         """What was served so far does not count."""
@@ -121,6 +125,9 @@ class Outside:
         for client in self.clients:
             for caller in client.callers:
                 caller.is_stopping = True
+        for client in self._passing:
+            if not client.life.is_over and not client.callers[0].is_waiting:
+                client.end()  # it was about to
 
     # -- the way
 
