@@ -30,6 +30,7 @@ from raftsvc.transport.visits import BRING, QUERY
 
 _PAUSE = 20 * MILLISECOND
 _NOTHING = Action(None, None)
+_NO_END = 1 << 40
 
 
 class Way(Protocol):
@@ -111,7 +112,7 @@ class Asked:
 class Connected:
     """One process: whom it asks now, its session, and the threads that call."""
 
-    def __init__(self, way: Way, number: int, callers: int, calls: float = math.inf) -> None:
+    def __init__(self, way: Way, number: int, callers: int, calls: int = _NO_END) -> None:
         """callers: so many threads; calls: so much does each before it ends."""
         self.way = way
         self.name = f"p{number}"
@@ -204,7 +205,7 @@ class Connected:
 class Caller:
     """A thread of a process outside: does one thing after the other, and remembers what it was told."""
 
-    def __init__(self, client: Connected, name: str, calls: float) -> None:
+    def __init__(self, client: Connected, name: str, calls: int) -> None:
         self._client = client
         self._name = name
         self._left = calls
