@@ -600,7 +600,7 @@ class Sessions:
         for key, instruction, outcome in zip(_keys_of(call), instructions, outcomes, strict=True):
             place = self._executed.get(key, (0, 0))
             require(
-                place[0] <= engine.applying.machine.applied_index,
+                0 < place[0] <= engine.applying.machine.applied_index and self._given[place] == instruction,
                 f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {key[2]}, "
                 f"which is not applied there",
             )
