@@ -3,10 +3,13 @@
     python -m benchmarks.statuses                    # peers have a port of their own, as in README
     python -m benchmarks.statuses --mount            # peers share the threads of the application
     python -m benchmarks.statuses --app old.py       # another application with the same routes
+    python -m benchmarks.statuses --workers 4        # so many processes on each host, which share its node
+    python -m benchmarks.statuses --workers 4 --view-ms 5 --apart   # views that compute; the owner serves none
 
-Three nodes behind gunicorn, `--threads` each; `--clients` count at one of them, or with `--spread` to all
-three, each as fast as it is answered, and nobody waits after a refusal.  Prints, as JSON, how many answers
-there were of each status.  Needs flask and gunicorn, which the dev extra installs.
+Three nodes behind gunicorn, `--threads` each in `--workers`; `--clients` count at one of them, or with `--spread` to
+all three, each as fast as it is answered, and nobody waits after a refusal.  Prints, as JSON, how many answers
+there were of each status, how many a second, and what processor time an answer took: of all processes of the hosts,
+the clients left out.  Needs flask and gunicorn, which the dev extra installs.
 """
 
 from __future__ import annotations
@@ -25,10 +28,13 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import requests
+
+from benchmarks.usage import usage
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 60.0
@@ -37,21 +43,47 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/raft": kv.service.wsgi_app})
 """
+WORKING = """
+import time
+
+answer, app.wsgi_app = app.wsgi_app, lambda environ, start_response: work() or answer(environ, start_response)
+
+def work():
+    ends_at = time.thread_time() + {seconds}
+    while time.thread_time() < ends_at:
+        pass
+"""
+OWNER = "from raftsvc import kv; import threading; kept = kv.start_from_env(); threading.Event().wait()"
 
 
-def readme_application(is_mounted: bool = False) -> str:
-    """The source of README's application; with its node mounted beside it instead of on a port of its own."""
+def readme_application(is_mounted: bool = False, view_seconds: float = 0.0) -> str:
+    """The source of README's application; with its node mounted beside it instead of on a port of its own.
+
+    view_seconds: that each request computes beside what README does.
+    """
     found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found is not None, "README shows an application"
-    source = found[1]
+    source = found[1] + (WORKING.format(seconds=view_seconds) if view_seconds else "")
     return source + MOUNT if is_mounted else source
 
 
 class Server:
-    """gunicorn with one node, whose ports are kept for it."""
+    """gunicorn with one node, whose ports are kept for it.
 
-    def __init__(self, home: Path, threads: int, is_mounted: bool, ports: list[socket.socket]) -> None:
-        self._ports = ports
+    is_apart: another process owns the node, and serves no views.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        threads: int,
+        is_mounted: bool,
+        ports: list[socket.socket],
+        workers: int = 1,
+        is_apart: bool = False,
+    ) -> None:
+        self._ports, self._workers, self._is_apart = ports, workers, is_apart
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.place, self.addr = f"127.0.0.1:{_number_of(ports[0])}", f"127.0.0.1:{_number_of(ports[-1])}"
         self._home, self._threads, self._is_mounted = home, threads, is_mounted
 
@@ -69,15 +101,36 @@ class Server:
         if self._is_mounted:
             environment["RAFTSVC_LISTEN"] = ""
         command = [sys.executable, "-m", "gunicorn", "--threads", str(self._threads), "--bind", self.place]
+        command += ["--workers", str(self._workers), "--reuse-port", "--no-control-socket", "app:app"]
         with (home / f"{self.addr}.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--reuse-port", "--no-control-socket", "app:app"],
-                cwd=home,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+
+            def run(command: list[str]) -> None:
+                self._processes.append(
+                    subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
+
+            if self._is_apart:
+                run([sys.executable, "-c", OWNER])
+                self._await_owner(home / f"data-{self.addr}" / "socket")
+            run(command)
+            self.process = self._processes[-1]
+
+    def _await_owner(self, path: Path) -> None:
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while not path.exists():
+            if time.monotonic() > give_up or self._processes[0].poll() is not None:
+                raise RuntimeError(f"nobody owns the node of {self.place}")
+            time.sleep(0.05)
+
+    def pids(self) -> list[int]:
+        """All its processes."""
+        groups = {process.pid for process in self._processes}
+        found = []
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+            with suppress(ProcessLookupError):
+                if os.getpgid(pid) in groups:
+                    found.append(pid)
+        return found
 
     def await_formed(self) -> None:
         """Until it serves a client."""
@@ -96,9 +149,10 @@ class Server:
             time.sleep(0.05)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         for port in self._ports:
             port.close()
 
@@ -118,7 +172,14 @@ def _reserve() -> socket.socket:
 
 
 def measure(
-    source: str, is_mounted: bool, clients: int = 64, threads: int = 8, seconds: float = 10.0, spread: bool = False
+    source: str,
+    is_mounted: bool,
+    clients: int = 64,
+    threads: int = 8,
+    seconds: float = 10.0,
+    spread: bool = False,
+    workers: int = 1,
+    is_apart: bool = False,
 ) -> dict[str, Any]:
     """Run the application on three nodes and count what the clients were answered."""
     secret = secrets.token_hex(16)
@@ -126,7 +187,7 @@ def measure(
         home = Path(directory)
         (home / "app.py").write_text(source)
         ports = [[_reserve() for _ in range(1 if is_mounted else 2)] for _ in range(3)]
-        servers = [Server(home, threads, is_mounted, own) for own in ports]
+        servers = [Server(home, threads, is_mounted, own, workers, is_apart) for own in ports]
         try:
             for server in servers:
                 server.start(secret, [each.addr for each in servers])
@@ -134,7 +195,13 @@ def measure(
                 server.await_formed()
             time.sleep(2.0)  # for streams to be opened, as they are in any cluster that is not just made
             places = [server.place for server in servers] if spread else [servers[1].place]
-            return _press(places, clients, seconds)
+            pids = [pid for server in servers for pid in server.pids()]
+            before, began = usage(pids), time.monotonic()
+            result = _press(places, clients, seconds)
+            used, took = usage(pids).since(before).cpu_seconds, time.monotonic() - began
+            answers = result["statuses"].get("200", 0)
+            result |= {"per_second": round(answers / took, 1), "cpu_ms": round(1000 * used / max(1, answers), 2)}
+            return result
         finally:
             for server in servers:
                 server.close()
@@ -180,10 +247,24 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--workers", type=int, default=1, help="of each host")
+    parser.add_argument("--view-ms", type=float, default=0.0, help="of processor time, that each request computes")
+    parser.add_argument("--apart", action="store_true", help="a process of its own owns the node")
     parser.add_argument("--spread", action="store_true", help="clients write to all three nodes")
     options = parser.parse_args()
-    source = options.app.read_text() if options.app else readme_application(options.mount)
-    result = measure(source, options.mount, options.clients, options.threads, options.seconds, options.spread)
+    if options.mount and (options.workers > 1 or options.apart):
+        parser.error("processes that share a node need a port of its own: no --mount")
+    source = options.app.read_text() if options.app else readme_application(options.mount, options.view_ms / 1000)
+    result = measure(
+        source,
+        options.mount,
+        options.clients,
+        options.threads,
+        options.seconds,
+        options.spread,
+        options.workers,
+        options.apart,
+    )
     json.dump(result, sys.stdout)
     print()
 

@@ -8,7 +8,6 @@ even, which `start` refuses.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.macs import mac
 
 MIN_KEY_BYTES = 16
 _ROUNDS = 20_000
@@ -64,7 +64,7 @@ class ClientKey:
     @property
     def signing(self) -> bytes:
         """What its requests, and the answers to them, are signed with."""
-        return hmac.digest(self.key.encode(), b"raftsvc client key\n" + self.name.encode(), "sha256")
+        return mac(self.key.encode(), b"raftsvc client key\n" + self.name.encode())
 
     @property
     def is_sent(self) -> bool:
@@ -141,7 +141,7 @@ class OperatorKey:
     @property
     def signing(self) -> bytes:
         """What vouches for who signed in by it."""
-        return hmac.digest(self.key.encode(), b"raftsvc operator key\n" + self.name.encode(), "sha256")
+        return mac(self.key.encode(), b"raftsvc operator key\n" + self.name.encode())
 
     @property
     def may_act(self) -> bool:

@@ -19,13 +19,8 @@ from typing import Any
 from raftsvc.copies import Copies
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
-    InstructionTooLargeError,
-    NotApplied,
     NotPermittedError,
-    OutcomeUnknown,
-    OverloadedError,
     RaftError,
-    ReadTimeoutError,
     Rejected,
 )
 from raftsvc.formation import Membership, open_stored
@@ -37,6 +32,7 @@ from raftsvc.proposals import Proposals
 from raftsvc.reception import Reception
 from raftsvc.state import QueryState, ScopedState
 from raftsvc.transport import Problem
+from raftsvc.transport.refusals import refusal_of
 from raftsvc.transport.visits import (
     BRING,
     COPY,
@@ -52,16 +48,6 @@ from raftsvc.transport.visits import (
     decode_copy,
     encode_place,
 )
-
-_CODES: list[tuple[type[RaftError], int, str]] = [
-    (NotPermittedError, 403, "not_permitted"),
-    (OverloadedError, 503, "overloaded"),
-    (InstructionTooLargeError, 413, "too_large"),
-    (Rejected, 422, "rejected"),
-    (ReadTimeoutError, 504, "read_timeout"),
-    (NotApplied, 503, "not_applied"),
-]
-"""What is told of an error, the first that fits; of all others that what was asked may be done, or may yet be."""
 
 _NEIGHBOR = ClientKey("neighbor", secrets.token_hex(), "admin")
 """Whoever comes by the socket of the directory, which is this user's alone."""
@@ -120,11 +106,7 @@ class Visitors:
                 raise Rejected(f"the answer has {len(answer)} bytes, of at most {most_bytes}: ask for less at once")
             return answer
         except RaftError as error:
-            for kind, status, code in _CODES:
-                if isinstance(error, kind):
-                    raise Problem(status, code, error.reason if isinstance(error, Rejected) else str(error)) from error
-            code = "outcome_unknown" if isinstance(error, OutcomeUnknown) else "unavailable"
-            raise Problem(504, code, str(error)) from error
+            raise refusal_of(error) from error
 
     def _serve(self, key: ClientKey, visit: Visit) -> bytes:
         if visit.kind == HELLO:

@@ -35,6 +35,7 @@ class Mutant(NamedTuple):
     test:  of pytest, which shows it where that is so, or where no simulation goes: to the order of
            threads; a path below tests and a name.
     attached: how many processes each node has beside its own in the simulation.
+    connected: how many connected clients there are in it; None: some, in some seeds.
     also:  more places with their `file`, `old` and `new`, without which it makes no difference.
     """
 
@@ -46,6 +47,7 @@ class Mutant(NamedTuple):
     scene: str = ""
     test: str = ""
     attached: int = 0
+    connected: int | None = None
     also: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -2336,17 +2338,77 @@ MUTANTS = (
     ),
     Mutant(
         "what a member does not know its client takes for not done",
-        "client/route.py",
-        "                was_lost |= problem.code not in _CERTAIN\n",
+        "client/attempts.py",
+        "            self._was_lost |= error.code not in CERTAIN\n",
         "",
-        test="client/test_route.py::test_after_anything_else_it_may_have_been_done",
+        connected=2,
     ),
     Mutant(
         "a client whose session was closed begins anew though an answer was lost",
-        "client/connection.py",
-        "            if answer.was_lost:\n",
-        "            if False:\n",
-        test="client/test_calls.py::test_a_session_that_was_closed_is_followed_by_another_unless_something_was_lost",
+        "client/attempts.py",
+        "    if answer.was_lost:\n",
+        "    if False:\n",
+        connected=2,
+    ),
+    Mutant(
+        "what had no answer in time its client takes for not done",
+        "client/attempts.py",
+        "            self._was_lost = True\n",
+        "",
+        connected=2,
+    ),
+    Mutant(
+        "a member tells a client of an unknown outcome that nothing was done",
+        "transport/refusals.py",
+        '504, "outcome_unknown" if',
+        '504, "not_applied" if',
+        connected=2,
+    ),
+    Mutant(
+        "the outcome of what a client brought is not kept",
+        "member/machine.py",
+        "        session.record(number, low, [outcome])\n",
+        "        session.record(number, low, [])\n",
+        connected=2,
+    ),
+    Mutant(
+        "a client's session that was dropped is open again to who brings something under it",
+        "member/machine.py",
+        "        session = self.sessions.client(session_id, nonce)\n",
+        "        session = self.sessions.client(session_id, nonce)\n"
+        "        if session is None and op == INSTRUCTION:\n"
+        "            session = self.sessions._sessions[session_id] = Session(session_id, 0, nonce, 0)\n",
+        connected=2,
+    ),
+    Mutant(
+        "a client says that what it still waits for is settled",
+        "client/numbers.py",
+        "            return number, self._low()\n",
+        "            return number, number\n",
+        connected=2,
+    ),
+    Mutant(
+        "a client uses a number again that it gave up",
+        "client/numbers.py",
+        "            del self._in_use[number]\n",
+        "            del self._in_use[number]\n            self._next = min(self._next, number)\n",
+        connected=2,
+    ),
+    Mutant(
+        "sessions of clients are not in the snapshot",
+        "member/sessions.py",
+        "        partials = sum(session.partial",
+        "        kept = self._sessions\n"
+        "        self._sessions = {i: s for i, s in kept.items() if s.member != CLIENTS}\n"
+        "        partials = sum(session.partial",
+        connected=2,
+        also=(
+            (
+                "member/sessions.py",
+                '        return b"".join(parts)\n\n    @classmethod\n',
+                '        self._sessions = kept\n        return b"".join(parts)\n\n    @classmethod\n',
+            ),
+        ),
     ),
     Mutant(
         "a stored snapshot that an attached process cannot read stays",
@@ -2800,6 +2862,8 @@ def catch(mutant: Mutant, seeds: int) -> tuple[str, str] | None:
         command = ["raftsvc.testing", "--jobs", "1", "--until-failure", "--json", "--seeds", str(seeds)]
         if mutant.attached:
             command += ["--attached", str(mutant.attached)]
+        if mutant.connected is not None:
+            command += ["--connected", str(mutant.connected)]
         if mutant.kinds:
             command += ["--kinds", mutant.kinds]
         if mutant.scene:

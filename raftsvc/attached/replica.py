@@ -141,7 +141,7 @@ class Replica:
         self.inbox = inbox = Inbox(health)
         self.core = core = OwnersCore(random, options.election_ticks)
         contexts = Contexts(random)
-        machine = Machine(state, options.library_version)
+        machine = Machine(state, options.library_version, options.max_clients)
         self.snapshots = Snapshots(store, machine, health, 0, _NEVER, _NEVER)
         self.applying = Applying(machine, self.snapshots, health, options.max_backlog_bytes)
         life = Life(0, random.getrandbits(63) + 1)

@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 from raftsvc.addresses import canonical_addr
+from raftsvc.client.attempts import UnansweredError, outcome_of
 from raftsvc.client.contacts import Contact
 from raftsvc.client.copying import FarFiles
 from raftsvc.client.neighbors import Neighbor
 from raftsvc.client.owner import Owner
-from raftsvc.client.route import Route, UnansweredError, Way
+from raftsvc.client.route import Route, Way
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
@@ -36,7 +37,6 @@ from raftsvc.errors import (
 from raftsvc.keys import ClientKey
 from raftsvc.mainthread import do_elsewhere, is_main_thread, opened
 from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, wrap
-from raftsvc.member.sessions import decode_outcome
 from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
 from raftsvc.storage import Files, StoredSnapshot
@@ -53,7 +53,6 @@ from raftsvc.transport.visits import (
     QUERY,
     READ,
     STATUS,
-    decode_place,
 )
 
 MAX_INSTRUCTION_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
@@ -84,7 +83,7 @@ class Connection:
         self._verify = verify
         self._cert = cert
         self._routes: dict[int, Route] = {}  # that of this process, by its pid
-        self._farewells: list[Callable[[], object]] = []
+        self._farewells: list[tuple[int, Callable[[], object]]] = []  # each with the process that it is of
 
     def _route(self) -> Route:
         pid = os.getpid()
@@ -158,23 +157,22 @@ class Connection:
         number, low = taken
         try:
             brought = wrap(INSTRUCTION, session.id, session.nonce, number, low, data)
-            answer = route.ask(BRING, brought, deadline, of_store)
-            index, time_ms, said = decode_place(answer.data)
-            outcome = decode_outcome(said, index, time_ms)
+            outcome = outcome_of(route.ask(BRING, brought, deadline, of_store))
+        except OutcomeUnknown:
+            route.forget(session)
+            raise
         except UnansweredError as error:
             raise error.as_error(timeout) from error
         except MalformedError as error:
             raise OutcomeUnknown(f"the answer of a member does not decode: {error}") from error
         finally:
             session.end(number)
-        if not index:
+        if outcome is None:
             route.forget(session)
-            if answer.was_lost:
-                raise OutcomeUnknown("the session of this process was closed, before or after it was applied")
             return None
         if outcome.rejection is not None:
             raise Rejected(outcome.rejection)
-        return Applied(outcome.satisfied, index, time_ms, outcome.answer, outcome.is_known)
+        return Applied(outcome.satisfied, outcome.entry_index, outcome.time_ms, outcome.answer, outcome.is_known)
 
     # -- reads
 
@@ -259,14 +257,15 @@ class Connection:
         return back_up_stored(open_snapshot, lambda: taken[0][1], file)
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Have `function` called by `close`, while it still works; returns what ends that."""
+        """Have `function` called by `close` in this process, while it still works; returns what ends that."""
         if not callable(function):
             raise ConfigurationError(f"what is called before it is closed is a function, not {function!r:.100}")
-        self._farewells.append(function)
+        farewell = os.getpid(), function
+        self._farewells.append(farewell)
 
         def remove() -> None:
             with suppress(ValueError):  # it was called, or removed
-                self._farewells.remove(function)
+                self._farewells.remove(farewell)
 
         return remove
 
@@ -280,10 +279,14 @@ class Connection:
         if is_main_thread():
             return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
         farewells, self._farewells = self._farewells, []
-        for function in farewells:
-            with suppress(RaftError):
-                function()
-        route = self._routes.get(os.getpid())
+        pid = os.getpid()
+        for owner, function in farewells:
+            if (
+                owner == pid
+            ):  # what a parent holds is not for its child to let go of, and its locks may be held for ever
+                with suppress(RaftError):
+                    function()
+        route = self._routes.get(pid)
         if route is not None:
             route.close(time.monotonic() + _CLOSE_SECONDS)
 

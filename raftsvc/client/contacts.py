@@ -16,24 +16,13 @@ import requests
 from urllib3.exceptions import NewConnectionError
 
 from raftsvc.addresses import peer_url
+from raftsvc.client.attempts import LostError, NotSentError
 from raftsvc.transport import Envelope, Network, Problem
 from raftsvc.transport.visits import HELLO, Visit
 from raftsvc.transport.wire import PROTOCOL_VERSION, UnreachableError, UnsignedError
 
 _MAX_SIGNINGS = 4
 _LEAST_SECONDS = 0.001
-
-
-class NotSentError(Exception):
-    """A request certainly reached nobody who acts on it.  is_key: nobody there knows the key."""
-
-    def __init__(self, why: str, is_key: bool = False) -> None:
-        super().__init__(why)
-        self.is_key = is_key
-
-
-class LostError(Exception):
-    """No answer came that can be believed: it may have been acted on, or may yet be."""
 
 
 class Contact:

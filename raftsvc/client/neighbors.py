@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from raftsvc.attached import asking, sockets
 from raftsvc.attached.frames import Decoder, encode
-from raftsvc.client.contacts import LostError, NotSentError
+from raftsvc.client.attempts import LostError, NotSentError
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import NodeFailedError, OverloadedError, RaftError
 from raftsvc.member.attachment import Ask, Told
@@ -68,8 +68,8 @@ class Neighbor:
             raise NotSentError(f"{self.addr}: {error}") from error
         if connection is None:
             raise NotSentError(
-                f"{self.addr}: no process of this host has a node there that others can ask: is it running, and "
-                "started with listen=?"
+                f"{self.addr}: no process of this host has a node there that others can ask: is it running, started "
+                "with listen=, and on a file system that takes sockets?"
             )
         decoder = Decoder()
         with connection:

@@ -8,7 +8,18 @@ from __future__ import annotations
 import threading
 import time
 
-from raftsvc.member.sessions import MAX_OUTCOMES
+from raftsvc.core.messages import MalformedError
+from raftsvc.member.sessions import MAX_OUTCOMES, decode_outcome
+from raftsvc.transport.visits import decode_place
+
+
+def opened_of(data: bytes, nonce: int) -> ClientSession:
+    """The session that a member says was opened with `nonce`; raises MalformedError."""
+    index, _, outcome = decode_place(data)
+    session_id = decode_outcome(outcome, index, 0).answer
+    if not isinstance(session_id, int) or not session_id:
+        raise MalformedError("a session was opened without an id")
+    return ClientSession(session_id, nonce)
 
 
 class ClientSession:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from raftsvc.client.contacts import LostError, NotSentError
+from raftsvc.client.attempts import LostError, NotSentError
 from raftsvc.client.neighbors import Neighbor
 from raftsvc.errors import NotApplied, OutcomeUnknown, ReadTimeoutError
 

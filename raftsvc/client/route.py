@@ -12,40 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from raftsvc.addresses import canonical_addr
-from raftsvc.client.contacts import LostError, NotSentError
-from raftsvc.client.numbers import ClientSession
+from raftsvc.client.attempts import Answer, LostError, NotSentError, Request, UnansweredError
+from raftsvc.client.numbers import ClientSession, opened_of
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
     ConfigurationError,
-    InstructionTooLargeError,
     NotApplied,
-    NotPermittedError,
-    OutcomeUnknown,
     RaftError,
-    Rejected,
-    UnknownKeyError,
 )
 from raftsvc.member.envelopes import wrap_client_open, wrap_close
-from raftsvc.member.sessions import decode_outcome
 from raftsvc.transport import Problem
-from raftsvc.transport.visits import BRING, Visit, decode_place
+from raftsvc.transport.visits import BRING, Visit
 
-PATIENCE_SECONDS = 3.0
-"""How long one member is waited for at first, before another is asked: more than an election takes."""
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 _MAX_CONTACTS = 64
-
-_FINAL: dict[str, Callable[[str], RaftError]] = {
-    "not_permitted": NotPermittedError,
-    "too_large": InstructionTooLargeError,
-    "rejected": Rejected,
-}
-_CERTAIN = frozenset({*_FINAL, "wrong_cluster", "unsupported_version", "not_applied", "overloaded", "read_timeout"})
-"""Refusals, signed by a member, after which what was asked has no effect, now or later."""
 
 
 class Way(Protocol):
@@ -58,30 +42,6 @@ class Way(Protocol):
 
     def ask(self, visit: Visit, cluster: str, deadline: float) -> bytes:
         """The answer to one request; raises Problem if it was refused, NotSentError, LostError."""
-
-
-class Answer(NamedTuple):
-    """What came.  was_lost: some attempt before may have been acted on, too."""
-
-    data: bytes
-    was_lost: bool
-
-
-class UnansweredError(Exception):
-    """Time ran out, or nobody is left to ask.  was_lost: it may have been acted on; is_key: nobody knows the key."""
-
-    def __init__(self, why: str, was_lost: bool, is_key: bool) -> None:
-        super().__init__(why)
-        self.was_lost = was_lost
-        self.is_key = is_key
-
-    def as_error(self, timeout: float) -> RaftError:
-        """What a caller who brought something is told."""
-        if self.was_lost:
-            return OutcomeUnknown(f"no outcome within {timeout:g} s; it may have been applied, or may yet be: {self}")
-        if self.is_key:
-            return UnknownKeyError(str(self))
-        return NotApplied(f"no member took it within {timeout:g} s; nothing was proposed: {self}")
 
 
 class Route:
@@ -116,38 +76,24 @@ class Route:
         Raises UnansweredError, and what is final though nothing was lost: NotPermittedError,
         InstructionTooLargeError, Rejected.
         """
-        patience = PATIENCE_SECONDS if patience is None else patience
-        why = "there was no time to ask"
-        was_lost = was_told = False
+        request = Request(kind, payload, of_store, patience)
         pause, attempts = _FIRST_PAUSE_SECONDS, 0
         while (left := deadline - time.monotonic()) > 0:
             if self._is_closed:
-                why = "the connection was closed"
+                request.why = "the connection was closed"
                 break
             contact, count = self._pick()
-            wait = min(left, patience)
             try:
-                return Answer(self._attempt(contact, Visit(kind, 0.9 * wait, payload, of_store), wait), was_lost)
-            except Problem as problem:
-                why, was_told = f"{contact.addr}: {problem.detail or problem.code}", True
-                # Who reads wants an answer, whatever became of his attempts before.
-                if problem.code in _FINAL and (kind != BRING or not was_lost):
-                    raise _FINAL[problem.code](problem.detail) from problem
-                was_lost |= problem.code not in _CERTAIN
-            except NotSentError as error:
-                why = str(error)
-            except LostError as error:
-                if not was_told or left >= patience:  # what a member said says more than that the rest was too short
-                    why = str(error)
-                was_lost = True
-                patience *= 2
+                return request.answered(self._attempt(contact, *request.attempt(left)))
+            except (Problem, NotSentError, LostError) as error:
+                request.failed(contact.addr, error)
             if self._leave(contact):
                 break
             attempts += 1
             if attempts % count == 0:  # all were asked
                 time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        raise UnansweredError(why, was_lost, any(contact.refuses_key for contact in list(self._contacts)))
+        raise request.unanswered(any(contact.refuses_key for contact in list(self._contacts)))
 
     def _attempt(self, contact: Way, visit: Visit, wait: float) -> bytes:
         """Ask there, and wait so many seconds at most for the answer.  Raises Problem, NotSentError, LostError."""
@@ -233,11 +179,7 @@ class Route:
 
     def _open(self, deadline: float) -> ClientSession:
         nonce = secrets.randbits(63)
-        index, _, outcome = decode_place(self.ask(BRING, wrap_client_open(nonce), deadline).data)
-        session_id = decode_outcome(outcome, index, 0).answer
-        if not isinstance(session_id, int) or not session_id:
-            raise MalformedError("a session was opened without an id")
-        return ClientSession(session_id, nonce)
+        return opened_of(self.ask(BRING, wrap_client_open(nonce), deadline).data, nonce)
 
     def forget(self, session: ClientSession) -> None:
         """It is not open any more."""

@@ -72,6 +72,7 @@ from raftsvc.member.live import Live
 from raftsvc.member.lives import Lives
 from raftsvc.member.machine import Answer, Machine
 from raftsvc.member.reads import Reads
+from raftsvc.member.sessions import MAX_CLIENTS
 from raftsvc.member.snapshots import Capture, Snapshots, decode_config
 from raftsvc.member.upgrades import Upgrades
 from raftsvc.member.vigil import Vigil
@@ -110,6 +111,8 @@ class EngineOptions(NamedTuple):
     lease_reads: bool = False
     library_version: int = LIBRARY_VERSION
     """What the library's code here knows; another only in tests, which have it pretend."""
+    max_clients: int = MAX_CLIENTS
+    """Sessions of connected clients; fewer only in tests, and the same in all of a cluster."""
 
     @property
     def retry_ticks(self) -> int:
@@ -210,7 +213,7 @@ class Engine:
         self._runner = runner
         self.health = Health()
         self.inbox = Inbox(self.health) if live is None else live.inbox.moved_to(self.health)
-        machine = Machine(state, options.library_version) if live is None else live.machine
+        machine = Machine(state, options.library_version, options.max_clients) if live is None else live.machine
         self.snapshots = Snapshots(
             store, machine, self.health, loaded.cluster_id, options.snapshot_entries, options.snapshot_bytes
         )

@@ -57,6 +57,7 @@ from raftsvc.member.envelopes import (
     whole_of,
 )
 from raftsvc.member.sessions import (
+    MAX_CLIENTS,
     NOT_TAKEN,
     Outcome,
     Refusal,
@@ -91,10 +92,14 @@ _made: Callable[[tuple[int, int, Outcome]], Answer] = partial(tuple.__new__, Ans
 class Machine:
     """A State as the log drives it."""
 
-    def __init__(self, state: State, library_version: int = LIBRARY_VERSION) -> None:
-        """library_version: of the code here, save for tests that have it be another."""
+    def __init__(self, state: State, library_version: int = LIBRARY_VERSION, max_clients: int = MAX_CLIENTS) -> None:
+        """library_version: of the code here, save for tests that have it be another.
+
+        max_clients: sessions of connected clients; likewise, and the same in all of a cluster.
+        """
         self.state = state
         self.own = versions_of(state, library_version)
+        self._max_clients = max_clients
         self.applied_index = 0
         self.applied_term = 0
         self.applied_time_ms = 0
@@ -267,7 +272,7 @@ class Machine:
             return NOT_TAKEN
         op, session_id, nonce, number, low = ENVELOPE.unpack_from(data)
         if op == OPEN:
-            return Outcome(True, None, self.sessions.open_client(index, nonce), True, index, time_ms)
+            return Outcome(True, None, self.sessions.open_client(index, nonce, self._max_clients), True, index, time_ms)
         session = self.sessions.client(session_id, nonce)
         if session is None or op not in (INSTRUCTION, CLOSE):
             return NOT_TAKEN

@@ -375,8 +375,8 @@ class Sessions:
         session = self.get(session_id, nonce)
         return session if session is not None and session.member == CLIENTS else None
 
-    def open_client(self, index: int, nonce: int) -> int:
-        """The entry at `index` opens a session of a client, unless that nonce has one; its id.
+    def open_client(self, index: int, nonce: int, most: int = MAX_CLIENTS) -> int:
+        """The entry at `index` opens a session of a client, of so many at most, unless that nonce has one; its id.
 
         No member is told: that it is open, or is not, each outcome of it says.
         """
@@ -384,7 +384,7 @@ class Sessions:
         for session in clients:
             if session.nonce == nonce:
                 return session.id
-        if len(clients) >= MAX_CLIENTS:
+        if len(clients) >= most:
             del self._sessions[min(clients, key=lambda s: (s.used, s.id)).id]
         self._sessions[index] = Session(index, CLIENTS, nonce, 0)
         return index

@@ -36,7 +36,15 @@ from raftsvc.core.raft import Role
 from raftsvc.core.server import TERMLESS, Ready
 from raftsvc.member.applying import Applying
 from raftsvc.member.engine import Engine
-from raftsvc.member.envelopes import ENVELOPE_BYTES, INSTRUCTION, LIST, decode_list, read_envelope, read_piece
+from raftsvc.member.envelopes import (
+    CLIENT,
+    ENVELOPE_BYTES,
+    INSTRUCTION,
+    LIST,
+    decode_list,
+    read_envelope,
+    read_piece,
+)
 from raftsvc.member.machine import Machine
 from raftsvc.member.sessions import Outcome
 from raftsvc.member.waiters import Call
@@ -423,7 +431,7 @@ class Consensus:
 
 Place = tuple[int, int]
 """Where an instruction took effect: the index of its entry, and which of the entry's it is."""
-_Key = tuple[int, int, int]
+Key = tuple[int, int, int]
 """An instruction, for all its ways: session, nonce and number."""
 
 
@@ -436,7 +444,7 @@ def instructions_of(call: Call) -> list[bytes]:
     return instructions
 
 
-def _keys_of(call: Call) -> list[_Key]:
+def _keys_of(call: Call) -> list[Key]:
     if not call.data:
         return []  # it was never sent
     session_id, nonce, number = read_envelope(call.data)
@@ -457,15 +465,16 @@ class Sessions:
 
     def __init__(self) -> None:
         self._committed: dict[int, Entry] = {}
-        self._carried: dict[_Key, int] = {}  # where it was first committed
+        self._carried: dict[Key, int] = {}  # where it was first committed
         self._removed: dict[int, int] = {}
-        self._executed: dict[_Key, Place] = {}
+        self._executed: dict[Key, Place] = {}
         self._given: dict[Place, bytes] = {}  # what States were given
         self._positions: dict[int, Place] = {}  # by node: what its State was given last
-        self._pieces: dict[_Key, dict[int, bytes]] = {}  # of what comes so, by offset
+        self._pieces: dict[Key, dict[int, bytes]] = {}  # of what comes so, by offset
         self._verdicts: dict[Place, tuple[bool | None, object]] = {}
         self._may_take_effect: Counter[bytes] = Counter()  # by instruction: callers, save those told that it did not
         self._not_applied: list[Call] = []
+        self._without_effect: list[Key] = []  # of connected clients, who were told so
 
     def committed(self, entry: Entry) -> None:
         """An entry is committed: remember what it is about."""
@@ -474,7 +483,8 @@ class Sessions:
         if kind_of(entry) is EntryKind.NORMAL and len(data_of(entry)) >= ENVELOPE_BYTES:
             key, piece = read_envelope(data_of(entry)), read_piece(data_of(entry))
             if piece is None:
-                for place in range(len(self._instructions_at(index))):
+                count = 1 if data_of(entry)[0] == CLIENT else len(self._instructions_at(index))
+                for place in range(count):
                     self._carried.setdefault((*key[:2], key[2] + place), index)
             else:
                 known = self._pieces.setdefault(key, {})
@@ -485,21 +495,36 @@ class Sessions:
             if change.op == ConfOp.REMOVE:
                 self._removed.setdefault(change.node_id, index)
 
-    def _instructions_at(self, index: int) -> list[bytes]:
-        """What the entry at `index` has States do; of a piece what is whole with it."""
+    def _whole_at(self, index: int) -> tuple[int, bytes]:
+        """What the entry at `index` is and carries; of a piece what is whole with it, else nothing."""
         data = data_of(self._committed[index])
         op, piece = data[0], read_piece(data)
         whole: bytes = data[ENVELOPE_BYTES:]
         if piece is not None:
             if piece.offset + len(piece.data) != piece.whole_bytes:
-                return []
+                return 0, b""
             op, joined = piece.op, bytearray(piece.whole_bytes)
             for start, known in self._pieces[read_envelope(data)].items():
                 joined[start : start + len(known)] = known
             whole = bytes(joined)
+        return op, whole
+
+    def _instructions_at(self, index: int) -> list[bytes]:
+        """What the entry at `index` has States do."""
+        op, whole = self._whole_at(index)
+        if op == CLIENT:
+            op, whole = whole[0], whole[ENVELOPE_BYTES:]
         if op == LIST:
             return decode_list(whole) or []
         return [whole] if op == INSTRUCTION else []
+
+    def _key_at(self, place: Place) -> Key:
+        """Whose instruction stands there: of a connected client's the number that it gave, whoever carries it."""
+        op, whole = self._whole_at(place[0])
+        session_id, nonce, number = read_envelope(data_of(self._committed[place[0]]))
+        carried = session_id, nonce, number + place[1]
+        self._carried.setdefault(carried, place[0])
+        return read_envelope(whole) if op == CLIENT else carried
 
     # -- a State is given something
 
@@ -524,13 +549,11 @@ class Sessions:
             and self._given.setdefault(place, data) == data,
             f"state machine safety: node {node_id} applies something else than what is committed at {index}",
         )
-        session_id, nonce, number = read_envelope(data_of(entry))
-        key = session_id, nonce, number + place[1]
-        self._carried.setdefault(key, index)
+        key = self._key_at(place)
         first = self._executed.setdefault(key, place)
         require(
             first == place,
-            f"applied twice: instruction {key[2]} of session {session_id} took effect at {first[0]} and, "
+            f"applied twice: instruction {key[2]} of session {key[0]} took effect at {first[0]} and, "
             f"on node {node_id}, at {index}",
         )
         return place
@@ -544,7 +567,11 @@ class Sessions:
     def asks(self, call: Call) -> None:
         """A caller is about to have its instructions applied."""
         for instruction in instructions_of(call):
-            self._may_take_effect[instruction] += 1
+            self.brings(instruction)
+
+    def brings(self, instruction: bytes) -> None:
+        """A connected client is about to bring one, under whatever numbers."""
+        self._may_take_effect[instruction] += 1
 
     def waits(self, engine: Applies, call: Call) -> None:
         """A caller waits on after its node applied a batch: then its instruction was not among what is applied.
@@ -577,17 +604,32 @@ class Sessions:
                 f"sessions: a caller at node {engine.node_id} is told an outcome of instruction {key[2]}, "
                 f"which is not applied there",
             )
-            told = outcome.satisfied if outcome.rejection is None else None
-            verdict, answer = self._verdicts.get(place, (None, None))
-            require(
-                told is verdict
-                and outcome.entry_index == place[0]
-                and outcome.time_ms == time_of(self._committed[place[0]])
-                and (outcome.answer == answer if outcome.is_known else outcome.answer is None),
-                f"sessions: a caller at node {engine.node_id} is told {outcome} of instruction {key[2]}, "
-                f"of which the State said {verdict} and {answer!r} at {place[0]}",
-            )
+            self.told(key, instruction, outcome)
         return outcomes
+
+    def told(self, key: Key, instruction: bytes, outcome: Outcome) -> None:
+        """Somebody is told the outcome of that instruction: it took effect, and that came of it."""
+        place = self._executed.get(key, (0, 0))
+        require(
+            place[0] > 0 and self._given[place] == instruction,
+            f"sessions: a caller is told an outcome of instruction {key[2]} of session {key[0]}, "
+            f"which is not applied anywhere",
+        )
+        told = outcome.satisfied if outcome.rejection is None else None
+        verdict, answer = self._verdicts.get(place, (None, None))
+        require(
+            told is verdict
+            and outcome.entry_index == place[0]
+            and outcome.time_ms == time_of(self._committed[place[0]])
+            and (outcome.answer == answer if outcome.is_known else outcome.answer is None),
+            f"sessions: a caller is told {outcome} of instruction {key[2]} of session {key[0]}, "
+            f"of which the State said {verdict} and {answer!r} at {place[0]}",
+        )
+
+    def told_without_effect(self, instruction: bytes, keys: Sequence[Key]) -> None:
+        """A connected client is told NotApplied of what it brought under those numbers."""
+        self._may_take_effect[instruction] -= 1
+        self._without_effect += keys
 
     def told_not_applied(self, call: Call) -> None:
         """A caller is told NotApplied: nothing that it brought has an effect, now or later."""
@@ -601,13 +643,12 @@ class Sessions:
         A call is known again by its number, which it may have been given after its caller was told; one whose
         number nobody can tell by the count of those who asked for the same, for each takes effect once at most.
         """
-        for call in self._not_applied:
-            for key in _keys_of(call):
-                require(
-                    key not in self._executed,
-                    f"sessions: instruction {key[2]} of a caller who was told NotApplied took effect "
-                    f"at {self._executed.get(key, (0, 0))[0]}",
-                )
+        for key in [*self._without_effect, *(key for call in self._not_applied for key in _keys_of(call))]:
+            require(
+                key not in self._executed,
+                f"sessions: instruction {key[2]} of a caller who was told NotApplied took effect "
+                f"at {self._executed.get(key, (0, 0))[0]}",
+            )
         effects = Counter(self._given[place] for place in self._executed.values())
         for instruction, count in effects.items():
             expected = self._may_take_effect[instruction]

@@ -25,6 +25,7 @@ class _Job(NamedTuple):
     seconds: int
     kinds: tuple[str, ...]
     attached: int
+    connected: int | None
 
 
 def _load(name: str | None) -> Workload | None:
@@ -39,7 +40,8 @@ def _load(name: str | None) -> Workload | None:
 def _run(job: _Job) -> Report | tuple[int, str]:
     logging.disable(logging.CRITICAL)  # the faults are meant
     try:
-        report = simulate(job.seed, _load(job.workload), Faults(job.kinds, job.seconds), attached=job.attached)
+        faults = Faults(job.kinds, job.seconds)
+        report = simulate(job.seed, _load(job.workload), faults, attached=job.attached, connected=job.connected)
     except SimulationFailed as failed:
         return failed.seed, failed.what
     report.history.clear()
@@ -59,6 +61,8 @@ def _command(job: _Job) -> str:
     extra = f" --workload {job.workload}" if job.workload else ""
     if job.attached:
         extra += f" --attached {job.attached}"
+    if job.connected is not None:
+        extra += f" --connected {job.connected}"
     if job.kinds != KINDS:
         extra += f" --kinds '{','.join(job.kinds)}'"
     return f"python -m raftsvc.testing --replay {job.seed} --seconds {job.seconds}{extra}"
@@ -92,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kinds", type=_kinds, default=KINDS, help="only these faults, with commas between: " + ", ".join(KINDS)
     )
     parser.add_argument("--attached", type=int, default=0, help="so many processes beside each node's own (0)")
+    parser.add_argument("--connected", type=int, help="so many connected clients (some, in some seeds)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
     parser.add_argument("--workload", help="module:factory of a Workload of yours")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first seed that fails")
@@ -101,7 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay is not None:
         return _replay(options.replay, options)
     seeds = range(options.first, options.first + options.seeds)
-    jobs = [_Job(seed, options.workload, options.seconds, options.kinds, options.attached) for seed in seeds]
+    jobs = [
+        _Job(seed, options.workload, options.seconds, options.kinds, options.attached, options.connected)
+        for seed in seeds
+    ]
     started = time.monotonic()
     reports: list[Report] = []
     failures: list[tuple[int, str]] = []
@@ -136,7 +144,14 @@ def _replay(seed: int, options: argparse.Namespace) -> int:
     logging.disable(logging.CRITICAL)
     faults = Faults(options.kinds, options.seconds)
     try:
-        report = simulate(seed, _load(options.workload), faults, keep_trace=True, attached=options.attached)
+        report = simulate(
+            seed,
+            _load(options.workload),
+            faults,
+            keep_trace=True,
+            attached=options.attached,
+            connected=options.connected,
+        )
     except SimulationFailed as failed:
         print("\n".join(failed.trace))
         print(failed, file=sys.stderr)

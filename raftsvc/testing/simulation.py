@@ -21,6 +21,7 @@ history, the same each time.  The parts, each of which knows those before it:
     node          a computer, and the processes that come and go on it
     cluster       all nodes
     clients, operator    who use it, and who looks after it
+    visits, connected, outside   who use it without a replica of their own
     forming       how it founds itself, where nobody does so by hand
     injections, nemesis  what may go wrong, and who chooses
 """
@@ -46,6 +47,7 @@ from raftsvc.testing.nemesis import Nemesis
 from raftsvc.testing.network import Network
 from raftsvc.testing.node import SimulatedNode
 from raftsvc.testing.operator import Operator
+from raftsvc.testing.outside import Outside, count_of
 from raftsvc.testing.process import Caller
 from raftsvc.testing.report import Report, SimulationFailed
 from raftsvc.testing.schedule import SECOND
@@ -62,24 +64,26 @@ def simulate(
     faults: Faults | None = None,
     keep_trace: bool = False,
     attached: int = 0,
+    connected: int | None = None,
 ) -> Report:
     """Run the history of `seed` and check it; raises SimulationFailed.
 
     workload:   the State, and what clients do to it; None: registers and counters.
     faults:     what may go wrong; None: everything.
     attached:   how many processes are attached to each node's, which take its place when it ends.
+    connected:  how many processes use the cluster from outside, as connected clients; None: some, in some seeds.
     keep_trace: remember every event, which is slower; a failure is run again with it, and with a copy of the
                 workload as it was before.
     """
     workload, faults = workload or RegisterWorkload(), faults or Faults()
     unused = None if keep_trace else _copied(workload)  # which knows nothing of what comes now
-    simulation = Simulation(seed, workload, faults, keep_trace, attached)
+    simulation = Simulation(seed, workload, faults, keep_trace, attached, connected)
     try:
         return simulation.run()
     except Exception as error:
         what, trace = simulation.what_failed(error), simulation.world.schedule.trace
         if unused is not None:
-            what, trace = _run_again(what, Simulation(seed, unused, faults, True, attached))
+            what, trace = _run_again(what, Simulation(seed, unused, faults, True, attached, connected))
         raise SimulationFailed(seed, what, trace) from error
 
 
@@ -106,7 +110,15 @@ def _run_again(what: str, simulation: Simulation) -> tuple[str, list[str]]:
 class Simulation:
     """Everything that one seed is about; to be run as a whole, or played scene by scene."""
 
-    def __init__(self, seed: int, workload: Workload, faults: Faults, keep_trace: bool, attached: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        workload: Workload,
+        faults: Faults,
+        keep_trace: bool,
+        attached: int = 0,
+        connected: int | None = None,
+    ) -> None:
         self.world = world = World(seed, workload, keep_trace)
         self.conditions = world.conditions
         self.watch = world.watch
@@ -117,6 +129,8 @@ class Simulation:
         self.nodes = self.cluster.nodes
         self.clients = [Client(world, self.cluster, n) for n in range(world.conditions.client_count)]
         callers += self.clients
+        self.outside = Outside(world, self.cluster, count_of(seed) if connected is None else connected)
+        callers.append(self.outside)
         self.operator = Operator(world, self.cluster)
         self.nemesis = Nemesis(world, self.network, self.cluster, self.operator, faults)
         self._faults = faults
@@ -157,9 +171,11 @@ class Simulation:
         self._found(size)
         for client in self.clients:
             client.start()
+        self.outside.start()
         self.nemesis.start()
         self.run_until(self.now + self._faults.seconds * SECOND)
         self.nemesis.heal()
+        self.outside.heal()
         healed = self.now
         if world.absent:
             self._expect(
@@ -169,10 +185,12 @@ class Simulation:
             self.nemesis.bring_back()
             for client in self.clients:
                 client.served_since_heal = 0
+            self.outside.count_anew()
         self._expect(self._everybody_is_served, "liveness: a client was not served")
         self._expect(self._every_member_serves_reads, "liveness: a read was not served")
         for client in self.clients:
             client.is_stopping = True
+        self.outside.stop()
         self._expect(self._all_agree, "liveness: the nodes did not come to the same state")
         self._judge()
         report.virtual_seconds = self.now / SECOND
@@ -203,7 +221,7 @@ class Simulation:
         return not self.operator.is_busy and self._all_clients_are_served()
 
     def _all_clients_are_served(self) -> bool:
-        return all(client.served_since_heal >= 2 for client in self.clients)
+        return self.outside.is_served and all(client.served_since_heal >= 2 for client in self.clients)
 
     def _every_member_serves_reads(self) -> bool:
         if self.operator.is_busy:
@@ -217,6 +235,8 @@ class Simulation:
     def _all_agree(self) -> bool:
         leader = self.leader()
         if leader is None or self.operator.is_busy or any(client.is_waiting for client in self.clients):
+            return False
+        if self.outside.is_waiting:
             return False
         state: Any = leader.process.replica.state if leader.process else None
         if isinstance(state, WaitingState) and state.next_deadline() is not None:

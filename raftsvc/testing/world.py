@@ -17,6 +17,8 @@ from raftsvc.testing.workload import Workload
 
 TICK = 100 * MILLISECOND
 LEAST_ELECTION_TICKS = 5
+MAX_CLIENTS = 4
+"""Sessions of connected clients, so few that some are forgotten while they are in use."""
 PATIENCE = 120 * SECOND
 """Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
 
@@ -37,6 +39,7 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         tick_ns=1000 * TICK,
         tick_ms=TICK // MILLISECOND,
         lease_reads=may_lease and (not is_changed or rng.random() < 0.8),
+        max_clients=MAX_CLIENTS,
     )
 
 

@@ -22,6 +22,7 @@ from collections import deque
 from typing import Final
 
 from raftsvc.core.messages import Life
+from raftsvc.macs import mac
 from raftsvc.transport.wire import Problem
 
 _KEPT_NUMBERS: Final = 64
@@ -86,7 +87,7 @@ class Freshness:
     def proof_for(self, sender: int, life: Life, latest: Life) -> str:
         """What `life` of `sender` has to repeat to show that it speaks after `latest` was heard."""
         said = f"{sender} {life} {latest}".encode()
-        return hmac.digest(self._key, said, "sha256").hex()[:32]
+        return mac(self._key, said).hex()[:32]
 
     # -- strangers
 
@@ -96,7 +97,7 @@ class Freshness:
         return f"{issued}.{self._sign(issued)}"
 
     def _sign(self, issued: str) -> str:
-        return hmac.digest(self._key, b"challenge " + issued.encode(), "sha256").hex()[:32]
+        return mac(self._key, b"challenge " + issued.encode()).hex()[:32]
 
     def redeem(self, challenge: str) -> bool:
         """Whether `challenge`, in an authentic request, was issued here, lately, and not redeemed yet."""

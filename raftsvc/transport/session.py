@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import http.client
 import io
+import queue
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 import requests
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from raftsvc.systems import call_in_children
 
 _LEAST_BYTES_PER_SECOND = 4096
 """An answer that is slower than that, and takes longer than the read timeout, is none."""
@@ -78,12 +82,37 @@ class _SecureConnection(HTTPSConnection):
     response_class = _Answer
 
 
+class _Queue(queue.LifoQueue[Any]):
+    """The connections of a pool, which is emptied as the pool ends: in a child too, where its lock may be taken."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(maxsize)
+        _queues.add(self)
+
+    def begin_anew(self) -> None:
+        """Have a lock that is free, and no connection."""
+        super().__init__(self.maxsize)
+
+
+_queues: WeakSet[_Queue] = WeakSet()
+
+
+def _begin_anew() -> None:
+    for each in list(_queues):
+        each.begin_anew()
+
+
+call_in_children(_begin_anew)
+
+
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):  # its name is in errors
     ConnectionCls = _Connection
+    QueueCls = _Queue
 
 
 class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _SecureConnection
+    QueueCls = _Queue
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
@@ -110,6 +139,7 @@ class _Pools(_Adapter):
 
         class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
             ConnectionCls = Connection
+            QueueCls = _Queue
 
         self.poolmanager.pool_classes_by_scheme["https"] = HTTPSConnectionPool
 

@@ -68,6 +68,12 @@ class Process:
         assert self.records("ready"), self.log.read_text()
         return self
 
+    @property
+    def is_stopped(self) -> bool:
+        """By SIGSTOP."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def count_done(self) -> int:
         return sum(record["result"] == "done" for record in self.records("write"))
 

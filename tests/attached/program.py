@@ -17,6 +17,20 @@ from typing import Any
 import raftsvc
 
 SECRET = "a secret of the tests, long enough"
+STOPS_AT = "RAFTSVC_TESTS_STOPS_AT"
+"""In the environment: a method of Worker before which a process that takes over stops itself, as by SIGSTOP."""
+
+
+def stop_before(name: str) -> None:
+    from raftsvc.attached.worker import Worker
+
+    original = getattr(Worker, name)
+
+    def stopped(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return original(*args)
+
+    setattr(Worker, name, stopped)
 
 
 class ListState(raftsvc.BaseState):
@@ -117,6 +131,8 @@ class Program:
 
 def main() -> None:
     directory, addr, record, threads, how, *boot = sys.argv[1:]
+    if os.environ.get(STOPS_AT):
+        stop_before(os.environ[STOPS_AT])
     program = Program(directory, addr, record)
     signal.signal(signal.SIGTERM, lambda *_: program.stopping.set())
     with contextlib.suppress(raftsvc.ExistingClusterError):

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.attached.hosts import Host, boot_url, eventually, judge, pause
+from tests.attached.program import STOPS_AT
 from tests.attached.soak import soak
 
 pytestmark = pytest.mark.processes
@@ -81,6 +82,38 @@ def test_an_owner_that_is_stopped_is_named_and_not_replaced_and_all_goes_on_when
     judge([host])
     late = [r for p in attached for r in p.records("write") if r["end"] - r["begin"] > 8 + 2]
     assert not late, "each call ends by its deadline"
+
+
+@pytest.mark.parametrize("step", ["take_over", "_settle"])
+def test_who_is_stopped_in_the_midst_of_a_takeover_is_not_replaced_and_goes_on(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It has the lock of the directory and serves nobody yet, or it runs the node and nobody can attach to it yet."""
+    host = hosts[0]
+    first = host.start("init").wait_ready()
+    first.wait_served()
+    monkeypatch.setenv(STOPS_AT, step)
+    others = [host.start().wait_ready() for _ in range(2)]
+    for process in others:
+        process.wait_served()
+    first.kill()
+    heir = eventually(lambda: next((p for p in others if p.is_stopped), None), "one stops as it takes over")
+    (other,) = [process for process in others if process is not heir]
+    eventually(lambda: str(heir.pid) in other.last("status")["err"], "it is named")
+    assert not other.last("status")["is_ready"]
+    eventually(
+        lambda: any(r["result"].startswith(("unknown", "not applied")) for r in other.records("write")),
+        "calls end by their deadlines",
+    )
+    assert host.owner() is heir
+    assert not other.is_stopped
+    heir.signal(signal.SIGCONT)
+    for process in others:
+        process.wait_served()
+        eventually(lambda p=process: p.last("status")["is_ready"], "it is ready")  # type: ignore[misc]
+    assert host.owner() is heir
+    other.stop()  # or it would stop itself as it takes over
+    judge([host])
 
 
 def test_an_orderly_stop_and_a_reload_fail_no_call(host: Host) -> None:

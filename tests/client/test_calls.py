@@ -112,7 +112,7 @@ def test_a_counter_counts_once_though_an_answer_or_a_request_was_lost(
 def test_an_instruction_brought_by_several_members_at_once_counts_once(
     make_members: MakeMembers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftsvc.client.route.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("raftsvc.client.attempts.PATIENCE_SECONDS", 0.2)
     members = make_members(3)
     store = members.connect()
     store.set("warm", b"", timeout=PATIENCE)
@@ -199,7 +199,7 @@ def test_a_member_that_never_answers_keeps_nobody_longer_than_the_deadline(make_
 def test_one_member_that_never_answers_is_left_for_another(
     make_members: MakeMembers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftsvc.client.route.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("raftsvc.client.attempts.PATIENCE_SECONDS", 0.2)
     members = make_members(3)
     store = members.connect()
     members.nodes[0].gate.rule = lambda visit: HANG

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from raftsvc.client.contacts import LostError, NotSentError
-from raftsvc.client.route import Route, UnansweredError
+from raftsvc.client.attempts import LostError, NotSentError, UnansweredError
+from raftsvc.client.route import Route
 from raftsvc.errors import InstructionTooLargeError, NotPermittedError, Rejected
 from raftsvc.transport import Problem
 from raftsvc.transport.freshness import Introductions

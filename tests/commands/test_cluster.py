@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import raftsvc
-from raftsvc.client.contacts import LostError
+from raftsvc.client.attempts import LostError
 from raftsvc.client.neighbors import Neighbor
 from raftsvc.client.owner import Owner
 from tests.client.harness import ADMIN, WRITER
