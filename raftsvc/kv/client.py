@@ -39,7 +39,7 @@ from raftsvc.kv.leases import (
 )
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item
-from raftsvc.kv.state import KeyValueState
+from raftsvc.kv.state import KeyValueState, value_of
 from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -396,7 +396,7 @@ class KeyValue:
         state = self._state
         if max_age is None and state is not None and not is_main_thread():  # as below, without the detour, as most are
             self._service.wait_read(timeout)
-            return state.peek(name)
+            return value_of(state, name)
         return self._reader.read(lambda shown: shown.get(name), max_age, timeout)
 
     def get_stale(self, key: str, max_age: float | None = None, timeout: float = 5.0) -> Value | None:

@@ -225,11 +225,6 @@ class KeyValueState(BaseState):
         with self._applying.lock:
             return self._applying.content.keys.get(key)
 
-    def peek(self, key: str) -> Value | None:
-        """As `get`, for who is not on the main thread, and was told just now that this process applies."""
-        with self._applying.lock:
-            return self._applying.content.keys.get(key)
-
     def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
         """The values, all of one moment, of those `keys` that exist."""
         wanted = list(keys)
@@ -582,3 +577,10 @@ class KeyValueState(BaseState):
             _look_elsewhere(replace)
         else:
             replace()
+
+
+def value_of(state: KeyValueState, key: str) -> Value | None:
+    """As `state.get`, for who is not on the main thread, and was told just now that this process applies."""
+    applying = state._applying
+    with applying.lock:
+        return applying.content.keys.get(key)
