@@ -123,7 +123,7 @@ class Operator:
             node.restart_later()
         elif process.replica.is_damaged and self._world.is_healed:
             self._await_conviction(node, process)
-        elif self._world.is_healed and node.doubles.twin is not None and self._knows_nobody(node, engine):
+        elif self._world.is_healed and node.doubles.twin is not None and self._reaches_nobody(node, process):
             self._end_lost(node, node.doubles.twin)
 
     def _is_alone_and_lost(self, node: SimulatedNode, process: SimulatedProcess) -> bool:
@@ -159,11 +159,16 @@ class Operator:
             original.kill()
             self.replace(original)
 
-    def _knows_nobody(self, node: SimulatedNode, engine: Engine) -> bool:
-        """Whether all other members that it knows are gone: nobody hears it who could tell that it runs twice."""
-        others = engine.core.config.members.keys() - {node.node_id}
-        nodes = [self._cluster.nodes.get(i) for i in others]
-        return all(other is None or other.is_gone for other in nodes)
+    def _reaches_nobody(self, node: SimulatedNode, process: SimulatedProcess) -> bool:
+        """Whether all other members that it knows are gone, or where it does not know: nobody tells it that it is two.
+
+        At the addresses that it has for them is no member then, for whoever was there would have said where he is.
+        """
+        others = process.engine.core.config.members.keys() - {node.node_id}
+        return all(
+            (other := self._cluster.nodes.get(i)) is None or other.is_gone or not process.ways.leads_to(i)
+            for i in others
+        )
 
     def _end_lost(self, node: SimulatedNode, twin: SimulatedNode) -> None:
         """One of two reaches nobody, and says that it is out of touch.  It is stopped; the other one never knows."""
