@@ -19,7 +19,7 @@ def test_what_an_attached_process_holds_it_holds_when_another_owns_the_node(site
     holder, other = site.start_attached(0, owner), site.start_attached(0, owner)
     assert holder.call("kv.claim", "x", ttl=LONG, timeout=PATIENCE)
     assert owner.call("kv.claim", "x", ttl=LONG, blocking=False) is None
-    assert owner.call("kv.claim", "y", ttl=2.0, timeout=PATIENCE)
+    assert owner.call("kv.claim", "y", ttl=5.0, timeout=PATIENCE)
     (before,) = holder.call("kv.claims", "x", timeout=PATIENCE)
     waits = other.begin("kv.claim", "y", ttl=LONG, timeout=PATIENCE)
     eventually(lambda: len(holder.call("kv.claims", "y", timeout=PATIENCE)) == 2)

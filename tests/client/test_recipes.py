@@ -79,8 +79,8 @@ def test_what_a_client_has_that_is_not_heard_of_is_handed_to_another(make_member
     members = make_members(1)
     client, member = members.connect(), members.nodes[0].kv
     member.queue("q").put(b"1", timeout=PATIENCE)
-    item = taken(client, ttl=1.0)
-    lease = client.lease(1.0, timeout=PATIENCE)
+    item = taken(client, ttl=3.0)
+    lease = client.lease(3.0, timeout=PATIENCE)
     client.set("here", b"", lease=lease, timeout=PATIENCE)
     version = member.get("here", PATIENCE)
     assert version is not None

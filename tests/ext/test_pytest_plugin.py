@@ -78,9 +78,9 @@ def test_nothing_is_left_of_former_tests():
     assert not glob.glob(os.path.join(tempfile.gettempdir(), "raftsvc-*"))
 
 def test_a_lock_is_kept_meanwhile(raft_kv, raft_faults):
-    with raft_kv.lock("l", ttl=1.0) as lock:
+    with raft_kv.lock("l", ttl=4.0) as lock:
         raft_faults.not_applied()
-        assert not lock.lost.wait(1.5)
+        assert not lock.lost.wait(6.0)
         with pytest.raises(NotApplied):
             raft_kv.incr("n")
 

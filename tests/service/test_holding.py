@@ -322,12 +322,10 @@ def test_of_two_renewals_the_one_counts_that_was_asked_for_later(lone: kv.KeyVal
 
 
 def test_it_is_renewed_as_long_as_the_process_is_heard(stores: list[kv.KeyValue]) -> None:
-    with stores[0].lock("x", ttl=1.0) as lock:
-        began = time.monotonic()
-        assert not lock.lost.wait(2.5)
-        assert time.monotonic() - began >= 2.0
+    with stores[0].lock("x", ttl=4.0) as lock:  # a busy machine may stand still for two seconds
+        assert not lock.lost.wait(6.0)
         stores[1].transaction([kv.if_held(lock), kv.set("k", b"1")], PATIENCE)
-    assert stores[1].lock("x", ttl=1.0).acquire(timeout=PATIENCE)
+    assert stores[1].lock("x", ttl=LONG).acquire(timeout=PATIENCE)
 
 
 def test_another_gets_it_once_the_lease_of_who_died_is_over_and_not_before(
@@ -340,7 +338,7 @@ def test_another_gets_it_once_the_lease_of_who_died_is_over_and_not_before(
     assert hold is not None
     monkeypatch.setattr(hold.lease, "refresh", lambda timeout=0.0: None)  # it is not renewed any more
     held_until = time.monotonic() + hold.lease.remaining
-    other = alive.claim("x", ttl=1.5, timeout=PATIENCE)
+    other = alive.claim("x", ttl=LONG, timeout=PATIENCE)
     assert time.monotonic() >= held_until
     assert hold.lost.is_set()
     assert other is not None
