@@ -524,12 +524,12 @@ def test_keys_live_and_die_with_a_lease(stores: list[kv.KeyValue]) -> None:
 
 
 def test_a_lease_is_kept_as_long_as_the_process_is_heard_and_one_that_is_not_is_not(stores: list[kv.KeyValue]) -> None:
-    kept, left = stores[0].lease(1.0), stores[0].lease(1.0, keep=False)
+    kept, left = stores[0].lease(4.0), stores[0].lease(3.0, keep=False)
     stores[0].set("kept", b"", lease=kept, timeout=PATIENCE)
     stores[0].set("left", b"", lease=left, timeout=PATIENCE)
     assert left.lost.wait(PATIENCE)
     eventually(lambda: stores[1].get("left", PATIENCE) is None, "its time to be over")
-    assert not kept.lost.wait(1.5)
+    assert not kept.lost.wait(6.0)
     assert stores[1].get("kept", PATIENCE) is not None
     kept.revoke(PATIENCE)
     assert stores[1].get("kept", PATIENCE) is None
