@@ -595,3 +595,11 @@ def test_pages_name_only_files_that_exist() -> None:
         "what is named and exists, or is named no more, is no exception"
     )
     assert not {(page, path) for page, path in missing if path not in NOT_HERE}
+
+
+def test_each_file_is_named_on_the_page_of_the_rooms() -> None:
+    pages = [(ROOT / "docs" / name).read_text() for name in ("architecture.md", "rooms.md")]
+    named = {path.removeprefix("raftsvc/") for page in pages for path in paths_named_in(page)}
+    package = ROOT / "raftsvc"
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert files - named == set()

@@ -22,6 +22,12 @@ MAX_CLIENTS = 4
 PATIENCE = 120 * SECOND
 """Virtual time that a cluster without faults has to do what is asked; it needs a few seconds."""
 
+FEW_ENTRIES = 80
+FEW_BYTES = 4000
+"""Less than may be written while a snapshot is on its way: as long as that goes on nobody who gets it arrives."""
+LEISURE = 5 * SECOND
+"""What clients think about the next thing, on average, while somebody is waited for who is outrun by them."""
+
 
 def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> EngineOptions:
     """Those of a node that is started; `is_changed`: by somebody who has other ideas of them."""
@@ -30,9 +36,8 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         snapshot_entries=rng.choice((8, 30, 100, 1000)),
         trailing_entries=rng.choice((0, 5, 50)),
         trailing_bytes=rng.choice((0, 600, 1 << 24)),
-        # Less than is written while a snapshot is on its way over slow links, and nobody arrives while it goes on.
-        max_pinned_entries=rng.choice((40, 80, 100_000)),
-        max_pinned_bytes=rng.choice((4000, 1 << 26)),
+        max_pinned_entries=rng.choice((FEW_ENTRIES // 2, FEW_ENTRIES, 100_000)),
+        max_pinned_bytes=rng.choice((FEW_BYTES, 1 << 26)),
         start_bytes=rng.choice((8, 24, 400, 1 << 16)),
         max_uncommitted_bytes=rng.choice((600, 1 << 20)),
         max_backlog_bytes=rng.choice((1000, 1 << 20)),

@@ -41,7 +41,7 @@ from raftsvc.testing.process import SimulatedProcess
 from raftsvc.testing.runner import main
 from raftsvc.testing.schedule import SECOND
 from raftsvc.testing.simulation import Simulation
-from raftsvc.testing.world import TICK
+from raftsvc.testing.world import FEW_BYTES, FEW_ENTRIES, TICK
 from tests.effort import CODE, EFFORT
 
 FIRST = CODE % 1_000_000 * 1000
@@ -386,6 +386,28 @@ def test_a_leader_whose_state_does_not_answer_in_time_steps_down_until_it_does(s
     slow.computer.heal(simulation.now)
     assert simulation.run_until(simulation.now + 60 * SECOND, lambda: not engine.health.conditions())
     assert engine.core.is_promotable
+
+
+def test_clients_slow_down_for_a_member_only_if_less_is_kept_than_they_write_meanwhile() -> None:
+    simulation = Simulation(7, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    simulation.operator.found(3)
+    assert simulation.run_until(60 * SECOND, lambda: len(simulation.configuration().members) == 3)
+    leader = simulation.leader()
+    assert leader is not None and leader.engine is not None and leader.engine.core.leader is not None
+    engine, progress = leader.engine, leader.engine.core.leader.replication.progress
+    follower = min(progress)
+    simulation._probes = {follower: SimpleNamespace(is_served=False)}  # type: ignore[dict-item]
+    for entries, size_bytes, snapshot_index, are_outrun in (
+        (FEW_ENTRIES, 1 << 26, 5, True),
+        (100_000, FEW_BYTES, 5, True),
+        (100_000, 1 << 26, 5, False),
+        (FEW_ENTRIES, FEW_BYTES, 0, False),
+    ):
+        engine.options = engine.options._replace(max_pinned_entries=entries, max_pinned_bytes=size_bytes)
+        progress[follower].snapshot_index = snapshot_index
+        assert simulation._some_are_outrun() is are_outrun
+    simulation._probes = {}
+    assert not simulation._some_are_outrun()
 
 
 def test_a_leader_whose_disk_is_always_late_steps_down_though_it_never_hangs() -> None:
