@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 
-from tests.attached.hosts import ROOT, eventually
+from tests.attached.hosts import ROOT, eventually, free_port
 
 
 def environ_of(addr: str, addrs: Sequence[str]) -> dict[str, str]:
@@ -23,16 +24,44 @@ def environ_of(addr: str, addrs: Sequence[str]) -> dict[str, str]:
     }
 
 
-class Host:
-    """One host: a server with its workers, and the directory of their node."""
+class Programs:
+    """What runs on one host, by the same settings: its log, and the directory of its node."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str], cwd: Path | None = None) -> None:
+        path.mkdir()
+        self._cwd = cwd
+        self.directory = path / "data"
+        self.log = path / "log"
+        self.log.touch()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        paths = f"{ROOT}:{ROOT / 'examples'}"
+        self._environ = {**os.environ, **environ, "RAFTSVC_DIR": str(self.directory), "PYTHONPATH": paths}
+
+    def run(self, command: Sequence[str]) -> None:
+        """Start one more."""
+        with self.log.open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    command, env=self._environ, cwd=self._cwd, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+
+    def lose(self) -> None:
+        """Every process of it at once."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait(30)
+
+
+class Host(Programs):
+    """One whose server has workers that count."""
 
     def __init__(self, path: Path, port: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        path.mkdir()
+        super().__init__(path, environ)
         self.url = f"http://127.0.0.1:{port}"
-        self._log = path / "log"
-        environ = {**os.environ, **environ, "RAFTSVC_DIR": str(path / "data"), "PYTHONPATH": str(ROOT)}
-        with self._log.open("wb") as log:
-            self._popen = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+        self.run(command)
 
     def visit(self) -> int:
         """The count, once there is an answer that knows it."""
@@ -44,14 +73,25 @@ class Host:
                     return int(answer.json()["visits"])
             return 0
 
-        count: int = eventually(visit, f"a visit is counted; {self._log.read_text()}")
+        count: int = eventually(visit, f"a visit is counted; {self.log.read_text()}")
         return count
 
-    def lose(self) -> None:
-        """Every process of it at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait(30)
+
+AnyPrograms = TypeVar("AnyPrograms", bound=Programs)
+
+
+@contextmanager
+def three_hosts(make: Callable[[Path, Mapping[str, str]], AnyPrograms], path: Path) -> Iterator[list[AnyPrograms]]:
+    """Of one cluster, each made in a directory of its own; lost at the end."""
+    addrs = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    made: list[AnyPrograms] = []
+    try:
+        for number, addr in enumerate(addrs):
+            made.append(make(path / f"h{number}", environ_of(addr, addrs)))
+        yield made
+    finally:
+        for host in made:
+            host.lose()
 
 
 def lose_one(hosts: Sequence[Host], meanwhile: Callable[[], object] = lambda: None) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ import pytest
 import requests
 
 from raftsvc.kv.remote import connect
-from tests.attached.hosts import ROOT, eventually, free_port
-from tests.ext.counting import environ_of
+from tests.attached.hosts import eventually, free_port
+from tests.ext.counting import Programs, three_hosts
 
 pytest.importorskip("apscheduler")
 pytest.importorskip("celery")
@@ -28,32 +25,14 @@ CELERY = [sys.executable, "-m", "celery", "--app", "beats"]
 BEAT = [*CELERY, "beat", "--scheduler", "raftsvc"]
 
 
-class Host:
+class Host(Programs):
     """Processes by the same settings."""
 
-    def __init__(self, path: Path, addr: str, addrs: list[str]) -> None:
-        path.mkdir()
-        self.directory = path / "data"
+    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self.queue = path.parent / "queue"
         self.queue.mkdir(exist_ok=True)
-        self.log = path / "log"
+        super().__init__(path, {**environ, "QUEUE": str(self.queue)}, self.queue)
         self.port = free_port()
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self._environ = {
-            **os.environ,
-            **environ_of(addr, addrs),
-            "RAFTSVC_DIR": str(self.directory),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}",
-            "QUEUE": str(self.queue),
-        }
-
-    def run(self, command: list[str]) -> None:
-        with self.log.open("ab") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    command, env=self._environ, cwd=self.queue, stdout=log, stderr=log, start_new_session=True
-                )
-            )
 
     def serve(self) -> None:
         command = [str(Path(sys.executable).parent / "gunicorn"), "--workers", "2", "--threads", "4"]
@@ -83,22 +62,11 @@ class Host:
         finally:
             store.service.close()  # type: ignore[attr-defined]
 
-    def lose(self) -> None:
-        """Every process of it at once."""
-        for process in self.processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        for process in self.processes:
-            process.wait(30)
-
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[list[Host]]:
-    addrs = [f"127.0.0.1:{free_port()}" for _ in range(3)]
-    made = [Host(tmp_path / f"h{number}", addr, addrs) for number, addr in enumerate(addrs)]
-    yield made
-    for host in made:
-        host.lose()
+    with three_hosts(Host, tmp_path) as made:
+        yield made
 
 
 def lose_who_acts(hosts: list[Host]) -> list[Host]:
