@@ -507,6 +507,20 @@ class DamagedStorageError(StorageError):
         self.offset = offset
 
 
+def damaged_head(
+    path: str, offset: int, what: str, versions: tuple[bytes, bytes], advice: str = REPLACE_MEMBER
+) -> DamagedStorageError:
+    """A head that makes no sense here; one of another version need not.
+
+    versions: the one that it names, and the one that is known here.
+    """
+    found, known = (version.decode(errors="replace") for version in versions)
+    if found != known:
+        what += f"; it names version {found!r} of its format, and this version of raftsvc reads version {known}"
+        advice = f"If another version of raftsvc wrote it, use that one: nothing need be damaged. If none did: {advice}"
+    return DamagedStorageError(path, offset, what, advice)
+
+
 class FormatVersionError(StorageError):
     """A file is of another version of its format than this version of the library reads; nothing is damaged."""
 

@@ -56,6 +56,7 @@ from raftsvc.process import HomeProcess
 from raftsvc.state import State
 from raftsvc.storage import Store, StoredSnapshot
 from raftsvc.transport import JoinReply, JoinRequest, Network, Problem, request_join, who_answers
+from raftsvc.transport.join import Answerer
 from raftsvc.transport.wire import join_proof
 from raftsvc.versions import outdated, versions_of
 
@@ -554,7 +555,7 @@ class Roster:
         config = node.applied_config
         _check_versions(config, request)
         if _member_with_token(config, token) == NO_NODE:
-            holder = self._check_unused(node, addr)
+            holder = self._check_unused(node, addr, token)
             self._check_presence(node, addr, token)
             if holder != NO_NODE:
                 self._make_room(node, holder, addr, deadline)
@@ -564,7 +565,7 @@ class Roster:
             if known != NO_NODE:
                 return JoinReply(known, node.cluster_id)
             _check_versions(config, request)
-            if self._check_unused(node, addr) != NO_NODE:
+            if self._check_unused(node, addr, token) != NO_NODE:
                 raise Problem(503, "busy", "another node is about to join from there")
             node_id = self._allocate_id(node, deadline)
             op = self._check_allowed(addr, deadline)
@@ -603,7 +604,7 @@ class Roster:
             why = f"{who}, so that {addr} is in a list of nodes counts no more: allow it"
         raise Problem(403, "address_not_allowed", why)
 
-    def _check_unused(self, node: Participant, addr: str) -> int:
+    def _check_unused(self, node: Participant, addr: str, token: bytes) -> int:
         """Whom a node at `addr` is to replace: a listed member there of which nobody ever heard.  Raises Problem.
 
         That is one which was started anew before it had stored what its cluster was founded by.
@@ -613,8 +614,23 @@ class Roster:
             return NO_NODE
         if addr in self._membership.listed and holder != node.node_id and not node.latest_life(holder).counter:
             return holder
-        what = f"{addr} is member {holder} already; evict it first: evict({addr!r}, replace=True)"
-        raise Problem(409, "address_in_use", what)
+        raise Problem(409, "address_in_use", self._who_has(node, holder, addr, token))
+
+    def _who_has(self, node: Participant, holder: int, addr: str, token: bytes) -> str:
+        """What to do about a member that is at the address of who asks: it may be alive, and the address a mistake."""
+        there = Answerer(holder)
+        if holder != node.node_id:
+            there = who_answers(self._network, node.identity, [addr], _ASK_SECONDS)[addr]
+        if there.node == holder:
+            return f"{addr} is member {holder}, which answers there: give the node that asks an address of its own"
+        evict = f"evict({addr!r}, replace=True)"
+        if there.proof == join_proof(token):
+            return f"{addr} is member {holder} already, and lost its directory: evict it first: {evict}"
+        who = "another node" if there.code else "nobody"
+        return (
+            f"{addr} is member {holder} already, and {who} answers there now: if that member's directory is lost "
+            f"for good, evict it first: {evict}; if not, give the node that asks an address of its own"
+        )
 
     def _make_room(self, node: Participant, holder: int, addr: str, deadline: float) -> None:
         """Remove a member for whoever is at its address now; raises Problem."""

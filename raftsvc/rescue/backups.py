@@ -29,7 +29,7 @@ from zlib import crc32
 
 from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
-from raftsvc.errors import ConfigurationError, DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.errors import ConfigurationError, DamagedStorageError, FormatVersionError, StorageError, damaged_head
 from raftsvc.member.snapshots import decode_config
 from raftsvc.rescue.reading import read_held, stopped
 from raftsvc.rescue.replaying import History, history_of
@@ -381,11 +381,12 @@ class BackupFile:
         magic, version, length = _PREFIX.unpack(prefix)
         if magic != _MAGIC:
             raise self._damaged(0, "not a backup")
-        if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes):
-            raise self._damaged(len(_MAGIC), f"the head claims {length} bytes")
+        versions = (version, _VERSION)
+        if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes - _PREFIX.size - _CRC.size):
+            raise damaged_head(self._path, len(_MAGIC), f"the head claims {length} bytes", versions, _ADVICE)
         body = self._read(_PREFIX.size, length + _CRC.size)
         if _CRC.unpack_from(body, length)[0] != crc32(prefix + body[:length]):
-            raise self._damaged(0, "the head's checksum does not match")
+            raise damaged_head(self._path, 0, "the head's checksum does not match", versions, _ADVICE)
         if version != _VERSION:
             raise FormatVersionError(self._path, version.decode(errors="replace"), _VERSION.decode())
         numbers = _HEAD.unpack_from(body)

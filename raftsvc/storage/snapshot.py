@@ -21,7 +21,7 @@ from typing import Final
 from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
-from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError
+from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError, damaged_head
 from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES: Final = 1024 * 1024
@@ -177,14 +177,15 @@ class StoredSnapshot:
         if len(prefix) < _PREFIX.size or not prefix.startswith(_MAGIC):
             raise self._damaged(0, "not a snapshot")
         _, version, length = _PREFIX.unpack(prefix)
+        versions = (version, _VERSION)
         if not _HEAD.size <= length <= min(_MAX_HEAD_BYTES, self.size_bytes):
-            raise self._damaged(len(_MAGIC), f"the head claims {length} bytes")
+            raise damaged_head(self._path, len(_MAGIC), f"the head claims {length} bytes", versions)
         body = self._files.read(self._fd, length + _CRC.size, _PREFIX.size)
         if len(body) < length + _CRC.size:
-            raise self._damaged(self.size_bytes, "the head is cut short")
+            raise damaged_head(self._path, self.size_bytes, "the head is cut short", versions)
         crc = _CRC.unpack_from(body, length)[0]
         if crc32(prefix + body[:length]) != crc:
-            raise self._damaged(0, "the head's checksum does not match")
+            raise damaged_head(self._path, 0, "the head's checksum does not match", versions)
         if version != _VERSION:
             raise FormatVersionError(self._path, version.decode(errors="replace"), _VERSION.decode())
         index, term, time_ms, cluster_id, digest, config_length, sessions_length = _HEAD.unpack_from(body)

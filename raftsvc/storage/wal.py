@@ -53,7 +53,7 @@ from raftsvc.core.messages import (
     term_of,
     time_of,
 )
-from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError, damaged_head
 from raftsvc.process import give_way
 from raftsvc.storage import spare
 from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, read_file, settle_names
@@ -676,7 +676,7 @@ class Wal:
         if head.magic != MAGIC:
             raise DamagedStorageError(path, 0, "not a log segment", ADVICE)
         if crc32(data[: SEGMENT_HEAD.size - 4]) != head.crc:
-            raise DamagedStorageError(path, 0, "the head's checksum does not match", ADVICE)
+            raise damaged_head(path, 0, "the head's checksum does not match", (head.version, VERSION), ADVICE)
         if head.version != VERSION:
             raise FormatVersionError(path, head.version.decode(errors="replace"), VERSION.decode())
         if head.number != number or any(data[SEGMENT_HEAD.size : START]):

@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -161,6 +162,28 @@ def test_a_stream_has_the_same_bytes_as_a_file_in_pieces(path: str, disk: Disk) 
     rescue.back_up(path, sink, ListState(), files=disk, clock=clock_at(NOW))
     assert sink.data == disk.content(f"{path}/backup")
     assert sink.largest <= 1024 * 1024 + 8
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("version", [b"0", b"2"])
+def test_a_backup_of_another_version_is_not_said_to_be_damaged(
+    path: str, disk: Disk, version: bytes, is_whole: bool
+) -> None:
+    leave(path, disk, history(ITEMS), commit=4)
+    back_up(path, disk)
+    content = bytearray(disk.content(f"{path}/backup"))
+    content[7:8] = version
+    end = 12 + int.from_bytes(content[8:12], "big")
+    if is_whole:
+        content[end : end + 4] = crc32(content[:end]).to_bytes(4, "big")
+    disk.put(f"{path}/other", bytes(content))
+    expected, what = (
+        (FormatVersionError, f"written in version {version.decode()} of its format")
+        if is_whole
+        else (DamagedStorageError, "If another version of raftsvc wrote it, use that one")
+    )
+    with pytest.raises(expected, match=what), rescue.BackupFile(f"{path}/other", disk) as file:
+        file.verify()
 
 
 def test_whatever_is_cut_flipped_or_added_is_found_out(path: str, disk: Disk) -> None:

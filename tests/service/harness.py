@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +193,19 @@ class FaultySession(requests.Session):
         for file in list(self._streams.values()):
             if file.netloc == netloc:
                 file.cut()
+
+
+def record_requests(members: Sequence[Member]) -> list[requests.PreparedRequest]:
+    """Copies of all that these say from now on, as an enemy on the way makes them."""
+    recorded: list[requests.PreparedRequest] = []
+    for member in members:
+
+        def record(request: requests.PreparedRequest, send: Any = member.session.send, **options: Any) -> Any:
+            recorded.append(request.copy())
+            return send(request, **options)
+
+        member.session.send = record  # type: ignore[method-assign]
+    return recorded
 
 
 class WatchedSocket:

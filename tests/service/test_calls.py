@@ -13,13 +13,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import requests
 
 import raftsvc
 from raftsvc.host.servers import HostPool
 from raftsvc.member.engine import Engine
 from raftsvc.transport.peer import make_session
-from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background
+from tests.service.harness import PATIENCE, Cluster, ListState, eventually, in_background, record_requests
 
 
 def test_every_node_writes_and_every_node_sees_it_at_once(cluster: Cluster) -> None:
@@ -284,15 +283,7 @@ def test_stop_ends_a_join_that_waits_and_frees_the_directory(cluster: Cluster) -
 def test_recorded_requests_that_are_sent_again_change_nothing(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(has_streams=False)
     cluster.form(3)
-    recorded: list[requests.PreparedRequest] = []
-    for member in cluster.members:
-        send = member.session.send
-
-        def record(request: requests.PreparedRequest, send: Any = send, **options: Any) -> requests.Response:
-            recorded.append(request.copy())
-            return send(request, **options)
-
-        member.session.send = record  # type: ignore[method-assign]
+    recorded = record_requests(cluster.members)
     for n in range(5):
         for member in cluster.members:
             member.service.exec(b"%d" % n, timeout=PATIENCE)
@@ -307,6 +298,35 @@ def test_recorded_requests_that_are_sent_again_change_nothing(make_cluster: Call
         assert (answer.status_code, answer.json()["code"] in ("seen", "too_old", "epoch")) == (409, True)
     assert [m.read() for m in cluster.members] == [items] * 3
     assert [(m.status["term"], m.status["leader_id"], m.status["members"]) for m in cluster.members] == before
+
+
+def test_the_recorded_voice_of_a_leader_that_is_gone_keeps_nobody_from_electing_another(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = make_cluster(has_streams=False)
+    cluster.form(3)
+    leader = cluster.leader()
+    others = [member for member in cluster.members if member is not leader]
+    recorded = record_requests([leader])
+    term = leader.status["term"]
+    leader.service.exec(b"a", PATIENCE)
+    eventually(lambda: len(recorded) >= 30, "it was heard for a while")
+    heard = recorded[:20]
+    for member in others:
+        leader.session.blocked.add(member.addr)
+        member.session.blocked.add(leader.addr)
+    found: set[tuple[int, str]] = set()
+    with make_session() as enemy:
+
+        def is_followed() -> bool:
+            for request in heard:  # each as often as there is time for
+                answer = enemy.send(request, timeout=PATIENCE)
+                found.add((answer.status_code, answer.json()["code"]))
+            return any(member.is_leader and member.status["term"] > term for member in others)
+
+        eventually(is_followed, "another is elected")
+    assert found <= {(409, "seen"), (409, "too_old"), (409, "epoch"), (412, "challenge")}
+    assert all(member.service.exec(b"b", PATIENCE) for member in others)
 
 
 def test_a_forked_child_is_told_instead_of_hanging(cluster: Cluster) -> None:

@@ -62,6 +62,31 @@ def test_a_node_whose_address_is_anothers_is_told_who_answers_there(cluster: Clu
     assert is_blank(two) and len(one.status["members"]) == 1
 
 
+@pytest.mark.parametrize("whose", ["the leader", "a follower", "one that is down"])
+def test_a_node_with_the_address_of_a_member_is_told_to_evict_it_only_if_that_does_not_answer(
+    cluster: Cluster, whose: str
+) -> None:
+    """As by a configuration that was copied, or 127.0.0.1 on two machines."""
+    cluster.form(3)
+    leader, follower = cluster.leader(), cluster.follower()
+    member = leader if whose == "the leader" else follower
+    node_id = member.status["node_id"]
+    is_down = whose == "one that is down"
+    if is_down:
+        member.service.stop()
+    other = cluster.add()
+    other.options = {**other.options, "listen": other.addr}
+    other.addr = member.addr
+    other.restart()
+    with pytest.raises(raftsvc.AddressInUseError, match=f"is member {node_id}") as caught:
+        other.service.join(leader.addr, PATIENCE)
+    assert "an address of its own" in str(caught.value)
+    assert ("evict" in str(caught.value)) is is_down
+    assert ("nobody answers there now: if that member's directory is lost for good" in str(caught.value)) is is_down
+    assert is_blank(other)
+    assert len(leader.status["members"]) == 3
+
+
 def test_a_node_whose_server_begins_to_listen_only_later_joins(cluster: Cluster) -> None:
     one, two = cluster.add(), cluster.add()
     one.service.init()

@@ -267,6 +267,31 @@ def test_a_node_that_lost_its_disk_is_known_by_any_spelling_of_its_address(clust
     assert len(one.status["members"]) == 3
 
 
+def test_an_eviction_that_loses_its_majority_on_the_way_ends_in_time_and_may_yet_happen(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.form(3)
+    leader = cluster.leader()
+    gone = [member for member in cluster.members if member is not leader]
+    wait_read = leader.service.wait_read
+
+    def wait_and_lose(timeout: float) -> None:
+        wait_read(timeout)
+        for member in gone:
+            member.service.stop()
+
+    monkeypatch.setattr(leader.service, "wait_read", wait_and_lose)
+    began = time.monotonic()
+    with pytest.raises(raftsvc.MembershipTimeoutError, match=f"{gone[0].addr} was not committed within 5 s"):
+        leader.service.evict(gone[0].addr, 5.0)
+    assert time.monotonic() - began < PATIENCE
+    monkeypatch.undo()
+    gone[1].start()
+    eventually(leader.service.is_ready, "two of the three")
+    eventually(lambda: voters(leader) in ([leader.addr, gone[1].addr], [m.addr for m in cluster.members]), "either")
+    assert leader.service.exec(b"after it", PATIENCE)
+
+
 def test_an_eviction_that_would_leave_no_live_majority_is_refused(cluster: Cluster) -> None:
     cluster.form(3)
     leader, follower = cluster.leader(), cluster.follower()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 import raftsvc
 from raftsvc.transport.listener import Listener
+from raftsvc.transport.peer import make_session
 from tests.effort import turn_of
-from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address
+from tests.service.harness import PATIENCE, Cluster, Member, eventually, free_address, record_requests
 
 # What becomes of the addresses a, b, c of members 1, 2, 3 while all are down; new ones are in capitals.
 MOVES = {
@@ -100,6 +102,31 @@ def test_a_member_that_moves_while_the_others_go_on_is_recorded_where_it_is(tmp_
             mover.addr = free_address()
             mover.start()
             are_found(members)
+    finally:
+        cluster.stop()
+
+
+def test_what_was_recorded_of_a_member_that_moved_moves_it_back_nowhere(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, has_streams=False, election_timeout=0.5)
+    try:
+        members = cluster.form(3)
+        mover = cluster.follower()
+        others = [member for member in members if member is not mover]
+        recorded = record_requests([mover])
+        eventually(lambda: len(recorded) >= 5, "it speaks from where it was first")
+        for _ in range(2):
+            mover.service.stop()
+            mover.addr = free_address()
+            mover.start()
+            are_found(members)
+        assert len({str(request.headers["Raft-Addr"]) for request in recorded}) > 1, "of several places"
+        with make_session() as enemy:
+            for request in list(recorded):
+                if urlsplit(str(request.url)).netloc in [member.addr for member in others]:
+                    answer = enemy.send(request, timeout=PATIENCE)
+                    assert answer.status_code in (409, 412, 421), answer.text
+        assert all(member.service.exec(b"after", PATIENCE) for member in others), "time for what that might begin"
+        are_found(members)
     finally:
         cluster.stop()
 

@@ -51,6 +51,18 @@ def test_a_snapshot_of_another_version_is_no_damage(version: bytes) -> None:
         StoredSnapshot(disk, PATH)
 
 
+@pytest.mark.parametrize("version", [b"5", b"6"])
+@pytest.mark.parametrize("length", [4, 200, 1 << 31])
+def test_a_head_that_makes_no_sense_may_be_of_another_version_if_it_says_so(version: bytes, length: int) -> None:
+    disk = stored([b"one"])
+    content = bytearray(disk.content(PATH))
+    content[7:12] = version + length.to_bytes(4, "big")
+    disk.put(PATH, bytes(content))
+    with pytest.raises(DamagedStorageError, match="Evict") as refusal:
+        StoredSnapshot(disk, PATH)
+    assert ("If another version of raftsvc wrote it, use that one" in str(refusal.value)) is (version == b"6")
+
+
 def test_an_oversized_chunk_is_split_and_none_is_held_longer_than_it_is_written() -> None:
     disk = new_disk()
     pieces = [os.urandom(MAX_CHUNK_BYTES + 1), os.urandom(10)]

@@ -10,8 +10,9 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from raftsvc.core.messages import HardState, data_of, index_of
 from raftsvc.errors import REPLACE_MEMBER, DamagedStorageError, DirectoryInUseError, DiskRefusedError, StorageError
 from raftsvc.storage import Files, SnapshotHeader, Store, StoredSnapshot
 from raftsvc.storage.identity import encode_id
+from raftsvc.storage.lock import DirectoryLock
 from raftsvc.testing.disk import SimulatedDisk
 from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import batch, entry, put_snapshot
@@ -407,6 +409,33 @@ def test_links_that_somebody_puts_there_while_a_node_runs_are_not_followed(
             store.wal.append(None, [entry(n)])
         store.wal.sync()
     store.close()
+    assert victim.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("is_hard", [False, True], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("what", ["a file", "the note of who owns it"])
+def test_a_link_that_is_put_there_right_before_a_file_is_made_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, is_hard: bool
+) -> None:
+    victim, place = tmp_path / "victim", tmp_path / "node"
+    victim.write_bytes(b"of somebody else")
+    place.mkdir(0o700)
+    remove = os.unlink
+
+    def replace(path: str, **options: Any) -> None:
+        with suppress(FileNotFoundError):
+            remove(path, **options)
+        os.link(victim, path) if is_hard else os.symlink(victim, path)
+
+    monkeypatch.setattr(os, "unlink", replace)
+    if what == "a file":
+        with pytest.raises(OSError, match="File exists"):
+            Files().create(str(place / "file"))
+    else:
+        lock = DirectoryLock(str(place))
+        lock.acquire(0)
+        lock.release()
+    monkeypatch.undo()
     assert victim.read_bytes() == b"of somebody else"
 
 

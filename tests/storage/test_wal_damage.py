@@ -24,7 +24,7 @@ import pytest
 
 from raftsvc.core.messages import ENTRY_OVERHEAD_BYTES, HardState, index_of
 from raftsvc.errors import DamagedStorageError, FormatVersionError
-from raftsvc.storage.records import BODY, HARD_STATE, SEGMENT_HEAD, record_size
+from raftsvc.storage.records import BODY, HARD_STATE, SEGMENT_HEAD, VERSION, record_size
 from raftsvc.storage.wal import Wal
 from tests.effort import turn_of
 from tests.storage.faults import SECTOR_BYTES, Disk
@@ -213,6 +213,20 @@ def test_a_log_of_another_version_is_no_damage(version: bytes) -> None:
     ) as refusal:
         open_log(disk)
     assert "Evict" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_a_head_that_makes_no_sense_may_be_of_another_version_if_it_says_so(is_ours: bool) -> None:
+    """One of that may be laid out in any way, with its checksum elsewhere."""
+    disk, _ = small_log()
+    path = f"{DIR}/{disk.list_dir(DIR)[0]}"
+    content = bytearray(disk.content(path))
+    content[7 : SEGMENT_HEAD.size] = (VERSION if is_ours else b"7") + bytes(range(SEGMENT_HEAD.size - 8))
+    disk.put(path, bytes(content))
+    with pytest.raises(DamagedStorageError, match="Evict") as refusal:
+        open_log(disk)
+    what = "If another version of raftsvc wrote it, use that one: nothing need be damaged. If none did: Evict"
+    assert (what in str(refusal.value)) is not is_ours
 
 
 def test_a_record_that_a_later_write_proves_durable_is_never_cut() -> None:
