@@ -2330,6 +2330,13 @@ MUTANTS = (
         test="client/test_route.py::test_a_challenge_introduces_once_and_only_where_it_was_issued",
     ),
     Mutant(
+        "a client gives each member as little time as the first, whatever they say",
+        "client/attempts.py",
+        "if self._times_spent % 2 == 0:",
+        "if self._times_spent < 0:",
+        test="client/test_route.py::test_what_takes_longer_than_members_were_given_is_given_longer",
+    ),
+    Mutant(
         "what a client brings is not judged by its prefix",
         "visitors.py",
         "            self._check_scope(key, instruction, is_query=False)\n",

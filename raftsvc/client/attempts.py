@@ -18,6 +18,8 @@ PATIENCE_SECONDS = 3.0
 """How long one member is waited for at first, before another is asked: more than an election takes."""
 _SHARE = 0.9
 """Of the time that is waited, which a member is told that it has, so that it answers while somebody hears it."""
+_SPENT = 0.8
+"""Who says after so much of the time that is waited that nothing came of it needed more, or is cut off."""
 
 
 class NotSentError(Exception):
@@ -70,19 +72,26 @@ class Request:
         self._patience = PATIENCE_SECONDS if patience is None else patience
         self._was_lost = False
         self._was_told = False
+        self._wait = self._patience
+        self._times_spent = 0
         self._is_hurried = False
         self.why = "there was no time to ask"
 
     def attempt(self, left: float) -> tuple[Visit, float]:
         """What the next member is asked if there are so many seconds left, and how many its answer is waited for."""
-        wait = min(left, self._patience)
+        self._wait = wait = min(left, self._patience)
         self._is_hurried = left < self._patience
         return Visit(self._kind, _SHARE * wait, self._payload, self._of_store), wait
 
-    def failed(self, addr: str, error: Problem | NotSentError | LostError) -> None:
-        """An attempt had no answer there; raises what is final."""
+    def failed(self, addr: str, error: Problem | NotSentError | LostError, seconds: float) -> None:
+        """An attempt had no answer there, as was known after so many seconds; raises what is final."""
         if isinstance(error, Problem):
             self.why, self._was_told = f"{addr}: {error.detail or error.code}", True
+            if seconds >= _SPENT * self._wait:
+                # One is cut off, it may be; if another says so too, what is asked may take longer than they were given.
+                self._times_spent += 1
+                if self._times_spent % 2 == 0:
+                    self._patience *= 2
             # Who reads wants an answer, whatever became of his attempts before.
             if error.code in FINAL and (self._kind != BRING or not self._was_lost):
                 raise FINAL[error.code](error.detail) from error

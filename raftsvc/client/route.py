@@ -83,10 +83,11 @@ class Route:
                 request.why = "the connection was closed"
                 break
             contact, count = self._pick()
+            began = time.monotonic()
             try:
                 return request.answered(self._attempt(contact, *request.attempt(left)))
             except (Problem, NotSentError, LostError) as error:
-                request.failed(contact.addr, error)
+                request.failed(contact.addr, error, time.monotonic() - began)
             if self._leave(contact):
                 break
             attempts += 1

@@ -69,6 +69,7 @@ class Asked:
         self._done = done
         self._action = action
         self._step = 0
+        self._began = 0
 
     def go_on(self) -> None:
         """Ask who is next, if there is time."""
@@ -78,6 +79,7 @@ class Asked:
             self._done(self._request.unanswered(), Told())
             return
         self._step = step = self._step + 1
+        self._began = way.world.schedule.now
         visit, seconds = self._request.attempt(left / SECOND)
         process = client.contact()
         client.life.later(int(seconds * SECOND), lambda: self._failed(step, LostError("no whole answer in time")))
@@ -102,7 +104,7 @@ class Asked:
         self._step += 1
         self._client.leave()
         try:
-            self._request.failed("there", error)
+            self._request.failed("there", error, (self._client.way.world.schedule.now - self._began) / SECOND)
         except RaftError as final:
             self._done(final, Told())
             return

@@ -25,8 +25,10 @@ PATIENCE = 120 * SECOND
 FEW_ENTRIES = 80
 FEW_BYTES = 4000
 """Less than may be written while a snapshot is on its way: as long as that goes on nobody who gets it arrives."""
+LITTLE_BYTES = 24
+"""Less than most instructions have."""
 LEISURE = 5 * SECOND
-"""What clients think about the next thing, on average, while somebody is waited for who is outrun by them."""
+"""What clients think about the next thing, on average, while what they do is too much."""
 
 
 def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> EngineOptions:
@@ -38,7 +40,7 @@ def draw_options(rng: Random, may_lease: bool, is_changed: bool = False) -> Engi
         trailing_bytes=rng.choice((0, 600, 1 << 24)),
         max_pinned_entries=rng.choice((FEW_ENTRIES // 2, FEW_ENTRIES, 100_000)),
         max_pinned_bytes=rng.choice((FEW_BYTES, 1 << 26)),
-        start_bytes=rng.choice((8, 24, 400, 1 << 16)),
+        start_bytes=rng.choice((8, LITTLE_BYTES, 400, 1 << 16)),
         max_uncommitted_bytes=rng.choice((600, 1 << 20)),
         max_backlog_bytes=rng.choice((1000, 1 << 20)),
         tick_ns=1000 * TICK,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from raftsvc.client.attempts import LostError, NotSentError, UnansweredError
+from raftsvc.client.attempts import LostError, NotSentError, Request, UnansweredError
 from raftsvc.client.route import Route
 from raftsvc.errors import InstructionTooLargeError, NotPermittedError, Rejected
 from raftsvc.transport import Problem
@@ -89,6 +89,22 @@ def test_what_a_member_said_is_told_though_what_is_left_of_the_time_is_too_short
             ask(Way(*said), kind=QUERY)
     with pytest.raises(UnansweredError, match="no whole answer"):
         ask(Way(LostError("no whole answer")), kind=QUERY)
+
+
+@pytest.mark.parametrize("code", ["not_applied", "outcome_unknown", "read_timeout"])
+def test_what_takes_longer_than_members_were_given_is_given_longer(code: str) -> None:
+    """As what is long, on its way to a leader that is far: else it would be begun anew at each of them for ever."""
+
+    def waits(share: float) -> list[float]:
+        request, found = Request(BRING, b""), []
+        for _ in range(6):
+            visit, wait = request.attempt(60.0)
+            found.append(wait)
+            request.failed("a:1", Problem(503, code), share * visit.timeout)
+        return found
+
+    assert waits(1.0) == [3.0, 3.0, 6.0, 6.0, 12.0, 12.0]
+    assert waits(0.1) == [3.0] * 6, "a refusal at once says nothing of how long it takes"
 
 
 def test_if_nobody_knows_the_key_that_is_said_at_once() -> None:
