@@ -77,7 +77,7 @@ def test_a_server_that_cannot_work_ends_at_once_and_says_what_to_write(tmp_path:
 
 
 def run_server(
-    tmp_path: Path, command: str, *arguments: str, program: str = PROGRAM, **more: str
+    tmp_path: Path, command: str, *arguments: str, program: str = PROGRAM, typed: str | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """What becomes of a server, or a command, with a program such as the one above."""
     (tmp_path / "app.py").write_text(program)
@@ -89,6 +89,7 @@ def run_server(
         [str(Path(sys.executable).parent / command), *arguments],
         cwd=tmp_path,
         env=environ,
+        input=typed,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -189,13 +190,15 @@ def test_django_starts_the_node_in_its_server_only(
 
 
 def test_a_command_that_runs_a_server_is_none_in_that_servers_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("django.core.management", "gunicorn.workers.base"):
+    for name in ("django.core.management", "flask.cli", "gunicorn.workers.base"):
         module(monkeypatch, name)
     utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "prod"]})
+    group = type("FlaskGroup", (), {"__module__": "flask.cli", "command_path": "flask prod"})
     worker = type("Worker", (), {"__module__": "gunicorn.workers.base"})
-    in_command, in_worker = below(utility()), below(worker())
-    assert in_command(command_below) == "manage.py prod"
-    assert in_command(lambda: in_worker(command_below)) is None
+    in_worker = below(worker())
+    for in_command, name in ((below(utility()), "manage.py prod"), (below(group()), "flask prod")):
+        assert in_command(command_below) == name
+        assert in_command(lambda: in_worker(command_below)) is None
 
 
 @pytest.mark.processes
@@ -379,6 +382,34 @@ def test_a_command_of_django_ends_at_once_and_is_told_that_it_is_no_node(
     (tmp_path / "manage.py").write_text(MANAGE)
     said = ends_at_once(tmp_path, ["python", "manage.py", word], DJANGO_PROGRAM, is_beside)
     assert f"this is `manage.py {word}`" in said
+
+
+LAZY_PROGRAM = """
+import click
+from flask import Flask
+from raftsvc.ext.flask import Raft
+
+app = Flask("app")
+raft = Raft(app)
+
+@app.cli.command("peek")
+def peek():
+    print(type(raft.kv.service).__name__)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("words", [["shell"], ["peek"]])
+def test_a_command_of_flask_that_asks_for_the_store_once_it_runs_is_no_node_either(
+    tmp_path: Path, words: list[str]
+) -> None:
+    pytest.importorskip("flask")
+    asked = "print(type(kv.service).__name__)\n" if words == ["shell"] else ""
+    environ = {"RAFTSVC_ADDR": "127.0.0.1:8001", "RAFTSVC_DIR": "other", "RAFTSVC_SECRET": SECRET}
+    done = run_server(tmp_path, "flask", *words, program=LAZY_PROGRAM, typed=asked, **environ)
+    assert "Guest" in done.stdout, done.stdout + done.stderr
+    assert f"this is `flask {words[0]}`" in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def ends_at_once(tmp_path: Path, words: list[str], program: str, is_beside: bool) -> str:

@@ -164,12 +164,11 @@ _DJANGO_SERVERS = frozenset(
 
 def command_below() -> str | None:
     """The command, none that serves, that runs the application to get at what it defines, if one does."""
-    if _flask_run_below() is not None:
+    if gunicorn_worker_below() is not None or _flask_run_below() is not None:  # whatever command started that server
         return None
-    if object_below("flask.cli", "ScriptInfo") is not None:
+    # The first while the application is loaded, the second also while its command runs, which may be the first to ask.
+    if any(object_below("flask.cli", name) is not None for name in ("ScriptInfo", "FlaskGroup")):
         return _click_path() or "flask"
-    if gunicorn_worker_below() is not None:  # whatever command started that server
-        return None
     gunicorn = object_below("gunicorn.app.base", "BaseApplication")
     if gunicorn is not None and (gunicorn.cfg.check_config or gunicorn.cfg.print_config):
         return "gunicorn --check-config" if gunicorn.cfg.check_config else "gunicorn --print-config"
