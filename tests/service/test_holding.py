@@ -693,6 +693,25 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
 
 
+def test_a_success_of_which_nobody_was_told_in_time_is_no_error_after_which_nothing_was_done(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, calls = lone.transaction, []
+
+    def unheard(operations: Any, timeout: float = 10.0) -> int:
+        if calls and b"done" in operations[1].data:
+            clock.move(LONG)
+            raise raftsvc.StoppedError("it is being stopped")
+        return transaction(operations, timeout)
+
+    monkeypatch.setattr(lone, "transaction", unheard)
+    with pytest.raises(kv.LostError, match="was done, which could not be recorded") as lost:
+        lone.once("migrate", lambda: calls.append(1), ttl=LONG)
+    assert not isinstance(lost.value, raftsvc.NotApplied)
+    assert isinstance(lost.value.__cause__, raftsvc.StoppedError)
+    assert calls == [1]
+
+
 def test_nothing_is_held_by_a_process_that_is_about_to_stop(lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
     holding: Any = lone._holding()
     keeper, propose = holding.keeper(), holding.propose
