@@ -822,7 +822,10 @@ class KeyValue:
         return ReadWriteLock(self, self._checked("rwlock", name, ttl, data), ttl, data)
 
     def semaphore(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> Lock:
-        """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`."""
+        """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`.
+
+        Who holds it at once has a fence each, and the lower one may hold it still: `kv.if_held` tells, and no resource.
+        """
         from raftsvc.recipes.locks import Lock
 
         name = self._checked("semaphore", name, ttl, data)

@@ -121,6 +121,8 @@ class ReadWriteLock:
 
     Who asks first comes first: readers who come after a writer that waits do not overtake it.  Each of both calls makes
     a `Lock` of its own.
+    Readers at once have a fence each: a resource refuses lower ones than that of the last writer that it saw, and of a
+    writer also lower ones than those of readers.
     """
 
     def __init__(self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None) -> None:
