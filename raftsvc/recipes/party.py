@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 
 from raftsvc.errors import OverloadedError
 from raftsvc.kv import Hold, KeyValue
 from raftsvc.kv.transactions import MAX_UNITS
+from raftsvc.timeouts import check_timeout
 
 _LOOK_SECONDS = 30.0
 
@@ -46,14 +49,25 @@ class Party:
     def __len__(self) -> int:
         return len(self.members())
 
-    def watch(self) -> Iterator[list[bytes]]:
-        """`members`, first as they are, then whenever somebody came or left; waits without end.
+    def watch(self, timeout: float | None = None) -> Iterator[list[bytes]]:
+        """`members`, first as they are, then whenever somebody came or left.
 
         Of changes that follow each other faster than they are taken only what came of them is given.
+
+        timeout: in seconds: it ends once nobody came or left for so long; None: it waits without end.
         """
+        if timeout is not None:
+            check_timeout(timeout)
+        return self._watch(math.inf if timeout is None else timeout)
+
+    def _watch(self, timeout: float) -> Iterator[list[bytes]]:
         claims = self._store.claims(self._name)
         while True:
             yield [each.data for each in claims if each.fence]
             known = claims
+            ends_at = time.monotonic() + timeout
             while claims == known:
-                claims = self._store.wait_claims(self._name, known, _LOOK_SECONDS)
+                left = ends_at - time.monotonic()
+                if left <= 0:
+                    return
+                claims = self._store.wait_claims(self._name, known, min(left, _LOOK_SECONDS))

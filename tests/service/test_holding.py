@@ -582,6 +582,25 @@ def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
     assert next(changes) == []
 
 
+def test_who_looks_on_is_let_go_of_once_nothing_changed_for_as_long_as_he_says(lone: kv.KeyValue) -> None:
+    party, election = lone.party("web", ttl=LONG), lone.election("sched", data=b"me", ttl=LONG)
+    with party.join(b"a", PATIENCE), election.lead(PATIENCE):
+        coming, leading = party.watch(0.3), election.observe(0.3)
+        assert (next(coming), next(leading)) == ([b"a"], b"me")
+        waits = in_background(lambda: lone.claim("election:sched", ttl=LONG, timeout=PATIENCE))
+        assert (list(coming), list(leading)) == ([], []), "who begins to wait is no other leader"
+        coming, leading = party.watch(PATIENCE), election.observe(PATIENCE)
+        assert (next(coming), next(leading)) == ([b"a"], b"me")
+    assert next(coming) == []
+    assert waits() is not None
+    assert next(leading) != b"me"
+    no_number: Any = "5"
+    for look in (party.watch, election.observe):
+        for bad in (no_number, float("nan")):
+            with pytest.raises(raftsvc.ConfigurationError):
+                look(bad)
+
+
 # -- who cannot be asked
 
 
