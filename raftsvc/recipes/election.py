@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from raftsvc.kv import Claimant, Hold, KeyValue, LostError
-from raftsvc.timeouts import check_timeout
 
 T = TypeVar("T")
 _LOOK_SECONDS = 30.0
@@ -115,21 +114,17 @@ class Election:
 
         timeout: in seconds: it ends once the same led, or nobody, for so long; None: it waits without end.
         """
-        if timeout is not None:
-            check_timeout(timeout)
-        return self._observe(math.inf if timeout is None else timeout)
-
-    def _observe(self, timeout: float) -> Iterator[bytes | None]:
+        seconds = math.inf if timeout is None else timeout
         claims = self._store.claims(self._name)
         fence = _fence_of(claims)
         yield _leader_of(claims)
-        ends_at = time.monotonic() + timeout
+        ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             claims = self._store.wait_claims(self._name, claims, min(left, _LOOK_SECONDS))
             if _fence_of(claims) != fence:
                 fence = _fence_of(claims)
                 yield _leader_of(claims)
-                ends_at = time.monotonic() + timeout
+                ends_at = time.monotonic() + seconds
 
 
 def _leader_of(claims: list[Claimant]) -> bytes | None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from raftsvc.errors import OverloadedError
 from raftsvc.kv import Hold, KeyValue
 from raftsvc.kv.transactions import MAX_UNITS
-from raftsvc.timeouts import check_timeout
 
 _LOOK_SECONDS = 30.0
 
@@ -56,16 +55,12 @@ class Party:
 
         timeout: in seconds: it ends once nobody came or left for so long; None: it waits without end.
         """
-        if timeout is not None:
-            check_timeout(timeout)
-        return self._watch(math.inf if timeout is None else timeout)
-
-    def _watch(self, timeout: float) -> Iterator[list[bytes]]:
+        seconds = math.inf if timeout is None else timeout
         claims = self._store.claims(self._name)
         while True:
             yield [each.data for each in claims if each.fence]
             known = claims
-            ends_at = time.monotonic() + timeout
+            ends_at = time.monotonic() + seconds
             while claims == known:
                 left = ends_at - time.monotonic()
                 if left <= 0:
