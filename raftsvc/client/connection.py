@@ -78,7 +78,7 @@ class Connection:
         if not places:
             raise ConfigurationError("connect needs the address of a member, or of several, or the directory of one")
         self._directories = [os.path.abspath(place) for place in places if _is_directory(place)]
-        self._addrs = list(dict.fromkeys(canonical_addr(str(p)) for p in places if not _is_directory(p)))
+        self._addrs = list(dict.fromkeys(_addr_of(str(p)) for p in places if not _is_directory(p)))
         self._key = ClientKey.parse(key or "") if self._addrs else None
         self._verify = verify
         self._cert = cert
@@ -289,6 +289,16 @@ class Connection:
         route = self._routes.get(pid)
         if route is not None:
             route.close(time.monotonic() + _CLOSE_SECONDS)
+
+
+def _addr_of(place: str) -> str:
+    """In canonical form; raises ConfigurationError if it is none."""
+    try:
+        return canonical_addr(place)
+    except ConfigurationError as error:
+        if ":" in place:
+            raise
+        raise ConfigurationError(f"{error}; a directory begins with / or a dot, as ./{place:.200} does") from None
 
 
 def _is_directory(place: str | os.PathLike[str]) -> bool:

@@ -822,7 +822,10 @@ class KeyValue:
         return ReadWriteLock(self, self._checked("rwlock", name, ttl, data), ttl, data)
 
     def semaphore(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> Lock:
-        """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`."""
+        """A lock that `size` may hold at once, all of whom say the same; see `raftsvc.recipes.Lock`, and `claim`.
+
+        Who holds it at once has a fence each, and the lower one may hold it still: `kv.if_held` tells, and no resource.
+        """
         from raftsvc.recipes.locks import Lock
 
         name = self._checked("semaphore", name, ttl, data)
@@ -856,14 +859,15 @@ class KeyValue:
 
         One runs it at a time, and others wait for him; it succeeds at most once in the cluster, for ever, or until
         `raftsvc.recipes.Once.reset`.  A success is recorded only as long as who ran it holds its lock: one that was
-        taken for dead raises LostError instead, and another has run it beside him or does, so what it does has to
-        bear that (or to go by `kv.if_held`).
+        taken for dead, or stopped, or cut off meanwhile raises LostError instead, and another has run it beside him or
+        does, so what it does has to bear that (or to go by `kv.if_held`).
 
         after_failure, after_death: "again": whoever comes next runs it anew; "raise": he gets an OnceError.  It died
                                     if who ran it was not heard of for `ttl` seconds.
         timeout: in seconds, for others to end; then TimeoutError.
 
-        Raises what `function` raises, which is recorded, and what `claim` and `transaction` raise.
+        Raises what `function` raises, which is recorded; before that is called what `get`, `claim` and `transaction`
+        raise; after it LostError, or OutcomeUnknown: it was done, and maybe recorded.
         """
         if not callable(function):
             raise TypeError(f"what is to be done is called, which {function!r:.100} cannot be")

@@ -73,6 +73,9 @@ class Meeting:
     It begins once `size` wait at one moment, for all of these, in the order in which they came; those who come later
     are the next round.  Who gives up, or is not heard of for `ttl`, does not count from then on, and is not waited for
     at the end: so one who dies as it begins may have been counted.  All say the same size.
+
+    One that lives and never ends is waited for without end: who does not want that calls `leave(timeout=60)` of what
+    `enter` returned, as the last thing in the `with`, which then waits no more.
     """
 
     def __init__(self, store: KeyValue, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> None:
@@ -99,6 +102,7 @@ class Attendance:
         self._store = store
         self._name = name
         self._hold = hold
+        self._has_left = False
 
     @property
     def round(self) -> int:
@@ -113,12 +117,16 @@ class Attendance:
     def leave(self, timeout: float | None = None) -> bool:
         """This one is done; return True once all of the round are, or are not heard of any more, False after `timeout`.
 
-        In seconds; None: it waits for however long it takes, also for somebody to lead who can be asked.  Raises
-        LostError if this one was not waited for any more, and what `Service.err` says once the node stops.
+        In seconds; None: it waits for however long it takes, also for somebody to lead who can be asked.  After False
+        it may be called again, to wait on.  Raises LostError if this one was not waited for any more when it left, and
+        what `Service.err` says once the node stops.
         """
         ends_at = math.inf if timeout is None else time.monotonic() + timeout
-        if not self._hold.release(5.0 if timeout is None else max(timeout, 0.1)):
-            raise LostError(self._name)
+        if not self._has_left:
+            was_there = self._hold.release(5.0 if timeout is None else max(timeout, 0.1))
+            self._has_left = was_there
+            if not was_there:
+                raise LostError(self._name)
         while True:
             claims = None
             with suppress(ReadTimeoutError):  # nobody leads
@@ -137,8 +145,8 @@ class Attendance:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Leave, and wait for the others; only leave if something was raised."""
-        if kind is None:
-            self.leave()
-        else:
+        """Leave, and wait for the others as long as it takes, unless `leave` was called; only leave if it raises."""
+        if kind is not None:
             self._hold.release()
+        elif not self._has_left:
+            self.leave()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -105,19 +107,24 @@ class Election:
         """The data of who leads, None: nobody; as of a moment no earlier than this call, or than `max_age` ago."""
         return _leader_of(self._store.claims(self._name, timeout, max_age=max_age))
 
-    def observe(self) -> Iterator[bytes | None]:
+    def observe(self, timeout: float | None = None) -> Iterator[bytes | None]:
         """The data of who leads, None: nobody; first as it is, then whenever another does.
 
-        Of leaders that follow each other faster than they are taken only the newest is given.  Waits without end.
+        Of leaders that follow each other faster than they are taken only the newest is given.
+
+        timeout: in seconds: it ends once the same led, or nobody, for so long; None: it waits without end.
         """
+        seconds = math.inf if timeout is None else timeout
         claims = self._store.claims(self._name)
-        yield _leader_of(claims)
         fence = _fence_of(claims)
-        while True:
-            claims = self._store.wait_claims(self._name, claims, _LOOK_SECONDS)
+        yield _leader_of(claims)
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            claims = self._store.wait_claims(self._name, claims, min(left, _LOOK_SECONDS))
             if _fence_of(claims) != fence:
                 fence = _fence_of(claims)
                 yield _leader_of(claims)
+                ends_at = time.monotonic() + seconds
 
 
 def _leader_of(claims: list[Claimant]) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
@@ -38,7 +39,7 @@ class Lock(Holder):
         super().__init__(f"{kind}:{name}")
         self._store = store
         self._terms: dict[str, Any] = {"ttl": ttl, "data": data, "size": size, "units": units}
-        self._turn = threading.Lock()  # held while it is, by whichever thread
+        self._turns: dict[int, threading.Lock] = {}  # that of this process, by its pid
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds.
@@ -52,14 +53,15 @@ class Lock(Holder):
         if former is not None and former.lost.is_set():
             raise LostError(former.name, "it was lost, and has to be released before it is acquired again")
         began = time.monotonic()
-        if not self._turn.acquire(blocking, -1 if timeout is None or not blocking else max(timeout, 0.0)):
+        turn = self._turn()
+        if not turn.acquire(blocking, -1 if timeout is None or not blocking else max(timeout, 0.0)):
             return False
         try:
             left = None if timeout is None else timeout - (time.monotonic() - began)
             self._hold = self._store.claim(self.given, blocking=blocking, timeout=left, **self._terms)
         finally:
             if self._hold is None:
-                self._turn.release()
+                turn.release()
         return self._hold is not None
 
     def release(self, timeout: float = 5.0) -> None:
@@ -73,9 +75,23 @@ class Lock(Holder):
         try:
             was_held = hold.release(timeout)
         finally:
-            self._turn.release()
+            if hold.lease.is_here:  # else it is a parent's
+                self._turn().release()
         if not was_held:
             raise LostError(hold.name)
+
+    def _turn(self) -> threading.Lock:
+        """Held while this is, or is asked for, by whichever thread.
+
+        A forked child has its own: who had that of the parent is not there to let go of it.
+        """
+        pid = os.getpid()
+        turn = self._turns.get(pid)
+        if turn is None:
+            turn = self._turns.setdefault(pid, threading.Lock())  # of several threads one has its own taken
+            for other in [other for other in list(self._turns) if other != pid]:
+                self._turns.pop(other, None)
+        return turn
 
     def locked(self) -> bool:
         """Whether anybody holds it, in the whole cluster, as of a moment no earlier than this call."""
@@ -105,6 +121,8 @@ class ReadWriteLock:
 
     Who asks first comes first: readers who come after a writer that waits do not overtake it.  Each of both calls makes
     a `Lock` of its own.
+    Readers at once have a fence each: a resource refuses lower ones than that of the last writer that it saw, and of a
+    writer also lower ones than those of readers.
     """
 
     def __init__(self, store: KeyValue, name: str, ttl: float = 15.0, data: bytes | None = None) -> None:

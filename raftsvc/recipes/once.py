@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, RaftError
-from raftsvc.kv import Hold, KeyValue, if_held
+from raftsvc.kv import Hold, KeyValue, LostError, if_held
 from raftsvc.kv import set as set_key
 
 DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never"
@@ -104,9 +104,14 @@ class Once:
             try:
                 self._note(hold, {"state": DONE})
                 return
-            except (NotApplied, OutcomeUnknown):
+            except OutcomeUnknown:
                 if hold.lost.wait(_PAUSE_SECONDS):
                     raise
+            except NotApplied as error:
+                if hold.lost.wait(_PAUSE_SECONDS):  # not as if nothing had been done, and to do it again were safe
+                    raise LostError(
+                        self._name, "it was done, which could not be recorded before, so another may do it again"
+                    ) from error
 
     def reset(self, timeout: float = 10.0) -> None:
         """Have it done anew by whoever comes next."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 
 from raftsvc.errors import OverloadedError
@@ -46,14 +48,21 @@ class Party:
     def __len__(self) -> int:
         return len(self.members())
 
-    def watch(self) -> Iterator[list[bytes]]:
-        """`members`, first as they are, then whenever somebody came or left; waits without end.
+    def watch(self, timeout: float | None = None) -> Iterator[list[bytes]]:
+        """`members`, first as they are, then whenever somebody came or left.
 
         Of changes that follow each other faster than they are taken only what came of them is given.
+
+        timeout: in seconds: it ends once nobody came or left for so long; None: it waits without end.
         """
+        seconds = math.inf if timeout is None else timeout
         claims = self._store.claims(self._name)
         while True:
             yield [each.data for each in claims if each.fence]
             known = claims
+            ends_at = time.monotonic() + seconds
             while claims == known:
-                claims = self._store.wait_claims(self._name, known, _LOOK_SECONDS)
+                left = ends_at - time.monotonic()
+                if left <= 0:
+                    return
+                claims = self._store.wait_claims(self._name, known, min(left, _LOOK_SECONDS))

@@ -98,6 +98,34 @@ def test_a_forked_child_lets_go_of_nothing_that_its_parent_holds(make_members: M
     lock.release()
 
 
+def test_a_child_has_its_own_turn_at_a_lock_that_threads_of_its_parent_wait_for(make_members: MakeMembers) -> None:
+    members = make_members(1)
+    client, other = members.connect(), members.connect()
+    lock = client.lock("x", ttl=LONG)
+    held = members.nodes[0].kv.claim("lock:x", ttl=LONG, timeout=PATIENCE)
+    assert held is not None
+    asking = in_background(lambda: lock.acquire(timeout=PATIENCE))
+    eventually(lambda: len(client.claims("lock:x", PATIENCE)) == 2, "a thread of the parent waits")
+
+    def go_on() -> None:
+        eventually(lambda: len(other.claims("lock:x", PATIENCE)) == 3, "the child stands behind its parent")
+        held.release(PATIENCE)
+        assert asking() is True
+        lock.release()
+
+    def wait() -> None:
+        for _ in range(2):
+            with lock:
+                assert lock.owned()
+                assert lock.acquire(blocking=False) is False, "nobody gets it twice there either"
+
+    going_on = in_background(go_on)
+    in_child(wait)
+    going_on()
+    assert lock.acquire(timeout=PATIENCE)
+    lock.release()
+
+
 def test_a_client_waits_for_changes_for_as_long_as_it_likes(
     make_members: MakeMembers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,10 @@ def test_where_there_is_no_node_nothing_was_done(node: Neighborhood, tmp_path: P
     assert time.monotonic() - begun < PATIENCE / 4
     with pytest.raises(raftsvc.ConfigurationError, match="name:key"):
         raftsvc.connect(["127.0.0.1:1", node.path])
+    with pytest.raises(raftsvc.ConfigurationError, match=r"a directory begins with / or a dot, as \./data-1 does"):
+        raftsvc.connect("data-1")
+    with pytest.raises(raftsvc.ConfigurationError, match=r"URL\Z"):
+        raftsvc.connect("ftp://data-1")
 
 
 def test_calls_wait_for_a_node_that_is_started_again(node: Neighborhood) -> None:

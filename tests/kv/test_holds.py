@@ -156,6 +156,44 @@ def test_a_lease_lives_for_its_ttl_and_ends_with_the_first_entry_after_it(log: L
     assert log.at(10_001, instructions.keep_lease(A, 0, [])) == f"there is no lease {A}"
 
 
+def test_of_what_comes_in_the_entry_in_which_a_lease_is_over_nothing_keeps_it(log: Log) -> None:
+    for lease in (A, B, C):
+        log.at(0, claimed(lease, name=lease))
+    kept = instructions.keep_lease
+    assert log.entry(10_000, [[kept(A, 0, [1])], [claimed(A, 2)]]) == [True, log.index], "the last moment"
+    refused = log.entry(10_001, [[kept(B, 0, [1])], [opened(B)], [kept(B, 0, [1])], [kept(A, 0, [1, 2])]])
+    assert refused == [f"there is no lease {B}", True, True, True], "a new one of that name holds nothing"
+    assert [log.holders(lease) for lease in (A, B, C)] == [[(A, 7)], [], []]
+
+
+def test_what_ended_is_had_again_at_once_also_by_who_had_it(log: Log) -> None:
+    """Who had it and died, or let go of it, keeps nobody from it by a delay."""
+    log.at(0, claimed(A))
+    log.at(0, claimed(B, name="y"))
+    log.at(0, released(A))
+    assert log.at(0, claimed(A, 2, waits=False)) == log.index
+    assert log.holders() == [(A, log.index)]
+    assert log.entry(10_001, [[opened(B)], [claimed(B, name="y", waits=False)]]) == [True, log.index]
+    assert log.holders("y") == [(B, log.index)]
+
+
+def test_ten_thousand_leases_that_are_due_at_once_end_in_one_entry_and_who_waits_is_next(log: Log) -> None:
+    count = 10_000
+    leases = [f"{number:016x}" for number in range(1000, 1000 + count)]
+    other = "f" * 16
+    log.entry(0, [[opened(other, 60_000)], *([opened(lease)] for lease in leases)])
+    log.entry(0, [[claimed(lease, name=f"lock:{lease}")] for lease in leases])
+    log.entry(0, [[claimed(other, number, f"lock:{lease}")] for number, lease in enumerate(leases, 1)])
+    assert log.state.next_deadline() == 10_001
+    log.pulse(10_000)
+    assert log.holders(f"lock:{leases[-1]}") == [(leases[-1], log.index - 2)]
+    log.pulse(10_001)
+    assert all(log.holders(f"lock:{lease}") == [(other, log.index)] for lease in leases[::37])
+    assert not any(log.waiters(f"lock:{lease}") for lease in leases[::37])
+    refused = log.at(10_001, instructions.keep_lease(leases[0], 0, [1]))
+    assert refused == f"there is no lease {leases[0]}"
+
+
 def test_what_is_kept_lasts_and_what_is_not_named_ends(log: Log) -> None:
     log.at(0, claimed(A, 1, "x"))  # entry 7
     log.at(0, claimed(A, 2, "y"))

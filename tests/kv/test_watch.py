@@ -315,6 +315,28 @@ def test_who_falls_behind_is_told_and_goes_on_from_a_listing(node: OneNode) -> N
         assert values["a"].data == b"11" and shown(watch) == []
 
 
+@pytest.mark.parametrize("kind", ["delete", "expire"])
+def test_from_the_oldest_position_that_is_kept_what_went_then_is_shown_too(kind: str) -> None:
+    state = kv.KeyValueState(max_events=3)
+    node = OneNode(state)
+    store = kv.KeyValue(node, state)
+    store.set("a", b"1", ttl=1 if kind == "expire" else None)
+    if kind == "delete":
+        gone = store.transaction([kv.delete("a")])
+    else:
+        gone = node.pulse(5000)
+    for number in range(2):
+        store.set(f"b{number}", b"")
+    with store.watch("a", after=gone - 1) as watch:
+        assert [(event.kind, event.key, event.index) for event in watch.next(0.0)] == [(kind, "a", gone)]
+    store.set("b2", b"")
+    with pytest.raises(kv.Compacted) as compacted:
+        store.watch("a", after=gone - 1)
+    assert compacted.value.kept_after == gone
+    with store.watch("a", after=gone) as watch:
+        assert watch.next(0.0) == []
+
+
 def test_the_newest_entry_is_kept_however_large(node: OneNode) -> None:
     state = kv.KeyValueState(max_events=1, max_event_bytes=1000)
     store = kv.KeyValue(OneNode(state), state)
@@ -460,6 +482,16 @@ def test_a_watch_that_is_ahead_of_its_node_shows_nothing_twice(node: OneNode, st
         for number in range(5):
             store.set("a", b"%d" % number)
         assert [index for _, _, _, index in shown(watch)] == [4, 5]
+
+
+def test_the_position_of_a_watch_that_is_ahead_of_its_node_does_not_go_back(node: OneNode, store: kv.KeyValue) -> None:
+    with store.watch("a", after=3) as watch:
+        for _ in range(3):
+            assert (watch.next(0.0), watch.index, watch.position) == ([], 3, "c1:3")
+            store.set("b", b"")
+        assert (watch.next(0.0), watch.index) == ([], 3)
+        store.set("b", b"")
+        assert (watch.next(0.0), watch.index) == ([], 4)
 
 
 @pytest.mark.parametrize("is_closed", [False, True])

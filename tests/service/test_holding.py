@@ -582,6 +582,20 @@ def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
     assert next(changes) == []
 
 
+def test_who_looks_on_is_let_go_of_once_nothing_changed_for_as_long_as_he_says(lone: kv.KeyValue) -> None:
+    party, election = lone.party("web", ttl=LONG), lone.election("sched", data=b"me", ttl=LONG)
+    with party.join(b"a", PATIENCE), election.lead(PATIENCE):
+        coming, leading = party.watch(0.3), election.observe(0.3)
+        assert (next(coming), next(leading)) == ([b"a"], b"me")
+        waits = in_background(lambda: lone.claim("election:sched", ttl=LONG, timeout=PATIENCE))
+        assert (list(coming), list(leading)) == ([], []), "who begins to wait is no other leader"
+        coming, leading = party.watch(PATIENCE), election.observe(PATIENCE)
+        assert (next(coming), next(leading)) == ([b"a"], b"me")
+    assert next(coming) == []
+    assert waits() is not None
+    assert next(leading) != b"me"
+
+
 # -- who cannot be asked
 
 
@@ -691,6 +705,25 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     assert lone.once("migrate", lambda: None, ttl=LONG) is True
     assert not failures
     assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
+
+
+def test_a_success_of_which_nobody_was_told_in_time_is_no_error_after_which_nothing_was_done(
+    lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, calls = lone.transaction, []
+
+    def unheard(operations: Any, timeout: float = 10.0) -> int:
+        if calls and b"done" in operations[1].data:
+            clock.move(LONG)
+            raise raftsvc.StoppedError("it is being stopped")
+        return transaction(operations, timeout)
+
+    monkeypatch.setattr(lone, "transaction", unheard)
+    with pytest.raises(kv.LostError, match="was done, which could not be recorded") as lost:
+        lone.once("migrate", lambda: calls.append(1), ttl=LONG)
+    assert not isinstance(lost.value, raftsvc.NotApplied)
+    assert isinstance(lost.value.__cause__, raftsvc.StoppedError)
+    assert calls == [1]
 
 
 def test_nothing_is_held_by_a_process_that_is_about_to_stop(lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:

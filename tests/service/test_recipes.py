@@ -768,6 +768,30 @@ def test_the_end_of_a_meeting_is_waited_for_though_nobody_can_be_asked(
     assert alone.leave(0.05) is False, "nobody says who is left"
 
 
+def test_who_has_left_a_meeting_waits_for_as_long_as_he_says_and_may_wait_on(lone: kv.KeyValue) -> None:
+    """One that lives and does not end: whoever waits in the `with` is let go of by a timeout of his."""
+
+    def enter_two() -> tuple[recipes.Attendance, recipes.Attendance]:
+        first = in_background(lambda: lone.meeting("round", 2, ttl=LONG).enter(PATIENCE))
+        waiting(lone, "meeting:round", 1)
+        return lone.meeting("round", 2, ttl=LONG).enter(PATIENCE), first()
+
+    mine, hanging = enter_two()
+    with mine as attendance:
+        assert attendance.leave(0.05) is False
+        assert attendance.leave(0.05) is False, "it waits on"
+    on = in_background(lambda: mine.leave(PATIENCE))
+    assert hanging.leave(PATIENCE) is True
+    assert on() is True
+    assert mine.leave(0.05) is True
+    mine, hanging = enter_two()
+    mine.lost.set()
+    for _ in range(2):
+        with pytest.raises(kv.LostError):
+            mine.leave(0.05)
+    assert hanging.leave(PATIENCE) is True
+
+
 def test_all_of_a_meeting_say_the_same_size(lone: kv.KeyValue) -> None:
     first = in_background(lambda: lone.meeting("round", 2, ttl=LONG).enter(PATIENCE))
     waiting(lone, "meeting:round", 1)

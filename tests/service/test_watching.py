@@ -104,6 +104,28 @@ def test_a_node_that_gets_a_snapshot_says_what_is_missing_and_functions_are_told
         assert history(watch, 1)[0].value == b"3" and list(values) == ["kept"]
 
 
+def test_a_position_from_before_a_restart_is_gone_on_from_after_it(make_cluster: Any) -> None:
+    cluster: Cluster = make_cluster(make_state=OpenState)
+    (member,) = cluster.form(1)
+    store = store_of(member)
+    _, index = store.list_at(timeout=PATIENCE)
+    with store.watch("a", after=index) as watch:
+        store.set("a1", b"1", timeout=PATIENCE)
+        (first,) = history(watch, 1)
+        kept = watch.position
+    store.transaction([kv.delete("a1"), kv.set("a2", b"2")], PATIENCE)
+    store.set("a3", b"3", ttl=0.001, timeout=PATIENCE)
+    member.restart()
+    store = store_of(member)
+    store.set("a4", b"4", timeout=PATIENCE)
+    with store.watch("a", after=kept) as watch:
+        after = history(watch, 5)
+    with store.watch("a", after=index) as watch:
+        assert history(watch, 6) == [first, *after]
+    assert [(event.kind, event.key) for event in after[:3]] == [("delete", "a1"), ("set", "a2"), ("set", "a3")]
+    assert {(event.kind, event.key) for event in after[3:]} == {("expire", "a3"), ("set", "a4")}
+
+
 def test_stopping_ends_who_waits_and_the_thread_that_calls(make_cluster: Any) -> None:
     cluster: Cluster = make_cluster(make_state=OpenState)
     (member,) = cluster.form(1)

@@ -103,7 +103,7 @@ def test_who_has_a_prefix_sees_nothing_else(client: Client, store: kv.KeyValue) 
     problem(transact(client, mixed, **headers), 403)
     assert "team/b" not in store
     begin = said(client.get("/v1/keys", headers=headers))["position"]
-    store.transaction([kv.set("other", b"1"), kv.set("team/c", b"1")])
+    store.transaction([kv.set("other", b"1"), kv.set("team/c", b"1"), kv.set("team0", b"5"), kv.set("zone", b"1")])
     found = said(client.get("/v1/watch", query_string={"after": begin}, headers=headers))
     assert [each["key"] for each in found["events"]] == ["team/c"]
 

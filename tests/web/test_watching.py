@@ -151,6 +151,26 @@ def test_a_stream_in_which_nothing_happens_is_fresh(store: kv.KeyValue, key: str
     stream.close()
 
 
+def test_a_stream_that_is_ahead_of_its_node_never_says_an_earlier_position(store: kv.KeyValue, key: str) -> None:
+    """It was begun at another node, which is further: neither a fresh id nor an event takes the client back."""
+    application = api(store, open_to_all=True, heartbeat=0.01)
+    begin = said(Client(application).get("/v1/watch?wait=0"))["position"]
+    cluster, _, digits = begin.rpartition(":")
+    index = int(digits) + 5
+    stream = Stream(application, {"prefix": key}, **{"Last-Event-ID": f"{cluster}:{index}"})
+    messages = [stream.next() for _ in range(3)]
+    while store.set(f"{key}a", b"") < index:
+        messages.append(stream.next())
+    version = store.set(f"{key}b", b"")
+    found = eventually(lambda: (message := stream.next()).get("event") and message, "an event")
+    messages.append(found)
+    stream.close()
+    assert [each["key"] for each in json.loads(found["data"])] == [f"{key}b"]
+    indexes = [int(message["id"].rpartition(":")[2]) for message in messages]
+    assert indexes == sorted(indexes)
+    assert (indexes[0], indexes[-1]) == (index, version)
+
+
 def test_as_many_may_watch_as_may(application: Api, client: Client, key: str) -> None:
     streams = [Stream(application, {"prefix": key}) for _ in range(2)]
     assert [stream.status for stream in streams] == [200, 200]
