@@ -153,8 +153,8 @@ def _records(file: IO[bytes], files: CountedFiles) -> Iterator[_Record]:
         try:
             said = json.loads(line)
             key, text, coded = said["key"], said.get("value"), said.get("base64")
-            if not isinstance(key, str) or (text is None) == (coded is None):
-                raise ValueError("it has a key, and either a value or base64")
+            if not isinstance(key, str) or [type(each) for each in (text, coded) if each is not None] != [str]:
+                raise ValueError("it has a key, and either a value or base64, all of which are text")
             key.encode()
             data = text.encode() if coded is None else base64.b64decode(coded, validate=True)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -182,7 +182,8 @@ class AsyncLock(Holder):
             raise LostError(hold.name)
 
     async def __aenter__(self) -> AsyncLock:
-        await self.acquire()
+        """Hold it, for however long that takes, or `within` some time."""
+        self._refuse_unless(await self.acquire(timeout=self._with_seconds))
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:

@@ -52,10 +52,12 @@ from raftsvc.kv.queues import Item
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess
 from raftsvc.results import Applied
+from raftsvc.timeouts import check_timeout
 
 logger = logging.getLogger("raftsvc.kv")
 
 T = TypeVar("T")
+AnyHolder = TypeVar("AnyHolder", bound="Holder")
 
 SAFE_SHARE = 0.9
 """Of a TTL, counted from the asking: rates of honest clocks differ by less, and log time by a millisecond."""
@@ -426,6 +428,24 @@ class Holder:
     def __init__(self, given: str) -> None:
         self.given = given
         self._hold: Hold | None = None
+        self._with_seconds: float | None = None
+
+    def within(self: AnyHolder, timeout: float) -> AnyHolder:
+        """Have a `with` of this object wait for so many seconds at most; returns this object.
+
+            with store.lock("orders").within(10) as lock:
+                charge(order, fence=lock.fence)
+
+        What is not to be had by then raises NotApplied (503 to an HTTP client), and nothing of the `with` was done.
+        """
+        check_timeout(timeout)
+        self._with_seconds = timeout
+        return self
+
+    def _refuse_unless(self, is_held: bool) -> None:
+        """Raise NotApplied for a `with` that does not begin."""
+        if not is_held:
+            raise NotApplied(f"{self.given!r} was not to be had within {self._with_seconds:g} s; nothing was done")
 
     def owned(self) -> bool:
         """Whether it is held through this object, as of now, by the clocks of this machine."""

@@ -98,7 +98,8 @@ class Lock(Holder):
         return any(claim.fence for claim in self._store.claims(self.given))
 
     def __enter__(self) -> Lock:
-        self.acquire()
+        """Hold it, for however long that takes, or `within` some time."""
+        self._refuse_unless(self.acquire(timeout=self._with_seconds))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

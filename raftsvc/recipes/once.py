@@ -15,6 +15,7 @@ DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never
 AGAIN, RAISE = "again", "raise"
 
 _PAUSE_SECONDS = 0.2
+_LOOK_SECONDS = 5.0
 
 
 class OnceError(RaftError):
@@ -59,7 +60,8 @@ class Once:
                 raise ConfigurationError(
                     f"after a failure, or a death, it is done {AGAIN!r} or {RAISE!r}, not {choice!r:.100}"
                 )
-        if self.look()["state"] == DONE:
+        look_seconds = _LOOK_SECONDS if timeout is None else max(min(timeout, _LOOK_SECONDS), 0.0)
+        if self.look(look_seconds)["state"] == DONE:
             return False
         hold = self._store.claim(self._name, ttl=self._ttl, timeout=timeout)
         if hold is None:
@@ -82,7 +84,7 @@ class Once:
             hold.release()
         return True
 
-    def look(self, timeout: float = 5.0, *, is_held: bool = False) -> dict[str, Any]:
+    def look(self, timeout: float = _LOOK_SECONDS, *, is_held: bool = False) -> dict[str, Any]:
         """How it stands: its "state" is "never", "running", "done", "failed" (with its "error") or "died".
 
         is_held: whether the caller is who may run it, so that nobody else does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 
-from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown
+from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, StoppedError
 from raftsvc.kv import Hold, KeyValue, LostError, Operation, if_held, instructions
 from raftsvc.kv.items import DEAD
 from raftsvc.kv.leases import may_pass
@@ -212,7 +212,8 @@ class Item:
         """Acknowledge it, unless that was done or it was given back; if something was raised, give it back.
 
         What was asked of `ack` in the `with`, and not heard of, is asked again as it was.  Raises LostError if it was
-        handed to another meanwhile, and else what `ack` raises; then it is handed out again.
+        handed to another meanwhile, or that it is done could not be told; OutcomeUnknown; and else what `ack`
+        raises; then it is handed out again.
         """
         if kind is not None:
             self.nack()
@@ -229,5 +230,9 @@ class Item:
             try:
                 return self.ack(*self._wanted)
             except (NotApplied, OutcomeUnknown) as error:
-                if not may_pass(error) or self.lost.wait(_PAUSE_SECONDS):
+                if may_pass(error) and not self.lost.wait(_PAUSE_SECONDS):
+                    continue
+                if type(error) is not NotApplied and not isinstance(error, StoppedError):
                     raise
+                # Not as if nothing had been done, and to do it again were safe.
+                raise LostError(self.name, "it was done, and nobody could be told: it is handed out again") from error

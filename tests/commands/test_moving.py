@@ -154,6 +154,7 @@ def test_a_line_that_is_none_ends_it_with_its_number(here: Shell, tmp_path: Path
     done = here("import", str(path))
     assert done.code == 6
     assert done.err.startswith("raftsvc: line 2 is none of an export")
+    assert "has no attribute" not in done.err
 
 
 def test_what_fails_midway_says_how_far_it_came_and_may_be_run_again(

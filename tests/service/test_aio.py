@@ -301,6 +301,18 @@ def test_a_lock_is_exclusive_between_tasks_and_threads_and_its_fence_rises(store
         assert lock.fence
 
 
+def test_a_with_of_a_task_waits_no_longer_than_it_said(store: KeyValue) -> None:
+    async def main() -> None:
+        async with store.aio.lock("within").within(PATIENCE):
+            with pytest.raises(raftsvc.NotApplied, match=r"was not to be had within 0\.1 s"):
+                async with store.aio.lock("within").within(0.1):
+                    raise AssertionError("it is held")
+        async with store.aio.lock("within").within(PATIENCE) as lock:
+            assert lock.owned()
+
+    run(main())
+
+
 def test_a_task_that_is_cancelled_while_it_waits_for_a_lock_gives_up_its_place(store: KeyValue) -> None:
     async def main() -> None:
         async with store.aio.lock("place"):

@@ -13,7 +13,7 @@ import pytest
 import raftsvc
 from raftsvc import kv
 from raftsvc.kv import leases
-from raftsvc.recipes import Once, OnceError
+from raftsvc.recipes import Lock, Once, OnceError
 
 from .harness import PATIENCE, Cluster, Member, eventually, in_background
 from .test_watching import OpenState, store_of
@@ -659,6 +659,27 @@ def test_who_looks_is_told_of_those_who_begin_to_wait(stores: list[kv.KeyValue])
         got = in_background(lambda: stores[2].lock("x", ttl=LONG).acquire(timeout=PATIENCE))
         assert len(looking()) == 2
     assert got()
+
+
+@pytest.mark.parametrize("kind", ["lock", "semaphore", "reading", "writing"])
+def test_a_with_waits_no_longer_than_it_said_and_then_nothing_of_it_was_done(lone: kv.KeyValue, kind: str) -> None:
+    def made() -> Lock:
+        if kind in ("lock", "semaphore"):
+            return lone.lock("x", ttl=LONG) if kind == "lock" else lone.semaphore("x", 1, ttl=LONG)
+        rwlock = lone.rwlock("x", ttl=LONG)
+        return rwlock.reading() if kind == "reading" else rwlock.writing()
+
+    holder = lone.rwlock("x", ttl=LONG).writing() if kind == "reading" else made()
+    with holder.within(PATIENCE):
+        refused = pytest.raises(raftsvc.NotApplied, match=r":x' was not to be had within 0\.1 s; nothing was done")
+        with refused, made().within(0.1):
+            raise AssertionError("it is held")
+        assert holder.owned()
+    with made().within(PATIENCE) as lock:
+        assert lock.owned(), "who gave up is in nobody's way"
+    for wrong in ("1", None, float("nan"), True):
+        with pytest.raises(raftsvc.ConfigurationError, match="a timeout is"):
+            made().within(wrong)  # type: ignore[arg-type]
 
 
 def test_a_lock_that_was_lost_is_released_before_it_is_acquired_again(lone: kv.KeyValue, clock: Clock) -> None:

@@ -320,6 +320,25 @@ def test_the_end_of_a_with_does_not_ask_again_for_what_does_not_pass(
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("error", [raftsvc.NotApplied("no leader"), raftsvc.StoppedError("it stops")], ids=repr)
+def test_the_end_of_a_with_does_not_say_of_work_that_was_done_that_nothing_was(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch, error: raftsvc.RaftError
+) -> None:
+    queue = lone.queue("q", ttl=LONG)
+    queue.put(b"1")
+    propose = lone.service.propose
+
+    def fails(instruction: bytes, timeout: float = 10.0) -> Any:
+        if b"queue:q/" in instruction:
+            item.lost.set()
+            raise error
+        return propose(instruction, timeout)
+
+    with pytest.raises(kv.LostError, match="it was done, and nobody could be told") as caught, taken(queue) as item:
+        monkeypatch.setattr(lone.service, "propose", fails)
+    assert caught.value.__cause__ is error
+
+
 def test_work_that_ends_while_the_service_stops_is_acknowledged(members: list[Member]) -> None:
     stopping, staying = store_of(members[1]), store_of(members[0])
     staying.queue("q").put(b"1", timeout=PATIENCE)
