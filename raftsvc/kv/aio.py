@@ -19,7 +19,7 @@ from raftsvc.errors import NodeFailedError, OutcomeUnknown, OverloadedError, Rea
 from raftsvc.kv import instructions
 from raftsvc.kv.events import Event
 from raftsvc.kv.instructions import Condition, Leased, Operation
-from raftsvc.kv.leases import Hold, Holder, LostError
+from raftsvc.kv.leases import Hold, Holder, LostError, not_had
 from raftsvc.kv.pages import Value
 from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
@@ -183,7 +183,8 @@ class AsyncLock(Holder):
 
     async def __aenter__(self) -> AsyncLock:
         """Hold it, for however long that takes, or `within` some time."""
-        self._refuse_unless(await self.acquire(timeout=self._with_seconds))
+        if not await self.acquire(timeout=self.with_timeout):
+            raise not_had(self)
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:

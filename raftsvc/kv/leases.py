@@ -423,12 +423,13 @@ class Holder:
     """What may hold something, and tells what of it is known here; what acquires and releases inherits from it.
 
     given: the name, as it was given.
+    with_timeout: how long a `with` waits, in seconds; None: as long as it takes.
     """
 
     def __init__(self, given: str) -> None:
         self.given = given
+        self.with_timeout: float | None = None
         self._hold: Hold | None = None
-        self._with_seconds: float | None = None
 
     def within(self: AnyHolder, timeout: float) -> AnyHolder:
         """Have a `with` of this object wait for so many seconds at most; returns this object.
@@ -439,13 +440,8 @@ class Holder:
         What is not to be had by then raises NotApplied (503 to an HTTP client), and nothing of the `with` was done.
         """
         check_timeout(timeout)
-        self._with_seconds = timeout
+        self.with_timeout = timeout
         return self
-
-    def _refuse_unless(self, is_held: bool) -> None:
-        """Raise NotApplied for a `with` that does not begin."""
-        if not is_held:
-            raise NotApplied(f"{self.given!r} was not to be had within {self._with_seconds:g} s; nothing was done")
 
     def owned(self) -> bool:
         """Whether it is held through this object, as of now, by the clocks of this machine."""
@@ -476,6 +472,11 @@ class Holder:
         if hold is None:
             raise LostError(self.given, "it was not acquired")
         return hold
+
+
+def not_had(holder: Holder) -> NotApplied:
+    """What a `with` raises that does not begin."""
+    return NotApplied(f"{holder.given!r} was not to be had within {holder.with_timeout:g} s; nothing was done")
 
 
 class Wish(NamedTuple):

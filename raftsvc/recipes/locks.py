@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from raftsvc.kv import KeyValue, LostError
-from raftsvc.kv.leases import Holder
+from raftsvc.kv.leases import Holder, not_had
 from raftsvc.kv.transactions import MAX_UNITS
 
 
@@ -99,7 +99,8 @@ class Lock(Holder):
 
     def __enter__(self) -> Lock:
         """Hold it, for however long that takes, or `within` some time."""
-        self._refuse_unless(self.acquire(timeout=self._with_seconds))
+        if not self.acquire(timeout=self.with_timeout):
+            raise not_had(self)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
