@@ -205,7 +205,8 @@ def _of_members(picture: Mapping[str, Any]) -> Iterator[Sample]:
         if peer != str(picture["node_id"]):
             yield "raftsvc_peer_unreachable", (peer,), int(peer in picture["unreachable"])
     for peer, follower in picture.get("followers", {}).items():
-        yield "raftsvc_peer_lag_entries", (peer,), max(0, picture["last_index"] - follower["match_index"])
+        if follower["match_index"] or follower["state"] != "probe":  # else it has answered this leader nothing yet
+            yield "raftsvc_peer_lag_entries", (peer,), max(0, picture["last_index"] - follower["match_index"])
         for state in _PEER_STATES:
             yield "raftsvc_peer_state", (peer, state), int(follower["state"] == state)
     for peer, stream in picture.get("streams", {}).items():

@@ -6,21 +6,26 @@ the State can tell: here that is the key-value store.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from raftsvc import rescue
 from raftsvc.commands.codes import DONE, LOCAL, NO, NOT_REACHED, USAGE, CommandError
 from raftsvc.commands.output import say, say_json
-from raftsvc.commands.places import where_of
+from raftsvc.commands.places import Where, where_of
 from raftsvc.commands.progress import progress
 from raftsvc.errors import DamagedStorageError, DirectoryInUseError, FormatVersionError, StorageError
 from raftsvc.kv import KeyValueState
 
 Command = TypeVar("Command", bound=Callable[[Any], int])
+
+_LOOK_SECONDS: Final = 0.2
+"""Between two looks whether there is a leader."""
 
 
 def _of_files(command: Command) -> Command:
@@ -49,11 +54,33 @@ def backup(args: Any) -> int:
             where.owner("backup")
             told = rescue.back_up(where.directory, file, KeyValueState(), files=files).facts()
         elif where.directory:
+            _await_leader(where)
             told = where.owner("backup").backup(file, args.within)
         else:
             with where.store() as store:
+                store.service.wait_read(where.timeout)  # for a majority; --within is for what there may be much of
                 told = store.service.backup(file, args.within).facts()
     return _show(args, {"file": file, **told})
+
+
+def _await_leader(where: Where) -> None:
+    """Raise CommandError unless the node knows a leader in time.
+
+    Without a majority there is nothing to wait for as long as a backup may take; a node that is behind knows one.
+    """
+    deadline = time.monotonic() + where.timeout
+    while True:
+        picture = where.owner("backup").status(where.timeout)
+        if "node_id" not in picture or picture.get("leader_id"):  # one that is no member says so itself
+            return
+        if time.monotonic() >= deadline:
+            why = picture.get("error") or "the node knows no leader"
+            raise CommandError(
+                f"nothing was written: the cluster does not serve: {why} (with --stopped, of a node that is stopped, "
+                "it is what that has)",
+                NOT_REACHED,
+            )
+        time.sleep(_LOOK_SECONDS)
 
 
 @_of_files
@@ -69,7 +96,7 @@ def inspect(args: Any) -> int:
         ]
         say_json({**facts, "entries": listed} if args.entries else facts)
         return DONE
-    _show(args, facts)
+    _show(args, {**facts, "origin": _parsed(facts["origin"])})
     for entry in entries:
         say(f"{entry.index}  term {entry.term}  {entry.time_ms} ms  {entry.kind}: {entry.what}")
     return DONE
@@ -176,6 +203,14 @@ def _show(args: Any, facts: Mapping[str, object]) -> int:
         for line in _lines(facts, ""):
             say(line)
     return DONE
+
+
+def _parsed(origin: object) -> object:
+    """What `origin.json` says, fact by fact; as it stands there if it is none."""
+    try:
+        return json.loads(str(origin or "null"))
+    except ValueError:
+        return origin
 
 
 def _lines(facts: Mapping[str, object], before: str) -> Iterator[str]:

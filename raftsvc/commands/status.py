@@ -35,7 +35,10 @@ def show(args: Any) -> int:
     if args.json:
         say_json(_document(survey))
         return DONE if survey.serves else NO
-    say(f"cluster {picture.get('cluster_id') or 'none yet'}: " + ("serves" if survey.serves else survey.why))
+    say(
+        f"cluster {picture.get('cluster_id') or 'none yet'}: "
+        + ("serves" if survey.serves else f"does not serve: {survey.why}")
+    )
     if picture.get("leader_addr") or picture.get("leader_id"):
         say(f"leader  {picture.get('leader_addr')} (member {picture.get('leader_id')}), term {picture.get('term')}")
     if (version := _effective(picture)) is not None:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from raftsvc.addresses import peer_url
 from raftsvc.errors import ConfigurationError
 from raftsvc.operator.lookout import Sight
-from raftsvc.operator.survey import ASK_MORE, CURRENT, UNREACHED, Seen, Survey, seen_of
+from raftsvc.operator.survey import ASK_MORE, CURRENT, UNREACHED, Seen, Survey, lag_of, seen_of
 
 HEALTHY, DEGRADED, NO_QUORUM, FORMING, OUTSIDE = "healthy", "degraded", "no-quorum", "forming", "outside"
 """How the cluster is, in a word; OUTSIDE: this node belongs to none, and forms none."""
@@ -162,7 +162,7 @@ def _lag_of(seen: Seen, best: Mapping[str, Any], follower: Mapping[str, Any] | N
     By what one member, the leader if he answers, said at once: else it would tell who was asked earlier.
     """
     if follower is not None:
-        return max(0, int(best["commit_index"]) - int(follower["match_index"]))
+        return lag_of(follower, int(best["commit_index"]))
     if seen.id == best.get("node_id"):
         return max(0, int(best["commit_index"]) - int(best["applied_index"]))
     return seen.lag

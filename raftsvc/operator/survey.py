@@ -190,12 +190,21 @@ def _by_another(seen: Seen, best: Mapping[str, Any], commit: int, silence: str) 
     trouble = best.get("unreachable", {}).get(str(seen.id))
     follower = best.get("followers", {}).get(str(seen.id)) if best.get("role") == "leader" else None
     if follower is not None:
-        seen = seen._replace(lag=max(0, commit - int(follower["match_index"])))
+        seen = seen._replace(lag=lag_of(follower, commit))
     if trouble is not None:
         return seen._replace(state=UNREACHED, why=str(trouble["why"]))
     if silence:
         return seen._replace(state=UNREACHED, why=silence)
-    if follower is None or seen.lag is None:
+    if follower is None:
         return seen
-    is_current = follower["state"] == "replicate" and seen.lag <= MAX_LAG_ENTRIES
+    is_current = follower["state"] == "replicate" and seen.lag is not None and seen.lag <= MAX_LAG_ENTRIES
     return seen._replace(state=CURRENT if is_current else BEHIND)
+
+
+def lag_of(follower: Mapping[str, Any], index: int) -> int | None:
+    """How many entries up to `index` that one lacks by what its leader says.
+
+    None: not known, for it has answered nothing since that one leads.
+    """
+    match_index = int(follower["match_index"])
+    return max(0, index - match_index) if match_index or follower["state"] != "probe" else None

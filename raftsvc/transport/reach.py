@@ -7,6 +7,7 @@ beforehand: neither is worth a warning.  Nor is each break of a link that breaks
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from typing import Final
@@ -74,7 +75,11 @@ def reason_of(error: BaseException) -> str:
     """
     current: object = error
     while isinstance(current, (RequestException, HTTPError)):
-        inner = getattr(current.args[0], "reason", None) if current.args else None
+        inner = current.args[0] if current.args else None
+        if not isinstance(inner, ssl.SSLError):  # whose reason is a code, and no error
+            inner = getattr(inner, "reason", None)
         current = inner or getattr(current, "reason", None) or current.__cause__ or current.__context__
+    if isinstance(current, ssl.SSLCertVerificationError) and current.verify_message:
+        return f"its certificate does not hold: {current.verify_message}"
     said = (current.strerror or str(current)) if isinstance(current, OSError) else ""
     return said or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.client.harness import ADMIN, WRITER
 from tests.commands.harness import Node, Shell, key_file
-from tests.service.harness import free_address
+from tests.service.harness import eventually, free_address
 
 
 def test_a_backup_of_a_node_that_runs_is_verified_and_restored(node: Node, shell: Shell, tmp_path: Path) -> None:
@@ -24,13 +25,33 @@ def test_a_backup_of_a_node_that_runs_is_verified_and_restored(node: Node, shell
     done = shell("restore", str(file), str(elsewhere), free_address(), "--json")
     assert done.json["former_index"] == made["index"] < done.json["index"]
     assert shell("restore", str(file), str(elsewhere), free_address()).code == 1
-    assert "former_cluster" in shell("inspect", str(elsewhere)).out.decode()
+    text = shell("inspect", str(elsewhere)).out.decode()
+    assert f"origin former_cluster: {made['cluster']}\n" in text
+    assert '\\"' not in text and "{" not in text, "facts, and no JSON"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     broken = shell("verify", str(file), "--json")
     assert (broken.code, broken.json["is_whole"]) == (1, False)
     assert shell("restore", str(file), str(tmp_path / "third"), free_address()).code == 6
     assert not (tmp_path / "third" / "wal").exists()
+
+
+def test_without_a_majority_a_backup_is_not_waited_for_until_one_is_there(
+    make_node: Callable[..., Node], shell: Shell, tmp_path: Path
+) -> None:
+    one, two = make_node(election_timeout=1.0), make_node(election_timeout=1.0)
+    one.service.init()
+    assert shell("allow", two.addr, "--at", str(one.path)).code == 0
+    two.service.join(one.addr)
+    two.service.stop()
+    eventually(lambda: one.service.status()["leader_id"] is None, "the leader steps down")
+    file = tmp_path / "app.raft"
+    for at in (["--at", str(one.path)], ["--at", one.addr, "--key-file", key_file(tmp_path, ADMIN)]):
+        done = shell("backup", str(file), "--timeout", "1", *at)
+        assert (done.code, file.exists()) == (3, False)
+        assert "no leader" in done.err
+    text = shell("status", "--timeout", "1", "--at", str(one.path)).out.decode()
+    assert re.search(r"^cluster [0-9a-f]{16}: does not serve: ", text)
 
 
 def test_of_a_node_that_is_stopped_all_is_told_and_kept_and_one_that_runs_is_left_alone(

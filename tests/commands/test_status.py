@@ -123,6 +123,14 @@ def test_a_leader_tells_of_its_followers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.can_lose_one()[0] is False
 
 
+def test_how_far_one_is_behind_that_has_not_answered_its_leader_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader = picture(1, "leader")
+    leader["followers"] = {str(i): {"state": "probe", "match_index": 0} for i in (2, 3)}
+    leader["unreachable"] = {"3": {"code": "", "why": "timed out"}}
+    found = survey(monkeypatch, leader)
+    assert [(m.state, m.lag) for m in found.members[1:]] == [("behind", None), ("unreached", None)]
+
+
 def test_what_a_follower_cannot_know_is_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     found = survey(monkeypatch, picture(2))
     assert states(found) == ["unknown", "current", "unknown"]

@@ -45,6 +45,15 @@ def test_a_member_that_does_not_answer_is_shown_with_why_and_without_what_it_sai
     assert dead["state"] == "unreached" and "refused" in dead["why"] and "told" not in dead
 
 
+def test_how_far_one_is_behind_that_never_answered_its_leader_is_not_known() -> None:
+    own, sights = SCENES["one dead"](0)
+    leader = sights[2].picture
+    assert leader is not None
+    leader["followers"]["3"] = {"state": "probe", "match_index": 0}  # as of one that has just won
+    dead = by_id(fed(own, sights, surveyed(own, sights)))[3]
+    assert dead["state"] == "unreached" and dead["lag"] is None
+
+
 def test_what_was_said_long_ago_does_not_tell_how_a_member_is() -> None:
     own, sights = healthy(0)
     feed = fed(own, {**sights, 3: Sight(picture(3), 60.0)}, surveyed(own, {**sights, 3: Sight(picture(3), 60.0)}))

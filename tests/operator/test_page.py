@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,6 +126,22 @@ CONTRAST = """
   return found;
 }
 """
+CUT_OFF = """
+() => {
+  const found = [];
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  if (wide) found.push("the page is wider by " + wide);
+  for (const each of document.querySelectorAll(".panel, .tiles > div, .list"))
+    if (each.scrollWidth > each.clientWidth) found.push(each.id + " " + each.className + " has more than it shows");
+  for (const time of document.querySelectorAll(".events time")) {
+    const written = document.createRange();
+    written.selectNodeContents(time);
+    if (written.getBoundingClientRect().right > time.nextElementSibling.getBoundingClientRect().left)
+      found.push(time.textContent + " is written over its sign");
+  }
+  return found;
+}
+"""
 
 
 def test_each_state_is_told_in_words_that_can_be_read_on_a_phone_and_at_a_desk(site: Site) -> None:
@@ -141,6 +158,41 @@ def test_each_state_is_told_in_words_that_can_be_read_on_a_phone_and_at_a_desk(s
                 page.emulate_media(color_scheme=scheme)
                 assert page.evaluate(CONTRAST) == [], f"{scene}, {scheme}"
     assert site.complaints == [] and set(WORDS) == set(SCENES)
+
+
+@pytest.mark.parametrize(
+    ("host", "above"), [(".example", 0), ("-raft.default.svc.cluster.local", 1_790_000_000_000_000)]
+)
+def test_nothing_is_cut_off_or_written_over_something_else_on_any_screen(site: Site, host: str, above: int) -> None:
+    """above: by how much indexes are higher, as they are in a cluster that was restored."""
+
+    def feed(scene: str, step: int) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(json.dumps(feed_of(scene, step)).replace(".example", host))
+        for each in (told, *told["members"]):
+            for name in ("commit_index", "applied"):
+                if isinstance(each.get(name), int):
+                    each[name] += above
+        return told
+
+    page = site.open(site.serve())
+    for scene in SCENES:
+        site.shown.step, site.shown.feed_of = 0, partial(feed, scene)
+        page.reload()
+        page.evaluate("poll().then(poll)")
+        page.get_by_text(WORDS[scene][0].replace(".example", host)).first.wait_for()
+        for width in (320, PHONE["width"], 768, 1024, 1161, 1280, DESK["width"]):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate(CUT_OFF) == [], f"{scene}, {width}"
+
+
+def test_what_is_applied_a_second_is_not_what_a_member_did_that_does_not_answer(site: Site) -> None:
+    site.shown.feed_of = lambda step: feed_of("healthy" if step <= 3 else "no quorum", step)
+    page = site.open(site.serve())
+    page.evaluate("poll().then(poll)")
+    page.locator('#rate:text-is("82")').wait_for()
+    page.evaluate("poll().then(poll)")
+    page.get_by_text("No quorum seen from here").wait_for()
+    page.locator('#rate:text-is("0")').wait_for()
 
 
 def test_a_page_whose_server_died_says_so_since_when_and_does_nothing_more(site: Site) -> None:

@@ -360,6 +360,27 @@ def test_where_the_status_cannot_be_told_the_rest_of_a_registry_is() -> None:
     assert told(text) == {"raftsvc_live": 0, "raftsvc_ready": 0}
 
 
+def test_the_lag_of_a_member_that_has_not_answered_its_leader_is_left_out(cluster: Cluster) -> None:
+    leader = cluster.form(1)[0]
+    picture = leader.service.status()
+    unheard, known = {"state": "probe", "match_index": 0}, {"state": "probe", "match_index": 1}
+    picture["followers"] = {"2": unheard, "3": known, "4": {"state": "snapshot", "match_index": 0}}
+
+    class Leader:
+        def status(self) -> dict[str, object]:
+            return picture
+
+        def is_live(self) -> bool:
+            return True
+
+        is_ready = is_live
+
+    found = told(raftsvc.metrics.exposition(Leader())[1].decode())
+    lags = {name: lag for name, lag in found.items() if name.startswith("raftsvc_peer_lag_entries")}
+    last = int(str(picture["last_index"]))
+    assert lags == {'raftsvc_peer_lag_entries{peer="3"}': last - 1, 'raftsvc_peer_lag_entries{peer="4"}': last}
+
+
 def test_a_node_without_a_majority_is_live_and_not_ready(cluster: Cluster) -> None:
     one, other = cluster.form(2)
     other.service.stop()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import requests
+from urllib3.exceptions import MaxRetryError, SSLError
 
 from raftsvc.transport.peer import make_session
 from raftsvc.transport.reach import CALM_SECONDS, JOINING_SECONDS, Reach, reason_of
@@ -118,6 +121,19 @@ def test_the_reason_is_what_the_system_said() -> None:
             make_session().get(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05)
         assert "timed out" in reason_of(late.value).lower()
     assert reason_of(ValueError("no such thing")) == "no such thing"
+
+
+def test_what_is_wrong_with_a_certificate_is_said_without_what_libraries_say_around_it() -> None:
+    def reported(error: ssl.SSLError) -> requests.RequestException:
+        """As `requests` raises it."""
+        return requests.exceptions.SSLError(MaxRetryError(cast(Any, None), "/raft/msg", SSLError(error)))
+
+    expired = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    expired.reason, expired.verify_message = "CERTIFICATE_VERIFY_FAILED", "certificate has expired"
+    assert reason_of(reported(expired)) == "its certificate does not hold: certificate has expired"
+    refused = ssl.SSLError(1, "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2578)")
+    refused.reason = "TLSV1_ALERT_UNKNOWN_CA"
+    assert reason_of(reported(refused)) == "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:2578)"
 
 
 def _fail(is_refused: bool) -> requests.RequestException:
