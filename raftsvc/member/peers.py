@@ -69,8 +69,11 @@ class Peers:
 
         return stop_senders
 
-    def members_changed(self) -> None:
-        """Have a sender for each member, for those being told of their removal, and for no one else."""
+    def members_changed(self, is_news: bool = True) -> None:
+        """Have a sender for each member, for those being told of their removal, and for no one else.
+
+        is_news: there is more to go by than that somebody did not answer.
+        """
         if self._is_stopped:
             return
         core, peers = self._engine.core, self._errands.peers
@@ -82,7 +85,7 @@ class Peers:
                 if peer is None:
                     peers[peer_id] = self._network.open_peer(self, peer_id, addr or None)
                 elif addr:
-                    peer.move(addr, self._addresses.is_guess(peer_id, addr, core.config))
+                    peer.move(addr, self._addresses.is_guess(peer_id, addr, core.config), is_news)
             except RuntimeError as error:  # no thread can be started; the ticker tries again
                 peers.pop(peer_id, None)
                 self._errands.say(logging.ERROR, f"nothing can be sent to node {peer_id}: {error}")
@@ -131,7 +134,7 @@ class Peers:
         with self._turn:
             self._addresses.contradicted(peer_id, addr, other_id)
             if self._addresses.failed(peer_id, addr, self._engine.core.config):
-                self.members_changed()
+                self.members_changed(is_news=False)
 
     def correct_addresses(self) -> None:
         """Propose to record where members were found, and look for others where they may be.  In a turn."""

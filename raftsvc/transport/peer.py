@@ -616,17 +616,18 @@ class Peer:
         """Replies that fit a response."""
         return self._outbox.take_replies(MAX_BODY_BYTES)
 
-    def move(self, addr: str, is_guess: bool = False) -> None:
+    def move(self, addr: str, is_guess: bool = False, is_news: bool = True) -> None:
         """The peer is reached at `addr` from now on.  Raises RuntimeError as a new one would.
 
         is_guess: it is only looked for there because others were: that it is not there is no trouble.
+        is_news:  somebody said so; else it is the next place because it did not answer at another.
         """
         is_elsewhere = addr != self.addr
         self._line.move(addr, is_guess)
         if self._holder is None:
             self._start()
         elif is_elsewhere:
-            self._holder.reopen()
+            self._holder.reopen(at_once=is_news)
 
     def stop(self, wait: bool = True) -> None:
         """End the sender; waits a moment unless `wait` is false.  A request under way ends by its own timeout."""

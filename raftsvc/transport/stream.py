@@ -323,13 +323,17 @@ class StreamHolder:
             self._trusts_word = False
             self._wake.set()
 
-    def reopen(self) -> None:
-        """The peer is elsewhere from now on."""
+    def reopen(self, at_once: bool = True) -> None:
+        """The peer is elsewhere from now on; at_once: which is news, and no choice made because an attempt failed.
+
+        After those it is waited as after any that fails: of a peer that is down there is always another choice.
+        """
         with self._lock:
             held = self._held
         if held is not None:
             held.interrupt()
-        self._wake.set()
+        if at_once:
+            self._wake.set()
 
     def reopen_unless(self, accepted: Collection[bytes]) -> None:
         """If one of those secrets does not vouch for what comes through the stream, have another opened."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,6 +107,30 @@ def test_a_member_that_moves_while_the_others_go_on_is_recorded_where_it_is(tmp_
         cluster.stop()
 
 
+def test_a_member_that_is_down_is_looked_for_in_turn_and_at_leisure(tmp_path: Path) -> None:
+    """Where others are, too: each of these places answers at once, that it is not there."""
+    cluster = Cluster(tmp_path, election_timeout=0.5)
+    try:
+        members = cluster.form(3)
+        gone = cluster.follower()
+        others = [member for member in members if member is not gone]
+        for member in others:
+            assert member.service.exec(b"before", PATIENCE)
+        gone.service.stop()
+        eventually(lambda: any(m.is_leader for m in others) and all(m.service.is_ready() for m in others), "two go on")
+        asked = record_requests(others)
+        # It is asked often at first: after 3 s, or later on a slow machine, each waits a second and more in between.
+        assert not threading.Event().wait(3.0)
+        places = [urlsplit(str(request.url)).netloc for request in list(asked)]
+        assert gone.addr in places
+        assert len(places) < 100, "of two members, by POST and for streams; without a pause there are thousands"
+        assert all(member.service.exec(b"after", PATIENCE) for member in others)
+        gone.start()
+        are_found(members)
+    finally:
+        cluster.stop()
+
+
 def test_what_was_recorded_of_a_member_that_moved_moves_it_back_nowhere(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, has_streams=False, election_timeout=0.5)
     try:
@@ -113,7 +138,9 @@ def test_what_was_recorded_of_a_member_that_moved_moves_it_back_nowhere(tmp_path
         mover = cluster.follower()
         others = [member for member in members if member is not mover]
         recorded = record_requests([mover])
-        eventually(lambda: len(recorded) >= 5, "it speaks from where it was first")
+        for _ in range(5):
+            assert mover.service.exec(b"forwarded", PATIENCE)
+        assert len(recorded) >= 5, "it speaks from where it was first"
         for _ in range(2):
             mover.service.stop()
             mover.addr = free_address()
