@@ -66,8 +66,9 @@ def is_superseded(member: Member) -> bool:
 
 
 def names(member: Member, node_id: int) -> bool:
-    error = member.service.err()
-    return isinstance(error, raftsvc.DoubledMemberError) and f"node {node_id}" in str(error)
+    """Whether it says that `node_id` is doubled, be something graver wrong with it or not."""
+    said = member.status["conditions"].get("doubled", "")
+    return said.startswith("DoubledMemberError: ") and f"node {node_id}" in said
 
 
 @pytest.mark.parametrize("which", ["follower", "leader"])
