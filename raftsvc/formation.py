@@ -625,7 +625,10 @@ class Roster:
             return f"{addr} is member {holder}, which answers there: give the node that asks an address of its own"
         evict = f"evict({addr!r}, replace=True)"
         if there.proof == join_proof(token):
-            return f"{addr} is member {holder} already, and lost its directory: evict it first: {evict}"
+            return (
+                f"{addr} is member {holder} already, and the node that asks answers there: if it is that member, which "
+                f"lost its directory, evict it first: {evict}; if not, give the node that asks an address of its own"
+            )
         who = "another node" if there.code else "nobody"
         return (
             f"{addr} is member {holder} already, and {who} answers there now: if that member's directory is lost "

@@ -16,6 +16,8 @@ AGAIN, RAISE = "again", "raise"
 
 _PAUSE_SECONDS = 0.2
 _LOOK_SECONDS = 5.0
+_LEAST_LOOK_SECONDS = 1.0
+"""However little time others are given to end it: whether it is done has to be asked."""
 
 
 class OnceError(RaftError):
@@ -60,7 +62,7 @@ class Once:
                 raise ConfigurationError(
                     f"after a failure, or a death, it is done {AGAIN!r} or {RAISE!r}, not {choice!r:.100}"
                 )
-        look_seconds = _LOOK_SECONDS if timeout is None else max(min(timeout, _LOOK_SECONDS), 0.0)
+        look_seconds = _LOOK_SECONDS if timeout is None else max(min(timeout, _LOOK_SECONDS), _LEAST_LOOK_SECONDS)
         if self.look(look_seconds)["state"] == DONE:
             return False
         hold = self._store.claim(self._name, ttl=self._ttl, timeout=timeout)

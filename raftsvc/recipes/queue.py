@@ -232,7 +232,7 @@ class Item:
             except (NotApplied, OutcomeUnknown) as error:
                 if may_pass(error) and not self.lost.wait(_PAUSE_SECONDS):
                     continue
-                if type(error) is not NotApplied and not isinstance(error, StoppedError):
+                if isinstance(error, OutcomeUnknown) or not (may_pass(error) or isinstance(error, StoppedError)):
                     raise
                 # Not as if nothing had been done, and to do it again were safe.
                 raise LostError(self.name, "it was done, and nobody could be told: it is handed out again") from error

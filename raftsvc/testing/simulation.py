@@ -233,8 +233,9 @@ class Simulation:
     def _is_narrow(self) -> bool:
         """Whether all are far apart, and so little may be on its way at once that an instruction takes many rounds."""
         leader = self.leader()
-        options = leader.engine.options if leader is not None and leader.engine is not None else self.conditions.options
-        return self.network.distance > 0 and options.start_bytes <= LITTLE_BYTES
+        if leader is None or leader.engine is None or not any(client.served_since_heal for client in self.clients):
+            return False
+        return self.network.distance > 0 and leader.engine.options.start_bytes <= LITTLE_BYTES
 
     def _some_are_outrun(self) -> bool:
         """Whether a snapshot is on its way to all who do not serve reads, and options have more written meanwhile than

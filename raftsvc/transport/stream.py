@@ -326,13 +326,14 @@ class StreamHolder:
     def reopen(self, at_once: bool = True) -> None:
         """The peer is elsewhere from now on; at_once: which is news, and no choice made because an attempt failed.
 
-        After those it is waited as after any that fails: of a peer that is down there is always another choice.
+        After those it is waited as after any that fails: of a peer that is down there is always another choice.  But
+        what was refused, or not answered, where it was asked before says nothing of another place.
         """
         with self._lock:
             held = self._held
         if held is not None:
             held.interrupt()
-        if at_once:
+        if at_once or self._last is not _Last.BROKE_OFF:
             self._wake.set()
 
     def reopen_unless(self, accepted: Collection[bytes]) -> None:

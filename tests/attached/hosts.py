@@ -18,10 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 60.0
 
 
+_SHARES = 16
+_share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody has, nor is given a second time, here or by another worker of this run of tests."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port // 2 % _SHARES == _share and port not in _given:  # all are of one parity
+            _given.add(port)
+            return port
 
 
 def eventually(condition: Callable[[], Any], what: str = "the condition", patience: float = PATIENCE) -> Any:
