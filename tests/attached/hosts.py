@@ -70,8 +70,9 @@ class Process:
         return [record for record in found if record["kind"] == kind]
 
     def last(self, kind: str) -> dict[str, Any]:
-        found = self.records(kind)
-        return found[-1] if found else {}
+        """Its newest record of the kind; the first is waited for."""
+        found: list[dict[str, Any]] = eventually(lambda: self.records(kind), f"a {kind} of process {self.pid}")
+        return found[-1]
 
     def wait_ready(self) -> Process:
         eventually(lambda: self.records("ready") or self.popen.poll() is not None, f"{self.log.read_text()}: ready")
