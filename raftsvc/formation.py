@@ -463,6 +463,8 @@ class Membership:
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
         self.check_outside("stop")
+        if self._sharing is not None and self.node is not None:
+            self._sharing.prepare_to_leave()
         with self._lifecycle:
             if self.stopped.is_set():
                 return False

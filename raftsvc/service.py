@@ -613,8 +613,9 @@ class Service:
     def stop(self) -> None:
         """Stop replicating; afterwards the Service is unusable.  Idempotent, bounded.
 
-        What `before_stop` was given is called first; then a leader hands over.  Every caller that waits is woken with
-        an error.
+        What `before_stop` was given is called first; then, where other processes share the directory, one of them
+        gets ready to own it, for at most 1.5 s; then a leader hands over.  Every caller that waits is woken with an
+        error.
         """
         if not self._membership.home.is_here:
             return  # the threads and the directory are the parent's

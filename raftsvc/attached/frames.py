@@ -27,6 +27,8 @@ from raftsvc.member.attachment import (
     Hello,
     Index,
     News,
+    Prepare,
+    Prepared,
     Propose,
     Said,
     Told,
@@ -55,6 +57,8 @@ _NEWS = struct.Struct(">QQQ???QIH")
 _LENGTH = struct.Struct(">I")
 _WAIT = struct.Struct(">IB")
 _ASK = struct.Struct(">QB")
+_FAREWELL = struct.Struct(">I")
+_PREPARED = struct.Struct(">?")
 HEAD_BYTES = _HEAD.size + _CRC.size
 
 
@@ -97,7 +101,11 @@ def _encode_body(said: Said) -> tuple[int, bytes]:
         return 12, _CONTEXT.pack(said.context) + said.result
     if isinstance(said, Unreadable):
         return 13, _cut(said.why)
-    return 9, _cut(said.why)
+    if isinstance(said, Prepare):
+        return 14, b""
+    if isinstance(said, Prepared):
+        return 15, _PREPARED.pack(*said)
+    return 9, _FAREWELL.pack(said.heir) + _cut(said.why)
 
 
 def _cut(text: str) -> bytes:
@@ -216,6 +224,17 @@ def _news(body: bytes) -> News:
     return News(term, leader_id, commit, is_leading, is_ready, is_removed, index, digest, addr, trouble)
 
 
+def _farewell(body: bytes) -> Farewell:
+    (heir,) = _numbers(_FAREWELL, body, is_all=False)
+    return Farewell(_text(body[_FAREWELL.size :]), heir)
+
+
+def _prepare(body: bytes) -> Prepare:
+    if body:
+        raise MalformedError("there is something behind what is all")
+    return Prepare()
+
+
 def _wait(body: bytes) -> Wait:
     pid, reason = _numbers(_WAIT, body, is_all=False)
     if reason not in WAITS:
@@ -251,9 +270,11 @@ _READERS: dict[int, Callable[[bytes], Said]] = {
     6: lambda body: AskIndex(*_numbers(_CONTEXT, body)),
     7: lambda body: Index(*_numbers(_INDEX, body)),
     8: _news,
-    9: lambda body: Farewell(_text(body)),
+    9: _farewell,
     10: _wait,
     11: _ask,
     12: _told,
     13: lambda body: Unreadable(_text(body)),
+    14: _prepare,
+    15: lambda body: Prepared(*_numbers(_PREPARED, body)),
 }

@@ -27,7 +27,7 @@ from raftsvc.attached.frames import Decoder, encode
 from raftsvc.attached.likeness import Likeness
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import RaftError
-from raftsvc.member.attachment import IS_REFUSED, IS_UNLIKE, Ask, Farewell, Hello, Said, Told, Wait
+from raftsvc.member.attachment import IS_REFUSED, IS_UNLIKE, Ask, Farewell, Hello, Prepare, Prepared, Said, Told, Wait
 from raftsvc.member.feed import FeedError
 from raftsvc.member.feeders import Feeders
 from raftsvc.member.handoff import Signal
@@ -40,6 +40,8 @@ _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
 _FAREWELL_SECONDS = 0.2
+_PREPARE_SECONDS = 1.5
+"""For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
 _END_SECONDS = 2.0
 """In all, however many are attached."""
 _READ_BYTES = 256 * 1024
@@ -85,6 +87,7 @@ class FeedServer:
         self._inode = (0, 0)
         self._trouble = ""  # what was said last of why there is none
         self._refusal = ""  # and of why somebody was not let in
+        self._heir = 0  # the process that is prepared to own the directory next
         self._numbers = count(1)
         self._thread = threading.Thread(target=self._run, name="raftsvc-workers", daemon=True)
 
@@ -111,6 +114,19 @@ class FeedServer:
         node = self._house.node()
         return node.feeders.pids if node is not None else []
 
+    def prepare(self) -> None:
+        """Have one who is attached get ready to own the directory; bounded.
+
+        All goes on meanwhile.  Those who came last go first: where a server is given new code, they stay.
+        """
+        with self._lock:
+            connections = sorted(self._connections, key=lambda each: each.number, reverse=True)
+        deadline = time.monotonic() + _PREPARE_SECONDS
+        for each in connections:
+            if each.is_prepared(deadline - time.monotonic()):
+                self._heir = each.pid
+                return
+
     def stop(self, why: str) -> None:
         """Tell all who are attached that this process leaves, and let nobody in any more; bounded, idempotent.
 
@@ -123,7 +139,7 @@ class FeedServer:
             connections = list(self._connections)
         deadline = time.monotonic() + _FAREWELL_SECONDS
         while connections:
-            connections = [each for each in connections if not each.bid_farewell(why)]
+            connections = [each for each in connections if not each.say_at_once(Farewell(why, self._heir))]
             if time.monotonic() > deadline:  # who does not read sees the end
                 break
             if connections:
@@ -227,7 +243,8 @@ class _Connection:
         self.connection = connection
         self._house = house
         self._decoder = Decoder()
-        self._number = number
+        self.number = number
+        self.pid = 0
         self._stopping = stopping
         self._gone = gone
         self._signal = Signal()
@@ -236,13 +253,29 @@ class _Connection:
         self._unlike: list[str] = []
         self._is_compared = False
         self._send_lock = threading.Lock()
+        self._prepared: bool | None = None  # what it said of that
+        self._has_answered = threading.Event()  # or ended
         connection.settimeout(_PATIENCE_SECONDS)
 
     def start(self) -> None:
-        threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self._number}-in", daemon=True).start()
+        threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self.number}-in", daemon=True).start()
 
-    def bid_farewell(self, why: str) -> bool:
-        """The last that is said, without waiting; False if it cannot be said now."""
+    def is_prepared(self, timeout: float) -> bool:
+        """Ask it to get ready to own the directory, and wait until it says whether it is."""
+        began = time.monotonic()
+        deadline = began + timeout
+        self._prepared = None
+        self._has_answered.clear()
+        if self._is_over:  # which is said before the other is set
+            return False
+        while not self.say_at_once(Prepare()):
+            if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
+                return False  # it does not read
+            time.sleep(_FAREWELL_SECONDS / 20)
+        return self._has_answered.wait(max(0.0, deadline - time.monotonic())) and bool(self._prepared)
+
+    def say_at_once(self, said: Said) -> bool:
+        """Say it without waiting; False if it cannot be said now."""
         if not self._send_lock.acquire(blocking=False):
             return False
         try:
@@ -250,7 +283,7 @@ class _Connection:
             poll.register(self.connection, select.POLLOUT)
             if not poll.poll(0):
                 return False
-            self.connection.sendall(encode(Farewell(why)))  # which fits where there is room
+            self.connection.sendall(encode(said))  # which fits where there is room
         except (OSError, ValueError):  # it is gone
             pass
         finally:
@@ -263,6 +296,7 @@ class _Connection:
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self._signal.set()
+        self._has_answered.set()
 
     # -- what it says
 
@@ -276,7 +310,7 @@ class _Connection:
             feeders = node.feeders
             self._key = feeders.open(self._signal)
             threading.Thread(
-                target=self._run_out, args=(feeders,), name=f"raftsvc-worker-{self._number}-out", daemon=True
+                target=self._run_out, args=(feeders,), name=f"raftsvc-worker-{self.number}-out", daemon=True
             ).start()
             said: Sequence[Said] = early
             while not self._is_over:
@@ -334,7 +368,12 @@ class _Connection:
             if isinstance(each, Ask):
                 self._house.desk.answer(each, self._tell)
                 continue
+            if isinstance(each, Prepared):
+                self._prepared = each.is_ready
+                self._has_answered.set()
+                continue
             if isinstance(each, Hello):
+                self.pid = each.pid
                 self._compare(each)
             rest.append(each)
         return rest

@@ -196,6 +196,12 @@ class Sharing:
         """Of the process to which this one is attached; 0: to none that is known."""
         return self._worker.replica.owner_pid if self._worker is not None else 0
 
+    def prepare_to_leave(self) -> None:
+        """This process is about to stop: another of the host gets ready to own the directory; bounded."""
+        server = self._server
+        if server is not None and not self._is_over:
+            server.prepare()
+
     def bid_farewell(self) -> None:
         """This process is about to stop: the others get ready."""
         self._is_over = True

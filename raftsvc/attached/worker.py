@@ -29,12 +29,13 @@ from raftsvc import logs
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Questions
 from raftsvc.attached.frames import Decoder, encode
+from raftsvc.attached.heir import Heir
 from raftsvc.attached.pipe import Pipe
 from raftsvc.attached.replica import FeedBrokenError, Replica, note_trouble, unnamed
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, OutdatedError, RaftError, StoppedError, StorageError
 from raftsvc.member.applying import Work
-from raftsvc.member.attachment import Ask, Said, Told, Unreadable
+from raftsvc.member.attachment import Ask, Farewell, Prepare, Prepared, Said, Told, Unreadable, Welcome
 from raftsvc.member.engine import EngineOptions
 from raftsvc.member.health import Condition
 from raftsvc.member.live import Live, NotContinuedError
@@ -105,9 +106,9 @@ class Worker:
         self.changed = threading.Condition(self.lock)
         seed = random.Random(secrets.randbits(256))
         self.replica = Replica(Store(directory, files), state, options, seed, os.getpid(), likeness)
-        self.handover = Handover(self.changed)
         self.stopping = threading.Event()
         self._pipe = Pipe()
+        self.handover = Handover(self.changed, Heir(directory, files, partial(_tell_prepared, self._pipe)))
         self.replica.core.is_clogged = self._pipe.is_clogged
         self.questions = Questions(self._say)
         self.state_thread = 0
@@ -149,6 +150,7 @@ class Worker:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(5.0)
+        self.handover.heir.end()
 
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
@@ -285,7 +287,7 @@ class Worker:
                 raise NotContinuedError(f"{self.directory} is empty by now, and was a member's")
             return None
         self._apply()
-        live = replica.live.opened(store, secrets.randbits(64))
+        live = replica.live.opened(store, secrets.randbits(64), self.handover.heir.take())
         if live.is_behind:
             replica.snapshots.check_stored()  # if it is damaged, one whose State is ahead of it may take over
             with self.lock:
@@ -370,13 +372,24 @@ class Worker:
 
     def _hear(self, said: Sequence[Said]) -> None:
         self.is_answered.set()
+        is_asked = False
         with self.lock:
             for each in said:
                 if isinstance(each, Told):
                     self.questions.hear(each)
+                elif isinstance(each, Prepare):
+                    is_asked = True
                 else:
                     self.replica.hear(each)
+                if isinstance(each, Farewell):
+                    self.handover.heir.let_go_first(each.heir)
+                elif isinstance(each, Welcome):
+                    self.handover.heir.drop()
         self._log_remarks()
+        if is_asked:
+            replica = self.replica
+            is_willing = replica.link.is_fed and replica.health.may_apply and not self.is_last()
+            self.handover.heir.prepare(is_willing)
 
     def _say(self, ask: Ask) -> bool:
         """Send it; False if there is no connection, or it takes nothing now."""
@@ -482,7 +495,7 @@ class _Search:
 
     def _may_contend(self) -> bool:
         worker = self._worker
-        if not worker.replica.health.may_apply:
+        if not worker.replica.health.may_apply or worker.handover.heir.waits:
             return False
         if worker.is_last():
             self._free_since = self._free_since or time.monotonic()
@@ -541,6 +554,11 @@ class _Silence:
             replica.link.keeper = holder_of(self._worker.directory)
 
 
+def _tell_prepared(pipe: Pipe, is_ready: bool) -> None:
+    with pipe.lock:
+        pipe.send(encode(Prepared(is_ready)))
+
+
 def _is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -558,10 +576,12 @@ class Handover:
     handled by code of the application's, and may ask this process something.
     """
 
-    __slots__ = ("_changed", "_thread", "expected", "successor")
+    __slots__ = ("_changed", "_thread", "expected", "heir", "successor")
 
-    def __init__(self, changed: threading.Condition) -> None:
+    def __init__(self, changed: threading.Condition, heir: Heir) -> None:
         self._changed = changed
+        self.heir = heir
+        """What is done about it before the owner has left; needs no lock."""
         self._thread = 0
         self.expected: list[tuple[Read, int]] = []
         """Who came meanwhile, and for which entry each waits."""

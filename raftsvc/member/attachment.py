@@ -1,7 +1,7 @@
 """What the owner of a directory and the other processes of its host, which are attached to it, say to each other.
 
-    attached  -> owner      Hello, Unreadable, Propose, AskIndex, Ask
-    owner     -> attached   Wait, Welcome, Entries, Answer, Index, News, Told, Farewell
+    attached  -> owner      Hello, Unreadable, Propose, AskIndex, Ask, Prepared
+    owner     -> attached   Wait, Welcome, Entries, Answer, Index, News, Told, Prepare, Farewell
 
 An attached process says where its State stands (`Hello`), and is told whether the entries after that
 come next, or a snapshot has to be read first, which lies in the directory (`Welcome`); then it says Hello
@@ -14,6 +14,9 @@ What is for people, and has nothing to do with the log, is asked as it is (`Ask`
 answered when it is known, in whatever order.  As long as the owner has no node, for it belongs to no cluster yet or
 only starts, it says that instead of a welcome (`Wait`); and for good to one that is configured otherwise, or right
 before it sends one away.
+
+Before it leaves in order the owner has one of them read the log ahead (`Prepare`, `Prepared`), which takes longer
+the longer that is: so that nobody waits for it once the directory is free.
 
 Values, without a wire: their bytes are the business of `raftsvc.attached.frames`.
 """
@@ -162,12 +165,40 @@ class Told(NamedTuple):
     result: bytes
 
 
+class Prepare(NamedTuple):
+    """The owner is about to leave: get ready to own the directory, and say so (`Prepared`)."""
+
+
+class Prepared(NamedTuple):
+    """The answer to that.  is_ready: whether it will be quick; else another may be asked."""
+
+    is_ready: bool
+
+
 class Farewell(NamedTuple):
-    """The owner leaves in order: somebody else may own the directory once its lock is free."""
+    """The owner leaves in order: somebody else may own the directory once its lock is free.
+
+    heir: the process that is prepared to, and goes first; 0: there is none.
+    """
 
     why: str = ""
+    heir: int = 0
 
 
 Said = (
-    Hello | Unreadable | Wait | Welcome | Entries | Propose | Answer | AskIndex | Index | News | Ask | Told | Farewell
+    Hello
+    | Unreadable
+    | Wait
+    | Welcome
+    | Entries
+    | Propose
+    | Answer
+    | AskIndex
+    | Index
+    | News
+    | Ask
+    | Told
+    | Prepare
+    | Prepared
+    | Farewell
 )

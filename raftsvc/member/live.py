@@ -16,7 +16,7 @@ from raftsvc.member.calls import Calls
 from raftsvc.member.handoff import Inbox
 from raftsvc.member.machine import Machine
 from raftsvc.member.reads import Reads
-from raftsvc.storage import Loaded, Store
+from raftsvc.storage import Ahead, Loaded, Store
 
 
 class NotContinuedError(StorageError):
@@ -43,12 +43,12 @@ class Live(NamedTuple):
     last_crc: int
     loaded: Loaded | None = None
 
-    def opened(self, store: Store, nonce: int) -> Live:
-        """The same, and what is in `store`, which this process owns.  Slow.
+    def opened(self, store: Store, nonce: int, ahead: Ahead | None = None) -> Live:
+        """The same, and what is in `store`, which this process owns.  Slow, unless most of it was read `ahead`.
 
         Raises NotContinuedError unless that goes on from the State, and whatever `Store.load` does.
         """
-        loaded = store.load(nonce)
+        loaded = store.load(nonce, ahead)
         _check_goes_on(self, loaded)
         return self._replace(loaded=loaded)
 

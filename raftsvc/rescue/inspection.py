@@ -16,7 +16,7 @@ from raftsvc.rescue.reading import Held, Untouched, open_snapshot, read_held, st
 from raftsvc.storage import Files, Renewal
 from raftsvc.storage.files import read_file
 from raftsvc.storage.identity import decode_id
-from raftsvc.storage.wal import damages
+from raftsvc.storage.segments import damages
 
 _CARRIED = {INSTRUCTION: "instruction", PIECE: "part of an instruction", LIST: "list", CLIENT: "of a client"}
 

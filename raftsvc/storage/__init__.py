@@ -7,13 +7,15 @@ operation goes through `Files`, so that tests can make a disk fail or forget.
 from raftsvc.storage.files import PASSING, Files
 from raftsvc.storage.lock import held_by, holder_of, noted_holder
 from raftsvc.storage.renewal import ORIGIN, Made, Renewal
+from raftsvc.storage.segments import Ahead
 from raftsvc.storage.snapshot import IncomingSnapshot, SnapshotHeader, StoredSnapshot
-from raftsvc.storage.store import Loaded, Store
+from raftsvc.storage.store import Loaded, Store, read_log_ahead
 from raftsvc.storage.wal import Wal
 
 __all__ = [
     "ORIGIN",
     "PASSING",
+    "Ahead",
     "Files",
     "IncomingSnapshot",
     "Loaded",
@@ -26,4 +28,5 @@ __all__ = [
     "held_by",
     "holder_of",
     "noted_holder",
+    "read_log_ahead",
 ]

@@ -21,8 +21,9 @@ from raftsvc.core.messages import Entry, HardState
 from raftsvc.errors import DamagedStorageError, StorageError
 from raftsvc.storage.files import Files, read_file, remove_if_there, settle_names, write_file
 from raftsvc.storage.identity import encode_id
+from raftsvc.storage.segments import Mark
 from raftsvc.storage.snapshot import SYNC_BYTES, SnapshotHeader, write_snapshot
-from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Mark, Wal
+from raftsvc.storage.wal import DEFAULT_SEGMENT_BYTES, Wal
 
 MARKER: Final = "anew"
 ORIGIN: Final = "origin.json"

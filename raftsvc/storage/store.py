@@ -42,6 +42,7 @@ from raftsvc.storage.founded import Founded
 from raftsvc.storage.identity import decode_id, encode_id
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.renewal import Renewal
+from raftsvc.storage.segments import Ahead, read_ahead
 from raftsvc.storage.snapshot import (
     SYNC_BYTES,
     IncomingSnapshot,
@@ -64,6 +65,17 @@ class Loaded(NamedTuple):
     snapshot: SnapshotHeader | None
     entries: Sequence[Entry]
     life: Lineage
+
+
+def read_log_ahead(path: str, files: Files) -> Ahead | None:
+    """Read the log of a directory as far as it goes, while another process owns that and may write; see `Store.load`.
+
+    Slow.  Changes nothing.  None if it cannot be read, or not now.
+    """
+    try:
+        return read_ahead(files, f"{path}/wal")
+    except (OSError, StorageError):
+        return None
 
 
 class Store:
@@ -262,9 +274,10 @@ class Store:
 
     # -- starting
 
-    def load(self, nonce: int) -> Loaded:
+    def load(self, nonce: int, ahead: Ahead | None = None) -> Loaded:
         """Open the log, read everything but the State's data, and begin a life; `nonce` is random.
 
+        ahead: what was read before; is of no use any more after that.
         Raises DamagedStorageError, StorageError; SupersededError if an earlier start found out that the
         directory was copied or put back.
         """
@@ -274,16 +287,16 @@ class Store:
             ended = f"{self.path}/wal/ended"
             if self.files.exists(ended):
                 raise SupersededError(read_file(self.files, ended).decode(errors="replace"))
-            return self._load(nonce)
+            return self._load(nonce, ahead)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be read: {error}") from error
 
-    def _load(self, nonce: int) -> Loaded:
+    def _load(self, nonce: int, ahead: Ahead | None) -> Loaded:
         snapshot_path = f"{self.path}/snap"
         if not self.files.exists(f"{self.path}/id"):
             raise DamagedStorageError(f"{self.path}/id", 0, "the id file is missing")
         node_id = decode_id(read_file(self.files, f"{self.path}/id"), f"{self.path}/id")
-        self._wal, recovered = Wal.open(self.files, f"{self.path}/wal", self._segment_bytes)
+        self._wal, recovered = Wal.open(self.files, f"{self.path}/wal", self._segment_bytes, ahead)
         if recovered.node_id != node_id:
             what = f"the id file says {node_id}, the log {recovered.node_id}: directories of two nodes were mixed up"
             raise DamagedStorageError(f"{self.path}/id", 0, what)

@@ -32,7 +32,6 @@ One thread at a time appends, marks and syncs; `release_before` and `prepare` ma
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -42,26 +41,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, NoReturn
 from zlib import crc32
 
-from raftsvc.core.messages import (
-    Entry,
-    HardState,
-    Lineage,
-    MalformedError,
-    decode_entries,
-    entries_follow,
-    index_of,
-    term_of,
-    time_of,
-)
-from raftsvc.errors import DamagedStorageError, DiskRefusedError, FormatVersionError, StorageError, damaged_head
-from raftsvc.process import give_way
+from raftsvc.core.messages import Entry, HardState, Lineage, index_of, term_of
+from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError
 from raftsvc.storage import spare
-from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, read_file, settle_names
+from raftsvc.storage.files import FOREIGN, NO_DESCRIPTOR, PASSING, Files, settle_names
 from raftsvc.storage.lock import held_by
 from raftsvc.storage.records import (
     ADVICE,
     BODY,
-    CLOSING,
     CLOSING_BYTES,
     END_MARK,
     ENTRIES,
@@ -75,28 +62,28 @@ from raftsvc.storage.records import (
     START,
     STATE,
     VERSION,
-    Record,
     closing_record,
     encode_record,
-    is_torn,
-    is_torn_closing,
-    is_zero,
-    read_record,
     record_size,
+)
+from raftsvc.storage.segments import (
+    Ahead,
+    End,
+    Mark,
+    Place,
+    Recovered,
+    begun,
+    end_of,
+    numbers_of,
+    read_head,
+    segment_name,
+    take_records,
 )
 
 logger = logging.getLogger("raftsvc.storage")
 
 DEFAULT_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 _NO_HEAD: Final = bytes(RECORD_HEAD_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """The snapshot that the log continues from."""
-
-    index: int = 0
-    term: int = 0
 
 
 @dataclass(slots=True)
@@ -116,96 +103,10 @@ class _Standing:
         )
 
 
-@dataclass(slots=True)
-class Recovered:
-    """What a log held when it was opened.  `base` is the index before the first entry."""
-
-    cluster_id: int
-    node_id: int
-    base: int
-    hard_state: HardState
-    mark: Mark
-    entries: list[Entry]
-    life: Lineage
-
-    def _take(self, kind: int, payload: bytes) -> int:
-        """Take in one record; returns the highest index of an entry in it."""
-        try:
-            if kind == STATE:
-                self.hard_state = HardState(*HARD_STATE.unpack(payload))
-                return 0
-            if kind == LIFE:
-                self.life = Lineage.decode(payload)
-                return 0
-            if kind == SNAPSHOT_MARK:
-                self.mark = mark = Mark(*MARK.unpack(payload))
-                position = mark.index - self.base - 1
-                if position >= len(self.entries) or (position >= 0 and term_of(self.entries[position]) != mark.term):
-                    self.base = mark.index  # the rule of _Extent.mark
-                    self.entries = []
-                return 0
-        except struct.error as error:
-            raise MalformedError(f"record of a wrong length: {error}") from error
-        entries = decode_entries(payload)
-        first = index_of(entries[0]) if entries else 0
-        if not entries or not entries_follow(entries, first - 1):
-            raise MalformedError("a batch of entries has gaps, or log time goes back in it")
-        if first > self.base + len(self.entries) + 1:
-            raise MalformedError(f"entry {first} follows {self.base + len(self.entries)}")
-        self.base = min(self.base, first - 1)
-        del self.entries[first - self.base - 1 :]
-        if self.entries and time_of(entries[0]) < time_of(self.entries[-1]):
-            raise MalformedError(f"log time goes back at entry {first}")
-        self.entries += entries
-        return index_of(entries[-1])
-
-
-class _Head(NamedTuple):
-    """What a segment says of itself: see `records`."""
-
-    magic: bytes
-    version: bytes
-    cluster_id: int
-    node_id: int
-    number: int
-    first_index: int
-    size: int
-    previous: int
-    crc: int
-
-
-class _End(NamedTuple):
-    """Where the records of a segment end, and what is there."""
-
-    path: str
-    salt: int
-    max_index: int  # the highest index written to the segment
-    durable: int  # what was so when the last record was written
-    offset: int
-    chain: int
-    mark_at: int  # where the last record lacks its end mark, or 0
-    problem: str | None  # what is wrong with the record at `offset`
-    is_closed: bool
-
-    @property
-    def is_pristine(self) -> bool:
-        """Whether the segment holds only what it begins with."""
-        return self.offset == BODY and self.problem is None
-
-    def damage(self) -> DamagedStorageError:
-        """What is wrong if it does not end the log."""
-        what = self.problem or "the record that closes it is missing"
-        return DamagedStorageError(self.path, self.offset, what, ADVICE)
-
-
 class _Segment(NamedTuple):
     number: int
     path: str
     max_index: list[int]  # one item: the highest index ever written to the segment
-
-
-def _segment_name(number: int) -> str:
-    return f"{number:016d}.wal"
 
 
 @dataclass(slots=True)
@@ -365,7 +266,7 @@ class Wal:
         former = self._tail
         number = self._segments[-1].number + 1 if self._segments else 1
         size = max(self._spare.size_bytes, BODY + need_bytes + CLOSING_BYTES)
-        path = f"{self._path}/{_segment_name(number)}"
+        path = f"{self._path}/{segment_name(number)}"
         beginning, salt, chain = self._beginning(number, size)
         if former.fd >= 0:
             self._sync_fd(former.fd)  # what the chain continues must not be lost before it
@@ -600,51 +501,51 @@ class Wal:
     # -- opening
 
     @classmethod
-    def open(cls, files: Files, path: str, segment_bytes: int = DEFAULT_SEGMENT_BYTES) -> tuple[Wal, Recovered]:
+    def open(
+        cls, files: Files, path: str, segment_bytes: int = DEFAULT_SEGMENT_BYTES, ahead: Ahead | None = None
+    ) -> tuple[Wal, Recovered]:
         """Open the log in `path` and read it whole; cuts a torn tail; what is returned is durable.
 
+        ahead: what was read of it before, and is of no use any more after that.
         Raises DamagedStorageError, OSError.
         """
         wal = cls(files, path, segment_bytes)
         try:
-            return wal, wal._recover()
+            return wal, wal._recover(ahead)
         except BaseException:
             wal.close()
             raise
 
-    def _recover(self) -> Recovered:
+    def _recover(self, ahead: Ahead | None) -> Recovered:
         files = self._files
         names = files.list_dir(self._path)
         if spare.NAME in names:
             files.remove(self._spare.path)
-        numbers = []
-        for name in names:
-            stem = name[: -len(".wal")]
-            if name.endswith(".wal"):
-                if not stem.isdecimal() or name != _segment_name(int(stem)):
-                    raise DamagedStorageError(f"{self._path}/{name}", 0, "not the name of a segment", ADVICE)
-                numbers.append(int(stem))
-        if not numbers:
-            raise DamagedStorageError(self._path, 0, "there is no segment", ADVICE)
+        numbers = numbers_of(self._path, names)
         settle_names(files, self._path)  # the name of the last one may be as young as the crash
-        found: Recovered | None = None
-        before: _End | None = None
+        if ahead is not None and not ahead.is_there(files, self._path, numbers):
+            ahead = None
+        found = ahead.found if ahead is not None else None
+        before: End | None = None
         for position, number in enumerate(numbers):
-            path = f"{self._path}/{_segment_name(number)}"
+            path = f"{self._path}/{segment_name(number)}"
             if number != numbers[0] + position:
                 raise DamagedStorageError(path, 0, f"segment {numbers[0] + position} before it is missing", ADVICE)
+            if ahead is not None and position < len(ahead.ends):
+                before = ahead.ends[position]
+                self._segments.append(_Segment(number, path, [before.max_index]))
+                continue
             is_last = position == len(numbers) - 1
             self._tail = tail = _Tail(files.open(path), 0, 0, START, START, 0)
             data = files.read(tail.fd, files.size(tail.fd), 0)
-            head = self._read_head(path, data, number, before)
+            head = read_head(path, data, number, before)
             tail.size, tail.salt = head.size, head.crc
             if found is None:
-                found = Recovered(
-                    head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage()
-                )
+                found = begun(head)
             elif (head.cluster_id, head.node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", ADVICE)
-            end = self._read_records(path, data, head.crc, found, is_last)
+            place = ahead.place if ahead is not None and position == len(ahead.ends) else Place.first(head)
+            end = end_of(path, data, head.crc, *take_records(path, data, head.crc, found, place), is_last)
             if before is not None and not before.is_closed and not (is_last and end.is_pristine):
                 raise before.damage()
             self._segments.append(_Segment(number, path, [end.max_index]))
@@ -668,64 +569,13 @@ class Wal:
             self._extent.put(found.entries)
         return found
 
-    def _read_head(self, path: str, data: bytes, number: int, before: _End | None) -> _Head:
-        """The head of a segment; `before` is None for the first."""
-        if len(data) < SEGMENT_HEAD.size:
-            raise DamagedStorageError(path, len(data), "the head is cut short", ADVICE)
-        head = _Head(*SEGMENT_HEAD.unpack_from(data))
-        if head.magic != MAGIC:
-            raise DamagedStorageError(path, 0, "not a log segment", ADVICE)
-        if crc32(data[: SEGMENT_HEAD.size - 4]) != head.crc:
-            raise damaged_head(path, 0, "the head's checksum does not match", (head.version, VERSION), ADVICE)
-        if head.version != VERSION:
-            raise FormatVersionError(path, head.version.decode(errors="replace"), VERSION.decode())
-        if head.number != number or any(data[SEGMENT_HEAD.size : START]):
-            raise DamagedStorageError(path, 0, "the head is of another segment", ADVICE)
-        if len(data) != head.size:
-            what = f"a segment of {head.size} bytes has {len(data)}"
-            raise DamagedStorageError(path, min(head.size, len(data)), what, ADVICE)
-        if before is not None and before.chain != head.previous:
-            if not before.is_closed:
-                raise before.damage()
-            raise DamagedStorageError(path, 0, "it does not continue the segment before it", ADVICE)
-        return head
-
-    def _read_records(self, path: str, data: bytes, salt: int, found: Recovered, is_last: bool) -> _End:
-        """Take in every record of a segment up to one that a crash may have torn."""
-        offset = durable = START
-        chain = salt
-        max_index = mark_at = 0
-        while isinstance(record := read_record(data, offset, chain, salt), Record) and record.kind != CLOSING:
-            try:
-                max_index = max(max_index, found._take(record.kind, record.payload))
-            except MalformedError as error:
-                raise DamagedStorageError(path, offset, str(error), ADVICE) from error
-            offset, durable, chain, mark_at = record.end, record.durable, record.chain, record.mark_at
-            give_way()
-        is_closed = isinstance(record, Record)
-        if isinstance(record, Record):
-            problem = None if is_zero(data, record.end) else "data behind the record that closes it"
-        else:
-            problem = record
-        if offset < BODY:
-            problem = problem or "the records that every segment begins with are missing"
-        if problem is not None:
-            may_be_torn = offset >= BODY and not is_closed
-            if may_be_torn and is_last:
-                may_be_torn = is_torn(data, offset, salt)
-            elif may_be_torn:
-                may_be_torn = is_torn_closing(data, offset, chain, salt)
-            if not may_be_torn:
-                raise DamagedStorageError(path, offset, problem, ADVICE)
-        return _End(path, salt, max_index, durable, offset, chain, mark_at, problem, is_closed)
-
-    def _go_on_from(self, end: _End, data: bytes, before: _End | None) -> None:
+    def _go_on_from(self, end: End, data: bytes, before: End | None) -> None:
         """Be ready to write behind `end`, of the last segment, and make durable what may never have been synced."""
         tail = self._tail
         if end.is_closed:
             number = self._segments[-1].number
             what = f"it is missing, and segment {number} says that it was made"
-            raise DamagedStorageError(f"{self._path}/{_segment_name(number + 1)}", 0, what, ADVICE)
+            raise DamagedStorageError(f"{self._path}/{segment_name(number + 1)}", 0, what, ADVICE)
         if end.problem is not None:
             logger.warning("%s: cut a torn last write at offset %d (%s)", end.path, end.offset, end.problem)
             # Nothing that was cut may come back behind what is written next.
@@ -745,23 +595,3 @@ class Wal:
                 self._write_closing(fd, before.offset, before.chain, before.salt)
             finally:
                 self._files.close(fd)
-
-
-def damages(files: Files, path: str) -> list[StorageError]:
-    """What is wrong with the segments in `path`, each by itself; that they fit each other is for `open` to see.
-
-    Changes nothing.  Raises OSError.
-    """
-    wal = Wal(files, path, DEFAULT_SEGMENT_BYTES)
-    numbers = [int(name[:-4]) for name in files.list_dir(path) if name.endswith(".wal") and name[:-4].isdecimal()]
-    found: list[StorageError] = []
-    for number in numbers:
-        segment = f"{path}/{_segment_name(number)}"
-        try:
-            data = read_file(files, segment)
-            head = wal._read_head(segment, data, number, None)
-            held = Recovered(head.cluster_id, head.node_id, head.first_index - 1, HardState(), Mark(), [], Lineage())
-            wal._read_records(segment, data, head.crc, held, number == numbers[-1])
-        except StorageError as error:
-            found.append(error)
-    return found

@@ -17,7 +17,7 @@ from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.live import Live
 from raftsvc.member.lives import Speaker
 from raftsvc.member.snapshots import Capture
-from raftsvc.storage import Store
+from raftsvc.storage import Ahead, Store
 from raftsvc.testing.bounds import look_at_bounds
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
@@ -53,6 +53,9 @@ class Heir(Serving, Protocol):
 
     def catch_up(self, live: Live) -> None:
         """Read the stored snapshot, if that is ahead."""
+
+    def take_ahead(self) -> Ahead | None:
+        """What it read of the log before."""
 
 
 class Crew:
@@ -123,8 +126,8 @@ class SimulatedProcess:
         self.store = open_store(world, computer)
         seed = Random(world.random.getrandbits(64))
         if live is not None:
-            live = live.opened(self.store, seed.getrandbits(64))
             assert heir is not None, "something is live in it"
+            live = live.opened(self.store, seed.getrandbits(64), heir.take_ahead())
             heir.catch_up(live)
         self.engine = Engine(place.advertised, self.store, state, options, seed, self, live)
         self._found_index = self.engine.core.log.last_index

@@ -20,7 +20,7 @@ from raftsvc.member.attachment import Entries, Said, Unreadable
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.feed import FeedError
 from raftsvc.member.live import Live, NotContinuedError
-from raftsvc.storage import Store
+from raftsvc.storage import Ahead, Store, read_log_ahead
 from raftsvc.testing.computer import Computer
 from raftsvc.testing.disk import PowerLoss
 from raftsvc.testing.invariants import Violation, require
@@ -152,6 +152,7 @@ class Worker:
         self.replica = Replica(world, self.watch_id, machine.state, node.computer.spoilt_snapshots, 0)
         self.link: Link | None = None
         self.heir: SimulatedProcess | None = None
+        self._ahead: Ahead | None = None
         self._is_applying = False
         self._applied_index = 0
 
@@ -174,6 +175,8 @@ class Worker:
         self.life.later(int(TICK * self.random.uniform(0.95, 1.05)), self._tick)
         if self.heir is None:
             self.do(lambda attached: attached.tick())
+            if self.random.random() < 0.02:  # as before its owner leaves, and whatever comes then
+                self._ahead = read_log_ahead("/data", self.node.computer.disk)
 
     # -- doing something
 
@@ -302,6 +305,12 @@ class Worker:
                 raise error
             attached.end_apply(work, answers, None)
             self._look()
+
+    def take_ahead(self) -> Ahead | None:
+        """What it read of the log, long ago or just now."""
+        ahead, self._ahead = self._ahead, None
+        self.world.report.counts["logs read ahead"] += ahead is not None
+        return ahead
 
     def _take_over(self) -> None:
         live = self.attached.live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,20 @@ import raftsvc
 from raftsvc.attached.frames import Decoder, encode
 from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.kv import KeyValue, KeyValueState
-from raftsvc.member.attachment import Answer, AskIndex, Entries, Hello, Index, News, Propose, Said, Welcome
+from raftsvc.member.attachment import (
+    Answer,
+    AskIndex,
+    Entries,
+    Farewell,
+    Hello,
+    Index,
+    News,
+    Prepare,
+    Prepared,
+    Propose,
+    Said,
+    Welcome,
+)
 from raftsvc.member.envelopes import wrap_open, wrap_void
 from tests.attached.hosts import free_port
 
@@ -106,3 +120,89 @@ def test_who_does_not_say_hello_first_is_cut_off_and_the_node_goes_on(
     Stranger(directory).say(Propose(1, [])).await_end()
     assert service.err() is None
     assert store.incr("key") == 1
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever leaves waits for those who answer, be the machine as slow as it is."""
+    for name in ("_PREPARE_SECONDS", "_FAREWELL_SECONDS"):
+        monkeypatch.setattr(f"raftsvc.attached.server.{name}", PATIENCE)
+
+
+def leaving(service: raftsvc.Service) -> threading.Thread:
+    """Have it stopped, in the background."""
+    thread = threading.Thread(target=service.stop)
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_came_last_is_asked_first_to_be_the_next_owner_and_named_to_the_others(
+    owned: tuple[KeyValue, raftsvc.Service, Path],
+) -> None:
+    store, service, directory = owned
+    strangers = []
+    for pid in (17, 18, 19):
+        strangers.append(Stranger(directory).say(Hello(pid)))
+        strangers[-1].hear(Welcome)
+    _, second, third = strangers
+    stopping = leaving(service)
+    third.hear(Prepare)
+    third.say(Prepared(False))
+    second.hear(Prepare)
+    assert store.incr("key") == 1, "all goes on meanwhile"
+    second.say(Prepared(True))
+    for each in strangers:
+        assert each.hear(Farewell).heir == 18
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    for each in strangers:
+        each.close()
+
+
+def test_an_owner_leaves_though_who_was_asked_never_answers(
+    owned: tuple[KeyValue, raftsvc.Service, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.attached.server._FAREWELL_SECONDS", PATIENCE)
+    _, service, directory = owned
+    silent = Stranger(directory).say(Hello(17))
+    silent.hear(Welcome)
+    stopping = leaving(service)
+    silent.hear(Prepare)
+    assert silent.hear(Farewell).heir == 0
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    silent.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_next_is_asked_where_one_ends_before_it_answers(owned: tuple[KeyValue, raftsvc.Service, Path]) -> None:
+    _, service, directory = owned
+    first = Stranger(directory).say(Hello(17))
+    first.hear(Welcome)
+    second = Stranger(directory).say(Hello(18))
+    second.hear(Welcome)
+    stopping = leaving(service)
+    second.hear(Prepare)
+    second.close()
+    first.hear(Prepare)
+    first.say(Prepared(True))
+    assert first.hear(Farewell).heir == 17
+    stopping.join(PATIENCE)
+    first.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_says_that_it_is_prepared_and_was_not_asked_changes_nothing(
+    owned: tuple[KeyValue, raftsvc.Service, Path],
+) -> None:
+    store, service, directory = owned
+    early = Stranger(directory).say(Hello(17), Prepared(False))
+    early.hear(Welcome)
+    assert store.incr("key") == 1
+    stopping = leaving(service)
+    early.hear(Prepare)
+    early.say(Prepared(True))
+    assert early.hear(Farewell).heir == 17
+    stopping.join(PATIENCE)
+    early.close()

@@ -16,12 +16,15 @@ import pytest
 
 import raftsvc
 import raftsvc.attached.worker as worker_module
+from raftsvc.attached.frames import Decoder
+from raftsvc.attached.heir import Heir
 from raftsvc.attached.participant import AttachedNode
 from raftsvc.errors import NodeFailedError, OutcomeUnknown, ReadTimeoutError
 from raftsvc.keys import fingerprint
 from raftsvc.kv import KeyValue, KeyValueState
-from raftsvc.member.attachment import IS_UNLIKE, Wait
+from raftsvc.member.attachment import IS_UNLIKE, Prepare, Prepared, Wait
 from raftsvc.member.node import Node
+from raftsvc.storage import Ahead
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
 
@@ -347,3 +350,56 @@ def test_who_waits_at_an_attached_process_that_takes_over_is_told_by_its_node(
     assert attached.wait_until(attached.is_settled, 20)
     assert attached.is_leader
     eventually(lambda: here.kv.incr("key") and attached.applied_config.members)
+
+
+def test_the_next_owner_has_read_the_log_before_one_leaves_in_order(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Ahead | None] = []
+    take = Heir.take
+
+    def spy(heir: Heir) -> Ahead | None:
+        taken.append(take(heir))
+        return taken[-1]
+
+    monkeypatch.setattr(Heir, "take", spy)
+    for _ in range(20):
+        here.kv.incr("key")
+    here.owner.call("service.stop")
+    eventually(lambda: here.owner_pid == os.getpid(), "it takes over")
+    assert here.kv.incr("key", timeout=30) == 22
+    (ahead,) = taken
+    assert ahead is not None
+    assert ahead.found.entries
+
+
+def test_who_is_about_to_end_does_not_get_ready(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_of(here)
+    told: list[Prepared] = []
+    monkeypatch.setattr(worker._pipe, "send", lambda data, is_asked=False: told.extend(Decoder().feed(data)))
+    monkeypatch.setattr(worker, "is_last", lambda: True)
+    worker._hear([Prepare()])
+    assert told == [Prepared(False)]
+    monkeypatch.undo()
+
+
+def test_no_thread_to_read_ahead_is_said_at_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Failing(monkeypatch, "raftsvc-attached-ahead")
+    here.owner.call("service.stop")
+    assert failing.has_failed.is_set()
+    eventually(lambda: here.owner_pid == os.getpid(), "it takes over")
+    assert here.kv.incr("key", timeout=30) == 2
+
+
+def test_others_let_the_one_that_is_prepared_go_first_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("raftsvc.attached.heir.time.monotonic", lambda: now)
+    heir = Heir("/nowhere", None, lambda _: None)
+    assert not heir.waits
+    heir.let_go_first(os.getpid() + 1)
+    assert heir.waits
+    now += 1
+    assert not heir.waits, "it may have been killed meanwhile"
+    for pid in (os.getpid(), 0):
+        heir.let_go_first(pid)
+        assert not heir.waits

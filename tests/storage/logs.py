@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from raftsvc.core.messages import Entry, EntryKind, HardState, index_of, make_entry, term_of
 from raftsvc.storage.files import Files
+from raftsvc.storage.segments import Mark, Recovered
 from raftsvc.storage.snapshot import SnapshotHeader, write_snapshot
-from raftsvc.storage.wal import Mark, Recovered, Wal
+from raftsvc.storage.wal import Wal
 from tests.storage.faults import Disk
 
 DIR = "/node/wal"

@@ -11,7 +11,8 @@ import pytest
 from raftsvc.core.messages import HardState, index_of
 from raftsvc.errors import DamagedStorageError, DiskRefusedError, StorageError
 from raftsvc.storage.files import Files
-from raftsvc.storage.wal import Mark, Wal
+from raftsvc.storage.segments import Mark
+from raftsvc.storage.wal import Wal
 from tests.storage.faults import Disk
 from tests.storage.logs import CLUSTER_ID, DIR, NODE_ID, append_beside, batch, entry, new_disk, new_log
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from raftsvc.core.messages import HardState, index_of, term_of
 from raftsvc.errors import DiskRefusedError, StorageError
-from raftsvc.storage.wal import Recovered, Wal
+from raftsvc.storage.segments import Ahead, Recovered, read_ahead
+from raftsvc.storage.wal import Wal
 from tests.effort import EFFORT
 from tests.storage.faults import Disk, PowerLoss, losses
 from tests.storage.logs import DIR, Contents, Model, batch, entry, new_disk, new_log
@@ -34,6 +35,18 @@ def go_down(disk: Disk, way: int, seed: int) -> None:
         disk.lose_power(losses(seed)[way][1])
 
 
+def outcome(wal: Wal) -> tuple[Any, ...]:
+    """What it goes on with, but for the descriptor."""
+    tail, extent = wal._tail, wal._extent
+    return (
+        wal._standing,
+        wal._segments,
+        (tail.size, tail.salt, tail.offset, tail.durable, tail.chain),
+        (extent.base, extent.last, extent._firsts, extent._terms),
+        wal._durable_mark_index,
+    )
+
+
 class Life(RuleBasedStateMachine):
     """A log, the model of what it may hold, and everything that can befall its disk."""
 
@@ -45,6 +58,7 @@ class Life(RuleBasedStateMachine):
         self.term = 1
         self.is_failed = False
         self.loss: tuple[int, int] = (0, 0)
+        self.ahead: Ahead | None = None
 
     # -- what a node does
 
@@ -160,6 +174,12 @@ class Life(RuleBasedStateMachine):
         except PowerLoss:
             self.go_down(*self.loss)
 
+    @rule()
+    def read_ahead(self) -> None:
+        """As a process does that may own it later; it is of use, or of none, whatever comes in between."""
+        if not self.disk.is_dead:
+            self.ahead = read_ahead(self.disk, DIR)
+
     # -- what befalls it
 
     @rule()
@@ -214,8 +234,11 @@ class Life(RuleBasedStateMachine):
         """Open the log until that succeeds; what it holds is then what the model goes on with."""
         while True:
             is_armed = bool(self.disk._failures) or self.disk.free_bytes is not None
+            twin = copy.deepcopy(self.disk)
+            twin.crash_at, twin.free_bytes = 0, None
+            twin._failures.clear()
             try:
-                self.wal, found = Wal.open(self.disk, DIR, SEGMENT_BYTES)
+                self.wal, found = Wal.open(self.disk, DIR, SEGMENT_BYTES, copy.deepcopy(self.ahead))
                 break
             except PowerLoss:
                 go_down(self.disk, *self.loss)
@@ -224,6 +247,10 @@ class Life(RuleBasedStateMachine):
                 if not self.disk._failures:
                     self.disk.free_bytes = None
                 self.disk.kill_process()
+        wal, expected = Wal.open(twin, DIR, SEGMENT_BYTES)
+        assert found == expected, "what was read ahead changes nothing"
+        assert outcome(self.wal) == outcome(wal)
+        assert is_armed or twin.operations == self.disk.operations
         self.adopt(found)
 
     def adopt(self, found: Recovered) -> None:
