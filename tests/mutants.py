@@ -282,9 +282,16 @@ MUTANTS = (
     ),
     Mutant(
         "any damage in the last segment is taken for a torn write",
-        "storage/wal.py",
-        "                may_be_torn = is_torn(data, offset, salt)\n",
-        "                pass\n",
+        "storage/segments.py",
+        "            may_be_torn = is_torn(data, offset, salt)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "what was read of a log ahead counts whatever its bytes are by then",
+        "storage/segments.py",
+        "            if len(data) != seen.size or sha256(data).digest() != seen.digest:\n",
+        "            if len(data) != seen.size:\n",
+        test="storage/test_read_ahead.py::test_nothing_that_was_read_counts_once_a_byte_of_it_is_another",
     ),
     Mutant(
         "a short segment is taken for a torn write",
