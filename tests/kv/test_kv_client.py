@@ -522,7 +522,7 @@ def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, 
     ]
     for write in grown:
         before = node.state.snapshot()[0]
-        with pytest.raises(kv.QuotaExceeded, match="may have 1400") as caught:
+        with pytest.raises(kv.QuotaExceeded, match="may have 1400: delete something, or raise") as caught:
             write()
         assert (caught.value.http_status, isinstance(caught.value, Rejected)) == (507, True)
         assert node.state.snapshot()[0] == before
