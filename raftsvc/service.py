@@ -364,7 +364,7 @@ def _check_reach(laddr: str, entrance: Entrance, auth: Authenticator, mutual_tls
 
 
 def _check_member(addr: object) -> None:
-    if not isinstance(addr, str):
+    if not isinstance(addr, str) or not addr:
         raise ConfigurationError(f"a member is named by its address, or its id in digits, a text; not {addr!r:.100}")
 
 
