@@ -8,6 +8,7 @@ The node starts here, not in the application factory: the factory also runs in
 shells, tests and reloaders, which must not open the directory of a living node.
 The list is the same on every machine; the nodes in it found their cluster by themselves.  Without
 it one is told to begin a cluster (/cluster/init), and the others to join.
+RAFT_LISTEN is where the node listens, if that is not RAFT_ADDR: 0.0.0.0:8001 where that has a name which is known late.
 With RAFT_MOUNT=1 there is no other port: peers come to /raft beside the application,
 at the address that gunicorn is bound to, and share its threads.
 """
@@ -27,7 +28,7 @@ from raftsvc.kv import KeyValue, KeyValueState
 logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 addr = os.environ["RAFT_ADDR"]
-listen = None if os.environ.get("RAFT_MOUNT") else addr
+listen = None if os.environ.get("RAFT_MOUNT") else os.environ.get("RAFT_LISTEN", addr)
 state = KeyValueState()
 nodes = os.environ.get("RAFT_INITIAL_CLUSTER")
 service = raftsvc.start(

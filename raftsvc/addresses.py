@@ -46,7 +46,11 @@ def canonical_addr(addr: str) -> str:
 
 @lru_cache(maxsize=256)
 def _checked(addr: str) -> str:
-    peer_url(addr)  # what is no URL at all
+    try:
+        peer_url(addr)
+    except ConfigurationError:
+        _canonical(addr)  # which may say better what is wrong with it
+        raise
     canonical = _canonical(addr)
     _check_length(canonical)  # it may be the longer one
     return canonical
@@ -64,6 +68,8 @@ def _canonical(addr: str) -> str:
     if match is None:
         _refuse(addr, "it is neither host:port nor a URL")
     scheme = (match["scheme"] or "http").lower()
+    if scheme not in _DEFAULT_PORTS:
+        _refuse(addr, "it is neither host:port nor an http(s) URL")
     host = _canonical_host(addr, match["host"])
     port = _canonical_port(addr, match["port"], _DEFAULT_PORTS[scheme])
     if match["scheme"] is None:
@@ -93,7 +99,7 @@ def check_addr(name: str, value: object) -> None:
 def check_listen(name: str, value: object) -> None:
     """The same, of where a server listens."""
     try:
-        is_good = isinstance(value, str) and "://" not in value and bool(peer_url(value))
+        is_good = isinstance(value, str) and "://" not in value and urlsplit(peer_url(value)).port != 0
     except ConfigurationError:
         is_good = False
     if not is_good:
@@ -193,7 +199,7 @@ def peer_url(addr: str) -> str:
     # The address may come from a node that wants to join: what one parser drops or
     # takes for the end of the path, or of the host, another does not.
     if not is_good or not url.isprintable() or any(c in url for c in " ?#@\\") or (not is_url and "/" in addr):
-        raise ConfigurationError(f"{addr!r:.200} is neither host:port nor an http(s) URL")
+        _refuse(addr, "it is neither host:port nor an http(s) URL")
     return url
 
 

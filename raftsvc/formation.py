@@ -596,7 +596,7 @@ class Roster:
         is_listed = addr in membership.listed
         if config.admits(addr, is_listed):
             return ConfOp.ADD_LISTED
-        why = f"{addr} is not allowed to join"
+        why = f"{addr} is not allowed to join, for the cluster's State does not: allow it there first (kv.allow)"
         if is_listed:
             who = (
                 f"the node at {addr} was evicted"

@@ -375,11 +375,7 @@ class Former:
         assert room is not None, "it has begun"
         with self._lock:
             waits, stored = self._waits(room), room.stored
-        clusters = clusters_among(self._answers())
         parts = [f"{addr} ({why})" for addr, why in waits.items()]
-        if len(clusters) > 1:
-            named = " and ".join(f"{c:016x} ({', '.join(addrs)})" for c, addrs in sorted(clusters.items()))
-            parts.append(f"one cluster, for the listed nodes belong to {named}: this node joins neither")
         if trouble := self._all_trouble(stored):
             parts.append(trouble)
         return "; ".join(parts) or "its own disk"
@@ -392,17 +388,22 @@ class Former:
         """What does not pass by waiting, and what to do about it; empty if all may pass."""
         answers = self._answers()
         answers.pop(self._membership.addr, None)  # of before it had stored anything
-        lost = why_lost(stored, answers) if stored is not None else ""
+        lost = why_lost(stored, answers) if stored is not None else why_none_is_joined(answers)
         return "; ".join(filter(None, (lost, f"what failed last: {self._trouble}" if self._trouble else "")))
 
     def _waits(self, room: Nascent) -> dict[str, str]:
         """Whom it waits for, and why."""
-        waits = {}
+        waits: dict[str, str] = {}
+        others = {addr: answer for addr, answer in self._answers().items() if addr != room.addr}
+        is_torn = len(clusters_among(others)) > 1
         for addr in room.asked:
             found = self._found.get(addr)
             if addr == room.addr and (room.stored is not None or len(room.members) == 1 or found is None):
                 continue
-            why = "not asked yet" if found is None else found if isinstance(found, str) else why_not(room, addr, found)
+            if isinstance(found, Answer):
+                why = why_not(room, addr, found, is_torn)
+            else:
+                why = "not asked yet" if found is None else found
             if why:
                 waits[addr] = why
         if not waits and room.stored is None and not room.is_founder:
@@ -447,8 +448,23 @@ def why_lost(stored: Founding, answers: Mapping[str, Answer]) -> str:
     )
 
 
-def why_not(room: Nascent, addr: str, answer: Answer) -> str:
-    """Why what was answered at `addr` is not what `room` waits for; empty if it is."""
+def why_none_is_joined(answers: Mapping[str, Answer]) -> str:
+    """That listed nodes belong to several clusters, and to which; empty if they do not."""
+    clusters = clusters_among(answers)
+    if len(clusters) < 2:
+        return ""
+    named = " and ".join(f"{c:016x} ({', '.join(addrs)})" for c, addrs in sorted(clusters.items()))
+    return (
+        f"the listed nodes belong to {named}, and this node joins neither: end the one that is not meant, and empty "
+        "the directories of its nodes"
+    )
+
+
+def why_not(room: Nascent, addr: str, answer: Answer, is_torn: bool = False) -> str:
+    """Why what was answered at `addr` is not what `room` waits for; empty if it is.
+
+    is_torn: listed nodes belong to several clusters.
+    """
     if answer.addr != addr:
         return (
             f"the node that answers there says that it is reached at {answer.addr}: each is listed by the laddr it has"
@@ -456,14 +472,14 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
     own = room.addr == addr
     standing, cluster = answer.standing, f"cluster {answer.cluster_id:016x}"
     stored = room.stored
-    if own and room.is_founder and answer.token and not room.is_own(answer):
+    if own and room.is_founder and room.is_of_another_process(answer):
         return "another process than this one answers at this node's address"
     if standing is Standing.UNLISTED:
         return "it belongs to no cluster, and was started without initial_cluster"
     if stored is not None and answer.cluster_id == stored.cluster_id:
         return ""
     if standing is Standing.JOINING:
-        return "it asks a cluster to be let in"
+        return "" if own else "it asks a cluster to be let in"
     if standing is Standing.BLANK:
         if answer.members != room.members:
             return f"its list is {', '.join(answer.members)}, and the one here {', '.join(room.members)}"
@@ -485,4 +501,8 @@ def why_not(room: Nascent, addr: str, answer: Answer) -> str:
             f"it is a member of {cluster}, which knew a node at {room.addr} that had another directory: "
             f"start it with that one, or, if it is lost, call evict({room.addr!r}, replace=True) on a member"
         )
+    if stored is not None:
+        return f"it is a member of {cluster}, and this node keeps the founding of cluster {stored.cluster_id:016x}"
+    if is_torn:
+        return f"it is a member of {cluster}, and another listed node is one of another cluster"
     return f"it is a member of {cluster}, which this node asks to be let in"

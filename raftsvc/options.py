@@ -41,7 +41,11 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None
+        for name, value in given.arguments.items():
             if name in _RULES:
                 _RULES[name](name, value)
         return function(*args, **kwargs)
@@ -51,7 +55,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
 def _whole(least: int, name: str, value: object, most: int = _MAX_COUNT) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        bounds = f"from {least} to {most}" if most < _MAX_COUNT else f"of at least {least}"
+        is_huge = isinstance(value, int) and value > most
+        bounds = f"from {least} to {most}" if most < _MAX_COUNT or is_huge else f"of at least {least}"
         raise ConfigurationError(f"{name} is a whole number {bounds}, not {value!r:.200}")
 
 
@@ -112,10 +117,14 @@ def _path(name: str, value: object) -> None:
 
 def _secret(name: str, value: object) -> None:
     several = [value] if isinstance(value, str | bytes) else value
-    if not isinstance(several, list | tuple) or not all(isinstance(each, str | bytes) for each in several):
+    if not isinstance(several, list | tuple):
         raise ConfigurationError(
-            f"{name} is a text or bytes, or, during a rotation, a list of several, not a {type(value).__name__}"
+            f"{name} is a text or bytes, or, during a rotation, a list of several, and not of type "
+            f"{type(value).__name__}"
         )
+    for each in several:
+        if not isinstance(each, str | bytes):
+            raise ConfigurationError(f"each {name} of a list is a text or bytes, and not of type {type(each).__name__}")
     if any(isinstance(each, str) and any("\ud800" <= c <= "\udfff" for c in each) for each in several):
         raise ConfigurationError(f"{name} is a text that is none, with half a character in it: give it as bytes")
     if not several:
@@ -179,8 +188,10 @@ def check_watched(name: object, path: object, use: object) -> None:
     _callable("what is done with the file", "use", use)
 
 
-def canonical_peers(peers: Mapping[int, str]) -> dict[int, str]:
+def canonical_peers(peers: Mapping[int, str] | None) -> dict[int, str]:
     """Where members may be, by id; refuses what would be looked at by nobody, such as ids that JSON made texts."""
+    if peers is None:
+        return {}
     if not isinstance(peers, Mapping) or not all(type(i) is int and i > 0 for i in peers):
         raise ConfigurationError(
             f'peers= names members by their ids, which are numbers: {{2: "host:port"}}; not {peers!r:.200}'

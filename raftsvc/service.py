@@ -212,7 +212,7 @@ def start(
     kept = {"snapshot_bytes": snapshot_bytes, "trailing_entries": trailing_entries}
     kept |= {"snapshot_entries": snapshot_entries, "max_uncommitted_bytes": max_uncommitted_bytes}
     engine_options = EngineOptions(**kept, lease_reads=lease_reads)
-    options = NodeOptions(election_timeout, engine_options, clock or _now, peers=canonical_peers(peers or {}))
+    options = NodeOptions(election_timeout, engine_options, clock or _now, peers=canonical_peers(peers))
     store = Store(os.fspath(dir), files)
     service = None
     try:
@@ -364,7 +364,7 @@ def _check_reach(laddr: str, entrance: Entrance, auth: Authenticator, mutual_tls
 
 
 def _check_member(addr: object) -> None:
-    if not isinstance(addr, str):
+    if not isinstance(addr, str) or not addr:
         raise ConfigurationError(f"a member is named by its address, or its id in digits, a text; not {addr!r:.100}")
 
 

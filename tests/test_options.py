@@ -30,7 +30,7 @@ SENSELESS = {
     "client_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "operator_keys_file": [7, "", b"/tmp/keys", "/nowhere/keys", "/tmp"],
     "operator_keys": [7, "n:" + "k" * 16, ["n:" + "k" * 16], [None], {"n": "k" * 16}],
-    "listen": [7, "", "x", "127.0.0.1:70000", ":80", b"127.0.0.1:80"],
+    "listen": [7, "", "x", "127.0.0.1:70000", "127.0.0.1:0", ":80", b"127.0.0.1:80"],
     "listen_ssl": ["cert.pem", True],
     "tls": [7, "cert.pem", ("cert.pem", "key.pem"), TlsFiles("/nowhere/cert.pem")],
     "initial_cluster": [
@@ -43,9 +43,9 @@ SENSELESS = {
         ["127.0.0.1:7991", "http://127.0.0.1:7991/raft/"],
         ["127.0.0.1:7991", "0.0.0.0:7992"],
     ],
-    "peers": [[1], {0: "a:1"}, {"1": "a:1"}, "a:1"],
+    "peers": [[], False, [1], {0: "a:1"}, {"1": "a:1"}, "a:1"],
     "election_timeout": ["1", None, NAN, INFINITE, -1, 0, 0.01, 1e9, True],
-    "max_waiting": ["1", -1, 1.5, True],
+    "max_waiting": ["1", -1, 1.5, True, 2**60],
     "max_instruction_bytes": ["1", 0, 1.5, None, 4 * 1024 * 1024 + 1],
     "snapshot_entries": [0, -1, "x", None, 1.5],
     "snapshot_bytes": [0, -1, "x", None],
@@ -130,6 +130,27 @@ def test_an_address_that_is_none_is_said_with_the_option_that_it_came_by(which: 
         options: dict[str, Any] = {"laddr": "127.0.0.1:7991", "dir": tmp_path / "n", "state": KeyValueState()}
         with pytest.raises(raftsvc.ConfigurationError, match=rf"^{which}=?: .*host:port"):
             raftsvc.start(**{**options, which: value})
+
+
+def test_what_is_wrong_with_an_option_is_said_and_not_only_that_something_is(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"laddr": "127.0.0.1:7991", "dir": tmp_path / "n", "state": KeyValueState()}
+    for given, what in (
+        ({"laddr": "n1:99999"}, "a port is a number from 1 to 65535"),
+        ({"laddr": "n1:"}, "a port is a number from 1 to 65535"),
+        ({"laddr": "http://ann:pass@n1:8001/"}, "credentials"),
+        ({"laddr": "ftp://n1:8001"}, "neither host:port nor an http"),
+        ({"secret": ["x" * 16, 7]}, "each secret of a list is a text or bytes, and not of type int"),
+        ({"max_waiting": 2**60}, f"from 0 to {2**53}"),
+    ):
+        with pytest.raises(raftsvc.ConfigurationError, match=what):
+            raftsvc.start(**{**options, **given})
+
+
+def test_an_option_that_there_is_not_is_refused_as_python_does(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^start\(\) got an unexpected keyword argument 'electon_timeout'$"):
+        raftsvc.start("127.0.0.1:7991", tmp_path / "n", electon_timeout=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^start\(\) missing a required argument: 'dir'$"):
+        raftsvc.start("127.0.0.1:7991")  # type: ignore[call-arg]
 
 
 def test_every_option_of_start_is_looked_at() -> None:

@@ -271,7 +271,7 @@ def test_tls_that_cannot_work_is_refused_at_start(
 
 
 def test_another_may_speak_tls_in_the_place_of_the_listener(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"secret": "0123456789abcdef", "listen": "127.0.0.1:0"}
+    options: dict[str, Any] = {"secret": "0123456789abcdef", "listen": f"127.0.0.1:{free_port('127.0.0.1')}"}
     raftsvc.start("https://node.example/raft", tmp_path / "n", None, ListState(), **options).stop()
 
 

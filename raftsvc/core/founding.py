@@ -366,9 +366,12 @@ class Nascent:
         """Whom this node asks: those of its list, or who founded the cluster with it."""
         return self.members if self.stored is None else self.stored.founders.addrs
 
-    def is_own(self, answer: Answer) -> bool:
-        """Whether this very process answered so: by its token."""
-        return answer.token == self._token
+    def is_of_another_process(self, answer: Answer) -> bool:
+        """Whether what was answered at this node's address shows that another process is there: by its token.
+
+        What was answered to an attempt that is over shows nothing, for a token goes with the attempt it was given to.
+        """
+        return bool(answer.token) and answer.attempt == self._attempt and answer.token != self._token
 
     # -- to be asked
 

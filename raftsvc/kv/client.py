@@ -123,6 +123,9 @@ class QuotaExceeded(Rejected):
     http_status = 507
     http_detail = "There is no room for that, and nothing was changed."
 
+    def __str__(self) -> str:
+        return f"{self.reason}: delete something, or raise kv.max_state_bytes"
+
 
 class ClaimSizeError(Rejected):
     """A name is claimed by others who say that it has another number of units; nothing was claimed.

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from raftsvc.addresses import check_addr, check_listen, peer_url
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
-from raftsvc.keys import TlsFiles, operator_keys_in, secrets_in
+from raftsvc.keys import TlsFiles, client_keys_in, operator_keys_in, secrets_in
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
@@ -120,6 +120,7 @@ def options_from_env(given: Mapping[str, str], options: Mapping[str, Any]) -> di
     if not {"secret", "secret_file"} & options.keys():
         chosen.update(_secret(said["SECRET_FILE"], said["SECRET"]))
     if said["CLIENT_KEYS_FILE"] and not {"client_keys", "client_keys_file"} & options.keys():
+        read_keys("RAFTSVC_CLIENT_KEYS_FILE", said["CLIENT_KEYS_FILE"], client_keys_in)
         chosen["client_keys_file"] = said["CLIENT_KEYS_FILE"]
     if said["INITIAL_CLUSTER"]:
         chosen["initial_cluster"] = re.split(r"[\s,]+", said["INITIAL_CLUSTER"].strip(", "))

@@ -237,11 +237,13 @@ def delete(key: str) -> Effect:
 
 def allow(addr: str) -> Effect:
     """Let the node at `addr`, however spelled, join.  Raises ConfigurationError, a ValueError, if it is no address."""
-    return Effect(Code.ALLOW, checked_key(canonical_addr(checked_key(addr))))
+    return Effect(Code.ALLOW, checked_key(canonical_addr(addr)))
 
 
 def disallow(addr: str) -> Effect:
     """Let it join no more; a member remains one."""
+    if not isinstance(addr, str):
+        raise ConfigurationError(f"an address of a node is a text, and not {addr!r:.100}")
     return Effect(Code.DISALLOW, checked_key(same_addr(checked_key(addr))))
 
 

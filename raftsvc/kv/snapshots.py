@@ -171,7 +171,10 @@ def decode_snapshot(chunks: Iterator[bytes], index: int) -> Content:
     """
     reader = _Reader(chunks)
     if reader.take(len(_MAGIC)) != _MAGIC:
-        raise MalformedSnapshotError("no snapshot of a key-value store of this version")
+        raise MalformedSnapshotError(
+            "this is no snapshot of a key-value store, or of another version of it: a node starts with the State that "
+            "its directory was written with"
+        )
     max_bytes, address_count = _LIMIT_AND_COUNT.unpack(reader.take(_LIMIT_AND_COUNT.size))
     allowed = frozenset([reader.take_key(_ADDRESS.unpack(reader.take(_ADDRESS.size))[0]) for _ in range(address_count)])
     keys = PagedMap.of(_decode_records(reader, index))

@@ -45,8 +45,8 @@ class Deadlines:
         if said is None:
             self._last_ms = self._ignored_ms = self.next_ms = self._trouble = None
             return
-        if not isinstance(said, int) or isinstance(said, bool):
-            self._give_up(f"returned {said!r}, which is neither an int nor None")
+        if not isinstance(said, int) or isinstance(said, bool) or said < 0:
+            self._give_up(f"returned {said!r}, which is neither None nor a time, an int of milliseconds")
             return
         deadline_ms = min(said, MAX_TIME_MS)
         if deadline_ms == self._last_ms and deadline_ms <= pulse_ms:

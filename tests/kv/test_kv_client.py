@@ -198,6 +198,13 @@ def test_the_allowed_list_is_replicated(store: kv.KeyValue, node: OneNode) -> No
     assert not node.state.is_allowed_member("b:1")
 
 
+def test_what_is_no_address_is_not_called_a_key(store: kv.KeyValue, node: OneNode) -> None:
+    for change in (store.allow, store.disallow):
+        with pytest.raises(ConfigurationError, match=r"is no address|an address of a node"):
+            change(3)  # type: ignore[arg-type]
+    assert node.index == 1, "nothing was proposed"
+
+
 def test_nonsense_is_refused_before_it_is_proposed(store: kv.KeyValue, node: OneNode) -> None:
     with pytest.raises(ValueError):
         store.set("", b"1")
@@ -522,7 +529,7 @@ def test_a_full_store_refuses_what_grows_and_takes_all_else(store: kv.KeyValue, 
     ]
     for write in grown:
         before = node.state.snapshot()[0]
-        with pytest.raises(kv.QuotaExceeded, match="may have 1400") as caught:
+        with pytest.raises(kv.QuotaExceeded, match="may have 1400: delete something, or raise") as caught:
             write()
         assert (caught.value.http_status, isinstance(caught.value, Rejected)) == (507, True)
         assert node.state.snapshot()[0] == before

@@ -67,8 +67,10 @@ def test_a_file_has_the_secret_and_the_node_reads_it_again_and_again(asked: Any,
     assert "client_keys_file" not in found
     found = asked({**BASE, "RAFTSVC_SECRET_FILE": "/nowhere"}, secret="x" * 16)
     assert found["secret"] == "x" * 16 and "secret_file" not in found
-    found = asked({**BASE, "RAFTSVC_CLIENT_KEYS_FILE": "/keys"})
-    assert found["client_keys_file"] == "/keys"
+    keys = tmp_path / "keys"
+    keys.write_text(f"ann write {'k' * 32}\n")
+    found = asked({**BASE, "RAFTSVC_CLIENT_KEYS_FILE": str(keys)})
+    assert found["client_keys_file"] == str(keys)
     assert "client_keys_file" not in asked({**BASE, "RAFTSVC_CLIENT_KEYS_FILE": "/keys"}, client_keys=[])
 
 
@@ -112,6 +114,8 @@ def test_what_the_caller_gives_comes_first(asked: Any) -> None:
         ({"RAFTSVC_SECRET_FILE": "/dev/null"}, "/dev/null is no file"),
         ({"RAFTSVC_ADDR": "nowhere"}, "^RAFTSVC_ADDR: .*neither host:port"),
         ({"RAFTSVC_LISTEN": "nowhere"}, "^RAFTSVC_LISTEN is host:port"),
+        ({"RAFTSVC_LISTEN": "0.0.0.0:0"}, "^RAFTSVC_LISTEN is host:port"),
+        ({"RAFTSVC_CLIENT_KEYS_FILE": "/nowhere/keys"}, "^RAFTSVC_CLIENT_KEYS_FILE: /nowhere/keys cannot be read"),
         ({"RAFTSVC_INITIAL_CLUSTER": "n1.example:8001;n2:1"}, "^RAFTSVC_INITIAL_CLUSTER: "),
         ({"RAFTSVC_INITAL_CLUSTER": "a:1"}, "RAFTSVC_INITIAL_CLUSTER is, was that meant?"),
         ({"RAFTSVC_CLUSTER": "a:1"}, "RAFTSVC_INITIAL_CLUSTER"),

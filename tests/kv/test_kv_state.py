@@ -15,6 +15,7 @@ from itertools import count
 
 import pytest
 
+import raftsvc
 from raftsvc import kv
 from raftsvc.errors import Rejected
 from raftsvc.kv.instructions import Operation, encode
@@ -342,6 +343,12 @@ def test_the_same_content_makes_the_same_pieces_whatever_came_before() -> None:
         devious.apply(transaction(*operations), last)
         straight.apply(transaction(*operations), last)
     assert list(devious.snapshot_chunks()[0]) == list(straight.snapshot_chunks()[0])
+
+
+def test_of_the_snapshot_of_another_state_it_is_said_what_to_start_with() -> None:
+    whole, index = raftsvc.States(store=KeyValueState()).snapshot()
+    with pytest.raises(MalformedSnapshotError, match="starts with the State that its directory was written with"):
+        KeyValueState().restore_snapshot(whole, index)
 
 
 def test_a_damaged_snapshot_is_refused_and_changes_nothing() -> None:

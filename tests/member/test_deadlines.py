@@ -95,11 +95,13 @@ def test_one_that_asks_for_time_now_again_and_again_is_told_it_as_long_as_someth
     assert not waits.troubles
 
 
-@pytest.mark.parametrize("nonsense", [1.5, "soon", True, b"", RuntimeError("no"), KeyError(1)])
+@pytest.mark.parametrize("nonsense", [1.5, -5, "soon", True, b"", RuntimeError("no"), KeyError(1)])
 def test_what_is_no_time_is_reported_once_and_nothing_is_waited_for(nonsense: Any) -> None:
     waits = Fixture(nonsense, nonsense, 40, nonsense)
     assert waits.ask() is None and waits.ask(5) is None
     assert len(waits.troubles) == 1
+    what = "raised" if isinstance(nonsense, Exception) else "returned"
+    assert f"next_deadline() of the State {what} {nonsense!r}" in waits.troubles[0]
     assert waits.ask() == 40
     assert waits.ask() is None
     assert len(waits.troubles) == 2

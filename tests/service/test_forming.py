@@ -266,6 +266,29 @@ def test_of_two_clusters_nobody_joins_either_and_both_are_named(cluster: Cluster
         three.service.exec(b"x")
     assert all(m.status["cluster_id"] in str(raised.value) for m in (one, two)), str(raised.value)
     assert "joins neither" in str(raised.value)
+    for member in (one, two):
+        await_word(three, member.addr, "and another listed node is one of another cluster")
+    trouble = str(three.status["formation"]["trouble"])
+    assert all(m.status["cluster_id"] in trouble and m.addr in trouble for m in (one, two)), trouble
+    assert "joins neither" in trouble
+
+
+def test_a_founder_that_no_cluster_lets_in_takes_itself_for_no_other_process(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    addrs = addresses(2)
+    there = cluster.add(addrs[1], make_state=Strict)
+    there.service.init()
+    (one,) = listed(cluster, addrs[:1], addrs, make_state=Strict)
+
+    def lines() -> list[str]:
+        return [r.getMessage() for r in caplog.records if "is not allowed to join" in r.getMessage()]
+
+    (line, *_) = eventually(lines, "what is said of it lasts, and is logged")
+    assert f"waits for {there.addr} (it is a member of cluster {there.status['cluster_id']}, which this" in line
+    assert "another process" not in line
+    assert there.service.exec(one.addr.encode(), PATIENCE)
+    one.service.wait_formed(PATIENCE)
 
 
 def test_a_directory_that_holds_a_node_counts_and_not_the_list(cluster: Cluster) -> None:

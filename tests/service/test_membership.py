@@ -127,7 +127,7 @@ def test_an_address_that_is_not_allowed_is_refused_and_burns_no_id(cluster: Clus
     one.state.refused.add(two.addr)
     eventually(lambda: one.status["applied_index"] == 3)  # what it began with: a term, and its session
     before = one.status["last_index"]
-    with pytest.raises(raftsvc.AddressNotAllowedError):
+    with pytest.raises(raftsvc.AddressNotAllowedError, match=f"{two.addr} is not allowed to join.*kv.allow"):
         two.service.join(one.addr)
     assert one.status["last_index"] == before
     assert not (two.path / "wal").exists()
@@ -242,6 +242,9 @@ def test_evicting_an_unknown_address_says_so(cluster: Cluster) -> None:
     one, two = cluster.form(2)
     with pytest.raises(raftsvc.UnknownPeerError):
         two.service.evict("127.0.0.1:1")
+    for ask in (two.service.evict, two.service.transfer):
+        with pytest.raises(raftsvc.ConfigurationError, match="a member is named by its address"):
+            ask("")
     one.service.evict(two.addr)
     with pytest.raises(raftsvc.UnknownPeerError):
         one.service.evict(two.addr)

@@ -618,7 +618,7 @@ def test_under_a_gunicorn_that_is_bound_to_every_address_and_a_unix_socket(tmp_p
 # -- the public face
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:0", "a.example:0"])
+@pytest.mark.parametrize("listen", ["0.0.0.0:8001", "[::]:8001", "10.0.0.1:8001", "a.example:8001"])
 def test_a_listener_for_others_needs_a_secret(tmp_path: Path, listen: str) -> None:
     with pytest.raises(raftsvc.ConfigurationError, match="secret="):
         raftsvc.start("127.0.0.1:1", tmp_path, None, ListState(), listen=listen)
