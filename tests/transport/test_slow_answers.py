@@ -155,7 +155,7 @@ def test_who_drips_for_ever_costs_a_few_threads_and_no_more() -> None:
 
 def test_an_answer_that_is_slow_and_gets_on_is_waited_for() -> None:
     """As over a link that others fill: in pieces, each in time, at a rate that gets it there."""
-    pieces, seconds = 12, 5 * SECONDS
+    pieces, seconds = 9, 10 * SECONDS
     is_given_up: list[OSError] = []
 
     def serve(server: socket.socket) -> None:
