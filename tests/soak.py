@@ -132,13 +132,13 @@ class Soak:
         except raftsvc.RaftError:
             time.sleep(0.01)  # a node that restarts, or a cluster that elects
 
-    def run(self, seconds: float, sample_seconds: float, report: Callable[[Sample], object]) -> None:
-        """Load for `seconds`, a restart and then a sample every `sample_seconds`."""
+    def run(self, seconds: float, sample_seconds: float, report: Callable[[Sample], object], least: int = 0) -> None:
+        """Load for `seconds`, a restart and then a sample every `sample_seconds`; `least` samples at least."""
         began = time.monotonic()
         for client in self._clients:
             client.start()
         try:
-            while time.monotonic() - began < seconds and not self.failures:
+            while (time.monotonic() - began < seconds or len(self.samples) < least) and not self.failures:
                 self._may_run.set()
                 time.sleep(sample_seconds / 2)
                 self._restart()
@@ -181,7 +181,7 @@ class Soak:
         assert contents[0] == contents[1] == contents[2]
         assert contents[0]
         for node in self.nodes:
-            assert node.service.err() is None
+            eventually(lambda node=node: node.service.err() is None, "nothing is wrong")
         self.stop()
         try:
             eventually(lambda: self._threads() <= self.threads_before, "every thread ends")

@@ -144,6 +144,11 @@ class Witness:
             self.longest_pause = 0.0
             return pause
 
+    def seen(self) -> dict[str, int]:
+        """How often a lock was held, and a run begun, by now."""
+        with self._lock:
+            return {"locks held": len(self._holders), "runs begun": len(self._runs)}
+
     def judge(self) -> list[str]:
         """What must not have happened, and did."""
         with self._lock:

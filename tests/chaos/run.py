@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,8 +224,8 @@ class Run:
                 file.write(json.dumps([op.client, op.called, returned, op.input, op.output]) + "\n")
         return path
 
-    def go(self, seconds: float, kinds: list[str] | None = None) -> Outcome:
-        """Everything; raises Trouble."""
+    def go(self, seconds: float, kinds: list[str] | None = None, least: Mapping[str, int] | None = None) -> Outcome:
+        """Everything; raises Trouble.  least: what is to be done more often than that, however slow the machine is."""
         started = time.monotonic()
         nemesis = Nemesis(self)
         try:
@@ -234,6 +235,7 @@ class Run:
                 client.start()
             nemesis.strike_for(seconds, kinds)
             self._expect_service(clients)
+            eventually(lambda: self._has_done(least or {}), f"more is done than {least}")
             self.is_over.set()
             for client in clients:
                 client.join(30)
@@ -256,6 +258,13 @@ class Run:
         eventually(
             lambda: all(c.served > n + 3 for c, n in zip(clients, before, strict=True)), "every client is served again"
         )
+
+    def _has_done(self, least: Mapping[str, int]) -> bool:
+        with self._lock:
+            done = Counter(self.outcome.counts)
+        if self.witness is not None:
+            done.update(self.witness.seen())
+        return all(done[what] > count for what, count in least.items())
 
     def _asked(self) -> list[Process]:
         """Every node, and so often that each of its workers answers, most likely."""

@@ -46,6 +46,7 @@ def test_a_cluster_is_made_and_changed_by_its_owners_directories(
     assert shell("--at", first, "transfer", nodes[1].addr, "--json").json == {"transferred_to": nodes[1].addr}
     eventually(lambda: nodes[1].service.is_leader, "the second leads")
     assert shell("--at", first, "transfer", "--at", second, "127.0.0.1:1").code == 1
+    eventually(lambda: shell("--at", second, "status", "--json").json["safe_to_lose_one_more"], "it has heard of all")
 
     assert shell("--at", second, "evict", "127.0.0.1:1").code == 1
     assert shell("--at", second, "evict", nodes[2].addr).code == 0

@@ -92,7 +92,7 @@ def test_commands_work_while_nodes_and_holders_are_killed(cluster: Cluster) -> N
     watching = cluster.begin("watch", "a", "--existing")
     assert watching.stdout is not None
     assert watching.stdout.readline().startswith(b"set a ")
-    holding = cluster.begin("lock", "work", "--ttl", "5", "--", "sh", "-c", "echo $$ $RAFTSVC_FENCE; exec sleep 1000")
+    holding = cluster.begin("lock", "work", "--ttl", "15", "--", "sh", "-c", "echo $$ $RAFTSVC_FENCE; exec sleep 1000")
     assert holding.stdout is not None
     pid, fence = map(int, holding.stdout.readline().split())
 
@@ -118,7 +118,7 @@ def test_commands_work_while_nodes_and_holders_are_killed(cluster: Cluster) -> N
     assert watching.returncode == 130
 
     next(node for node in cluster.nodes if node.poll() is None).kill()
-    code, out, _ = cluster.run("status", "--timeout", "2")
+    code, out, _ = cluster.run("status", "--timeout", "5")
     assert code == 1
     assert b"safe to lose one more: no (the cluster does not serve" in out
     assert cluster.run("set", "a", "c", "--timeout", "1")[0] in (3, 4)

@@ -240,6 +240,6 @@ def test_a_cluster_without_a_majority_is_shown_and_does_not_serve(
 
     eventually(are_current, "both vote")
     other.service.stop()
-    alone = shell("--at", str(one.path), "--key-file", key, "status", "--timeout", "0.5")
+    alone = shell("--at", str(one.path), "--key-file", key, "status", "--timeout", "3")
     assert alone.code == 1
     assert "safe to lose one more: no (the cluster does not serve" in alone.out.decode()

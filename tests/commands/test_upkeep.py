@@ -52,6 +52,12 @@ def test_a_node_is_drained_and_taken_back(shell: Shell, trio: list[Node]) -> Non
     assert list(leader.service.status()["conditions"]) == ["draining"]  # type: ignore[call-overload]
     assert leader.service.err() is None
     assert shell("--at", place, "set", "a", "b").code == 0, "it serves whoever comes nevertheless"
+
+    def are_current() -> int:
+        told = shell("--at", str(trio[1].path), "status", "--json").json["members"]
+        return sum(member["state"] == "current" for member in told)
+
+    eventually(lambda: are_current() == 2, "who leads now has heard of the others")
     other = shell("--at", str(trio[1].path), "drain")
     assert other.code == 1
     assert (

@@ -74,7 +74,8 @@ def test_deleting_says_whether_there_was_something(here: Shell) -> None:
 def test_a_key_lives_as_long_as_was_said(here: Shell, node: Node) -> None:
     assert here("set", "brief", "a", "--ttl", "0.001").code == 0
     store = kv.KeyValue(node.service, node.state)
-    assert store.wait_changed("brief", 0 if store.get("brief") is None else store.get("brief").version) is None
+    found = store.get("brief")
+    assert found is None or store.wait_changed("brief", found.version) is None
     assert here("set", "brief", "a", "--ttl", "0").code == 2
 
 

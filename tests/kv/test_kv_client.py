@@ -428,8 +428,8 @@ def test_an_update_gives_up_when_its_time_is_over(store: kv.KeyValue, node: OneN
         return b"mine"
 
     with pytest.raises(kv.ConflictError):
-        store.update("a", disturb, timeout=0.3)
-    assert 1 < len(calls) < 150, "it rests in between"
+        store.update("a", disturb, timeout=2.0)
+    assert 1 < len(calls) < 1000, "it rests in between"
     assert store.get("a") == (b"again", node.index - 1)
 
 

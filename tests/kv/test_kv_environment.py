@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import raftsvc
 from raftsvc import kv
 from raftsvc.kv import environment
+from tests.service.harness import free_address
 
 SECRET = "a secret of the whole cluster"
 BASE = {"RAFTSVC_ADDR": "n1.example:8001", "RAFTSVC_DIR": "/var/lib/app/raft"}
@@ -132,9 +132,7 @@ def test_what_is_missing_or_makes_no_sense_is_said_by_its_name(asked: Any, given
 
 
 def test_a_node_starts_as_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        addr = f"127.0.0.1:{probe.getsockname()[1]}"
+    addr = free_address()
     for name, value in {"ADDR": addr, "DIR": str(tmp_path / "node"), "SECRET": SECRET}.items():
         monkeypatch.setenv(f"RAFTSVC_{name}", value)
     store = kv.start_from_env(election_timeout=0.3)

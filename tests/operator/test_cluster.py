@@ -65,26 +65,38 @@ def states_of(member: Member) -> list[str]:
     return [each["state"] for each in feed_of(member)["members"]]
 
 
+def is_well(member: Member) -> bool:
+    feed = feed_of(member)
+    verdict, states = feed["verdict"], [each["state"] for each in feed["members"]]
+    return verdict["state"] == "healthy" and verdict["is_safe"] and states == ["current"] * 3
+
+
+def has_event(member: Member, text: str) -> bool:
+    return any(text in event["text"] for event in feed_of(member)["events"])
+
+
+def leader_of(members: list[Member]) -> Member:
+    found: Member = eventually(lambda: next((member for member in members if member.is_leader), None), "a leader")
+    return found
+
+
 @pytest.fixture
 def members(make_cluster: Make) -> list[Member]:
     """Three voters with a page."""
-    return make_cluster(make_state=OpenState, operator_keys=KEYS).form(3)
+    return make_cluster(make_state=OpenState, operator_keys=KEYS, election_timeout=2.0).form(3)
 
 
 def test_each_node_shows_all_and_goes_on_showing_what_it_sees_without_a_quorum(members: list[Member]) -> None:
     for member in members:
-        eventually(partial(lambda each: states_of(each) == ["current"] * 3, member), "all are seen to be well")
-        feed = feed_of(member)
-        assert feed["verdict"]["state"] == "healthy" and feed["verdict"]["is_safe"]
+        eventually(partial(is_well, member), "all are seen to be well")
     first, *others = members
     for other in others:
         other.service.stop()
     eventually(lambda: feed_of(first)["verdict"]["state"] == "no-quorum", "the page says that there is no quorum")
-    feed = feed_of(first)
-    assert [each["state"] for each in feed["members"]].count("unreached") == 2
-    assert "1 of 3 voters answer" in feed["verdict"]["why"]
-    texts = [event["text"] for event in feed["events"]]
-    assert any("does not answer" in text for text in texts) and any("no leader is known" in text for text in texts)
+    eventually(lambda: states_of(first).count("unreached") == 2, "and that two do not answer")
+    eventually(lambda: "1 of 3 voters answer" in feed_of(first)["verdict"]["why"], "and why")
+    for told in ("does not answer", "no leader is known"):
+        eventually(partial(has_event, first, told), f"it has noted: {told}")
     evicted = ask(first, "act", {"what": "evict", "whom": str(others[0].status.get("node_id", 2))})
     assert (evicted.status_code, evicted.json()["outcome"]) == (409, "refused")
 
@@ -107,7 +119,7 @@ def test_a_node_that_is_not_in_a_cluster_yet_shows_whom_it_waits_for(make_cluste
 def test_an_operator_at_a_follower_hands_over_allows_and_evicts(
     members: list[Member], caplog: pytest.LogCaptureFixture
 ) -> None:
-    leader = next(member for member in members if member.is_leader)
+    leader = leader_of(members)
     one, other = [member for member in members if member is not leader]
     to = str(other.status["node_id"])
     eventually(lambda: states_of(one) == ["current"] * 3, "all are seen to be well")
@@ -119,6 +131,7 @@ def test_an_operator_at_a_follower_hands_over_allows_and_evicts(
         assert ask(one, "act", {"what": "allow", "whom": "n4.example:8001"}).json()["outcome"] == "done"
         assert "n4.example:8001" in feed_of(one)["overview"]["allowed"]
         gone = str(leader.status["node_id"])
+        eventually(lambda: states_of(one) == ["current"] * 3, "who leads now has heard of all")
         answer = ask(one, "act", {"what": "evict", "whom": gone})
         assert answer.json()["outcome"] == "done", answer.text
     assert leader.addr not in voters(one)
@@ -219,7 +232,7 @@ def test_an_attached_process_shows_and_does_the_same(make_cluster: Make) -> None
 def test_somebody_on_call_finds_the_dead_member_in_a_browser_and_evicts_it(
     members: list[Member], chromium: Any
 ) -> None:
-    leader = next(member for member in members if member.is_leader)
+    leader = leader_of(members)
     here, dead = [member for member in members if member is not leader]
     number = str(dead.status["node_id"])
     context = chromium.new_context()

@@ -229,10 +229,10 @@ class Members:
 
 def test_a_member_that_hangs_keeps_nobody_waiting_and_one_that_talks_nonsense_is_told() -> None:
     members, stopped = Members(), threading.Event()
-    lookout = Lookout(members.ask, stopped)
+    lookout, asked = Lookout(members.ask, stopped), {2: "fine", 3: "hangs", 4: "broken", 5: "fine"}
     try:
         found = eventually(
-            lambda: (s := lookout.look({2: "fine", 3: "hangs", 4: "broken", 5: "fine"}, OURS))[4].why and s
+            lambda: (s := lookout.look(asked, OURS))[4].why and s[2].picture and s[5].why and s, "three to be heard"
         )
         assert found[2].is_current and found[3].picture is None and not found[3].why
         assert "makes no sense" in found[4].why
@@ -335,7 +335,12 @@ def test_one_member_that_talks_nonsense_takes_nothing_else_away(odd: dict[str, A
     actor = Actor()
     actor.scene = lambda step: (healthy(step)[0], {2: Sight(picture(2)), 3: Sight({**picture(3), **odd})})
     console = actor.console()
-    feed: Any = eventually(lambda: (f := console.feed(ANNA))["members"][2]["why"] and f)  # type: ignore[index]
+
+    def are_heard(told: Any) -> Any:
+        two, three = told["members"][1:]
+        return "told" in two and three["why"] and told
+
+    feed: Any = eventually(lambda: are_heard(console.feed(ANNA)), "both are heard")
     two, three = feed["members"][1:]
     assert two["state"] == "current" and three["state"] == "unreached" and "makes no sense" in three["why"]
 

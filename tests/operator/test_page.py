@@ -186,10 +186,10 @@ def test_nothing_is_cut_off_or_written_over_something_else_on_any_screen(site: S
 
 
 def test_what_is_applied_a_second_is_not_what_a_member_did_that_does_not_answer(site: Site) -> None:
-    site.shown.feed_of = lambda step: feed_of("healthy" if step <= 3 else "no quorum", step)
     page = site.open(site.serve())
     page.evaluate("poll().then(poll)")
     page.locator('#rate:text-is("82")').wait_for()
+    site.shown.feed_of = lambda step: feed_of("no quorum", step)
     page.evaluate("poll().then(poll)")
     page.get_by_text("No quorum seen from here").wait_for()
     page.locator('#rate:text-is("0")').wait_for()

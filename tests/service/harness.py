@@ -318,8 +318,13 @@ class Cluster:
         )
 
     def follower(self) -> Member:
-        leader = self.leader()
-        return next(m for m in self.members if m is not leader and m.service.is_ready())
+        """One that follows, once there is one."""
+
+        def find() -> Member | None:
+            leader = self.leader()
+            return next((m for m in self.members if m is not leader and m.service.is_ready()), None)
+
+        return eventually(find, "a follower")
 
     def cut(self, one: Member, others: list[Member]) -> None:
         """Let no request pass between `one` and `others`, either way."""

@@ -115,9 +115,12 @@ def test_a_leader_that_is_cut_off_serves_no_read_and_says_what_is_known_of_a_wri
     leader = cluster.leader()
     leader.service.exec(b"before")
     rest = [m for m in cluster.members if m is not leader]
+    before = leader.status["last_index"]
     cluster.cut(leader, rest)
-    with pytest.raises(raftsvc.OutcomeUnknown):
+    with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)) as doomed:
         leader.service.exec(b"doomed", timeout=0.3)
+    # On a machine that stood still it had stepped down before it was asked.
+    assert (doomed.type is raftsvc.OutcomeUnknown) is (leader.status["last_index"] > before)
     eventually(lambda: any(m.is_leader for m in rest), "the others elect a leader")
     rest[0].service.exec(b"newer", timeout=PATIENCE)
     with pytest.raises(raftsvc.ReadTimeoutError):
@@ -129,7 +132,8 @@ def test_a_leader_that_is_cut_off_serves_no_read_and_says_what_is_known_of_a_wri
     assert leader.read() == [b"before", b"newer"]
 
 
-def test_writes_without_a_majority_are_refused_at_the_quota(cluster: Cluster) -> None:
+def test_writes_without_a_majority_are_refused_at_the_quota(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=5.0)  # it does not step down meanwhile
     cluster.form(2)
     leader, follower = cluster.leader(), cluster.follower()
     leader.service.exec(b"a")
@@ -168,7 +172,8 @@ def test_the_caller_over_the_limit_is_told_at_once(make_cluster: Callable[..., C
     assert (status["waiting"], status["waiting_calls"], status["waiting_reads"]) == (0, 0, 0), "nothing is left behind"
 
 
-def test_stop_wakes_everybody_who_waits(cluster: Cluster) -> None:
+def test_stop_wakes_everybody_who_waits(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=5.0)  # it does not step down before it was asked
     cluster.form(2)
     leader, follower = cluster.leader(), cluster.follower()
     leader.service.exec(b"a")
@@ -199,8 +204,7 @@ def test_an_exception_of_the_state_stops_applying_there_until_it_is_repaired(clu
     healthy.service.exec(b"before", timeout=PATIENCE)
     healthy.service.exec(b"poison", timeout=PATIENCE)
     healthy.service.exec(b"after", timeout=PATIENCE)
-    error = eventually(broken.service.err, "the error is reported")
-    assert isinstance(error, raftsvc.ApplyHaltedError)
+    error = eventually(lambda: isinstance(e := broken.service.err(), raftsvc.ApplyHaltedError) and e, "it is reported")
     assert isinstance(error.__cause__, KeyError)
     with pytest.raises(raftsvc.ApplyHaltedError):
         broken.service.exec(b"x")
@@ -211,7 +215,7 @@ def test_an_exception_of_the_state_stops_applying_there_until_it_is_repaired(clu
     broken.make_state = ListState
     broken.restart()
     assert broken.read() == healthy.read() == [b"before", b"poison", b"after"]
-    assert broken.service.err() is None
+    eventually(lambda: broken.service.err() is None, "it is over")
 
 
 def test_the_caller_whose_instruction_breaks_the_state_is_told(cluster: Cluster) -> None:
@@ -244,12 +248,15 @@ def test_a_leader_whose_state_halts_leaves_leading_to_others(cluster: Cluster) -
     rest = [m for m in cluster.members if m is not leader]
     assert rest[0].service.exec(b"poison", timeout=PATIENCE)
     eventually(lambda: any(m.is_leader for m in rest), "another leads")
-    assert isinstance(leader.service.err(), raftsvc.ApplyHaltedError)
+    eventually(lambda: isinstance(leader.service.err(), raftsvc.ApplyHaltedError), "it says why")
     assert leader.service.is_live()
     assert rest[0].service.exec(b"after", timeout=PATIENCE)
 
 
-def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(cluster: Cluster) -> None:
+def test_a_state_that_is_slower_than_the_cluster_does_not_fill_the_memory(
+    make_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = make_cluster(election_timeout=5.0)  # nobody else is elected because the machine is busy
     cluster.form(3)
     slow = cluster.follower()
     quick = slow.state.apply
@@ -281,7 +288,7 @@ def test_stop_ends_a_join_that_waits_and_frees_the_directory(cluster: Cluster) -
 
 
 def test_recorded_requests_that_are_sent_again_change_nothing(make_cluster: Callable[..., Cluster]) -> None:
-    cluster = make_cluster(has_streams=False)
+    cluster = make_cluster(has_streams=False, election_timeout=5.0)  # nobody else is elected meanwhile
     cluster.form(3)
     recorded = record_requests(cluster.members)
     for n in range(5):
@@ -374,7 +381,8 @@ def test_a_service_outlives_the_thread_that_started_it(cluster: Cluster) -> None
     assert node.service.exec(b"a")
 
 
-def test_a_peer_that_accepts_and_never_answers_costs_the_others_nothing(cluster: Cluster) -> None:
+def test_a_peer_that_accepts_and_never_answers_costs_the_others_nothing(make_cluster: Callable[..., Cluster]) -> None:
+    cluster = make_cluster(election_timeout=5.0)  # nobody else is elected because the machine is busy
     cluster.form(3)
     silent = cluster.follower()
     silent.service.stop()

@@ -6,6 +6,7 @@ import errno
 import logging
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -227,8 +228,9 @@ def test_who_lost_its_disk_is_told_what_to_do_and_takes_its_place_again(cluster:
 def test_eviction_ends_what_the_list_allows_until_it_is_allowed(cluster: Cluster) -> None:
     one, two, three = three_that_write(cluster)
     one.service.evict(three.addr, PATIENCE)
+    eventually(lambda: isinstance(three.service.err(), raftsvc.EvictedError), "it knows")
     with pytest.raises(raftsvc.EvictedError):
-        eventually(lambda: three.service.exec(b"z", 1.0))
+        three.service.exec(b"z", PATIENCE)
     erase(three)
     three.start()
     eventually(lambda: "was evicted" in str((three.status["formation"] or {}).get("trouble")), "it is told")
@@ -342,7 +344,9 @@ def test_what_is_waited_for_is_said_once_for_each_change(cluster: Cluster, caplo
     eventually(lambda: [r for r in caplog.records if "it waits for" in r.getMessage()], "a line")
     two = cluster.add(addrs[1])
     eventually(lambda: [r for r in caplog.records if "without initial_cluster" in r.getMessage()], "another line")
-    assert len([r for r in caplog.records if "it waits for" in r.getMessage()]) == 2
+    # On a slow machine it may answer too late in between, which is a change, too.
+    said = [r.getMessage() for r in caplog.records if "it waits for" in r.getMessage()]
+    assert len(said) >= 2 and all(earlier != later for earlier, later in pairwise(said))
     assert two.status["formation"] is None
 
 
@@ -429,8 +433,8 @@ def test_a_node_whose_disk_refuses_tries_again_in_a_while_and_not_at_once(cluste
         raise OSError(errno.ENOSPC, "full")
 
     two.files.create = refuse  # type: ignore[method-assign,assignment]
-    listed(cluster, addrs[:1], addrs)
     began = time.monotonic()
+    listed(cluster, addrs[:1], addrs)
     eventually(lambda: len(attempts) > 5, "it tries again and again")
     # Each of the two asks the other at most so often, and each answer and each question may have it try.
     assert len(attempts) <= 2 + 2 * (time.monotonic() - began) / (0.6 * 0.1)

@@ -55,7 +55,7 @@ def test_without_streams_an_idle_leader_asks_each_follower_once_a_tick_and_nobod
     make_cluster: Callable[..., Cluster],
 ) -> None:
     """Ten times in an election timeout, so that some may be late or lost; beside it nothing has requests of its own."""
-    timeout = 0.5
+    timeout = 1.5
     cluster = make_cluster(has_streams=False, election_timeout=timeout)
     members = cluster.form(3)
     for member in members:  # each opens its session

@@ -120,6 +120,9 @@ def test_so_it_is_when_a_snapshot_arrives_and_a_member_comes(make_cluster: Calla
     writer = cluster.leader()
     for n in range(60):
         writer.service.exec(b"%d" % n, timeout=PATIENCE)
+    eventually(
+        lambda: writer.service.exec(b"more", timeout=PATIENCE) and writer.status["snapshot_index"] > 20, "a snapshot"
+    )
     late = cluster.add()
     late.make_state = Calling
     late.restart()

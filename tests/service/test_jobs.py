@@ -479,7 +479,7 @@ def test_a_run_whose_process_dies_is_listed_so_and_run_again_where_that_is_said(
     retry: int,
 ) -> None:
     book.gate.clear()
-    dying = started(stores[0], every_minute(book, "dying", retry=retry), ttl=1.5)
+    dying = started(stores[0], every_minute(book, "dying", retry=retry), ttl=5.0)
     planned(dying)
     wall.move(MINUTE)
     past(dying, 1, "running")
@@ -662,7 +662,7 @@ def test_a_service_that_stops_has_what_runs_know_and_listed_as_it_ended(
     members[1].service.stop()
     other = staying.jobs(ttl=LONG)
     assert [each.state for each in past(other, 1)] == ["done"]
-    assert not members[0].state.clock(1).is_wanted  # type: ignore[attr-defined]
+    eventually(lambda: not members[0].state.clock(1).is_wanted)  # type: ignore[attr-defined]
     eventually(
         lambda: not [each for each in threading.enumerate() if each.name.startswith(("raftsvc-clock", "raftsvc-job"))]
     )

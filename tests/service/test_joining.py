@@ -37,7 +37,7 @@ def test_a_node_that_mistook_its_own_address_is_not_let_in_and_may_correct_it(cl
     two.addr = free_address()
     two.restart()
     with pytest.raises(raftsvc.JoinFailedError, match=f"nobody answers at {two.addr}: is that the address"):
-        two.service.join(one.addr, timeout=1.0)
+        two.service.join(one.addr, timeout=3.0)
     assert is_blank(two) and len(one.status["members"]) == 1
     two.addr = right
     two.restart()
@@ -58,7 +58,7 @@ def test_a_node_whose_address_is_anothers_is_told_who_answers_there(cluster: Clu
     two.addr = elsewhere(other.addr)
     two.restart()
     with pytest.raises(raftsvc.JoinFailedError, match=f"{expected} answers at {two.addr}"):
-        two.service.join(one.addr, timeout=1.0)
+        two.service.join(one.addr, timeout=3.0)
     assert is_blank(two) and len(one.status["members"]) == 1
 
 
@@ -235,7 +235,7 @@ def test_a_join_that_was_admitted_and_not_taken_in_can_be_repeated(cluster: Clus
     healed = cut_off_once_admitted(one, two)
     for _ in range(2):
         with pytest.raises(raftsvc.JoinFailedError, match="is member 2 now"):
-            two.service.join(one.addr, timeout=1.0)
+            two.service.join(one.addr, timeout=3.0)
     other = cluster.add()
     other.service.init()
     with pytest.raises(raftsvc.ExistingClusterError, match="is of another"):

@@ -171,7 +171,7 @@ def test_two_copies_that_count_alike_are_both_found_out(
         return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
     eventually(lambda: sum("stops taking part" in text for text in errors()) == 2, "both are errors in the log")
-    assert any("stops taking part" not in text for text in errors()), "so is what others say of them"
+    eventually(lambda: any("stops taking part" not in text for text in errors()), "so is what others say of them")
 
 
 def test_a_directory_put_back_to_what_it_was_before_a_restart_takes_no_part(
@@ -285,7 +285,9 @@ def test_a_restart_is_no_copy_however_often_and_wherever(cluster: Cluster, trio:
 @pytest.mark.parametrize("how", ["at once", "to the other node", "after both were started again"])
 @pytest.mark.parametrize("path", ["msg", "confirm", "stream", "join"])
 def test_what_was_recorded_between_nodes_is_worth_nothing(cluster: Cluster, path: str, how: str) -> None:
-    one, two = cluster.add(), cluster.add()
+    # Where terms are compared nobody is elected because the machine is busy.
+    options = {} if how == "after both were started again" else {"election_timeout": 5.0}
+    one, two = cluster.add(**options), cluster.add(**options)
     recorded: list[requests.PreparedRequest] = []
     for member in (one, two):
         send = member.session.send
@@ -357,7 +359,7 @@ def test_a_directory_that_was_put_back_is_found_out_though_it_was_started_often_
         store.close()
     member.start()
     eventually(lambda: is_superseded(member), "it knows")
-    assert all(m.service.is_ready() for m in others)
+    eventually(lambda: all(m.service.is_ready() for m in others), "the others serve")
 
 
 def test_a_node_that_failed_says_nothing_that_would_make_its_successor_void(
@@ -403,7 +405,7 @@ def test_a_directory_put_back_between_two_starts_is_found_out_by_the_leader_it_h
     put_back(member, older)
     member.start()
     eventually(lambda: is_superseded(member), "it knows")
-    assert any("lacks entries" in str(m.service.err()) for m in others)
+    eventually(lambda: any("lacks entries" in str(m.status["conditions"]) for m in others), "it is told what it lacks")
     lost, follower = (each.status["node_id"] for each in (member, next(m for m in others if not m.is_leader)))
     before = Counter(heard)
     eventually(lambda: heard[follower] >= before[follower] + 40, "the others go on")

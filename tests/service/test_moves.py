@@ -53,7 +53,7 @@ def are_found(members: list[Member]) -> None:
     eventually(lambda: all(recorded(m) == wanted for m in members), f"{wanted} is recorded")
     for number, member in enumerate(members):
         assert member.service.exec(b"%d" % number, PATIENCE)
-        assert member.service.err() is None
+        eventually(lambda m=member: m.service.err() is None, "nothing is wrong with it")
     eventually(lambda: all(list(m.state.peers().values()) == wanted for m in members), "the States know it")
 
 
@@ -163,7 +163,7 @@ def are_told(members: list[Member], *words: str) -> None:
     for member in members:
         eventually(lambda member=member: isinstance(member.service.err(), raftsvc.MisplacedError), "it is in err()")
         eventually(lambda member=member: all(word in str(member.service.err()) for word in words), f"{words}")
-        assert member.service.is_ready(), "and serves all the same"
+        eventually(member.service.is_ready, "and serves all the same")
 
 
 @pytest.mark.parametrize("spelling", ["the same", "another name of that machine"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +71,29 @@ class SmallWrites:
         return max(self.latencies)
 
 
+class Stillness:
+    """For how long the machine stood still, and its disk: by how much what takes a moment takes longer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_over = threading.Event()
+        self._result = in_background(self._run)
+
+    def _run(self) -> float:
+        seconds = 0.0
+        with self._path.open("wb") as file:
+            while not self._is_over.is_set():
+                began = time.monotonic()
+                self._is_over.wait(0.05)
+                os.fsync(file.fileno())
+                seconds += max(0.0, time.monotonic() - began - 0.06)
+        return seconds
+
+    def end(self) -> float:
+        self._is_over.set()
+        return float(self._result())
+
+
 @pytest.mark.parametrize("streams", [True, False], ids=["streams", "no streams"])
 @pytest.mark.parametrize("at_leader", [True, False], ids=["at the leader", "at a follower"])
 def test_a_long_value_passes_slow_links_and_holds_nobody_up(
@@ -92,10 +116,12 @@ def test_a_long_value_passes_slow_links_and_holds_nobody_up(
     for link in links:
         link.rate = 3 * MEGABIT // 2
     before = terms(members)
+    stillness = Stillness(tmp_path / "still")
     small = [SmallWrites(member) for member in members]
     writer = leader if at_leader else cluster.follower()
     writer.service.exec(b"x" * LONG_BYTES, timeout=PATIENCE)
-    assert max([one.end() for one in small]) < 3.0
+    longest = max([one.end() for one in small])
+    assert longest < 3.0 + stillness.end()
     assert terms(members) == before, "nobody campaigned"
     assert all(sum(len(item) == LONG_BYTES for item in member.read()) == 1 for member in members)
 
@@ -137,9 +163,9 @@ def test_a_proxy_that_refuses_large_bodies_is_passed_in_smaller_ones(
         assert all(0 < proxy.largest <= limit for proxy in proxies)
         leader = cluster.leader()
         leader.service.exec(b"long" * 50_000, timeout=PATIENCE)
-        eventually(lambda: "narrow" in leader.status["conditions"], "it says so")
-        assert "(413)" in leader.status["conditions"]["narrow"]
-        assert all(member.service.err() is None for member in members), "and is no error"
+        # It may be over meanwhile, and begin again: what is longer is tried now and then.
+        eventually(lambda: "(413)" in leader.status["conditions"].get("narrow", ""), "it says so")
+        eventually(lambda: all(member.service.err() is None for member in members), "and is no error")
         for proxy in proxies:
             proxy.limit = 1 << 20
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 import raftsvc
-from raftsvc import kv, recipes
+from raftsvc import kv, listeners, recipes
 from raftsvc.kv import leases
 from raftsvc.kv.transactions import decode
 from raftsvc.recipes import Counter, Item, Queue
 
 from .harness import PATIENCE, Cluster, Member, eventually, in_background
-from .test_holding import LONG, Clock, clock, lone, members, stores, waiting
+from .test_holding import LONG, SHORT, Clock, clock, lone, members, stores, waiting
 from .test_watching import OpenState, store_of
 
 __all__ = ["clock", "lone", "members", "stores"]
@@ -118,7 +118,7 @@ def test_who_waits_writes_nothing_until_there_is_something(lone: kv.KeyValue) ->
 def test_there_is_nothing_at_once_or_not_in_time(lone: kv.KeyValue) -> None:
     queue = lone.queue("q", ttl=LONG)
     assert queue.get(blocking=False) is None
-    assert queue.get(timeout=0.05) is None
+    assert queue.get(timeout=SHORT) is None
     queue.put(b"1")
     eventually(lambda: lone.claims("queue:q", PATIENCE) == [], "who gave up to be gone")
     item = queue.get(blocking=False)
@@ -339,14 +339,18 @@ def test_the_end_of_a_with_does_not_say_of_work_that_was_done_that_nothing_was(
     assert caught.value.__cause__ is error
 
 
-def test_work_that_ends_while_the_service_stops_is_acknowledged(members: list[Member]) -> None:
+def test_work_that_ends_while_the_service_stops_is_acknowledged(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_LEAVE_SECONDS", PATIENCE)  # however busy the machine is
+    monkeypatch.setattr(listeners, "FAREWELL_SECONDS", PATIENCE)
     stopping, staying = store_of(members[1]), store_of(members[0])
     staying.queue("q").put(b"1", timeout=PATIENCE)
     item = taken(stopping.queue("q", ttl=LONG))
 
     def work() -> None:
         with item:
-            assert item.lost.wait(PATIENCE)  # the work ends in the second that is left
+            assert item.lost.wait(PATIENCE)  # the work ends in the time that is left
 
     done = in_background(work)
     members[1].service.stop()
@@ -395,10 +399,14 @@ def test_what_a_process_had_that_died_is_handed_out_again_once_its_lease_is_over
     again = taken(alive.queue("q", ttl=1.5))
     assert time.monotonic() >= held_until
     assert item.lost.is_set()
-    assert (again.id, again.fence) == (item.id, 2)
+    assert (again.id, again.fence) == (item.id, item.fence + 1)
 
 
-def test_who_stops_in_order_gives_back_what_nobody_works_at(members: list[Member]) -> None:
+def test_who_stops_in_order_gives_back_what_nobody_works_at(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_LEAVE_SECONDS", PATIENCE)
+    monkeypatch.setattr(listeners, "FAREWELL_SECONDS", PATIENCE)
     stopping, staying = store_of(members[1]), store_of(members[0])
     staying.queue("q").put(b"1", timeout=PATIENCE)
     item = taken(stopping.queue("q", ttl=LONG))
@@ -675,7 +683,7 @@ def test_all_wait_at_a_gate_until_it_is_open(stores: list[kv.KeyValue]) -> None:
     gate.close(PATIENCE)
     gate.close(PATIENCE)
     assert gate.is_closed(PATIENCE)
-    assert gate.wait(0.05) is False
+    assert gate.wait(SHORT) is False
     results = [in_background(lambda store=store: store.barrier("deploy").wait(PATIENCE)) for store in stores]  # type: ignore[misc]
     with nothing_proposed(*stores):
         assert not threading.Event().wait(0.3)
@@ -742,7 +750,7 @@ def test_a_meeting_begins_and_ends_for_all_at_once(stores: list[kv.KeyValue]) ->
 
 
 def test_who_does_not_wait_any_longer_is_not_waited_for(stores: list[kv.KeyValue]) -> None:
-    alone = in_background(lambda: stores[0].meeting("round", 2, ttl=LONG).enter(1.0))
+    alone = in_background(lambda: stores[0].meeting("round", 2, ttl=LONG).enter(5.0))
     waiting(stores[1], "meeting:round", 1)
     with pytest.raises(TimeoutError, match="not as many as 2"):
         alone()
@@ -802,7 +810,7 @@ def test_who_has_left_a_meeting_waits_for_as_long_as_he_says_and_may_wait_on(lon
     on = in_background(lambda: mine.leave(PATIENCE))
     assert hanging.leave(PATIENCE) is True
     assert on() is True
-    assert mine.leave(0.05) is True
+    assert mine.leave(PATIENCE) is True
     mine, hanging = enter_two()
     mine.lost.set()
     for _ in range(2):
@@ -881,8 +889,15 @@ def run(example: str, store: kv.KeyValue) -> dict[str, Any]:
 
 @pytest.mark.parametrize("heading", WRITTEN)
 def test_what_is_written_about_it_runs(heading: str, lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
-    get = Queue.get
-    monkeypatch.setattr(Queue, "get", lambda self, timeout: get(self, timeout=min(timeout, 0.3)))
+    get, given = Queue.get, list[Item]()
+
+    def get_soon(queue: Queue, timeout: float) -> Item | None:
+        """There is one, and no other."""
+        item = get(queue, timeout=min(timeout, 0.3) if given else PATIENCE)
+        given[:] = [] if item is None else [item]
+        return item
+
+    monkeypatch.setattr(Queue, "get", get_soon)
     section = PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     examples = [example_in(WRITTEN[heading].__doc__ or ""), example_in(section, "```python\n")]
     for example in examples:

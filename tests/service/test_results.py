@@ -105,7 +105,7 @@ def test_one_thread_has_many_on_their_way(cluster: Cluster) -> None:
 
 def leader_without_followers(cluster: Cluster) -> Member:
     """One whose writes reach its log, and no majority."""
-    cluster.form(3)
+    cluster.form(3, election_timeout=5.0)  # it does not step down meanwhile
     leader = cluster.leader()
     for member in cluster.members:
         if member is not leader:
@@ -221,7 +221,7 @@ def test_what_one_node_wrote_another_reads_with_the_index_that_it_was_told(clust
 
 
 def test_leadership_goes_to_whom_it_is_given(cluster: Cluster) -> None:
-    cluster.form(3)
+    cluster.form(3, election_timeout=5.0)  # for two of these it is waited that somebody takes over
     for _ in range(3):
         leader = cluster.leader()
         target = next(m for m in cluster.members if m is not leader)
@@ -275,12 +275,14 @@ def test_listeners_are_told_who_leads_who_is_a_member_and_what_is_wrong(cluster:
     other = cluster.add()
     other.service.join(node.addr, PATIENCE)
     for heard in (first, second):
-        eventually(lambda heard=heard: set(heard.last("members").members.values()) == {node.addr, other.addr})  # type: ignore[misc]
+        eventually(
+            lambda heard=heard: (e := heard.last("members")) and set(e.members.values()) == {node.addr, other.addr}  # type: ignore[misc]
+        )
     other.service.stop()
     eventually(lambda: (e := first.last("error")) and e.error is not None)
     eventually(lambda: not first.last("leader").is_leader)  # type: ignore[union-attr]
     node.service.stop()
-    eventually(lambda: first.last("stopped"))
+    eventually(lambda: first.last("stopped") and second.last("stopped"))  # one is told after the other
     assert first.events[-1].kind == second.events[-1].kind == "stopped"
     assert first.threads == {"raftsvc-listeners"}
 
@@ -304,7 +306,7 @@ def test_what_a_listener_raises_is_counted_and_keeps_no_other_from_hearing(clust
     remove()
     other = cluster.add()
     other.service.join(node.addr, PATIENCE)
-    eventually(lambda: len(heard.last("members").members) == 2)  # type: ignore[union-attr]
+    eventually(lambda: (e := heard.last("members")) and len(e.members) == 2)
     assert node.service.is_leader
 
 

@@ -316,8 +316,8 @@ def test_what_a_state_warns_of_is_in_the_status_and_logged_once(
     assert shown["kv"]["size_bytes"] == 921 and shown["kv"]["max_bytes"] == 1000 and set(shown["mine"]) == {"digest"}
     store.delete("k")
     eventually(lambda: not member.status["warnings"], "there is room")
-    said = [record.getMessage() for record in caplog.records]
     eventually(lambda: any("warns of nothing" in record.getMessage() for record in caplog.records), "it says so")
+    said = [record.getMessage() for record in caplog.records]
     assert sum("more than 80%" in line for line in said) == 1
 
 
@@ -359,7 +359,7 @@ def test_a_warning_that_is_no_text_is_said_to_be_none_and_an_empty_one_is_none(
     cluster: Cluster = make_cluster(make_state=Odd)
     (member,) = cluster.form(1)
     assert member.service.exec(b"a", PATIENCE)
-    assert member.status["warnings"] == said
+    eventually(lambda: member.status["warnings"] == said, "it is said")
     if warning:
         assert "part 'odd': " in str(raftsvc.States(odd=Odd()).warning())
     else:
@@ -418,8 +418,8 @@ def test_a_snapshot_that_the_state_does_not_take_is_said_to_be_one(
         assert isinstance(refused.value.__cause__, KeyError)
         return
     member.start()
-    error = eventually(member.service.err, "it is said")
-    assert isinstance(error, raftsvc.ApplyHaltedError) and isinstance(error.__cause__, KeyError)
+    error = eventually(lambda: isinstance(e := member.service.err(), raftsvc.ApplyHaltedError) and e, "it is said")
+    assert isinstance(error.__cause__, KeyError)
     assert "could not be restored from a snapshot" in str(error) and "at entry" not in str(error)
 
 

@@ -194,7 +194,7 @@ def test_streams_are_offered_where_threads_are_plenty_or_known(monkeypatch: pyte
 
 
 def test_trouble_with_one_peer_is_not_that_of_the_caller(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.form(3)
+    cluster.form(3, election_timeout=5.0)  # nobody else is elected because the machine is busy
     leader = cluster.leader()
     bad = cluster.follower()
 

@@ -83,8 +83,12 @@ def test_nodes_are_upgraded_one_by_one_and_before_the_last_back_again(
     for member in (one, two, three):
         eventually(lambda member=member: effective(member) == 2)
         assert member.service.propose(b"c").answer == 2
-    lines = [record.getMessage() for record in caplog.records if "the effective version is" in record.getMessage()]
-    assert set(lines) == {"the effective version is raftsvc 1, State 2 now, and was raftsvc 1, State 1"}
+
+    def lines() -> set[str]:
+        return {r.getMessage() for r in caplog.records if "the effective version is" in r.getMessage()}
+
+    eventually(lines, "it is in the log")
+    assert lines() == {"the effective version is raftsvc 1, State 2 now, and was raftsvc 1, State 1"}
     assert one.read() == two.read() == three.read()
 
 

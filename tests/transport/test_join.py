@@ -96,7 +96,7 @@ def test_a_final_answer_ends_it(serve: Serve, code: str, error: type[Exception])
 @pytest.mark.parametrize("leader", ["", "nonsense", "ftp://a:1", "[::1:80", "http://\u2100/raft", "http://u:p@a:1"])
 def test_a_leader_that_is_no_address_is_not_followed(serve: Serve, leader: str) -> None:
     with pytest.raises(raftsvc.JoinFailedError, match="not_leader"):
-        ask(serve(refusing(Problem(421, "not_leader", "over there", leader=leader))[0]), timeout=0.3)
+        ask(serve(refusing(Problem(421, "not_leader", "over there", leader=leader))[0]), timeout=1.0)
 
 
 def test_followers_that_name_each_other_are_left_in_time(serve: Serve) -> None:

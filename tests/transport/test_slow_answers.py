@@ -155,7 +155,7 @@ def test_who_drips_for_ever_costs_a_few_threads_and_no_more() -> None:
 
 def test_an_answer_that_is_slow_and_gets_on_is_waited_for() -> None:
     """As over a link that others fill: in pieces, each in time, at a rate that gets it there."""
-    pieces = 12
+    pieces, seconds = 9, 10 * SECONDS
     is_given_up: list[OSError] = []
 
     def serve(server: socket.socket) -> None:
@@ -165,12 +165,12 @@ def test_an_answer_that_is_slow_and_gets_on_is_waited_for() -> None:
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4096 * pieces))
                 for _ in range(pieces):
-                    threading.Event().wait(SECONDS / 4)
+                    threading.Event().wait(seconds / 8)
                     connection.sendall(b"x" * 4096)
             except OSError as error:
                 is_given_up.append(error)
 
-    network = Network(None, Authenticator(None, None, True), SECONDS, SECONDS)
+    network = Network(None, Authenticator(None, None, True), seconds, seconds)
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=serve, args=(server,), daemon=True)
         thread.start()
