@@ -7,7 +7,7 @@ import time
 
 
 class Pulse:
-    """Seconds for which this process went on, from when it is entered.
+    """Seconds for which this process went on, from its start, or from when it is entered.
 
     Where nothing of it runs for longer than the most that counts, as on a machine that stands still for two seconds,
     the rest of that is no time in which it could have done what is asked of it.
@@ -21,13 +21,19 @@ class Pulse:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tests-pulse", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def start(self) -> Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def stop(self) -> None:
         self._is_over.set()
         self._thread.join()
+
+    def __enter__(self) -> Pulse:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
 
     def _run(self) -> None:
         last = time.monotonic()

@@ -59,7 +59,7 @@ class Program:
     """The service, and the threads that use it."""
 
     def __init__(self, directory: str, addr: str, record: str) -> None:
-        self.pulse = Pulse().__enter__()
+        self.pulse = Pulse().start()
         self.state = ListState()
         self.record = open(record, "a", buffering=1)  # noqa: SIM115 - as long as the process
         self.lock = threading.Lock()

@@ -45,7 +45,7 @@ class Site:
             told = process.call("service.status")["process"]
             return told["owner_pid"] == owner.pid and bool(told.get("is_attached"))
 
-        eventually(is_attached, f"it is attached; {process.log.read_text()}")
+        eventually(lambda: is_attached() and process.call("service.is_ready"), "it is attached")
         return process
 
 
