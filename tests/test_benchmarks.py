@@ -379,7 +379,7 @@ def test_both_versions_are_copied_aside(tmp_path: Path) -> None:
 @needs_git
 @pytest.mark.processes
 def test_each_version_is_imported_from_its_own_copy_and_nothing_is_left(tmp_path: Path) -> None:
-    command = "-m benchmarks --against HEAD --only write --threads 2 --rounds 1 --seconds 0.2 --warmup-seconds 0.1"
+    command = "-m benchmarks --against HEAD --only write --threads 2 --rounds 1 --seconds 1.0 --warmup-seconds 0.1"
     found = tmp_path / "results.json"
     home = tmp_path / "home"
     home.mkdir()
@@ -401,7 +401,7 @@ def test_each_version_is_imported_from_its_own_copy_and_nothing_is_left(tmp_path
 
 @pytest.mark.processes
 def test_the_sources_alone_are_measured_beside_what_is_compiled(tmp_path: Path) -> None:
-    command = "-m benchmarks --systems raftsvc,raftsvc-pure --only write --threads 2 --rounds 1 --seconds 0.2"
+    command = "-m benchmarks --systems raftsvc,raftsvc-pure --only write --threads 2 --rounds 1 --seconds 1.0"
     found = tmp_path / "results.json"
     done = subprocess.run(
         [sys.executable, *command.split(), "--warmup-seconds", "0.1", "--dir", str(tmp_path), "--json", str(found)],

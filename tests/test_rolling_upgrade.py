@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.attached.hosts import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = Path(__file__).with_name("rolling_app.py")
@@ -95,9 +96,7 @@ class Process:
         self.path = path
         self.log = path.with_suffix(".log")
         """What the present process says beside its answers."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.addr = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.addr = f"127.0.0.1:{free_port()}"
         self.process: subprocess.Popen[str] | None = None
         self.lost = 0
         """Writes of which it is not known what became."""

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import raftsvc
+from tests.pulse import Pulse
 
 SECRET = "a secret of the tests, long enough"
 STOPS_AT = "RAFTSVC_TESTS_STOPS_AT"
@@ -58,6 +59,7 @@ class Program:
     """The service, and the threads that use it."""
 
     def __init__(self, directory: str, addr: str, record: str) -> None:
+        self.pulse = Pulse().start()
         self.state = ListState()
         self.record = open(record, "a", buffering=1)  # noqa: SIM115 - as long as the process
         self.lock = threading.Lock()
@@ -80,7 +82,7 @@ class Program:
 
     def write(self, name: str) -> None:
         self.note(kind="begun", name=name)
-        begin = time.monotonic()
+        begin, pulse = time.monotonic(), self.pulse.seconds
         index = 0
         try:
             index = self.service.propose(name.encode(), timeout=8).index
@@ -91,7 +93,8 @@ class Program:
             result = f"not applied: {error}"
         except raftsvc.RaftError as error:
             result = f"error: {type(error).__name__}: {error}"
-        self.note(kind="write", name=name, result=result, begin=begin, end=time.monotonic(), index=index)
+        took = self.pulse.seconds - pulse
+        self.note(kind="write", name=name, result=result, begin=begin, end=time.monotonic(), index=index, took=took)
 
     def read(self) -> None:
         begin = time.monotonic()
@@ -140,6 +143,8 @@ def main() -> None:
             program.service.init()
         elif how == "join":
             program.service.join(boot[0], timeout=60)
+    while not (program.service.is_ready() or program.stopping.wait(0.02)):
+        pass
     program.note(kind="ready", pid=os.getpid(), role=program.service.status()["role"], at=time.monotonic())
     threading.Thread(target=program.tell, daemon=True).start()
     for number in range(int(threads)):

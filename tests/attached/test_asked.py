@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,14 +32,20 @@ class Site:
         if is_listed:
             options["initial_cluster"] = self.addrs
         log = self.path / f"log-{host}-{len(self.processes)}"
-        process = Remote(log, laddr=self.addrs[host], dir=str(self.path / str(host)), election_timeout=0.5, **options)
+        options = {"election_timeout": 0.5, **options}
+        process = Remote(log, laddr=self.addrs[host], dir=str(self.path / str(host)), **options)
         self.processes.append(process)
         return process
 
     def start_attached(self, host: int, owner: Remote, **options: Any) -> Remote:
         """Another one, which is attached."""
         process = self.start(host, **options)
-        assert process.call("service.status")["process"]["owner_pid"] == owner.pid, process.log.read_text()
+
+        def is_attached() -> bool:
+            told = process.call("service.status")["process"]
+            return told["owner_pid"] == owner.pid and bool(told.get("is_attached"))
+
+        eventually(lambda: is_attached() and process.call("service.is_ready"), "it is attached")
         return process
 
 
@@ -59,25 +65,44 @@ def metrics_of(picture: dict[str, Any]) -> dict[tuple[str, tuple[str, ...]], Any
     return {(name, labels): value for name, labels, value in samples(told)}
 
 
-def owner_of(process: Remote) -> int:
-    pid: int = process.call("service.status")["process"]["owner_pid"]
+def owner_of(process: Remote, among: Sequence[Remote]) -> int:
+    """Which of those owns the directory, as a process says once it knows; its calls may be served before."""
+
+    def find() -> int | None:
+        pid: int | None = process.call("service.status")["process"]["owner_pid"]
+        return pid if pid in [each.pid for each in among] else None
+
+    pid: int = eventually(find, "one of them owns it")
     return pid
+
+
+def formation_of(process: Remote) -> str:
+    """As the owner of its directory tells, once that is told in time."""
+
+    def find() -> Any:
+        return process.call("service.status")["formation"]
+
+    return str(eventually(find, "its owner tells")["state"])
+
+
+def addrs_of(process: Remote) -> list[str]:
+    return [member["addr"] for member in process.call("service.status")["members"].values()]
 
 
 def test_all_processes_of_three_hosts_form_one_cluster_by_its_list(site: Site) -> None:
     first = [site.start(0, is_listed=True) for _ in range(3)]
     second = [site.start(1, is_listed=True) for _ in range(2)]
     for process in first + second:
+        eventually(lambda p=process: site.addrs[2] in p.error("kv.incr", "key")[1])  # type: ignore[misc]
         kind, why = process.error("kv.incr", "key")
         assert kind == "FormingError", why
-        eventually(lambda p=process: site.addrs[2] in p.error("kv.incr", "key")[1])  # type: ignore[misc]
-        assert process.call("service.status")["formation"]["state"] == "waiting"
+        assert formation_of(process) == "waiting"
         assert process.error("service.init")[0] == "ConfigurationError"
         assert process.call("service.is_live")
         assert not process.call("service.is_ready")
     waiting = [process.begin("service.wait_formed") for process in first + second]
     # Who owns the directory ends before there is a node, and another forms the cluster.
-    owner = next(process for process in first if process.pid == owner_of(first[0]))
+    owner = next(process for process in first if process.pid == owner_of(first[0], first))
     waiting.pop(first.index(owner))
     first.remove(owner)
     owner.kill()
@@ -87,11 +112,8 @@ def test_all_processes_of_three_hosts_form_one_cluster_by_its_list(site: Site) -
     everybody = first + second + third
     counts = [process.call("kv.incr", "visits") for process in everybody]
     assert counts == list(range(1, len(everybody) + 1))
-    pictures = [process.call("service.status") for process in everybody]
-    assert {picture["formation"]["state"] for picture in pictures} == {"formed"}
-    assert {tuple(sorted(m["addr"] for m in picture["members"].values())) for picture in pictures} == {
-        tuple(site.addrs)
-    }
+    assert {formation_of(process) for process in everybody} == {"formed"}
+    assert {tuple(sorted(addrs_of(process))) for process in everybody} == {tuple(site.addrs)}
 
 
 def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
@@ -100,15 +122,15 @@ def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
     workers = [site.start_attached(0, owner) for _ in range(2)]
     owner.call("kv.incr", "key")
 
-    def differing() -> set[str]:
-        """What they do not say alike: nothing, once all sessions are open."""
+    def alike() -> list[dict[str, Any]]:
+        """What each says, once they say it alike: all sessions are open, and the owner told who asked it in time."""
         pictures = [process.call("service.status") for process in (owner, *workers)]
-        assert {picture.pop("process")["owner_pid"] for picture in pictures} == {owner.pid}
-        assert all(picture.pop("measures")["leader_changes"] == 1 for picture in pictures)  # others go on meanwhile
-        return {name for picture in pictures for name in picture if picture[name] != pictures[0][name]}
+        shared = [{n: said for n, said in p.items() if n not in ("process", "measures")} for p in pictures]
+        changes = {picture["measures"]["leader_changes"] for picture in pictures}  # other measures go on meanwhile
+        return pictures if all(each == shared[0] for each in shared) and changes == {1} else []
 
-    eventually(lambda: not differing(), "all say the same")
-    pictures = [process.call("service.status") for process in (owner, *workers)]
+    pictures = eventually(alike, "all say the same")
+    assert {picture["process"]["owner_pid"] for picture in pictures} == {owner.pid}
     assert pictures[0]["role"] == "leader"
     for picture, name in zip(pictures, ("owner", "attached", "attached"), strict=True):
         found = metrics_of(picture)
@@ -121,13 +143,14 @@ def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
 
 
 def test_init_join_evict_and_transfer_are_done_wherever_they_are_called(site: Site) -> None:
-    owner = site.start(0)
-    one = site.start(0)
-    assert one.error("kv.incr", "key")[0] == "UninitializedError"
+    steady = {"election_timeout": 3.0}  # nobody is elected anew because a process stands still for a while
+    owner = site.start(0, **steady)
+    one = site.start(0, **steady)
+    eventually(lambda: one.error("kv.incr", "key")[0] == "UninitializedError", "it is told what is missing")
     one.call("service.init")
     assert one.error("service.init")[0] == "ExistingClusterError"
-    other_owner = site.start(1)
-    other = site.start(1)
+    other_owner = site.start(1, **steady)
+    other = site.start(1, **steady)
     assert other.error("service.join", site.addrs[0], timeout=20)[0] == "AddressNotAllowedError"
     one.call("kv.allow", site.addrs[1])
     other.call("service.join", site.addrs[0], timeout=40)
@@ -141,7 +164,7 @@ def test_init_join_evict_and_transfer_are_done_wherever_they_are_called(site: Si
     assert owner.call("service.status")["role"] == "follower"
     one.call("service.evict", site.addrs[1])
     for process in (owner, one):
-        assert [m["addr"] for m in process.call("service.status")["members"].values()] == [site.addrs[0]]
+        eventually(lambda p=process: addrs_of(p) == [site.addrs[0]], "it is alone")  # type: ignore[misc]
     assert one.call("kv.incr", "visits") == 1
     assert one.error("service.evict", site.addrs[1])[0] == "UnknownPeerError"
     for process in (other_owner, other):
@@ -165,6 +188,7 @@ def test_what_an_owner_that_is_stopped_is_asked_ends_in_time_and_says_so(site: S
         was_asked = f"process {owner.pid}, which owns the directory, did not answer" in why
         assert kind == (error if was_asked else unasked)
         assert was_asked or ("nothing was done" in why and f"owner pid {owner.pid} does not answer" in why)
+    eventually(lambda: "owner-silent" in worker.call("service.status")["process"]["conditions"], "it is silent")
     picture = worker.call("service.status")
     assert (picture["role"], picture["process"]["owner_pid"]) == ("attached", owner.pid)
     assert "owner-silent" in picture["process"]["conditions"]
@@ -173,29 +197,30 @@ def test_what_an_owner_that_is_stopped_is_asked_ends_in_time_and_says_so(site: S
     assert f"owner pid {owner.pid} does not answer" in picture["error"]
     owner.popen.send_signal(signal.SIGCONT)
     eventually(lambda: worker.call("service.is_ready"), "it is ready again")
-    assert worker.call("service.status")["role"] == "leader"
+    eventually(lambda: worker.call("service.status")["role"] == "leader", "its owner tells again")
     assert worker.error("service.evict", "127.0.0.1:1")[0] == "UnknownPeerError"
 
 
 def test_what_was_asked_of_an_owner_that_ends_is_asked_of_the_next(site: Site) -> None:
-    owners = [site.start(0)]
-    owners[0].call("service.init")
-    workers = [site.start_attached(0, owners[0]) for _ in range(2)]
-    owners[0].popen.send_signal(signal.SIGSTOP)  # it has the question, and does nothing
-    asked = [worker.begin("service.evict", "127.0.0.1:1", timeout=30) for worker in workers]
-    eventually(lambda: "owner-silent" in workers[0].call("service.status")["process"]["conditions"])
-    owners[0].kill()
-    for outcome in asked:
-        assert outcome.is_told or outcome.get() is None
+    late = {"election_timeout": 3.0}  # before it is known to be silent it is asked
+    owner = site.start(0, **late)
+    owner.call("service.init")
+    workers = [site.start_attached(0, owner, **late) for _ in range(2)]
+    owner.popen.send_signal(signal.SIGSTOP)  # it has the question, and does nothing
+    asked = [worker.begin("service.evict", "127.0.0.1:1", timeout=50) for worker in workers]
+    for worker in workers:
+        eventually(lambda w=worker: "owner-silent" in w.call("service.status")["process"]["conditions"])  # type: ignore[misc]
+    assert not any(outcome.is_told for outcome in asked)
+    owner.kill()
+    assert [outcome.get() for outcome in asked] == [None, None], "the former one may have done it"
     assert workers[0].call("kv.incr", "visits") == 1
-    assert owner_of(workers[0]) in [worker.pid for worker in workers]
 
     def told(worker: Remote) -> dict[tuple[str, tuple[str, ...]], Any]:
         return metrics_of(worker.call("service.status"))
 
     for worker in workers:
         eventually(lambda w=worker: told(w).get(("raftsvc_starts_total", ())) == 2, "it knows the owner")  # type: ignore[misc]
-        is_owner = owner_of(worker) == worker.pid
+        is_owner = owner_of(worker, workers) == worker.pid
         assert told(worker)["raftsvc_takeovers_total", ("owner" if is_owner else "attached",)] == is_owner
 
 
@@ -210,7 +235,7 @@ def test_a_process_whose_state_differs_serves_no_more_says_why_and_never_takes_o
     assert not wrong.call("service.is_ready")
     owner.kill()
     assert right.call("kv.incr", "visits") == 4
-    assert owner_of(right) == right.pid
+    assert owner_of(right, [right]) == right.pid
     right.kill()
     another = site.start(0)
     assert another.call("kv.incr", "visits") == 5
@@ -231,7 +256,7 @@ def test_a_version_is_effective_once_all_processes_of_the_host_know_it_and_who_d
     for process in old + new:
         process.call("kv.incr", "visits")
     old[0].kill()
-    while owner_of(new[0]) == old[1].pid:
+    if owner_of(new[0], [old[1], *new]) == old[1].pid:
         assert versions(new[0]) == 1
         old[1].kill()
     assert new[0].call("kv.incr", "visits") == 5

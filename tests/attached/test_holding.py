@@ -36,9 +36,9 @@ def test_processes_of_a_host_share_queues_and_what_one_has_that_dies_another_get
     worker, other = site.start_attached(0, owner), site.start_attached(0, owner)
     for value in ("first", "second"):
         owner.call("work.put", "mail", value)
-    assert owner.call("work.get", "mail", 2.0) == ["first", 1]
+    assert owner.call("work.get", "mail", 5.0) == ["first", 1]
     assert worker.call("work.get", "mail", LONG) == ["second", 1]
-    owner.call("work.live", "owner", 2.0)
+    owner.call("work.live", "owner", 5.0)
     worker.call("work.live", "worker", LONG)
     waits = other.begin("work.get", "mail", LONG)
     eventually(lambda: len(other.call("kv.claims", "queue:mail", timeout=PATIENCE)) == 3)

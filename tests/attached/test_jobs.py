@@ -35,7 +35,7 @@ def test_each_process_of_a_host_runs_jobs_and_they_go_on_when_another_owns_the_n
     owner.call("service.init")
     others = [site.start_attached(0, owner) for _ in range(2)]
     for process in (owner, *others):
-        process.call("jobs.start", str(path), 1, misfire_grace=None, coalesce=False)
+        process.call("jobs.start", str(path), 1, ttl=5.0, misfire_grace=None, coalesce=False)
     eventually(lambda: all(begun_by(path, process) for process in (owner, *others)), "each runs some")
     owner.kill()
     before = len(begun(path))
@@ -53,9 +53,9 @@ def test_a_run_whose_process_is_killed_is_listed_as_dead_and_run_again_by_anothe
     owner = site.start(0)
     owner.call("service.init")
     worker = site.start_attached(0, owner)
-    worker.call("jobs.start", str(path), 1, takes=PATIENCE, retry=1)
+    worker.call("jobs.start", str(path), 1, takes=PATIENCE, ttl=5.0, retry=1)
     eventually(lambda: begun(path))
-    owner.call("jobs.start", str(path), 1, takes=0.0, retry=1)
+    owner.call("jobs.start", str(path), 1, takes=0.0, ttl=5.0, retry=1)
     worker.kill()
     eventually(lambda: len(begun(path)) >= 2)
     first, second = begun(path)[:2]

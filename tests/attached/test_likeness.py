@@ -129,9 +129,10 @@ def test_a_process_that_is_configured_otherwise_waits_and_says_why(started: Any,
     kind, why = stranger.error("kv.incr", "key")
     assert (kind, told in why) == ("ConfigurationError", True)
     assert not stranger.call("service.is_ready")
-    assert owner.call("service.status")["process"]["attached"] == [alike.pid]
+    eventually(lambda: owner.call("service.status")["process"]["attached"] == [alike.pid], "the other one is taken in")
     for process in (owner, stranger):
-        assert process.log.read_text().count(told) == 1, "said once"
+        eventually(lambda p=process: told in p.log.read_text(), "it is said")  # type: ignore[misc]
+        assert process.log.read_text().count(told) == 1, "once"
     # Who is like the former owner goes first.
     owner.kill()
     eventually(lambda: alike.call("service.status")["process"]["owner_pid"] == alike.pid)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.attached.hosts import Host, boot_url, eventually, judge, pause
+from tests.attached.hosts import Host, Process, boot_url, eventually, judge, pause
 from tests.attached.program import STOPS_AT
 from tests.attached.soak import soak
 
@@ -36,9 +36,14 @@ def host(hosts: list[Host]) -> Host:
     for process in host.living:
         process.wait_served()
     for process in host.living:
-        status = process.last("status")
-        assert (status["role"], status["is_attached"]) == ("leader", process is not host.owner())
+        # One that is attached asks its owner, which may take a while to tell.
+        eventually(lambda p=process: _says(p) == ("leader", p is not host.owner()), "each says which it is")  # type: ignore[misc]
     return host
+
+
+def _says(process: Process) -> tuple[str, bool]:
+    status = process.last("status")
+    return status["role"], status["is_attached"]
 
 
 def test_owners_are_killed_with_calls_in_flight_in_all_processes_and_nothing_counts_twice(host: Host) -> None:
@@ -80,7 +85,7 @@ def test_an_owner_that_is_stopped_is_named_and_not_replaced_and_all_goes_on_when
         eventually(lambda p=process: p.last("status")["is_ready"], "it is ready")  # type: ignore[misc]
     assert host.owner() is owner
     judge([host])
-    late = [r for p in attached for r in p.records("write") if r["end"] - r["begin"] > 8 + 2]
+    late = [r for p in attached for r in p.records("write") if r["took"] > 8 + 2]
     assert not late, "each call ends by its deadline"
 
 
@@ -156,8 +161,8 @@ def test_peers_are_refused_by_name_where_only_the_owner_hears_them(host: Host) -
 
 def _is_live(addr: str) -> bool:
     try:
-        return requests.get(f"http://{addr}/raft/livez", timeout=1).status_code == 200
-    except requests.ConnectionError:
+        return requests.get(f"http://{addr}/raft/livez", timeout=10).status_code == 200
+    except requests.RequestException:
         return False
 
 

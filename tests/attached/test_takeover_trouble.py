@@ -27,6 +27,7 @@ from raftsvc.member.node import Node
 from raftsvc.storage import Ahead
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
+from tests.pulse import Pulse
 
 pytestmark = pytest.mark.processes
 
@@ -263,7 +264,8 @@ def test_a_handler_of_log_records_may_ask_how_the_process_is_that_does_not_serve
     for said, trouble in troubles.items():
         with asking_handler(here) as answers:
             in_background(trouble)()
-        assert any(isinstance(answer, tuple) and said in answer[0] for answer in answers), (said, answers)
+            # Whichever thread comes first logs it.
+            eventually(lambda: any(isinstance(a, tuple) and said in a[0] for a in answers), f"{said}: {answers}")  # noqa: B023
 
 
 def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,24 +278,24 @@ def test_calls_end_by_their_deadlines_though_a_takeover_lasts(here: Here, monkey
         start(node)
 
     monkeypatch.setattr(Node, "start", start_late)
-    waiting = in_background(lambda: here.kv.incr("other", timeout=3))
+    waiting = in_background(lambda: here.kv.incr("other", timeout=30))
     assert waiting() == 1
     here.owner.kill()
     calls = [in_background(lambda: here.kv.incr("key", timeout=3)) for _ in range(2)]
     reads = [in_background(lambda: here.service.wait_read(3)) for _ in range(2)]
     assert begun.wait(30)
-    began = time.monotonic()
-    for get in (*calls, *reads):
-        with pytest.raises((OutcomeUnknown, ReadTimeoutError, NodeFailedError)):
-            get()
-    assert time.monotonic() - began < 4, "and no later"
-    began = time.monotonic()
-    for call in (lambda: here.kv.incr("key", timeout=0.5), lambda: here.service.wait_read(0.5)):
-        with pytest.raises((OutcomeUnknown, ReadTimeoutError), match="about to own"):
-            call()
-    with pytest.raises(OutcomeUnknown, match="about to own"):
-        here.service.propose_async(b"", timeout=0.5).result(10)
-    assert time.monotonic() - began < 3
+    with Pulse() as pulse:
+        for get in (*calls, *reads):
+            with pytest.raises((OutcomeUnknown, ReadTimeoutError, NodeFailedError)):
+                get()
+        assert pulse.seconds < 4, "and no later"
+    with Pulse() as pulse:
+        for call in (lambda: here.kv.incr("key", timeout=0.5), lambda: here.service.wait_read(0.5)):
+            with pytest.raises((OutcomeUnknown, ReadTimeoutError), match="about to own"):
+                call()
+        with pytest.raises(OutcomeUnknown, match="about to own"):
+            here.service.propose_async(b"", timeout=0.5).result(60)
+        assert pulse.seconds < 3
     with pytest.raises(ReadTimeoutError, match="about to own"):
         here.service.wait_applied(10**6, timeout=0.5)
     node = here.service._membership.node
@@ -340,12 +342,12 @@ def test_who_waits_at_an_attached_process_that_takes_over_is_told_by_its_node(
         looks.append(len(attached.applied_config.members))
         return looks[-1] == 0
 
+    began = time.monotonic()
     waiting = in_background(lambda: attached.wait_until(is_removed, 6))
     here.owner.kill()
     eventually(lambda: here.owner_pid == os.getpid())
-    began = time.monotonic()
     assert waiting() is False
-    assert time.monotonic() - began > 1, "to the end, for it did not come true"
+    assert time.monotonic() - began >= 6, "to the end, for it did not come true"
     assert len(looks) < 500, "and without a hurry"
     assert attached.wait_until(attached.is_settled, 20)
     assert attached.is_leader

@@ -27,7 +27,7 @@ from tests.client.harness import (
     once_of,
     text_of,
 )
-from tests.service.harness import PATIENCE, free_address
+from tests.service.harness import PATIENCE, eventually, free_address
 
 MakeMembers = Callable[..., Members]
 
@@ -282,13 +282,18 @@ def test_a_recorded_request_is_worth_nothing_wherever_and_whenever_it_comes(make
     assert store.incr("n", timeout=PATIENCE) == 2
     recorded += second.gate.seen
     assert len(recorded) >= 8
-    before = [node.service.status()["commit_index"] for node in members.nodes]
+
+    def commits() -> list[object]:
+        return [node.service.status()["commit_index"] for node in members.nodes]
+
+    eventually(lambda: len(set(commits())) == 1, "both know what is committed")
+    before = commits()
     for node in members.nodes:
         for each in recorded:
             status, problem = send_again(node, each)
             assert status == 409
             assert problem["code"] in ("seen", "challenge")
-    assert [node.service.status()["commit_index"] for node in members.nodes] == before
+    assert commits() == before
     first.restart()
     members.leader()
     for each in recorded:

@@ -75,7 +75,7 @@ def test_where_there_is_no_node_nothing_was_done(node: Neighborhood, tmp_path: P
             store.get("a", 0.3)
     begun = time.monotonic()
     with pytest.raises(raftsvc.NotApplied, match="init"):
-        raftsvc.connect(node.path).set("a", b"", timeout=0.5)
+        raftsvc.connect(node.path).set("a", b"", timeout=3.0)
     assert time.monotonic() - begun < PATIENCE / 4
     with pytest.raises(raftsvc.ConfigurationError, match="name:key"):
         raftsvc.connect(["127.0.0.1:1", node.path])

@@ -22,7 +22,7 @@ from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from raftsvc import ConfigurationError, NotApplied, OutcomeUnknown
-from raftsvc.ext import apscheduler
+from raftsvc.ext import acting, apscheduler
 from raftsvc.ext.acting import come_to_act
 from raftsvc.ext.apscheduler import OncePerCluster, _Run
 from raftsvc.ext.nodes import TEMPORARY, OneNode
@@ -211,7 +211,8 @@ def test_no_thread_of_it_is_left(sites: tuple[Site, Site, list[str]]) -> None:
     assert not [t for t in threading.enumerate() if t.name == "raftsvc-apscheduler"]
 
 
-def test_who_waits_writes_nothing(store: KeyValue) -> None:
+def test_who_waits_writes_nothing(store: KeyValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting, "_CALL_SECONDS", 30.0)
     hold = come_to_act(store, "jobs", 60.0, 0.1)
     assert hold is not None
     before = store.service.status()["applied_index"]

@@ -37,7 +37,8 @@ from django.utils.functional import empty  # noqa: E402
 BACKEND = "raftsvc.ext.django.tasks.RaftBackend"
 TASKS = {
     "default": {"BACKEND": BACKEND, "QUEUES": ["default", "other"], "OPTIONS": {"max_attempts": 2}},
-    "brief": {"BACKEND": BACKEND, "OPTIONS": {"time_limit": 1.0, "result_ttl": 1.5, "name": "a/b"}},
+    "brief": {"BACKEND": BACKEND, "OPTIONS": {"result_ttl": 1.5, "name": "a/b"}},
+    "hasty": {"BACKEND": BACKEND, "OPTIONS": {"time_limit": 1.0, "name": "hasty"}},
     "immediate": {"BACKEND": "django.tasks.backends.immediate.ImmediateBackend"},
 }
 
@@ -112,7 +113,7 @@ def running(backend: Any, grace: float = 30.0, **options: Any) -> Iterator[tuple
 
 def eventually(condition: Callable[[], object]) -> None:
     waiting = threading.Event()
-    for _ in range(600):
+    for _ in range(1200):
         if condition():
             return
         waiting.wait(0.05)
@@ -604,13 +605,13 @@ def test_a_task_that_hangs_is_given_to_another_and_its_worker_ends(backend: Any)
 
     from tests.ext import jobs
 
-    brief = task_backends["brief"]
-    result = jobs.wait.using(backend="brief").enqueue()
-    with running(brief) as (_, ended):
+    hasty = task_backends["hasty"]
+    result = jobs.wait.using(backend="hasty").enqueue()
+    with running(hasty) as (_, ended):
         eventually(lambda: ended)
     assert ended == [False]
-    again = claims(brief, "another")
-    begun = again.begin(take(brief))
+    again = claims(hasty, "another")
+    begun = again.begin(take(hasty))
     jobs.go_on.set()
     assert begun.id == result.id and again.finish(begun, done(None)) is not None
     result.refresh()
@@ -757,7 +758,7 @@ class Project:
     def __init__(self, folder: Path) -> None:
         printed = re.findall(r"```python\n# mysite/\w+.py\n(.*?)```", (ROOT / "docs/tasks.md").read_text(), re.DOTALL)
         (folder / "mysite").mkdir()
-        options = 'TASKS["default"]["OPTIONS"] = {"ttl": 1.0}\n'
+        options = 'TASKS["default"]["OPTIONS"] = {"ttl": 5.0}\n'
         (folder / "mysite/settings.py").write_text(SETTINGS + printed[0] + options)
         (folder / "mysite/tasks.py").write_text(printed[1] + SLOW)
         self.folder = folder

@@ -55,7 +55,11 @@ def start():
     app.start()
 
 node = Hooks(listen="{addr}", start=start)
-on_starting, post_worker_init = node.on_starting, node.post_worker_init
+on_starting = node.on_starting
+
+def post_worker_init(worker):
+    node.post_worker_init(worker)
+    open(f"began-{{worker.pid}}", "w").close()
 
 def worker_exit(server, worker):
     node.worker_exit(server, worker)
@@ -263,6 +267,7 @@ def test_an_application_loaded_by_the_master_has_its_node_in_the_workers_and_lea
     site = start(BESIDE_OWN, IN_HOOK="1", RAFTSVC_LISTEN="")
     assert site.count() > 0
     owner = site.owner()
+    eventually(lambda: len(list(site.path.glob("began-*"))) == 2, "both workers are there")
     site.popen.send_signal(signal.SIGQUIT)  # on which workers end at once
     site.popen.wait(60)
     left = {path.name: path.read_text() for path in site.path.glob("exit-*")}
@@ -291,7 +296,7 @@ def test_a_port_that_is_taken_is_left_to_the_owners(
     start: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", free_port()))
         other.listen()
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         site = start(ALL, RAFTSVC_LISTEN=taken, RAFTSVC_ADDR=taken, RAFTSVC_INITIAL_CLUSTER=taken)

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from raftsvc.kv.remote import connect
-from tests.attached.hosts import eventually, free_port
+from tests.attached.hosts import PATIENCE, eventually, free_port
 from tests.ext.counting import Programs, three_hosts
 
 pytest.importorskip("apscheduler")
@@ -86,7 +86,7 @@ def test_a_job_in_six_workers_runs_once_a_second_and_goes_on_over_a_host_that_is
     before = others[0].ticks()
     eventually(lambda: others[0].ticks() > before + 2, "it goes on")
     ticks = others[1].ticks()
-    claimed = others[1].ask(lambda store: len(store.list("apscheduler/jobs/tick/")))
+    claimed = others[1].ask(lambda store: len(store.list("apscheduler/jobs/tick/", PATIENCE)))
     assert ticks <= claimed, "each run was claimed, and begun once"
 
 
@@ -104,7 +104,7 @@ def test_of_six_beats_one_sends_and_another_goes_on_over_a_host_that_is_lost(hos
     before = sent()
     eventually(lambda: sent() > before + 2, "it goes on")
     count = sent()
-    written = others[0].ask(lambda store: store.get_json("celery-beat/beats/tick")["total_run_count"])
+    written = others[0].ask(lambda store: store.get_json("celery-beat/beats/tick", timeout=PATIENCE)["total_run_count"])
     assert count <= written, "each run was written down, and sent once"
 
 

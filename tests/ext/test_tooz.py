@@ -132,7 +132,7 @@ def test_timeouts_that_no_cluster_takes_are_refused_at_once(make: Make, seconds:
 
 
 def test_who_was_not_heard_of_for_long_may_join_again(make: Make) -> None:
-    driver = make(membership_timeout=[1])
+    driver = make(membership_timeout=[4])
     driver.join_group_create(b"group")
     eventually(lambda: not driver.get_members(b"group").get(), "it is no member any more")
     driver.join_group(b"group").get()

@@ -138,7 +138,7 @@ def test_what_is_sent_again_is_the_same_claim(client: Client, store: kv.KeyValue
 
 def test_a_client_that_is_gone_is_followed_by_the_next(client: Client, store: kv.KeyValue, name: str) -> None:
     path = f"/v1/locks/{name}"
-    gone = said(client.post(f"{path}?ttl=1"))
+    gone = said(client.post(f"{path}?ttl=3"))
     follows = said(client.post(f"{path}?{LONG}&wait=60"))
     assert follows["fence"] > gone["fence"]
     problem(client.put(f"{path}?ticket={gone['ticket']}"), 409, code="LostError")
@@ -148,10 +148,10 @@ def test_a_client_that_is_gone_is_followed_by_the_next(client: Client, store: kv
 def test_who_waits_for_longer_than_his_ttl_is_kept_meanwhile(client: Client, store: kv.KeyValue, name: str) -> None:
     path = f"/v1/locks/{name}"
     held = said(client.post(f"{path}?{LONG}"))
-    waiting = in_background(lambda: said(client.post(f"{path}?ttl=1&wait=60&data=waits")))
+    waiting = in_background(lambda: said(client.post(f"{path}?ttl=4&wait=60&data=waits")))
     eventually(is_waiting(store, name, 1), "it waits")
     begun = store.service.log_time()  # type: ignore[attr-defined]
-    eventually(lambda: store.set("time", b"") and store.service.log_time() > begun + 1500, "its ttl is over")  # type: ignore[attr-defined]
+    eventually(lambda: store.set("time", b"") and store.service.log_time() > begun + 5000, "its ttl is over")  # type: ignore[attr-defined]
     assert [each["data"] for each in said(client.get(path))["claims"]][1:] == ["waits"]
     said(client.delete(f"{path}?ticket={held['ticket']}"))
     assert waiting()["held"]
@@ -359,7 +359,8 @@ def test_who_comes_to_his_claim_too_late_asks_for_nothing_any_more(
 ) -> None:
     """The process stood still for longer than the client waits, who has gone."""
     path, late = f"/v1/locks/{name}", [0.0]
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    began = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: began + late[0])
     for module in ("raftsvc.kv.tickets", "raftsvc.web.asked"):
         monkeypatch.setattr(f"{module}.time", clock)
     for query, seconds, is_in_time in (("wait=0", 11.0, False), ("wait=20&timeout=60", 61.0, False), ("", 9.0, True)):

@@ -14,7 +14,7 @@ from raftsvc.errors import NotApplied, OutcomeUnknown, ReadTimeoutError, Rejecte
 from raftsvc.keys import ClientKey
 from raftsvc.results import Applied
 from raftsvc.web import api
-from tests.service.harness import in_background
+from tests.service.harness import PATIENCE, in_background
 from tests.web.test_keys import problem, said, transact
 
 _numbers = itertools.count(1)
@@ -199,7 +199,7 @@ def test_a_write_that_others_are_always_before_is_certainly_not_done(store: kv.K
     class Overtaken(Late):
         def propose(self, instruction: bytes, timeout: float = 10.0) -> Applied:
             self.store.incr(key)
-            applied: Applied = self.store.service.propose(instruction, timeout)
+            applied: Applied = self.store.service.propose(instruction, PATIENCE)  # its outcome is always known
             return applied
 
     client = Client(api(kv.KeyValue(Overtaken(store, True), store._state), open_to_all=True))  # type: ignore[arg-type]
