@@ -463,8 +463,11 @@ class Membership:
         if not self.home.is_here:
             return False  # the threads and the directory are the parent's
         self.check_outside("stop")
-        if self._sharing is not None and self.node is not None:
-            self._sharing.prepare_to_leave()
+        if self._sharing is not None and self.node is not None and not self.stopped.is_set():
+            try:
+                self._sharing.prepare_to_leave()
+            except Exception:  # it is stopped all the same
+                logger.exception("no other process of this host could get ready before this one leaves")
         with self._lifecycle:
             if self.stopped.is_set():
                 return False

@@ -614,7 +614,7 @@ class Service:
         """Stop replicating; afterwards the Service is unusable.  Idempotent, bounded.
 
         What `before_stop` was given is called first; then, where other processes share the directory, one of them
-        gets ready to own it, for at most 1.5 s; then a leader hands over.  Every caller that waits is woken with an
+        gets ready to own it, for at most a second; then a leader hands over.  Every caller that waits is woken with an
         error.
         """
         if not self._membership.home.is_here:

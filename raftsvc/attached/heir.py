@@ -9,6 +9,7 @@ Threads: raftsvc-attached-ahead, while it reads
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -16,6 +17,8 @@ from collections.abc import Callable
 
 from raftsvc.process import await_end
 from raftsvc.storage import Ahead, Files, read_log_ahead
+
+logger = logging.getLogger("raftsvc.attached")
 
 _FIRST_SECONDS = 0.5
 """How long one that is prepared goes first: its owner may take a moment to end."""
@@ -30,7 +33,8 @@ class Heir:
         self._directory = directory
         self._files = files or Files()
         self._tell = tell
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the next three
+        self._reading: _Reading | None = None
         self._thread: threading.Thread | None = None
         self._ahead: Ahead | None = None
         self._waits_until = 0.0
@@ -40,45 +44,72 @@ class Heir:
         if not is_willing:
             self._tell(False)
             return
-        thread = threading.Thread(target=self._read, name="raftsvc-attached-ahead", daemon=True)
+        reading = _Reading()
+        thread = threading.Thread(target=self._read, args=(reading,), name="raftsvc-attached-ahead", daemon=True)
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
+            if self._reading is not None:
                 return  # that one tells it
-            self._thread = thread
+            self._reading, self._thread = reading, thread
         try:
             thread.start()
         except RuntimeError:  # there can be no thread
-            self._tell(False)
+            self._end(reading, None)
 
-    def _read(self) -> None:
-        ahead = read_log_ahead(self._directory, self._files)
+    def _read(self, reading: _Reading) -> None:
+        ahead = None
+        try:
+            ahead = read_log_ahead(self._directory, self._files, lambda: reading.is_over)
+        except MemoryError:
+            logger.warning("there is no memory for reading the log of %s ahead", self._directory)
+        finally:
+            self._end(reading, ahead)
+
+    def _end(self, reading: _Reading, ahead: Ahead | None) -> None:
         with self._lock:
-            self._ahead = ahead
+            if self._reading is reading:
+                self._reading = None
+            if not reading.is_over:
+                self._ahead = ahead
         self._tell(ahead is not None)
 
     def take(self) -> Ahead | None:
         """What was read; once.  What is being read just then is waited for, for it would be read again."""
-        self.end()
-        with self._lock:
-            ahead, self._ahead = self._ahead, None
-        return ahead
-
-    def drop(self) -> None:
-        """Another process is the owner: nothing of that is needed."""
-        with self._lock:
-            self._ahead = None
-
-    def end(self) -> None:
-        """Wait until nothing is read; bounded."""
         thread = self._thread
         if thread is not None:
             await_end(thread, _READ_SECONDS)
+        with self._lock:
+            ahead = self._ahead
+        self.drop()
+        return ahead
+
+    def drop(self) -> None:
+        """Nothing of that is needed any more, nor what is being read."""
+        with self._lock:
+            self._ahead = None
+            if self._reading is not None:
+                self._reading.is_over = True
+                self._reading = None
+
+    def end(self) -> None:
+        """This process ends: have the thread end; bounded."""
+        self.drop()
+        if self._thread is not None:
+            await_end(self._thread, _READ_SECONDS)
 
     def let_go_first(self, pid: int) -> None:
-        """The owner leaves, and process `pid` is prepared; 0: none is."""
+        """The owner leaves, and process `pid` is prepared, or about to be; 0: none is."""
         self._waits_until = time.monotonic() + _FIRST_SECONDS if pid not in (0, os.getpid()) else 0.0
 
     @property
     def waits(self) -> bool:
         """Whether another process goes first just now."""
         return time.monotonic() < self._waits_until
+
+
+class _Reading:
+    """One reading of the log.  is_over: nobody wants what comes of it."""
+
+    __slots__ = ("is_over",)
+
+    def __init__(self) -> None:
+        self.is_over = False

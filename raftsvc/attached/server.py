@@ -40,7 +40,7 @@ _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
 _FAREWELL_SECONDS = 0.2
-_PREPARE_SECONDS = 1.5
+_PREPARE_SECONDS = 1.0
 """For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
 _END_SECONDS = 2.0
 """In all, however many are attached."""
@@ -87,7 +87,7 @@ class FeedServer:
         self._inode = (0, 0)
         self._trouble = ""  # what was said last of why there is none
         self._refusal = ""  # and of why somebody was not let in
-        self._heir = 0  # the process that is prepared to own the directory next
+        self._heir: _Connection | None = None  # of the process that is prepared to own the directory next
         self._numbers = count(1)
         self._thread = threading.Thread(target=self._run, name="raftsvc-workers", daemon=True)
 
@@ -120,11 +120,12 @@ class FeedServer:
         All goes on meanwhile.  Those who came last go first: where a server is given new code, they stay.
         """
         with self._lock:
-            connections = sorted(self._connections, key=lambda each: each.number, reverse=True)
+            attached = [each for each in self._connections if each.may_own]
         deadline = time.monotonic() + _PREPARE_SECONDS
-        for each in connections:
-            if each.is_prepared(deadline - time.monotonic()):
-                self._heir = each.pid
+        for each in sorted(attached, key=lambda each: each.number, reverse=True):
+            is_prepared = each.is_prepared(deadline)
+            if is_prepared or time.monotonic() >= deadline:  # who reads yet will be the first all the same
+                self._heir = each
                 return
 
     def stop(self, why: str) -> None:
@@ -137,9 +138,10 @@ class FeedServer:
         self._stopping.set()
         with self._lock:
             connections = list(self._connections)
+            heir = self._heir.pid if self._heir in self._connections else 0
         deadline = time.monotonic() + _FAREWELL_SECONDS
         while connections:
-            connections = [each for each in connections if not each.say_at_once(Farewell(why, self._heir))]
+            connections = [each for each in connections if not each.say_at_once(Farewell(why, heir))]
             if time.monotonic() > deadline:  # who does not read sees the end
                 break
             if connections:
@@ -260,10 +262,14 @@ class _Connection:
     def start(self) -> None:
         threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self.number}-in", daemon=True).start()
 
-    def is_prepared(self, timeout: float) -> bool:
+    @property
+    def may_own(self) -> bool:
+        """Whether it is an attached process, as clients are not, and configured as this one."""
+        return bool(self.pid) and not self._unlike
+
+    def is_prepared(self, deadline: float) -> bool:
         """Ask it to get ready to own the directory, and wait until it says whether it is."""
         began = time.monotonic()
-        deadline = began + timeout
         self._prepared = None
         self._has_answered.clear()
         if self._is_over:  # which is said before the other is set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -73,6 +74,8 @@ class Sharing:
         self._server: FeedServer | None = None
         self._is_over = False
         self._worker: Worker | None = None
+        self._leaving = threading.Lock()
+        self._is_leaving = False
 
     def begin(
         self,
@@ -199,8 +202,12 @@ class Sharing:
     def prepare_to_leave(self) -> None:
         """This process is about to stop: another of the host gets ready to own the directory; bounded."""
         server = self._server
-        if server is not None and not self._is_over:
-            server.prepare()
+        if server is None:
+            return
+        with self._leaving:  # whoever stops it at the same time waits for the same
+            if not self._is_leaving:
+                self._is_leaving = True
+                server.prepare()
 
     def bid_farewell(self) -> None:
         """This process is about to stop: the others get ready."""

@@ -9,7 +9,7 @@ Nothing here changes a file.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple
@@ -180,16 +180,21 @@ class Ahead(NamedTuple):
     ends: list[End]
     place: Place
 
-    def is_there(self, files: Files, path: str, numbers: Sequence[int]) -> bool:
-        """Whether the log in `path`, of segments of these numbers, begins with the very bytes that were read."""
+    def compare(self, files: Files, path: str, numbers: Sequence[int]) -> bytes | None:
+        """Whether the log in `path`, of segments of these numbers, begins with the very bytes that were read.
+
+        Returns the last of those segments as it is now, all of it, or None if they are others.  It is to be used as it
+        is: what is read twice may differ, where only the page cache held it.
+        """
         if list(numbers[: len(self.seen)]) != [seen.number for seen in self.seen]:
-            return False
+            return None
+        data = b""
         for seen in self.seen:
-            data = _read_segment(files, path, seen.number, seen.size)
-            if len(data) != seen.size or sha256(data).digest() != seen.digest:
-                return False
+            data = _read_segment(files, path, seen.number)
+            if len(data) < seen.size or sha256(memoryview(data)[: seen.size]).digest() != seen.digest:
+                return None
             give_way()
-        return True
+        return data
 
 
 def segment_name(number: int) -> str:
@@ -277,9 +282,10 @@ def end_of(path: str, data: bytes, salt: int, place: Place, record: Record | str
     return End(path, salt, place.max_index, place.durable, offset, place.chain, place.mark_at, problem, is_closed)
 
 
-def read_ahead(files: Files, path: str) -> Ahead:
+def read_ahead(files: Files, path: str, is_over: Callable[[], bool]) -> Ahead | None:
     """Read the log in `path` as far as it goes, to which another process may write meanwhile; changes nothing.
 
+    is_over: whether nobody wants it any more: then None, soon.
     Raises StorageError, OSError: it may be damaged, or have been changed just then.
     """
     numbers = numbers_of(path, files.list_dir(path))
@@ -287,14 +293,16 @@ def read_ahead(files: Files, path: str) -> Ahead:
     seen: list[_Seen] = []
     ends: list[End] = []
     for number in numbers:
+        if is_over():
+            return None
         segment = f"{path}/{segment_name(number)}"
         data = _read_segment(files, path, number)
         head = read_head(segment, data, number, ends[-1] if ends else None)
         found = found or begun(head)
         place, record = take_records(segment, data, head.crc, found, Place.first(head))
         is_written_to = number == numbers[-1] or not isinstance(record, Record)
-        size = place.offset if is_written_to or not isinstance(record, Record) else record.end
-        seen.append(_Seen(number, size, sha256(data[:size]).digest()))
+        size = place.offset if is_written_to else len(data)
+        seen.append(_Seen(number, size, sha256(memoryview(data)[:size]).digest()))
         if is_written_to:
             break
         ends.append(end_of(segment, data, head.crc, place, record, False))
@@ -302,11 +310,10 @@ def read_ahead(files: Files, path: str) -> Ahead:
     return Ahead(found, seen, ends, place)
 
 
-def _read_segment(files: Files, path: str, number: int, size: int | None = None) -> bytes:
-    """The first bytes of a segment, or all."""
+def _read_segment(files: Files, path: str, number: int) -> bytes:
     fd = files.open_to_read(f"{path}/{segment_name(number)}")
     try:
-        return files.read(fd, files.size(fd) if size is None else size, 0)
+        return files.read(fd, files.size(fd), 0)
     finally:
         files.close(fd)
 

@@ -21,7 +21,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -67,13 +67,13 @@ class Loaded(NamedTuple):
     life: Lineage
 
 
-def read_log_ahead(path: str, files: Files) -> Ahead | None:
+def read_log_ahead(path: str, files: Files, is_over: Callable[[], bool] = lambda: False) -> Ahead | None:
     """Read the log of a directory as far as it goes, while another process owns that and may write; see `Store.load`.
 
-    Slow.  Changes nothing.  None if it cannot be read, or not now.
+    Slow.  Changes nothing.  None if it cannot be read, or not now, or `is_over` says that nobody wants it any more.
     """
     try:
-        return read_ahead(files, f"{path}/wal")
+        return read_ahead(files, f"{path}/wal", is_over)
     except (OSError, StorageError):
         return None
 

@@ -523,7 +523,8 @@ class Wal:
             files.remove(self._spare.path)
         numbers = numbers_of(self._path, names)
         settle_names(files, self._path)  # the name of the last one may be as young as the crash
-        if ahead is not None and not ahead.is_there(files, self._path, numbers):
+        compared = ahead.compare(files, self._path, numbers) if ahead is not None else None
+        if compared is None:
             ahead = None
         found = ahead.found if ahead is not None else None
         before: End | None = None
@@ -537,14 +538,17 @@ class Wal:
                 continue
             is_last = position == len(numbers) - 1
             self._tail = tail = _Tail(files.open(path), 0, 0, START, START, 0)
-            data = files.read(tail.fd, files.size(tail.fd), 0)
+            if ahead is not None and compared is not None and position == len(ahead.ends):
+                data, place = compared, ahead.place
+            else:
+                data, place = files.read(tail.fd, files.size(tail.fd), 0), None
             head = read_head(path, data, number, before)
             tail.size, tail.salt = head.size, head.crc
             if found is None:
                 found = begun(head)
             elif (head.cluster_id, head.node_id) != (found.cluster_id, found.node_id):
                 raise DamagedStorageError(path, 8, "segment of another node or cluster", ADVICE)
-            place = ahead.place if ahead is not None and position == len(ahead.ends) else Place.first(head)
+            place = place or Place.first(head)
             end = end_of(path, data, head.crc, *take_records(path, data, head.crc, found, place), is_last)
             if before is not None and not before.is_closed and not (is_last and end.is_pristine):
                 raise before.damage()

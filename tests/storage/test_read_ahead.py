@@ -53,7 +53,7 @@ def written() -> tuple[Disk, Wal]:
 def test_only_what_came_later_is_decoded(written: tuple[Disk, Wal], monkeypatch: pytest.MonkeyPatch) -> None:
     disk, wal = written
     assert len(disk.list_dir(DIR)) > 3
-    ahead = read_ahead(disk, DIR)
+    ahead = read_ahead(disk, DIR, lambda: False)
     for n in range(61, 91):  # some more segments
         wal.append(HardState(1, 1, n), [entry(n)])
     wal.sync()
@@ -67,8 +67,8 @@ def test_nothing_that_was_read_counts_once_a_byte_of_it_is_another(
 ) -> None:
     disk, _ = written
     count = Count(monkeypatch)
-    assert count.of_open(disk, read_ahead(disk, DIR)) == 0
-    ahead = read_ahead(disk, DIR)
+    assert count.of_open(disk, read_ahead(disk, DIR, lambda: False)) == 0
+    ahead = read_ahead(disk, DIR, lambda: False)
     path = sorted(f"{DIR}/{name}" for name in disk.list_dir(DIR))[1]
     fd = disk.open(path)
     disk.write(fd, b"\xff", 700)
@@ -79,7 +79,7 @@ def test_nothing_that_was_read_counts_once_a_byte_of_it_is_another(
 
 def test_a_log_of_another_beginning_is_read_anew(written: tuple[Disk, Wal], monkeypatch: pytest.MonkeyPatch) -> None:
     disk, wal = written
-    ahead = read_ahead(disk, DIR)
+    ahead = read_ahead(disk, DIR, lambda: False)
     wal.mark_snapshot(40, 1)
     wal.sync()
     wal.release_before(40)
@@ -93,13 +93,13 @@ def test_a_log_of_another_beginning_is_read_anew(written: tuple[Disk, Wal], monk
 def test_it_is_read_while_it_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = new_disk()
     wal = new_log(disk, segment_bytes=SEGMENT_BYTES)
-    ahead = [read_ahead(disk, DIR)]
+    ahead = [read_ahead(disk, DIR, lambda: False)]
     is_over = threading.Event()
 
     def read() -> None:
         while not is_over.is_set():
             try:
-                ahead.append(read_ahead(disk, DIR))
+                ahead.append(read_ahead(disk, DIR, lambda: False))
             except (OSError, StorageError):  # a segment was begun, or given up, just then
                 continue
 

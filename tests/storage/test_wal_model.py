@@ -178,7 +178,7 @@ class Life(RuleBasedStateMachine):
     def read_ahead(self) -> None:
         """As a process does that may own it later; it is of use, or of none, whatever comes in between."""
         if not self.disk.is_dead:
-            self.ahead = read_ahead(self.disk, DIR)
+            self.ahead = read_ahead(self.disk, DIR, lambda: False)
 
     # -- what befalls it
 
