@@ -27,9 +27,14 @@ _raftsvc() {{
 {cases}
         *) [ "${{current:0:1}}" = "-" ] && words="{flags}" ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    # A flag begins with a dash.  Where nothing else fits there are files, which bash adds itself.
+    local fitting=""
+    for word in $words; do
+        [ "${{word:0:1}}" = "-" ] && [ "${{current:0:1}}" != "-" ] || fitting="$fitting $word"
+    done
+    COMPREPLY=($(compgen -W "$fitting" -- "$current"))
 }}
-complete -F _raftsvc raftsvc
+complete -o default -F _raftsvc raftsvc
 """
 
 _ZSH: Final = """\

@@ -184,6 +184,8 @@ class _Seen(NamedTuple):
     warning: str | None = None
     stored_index: int = 0
     """Up to which entry all was in the log as the process began; what those say is no news."""
+    first_snapshot: int = 0
+    """Up to which entry is what the State began with, which was in the directory: a leader's is of a later one."""
 
 
 class Engine:
@@ -236,7 +238,7 @@ class Engine:
         self.writes = Writes(store, self.inbox, self.health, self.records.syncs)
         self.applying = Applying(machine, self.snapshots, self.health, options.max_backlog_bytes)
         self.vigil = Vigil(self.core, self.health, self.writes, self.applying, runner, addr)
-        self._seen = _Seen(stored_index=core.log.last_index)
+        self._seen = _Seen(stored_index=core.log.last_index, first_snapshot=self.snapshots.restored_index)
         self.time = Timekeeper(core, runner.elapsed_clocks, runner.now if options.lease_reads else None)
 
         contexts = Contexts(random)
@@ -534,9 +536,10 @@ class Engine:
         calls.follow_pieces(applying.machine, self.ticks)
         if was_restored:
             index = self.snapshots.restored_index
-            text = f"node {self.node_id}: the State was restored from the leader's snapshot, up to entry {index}"
-            fields = logs.what("snapshot-restored", node=self.node_id, index=index)
-            self._runner.say(logging.WARNING, text, None, fields)
+            if index > self._seen.first_snapshot:
+                text = f"node {self.node_id}: the State was restored from the leader's snapshot, up to entry {index}"
+                fields = logs.what("snapshot-restored", node=self.node_id, index=index)
+                self._runner.say(logging.WARNING, text, None, fields)
             calls.answer_recorded(applying.machine.sessions)
         self.reads.applied(applying.applied_index)
         if error is None:

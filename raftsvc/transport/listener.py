@@ -495,6 +495,7 @@ class _Handler(BaseHTTPRequestHandler):
             "raftsvc.came_at": self._came_at,
             "raftsvc.socket": self.connection,
             "raftsvc.vouch": self.record.vouch,
+            "raftsvc.is_gone": self._is_gone,
         }
         if length:
             environ["CONTENT_LENGTH"] = length
@@ -508,6 +509,19 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(self.connection, ssl.SSLSocket):
             environ["raftsvc.peer_certificate"] = self.connection.getpeercert() or None
         return environ
+
+    def _is_gone(self) -> bool:
+        """Whether the client has ended the connection, as far as one can see without reading."""
+        if isinstance(self.connection, ssl.SSLSocket):  # which cannot be asked
+            return False
+        with selectors.PollSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            if not selector.select(0):
+                return False
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
 
     def _call_app(self, environ: dict[str, Any]) -> None:
         answer: list[Any] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -89,6 +89,11 @@ class Asked:
         if left <= 0:
             raise NotApplied("the time of this request was over before anything was asked of the cluster")
         return left
+
+    def is_gone(self) -> bool:
+        """Whether the client has ended its connection, where the server tells."""
+        is_gone: Callable[[], bool] | None = self.environ.get("raftsvc.is_gone")
+        return is_gone is not None and is_gone()
 
     def wait(self) -> float:
         """For how many seconds it waits for its turn."""

@@ -39,12 +39,17 @@ MAX_WATCHERS = 128
 _BIND_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
 _LAST_SECONDS = 2.0
+_ENDS = (("Connection", "close"),)
 
 StartResponse = Callable[..., Any]
 
 
 class Gate:
-    """Counts what is under way, decodes the path as WSGI has it, and lets nothing new in once it is closed."""
+    """Counts what is under way, decodes the path as WSGI has it, and lets nothing new in once it is closed.
+
+    What is answered from then on ends its connection: whoever sent the next request on that could not tell whether it
+    was read before the port was closed.
+    """
 
     def __init__(self, application: Callable[[dict[str, Any], StartResponse], Iterable[bytes]]) -> None:
         self._application = application
@@ -53,15 +58,18 @@ class Gate:
         self._is_closed = False
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            return start_response(status, [*headers, *_ENDS] if self._is_closed else headers, exc_info)
+
         with self._changed:
             is_closed = self._is_closed
             self._count += not is_closed
         if is_closed:
             error = StoppedError("this node is stopping")
-            return answer_to(error, is_write=environ["REQUEST_METHOD"] not in ("GET", "HEAD"))(environ, start_response)
+            return answer_to(error, is_write=environ["REQUEST_METHOD"] not in ("GET", "HEAD"))(environ, start)
         path = unquote_to_bytes(environ["PATH_INFO"].encode("latin-1")).decode("latin-1")
         try:
-            return _Passing(self._application({**environ, "PATH_INFO": path}, start_response), self._leave)
+            return _Passing(self._application({**environ, "PATH_INFO": path}, start), self._leave)
         except BaseException:
             self._leave()
             raise

@@ -32,6 +32,8 @@ WAIT_SECONDS = 30.0
 _STREAM_SECONDS = 900.0
 """After which a stream ends, and its client comes again by itself: with the rights that its token has by then."""
 _RETRY_MS = 2000
+_LOOK_SECONDS = 2.0
+"""After which it is looked again whether who polls is still there, where the server can tell."""
 _MAX_EVENTS = 1000
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 """Of one answer; an entry is told whole, however large it is."""
@@ -138,7 +140,7 @@ class Watches:
             self._places.begins(watch)
             if is_stream:
                 return _streamed(_Stream(watch, self._positions, self._places, self._heartbeat, asked.admitted_in))
-            said = self._next(watch, wait)
+            said = self._next(watch, wait, asked)
         except BaseException:
             self._places.give_back(watch)
             raise
@@ -153,16 +155,18 @@ class Watches:
         except ConfigurationError as error:
             raise bad_request("after is no position.") from error
 
-    def _next(self, watch: Watch, wait: float) -> dict[str, object]:
-        """What happened, once something did or the time is over."""
+    def _next(self, watch: Watch, wait: float, asked: Asked) -> dict[str, object]:
+        """What happened, once something did or the time is over; or nothing, if the client is gone."""
         ends_at = time.monotonic() + wait
         events: list[dict[str, object]] = []
         size = 0
         while True:
             left = 0.0 if events else max(ends_at - time.monotonic(), 0.0)
-            entry = watch.next(left)
+            entry = watch.next(min(left, _LOOK_SECONDS))
             if not entry:
-                break
+                if left <= _LOOK_SECONDS or self._places.is_closed or asked.is_gone():
+                    break
+                continue
             said = _said(entry)
             events += said
             size += sum(len(each.value or b"") for each in entry)

@@ -96,6 +96,14 @@ def test_the_page_has_every_command_code_and_key() -> None:
     assert flags.names
 
 
+def completed_by_bash(shell: Shell, line: str, more: str = ":") -> list[str]:
+    script = shell("completion", "bash").out.decode()
+    ask = f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _raftsvc; {more}"
+    command = f'{script}\n{ask}; [ "${{#COMPREPLY[@]}}" = 0 ] || printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -108,13 +116,23 @@ def test_the_page_has_every_command_code_and_key() -> None:
     ],
 )
 def test_bash_completes_commands_and_flags(shell: Shell, line: str, expected: str) -> None:
-    script = shell("completion", "bash").out.decode()
-    words = line.split()
-    ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _raftsvc; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    done = subprocess.run(
-        ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
-    assert expected in done.stdout.splitlines()
+    assert expected in completed_by_bash(shell, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("raftsvc verify back", []),
+        ("raftsvc backup ''", []),
+        ("raftsvc lock nightly -- ./night", []),
+        ("raftsvc secret ''", ["abort", "make", "rotate", "status"]),
+    ],
+)
+def test_bash_completes_files_where_there_is_neither_a_flag_nor_a_word(
+    shell: Shell, line: str, expected: list[str]
+) -> None:
+    assert sorted(completed_by_bash(shell, line)) == expected
+    assert " -o default " in completed_by_bash(shell, line, "complete -p raftsvc")[0]
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")

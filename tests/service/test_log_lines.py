@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from raftsvc import logs
-from tests.service.harness import Cluster, eventually
+from tests.service.harness import PATIENCE, Cluster, eventually
+from tests.service.test_durability import write_until_compacted
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
@@ -85,3 +86,26 @@ def test_what_happens_to_a_cluster_is_told_by_name(cluster: Cluster, caplog: pyt
         fields = {name: value for name, value in vars(record).items() if name.startswith("raftsvc_")}
         assert fields.get("raftsvc_event", "leader") in logs.EVENTS
         json.dumps(fields)
+
+
+def test_a_snapshot_of_the_leader_is_told_of_and_one_of_its_own_that_a_node_starts_from_is_not(
+    make_cluster: Callable[..., Cluster], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftsvc")
+    cluster = make_cluster(snapshot_entries=10, trailing_entries=1)
+    (first,) = cluster.form(1)
+    first.service.exec(b"first", PATIENCE)
+    write_until_compacted(first, 10)
+    written = first.read()
+
+    def restored() -> list[int]:
+        records = [vars(record) for record in caplog.records]
+        return [each["raftsvc_node"] for each in records if each.get("raftsvc_event") == "snapshot-restored"]
+
+    first.restart()
+    eventually(lambda: first.service.is_ready() and first.read() == written, "it goes on")
+    assert restored() == []
+    second = cluster.add()
+    second.service.join(first.addr, PATIENCE)
+    eventually(lambda: second.read() == written, "it has all")
+    eventually(lambda: restored() == [second.status["node_id"]], "it is told of once")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import socket
 import ssl
+import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -255,6 +258,33 @@ def drips_until_it_is_ended(connection: socket.socket, clock: Clock, drop: bytes
         except OSError:
             return
     raise AssertionError("it goes on for ever")
+
+
+def test_an_application_is_told_that_its_client_is_gone(serve: Callable[..., Listener]) -> None:
+    asked: Queue[Callable[[], bool]] = Queue()
+    goes_on = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        asked.put(environ["raftsvc.is_gone"])
+        assert goes_on.wait(PATIENCE)
+        return echo(environ, start_response)
+
+    listener = serve(app)
+    try:
+        for resets in (False, True):
+            connection = connect(listener)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            is_gone = asked.get(timeout=PATIENCE)
+            assert not is_gone()
+            if resets:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            eventually(is_gone, "it is seen")
+        with connect(listener) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / ")  # the next request begins
+            assert not asked.get(timeout=PATIENCE)()
+    finally:
+        goes_on.set()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -248,3 +249,32 @@ def test_nothing_new_is_let_in_once_it_is_closed(store: kv.KeyValue) -> None:
     assert b"StoppedError" in ask()
     assert started[-1].startswith("503")
     assert gate.wait_empty(0.0)
+
+
+def test_from_then_on_each_answer_ends_its_connection() -> None:
+    answers: list[tuple[str, str | None]] = []
+    entered, goes_on = threading.Event(), threading.Event()
+
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        entered.set()
+        assert environ["PATH_INFO"] == "/before" or goes_on.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    def ask(path: str) -> None:
+        environ = {"REQUEST_METHOD": "PUT", "PATH_INFO": path, "QUERY_STRING": ""}
+        gate(
+            environ,
+            lambda status, headers, exc_info=None: answers.append((status[:3], dict(headers).get("Connection"))),
+        )
+
+    gate = Gate(slow)
+    ask("/before")
+    entered.clear()
+    under_way = in_background(lambda: ask("/under-way"))
+    assert entered.wait(PATIENCE)
+    gate.close()
+    ask("/late")
+    goes_on.set()
+    under_way()
+    assert answers == [("200", None), ("503", "close"), ("200", "close")]

@@ -15,7 +15,7 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 import raftsvc
 from raftsvc import kv
 from raftsvc.keys import ClientKey
-from raftsvc.web import Api, api
+from raftsvc.web import Api, api, watching
 from raftsvc.web.callers import Tokens
 from tests.service.harness import PATIENCE, SECRET, eventually, free_address, in_background
 from tests.web.test_keys import problem, said, transact
@@ -243,6 +243,16 @@ def test_a_client_that_is_no_member_cannot_watch_and_does_all_else(tmp_path: Pat
     finally:
         far.service.close()
         service.stop()
+
+
+def test_a_poll_ends_once_its_client_is_gone(
+    application: Api, client: Client, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.01)
+    looks = iter([False, False, True])
+    query = {"prefix": key, "wait": str(PATIENCE)}
+    answer = client.get("/v1/watch", query_string=query, environ_overrides={"raftsvc.is_gone": lambda: next(looks)})
+    assert (said(answer)["events"], application.watchers, list(looks)) == ([], 0, [])
 
 
 def test_a_stream_says_nothing_more_once_who_may_what_was_changed(store: kv.KeyValue, key: str) -> None:
