@@ -178,9 +178,10 @@ class Simulation:
         self.outside.heal()
         healed = self.now
         if world.absent:
-            self._expect(
+            self._expect_of_busy(
                 self._all_clients_are_served,
                 "liveness: a client was not served by the majority that was left",
+                self._is_narrow,
             )
             self.nemesis.bring_back()
             for client in self.clients:

@@ -16,6 +16,7 @@ from raftsvc.core.messages import EntryKind, make_entry
 from raftsvc.kv import KeyValue, KeyValueState
 from raftsvc.member.attachment import (
     Answer,
+    Ask,
     AskIndex,
     Entries,
     Farewell,
@@ -26,6 +27,7 @@ from raftsvc.member.attachment import (
     Prepared,
     Propose,
     Said,
+    Told,
     Welcome,
 )
 from raftsvc.member.envelopes import wrap_open, wrap_void
@@ -58,6 +60,13 @@ class Stranger:
             data = self._socket.recv(65536)
             assert data, "it goes on"
             self._heard += self._decoder.feed(data)
+
+    def hear_up_to(self, kind: type[Any]) -> list[Said]:
+        """All that comes, the first of that kind the last of it."""
+        said: list[Said] = []
+        while not said or not isinstance(said[-1], kind):
+            said.append(self.hear(object))
+        return said
 
     def await_end(self) -> None:
         try:
@@ -160,19 +169,61 @@ def test_who_came_last_is_asked_first_to_be_the_next_owner_and_named_to_the_othe
         each.close()
 
 
-def test_an_owner_leaves_though_who_was_asked_never_answers(
+def test_an_owner_leaves_though_who_was_asked_does_not_answer_and_nobody_else_is_asked_too_late(
     owned: tuple[KeyValue, raftsvc.Service, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raftsvc.attached.server._FAREWELL_SECONDS", PATIENCE)
     _, service, directory = owned
-    silent = Stranger(directory).say(Hello(17))
+    other = Stranger(directory).say(Hello(17))
+    other.hear(Welcome)
+    silent = Stranger(directory).say(Hello(18))
     silent.hear(Welcome)
     stopping = leaving(service)
     silent.hear(Prepare)
-    assert silent.hear(Farewell).heir == 0
+    assert silent.hear(Farewell).heir == 18, "it may be reading yet, and is further than all others"
+    said = other.hear_up_to(Farewell)
+    assert not [each for each in said if isinstance(each, Prepare)]
     stopping.join(PATIENCE)
     assert not stopping.is_alive()
     silent.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_is_no_attached_process_is_not_asked_to_be_the_next_owner(
+    owned: tuple[KeyValue, raftsvc.Service, Path],
+) -> None:
+    _, service, directory = owned
+    worker = Stranger(directory).say(Hello(17))
+    worker.hear(Welcome)
+    client = Stranger(directory).say(Ask(1, "status", b"{}"))  # as a command of this host
+    client.hear(Told)
+    stopping = leaving(service)
+    worker.hear(Prepare)
+    worker.say(Prepared(True))
+    said = client.hear_up_to(Farewell)
+    assert not [each for each in said if isinstance(each, Prepare)]
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    worker.close()
+    client.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_is_stopped_twice_at_a_time_has_one_prepared_once(owned: tuple[KeyValue, raftsvc.Service, Path]) -> None:
+    _, service, directory = owned
+    worker = Stranger(directory).say(Hello(17))
+    worker.hear(Welcome)
+    stopping = [leaving(service), leaving(service)]
+    worker.hear(Prepare)
+    worker.say(Prepared(True))
+    said = worker.hear_up_to(Farewell)
+    assert not [each for each in said if isinstance(each, Prepare)]
+    assert said[-1] == Farewell("the owner was stopped", 17)
+    for each in stopping:
+        each.join(PATIENCE)
+        assert not each.is_alive()
+    worker.close()
 
 
 @pytest.mark.usefixtures("patient")

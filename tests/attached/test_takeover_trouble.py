@@ -24,7 +24,7 @@ from raftsvc.keys import fingerprint
 from raftsvc.kv import KeyValue, KeyValueState
 from raftsvc.member.attachment import IS_UNLIKE, Prepare, Prepared, Wait
 from raftsvc.member.node import Node
-from raftsvc.storage import Ahead
+from raftsvc.storage import Ahead, Files
 from tests.attached.hosts import eventually, free_port
 from tests.attached.remote import Remote
 from tests.pulse import Pulse
@@ -405,3 +405,42 @@ def test_others_let_the_one_that_is_prepared_go_first_for_a_moment(monkeypatch: 
     for pid in (os.getpid(), 0):
         heir.let_go_first(pid)
         assert not heir.waits
+
+
+def test_what_is_read_ahead_and_not_wanted_any_more_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, begun = threading.Event(), threading.Event()
+    told: list[bool] = []
+
+    def read(path: str, files: Files, is_over: Callable[[], bool]) -> object:
+        begun.set()
+        assert may_end.wait(60)
+        assert is_over(), "and it is told to end"
+        return object()
+
+    monkeypatch.setattr("raftsvc.attached.heir.read_log_ahead", read)
+    heir = Heir(str(tmp_path), None, told.append)
+    heir.prepare(True)
+    assert begun.wait(60)
+    heir.prepare(True)  # asked again meanwhile: the first one tells it
+    heir.drop()
+    may_end.set()
+    heir.end()
+    assert told == [True]
+    assert heir.take() is None
+
+
+def test_whatever_keeps_it_from_reading_ahead_the_owner_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, files: Files, is_over: Callable[[], bool]) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr("raftsvc.attached.heir.read_log_ahead", fail)
+    told: list[bool] = []
+    heir = Heir(str(tmp_path), None, told.append)
+    for _ in range(2):
+        heir.prepare(True)
+        heir.end()
+    assert told == [False, False]

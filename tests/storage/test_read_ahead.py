@@ -132,3 +132,38 @@ def test_what_cannot_be_read_now_is_none(written: tuple[Disk, Wal]) -> None:
     disk.remove(f"{DIR}/{before[1]}")
     assert read_log_ahead("/node", disk) is None
     assert read_log_ahead("/elsewhere", disk) is None
+
+
+def test_bytes_that_were_compared_are_those_that_it_goes_on_from(
+    written: tuple[Disk, Wal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read once more they may be others, where a sync had failed and only the page cache held them."""
+    disk, wal = written
+    wal.append(None, [entry(61)])
+    ahead = read_ahead(disk, DIR, lambda: False)
+    last = sorted(disk.list_dir(DIR))[-1]
+    reads: list[str] = []
+    read, open_to_read, open_file = disk.read, disk.open_to_read, disk.open
+    paths: dict[int, str] = {}
+
+    def opened(path: str, *arguments: bool) -> int:
+        fd = open_to_read(path, *arguments)
+        paths[fd] = path
+        return fd
+
+    def opened_to_write(path: str) -> int:
+        fd = open_file(path)
+        paths[fd] = path
+        return fd
+
+    def count(fd: int, size: int, offset: int) -> bytes:
+        reads.append(paths[fd])
+        return read(fd, size, offset)
+
+    disk.kill_process()
+    monkeypatch.setattr(disk, "open_to_read", opened)
+    monkeypatch.setattr(disk, "open", opened_to_write)
+    monkeypatch.setattr(disk, "read", count)
+    _, found = Wal.open(disk, DIR, SEGMENT_BYTES, ahead)
+    assert found.entries[-1] == entry(61)
+    assert reads.count(f"{DIR}/{last}") == 1
