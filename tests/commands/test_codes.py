@@ -29,9 +29,10 @@ def test_no_code_but_that_of_the_unknown_is_given_for_what_may_have_been_done() 
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, raftsvc.NotApplied):
             assert code_of(error("why")) in NOTHING_CHANGED, error
-    for open_ended in (raftsvc.OutcomeUnknown, raftsvc.MembershipTimeoutError):
+    for open_ended in (raftsvc.OutcomeUnknown, raftsvc.MembershipTimeoutError, raftsvc.TransferFailedError):
         assert code_of(open_ended("why")) == codes.UNKNOWN
-    assert code_of(raftsvc.ReadTimeoutError("why")) == codes.NOT_REACHED
+    for not_done in (raftsvc.ReadTimeoutError, raftsvc.NotTransferredError):
+        assert code_of(not_done("why")) == codes.NOT_REACHED
     assert code_of(kv.ConflictError("a", 1)) == code_of(raftsvc.Rejected("why")) == codes.NO
     assert code_of(raftsvc.UnknownKeyError("why")) == code_of(raftsvc.NotPermittedError("why")) == codes.NOT_LET_IN
     assert code_of(raftsvc.ConfigurationError("why")) == code_of(ValueError("why")) == codes.USAGE
