@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raftsvc.audit import DONE, UNKNOWN, outcome_of, write_audit
 from raftsvc.copies import Copies
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import (
@@ -49,6 +50,8 @@ from raftsvc.transport.visits import (
     encode_place,
 )
 
+_NOTED = frozenset(("init", "join", "evict", "transfer", "drain"))
+"""What of all that leaves an audit line: what it changes is not only this process's."""
 _NEIGHBOR = ClientKey("neighbor", secrets.token_hex(), "admin")
 """Whoever comes by the socket of the directory, which is this user's alone."""
 _MAX_NEIGHBOR_BYTES = 3_000_000
@@ -83,7 +86,22 @@ class Visitors:
 
         See `raftsvc.client.neighbors`, and `raftsvc.attached.asking`.
         """
-        return self._serve_neighbor(arguments) if what == "client" else self._reception.do_for_worker(what, arguments)
+        if what == "client":
+            return self._serve_neighbor(arguments)
+        if what not in _NOTED:
+            return self._reception.do_for_worker(what, arguments)
+        began, outcome, detail = time.monotonic(), UNKNOWN, "it was interrupted"
+        try:
+            result = self._reception.do_for_worker(what, arguments)
+            outcome, detail = DONE, ""
+        except RaftError as error:
+            outcome, detail = outcome_of(error), f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            whom = arguments.get("addr") or arguments.get("boot_url") or ("undo" if arguments.get("undo") else "")
+            origin = f"process {arguments.get('pid')}"
+            write_audit("", "directory", origin, f"{what} {whom}".rstrip(), outcome, detail, time.monotonic() - began)
+        return result
 
     def _serve_neighbor(self, arguments: Mapping[str, Any]) -> Mapping[str, object]:
         try:

@@ -296,8 +296,9 @@ MUTANTS = (
     Mutant(
         "a short segment is taken for a torn write",
         "storage/wal.py",
-        "            data = files.read(tail.fd, files.size(tail.fd), 0)\n",
-        "            data = files.read(tail.fd, files.size(tail.fd), 0).ljust(self._spare.size_bytes, b'\\0')\n",
+        "                data, place = files.read(tail.fd, files.size(tail.fd), 0), None\n",
+        "                data, place = files.read(tail.fd, files.size(tail.fd), 0), None\n"
+        "                data = data.ljust(self._spare.size_bytes, b'\\0')\n",
         kinds=_CUT_KINDS,
     ),
     Mutant(

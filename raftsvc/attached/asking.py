@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -138,7 +139,8 @@ class Questions:
             self._last = context = self._last + 1
             self._open[context] = None
         try:
-            if not self._say(Ask(context, what, json.dumps(arguments).encode())):
+            said = {**arguments, "pid": os.getpid()}
+            if not self._say(Ask(context, what, json.dumps(said).encode())):
                 raise LostError(was_sent=False)
             with self._told:
                 while (data := self._open.get(context, b"")) is None:

@@ -55,9 +55,8 @@ class Neighbor:
         Raises NotSentError if nobody was asked, LostError if no answer came.
         """
         deadline = time.monotonic() + timeout
-        return asking.decode(
-            self._exchange(encode(Ask(1, what, json.dumps({**arguments, "timeout": 0.9 * timeout}).encode())), deadline)
-        )
+        said = {**arguments, "timeout": 0.9 * timeout, "pid": os.getpid()}
+        return asking.decode(self._exchange(encode(Ask(1, what, json.dumps(said).encode())), deadline))
 
     def _exchange(self, question: bytes, deadline: float) -> bytes:
         if not os.path.isdir(self.addr):

@@ -20,10 +20,11 @@ from typing import Any, Final
 
 from werkzeug.wrappers import Request, Response
 
+from raftsvc.audit import DONE, FORBIDDEN, REFUSED
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError
 from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.operator.access import Access, Host, Keys, Operator, cookie_header, is_of_the_page, remote_user
-from raftsvc.operator.console import ACTIONS, DONE, FORBIDDEN, REFUSED, Console, Outcome
+from raftsvc.operator.console import ACTIONS, Console, Outcome
 from raftsvc.operator.page import PAGE, POLICY
 
 logger = logging.getLogger("raftsvc")

@@ -8,26 +8,18 @@ anything is proposed; what the cluster itself refuses, it refuses still.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
+from raftsvc.audit import DONE, FORBIDDEN, REFUSED, UNKNOWN, outcome_of, write_audit
 from raftsvc.errors import (
     ConfigurationError,
-    ForkedError,
-    InsideStateError,
-    LastMemberError,
-    MembershipUnchangedError,
     NotApplied,
     NotLeaderError,
-    NotTransferredError,
-    OverloadedError,
     RaftError,
     Rejected,
-    UninitializedError,
-    UnknownPeerError,
 )
 from raftsvc.operator.access import Operator
 from raftsvc.operator.chronicle import ACTION, Chronicle
@@ -37,27 +29,10 @@ from raftsvc.operator.survey import Seen, Survey
 from raftsvc.state import OperatedState, State
 from raftsvc.states import Replication, States
 
-audit = logging.getLogger("raftsvc.audit")
-"""Each line is of the level WARNING, or the default configuration of logging would drop it."""
-
 TRANSFER, EVICT, ALLOW, DISALLOW = "transfer", "evict", "allow", "disallow"
 ACTIONS: Final = (TRANSFER, EVICT, ALLOW, DISALLOW)
-DONE, REFUSED, UNKNOWN, FORBIDDEN = "done", "refused", "unknown", "forbidden"
-"""How an action may end; UNKNOWN: it may have taken effect, or may yet."""
 MAX_SHOWN: Final = 50
 """Locks, jobs, addresses."""
-_UNCHANGED: Final = (
-    MembershipUnchangedError,
-    NotTransferredError,
-    UnknownPeerError,
-    LastMemberError,
-    NotLeaderError,
-    ConfigurationError,
-    OverloadedError,
-    UninitializedError,
-    ForkedError,
-    InsideStateError,
-)
 """After these no member was evicted, and nothing handed over; after others, be they NotApplied, it may have been."""
 _SHARED_SECONDS: Final = 1.0
 _LATE_SECONDS: Final = 5.0
@@ -249,7 +224,7 @@ class Console:
             self._transfer(member, survey)
             return Outcome(DONE, f"leadership was handed over to {name}")
         except RaftError as error:
-            return Outcome(REFUSED if isinstance(error, _UNCHANGED) else UNKNOWN, _told(error))
+            return Outcome(outcome_of(error), _told(error))
 
     def _transfer(self, member: Seen, survey: Survey) -> None:
         try:
@@ -287,18 +262,8 @@ class Console:
 
     def note(self, name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
         """Write the audit line of what somebody did, or tried to, and have it among the events."""
-        self._write(name, way, origin, what, outcome, seconds)
+        write_audit(name, way, origin, what, outcome.outcome, outcome.detail, seconds)
         self._chronicle.note(ACTION, f"{name}: {what}: {outcome.outcome}")
-
-    @staticmethod
-    def _write(name: str, way: str, origin: str, what: str, outcome: Outcome, seconds: float) -> None:
-        """Nothing in it breaks the line."""
-        audit.warning(
-            "operator=%s way=%s from=%s action=%s outcome=%s seconds=%.3f detail=%s",
-            *(json.dumps(each[:300]) for each in (name, way, origin, what, outcome.outcome)),
-            seconds,
-            json.dumps(outcome.detail[:600]),
-        )
 
     def note_refused(self, name: str, way: str, origin: str, what: str, why: str) -> None:
         """Somebody was not let in, or not listened to: a line at once, then one a minute with how many it were.
@@ -310,7 +275,7 @@ class Console:
                 self._refusals += 1
                 return
             self._is_counting = True
-        self._write(name, way, origin, what, Outcome(REFUSED, why), 0.0)
+        write_audit(name, way, origin, what, REFUSED, why, 0.0)
         try:
             threading.Thread(target=self._count, name="raftsvc-audit", daemon=True).start()
         except RuntimeError:  # then each is a line
@@ -329,7 +294,7 @@ class Console:
                     self._is_counting = False
             if count:
                 said = f"{count} more were refused since the last such line"
-                self._write("-", "-", "-", "-", Outcome(REFUSED, said), 0.0)
+                write_audit("-", "-", "-", "-", REFUSED, said, 0.0)
 
 
 def _told(error: Exception) -> str:

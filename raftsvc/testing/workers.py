@@ -152,6 +152,8 @@ class Worker:
         self.replica = Replica(world, self.watch_id, machine.state, node.computer.spoilt_snapshots, 0)
         self.link: Link | None = None
         self.heir: SimulatedProcess | None = None
+        # Of its own: what is read ahead changes nothing, nor the history of a seed.
+        self._reader = Random(f"raftsvc ahead {self.name} {world.report.seed}")
         self._ahead: Ahead | None = None
         self._is_applying = False
         self._applied_index = 0
@@ -175,7 +177,7 @@ class Worker:
         self.life.later(int(TICK * self.random.uniform(0.95, 1.05)), self._tick)
         if self.heir is None:
             self.do(lambda attached: attached.tick())
-            if self.random.random() < 0.02:  # as before its owner leaves, and whatever comes then
+            if self._reader.random() < 0.02:  # as before its owner leaves, and whatever comes then
                 self._ahead = read_log_ahead("/data", self.node.computer.disk)
 
     # -- doing something

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -169,3 +171,20 @@ def test_a_state_that_is_no_store_is_left_alone(shell: Shell, make_node: Callabl
     assert [each["name"] for each in done.json["checks"]] == ["fsync in the directory, 99 of 100"]
     assert "writes were not measured" in done.err
     assert node.service.err() is None
+
+
+def test_what_a_command_has_done_to_the_cluster_leaves_an_audit_line(
+    shell: Shell, trio: list[Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(trio[0].path)
+    eventually(lambda: trio[0].service.is_leader and can_lose_one(shell, trio[0]), "all vote")
+    with caplog.at_level(logging.WARNING, "raftsvc.audit"):
+        assert shell("--at", place, "evict", trio[2].addr).code == 0
+        assert shell("--at", place, "evict", "nobody:1").code == 1
+        assert shell("--at", place, "status").code == 0
+    lines = [record.getMessage() for record in caplog.records if record.name == "raftsvc.audit"]
+    assert len(lines) == 2, "looking leaves none"
+    way = f'operator="" way="directory" from="process {os.getpid()}"'
+    assert lines[0].startswith(f'{way} action="evict {trio[2].addr}" outcome="done"')
+    assert lines[1].startswith(f'{way} action="evict nobody:1" outcome="refused"')
+    assert "no member is at nobody:1" in lines[1]
