@@ -1879,7 +1879,7 @@ MUTANTS = (
     Mutant(
         "what may have been done for an operator is called refused",
         "operator/console.py",
-        "            return Outcome(REFUSED if isinstance(error, _UNCHANGED) else UNKNOWN, _told(error))\n",
+        "            return Outcome(outcome_of(error), _told(error))\n",
         "            return Outcome(REFUSED, _told(error))\n",
         test="operator/test_console.py::test_what_may_have_been_done_is_not_called_refused",
     ),
