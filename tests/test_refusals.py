@@ -18,6 +18,7 @@ import raftsvc.kv
 from raftsvc.errors import ConfigurationError, DirectoryInUseError
 from raftsvc.host.refusals import check_server, command_below
 from raftsvc.host.servers import HostPool
+from tests.attached.hosts import free_port
 
 SECRET = "a secret of the tests, long enough"
 PATIENCE = 60.0
@@ -255,7 +256,9 @@ def test_a_node_does_not_wait_to_be_found_on_a_port_that_is_not_served_yet(
             load(lambda: service.join("127.0.0.1:2", PATIENCE))
     finally:
         service.stop()
-    service = raftsvc.start("127.0.0.1:1", tmp_path / "b", None, state(), secret=SECRET, listen="127.0.0.1:0")
+    service = raftsvc.start(
+        "127.0.0.1:1", tmp_path / "b", None, state(), secret=SECRET, listen=f"127.0.0.1:{free_port()}"
+    )
     try:
         with pytest.raises(raftsvc.JoinFailedError):
             load(lambda: service.join("127.0.0.1:2", 0.0))

@@ -81,7 +81,7 @@ def test_where_there_is_no_node_nothing_was_done(node: Neighborhood, tmp_path: P
         raftsvc.connect(["127.0.0.1:1", node.path])
     with pytest.raises(raftsvc.ConfigurationError, match=r"a directory begins with / or a dot, as \./data-1 does"):
         raftsvc.connect("data-1")
-    with pytest.raises(raftsvc.ConfigurationError, match=r"URL\Z"):
+    with pytest.raises(raftsvc.ConfigurationError, match=r"https://host:port/prefix\Z"):
         raftsvc.connect("ftp://data-1")
 
 
