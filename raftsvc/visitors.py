@@ -50,8 +50,8 @@ from raftsvc.transport.visits import (
     encode_place,
 )
 
-_NOTED = frozenset(("init", "join", "evict", "transfer", "drain"))
-"""What of all that leaves an audit line: what it changes is not only this process's."""
+_NOTED = frozenset(("evict", "transfer", "drain"))
+"""What leaves an audit line; that a node founded a cluster, or joined one, its own log says."""
 _NEIGHBOR = ClientKey("neighbor", secrets.token_hex(), "admin")
 """Whoever comes by the socket of the directory, which is this user's alone."""
 _MAX_NEIGHBOR_BYTES = 3_000_000
@@ -98,7 +98,7 @@ class Visitors:
             outcome, detail = outcome_of(error), f"{type(error).__name__}: {error}"
             raise
         finally:
-            whom = arguments.get("addr") or arguments.get("boot_url") or ("undo" if arguments.get("undo") else "")
+            whom = arguments.get("addr") or ("undo" if arguments.get("undo") else "")
             origin = f"process {arguments.get('pid')}"
             write_audit("", "directory", origin, f"{what} {whom}".rstrip(), outcome, detail, time.monotonic() - began)
         return result

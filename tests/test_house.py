@@ -41,6 +41,7 @@ ROOMS = {
     "errors": "",
     "logs": "",
     "answers": "errors",
+    "audit": "errors",
     "state": "",
     "results": "",
     "timeouts": "errors",
@@ -79,9 +80,9 @@ ROOMS = {
     "reception": "errors logs addresses company credentials facts metrics state process mainthread core storage "
     "transport member host formation forming listeners",
     "copies": "errors storage",
-    "visitors": "errors keys state core member transport formation proposals reception copies",
+    "visitors": "errors audit keys state core member transport formation proposals reception copies",
     # The operator's page: what is shown and done through the public face, and who may.
-    "operator": "errors addresses keys mainthread state states",
+    "operator": "audit errors addresses keys mainthread state states",
     "service": "errors addresses aio credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
     "operator",
