@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import shutil
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +17,25 @@ import requests
 import raftsvc
 from raftsvc.transport.listener import Listener
 from tests.service.harness import PATIENCE, Cluster, ListState, Member, eventually, free_address, in_background, voters
+
+_ports = itertools.count()
+
+
+def lone_address() -> str:
+    """As `free_address`, with a port that nobody has at any address, nor is given: below those of the kernel."""
+    host = free_address().rpartition(":")[0]
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20_000 + 200 * (worker % 50) + next(_ports) % 200
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return f"{host}:{port}"
+
+
+@pytest.fixture
+def lone_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes may listen at all addresses."""
+    monkeypatch.setattr("tests.service.harness.free_address", lone_address)
 
 
 def anywhere(addr: str) -> str:
@@ -46,6 +69,7 @@ def test_a_node_that_mistook_its_own_address_is_not_let_in_and_may_correct_it(cl
     assert voters(one) == [one.addr, right]
 
 
+@pytest.mark.usefixtures("lone_ports")
 @pytest.mark.parametrize("who", ["a member", "a stranger"])
 def test_a_node_whose_address_is_anothers_is_told_who_answers_there(cluster: Cluster, who: str) -> None:
     one, two, three = cluster.add(), cluster.add(), cluster.add()
@@ -112,6 +136,7 @@ def test_a_node_whose_server_begins_to_listen_only_later_joins(cluster: Cluster)
         server.stop()
 
 
+@pytest.mark.usefixtures("lone_ports")
 def test_a_node_that_lost_its_disk_is_not_let_in_beside_its_ghost_under_another_name(cluster: Cluster) -> None:
     cluster.form(3)
     gone = cluster.follower()
