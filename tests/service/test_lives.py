@@ -71,6 +71,12 @@ def names(member: Member, node_id: int) -> bool:
     return said.startswith("DoubledMemberError: ") and f"node {node_id}" in said
 
 
+def knows_from_log(member: Member, node_id: int) -> bool:
+    """Whether it has applied that no life of `node_id` counts."""
+    engine = member.service._node._engine  # type: ignore[union-attr]
+    return bool(engine.applying.machine.life_of(node_id).counter == MAX_NUMBER)
+
+
 @pytest.mark.parametrize("which", ["follower", "leader"])
 def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_nothing(
     cluster: Cluster, trio: Trio, tmp_path: Path, which: str
@@ -90,7 +96,8 @@ def test_a_copy_of_a_running_members_directory_is_named_by_all_and_counted_for_n
         with pytest.raises(raftsvc.SupersededError, match="evict it, and join again"):
             member.service.exec(b"never", PATIENCE)
         assert not member.service.is_ready()
-    # For good: whoever is started again knows it from the log.
+    # For good: whoever is started again knows it from the log, once it is there.
+    eventually(lambda: all(knows_from_log(m, node_id) for m in others), "it is in the log")
     for member in others:
         member.restart()
     eventually(lambda: any(m.is_leader for m in others), "one of the others leads")
