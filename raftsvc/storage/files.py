@@ -193,7 +193,7 @@ class Files:
 
 
 def read_file(files: Files, path: str) -> bytes:
-    """The whole content of a small file."""
+    """The whole content of a file."""
     fd = files.open_to_read(path)
     try:
         return files.read(fd, files.size(fd), 0)

@@ -190,7 +190,7 @@ class Ahead(NamedTuple):
             return None
         data = b""
         for seen in self.seen:
-            data = _read_segment(files, path, seen.number)
+            data = read_file(files, f"{path}/{segment_name(seen.number)}")
             if len(data) < seen.size or sha256(memoryview(data)[: seen.size]).digest() != seen.digest:
                 return None
             give_way()
@@ -296,7 +296,7 @@ def read_ahead(files: Files, path: str, is_over: Callable[[], bool]) -> Ahead | 
         if is_over():
             return None
         segment = f"{path}/{segment_name(number)}"
-        data = _read_segment(files, path, number)
+        data = read_file(files, segment)
         head = read_head(segment, data, number, ends[-1] if ends else None)
         found = found or begun(head)
         place, record = take_records(segment, data, head.crc, found, Place.first(head))
@@ -308,14 +308,6 @@ def read_ahead(files: Files, path: str, is_over: Callable[[], bool]) -> Ahead | 
         ends.append(end_of(segment, data, head.crc, place, record, False))
     assert found is not None
     return Ahead(found, seen, ends, place)
-
-
-def _read_segment(files: Files, path: str, number: int) -> bytes:
-    fd = files.open_to_read(f"{path}/{segment_name(number)}")
-    try:
-        return files.read(fd, files.size(fd), 0)
-    finally:
-        files.close(fd)
 
 
 def damages(files: Files, path: str) -> list[StorageError]:

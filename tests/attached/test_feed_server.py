@@ -138,6 +138,13 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"raftsvc.attached.server.{name}", PATIENCE)
 
 
+def taken_in(directory: Path, pid: int) -> Stranger:
+    """One that is attached."""
+    stranger = Stranger(directory).say(Hello(pid))
+    stranger.hear(Welcome)
+    return stranger
+
+
 def leaving(service: raftsvc.Service) -> threading.Thread:
     """Have it stopped, in the background."""
     thread = threading.Thread(target=service.stop)
@@ -150,10 +157,7 @@ def test_who_came_last_is_asked_first_to_be_the_next_owner_and_named_to_the_othe
     owned: tuple[KeyValue, raftsvc.Service, Path],
 ) -> None:
     store, service, directory = owned
-    strangers = []
-    for pid in (17, 18, 19):
-        strangers.append(Stranger(directory).say(Hello(pid)))
-        strangers[-1].hear(Welcome)
+    strangers = [taken_in(directory, pid) for pid in (17, 18, 19)]
     _, second, third = strangers
     stopping = leaving(service)
     third.hear(Prepare)
@@ -174,10 +178,8 @@ def test_an_owner_leaves_though_who_was_asked_does_not_answer_and_nobody_else_is
 ) -> None:
     monkeypatch.setattr("raftsvc.attached.server._FAREWELL_SECONDS", PATIENCE)
     _, service, directory = owned
-    other = Stranger(directory).say(Hello(17))
-    other.hear(Welcome)
-    silent = Stranger(directory).say(Hello(18))
-    silent.hear(Welcome)
+    other = taken_in(directory, 17)
+    silent = taken_in(directory, 18)
     stopping = leaving(service)
     silent.hear(Prepare)
     assert silent.hear(Farewell).heir == 18, "it may be reading yet, and is further than all others"
@@ -194,8 +196,7 @@ def test_who_is_no_attached_process_is_not_asked_to_be_the_next_owner(
     owned: tuple[KeyValue, raftsvc.Service, Path],
 ) -> None:
     _, service, directory = owned
-    worker = Stranger(directory).say(Hello(17))
-    worker.hear(Welcome)
+    worker = taken_in(directory, 17)
     client = Stranger(directory).say(Ask(1, "status", b"{}"))  # as a command of this host
     client.hear(Told)
     stopping = leaving(service)
@@ -212,8 +213,7 @@ def test_who_is_no_attached_process_is_not_asked_to_be_the_next_owner(
 @pytest.mark.usefixtures("patient")
 def test_who_is_stopped_twice_at_a_time_has_one_prepared_once(owned: tuple[KeyValue, raftsvc.Service, Path]) -> None:
     _, service, directory = owned
-    worker = Stranger(directory).say(Hello(17))
-    worker.hear(Welcome)
+    worker = taken_in(directory, 17)
     stopping = [leaving(service), leaving(service)]
     worker.hear(Prepare)
     worker.say(Prepared(True))
@@ -229,10 +229,8 @@ def test_who_is_stopped_twice_at_a_time_has_one_prepared_once(owned: tuple[KeyVa
 @pytest.mark.usefixtures("patient")
 def test_the_next_is_asked_where_one_ends_before_it_answers(owned: tuple[KeyValue, raftsvc.Service, Path]) -> None:
     _, service, directory = owned
-    first = Stranger(directory).say(Hello(17))
-    first.hear(Welcome)
-    second = Stranger(directory).say(Hello(18))
-    second.hear(Welcome)
+    first = taken_in(directory, 17)
+    second = taken_in(directory, 18)
     stopping = leaving(service)
     second.hear(Prepare)
     second.close()
