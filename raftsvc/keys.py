@@ -54,10 +54,7 @@ class ClientKey:
             raise ConfigurationError("name, key, rights and prefix of a client key are texts")
         if not _NAME.fullmatch(self.name):
             raise ConfigurationError("the name of a client key is none: it is 1 to 64 of A-Z a-z 0-9 _ . @ -")
-        if len(self.key.encode()) < MIN_KEY_BYTES:
-            raise ConfigurationError(
-                f"the key of a client key has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
-            )
+        _check_key("the key of a client key", self.key)
         if self.rights not in RIGHTS:
             raise ConfigurationError(f"the rights of a client key are none: they are one of {', '.join(RIGHTS)}")
 
@@ -131,10 +128,7 @@ class OperatorKey:
             raise ConfigurationError("name, key and rights of an operator's key are texts")
         if not _NAME.fullmatch(self.name):
             raise ConfigurationError("the name of an operator's key is none: it is 1 to 64 of A-Z a-z 0-9 _ . @ -")
-        if len(self.key.encode(errors="replace")) < MIN_KEY_BYTES:
-            raise ConfigurationError(
-                f"the key of an operator has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one"
-            )
+        _check_key("the key of an operator", self.key)
         if self.rights not in OPERATOR_RIGHTS:
             raise ConfigurationError("the rights of an operator's key are none: they are read or full")
 
@@ -147,6 +141,13 @@ class OperatorKey:
     def may_act(self) -> bool:
         """Whether it is for more than looking."""
         return self.rights == FULL
+
+
+def _check_key(what: str, key: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in key):
+        raise ConfigurationError(f"{what} is no text: there is half a character in it")
+    if len(key.strip().encode()) < MIN_KEY_BYTES:
+        raise ConfigurationError(f"{what} has less than {MIN_KEY_BYTES} bytes; secrets.token_hex() makes a good one")
 
 
 def checked_operator_keys(

@@ -21,7 +21,7 @@ SENSELESS = {
     "dir": [None, 7, "", b"/tmp", "a\0b"],
     "session": ["x", object(), requests.Session],
     "state": [None, KeyValueState, object(), "x"],
-    "secret": [7, b"", "", [], ("x" * 16, 7), "short", {"x" * 16: 1}],
+    "secret": [7, b"", "", [], ("x" * 16, 7), "short", " " * 16, b"\n" * 16, {"x" * 16: 1}],
     "secret_file": [7, "", b"/tmp/secret", "/nowhere/secret", "/tmp"],
     "authenticate": ["x", 7],
     "mutual_tls": ["yes", 1, None],

@@ -89,6 +89,7 @@ def inspect(args: Any) -> int:
     with progress("inspect") as files:
         found = rescue.inspect(args.directory, files=files)
         facts = found.facts()
+    facts |= {"origin": _parsed(facts["origin"])}
     entries = found.entries() if args.entries else iter(())
     if args.json:
         listed = [
@@ -96,7 +97,7 @@ def inspect(args: Any) -> int:
         ]
         say_json({**facts, "entries": listed} if args.entries else facts)
         return DONE
-    _show(args, {**facts, "origin": _parsed(facts["origin"])})
+    _show(args, facts)
     for entry in entries:
         say(f"{entry.index}  term {entry.term}  {entry.time_ms} ms  {entry.kind}: {entry.what}")
     return DONE

@@ -101,10 +101,10 @@ class Envelope(NamedTuple):
 
 
 def checked_secrets(given: str | bytes | Sequence[str | bytes] | None) -> tuple[bytes, ...]:
-    """One, or several, as bytes; raises ConfigurationError if one is too short."""
+    """One, or several, as bytes; raises ConfigurationError if one is too short, blanks around it not counted."""
     several: Sequence[str | bytes] = [given] if isinstance(given, (str, bytes)) else list(given or ())
     secrets = tuple([s.encode() if isinstance(s, str) else bytes(s) for s in several])
-    if any(len(s) < MIN_SECRET_BYTES for s in secrets):
+    if any(len(s.strip()) < MIN_SECRET_BYTES for s in secrets):
         raise ConfigurationError(
             f"a cluster secret has at least {MIN_SECRET_BYTES} bytes; secrets.token_hex() makes a good one"
         )

@@ -179,6 +179,8 @@ def test_keys_that_make_no_sense_are_refused_when_they_are_made_or_given(make_me
         {"name": "with:colon"},
         {"name": ""},
         {"key": "short"},
+        {"key": " " * 16},
+        {"key": "\ud800" * 16},
         {"rights": "everything"},
         {"prefix": None},
     ):

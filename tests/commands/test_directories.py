@@ -107,7 +107,9 @@ def test_recovery_says_what_is_lost_and_asks(
     assert (unread.code, str(ahead) in unread.err) == (2, True)
     made = shell("recover", directory, addr, str(ahead), "--yes", "--accept-loss", "--json").json
     assert made["former_cluster"] == left["survivors"][0]["cluster"] != made["cluster"]
-    assert shell("inspect", directory, "--json").json["members"] == {"2": {"addr": addr, "votes": True}}
+    seen = shell("inspect", directory, "--json").json
+    assert seen["members"] == {"2": {"addr": addr, "votes": True}}
+    assert seen["origin"]["made_by"] == "recover"
 
 
 def test_a_ready_made_node_is_run_by_a_command(shell: Shell) -> None:

@@ -230,7 +230,8 @@ def test_a_body_that_makes_no_sense_is_refused_and_does_nothing(body: bytes) -> 
 
 
 def test_keys_that_are_wrong_are_refused_at_the_start() -> None:
-    for wrong in (("anna", "short"), ("an na", "a" * 20), ("anna", "a" * 20, "write"), (1, "a" * 20)):
+    keys = "short", " " * 20, "\ud800" * 20
+    for wrong in (*(("anna", key) for key in keys), ("an na", "a" * 20), ("anna", "a" * 20, "write"), (1, "a" * 20)):
         with pytest.raises(ConfigurationError):
             OperatorKey(*wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="cluster's secret"):
