@@ -2291,9 +2291,24 @@ MUTANTS = (
     Mutant(
         "an attached process that differs from its owner serves on",
         "attached/comparison.py",
-        "        self.mismatch = self.mismatch or DivergedError(\n",
-        "        self.mismatch = None and DivergedError(\n",
-        test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_no_more_and_never_takes_over",
+        "            elif own is not None and self.difference is None:\n",
+        "            elif False:\n",
+        test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_nobody_and_does_not_take_over",
+    ),
+    Mutant(
+        "an attached process is right by what the cluster agreed on before it differed",
+        "attached/comparison.py",
+        "        if self.difference is not None and index >= self.difference.index:\n",
+        "        if self.difference is not None:\n",
+        test="attached/test_choreography.py::"
+        "test_who_differs_from_its_owner_serves_again_once_the_cluster_says_that_it_is_right",
+    ),
+    Mutant(
+        "who is convicted does not pass on what is right",
+        "member/digests.py",
+        "                self.right = max(self.right, (m.index, m.hint))\n",
+        "",
+        test="test_digests.py::test_who_is_convicted_and_who_counted_know_what_is_right",
     ),
     Mutant(
         "the sessions of attached processes that are there are closed",

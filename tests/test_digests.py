@@ -188,6 +188,22 @@ def test_only_a_majority_of_the_voters_convicts(name: str, is_late: bool) -> Non
     assert all(m.hint < 666_000 for m in members.verdicts), "only one that is right judges others"
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_who_is_convicted_and_who_counted_know_what_is_right(damaged: int) -> None:
+    members = Members(3)
+    members.nodes[damaged].machine.damaged_from = 7
+    members.away = {3}
+    members.apply(10)
+    members.pass_time()
+    assert {node.check.right for node in members.nodes.values()} == {(0, 0)}, "no majority answered alike"
+    members.away = set()
+    members.apply(10, [3])
+    members.pass_time(ELECTION_TICKS)
+    assert members.convicted == {damaged}
+    assert members.nodes[damaged].check.right == (10, 1010)
+    assert max(node.check.right for node in members.nodes.values()) == (10, 1010)
+
+
 def test_an_answer_completes_an_older_question_too() -> None:
     members = Members(3)
     members.nodes[1].machine.damaged_from = 7

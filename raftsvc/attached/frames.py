@@ -53,7 +53,7 @@ _WELCOME = struct.Struct(">QQI?")
 _CONTEXT = struct.Struct(">Q")
 _ANSWER = struct.Struct(">QB")
 _INDEX = struct.Struct(">QQ")
-_NEWS = struct.Struct(">QQQ???QIH")
+_NEWS = struct.Struct(">QQQ???QIQIH")
 _LENGTH = struct.Struct(">I")
 _WAIT = struct.Struct(">IB")
 _ASK = struct.Struct(">QB")
@@ -87,7 +87,7 @@ def _encode_body(said: Said) -> tuple[int, bytes]:
         return 7, _INDEX.pack(*said)
     if isinstance(said, News):
         addr = _cut(said.leader_addr)
-        return 8, _NEWS.pack(*said[:8], len(addr)) + addr + _cut(said.trouble)
+        return 8, _NEWS.pack(*said[:10], len(addr)) + addr + _cut(said.trouble)
     if isinstance(said, Hello):
         return 1, _HELLO.pack(*said[:6]) + _cut(said.likeness)
     if isinstance(said, Welcome):
@@ -215,13 +215,12 @@ def _welcome(body: bytes) -> Welcome:
 
 
 def _news(body: bytes) -> News:
-    (*lead, is_leading, is_ready, is_removed, index, digest, length) = _numbers(_NEWS, body, is_all=False)
+    *numbers, length = _numbers(_NEWS, body, is_all=False)
     rest = body[_NEWS.size :]
     if length > len(rest):
         raise MalformedError("an address is cut short")
     addr, trouble = _text(rest[:length]), _text(rest[length:])
-    term, leader_id, commit = lead
-    return News(term, leader_id, commit, is_leading, is_ready, is_removed, index, digest, addr, trouble)
+    return News._make((*numbers, addr, trouble))
 
 
 def _farewell(body: bytes) -> Farewell:

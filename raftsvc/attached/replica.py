@@ -178,6 +178,11 @@ class Replica:
         return self.snapshots.cluster_id
 
     @property
+    def may_own(self) -> bool:
+        """Whether what it has may become a node's."""
+        return self.health.may_apply and self.health.error_of(Condition.DIFFERS) is None
+
+    @property
     def live(self) -> Live:
         """What whoever takes over has.  Nothing may be being applied."""
         assert not self.applying.is_at_work or not self.health.may_apply, "what came was applied"
@@ -280,9 +285,11 @@ class Replica:
             self.link.is_new = not self.link.is_fed
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
+        if said.right_index:
+            self._comparison.agreed(said.right_index, said.right)
         if said.digest_index:
             self._comparison.announced(said.digest_index, said.digest)
-            self._compare()
+        self._compare()
 
     def read_snapshot(self) -> None:
         """Have the stored snapshot read next, if it brings this replica further; then Hello is to be said again."""
@@ -326,9 +333,19 @@ class Replica:
         self._compare()
 
     def _compare(self) -> None:
-        error = self._comparison.mismatch
-        if error is not None and self.health.halted is None:
-            self.halt(error)
+        mismatch, difference = self._comparison.mismatch, self._comparison.difference
+        known = self.health.error_of(Condition.DIFFERS)
+        if mismatch is not None and self.health.halted is None:
+            self.halt(mismatch)
+        elif difference is None and known is not None:
+            self.health.clear(Condition.DIFFERS)
+            self.remarks.append(
+                f"this process serves again: nothing that it applied differs any more. It had said: {known}"
+            )
+        elif difference is not None and known is None:
+            self.health.note(Condition.DIFFERS, difference)
+            self.remarks.append(f"this process serves nobody for now: {difference}")
+            self._fail_waiters(difference)
 
     # -- callers
 
@@ -370,7 +387,7 @@ class Replica:
             self.link.heard_tick = self.ticks  # whoever applies may be who would hear
         elif silent_ticks > self.core.settings.election_ticks:
             self.core.is_silent = True
-            self._note_silence()
+            _note_silence(self)
         elif self.link.is_fed or self.link.wait is not None:
             self.health.clear(Condition.OWNER_SILENT)
             if self.link.trouble is None:
@@ -381,20 +398,6 @@ class Replica:
             self.calls.retry(self.ticks)
             self.reads.ask(self.ticks)
         self.advance()
-
-    def _note_silence(self) -> None:
-        link, owner = self.link, f"owner pid {self.owner_pid or '?'}"
-        if link.is_fed or link.was_asked:
-            why = f"{owner} does not answer; nobody takes its place while it lives, and all goes on when it does"
-            if link.keeper:
-                why = f"{owner} has ended, and nobody takes its place while another has its lock: {link.keeper}"
-            self.health.note(Condition.OWNER_SILENT, NodeFailedError(why))
-        else:
-            why = f"{link.holder} has the lock of the directory, and lets no other attach: does it only start, or hang?"
-            error = NodeFailedError(
-                why if link.holder else "no process owns the directory that this one could attach to"
-            )
-            self.health.note(Condition.UNATTACHED, link.trouble or error)
 
     # -- trouble
 
@@ -441,6 +444,19 @@ def _take_wait(replica: Replica, said: Wait) -> None:
             replica.remarks.append(said.why)
     else:
         link.trouble = None
+
+
+def _note_silence(replica: Replica) -> None:
+    link, owner = replica.link, f"owner pid {replica.owner_pid or '?'}"
+    if link.is_fed or link.was_asked:
+        why = f"{owner} does not answer; nobody takes its place while it lives, and all goes on when it does"
+        if link.keeper:
+            why = f"{owner} has ended, and nobody takes its place while another has its lock: {link.keeper}"
+        replica.health.note(Condition.OWNER_SILENT, NodeFailedError(why))
+    else:
+        why = f"{link.holder} has the lock of the directory, and lets no other attach: does it only start, or hang?"
+        error = NodeFailedError(why if link.holder else "no process owns the directory that this one could attach to")
+        replica.health.note(Condition.UNATTACHED, link.trouble or error)
 
 
 class Link:

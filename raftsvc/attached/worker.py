@@ -259,7 +259,10 @@ class Worker:
 
     def _give_up(self, error: BaseException) -> bool:
         """This process did not take over; whether it never will."""
-        if isinstance(error, NotContinuedError | OutdatedError):
+        if isinstance(error, NotContinuedError):
+            self.fail(error)  # started anew it is what the directory says
+            return True
+        if isinstance(error, OutdatedError):
             self.do(partial(self.replica.halt, error))
             return True
         if not isinstance(error, RaftError | OSError):
@@ -388,7 +391,7 @@ class Worker:
         self._log_remarks()
         if is_asked:
             replica = self.replica
-            is_willing = replica.link.is_fed and replica.health.may_apply and not self.is_last()
+            is_willing = replica.link.is_fed and replica.may_own and not self.is_last()
             self.handover.heir.prepare(is_willing)
 
     def _say(self, ask: Ask) -> bool:
@@ -495,7 +498,7 @@ class _Search:
 
     def _may_contend(self) -> bool:
         worker = self._worker
-        if not worker.replica.health.may_apply or worker.handover.heir.waits:
+        if not worker.replica.may_own or worker.handover.heir.waits:
             return False
         if worker.is_last():
             self._free_since = self._free_since or time.monotonic()
@@ -537,7 +540,7 @@ class _Silence:
         self._look_at = now + replica.core.settings.election_ticks * worker.tick_seconds
         if sockets.inode_of(worker.directory) not in (self._inode, (0, 0)):
             return True
-        if replica.health.may_apply and (not worker.is_last() or now - self._since > _DRAINING_SECONDS):
+        if replica.may_own and (not worker.is_last() or now - self._since > _DRAINING_SECONDS):
             with suppress(OSError, RaftError):  # it is tried again
                 self.store = worker.own()
         if self.store is None:

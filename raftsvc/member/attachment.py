@@ -127,6 +127,7 @@ class News(NamedTuple):
     is_removed:    whether it was removed from its cluster, for good.
     trouble:       what `err` says there; empty if nothing.
     digest_index, digest: of what it applied; 0: it is not sure of it.
+    right_index, right: the digest on which the cluster agreed last, as far as it knows; 0: it knows of none.
     """
 
     term: int = 0
@@ -137,6 +138,8 @@ class News(NamedTuple):
     is_removed: bool = False
     digest_index: int = 0
     digest: int = 0
+    right_index: int = 0
+    right: int = 0
     leader_addr: str = ""
     trouble: str = ""
 

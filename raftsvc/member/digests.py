@@ -55,10 +55,11 @@ _SILENCE: Final = 5
 class _Question:
     """What the leader asked all members at one index, and what they answered so far."""
 
-    __slots__ = ("answers", "index", "right", "voters")
+    __slots__ = ("answers", "asked_tick", "index", "right", "voters")
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.asked_tick = 0  # last
         self.answers: dict[int, int] = {}
         self.right: int | None = None  # once rule 1 tells
         self.voters = 0  # how many of them answered so
@@ -118,6 +119,7 @@ class DigestCheck:
     mismatch:     set once this member is known to be wrong.
     disagreement: set while it differs from another, and it is not known who is wrong.
     agreed_index: the last one at which all who answered agreed with a majority.
+    right:        the last entry of which this member learned what is right, and the digest there; (0, 0): of none.
     """
 
     def __init__(self, core: Raft, machine: Machine) -> None:
@@ -131,9 +133,9 @@ class DigestCheck:
         self._differs_from = NO_NODE  # as `disagreement` says
         self._term = 0  # the leader's state below is of this term
         self._asked: _Question | None = None  # last
-        self._asked_tick = 0
         self._questions: dict[int, _Question] = {}
         self.agreed_index = 0
+        self.right = 0, 0
         self.mismatch: DivergedError | None = None
         self.disagreement: DisagreementError | None = None
         self.applied()
@@ -176,6 +178,7 @@ class DigestCheck:
             pass
         elif m.reject:
             if m.context >= self._majority():
+                self.right = max(self.right, (m.index, m.hint))
                 self._judge_self(m.index, m.hint)
         else:
             self._answer(m)
@@ -287,7 +290,7 @@ class DigestCheck:
 
     def _is_time_to_ask(self) -> bool:
         last = self._asked
-        if last is None or self._tick - self._asked_tick >= self._core.settings.election_ticks:
+        if last is None or self._tick - last.asked_tick >= self._core.settings.election_ticks:
             return True
         return self._own.last_index > last.index and set(last.answers) >= set(self._core.config.members)
 
@@ -295,9 +298,9 @@ class DigestCheck:
         core = self._core
         if self._asked is not None and set(self._asked.answers) >= set(core.config.members):
             self._questions.pop(self._asked.index, None)  # all is said
-        self._asked_tick = self._tick
         # Asked again, it keeps the answers that it has.
         self._asked = question = self._questions.setdefault(self._own.last_index, _Question(self._own.last_index))
+        question.asked_tick = self._tick
         _forget_oldest(self._questions)
         self._own.note_answered(question.index, digest)
         self._take_answer(question, core.node_id, digest)
@@ -320,6 +323,8 @@ class DigestCheck:
             judged = [node_id]
         if question.right is None:
             return
+        if question.voters >= self._majority():
+            self.right = max(self.right, (question.index, question.right))
         if set(answers.values()) == {question.right}:
             self.agreed_index = max(self.agreed_index, question.index)
         elif question.voters >= self._majority():

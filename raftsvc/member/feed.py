@@ -416,6 +416,7 @@ class Feed:
             core.is_removed,
             index,
             digest,
+            *self._digests.right,
             leader.addr if leader is not None else "",
             f"{type(error).__name__}: {error}" if error is not None else "",
         )

@@ -44,6 +44,8 @@ class Condition(Enum):
     """Its directory is not the only one of this member, or not all of it: it may have forgotten what it promised."""
     HALTED = ("halted", Part.APPLY | Part.LEAD | Part.SERVE | Part.BE_READY)
     """The State raised what it may not, or differs from the others'.  It still votes and stores for them."""
+    DIFFERS = ("differs", Part.LEAD | Part.SERVE | Part.BE_READY, "it is known to be right")
+    """An attached process differs from its owner, and nobody knows yet who is wrong."""
     CLAIMED = ("claimed", Part.BE_READY, "members of another cluster do not take it for theirs any more")
     """By members of another cluster, while it is alone: its directory may have been lost, and a new cluster begun."""
     STATE_STALLED = ("state-stalled", Part.LEAD | Part.BE_READY, "the State goes on")

@@ -212,7 +212,8 @@ class Operator:
         """A restart makes the State whole, unless it was damaged before its last snapshot: then another member does."""
         if not process.replica.began_damaged:
             node.note("is restarted, for its State is damaged")
-            node.kill(with_attached=True)  # whose States may come from its snapshot
+            # Attached processes, whose States may come from its snapshot, are started anew with it, or go on from here.
+            node.kill(with_attached=self._world.is_healed or process.halted_at % 2 == 0)
             node.restart_later()
         elif not self._tasks or self._waited[process, False] > _LONG:
             # Others have their turn first; but nothing may come of that while it leads, and sends no snapshot.

@@ -17,6 +17,7 @@ class Replica:
     is_damaged:    it is not what was applied.
     is_suspect:    what it tells callers may come from a damaged State.
     began_damaged: so was the snapshot that it started from.
+    is_doubted:    it is attached, and differs from its owner.
     """
 
     def __init__(self, world: World, node_id: int, state: State, spoilt_snapshots: set[int], index: int) -> None:
@@ -27,6 +28,7 @@ class Replica:
         self._spoilt_snapshots = spoilt_snapshots
         self.is_damaged = False
         self._is_damaged_again = False
+        self.is_doubted = False
         self._restored(index)
         self.is_suspect = self.began_damaged = self.is_damaged
         self._put_under_watch(state)

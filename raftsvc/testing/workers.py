@@ -15,10 +15,11 @@ from raftsvc.attached.replica import FeedBrokenError
 from raftsvc.attached.replica import Replica as Attached
 from raftsvc.core.messages import index_of
 from raftsvc.core.versions import Versions
-from raftsvc.errors import OutdatedError, StorageError, SupersededError
+from raftsvc.errors import DivergedError, OutdatedError, StorageError, SupersededError
 from raftsvc.member.attachment import Entries, Said, Unreadable
 from raftsvc.member.engine import Engine, EngineOptions
 from raftsvc.member.feed import FeedError
+from raftsvc.member.health import Condition
 from raftsvc.member.live import Live, NotContinuedError
 from raftsvc.storage import Ahead, Store, read_log_ahead
 from raftsvc.testing.computer import Computer
@@ -192,11 +193,29 @@ class Worker:
         attached = self.attached
         step(attached)
         attached.advance()
+        self._note_difference()
         self._say(attached.core.outbox)
         if attached.applying.is_due and not self._is_applying:
             self._begin_apply()
         for waiter in attached.inbox.finished.take():
             waiter.wake()
+
+    def _note_difference(self) -> None:
+        health = self.attached.health
+        if isinstance(health.halted, DivergedError):
+            whole = f"{self.name} halts as diverged, and its State is whole: {health.halted}"
+            require(self.replica.is_damaged, whole)
+        counts, differs = self.world.report.counts, health.error_of(Condition.DIFFERS) is not None
+        if differs != self.replica.is_doubted:
+            self.replica.is_doubted = differs
+            counts["attached that differ" if differs else "attached found to be right"] += 1
+            self.note("differs from its owner" if differs else "does not differ any more")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether only starting it anew helps."""
+        health, has_owner = self.attached.health, self.link is not None and not self.link.is_over
+        return not health.may_serve and not (has_owner and self.replica.is_doubted and health.may_apply)
 
     def _say(self, outbox: list[Said]) -> None:
         said = list(outbox)
@@ -258,7 +277,7 @@ class Worker:
         node, attached = self.node, self.attached
         if attached.health.may_apply and not node.is_gone and node.node_id not in self.world.absent:
             if node.process is None:
-                if not attached.applying.is_at_work and not self._is_applying:
+                if attached.may_own and not attached.applying.is_at_work and not self._is_applying:
                     self._take_over()
             else:
                 self._attach(node.process)
@@ -323,7 +342,7 @@ class Worker:
         except NotContinuedError as error:
             self.note(str(error))
             self.world.report.counts["not continued"] += 1
-            self.attached.halt(error)
+            self.attached.fail(error)
             return
         if self.heir is None:  # it could not be opened, or not now
             if isinstance(self.node.refusal, OutdatedError):
@@ -370,7 +389,7 @@ class Host:
         for worker in list(self.workers):
             # Who runs other code than is installed is started anew sooner or later, as by a reload.
             is_of_other_code = worker.attached.applying.machine.own != node.code
-            if not worker.attached.health.may_serve and rng.random() < 0.3:
+            if not worker.attached.health.may_serve and rng.random() < (0.3 if worker.is_lost else 0.01):
                 worker.end()
             elif is_of_other_code and rng.random() < (0.5 if world.is_healed else 0.05):
                 worker.note("is started anew, with other code")

@@ -236,10 +236,38 @@ def test_a_process_whose_state_differs_serves_no_more_says_why_and_never_takes_o
     owner.kill()
     assert right.call("kv.incr", "visits") == 4
     assert owner_of(right, [right]) == right.pid
+    eventually(lambda: wrong.call("service.is_live"), "it may be told that it is right")
     right.kill()
+    eventually(lambda: not wrong.call("service.is_live"), "nobody is there who could, and it may not own it")
     another = site.start(0)
     assert another.call("kv.incr", "visits") == 5
     assert wrong.error("kv.get", "visits")[0] == "DivergedError"
+
+
+def test_who_differs_from_an_owner_that_the_cluster_convicts_serves_again_and_takes_over(site: Site) -> None:
+    owner = site.start(0, is_listed=True, spoilt=True)
+    others = [site.start(host, is_listed=True) for host in (1, 2)]
+    for process in (owner, *others):
+        process.call("service.wait_formed")
+    worker = site.start_attached(0, owner)
+
+    def conditions(process: Remote) -> Any:
+        return process.call("service.status")["process"]["conditions"]
+
+    others[1].kill()
+    assert others[0].call("kv.incr", "visits") == 1
+    eventually(lambda: "differs" in conditions(worker), "of two nobody can tell who is right")
+    assert worker.error("kv.get", "visits")[0] == "DivergedError"
+    third = site.start(2, is_listed=True)
+    eventually(lambda: "differs from its cluster" in (owner.call("service.err") or ""))
+    eventually(lambda: "differs" not in conditions(worker), "it is told that it is right")
+    assert worker.call("kv.get", "visits") == third.call("kv.get", "visits")
+    eventually(lambda: not worker.call("service.is_ready"), "its owner serves nobody")
+    owner.kill()
+    assert worker.call("kv.incr", "visits") == 2
+    assert owner_of(worker, [worker]) == worker.pid
+    eventually(lambda: worker.call("service.is_ready"), "all is well")
+    assert worker.call("service.err") is None
 
 
 def test_a_version_is_effective_once_all_processes_of_the_host_know_it_and_who_does_not_ends_up_outside(

@@ -311,17 +311,63 @@ def test_another_cluster_in_the_directory_ends_the_process(attached: Attached) -
     assert isinstance(call.error, OutcomeUnknown)
 
 
-def test_who_differs_from_its_owner_serves_no_more_and_never_takes_over(attached: Attached) -> None:
-    digest = attached.replica.applying.machine.digest
-    attached.hear(News(1, 1, digest_index=2, digest=digest))
-    assert attached.replica.health.halted is None
+def differ(attached: Attached) -> None:
+    """Its owner says something else of entry 3."""
+    assert attached.replica.may_own
     attached.hear(News(1, 1, digest_index=3, digest=1))
-    assert attached.replica.health.halted is None
+    assert attached.replica.may_own, "it is not there yet"
     attached.feed(NOTHING)
-    assert isinstance(attached.replica.health.halted, DivergedError)
-    assert not attached.replica.health.may_apply
+    assert isinstance(attached.replica.health.error_of(Condition.DIFFERS), DivergedError)
+
+
+def test_who_differs_from_its_owner_serves_nobody_and_does_not_take_over(attached: Attached) -> None:
+    replica = attached.replica
+    attached.hear(News(1, 1, digest_index=2, digest=replica.applying.machine.digest))
+    waiting = attached.submitted()
+    differ(attached)
+    assert isinstance(waiting.error, DivergedError | OutcomeUnknown)
+    assert not (replica.may_own or replica.health.may_serve or replica.health.may_be_ready)
     with pytest.raises(DivergedError):
-        attached.replica.submit(Call(ADD))
+        replica.submit(Call(ADD))
+    attached.feed(NOTHING)
+    assert replica.applying.applied_index == 4, "it goes on, for it may be right"
+
+
+def test_who_differs_from_its_owner_serves_again_once_the_cluster_says_that_it_is_right(attached: Attached) -> None:
+    replica = attached.replica
+    second = replica.applying.machine.digest
+    differ(attached)
+    third = replica.applying.machine.digest
+    attached.hear(News(1, 1, digest_index=4, digest=2))
+    attached.hear(News(1, 1, right_index=2, right=second))
+    assert not replica.may_own, "it may have gone wrong after that"
+    attached.hear(News(1, 1, right_index=3, right=third))
+    assert replica.may_own
+    attached.feed(NOTHING)
+    assert replica.may_own, "what its owner said before it was found out counts no more"
+    assert replica.health.err() is None
+    replica.submit(Call(ADD))
+
+
+def test_who_differs_from_what_the_cluster_agreed_on_halts_for_good(attached: Attached) -> None:
+    replica = attached.replica
+    attached.hear(News(1, 1, right_index=3, right=5))
+    assert replica.may_own, "it is not there yet"
+    attached.feed(NOTHING)
+    assert isinstance(replica.health.halted, DivergedError)
+    assert not (replica.may_own or replica.health.may_apply)
+    with pytest.raises(DivergedError):
+        replica.submit(Call(ADD))
+
+
+def test_who_differed_from_an_owner_and_agrees_with_the_next_serves_again(attached: Attached) -> None:
+    replica = attached.replica
+    differ(attached)
+    attached.attach_again()
+    attached.hear(News(2, 1, digest_index=2, digest=0))
+    assert not replica.may_own
+    attached.hear(News(2, 1, digest_index=3, digest=replica.applying.machine.digest))
+    assert replica.may_own
 
 
 # -- what it takes over
