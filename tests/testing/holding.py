@@ -1,14 +1,18 @@
 """Clients of simulated clusters that hold things: leases, claims and conditions on them, beside reads and writes.
 
+At every replica some watch what changes (`tests.testing.watchers`): keys that end by their time or with a lease, too.
+
     python -m raftsvc.testing --workload tests.testing.holding:HoldingWorkload --seeds 100
 
 What must hold is checked by each replica, after each entry, and across all of them: nobody is granted more than there
-is, fences rise, every replica grants the same at the same entry, and no lease ends before its time or outlasts it.
+is, fences rise, who came first is granted it first, every replica grants the same at the same entry, and no lease ends
+before its time or outlasts it.
 """
 
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from raftsvc import kv
@@ -18,6 +22,7 @@ from raftsvc.kv.instructions import encode
 from raftsvc.kv.transactions import END, EVICT, PROLONG, TICKET, WHICH, WITHDRAW, WITHDRAWN, decode
 from raftsvc.state import State
 from raftsvc.testing import Action, KeyValueModel, Violation
+from tests.testing.watchers import KEPT, Told, Watcher
 
 LEASES = [f"{number:016x}" for number in range(1, 7)]
 TICKETS = LEASES[4:]
@@ -28,11 +33,15 @@ Placed = tuple[str, str, int]
 """A claim, by name, lease and number."""
 
 
+WATCHED = [f"watched/{number}" for number in range(3)]
+
+
 class Grants:
-    """What all replicas granted: to whom, by name and fence."""
+    """What all replicas granted: to whom, by name and fence.  told: to those who watch them."""
 
     def __init__(self) -> None:
         self.owners: dict[tuple[str, int], tuple[str, int]] = {}
+        self.told = Told()
 
     def note(self, name: str, fence: int, owner: tuple[str, int]) -> None:
         known = self.owners.setdefault((name, fence), owner)
@@ -44,8 +53,9 @@ class CheckedState(kv.KeyValueState):
     """A store that looks at what it holds after each entry."""
 
     def __init__(self, grants: Grants) -> None:
-        super().__init__()
+        super().__init__(max_events=KEPT)
         self.grants = grants
+        self.watchers = [Watcher(self, grants.told) for _ in range(2)]
 
     def is_allowed_member(self, addr: str) -> bool:
         return True
@@ -112,6 +122,8 @@ class CheckedState(kv.KeyValueState):
             raise Violation(f"holds: who was to be evicted of {name!r} were {gone} at entry {index}")
 
     def check(self, before: dict[str, int], ended: set[str], index: int, time_ms: int) -> None:
+        for watcher in self.watchers:
+            watcher.applied()
         after = self.deadlines()
         for lease, deadline_ms in before.items():
             if lease not in after and lease not in ended and deadline_ms > time_ms:
@@ -125,7 +137,10 @@ class CheckedState(kv.KeyValueState):
                 raise Violation(f"holds: more than {size} of {name!r} are held at entry {index}")
             if len({claim.fence for claim in held}) < len(held):
                 raise Violation(f"holds: {name!r} has two grants of one fence at entry {index}")
+            first = min((claim.placed for claim in claims if not claim.fence), default=EVER)
             for claim in held:
+                if claim.placed > first:
+                    raise Violation(f"holds: {claim} has some of {name!r}, who came after one who waits since {first}")
                 self.grants.note(name, claim.fence, (claim.lease, claim.number))
 
 
@@ -148,7 +163,23 @@ class HoldingWorkload:
             return Action(("get", key), None)
         if chance < 0.5:
             return Action(("set", key, serial), encode([kv.set(key, b"%d" % serial)]))
+        if chance < 0.6:
+            return Action(("change",), encode(self._change(random, b"%d" % serial)), is_judged=False)
         return Action(("hold",), encode(self._hold(random)), is_judged=False)
+
+    def _change(self, random: Random, value: bytes) -> list[Any]:
+        """Something for those who watch."""
+        key, other = random.sample(WATCHED, 2)
+        chance = random.random()
+        if chance < 0.4:
+            return [kv.set(key, value, ttl=random.choice((None, 0.2, 3.0)))]
+        if chance < 0.55:
+            return [kv.set(key, value, lease=SimpleNamespace(id=random.choice(LEASES)))]
+        if chance < 0.7:
+            return [kv.delete(key)]
+        if chance < 0.85:
+            return [kv.set(key, value), kv.delete(other), kv.incr("number")]
+        return [instructions.if_not_exists(key), kv.set(other, value)]
 
     def _hold(self, random: Random) -> list[Any]:
         lease, number = random.choice(LEASES), random.randrange(1, 4)
