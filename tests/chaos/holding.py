@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import raftsvc
-from raftsvc.kv import KeyValue, LostError
+from raftsvc.kv import KeyValue, KeyValueState, LostError
 from raftsvc.recipes import current_run
 
 NAMES = ("a", "b")
@@ -47,10 +47,10 @@ class Notes:
         return False
 
 
-def take_part(store: KeyValue, notes: Notes) -> None:
+def take_part(store: KeyValue, state: KeyValueState, notes: Notes) -> None:
     """Contend for the locks, and run the job, from now on, in the background."""
     for name in NAMES:
-        threading.Thread(target=_contend, args=(store, name, notes), name=f"chaos-{name}", daemon=True).start()
+        threading.Thread(target=_contend, args=(store, state, name, notes), name=f"chaos-{name}", daemon=True).start()
     jobs = store.jobs(ttl=TTL, data=str(os.getpid()).encode())
 
     @jobs.every(1.0, name="tick", misfire_grace=None, coalesce=False, max_instances=9)
@@ -62,17 +62,19 @@ def take_part(store: KeyValue, notes: Notes) -> None:
     jobs.start()
 
 
-def _contend(store: KeyValue, name: str, notes: Notes) -> None:
+def _contend(store: KeyValue, state: KeyValueState, name: str, notes: Notes) -> None:
     chance = random.Random(f"{os.getpid()} {name}")
     while True:
         try:
             with store.lock(name, ttl=TTL) as lock:
                 began = time.monotonic()
+                # The entry by which it was asked for; 0: that was over before this was looked at.
+                asked = next((claim.placed for claim in state.claims(f"lock:{name}") if claim.fence == lock.fence), 0)
                 for _ in range(chance.randrange(1, 10)):
                     now = time.monotonic()
                     if not lock.owned():
                         break
-                    notes.tell("use", name, lock.fence, os.getpid(), began, now)
+                    notes.tell("use", name, lock.fence, os.getpid(), began, now, asked)
                     time.sleep(_BEAT_SECONDS)
         except (raftsvc.StoppedError, raftsvc.ForkedError):
             return
@@ -93,6 +95,7 @@ class Witness:
         self._lock = threading.Lock()  # guards all but the server
         self._fences: dict[str, int] = {}
         self._holders: dict[tuple[str, int], tuple[int, float, float]] = {}
+        self._asked: dict[tuple[str, int], int] = {}
         self._runs: dict[tuple[int, int], int] = {}
         self._used_at = time.monotonic()
         self._complaints: list[str] = []
@@ -116,8 +119,10 @@ class Witness:
 
         return Handler
 
-    def _use(self, name: str, fence: int, pid: int, began: float, until: float) -> bool:
-        """By a process that had the lock from `began` to `until`, when it looked."""
+    def _use(self, name: str, fence: int, pid: int, began: float, until: float, asked: int) -> bool:
+        """By a process that had the lock from `began` to `until`, when it looked; `asked`: the entry by which."""
+        if asked:
+            self._asked[name, fence] = asked
         known = self._holders.setdefault((name, fence), (pid, began, until))
         if known[:2] != (pid, began):
             self._complaints.append(f"lock {name!r} was held by {known[0]} and {pid} with one fence, {fence}")
@@ -145,9 +150,13 @@ class Witness:
             return pause
 
     def seen(self) -> dict[str, int]:
-        """How often a lock was held, and a run begun, by now."""
+        """How often a lock was held, by how many of whom it is known when they asked, and a run begun, by now."""
         with self._lock:
-            return {"locks held": len(self._holders), "runs begun": len(self._runs)}
+            return {
+                "locks held": len(self._holders),
+                "turns kept": len(self._asked),
+                "runs begun": len(self._runs),
+            }
 
     def judge(self) -> list[str]:
         """What must not have happened, and did."""
@@ -162,8 +171,13 @@ class Witness:
                         found.append(
                             f"lock {name!r} was held with fence {fence} until {until}, with {later} from {began}"
                         )
-            self.counts["locks held"] = len(self._holders)
-            self.counts["runs begun"] = len(self._runs)
+                in_turn = [(fence, self._asked[name, fence]) for fence, _, _ in held if (name, fence) in self._asked]
+                for (_, asked), (fence, earlier) in pairwise(in_turn):
+                    if earlier < asked:
+                        found.append(f"lock {name!r} was granted at {fence} to who asked at {earlier}, after {asked}")
+            self.counts.update(
+                {"locks held": len(self._holders), "turns kept": len(self._asked), "runs begun": len(self._runs)}
+            )
             self.counts["runs never begun"] = self._gaps()
             return found
 

@@ -122,7 +122,7 @@ service = raftsvc.start(
 )
 registers = both.part("registers", service)
 if "CHAOS_WITNESS" in os.environ:
-    take_part(KeyValue(both.part("store", service), both["store"]), Notes(os.environ["CHAOS_WITNESS"]))
+    take_part(KeyValue(both.part("store", service), both["store"]), both["store"], Notes(os.environ["CHAOS_WITNESS"]))
 app = Flask(__name__)
 
 

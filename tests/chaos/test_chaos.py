@@ -30,7 +30,7 @@ def test_real_processes_keep_every_promise_under_faults(
     run = Run(tmp_path, 3, 1, make_links(3, "proxies"), has_listener, lease_reads, workers, has_witness=workers > 1)
     least = {"acknowledged writes": 50, "reads": 20}
     if workers > 1:  # no lock has two holders, and no run two beginnings
-        least |= {"locks held": 10, "runs begun": 5}
+        least |= {"locks held": 10, "turns kept": 10, "runs begun": 5}
     try:
         outcome = run.go(12.0, kinds, least)
     except Trouble as trouble:
@@ -43,18 +43,19 @@ def test_what_must_not_happen_with_locks_and_runs_is_seen(tmp_path: Path) -> Non
     witness = Witness(tmp_path / "witness")
     try:
         notes = Notes(str(witness.path))
-        assert notes.tell("use", "a", 7, 1, 10.0, 11.0)
-        assert notes.tell("use", "a", 9, 2, 12.0, 13.0)
-        assert not notes.tell("use", "a", 7, 1, 10.0, 11.5), "by its fence"
+        assert notes.tell("use", "a", 7, 1, 10.0, 11.0, 3)
+        assert notes.tell("use", "a", 9, 2, 12.0, 13.0, 4)
+        assert not notes.tell("use", "a", 7, 1, 10.0, 11.5, 0), "by its fence"
         assert notes.tell("run", 100, 1, 1) and notes.tell("run", 101, 1, 2) and notes.tell("run", 101, 2, 1)
         assert witness.judge() == []
-        notes.tell("use", "a", 7, 1, 10.0, 12.5)
-        notes.tell("use", "b", 7, 3, 10.0, 12.5)
-        notes.tell("use", "b", 7, 4, 10.0, 12.5)
+        notes.tell("use", "a", 7, 1, 10.0, 12.5, 5)
+        notes.tell("use", "b", 7, 3, 10.0, 12.5, 6)
+        notes.tell("use", "b", 7, 4, 10.0, 12.5, 6)
         notes.tell("run", 101, 2, 3)
         found = witness.judge()
-        assert [each.split()[0] for each in found] == ["lock", "run", "lock"]
+        assert [each.split()[0] for each in found] == ["lock", "run", "lock", "lock"]
         assert "until 12.5, with 9 from 12.0" in found[2]
+        assert "granted at 9 to who asked at 4, after 5" in found[3]
     finally:
         witness.close()
     assert not notes.tell("run", 1, 1, 1)
