@@ -1983,8 +1983,8 @@ MUTANTS = (
     Mutant(
         "a disputed leader sends its snapshot",
         "member/engine.py",
-        "if self.digests.is_disputed or not self._runner.send_snapshot(message):",
-        "if not self._runner.send_snapshot(message):",
+        "is_doubted = self.digests.is_disputed or ",
+        "is_doubted = ",
         kinds=_DAMAGE_KINDS,
     ),
     # Lives
@@ -2291,17 +2291,33 @@ MUTANTS = (
     Mutant(
         "an attached process that differs from its owner serves on",
         "attached/comparison.py",
-        "            elif own is not None and self.difference is None:\n",
-        "            elif False:\n",
+        "        elif self.difference is None:\n            self.difference = DivergedError(\n"
+        '                f"this process differs from the owner',
+        "        elif False:\n            self.difference = DivergedError(\n"
+        '                f"this process differs from the owner',
         test="attached/test_choreography.py::test_who_differs_from_its_owner_serves_nobody_and_does_not_take_over",
     ),
     Mutant(
         "an attached process is right by what the cluster agreed on before it differed",
         "attached/comparison.py",
-        "        if self.difference is not None and index >= self.difference.index:\n",
-        "        if self.difference is not None:\n",
+        "and (self.is_owner_wrong or index >= self.difference.index):",
+        "and index:",
         test="attached/test_choreography.py::"
         "test_who_differs_from_its_owner_serves_again_once_the_cluster_says_that_it_is_right",
+    ),
+    Mutant(
+        "whose owner is convicted by an older entry stays in doubt",
+        "attached/comparison.py",
+        "(self.is_owner_wrong or index >= self.difference.index):",
+        "(index >= self.difference.index):",
+        test="attached/test_comparison.py::test_whose_owner_is_convicted_by_an_older_entry_serves_again",
+    ),
+    Mutant(
+        "a snapshot of a convicted owner is sent to others",
+        "member/engine.py",
+        " or self.snapshots.is_doubted\n",
+        "\n",
+        test="attached/test_choreography.py::test_a_node_that_takes_over_from_a_convicted_owner_replaces_its_snapshot",
     ),
     Mutant(
         "who is convicted does not pass on what is right",

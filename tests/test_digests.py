@@ -200,8 +200,17 @@ def test_who_is_convicted_and_who_counted_know_what_is_right(damaged: int) -> No
     members.apply(10, [3])
     members.pass_time(ELECTION_TICKS)
     assert members.convicted == {damaged}
-    assert members.nodes[damaged].check.right == (10, 1010)
-    assert max(node.check.right for node in members.nodes.values()) == (10, 1010)
+    assert {node.check.right for node in members.nodes.values()} == {(10, 1010)}
+
+
+def test_of_five_only_who_counted_and_who_is_convicted_know_what_is_right() -> None:
+    members = Members(5)
+    members.nodes[2].machine.damaged_from = 7
+    members.apply(10)
+    members.pass_time(ELECTION_TICKS)
+    assert members.convicted == {2}
+    assert {i for i, node in members.nodes.items() if node.check.right == (10, 1010)} == {1, 2}
+    assert {node.check.right for node in members.nodes.values()} == {(10, 1010), (0, 0)}
 
 
 def test_an_answer_completes_an_older_question_too() -> None:

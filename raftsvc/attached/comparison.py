@@ -2,86 +2,140 @@
 
 1. Who differs from its owner serves nobody, whoever of the two is right, and does not own the directory; it applies on.
 2. The cluster tells who is right (`raftsvc.member.digests`), where it can: a digest on which a majority of the voters
-   agrees comes by the feed, too, above all once the owner is convicted by it.  Who differs from that halts; who has it
-   at or after the entry at which the two differed was right all the time, and serves again.
-3. So does who agrees with its owner later, which is another by then, or started anew from a snapshot.
+   agrees comes by the feed, too, and whether the owner was convicted.  Who has another digest there halts, and so does
+   who agreed with a convicted owner after that; who began with a snapshot of later is in doubt.  Who has the same was
+   right up to there: it serves again if the two differed no later, or it is the owner that is wrong.
+3. So does who agrees with its owner later, which is another by then; and who started anew from a snapshot.
 
-An owner that is in doubt itself says no digest of its own.
+An owner says its digest at the last entry that the cluster compared, and none while it is in doubt itself.
 """
 
 from __future__ import annotations
 
+from collections import deque
+
 from raftsvc.errors import DivergedError
-from raftsvc.member.digests import DigestRecord
+from raftsvc.member.digests import MAX_QUESTIONS, DigestRecord
 
 
 class Comparison:
     """Digests of this replica, what the owner said of its own, and what it said that the cluster agreed on.
 
-    difference: set while this replica differs from its owner, and it is not known who is right.
-    mismatch:   set once it differs from what the cluster agreed on.
+    difference:  set while this replica differs from its owner, and it is not known who is right.
+    mismatch:    set once it is known to be wrong.
+    since_tick:  when the difference was noted.
+    is_owner_wrong: whether the owner that was heard last was convicted.
     """
 
-    __slots__ = ("_announced", "_own", "_right", "difference", "mismatch")
+    __slots__ = (
+        "_agreed_index",
+        "_announced",
+        "_began_index",
+        "_last",
+        "_own",
+        "_right",
+        "difference",
+        "is_owner_wrong",
+        "mismatch",
+        "since_tick",
+    )
 
     def __init__(self) -> None:
         self._own = DigestRecord()
-        self._announced: tuple[int, int] | None = None
+        self._announced: deque[tuple[int, int]] = deque(maxlen=MAX_QUESTIONS)  # not applied here yet
+        self._last = 0, 0
         self._right = 0, 0
+        self._agreed_index = 0
+        """Up to where it is as the owner is."""
+        self._began_index = 0
+        """Of the snapshot with which it began."""
+        self.is_owner_wrong = False
         self.difference: DivergedError | None = None
         self.mismatch: DivergedError | None = None
+        self.since_tick = 0
+
+    def lost(self) -> None:
+        """The owner is gone: what it said of itself says nothing of the next one."""
+        self._announced.clear()
+        self._last = 0, 0
 
     def announced(self, index: int, digest: int) -> None:
-        """The owner has that digest; until it was compared no other one is waited for."""
-        if self._announced is None:
-            self._announced = index, digest
+        """The owner has that digest."""
+        if index and (index, digest) != self._last:
+            self._last = index, digest
+            self._announced.append(self._last)
             self._look()
 
-    def agreed(self, index: int, digest: int) -> None:
-        """The cluster agreed on that digest, says the owner."""
-        if (index, digest) != self._right:
-            self._right = index, digest
+    def agreed(self, index: int, digest: int, is_owner_wrong: bool) -> None:
+        """The cluster agreed on that digest, says the owner, by which it may have been convicted; 0: it does not know.
+
+        Who is convicted says no digest of its own any more, and what it said before is worth nothing.
+        """
+        right = (index, digest) if index else self._right
+        if (right, is_owner_wrong) != (self._right, self.is_owner_wrong):
+            self._right, self.is_owner_wrong = right, is_owner_wrong
+            if is_owner_wrong:
+                self._announced.clear()
             self._look()
 
-    def applied(self, first_index: int, fresh: list[int]) -> None:
-        """More was applied here."""
-        if first_index != self._own.last_index + 1:
-            self._own.clear()  # it started anew from a snapshot
-            self.difference = None
+    def applied(self, first_index: int, fresh: list[int], was_restored: bool) -> None:
+        """More was applied here; the first of it may be what a snapshot was."""
+        if was_restored or first_index != self._own.last_index + 1:
+            self._own.clear()
+            self._agreed_index, self._began_index = 0, first_index
+            if not self.is_owner_wrong:
+                self.difference = None
         self._own.extend(first_index, fresh)
         self._own.forget_old()
         self._look()
 
+    def doubts(self, index: int, digest: int) -> bool:
+        """Whether the snapshot of that entry is one that a convicted owner took, and may be as wrong as that is."""
+        return self.is_owner_wrong and self._own.at(index) != digest
+
     def _look(self) -> None:
-        if self._announced is not None and self._announced[0] <= self._own.last_index:
-            (index, theirs), self._announced = self._announced, None
-            own = self._own.at(index)  # None: a snapshot skipped it
-            if own == theirs:
-                self._note_right(index)
-            elif own is not None and self.difference is None:
-                self.difference = DivergedError(
-                    f"this process differs from the owner of its directory: the digest of what it applied up to entry "
-                    f"{index} is {own:08x}, and the owner's {theirs:08x}. The State of one of them is damaged, or does "
-                    "not apply deterministically; this process serves nobody until the cluster tells that it is right: "
-                    "if that takes more than moments, start it anew",
-                    index,
-                )
+        while self._announced and self._announced[0][0] <= self._own.last_index:
+            self._compare(*self._announced.popleft())
         index, right = self._right
-        own = self._own.at(index) if 0 < index <= self._own.last_index else None
-        if own is None:
+        if not 0 < index <= self._own.last_index or self.mismatch is not None:
             return
+        own = self._own.at(index)
         if own == right:
-            self._note_right(index)
-        elif self.mismatch is None:
-            self.mismatch = DivergedError(
-                f"this process differs from its cluster: the digest of what it applied up to entry {index} is "
-                f"{own:08x}, that of a majority {right:08x}. Its State is damaged, or does not apply "
-                "deterministically; this process serves no more: start it anew",
+            if self.difference is not None and (self.is_owner_wrong or index >= self.difference.index):
+                self.difference = None
+        elif own is not None:
+            self._condemn(index, f"is {own:08x}, that of a majority {right:08x}")
+        elif self.is_owner_wrong and self._agreed_index >= index:
+            self._condemn(index, f"was that of the owner of its directory, that of a majority is {right:08x}")
+        elif self.is_owner_wrong and self._began_index >= index and self.difference is None:
+            self.difference = DivergedError(
+                f"this process began with a snapshot up to entry {self._began_index}, which may be of the owner of its "
+                f"directory, and that differs from its cluster since entry {index} at the latest; this process serves "
+                "nobody until the cluster tells that it is right: if that takes more than moments, start it anew",
+                self._began_index,
+            )
+
+    def _compare(self, index: int, theirs: int) -> None:
+        own = self._own.at(index)
+        if own is None:
+            return  # a snapshot skipped it
+        self._own.note_answered(index, own)  # a verdict about it may come late
+        if own == theirs:
+            self._agreed_index = max(self._agreed_index, index)
+            if self.difference is not None and index >= self.difference.index:
+                self.difference = None
+        elif self.difference is None:
+            self.difference = DivergedError(
+                f"this process differs from the owner of its directory: the digest of what it applied up to entry "
+                f"{index} is {own:08x}, and the owner's {theirs:08x}. The State of one of them is damaged, or does "
+                "not apply deterministically; this process serves nobody until the cluster tells that it is right: "
+                "if that takes more than moments, start it anew",
                 index,
             )
 
-    def _note_right(self, index: int) -> None:
-        """Up to `index` nothing went wrong here."""
-        if self.difference is not None and index >= self.difference.index:
-            self.difference = None
-            self._announced = None  # what its owner said before it was found out
+    def _condemn(self, index: int, how: str) -> None:
+        self.mismatch = DivergedError(
+            f"this process differs from its cluster: the digest of what it applied up to entry {index} {how}. Its "
+            "State is damaged, or does not apply deterministically; this process serves no more: start it anew",
+            index,
+        )

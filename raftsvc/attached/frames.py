@@ -53,7 +53,7 @@ _WELCOME = struct.Struct(">QQI?")
 _CONTEXT = struct.Struct(">Q")
 _ANSWER = struct.Struct(">QB")
 _INDEX = struct.Struct(">QQ")
-_NEWS = struct.Struct(">QQQ???QIQIH")
+_NEWS = struct.Struct(">QQQ????QIQIH")
 _LENGTH = struct.Struct(">I")
 _WAIT = struct.Struct(">IB")
 _ASK = struct.Struct(">QB")
@@ -87,7 +87,7 @@ def _encode_body(said: Said) -> tuple[int, bytes]:
         return 7, _INDEX.pack(*said)
     if isinstance(said, News):
         addr = _cut(said.leader_addr)
-        return 8, _NEWS.pack(*said[:10], len(addr)) + addr + _cut(said.trouble)
+        return 8, _NEWS.pack(*said[:11], len(addr)) + addr + _cut(said.trouble)
     if isinstance(said, Hello):
         return 1, _HELLO.pack(*said[:6]) + _cut(said.likeness)
     if isinstance(said, Welcome):

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from raftsvc.attached.replica import needs_restart
 from raftsvc.attached.worker import Callers, Worker
 from raftsvc.compiled import IS_COMPILED
 from raftsvc.core.membership import ConfChange, Configuration
 from raftsvc.core.messages import NO_NODE, Claim, Life, Message
 from raftsvc.core.raft import Refusal
-from raftsvc.errors import DirectoryInUseError, DivergedError, NodeFailedError, RaftError
+from raftsvc.errors import DirectoryInUseError, NodeFailedError, RaftError
 from raftsvc.member.health import Condition
 from raftsvc.member.vitals import View
 from raftsvc.storage import StoredSnapshot
@@ -28,12 +29,9 @@ class AttachedVitals:
     def is_live(self) -> bool:
         """Whether its threads are at work; halted applying is not mended by a restart, unless the State went wrong."""
         replica = self._worker.replica
-        halted = replica.health.halted
-        if isinstance(halted, DivergedError):
+        if needs_restart(replica):
             return False
-        if replica.health.error_of(Condition.DIFFERS) is not None and not replica.link.is_fed:
-            return False  # nobody is there who could tell that it is right, and it may not own the directory
-        return self._worker.are_alive or halted is not None
+        return self._worker.are_alive or replica.health.halted is not None
 
     def is_ready(self) -> bool:
         """Whether callers are served well here."""

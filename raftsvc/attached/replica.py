@@ -24,6 +24,7 @@ from raftsvc.core.raft import ProposalRefused, ReadState, Refusal, Role, Setting
 from raftsvc.errors import (
     ApplyHaltedError,
     ConfigurationError,
+    DivergedError,
     EvictedError,
     NodeFailedError,
     OutcomeUnknown,
@@ -64,6 +65,8 @@ _START_BYTES = 1024 * 1024
 """How much is handed to the owner at once at first: it is on this host."""
 _NEVER = 2**62
 _MOST_REMARKS = 100
+_IN_DOUBT_TIMEOUTS = 10
+"""Election timeouts after which nobody will tell any more, or not without a restart."""
 _NEARLY = 1000
 """Entries that a replica may be behind and still open a session."""
 
@@ -186,7 +189,8 @@ class Replica:
     def live(self) -> Live:
         """What whoever takes over has.  Nothing may be being applied."""
         assert not self.applying.is_at_work or not self.health.may_apply, "what came was applied"
-        return Live(self.cluster_id, self.applying.machine, self.calls, self.reads, self.inbox, self._last_crc)
+        machine, doubts = self.applying.machine, self._comparison.doubts
+        return Live(self.cluster_id, machine, self.calls, self.reads, self.inbox, self._last_crc, doubts)
 
     def take_back(self) -> None:
         """Who was to take over could not: what it had of `live` goes on here."""
@@ -217,6 +221,7 @@ class Replica:
     def lost(self) -> None:
         """The connection is over: what was on its way may be lost, and what was handed over is unsettled."""
         self.link = Link(self.link.is_unlike, self.link.trouble)
+        self._comparison.lost()
         self.core.leader_id = NO_NODE
         self.core.outbox.clear()
         self.news = self.news._replace(leader_id=NO_NODE, is_leading=False, is_ready=False, trouble="")
@@ -285,10 +290,8 @@ class Replica:
             self.link.is_new = not self.link.is_fed
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
-        if said.right_index:
-            self._comparison.agreed(said.right_index, said.right)
-        if said.digest_index:
-            self._comparison.announced(said.digest_index, said.digest)
+        self._comparison.agreed(said.right_index, said.right, said.is_wrong)
+        self._comparison.announced(said.digest_index, said.digest)
         self._compare()
 
     def read_snapshot(self) -> None:
@@ -317,7 +320,7 @@ class Replica:
         calls.follow_pieces(machine, self.ticks)
         if was_restored:
             calls.answer_recorded(machine.sessions)
-        self._comparison.applied(*machine.take_digests())
+        self._comparison.applied(*machine.take_digests(), was_restored)
         self.reads.applied(applying.applied_index)
         if isinstance(error, UnopenedError):
             pass  # nothing was touched, and Hello has it tried again
@@ -335,7 +338,9 @@ class Replica:
     def _compare(self) -> None:
         mismatch, difference = self._comparison.mismatch, self._comparison.difference
         known = self.health.error_of(Condition.DIFFERS)
-        if mismatch is not None and self.health.halted is None:
+        if self.health.halted is not None:
+            return
+        if mismatch is not None:
             self.halt(mismatch)
         elif difference is None and known is not None:
             self.health.clear(Condition.DIFFERS)
@@ -343,6 +348,7 @@ class Replica:
                 f"this process serves again: nothing that it applied differs any more. It had said: {known}"
             )
         elif difference is not None and known is None:
+            self._comparison.since_tick = self.ticks
             self.health.note(Condition.DIFFERS, difference)
             self.remarks.append(f"this process serves nobody for now: {difference}")
             self._fail_waiters(difference)
@@ -424,6 +430,14 @@ class Replica:
         error = error or OutcomeUnknown("this process serves nobody any more")
         self.calls.fail(error)
         self.reads.fail(error)
+
+
+def needs_restart(replica: Replica) -> bool:
+    """Whether only starting it anew helps: its State is wrong, or it differs for long and nobody tells who is right."""
+    if replica.health.error_of(Condition.DIFFERS) is None:
+        return isinstance(replica.health.halted, DivergedError)
+    ticks = replica.ticks - replica._comparison.since_tick
+    return ticks > _IN_DOUBT_TIMEOUTS * replica.core.settings.election_ticks
 
 
 def note_trouble(replica: Replica, trouble: RaftError) -> bool:

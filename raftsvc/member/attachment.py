@@ -127,6 +127,7 @@ class News(NamedTuple):
     is_removed:    whether it was removed from its cluster, for good.
     trouble:       what `err` says there; empty if nothing.
     digest_index, digest: of what it applied; 0: it is not sure of it.
+    is_wrong:      whether it was convicted: what it applied is not what the cluster agreed on.
     right_index, right: the digest on which the cluster agreed last, as far as it knows; 0: it knows of none.
     """
 
@@ -136,6 +137,7 @@ class News(NamedTuple):
     is_leading: bool = False
     is_ready: bool = False
     is_removed: bool = False
+    is_wrong: bool = False
     digest_index: int = 0
     digest: int = 0
     right_index: int = 0

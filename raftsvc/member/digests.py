@@ -17,7 +17,7 @@ The leader asks every member for its digest at an index, and says its own.  The 
    majority of those that it knows itself: a change of membership that only one of the two
    has seen convicts nobody.
 3. No answer is too late.  A question is remembered with its answers over later questions,
-   the last `_MAX_QUESTIONS` of them; a member that stopped applying still answers for
+   the last `MAX_QUESTIONS` of them; a member that stopped applying still answers for
    what it applied before.
 4. Where two differ and rule 1 does not tell who is right, after an election timeout both
    the leader and the one who differs say so (`disagreement`), and serve on.  That ends
@@ -48,7 +48,7 @@ from raftsvc.errors import DisagreementError, DivergedError
 from raftsvc.member.machine import Machine
 
 _REMEMBERED = 8192
-_MAX_QUESTIONS: Final = 64
+MAX_QUESTIONS: Final = 64
 _SILENCE: Final = 5
 
 
@@ -107,6 +107,10 @@ class DigestRecord:
         position = index - self.last_index - 1
         return self._digests[position] if -len(self._digests) <= position < 0 else self._answered.get(index)
 
+    def last_answered(self) -> tuple[int, int] | None:
+        """The last index about which somebody was told, and what."""
+        return next(reversed(self._answered.items()), None)
+
     def note_answered(self, index: int, own: int) -> None:
         """Remember `own` for longer, since somebody was told it."""
         self._answered[index] = own
@@ -126,7 +130,7 @@ class DigestCheck:
         self._core = core
         self._machine = machine
         self._own = DigestRecord()
-        self._pending: deque[Message] = deque(maxlen=_MAX_QUESTIONS)  # asked here, not yet applied
+        self._pending: deque[Message] = deque(maxlen=MAX_QUESTIONS)  # asked here, not yet applied
         self._replies: list[tuple[int, Message]] = []
         self._tick = 0
         self._differences: dict[int, _Difference] = {}  # by the other member; of a follower: its leader
@@ -141,7 +145,13 @@ class DigestCheck:
         self.applied()
 
     def latest(self) -> tuple[int, int]:
-        """The last entry that is known to be applied, and the digest there; 0 and 0 if there is none."""
+        """The last entry that was asked about, and the digest there; if none was, the last one; 0 and 0: there is none.
+
+        Who compares his own goes by what the cluster will tell of.
+        """
+        answered = self._own.last_answered()
+        if answered is not None:
+            return answered
         digest = self._own.at(self._own.last_index)
         return (0, 0) if digest is None else (self._own.last_index, digest)
 
@@ -202,6 +212,8 @@ class DigestCheck:
         for other_id in [i for i in self._differences if i != m.from_id]:
             del self._differences[other_id]  # whoever led before, or followed when this member led
         self._compare(m.from_id, m.index, own, m.hint)
+        if own == m.hint and self._majority() == 2 and {self._core.node_id, m.from_id} <= self._core.config.voters:
+            self.right = max(self.right, (m.index, own))  # these two are one
 
     def take_replies(self) -> list[tuple[int, Message]]:
         """What is to be said, and to whom."""
@@ -349,5 +361,5 @@ class DigestCheck:
 
 
 def _forget_oldest(remembered: dict[int, _Question] | dict[int, int]) -> None:
-    while len(remembered) > _MAX_QUESTIONS:
+    while len(remembered) > MAX_QUESTIONS:
         del remembered[next(iter(remembered))]

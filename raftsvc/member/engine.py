@@ -222,7 +222,7 @@ class Engine:
         if live is not None:
             if live.is_behind:
                 raise StorageError("what is stored is ahead of the State of who takes over, and was not read")
-            self.snapshots.note_stored(loaded.snapshot.index if loaded.snapshot is not None else 0)
+            self.snapshots.note_stored(loaded.snapshot, live.doubts)
         elif loaded.snapshot is not None:
             self._restore()
         elif state.applied_index() != 0:
@@ -446,7 +446,8 @@ class Engine:
         for message in messages:
             if message.kind is MessageKind.SNAPSHOT:
                 # While somebody differs from this leader its snapshot may be the damage of one made that of two.
-                if self.digests.is_disputed or not self._runner.send_snapshot(message):
+                is_doubted = self.digests.is_disputed or self.snapshots.is_doubted
+                if is_doubted or not self._runner.send_snapshot(message):
                     self.core.report_snapshot(message.to_id, False)
             else:
                 by_peer.setdefault(message.to_id, []).append(message)

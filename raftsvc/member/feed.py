@@ -414,6 +414,7 @@ class Feed:
             core.role is Role.LEADER and not health.is_over,
             health.may_be_ready and core.leader_id != 0 and core.node_id in core.committed_config.voters,
             core.is_removed,
+            self._digests.mismatch is not None,
             index,
             digest,
             *self._digests.right,

@@ -7,6 +7,7 @@ log has to hold what the State applied last, the very same entry, or a snapshot 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -32,6 +33,7 @@ class Live(NamedTuple):
 
     cluster_id: of what the State applied; 0: it has applied nothing.
     last_crc:   of the frame of the last entry that it applied; 0 if a snapshot was the last.
+    doubts:     whether a snapshot of that index and digest, which is stored, may be as wrong as its former owner is.
     loaded:     what is stored; None before `opened`.
     """
 
@@ -41,6 +43,7 @@ class Live(NamedTuple):
     reads: Reads
     inbox: Inbox
     last_crc: int
+    doubts: Callable[[int, int], bool] = lambda index, digest: False
     loaded: Loaded | None = None
 
     def opened(self, store: Store, nonce: int, ahead: Ahead | None = None) -> Live:
@@ -70,7 +73,8 @@ def _check_goes_on(live: Live, loaded: Loaded) -> None:
             f"{live.cluster_id:016x}: it is not taken over"
         )
     if snapshot is not None and snapshot.index >= index:
-        if snapshot.index == index and (snapshot.term, snapshot.digest) != (machine.applied_term, machine.digest):
+        is_same = snapshot.digest == machine.digest or live.doubts(index, snapshot.digest)
+        if snapshot.index == index and not (is_same and snapshot.term == machine.applied_term):
             raise _differs(machine, f"the snapshot is of term {snapshot.term}, digest {snapshot.digest:08x}")
         return
     entry = _entry_at(loaded, index)

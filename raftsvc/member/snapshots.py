@@ -46,14 +46,14 @@ class Snapshots:
         "_is_wanted",
         "_last_index",
         "_machine",
-        "_max_bytes",
-        "_max_entries",
+        "_most",
         "_rest_ticks",
         "_store",
         "_was_restored",
         "arrivals",
         "bytes_since",
         "cluster_id",
+        "is_doubted",
         "restored_index",
     )
 
@@ -65,13 +65,14 @@ class Snapshots:
         self._health = health
         self._machine = machine
         self.cluster_id = cluster_id
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
+        self._most = max_entries, max_bytes
         self._last_index = 0
         self.restored_index = 0
         """Of the snapshot that the State started from last: perhaps a later one than the one that was announced."""
         self.bytes_since = 0
         """Of entries applied since the last; counted by who applies."""
+        self.is_doubted = False
+        """Whether the stored one may be of a State that is wrong: nobody is to begin with it."""
         self._is_saving = False
         self._is_wanted = False  # whatever was applied since, and none was begun since that became known
         self._failures = 0  # since one was saved
@@ -85,19 +86,26 @@ class Snapshots:
 
         A State that halted is not trusted to overwrite the last snapshot: from that a restart may be whole again.
         """
+        max_entries, max_bytes = self._most
         return (
             (
                 self._is_wanted
-                or self._machine.applied_index - self._last_index >= self._max_entries
-                or self.bytes_since >= self._max_bytes
+                or self._machine.applied_index - self._last_index >= max_entries
+                or self.bytes_since >= max_bytes
             )
             and not self._is_saving
             and self._health.may_apply
         )
 
-    def note_stored(self, index: int) -> None:
-        """The stored one is of that index, and the State is ahead of it."""
-        self._last_index = self.restored_index = index
+    def note_stored(self, stored: SnapshotHeader | None, doubts: Callable[[int, int], bool]) -> None:
+        """What is stored, if anything; the State is no older.
+
+        doubts: whether the one of that index and digest may be of a State that is wrong, which this one is not; then
+                another is to take its place, and nobody to begin with it.
+        """
+        if stored is not None:
+            self._last_index = self.restored_index = stored.index
+            self.is_doubted = self._is_wanted = doubts(stored.index, stored.digest)
 
     def want(self) -> None:
         """The stored one is of no use: another is due, whatever was applied since."""
@@ -150,6 +158,7 @@ class Snapshots:
     def end(self, retry_ticks: int = 0) -> None:
         """What was captured is saved, or will not be; then another is wanted after `retry_ticks`, more each time."""
         self._is_saving = False
+        self.is_doubted = self.is_doubted and retry_ticks > 0
         self._failures = self._failures + 1 if retry_ticks else 0
         self._rest_ticks = retry_ticks << min(max(self._failures - 1, 0), 6)
 
@@ -193,6 +202,7 @@ class Snapshots:
                 header.time_ms,
             )
         self._last_index = self.restored_index = header.index
+        self.is_doubted = False
         self.bytes_since = 0
         self._was_restored = True
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Protocol
 
 from raftsvc.attached.frames import Decoder, encode
-from raftsvc.attached.replica import FeedBrokenError
+from raftsvc.attached.replica import FeedBrokenError, needs_restart
 from raftsvc.attached.replica import Replica as Attached
 from raftsvc.core.messages import index_of
 from raftsvc.core.versions import Versions
@@ -206,16 +206,28 @@ class Worker:
             whole = f"{self.name} halts as diverged, and its State is whole: {health.halted}"
             require(self.replica.is_damaged, whole)
         counts, differs = self.world.report.counts, health.error_of(Condition.DIFFERS) is not None
+        if differs:
+            self._look_at_doubt()
         if differs != self.replica.is_doubted:
             self.replica.is_doubted = differs
             counts["attached that differ" if differs else "attached found to be right"] += 1
             self.note("differs from its owner" if differs else "does not differ any more")
 
+    def _look_at_doubt(self) -> None:
+        """It differs from its owner: some State is damaged then, and who is whole is told so once that is known."""
+        attached = self.attached
+        require(self.world.watch.digests.was_damaged, f"no State was ever damaged, and {self.name} differs")
+        told = attached.news.right_index
+        has_digest = attached.snapshots.restored_index < told <= attached.applying.applied_index
+        require(
+            self.replica.is_damaged or not (attached.news.is_wrong and has_digest),
+            f"{self.name} is whole and in doubt, and its owner is known to be wrong at {told}",
+        )
+
     @property
     def is_lost(self) -> bool:
         """Whether only starting it anew helps."""
-        health, has_owner = self.attached.health, self.link is not None and not self.link.is_over
-        return not health.may_serve and not (has_owner and self.replica.is_doubted and health.may_apply)
+        return needs_restart(self.attached) or not (self.attached.health.may_serve or self.replica.is_doubted)
 
     def _say(self, outbox: list[Said]) -> None:
         said = list(outbox)
@@ -326,6 +338,8 @@ class Worker:
                 raise error
             attached.end_apply(work, answers, None)
             self._look()
+        if not self.attached.may_own:
+            raise StorageError(f"{self.name} differs by now, and is not taken over")
 
     def take_ahead(self) -> Ahead | None:
         """What it read of the log, long ago or just now."""
@@ -389,7 +403,7 @@ class Host:
         for worker in list(self.workers):
             # Who runs other code than is installed is started anew sooner or later, as by a reload.
             is_of_other_code = worker.attached.applying.machine.own != node.code
-            if not worker.attached.health.may_serve and rng.random() < (0.3 if worker.is_lost else 0.01):
+            if worker.is_lost and rng.random() < 0.3:
                 worker.end()
             elif is_of_other_code and rng.random() < (0.5 if world.is_healed else 0.05):
                 worker.note("is started anew, with other code")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from unittest.mock import Mock
 from zlib import crc32
 
 import pytest
 
-from raftsvc.attached.replica import FeedBrokenError, OwnersCore, Replica
+from raftsvc.attached.replica import FeedBrokenError, OwnersCore, Replica, needs_restart
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp
-from raftsvc.core.messages import Entry, EntryKind, HardState, Life, make_entry
+from raftsvc.core.messages import Entry, EntryKind, HardState, Life, Message, MessageKind, make_entry
 from raftsvc.core.raft import Refusal
 from raftsvc.errors import DivergedError, EvictedError, NodeFailedError, NotApplied, OutcomeUnknown
 from raftsvc.member.attachment import (
@@ -341,7 +342,7 @@ def test_who_differs_from_its_owner_serves_again_once_the_cluster_says_that_it_i
     attached.hear(News(1, 1, digest_index=4, digest=2))
     attached.hear(News(1, 1, right_index=2, right=second))
     assert not replica.may_own, "it may have gone wrong after that"
-    attached.hear(News(1, 1, right_index=3, right=third))
+    attached.hear(News(1, 1, is_wrong=True, right_index=3, right=third))
     assert replica.may_own
     attached.feed(NOTHING)
     assert replica.may_own, "what its owner said before it was found out counts no more"
@@ -368,6 +369,17 @@ def test_who_differed_from_an_owner_and_agrees_with_the_next_serves_again(attach
     assert not replica.may_own
     attached.hear(News(2, 1, digest_index=3, digest=replica.applying.machine.digest))
     assert replica.may_own
+
+
+def test_who_is_in_doubt_for_long_is_to_be_started_anew(attached: Attached) -> None:
+    differ(attached)
+    assert not needs_restart(attached.replica)
+    while not needs_restart(attached.replica):
+        attached.replica.tick()
+    attached.hear(News(1, 1, right_index=3, right=attached.replica.applying.machine.digest))
+    assert not needs_restart(attached.replica)
+    attached.hear(News(1, 1, right_index=3, right=7))
+    assert needs_restart(attached.replica), "it is wrong"
 
 
 # -- what it takes over
@@ -406,6 +418,24 @@ def test_a_live_state_is_not_taken_over_by_a_log_that_does_not_hold_it(attached:
         cluster_id += 1
     with pytest.raises(NotContinuedError):
         attached.replica.live.opened(stored(attached, entries, cluster_id), 5)
+
+
+@pytest.mark.parametrize("is_convicted", [False, True])
+def test_a_node_that_takes_over_from_a_convicted_owner_replaces_its_snapshot(
+    attached: Attached, is_convicted: bool
+) -> None:
+    digest, last_index = attached.replica.applying.machine.digest, len(attached.log)
+    attached.feed(NOTHING)
+    attached.hear(News(1, 1, is_wrong=is_convicted, right_index=last_index, right=digest))
+    store = stored(attached, attached.log)
+    header = SnapshotHeader(last_index, 1, CLUSTER, Configuration().changed(FOUNDING).encode(), Sessions().encode(), 7)
+    store.save_snapshot(header, [b'{"values": {}}'])
+    live = attached.replica.live.opened(store, 5)
+    runner = Mock(elapsed_clocks=())
+    engine = Engine("n1", store, attached.replica.applying.machine.state, EngineOptions(), Random(1), runner, live)
+    assert engine.snapshots.is_doubted is engine.snapshots.is_due is is_convicted
+    engine._post([Message(MessageKind.SNAPSHOT, 2, 1)])
+    assert runner.send_snapshot.called is not is_convicted
 
 
 # -- the owner's side

@@ -42,7 +42,7 @@ SAID: list[Said] = [
     AskIndex(8),
     Index(8, 1000),
     News(),
-    News(3, 2, 9, True, True, False, 8, 0xDEADBEEF, 7, 0xFEEDBEEF, "n2:8001", "StorageError: the disk is full"),
+    News(3, 2, 9, True, True, False, True, 8, 0xDEADBEEF, 7, 0xFEEDBEEF, "n2:8001", "StorageError: the disk is full"),
     News(3, 0, 9, is_removed=True),
     Farewell(),
     Farewell("the server is shutting down"),
