@@ -699,6 +699,7 @@ class KeyValue:
         """As `claims`, of this node alone, once that is something else than `known`, or `timeout` seconds are over.
 
         Of a node that is cut off it is what was; raises what `Service.err` says once nothing is applied here any more.
+        A connected client asks a member four times a second, of a moment no earlier than that.
         """
         full = _claimed(self._prefix, name)
         check_timeout(timeout)
@@ -707,7 +708,10 @@ class KeyValue:
         if is_main_thread():
             return do_elsewhere(partial(self.wait_claims, name, known, timeout), timeout, ReadTimeoutError)
         holding, reader = self._holding(), self._reader
-        return wait_for_claims(holding, full, lambda: _claimants(reader.present.claims(full)), known, timeout)
+        if self._watching is None:
+            # Of members that answer one after the other one may be behind: what is may not be followed by what was.
+            return wait_for_claims(holding, full, lambda left: self.claims(name, left), known, timeout)
+        return wait_for_claims(holding, full, lambda _: _claimants(reader.present.claims(full)), known, timeout)
 
     def wait_changed(self, key: str, version: int, timeout: float = 30.0) -> Value | None:
         """The value of `key`, as this node knows it, once its version is another, or `timeout` seconds are over.

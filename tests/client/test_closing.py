@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ AT_ONCE: dict[str, Callable[[kv.KeyValue], object]] = {
 
 
 @pytest.fixture
-def members(make_members: MakeMembers) -> Iterator[Members]:
+def members(make_members: MakeMembers) -> Members:
     """One, at which all is held or closed that the faces wait for."""
     made = make_members(1)
     store = made.nodes[0].kv
@@ -70,10 +70,14 @@ def told(call: Callable[[], Any]) -> str:
 def test_who_waits_is_told_that_the_connection_was_closed(members: Members) -> None:
     gate = members.nodes[0].gate
     clients, waiting = [], {}
+
+    def asked(times: int) -> bool:
+        return len(gate.seen) >= times
+
     for name, face in FACES.items():
         client, before = members.connect(), len(gate.seen)
         waiting[name] = in_background(partial(face, client))
-        eventually(lambda before=before: len(gate.seen) >= before + 3, f"{name} asks")
+        eventually(partial(asked, before + 3), f"{name} asks")
         clients.append(client)
     for client in clients:
         client.service.close()
