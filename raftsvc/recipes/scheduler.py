@@ -31,7 +31,7 @@ from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.history import Signal
 from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_PLANS, MAX_TEXT_BYTES, MISSED, RUNNING
-from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
+from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run, is_once
 from raftsvc.recipes.slots import Schedule, find_due
 
 logger = logging.getLogger("raftsvc.jobs")
@@ -353,6 +353,8 @@ class Scheduler:
         return _LOOK_SECONDS if seen.due is not None else self._find(hold, job, seen, planned, now_ms)
 
     def _find(self, hold: Hold, job: Job, seen: _Seen, planned: Planned, now_ms: int) -> float:
+        if is_over(job.schedule, planned):
+            return _LOOK_SECONDS
         known_since_ms, next_ms = seen.next
         if known_since_ms == planned.since_ms and now_ms < next_ms:
             return (next_ms - now_ms) / 1000
@@ -522,6 +524,11 @@ def _to_run_again(job: Job, since_ms: int, runs: Sequence[Run]) -> Numbers | Non
     if last.state != DIED or last.slot_ms != since_ms or last.attempt > job.retry:
         return None
     return last.slot_ms, last.attempt + 1, last.slots, job.retry, job.at_once
+
+
+def is_over(schedule: Schedule, planned: Planned) -> bool:
+    """Whether nothing is due any more by that schedule, whatever it says: it was to be run once, and was decided."""
+    return planned.decided_ms > 0 and is_once(schedule.text.encode())
 
 
 def _turn_of(hold: Hold, job: str, slot_ms: int, planned: Planned) -> int:

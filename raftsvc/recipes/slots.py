@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.kv.orders import ONCE
 
 _MAX_TEXT_BYTES = 400
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
@@ -74,12 +75,12 @@ class At:
         """None: as soon as somebody sees to it.  Raises ConfigurationError if it is no moment of any time zone."""
         if moment is None:
             self._slot_ms = ONCE_MS
-            self.text = "once"
+            self.text = ONCE.decode()
         elif not isinstance(moment, datetime) or moment.tzinfo is None or moment.timestamp() * 1000 <= ONCE_MS:
             raise ConfigurationError(f"a moment is a datetime with a time zone, after 1970, and not {moment!r:.100}")
         else:
             self._slot_ms = int(moment.timestamp() * 1000)
-            self.text = f"once, at {moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')}"
+            self.text = f"{ONCE.decode()}, at {moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')}"
         self.since_ms = self._slot_ms - 1
 
     def after(self, time_ms: int) -> int | None:
