@@ -867,7 +867,8 @@ class KeyValue:
         One runs it at a time, and others wait for him; it succeeds at most once in the cluster, for ever, or until
         `raftsvc.recipes.Once.reset`.  A success is recorded only as long as who ran it holds its lock: one that was
         taken for dead, or stopped, or cut off meanwhile raises LostError instead, and another has run it beside him or
-        does, so what it does has to bear that (or to go by `kv.if_held`).
+        does, so what it does has to bear that (or to go by `kv.if_held`).  Where it is reset while it runs nothing is
+        recorded: this call did it, and whoever comes next does it anew.
 
         after_failure, after_death: "again": whoever comes next runs it anew; "raise": he gets an OnceError.  It died
                                     if who ran it was not heard of for `ttl` seconds.

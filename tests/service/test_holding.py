@@ -579,6 +579,49 @@ def test_who_lost_its_lease_meanwhile_records_no_success(lone: kv.KeyValue) -> N
 # -- parties
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_reset_while_it_runs_is_done_anew_by_whoever_comes_next(lone: kv.KeyValue, fails: bool) -> None:
+    once = Once(lone, "x", LONG)
+    runs, begun, go_on = [], threading.Event(), threading.Event()
+
+    def work() -> None:
+        runs.append("first")
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        if fails:
+            raise ZeroDivisionError
+
+    first = in_background(lambda: once.run(work))
+    assert begun.wait(PATIENCE)
+    once.reset()
+    assert once.look()["state"] == "never"
+    second = in_background(lambda: once.run(lambda: runs.append("second"), after_failure="raise"))
+    eventually(lambda: len(lone.claims("once:x")) == 2, "another waits")
+    go_on.set()
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            first()
+    else:
+        assert first() is True, "it did it"
+    assert second() is True
+    assert runs == ["first", "second"]
+    assert once.look() == {"state": "done"}
+
+
+def test_what_raises_and_cannot_say_why_has_failed(lone: kv.KeyValue) -> None:
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def work() -> None:
+        raise WordlessError
+
+    once = Once(lone, "x", LONG)
+    with pytest.raises(WordlessError):
+        once.run(work)
+    assert once.look() == {"state": "failed", "error": "WordlessError: (it has no text, which raised ValueError)"}
+
+
 def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
     web = [store.party("web", ttl=LONG) for store in stores]
     changes = web[2].watch()
@@ -728,7 +771,7 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     transaction, failures = lone.transaction, [1, 1]
 
     def sometimes(operations: Any, timeout: float = 10.0) -> int:
-        if len(failures) and b"done" in operations[1].data:
+        if len(failures) and b"done" in operations[-1].data:
             failures.pop()
             raise raftsvc.NotApplied("nobody leads")
         return transaction(operations, timeout)
@@ -739,13 +782,31 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
 
 
+def test_a_success_that_was_recorded_and_not_heard_of_is_one(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, unheard = lone.transaction, [1]
+
+    def sometimes(operations: Any, timeout: float = 10.0) -> int:
+        index = transaction(operations, timeout)
+        if unheard and b"done" in operations[-1].data:
+            unheard.pop()
+            raise raftsvc.OutcomeUnknown("the answer was lost")
+        return index
+
+    monkeypatch.setattr(lone, "transaction", sometimes)
+    assert lone.once("migrate", lambda: None, ttl=LONG) is True
+    assert not unheard
+    assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
+
+
 def test_a_success_of_which_nobody_was_told_in_time_is_no_error_after_which_nothing_was_done(
     lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transaction, calls = lone.transaction, []
 
     def unheard(operations: Any, timeout: float = 10.0) -> int:
-        if calls and b"done" in operations[1].data:
+        if calls and b"done" in operations[-1].data:
             clock.move(LONG)
             raise raftsvc.StoppedError("it is being stopped")
         return transaction(operations, timeout)
