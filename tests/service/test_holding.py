@@ -524,6 +524,30 @@ def test_who_lost_leading_takes_part_anew(stores: list[kv.KeyValue]) -> None:
     assert stores[1].election("scheduler").leader(PATIENCE) is None
 
 
+def test_who_comes_to_lead_by_the_same_object_after_it_was_lost_leads_on(lone: kv.KeyValue) -> None:
+    election = lone.election("x", ttl=LONG)
+    leads, go_on = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def lead() -> None:
+        with election.lead(PATIENCE) as hold:
+            leads.set()
+            assert go_on.wait(PATIENCE)
+            seen.extend([hold.is_held, election.is_leader, election.fence == hold.fence, election.resign()])
+
+    with election.lead(PATIENCE) as former:
+        former.lease.end()
+        lone._holding().keeper().wake()
+        latter = in_background(lead)
+        eventually(lambda: len(lone.claims("election:x")) == 2, "another waits")
+        former.lease.revoke()
+        assert leads.wait(PATIENCE)
+    go_on.set()
+    latter()
+    assert seen == [True, True, True, True]
+    assert not election.is_leader
+
+
 def test_who_does_not_come_to_lead_in_time_is_told(stores: list[kv.KeyValue]) -> None:
     with stores[0].election("scheduler", ttl=LONG).lead(PATIENCE) as hold:
         assert hold.is_held
