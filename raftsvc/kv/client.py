@@ -236,7 +236,7 @@ class KeyValue:
     def aio(self) -> AsyncKeyValue:
         """This store for coroutines: `await store.aio.get("a")`.  Raises ForkedError."""
         self._holding()
-        return AsyncKeyValue(self, self._perform_for_a_task, self._claim_for_a_task)
+        return AsyncKeyValue(self, self._perform_for_a_task, self._claim_for_a_task, self._checked)
 
     # -- writing
 
