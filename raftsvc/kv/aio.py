@@ -19,7 +19,7 @@ from raftsvc.errors import NodeFailedError, OutcomeUnknown, OverloadedError, Rea
 from raftsvc.kv import instructions
 from raftsvc.kv.events import Event
 from raftsvc.kv.instructions import Condition, Leased, Operation
-from raftsvc.kv.leases import Hold, Holder, LostError, checked_units, not_had
+from raftsvc.kv.leases import Hold, Holder, LostError, as_waited, checked_units, not_had
 from raftsvc.kv.pages import Value
 from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
@@ -164,9 +164,12 @@ class AsyncLock(Holder):
     async def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds, None: ever.
 
+        timeout: 0: as unless `blocking`, which takes as long as the cluster's answer.
+
         Raises what `KeyValue.claim` raises; LostError if it was acquired by this object, lost, and not released since;
         RuntimeError if this object holds it, or asks for it, already.
         """
+        blocking, timeout = as_waited(blocking, timeout)
         former = self._hold
         if former is not None and former.lost.is_set():
             raise LostError(former.name, "it was lost, and has to be released before it is acquired again")

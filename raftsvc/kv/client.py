@@ -610,7 +610,8 @@ class KeyValue:
         data:     at most 1,024 bytes, shown by `claims`; None: the names of this host and process.
         together: True: it is granted once `size` wait for it so, to all of these at once and by one fence.
         blocking: False: now or not at all.
-        timeout:  in seconds; None: wait for however long it takes.
+        timeout:  in seconds; None: wait for however long it takes.  In less time than the cluster takes to answer it is
+                  None, or NotApplied, though it is free.
 
         Returns what is held, or None if it was not granted in time.  Who comes first is served first.
         As long as `Hold.lost` is not set, nobody else holds these units, by clocks that run as fast as each other

@@ -474,6 +474,14 @@ class Holder:
         return hold
 
 
+def as_waited(blocking: bool, timeout: float | None) -> tuple[bool, float | None]:
+    """What `acquire(blocking, timeout)` asks for: who has no time to wait for others has some for an answer.
+
+    With no time for that either nobody would be asked, and what is free would not be had.
+    """
+    return (False, None) if timeout == 0 and not isinstance(timeout, bool) else (blocking, timeout)
+
+
 def not_had(holder: Holder) -> NotApplied:
     """What a `with` raises that does not begin."""
     return NotApplied(f"{holder.given!r} was not to be had within {holder.with_timeout:g} s; nothing was done")

@@ -8,6 +8,7 @@ many minutes or hours goes by the time that passes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone, tzinfo
@@ -22,6 +23,8 @@ _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 """In what an object says of itself that was given no name."""
 MAX_COUNTED = 1000
 """So many slots are told from each other; of more it is said that there are so many."""
+_ROUNDED = 1e-15
+"""The share by which a number of binary digits is off, at most, that was meant in decimal ones, and was multiplied."""
 ONCE_MS = 1000
 """The slot of what is to be run once, at no time: long past, and so due whenever somebody sees to it."""
 
@@ -53,9 +56,9 @@ class Every:
         """Raises ConfigurationError if there is no such interval."""
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 <= seconds <= 10 * 366 * 86400:
             raise ConfigurationError(f"a job is run every 1 to {10 * 366 * 86400} seconds, not every {seconds!r:.100}")
-        if seconds * 1000 != int(seconds * 1000):
+        self._period_ms = round(seconds * 1000)
+        if not math.isclose(seconds * 1000, self._period_ms, rel_tol=_ROUNDED):
             raise ConfigurationError(f"an interval has whole milliseconds, not {seconds!r:.100} seconds")
-        self._period_ms = int(seconds * 1000)
         period_ms = self._period_ms
         self.text = f"every {period_ms / 1000 if period_ms % 1000 else period_ms // 1000} s"
 

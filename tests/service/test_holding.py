@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -123,6 +124,34 @@ def test_two_threads_exclude_each_other_by_one_object_and_nobody_gets_it_twice(l
     for look in (lambda: lock.fence, lambda: lock.lost, lambda: lock.name, lock.ensure_held):
         with pytest.raises(kv.LostError, match="not acquired"):
             look()
+
+
+def test_with_no_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(stores: list[kv.KeyValue]) -> None:
+    async def acquired(store: kv.KeyValue) -> bool:
+        lock = store.aio.lock("x", ttl=LONG)
+        had = await lock.acquire(timeout=0)
+        if had:
+            await lock.release()
+        return had
+
+    for store in stores:
+        lock, other = store.lock("x", ttl=LONG), stores[0].lock("x", ttl=LONG)
+        for timeout in (0, 0.0):
+            assert lock.acquire(timeout=timeout) is True
+            assert lock.acquire(timeout=timeout) is False, "nobody gets it twice"
+            lock.release()
+        assert asyncio.run(acquired(store)) is True
+        with lock.within(0):
+            assert other.acquire(timeout=0) is False
+            assert store.lock("x", ttl=LONG).acquire(timeout=0) is False
+            assert asyncio.run(acquired(store)) is False
+            with pytest.raises(raftsvc.NotApplied, match="was not to be had within 0 s"), other.within(0):
+                raise AssertionError("it is held")
+        assert store.queue("q", ttl=LONG).get(timeout=0) is None
+        store.queue("q").put(b"1")
+        item = store.queue("q", ttl=LONG).get(timeout=0)
+        assert item is not None
+        item.ack()
 
 
 def test_who_gives_up_is_not_granted_it_later(stores: list[kv.KeyValue]) -> None:
