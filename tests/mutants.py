@@ -1686,7 +1686,7 @@ MUTANTS = (
     Mutant(
         "who joins again with the older schedule has what is due forgotten",
         "kv/runs.py",
-        "            if not is_known:\n",
+        "            if not is_known and not (job.decided_ms and is_once(order.text)):\n",
         "            if True:\n",
         test="kv/test_runs.py::test_who_joins_with_a_schedule_that_others_have_changes_nothing",
     ),

@@ -46,6 +46,13 @@ def test_an_interval_counts_from_1970_whoever_computes_it() -> None:
     assert Every(1.5).after(1_500) == 3_000
 
 
+def test_an_interval_has_the_milliseconds_that_were_written() -> None:
+    for period_ms in (*range(1_000, 20_000), 86_400_001, 10 * 366 * 86_400_000 - 1):
+        schedule = Every(float(f"{period_ms // 1000}.{period_ms % 1000:03}"))
+        assert schedule.after(0) == period_ms
+        assert schedule.text == f"every {period_ms / 1000:g} s" or period_ms > 999_999
+
+
 @pytest.mark.parametrize(
     ("expression", "days"),
     [
@@ -161,7 +168,9 @@ def test_what_is_run_once_has_one_slot() -> None:
             At(wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 0.5, True, "60", None, float("nan"), float("inf"), 1.00001, 10**12])
+@pytest.mark.parametrize(
+    "seconds", [0, -1, 0.5, True, "60", None, float("nan"), float("inf"), 1.00001, 1.0005, 9.0000001, 10**12]
+)
 def test_what_is_no_interval_is_refused(seconds: Any) -> None:
     with pytest.raises(ConfigurationError):
         Every(seconds)

@@ -31,6 +31,7 @@ from raftsvc.errors import (
     RaftError,
     ReadTimeoutError,
     Rejected,
+    StoppedError,
     StorageError,
     UnknownKeyError,
 )
@@ -84,6 +85,9 @@ class Connection:
         self._cert = cert
         self._routes: dict[int, Route] = {}  # that of this process, by its pid
         self._farewells: list[tuple[int, Callable[[], object]]] = []  # each with the process that it is of
+        # The processes, by their pids, in which `close` was called, and those in which it has told all who are told.
+        self._closing: set[int] = set()
+        self._closed: set[int] = set()
 
     def _route(self) -> Route:
         pid = os.getpid()
@@ -137,10 +141,18 @@ class Connection:
             )
         if is_main_thread():
             return do_elsewhere(partial(self._propose, data, timeout, of_store), timeout, OutcomeUnknown)
+        self._check_open()
         route = self._route()
         deadline = time.monotonic() + timeout
         while True:
-            applied = self._bring(route, data, deadline, timeout, of_store)
+            try:
+                applied = self._bring(route, data, deadline, timeout, of_store)
+            except NotApplied as error:
+                if (
+                    type(error) is NotApplied
+                ):  # nobody took it, which is not to be tried again if it was closed meanwhile
+                    self._check_open(error)
+                raise
             if applied is not None:
                 return applied
 
@@ -204,9 +216,11 @@ class Connection:
     ) -> bytes:
         if is_main_thread():
             return do_elsewhere(partial(self._ask, kind, data, timeout, of_store, patience), timeout, ReadTimeoutError)
+        self._check_open()
         try:
             return self._route().ask(kind, data, time.monotonic() + timeout, of_store, patience).data
         except UnansweredError as error:
+            self._check_open(error)
             late: Callable[[str], Exception] = UnknownKeyError if error.is_key else ReadTimeoutError
             raise late(f"no member answered within {timeout:.3g} s: {error}") from error
 
@@ -257,38 +271,72 @@ class Connection:
         return back_up_stored(open_snapshot, lambda: taken[0][1], file)
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
-        """Have `function` called by `close` in this process, while it still works; returns what ends that."""
+        """Have `function` called by `close` in this process, while it still works; returns what ends that.
+
+        Where it is being closed already it is called at once, by this.
+        """
         if not callable(function):
             raise ConfigurationError(f"what is called before it is closed is a function, not {function!r:.100}")
-        farewell = os.getpid(), function
+        pid = os.getpid()
+        farewell = pid, function
+
+        # Without a lock, which of a parent may be held for ever: whoever takes it out calls it, `close` or this.
         self._farewells.append(farewell)
+        if pid in self._closing and self._take(farewell):
+            _say(function)
 
         def remove() -> None:
-            with suppress(ValueError):  # it was called, or removed
-                self._farewells.remove(farewell)
+            self._take(farewell)
 
         return remove
+
+    def _take(self, farewell: tuple[int, Callable[[], object]]) -> bool:
+        """Have nobody call it; whether somebody would have."""
+        try:
+            self._farewells.remove(farewell)
+        except ValueError:  # it was called, or removed
+            return False
+        return True
 
     def close(self) -> None:
         """Have the session closed, and the connections; afterwards it is unusable.  At most some seconds; idempotent.
 
-        What this process holds counts as lost first, and goes to others if it is let go of at once.
+        What this process holds counts as lost first, and goes to others if it is let go of at once.  Whoever waits in
+        it, for a lock, an item or another leader, is told by StoppedError, and so is whoever calls afterwards.  A
+        forked child goes on, and closes its own.
 
         Who does not call it, or dies, is forgotten once so many other clients have come since.
         """
         if is_main_thread():
             return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
-        farewells, self._farewells = self._farewells, []
         pid = os.getpid()
-        for owner, function in farewells:
-            if (
-                owner == pid
-            ):  # what a parent holds is not for its child to let go of, and its locks may be held for ever
-                with suppress(RaftError):
-                    function()
+        self._closing.add(pid)
+        with suppress(IndexError):
+            while True:
+                owner, function = self._farewells.pop(0)
+                # What a parent holds is not for its child to let go of, and its locks may be held for ever.
+                if owner == pid:
+                    _say(function)
+        self._closed.add(pid)
         route = self._routes.get(pid)
         if route is not None:
             route.close(time.monotonic() + _CLOSE_SECONDS)
+
+    def over(self) -> RaftError | None:
+        """Why nobody is asked any more in this process: it was closed; None: there may be somebody who answers."""
+        if os.getpid() in self._closed:
+            return StoppedError("this connection was closed: nobody is asked any more")
+        return None
+
+    def _check_open(self, cause: Exception | None = None) -> None:
+        closed = self.over()
+        if closed is not None:
+            raise closed from cause
+
+
+def _say(farewell: Callable[[], object]) -> None:
+    with suppress(RaftError):
+        farewell()
 
 
 def _addr_of(place: str) -> str:

@@ -19,7 +19,7 @@ from raftsvc.errors import NodeFailedError, OutcomeUnknown, OverloadedError, Rea
 from raftsvc.kv import instructions
 from raftsvc.kv.events import Event
 from raftsvc.kv.instructions import Condition, Leased, Operation
-from raftsvc.kv.leases import Hold, Holder, LostError, not_had
+from raftsvc.kv.leases import Hold, Holder, LostError, as_waited, checked_units, not_had
 from raftsvc.kv.pages import Value
 from raftsvc.results import Applied
 from raftsvc.timeouts import check_timeout
@@ -39,16 +39,25 @@ class AsyncKeyValue:
     or may yet be; give it a `timeout` to be told.
     """
 
-    def __init__(self, store: Any, perform: Callable[..., Any], claim: Callable[..., Hold | None]) -> None:
+    def __init__(
+        self,
+        store: Any,
+        perform: Callable[..., Any],
+        claim: Callable[..., Hold | None],
+        checked: Callable[[str, str, float, bytes | None], str],
+    ) -> None:
         """Of `store`.
 
         perform: given operations returns two functions: what begins the write, given a timeout, and returns what
                  `KeyValue.perform` does, or a future of it; and what tells the meaning of the Rejected that it raises.
         claim:   as `KeyValue.claim`, after a function that is given what gives the attempt up.
+        checked: given a kind of claims, a name, a ttl and data returns the name, or raises what says that one of them
+                 makes no sense.
         """
         self._store = store
         self._perform = perform
         self._claim = claim
+        self._checked = checked
 
     def namespace(self, prefix: str) -> AsyncKeyValue:
         """As `KeyValue.namespace`."""
@@ -104,15 +113,19 @@ class AsyncKeyValue:
 
     def lock(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> AsyncLock:
         """The lock of `KeyValue.lock`, which whoever waits in a thread and who does in a coroutine share."""
+        name = self._checked("lock", name, ttl, data)
         return AsyncLock(partial(self._claim, ttl=ttl, data=data), f"lock:{name}")
 
     def semaphore(self, name: str, size: int, ttl: float = 15.0, data: bytes | None = None) -> AsyncLock:
         """That of `KeyValue.semaphore`, likewise."""
+        name = self._checked("semaphore", name, ttl, data)
+        size, _ = checked_units(size, 1)
         return AsyncLock(partial(self._claim, ttl=ttl, data=data, size=size), f"semaphore:{name}")
 
     @asynccontextmanager
     async def lead(self, name: str, ttl: float = 15.0, data: bytes | None = None) -> AsyncIterator[AsyncLock]:
         """Lead the election of `KeyValue.election` within an `async with`, and resign at its end; wait until then."""
+        name = self._checked("election", name, ttl, data)
         leading = AsyncLock(partial(self._claim, ttl=ttl, data=data), f"election:{name}")
         async with leading:
             yield leading
@@ -151,9 +164,12 @@ class AsyncLock(Holder):
     async def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds, None: ever.
 
+        timeout: 0: as unless `blocking`, which takes as long as the cluster's answer.
+
         Raises what `KeyValue.claim` raises; LostError if it was acquired by this object, lost, and not released since;
         RuntimeError if this object holds it, or asks for it, already.
         """
+        blocking, timeout = as_waited(blocking, timeout)
         former = self._hold
         if former is not None and former.lost.is_set():
             raise LostError(former.name, "it was lost, and has to be released before it is acquired again")

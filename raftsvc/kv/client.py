@@ -236,7 +236,7 @@ class KeyValue:
     def aio(self) -> AsyncKeyValue:
         """This store for coroutines: `await store.aio.get("a")`.  Raises ForkedError."""
         self._holding()
-        return AsyncKeyValue(self, self._perform_for_a_task, self._claim_for_a_task)
+        return AsyncKeyValue(self, self._perform_for_a_task, self._claim_for_a_task, self._checked)
 
     # -- writing
 
@@ -610,7 +610,8 @@ class KeyValue:
         data:     at most 1,024 bytes, shown by `claims`; None: the names of this host and process.
         together: True: it is granted once `size` wait for it so, to all of these at once and by one fence.
         blocking: False: now or not at all.
-        timeout:  in seconds; None: wait for however long it takes.
+        timeout:  in seconds; None: wait for however long it takes.  In less time than the cluster takes to answer it is
+                  None, or NotApplied, though it is free.
 
         Returns what is held, or None if it was not granted in time.  Who comes first is served first.
         As long as `Hold.lost` is not set, nobody else holds these units, by clocks that run as fast as each other
@@ -699,6 +700,7 @@ class KeyValue:
         """As `claims`, of this node alone, once that is something else than `known`, or `timeout` seconds are over.
 
         Of a node that is cut off it is what was; raises what `Service.err` says once nothing is applied here any more.
+        A connected client asks a member four times a second, of a moment no earlier than that.
         """
         full = _claimed(self._prefix, name)
         check_timeout(timeout)
@@ -707,7 +709,10 @@ class KeyValue:
         if is_main_thread():
             return do_elsewhere(partial(self.wait_claims, name, known, timeout), timeout, ReadTimeoutError)
         holding, reader = self._holding(), self._reader
-        return wait_for_claims(holding, full, lambda: _claimants(reader.present.claims(full)), known, timeout)
+        if self._watching is None:
+            # Of members that answer one after the other one may be behind: what is may not be followed by what was.
+            return wait_for_claims(holding, full, lambda left: self.claims(name, left), known, timeout)
+        return wait_for_claims(holding, full, lambda _: _claimants(reader.present.claims(full)), known, timeout)
 
     def wait_changed(self, key: str, version: int, timeout: float = 30.0) -> Value | None:
         """The value of `key`, as this node knows it, once its version is another, or `timeout` seconds are over.
@@ -863,7 +868,8 @@ class KeyValue:
         One runs it at a time, and others wait for him; it succeeds at most once in the cluster, for ever, or until
         `raftsvc.recipes.Once.reset`.  A success is recorded only as long as who ran it holds its lock: one that was
         taken for dead, or stopped, or cut off meanwhile raises LostError instead, and another has run it beside him or
-        does, so what it does has to bear that (or to go by `kv.if_held`).
+        does, so what it does has to bear that (or to go by `kv.if_held`).  Where it is reset while it runs nothing is
+        recorded: this call did it, and whoever comes next does it anew.
 
         after_failure, after_death: "again": whoever comes next runs it anew; "raise": he gets an OnceError.  It died
                                     if who ran it was not heard of for `ttl` seconds.

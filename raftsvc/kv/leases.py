@@ -474,6 +474,14 @@ class Holder:
         return hold
 
 
+def as_waited(blocking: bool, timeout: float | None) -> tuple[bool, float | None]:
+    """What `acquire(blocking, timeout)` asks for: who has no time to wait for others has some for an answer.
+
+    With no time for that either nobody would be asked, and what is free would not be had.
+    """
+    return (False, None) if timeout == 0 and not isinstance(timeout, bool) else (blocking, timeout)
+
+
 def not_had(holder: Holder) -> NotApplied:
     """What a `with` raises that does not begin."""
     return NotApplied(f"{holder.given!r} was not to be had within {holder.with_timeout:g} s; nothing was done")
@@ -966,8 +974,8 @@ def _abandon(attempt: _Attempt, give_up: Callable[[Hold], None]) -> None:
         hold.signal.set()
 
 
-def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T, timeout: float) -> T:
-    """What `look` shows of the claims on a name once that is something else than `known`, or the time is over."""
+def wait_for_claims(cluster: Access, name: str, look: Callable[[float], T], known: T, timeout: float) -> T:
+    """What `look`, given some seconds, shows of the claims on a name once it is not `known`, or the time is over."""
     signal = Signal()
     ends_at = time.monotonic() + timeout
     try:
@@ -976,7 +984,7 @@ def wait_for_claims(cluster: Access, name: str, look: Callable[[], T], known: T,
             cluster.await_claims(name, signal)
             left = ends_at - time.monotonic()
             with suppress(ReadTimeoutError):
-                found = look()
+                found = look(min(max(left, _LEAVE_SECONDS), _CALL_SECONDS))
                 if found != known or left <= 0:
                     return found
             if left <= 0:

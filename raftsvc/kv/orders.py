@@ -60,6 +60,10 @@ _LENGTH: Final = struct.Struct(">H")
 _LEASE: Final = re.compile(b"[0-9a-f]{%d}" % LEASE_DIGITS)
 
 
+ONCE: Final = b"once"
+"""What the schedule is of a job that is run once, or what it begins with where a comma and more follow."""
+
+
 class Order(NamedTuple):
     """One of the above.  numbers: those but of the place; text: the last text; plans: of PLANS, a PLAN for each job."""
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from raftsvc.client.connection import FAREWELL_SECONDS, Connection
+from raftsvc.errors import RaftError
 from raftsvc.kv.client import KeyValue
 from raftsvc.kv.freshness import Shown
 from raftsvc.kv.history import Signal
@@ -126,8 +127,9 @@ class RemoteStore:
         """An entry that was applied, as far as this process knows."""
         return self._index
 
-    def over(self) -> None:
-        """There may always be somebody who answers."""
+    def over(self) -> RaftError | None:
+        """That it was closed; else there may always be somebody who answers."""
+        return self._connection.over()
 
     @property
     def present(self) -> Shown:

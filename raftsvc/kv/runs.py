@@ -3,6 +3,8 @@
 A job's runs are due at slots, moments of the time of day.  A slot is claimed before it is run, and only one that
 comes after all that were claimed before: per job the highest claimed slot decides, so nothing is claimed twice,
 whoever asks, however late or often.  A slot that is not to be run any more is passed over, which decides it likewise.
+Of what is run once, as the schedule says by which it is asked for, whatever was decided decides all slots: two who say
+different times do not both run it.
 A run stands under a place, the claim (`kv.holds`) by which its process runs jobs at all; once that ends, because its
 lease ran out in log time or was ended, the run has died.  Only then is the same slot claimed again, as another
 attempt, where who asks says so, and only as long as no later one was.
@@ -17,6 +19,7 @@ Deterministic, as `Content` is; knows no threads and no schedules.
 
 Invariants:
 - The slots of a job that were claimed or passed over, but for further attempts at one, rise, and so do the fences.
+- No slot is claimed or passed over by who runs a job once, if any of it was.
 - Every run that is under way stands under a place that is there, and as many as that are under way of each job.
 - A job of which something is under way is known.
 - Whatever is refused has changed nothing.
@@ -30,7 +33,7 @@ from typing import Final, NamedTuple
 
 from raftsvc.errors import Rejected
 from raftsvc.kv.holds import Holds
-from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, RUNNING, Order, Place
+from raftsvc.kv.orders import DIED, DONE, FAILED, MISSED, ONCE, RUNNING, Order, Place
 
 AHEAD_MS = 30_000
 """So far ahead of the time a slot may be claimed."""
@@ -276,7 +279,7 @@ class Runs:
 
         What is planned otherwise than last, and than by any who run it now, has its slots count from now on, or from
         when it says: it may say an earlier time than was said before.  No slot up to the highest that was decided
-        counts again.  `check` was called before.
+        counts again, and none of what is run once and was decided.  `check` was called before.
         """
         (since_ms,) = order.numbers
         if not is_granted(holds, order.place):
@@ -291,7 +294,7 @@ class Runs:
             is_known = order.text in job.places.values()
             self.size_bytes += len(order.text) - len(job.schedule)
             job.schedule = order.text
-            if not is_known:
+            if not is_known and not (job.decided_ms and is_once(order.text)):
                 self._count_anew(order.job, job, since_ms, index, time_ms)
         self._join(order.job, job, order.place, job.schedule)
         return 1
@@ -350,7 +353,7 @@ class Runs:
         if slot_ms <= since_ms:
             if last is None or not _is_to_be_run_again(last, slot_ms, attempt, retry) or since_ms != slot_ms:
                 return GONE
-        elif attempt > 1:
+        elif attempt > 1 or (job.decided_ms and is_once(job.places[order.place])):
             return GONE
         now_ms = self.clocks.now_ms(time_ms)
         if now_ms is None or slot_ms > now_ms + AHEAD_MS or index in job.runs:
@@ -475,6 +478,11 @@ def middle_ms(shown: list[int], voter_count: int) -> int | None:
     if not voter_count or len(shown) <= voter_count // 2:
         return None
     return sorted(shown)[(len(shown) - 1) // 2]
+
+
+def is_once(schedule: bytes) -> bool:
+    """Whether what is planned so is run once, at whatever time."""
+    return schedule == ONCE or schedule.startswith(ONCE + b", ")
 
 
 def is_granted(holds: Holds, place: Place) -> bool:

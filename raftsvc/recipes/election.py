@@ -67,7 +67,8 @@ class Election:
         try:
             yield hold
         finally:
-            self._hold = None
+            if self._hold is hold:  # else another thread came to lead by this object, after this one lost it
+                self._hold = None
             hold.release()
 
     @property

@@ -17,7 +17,7 @@ from raftsvc.kv.instructions import checked_key
 from raftsvc.kv.orders import MAX_AT_ONCE, MAX_ATTEMPTS
 from raftsvc.kv.runs import STATES, Run
 from raftsvc.mainthread import do_elsewhere, is_main_thread
-from raftsvc.recipes.scheduler import Job, Scheduler
+from raftsvc.recipes.scheduler import Job, Scheduler, is_over
 from raftsvc.recipes.slots import At, Cron, Every, Schedule
 
 FunctionT = TypeVar("FunctionT", bound=Callable[[], object])
@@ -154,9 +154,9 @@ class Jobs:
 
         at: when, with its time zone; None: as soon as anybody has a thread for it.
 
-        Declared again with another time it is run at that, if it was not yet.  Under a name of which a later run was
-        claimed or missed, also of another schedule, it is never run, unless that is forgotten first.  The cluster
-        knows of it until it is forgotten, so this is no queue: names that are made up each time stay for ever.
+        Declared again with another time it is run at that, if nothing of it was decided yet.  Under a name of which any
+        run was claimed or missed, also of another schedule, it is never run, unless that is forgotten first.  The
+        cluster knows of it until then, so this is no queue: names that are made up each time stay for ever.
 
         It is *begun* once, or as often as `retry` says while whoever begins it dies; `forget` has it run anew.  Where
         it has to *succeed* once, and others are to wait for that, see `KeyValue.once`.
@@ -256,6 +256,9 @@ class Jobs:
         now_ms = self._duty.now_ms() or self._duty.wall_ms()
         for name, job in list(self._jobs.items()):
             planned, _ = self._duty.look(name)
+            if planned is not None and is_over(job.schedule, planned):
+                found[name] = None
+                continue
             since_ms = 0 if planned is None else planned.since_ms
             slot_ms = job.schedule.after(since_ms or job.schedule.since_ms or now_ms)
             if slot_ms is not None and slot_ms < now_ms:

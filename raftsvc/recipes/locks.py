@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from raftsvc.kv import KeyValue, LostError
-from raftsvc.kv.leases import Holder, not_had
+from raftsvc.kv.leases import Holder, as_waited, not_had
 from raftsvc.kv.transactions import MAX_UNITS
 
 
@@ -44,9 +44,14 @@ class Lock(Holder):
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Hold it; False if it was not to be had: at once unless `blocking`, else within `timeout` seconds.
 
-        None, or -1 as in `threading.Lock`: for however long it takes.  Raises what `KeyValue.claim` raises, and
-        LostError if it was acquired by this object, lost, and not released since: whoever did so may be at work.
+        timeout: None, or -1 as in `threading.Lock`: for however long it takes.  0: as unless `blocking`, which takes as
+                 long as the cluster's answer.  In less time than that takes it is False, or NotApplied, though it be
+                 free.
+
+        Raises what `KeyValue.claim` raises, and LostError if it was acquired by this object, lost, and not released
+        since: whoever did so may be at work.
         """
+        blocking, timeout = as_waited(blocking, timeout)
         if timeout == -1:
             timeout = None
         former = self._hold

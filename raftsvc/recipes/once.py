@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, RaftError
-from raftsvc.kv import Hold, KeyValue, LostError, if_held
+from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, if_held, if_not_modified
 from raftsvc.kv import set as set_key
+from raftsvc.recipes.failures import said_by
 
 DONE, FAILED, RUNNING, DIED, NEVER = "done", "failed", "running", "died", "never"
 AGAIN, RAISE = "again", "raise"
@@ -74,14 +75,15 @@ class Once:
                 return False
             if {FAILED: after_failure, DIED: after_death}.get(found["state"]) == RAISE:
                 raise OnceError(self._name, str(found["state"]), str(found.get("error", "")))
-            self._note(hold, {"state": RUNNING, "fence": hold.fence})
+            version = self._note(hold, {"state": RUNNING, "fence": hold.fence})
             try:
                 function()
             except BaseException as error:
-                with suppress(RaftError):  # else it is listed as one that died
-                    self._note(hold, {"state": FAILED, "error": f"{type(error).__name__}: {error}"[:500]})
+                said = f"{type(error).__name__}: {said_by(error)}"[:500]
+                with suppress(RaftError):  # else it is listed as one that died, or was reset meanwhile
+                    self._note(hold, {"state": FAILED, "error": said}, version)
                 raise
-            self._note_success(hold)
+            self._note_success(hold, version)
         finally:
             hold.release()
         return True
@@ -102,11 +104,16 @@ class Once:
                 continue
             return found
 
-    def _note_success(self, hold: Hold) -> None:
-        """As long as it takes: what was done must not be done again because nobody could be told in time."""
+    def _note_success(self, hold: Hold, version: int) -> None:
+        """As long as it takes: what was done must not be done again because nobody could be told in time.
+
+        Not where it was reset meanwhile: that it was to be done anew is what somebody asked for.
+        """
         while True:
             try:
-                self._note(hold, {"state": DONE})
+                self._note(hold, {"state": DONE}, version)
+                return
+            except ConflictError:  # it was reset, or this was noted before, and nobody could be told so
                 return
             except OutcomeUnknown:
                 if hold.lost.wait(_PAUSE_SECONDS):
@@ -118,9 +125,15 @@ class Once:
                     ) from error
 
     def reset(self, timeout: float = 10.0) -> None:
-        """Have it done anew by whoever comes next."""
+        """Have it done anew by whoever comes next; where it runs, by whoever comes after that, however that ends."""
         self._store.delete(self._name, timeout=timeout)
 
-    def _note(self, hold: Hold, what: dict[str, object]) -> None:
-        """Only as long as this one may run it: one that was frozen and taken for dead records nothing."""
-        self._store.transaction([if_held(hold), set_key(self._name, json.dumps(what).encode())])
+    def _note(self, hold: Hold, what: dict[str, object], version: int | None = None) -> int:
+        """Only as long as this one may run it: one that was frozen and taken for dead records nothing.
+
+        version: of what was noted before, which it is only put in the place of; None: of whatever is there.
+
+        Returns the version of it.
+        """
+        conditions = [if_held(hold), *([] if version is None else [if_not_modified(self._name, version)])]
+        return self._store.transaction([*conditions, set_key(self._name, json.dumps(what).encode())])

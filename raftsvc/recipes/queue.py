@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, StoppedError
 from raftsvc.kv import Hold, KeyValue, LostError, Operation, if_held, instructions
 from raftsvc.kv.items import DEAD
-from raftsvc.kv.leases import may_pass
+from raftsvc.kv.leases import as_waited, may_pass
 from raftsvc.kv.queues import Item as Given
 
 _LOOK_SECONDS = 30.0
@@ -82,8 +82,9 @@ class Queue:
     def get(self, blocking: bool = True, timeout: float | None = None) -> Item | None:
         """Be handed out the first item that nobody has; None if there was none in time, or, unless `blocking`, at once.
 
-        timeout: in seconds; None: wait for however long it takes.  Raises as `KeyValue.claim`.
+        timeout: in seconds; None: wait for however long it takes; 0: as unless `blocking`.  Raises as `KeyValue.claim`.
         """
+        blocking, timeout = as_waited(blocking, timeout)
         taken = self._store.take(
             self._name, within=self._within, ttl=self._ttl, data=None, blocking=blocking, timeout=timeout
         )

@@ -31,7 +31,8 @@ from raftsvc.kv import Hold, LostError
 from raftsvc.kv.duty import Duty
 from raftsvc.kv.history import Signal
 from raftsvc.kv.orders import DIED, DONE, FAILED, MAX_PLANS, MAX_TEXT_BYTES, MISSED, RUNNING
-from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run
+from raftsvc.kv.runs import AHEAD_MS, BUSY, GONE, NO_PLACE, NOT_YET, Planned, Run, is_once
+from raftsvc.recipes.failures import said_by
 from raftsvc.recipes.slots import Schedule, find_due
 
 logger = logging.getLogger("raftsvc.jobs")
@@ -217,7 +218,7 @@ class Scheduler:
         try:
             return act()
         except RaftError as error:
-            self._complain(f"{type(error).__name__}: {_said_by(error)}")
+            self._complain(f"{type(error).__name__}: {said_by(error)}")
         except BaseException as failure:  # nobody but this thread would run anything
             with suppress(Exception):
                 logger.error("jobs could not be seen to; it is tried again", exc_info=failure)
@@ -272,11 +273,11 @@ class Scheduler:
         try:
             return act()
         except (Rejected, InstructionTooLargeError) as refusal:
-            self._complain_of(job.name, f"{type(refusal).__name__}: {_said_by(refusal)}")
+            self._complain_of(job.name, f"{type(refusal).__name__}: {said_by(refusal)}")
         except RaftError:
             raise
         except Exception as failure:  # of a time zone's rules, say
-            self._complain_of(job.name, f"{type(failure).__name__}: {_said_by(failure)}", failure)
+            self._complain_of(job.name, f"{type(failure).__name__}: {said_by(failure)}", failure)
         return _LOOK_SECONDS
 
     def _join(self) -> Hold | None:
@@ -353,6 +354,8 @@ class Scheduler:
         return _LOOK_SECONDS if seen.due is not None else self._find(hold, job, seen, planned, now_ms)
 
     def _find(self, hold: Hold, job: Job, seen: _Seen, planned: Planned, now_ms: int) -> float:
+        if is_over(job.schedule, planned):
+            return _LOOK_SECONDS
         known_since_ms, next_ms = seen.next
         if known_since_ms == planned.since_ms and now_ms < next_ms:
             return (next_ms - now_ms) / 1000
@@ -423,7 +426,7 @@ class Scheduler:
                 threading.Thread(target=self._call, args=(job, run), name="raftsvc-job", daemon=True).start()
                 return
             except BaseException as failure:  # of whatever there is too little; others may have more
-                why = f"no thread could be started for it: {_said_by(failure)}"
+                why = f"no thread could be started for it: {said_by(failure)}"
                 self._rests_until = time.monotonic() + _NO_THREAD_SECONDS
                 with suppress(Exception):
                     logger.error("job %r was not begun here: %s", job.name, why)
@@ -445,7 +448,7 @@ class Scheduler:
                 job.function()
             except BaseException as failure:  # of the application's, whatever it is
                 state = FAILED
-                said = _cut(f"{type(failure).__name__}: {_said_by(failure)}")
+                said = _cut(f"{type(failure).__name__}: {said_by(failure)}")
                 with suppress(BaseException):
                     logger.error("job %r raised", job.name, exc_info=failure)
             _present.run = None
@@ -471,7 +474,7 @@ class Scheduler:
         try:
             self._duty.finish(end.hold, *end[1:], _FINISH_SECONDS)
         except (Rejected, InstructionTooLargeError, ValueError) as refusal:  # which it will be the next time, too
-            self._complain_of(end.job, f"its end was refused: {_said_by(refusal)}")
+            self._complain_of(end.job, f"its end was refused: {said_by(refusal)}")
 
     def _tell(self) -> float:
         """What could not be told before; for how long there is nothing more.  Raises RaftError if it cannot now."""
@@ -501,14 +504,6 @@ class Scheduler:
                 hold.release(_PAUSE_SECONDS)
 
 
-def _said_by(failure: BaseException) -> str:
-    """What it says of itself; an application's may raise at that, too."""
-    try:
-        return str(failure)
-    except BaseException as another:
-        return f"(it has no text, which raised {type(another).__name__})"
-
-
 def _cut(text: str) -> bytes:
     """As long as may be said of a run."""
     return text.encode(errors="replace")[:MAX_TEXT_BYTES]
@@ -522,6 +517,11 @@ def _to_run_again(job: Job, since_ms: int, runs: Sequence[Run]) -> Numbers | Non
     if last.state != DIED or last.slot_ms != since_ms or last.attempt > job.retry:
         return None
     return last.slot_ms, last.attempt + 1, last.slots, job.retry, job.at_once
+
+
+def is_over(schedule: Schedule, planned: Planned) -> bool:
+    """Whether nothing is due any more by that schedule, whatever it says: it was to be run once, and was decided."""
+    return planned.decided_ms > 0 and is_once(schedule.text.encode())
 
 
 def _turn_of(hold: Hold, job: str, slot_ms: int, planned: Planned) -> int:

@@ -8,6 +8,7 @@ many minutes or hours goes by the time that passes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone, tzinfo
@@ -15,12 +16,15 @@ from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
 from raftsvc.errors import ConfigurationError
+from raftsvc.kv.orders import ONCE
 
 _MAX_TEXT_BYTES = 400
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 """In what an object says of itself that was given no name."""
 MAX_COUNTED = 1000
 """So many slots are told from each other; of more it is said that there are so many."""
+_ROUNDED = 1e-15
+"""The share by which a number of binary digits is off, at most, that was meant in decimal ones, and was multiplied."""
 ONCE_MS = 1000
 """The slot of what is to be run once, at no time: long past, and so due whenever somebody sees to it."""
 
@@ -52,9 +56,9 @@ class Every:
         """Raises ConfigurationError if there is no such interval."""
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 1 <= seconds <= 10 * 366 * 86400:
             raise ConfigurationError(f"a job is run every 1 to {10 * 366 * 86400} seconds, not every {seconds!r:.100}")
-        if seconds * 1000 != int(seconds * 1000):
+        self._period_ms = round(seconds * 1000)
+        if not math.isclose(seconds * 1000, self._period_ms, rel_tol=_ROUNDED):
             raise ConfigurationError(f"an interval has whole milliseconds, not {seconds!r:.100} seconds")
-        self._period_ms = int(seconds * 1000)
         period_ms = self._period_ms
         self.text = f"every {period_ms / 1000 if period_ms % 1000 else period_ms // 1000} s"
 
@@ -74,12 +78,12 @@ class At:
         """None: as soon as somebody sees to it.  Raises ConfigurationError if it is no moment of any time zone."""
         if moment is None:
             self._slot_ms = ONCE_MS
-            self.text = "once"
+            self.text = ONCE.decode()
         elif not isinstance(moment, datetime) or moment.tzinfo is None or moment.timestamp() * 1000 <= ONCE_MS:
             raise ConfigurationError(f"a moment is a datetime with a time zone, after 1970, and not {moment!r:.100}")
         else:
             self._slot_ms = int(moment.timestamp() * 1000)
-            self.text = f"once, at {moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')}"
+            self.text = f"{ONCE.decode()}, at {moment.astimezone(timezone.utc).isoformat(timespec='milliseconds')}"
         self.since_ms = self._slot_ms - 1
 
     def after(self, time_ms: int) -> int | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import raftsvc
 from raftsvc import kv
 from raftsvc.kv import remote
+from raftsvc.kv.queries import CLAIMS, Question
 from tests.client.harness import LIMITED, LOSE_ANSWER, READER, Members
 from tests.service.harness import PATIENCE, eventually, in_background
 from tests.service.test_forks import in_child
@@ -133,6 +135,33 @@ def test_a_client_waits_for_changes_for_as_long_as_it_likes(
     members = make_members(1)
     client = members.connect()
     assert client.wait_claims("x", [], 1.2) == []
+
+
+def test_who_looks_on_is_not_shown_what_was_after_what_is_though_a_member_is_behind(
+    make_members: MakeMembers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = make_members(1)
+    client, store = members.connect(), members.nodes[0].kv
+    connection: Any = client.service
+    ask = connection.query_store
+    behind: dict[bytes, bytes] = {}
+
+    def query_store(question: bytes, timeout: float, *, is_stale: bool = False) -> bytes:
+        """Of a member that is behind, where that may be."""
+        found: bytes = behind[question] if is_stale and question in behind else ask(question, timeout)
+        return behind.setdefault(question, found) if is_stale else found
+
+    monkeypatch.setattr(connection, "query_store", query_store)
+    former = store.claim("election:x", data=b"former", timeout=PATIENCE)
+    guest = store.party("x").join(b"guest")
+    assert former is not None
+    for name in ("election:x", "party:x"):
+        behind[Question(CLAIMS, (name,)).encode()] = ask(Question(CLAIMS, (name,)).encode(), PATIENCE)
+    guest.release()
+    former.release()
+    assert store.claim("election:x", data=b"latter", timeout=PATIENCE) is not None
+    assert list(client.election("x").observe(timeout=0.8)) == [b"latter"]
+    assert list(client.party("x").watch(timeout=0.8)) == [[]]
 
 
 def test_who_is_closed_gives_back_what_is_let_go_and_keeps_no_thread(make_members: MakeMembers) -> None:

@@ -554,6 +554,55 @@ def test_an_order_is_about_its_job_and_a_clock_about_the_whole() -> None:
     assert state.scope(clock(1, NOON), is_query=False) is None
 
 
+# -- what is run once
+
+
+AT_ONE, AT_TWO = b"once, at one", b"once, at two"
+
+
+def test_what_is_run_once_is_claimed_once_whatever_times_are_said(log: Log) -> None:
+    one, two = NOON + 1_000, NOON + 2_000
+    log.now(plan(B, "once", AT_TWO, two - 1))
+    log.now(plan(A, "once", AT_ONE, one - 1))
+    log.now(plan(C, "once", b"once", 999))
+    fence = log.now(begin(A, one, job="once"))
+    assert fence == log.index
+    log.now(finish(A, fence, job="once"))
+    assert log.now(begin(B, two, job="once")) == GONE
+    assert log.now(begin(B, two, 0, job="once")) == GONE
+    assert log.now(begin(C, 1_000, job="once")) == GONE
+    assert log.now(begin(A, one, job="once")) == fence, "asked again"
+    data, index = log.state.snapshot()
+    log.state.restore_snapshot(data, index)
+    log.state.set_voters(frozenset((1, 2, 3)))
+    log.now(plan(A, "once", b"once, at three", NOON + 3_000 - 1))
+    assert log.now(begin(A, NOON + 3_000, job="once")) == GONE
+    assert log.since("once") == one
+    assert log.states("once") == [DONE]
+    log.now(plan(A, "once", b"every 1 s"))
+    log.tell(NOON, NOON)
+    assert log.now(begin(A, NOON + 4_000, job="once")) == log.index, "that is another thing"
+
+
+@pytest.mark.parametrize("before", [b"once", b"every 1 s"])
+def test_what_was_missed_or_run_at_times_is_not_run_once(log: Log, before: bytes) -> None:
+    log.now(plan(A, "x", before, NOON))
+    assert log.now(begin(A, NOON + 1_000, 0, job="x")) == log.index
+    log.now(plan(B, "x", AT_TWO, NOON + 2_000 - 1))
+    assert log.now(begin(B, NOON + 2_000, job="x")) == GONE
+
+
+def test_what_died_is_run_again_though_it_was_said_to_be_run_later_since(log: Log) -> None:
+    one, two = NOON + 1_000, NOON + 2_000
+    log.now(plan(A, "once", AT_ONE, one - 1))
+    assert log.now(begin(A, one, job="once")) == log.index
+    log.now(plan(B, "once", AT_TWO, two - 1))
+    log.end(A)
+    assert log.states("once") == [DIED]
+    assert log.now(begin(B, one, 2, retry=1, job="once")) == log.index
+    assert log.now(begin(B, two, job="once")) == GONE
+
+
 # -- all of it, by chance
 
 

@@ -301,6 +301,28 @@ def test_a_lock_is_exclusive_between_tasks_and_threads_and_its_fence_rises(store
         assert lock.fence
 
 
+@pytest.mark.parametrize("name", ["", None, 5, b"x", "x" * 2000, "\ud800"])
+def test_a_name_that_is_none_is_refused_as_threads_are(store: KeyValue, name: Any) -> None:
+    async def lead() -> None:
+        async with store.aio.lead(name):
+            raise AssertionError("it has no name")
+
+    with pytest.raises((TypeError, ValueError)) as refused:
+        store.lock(name)
+    for call in (
+        lambda: store.aio.lock(name),
+        lambda: store.aio.semaphore(name, 2),
+        lambda: asyncio.run(lead()),
+    ):
+        with pytest.raises(type(refused.value)):
+            call()
+    for terms in ({"ttl": 0.1}, {"data": "text"}):
+        with pytest.raises(raftsvc.ConfigurationError):
+            store.aio.lock("x", **terms)  # type: ignore[arg-type]
+    with pytest.raises(raftsvc.ConfigurationError):
+        store.aio.semaphore("x", 0)
+
+
 def test_a_with_of_a_task_waits_no_longer_than_it_said(store: KeyValue) -> None:
     async def main() -> None:
         async with store.aio.lock("within").within(PATIENCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -123,6 +124,34 @@ def test_two_threads_exclude_each_other_by_one_object_and_nobody_gets_it_twice(l
     for look in (lambda: lock.fence, lambda: lock.lost, lambda: lock.name, lock.ensure_held):
         with pytest.raises(kv.LostError, match="not acquired"):
             look()
+
+
+def test_with_no_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(stores: list[kv.KeyValue]) -> None:
+    async def acquired(store: kv.KeyValue) -> bool:
+        lock = store.aio.lock("x", ttl=LONG)
+        had = await lock.acquire(timeout=0)
+        if had:
+            await lock.release()
+        return had
+
+    for store in stores:
+        lock, other = store.lock("x", ttl=LONG), stores[0].lock("x", ttl=LONG)
+        for timeout in (0, 0.0):
+            assert lock.acquire(timeout=timeout) is True
+            assert lock.acquire(timeout=timeout) is False, "nobody gets it twice"
+            lock.release()
+        assert asyncio.run(acquired(store)) is True
+        with lock.within(0):
+            assert other.acquire(timeout=0) is False
+            assert store.lock("x", ttl=LONG).acquire(timeout=0) is False
+            assert asyncio.run(acquired(store)) is False
+            with pytest.raises(raftsvc.NotApplied, match="was not to be had within 0 s"), other.within(0):
+                raise AssertionError("it is held")
+        assert store.queue("q", ttl=LONG).get(timeout=0) is None
+        store.queue("q").put(b"1")
+        item = store.queue("q", ttl=LONG).get(timeout=0)
+        assert item is not None
+        item.ack()
 
 
 def test_who_gives_up_is_not_granted_it_later(stores: list[kv.KeyValue]) -> None:
@@ -524,6 +553,30 @@ def test_who_lost_leading_takes_part_anew(stores: list[kv.KeyValue]) -> None:
     assert stores[1].election("scheduler").leader(PATIENCE) is None
 
 
+def test_who_comes_to_lead_by_the_same_object_after_it_was_lost_leads_on(lone: kv.KeyValue) -> None:
+    election = lone.election("x", ttl=LONG)
+    leads, go_on = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def lead() -> None:
+        with election.lead(PATIENCE) as hold:
+            leads.set()
+            assert go_on.wait(PATIENCE)
+            seen.extend([hold.is_held, election.is_leader, election.fence == hold.fence, election.resign()])
+
+    with election.lead(PATIENCE) as former:
+        former.lease.end()
+        lone._holding().keeper().wake()
+        latter = in_background(lead)
+        eventually(lambda: len(lone.claims("election:x")) == 2, "another waits")
+        former.lease.revoke()
+        assert leads.wait(PATIENCE)
+    go_on.set()
+    latter()
+    assert seen == [True, True, True, True]
+    assert not election.is_leader
+
+
 def test_who_does_not_come_to_lead_in_time_is_told(stores: list[kv.KeyValue]) -> None:
     with stores[0].election("scheduler", ttl=LONG).lead(PATIENCE) as hold:
         assert hold.is_held
@@ -577,6 +630,49 @@ def test_who_lost_its_lease_meanwhile_records_no_success(lone: kv.KeyValue) -> N
 
 
 # -- parties
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_reset_while_it_runs_is_done_anew_by_whoever_comes_next(lone: kv.KeyValue, fails: bool) -> None:
+    once = Once(lone, "x", LONG)
+    runs, begun, go_on = [], threading.Event(), threading.Event()
+
+    def work() -> None:
+        runs.append("first")
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        if fails:
+            raise ZeroDivisionError
+
+    first = in_background(lambda: once.run(work))
+    assert begun.wait(PATIENCE)
+    once.reset()
+    assert once.look()["state"] == "never"
+    second = in_background(lambda: once.run(lambda: runs.append("second"), after_failure="raise"))
+    eventually(lambda: len(lone.claims("once:x")) == 2, "another waits")
+    go_on.set()
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            first()
+    else:
+        assert first() is True, "it did it"
+    assert second() is True
+    assert runs == ["first", "second"]
+    assert once.look() == {"state": "done"}
+
+
+def test_what_raises_and_cannot_say_why_has_failed(lone: kv.KeyValue) -> None:
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def work() -> None:
+        raise WordlessError
+
+    once = Once(lone, "x", LONG)
+    with pytest.raises(WordlessError):
+        once.run(work)
+    assert once.look() == {"state": "failed", "error": "WordlessError: (it has no text, which raised ValueError)"}
 
 
 def test_who_joined_is_there_until_it_leaves(stores: list[kv.KeyValue]) -> None:
@@ -728,7 +824,7 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     transaction, failures = lone.transaction, [1, 1]
 
     def sometimes(operations: Any, timeout: float = 10.0) -> int:
-        if len(failures) and b"done" in operations[1].data:
+        if len(failures) and b"done" in operations[-1].data:
             failures.pop()
             raise raftsvc.NotApplied("nobody leads")
         return transaction(operations, timeout)
@@ -739,13 +835,31 @@ def test_a_success_that_nobody_could_be_told_of_is_told_later(
     assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
 
 
+def test_a_success_that_was_recorded_and_not_heard_of_is_one(
+    lone: kv.KeyValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, unheard = lone.transaction, [1]
+
+    def sometimes(operations: Any, timeout: float = 10.0) -> int:
+        index = transaction(operations, timeout)
+        if unheard and b"done" in operations[-1].data:
+            unheard.pop()
+            raise raftsvc.OutcomeUnknown("the answer was lost")
+        return index
+
+    monkeypatch.setattr(lone, "transaction", sometimes)
+    assert lone.once("migrate", lambda: None, ttl=LONG) is True
+    assert not unheard
+    assert lone.once("migrate", lambda: pytest.fail("twice"), ttl=LONG) is False
+
+
 def test_a_success_of_which_nobody_was_told_in_time_is_no_error_after_which_nothing_was_done(
     lone: kv.KeyValue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transaction, calls = lone.transaction, []
 
     def unheard(operations: Any, timeout: float = 10.0) -> int:
-        if calls and b"done" in operations[1].data:
+        if calls and b"done" in operations[-1].data:
             clock.move(LONG)
             raise raftsvc.StoppedError("it is being stopped")
         return transaction(operations, timeout)

@@ -606,6 +606,33 @@ def test_what_is_to_be_run_once_is_run_by_one_once_until_it_is_forgotten(
     assert len(book.runs) == 3
 
 
+def test_what_was_run_once_is_not_run_again_at_another_time(
+    lone: kv.KeyValue, wall: Wall, book: Book, started: Callable[..., Jobs]
+) -> None:
+    def declare(jobs: Jobs, at: datetime, first: datetime | None) -> None:
+        jobs.once("first", lambda: book.write("first"), at=first)
+        jobs.once("later", lambda: book.write("later"), at=at)
+
+    before = started(lone, lambda jobs: declare(jobs, NOON + 10 * MINUTE, None))
+    past(before, 1, name="first")
+    again = started(lone, lambda jobs: declare(jobs, NOON + 5 * MINUTE, NOON + 6 * MINUTE))
+    eventually(lambda: again.next_runs() == {"first": None, "later": NOON + 5 * MINUTE}, "it is moved")
+    wall.move(5 * MINUTE)
+    past(again, 1, name="later")
+    for jobs in (before, again):
+        assert jobs.next_runs() == {"first": None, "later": None}
+        assert jobs.stop(PATIENCE)
+    anew = started(lone, lambda jobs: declare(jobs, NOON + 20 * MINUTE, NOON + 21 * MINUTE))
+    every_minute(book, "tick")(anew)
+    planned(anew)
+    assert anew.next_runs() == {"first": None, "later": None, "tick": NOON + 6 * MINUTE}
+    wall.move(30 * MINUTE)
+    past(anew, 1, name="tick")
+    wall.move(MINUTE)
+    past(anew, 2, name="tick")
+    assert [who for who, _ in book.runs if who != "tick"] == ["first", "later"]
+
+
 # -- looking
 
 
