@@ -3,7 +3,8 @@
 Until the owner belongs to a cluster they are told whom it waits for.  What is for people is answered at any time.
 
 One that does not read what it is sent holds nothing here but a frame: after a while it is cut off, and may attach
-again.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more.
+again.  So is one that is no attached process, for it never said Hello, and asked nothing for a while, or is in the way
+of others.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more.
 
 Threads: raftsvc-workers, which accepts; raftsvc-worker-N-in and -out for each who is attached.
 """
@@ -36,9 +37,12 @@ from raftsvc.process import await_end, close_in_children
 logger = logging.getLogger("raftsvc.attached")
 
 MAX_ATTACHED = 250
+MAX_VISITING = 250
+"""Connections besides: of clients, and of whoever did not say yet what it is.  Of which far fewer can be asking."""
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
+"""For one who is there to say Hello or ask something, and to ask something more."""
 _FAREWELL_SECONDS = 0.2
 _PREPARE_SECONDS = 1.0
 """For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
@@ -205,9 +209,12 @@ class FeedServer:
         try:
             sockets.check_peer(connection, self._directory)
             with self._lock:
-                if self._stopping.is_set() or len(self._connections) >= MAX_ATTACHED:
-                    raise FeedError(f"there are {len(self._connections)} already")
-                one = _Connection(connection, self._house, next(self._numbers), self._stopping, self._gone)
+                if self._stopping.is_set():
+                    raise FeedError("it is about to end")
+                self._make_room()
+                one = _Connection(
+                    connection, self._house, next(self._numbers), self._stopping, self._take_in, self._gone
+                )
                 self._connections.add(one)
             one.start()
         except (RaftError, FeedError, RuntimeError, OSError) as error:
@@ -215,16 +222,40 @@ class FeedServer:
                 self._gone(one)
             self._turn_away(connection, error)
 
-    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
-        """Tell it why, if it is one of ours."""
-        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+    def _make_room(self) -> None:
+        """For one who comes, under the lock.  Clients may forget to leave, and keep no attached process out."""
+        visiting = [each for each in self._connections if not (each.is_attached or each.is_over)]
+        if len(visiting) < MAX_VISITING:
+            return
+        idle = [each for each in visiting if each.is_idle]
+        if not idle:
+            raise FeedError(f"{len(visiting)} others are asking something")
+        min(idle, key=lambda each: each.number).end()
+
+    def _take_in(self, one: _Connection) -> Wait | None:
+        """It said Hello, and counts as attached from now on; else what it is told."""
+        with self._lock:
+            attached = sum(each.is_attached for each in self._connections)
+            if attached < MAX_ATTACHED:
+                one.is_attached = True
+                return None
+        return self._refuse(FeedError(f"there are {attached} already"))
+
+    def _refuse(self, error: Exception) -> Wait:
+        """What one is told that is not let in."""
         if str(error) != self._refusal:  # whoever it is comes again and again
             self._refusal = str(error)
             logger.warning("a process of this host was not taken in: %s", error)
+        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+        return Wait(os.getpid(), IS_REFUSED, why)
+
+    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
+        """Tell it why, if it is one of ours."""
+        wait = self._refuse(error)
         with suppress(OSError), connection:
             if not isinstance(error, RaftError):
                 connection.settimeout(0.0)
-                connection.send(encode(Wait(os.getpid(), IS_REFUSED, why)))
+                connection.send(encode(wait))
 
     def _gone(self, connection: _Connection) -> None:
         with self._lock:
@@ -232,7 +263,11 @@ class FeedServer:
 
 
 class _Connection:
-    """One attached process, as the owner sees it."""
+    """One attached process, or a client, as the owner sees it.
+
+    is_attached: it said Hello, and was taken in.
+    is_over:     it is cut off, or about to be.
+    """
 
     def __init__(
         self,
@@ -240,6 +275,7 @@ class _Connection:
         house: House,
         number: int,
         stopping: threading.Event,
+        take_in: Callable[[_Connection], Wait | None],
         gone: Callable[[_Connection], None],
     ) -> None:
         self.connection = connection
@@ -247,14 +283,19 @@ class _Connection:
         self._decoder = Decoder()
         self.number = number
         self.pid = 0
+        self.is_attached = False
         self._stopping = stopping
+        self._take_in = take_in
         self._gone = gone
         self._signal = Signal()
         self._key = 0
-        self._is_over = False
+        self.is_over = False
         self._unlike: list[str] = []
         self._is_compared = False
         self._send_lock = threading.Lock()
+        self._asking_lock = threading.Lock()  # guards the next two
+        self._asking = 0  # questions that are not answered yet
+        self._idle_since = time.monotonic()
         self._prepared: bool | None = None  # what it said of that
         self._has_answered = threading.Event()  # or ended
         connection.settimeout(_PATIENCE_SECONDS)
@@ -265,14 +306,24 @@ class _Connection:
     @property
     def may_own(self) -> bool:
         """Whether it is an attached process, as clients are not, and configured as this one."""
-        return bool(self.pid) and not self._unlike
+        return self.is_attached and not self._unlike
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is no attached process, and waits for no answer."""
+        return not self.is_attached and not self._asking
+
+    @property
+    def _has_nothing_to_say(self) -> bool:
+        """Whether that is so for long, so that it is of no use to anybody."""
+        return self.is_idle and time.monotonic() - self._idle_since >= _HELLO_SECONDS
 
     def is_prepared(self, deadline: float) -> bool:
         """Ask it to get ready to own the directory, and wait until it says whether it is."""
         began = time.monotonic()
         self._prepared = None
         self._has_answered.clear()
-        if self._is_over:  # which is said before the other is set
+        if self.is_over:  # which is said before the other is set
             return False
         while not self.say_at_once(Prepare()):
             if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
@@ -298,7 +349,7 @@ class _Connection:
 
     def end(self) -> None:
         """Cut it off; both threads see that."""
-        self._is_over = True
+        self.is_over = True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self._signal.set()
@@ -319,7 +370,7 @@ class _Connection:
                 target=self._run_out, args=(feeders,), name=f"raftsvc-worker-{self.number}-out", daemon=True
             ).start()
             said: Sequence[Said] = early
-            while not self._is_over:
+            while not self.is_over:
                 if self._unlike:
                     self._keep_waiting()
                     return
@@ -350,7 +401,9 @@ class _Connection:
         poll.register(self.connection, select.POLLIN)
         looks = 0
         while (node := self._house.node()) is None:
-            if self._is_over or self._stopping.is_set():
+            if self.is_over or self._stopping.is_set():
+                return None
+            if self._has_nothing_to_say:
                 return None
             if looks % _SAID_EVERY == 0:
                 why = self._house.why_none()
@@ -372,6 +425,8 @@ class _Connection:
         rest: list[Said] = []
         for each in said:
             if isinstance(each, Ask):
+                with self._asking_lock:
+                    self._asking += 1
                 self._house.desk.answer(each, self._tell)
                 continue
             if isinstance(each, Prepared):
@@ -379,6 +434,11 @@ class _Connection:
                 self._has_answered.set()
                 continue
             if isinstance(each, Hello):
+                refusal = None if self.is_attached else self._take_in(self)
+                if refusal is not None:
+                    self.say_at_once(refusal)
+                    self.end()
+                    return []
                 self.pid = each.pid
                 self._compare(each)
             rest.append(each)
@@ -407,7 +467,7 @@ class _Connection:
         )
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
-        while not self._is_over and not self._stopping.is_set():
+        while not self.is_over and not self._stopping.is_set():
             self._send([Wait(os.getpid(), IS_UNLIKE, why)])
             if poll.poll(1e3 * _NODELESS_SECONDS * _SAID_EVERY):
                 if not (data := self._receive()):
@@ -419,23 +479,28 @@ class _Connection:
             self._send([told])
         except OSError:  # it is gone, or half of that was sent
             self.end()
+        finally:
+            with self._asking_lock:
+                self._asking -= 1
+                self._idle_since = time.monotonic()
 
     def _receive(self) -> bytes:
         """The next bytes; none at the end."""
-        while not self._is_over:
+        while not self.is_over:
             try:
                 return self.connection.recv(_READ_BYTES)
-            except TimeoutError:
-                continue  # it has nothing to say
+            except TimeoutError:  # it has nothing to say
+                if self._has_nothing_to_say:
+                    break
         return b""
 
     # -- what it is told
 
     def _run_out(self, feeders: Feeders) -> None:
         try:
-            while not self._is_over:
+            while not self.is_over:
                 self._signal.wait(1.0)
-                while not self._is_over and (said := feeders.take(self._key)):
+                while not self.is_over and (said := feeders.take(self._key)):
                     self._send(said)
         except TimeoutError:
             logger.warning("an attached process did not read for %g s, and is cut off", _PATIENCE_SECONDS)
@@ -453,7 +518,7 @@ class _Connection:
         data = memoryview(b"".join(map(encode, said)))
         with self._send_lock:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while data and not self._is_over:
+            while data and not self.is_over:
                 sent = self.connection.send(data)
                 data = data[sent:]
                 if sent:

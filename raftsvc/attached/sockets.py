@@ -15,10 +15,12 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
 from raftsvc.errors import ConfigurationError, StorageError
+from raftsvc.process import close_in_children
 
 NAME = "socket"
 _MOST_PATH_BYTES = 100
@@ -127,6 +129,7 @@ def connect(directory: str, timeout: float) -> socket.socket | None:
             "is elsewhere, and a key"
         )
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _made.connections.add(client)
     try:
         client.settimeout(timeout)
         with _short_path(directory) as path:
@@ -135,13 +138,35 @@ def connect(directory: str, timeout: float) -> socket.socket | None:
         client.settimeout(None)
         return client
     except OSError as error:
-        client.close()
+        end(client)
         if error.errno in _ABSENT or isinstance(error, TimeoutError):
             return None
         raise
     except BaseException:
-        client.close()
+        end(client)
         raise
+
+
+class _Made:
+    """The connections that this process made: of one that a forked child keeps the owner would not see the end."""
+
+    def __init__(self) -> None:
+        self.connections: WeakSet[socket.socket] = WeakSet()
+        close_in_children(self)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        return [fd for fd in [connection.detach() for connection in list(self.connections)] if fd >= 0]
+
+
+_made = _Made()
+
+
+def end(connection: socket.socket) -> None:
+    """Close it; the other end sees that, whoever has copies of it, as a child that was forked past Python."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def is_served(directory: str) -> bool:
@@ -149,8 +174,10 @@ def is_served(directory: str) -> bool:
     connection = connect(directory, 1.0)
     if connection is None:
         return False
-    with connection:
+    try:
         return peer_pid(connection) != os.getpid()
+    finally:
+        end(connection)
 
 
 def peer_pid(connection: socket.socket) -> int | None:

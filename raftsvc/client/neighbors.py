@@ -71,18 +71,19 @@ class Neighbor:
                 "with listen=, and on a file system that takes sockets?"
             )
         decoder = Decoder()
-        with connection:
-            try:
+        try:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            connection.sendall(question)
+            while time.monotonic() < deadline:
                 connection.settimeout(max(0.001, deadline - time.monotonic()))
-                connection.sendall(question)
-                while time.monotonic() < deadline:
-                    connection.settimeout(max(0.001, deadline - time.monotonic()))
-                    data = connection.recv(_READ_BYTES)
-                    if not data:
-                        raise LostError(f"{self.addr}: the process that owns it ended before it answered")
-                    for said in decoder.feed(data):
-                        if isinstance(said, Told):
-                            return said.result
-            except (OSError, MalformedError, NodeFailedError) as error:
-                raise LostError(f"{self.addr}: {error}") from error
+                data = connection.recv(_READ_BYTES)
+                if not data:
+                    raise LostError(f"{self.addr}: the process that owns it ended before it answered")
+                for said in decoder.feed(data):
+                    if isinstance(said, Told):
+                        return said.result
+        except (OSError, MalformedError, NodeFailedError) as error:
+            raise LostError(f"{self.addr}: {error}") from error
+        finally:
+            sockets.end(connection)
         raise LostError(f"{self.addr}: no answer in time from the process that owns it")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.attached import sockets
 from tests.attached.hosts import Host, final_items
+from tests.attached.test_lock_and_socket import feed_server
 from tests.client.harness import OpenStore
 from tests.service.harness import PATIENCE, SECRET, eventually, free_address, in_background
 from tests.service.test_forks import in_child
@@ -53,6 +58,37 @@ def test_a_process_of_the_host_has_the_face_of_the_store_and_all_rights(node: Ne
         store.service.query(b"no question")
     in_child(lambda: store.incr("n", timeout=PATIENCE))
     assert store.incr("n") == 3
+
+
+def test_an_owner_sees_that_a_call_is_over_whoever_was_forked_meanwhile(
+    node: Neighborhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.attached.server._HELLO_SECONDS", 10 * PATIENCE)  # it cuts nobody off
+    node.service.init()
+    server = feed_server(node.service)
+    connect, copies = sockets.connect, []
+
+    def connect_and_fork(directory: str, timeout: float) -> socket.socket | None:
+        connection = connect(directory, timeout)
+        if connection is not None:
+            in_child(look)
+            copies.append(connection.dup())  # as one has that was forked past Python
+        return connection
+
+    def look() -> None:
+        for name in set(os.listdir("/proc/self/fd")) - {str(each.fileno()) for each in copies}:
+            with suppress(OSError):  # it is no socket, or ended meanwhile
+                there = socket.socket(fileno=os.dup(int(name)))
+                with there, suppress(OSError):  # it listens
+                    assert there.getpeername() != str(node.path / sockets.NAME), "it keeps none"
+
+    monkeypatch.setattr(sockets, "connect", connect_and_fork)
+    for number in range(1, 4):
+        assert raftsvc.connect(node.path).incr("n", timeout=PATIENCE) == number
+    assert len(copies) >= 3
+    eventually(lambda: not server._connections, "nobody is there any more")
+    for each in copies:
+        each.close()
 
 
 def test_an_answer_that_is_too_large_is_refused_at_once(node: Neighborhood) -> None:
