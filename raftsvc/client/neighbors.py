@@ -34,8 +34,8 @@ class Neighbor:
 
     def ask(self, visit: Visit, cluster: str, deadline: float) -> bytes:
         """The answer to one request; raises Problem if it was refused, NotSentError, LostError."""
-        said = json.dumps({"visit": base64.b64encode(visit.encode()).decode(), "cluster": cluster}).encode()
-        told = self._exchange(encode(Ask(1, "client", said)), deadline)
+        asked = {"visit": base64.b64encode(visit.encode()).decode(), "cluster": cluster, "deadline": deadline}
+        told = self._exchange(encode(Ask(1, "client", json.dumps(asked).encode())), deadline)
         try:
             answer = asking.decode(told)
             if "code" in answer:
@@ -50,12 +50,13 @@ class Neighbor:
     def do(self, what: str, arguments: Mapping[str, object], timeout: float) -> dict[str, object]:
         """What the owner tells of what it did, see `raftsvc.attached.asking`; raises the error that it raised.
 
-        timeout: in seconds, of which the owner has nine tenths, so that it answers before nobody waits any more.
+        timeout: in seconds, of which the owner has nine tenths, so that it answers before nobody waits any more.  One
+        that is suspended, and comes to it only later, does nothing.
 
         Raises NotSentError if nobody was asked, LostError if no answer came.
         """
         deadline = time.monotonic() + timeout
-        said = {**arguments, "timeout": 0.9 * timeout, "pid": os.getpid()}
+        said = {**arguments, "timeout": 0.9 * timeout, "deadline": deadline - 0.1 * timeout, "pid": os.getpid()}
         return asking.decode(self._exchange(encode(Ask(1, what, json.dumps(said).encode())), deadline))
 
     def _exchange(self, question: bytes, deadline: float) -> bytes:
