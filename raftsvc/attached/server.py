@@ -4,7 +4,8 @@ Until the owner belongs to a cluster they are told whom it waits for.  What is f
 
 One that does not read what it is sent holds nothing here but a frame: after a while it is cut off, and may attach
 again.  So is one that is no attached process, for it never said Hello, and asked nothing for a while, or is in the way
-of others.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more.
+of others.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more;
+where the directory itself was moved away none is made, for what stands there then is another owner's.
 
 Threads: raftsvc-workers, which accepts; raftsvc-worker-N-in and -out for each who is attached.
 """
@@ -70,12 +71,14 @@ class House(NamedTuple):
     why_none: why there is none yet.
     desk: where they are told what is for people.
     likeness: how this process is configured; None: nothing is compared.
+    check_place: raises OSError where the directory is another's by now; None: it is not looked at.
     """
 
     node: Callable[[], Owner | None]
     why_none: Callable[[], RaftError]
     desk: Desk
     likeness: Likeness | None = None
+    check_place: Callable[[], None] | None = None
 
 
 class FeedServer:
@@ -170,8 +173,13 @@ class FeedServer:
                 server.shutdown(socket.SHUT_RDWR)  # whoever accepts is woken
             server.close()
 
-    def _bind(self) -> None:
+    def _bind(self, was_there: bool = False) -> None:
+        """was_there: another socket of this process, in whose place this one is made."""
         try:
+            if self._house.check_place is not None:  # what another owner has there is not taken away
+                self._house.check_place()
+            if was_there:
+                logger.warning("the socket in %s was taken away; another is made", self._directory)
             self._socket = sockets.bind(self._directory)
             self._inode = sockets.inode_of(self._directory)
             self._socket.settimeout(_LOOK_SECONDS)
@@ -189,9 +197,8 @@ class FeedServer:
                 self._stopping.wait(_LOOK_SECONDS)  # it is made anew, and no faster than that
                 if not self._stopping.is_set():
                     if server is not None:
-                        logger.warning("the socket in %s was taken away; another is made", self._directory)
                         server.close()
-                    self._bind()
+                    self._bind(was_there=server is not None)
                 continue
             try:
                 connection, _ = server.accept()

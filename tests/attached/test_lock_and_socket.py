@@ -253,6 +253,52 @@ def test_one_too_many_is_told_so_and_who_cannot_be_served_leaves_no_trace(
     welcome.close()
 
 
+def test_an_owner_whose_directory_was_moved_away_leaves_the_socket_of_the_next_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, moved = tmp_path / "data", tmp_path / "data.old"
+    former, theirs = start(directory)
+    former.init()
+    theirs.set("who", b"former")
+    directory.rename(moved)
+    following, ours = start(directory)
+    try:
+        following.init()
+        ours.set("who", b"next")
+        inode = sockets.inode_of(str(directory))
+        eventually(lambda: "moved or replaced" in caplog.text, "the former owner says so")
+        assert who_is_at(directory) == b"next"
+        former.stop()
+        assert sockets.is_in_place(str(directory), inode), "it is the one that it was"
+        assert who_is_at(directory) == b"next"
+        assert "another is made" not in caplog.text
+    finally:
+        former.stop()
+        following.stop()
+
+
+def who_is_at(directory: Path) -> bytes:
+    value = raftsvc.connect(directory).get("who", PATIENCE)
+    assert value is not None
+    return value.data
+
+
+def test_an_owner_whose_directory_is_brought_back_is_reached_there_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "data"
+    service, kv = start(directory)
+    try:
+        service.init()
+        kv.set("who", b"it")
+        directory.rename(tmp_path / "elsewhere")
+        eventually(lambda: "moved or replaced" in caplog.text, "it says so")
+        (tmp_path / "elsewhere").rename(directory)
+        assert who_is_at(directory) == b"it"
+    finally:
+        service.stop()
+
+
 def test_clients_keep_no_attached_process_out_however_many_they_are(
     owner: tuple[raftsvc.Service, KeyValue, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
