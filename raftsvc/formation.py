@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("raftsvc")
 
+_ID_DIGITS = 19
+"""Of the largest id; Python itself converts no text of thousands."""
 _ADMIT_SECONDS = 10.0
 _INIT_SECONDS = 60.0
 _ASK_SECONDS = 3.0
@@ -809,7 +811,7 @@ def _check_versions(config: Configuration, request: JoinRequest) -> None:
 def _member_at(config: Configuration, addr: str) -> int | None:
     """The member at `addr`, however either is spelled, or, if that is digits alone, the one with that id."""
     if addr.isascii() and addr.isdigit():
-        return int(addr) if int(addr) in config.members else None
+        return int(addr) if len(addr) <= _ID_DIGITS and int(addr) in config.members else None
     wanted = same_addr(addr)
     return next((i for i, m in config.members.items() if m.addr and wanted in (m.addr, same_addr(m.addr))), None)
 
