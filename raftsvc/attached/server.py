@@ -45,6 +45,8 @@ _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
 """For one who is there to say Hello or ask something, and to ask something more."""
 _FAREWELL_SECONDS = 0.2
+_READ_SECONDS = 0.01
+"""How often it is looked whether somebody has read by now what it was asked."""
 _PREPARE_SECONDS = 1.0
 """For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
 _END_SECONDS = 2.0
@@ -131,8 +133,10 @@ class FeedServer:
         deadline = time.monotonic() + _PREPARE_SECONDS
         for each in sorted(attached, key=lambda each: each.number, reverse=True):
             is_prepared = each.is_prepared(deadline)
-            if is_prepared or time.monotonic() >= deadline:  # who reads yet will be the first all the same
+            if is_prepared is not False:  # who reads the log yet will be the first all the same
                 self._heir = each
+                return
+            if time.monotonic() >= deadline:
                 return
 
     def stop(self, why: str) -> None:
@@ -325,8 +329,11 @@ class _Connection:
         """Whether that is so for long, so that it is of no use to anybody."""
         return self.is_idle and time.monotonic() - self._idle_since >= _HELLO_SECONDS
 
-    def is_prepared(self, deadline: float) -> bool:
-        """Ask it to get ready to own the directory, and wait until it says whether it is."""
+    def is_prepared(self, deadline: float) -> bool | None:
+        """Ask it to get ready to own the directory, and wait until it says whether it is.
+
+        None: it was heard to be asked, and has not said yet.  One that is suspended is not waited for.
+        """
         began = time.monotonic()
         self._prepared = None
         self._has_answered.clear()
@@ -336,7 +343,13 @@ class _Connection:
             if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
                 return False  # it does not read
             time.sleep(_FAREWELL_SECONDS / 20)
-        return self._has_answered.wait(max(0.0, deadline - time.monotonic())) and bool(self._prepared)
+        has_read = False
+        while not self._has_answered.wait(min(_READ_SECONDS, max(0.0, deadline - time.monotonic()))):
+            unread, now = sockets.unread_bytes(self.connection), time.monotonic()
+            has_read = has_read or unread == 0
+            if now >= deadline or not (has_read or unread is None or now < began + _FAREWELL_SECONDS):
+                return None if has_read else False
+        return bool(self._prepared)
 
     def say_at_once(self, said: Said) -> bool:
         """Say it without waiting; False if it cannot be said now."""
