@@ -223,9 +223,8 @@ class FeedServer:
                 if self._stopping.is_set():
                     raise FeedError("it is about to end")
                 self._make_room()
-                one = _Connection(
-                    connection, self._house, next(self._numbers), self._stopping, self._take_in, self._gone
-                )
+                hooks = _Hooks(self._take_in, self._gone)
+                one = _Connection(connection, self._house, next(self._numbers), self._stopping, hooks)
                 self._connections.add(one)
             one.start()
         except (RaftError, FeedError, RuntimeError, OSError) as error:
@@ -243,12 +242,12 @@ class FeedServer:
             raise FeedError(f"{len(visiting)} others are asking something")
         min(idle, key=lambda each: each.number).end()
 
-    def _take_in(self, one: _Connection) -> Wait | None:
+    def _take_in(self, one: _Connection, pid: int) -> Wait | None:
         """It said Hello, and counts as attached from now on; else what it is told."""
         with self._lock:
             attached = sum(each.is_attached for each in self._connections)
             if attached < MAX_ATTACHED:
-                one.is_attached = True
+                one.pid = pid
                 return None
         return self._refuse(FeedError(f"there are {attached} already"))
 
@@ -273,11 +272,49 @@ class FeedServer:
             self._connections.discard(connection)
 
 
+class _Hooks(NamedTuple):
+    """What a connection has its server do."""
+
+    take_in: Callable[[_Connection, int], Wait | None]
+    gone: Callable[[_Connection], None]
+
+
+class _Visit:
+    """What one asks that is no attached process.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next two
+        self._open = 0
+        self._idle_since = time.monotonic()
+
+    def begin(self) -> None:
+        """It asks something."""
+        with self._lock:
+            self._open += 1
+
+    def end(self) -> None:
+        """It has the answer."""
+        with self._lock:
+            self._open -= 1
+            self._idle_since = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for no answer."""
+        return not self._open
+
+    @property
+    def is_over(self) -> bool:
+        """Whether that is so for long."""
+        with self._lock:
+            return not self._open and time.monotonic() - self._idle_since >= _HELLO_SECONDS
+
+
 class _Connection:
     """One attached process, or a client, as the owner sees it.
 
-    is_attached: it said Hello, and was taken in.
-    is_over:     it is cut off, or about to be.
+    pid:     of an attached process; 0: it did not say Hello, or was not taken in.
+    is_over: it is cut off, or about to be.
     """
 
     def __init__(
@@ -286,33 +323,32 @@ class _Connection:
         house: House,
         number: int,
         stopping: threading.Event,
-        take_in: Callable[[_Connection], Wait | None],
-        gone: Callable[[_Connection], None],
+        hooks: _Hooks,
     ) -> None:
         self.connection = connection
         self._house = house
         self._decoder = Decoder()
         self.number = number
         self.pid = 0
-        self.is_attached = False
         self._stopping = stopping
-        self._take_in = take_in
-        self._gone = gone
+        self._hooks = hooks
         self._signal = Signal()
         self._key = 0
         self.is_over = False
-        self._unlike: list[str] = []
-        self._is_compared = False
+        self._unlike: list[str] | None = None  # None: it was not compared yet
         self._send_lock = threading.Lock()
-        self._asking_lock = threading.Lock()  # guards the next two
-        self._asking = 0  # questions that are not answered yet
-        self._idle_since = time.monotonic()
+        self._visit = _Visit()
         self._prepared: bool | None = None  # what it said of that
         self._has_answered = threading.Event()  # or ended
         connection.settimeout(_PATIENCE_SECONDS)
 
     def start(self) -> None:
         threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self.number}-in", daemon=True).start()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it said Hello, and was taken in."""
+        return self.pid != 0
 
     @property
     def may_own(self) -> bool:
@@ -322,12 +358,12 @@ class _Connection:
     @property
     def is_idle(self) -> bool:
         """Whether it is no attached process, and waits for no answer."""
-        return not self.is_attached and not self._asking
+        return not self.is_attached and self._visit.is_idle
 
     @property
-    def _has_nothing_to_say(self) -> bool:
-        """Whether that is so for long, so that it is of no use to anybody."""
-        return self.is_idle and time.monotonic() - self._idle_since >= _HELLO_SECONDS
+    def _is_of_no_use(self) -> bool:
+        """Whether that is so for long."""
+        return not self.is_attached and self._visit.is_over
 
     def is_prepared(self, deadline: float) -> bool | None:
         """Ask it to get ready to own the directory, and wait until it says whether it is.
@@ -411,7 +447,7 @@ class _Connection:
             self.end()
             if feeders is not None:
                 feeders.close(self._key, self._signal)
-            self._gone(self)
+            self._hooks.gone(self)
             with self._send_lock:  # nobody writes to a descriptor that may be another's by then
                 self.connection.close()
 
@@ -423,7 +459,7 @@ class _Connection:
         while (node := self._house.node()) is None:
             if self.is_over or self._stopping.is_set():
                 return None
-            if self._has_nothing_to_say:
+            if self._is_of_no_use:
                 return None
             if looks % _SAID_EVERY == 0:
                 why = self._house.why_none()
@@ -445,8 +481,7 @@ class _Connection:
         rest: list[Said] = []
         for each in said:
             if isinstance(each, Ask):
-                with self._asking_lock:
-                    self._asking += 1
+                self._visit.begin()
                 self._house.desk.answer(each, self._tell)
                 continue
             if isinstance(each, Prepared):
@@ -454,12 +489,11 @@ class _Connection:
                 self._has_answered.set()
                 continue
             if isinstance(each, Hello):
-                refusal = None if self.is_attached else self._take_in(self)
+                refusal = None if self.is_attached else self._hooks.take_in(self, each.pid)
                 if refusal is not None:
                     self.say_at_once(refusal)
                     self.end()
                     return []
-                self.pid = each.pid
                 self._compare(each)
             rest.append(each)
         return rest
@@ -467,9 +501,8 @@ class _Connection:
     def _compare(self, hello: Hello) -> None:
         """Find out where its configuration differs, the first time that it says it."""
         likeness = self._house.likeness
-        if likeness is None or self._is_compared:
+        if likeness is None or self._unlike is not None:
             return
-        self._is_compared = True
         self._unlike, others = likeness.differences(hello.likeness)
         if self._unlike or others:
             logger.warning(
@@ -483,7 +516,7 @@ class _Connection:
         """Tell it, until either ends, why it is not taken in."""
         why = (
             f"process {os.getpid()} owns the directory and is configured otherwise than this one, which is not taken "
-            f"in: {'; '.join(self._unlike)}. It waits until the other has ended; give both one configuration"
+            f"in: {'; '.join(self._unlike or ())}. It waits until the other has ended; give both one configuration"
         )
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
@@ -500,9 +533,7 @@ class _Connection:
         except OSError:  # it is gone, or half of that was sent
             self.end()
         finally:
-            with self._asking_lock:
-                self._asking -= 1
-                self._idle_since = time.monotonic()
+            self._visit.end()
 
     def _receive(self) -> bytes:
         """The next bytes; none at the end."""
@@ -510,7 +541,7 @@ class _Connection:
             try:
                 return self.connection.recv(_READ_BYTES)
             except TimeoutError:  # it has nothing to say
-                if self._has_nothing_to_say:
+                if self._is_of_no_use:
                     break
         return b""
 

@@ -152,10 +152,6 @@ class Store:
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be used as a data directory: {error}") from error
 
-    def check_place(self) -> None:
-        """Raise OSError if the directory was moved or replaced, so that what stands there is another's."""
-        self.files.check_place()
-
     def _clean_up(self) -> None:
         """Remove what an interrupted operation left, or finish it; a join token stays."""
         Renewal(self.files, self.path).settle()

@@ -367,8 +367,9 @@ def test_who_neither_says_hello_nor_asks_anything_is_cut_off_after_a_while(
 def test_farewells_to_many_who_do_not_read_take_no_longer_than_to_one(tmp_path: Path) -> None:
     pairs = [socket.socketpair() for _ in range(20)]
     server = FeedServer(str(tmp_path), server_module.House(lambda: None, lambda: ConfigurationError(""), None))  # type: ignore[arg-type]
+    hooks = server_module._Hooks(lambda *_: None, lambda _: None)
     for one, _ in pairs:
-        connection = server_module._Connection(one, server._house, 1, server._stopping, lambda _: None, lambda _: None)
+        connection = server_module._Connection(one, server._house, 1, server._stopping, hooks)
         one.setblocking(False)
         try:
             while True:
