@@ -6,6 +6,7 @@ Nothing is decided by it.  Who does not answer in time is told with why.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from raftsvc.transport import Network, UnansweredError, ask_status
 
 logger = logging.getLogger("raftsvc")
 
+_ID = re.compile("[0-9]{1,19}")
 MOST_ASKED = 32
 """Members that are asked at once."""
 MEMBER_SECONDS = 3.0
@@ -68,7 +70,7 @@ def _listed_ahead(status: Mapping[str, Any], index: int) -> dict[int, str]:
     return {
         int(number): str(member.get("addr") or "")
         for number, member in listed.items()
-        if str(number).isdecimal() and isinstance(member, Mapping)
+        if _ID.fullmatch(str(number)) and isinstance(member, Mapping)
     }
 
 

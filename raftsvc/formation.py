@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("raftsvc")
 
+_ID_DIGITS = 19
+"""Of the largest id; Python itself converts no text of thousands."""
 _ADMIT_SECONDS = 10.0
 _INIT_SECONDS = 60.0
 _ASK_SECONDS = 3.0
@@ -730,25 +732,37 @@ class Roster:
                 f"{_WHY_NOT.get(refusal, f'nobody took over within {timeout:g} s, and may yet')}"
             )
 
-    def evict(self, addr: str, timeout: float, replace: bool) -> None:
-        """Remove the member at `addr`; see `Service.evict`."""
+    def evict(self, addr: str, timeout: float, replace: bool, expected: int | None = None) -> None:
+        """Remove the member at `addr`; see `Service.evict`.
+
+        expected: who was there when this was asked for first, if that is known; no other is removed.
+        """
         deadline = time.monotonic() + timeout
-        self._membership.require_node()
-        arguments = {"addr": addr, "replace": replace}
-        relayed = self._membership.relay.do(
+        relay = self._membership.relay
+        node = self._membership.require_node()
+        if expected is None and relay.is_attached():
+            # One owner may end once it did that, and the next be asked again when another node is at the address.
+            expected = _member_at(node.applied_config, addr)
+        arguments = {"addr": addr, "replace": replace, "expected": expected}
+        relayed = relay.do(
             "evict", arguments, timeout, MembershipTimeoutError, (UnknownPeerError,), MembershipUnchangedError
         )
-        if relayed is Relayed.DONE:
-            return self._await_eviction(addr, deadline)
         node = self._membership.require_node()
+
+        def found() -> int | None:
+            config = node.applied_config
+            return _member_at(config, addr) if expected is None else expected if expected in config.members else None
+
+        if relayed is Relayed.DONE:  # the owner saw it removed: wait until that is applied here too
+            node.wait_until(lambda: found() is None, deadline - time.monotonic())
+            return None
         try:
             self._calls.wait_read(deadline - time.monotonic())
         except ReadTimeoutError as error:
             raise MembershipUnchangedError(
                 f"nothing was changed: it is not known within {timeout:g} s who is a member, for {error}"
             ) from error
-        config = node.applied_config
-        node_id = _member_at(config, addr)
+        config, node_id = node.applied_config, found()
         if node_id is None and relayed is Relayed.OURS_AGAIN:
             return None
         if node_id is None:
@@ -766,11 +780,6 @@ class Roster:
             kind = MembershipUnchangedError if refusal is Refusal.WOULD_LOSE_QUORUM else MembershipTimeoutError
             raise kind(f"the removal of {addr} was not committed within {timeout:g} s: {refusal.name.lower()}")
         return None
-
-    def _await_eviction(self, addr: str, deadline: float) -> None:
-        """The owner saw it removed: wait until that is applied here too."""
-        node = self._membership.require_node()
-        node.wait_until(lambda: _member_at(node.applied_config, addr) is None, deadline - time.monotonic())
 
     def _close(self, node: Participant, addr: str, timeout: float) -> None:
         """Take back that whoever is at `addr` next takes the place of who was there."""
@@ -809,7 +818,7 @@ def _check_versions(config: Configuration, request: JoinRequest) -> None:
 def _member_at(config: Configuration, addr: str) -> int | None:
     """The member at `addr`, however either is spelled, or, if that is digits alone, the one with that id."""
     if addr.isascii() and addr.isdigit():
-        return int(addr) if int(addr) in config.members else None
+        return int(addr) if len(addr) <= _ID_DIGITS and int(addr) in config.members else None
     wanted = same_addr(addr)
     return next((i for i, m in config.members.items() if m.addr and wanted in (m.addr, same_addr(m.addr))), None)
 

@@ -216,7 +216,9 @@ class Reception:
                 membership.check_by_hand("join")
                 membership.join(str(arguments["boot_url"]), timeout)
             elif what == "evict":
-                self._roster.evict(str(arguments["addr"]), timeout, arguments["replace"] is True)
+                expected = arguments.get("expected")  # commands say nothing of that: they ask once
+                whom = int(expected) if isinstance(expected, int) else None
+                self._roster.evict(str(arguments["addr"]), timeout, arguments["replace"] is True, whom)
             elif what == "transfer":
                 addr = arguments["addr"]
                 self._roster.transfer(None if addr is None else str(addr), timeout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from threading import Event
 from types import SimpleNamespace
@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from raftsvc import formation
-from raftsvc.attached.relay import Relay
+from raftsvc.attached.relay import Relay, Relayed
 from raftsvc.core.membership import ConfChange, Configuration, ConfOp, Member
 from raftsvc.core.messages import Life
 from raftsvc.core.raft import Refusal
-from raftsvc.errors import MembershipUnchangedError, NotListeningError, ReadTimeoutError
+from raftsvc.errors import MembershipUnchangedError, NotListeningError, ReadTimeoutError, UnknownPeerError
 from raftsvc.formation import Membership, Roster
 from raftsvc.member.node import NodeOptions
 from raftsvc.transport import Answerer, JoinRequest, Problem
@@ -38,6 +38,50 @@ def test_an_eviction_without_a_majority_ends_in_its_own_error() -> None:
     with pytest.raises(MembershipUnchangedError, match="nothing was changed") as refusal:
         roster.evict("a:1", 0.1, replace=False)
     assert isinstance(refusal.value.__cause__, ReadTimeoutError)
+
+
+class _Worker:
+    """Of a process that is attached: has the owner do something, and then what `meanwhile` says."""
+
+    def __init__(self, came_of_it: Relayed, meanwhile: Callable[[], None]) -> None:
+        self.came_of_it = came_of_it
+        self.meanwhile = meanwhile
+        self.asked: list[Mapping[str, object]] = []
+
+    def is_attached(self) -> bool:
+        return True
+
+    def do(self, what: str, arguments: Mapping[str, object], *rest: object) -> Relayed:
+        self.asked.append(arguments)
+        self.meanwhile()
+        return self.came_of_it
+
+
+@pytest.mark.parametrize("came_of_it", [Relayed.OURS_AGAIN, Relayed.DONE])
+@pytest.mark.parametrize("replace", [True, False])
+def test_an_eviction_that_is_done_again_leaves_who_came_to_the_address_meanwhile(
+    came_of_it: Relayed, replace: bool
+) -> None:
+    node = _Listed(spoke={1, 2, 3})
+
+    def another_comes() -> None:
+        for change in (ConfChange(ConfOp.REPLACE, 3), ConfChange(ConfOp.ADD_LEARNER, 4, "n3:1", TOKEN)):
+            node.applied_config = node.applied_config.changed(change)
+
+    relay = _Worker(came_of_it, another_comes)
+    membership = SimpleNamespace(require_node=lambda: node, relay=relay)
+    calls = SimpleNamespace(wait_read=lambda timeout: None)
+    roster = Roster(cast(Any, membership), cast(Any, calls), cast(Any, nullcontext()), cast(Any, None))
+    roster.evict("n3:1", 1.0, replace)
+    assert 4 in node.applied_config.learners and not node.done
+    # As the next owner is asked, which is told so if it was asked once more only.
+    assert [each["expected"] for each in relay.asked] == [3]
+    membership.relay = Relay(None, Event(), 1.0)
+    with pytest.raises(UnknownPeerError, match="no member is at n3:1"):
+        roster.evict("n3:1", 1.0, replace, 3)
+    assert 4 in node.applied_config.learners and not node.done
+    roster.evict("n3:1", 1.0, replace)
+    assert 4 not in node.applied_config.learners
 
 
 @pytest.mark.parametrize("later", [None, NotListeningError("the second")])
@@ -97,6 +141,9 @@ class _Listed:
 
     def check_receives(self) -> None:
         """It is a node."""
+
+    def wait_until(self, is_so: Callable[[], bool], timeout: float) -> None:
+        assert is_so()
 
     def latest_life(self, node_id: int) -> Life:
         return Life(int(node_id in self.spoke), 0)

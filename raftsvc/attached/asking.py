@@ -200,8 +200,13 @@ class Desk:
             if not isinstance(arguments, dict):
                 raise NodeFailedError(f"{ask.what} is asked without what it needs")
             deadline = arguments.pop("deadline", None)  # all processes of a host have one monotonic clock
-            if isinstance(deadline, int | float) and time.monotonic() > deadline:
-                raise NodeFailedError(f"{ask.what} was asked for too late: nothing was done, for nobody waits any more")
+            if isinstance(deadline, int | float):
+                left = deadline - time.monotonic()
+                if left < 0:
+                    what = f"{ask.what} was asked for too late: nothing was done, for nobody waits any more"
+                    raise NodeFailedError(what)
+                if isinstance(arguments.get("timeout"), int | float):  # it may have lain in the socket for a while
+                    arguments["timeout"] = min(arguments["timeout"], left)
             return encode_result(self._do(ask.what, arguments))
         except RaftError as error:
             return encode_error(error)

@@ -3,7 +3,9 @@
 Until the owner belongs to a cluster they are told whom it waits for.  What is for people is answered at any time.
 
 One that does not read what it is sent holds nothing here but a frame: after a while it is cut off, and may attach
-again.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more.
+again.  So is one that is no attached process, for it never said Hello, and asked nothing for a while, or is in the way
+of others.  What is at the path is looked at now and then, for a socket that somebody deleted is nobody's way any more;
+where the directory itself was moved away none is made, for what stands there then is another owner's.
 
 Threads: raftsvc-workers, which accepts; raftsvc-worker-N-in and -out for each who is attached.
 """
@@ -36,10 +38,15 @@ from raftsvc.process import await_end, close_in_children
 logger = logging.getLogger("raftsvc.attached")
 
 MAX_ATTACHED = 250
+MAX_VISITING = 250
+"""Connections besides: of clients, and of whoever did not say yet what it is.  Of which far fewer can be asking."""
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
+"""For one who is there to say Hello or ask something, and to ask something more."""
 _FAREWELL_SECONDS = 0.2
+_READ_SECONDS = 0.01
+"""How often it is looked whether somebody has read by now what it was asked."""
 _PREPARE_SECONDS = 1.0
 """For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
 _END_SECONDS = 2.0
@@ -66,12 +73,14 @@ class House(NamedTuple):
     why_none: why there is none yet.
     desk: where they are told what is for people.
     likeness: how this process is configured; None: nothing is compared.
+    check_place: raises OSError where the directory is another's by now; None: it is not looked at.
     """
 
     node: Callable[[], Owner | None]
     why_none: Callable[[], RaftError]
     desk: Desk
     likeness: Likeness | None = None
+    check_place: Callable[[], None] | None = None
 
 
 class FeedServer:
@@ -124,8 +133,10 @@ class FeedServer:
         deadline = time.monotonic() + _PREPARE_SECONDS
         for each in sorted(attached, key=lambda each: each.number, reverse=True):
             is_prepared = each.is_prepared(deadline)
-            if is_prepared or time.monotonic() >= deadline:  # who reads yet will be the first all the same
+            if is_prepared is not False:  # who reads the log yet will be the first all the same
                 self._heir = each
+                return
+            if time.monotonic() >= deadline:
                 return
 
     def stop(self, why: str) -> None:
@@ -166,8 +177,13 @@ class FeedServer:
                 server.shutdown(socket.SHUT_RDWR)  # whoever accepts is woken
             server.close()
 
-    def _bind(self) -> None:
+    def _bind(self, was_there: bool = False) -> None:
+        """was_there: another socket of this process, in whose place this one is made."""
         try:
+            if self._house.check_place is not None:  # what another owner has there is not taken away
+                self._house.check_place()
+            if was_there:
+                logger.warning("the socket in %s was taken away; another is made", self._directory)
             self._socket = sockets.bind(self._directory)
             self._inode = sockets.inode_of(self._directory)
             self._socket.settimeout(_LOOK_SECONDS)
@@ -185,9 +201,8 @@ class FeedServer:
                 self._stopping.wait(_LOOK_SECONDS)  # it is made anew, and no faster than that
                 if not self._stopping.is_set():
                     if server is not None:
-                        logger.warning("the socket in %s was taken away; another is made", self._directory)
                         server.close()
-                    self._bind()
+                    self._bind(was_there=server is not None)
                 continue
             try:
                 connection, _ = server.accept()
@@ -205,9 +220,11 @@ class FeedServer:
         try:
             sockets.check_peer(connection, self._directory)
             with self._lock:
-                if self._stopping.is_set() or len(self._connections) >= MAX_ATTACHED:
-                    raise FeedError(f"there are {len(self._connections)} already")
-                one = _Connection(connection, self._house, next(self._numbers), self._stopping, self._gone)
+                if self._stopping.is_set():
+                    raise FeedError("it is about to end")
+                self._make_room()
+                hooks = _Hooks(self._take_in, self._gone)
+                one = _Connection(connection, self._house, next(self._numbers), self._stopping, hooks)
                 self._connections.add(one)
             one.start()
         except (RaftError, FeedError, RuntimeError, OSError) as error:
@@ -215,24 +232,90 @@ class FeedServer:
                 self._gone(one)
             self._turn_away(connection, error)
 
-    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
-        """Tell it why, if it is one of ours."""
-        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+    def _make_room(self) -> None:
+        """For one who comes, under the lock.  Clients may forget to leave, and keep no attached process out."""
+        visiting = [each for each in self._connections if not (each.is_attached or each.is_over)]
+        if len(visiting) < MAX_VISITING:
+            return
+        idle = [each for each in visiting if each.is_idle]
+        if not idle:
+            raise FeedError(f"{len(visiting)} others are asking something")
+        min(idle, key=lambda each: each.number).end()
+
+    def _take_in(self, one: _Connection, pid: int) -> Wait | None:
+        """It said Hello, and counts as attached from now on; else what it is told."""
+        with self._lock:
+            attached = sum(each.is_attached for each in self._connections)
+            if attached < MAX_ATTACHED:
+                one.pid = pid
+                return None
+        return self._refuse(FeedError(f"there are {attached} already"))
+
+    def _refuse(self, error: Exception) -> Wait:
+        """What one is told that is not let in."""
         if str(error) != self._refusal:  # whoever it is comes again and again
             self._refusal = str(error)
             logger.warning("a process of this host was not taken in: %s", error)
+        why = f"process {os.getpid()}, which owns the directory, lets no other process in: {error}"
+        return Wait(os.getpid(), IS_REFUSED, why)
+
+    def _turn_away(self, connection: socket.socket, error: Exception) -> None:
+        """Tell it why, if it is one of ours."""
+        wait = self._refuse(error)
         with suppress(OSError), connection:
             if not isinstance(error, RaftError):
                 connection.settimeout(0.0)
-                connection.send(encode(Wait(os.getpid(), IS_REFUSED, why)))
+                connection.send(encode(wait))
 
     def _gone(self, connection: _Connection) -> None:
         with self._lock:
             self._connections.discard(connection)
 
 
+class _Hooks(NamedTuple):
+    """What a connection has its server do."""
+
+    take_in: Callable[[_Connection, int], Wait | None]
+    gone: Callable[[_Connection], None]
+
+
+class _Visit:
+    """What one asks that is no attached process.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next two
+        self._open = 0
+        self._idle_since = time.monotonic()
+
+    def begin(self) -> None:
+        """It asks something."""
+        with self._lock:
+            self._open += 1
+
+    def end(self) -> None:
+        """It has the answer."""
+        with self._lock:
+            self._open -= 1
+            self._idle_since = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for no answer."""
+        return not self._open
+
+    @property
+    def is_over(self) -> bool:
+        """Whether that is so for long."""
+        with self._lock:
+            return not self._open and time.monotonic() - self._idle_since >= _HELLO_SECONDS
+
+
 class _Connection:
-    """One attached process, as the owner sees it."""
+    """One attached process, or a client, as the owner sees it.
+
+    pid:     of an attached process; 0: it did not say Hello, or was not taken in.
+    is_over: it is cut off, or about to be.
+    """
 
     def __init__(
         self,
@@ -240,7 +323,7 @@ class _Connection:
         house: House,
         number: int,
         stopping: threading.Event,
-        gone: Callable[[_Connection], None],
+        hooks: _Hooks,
     ) -> None:
         self.connection = connection
         self._house = house
@@ -248,13 +331,13 @@ class _Connection:
         self.number = number
         self.pid = 0
         self._stopping = stopping
-        self._gone = gone
+        self._hooks = hooks
         self._signal = Signal()
         self._key = 0
-        self._is_over = False
-        self._unlike: list[str] = []
-        self._is_compared = False
+        self.is_over = False
+        self._unlike: list[str] | None = None  # None: it was not compared yet
         self._send_lock = threading.Lock()
+        self._visit = _Visit()
         self._prepared: bool | None = None  # what it said of that
         self._has_answered = threading.Event()  # or ended
         connection.settimeout(_PATIENCE_SECONDS)
@@ -263,22 +346,46 @@ class _Connection:
         threading.Thread(target=self._run_in, name=f"raftsvc-worker-{self.number}-in", daemon=True).start()
 
     @property
+    def is_attached(self) -> bool:
+        """Whether it said Hello, and was taken in."""
+        return self.pid != 0
+
+    @property
     def may_own(self) -> bool:
         """Whether it is an attached process, as clients are not, and configured as this one."""
-        return bool(self.pid) and not self._unlike
+        return self.is_attached and not self._unlike
 
-    def is_prepared(self, deadline: float) -> bool:
-        """Ask it to get ready to own the directory, and wait until it says whether it is."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is no attached process, and waits for no answer."""
+        return not self.is_attached and self._visit.is_idle
+
+    @property
+    def _is_of_no_use(self) -> bool:
+        """Whether that is so for long."""
+        return not self.is_attached and self._visit.is_over
+
+    def is_prepared(self, deadline: float) -> bool | None:
+        """Ask it to get ready to own the directory, and wait until it says whether it is.
+
+        None: it was heard to be asked, and has not said yet.  One that is suspended is not waited for.
+        """
         began = time.monotonic()
         self._prepared = None
         self._has_answered.clear()
-        if self._is_over:  # which is said before the other is set
+        if self.is_over:  # which is said before the other is set
             return False
         while not self.say_at_once(Prepare()):
             if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
                 return False  # it does not read
             time.sleep(_FAREWELL_SECONDS / 20)
-        return self._has_answered.wait(max(0.0, deadline - time.monotonic())) and bool(self._prepared)
+        has_read = False
+        while not self._has_answered.wait(min(_READ_SECONDS, max(0.0, deadline - time.monotonic()))):
+            unread, now = sockets.unread_bytes(self.connection), time.monotonic()
+            has_read = has_read or unread == 0
+            if now >= deadline or not (has_read or unread is None or now < began + _FAREWELL_SECONDS):
+                return None if has_read else False
+        return bool(self._prepared)
 
     def say_at_once(self, said: Said) -> bool:
         """Say it without waiting; False if it cannot be said now."""
@@ -298,7 +405,7 @@ class _Connection:
 
     def end(self) -> None:
         """Cut it off; both threads see that."""
-        self._is_over = True
+        self.is_over = True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self._signal.set()
@@ -319,7 +426,7 @@ class _Connection:
                 target=self._run_out, args=(feeders,), name=f"raftsvc-worker-{self.number}-out", daemon=True
             ).start()
             said: Sequence[Said] = early
-            while not self._is_over:
+            while not self.is_over:
                 if self._unlike:
                     self._keep_waiting()
                     return
@@ -340,7 +447,7 @@ class _Connection:
             self.end()
             if feeders is not None:
                 feeders.close(self._key, self._signal)
-            self._gone(self)
+            self._hooks.gone(self)
             with self._send_lock:  # nobody writes to a descriptor that may be another's by then
                 self.connection.close()
 
@@ -350,7 +457,9 @@ class _Connection:
         poll.register(self.connection, select.POLLIN)
         looks = 0
         while (node := self._house.node()) is None:
-            if self._is_over or self._stopping.is_set():
+            if self.is_over or self._stopping.is_set():
+                return None
+            if self._is_of_no_use:
                 return None
             if looks % _SAID_EVERY == 0:
                 why = self._house.why_none()
@@ -372,6 +481,7 @@ class _Connection:
         rest: list[Said] = []
         for each in said:
             if isinstance(each, Ask):
+                self._visit.begin()
                 self._house.desk.answer(each, self._tell)
                 continue
             if isinstance(each, Prepared):
@@ -379,7 +489,11 @@ class _Connection:
                 self._has_answered.set()
                 continue
             if isinstance(each, Hello):
-                self.pid = each.pid
+                refusal = None if self.is_attached else self._hooks.take_in(self, each.pid)
+                if refusal is not None:
+                    self.say_at_once(refusal)
+                    self.end()
+                    return []
                 self._compare(each)
             rest.append(each)
         return rest
@@ -387,9 +501,8 @@ class _Connection:
     def _compare(self, hello: Hello) -> None:
         """Find out where its configuration differs, the first time that it says it."""
         likeness = self._house.likeness
-        if likeness is None or self._is_compared:
+        if likeness is None or self._unlike is not None:
             return
-        self._is_compared = True
         self._unlike, others = likeness.differences(hello.likeness)
         if self._unlike or others:
             logger.warning(
@@ -403,11 +516,11 @@ class _Connection:
         """Tell it, until either ends, why it is not taken in."""
         why = (
             f"process {os.getpid()} owns the directory and is configured otherwise than this one, which is not taken "
-            f"in: {'; '.join(self._unlike)}. It waits until the other has ended; give both one configuration"
+            f"in: {'; '.join(self._unlike or ())}. It waits until the other has ended; give both one configuration"
         )
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
-        while not self._is_over and not self._stopping.is_set():
+        while not self.is_over and not self._stopping.is_set():
             self._send([Wait(os.getpid(), IS_UNLIKE, why)])
             if poll.poll(1e3 * _NODELESS_SECONDS * _SAID_EVERY):
                 if not (data := self._receive()):
@@ -419,23 +532,26 @@ class _Connection:
             self._send([told])
         except OSError:  # it is gone, or half of that was sent
             self.end()
+        finally:
+            self._visit.end()
 
     def _receive(self) -> bytes:
         """The next bytes; none at the end."""
-        while not self._is_over:
+        while not self.is_over:
             try:
                 return self.connection.recv(_READ_BYTES)
-            except TimeoutError:
-                continue  # it has nothing to say
+            except TimeoutError:  # it has nothing to say
+                if self._is_of_no_use:
+                    break
         return b""
 
     # -- what it is told
 
     def _run_out(self, feeders: Feeders) -> None:
         try:
-            while not self._is_over:
+            while not self.is_over:
                 self._signal.wait(1.0)
-                while not self._is_over and (said := feeders.take(self._key)):
+                while not self.is_over and (said := feeders.take(self._key)):
                     self._send(said)
         except TimeoutError:
             logger.warning("an attached process did not read for %g s, and is cut off", _PATIENCE_SECONDS)
@@ -453,7 +569,7 @@ class _Connection:
         data = memoryview(b"".join(map(encode, said)))
         with self._send_lock:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while data and not self._is_over:
+            while data and not self.is_over:
                 sent = self.connection.send(data)
                 data = data[sent:]
                 if sent:

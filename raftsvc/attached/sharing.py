@@ -130,7 +130,8 @@ class Sharing:
             found = node()
             return found if isinstance(found, Owner) else None
 
-        self._server = server = FeedServer(self._store.path, House(owned, why_none, self._desk, self._likeness))
+        house = House(owned, why_none, self._desk, self._likeness, self._store.files.check_place)
+        self._server = server = FeedServer(self._store.path, house)
         if self._is_over:
             return
         try:

@@ -4,6 +4,7 @@ What only some systems have is here, with what is done without it:
 
     who is at the other end    SO_PEERCRED (Linux), LOCAL_PEERCRED (macOS, BSD); else the mode of the socket, 0600, and
                                of the directory have to do
+    what is not read yet       SIOCOUTQ (Linux); else nobody knows
     a path that is too long    some 100 bytes fit into an address: it is reached by way of /proc/self/fd (Linux); else
                                refused, with what to do
 """
@@ -15,16 +16,23 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
 from raftsvc.errors import ConfigurationError, StorageError
+from raftsvc.process import close_in_children
+
+if sys.platform.startswith("linux"):
+    import fcntl
 
 NAME = "socket"
 _MOST_PATH_BYTES = 100
 _UCRED = struct.Struct("3i")
 _XUCRED = struct.Struct("=IIh16I")
 _LOCAL_PEERCRED = 1
+_SIOCOUTQ = 0x5411
+_UNREAD = struct.Struct("i")
 _ABSENT = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ECONNRESET, errno.EAGAIN))
 
 
@@ -127,6 +135,7 @@ def connect(directory: str, timeout: float) -> socket.socket | None:
             "is elsewhere, and a key"
         )
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _made.connections.add(client)
     try:
         client.settimeout(timeout)
         with _short_path(directory) as path:
@@ -135,13 +144,35 @@ def connect(directory: str, timeout: float) -> socket.socket | None:
         client.settimeout(None)
         return client
     except OSError as error:
-        client.close()
+        end(client)
         if error.errno in _ABSENT or isinstance(error, TimeoutError):
             return None
         raise
     except BaseException:
-        client.close()
+        end(client)
         raise
+
+
+class _Made:
+    """The connections that this process made: of one that a forked child keeps the owner would not see the end."""
+
+    def __init__(self) -> None:
+        self.connections: WeakSet[socket.socket] = WeakSet()
+        close_in_children(self)
+
+    def take_descriptors(self) -> Iterable[int]:
+        """See `raftsvc.process.HoldsDescriptors`."""
+        return [fd for fd in [connection.detach() for connection in list(self.connections)] if fd >= 0]
+
+
+_made = _Made()
+
+
+def end(connection: socket.socket) -> None:
+    """Close it; the other end sees that, whoever has copies of it, as a child that was forked past Python."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def is_served(directory: str) -> bool:
@@ -149,8 +180,18 @@ def is_served(directory: str) -> bool:
     connection = connect(directory, 1.0)
     if connection is None:
         return False
-    with connection:
+    try:
         return peer_pid(connection) != os.getpid()
+    finally:
+        end(connection)
+
+
+def unread_bytes(connection: socket.socket) -> int | None:
+    """Of what was sent, how much the other end has not read; None where the system does not say."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, ValueError):  # it is gone
+            return int(_UNREAD.unpack(fcntl.ioctl(connection, _SIOCOUTQ, bytes(_UNREAD.size)))[0])
+    return None
 
 
 def peer_pid(connection: socket.socket) -> int | None:

@@ -34,8 +34,8 @@ class Neighbor:
 
     def ask(self, visit: Visit, cluster: str, deadline: float) -> bytes:
         """The answer to one request; raises Problem if it was refused, NotSentError, LostError."""
-        said = json.dumps({"visit": base64.b64encode(visit.encode()).decode(), "cluster": cluster}).encode()
-        told = self._exchange(encode(Ask(1, "client", said)), deadline)
+        asked = {"visit": base64.b64encode(visit.encode()).decode(), "cluster": cluster, "deadline": deadline}
+        told = self._exchange(encode(Ask(1, "client", json.dumps(asked).encode())), deadline)
         try:
             answer = asking.decode(told)
             if "code" in answer:
@@ -50,12 +50,13 @@ class Neighbor:
     def do(self, what: str, arguments: Mapping[str, object], timeout: float) -> dict[str, object]:
         """What the owner tells of what it did, see `raftsvc.attached.asking`; raises the error that it raised.
 
-        timeout: in seconds, of which the owner has nine tenths, so that it answers before nobody waits any more.
+        timeout: in seconds, of which the owner has nine tenths, so that it answers before nobody waits any more.  One
+        that is suspended, and comes to it only later, does nothing.
 
         Raises NotSentError if nobody was asked, LostError if no answer came.
         """
         deadline = time.monotonic() + timeout
-        said = {**arguments, "timeout": 0.9 * timeout, "pid": os.getpid()}
+        said = {**arguments, "timeout": 0.9 * timeout, "deadline": deadline - 0.1 * timeout, "pid": os.getpid()}
         return asking.decode(self._exchange(encode(Ask(1, what, json.dumps(said).encode())), deadline))
 
     def _exchange(self, question: bytes, deadline: float) -> bytes:
@@ -71,18 +72,19 @@ class Neighbor:
                 "with listen=, and on a file system that takes sockets?"
             )
         decoder = Decoder()
-        with connection:
-            try:
+        try:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+            connection.sendall(question)
+            while time.monotonic() < deadline:
                 connection.settimeout(max(0.001, deadline - time.monotonic()))
-                connection.sendall(question)
-                while time.monotonic() < deadline:
-                    connection.settimeout(max(0.001, deadline - time.monotonic()))
-                    data = connection.recv(_READ_BYTES)
-                    if not data:
-                        raise LostError(f"{self.addr}: the process that owns it ended before it answered")
-                    for said in decoder.feed(data):
-                        if isinstance(said, Told):
-                            return said.result
-            except (OSError, MalformedError, NodeFailedError) as error:
-                raise LostError(f"{self.addr}: {error}") from error
+                data = connection.recv(_READ_BYTES)
+                if not data:
+                    raise LostError(f"{self.addr}: the process that owns it ended before it answered")
+                for said in decoder.feed(data):
+                    if isinstance(said, Told):
+                        return said.result
+        except (OSError, MalformedError, NodeFailedError) as error:
+            raise LostError(f"{self.addr}: {error}") from error
+        finally:
+            sockets.end(connection)
         raise LostError(f"{self.addr}: no answer in time from the process that owns it")

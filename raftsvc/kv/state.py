@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import nsmallest
@@ -48,6 +49,7 @@ from raftsvc.mainthread import do_elsewhere, is_main_thread
 from raftsvc.process import HomeProcess, give_way
 from raftsvc.state import BaseState
 
+_NUMBER = re.compile("[0-9]{1,20}")
 _LOOK_SECONDS = 10.0
 """For a look at what is in memory."""
 _SHOWN_HOLDERS = 5
@@ -102,6 +104,11 @@ def _undone(found: dict[str, Value], changes: list[Change]) -> dict[str, Value]:
         else:
             found[key] = Value(*former)
     return dict(sorted(found.items()))
+
+
+def _number_of(text: str) -> int | None:
+    """What a question says; None: no claim has such a number."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _found(pages: list[Page], prefix: str, after: str) -> Iterator[tuple[str, Value]]:
@@ -376,11 +383,13 @@ class KeyValueState(BaseState):
             return encode_values({f"{n:06}": Value(claim.data, claim.fence) for n, claim in enumerate(claims)})
         if question.kind == CLAIM:
             name, lease, number = question.names
-            fence = self.fence_of((name, lease, int(number))) if number.isdecimal() else None
+            found = _number_of(number)
+            fence = None if found is None else self.fence_of((name, lease, found))
             return encode_values({} if fence is None else {name: Value(b"", fence)})
         if question.kind == ITEM:
             name, lease, number = question.names
-            return encode_item(self.item_of((name, lease, int(number))) if number.isdecimal() else None)
+            found = _number_of(number)
+            return encode_item(None if found is None else self.item_of((name, lease, found)))
         if question.kind == COUNTS:
             ready, taken = self.item_counts(question.names[0])
             return encode_values({"ready": Value(b"", ready), "taken": Value(b"", taken)})

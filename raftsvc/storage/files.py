@@ -54,7 +54,8 @@ class Files:
         """
         self._lock = lock
 
-    def _check_place(self) -> None:
+    def check_place(self) -> None:
+        """Raise OSError if what stands at the path is another's; see `stay_with`."""
         if self._lock is not None and not self._lock.is_in_place:
             raise OSError(errno.ESTALE, "the directory was moved or replaced, and what stands there is another's")
 
@@ -63,7 +64,7 @@ class Files:
 
         If that was a link, by name or by inode, what it led to stays as it is.
         """
-        self._check_place()
+        self.check_place()
         with suppress(FileNotFoundError):
             os.unlink(path)
         return self._keep(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -166,11 +167,11 @@ class Files:
             os.close(fd)
 
     def rename(self, source: str, target: str) -> None:
-        self._check_place()
+        self.check_place()
         os.replace(source, target)
 
     def remove(self, path: str) -> None:
-        self._check_place()
+        self.check_place()
         os.unlink(path)
 
     def make_dir(self, path: str) -> None:

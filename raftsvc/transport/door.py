@@ -10,9 +10,10 @@ was redeemed; not at another process, for which it is not; not after a restart, 
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.keys import ClientKey
@@ -20,6 +21,8 @@ from raftsvc.transport.auth import Envelope, sign_by
 from raftsvc.transport.freshness import Introductions
 from raftsvc.transport.visits import Visit
 from raftsvc.transport.wire import PROTOCOL_VERSION, Problem
+
+_NUMBER: Final = re.compile("[0-9]{1,19}")
 
 
 class Host(Protocol):
@@ -58,7 +61,7 @@ class Door:
         if envelope.version != PROTOCOL_VERSION:
             what = f"this node speaks version {PROTOCOL_VERSION} of the protocol"
             raise Problem(400, "unsupported_version", what)
-        if not envelope.life or not (envelope.number.isascii() and envelope.number.isdigit()):
+        if not envelope.life or not _NUMBER.fullmatch(envelope.number):
             raise MalformedError("a client says who it is, and numbers its requests")
         cluster = self._host.cluster()
         if envelope.cluster and envelope.cluster != cluster:

@@ -76,7 +76,7 @@ _ANSWER_SECONDS: Final = 15.0
 def request_join(
     network: Network, boot_url: str, request: JoinRequest, timeout: float, stopped: threading.Event
 ) -> JoinReply:
-    """Ask for membership at `boot_url`, and at the leader that it names, until admitted or refused.
+    """Ask for membership at `boot_url`, and at the leader or the node that it names, until admitted or refused.
 
     Safe to repeat: the token makes the cluster give the same id again.  An answer that
     will not change ends it at once.  Raises AddressNotAllowedError, AddressInUseError, OutdatedError,
@@ -109,7 +109,7 @@ def request_join(
             epoch = problem.extra.get("challenge", "") if problem.code == "challenge" else ""
             cluster, to = problem.extra.get("cluster", ""), problem.extra.get("node", "")
             if not epoch:
-                url = _leader_url(problem) or boot
+                url = _next_url(problem, url) or boot
         except (UnreachableError, MalformedError) as error:
             if isinstance(error, UnsignedError) and error.problem.code in _UNSIGNED:
                 raise ConfigurationError(f"{url}: {_UNSIGNED[error.problem.code]}") from error
@@ -192,9 +192,15 @@ def _who_answers(network: Network, me: Identity, addr: str, timeout: float) -> A
     return Answerer()
 
 
-def _leader_url(problem: Problem) -> str | None:
-    """Where the leader is, if the answer names a place that makes sense."""
-    try:
-        return peer_url(problem.extra.get("leader", "")) if problem.code == "not_leader" else None
-    except ConfigurationError:
-        return None
+def _next_url(problem: Problem, asked: str) -> str | None:
+    """Where to ask next, if the answer names a place that makes sense: the leader, or the node of an attached process.
+
+    asked: who answered.  Where one names that itself, for another process answers there each time, it is no help.
+    """
+    names = {"not_leader": ("leader",), "attached": ("addr", "leader")}.get(problem.code, ())
+    for name in names:
+        with suppress(ConfigurationError):
+            url = peer_url(problem.extra.get(name, ""))
+            if url != asked:
+                return url
+    return None

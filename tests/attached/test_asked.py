@@ -13,8 +13,10 @@ import pytest
 
 import raftsvc
 from raftsvc import rescue
+from raftsvc.kv import KeyValueState
 from raftsvc.metrics import samples
-from tests.attached.hosts import eventually, free_port
+from raftsvc.transport.listener import Listener
+from tests.attached.hosts import PATIENCE, eventually, free_port
 from tests.attached.remote import Remote
 
 pytestmark = pytest.mark.processes
@@ -140,6 +142,32 @@ def test_every_process_of_a_host_says_the_same_of_the_node(site: Site) -> None:
     assert metrics_of(pictures[0])["raftsvc_attached_processes", ()] == 2
     assert owner.call("service.status")["process"]["attached"] == sorted(worker.pid for worker in workers)
     assert workers[0].call("service.is_ready")
+
+
+def test_a_node_joins_by_the_address_of_a_server_where_an_attached_process_answers(site: Site, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"secret": "a secret of the tests, long enough", "election_timeout": 0.5}
+    owner = site.start(0)
+    owner.call("service.init")
+    newcomer = f"127.0.0.1:{free_port()}"
+    owner.call("kv.allow", newcomer)
+    state = type("State", (KeyValueState,), {"__module__": "__main__"})()  # as that of the others is named
+    attached = raftsvc.start(site.addrs[0], tmp_path / "0", state=state, listen=site.addrs[0], **options)
+    mount = Listener(attached.wsgi_app, "127.0.0.1:0")
+    try:
+        mount.start()
+        assert mount.wait_bound(PATIENCE)
+        assert mount.address is not None
+        eventually(lambda: attached.status().get("role") == "leader")
+        assert attached.status()["process"]["owner_pid"] == owner.pid  # type: ignore[index, call-overload]
+        joiner = raftsvc.start(newcomer, tmp_path / "new", state=KeyValueState(), listen=newcomer, **options)
+        try:
+            joiner.join(f"http://127.0.0.1:{mount.address[1]}/raft", timeout=PATIENCE)
+            assert sorted(addrs_of(owner)) == sorted([site.addrs[0], newcomer])
+        finally:
+            joiner.stop()
+    finally:
+        mount.stop()
+        attached.stop()
 
 
 def test_init_join_evict_and_transfer_are_done_wherever_they_are_called(site: Site) -> None:

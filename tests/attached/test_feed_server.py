@@ -191,6 +191,35 @@ def test_an_owner_leaves_though_who_was_asked_does_not_answer_and_nobody_else_is
     other.close()
 
 
+def test_who_is_suspended_is_not_waited_for_when_the_owner_leaves_nor_named_as_the_next(
+    owned: tuple[KeyValue, raftsvc.Service, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.attached.server._PREPARE_SECONDS", 8.0)
+    _, service, directory = owned
+    worker = taken_in(directory, 17)
+    suspended = [taken_in(directory, pid) for pid in (18, 19)]
+    stopping = leaving(service)
+    worker.hear(Prepare)
+    worker.say(Prepared(True))
+    assert worker.hear(Farewell).heir == 17
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
+    for each in [worker, *suspended]:
+        each.close()
+
+
+def test_where_all_are_suspended_none_is_named_as_the_next(
+    owned: tuple[KeyValue, raftsvc.Service, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.attached.server._PREPARE_SECONDS", 0.3)
+    _, service, directory = owned
+    suspended = [taken_in(directory, pid) for pid in (17, 18, 19)]
+    service.stop()
+    for each in suspended:
+        assert each.hear(Farewell).heir == 0
+        each.close()
+
+
 @pytest.mark.usefixtures("patient")
 def test_who_is_no_attached_process_is_not_asked_to_be_the_next_owner(
     owned: tuple[KeyValue, raftsvc.Service, Path],

@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from tests.pulse import Pulse
 
 pytestmark = pytest.mark.processes
 
+PATIENCE = 30.0
 SECRET = "a secret of the tests, long enough"
 
 
@@ -226,7 +228,7 @@ def test_one_too_many_is_told_so_and_who_cannot_be_served_leaves_no_trace(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server_module, "MAX_ATTACHED", 3)
+        patch.setattr(server_module, "MAX_VISITING", 3)
         patch.setattr(server_module._Connection, "start", no_thread)
         for _ in range(5):
             refused = Speaker(directory)
@@ -236,20 +238,138 @@ def test_one_too_many_is_told_so_and_who_cannot_be_served_leaves_no_trace(
             refused.close()
         assert not server._connections
     with monkeypatch.context() as patch:
-        patch.setattr(server_module, "MAX_ATTACHED", 0)
-        refused = Speaker(directory)
-        assert "0 already" in refused.hear(Wait).why
+        patch.setattr(server_module, "MAX_ATTACHED", 1)
+        welcome = Speaker(directory).say(Hello(17))
+        assert welcome.hear(Welcome).is_current
+        refused = Speaker(directory).say(Hello(18))
+        said = refused.hear(Wait)
+        assert (said.reason, "1 already" in said.why) == (IS_REFUSED, True)
+        refused.await_end()
         refused.close()
+        assert raftsvc.connect(directory).incr("key", timeout=PATIENCE) == 1, "clients are no such processes"
+        welcome.close()
     welcome = Speaker(directory).say(Hello(17))
     assert welcome.hear(Welcome).is_current
     welcome.close()
 
 
+def test_an_owner_whose_directory_was_moved_away_leaves_the_socket_of_the_next_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, moved = tmp_path / "data", tmp_path / "data.old"
+    former, theirs = start(directory)
+    former.init()
+    theirs.set("who", b"former")
+    directory.rename(moved)
+    following, ours = start(directory)
+    try:
+        following.init()
+        ours.set("who", b"next")
+        inode = sockets.inode_of(str(directory))
+        eventually(lambda: "moved or replaced" in caplog.text, "the former owner says so")
+        assert who_is_at(directory) == b"next"
+        former.stop()
+        assert sockets.is_in_place(str(directory), inode), "it is the one that it was"
+        assert who_is_at(directory) == b"next"
+        assert "another is made" not in caplog.text
+    finally:
+        former.stop()
+        following.stop()
+
+
+def who_is_at(directory: Path) -> bytes:
+    value = raftsvc.connect(directory).get("who", PATIENCE)
+    assert value is not None
+    return value.data
+
+
+def test_an_owner_whose_directory_is_brought_back_is_reached_there_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "data"
+    service, kv = start(directory)
+    try:
+        service.init()
+        kv.set("who", b"it")
+        directory.rename(tmp_path / "elsewhere")
+        eventually(lambda: "moved or replaced" in caplog.text, "it says so")
+        (tmp_path / "elsewhere").rename(directory)
+        assert who_is_at(directory) == b"it"
+    finally:
+        service.stop()
+
+
+def test_clients_keep_no_attached_process_out_however_many_they_are(
+    owner: tuple[raftsvc.Service, KeyValue, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _, directory = owner
+    service.init()
+    monkeypatch.setattr(server_module, "MAX_VISITING", 3)
+    asked, answer = threading.Event(), threading.Event()
+    server = feed_server(service)
+    do = server._house.desk._do
+
+    def do_when_told(what: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        asked.set()
+        answer.wait(PATIENCE)
+        return do(what, arguments)
+
+    monkeypatch.setattr(server._house.desk, "_do", do_when_told)
+    asking = Speaker(directory).say(Ask(1, "status", b"{}"))
+    assert asked.wait(PATIENCE)
+    idle = [Speaker(directory) for _ in range(6)]
+    for each in idle[:4]:  # the oldest
+        each.await_end()
+    for pid in (17, 18, 19):
+        one = Speaker(directory).say(Hello(pid))
+        assert one.hear(Welcome).is_current
+        idle.append(one)
+    assert sorted(service.status()["process"]["attached"]) == [17, 18, 19]  # type: ignore[index, call-overload]
+    answer.set()
+    assert asking.hear(Told).context == 1
+    for each in [asking, *idle]:
+        each.close()
+
+
+@pytest.mark.parametrize("has_node", [False, True])
+def test_who_neither_says_hello_nor_asks_anything_is_cut_off_after_a_while(
+    owner: tuple[raftsvc.Service, KeyValue, Path], monkeypatch: pytest.MonkeyPatch, has_node: bool
+) -> None:
+    service, _, directory = owner
+    if has_node:
+        service.init()
+    monkeypatch.setattr(server_module, "_HELLO_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "_PATIENCE_SECONDS", 0.1)
+    server = feed_server(service)
+    answer = threading.Event()
+    do = server._house.desk._do
+
+    def do_when_told(what: str, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        answer.wait(PATIENCE)
+        return do(what, arguments)
+
+    monkeypatch.setattr(server._house.desk, "_do", do_when_told)
+    asking = Speaker(directory).say(Ask(1, "status", b"{}"))
+    attached = Speaker(directory).say(Hello(17))
+    for _ in range(3):
+        silent = Speaker(directory)
+        silent.await_end()
+        silent.close()
+    answer.set()
+    assert asking.hear(Told).context == 1, "who waits for an answer gets it"
+    asking.await_end()
+    attached.hear(News if has_node else Wait)
+    eventually(lambda: [each.pid for each in server._connections] == [17])
+    for each in (asking, attached):
+        each.close()
+
+
 def test_farewells_to_many_who_do_not_read_take_no_longer_than_to_one(tmp_path: Path) -> None:
     pairs = [socket.socketpair() for _ in range(20)]
     server = FeedServer(str(tmp_path), server_module.House(lambda: None, lambda: ConfigurationError(""), None))  # type: ignore[arg-type]
+    hooks = server_module._Hooks(lambda *_: None, lambda _: None)
     for one, _ in pairs:
-        connection = server_module._Connection(one, server._house, 1, server._stopping, lambda _: None)
+        connection = server_module._Connection(one, server._house, 1, server._stopping, hooks)
         one.setblocking(False)
         try:
             while True:

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from raftsvc.core.messages import MalformedError
 from raftsvc.errors import Rejected
+from raftsvc.keys import ClientKey
 from raftsvc.kv import KeyValueState, Value, instructions
 from raftsvc.kv.queries import (
     ALLOWED,
+    CLAIM,
+    ITEM,
     LIST,
     MANY,
     Question,
@@ -21,7 +24,10 @@ from raftsvc.kv.queries import (
     encode_names,
     encode_values,
 )
+from raftsvc.transport.auth import Envelope
+from raftsvc.transport.door import Door
 from raftsvc.transport.visits import BRING, HELLO, Visit, decode_place, encode_place
+from raftsvc.transport.wire import PROTOCOL_VERSION
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 questions = st.one_of(
@@ -51,6 +57,21 @@ def test_an_answer_comes_back_as_it_was(found: dict[str, Value], names: frozense
         with pytest.raises(Rejected):
             decode_values(data[:end])
     assert decode_names(encode_names(names)) == names
+
+
+@pytest.mark.parametrize("kind", [CLAIM, ITEM])
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 21, "٣", "-1", ""])
+def test_there_is_no_claim_of_a_number_that_none_can_have(kind: int, number: str) -> None:
+    state = KeyValueState()
+    answers = [state.query(Question(kind, ("a", "0" * 16, each)).encode()) for each in (number, "1")]
+    assert answers[0] == answers[1]
+
+
+def test_a_client_whose_number_has_thousands_of_digits_is_told_that_it_says_nothing() -> None:
+    envelope = Envelope("POST", "visit", PROTOCOL_VERSION, "", "a", "", "", "life", "", "", "9" * 5000)
+    door = Door(None)  # type: ignore[arg-type]  # it is not asked
+    with pytest.raises(MalformedError):
+        door.serve(ClientKey("a", "k" * 32), envelope, b"")
 
 
 @given(st.binary(max_size=60))

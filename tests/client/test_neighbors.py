@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import raftsvc
 from raftsvc import kv
+from raftsvc.attached import sockets
+from raftsvc.client.owner import Owner
+from raftsvc.member.attachment import Ask, Told
 from tests.attached.hosts import Host, final_items
+from tests.attached.test_lock_and_socket import feed_server
 from tests.client.harness import OpenStore
 from tests.service.harness import PATIENCE, SECRET, eventually, free_address, in_background
 from tests.service.test_forks import in_child
@@ -53,6 +60,68 @@ def test_a_process_of_the_host_has_the_face_of_the_store_and_all_rights(node: Ne
         store.service.query(b"no question")
     in_child(lambda: store.incr("n", timeout=PATIENCE))
     assert store.incr("n") == 3
+
+
+def test_an_owner_sees_that_a_call_is_over_whoever_was_forked_meanwhile(
+    node: Neighborhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftsvc.attached.server._HELLO_SECONDS", 10 * PATIENCE)  # it cuts nobody off
+    node.service.init()
+    server = feed_server(node.service)
+    connect, copies = sockets.connect, []
+
+    def connect_and_fork(directory: str, timeout: float) -> socket.socket | None:
+        connection = connect(directory, timeout)
+        if connection is not None:
+            in_child(look)
+            copies.append(connection.dup())  # as one has that was forked past Python
+        return connection
+
+    def look() -> None:
+        for name in set(os.listdir("/proc/self/fd")) - {str(each.fileno()) for each in copies}:
+            with suppress(OSError):  # it is no socket, or ended meanwhile
+                there = socket.socket(fileno=os.dup(int(name)))
+                with there, suppress(OSError):  # it listens
+                    assert there.getpeername() != str(node.path / sockets.NAME), "it keeps none"
+
+    monkeypatch.setattr(sockets, "connect", connect_and_fork)
+    for number in range(1, 4):
+        assert raftsvc.connect(node.path).incr("n", timeout=PATIENCE) == number
+    assert len(copies) >= 3
+    eventually(lambda: not server._connections, "nobody is there any more")
+    for each in copies:
+        each.close()
+
+
+LATE: dict[str, Callable[[Path], object]] = {
+    "drain": lambda path: Owner(path).drain(timeout=0.2),
+    "transfer": lambda path: Owner(path).transfer(timeout=0.2),
+    "evict": lambda path: Owner(path).evict("127.0.0.1:9", timeout=0.2),
+    "backup": lambda path: Owner(path).backup(str(path.parent / "backup"), timeout=0.2),
+    "client": lambda path: raftsvc.connect(path).incr("n", timeout=0.2),
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_what_an_owner_that_was_suspended_comes_to_too_late_is_not_done(
+    node: Neighborhood, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    node.service.init()
+    desk = feed_server(node.service)._house.desk
+    goes_on = threading.Event()
+    told: list[bytes] = []
+    answer = desk.answer
+
+    def answer_later(ask: Ask, tell: Callable[[Told], None]) -> None:
+        assert goes_on.wait(PATIENCE)
+        answer(ask, lambda said: (told.append(said.result), tell(said))[1])
+
+    monkeypatch.setattr(desk, "answer", answer_later)
+    with pytest.raises((raftsvc.OutcomeUnknown, raftsvc.NotApplied)):
+        LATE[what](node.path)
+    goes_on.set()
+    eventually(lambda: told, "it came to it")
+    assert all(b"too late" in each for each in told), told
 
 
 def test_an_answer_that_is_too_large_is_refused_at_once(node: Neighborhood) -> None:

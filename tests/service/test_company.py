@@ -19,7 +19,7 @@ def test_who_came_since_is_asked_too_as_members_say_that_are_ahead(
 
     def ask(network: Network, addrs: Mapping[int, str], timeout: float) -> dict[str, object]:
         rounds.append(addrs)
-        listed = {"1": {"addr": "n1:1"}, "4": {"addr": "n4:1"}, "x": {}, "5": None}
+        listed = {"1": {"addr": "n1:1"}, "4": {"addr": "n4:1"}, "x": {}, "9" * 5000: {}, "5": None}
         told: dict[int, dict[str, Any]] = {
             2: {"status": {"commit_index": commit_index, "members": listed}},
             3: {"why": "unreached"},

@@ -240,8 +240,9 @@ def test_two_members_can_be_evicted_in_a_row_and_the_last_cannot(cluster: Cluste
 
 def test_evicting_an_unknown_address_says_so(cluster: Cluster) -> None:
     one, two = cluster.form(2)
-    with pytest.raises(raftsvc.UnknownPeerError):
-        two.service.evict("127.0.0.1:1")
+    for whom in ("127.0.0.1:1", "17", "9" * 5000):
+        with pytest.raises(raftsvc.UnknownPeerError):
+            two.service.evict(whom)
     for ask in (two.service.evict, two.service.transfer):
         with pytest.raises(raftsvc.ConfigurationError, match="a member is named by its address"):
             ask("")

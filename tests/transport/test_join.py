@@ -99,6 +99,33 @@ def test_a_leader_that_is_no_address_is_not_followed(serve: Serve, leader: str) 
         ask(serve(refusing(Problem(421, "not_leader", "over there", leader=leader))[0]), timeout=1.0)
 
 
+def test_an_attached_process_shows_the_way_to_the_node_of_its_host(serve: Serve) -> None:
+    leader = serve(make_app(Recorder()))
+    node = serve(refusing(Problem(421, "not_leader", "ask the leader", leader=leader))[0])
+    for addr, known in ((node, ""), (node, "http://127.0.0.1:1"), ("no address", leader), ("", leader)):
+        attached = serve(refusing(Problem(421, "attached", "ask the node", addr=addr, leader=known))[0])
+        assert ask(attached) == JoinReply(5, CLUSTER)
+
+
+def test_an_attached_process_that_names_itself_is_asked_again_or_else_the_leader(serve: Serve) -> None:
+    leader = serve(make_app(Recorder()))
+    named = {"leader": leader}
+    urls: list[str] = []
+
+    class Attached(Recorder):
+        def check_leader(self) -> None:
+            self.calls.append("asked")
+            raise Problem(421, "attached", "ask the node", addr=urls[0], **named)
+
+    urls.append(serve(make_app(attached := Attached())))
+    assert ask(urls[0]) == JoinReply(5, CLUSTER)
+    assert attached.calls == ["asked"]
+    named["leader"] = ""
+    with pytest.raises(raftsvc.JoinFailedError, match="attached"):
+        ask(urls[0], timeout=1.0)
+    assert len(attached.calls) < 30, "and not as fast as it can"
+
+
 def test_followers_that_name_each_other_are_left_in_time(serve: Serve) -> None:
     hints: dict[str, str] = {}
     urls = []
