@@ -34,6 +34,7 @@ from raftsvc.member.feed import FeedError
 from raftsvc.member.feeders import Feeders
 from raftsvc.member.handoff import Signal
 from raftsvc.process import await_end, close_in_children
+from raftsvc.systems import unread_bytes
 
 logger = logging.getLogger("raftsvc.attached")
 
@@ -381,7 +382,7 @@ class _Connection:
             time.sleep(_FAREWELL_SECONDS / 20)
         has_read = False
         while not self._has_answered.wait(min(_READ_SECONDS, max(0.0, deadline - time.monotonic()))):
-            unread, now = sockets.unread_bytes(self.connection), time.monotonic()
+            unread, now = unread_bytes(self.connection.fileno()), time.monotonic()
             has_read = has_read or unread == 0
             if now >= deadline or not (has_read or unread is None or now < began + _FAREWELL_SECONDS):
                 return None if has_read else False

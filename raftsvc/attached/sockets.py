@@ -4,7 +4,6 @@ What only some systems have is here, with what is done without it:
 
     who is at the other end    SO_PEERCRED (Linux), LOCAL_PEERCRED (macOS, BSD); else the mode of the socket, 0600, and
                                of the directory have to do
-    what is not read yet       SIOCOUTQ (Linux); else nobody knows
     a path that is too long    some 100 bytes fit into an address: it is reached by way of /proc/self/fd (Linux); else
                                refused, with what to do
 """
@@ -23,16 +22,11 @@ from weakref import WeakSet
 from raftsvc.errors import ConfigurationError, StorageError
 from raftsvc.process import close_in_children
 
-if sys.platform.startswith("linux"):
-    import fcntl
-
 NAME = "socket"
 _MOST_PATH_BYTES = 100
 _UCRED = struct.Struct("3i")
 _XUCRED = struct.Struct("=IIh16I")
 _LOCAL_PEERCRED = 1
-_SIOCOUTQ = 0x5411
-_UNREAD = struct.Struct("i")
 _ABSENT = frozenset((errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ECONNRESET, errno.EAGAIN))
 
 
@@ -184,14 +178,6 @@ def is_served(directory: str) -> bool:
         return peer_pid(connection) != os.getpid()
     finally:
         end(connection)
-
-
-def unread_bytes(connection: socket.socket) -> int | None:
-    """Of what was sent, how much the other end has not read; None where the system does not say."""
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, ValueError):  # it is gone
-            return int(_UNREAD.unpack(fcntl.ioctl(connection, _SIOCOUTQ, bytes(_UNREAD.size)))[0])
-    return None
 
 
 def peer_pid(connection: socket.socket) -> int | None:
