@@ -3,8 +3,8 @@
 1. Who differs from its owner serves nobody, whoever of the two is right, and does not own the directory; it applies on.
 2. The cluster tells who is right (`raftsvc.member.digests`), where it can: a digest on which a majority of the voters
    agrees comes by the feed, too, and whether the owner was convicted.  Who has another digest there halts, and so does
-   who agreed with a convicted owner after that; who began with a snapshot of later is in doubt.  Who has the same was
-   right up to there: it serves again if the two differed no later, or it is the owner that is wrong.
+   who agreed with a convicted owner after that; who began with a snapshot of what that applied since is in doubt.  Who
+   has the same was right up to there: it serves again if the two differed no later, or it is the owner that is wrong.
 3. So does who agrees with its owner later, which is another by then; and who started anew from a snapshot.
 
 An owner says its digest at the last entry that the cluster compared, and none while it is in doubt itself.
@@ -34,6 +34,7 @@ class Comparison:
         "_last",
         "_own",
         "_right",
+        "_wrong",
         "difference",
         "is_owner_wrong",
         "mismatch",
@@ -49,6 +50,8 @@ class Comparison:
         """Up to where it is as the owner is."""
         self._began_index = 0
         """Of the snapshot with which it began."""
+        self._wrong = 1, 0
+        """From where on, and up to where, the owner that was convicted last has applied something else."""
         self.is_owner_wrong = False
         self.difference: DivergedError | None = None
         self.mismatch: DivergedError | None = None
@@ -66,12 +69,15 @@ class Comparison:
             self._announced.append(self._last)
             self._look()
 
-    def agreed(self, index: int, digest: int, is_owner_wrong: bool) -> None:
+    def agreed(self, index: int, digest: int, is_owner_wrong: bool, applied_index: int = 0) -> None:
         """The cluster agreed on that digest, says the owner, by which it may have been convicted; 0: it does not know.
 
-        Who is convicted says no digest of its own any more, and what it said before is worth nothing.
+        applied_index: how far one came that was.  It says no digest of its own any more, and what it said before is
+                       worth nothing.
         """
         right = (index, digest) if index else self._right
+        if is_owner_wrong:
+            self._wrong = index, applied_index
         if (right, is_owner_wrong) != (self._right, self.is_owner_wrong):
             self._right, self.is_owner_wrong = right, is_owner_wrong
             if is_owner_wrong:
@@ -91,7 +97,8 @@ class Comparison:
 
     def doubts(self, index: int, digest: int) -> bool:
         """Whether the snapshot of that entry is one that a convicted owner took, and may be as wrong as that is."""
-        return self.is_owner_wrong and self._own.at(index) != digest
+        since, until = self._wrong
+        return since <= index <= until and self._own.at(index) != digest
 
     def _look(self) -> None:
         while self._announced and self._announced[0][0] <= self._own.last_index:
@@ -107,7 +114,7 @@ class Comparison:
             self._condemn(index, f"is {own:08x}, that of a majority {right:08x}")
         elif self.is_owner_wrong and self._agreed_index >= index:
             self._condemn(index, f"was that of the owner of its directory, that of a majority is {right:08x}")
-        elif self.is_owner_wrong and self._began_index >= index and self.difference is None:
+        elif self.is_owner_wrong and index <= self._began_index <= self._wrong[1] and self.difference is None:
             self.difference = DivergedError(
                 f"this process began with a snapshot up to entry {self._began_index}, which may be of the owner of its "
                 f"directory, and that differs from its cluster since entry {index} at the latest; this process serves "

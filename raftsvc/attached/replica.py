@@ -290,8 +290,9 @@ class Replica:
             self.link.is_new = not self.link.is_fed
             self.calls.send_all_again()
             self.reads.ask_again(self.ticks)
-        self._comparison.agreed(said.right_index, said.right, said.is_wrong)
-        self._comparison.announced(said.digest_index, said.digest)
+        self._comparison.agreed(said.right_index, said.right, said.is_wrong, said.digest_index)
+        if not said.is_wrong:
+            self._comparison.announced(said.digest_index, said.digest)
         self._compare()
 
     def read_snapshot(self) -> None:
@@ -434,7 +435,7 @@ class Replica:
 
 def needs_restart(replica: Replica) -> bool:
     """Whether only starting it anew helps: its State is wrong, or it differs for long and nobody tells who is right."""
-    if replica.health.error_of(Condition.DIFFERS) is None:
+    if replica.health.halted is not None or replica.health.error_of(Condition.DIFFERS) is None:
         return isinstance(replica.health.halted, DivergedError)
     ticks = replica.ticks - replica._comparison.since_tick
     return ticks > _IN_DOUBT_TIMEOUTS * replica.core.settings.election_ticks

@@ -126,7 +126,7 @@ class News(NamedTuple):
     is_ready:      whether it serves well.
     is_removed:    whether it was removed from its cluster, for good.
     trouble:       what `err` says there; empty if nothing.
-    digest_index, digest: of what it applied; 0: it is not sure of it.
+    digest_index, digest: of what it applied; 0: it is not sure of it.  Of one that is convicted, how far it came.
     is_wrong:      whether it was convicted: what it applied is not what the cluster agreed on.
     right_index, right: the digest on which the cluster agreed last, as far as it knows; 0: it knows of none.
     """

@@ -161,10 +161,15 @@ class DigestCheck:
         earliest = self._tick - _SILENCE * self._core.settings.election_ticks
         return any(difference.last_tick >= earliest for difference in self._differences.values())
 
-    def applied(self) -> None:
-        """More was applied.  Called by whoever applies, for the machine is read."""
+    @property
+    def applied_index(self) -> int:
+        """How far this member came, as far as it is known."""
+        return self._own.last_index
+
+    def applied(self, was_restored: bool = False) -> None:
+        """More was applied, the first of it maybe a snapshot.  Called by whoever applies, for the machine is read."""
         first_index, fresh = self._machine.take_digests()
-        if first_index != self._own.last_index + 1:
+        if was_restored or first_index != self._own.last_index + 1:
             # The State started anew from a snapshot: what it answered before is not its own any more.
             self._own.clear()
             self._questions.clear()

@@ -253,7 +253,7 @@ class Engine:
             self.reads.become_owner(core, contexts, note_time)
         self.changes = Changes(core, contexts, runner.state_changed, note_time)
         self.digests = digests = DigestCheck(core, machine)
-        hooks = Hooks(runner.feed_due, note_time, partial(_note_damage, self))
+        hooks = Hooks(runner.feed_due, note_time, partial(_note_damage, self), lambda: self.snapshots.is_doubted)
         self.feed = Feed(core, contexts, digests, self.health, loaded.cluster_id, retry_ticks, hooks, pid)
         self.lives = Lives(addr, loaded.life, core, machine, self.vigil, contexts, retry_ticks, runner.say, self.fail)
         self.upgrades = Upgrades(core, machine, self.lives, self.time.note)
@@ -533,7 +533,7 @@ class Engine:
                 self._runner.say(level, text, None, fields)
         if (session_id, config) != (calls.session_id, applying.applied_config):
             self._runner.state_changed()
-        self.digests.applied()
+        self.digests.applied(was_restored)
         calls.follow_pieces(applying.machine, self.ticks)
         if was_restored:
             index = self.snapshots.restored_index

@@ -81,14 +81,16 @@ class _Follower:
 
     cursor:   the last entry that it was sent, or has.
     is_fed:   entries follow; else it is to say Hello.
+    awaits_snapshot: it is to begin with the stored snapshot, once nobody doubts that.
     has_news: since it was told last.
     nonces:   of its sessions.
     unsent_bytes, asked: what it brought that was not sent on yet, and how many questions wait.
     """
 
-    __slots__ = ("asked", "cursor", "has_news", "is_fed", "nonces", "pid", "told", "unsent_bytes")
+    __slots__ = ("asked", "awaits_snapshot", "cursor", "has_news", "is_fed", "nonces", "pid", "told", "unsent_bytes")
 
     def __init__(self) -> None:
+        self.awaits_snapshot = False
         self.cursor = 0
         self.pid = 0
         self.is_fed = False
@@ -129,11 +131,13 @@ class Hooks(NamedTuple):
     due:         there is something to `take`.
     note_time:   as of `calls.Calls`.
     note_damage: the stored snapshot cannot be read, and why.
+    is_doubted:  whether the stored snapshot may be wrong, and another is about to take its place.
     """
 
     due: Callable[[], None]
     note_time: Callable[[], None]
     note_damage: Callable[[str], None]
+    is_doubted: Callable[[], bool]
 
 
 class Feed:
@@ -244,7 +248,17 @@ class Feed:
         follower.is_fed = is_current and not refusal
         follower.cursor = hello.applied_index
         follower.has_news = True
-        follower.told.append(Welcome(self._core.node_id, self._cluster_id, self._pid, is_current, refusal))
+        if is_current or refusal:
+            follower.told.append(Welcome(self._core.node_id, self._cluster_id, self._pid, is_current, refusal))
+        else:
+            follower.awaits_snapshot = True
+            self._let_begin(follower)
+
+    def _let_begin(self, follower: _Follower) -> None:
+        """Have it read the stored snapshot, unless that is doubted: then later."""
+        if follower.awaits_snapshot and not self._hooks.is_doubted():
+            follower.awaits_snapshot = False
+            follower.told.append(Welcome(self._core.node_id, self._cluster_id, self._pid, False))
 
     def _find(self, hello: Hello) -> bool | None:
         """Whether entries can follow what it has; False: it needs a snapshot first; None: neither will do."""
@@ -319,6 +333,8 @@ class Feed:
     def tick(self, tick: int) -> None:
         """One tick of time passed."""
         self._reads.ask(tick)
+        for follower in self.followers.values():
+            self._let_begin(follower)
         self.note_news()
         self._close_sessions(tick)
 
@@ -383,7 +399,8 @@ class Feed:
             log = self._core.log
             if follower.cursor < log.offset:  # the log went on without it
                 follower.is_fed = False
-                taken.append(Welcome(self._core.node_id, self._cluster_id, self._pid, False))
+                follower.awaits_snapshot = True
+                self._let_begin(follower)
             elif follower.cursor < self._end_index:
                 entries = log.entries_from(follower.cursor + 1, max_bytes)
                 entries = entries[: self._end_index - follower.cursor]
@@ -405,7 +422,9 @@ class Feed:
         leader = config.members.get(core.leader_id)
         error = health.err()
         index, digest = 0, 0
-        if health.halted is None and self._digests.disagreement is None:
+        if self._digests.mismatch is not None:
+            index = self._digests.applied_index
+        elif health.halted is None and self._digests.disagreement is None:
             index, digest = self._digests.latest()
         return News(
             core.term,

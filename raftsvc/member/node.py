@@ -312,7 +312,7 @@ class Node:
         except OSError as error:
             raise StorageError(f"the stored snapshot cannot be opened: {error}") from error
         try:
-            if stored.header.index >= index:
+            if stored.header.index >= index and not self._engine.snapshots.is_doubted:
                 if is_whole:
                     stored.verify()
                 return stored

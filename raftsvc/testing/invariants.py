@@ -718,6 +718,7 @@ class Digests:
     def sends_snapshot(self, engine: Engine) -> None:
         """A leader begins to send its snapshot: nobody is known to differ from it."""
         require(not engine.digests.is_disputed, f"node {engine.node_id} is disputed, and sends its snapshot")
+        require(not engine.snapshots.is_doubted, f"node {engine.node_id} sends a snapshot that it doubts")
 
 
 class Bounds:

@@ -426,7 +426,8 @@ def test_a_node_that_takes_over_from_a_convicted_owner_replaces_its_snapshot(
 ) -> None:
     digest, last_index = attached.replica.applying.machine.digest, len(attached.log)
     attached.feed(NOTHING)
-    attached.hear(News(1, 1, is_wrong=is_convicted, right_index=last_index, right=digest))
+    told = {"is_wrong": True, "digest_index": last_index + 1} if is_convicted else {}
+    attached.hear(News(1, 1, right_index=last_index, right=digest, **told))
     store = stored(attached, attached.log)
     header = SnapshotHeader(last_index, 1, CLUSTER, Configuration().changed(FOUNDING).encode(), Sessions().encode(), 7)
     store.save_snapshot(header, [b'{"values": {}}'])
@@ -489,6 +490,25 @@ def test_a_state_that_the_log_does_not_hold_is_not_fed(owner: Engine) -> None:
         assert (welcome.refusal == "") is is_fed, hello
         assert any(isinstance(said, Entries) for said in rest) is is_fed
         owner.feed.detach(2)
+
+
+def test_nobody_begins_with_a_snapshot_that_is_doubted(owner: Engine) -> None:
+    owner.snapshots.is_doubted = True
+    owner.core.log.offset, offset = 1, owner.core.log.offset
+    try:
+        owner.feed.hear(1, Hello(17))
+        assert not any(isinstance(said, Welcome) for said in taken(owner, 1))
+        owner.feed.tick(1)
+        assert not any(isinstance(said, Welcome) for said in taken(owner, 1))
+        owner.snapshots.is_doubted = False
+        owner.feed.tick(2)
+        (welcome,) = [said for said in taken(owner, 1) if isinstance(said, Welcome)]
+        assert not welcome.is_current
+        owner.feed.tick(3)
+        assert not any(isinstance(said, Welcome) for said in taken(owner, 1)), "it is told once"
+    finally:
+        owner.core.log.offset = offset
+        owner.feed.detach(1)
 
 
 @pytest.mark.parametrize("why", ["damaged at offset 0", "no such file"])

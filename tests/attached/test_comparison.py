@@ -108,16 +108,22 @@ def test_who_is_right_is_told_so_though_it_forgot_the_entry(replica: Replica, mo
 def test_who_began_with_a_snapshot_of_a_convicted_owner_is_in_doubt(is_told_before: bool, is_wrong: bool) -> None:
     replica = Replica(is_wrong)
     if is_told_before:
-        replica.comparison.agreed(10, digest_at(10), True)
+        replica.comparison.agreed(10, digest_at(10), True, 22)
     replica.restore(20)
     if not is_told_before:
         assert not replica.doubt
-        replica.comparison.agreed(10, digest_at(10), True)
+        replica.comparison.agreed(10, digest_at(10), True, 22)
     assert replica.doubt
     assert not replica.is_condemned, "the snapshot may be of somebody else"
     replica.apply(25)
-    replica.comparison.agreed(25, digest_at(25), True)
+    replica.comparison.agreed(25, digest_at(25), True, 22)
     assert (replica.doubt, replica.is_condemned) == (is_wrong, is_wrong)
+
+
+def test_who_began_with_a_snapshot_of_what_a_convicted_owner_never_applied_is_in_no_doubt(replica: Replica) -> None:
+    replica.comparison.agreed(10, digest_at(10), True, 19)
+    replica.restore(20)
+    assert not replica.doubt, "it is a leader's"
 
 
 def test_who_differed_and_began_anew_by_a_snapshot_of_an_owner_that_nobody_convicted_serves_again(
@@ -156,11 +162,14 @@ def test_who_agrees_with_its_next_owner_serves_again(replica: Replica) -> None:
 def test_a_snapshot_of_a_convicted_owner_is_doubted_unless_it_is_what_the_replica_was(replica: Replica) -> None:
     replica.apply(12)
     assert not replica.comparison.doubts(11, WRONG), "nobody knows who is right"
-    replica.comparison.agreed(10, digest_at(10), True)
+    replica.comparison.agreed(10, digest_at(10), True, 15)
     assert replica.comparison.doubts(11, WRONG)
     assert not replica.comparison.doubts(11, digest_at(11))
+    assert not replica.comparison.doubts(9, WRONG)
+    assert not replica.comparison.doubts(16, WRONG), "that is a leader's"
     replica.comparison.lost()
-    assert replica.comparison.doubts(11, WRONG), "who takes over knows it"
+    replica.comparison.agreed(0, 0, False)
+    assert replica.comparison.doubts(11, WRONG), "who takes over knows it, whoever was the owner in between"
 
 
 def test_a_snapshot_that_is_doubted_is_replaced_at_once() -> None:
