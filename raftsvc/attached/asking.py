@@ -210,6 +210,6 @@ class Desk:
             return encode_result(self._do(ask.what, arguments))
         except RaftError as error:
             return encode_error(error)
-        except Exception as error:
+        except BaseException as error:  # of a thread of this desk, that tells what came of it in any case
             logger.exception("%s, which another process of this host asked for, failed", ask.what)
             return encode_error(NodeFailedError(f"{ask.what} failed: {error!r}"))

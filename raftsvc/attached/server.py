@@ -385,7 +385,7 @@ class _Connection:
             unread, now = unread_bytes(self.connection.fileno()), time.monotonic()
             has_read = has_read or unread == 0
             if now >= deadline or not (has_read or unread is None or now < began + _FAREWELL_SECONDS):
-                return None if has_read else False
+                return None if has_read or unread is None else False
         return bool(self._prepared)
 
     def say_at_once(self, said: Said) -> bool:
@@ -460,7 +460,7 @@ class _Connection:
         while (node := self._house.node()) is None:
             if self.is_over or self._stopping.is_set():
                 return None
-            if self._is_of_no_use:
+            if self._is_of_no_use and not poll.poll(0):  # what it said may lie there since this process was suspended
                 return None
             if looks % _SAID_EVERY == 0:
                 why = self._house.why_none()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -85,9 +86,7 @@ class Connection:
         self._cert = cert
         self._routes: dict[int, Route] = {}  # that of this process, by its pid
         self._farewells: list[tuple[int, Callable[[], object]]] = []  # each with the process that it is of
-        # The processes, by their pids, in which `close` was called, and those in which it has told all who are told.
-        self._closing: set[int] = set()
-        self._closed: set[int] = set()
+        self._closings: dict[int, _Closing] = {}  # of the processes, by their pids, in which `close` was called
 
     def _route(self) -> Route:
         pid = os.getpid()
@@ -255,6 +254,7 @@ class Connection:
         return back_up_stored(lambda _: opened(take, 4 * timeout, ReadTimeoutError), lambda: files.node_id, file)
 
     def _back_up_here(self, directory: str, file: str | os.PathLike[str] | Writable, timeout: float) -> Backup:
+        self._check_open()
         owner = Owner(directory)
         taken: list[tuple[int, int]] = []
 
@@ -282,7 +282,7 @@ class Connection:
 
         # Without a lock, which of a parent may be held for ever: whoever takes it out calls it, `close` or this.
         self._farewells.append(farewell)
-        if pid in self._closing and self._take(farewell):
+        if pid in self._closings and self._take(farewell):
             _say(function)
 
         def remove() -> None:
@@ -310,28 +310,69 @@ class Connection:
         if is_main_thread():
             return do_elsewhere(self.close, FAREWELL_SECONDS + 3 * _CLOSE_SECONDS, ReadTimeoutError)
         pid = os.getpid()
-        self._closing.add(pid)
-        with suppress(IndexError):
-            while True:
+        mine = _Closing()
+        closing = self._closings.setdefault(pid, mine)
+        if closing is not mine:
+            if closing.thread != threading.get_ident():  # else a farewell closes what it takes leave of
+                closing.is_done.wait(FAREWELL_SECONDS + 2 * _CLOSE_SECONDS)
+            return
+        try:
+            self._say_farewells(pid)
+        finally:
+            closing.is_over = True
+            try:
+                route = self._routes.get(pid)
+                if route is not None:
+                    route.close(time.monotonic() + _CLOSE_SECONDS)
+            finally:
+                closing.is_done.set()
+
+    def _say_farewells(self, pid: int) -> None:
+        """All of them, whatever one raises, which is raised then."""
+        failure: BaseException | None = None
+        while self._farewells:
+            try:
                 owner, function = self._farewells.pop(0)
-                # What a parent holds is not for its child to let go of, and its locks may be held for ever.
-                if owner == pid:
-                    _say(function)
-        self._closed.add(pid)
-        route = self._routes.get(pid)
-        if route is not None:
-            route.close(time.monotonic() + _CLOSE_SECONDS)
+            except IndexError:  # another thread took the last
+                break
+            if (
+                owner != pid
+            ):  # what a parent holds is not for its child to let go of, and its locks may be held for ever
+                continue
+            try:
+                _say(function)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def over(self) -> RaftError | None:
         """Why nobody is asked any more in this process: it was closed; None: there may be somebody who answers."""
-        if os.getpid() in self._closed:
-            return StoppedError("this connection was closed: nobody is asked any more")
-        return None
+        closing = self._closings.get(os.getpid())
+        if closing is None or not closing.is_over:
+            return None
+        return StoppedError("this connection was closed: nobody is asked any more")
 
     def _check_open(self, cause: Exception | None = None) -> None:
         closed = self.over()
         if closed is not None:
             raise closed from cause
+
+
+class _Closing:
+    """How far `close` came in one process.
+
+    thread:  which closes it.
+    is_over: whether all were told who are told, and nobody is asked any more.
+    is_done: set once the session and the connections are closed, too.
+    """
+
+    __slots__ = ("is_done", "is_over", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.is_over = False
+        self.is_done = threading.Event()
 
 
 def _say(farewell: Callable[[], object]) -> None:

@@ -137,6 +137,53 @@ def test_what_comes_to_be_while_it_is_closed_is_closed_too(members: Members) -> 
     assert said == ["late", "later"], "each is called once"
 
 
+def test_who_closes_it_while_another_does_waits_and_cuts_nobody_off(members: Members) -> None:
+    client = members.connect()
+    held = client.lock("y", ttl=LONG)
+    assert held.acquire(timeout=10.0)
+
+    def work() -> None:
+        """What is held is lost as the first closes it, who then waits for this to let go, a second at most."""
+        assert held.lost.wait(30.0)
+        too = threading.Thread(target=client.service.close)
+        too.start()
+        too.join(0.2)
+        assert too.is_alive(), "it waits for the first"
+        with pytest.raises(kv.LostError):
+            held.release()
+        too.join(30.0)
+        assert not too.is_alive()
+
+    worked = in_background(work)
+    in_background(client.service.close)()
+    worked()
+    assert members.nodes[0].kv.lock("y").acquire(timeout=10.0), "it was let go of"
+
+
+def test_who_closes_it_as_it_is_closed_does_not_wait_for_himself(members: Members) -> None:
+    client = members.connect()
+    client.service.before_stop(client.service.close)
+    client.service.before_stop(lambda: client.set("k", b"1"))
+    in_background(client.service.close)()
+    assert members.nodes[0].kv["k"] == b"1"
+
+
+def test_what_raises_as_it_is_closed_keeps_nobody_else_from_being_told(members: Members) -> None:
+    client, said = members.connect(), list[int]()
+
+    def raise_one() -> None:
+        raise IndexError("of the application's")
+
+    client.service.before_stop(raise_one)
+    client.service.before_stop(lambda: said.append(1))
+    with pytest.raises(IndexError):
+        in_background(client.service.close)()
+    assert said == [1]
+    with pytest.raises(raftsvc.StoppedError):
+        client.get("k")
+    client.service.close()
+
+
 def test_a_child_of_a_process_that_closed_it_goes_on_and_closes_its_own(members: Members) -> None:
     client = members.connect()
     client.set("k", b"1")
