@@ -2836,8 +2836,8 @@ MUTANTS = (
     Mutant(
         "a backup of a node that runs has what was stored last",
         "member/node.py",
-        "        if stored.header.index >= index:\n",
-        "        if stored.header.index:\n",
+        "if stored.header.index >= index and not",
+        "if stored.header.index and not",
         test="rescue/test_online.py::test_it_has_all_that_was_written_before_and_a_prefix_of_what_is_written_meanwhile",
     ),
     Mutant(
