@@ -401,6 +401,8 @@ class Feed:
                 follower.is_fed = False
                 follower.awaits_snapshot = True
                 self._let_begin(follower)
+                taken += follower.told
+                follower.told.clear()
             elif follower.cursor < self._end_index:
                 entries = log.entries_from(follower.cursor + 1, max_bytes)
                 entries = entries[: self._end_index - follower.cursor]
