@@ -135,7 +135,8 @@ class Network:
         assert asking is not None and asked is not None, "both run"
 
         def is_there(node_id: int, ways: Acquaintance) -> bool:
-            return self.ports[node_id].place.ways is ways
+            port = self.ports.get(node_id)  # None: a copy, which is gone
+            return port is not None and port.place.ways is ways
 
         def arrive() -> None:
             if is_there(target_id, asked):

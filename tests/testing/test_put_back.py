@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -134,3 +137,21 @@ def test_whoever_has_in_its_log_that_a_member_is_void_counts_nothing_of_it_after
     trio.until(lambda: trio.member.is_found_out)
     assert is_doubted(trio.third)
     assert engine_of(trio.third).core.role is not Role.LEADER
+
+
+@pytest.mark.pure
+def test_a_copy_that_is_gone_hears_no_answer_to_what_it_asked() -> None:
+    simulation = Simulation(1, RegisterWorkload(), Faults(kinds=()), keep_trace=False)
+    network, told = simulation.network, list[int]()
+    ports: Any = network.ports
+    for port_id in (-1, -2):
+        ports[port_id] = SimpleNamespace(place=SimpleNamespace(ways=Mock(), addr="nowhere"))
+    asked = ports[-2].place.ways
+    network.introduce(-1, -2, lambda: told.append(1))
+    simulation.run_until(simulation.now + SECOND)
+    assert told == [1]
+    network.introduce(-1, -2, lambda: told.append(2))
+    del ports[-1]
+    simulation.run_until(simulation.now + SECOND)
+    assert asked.meet.call_count == 2
+    assert told == [1]
