@@ -248,11 +248,10 @@ class Feed:
         follower.is_fed = is_current and not refusal
         follower.cursor = hello.applied_index
         follower.has_news = True
-        if is_current or refusal:
+        follower.awaits_snapshot = not (is_current or refusal)
+        if not follower.awaits_snapshot:
             follower.told.append(Welcome(self._core.node_id, self._cluster_id, self._pid, is_current, refusal))
-        else:
-            follower.awaits_snapshot = True
-            self._let_begin(follower)
+        self._let_begin(follower)
 
     def _let_begin(self, follower: _Follower) -> None:
         """Have it read the stored snapshot, unless that is doubted: then later."""
