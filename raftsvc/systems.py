@@ -8,7 +8,6 @@ A node lives on a POSIX system, for its directory has to be locked. Elsewhere, a
     durable data            F_FULLFSYNC (macOS, whose fsync leaves it in the disk's own cache), fdatasync, else fsync
     durable names           F_FULLFSYNC, else fsync
     a file without a name   memfd_create (Linux), else one in the directory for temporary files that is removed at once
-    what is not read yet    SIOCOUTQ (Linux), of a Unix socket; else nobody knows
     another thread's turn   sched_yield, else none is given
 
 What differs about clocks is in `raftsvc.clocks`, about the socket of a directory in `raftsvc.attached.sockets`.
@@ -19,18 +18,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 from raftsvc.errors import ConfigurationError
 
-_SIOCOUTQ = 0x5411
-_COUNT = struct.Struct("i")
 _NEEDED = ("fork", "pread", "pwrite", "O_DIRECTORY", "O_NOFOLLOW")
 
 
@@ -93,15 +88,6 @@ def lock_for_process(fd: int) -> None:
 def unlock_for_process(fd: int) -> None:
     """Let it go."""
     _fcntl.lockf(fd, _fcntl.LOCK_UN)
-
-
-def unread_bytes(fd: int) -> int | None:
-    """Of what was sent by a Unix socket, what the other end has not read: 0, or some; None: nobody knows."""
-    if _fcntl is None or not sys.platform.startswith("linux"):
-        return None
-    with suppress(OSError, ValueError):  # it is gone
-        return int(_COUNT.unpack(_fcntl.ioctl(fd, _SIOCOUTQ, bytes(_COUNT.size)))[0])
-    return None
 
 
 def sync_data(fd: int) -> None:

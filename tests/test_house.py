@@ -63,7 +63,7 @@ ROOMS = {
     "transport": "errors logs addresses keys macs ports process systems core storage",
     "member": "errors logs addresses clocks compiled measures results state versions process "
     "systems core storage transport",
-    "attached": "errors logs compiled state versions process systems core storage transport member",
+    "attached": "errors logs compiled state versions process core storage transport member",
     "metrics": "errors member",
     "host": "errors addresses measures state process systems mainthread core storage transport member",
     "watched": "errors logs",

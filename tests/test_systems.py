@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,21 +84,6 @@ def test_where_no_node_can_live_those_elsewhere_are_reached_and_start_says_why(t
         assert kv.KeyValue(service, state).get("a") is not None
     finally:
         service.stop()
-
-
-def test_what_the_other_end_has_not_read_is_known_where_the_system_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = socket.socketpair(socket.AF_UNIX)
-    with one, other:
-        if sys.platform.startswith("linux"):
-            assert systems.unread_bytes(one.fileno()) == 0
-            one.send(b"x" * 10)
-            assert systems.unread_bytes(one.fileno())
-            other.recv(100)
-            assert systems.unread_bytes(one.fileno()) == 0
-        monkeypatch.setattr(systems, "_fcntl", None)
-        assert systems.unread_bytes(one.fileno()) is None
-        monkeypatch.undo()
-    assert systems.unread_bytes(one.fileno()) is None, "it is closed"
 
 
 class _Locks:

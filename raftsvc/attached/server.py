@@ -34,7 +34,6 @@ from raftsvc.member.feed import FeedError
 from raftsvc.member.feeders import Feeders
 from raftsvc.member.handoff import Signal
 from raftsvc.process import await_end, close_in_children
-from raftsvc.systems import unread_bytes
 
 logger = logging.getLogger("raftsvc.attached")
 
@@ -380,12 +379,10 @@ class _Connection:
             if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
                 return False  # it does not read
             time.sleep(_FAREWELL_SECONDS / 20)
-        has_read = False
         while not self._has_answered.wait(min(_READ_SECONDS, max(0.0, deadline - time.monotonic()))):
-            unread, now = unread_bytes(self.connection.fileno()), time.monotonic()
-            has_read = has_read or unread == 0
-            if now >= deadline or not (has_read or unread is None or now < began + _FAREWELL_SECONDS):
-                return None if has_read or unread is None else False
+            now, has_heard = time.monotonic(), self._prepared is not None
+            if now >= deadline or not (has_heard or now < began + _FAREWELL_SECONDS):
+                return None if has_heard else False
         return bool(self._prepared)
 
     def say_at_once(self, said: Said) -> bool:
@@ -484,6 +481,9 @@ class _Connection:
             if isinstance(each, Ask):
                 self._visit.begin()
                 self._house.desk.answer(each, self._tell)
+                continue
+            if isinstance(each, Prepare):  # it heard it, and has begun
+                self._prepared = bool(self._prepared)
                 continue
             if isinstance(each, Prepared):
                 self._prepared = each.is_ready

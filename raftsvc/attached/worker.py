@@ -392,6 +392,9 @@ class Worker:
         if is_asked:
             replica = self.replica
             is_willing = replica.link.is_fed and replica.may_own and not self.is_last()
+            if is_willing:  # it is heard, which takes no time, and done, which may
+                with self._pipe.lock:
+                    self._pipe.send(encode(Prepare()))
             self.handover.heir.prepare(is_willing)
 
     def _say(self, ask: Ask) -> bool:

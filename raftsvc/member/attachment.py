@@ -171,7 +171,7 @@ class Told(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """The owner is about to leave: get ready to own the directory, and say so (`Prepared`)."""
+    """The owner is about to leave: get ready to own the directory, say this back at once, and `Prepared` then."""
 
 
 class Prepared(NamedTuple):

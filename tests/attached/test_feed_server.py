@@ -182,6 +182,7 @@ def test_an_owner_leaves_though_who_was_asked_does_not_answer_and_nobody_else_is
     silent = taken_in(directory, 18)
     stopping = leaving(service)
     silent.hear(Prepare)
+    silent.say(Prepare())
     assert silent.hear(Farewell).heir == 18, "it may be reading yet, and is further than all others"
     said = other.hear_up_to(Farewell)
     assert not [each for each in said if isinstance(each, Prepare)]
@@ -194,7 +195,8 @@ def test_an_owner_leaves_though_who_was_asked_does_not_answer_and_nobody_else_is
 def test_who_is_suspended_is_not_waited_for_when_the_owner_leaves_nor_named_as_the_next(
     owned: tuple[KeyValue, raftsvc.Service, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftsvc.attached.server._PREPARE_SECONDS", 8.0)
+    monkeypatch.setattr("raftsvc.attached.server._PREPARE_SECONDS", PATIENCE)
+    monkeypatch.setattr("raftsvc.attached.server._FAREWELL_SECONDS", 2.0)
     _, service, directory = owned
     worker = taken_in(directory, 17)
     suspended = [taken_in(directory, pid) for pid in (18, 19)]
