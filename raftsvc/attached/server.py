@@ -45,8 +45,6 @@ _PATIENCE_SECONDS = 10.0
 _HELLO_SECONDS = 10.0
 """For one who is there to say Hello or ask something, and to ask something more."""
 _FAREWELL_SECONDS = 0.2
-_READ_SECONDS = 0.01
-"""How often it is looked whether somebody has read by now what it was asked."""
 _PREPARE_SECONDS = 1.0
 """For one who is attached to get ready; most of that is reading the log, some 100,000 entries a second."""
 _END_SECONDS = 2.0
@@ -310,6 +308,27 @@ class _Visit:
             return not self._open and time.monotonic() - self._idle_since >= _HELLO_SECONDS
 
 
+class _Preparation:
+    """What came of asking one to get ready to own the directory.
+
+    is_done:   whether it is, as it said.
+    was_heard: set once it heard that, or ended.
+    is_over:   set once it said whether it is, or ended.
+    """
+
+    __slots__ = ("is_done", "is_over", "was_heard")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.was_heard = threading.Event()
+        self.is_over = threading.Event()
+
+    def end(self) -> None:
+        """It said whether it is, or ended."""
+        self.is_over.set()
+        self.was_heard.set()
+
+
 class _Connection:
     """One attached process, or a client, as the owner sees it.
 
@@ -338,8 +357,7 @@ class _Connection:
         self._unlike: list[str] | None = None  # None: it was not compared yet
         self._send_lock = threading.Lock()
         self._visit = _Visit()
-        self._prepared: bool | None = None  # what it said of that
-        self._has_answered = threading.Event()  # or ended
+        self._preparation = _Preparation()
         connection.settimeout(_PATIENCE_SECONDS)
 
     def start(self) -> None:
@@ -371,19 +389,16 @@ class _Connection:
         None: it was heard to be asked, and has not said yet.  One that is suspended is not waited for.
         """
         began = time.monotonic()
-        self._prepared = None
-        self._has_answered.clear()
+        self._preparation = asked = _Preparation()
         if self.is_over:  # which is said before the other is set
             return False
         while not self.say_at_once(Prepare()):
             if time.monotonic() > min(deadline, began + _FAREWELL_SECONDS):
                 return False  # it does not read
             time.sleep(_FAREWELL_SECONDS / 20)
-        while not self._has_answered.wait(min(_READ_SECONDS, max(0.0, deadline - time.monotonic()))):
-            now, has_heard = time.monotonic(), self._prepared is not None
-            if now >= deadline or not (has_heard or now < began + _FAREWELL_SECONDS):
-                return None if has_heard else False
-        return bool(self._prepared)
+        if not asked.was_heard.wait(max(0.0, min(deadline, began + _FAREWELL_SECONDS) - time.monotonic())):
+            return False
+        return asked.is_done if asked.is_over.wait(max(0.0, deadline - time.monotonic())) else None
 
     def say_at_once(self, said: Said) -> bool:
         """Say it without waiting; False if it cannot be said now."""
@@ -407,7 +422,7 @@ class _Connection:
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self._signal.set()
-        self._has_answered.set()
+        self._preparation.end()
 
     # -- what it says
 
@@ -483,11 +498,11 @@ class _Connection:
                 self._house.desk.answer(each, self._tell)
                 continue
             if isinstance(each, Prepare):  # it heard it, and has begun
-                self._prepared = bool(self._prepared)
+                self._preparation.was_heard.set()
                 continue
             if isinstance(each, Prepared):
-                self._prepared = each.is_ready
-                self._has_answered.set()
+                self._preparation.is_done = each.is_ready
+                self._preparation.end()
                 continue
             if isinstance(each, Hello):
                 refusal = None if self.is_attached else self._hooks.take_in(self, each.pid)
