@@ -26,6 +26,10 @@ from raftsvc.errors import ForkedError
 from raftsvc.systems import call_in_children
 
 _POLL_SECONDS = 0.005
+_TURN_SECONDS = 0.005
+"""For how long whoever waits for the interpreter waits until Python takes it from who has it: its default."""
+_PAUSE_SECONDS = 0.00002
+"""More than it takes to wake a thread."""
 
 
 class HomeProcess:
@@ -76,6 +80,25 @@ def give_way() -> None:
     Those that are compiled do not let go of the interpreter by themselves; a call of a function that
     is not, such as this one, does.
     """
+
+
+class LongWork:
+    """A loop that lets go of the interpreter for an instant now and then, as a read or the checksum of a few KiB does.
+
+    Nobody else gets it then: whoever waits is woken, and finds it taken again.  Nor is it taken from the loop every
+    5 ms, as from others, for whoever was woken meanwhile begins to wait anew.  So the loop has to pause.
+    """
+
+    __slots__ = ("_since",)
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def give_way(self) -> None:
+        """Let other threads run if that is due; as `give_way` does, for what is compiled."""
+        if time.monotonic() - self._since >= _TURN_SECONDS:
+            time.sleep(_PAUSE_SECONDS)
+            self._since = time.monotonic()
 
 
 class HoldsDescriptors(Protocol):

@@ -1,6 +1,7 @@
 """Long work beside an application's threads: however much there is of it, they have their turns.
 
-What is compiled does not let go of the interpreter by itself, as Python does every 5 ms for whoever waits.
+What is compiled does not let go of the interpreter by itself, as Python does every 5 ms for whoever waits.  Nor does
+Python where a loop lets go for instants of its own, more often than that.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import pytest
 from raftsvc import kv
 from raftsvc.compiled import IS_COMPILED
 from raftsvc.core.log import Log, SnapshotMeta
+from raftsvc.core.membership import Configuration
 from raftsvc.core.messages import Entry, EntryKind, HardState, make_entry
 from raftsvc.kv import KeyValueState
 from raftsvc.kv.instructions import encode
 from raftsvc.member.sessions import MAX_OUTCOMES, MAX_SESSIONS, Outcome, Sessions
+from raftsvc.rescue.backups import Backup, BackupFile, write_backup
 from raftsvc.storage.files import Files
 from raftsvc.storage.records import is_torn
+from raftsvc.storage.snapshot import SnapshotHeader, StoredSnapshot, write_snapshot
 from raftsvc.storage.wal import Wal
 from tests.effort import turn_of
 
@@ -85,6 +89,7 @@ def longest_stretch(work: Work) -> float:
         longest = max(longest, now - last)
         last = now
     worker.join(60)
+    assert results, "it failed"
     return longest
 
 
@@ -164,6 +169,47 @@ def restoring_a_snapshot(directory: Path) -> Work:
     return lambda: KeyValueState().restore_snapshot(data, index)
 
 
+def writing_a_snapshot(directory: Path) -> Work:
+    state, files = _state(), Files()
+
+    def work() -> None:
+        fd = files.create(str(directory / "written"))
+        write_snapshot(files, fd, SnapshotHeader(1, 1, 1, b"", b"", 0), state.snapshot_chunks()[0])
+        files.close(fd)
+
+    return work
+
+
+def reading_a_snapshot(directory: Path) -> Work:
+    writing_a_snapshot(directory)()
+
+    def work() -> None:
+        with StoredSnapshot(Files(), str(directory / "written")) as stored:
+            KeyValueState().restore_chunks(stored.chunks(), KEYS)
+
+    return work
+
+
+def writing_a_backup(directory: Path) -> Work:
+    state = _state()
+
+    def work() -> None:
+        with open(directory / "written", "wb") as file:
+            write_backup(Backup(1, 1, 0, 1, 1, 1, 0, Configuration({})), state.snapshot_chunks()[0], file)
+
+    return work
+
+
+def reading_a_backup(directory: Path) -> Work:
+    writing_a_backup(directory)()
+
+    def work() -> None:
+        with BackupFile(directory / "written") as backup:
+            KeyValueState().restore_chunks(backup.chunks(), KEYS)
+
+    return work
+
+
 def listing_keys(directory: Path) -> Work:
     state = _state()
     return lambda: state.list("key/")
@@ -183,7 +229,6 @@ def transacting(directory: Path) -> Work:
 
 WORKS = [
     making_a_log,
-    opening_a_log,
     looking_for_what_proves_damage,
     writing_sessions,
     reading_sessions,
@@ -193,9 +238,11 @@ WORKS = [
     transacting,
 ]
 """Compiled, which does not give way by itself, all; else some, others with each change of the code."""
+LETTING_GO = [opening_a_log, writing_a_snapshot, reading_a_snapshot, writing_a_backup, reading_a_backup]
+"""What lets go for instants, in which nobody else gets the interpreter: as bad where it is not compiled."""
 
 
-@pytest.mark.parametrize("prepare", WORKS if IS_COMPILED else WORKS[turn_of(3)])
+@pytest.mark.parametrize("prepare", LETTING_GO + (WORKS if IS_COMPILED else WORKS[turn_of(3)]))
 def test_other_threads_have_their_turn_beside(prepare: Callable[[Path], Work], tmp_path: Path) -> None:
     work = prepare(tmp_path)
     stretches = []

@@ -27,7 +27,7 @@ from raftsvc.core.messages import (
     time_of,
 )
 from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError, damaged_head
-from raftsvc.process import give_way
+from raftsvc.process import LongWork, give_way
 from raftsvc.storage.files import Files, read_file
 from raftsvc.storage.records import (
     ADVICE,
@@ -251,13 +251,14 @@ def take_records(
     Returns where that is, and what is there, as `read_record` does.
     """
     offset, durable, chain, max_index, mark_at = place
+    work = LongWork()
     while isinstance(record := read_record(data, offset, chain, salt), Record) and record.kind != CLOSING:
         try:
             max_index = max(max_index, found.take(record.kind, record.payload))
         except MalformedError as error:
             raise DamagedStorageError(path, offset, str(error), ADVICE) from error
         offset, durable, chain, mark_at = record.end, record.durable, record.chain, record.mark_at
-        give_way()
+        work.give_way()
     return Place(offset, durable, chain, max_index, mark_at), record
 
 

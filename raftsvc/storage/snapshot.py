@@ -22,6 +22,7 @@ from zlib import crc32
 
 from raftsvc.core.messages import MAX_NUMBER, MAX_TIME_MS, MalformedError
 from raftsvc.errors import DamagedStorageError, FormatVersionError, StorageError, damaged_head
+from raftsvc.process import LongWork
 from raftsvc.storage.files import Files, parent_of
 
 MAX_CHUNK_BYTES: Final = 1024 * 1024
@@ -144,6 +145,7 @@ class StoredSnapshot:
 
     def chunks(self) -> Iterator[bytes]:
         """The State's data in order, each piece verified; raises DamagedStorageError where it is not whole."""
+        work = LongWork()
         offset = self._start
         chain = crc32(_CRC.pack(self._head_crc))
         total = 0
@@ -162,6 +164,7 @@ class StoredSnapshot:
             chain = crc32(frame, chain)
             total += length
             offset += _CHUNK.size + length
+            work.give_way()
             yield data
         end = self._files.read(self._fd, _END.size, offset)
         if offset + _END.size != self.size_bytes or len(end) < _END.size or _END.unpack(end) != (0, chain, total):
