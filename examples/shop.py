@@ -135,5 +135,6 @@ def cluster() -> Response:
     return jsonify(kv.service.status())
 
 
-threading.Thread(target=stand_for_election, daemon=True).start()
+if kv.is_here:  # and not in `flask shell`, say, which is a client of the server's node
+    threading.Thread(target=stand_for_election, daemon=True).start()
 jobs.start()

@@ -71,13 +71,14 @@ if TYPE_CHECKING:
         WrongVersionError,
     )
     from raftsvc.keys import ClientKey, OperatorKey, TlsFiles
-    from raftsvc.kv.remote import connect
+    from raftsvc.kv.client import connect
     from raftsvc.listeners import Event
     from raftsvc.results import Applied
     from raftsvc.service import Service, start
     from raftsvc.state import (
         BaseState,
         ElectorateState,
+        GuestState,
         OperatedState,
         QueryState,
         ReportingState,
@@ -120,6 +121,7 @@ __all__ = [
     "ForkedError",
     "FormatVersionError",
     "FormingError",
+    "GuestState",
     "InsideStateError",
     "InstructionTooLargeError",
     "InvalidInstructionError",
@@ -180,7 +182,7 @@ __all__ = [
 # Where they are; what is light comes first.
 _HOMES = (
     *("errors", "state", "results", "keys", "addresses", "answers", "listeners", "states"),
-    *("client.connection", "kv.remote", "service"),
+    *("client.connection", "kv.client", "service"),
 )
 
 

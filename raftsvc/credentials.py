@@ -35,7 +35,7 @@ from raftsvc.transport import App, Authenticator, Network
 from raftsvc.transport.auth import checked_secrets
 from raftsvc.transport.certificates import Contexts
 from raftsvc.transport.door import Door
-from raftsvc.watched import Watch, WatchedFiles, read_file
+from raftsvc.watched import Watch, WatchedFiles, read_file, watched_file
 
 Path = str | os.PathLike[str]
 Known = TypeVar("Known")
@@ -165,11 +165,7 @@ class Credentials:
         """As `Service.watch_file`."""
         if name in {each.name for each in self._files}:
             raise ConfigurationError(f"{name} is the name of a file that the node itself watches")
-        watched = WatchedFiles(name, [path], lambda found: str(use(found[0])))
-        try:
-            use(watched.used[0])
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{name}: {watched.paths[0]}: {error}") from error
+        watched = watched_file(name, path, use)
         self.watch.add(watched)
         return lambda: self.watch.remove(watched)
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakSet
 
-from raftsvc.errors import ForkedError
+from raftsvc.errors import ConfigurationError, ForkedError
 from raftsvc.systems import call_in_children
 
 _POLL_SECONDS = 0.005
@@ -56,6 +56,28 @@ class HomeProcess:
             f"this Service was started in process {self.pid}, and its threads are not in process {os.getpid()}: "
             "start it after the server forks (no --preload; in the WSGI entry module or post_worker_init)"
         )
+
+
+class NoHome(HomeProcess):
+    """In the place of that, of an object that is of no use in this process.
+
+    why: a sentence.
+    """
+
+    __slots__ = ("_why",)
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self._why = why
+
+    @property
+    def is_here(self) -> bool:
+        """No."""
+        return False
+
+    def check(self) -> None:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(self._why)
 
 
 def await_end(thread: threading.Thread, timeout: float) -> None:

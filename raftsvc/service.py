@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 import requests
@@ -29,6 +29,7 @@ from raftsvc.aio import AsyncService
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
+from raftsvc.client.guest import Guest
 from raftsvc.credentials import Credentials, Given
 from raftsvc.errors import (
     ConfigurationError,
@@ -48,6 +49,7 @@ from raftsvc.host import servers
 from raftsvc.host.admission import Admission
 from raftsvc.host.refusals import (
     ITSELF,
+    PARENT,
     START_FOR_SERVER,
     check_command,
     check_reachable,
@@ -71,7 +73,7 @@ from raftsvc.proposals import Proposals, applied_of
 from raftsvc.reception import Reception
 from raftsvc.rescue import Backup, Writable, back_up_stored, check_target
 from raftsvc.results import Applied
-from raftsvc.state import State
+from raftsvc.state import GuestState, State
 from raftsvc.storage import Files, Store, StoredSnapshot
 from raftsvc.timeouts import check_timeout
 from raftsvc.transport import App, Authenticator, Network
@@ -125,6 +127,12 @@ def start(
     If `dir` belongs to a member already the Service is ready for use; otherwise
     call `init` or `join`.  Call this in the process that serves requests, after
     the server forked, once.
+
+    Where that loads the application and is not to have a node, as a command of a framework (`flask shell`,
+    `manage.py migrate`) and the parent of a reloader, what is returned is a client of the server's node in `dir`, as
+    `raftsvc.connect` makes them, and the log says so.  That takes `listen=`, and a State that nobody reads there by
+    mistake, as KeyValueState is (see `GuestState`): a KeyValue of both asks the node.  What takes a node, such as
+    `join`, raises ConfigurationError there.  With `lock_timeout=` they are nodes like others.
 
     laddr:    where peers reach this node: `host:port`, which means
               `http://host:port/raft`, or a URL with scheme and mount prefix
@@ -201,13 +209,14 @@ def start(
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
-    spoken = _alone(tls, session, listen_ssl, listen, laddr)
+    spoken, members = _alone(tls, session, listen_ssl, listen, laddr), canonical_list(initial_cluster, laddr)
     given = Given(secret, secret_file, client_keys, client_keys_file, *spoken, operator_keys, operator_keys_file)
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
-    auth, members = credentials.auth, canonical_list(initial_cluster, laddr)
     find_server, find_client = credentials.find_contexts()
     entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
-    _check_reach(laddr, entrance, auth, mutual_tls)
+    _check_reach(laddr, entrance, credentials.auth, mutual_tls)
+    if listen is not None and lock_timeout is None and (guest := _as_guest(dir, state)) is not None:
+        return guest
     server = _checked_host(entrance, dir, lock_timeout)
     kept = {"snapshot_bytes": snapshot_bytes, "trailing_entries": trailing_entries}
     kept |= {"snapshot_entries": snapshot_entries, "max_uncommitted_bytes": max_uncommitted_bytes}
@@ -218,10 +227,9 @@ def start(
     try:
         is_owner = _own(store, lock_timeout, server, shares=listen is not None)
         # A peer answers once it is durable there, which it waits for at most an election timeout.
-        network = Network(session, auth, election_timeout, 2 * election_timeout, find_context=find_client)
+        network = Network(session, credentials.auth, election_timeout, 2 * election_timeout, find_context=find_client)
         membership = Membership(laddr, store, state, network, options)
         service = Service(membership, network, credentials, entrance, server)
-        service._open_page()
         others = {"initial_cluster": entrance.members, "election_timeout": election_timeout, "lease_reads": lease_reads}
         others |= {"mutual_tls": mutual_tls, "insecure": insecure, "listen": listen}
         service._begin(server, is_owner, Likeness.of(laddr, credentials.secrets, state, others))
@@ -258,29 +266,33 @@ def _stop_safely(service: Service) -> None:
         logger.exception("a node could not be stopped")
 
 
-def outsider(dir: str | os.PathLike[str]) -> str | None:  # noqa: A002 - as in start
-    """Who calls, if it is a command of a framework or the parent of a reloader, which had better not have a node.
+def _as_guest(directory: str | os.PathLike[str], state: State) -> Service | None:
+    """For a command of a framework or the parent of a reloader, which had better not have a node: a client of that.
 
-    It may be a client of the node in `dir`, which has a port of its own, and the log says that it is.  Not for whoever
-    reads the State that it gave to `start`: nobody would bring that up to date.
+    None for all else, and where the State is one that would be read though nobody brings it up to date.
     """
     who = outsider_below()
-    if who is None:
+    if who is None or not isinstance(state, GuestState):
         return None
     connection = None
     with suppress(RaftError, OSError):
-        connection = sockets.connect(os.fspath(dir), 1.0)
+        connection = sockets.connect(os.fspath(directory), 1.0)
     if connection is not None:
         connection.close()
-        logger.info("this is %s: it is a client of the node in %s", who, os.fspath(dir))
+    if connection is not None or who == PARENT:  # whose child will have the node
+        logger.info("this is %s: it is a client of the node in %s", who, os.fspath(directory))
     else:
         logger.warning(
             "this is %s: it is a client of the node in %s, which no process of this host has just now. If it is %s",
             who,
-            os.fspath(dir),
+            os.fspath(directory),
             ITSELF,
         )
-    return who
+    state.refuse_reads(
+        f"this process, {who}, has no node, and nobody keeps this State current: read by a KeyValue of it and of what "
+        "start returned, which asks the server's node"
+    )
+    return cast("Service", Guest(directory, who))
 
 
 def _now() -> float:
@@ -467,6 +479,7 @@ class Service:
         is_owner: of the directory; else this process is attached to who is.  likeness: how it is configured.
         """
         prepare()
+        self._open_page()
         _running.add(self)
         self._reception.options = {"laddr": likeness.addr, **likeness.options}
         listener, membership = self._listener, self._membership

@@ -257,6 +257,18 @@ class ScopedState(Protocol):
 
 
 @runtime_checkable
+class GuestState(Protocol):
+    """A State that says so where it is read and nobody keeps it current, so that nobody believes that it is empty.
+
+    Where `raftsvc.start` is called by a command of a framework, or by the parent of a reloader, with such a State and
+    `listen=`, it returns a client of the server's node, for which no State is needed.  With any other it refuses.
+    """
+
+    def refuse_reads(self, why: str) -> None:
+        """Nothing is applied here, ever: raise ConfigurationError that says `why` from every read, from here on."""
+
+
+@runtime_checkable
 class VersionedState(Protocol):
     """A State that says which version of its forms its code knows, so that code can be replaced node by node.
 

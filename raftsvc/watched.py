@@ -61,6 +61,16 @@ def read_keys(name: str, path: str, understand: Callable[[bytes], list[T]]) -> l
         raise ConfigurationError(f"{name}: {path:.300}: {error}") from error
 
 
+def watched_file(name: str, path: str, use: Callable[[bytes], str]) -> WatchedFiles:
+    """A file of the application's, what is in it in use; see `Service.watch_file`.  Raises ConfigurationError."""
+    watched = WatchedFiles(name, [path], lambda found: str(use(found[0])))
+    try:
+        use(watched.used[0])
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {watched.paths[0]}: {error}") from error
+    return watched
+
+
 class WatchedFiles:
     """Those of one option, used together.  All but `trouble` is called by one thread."""
 

@@ -83,11 +83,11 @@ ROOMS = {
     "visitors": "errors audit keys state core member transport formation proposals reception copies",
     # The operator's page: what is shown and done through the public face, and who may.
     "operator": "audit errors addresses keys mainthread state states",
+    # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
+    "client": "errors addresses keys results timeouts mainthread watched core storage transport member attached rescue",
     "service": "errors addresses aio credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
-    "operator",
-    # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
-    "client": "errors addresses keys results timeouts mainthread core storage transport member attached rescue",
+    "operator client",
     # What stands on the public face does not reach behind it.
     "kv": "errors logs addresses aio clocks keys state results timeouts process mainthread watched service client",
     "recipes": "errors mainthread kv",
@@ -118,6 +118,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("methods", "storage/files.py Files"): "one for each thing that storage asks of a file system",
     ("methods", "rescue/reading.py Untouched"): "all that Files does",
     ("methods", "commands/progress.py CountedFiles"): "all that Files does, of which it counts two",
+    ("methods", "client/guest.py Guest"): "all that a Connection does, and what an application says to a Service",
     ("methods", "client/copying.py FarFiles"): "all that Files does, of which it replaces four",
     ("methods", "testing/disk.py SimulatedDisk"): "all that Files does, and all that can go wrong with it",
     ("methods", "testing/process.py SimulatedProcess"): "all that a Runner does, and what happens to a process",

@@ -1,19 +1,26 @@
 """In the place of a Service, in a process that is not to have a node: a client of the node of this host.
 
-What a client can do is done; what takes a node, or a State that is kept current here, is refused where it is called.
+What a client can do is done.  What an application says while it is loaded, such as who is to be told of what, is taken
+and comes to nothing, so that it can be loaded.  What takes a node, or a State that is kept current here, is refused
+where it is called.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from raftsvc.client.connection import Connection
-from raftsvc.errors import ConfigurationError
+from raftsvc.errors import ConfigurationError, FormingError, ReadTimeoutError
+from raftsvc.watched import watched_file
+
+logger = logging.getLogger("raftsvc")
 
 _OF_NODES = frozenset(
     {
-        "add_listener",
         "aio",
         "evict",
         "init",
@@ -21,11 +28,12 @@ _OF_NODES = frozenset(
         "is_ready",
         "join",
         "log_time",
-        "operator_app",
         "propose_async",
         "propose_many",
+        "transfer",
+        "wait_applied",
+        "wsgi_app",
     }
-    | {"transfer", "wait_applied", "wait_formed", "watch_file", "wsgi_app"}
 )
 
 
@@ -49,16 +57,60 @@ class Guest(Connection):
         """See `close`."""
         self.close()
 
+    def wait_formed(self, timeout: float = 60.0) -> None:
+        """Return once the node answers as a member of a cluster that has a leader.  Raises FormingError."""
+        try:
+            self.wait_read(timeout)
+        except ReadTimeoutError as error:
+            raise FormingError(str(error)) from error
+
+    def pass_over(self, what: str) -> None:
+        """Have the log say of what was declared that nothing comes of it in this process."""
+        logger.info("%s: not in this process, %s, which is a client of the server's node", what, self._who)
+
+    def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
+        """It is told nothing, for here is no node of which it could be told; returns what does nothing."""
+        self.pass_over(f"what is to be told of events ({listener!r:.100})")
+        return _nothing
+
+    def watch_file(self, name: str, path: str | os.PathLike[str], use: Callable[[bytes], str]) -> Callable[[], None]:
+        """Have what is in the file used now, once; see `Service.watch_file`."""
+        watched_file(name, os.fspath(path), use)
+        return _nothing
+
+    @property
+    def operator_app(self) -> Unserved:
+        """What can be mounted, and is not served."""
+        return Unserved(partial(self._refuse, "operator_app"))
+
+    def _refuse(self, name: str, *args: object, **kwargs: object) -> NoReturn:
+        raise ConfigurationError(
+            f"{name} takes a node, and this process, {self._who}, has none: it is a client of the one in its "
+            "directory. Call it where the server calls, or only there"
+        )
+
     def __getattr__(self, name: str) -> Any:
         if name not in _OF_NODES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-        def refuse(*args: object, **kwargs: object) -> NoReturn:
-            raise ConfigurationError(
-                f"{name} takes a node, and this process, {self._who}, has none: it is a client of the one in its "
-                "directory. Call it where the server calls, or only there"
-            )
-
         if name == "aio":
-            refuse()  # it is no method
-        return refuse
+            self._refuse(name)  # it is no method
+        return partial(self._refuse, name)
+
+
+class Unserved:
+    """In the place of a WSGI application of a node, where nobody serves."""
+
+    def __init__(self, refuse: Callable[..., NoReturn]) -> None:
+        self._refuse = refuse
+
+    def limited(self, *, read_only: bool = False, who: object = None) -> Unserved:
+        """As of `Service.operator_app`."""
+        return self
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> NoReturn:
+        """Raise ConfigurationError."""
+        self._refuse()
+
+
+def _nothing() -> None:
+    pass

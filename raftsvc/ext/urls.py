@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from raftsvc.errors import ConfigurationError
 from raftsvc.ext.nodes import one_node
 from raftsvc.kv import KeyValue
-from raftsvc.kv.remote import connect
+from raftsvc.kv.client import connect
 
 SCHEME: Final = "raftsvc"
 OPTIONS: Final = frozenset({"prefix", "key_file", "https", "ca_file", "cert_file", "cert_key_file"})

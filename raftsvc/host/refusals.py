@@ -190,12 +190,15 @@ def _click_path() -> str | None:
     return None
 
 
+PARENT = "the parent of a reloader"
+
+
 def outsider_below() -> str | None:
     """Who runs the caller, if that is a process that is not to have a node: a command, or the parent of a reloader."""
     command = command_below()
     if command is not None:
         return f"`{command}`"
-    return "the parent of a reloader" if any(_reloaders()) else None
+    return PARENT if any(_reloaders()) else None
 
 
 def check_command(may_own: bool, directory: str | None) -> None:
@@ -203,14 +206,15 @@ def check_command(may_own: bool, directory: str | None) -> None:
 
     A shell that stays open would keep the server from its directory; and what runs for a moment is no node.
 
-    directory: if a process that has no State can be a client of the server's node, by this directory.
+    directory: if a process whose State nobody would read can be a client of the server's node, by this directory.
     """
     command = None if may_own else command_below()
     if command is not None:
         instead = START_FOR_SERVER
         if directory is not None:
             instead = (
-                f"start_from_env makes a client of such a command; or write kv = raftsvc.connect({directory!r}) there"
+                "with a KeyValueState, or another raftsvc.GuestState, it would be a client of that; with this State "
+                f"write raftsvc.connect({directory!r}) there"
             )
         raise ConfigurationError(
             f"this is `{command}`, {_ONE_OWNER}, which is to be the server's: {instead}. If this command is {ITSELF}"

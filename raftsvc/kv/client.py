@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import secrets
 import time
@@ -18,6 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from raftsvc.client.connection import Connection
+from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions, transactions
 from raftsvc.kv.aio import AsyncKeyValue
@@ -39,6 +42,7 @@ from raftsvc.kv.leases import (
 )
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item
+from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState, value_of
 from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
@@ -161,7 +165,8 @@ class KeyValue:
     """A linearizable key-value store.  Every method is thread-safe.
 
     service: a Service, started with
-    state:   this state; or, of who has none, who shows it (`raftsvc.connect`).
+    state:   this state, which nobody looks at where `start` returned a client of the server's node; or, of who has
+             none, who shows it (`raftsvc.connect`).
     prefix:  all that is read and written is below it, see `namespace`.
 
     Writes raise what `Service.exec` raises, linearizable reads what
@@ -198,6 +203,8 @@ class KeyValue:
                 f"a KeyValue needs the Service that was started with its state, not {service!r:.100}"
             )
         _check_prefix(prefix)
+        if isinstance(service, Connection) and isinstance(state, KeyValueState):
+            state = RemoteStore(service)  # this process has no node, and nobody keeps that one current
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
@@ -544,8 +551,15 @@ class KeyValue:
         One thread calls all functions of a process, one after the other, under no lock: they may use the store, and
         hold up the others while they do.  Each costs an entry in memory for each key below its prefix.  What one raises
         is logged, and the next event comes.  It ends with the node; on one that is stopped it raises StoppedError.
+
+        In a command of a framework, or the parent of a reloader, which are clients of their server's node, nothing is
+        called, as the log says: so an application that has it called can be loaded there.
         """
-        name, shared = _name(self._prefix, prefix, "a prefix"), _watching_of(self._watching)
+        name = _name(self._prefix, prefix, "a prefix")
+        if isinstance(self._service, Guest):
+            self._service.pass_over(f"what is to be told of changes below {name!r}")
+            return lambda function: function
+        shared = _watching_of(self._watching)
         shared.state.check_process()
 
         def call(function: ToldT) -> ToldT:
@@ -566,12 +580,14 @@ class KeyValue:
 
         For what is looked at for every request, such as flags: `flags = store.mirror("flags/")`, and later
         `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
+        In a connected client, which holds nothing, each look asks a member, and may raise ReadTimeoutError.
         """
         check_max_age(max_age)
         check_timeout(timeout)
-        name, shared = _name(self._prefix, prefix, "a prefix"), _watching_of(self._watching)
-        shared.state.check_process()
-        return Mirror(shared.state, shared.freshness, name, self._prefix, max_age, timeout)
+        self._holding()
+        return Mirror(
+            self._reader, self._state, _name(self._prefix, prefix, "a prefix"), self._prefix, max_age, timeout
+        )
 
     # -- holding something
 
@@ -898,10 +914,11 @@ class KeyValue:
 
     def duty(self, ttl: float = 15.0, data: bytes | None = None) -> Duty:
         """What `jobs` is made of: claiming what is due, and saying how it ended.  Arguments are as for `claim`."""
-        if self._watching is None:
+        place = self._service if isinstance(self._service, Guest) else self._watching
+        if place is None:
             raise ConfigurationError("a connected client runs no jobs: run them in the processes of a member")
         self._holding()
-        return Duty(self._watching, self._prefix, lease_ttl_ms(ttl), checked_data(data))
+        return Duty(place, self._prefix, lease_ttl_ms(ttl), checked_data(data))
 
     # -- as a mapping
 
@@ -938,6 +955,38 @@ class KeyValue:
     def allowed(self, timeout: float = 5.0) -> frozenset[str]:
         """The addresses that may join.  Empty: none may."""
         return self._reader.read(lambda shown: shown.allowed(), None, timeout)
+
+
+def connect(
+    places: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    key: str | None = None,
+    verify: str | bool = True,
+    cert: str | tuple[str, str] | None = None,
+) -> KeyValue:
+    """Work with a cluster from a process that is no member: a shell, a cron script, a Celery worker, a test.
+
+    places: where members are reached, as `laddr` of `start`: one, or several, to go on if one is down.  The
+            others are learned from whoever answers.  Or the directory of the node of this host, a path that begins
+            with / or a dot, for processes of the same user; the node needs a port of its own (`listen=`).
+    key:    `name:key`, of a `raftsvc.ClientKey` that all nodes were started with (`client_keys=`); not for a directory.
+    verify, cert: with https, as in requests: the file of the CA, and that of a certificate and its key.
+
+    Returns the same face that members have; its `service` is a `Connection`, with `propose`, `exec` and, for other
+    States than the key-value store, `query`.  Nobody is asked before the first call.  Each read asks a member, so
+    `max_age` does not matter; the `_stale` forms ask one that may be behind.
+
+    Every call ends within its timeout: NotApplied only if it certainly took no effect, and what was sent again
+    by another member counts once.  In a forked child it goes on by connections and a session of the child's own.
+
+    Where the State of the cluster is no key-value store (one that is a part of `raftsvc.States` included) nothing
+    of this face is brought to it: NotPermittedError; what its `service` is given is.
+
+    Raises ConfigurationError.  Calls raise UnknownKeyError, NotPermittedError, and what they raise at a member.
+    """
+    several = [places] if isinstance(places, str | os.PathLike) else list(places)
+    connection = Connection(several, key, verify, cert)
+    return KeyValue(connection, RemoteStore(connection))
 
 
 def _name(prefix: str, key: str, what: str = "a key") -> str:

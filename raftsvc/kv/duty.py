@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from raftsvc.errors import NodeFailedError, RaftError
+from raftsvc.client.guest import Guest
+from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError
 from raftsvc.kv.instructions import checked_key
 from raftsvc.kv.leases import Hold, Wish
 from raftsvc.kv.orders import BEGIN, FINISH, FORGET, MAX_TEXT_BYTES, PLAN, PLANS, Order, encode
@@ -30,12 +31,29 @@ class Duty:
     who: shown of what this process runs.
     """
 
-    def __init__(self, shared: Watching, prefix: str, ttl_ms: int, who: bytes) -> None:
-        """Use `KeyValue.duty`."""
-        self._shared = shared
+    def __init__(self, place: Watching | Guest, prefix: str, ttl_ms: int, who: bytes) -> None:
+        """Use `KeyValue.duty`.  place: of this process; in a Guest jobs are declared, and that is all."""
+        self._place = place
         self._prefix = prefix
         self._ttl_ms = ttl_ms
         self.who = who[:MAX_TEXT_BYTES]
+
+    @property
+    def _shared(self) -> Watching:
+        if isinstance(self._place, Guest):
+            raise ConfigurationError(
+                "this process is a client of the server's node, and neither runs jobs nor knows of them: ask where the "
+                "server runs them"
+            )
+        return self._place
+
+    def is_exempt(self) -> bool:
+        """Whether this process is to run none, which the log says if it is so."""
+        place = self._place
+        if isinstance(place, Guest):
+            place.pass_over("jobs")
+            return True
+        return False
 
     def full_name(self, job: str) -> str:
         """Of a job, in the whole store; raises TypeError or ValueError if it can be none."""
@@ -43,7 +61,8 @@ class Duty:
 
     def check_process(self) -> None:
         """Raise ForkedError in a child of the process of the node."""
-        self._shared.state.check_process()
+        if not isinstance(self._place, Guest):
+            self._place.state.check_process()
 
     # -- being one of those who run jobs
 

@@ -30,13 +30,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from raftsvc.addresses import check_addr, check_listen, peer_url
-from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
 from raftsvc.keys import TlsFiles, client_keys_in, operator_keys_in, secrets_in
 from raftsvc.kv.client import KeyValue
-from raftsvc.kv.remote import RemoteStore
 from raftsvc.kv.state import KeyValueState
-from raftsvc.service import outsider, start
+from raftsvc.service import start
 from raftsvc.watched import read_keys
 
 _PREFIX: Final = "RAFTSVC_"
@@ -84,8 +82,9 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
 
     Where the node has a port of its own, a command of a framework (`flask shell`, `manage.py migrate`) and the parent
     of a reloader get no node, and no State: the store is that of a client of the node in the same directory
-    (`raftsvc.connect`), which the server has, and the log says so.  What takes a node, such as `watch` or
-    `service.join`, raises ConfigurationError there.  With `lock_timeout=` they are nodes like others.
+    (`raftsvc.connect`), which the server has, and the log says so.  A `mirror` asks it, jobs and what is given to
+    `on_change` come to nothing.  What takes a node, such as `watch` or `service.join`, raises ConfigurationError there.
+    With `lock_timeout=` they are nodes like others.
 
     environ: in the place of os.environ.
     options: more of those of `raftsvc.start`, such as `election_timeout=`; what is given here and in the
@@ -96,10 +95,6 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     """
     chosen = options_from_env(os.environ if environ is None else environ, options)
     state = chosen.setdefault("state", KeyValueState())
-    who = outsider(chosen["dir"]) if chosen["listen"] and chosen.get("lock_timeout") is None else None
-    if who is not None:
-        guest = Guest(chosen["dir"], who)
-        return KeyValue(guest, RemoteStore(guest))
     return KeyValue(start(**chosen), state)
 
 

@@ -1,4 +1,4 @@
-"""The store of a process that holds none of it, and asks members: what `raftsvc.connect` returns."""
+"""The store of a process that holds none of it, and asks members: what is behind that of `raftsvc.connect`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from raftsvc.client.connection import FAREWELL_SECONDS, Connection
 from raftsvc.errors import RaftError
-from raftsvc.kv.client import KeyValue
 from raftsvc.kv.freshness import Shown
 from raftsvc.kv.history import Signal
 from raftsvc.kv.holds import Claim
@@ -35,38 +34,6 @@ from raftsvc.results import Applied
 T = TypeVar("T")
 
 _STALE_SECONDS = 5.0
-
-
-def connect(
-    places: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    key: str | None = None,
-    verify: str | bool = True,
-    cert: str | tuple[str, str] | None = None,
-) -> KeyValue:
-    """Work with a cluster from a process that is no member: a shell, a cron script, a Celery worker, a test.
-
-    places: where members are reached, as `laddr` of `start`: one, or several, to go on if one is down.  The
-            others are learned from whoever answers.  Or the directory of the node of this host, a path that begins
-            with / or a dot, for processes of the same user; the node needs a port of its own (`listen=`).
-    key:    `name:key`, of a `raftsvc.ClientKey` that all nodes were started with (`client_keys=`); not for a directory.
-    verify, cert: with https, as in requests: the file of the CA, and that of a certificate and its key.
-
-    Returns the same face that members have; its `service` is a `Connection`, with `propose`, `exec` and, for other
-    States than the key-value store, `query`.  Nobody is asked before the first call.  Each read asks a member, so
-    `max_age` does not matter; the `_stale` forms ask one that may be behind.
-
-    Every call ends within its timeout: NotApplied only if it certainly took no effect, and what was sent again
-    by another member counts once.  In a forked child it goes on by connections and a session of the child's own.
-
-    Where the State of the cluster is no key-value store (one that is a part of `raftsvc.States` included) nothing
-    of this face is brought to it: NotPermittedError; what its `service` is given is.
-
-    Raises ConfigurationError.  Calls raise UnknownKeyError, NotPermittedError, and what they raise at a member.
-    """
-    several = [places] if isinstance(places, str | os.PathLike) else list(places)
-    connection = Connection(several, key, verify, cert)
-    return KeyValue(connection, RemoteStore(connection))
 
 
 class RemoteStore:

@@ -46,7 +46,7 @@ from raftsvc.kv.runs import Planned, Run, Told, jobs_of
 from raftsvc.kv.snapshots import decode_snapshot, encode_snapshot
 from raftsvc.kv.transactions import OF_LEASES, OF_THE_CLUSTER, decode
 from raftsvc.mainthread import do_elsewhere, is_main_thread
-from raftsvc.process import HomeProcess, give_way
+from raftsvc.process import HomeProcess, NoHome, give_way
 from raftsvc.state import BaseState
 
 _NUMBER = re.compile("[0-9]{1,20}")
@@ -223,10 +223,17 @@ class KeyValueState(BaseState):
         self._home = HomeProcess()
         super().set_peer_addr(node_id, addr)
 
+    def refuse_reads(self, why: str) -> None:
+        """Have all reads raise ConfigurationError, which says `why`: no node applies anything here."""
+        self._home = NoHome(why)
+
     # -- reading
 
     def get(self, key: str) -> Value | None:
-        """The value of `key` here.  Raises ForkedError in a child of the process that applies, as all reads."""
+        """The value of `key` here.  Raises ForkedError in a child of the process that applies, as all reads.
+
+        And as all reads ConfigurationError in a process that has no node.
+        """
         if _is_away(self._home):
             return _look_elsewhere(partial(self.get, key))
         with self._applying.lock:
@@ -547,6 +554,7 @@ class KeyValueState(BaseState):
 
     def is_allowed_member(self, addr: str) -> bool:
         """Whether `addr`, however spelled, is in the allowed list."""
+        _is_away(self._home)
         return same_addr(addr) in self._applying.content.allowed
 
     # -- snapshots

@@ -34,7 +34,7 @@ from raftsvc.errors import (
     UninitializedError,
 )
 from raftsvc.kv.events import Compacted, Event
-from raftsvc.kv.freshness import Freshness
+from raftsvc.kv.freshness import Freshness, Reader, Shown
 from raftsvc.kv.history import Cursor, Signal
 from raftsvc.kv.leases import Keeper
 from raftsvc.kv.pages import Value
@@ -510,43 +510,51 @@ class Mirror(Mapping[str, bytes]):
     show one moment, of which they copy what they show; `len` counts.  See `KeyValue.mirror`.
     """
 
-    __slots__ = ("_freshness", "_max_age", "_namespace", "_prefix", "_state", "_timeout")
+    __slots__ = ("_max_age", "_namespace", "_prefix", "_reader", "_state", "_timeout")
 
     def __init__(
         self,
-        state: KeyValueState,
-        freshness: Freshness,
+        reader: Reader,
+        state: KeyValueState | None,
         prefix: str,
         namespace: str,
         max_age: float | None,
         timeout: float,
     ) -> None:
-        """namespace: what of `prefix` is no part of a key."""
+        """state: that of this process, if it has one.  namespace: what of `prefix` is no part of a key."""
+        self._reader = reader
         self._state = state
-        self._freshness = freshness
         self._prefix = prefix
         self._namespace = namespace
         self._max_age = max_age
         self._timeout = timeout
 
-    def _read(self, look: Callable[[], Any]) -> Any:
-        return look() if self._max_age is None else self._freshness.read(look, self._max_age, self._timeout)
+    def _read(self, look: Callable[[Shown], T]) -> T:
+        if self._max_age is None:
+            return look(self._reader.present)
+        return self._reader.read(look, self._max_age, self._timeout)
 
     def __getitem__(self, key: str) -> bytes:
-        value = self._read(lambda: self._state.get(self._prefix + key)) if isinstance(key, str) and key else None
+        value = self._read(lambda shown: shown.get(self._prefix + key)) if isinstance(key, str) and key else None
         if value is None:
             raise KeyError(key)
         return bytes(value.data)
 
     def copy(self) -> dict[str, bytes]:
         """All of it, of one moment, in the order of the keys."""
-        return self.copy_at()[0]
+        return self._cut(self._read(lambda shown: shown.list(self._prefix, None, self._namespace)))
 
     def copy_at(self) -> tuple[dict[str, bytes], int]:
-        """As `copy`, and the index that it is of."""
-        values, index = self._read(lambda: self._state.list_at(self._prefix, self._namespace))
+        """As `copy`, and the index that it is of.  Raises ConfigurationError in a connected client."""
+        state = self._state
+        if state is None:
+            raise ConfigurationError("a connected client does not know of which index it is what a member shows")
+        values, index = self._read(lambda _: state.list_at(self._prefix, self._namespace))
+        return self._cut(values), index
+
+    def _cut(self, values: Mapping[str, Value]) -> dict[str, bytes]:
         cut = len(self._prefix)
-        return {key[cut:]: value.data for key, value in values.items()}, index
+        return {key[cut:]: value.data for key, value in values.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.copy())

@@ -206,7 +206,12 @@ class Jobs:
 
         Nothing is waited for, and nothing happens twice where it is called again.  It ends with `stop`, and with the
         Service, which waits a moment for what runs.  Raises ForkedError, NodeFailedError.
+
+        In a command of a framework, or the parent of a reloader, which are clients of their server's node, none are
+        run, as the log says.
         """
+        if self._duty.is_exempt():
+            return
         if is_main_thread():
             return do_elsewhere(self.start, _ASK_SECONDS, NodeFailedError)
         self._duty.check_process()

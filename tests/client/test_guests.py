@@ -8,10 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
@@ -20,8 +20,11 @@ import raftsvc
 import raftsvc.kv
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
+from raftsvc.testing.workload import RegisterState
 from tests.attached.hosts import ROOT, eventually, free_port
 from tests.test_refusals import SECRET, below, module
+
+T = TypeVar("T")
 
 PROGRAM = """
 import click
@@ -31,6 +34,18 @@ from raftsvc.kv import start_from_env
 
 kv = start_from_env()
 app = Flask(__name__)
+flags = kv.mirror("flags/")
+jobs = kv.jobs()
+
+@jobs.every(1)
+def tick():
+    kv.incr("ticks")
+
+@kv.on_change("flags/")
+def changed(event):
+    print(event)
+
+jobs.start()
 
 @app.post("/visits")
 def visit():
@@ -121,6 +136,7 @@ def test_under_a_reloader_the_child_has_the_node_and_the_parent_none(tmp_path: P
             return False
 
         eventually(is_counted, "a visit is counted")
+        assert "which no process of this host has" not in (tmp_path / "log").read_text(), "nobody could have it yet"
         owner = int((tmp_path / "data" / "lock").read_text().split()[1])
         assert owner != server.pid
         (tmp_path / "app.py").write_text(PROGRAM + "# changed\n")
@@ -167,22 +183,126 @@ def test_what_takes_a_node_is_refused_where_it_is_called(
     service.stop()
 
 
-def test_start_tells_a_command_what_to_write_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_command(monkeypatch: pytest.MonkeyPatch, call: Callable[[], T]) -> T:
+    """As if `manage.py check` called it."""
     utility = type("ManagementUtility", (), {"__module__": "django.core.management", "argv": ["manage.py", "check"]})
     module(monkeypatch, "django.core.management")
+    return below(utility())(call)
+
+
+def test_start_tells_a_command_what_to_write_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     addr = f"127.0.0.1:{free_port()}"
 
-    def start(**options: Any) -> raftsvc.Service:
-        state = raftsvc.kv.KeyValueState()
+    def start(state: raftsvc.State, **options: Any) -> raftsvc.Service:
         return raftsvc.start(addr, tmp_path / "n", None, state, secret=SECRET, **options)
 
-    line = re.escape(f"kv = raftsvc.connect('{tmp_path / 'n'}')")
+    line = re.escape(f"raftsvc.connect('{tmp_path / 'n'}')")
     with pytest.raises(ConfigurationError, match=line):
-        below(utility())(lambda: start(listen=addr))
+        in_a_command(monkeypatch, lambda: start(RegisterState(), listen=addr))
     with pytest.raises(ConfigurationError, match="ask the server over HTTP"):
-        below(utility())(start)
-    service = below(utility())(lambda: start(listen=addr, lock_timeout=1.0))
+        in_a_command(monkeypatch, lambda: start(raftsvc.kv.KeyValueState()))
+    assert not (tmp_path / "n").exists()
+    service = in_a_command(monkeypatch, lambda: start(raftsvc.kv.KeyValueState(), listen=addr, lock_timeout=1.0))
     service.stop()
+
+
+def test_what_start_returns_to_a_command_is_a_client_and_its_state_is_read_by_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Any
+) -> None:
+    state = raftsvc.kv.KeyValueState()
+    directory, addr = tmp_path / "data", "127.0.0.1:1"
+    service = in_a_command(monkeypatch, lambda: raftsvc.start(addr, directory, None, state, secret=SECRET, listen=addr))
+    assert isinstance(service, Guest)
+    kv = raftsvc.kv.KeyValue(service, state)
+    node.set("a", b"b")
+    assert kv["a"] == b"b"
+    assert kv.get_stale("a").data == b"b"
+    assert kv.incr("n") == 1
+    assert not kv.is_here
+    for name, arguments in READS.items():
+        with pytest.raises(ConfigurationError, match=r"`manage\.py check`, has no node.*read by a KeyValue"):
+            getattr(state, name)(*arguments)
+    service.stop()
+
+
+READS: dict[str, tuple[Any, ...]] = {
+    "get": ("a",),
+    "get_many": (["a"],),
+    "list": (),
+    "list_at": (),
+    "claims": ("a",),
+    "item_counts": ("a",),
+    "jobs": (),
+    "job": ("a",),
+    "overview": (3,),
+    "allowed": (),
+    "is_allowed_member": ("127.0.0.1:1",),
+    "report": (),
+}
+
+
+def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftsvc")
+    environ = environ_of(tmp_path, "127.0.0.1:1")
+    kv = in_a_command(monkeypatch, lambda: raftsvc.kv.start_from_env(environ))
+    node.set("flags/new", b"on")
+    flags = kv.mirror("flags/")
+    assert (flags["new"], dict(flags), len(flags)) == (b"on", {"new": b"on"}, 1)
+    with pytest.raises(KeyError):
+        flags["old"]
+    assert kv.namespace("fla").mirror("gs/", max_age=0).copy() == {"new": b"on"}
+    with pytest.raises(ConfigurationError, match="connected client"):
+        flags.copy_at()
+
+    told: list[object] = []
+    assert kv.on_change("flags/")(told.append) == told.append
+    assert "told of changes below 'flags/': not in this process, `manage.py check`" in caplog.text
+    jobs = kv.jobs()
+
+    @jobs.every(1)
+    def tick() -> None:
+        told.append("tick")
+
+    jobs.start()
+    assert "jobs: not in this process" in caplog.text
+    with pytest.raises(ConfigurationError, match="neither runs jobs nor knows of them"):
+        jobs.history("tick")
+    assert jobs.stop()
+
+    kv.service.wait_formed(60)
+    kv.service.add_listener(told.append)()
+    (tmp_path / "keys").write_bytes(b"key")
+    used: list[bytes] = []
+    kv.service.watch_file("keys", tmp_path / "keys", lambda data: used.append(data) or "used")()
+    assert used == [b"key"]
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        kv.service.watch_file("keys", tmp_path / "none", lambda data: "used")
+    with pytest.raises(ConfigurationError, match="operator_app takes a node"):
+        kv.service.operator_app.limited(read_only=True)({}, lambda *head: None)
+    assert told == []
+    kv.service.stop()
+
+
+def test_who_waits_for_a_cluster_that_is_not_there_is_told_so_in_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = environ_of(tmp_path, "127.0.0.1:1")
+    kv = in_a_command(monkeypatch, lambda: raftsvc.kv.start_from_env(environ))
+    with pytest.raises(raftsvc.FormingError):
+        kv.service.wait_formed(0.1)
+
+
+def test_a_connected_client_mirrors_what_members_have_and_is_told_of_no_changes(tmp_path: Path, node: Any) -> None:
+    node.set("flags/new", b"on")
+    kv = raftsvc.connect(tmp_path / "data")
+    assert kv.mirror("flags/") == {"new": b"on"}
+    with pytest.raises(ConfigurationError, match="watch at a member"):
+        kv.on_change("flags/")
+    with pytest.raises(ConfigurationError, match="runs no jobs"):
+        kv.jobs()
+    kv.service.close()
 
 
 def test_a_command_that_is_a_server_has_a_node_if_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

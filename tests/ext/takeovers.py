@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from raftsvc.kv.remote import connect
+from raftsvc.kv.client import connect
 from tests.attached.hosts import ROOT, eventually, free_port
 from tests.ext.counting import environ_of
 

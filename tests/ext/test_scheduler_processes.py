@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from raftsvc.kv.remote import connect
+from raftsvc.kv.client import connect
 from tests.attached.hosts import PATIENCE, eventually, free_port
 from tests.ext.counting import Programs, three_hosts
 
