@@ -914,11 +914,9 @@ class KeyValue:
 
     def duty(self, ttl: float = 15.0, data: bytes | None = None) -> Duty:
         """What `jobs` is made of: claiming what is due, and saying how it ended.  Arguments are as for `claim`."""
-        place = self._service if isinstance(self._service, Guest) else self._watching
-        if place is None:
-            raise ConfigurationError("a connected client runs no jobs: run them in the processes of a member")
-        self._holding()
-        return Duty(place, self._prefix, lease_ttl_ms(ttl), checked_data(data))
+        guest = self._service if isinstance(self._service, Guest) else None
+        pass_over = None if guest is None else guest.pass_over
+        return Duty(self._reader, self._holding(), self._prefix, lease_ttl_ms(ttl), checked_data(data), pass_over)
 
     # -- as a mapping
 

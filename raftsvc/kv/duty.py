@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError
+from raftsvc.kv.freshness import Reader
 from raftsvc.kv.instructions import checked_key
-from raftsvc.kv.leases import Hold, Wish
+from raftsvc.kv.leases import Access, Hold, Wish
 from raftsvc.kv.orders import BEGIN, FINISH, FORGET, MAX_TEXT_BYTES, PLAN, PLANS, Order, encode
 from raftsvc.kv.runs import Planned, Run
+from raftsvc.kv.timekeeper import wall_ms
 from raftsvc.kv.transactions import MAX_UNITS
 from raftsvc.kv.watching import Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -31,28 +32,39 @@ class Duty:
     who: shown of what this process runs.
     """
 
-    def __init__(self, place: Watching | Guest, prefix: str, ttl_ms: int, who: bytes) -> None:
-        """Use `KeyValue.duty`.  place: of this process; in a Guest jobs are declared, and that is all."""
+    def __init__(
+        self,
+        reader: Reader,
+        place: Watching | Access,
+        prefix: str,
+        ttl_ms: int,
+        who: bytes,
+        pass_over: Callable[[str], None] | None = None,
+    ) -> None:
+        """Use `KeyValue.duty`.
+
+        place:     through which it is proposed; only in a process with a State jobs are run.
+        pass_over: has the log say that something comes to nothing here; only where jobs are declared all the same.
+        """
+        self._reader = reader
         self._place = place
+        self._pass_over = pass_over
         self._prefix = prefix
         self._ttl_ms = ttl_ms
         self.who = who[:MAX_TEXT_BYTES]
 
     @property
     def _shared(self) -> Watching:
-        if isinstance(self._place, Guest):
-            raise ConfigurationError(
-                "this process is a client of the server's node, and neither runs jobs nor knows of them: ask where the "
-                "server runs them"
-            )
+        if not isinstance(self._place, Watching):
+            raise ConfigurationError("a connected client runs no jobs: run them in the processes of a member")
         return self._place
 
     def is_exempt(self) -> bool:
-        """Whether this process is to run none, which the log says if it is so."""
-        place = self._place
-        if isinstance(place, Guest):
-            place.pass_over("jobs")
+        """Whether none are run in this process, which the log says then; ConfigurationError if none could be."""
+        if self._pass_over is not None:
+            self._pass_over("jobs")
             return True
+        self._shared.state.check_process()
         return False
 
     def full_name(self, job: str) -> str:
@@ -61,7 +73,7 @@ class Duty:
 
     def check_process(self) -> None:
         """Raise ForkedError in a child of the process of the node."""
-        if not isinstance(self._place, Guest):
+        if isinstance(self._place, Watching):
             self._place.state.check_process()
 
     # -- being one of those who run jobs
@@ -94,32 +106,32 @@ class Duty:
         return bool(self._propose(Order(FORGET, (), self.full_name(job)), timeout))
 
     def _propose(self, order: Order, timeout: float) -> int:
-        answer = self._shared.service.propose(encode(order), timeout).answer
+        answer = self._place.propose(encode(order), timeout).answer
         return int(answer) if isinstance(answer, int) else 0
 
     # -- looks
 
     def look(self, job: str) -> tuple[Planned | None, Sequence[Run]]:
-        """What this process knows of a job, and of its runs, the latest last."""
-        return self._shared.state.job(self.full_name(job))
+        """What this process knows of a job, and of its runs, the latest last; a connected client asks a member."""
+        return self._reader.present.job(self.full_name(job))
 
     def history(self, job: str, timeout: float) -> Sequence[Run]:
         """Its runs, as of a moment no earlier than this call.  Raises what `Service.wait_read` does."""
         name = self.full_name(job)
-        return self._shared.freshness.read(lambda: self._shared.state.job(name), None, timeout)[1]
+        return self._reader.read(lambda shown: shown.job(name), None, timeout)[1]
 
     def names(self) -> list[str]:
         """The jobs that this process knows of."""
         prefix = self._prefix + _PREFIX
-        return [name[len(prefix) :] for name in self._shared.state.jobs(prefix)]
+        return [name[len(prefix) :] for name in self._reader.present.job_names(prefix)]
 
     def now_ms(self) -> int | None:
         """What time it is by the clocks of the voters, in milliseconds since 1970; None: that is not known."""
-        return self._shared.timekeeper.now_ms()
+        return self._place.timekeeper.now_ms() if isinstance(self._place, Watching) else None
 
     def wall_ms(self) -> int:
         """What the clock of this machine shows, in milliseconds since 1970."""
-        return self._shared.timekeeper.wall()
+        return self._place.timekeeper.wall() if isinstance(self._place, Watching) else wall_ms()
 
     # -- the node
 

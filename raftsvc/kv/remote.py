@@ -21,14 +21,18 @@ from raftsvc.kv.queries import (
     CLAIMS,
     COUNTS,
     ITEM,
+    JOB,
+    JOBS,
     LIST,
     MANY,
     Question,
     decode_item,
+    decode_job,
     decode_names,
     decode_values,
 )
 from raftsvc.kv.queues import Item
+from raftsvc.kv.runs import Planned, Run
 from raftsvc.results import Applied
 
 T = TypeVar("T")
@@ -143,6 +147,14 @@ class _Asked:
         """How many items of it nobody has, and how many somebody."""
         found = decode_values(self._ask(Question(COUNTS, (queue,))))
         return found["ready"].version, found["taken"].version
+
+    def job(self, name: str) -> tuple[Planned | None, Sequence[Run]]:
+        """What is known of a job, and its runs, the latest last; who has them by which lease is not told."""
+        return decode_job(self._ask(Question(JOB, (name,))))
+
+    def job_names(self, prefix: str = "") -> Sequence[str]:
+        """Of the jobs those that start so, in their order."""
+        return sorted(decode_names(self._ask(Question(JOBS, (prefix,)))))
 
     def allowed(self) -> frozenset[str]:
         """The addresses that may join."""

@@ -35,9 +35,12 @@ from raftsvc.kv.queries import (
     CLAIMS,
     COUNTS,
     ITEM,
+    JOB,
+    JOBS,
     LIST,
     Question,
     encode_item,
+    encode_job,
     encode_names,
     encode_values,
 )
@@ -316,13 +319,12 @@ class KeyValueState(BaseState):
 
     # -- jobs
 
-    def jobs(self, prefix: str = "") -> dict[str, Planned]:
-        """The jobs here whose names start so, in their order."""
+    def job_names(self, prefix: str = "") -> Sequence[str]:
+        """Of the jobs here those that start so, in their order."""
         if _is_away(self._home):
-            return _look_elsewhere(partial(self.jobs, prefix))
+            return _look_elsewhere(partial(self.job_names, prefix))
         with self._applying.lock:
-            runs = self._applying.content.runs
-            return {name: found for name in runs.names(prefix) if (found := runs.planned(name)) is not None}
+            return list(self._applying.content.runs.names(prefix))
 
     def job(self, name: str) -> tuple[Planned | None, Sequence[Run]]:
         """What is known of a job here, and its runs, the latest last."""
@@ -400,6 +402,10 @@ class KeyValueState(BaseState):
         if question.kind == COUNTS:
             ready, taken = self.item_counts(question.names[0])
             return encode_values({"ready": Value(b"", ready), "taken": Value(b"", taken)})
+        if question.kind == JOB:
+            return encode_job(*self.job(question.names[0]))
+        if question.kind == JOBS:
+            return encode_names(self.job_names(question.names[0]))
         if question.kind == LIST:
             prefix, after = question.names
             return encode_values(self.list(prefix, question.limit, after, question.max_bytes))

@@ -95,7 +95,7 @@ class Timekeeper:
         self._seen: dict[int, _Seen] = {}
         self._marks: tuple[_Mark, ...] = ()  # the thread's; those that are not long ago
         self._complaint = ""
-        self.wall: Callable[[], int] = _wall_ms
+        self.wall: Callable[[], int] = wall_ms
 
     def begin(self) -> None:
         """Have the thread run as long as clocks are to be told; at once, and again and again."""
@@ -216,5 +216,6 @@ class Timekeeper:
                 logs.tell(logger, logging.WARNING, text, logs.what("clock-near", seconds=ahead))
 
 
-def _wall_ms() -> int:
+def wall_ms() -> int:
+    """What the clock of this machine shows, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -208,13 +208,12 @@ class Jobs:
         Service, which waits a moment for what runs.  Raises ForkedError, NodeFailedError.
 
         In a command of a framework, or the parent of a reloader, which are clients of their server's node, none are
-        run, as the log says.
+        run, as the log says.  What `raftsvc.connect` returned only looks at them: ConfigurationError.
         """
-        if self._duty.is_exempt():
-            return
         if is_main_thread():
             return do_elsewhere(self.start, _ASK_SECONDS, NodeFailedError)
-        self._duty.check_process()
+        if self._duty.is_exempt():
+            return
         with self._lock:
             former = self._scheduler
             if former is not None and former.is_alive:

@@ -16,14 +16,19 @@ from raftsvc.kv.queries import (
     ALLOWED,
     CLAIM,
     ITEM,
+    JOB,
+    JOBS,
     LIST,
     MANY,
     Question,
+    decode_job,
     decode_names,
     decode_values,
+    encode_job,
     encode_names,
     encode_values,
 )
+from raftsvc.kv.runs import Planned, Run
 from raftsvc.transport.auth import Envelope
 from raftsvc.transport.door import Door
 from raftsvc.transport.visits import BRING, HELLO, Visit, decode_place, encode_place
@@ -33,6 +38,7 @@ texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 questions = st.one_of(
     st.builds(lambda names: Question(MANY, tuple(names)), st.lists(texts, max_size=5)),
     st.builds(lambda a, b, limit: Question(LIST, (a, b), limit), texts, texts, st.none() | st.integers(0, 2**31)),
+    st.builds(lambda kind, name: Question(kind, (name,)), st.sampled_from([JOB, JOBS]), texts),
     st.just(Question(ALLOWED)),
 )
 values = st.dictionaries(texts, st.builds(Value, st.binary(max_size=30), st.integers(0, 2**64 - 1)), max_size=5)
@@ -57,6 +63,57 @@ def test_an_answer_comes_back_as_it_was(found: dict[str, Value], names: frozense
         with pytest.raises(Rejected):
             decode_values(data[:end])
     assert decode_names(encode_names(names)) == names
+
+
+numbers = st.integers(0, 2**63)
+some_bytes = st.binary(max_size=30)
+jobs = st.builds(
+    Planned, some_bytes, numbers, numbers, numbers, numbers, st.just((("a", "lease", 1),)), st.just((b"s",))
+)
+runs = st.builds(
+    Run,
+    numbers,
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**16 - 1),
+    st.integers(0, 255),
+    *[numbers] * 3,
+    st.just(("a", "lease", 1)),
+    *[some_bytes] * 2,
+)
+
+
+@given(jobs, st.lists(runs, max_size=3))
+def test_a_job_comes_back_as_it_was_but_for_who_holds_it(planned: Planned, history: list[Run]) -> None:
+    data = encode_job(planned, history)
+    told = planned._replace(places=(), schedules=())
+    assert decode_job(data) == (told, [run._replace(place=("", "", 0)) for run in history])
+    for end in range(len(data)):
+        with pytest.raises(Rejected):
+            decode_job(data[:end])
+    with pytest.raises(Rejected):
+        decode_job(data + b"\0")
+
+
+def test_under_which_lease_a_job_is_run_is_not_told() -> None:
+    place = ("job:workers", "0123456789abcdef", 7)
+    run = Run(1, 1, 1, 1, 9, 1, 0, place, b"me", b"")
+    data = encode_job(Planned(b"every 1 s", 1, 1, 0, 0, (place,), (b"every 1 s",)), [run])
+    assert place[1].encode() not in data, "whoever knows it can end it"
+
+
+def test_of_no_job_nothing_is_told() -> None:
+    data = encode_job(None, ())
+    assert decode_job(data) == (None, [])
+    for other in (data + b"\0", data[:-1] + b"\1", b"\2" + data[1:]):
+        with pytest.raises(Rejected):
+            decode_job(other)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_a_member_answers_is_a_job_or_none(data: bytes) -> None:
+    with suppress(Rejected):
+        planned, history = decode_job(data)
+        assert encode_job(planned, history) == data
 
 
 @pytest.mark.parametrize("kind", [CLAIM, ITEM])

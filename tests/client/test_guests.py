@@ -232,7 +232,7 @@ READS: dict[str, tuple[Any, ...]] = {
     "list_at": (),
     "claims": ("a",),
     "item_counts": ("a",),
-    "jobs": (),
+    "job_names": (),
     "job": ("a",),
     "overview": (3,),
     "allowed": (),
@@ -267,8 +267,7 @@ def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
 
     jobs.start()
     assert "jobs: not in this process" in caplog.text
-    with pytest.raises(ConfigurationError, match="neither runs jobs nor knows of them"):
-        jobs.history("tick")
+    assert (jobs.history("tick"), jobs.names()) == ([], [])
     assert jobs.stop()
 
     kv.service.wait_formed(60)
@@ -301,7 +300,33 @@ def test_a_connected_client_mirrors_what_members_have_and_is_told_of_no_changes(
     with pytest.raises(ConfigurationError, match="watch at a member"):
         kv.on_change("flags/")
     with pytest.raises(ConfigurationError, match="runs no jobs"):
-        kv.jobs()
+        kv.jobs().start()
+    kv.service.close()
+
+
+def test_a_connected_client_looks_at_jobs_and_has_one_forgotten(tmp_path: Path, node: Any) -> None:
+    below = node.namespace("app/")
+    runners = below.jobs(ttl=2)
+    runners.every(1, name="tick")(lambda: None)
+    runners.once("fill", lambda: None)
+    runners.start()
+    kv = raftsvc.connect(tmp_path / "data")
+    jobs = kv.namespace("app/").jobs()
+    jobs.every(1, name="tick")(lambda: None)
+    jobs.once("fill", lambda: None)
+    eventually(lambda: [run.state for run in jobs.history("fill")] == ["done"], "it ran once")
+    eventually(lambda: jobs.history("tick"), "one runs each second")
+    assert jobs.names() == runners.names() == ["fill", "tick"]
+    assert jobs.history("fill") == runners.history("fill")
+    run = jobs.history("tick")[0]
+    assert (run.attempt, run.who) == (1, runners.history("tick")[0].who)
+    assert kv.jobs().names() == [], "those of another namespace are others"
+    due = jobs.next_runs()
+    assert due["fill"] is None
+    assert due["tick"] is not None
+    assert runners.stop()
+    eventually(lambda: jobs.forget("tick"), "no run of it is under way")
+    assert (jobs.names(), jobs.history("tick"), jobs.forget("tick")) == (["fill"], [], False)
     kv.service.close()
 
 

@@ -268,7 +268,7 @@ def test_what_is_planned_otherwise_counts_from_then_on(log: Log) -> None:
 def test_many_jobs_are_planned_at_once_or_none_is(log: Log) -> None:
     one = [("x", b"every 1 s", 0), ("y", b"once", 999), ("j", b"every 2 s", 0)]
     assert log.now(plans(A, *one)) == 1
-    assert list(log.state.jobs()) == ["j", "x", "y"]
+    assert log.state.job_names() == ["j", "x", "y"]
     assert (log.since("j"), log.since("x"), log.since("y")) == (None, None, 999)
     log.tell(NOON, NOON)
     assert log.now(begin(A, NOON + 1_000, job="x")) == log.index
@@ -468,7 +468,7 @@ def test_what_is_forgotten_leaves_nothing_and_not_while_it_is_under_way(log: Log
     log.now(finish(A, fence, FAILED, b"why"))
     assert log.now(forget()) is True
     assert log.now(forget()) is False
-    assert (log.runs(), log.state.jobs()) == ([], {})
+    assert (log.runs(), log.state.job_names()) == ([], [])
     for place in (A, B, C):
         log.end(place)
     assert log.state.report()["size_bytes"] == empty_bytes

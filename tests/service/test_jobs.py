@@ -776,7 +776,7 @@ def test_what_makes_no_sense_is_refused_when_it_is_said(lone: kv.KeyValue) -> No
         lambda: jobs.stop(float("nan")),
         lambda: lone.jobs(threads=0),
         lambda: lone.jobs(ttl=0.1),
-        lambda: raftsvc.connect("127.0.0.1:1", key="a:" + "k" * 32).jobs(),
+        lambda: raftsvc.connect("127.0.0.1:1", key="a:" + "k" * 32).jobs().start(),
     ]
     for call in calls:
         with pytest.raises(ConfigurationError):
