@@ -18,4 +18,5 @@ def ticks() -> dict[str, int]:
     return {"ticks": raft.kv.incr("ticks", 0)}
 
 
-once.start()
+if raft.kv.is_here:  # and not in `flask shell`, say, which is a client of the server's node
+    once.start()

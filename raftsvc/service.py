@@ -132,7 +132,7 @@ def start(
     `manage.py migrate`) and the parent of a reloader, what is returned is a client of the server's node in `dir`, as
     `raftsvc.connect` makes them, and the log says so.  That takes `listen=`, and a State that nobody reads there by
     mistake, as KeyValueState is (see `GuestState`): a KeyValue of both asks the node.  What takes a node, such as
-    `join`, raises ConfigurationError there.  With `lock_timeout=` they are nodes like others.
+    `join`, raises ConfigurationError there.  With `lock_timeout=` a command is a node like others.
 
     laddr:    where peers reach this node: `host:port`, which means
               `http://host:port/raft`, or a URL with scheme and mount prefix
@@ -202,21 +202,21 @@ def start(
                            machine that is frozen without its clock noticing can read
                            what is out of date.  Without it no clock is trusted.
     lock_timeout:          seconds to wait for a former process to leave `dir`; None: as long as the server lets
-                           it drain, or 10, and a command such as `flask shell` is refused a node.
+                           it drain, or 10, and a command such as `flask shell` has no node, see above.
     clock:                 seconds, monotonic; for tests.
     files:                 the disk; for tests.
 
     Raises ConfigurationError, DirectoryInUseError, DamagedStorageError, StorageError.
     """
     state, laddr = check_state(state), canonical_addr(laddr)
+    if listen is not None and lock_timeout is None and (guest := _as_guest(dir, state)) is not None:
+        return guest
     spoken, members = _alone(tls, session, listen_ssl, listen, laddr), canonical_list(initial_cluster, laddr)
     given = Given(secret, secret_file, client_keys, client_keys_file, *spoken, operator_keys, operator_keys_file)
     credentials = Credentials(given, authenticate, mutual_tls, insecure)
     find_server, find_client = credentials.find_contexts()
     entrance = Entrance(max_waiting, max_instruction_bytes, listen, find_server or listen_ssl, members)
     _check_reach(laddr, entrance, credentials.auth, mutual_tls)
-    if listen is not None and lock_timeout is None and (guest := _as_guest(dir, state)) is not None:
-        return guest
     server = _checked_host(entrance, dir, lock_timeout)
     kept = {"snapshot_bytes": snapshot_bytes, "trailing_entries": trailing_entries}
     kept |= {"snapshot_entries": snapshot_entries, "max_uncommitted_bytes": max_uncommitted_bytes}
@@ -269,18 +269,23 @@ def _stop_safely(service: Service) -> None:
 def _as_guest(directory: str | os.PathLike[str], state: State) -> Service | None:
     """For a command of a framework or the parent of a reloader, which had better not have a node: a client of that.
 
-    None for all else, and where the State is one that would be read though nobody brings it up to date.
+    None for all else, and where the State may be one that would be read though nobody brings it up to date.
     """
     who = outsider_below()
-    if who is None or not isinstance(state, GuestState):
+    if who is None or not isinstance(state, GuestState) or "refuse_reads" not in vars(type(state)):
         return None
+    state.refuse_reads(
+        f"this process, {who}, has no node, and nobody keeps this State current: read by a KeyValue of it and of what "
+        "start returned, which asks the server's node"
+    )
     connection = None
     with suppress(RaftError, OSError):
         connection = sockets.connect(os.fspath(directory), 1.0)
     if connection is not None:
         connection.close()
-    if connection is not None or who == PARENT:  # whose child will have the node
         logger.info("this is %s: it is a client of the node in %s", who, os.fspath(directory))
+    elif who == PARENT:
+        logger.info("this is %s: it is a client of the node that its child will have in %s", who, os.fspath(directory))
     else:
         logger.warning(
             "this is %s: it is a client of the node in %s, which no process of this host has just now. If it is %s",
@@ -288,10 +293,6 @@ def _as_guest(directory: str | os.PathLike[str], state: State) -> Service | None
             os.fspath(directory),
             ITSELF,
         )
-    state.refuse_reads(
-        f"this process, {who}, has no node, and nobody keeps this State current: read by a KeyValue of it and of what "
-        "start returned, which asks the server's node"
-    )
     return cast("Service", Guest(directory, who))
 
 

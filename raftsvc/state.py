@@ -261,11 +261,15 @@ class GuestState(Protocol):
     """A State that says so where it is read and nobody keeps it current, so that nobody believes that it is empty.
 
     Where `raftsvc.start` is called by a command of a framework, or by the parent of a reloader, with such a State and
-    `listen=`, it returns a client of the server's node, for which no State is needed.  With any other it refuses.
+    `listen=`, it returns a client of the server's node, for which no State is needed.  With any other it refuses; also
+    with one whose class only inherits the method, for it may have reads of its own.
     """
 
     def refuse_reads(self, why: str) -> None:
-        """Nothing is applied here, ever: raise ConfigurationError that says `why` from every read, from here on."""
+        """Nothing is applied here, ever: raise ConfigurationError that says `why` from every read, from here on.
+
+        Raises ConfigurationError, and changes nothing, if a node applies to it already.
+        """
 
 
 @runtime_checkable

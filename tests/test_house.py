@@ -84,7 +84,8 @@ ROOMS = {
     # The operator's page: what is shown and done through the public face, and who may.
     "operator": "audit errors addresses keys mainthread state states",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
-    "client": "errors addresses keys results timeouts mainthread watched core storage transport member attached rescue",
+    "client": "errors addresses aio keys results timeouts mainthread watched core storage transport member attached "
+    "rescue options",
     "service": "errors addresses aio credentials keys measures state versions results timeouts process mainthread core "
     "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
     "operator client",

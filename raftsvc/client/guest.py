@@ -11,17 +11,21 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from raftsvc.aio import AsyncService
 from raftsvc.client.connection import Connection
-from raftsvc.errors import ConfigurationError, FormingError, ReadTimeoutError
+from raftsvc.errors import ConfigurationError
+from raftsvc.options import check_watched
+from raftsvc.timeouts import check_timeout
 from raftsvc.watched import watched_file
 
 logger = logging.getLogger("raftsvc")
 
+T = TypeVar("T")
+
 _OF_NODES = frozenset(
     {
-        "aio",
         "evict",
         "init",
         "is_live",
@@ -57,12 +61,14 @@ class Guest(Connection):
         """See `close`."""
         self.close()
 
+    @property
+    def aio(self) -> AsyncService:
+        """What it does, for coroutines; see `Service.aio`."""
+        return AsyncService(self)
+
     def wait_formed(self, timeout: float = 60.0) -> None:
-        """Return once the node answers as a member of a cluster that has a leader.  Raises FormingError."""
-        try:
-            self.wait_read(timeout)
-        except ReadTimeoutError as error:
-            raise FormingError(str(error)) from error
+        """Return at once: here is no node for which there was anything to wait, and each call waits for itself."""
+        check_timeout(timeout)
 
     def pass_over(self, what: str) -> None:
         """Have the log say of what was declared that nothing comes of it in this process."""
@@ -70,11 +76,13 @@ class Guest(Connection):
 
     def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
         """It is told nothing, for here is no node of which it could be told; returns what does nothing."""
-        self.pass_over(f"what is to be told of events ({listener!r:.100})")
+        checked_function(listener)
+        self.pass_over("what is to be told of events")
         return _nothing
 
     def watch_file(self, name: str, path: str | os.PathLike[str], use: Callable[[bytes], str]) -> Callable[[], None]:
         """Have what is in the file used now, once; see `Service.watch_file`."""
+        check_watched(name, path, use)
         watched_file(name, os.fspath(path), use)
         return _nothing
 
@@ -89,11 +97,13 @@ class Guest(Connection):
             "directory. Call it where the server calls, or only there"
         )
 
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> NoReturn:
+        """In the place of the WSGI callable that a Service is; raises ConfigurationError."""
+        self._refuse("wsgi_app")
+
     def __getattr__(self, name: str) -> Any:
         if name not in _OF_NODES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name == "aio":
-            self._refuse(name)  # it is no method
         return partial(self._refuse, name)
 
 
@@ -110,6 +120,13 @@ class Unserved:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> NoReturn:
         """Raise ConfigurationError."""
         self._refuse()
+
+
+def checked_function(function: T) -> T:
+    """It, if it can be called; else ConfigurationError."""
+    if not callable(function):
+        raise ConfigurationError(f"what is told something is a function, not {function!r:.100}")
+    return function
 
 
 def _nothing() -> None:

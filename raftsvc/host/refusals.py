@@ -213,8 +213,8 @@ def check_command(may_own: bool, directory: str | None) -> None:
         instead = START_FOR_SERVER
         if directory is not None:
             instead = (
-                "with a KeyValueState, or another raftsvc.GuestState, it would be a client of that; with this State "
-                f"write raftsvc.connect({directory!r}) there"
+                "with a KeyValueState for its State, or another that is a raftsvc.GuestState itself, it would be a "
+                f"client of that; so write raftsvc.connect({directory!r}) there"
             )
         raise ConfigurationError(
             f"this is `{command}`, {_ONE_OWNER}, which is to be the server's: {instead}. If this command is {ITSELF}"

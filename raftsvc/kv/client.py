@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from raftsvc.client.connection import Connection
-from raftsvc.client.guest import Guest
+from raftsvc.client.guest import Guest, checked_function
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions, transactions
 from raftsvc.kv.aio import AsyncKeyValue
@@ -43,7 +43,7 @@ from raftsvc.kv.leases import (
 from raftsvc.kv.pages import Value
 from raftsvc.kv.queues import Item
 from raftsvc.kv.remote import RemoteStore
-from raftsvc.kv.state import KeyValueState, value_of
+from raftsvc.kv.state import KeyValueState, check_readable, value_of
 from raftsvc.kv.tickets import Ticket
 from raftsvc.kv.watching import Mirror, Told, Watch, Watching
 from raftsvc.mainthread import do_elsewhere, is_main_thread
@@ -203,8 +203,11 @@ class KeyValue:
                 f"a KeyValue needs the Service that was started with its state, not {service!r:.100}"
             )
         _check_prefix(prefix)
-        if isinstance(service, Connection) and isinstance(state, KeyValueState):
-            state = RemoteStore(service)  # this process has no node, and nobody keeps that one current
+        if isinstance(state, KeyValueState):
+            if isinstance(service, Connection):  # this process has no node, and nobody keeps that one current
+                state = RemoteStore.of(service, state)
+            else:
+                check_readable(state)
         self.service: Any = service
         """The Service that it was made with."""
         self._service = service
@@ -558,7 +561,7 @@ class KeyValue:
         name = _name(self._prefix, prefix, "a prefix")
         if isinstance(self._service, Guest):
             self._service.pass_over(f"what is to be told of changes below {name!r}")
-            return lambda function: function
+            return checked_function
         shared = _watching_of(self._watching)
         shared.state.check_process()
 
@@ -580,14 +583,15 @@ class KeyValue:
 
         For what is looked at for every request, such as flags: `flags = store.mirror("flags/")`, and later
         `flags.get("new-page")`.  It shows what the `_stale` forms show, and with `max_age` what `get` shows with that.
-        In a connected client, which holds nothing, each look asks a member, and may raise ReadTimeoutError.
+        In a connected client, which holds nothing, each look asks a member: it takes a round, and may raise
+        ReadTimeoutError after `timeout` seconds, and Rejected where there is more than `Connection.query` returns.
         """
         check_max_age(max_age)
         check_timeout(timeout)
         self._holding()
-        return Mirror(
-            self._reader, self._state, _name(self._prefix, prefix, "a prefix"), self._prefix, max_age, timeout
-        )
+        name, reader = _name(self._prefix, prefix, "a prefix"), self._reader
+        at_once = partial(reader.stale, timeout) if isinstance(reader, RemoteStore) else lambda: reader.present
+        return Mirror(reader, at_once, self._state, name, self._prefix, max_age, timeout)
 
     # -- holding something
 

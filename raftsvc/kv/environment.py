@@ -84,7 +84,7 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     of a reloader get no node, and no State: the store is that of a client of the node in the same directory
     (`raftsvc.connect`), which the server has, and the log says so.  A `mirror` asks it, jobs and what is given to
     `on_change` come to nothing.  What takes a node, such as `watch` or `service.join`, raises ConfigurationError there.
-    With `lock_timeout=` they are nodes like others.
+    With `lock_timeout=` a command is a node like others.
 
     environ: in the place of os.environ.
     options: more of those of `raftsvc.start`, such as `election_timeout=`; what is given here and in the

@@ -33,6 +33,7 @@ from raftsvc.kv.queries import (
 )
 from raftsvc.kv.queues import Item
 from raftsvc.kv.runs import Planned, Run
+from raftsvc.kv.state import KeyValueState
 from raftsvc.results import Applied
 
 T = TypeVar("T")
@@ -50,6 +51,14 @@ class RemoteStore:
         self._connection = connection
         self._keepers: dict[int, Keeper] = {}  # that of this process, by its pid
         self._index = 0
+
+    @classmethod
+    def of(cls, connection: Connection, state: KeyValueState) -> RemoteStore:
+        """The one of a State that nobody keeps current here, whatever stores are made of it."""
+        found = state.companion
+        if not isinstance(found, RemoteStore) or found._connection is not connection:
+            found = state.companion = cls(connection)
+        return found
 
     def keeper(self) -> Keeper:
         """Who keeps the leases of this process."""
@@ -105,7 +114,11 @@ class RemoteStore:
     @property
     def present(self) -> Shown:
         """What some member knows."""
-        return _Asked(self._connection, _STALE_SECONDS, is_stale=True)
+        return self.stale(_STALE_SECONDS)
+
+    def stale(self, timeout: float) -> Shown:
+        """What some member knows, if one answers in time; to be looked at now."""
+        return _Asked(self._connection, timeout, is_stale=True)
 
     def read(self, look: Callable[[Shown], T], max_age: float | None, timeout: float) -> T:
         """What `look` returns, of a moment no earlier than this call."""

@@ -227,7 +227,13 @@ class KeyValueState(BaseState):
         super().set_peer_addr(node_id, addr)
 
     def refuse_reads(self, why: str) -> None:
-        """Have all reads raise ConfigurationError, which says `why`: no node applies anything here."""
+        """Have all reads raise ConfigurationError, which says `why`: no node applies anything here.
+
+        Raises it, and changes nothing, if one does.
+        """
+        if self._home is not None and not isinstance(self._home, NoHome):
+            self._home.check()
+            raise ConfigurationError("a node applies to this State already: give start another one")
         self._home = NoHome(why)
 
     # -- reading
@@ -577,6 +583,8 @@ class KeyValueState(BaseState):
         replaced meanwhile is held too, each page until it has been passed: at worst,
         with every key written to, the former values and about 30 bytes a key.
         """
+        if self._home is not None:
+            self._home.check()
         with self._applying.lock:
             return encode_snapshot(self._applying.content), self._applying.applied_index
 
@@ -600,6 +608,12 @@ class KeyValueState(BaseState):
             _look_elsewhere(replace)
         else:
             replace()
+
+
+def check_readable(state: KeyValueState) -> None:
+    """Raise ConfigurationError if no node of this process applies anything to it, ever."""
+    if isinstance(state._home, NoHome):
+        state._home.check()
 
 
 def value_of(state: KeyValueState, key: str) -> Value | None:

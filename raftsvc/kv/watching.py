@@ -506,23 +506,31 @@ class Mirror(Mapping[str, bytes]):
 
     It is a view of the State and holds nothing of its own, so a look takes some microseconds, no round and no
     memory, and there is nothing that could fall behind.  (In the main thread of a process, where a sync worker of
-    gunicorn serves, another thread looks for it, as in all reads.)  `keys`, `values`, `items`, `copy` and iterating
-    show one moment, of which they copy what they show; `len` counts.  See `KeyValue.mirror`.
+    gunicorn serves, another thread looks for it, as in all reads.  In a connected client it asks a member.)  `keys`,
+    `values`, `items`, `copy` and iterating show one moment, of which they copy what they show; `len` counts.  See
+    `KeyValue.mirror`.
     """
 
-    __slots__ = ("_max_age", "_namespace", "_prefix", "_reader", "_state", "_timeout")
+    __slots__ = ("_at_once", "_max_age", "_namespace", "_prefix", "_reader", "_state", "_timeout")
 
     def __init__(
         self,
         reader: Reader,
+        at_once: Callable[[], Shown],
         state: KeyValueState | None,
         prefix: str,
         namespace: str,
         max_age: float | None,
         timeout: float,
     ) -> None:
-        """state: that of this process, if it has one.  namespace: what of `prefix` is no part of a key."""
+        """Use `KeyValue.mirror`.
+
+        at_once:   shows what is known, maybe not the latest.
+        state:     that of this process, if it has one.
+        namespace: what of `prefix` is no part of a key.
+        """
         self._reader = reader
+        self._at_once = at_once
         self._state = state
         self._prefix = prefix
         self._namespace = namespace
@@ -531,7 +539,7 @@ class Mirror(Mapping[str, bytes]):
 
     def _read(self, look: Callable[[Shown], T]) -> T:
         if self._max_age is None:
-            return look(self._reader.present)
+            return look(self._at_once())
         return self._reader.read(look, self._max_age, self._timeout)
 
     def __getitem__(self, key: str) -> bytes:
@@ -542,6 +550,8 @@ class Mirror(Mapping[str, bytes]):
 
     def copy(self) -> dict[str, bytes]:
         """All of it, of one moment, in the order of the keys."""
+        if self._state is not None:
+            return self.copy_at()[0]
         return self._cut(self._read(lambda shown: shown.list(self._prefix, None, self._namespace)))
 
     def copy_at(self) -> tuple[dict[str, bytes], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +23,7 @@ import raftsvc
 import raftsvc.kv
 from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError
+from raftsvc.kv.queries import LIST, Question
 from raftsvc.testing.workload import RegisterState
 from tests.attached.hosts import ROOT, eventually, free_port
 from tests.test_refusals import SECRET, below, module
@@ -219,26 +223,83 @@ def test_what_start_returns_to_a_command_is_a_client_and_its_state_is_read_by_no
     assert kv.get_stale("a").data == b"b"
     assert kv.incr("n") == 1
     assert not kv.is_here
-    for name, arguments in READS.items():
-        with pytest.raises(ConfigurationError, match=r"`manage\.py check`, has no node.*read by a KeyValue"):
-            getattr(state, name)(*arguments)
+    assert raftsvc.kv.KeyValue(service, state)._reader is kv._reader, "with one lease for both"
+    reads = {name for name in dir(raftsvc.kv.KeyValueState) if not name.startswith("_")} - NO_READS | {"__len__"}
+    for name in reads:
+        arguments = ARGUMENTS.get(name, ())
+        for look in (partial(getattr(state, name), *arguments), partial(in_a_thread, getattr(state, name), *arguments)):
+            with pytest.raises(ConfigurationError, match=r"`manage\.py check`, has no node.*read by a KeyValue"):
+                look()
+    with pytest.raises(ConfigurationError, match="has no node"):
+        raftsvc.kv.KeyValue(Wrapped(service), state)
     service.stop()
 
 
-READS: dict[str, tuple[Any, ...]] = {
+def in_a_thread(call: Callable[..., T], *arguments: object) -> T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call, *arguments).result(60)
+
+
+class Wrapped:
+    """As an application may put its own around a Service."""
+
+    def __init__(self, service: Any) -> None:
+        self.propose, self.wait_read = service.propose, service.wait_read
+
+
+NO_READS = {
+    *("apply", "apply_at", "begin_anew", "pass_time", "set_applied_index", "set_peer_addr", "remove_peer_addr"),
+    *("set_voters", "refuse_reads", "restore_snapshot", "restore_chunks", "write_file", "wake_all", "leave"),
+    *("companion", "timekeeping", "is_key_value_store"),
+    # What is of the node, the members or a text, and not of what is stored.
+    *("applied_index", "next_deadline", "peers", "next_node_id", "increment_next_node_id", "empty_write", "warning"),
+    *("admission", "scope", "complete_index", "place_of", "await_claims"),
+}
+PLACE = "a", "0" * 16, 1
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "get": ("a",),
     "get_many": (["a"],),
-    "list": (),
-    "list_at": (),
     "claims": ("a",),
+    "fence_of": (PLACE,),
+    "item_of": (PLACE,),
     "item_counts": ("a",),
-    "job_names": (),
     "job": ("a",),
+    "clock": (1,),
     "overview": (3,),
-    "allowed": (),
     "is_allowed_member": ("127.0.0.1:1",),
-    "report": (),
+    "query": (Question(LIST, ("", "")).encode(),),
+    "advance": (None, 0),
 }
+
+
+@pytest.mark.parametrize("kind", [type("Indexed", (raftsvc.kv.KeyValueState,), {}), None])
+def test_a_state_that_may_be_read_for_empty_is_refused_in_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[raftsvc.kv.KeyValueState] | None
+) -> None:
+    state: raftsvc.State = raftsvc.States(kv=raftsvc.kv.KeyValueState()) if kind is None else kind()
+    addr = "127.0.0.1:1"
+    with pytest.raises(ConfigurationError, match=r"raftsvc\.connect"):
+        in_a_command(monkeypatch, lambda: raftsvc.start(addr, tmp_path / "n", None, state, secret=SECRET, listen=addr))
+
+
+def test_a_state_that_a_node_applies_to_is_read_on_though_a_command_starts_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Any
+) -> None:
+    state = node._state
+    node["a"] = b"b"
+    addr = "127.0.0.1:1"
+    with pytest.raises(ConfigurationError, match="applies to this State already"):
+        in_a_command(monkeypatch, lambda: raftsvc.start(addr, tmp_path / "n", None, state, secret=SECRET, listen=addr))
+    assert state.get("a").data == b"b"
+
+
+def test_a_command_needs_nothing_of_what_a_node_is_started_with_but_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Any
+) -> None:
+    environ = {"RAFTSVC_ADDR": "192.0.2.1:8001", "RAFTSVC_DIR": str(tmp_path / "data")}
+    kv = in_a_command(monkeypatch, lambda: raftsvc.kv.start_from_env(environ))
+    assert kv.incr("n") == 1
+    kv.service.stop()
 
 
 def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
@@ -258,6 +319,8 @@ def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
 
     told: list[object] = []
     assert kv.on_change("flags/")(told.append) == told.append
+    with pytest.raises(ConfigurationError):
+        kv.on_change("flags/")(5)  # type: ignore[type-var]
     assert "told of changes below 'flags/': not in this process, `manage.py check`" in caplog.text
     jobs = kv.jobs()
 
@@ -268,10 +331,14 @@ def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
     jobs.start()
     assert "jobs: not in this process" in caplog.text
     assert (jobs.history("tick"), jobs.names()) == ([], [])
+    assert jobs._scheduler is None
     assert jobs.stop()
 
-    kv.service.wait_formed(60)
     kv.service.add_listener(told.append)()
+    assert "told of events: not in this process" in caplog.text
+    with pytest.raises(ConfigurationError):
+        kv.service.add_listener(5)
+    asyncio.run(kv.service.aio.wait_read())
     (tmp_path / "keys").write_bytes(b"key")
     used: list[bytes] = []
     kv.service.watch_file("keys", tmp_path / "keys", lambda data: used.append(data) or "used")()
@@ -280,17 +347,23 @@ def test_an_application_can_be_loaded_by_a_command_whatever_it_declares(
         kv.service.watch_file("keys", tmp_path / "none", lambda data: "used")
     with pytest.raises(ConfigurationError, match="operator_app takes a node"):
         kv.service.operator_app.limited(read_only=True)({}, lambda *head: None)
+    with pytest.raises(ConfigurationError, match="wsgi_app takes a node"):
+        kv.service({}, lambda *head: None)
     assert told == []
     kv.service.stop()
 
 
-def test_who_waits_for_a_cluster_that_is_not_there_is_told_so_in_a_command(
+def test_nobody_waits_for_a_cluster_while_an_application_is_loaded_by_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ = environ_of(tmp_path, "127.0.0.1:1")
     kv = in_a_command(monkeypatch, lambda: raftsvc.kv.start_from_env(environ))
-    with pytest.raises(raftsvc.FormingError):
-        kv.service.wait_formed(0.1)
+    kv.service.wait_formed(float(2**20))
+    with pytest.raises(ConfigurationError):
+        kv.service.wait_formed(float("nan"))
+    mirror = kv.mirror("flags/", timeout=0.1)
+    with pytest.raises(raftsvc.ReadTimeoutError, match=r"0\.1 s"):
+        mirror.get("new")
 
 
 def test_a_connected_client_mirrors_what_members_have_and_is_told_of_no_changes(tmp_path: Path, node: Any) -> None:

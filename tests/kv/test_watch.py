@@ -762,6 +762,17 @@ def test_the_thread_that_calls_ends_with_the_node(node: OneNode, store: kv.KeyVa
 # -- mirrors
 
 
+def test_a_mirror_shows_an_entry_whole_or_not_at_all(node: OneNode, store: kv.KeyValue) -> None:
+    mirror = store.mirror()
+    store.set("a", b"1")
+    index = node.state.applied_index()
+    node.state.apply_at(encode([kv.set("a", b"2")]), index + 1, 0)  # there is more in it
+    for look in (mirror.copy, lambda: dict(mirror.items()), lambda: mirror.copy_at()[0]):
+        assert look() == {"a": b"1"}  # type: ignore[no-untyped-call]
+    node.state.set_applied_index(index + 1)
+    assert dict(mirror) == {"a": b"2"}
+
+
 def test_a_mirror_is_what_there_is_here(node: OneNode, store: kv.KeyValue) -> None:
     flags = store.namespace("app/").mirror("flags/")
     assert dict(flags) == {} and "new" not in flags and flags.get("new") is None

@@ -99,6 +99,7 @@ VALUES: dict[str, Any] = {
     "ttl": 3600.0,
     "value": b"1",
     "version": 0,
+    "why": "nobody applies to it",
     # Where a method means something else by a name.
     "set_json.value": 1,
     "advance.after": 0,
