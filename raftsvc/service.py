@@ -29,6 +29,7 @@ from raftsvc.aio import AsyncService
 from raftsvc.attached import sockets
 from raftsvc.attached.asking import Desk
 from raftsvc.attached.likeness import Likeness
+from raftsvc.callables import check_function
 from raftsvc.client.guest import Guest
 from raftsvc.credentials import Credentials, Given
 from raftsvc.errors import (
@@ -41,6 +42,7 @@ from raftsvc.errors import (
     RaftError,
     ReadTimeoutError,
     StartFailedError,
+    StorageError,
     TransferFailedError,
 )
 from raftsvc.formation import Membership, Roster, open_stored
@@ -314,7 +316,7 @@ def _own(store: Store, timeout: float | None, server: servers.HostPool | None, s
         while shares and command is None and time.monotonic() < deadline:
             if store.own(None):
                 return True
-            if sockets.is_served(store.path):
+            if _is_served(store.path):
                 return False
             time.sleep(_POLL_SECONDS)
             timeout = 0.0
@@ -327,6 +329,15 @@ def _own(store: Store, timeout: float | None, server: servers.HostPool | None, s
         raise DirectoryInUseError(
             f"{error} This one has listen=, and waited {patience:g} s for the other to leave, or to let it attach: "
             "either that has no listen=, or its log says why it has no socket there"
+        ) from error
+
+
+def _is_served(path: str) -> bool:
+    try:
+        return sockets.is_served(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: its owner cannot be asked: {error.strerror or error}; is the directory another user's?"
         ) from error
 
 
@@ -813,9 +824,7 @@ class Service:
         What one raises is logged, and counted in `status`.  Returns what ends that, callable any time.
         """
         self._membership.home.check()
-        if not callable(listener):
-            raise ConfigurationError(f"a listener is called with each Event, which {listener!r:.100} cannot be")
-        return self._listeners.add(listener)
+        return self._listeners.add(check_function(listener, "a listener"))
 
     def before_stop(self, function: Callable[[], object]) -> Callable[[], None]:
         """Have `function` called when this Service is about to stop, while it still works; returns what ends that.

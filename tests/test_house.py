@@ -55,6 +55,7 @@ ROOMS = {
     "mainthread": "errors systems",
     "ports": "errors process systems",
     "compiled": "",
+    "callables": "errors",
     "clocks": "",
     "core": "",
     "versions": "errors state core",
@@ -84,14 +85,15 @@ ROOMS = {
     # The operator's page: what is shown and done through the public face, and who may.
     "operator": "audit errors addresses keys mainthread state states",
     # The face of a process that is no member; how what it brings is numbered and recorded is as with members.
-    "client": "errors addresses aio keys results timeouts mainthread watched core storage transport member attached "
-    "rescue options",
-    "service": "errors addresses aio credentials keys measures state versions results timeouts process mainthread core "
-    "storage transport member attached host rescue formation forming options proposals listeners reception visitors "
-    "operator client",
+    "client": "errors addresses aio callables keys results timeouts mainthread watched core storage transport member "
+    "attached rescue options",
+    "service": "errors addresses aio callables credentials keys measures state versions results timeouts process "
+    "mainthread core storage transport member attached host rescue formation forming options proposals listeners "
+    "reception visitors operator client",
     # What stands on the public face does not reach behind it.
-    "kv": "errors logs addresses aio clocks keys state results timeouts process mainthread watched service client",
-    "recipes": "errors mainthread kv",
+    "kv": "errors logs addresses aio callables clocks keys state results timeouts process mainthread watched service "
+    "client",
+    "recipes": "errors callables timeouts mainthread kv",
     # Over HTTP; the threaded listener is lent to the ready-made node.
     "web": "errors answers keys transport watched kv",
     "raftsvc": "errors addresses answers client compiled keys kv state results states listeners service",
@@ -145,6 +147,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("attributes", "member/engine.py Engine"): "one for each page that it brings together",
     ("asserts", "core/founding.py"): "of its own course, before a log is there",
     ("privates", "host/servers.py _getframe"): "gunicorn hands its worker to nobody; the frames below are where it is",
+    ("privates", "host/servers.py _current_frames"): "nothing else shows which threads serve a request",
+    ("privates", "host/servers.py _work_queue"): "a pool of threads does not say what waits in it",
     ("privates", "ext/apscheduler.py _executors"): "all that a scheduler has; it gives out none",
     ("privates", "ext/tooz.py _executor"): "tooz keeps it for its drivers",
     ("privates", "ext/tooz.py _hooks_elected_leader"): "likewise",

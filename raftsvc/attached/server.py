@@ -218,8 +218,9 @@ class FeedServer:
         try:
             sockets.check_peer(connection, self._directory)
             with self._lock:
-                if self._stopping.is_set():
-                    raise FeedError("it is about to end")
+                if self._stopping.is_set():  # it finds another owner, as it does where this one is gone already
+                    connection.close()
+                    return
                 self._make_room()
                 hooks = _Hooks(self._take_in, self._gone)
                 one = _Connection(connection, self._house, next(self._numbers), self._stopping, hooks)

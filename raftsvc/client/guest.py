@@ -11,9 +11,10 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from raftsvc.aio import AsyncService
+from raftsvc.callables import check_function
 from raftsvc.client.connection import Connection
 from raftsvc.errors import ConfigurationError
 from raftsvc.options import check_watched
@@ -21,8 +22,6 @@ from raftsvc.timeouts import check_timeout
 from raftsvc.watched import watched_file
 
 logger = logging.getLogger("raftsvc")
-
-T = TypeVar("T")
 
 _OF_NODES = frozenset(
     {
@@ -76,7 +75,7 @@ class Guest(Connection):
 
     def add_listener(self, listener: Callable[[Any], object]) -> Callable[[], None]:
         """It is told nothing, for here is no node of which it could be told; returns what does nothing."""
-        checked_function(listener)
+        check_function(listener, "a listener")
         self.pass_over("what is to be told of events")
         return _nothing
 
@@ -120,13 +119,6 @@ class Unserved:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> NoReturn:
         """Raise ConfigurationError."""
         self._refuse()
-
-
-def checked_function(function: T) -> T:
-    """It, if it can be called; else ConfigurationError."""
-    if not callable(function):
-        raise ConfigurationError(f"what is told something is a function, not {function!r:.100}")
-    return function
 
 
 def _nothing() -> None:

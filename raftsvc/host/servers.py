@@ -22,6 +22,7 @@ class HostPool(NamedTuple):
     threads:          how many requests it serves at once in this process; None: no fixed number.
     graceful_timeout: seconds it lets requests end when it shuts down, if known.
     stopping:         whether it has begun to shut down.
+    is_serving:       whether requests are under way that will be over by themselves, as far as one can see.
     uncount:          has it forget a request that it counted for the time to replace this process: those
                       of other nodes come all the time, and are not the application's.
     """
@@ -31,6 +32,7 @@ class HostPool(NamedTuple):
     graceful_timeout: float | None = None
     stopping: Callable[[], bool] = lambda: False
     uncount: Callable[[], None] = lambda: None
+    is_serving: Callable[[], bool] = lambda: False
 
 
 def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
@@ -54,7 +56,11 @@ def find_host(environ: Mapping[str, Any] | None = None) -> HostPool | None:
         dispatcher = _below(lambda candidate: type(candidate).__name__ == "ThreadedTaskDispatcher")
         if dispatcher is None:
             return HostPool("waitress", count or None)
-        return HostPool("waitress", count or None, 5.0, lambda: dispatcher.stop_count > 0 or not dispatcher.threads)
+
+        def is_stopping() -> bool:
+            return dispatcher.stop_count > 0 or not dispatcher.threads
+
+        return HostPool("waitress", count or None, 5.0, is_stopping, is_serving=serves)
     if "mod_wsgi.version" in environ:
         module = sys.modules.get("mod_wsgi")
         return HostPool("mod_wsgi", positive(getattr(module, "threads_per_process", None)))
@@ -122,5 +128,34 @@ def _gunicorn_host(worker: Any) -> HostPool:
         if getattr(worker, "nr", 0) > 0:  # to be compared with max_requests; counted before the application is called
             worker.nr -= 1
 
+    def is_serving() -> bool:
+        queue = getattr(getattr(worker, "tpool", None), "_work_queue", None)
+        # On connections that are kept alive there may be another request, as long as it lets there be.
+        return bool(getattr(worker, "keepalived_conns", ()) or (queue is not None and queue.qsize()) or serves())
+
     grace = float(worker.cfg.graceful_timeout)
-    return HostPool(f"gunicorn ({name})", threads, grace, lambda: not worker.alive, uncount)
+    return HostPool(f"gunicorn ({name})", threads, grace, lambda: not worker.alive, uncount, is_serving)
+
+
+_SERVES = frozenset(
+    (f"gunicorn.workers.{module}", "handle_request") for module in ("gthread", "sync", "base_async")
+) | {("waitress.task", "service")}
+_LASTING = ("raftsvc.transport.", "raftsvc.web.", "raftsvc.operator.", "raftsvc.reception")
+
+
+def serves() -> bool:
+    """Whether a thread serves a request of the application, and none that lasts until the node ends it."""
+    own = threading.get_ident()
+    return any(ident != own and _is_of_application(frame) for ident, frame in sys._current_frames().items())
+
+
+def _is_of_application(innermost: FrameType) -> bool:
+    frame: FrameType | None = innermost
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(_LASTING):
+            return False
+        if (module, frame.f_code.co_name) in _SERVES:
+            return True
+        frame = frame.f_back
+    return False

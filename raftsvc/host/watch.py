@@ -42,15 +42,18 @@ class ServerWatch:
     def run(self, server: HostPool) -> None:
         """Watch until the node has left.
 
-        Callers that wait are given half of the server's grace to be served, as long as they can
-        be; a node that hears of no commit any more tells them at once what is known.
+        Requests that are under way, and callers that wait, are given half of the server's grace to end, as long as they
+        can be served; a node that hears of no commit any more tells them at once what is known.
         """
         while not self._left.wait(0.1):
             if server.stopping():
                 self.is_draining = True
-                logger.info("the server is shutting down; the node leaves first")
+                logger.info("the server is shutting down; the node leaves once its requests are over, and before it")
                 deadline = time.monotonic() + (server.graceful_timeout or 0.0) / 2
-                while self._admission.waiting and time.monotonic() < deadline and self._hears():
+                while self._is_asked(server) and time.monotonic() < deadline and self._hears():
                     time.sleep(0.02)
                 self._leave()
                 return  # in a forked child nothing was stopped, nor need be
+
+    def _is_asked(self, server: HostPool) -> bool:
+        return bool(self._admission.waiting) or server.is_serving()

@@ -19,8 +19,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from raftsvc.callables import check_function
 from raftsvc.client.connection import Connection
-from raftsvc.client.guest import Guest, checked_function
+from raftsvc.client.guest import Guest
 from raftsvc.errors import ConfigurationError, NodeFailedError, RaftError, ReadTimeoutError, Rejected
 from raftsvc.kv import instructions, transactions
 from raftsvc.kv.aio import AsyncKeyValue
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.25
 _SHARED = "several have some of a queue or a meeting by one fence, so it shows nothing; of a queue, ask by the item"
+
+_TOLD = "who is told of changes"
 
 T = TypeVar("T")
 ToldT = TypeVar("ToldT", bound=Told)
@@ -561,11 +564,13 @@ class KeyValue:
         name = _name(self._prefix, prefix, "a prefix")
         if isinstance(self._service, Guest):
             self._service.pass_over(f"what is to be told of changes below {name!r}")
-            return checked_function
+            return partial(check_function, what=_TOLD)
         shared = _watching_of(self._watching)
         shared.state.check_process()
 
         def call(function: ToldT) -> ToldT:
+            check_function(function, _TOLD)
+
             def add() -> None:
                 shared.listen()
                 shared.callers().add(function, name, len(self._prefix))

@@ -93,7 +93,14 @@ def start_from_env(environ: Mapping[str, str] | None = None, **options: Any) -> 
     Raises ConfigurationError if something is missing, makes no sense, or is said twice, and what `raftsvc.start`
     raises.
     """
-    chosen = options_from_env(os.environ if environ is None else environ, options)
+    given = os.environ if environ is None else environ
+    if options.get("dir", given.get(_PREFIX + "DIR", "")) == ":temporary:":
+        raise ConfigurationError(
+            "':temporary:' is a directory for the extensions of frameworks (raftsvc.ext.flask, raftsvc.ext.django) "
+            "and their tests: give start_from_env one of tempfile's, or have the application get its store from an "
+            "extension, see docs/testing.md"
+        )
+    chosen = options_from_env(given, options)
     state = chosen.setdefault("state", KeyValueState())
     return KeyValue(start(**chosen), state)
 

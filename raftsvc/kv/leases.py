@@ -743,10 +743,9 @@ class Keeper:
 
     def let_go(self, hold: Hold, timeout: float) -> None:
         """Have no such claim: told at once if that can be done in time, else by the next renewal."""
-        if hold.lease.wanted.pop(hold.number, None) is None or not hold.lease.is_here:
-            return
         try:
-            self._cluster.propose(encode([instructions.release(*hold.place)]), timeout)
+            if hold.lease.wanted.pop(hold.number, None) is not None and hold.lease.is_here:
+                self._cluster.propose(encode([instructions.release(*hold.place)]), timeout)
         except BaseException as error:
             self._renew_soon(hold.lease)
             if not isinstance(error, (RaftError, ValueError)):  # whoever waits is interrupted

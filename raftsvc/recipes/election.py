@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from raftsvc.callables import check_function
 from raftsvc.kv import Claimant, Hold, KeyValue, LostError
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Election:
         If leading was lost before `function` returned, it takes part anew and calls that again; not after `resign`.
         Raises what `function` raises, what `KeyValue.claim` raises, and TimeoutError.
         """
+        check_function(function, "what leads")
         while True:
             with self.lead(timeout) as hold:
                 result = function(hold.lost)

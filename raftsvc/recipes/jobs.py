@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone, tzinfo
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import NamedTuple, TypeVar
 
+from raftsvc.callables import check_function
 from raftsvc.errors import ConfigurationError, ForkedError, NodeFailedError
 from raftsvc.kv import KeyValue
 from raftsvc.kv.instructions import checked_key
@@ -181,12 +181,7 @@ class Jobs:
             self._duty.full_name(name)
 
         def declare(function: FunctionT) -> FunctionT:
-            if not callable(function):
-                raise ConfigurationError(f"a job is a function, which is called, and {function!r:.100} cannot be")
-            if not _is_over_once_called(function):
-                raise ConfigurationError(
-                    f"a job runs in a thread, and nobody would await, or go through, what {function!r:.100} makes"
-                )
+            check_function(function, "a job")
             named = name if name is not None else _name_of(function)
             self._duty.full_name(named)
             if named in self._jobs:
@@ -304,15 +299,6 @@ def _name_of(function: object) -> str:
     if not isinstance(name, str):
         raise ConfigurationError(f"{function!r:.100} has no name of its own; give it one by name=")
     return checked_key(f"{getattr(function, '__module__', None) or ''}.{name}")
-
-
-def _is_over_once_called(function: Callable[[], object]) -> bool:
-    """Whether it has done what it does when it returns, as far as one can see."""
-    while isinstance(function, partial):
-        function = function.func
-    every = (function, type(function).__call__)
-    kinds = (iscoroutinefunction, isgeneratorfunction, isasyncgenfunction)
-    return not any(is_kind(each) for is_kind in kinds for each in every)
 
 
 def _moment(time_ms: int) -> datetime | None:

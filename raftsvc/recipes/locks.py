@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from _thread import TIMEOUT_MAX
+from contextlib import suppress
 from typing import Any
 
-from raftsvc.kv import KeyValue, LostError
+from raftsvc.kv import Hold, KeyValue, LostError
 from raftsvc.kv.leases import Holder, as_waited, not_had
 from raftsvc.kv.transactions import MAX_UNITS
+from raftsvc.timeouts import check_timeout
 
 
 class Lock(Holder):
@@ -54,12 +57,14 @@ class Lock(Holder):
         blocking, timeout = as_waited(blocking, timeout)
         if timeout == -1:
             timeout = None
+        if timeout is not None:
+            check_timeout(timeout)
         former = self._hold
         if former is not None and former.lost.is_set():
             raise LostError(former.name, "it was lost, and has to be released before it is acquired again")
         began = time.monotonic()
         turn = self._turn()
-        if not turn.acquire(blocking, -1 if timeout is None or not blocking else max(timeout, 0.0)):
+        if not turn.acquire(blocking, -1 if timeout is None or not blocking else min(max(timeout, 0.0), TIMEOUT_MAX)):
             return False
         try:
             left = None if timeout is None else timeout - (time.monotonic() - began)
@@ -74,16 +79,25 @@ class Lock(Holder):
 
         timeout: in seconds; what cannot be told to the cluster by then is told later, at the latest by its TTL.
         """
-        hold, self._hold = self._hold, None
+        hold = self._hold
         if hold is None:
             raise LostError(self.given, "it was not acquired")
         try:
             was_held = hold.release(timeout)
-        finally:
-            if hold.lease.is_here:  # else it is a parent's
-                self._turn().release()
+        except Exception:
+            self._end(hold)
+            raise
+        self._end(hold)  # whoever was interrupted before holds it still, and may release it again
         if not was_held:
             raise LostError(hold.name)
+
+    def _end(self, hold: Hold) -> None:
+        """It is held no more; another thread has its turn."""
+        turn, is_here = self._turn(), hold.lease.is_here  # else it is a parent's
+        if self._hold is hold:
+            self._hold = None
+            if is_here:
+                turn.release()
 
     def _turn(self) -> threading.Lock:
         """Held while this is, or is asked for, by whichever thread.
@@ -115,6 +129,11 @@ class Lock(Holder):
         except LostError:
             if kind is None:
                 raise
+        except BaseException as error:
+            if not isinstance(error, Exception):  # whoever was interrupted in it does not come again
+                with suppress(Exception):
+                    self.release(0.0)
+            raise
 
 
 class ReadWriteLock:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from raftsvc.callables import check_function
 from raftsvc.errors import ConfigurationError, NotApplied, OutcomeUnknown, RaftError
 from raftsvc.kv import ConflictError, Hold, KeyValue, LostError, if_held, if_not_modified
 from raftsvc.kv import set as set_key
@@ -58,6 +59,7 @@ class Once:
 
         See `KeyValue.once`.
         """
+        check_function(function, "what is done once")
         for choice in (after_failure, after_death):
             if choice not in (AGAIN, RAISE):
                 raise ConfigurationError(

@@ -228,7 +228,8 @@ class Scheduler:
         if why != self._complaint:
             self._complaint = why
             if why:
-                logger.warning("no job is begun here for now: %s", why)
+                level = logging.INFO if self._stopping.is_set() or self._duty.over() is not None else logging.WARNING
+                logger.log(level, "no job is begun here for now: %s", why)
 
     def _complain_of(self, job: str, why: str, failure: BaseException | None = None) -> None:
         """Say once why that one is not run, or told of; and nothing of it once it is."""

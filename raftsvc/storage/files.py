@@ -55,9 +55,9 @@ class Files:
         self._lock = lock
 
     def check_place(self) -> None:
-        """Raise OSError if what stands at the path is another's; see `stay_with`."""
+        """Raise OSError if what was locked does not stand at the path any more; see `stay_with`."""
         if self._lock is not None and not self._lock.is_in_place:
-            raise OSError(errno.ESTALE, "the directory was moved or replaced, and what stands there is another's")
+            raise OSError(errno.ESTALE, "the directory was moved, replaced or deleted: no start finds what is written")
 
     def create(self, path: str) -> int:
         """Make an empty file in place of what has that name, and open it for reading and writing; the owner's alone.
@@ -135,7 +135,10 @@ class Files:
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
     def sync(self, fd: int) -> None:
-        """Return once the file's content is durable; refused once that failed, for good."""
+        """Return once the file's content is durable; refused once that failed, for good.
+
+        Raises OSError too where the directory is not where it was: no start would find what was written.
+        """
         if fd in self._doubtful:
             raise OSError(errno.EIO, "an earlier fsync of this file failed, and what it did not write is lost")
         try:
@@ -148,6 +151,8 @@ class Files:
         """The fsync itself; for `sync`, and for those who replace it."""
         self._check_own(fd)
         sync_data(fd)
+        if self._lock is not None and self._lock.is_elsewhere:
+            self.check_place()
 
     def is_doubtful(self, fd: int) -> bool:
         """Whether a sync of the file failed."""

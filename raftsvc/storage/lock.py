@@ -149,6 +149,15 @@ class DirectoryLock:
         """Whether what was locked is still what stands at the path."""
         return self._fd >= 0 and is_at(self._path, self._fd)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is locked, and something else stands at the path, or nothing; no, as long as nobody can say."""
+        fd = self._fd
+        try:
+            return fd >= 0 and not is_at(self._path, fd)
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Let the next owner in; idempotent."""
         if self._fd >= 0:

@@ -51,6 +51,8 @@ _MAX_UNREAD_BYTES = 64 * 1024
 """Of a body that the application left, so much is read for the sake of the next request."""
 _MAX_LINGER_BYTES = 64 * 1024 * 1024
 _LINGER_SECONDS = 2.0
+_PATIENT = 4
+"""So often a port that is taken is asked for, within a second, before it is said: whoever had it may be about to go."""
 _CLAIM_SECONDS = 3.0
 """How long the former owner of a port that is kept may take to leave it before that is called trouble."""
 _CLAIM_POLL_SECONDS = 0.02
@@ -123,12 +125,14 @@ class Listener:
 
     def _run(self) -> None:
         """Serve until the end, be it after many attempts: whatever keeps others from the port is told, and may pass."""
-        pause = 0.05
+        pause, attempts = 0.05, 0
         while not self._stopping.is_set():
             try:
                 self._listen()
             except Exception as error:
-                if not self._is_in_trouble:
+                attempts += 1
+                is_left_soon = isinstance(error, OSError) and error.errno == errno.EADDRINUSE and attempts <= _PATIENT
+                if not self._is_in_trouble and not is_left_soon:
                     self._is_in_trouble = True
                     if not isinstance(error, (OSError, ValueError)):  # a name that cannot be one is a ValueError
                         logger.exception("the listener at %s:%d failed", self._host, self._port)

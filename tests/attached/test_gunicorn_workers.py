@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,66 @@ def test_a_reload_loses_no_request_that_was_accepted(site: Site) -> None:
     for client in clients:
         client.join(60)
     assert [client.wrong for client in clients] == [[]] * 2
+
+
+SLOW_APP = """
+import logging
+import os
+import time
+from flask import Flask
+import raftsvc
+from raftsvc.kv import start_from_env
+
+logging.basicConfig(level="INFO", format="%(process)d %(message)s")
+kv = start_from_env()
+app = Flask(__name__)
+app.register_error_handler(raftsvc.RaftError, raftsvc.error_response)
+
+@app.post("/two")
+def two():
+    with kv.lock("two", ttl=60):
+        first = kv.incr("n")
+        with open("begun.new", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename("begun.new", "begun")
+        while not os.path.exists("go on"):
+            time.sleep(0.01)
+        return {"first": first, "second": kv.incr("n")}
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGTERM])
+def test_a_request_that_is_under_way_is_served_to_its_end_before_the_node_leaves(tmp_path: Path, sent: int) -> None:
+    pytest.importorskip("flask")
+    (tmp_path / "slow.py").write_text(SLOW_APP)
+    url, addr = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    environ = {"RAFTSVC_ADDR": addr, "RAFTSVC_INITIAL_CLUSTER": addr, "RAFTSVC_DIR": "data", "RAFTSVC_SECRET": SECRET}
+    command = ["gunicorn", "--workers", "2", "--threads", "4", "--bind", url.removeprefix("http://")]
+    command += ["--graceful-timeout", "120", "--no-control-socket", "slow:app"]
+    with (tmp_path / "log").open("w") as log:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            env={**os.environ, **environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        eventually(lambda: " leads in term " in (tmp_path / "log").read_text(), "it leads")
+        answers: list[requests.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(requests.post(f"{url}/two", timeout=100)))
+        asking.start()
+        eventually((tmp_path / "begun").exists, "a request is under way")
+        popen.send_signal(sent)
+        told = f"{(tmp_path / 'begun').read_text()} the server is shutting down"
+        eventually(lambda: told in (tmp_path / "log").read_text(), "its worker is told")
+        time.sleep(0.5)  # in which the node would leave
+        (tmp_path / "go on").write_text("")
+        asking.join(100)
+        assert [answer.json() for answer in answers] == [{"first": 1, "second": 2}]
+    finally:
+        popen.terminate()
+        try:
+            popen.wait(60)
+        except subprocess.TimeoutExpired:
+            popen.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -266,7 +267,7 @@ def test_an_owner_whose_directory_was_moved_away_leaves_the_socket_of_the_next_a
         following.init()
         ours.set("who", b"next")
         inode = sockets.inode_of(str(directory))
-        eventually(lambda: "moved or replaced" in caplog.text, "the former owner says so")
+        eventually(lambda: "moved, replaced or deleted" in caplog.text, "the former owner says so")
         assert who_is_at(directory) == b"next"
         former.stop()
         assert sockets.is_in_place(str(directory), inode), "it is the one that it was"
@@ -292,9 +293,29 @@ def test_an_owner_whose_directory_is_brought_back_is_reached_there_again(
         service.init()
         kv.set("who", b"it")
         directory.rename(tmp_path / "elsewhere")
-        eventually(lambda: "moved or replaced" in caplog.text, "it says so")
+        eventually(lambda: "moved, replaced or deleted" in caplog.text, "it says so")
         (tmp_path / "elsewhere").rename(directory)
         assert who_is_at(directory) == b"it"
+    finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_nothing_is_acknowledged_once_the_directory_was_deleted_or_moved(tmp_path: Path, is_replaced: bool) -> None:
+    directory = tmp_path / "data"
+    service, kv = start(directory)
+    try:
+        service.init()
+        kv.set("who", b"it")
+        directory.rename(tmp_path / "elsewhere")
+        if is_replaced:
+            shutil.copytree(tmp_path / "elsewhere", directory, ignore=shutil.ignore_patterns("*.sock", "sock*"))
+        with pytest.raises(raftsvc.RaftError) as caught:
+            kv.set("who", b"nobody", timeout=PATIENCE)
+        assert not isinstance(caught.value, raftsvc.NotApplied)
+        failure = eventually(service.err, "the node says why it works no more")
+        assert "no start finds what is written" in str(failure)
+        assert not service.is_ready()
     finally:
         service.stop()
 

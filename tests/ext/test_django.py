@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from django.core.management import CommandError, call_command  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
 from django.test import AsyncClient, Client, override_settings  # noqa: E402
 
+from raftsvc.ext.django import node  # noqa: E402
 from raftsvc.kv import ConflictError  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
@@ -415,3 +417,16 @@ def test_checks_say_what_is_wrong_with_settings(tmp_path: Path, monkeypatch: pyt
     assert ids(check_deployment, **in_file, SECRET_KEY="") == []
     monkeypatch.setattr(checks, "is_tested", lambda: True)
     assert ids(check_settings, RAFTSVC_DIR=" ") == [], "a test needs no directory"
+
+
+@pytest.mark.parametrize("argv", [["manage.py", "test"], ["manage.py", "migrate"]])
+def test_from_the_first_line_of_a_run_of_tests_the_node_is_a_temporary_one(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    """An application may make something of the store while it is loaded, and keep it: `orders = kv.namespace("o/")`."""
+    monkeypatch.setitem(sys.modules, "django.core.management", types.ModuleType("management"))
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.delitem(sys.modules, "django.test.utils", raising=False)
+    assert node.is_tested() is (argv[1] == "test")
+    monkeypatch.setitem(sys.modules, "pytest_django", types.ModuleType("pytest_django"))
+    assert node.is_tested()

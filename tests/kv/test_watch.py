@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -757,6 +758,19 @@ def test_the_thread_that_calls_ends_with_the_node(node: OneNode, store: kv.KeyVa
     node.fail(StoppedError("it was stopped"))
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def test_who_is_told_is_a_function_that_is_over_once_it_returns(store: kv.KeyValue) -> None:
+    async def later(event: kv.Event) -> None:
+        """Awaited by nobody."""
+
+    def made(event: kv.Event) -> Any:
+        yield event
+
+    functions: list[Any] = [later, made, partial(later), 5, None]
+    for function in functions:
+        with pytest.raises(ConfigurationError, match="who is told of changes"):
+            store.on_change("a")(function)
 
 
 # -- mirrors

@@ -18,7 +18,7 @@ import pytest
 import raftsvc
 from raftsvc.host import servers
 from raftsvc.host.admission import Admission
-from raftsvc.host.servers import HostPool
+from raftsvc.host.servers import HostPool, serves
 from raftsvc.host.watch import ServerWatch
 from raftsvc.storage import Store
 from raftsvc.transport.listener import Listener
@@ -402,6 +402,51 @@ def test_an_address_that_is_not_here_is_an_error_even_before_there_is_a_cluster(
     assert not node.service.is_ready()
     node.service.init()
     assert isinstance(eventually(node.service.err), raftsvc.NotListeningError)
+
+
+def test_a_node_leaves_once_the_requests_of_its_server_are_over_or_half_of_the_grace_is() -> None:
+    for grace, is_serving in ((2 * PATIENCE, [True]), (0.2, [True])):
+        left, is_stopping = threading.Event(), [False]
+        watch = ServerWatch(Admission(0, None, has_listener=False), left.set, left)
+        pool = HostPool("a server", 4, grace, lambda of=is_stopping: of[0], is_serving=lambda of=is_serving: of[0])  # type: ignore[misc]
+        watch.begin(pool)
+        is_stopping[0] = True
+        if grace > 1:
+            assert not left.wait(0.5), "what is under way is served"
+            is_serving[0] = False
+        assert left.wait(PATIENCE)
+
+
+def test_whoever_serves_a_request_is_seen_unless_it_lasts_until_the_node_ends_it() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def handle_request() -> None:
+        begun.set()
+        over.wait(PATIENCE)
+
+    def under(*modules: str) -> bool:
+        """Whether a request is seen on a thread with frames of these modules, the outermost first."""
+        begun.clear()
+        over.clear()
+        call: Any = None
+        for module in reversed(modules):
+            names = {"__name__": module, "call": call or handle_request}
+            exec("def handle_request():\n    call()", names)
+            call = names["handle_request"]
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert begun.wait(PATIENCE)
+        found = serves()
+        over.set()
+        thread.join(PATIENCE)
+        return found
+
+    assert under("gunicorn.workers.gthread", "an.application")
+    assert under("gunicorn.workers.sync")
+    assert not under("gunicorn.workers.gthread", "raftsvc.transport.app")
+    assert not under("gunicorn.workers.gthread", "an.application", "raftsvc.web.watching")
+    assert not under("an.application")
+    assert not serves()
 
 
 def test_a_node_that_drains_and_hears_nothing_tells_its_callers_at_once() -> None:

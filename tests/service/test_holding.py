@@ -13,6 +13,7 @@ import pytest
 
 import raftsvc
 from raftsvc import kv, listeners
+from raftsvc.errors import ConfigurationError
 from raftsvc.kv import leases
 from raftsvc.recipes import Lock, Once, OnceError
 
@@ -124,6 +125,26 @@ def test_two_threads_exclude_each_other_by_one_object_and_nobody_gets_it_twice(l
     for look in (lambda: lock.fence, lambda: lock.lost, lambda: lock.name, lock.ensure_held):
         with pytest.raises(kv.LostError, match="not acquired"):
             look()
+
+
+@pytest.mark.parametrize("timeout", ["3", float("inf"), float("nan"), True, 1e300])
+def test_what_is_no_time_to_wait_is_refused_and_nothing_is_held(lone: kv.KeyValue, timeout: Any) -> None:
+    lock = lone.lock("x", ttl=LONG)
+    with pytest.raises(ConfigurationError):
+        lock.acquire(timeout=timeout)
+    assert lock.acquire(timeout=PATIENCE)
+    lock.release()
+
+
+def test_what_is_done_by_one_is_a_function_that_is_over_once_it_returns(lone: kv.KeyValue) -> None:
+    async def migrate(*lost: object) -> None:
+        """Awaited by nobody."""
+
+    with pytest.raises(ConfigurationError, match="what is done once"):
+        lone.once("migrate", migrate)
+    assert lone.once("migrate", lambda: None), "nothing of it was noted"
+    with pytest.raises(ConfigurationError, match="what leads"):
+        lone.election("x", ttl=LONG).run(migrate)
 
 
 def test_with_no_time_to_wait_what_is_free_is_had_and_what_is_not_is_not(stores: list[kv.KeyValue]) -> None:

@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -575,3 +576,46 @@ def test_what_another_thread_opens_is_closed_though_the_main_thread_is_interrupt
     assert number > 100 and len(every) > 10
     for each in every:
         assert each.is_closed.wait(PATIENCE)
+
+
+def test_a_lock_that_is_let_go_of_by_whoever_is_interrupted_is_free_or_can_be_let_go_of(node_kv: kv.KeyValue) -> None:
+    """At each step of it."""
+    for step in count(1):
+        lock, other = node_kv.lock("x", ttl=60.0), node_kv.lock("x", ttl=60.0)
+        assert lock.acquire(timeout=PATIENCE)
+        is_over = False
+        try:
+            is_over = not at_step(step, raise_interrupted, lock.release)
+        except Interrupted:
+            with suppress(kv.LostError):  # it was let go of
+                lock.release()
+        assert other.acquire(timeout=PATIENCE), step
+        other.release()
+        if is_over:
+            return
+
+
+def test_a_with_of_a_lock_that_is_interrupted_at_its_end_lets_go_of_it(node_kv: kv.KeyValue) -> None:
+    left = []
+    for step in count(1):
+        lock = node_kv.lock("x", ttl=60.0)
+        assert lock.acquire(timeout=PATIENCE)
+        is_over = False
+        try:
+            is_over = not at_step(step, raise_interrupted, lambda lock=lock: lock.__exit__(None))  # type: ignore[misc]
+        except Interrupted:
+            if lock.owned():
+                left.append(step)
+                lock.release()
+        if is_over:
+            break
+    assert len(left) < 10, "before anything of it is begun"
+
+
+@pytest.fixture
+def node_kv(tmp_path: Path) -> Iterator[kv.KeyValue]:
+    state = kv.KeyValueState()
+    service = raftsvc.start(free_address(), tmp_path / "n", None, state, secret=SECRET)
+    service.init()
+    yield kv.KeyValue(service, state)
+    service.stop()

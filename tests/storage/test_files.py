@@ -152,12 +152,13 @@ def test_nothing_is_done_by_name_once_the_directory_is_another_one(tmp_path: Pat
         lambda: files.remove(f"{owned}/f"),
         lambda: write_file(files, f"{owned}/f", b"no"),
     ):
-        with pytest.raises(OSError, match="moved or replaced"):
+        with pytest.raises(OSError, match="moved, replaced or deleted"):
             change()
     assert [path.name for path in owned.iterdir()] == ["f"] and (owned / "f").read_bytes() == b"another owner's"
     files.write(fd, b"ours again", 0)
-    files.sync(fd)
     assert (tmp_path / "moved" / "f").read_bytes() == b"ours again", "what is open is still ours"
+    with pytest.raises(OSError, match="no start finds what is written"):
+        files.sync(fd)  # and so it is not durable
     lock.release()
 
 

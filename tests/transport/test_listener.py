@@ -552,6 +552,34 @@ def test_an_address_that_is_taken_is_told_once_and_none_is_served_until_it_is_fr
             listener.stop()
 
 
+def test_a_port_that_who_had_it_is_about_to_leave_is_no_trouble() -> None:
+    told: list[raftsvc.NotListeningError | None] = []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        listener = Listener(echo, f"127.0.0.1:{other.getsockname()[1]}", on_trouble=told.append)
+        refused = 0
+        serve = listener._listen
+
+        def listen() -> None:
+            nonlocal refused
+            try:
+                serve()
+            except OSError:
+                refused += 1
+                if refused == 2:
+                    other.close()
+                raise
+
+        listener._listen = listen  # type: ignore[method-assign]
+        listener.start()
+        try:
+            assert listener.wait_bound(PATIENCE)
+            assert (refused, told) == (2, [])
+        finally:
+            listener.stop()
+
+
 @pytest.mark.parametrize("host", ["a..name", "n" * 64, "\u2488.name"])
 def test_a_host_that_can_be_none_is_told_of_and_not_the_end_of_a_thread(host: str) -> None:
     told: list[raftsvc.NotListeningError | None] = []

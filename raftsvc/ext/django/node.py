@@ -28,9 +28,14 @@ def environ_of_settings() -> dict[str, str]:
 
 
 def is_tested() -> bool:
-    """Whether a runner of tests has this process, `manage.py test` and pytest-django among them."""
+    """Whether a runner of tests has this process, or will, `manage.py test` and pytest-django among them.
+
+    From its first line on: what an application makes of the store while it is loaded (`kv.namespace("a/")`) is kept.
+    """
     state: Any = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
-    return hasattr(state, "saved_data")
+    is_begun = hasattr(state, "saved_data")
+    is_command = sys.argv[1:2] == ["test"] and "django.core.management" in sys.modules
+    return is_begun or is_command or "pytest_django" in sys.modules
 
 
 def configure() -> None:
