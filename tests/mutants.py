@@ -1433,8 +1433,8 @@ MUTANTS = (
     Mutant(
         "a forked child lets go of what its parent holds",
         "kv/leases.py",
-        "        if hold.lease.wanted.pop(hold.number, None) is None or not hold.lease.is_here:\n",
-        "        if hold.lease.wanted.pop(hold.number, None) is None:\n",
+        "            if hold.lease.wanted.pop(hold.number, None) is not None and hold.lease.is_here:\n",
+        "            if hold.lease.wanted.pop(hold.number, None) is not None:\n",
         test="client/test_holding.py::test_a_forked_child_lets_go_of_nothing_that_its_parent_holds",
     ),
     Mutant(

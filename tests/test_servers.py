@@ -23,13 +23,7 @@ def test_waitress_is_known_by_its_threads() -> None:
     for thread in threads:
         thread.start()
     try:
-        assert hosts.find_host({"SERVER_SOFTWARE": "waitress"}) == (
-            "waitress",
-            6,
-            None,
-            hosts.HostPool._field_defaults["stopping"],
-            hosts.HostPool._field_defaults["uncount"],
-        )
+        assert hosts.find_host({"SERVER_SOFTWARE": "waitress"}) == hosts.HostPool("waitress", 6)
     finally:
         done.set()
         for thread in threads:
