@@ -596,16 +596,18 @@ def test_a_host_that_can_be_none_is_told_of_and_not_the_end_of_a_thread(host: st
 def test_a_listener_that_breaks_says_so_and_begins_anew() -> None:
     told: list[raftsvc.NotListeningError | None] = []
     broken = [MemoryError("no more"), RuntimeError("set changed size")]
+    is_well = threading.Event()  # it is broken no more
 
     def clock() -> float:
         if broken:
             raise broken.pop()
+        is_well.set()
         return time.monotonic()
 
     listener = Listener(echo, "127.0.0.1:0", on_trouble=told.append, clock=clock)
     listener.start()
     try:
-        eventually(lambda: not broken and told[-1:] == [None], "it was in trouble, and is over it")
+        eventually(lambda: is_well.is_set() and told[-1:] == [None], "it was in trouble, and is over it")
         assert isinstance(told[0], raftsvc.NotListeningError)
         assert ask(connect(listener), "GET", "/")[0] == 200
     finally:
