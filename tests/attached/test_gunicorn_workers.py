@@ -218,6 +218,7 @@ def test_a_request_that_is_under_way_is_served_to_its_end_before_the_node_leaves
         asking.join(100)
         assert [answer.json() for answer in answers] == [{"first": 1, "second": 2}]
     finally:
+        (tmp_path / "go on").write_text("")
         popen.terminate()
         try:
             popen.wait(60)
